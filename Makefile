@@ -1,0 +1,58 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.PHONY: help demo run test test-all check bench proto clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch comes first, by the exact version: anything else may take several GB of CUDA packages (see constraints.txt).
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --editable '.[server,dev]'
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed
+	@echo "installing transformers for the demo (once)"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+# The generator wants an older protobuf than the server runs on, hence a venv of its own.
+.venv-proto/.installed: pyproject.toml constraints-proto.txt
+	@test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
+	@.venv-proto/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-proto.txt grpcio-tools mypy-protobuf
+	@touch $@
+
+demo: $(VENV)/.installed-demo ## two engines share a prompt through the depot, on the CPU
+	@$(BIN)/python -m service demo
+
+run: $(VENV)/.installed ## start the server
+	@$(BIN)/python -m service serve
+
+test: $(VENV)/.installed ## run the tests
+	@$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-all: $(VENV)/.installed ## run the tests, the long ones too
+	@$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, freshness of the stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint
+	@protos/generate.sh build/stubs && diff -r build/stubs/kvdepot/v1 clients/python/kvdepot/v1 -x __pycache__
+
+proto: .venv-proto/.installed ## generate the stubs
+	@protos/generate.sh clients/python
+
+bench: $(VENV)/.installed ## run the benchmarks
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove what was built
+	@rm -rf build $(VENV) .venv-proto

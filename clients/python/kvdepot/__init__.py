@@ -1,0 +1,46 @@
+"""What an inference engine installs to keep its KV cache in a kvdepot, a node-local depot.
+
+    shared = SharedRegions()
+    group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
+    with DepotClient("unix:/run/kvdepot/kvdepot.sock") as client, client.attach(
+        instance_id=pod_name, model_name=model, groups=[group], regions=shared.regions
+    ) as attachment:
+        found = attachment.lookup(request_id, token_ids)
+        if found.HasField("lease"):
+            attachment.retrieve(request_id, found.lease, [block_ids[: found.matched_tokens // block_size]])
+        ...  # prefill what was not found
+        attachment.store(request_id, token_ids, [block_ids])
+        attachment.end_session(request_id)
+
+`AsyncDepotClient` is the same for an event loop. The messages that methods take and return are in `kvdepot.v1`; the
+comments of the .proto files are their manual. torch is never imported: tensors are used only if they are handed in.
+"""
+
+from __future__ import annotations
+
+from kvdepot import layouts
+from kvdepot.aio_attachment import AsyncAttachment
+from kvdepot.aio_client import AsyncDepotClient
+from kvdepot.attachment import Attachment
+from kvdepot.client import DepotClient
+from kvdepot.errors import DepotError, FieldViolation
+from kvdepot.requests import allocation_record, hash_prefix, token_prefix
+from kvdepot.shapes import KvShape
+from kvdepot.shared_buffer import SharedBuffer
+from kvdepot.sharing import SharedRegions
+
+__all__ = [
+    "AsyncAttachment",
+    "AsyncDepotClient",
+    "Attachment",
+    "DepotClient",
+    "DepotError",
+    "FieldViolation",
+    "KvShape",
+    "SharedBuffer",
+    "SharedRegions",
+    "allocation_record",
+    "hash_prefix",
+    "layouts",
+    "token_prefix",
+]

@@ -1,0 +1,114 @@
+"""Calls on an event loop: a channel, its stubs, deadlines, and errors as `DepotError`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from kvdepot import channel
+from kvdepot.errors import depot_error
+from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
+from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
+from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
+
+if TYPE_CHECKING:
+    from kvdepot.v1.admin_pb2_grpc import AdminServiceAsyncStub
+    from kvdepot.v1.cache_pb2_grpc import CacheServiceAsyncStub
+    from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceAsyncStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class AsyncCalls:
+    """One channel to the depot, for the event loop it was made on."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout_seconds: float) -> None:
+        self._timeout_seconds = channel.checked_timeout(timeout_seconds)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, channel.OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, channel.OPTIONS)
+        self.cache: CacheServiceAsyncStub = CacheServiceStub(self._channel)
+        self.observability: ObservabilityServiceAsyncStub = ObservabilityServiceStub(self._channel)
+        self.admin: AdminServiceAsyncStub = AdminServiceStub(self._channel)
+
+    def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
+        """The caller's timeout, or else the default and ``added_seconds``."""
+        if timeout_seconds is None:
+            return self._timeout_seconds + added_seconds
+        return channel.checked_timeout(timeout_seconds)
+
+    async def unary(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
+    ) -> Response:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise depot_error(error) from error
+
+    def stream(
+        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
+    ) -> AsyncGenerator[Response, None]:
+        """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
+        return _responses(method(request, timeout=timeout))
+
+    async def send(
+        self,
+        method: grpc.aio.StreamUnaryMultiCallable[Request, Response],
+        requests: AsyncGenerator[Request, None],
+        timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
+    ) -> Response:
+        """Sends all the requests. What the iterator raises is raised here, and cancels the call.
+
+        The depot may answer before it has read everything. A write that is under way then fails, and grpc.aio puts that
+        failure in place of the answer if it is noticed second: so the writer is stopped the moment the answer comes.
+        """
+        call = method(timeout=timeout)
+        writer = asyncio.create_task(_write(call, requests))
+
+        def stop_writing(_: object) -> None:
+            writer.cancel()
+
+        call.add_done_callback(stop_writing)
+        try:
+            await asyncio.wait([writer])
+            if not writer.cancelled():
+                writer.result()
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise depot_error(error) from error
+        finally:
+            call.cancel()
+            writer.cancel()
+            await asyncio.wait([writer])
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+async def _write(call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]) -> None:
+    async with aclosing(requests):
+        async for request in requests:
+            try:
+                await call.write(request)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call has ended: awaiting it tells how
+                return
+    await call.done_writing()
+
+
+async def _responses(call: grpc.aio.UnaryStreamCall[Request, Response]) -> AsyncGenerator[Response, None]:
+    try:
+        async for response in call:
+            yield response
+    except grpc.aio.AioRpcError as error:
+        raise depot_error(error) from error
+    finally:
+        call.cancel()

@@ -1,0 +1,35 @@
+"""How a channel to the depot is set up, and how long a call may take."""
+
+from __future__ import annotations
+
+import math
+
+DEFAULT_TIMEOUT_SECONDS = 30.0
+
+_MIB = 1 << 20
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 64 * _MIB),
+    ("grpc.max_send_message_length", 64 * _MIB),
+    # A depot that hangs, or whose node is gone, is noticed after half a minute even while no call is made; one that
+    # dies closes its socket, which is noticed at once.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A depot that was restarted is found again within seconds; gRPC would wait for up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # The depot is on this node: the http_proxy of an engine's environment is not meant for it.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def checked_timeout(timeout_seconds: float) -> float:
+    """The timeout, if it is one: every call has to end.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not (timeout_seconds > 0 and math.isfinite(timeout_seconds)):
+        raise ValueError(f"timeout_seconds must be positive and finite, not {timeout_seconds}")
+    return timeout_seconds

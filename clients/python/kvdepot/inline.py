@@ -1,0 +1,119 @@
+"""Chunk bytes that ride on a call: cutting them into pieces, and checking that all pieces came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import grpc
+
+from kvdepot.errors import DepotError
+from kvdepot.v1.cache_pb2 import RetrieveInlineResponse, StoreInlineRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_PIECE_BYTES = 1 << 20
+
+
+def messages(data: Buffer | Iterable[Buffer]) -> Iterator[StoreInlineRequest]:
+    """Cuts one buffer, or each of several, into messages of at most 1 MiB."""
+    try:
+        memoryview(data)  # type: ignore[arg-type]
+    except TypeError:  # not a buffer
+        for buffer in data:  # type: ignore[union-attr]
+            yield from pieces(buffer)
+    else:
+        yield from pieces(data)  # type: ignore[arg-type]
+
+
+def pieces(data: Buffer) -> Iterator[StoreInlineRequest]:
+    """Cuts C-contiguous bytes into messages of at most 1 MiB; each byte is copied once, into its message."""
+    view = memoryview(data)
+    if view.nbytes == 0:  # cannot be cast
+        return
+    if isinstance(data, bytes) and view.nbytes <= MAX_PIECE_BYTES:
+        yield StoreInlineRequest(data=data)
+        return
+    flat = view.cast("B")
+    for start in range(0, flat.nbytes, MAX_PIECE_BYTES):
+        yield StoreInlineRequest(data=bytes(flat[start : start + MAX_PIECE_BYTES]))
+
+
+class PieceOrder:
+    """Where the next piece of an inline retrieve has to start.
+
+    Chunks follow each other from ``first_chunk`` on, and the pieces of a chunk leave nothing out.
+    """
+
+    def __init__(self, *, chunk_bytes: int, first_chunk: int) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._chunk = first_chunk
+        self._offset_bytes = 0
+
+    def accept(self, piece: RetrieveInlineResponse) -> None:
+        """Takes the next piece.
+
+        Raises:
+            DepotError: DATA_LOSS INCOMPLETE_STREAM, if it does not begin where the one before ended.
+        """
+        end = piece.offset_bytes + len(piece.data)
+        expected = (self._chunk, self._offset_bytes)
+        if (piece.chunk_index, piece.offset_bytes) != expected or end > self._chunk_bytes:
+            raise incomplete(
+                f"bytes {piece.offset_bytes} to {end} of chunk {piece.chunk_index} came where byte"
+                f" {self._offset_bytes} of chunk {self._chunk} was next (a chunk has {self._chunk_bytes} bytes)"
+            )
+        self._offset_bytes = end
+        if end == self._chunk_bytes:
+            self._chunk += 1
+            self._offset_bytes = 0
+
+    def finish(self) -> None:
+        """Takes the end of the stream.
+
+        Raises:
+            DepotError: DATA_LOSS INCOMPLETE_STREAM, if it cuts a chunk.
+        """
+        if self._offset_bytes:
+            raise incomplete(f"the stream ended at byte {self._offset_bytes} of chunk {self._chunk}")
+
+
+class Filling:
+    """A buffer that the pieces of an inline retrieve are copied into, one after the other.
+
+    Raises:
+        ValueError: the buffer is read-only or not C-contiguous.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        view = memoryview(buffer)
+        if view.readonly:
+            raise ValueError("the buffer is read-only")
+        self._target = view.cast("B") if view.nbytes else memoryview(bytearray())
+        self._filled_bytes = 0
+
+    def accept(self, data: bytes) -> None:
+        """Copies the next piece.
+
+        Raises:
+            DepotError: DATA_LOSS INCOMPLETE_STREAM, if there is no room for it.
+        """
+        end = self._filled_bytes + len(data)
+        if end > self._target.nbytes:
+            raise incomplete(f"more than the buffer's {self._target.nbytes} bytes came")
+        self._target[self._filled_bytes : end] = data
+        self._filled_bytes = end
+
+    def finish(self) -> None:
+        """Takes the end of the stream.
+
+        Raises:
+            DepotError: DATA_LOSS INCOMPLETE_STREAM, if a part of the buffer is left.
+        """
+        if self._filled_bytes != self._target.nbytes:
+            raise incomplete(f"{self._filled_bytes} of the buffer's {self._target.nbytes} bytes came")
+
+
+def incomplete(message: str) -> DepotError:
+    return DepotError(grpc.StatusCode.DATA_LOSS, "INCOMPLETE_STREAM", message)

@@ -1,0 +1,214 @@
+"""Builds the requests, for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+
+from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, Lease, MemoryRegion, Prefix
+
+Ids: TypeAlias = "Sequence[int] | np.ndarray[Any, Any] | Any"
+"""Token or block ids: a sequence of ints, a NumPy array or a torch tensor of one dimension."""
+
+PrefixLike: TypeAlias = "Prefix | Ids"
+"""A `Prefix`, or the token ids of one that has neither salt nor adapter."""
+
+BlockTables: TypeAlias = "Sequence[Ids]"
+"""The block ids of each group, in the order in which the groups were attached."""
+
+LeaseLike: TypeAlias = "Lease | str"
+"""A lease as `lookup` returned it, or its id."""
+
+
+def token_prefix(token_ids: Ids, *, cache_salt: str = "", adapter: str = "") -> Prefix:
+    """A prompt by its token ids, from token 0."""
+    return Prefix(token_ids=_ids(token_ids), cache_salt=cache_salt, adapter=adapter)
+
+
+def hash_prefix(
+    block_hashes: Iterable[bytes], hash_block_size: int, *, cache_salt: str = "", adapter: str = ""
+) -> Prefix:
+    """A prompt by the engine's own chained block hashes, one for each whole block of ``hash_block_size`` tokens."""
+    return Prefix(block_hashes=block_hashes, hash_block_size=hash_block_size, cache_salt=cache_salt, adapter=adapter)
+
+
+def allocation_record(
+    session_id: str,
+    *,
+    block_ids: Ids = (),
+    token_ids: Ids = (),
+    reused_block_ids: Ids = (),
+    resumed: bool = False,
+) -> observability_pb2.BlockAllocationRecord:
+    """Blocks that the scheduler gave to one session, for `report_block_allocation`."""
+    return observability_pb2.BlockAllocationRecord(
+        session_id=session_id,
+        block_ids=_ids(block_ids),
+        token_ids=_ids(token_ids),
+        reused_block_ids=_ids(reused_block_ids),
+        resumed=resumed,
+    )
+
+
+def attach(
+    instance_id: str,
+    model_name: str,
+    groups: Iterable[KvGroup],
+    regions: Iterable[MemoryRegion],
+    world_size: int,
+    rank: int,
+) -> cache_pb2.AttachInstanceRequest:
+    return cache_pb2.AttachInstanceRequest(
+        instance_id=instance_id,
+        model_name=model_name,
+        groups=groups,
+        regions=regions,
+        world_size=world_size,
+        rank=rank,
+    )
+
+
+def lookup(
+    instance_id: str, session_id: str, prefix: PrefixLike, computed_tokens: int, max_wait_seconds: float
+) -> cache_pb2.LookupRequest:
+    return cache_pb2.LookupRequest(
+        instance_id=instance_id,
+        session_id=session_id,
+        prefix=_prefix(prefix),
+        computed_tokens=computed_tokens,
+        max_wait=_duration(max_wait_seconds) if max_wait_seconds else None,
+    )
+
+
+def store(
+    instance_id: str,
+    rank: int,
+    session_id: str,
+    prefix: PrefixLike,
+    block_tables: BlockTables,
+    start_token: int,
+    ready_event: bytes,
+) -> cache_pb2.StoreRequest:
+    return cache_pb2.StoreRequest(
+        instance_id=instance_id,
+        rank=rank,
+        session_id=session_id,
+        prefix=_prefix(prefix),
+        start_token=start_token,
+        block_tables=_block_tables(block_tables),
+        ready_event=ready_event,
+    )
+
+
+def retrieve(
+    instance_id: str,
+    rank: int,
+    session_id: str,
+    lease: LeaseLike,
+    block_tables: BlockTables,
+    skip_tokens: int,
+    ready_event: bytes,
+) -> cache_pb2.RetrieveRequest:
+    return cache_pb2.RetrieveRequest(
+        instance_id=instance_id,
+        rank=rank,
+        session_id=session_id,
+        lease_id=_lease_id(lease),
+        block_tables=_block_tables(block_tables),
+        skip_tokens=skip_tokens,
+        ready_event=ready_event,
+    )
+
+
+def release_lease(lease: LeaseLike) -> cache_pb2.ReleaseLeaseRequest:
+    return cache_pb2.ReleaseLeaseRequest(lease_id=_lease_id(lease))
+
+
+def store_inline_header(
+    instance_id: str, rank: int, session_id: str, prefix: PrefixLike, start_token: int
+) -> cache_pb2.StoreInlineRequest:
+    header = cache_pb2.StoreInlineHeader(
+        instance_id=instance_id, rank=rank, session_id=session_id, prefix=_prefix(prefix), start_token=start_token
+    )
+    return cache_pb2.StoreInlineRequest(header=header)
+
+
+def retrieve_inline(
+    instance_id: str, rank: int, session_id: str, lease: LeaseLike, skip_tokens: int
+) -> cache_pb2.RetrieveInlineRequest:
+    return cache_pb2.RetrieveInlineRequest(
+        instance_id=instance_id,
+        rank=rank,
+        session_id=session_id,
+        lease_id=_lease_id(lease),
+        skip_tokens=skip_tokens,
+    )
+
+
+def end_session(instance_id: str, session_id: str) -> cache_pb2.EndSessionRequest:
+    return cache_pb2.EndSessionRequest(instance_id=instance_id, session_id=session_id)
+
+
+def report_block_allocation(
+    instance_id: str,
+    model_name: str,
+    block_size: int,
+    records: Iterable[observability_pb2.BlockAllocationRecord],
+) -> observability_pb2.ReportBlockAllocationRequest:
+    return observability_pb2.ReportBlockAllocationRequest(
+        instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
+    )
+
+
+def watch_events(event_types: Iterable[str], instance_id: str, session_id: str) -> observability_pb2.WatchEventsRequest:
+    return observability_pb2.WatchEventsRequest(event_types=event_types, instance_id=instance_id, session_id=session_id)
+
+
+def list_sessions(instance_id: str, page_size: int, page_token: str) -> observability_pb2.ListSessionsRequest:
+    return observability_pb2.ListSessionsRequest(instance_id=instance_id, page_size=page_size, page_token=page_token)
+
+
+def get_session(instance_id: str, session_id: str) -> observability_pb2.GetSessionRequest:
+    return observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id)
+
+
+def clear_cache(model_name: str, cache_salt: str | None, force: bool) -> admin_pb2.ClearCacheRequest:
+    return admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force)
+
+
+def _prefix(prefix: PrefixLike) -> Prefix:
+    return prefix if isinstance(prefix, Prefix) else token_prefix(prefix)
+
+
+def _block_tables(tables: BlockTables) -> list[BlockTable]:
+    return [BlockTable(block_ids=_ids(table)) for table in tables]
+
+
+def _lease_id(lease: LeaseLike) -> str:
+    return lease if isinstance(lease, str) else lease.lease_id
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+def _ids(ids: Ids) -> Sequence[int]:
+    """Plain ints: protobuf takes them several times faster than an array's elements.
+
+    Raises:
+        ValueError: the ids are not integers, or have more than one dimension.
+    """
+    given: Any = ids
+    if hasattr(given, "tolist"):
+        if len(given.shape) != 1:
+            raise ValueError(f"ids must have one dimension, not the shape {tuple(given.shape)}")
+        given = given.tolist()
+    plain: Sequence[int] = given
+    return plain

@@ -1,0 +1,51 @@
+"""The sizes of a paged KV buffer, whatever its layout."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_DTYPE = re.compile(r"(?:bfloat|float|int|uint)(\d+)(?:_[a-z0-9]+?)?(?:_x(\d+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvShape:
+    """The sizes of one group of layers on one rank.
+
+    ``head_size`` counts elements of one head of one token in K or V alone, or of the latent, which has one head.
+    ``dtype`` is named as torch does: ``bfloat16``, ``float8_e4m3fn``.
+
+    Raises:
+        ValueError: a size is below 1, or the dtype has no whole number of bytes.
+    """
+
+    num_layers: int
+    num_blocks: int
+    block_size: int
+    num_heads: int = 1
+    head_size: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_blocks", "block_size", "num_heads", "head_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        dtype_bytes(self.dtype)
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element."""
+        return dtype_bytes(self.dtype)
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element of a dtype, read off its name.
+
+    Raises:
+        ValueError: the name tells no size, or not a whole number of bytes.
+    """
+    named = _DTYPE.fullmatch(dtype)
+    bits = int(named[1]) * int(named[2] or 1) if named else 0
+    if bits == 0 or bits % 8:
+        raise ValueError(f"{dtype!r} is not the name of a dtype with a whole number of bytes")
+    return bits // 8

@@ -1,0 +1,108 @@
+"""One engine of the demo, as a process: it writes what it does to its standard output, as JSON lines.
+
+python -m examples.demo --address unix:/run/kvdepot.sock --engine a
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from google.protobuf.json_format import MessageToDict
+from kvdepot import DepotClient, DepotError, KvShape
+from transformers import DynamicCache, LlamaForCausalLM
+
+from examples.demo import paged
+from examples.demo.engine import Answer, Engine
+from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize
+
+NUM_NEW_TOKENS = 16
+LICENSE = Path(__file__).parents[2] / "LICENSE"
+# A few more than a multiple of the depot's chunks and of the engine's prefill steps.
+DOCUMENT_TOKENS = {ModelSize.FULL: 3_100, ModelSize.SMALL: 1_050}
+QUESTIONS = {
+    "a": "\n\nQuestion: what may I do with this work?\nAnswer:",
+    "b": "\n\nQuestion: which notices have to stay in the copies that I give to others?\nAnswer:",
+}
+LAYOUTS: dict[str, tuple[Callable[[KvShape], paged.PagedKv], int]] = {"a": (paged.split, 16), "b": (paged.packed, 32)}
+
+
+def say(event: str, **facts: object) -> None:
+    """Writes one line for the process that started this one."""
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+def run(name: str, address: str, size: ModelSize) -> None:
+    """Answers the engine's question; engine B then does it again without the depot, and compares."""
+    prompt = tokenize(LICENSE.read_text(encoding="utf-8")[: DOCUMENT_TOKENS[size]] + QUESTIONS[name])
+    say("started", prompt_tokens=len(prompt))
+    model = build_model(size)
+    prefill(model, DynamicCache(), prompt[:64])  # the first pass is always slow
+    make_kv, block_size = LAYOUTS[name]
+    shape = SHAPES[size]
+    kv_shape = KvShape(
+        num_layers=shape.num_layers,
+        num_blocks=2 * len(prompt) // block_size,
+        block_size=block_size,
+        num_heads=shape.num_kv_heads,
+        head_size=shape.head_size,
+        dtype="float32",
+    )
+    with DepotClient(address) as client, Engine(client, f"engine-{name}", model, make_kv(kv_shape)) as engine:
+        say("attached")
+        answer = engine.answer("request-1", prompt, NUM_NEW_TOKENS, lambda done: say("prefilled", num_tokens=done))
+    say(
+        "answered",
+        matched_tokens=answer.matched_tokens,
+        retrieved_bytes=answer.retrieved_bytes,
+        stored_tokens=answer.stored_tokens,
+        stored_bytes=answer.stored_bytes,
+        seconds=answer.seconds,
+        tokens=answer.tokens,
+        summary=MessageToDict(answer.summary),
+    )
+    if name == "b":
+        compare(model, prompt, answer)
+
+
+def compare(model: LlamaForCausalLM, prompt: list[int], answer: Answer) -> None:
+    """Computes the answer from nothing, in the same two steps, and tells how far the two are apart."""
+    cache = DynamicCache()
+    start = time.perf_counter()
+    prefill(model, cache, prompt[: answer.matched_tokens], lambda done: say("prefilled", num_tokens=done))
+    prefill_seconds = time.perf_counter() - start
+    logits = prefill(model, cache, prompt)
+    tokens, logits = generate(model, cache, logits, NUM_NEW_TOKENS)
+    say(
+        "compared",
+        prefill_seconds=prefill_seconds,
+        identical=tokens == answer.tokens,
+        max_logit_difference=float((logits - answer.logits).abs().max()),
+    )
+
+
+def main() -> int:
+    """Runs one engine; an error is one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--address", required=True, help="the depot, HOST:PORT or unix:/PATH")
+    parser.add_argument("--engine", required=True, choices=sorted(QUESTIONS), help="a asks first, b after it")
+    parser.add_argument("--size", type=ModelSize, default=ModelSize.FULL, choices=list(ModelSize))
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    torch.manual_seed(0)
+    try:
+        run(arguments.engine, arguments.address, arguments.size)
+    except DepotError as error:
+        print(f"{arguments.address}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Two paged KV buffers as engines have them: blocks of tokens, in a layout that suits the engine's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from kvdepot import KvShape, layouts
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKv:
+    """A paged buffer: the tensors of its layers, and views of them that all layouts have in common.
+
+    ``keys`` and ``values`` hold a view for each layer, `[num_blocks, block_size, num_heads, head_size]`.
+    """
+
+    layout: layouts.Layout
+    tensors: list[torch.Tensor]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def write(self, cache: DynamicCache, start: int, block_ids: list[int]) -> None:
+        """Copies the KV of a prompt's tokens from ``start`` on into its blocks."""
+        blocks, offsets = self._slots(start, cache.get_seq_length(), block_ids)
+        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+            keys[blocks, offsets] = layer.keys[0, :, start:].transpose(0, 1)
+            values[blocks, offsets] = layer.values[0, :, start:].transpose(0, 1)
+
+    def read(self, num_tokens: int, block_ids: list[int]) -> DynamicCache:
+        """The dense cache of a prompt's first tokens, gathered from its blocks.
+
+        An engine whose attention kernel reads blocks does not need this.
+        """
+        blocks, offsets = self._slots(0, num_tokens, block_ids)
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            dense = [plane[blocks, offsets].transpose(0, 1).unsqueeze(0).contiguous() for plane in (keys, values)]
+            cache.update(*dense, index)
+        return cache
+
+    def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block and the offset in the block of each token."""
+        block_size = self.keys[0].shape[1]
+        tokens = torch.arange(start, end)
+        return torch.tensor(block_ids)[tokens // block_size], tokens % block_size
+
+
+def split(shape: KvShape) -> PagedKv:
+    """Every layer is a tensor `[2, num_blocks, block_size, num_heads, head_size]`: keys, then values."""
+    sizes = (2, shape.num_blocks, shape.block_size, shape.num_heads, shape.head_size)
+    tensors = [torch.zeros(sizes) for _ in range(shape.num_layers)]
+    keys, values = [tensor[0] for tensor in tensors], [tensor[1] for tensor in tensors]
+    return PagedKv(layouts.NL_X_TWO_NB_BS_NH_HS, tensors, keys, values)
+
+
+def packed(shape: KvShape) -> PagedKv:
+    """One allocation for all layers; a layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it, with
+    the key and the value of a token side by side, as in vLLM."""
+    sizes = (shape.num_layers, shape.num_blocks, shape.num_heads, shape.block_size, 2 * shape.head_size)
+    tensors = list(torch.zeros(sizes))
+    tokens_first = [tensor.transpose(1, 2) for tensor in tensors]
+    keys = [tensor[..., : shape.head_size] for tensor in tokens_first]
+    values = [tensor[..., shape.head_size :] for tensor in tokens_first]
+    return PagedKv(layouts.VLLM, tensors, keys, values)

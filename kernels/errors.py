@@ -1,0 +1,31 @@
+"""What can go wrong when memory is described, mapped or moved."""
+
+from __future__ import annotations
+
+
+class GeometryError(ValueError):
+    """A description that contradicts itself or reaches outside its region.
+
+    ``field`` is the path of the value at fault, such as ``groups[0].planes[3].offset_bytes``.
+    """
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+class RegionUnavailable(Exception):
+    """The memory can't be opened, or its size is not what was said."""
+
+
+class RegionForbidden(Exception):
+    """The memory belongs to somebody the depot may not act for."""
+
+
+class BackendUnavailable(Exception):
+    """This machine lacks what the regions need."""
+
+
+class TransferCancelled(Exception):
+    """The transfer was stopped; what it had to write is undefined."""

@@ -1,0 +1,82 @@
+"""What an engine's paged KV buffer looks like, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class PlaneKind(IntEnum):
+    """What a plane holds; the numbers give the canonical order of a layer's planes."""
+
+    K = 1
+    V = 2
+    LATENT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """The K, the V or the latent part of one layer: where block 0, token 0, head 0 is in a region."""
+
+    layer: int
+    kind: PlaneKind
+    region: int
+    offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Layers that share a block table and a shape.
+
+    The byte at (plane p, block b, token t, head h) is at
+    ``p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes``, and ``head_bytes`` bytes are
+    contiguous from there. The stride of a dimension of size 1 means nothing.
+    """
+
+    num_layers: int
+    num_blocks: int
+    block_size: int
+    num_heads: int
+    head_bytes: int
+    dtype: str
+    block_stride_bytes: int
+    token_stride_bytes: int
+    head_stride_bytes: int
+    planes: tuple[Plane, ...]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token over all planes."""
+        return len(self.planes) * self.num_heads * self.head_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PosixShm:
+    """A shared memory object by name, without a slash."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFd:
+    """A descriptor that a process holds open."""
+
+    pid: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class CudaIpc:
+    """A CUDA allocation, exported with cudaIpcGetMemHandle."""
+
+    handle: bytes
+    offset_bytes: int
+    device_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Memory of the engine, to be mapped."""
+
+    size_bytes: int
+    handle: PosixShm | ProcessFd | CudaIpc

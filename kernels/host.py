@@ -1,0 +1,149 @@
+"""The host backend: blocks and chunks that are both in this machine's memory, copied by threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.address_plan import check_groups, chunk_bytes, plan_groups
+from kernels.block_views import Bytes, Span, spans, stretches
+from kernels.geometry import Group, Region
+from kernels.mapping import Mapping
+from kernels.transfer import ChunkMove, Lane, Transfer
+
+_PIECE_BYTES = 2 << 20
+
+
+class HostBuffer:
+    """An engine's paged buffer, mapped; valid until `close`."""
+
+    def __init__(self, groups: Sequence[Group], mapping: Mapping, chunk_size: int) -> None:
+        self.chunk_bytes = chunk_bytes(groups, chunk_size)
+        self.plans = plan_groups(groups, chunk_size)
+        self.spans: tuple[tuple[Span, ...], ...] = ()
+        if mapping.mapped_bytes:
+            memory, offsets = mapping.memory(), np.array(mapping.offsets, dtype=np.int64)
+            self.spans = tuple(spans(plan, memory, offsets) for plan in self.plans)
+        self._mapping = mapping
+
+    def __repr__(self) -> str:
+        return f"<HostBuffer {self.mapped_bytes} bytes>"
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the engine's memory that are mapped."""
+        return self._mapping.mapped_bytes
+
+    def check_size(self) -> None:
+        """Raises RegionUnavailable if the engine changed the size of an object; to be asked before each transfer."""
+        self._mapping.check_size()
+
+    def close(self) -> None:
+        """Unmaps the memory at once. The caller sees to it that no transfer of this buffer is running."""
+        self.spans = ()
+        self._mapping.close()
+
+
+class HostBackend:
+    """Copies between engines' blocks and the L1 arena with NumPy, which holds no GIL meanwhile.
+
+    ``l1`` is the whole arena, writable. Stores and retrieves have ``num_threads`` threads each, so that neither waits
+    for the other.
+    """
+
+    name = "host"
+
+    def __init__(self, l1: memoryview, num_threads: int) -> None:
+        if l1.readonly:
+            raise ValueError("the L1 arena is not writable")
+        self._l1 = np.frombuffer(l1, dtype=np.uint8)
+        self._stores = Lane("store", num_threads)
+        self._retrieves = Lane("retrieve", num_threads)
+
+    def attach(
+        self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
+    ) -> HostBuffer:
+        """Maps an engine's buffer and populates the mapping, which takes a while: call it in a thread.
+
+        Raises:
+            GeometryError: see `check_groups`.
+            RegionUnavailable, RegionForbidden, BackendUnavailable: see `Mapping`.
+        """
+        check_groups(groups, [region.size_bytes for region in regions], chunk_size)
+        mapping = Mapping(regions, allow_process_fd=allow_process_fd)
+        try:
+            return HostBuffer(groups, mapping, chunk_size)
+        except BaseException:
+            mapping.close()
+            raise
+
+    def gather(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
+        """Starts to copy blocks into chunks, all of each.
+
+        Raises:
+            ValueError: a move does not fit the buffer or the arena. Nothing was written.
+        """
+        if any(move.skip_tokens for move in moves):
+            raise ValueError("only a scatter can skip tokens")
+        pairs = self._pairs(buffer, moves, _checked_ids(buffer, moves, self._l1.size))
+        return self._stores.start(functools.partial(np.copyto, chunk, blocks) for blocks, chunk in pairs)
+
+    def scatter(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
+        """Starts to copy chunks into blocks, but for those below a move's ``skip_tokens``.
+
+        Raises:
+            ValueError: a move does not fit the buffer or the arena. Nothing was written.
+        """
+        pairs = self._pairs(buffer, moves, _checked_ids(buffer, moves, self._l1.size))
+        return self._retrieves.start(functools.partial(np.copyto, blocks, chunk) for blocks, chunk in pairs)
+
+    def close(self) -> None:
+        """Cancels what is running, waits for it, ends the threads, lets go of the arena."""
+        self._stores.close()
+        self._retrieves.close()
+        self._l1 = np.empty(0, dtype=np.uint8)
+
+    def _pairs(
+        self, buffer: HostBuffer, moves: Sequence[ChunkMove], block_ids: list[NDArray[np.int64]]
+    ) -> Iterator[tuple[Bytes, Bytes]]:
+        """The engine's side with the chunk's side of each piece, in arrays of equal shape."""
+        for index, move in enumerate(moves):
+            for plan, group_spans, group_ids in zip(buffer.plans, buffer.spans, block_ids, strict=True):
+                first_block = move.skip_tokens // plan.block_size
+                for span in group_spans:
+                    chunk = span.chunk_blocks(self._l1, move.l1_offset_bytes)
+                    yield from _pieces(span, chunk, group_ids[index], first_block)
+
+
+def _pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block: int) -> Iterator[tuple[Bytes, Bytes]]:
+    num_layers, num_kinds = span.blocks.shape[:2]
+    layer_block_bytes = num_kinds * span.plan.block_bytes
+    for begin, end in stretches(block_ids, first_block, max(1, _PIECE_BYTES // layer_block_bytes)):
+        block_id = int(block_ids[begin])
+        blocks = span.blocks[:, :, block_id : block_id + end - begin]
+        step = max(1, _PIECE_BYTES // (layer_block_bytes * (end - begin)))
+        for layer in range(0, num_layers, step):
+            yield blocks[layer : layer + step], chunk[layer : layer + step, :, begin:end]
+
+
+def _checked_ids(buffer: HostBuffer, moves: Sequence[ChunkMove], l1_bytes: int) -> list[NDArray[np.int64]]:
+    """A copy of the moves' block ids, for each group ``[moves, blocks_per_chunk]``, of which all are in bounds."""
+    if not buffer.spans:
+        raise ValueError("the buffer is not mapped")
+    for move in moves:
+        if not 0 <= move.l1_offset_bytes <= l1_bytes - buffer.chunk_bytes:
+            raise ValueError(f"a chunk at {move.l1_offset_bytes} is not inside the arena")
+        if [ids.shape for ids in move.block_ids] != [(plan.blocks_per_chunk,) for plan in buffer.plans]:
+            raise ValueError("a move needs block_ids for each group, as many as the chunk has blocks")
+        if any(move.skip_tokens % plan.block_size for plan in buffer.plans) or move.skip_tokens < 0:
+            raise ValueError(f"skip_tokens {move.skip_tokens} is not a whole number of blocks")
+    checked = []
+    for group, plan in enumerate(buffer.plans):
+        ids = np.array([move.block_ids[group] for move in moves], dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < plan.num_blocks:
+            raise ValueError(f"a block id of group {group} is not below {plan.num_blocks}")
+        checked.append(ids)
+    return checked

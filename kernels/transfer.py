@@ -1,0 +1,136 @@
+"""Transfers: chunks on their way between an engine's blocks and L1, piece by piece on threads of their own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.errors import TransferCancelled
+
+Piece = Callable[[], object]
+"""Copies a few MiB at most, and lets go of the GIL meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkMove:
+    """One chunk to copy: where it is in L1, and the engine's blocks that hold its tokens.
+
+    ``block_ids`` has an array for each group, ``chunk_size / block_size`` long. Blocks of the chunk's tokens below
+    ``skip_tokens``, a multiple of every block size, are not written.
+    """
+
+    l1_offset_bytes: int
+    block_ids: tuple[NDArray[np.int64], ...]
+    skip_tokens: int = 0
+
+
+class Transfer:
+    """Pieces that are being copied; `future` is done only when no thread touches their memory any more."""
+
+    def __init__(self, pieces: Iterator[Piece], num_turns: int) -> None:
+        self.future: Future[None] = Future()
+        # A running future refuses Future.cancel(). Cancelling it, as asyncio.wrap_future does, would make it done
+        # while threads still write.
+        self.future.set_running_or_notify_cancel()
+        self._pieces = pieces
+        self._num_turns = num_turns
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """Makes the threads stop after the pieces they are at; the future then raises TransferCancelled."""
+        self._stop(TransferCancelled("the transfer was cancelled"))
+
+    def take_turn(self) -> bool:
+        """Copies one piece, or gives the turn up for good if there is nothing left to do."""
+        piece = self._next_piece()
+        if piece is None:
+            with self._lock:
+                self._num_turns -= 1
+                is_last = self._num_turns == 0
+            if is_last:
+                self._settle()
+            return False
+        try:
+            piece()
+        except BaseException as error:
+            self._stop(error)
+        return True
+
+    def _next_piece(self) -> Piece | None:
+        with self._lock:
+            if self._error is not None:
+                return None
+            try:
+                return next(self._pieces, None)
+            except BaseException as error:
+                self._error = error
+                return None
+
+    def _stop(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+
+    def _settle(self) -> None:
+        self._pieces = iter(())
+        if self._error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(self._error)
+
+
+class Lane:
+    """Threads that take turns at the transfers given to them, so that a short one need not wait for a long one."""
+
+    def __init__(self, name: str, num_threads: int) -> None:
+        self._turns: SimpleQueue[Transfer | None] = SimpleQueue()
+        self._transfers: set[Transfer] = set()
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True) for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, pieces: Iterator[Piece]) -> Transfer:
+        """Begins to carry out ``pieces``, which is advanced from several threads, one at a time."""
+        transfer = Transfer(pieces, len(self._threads))
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the backend is closed")
+            self._transfers.add(transfer)
+        transfer.future.add_done_callback(lambda _: self._forget(transfer))
+        for _ in self._threads:
+            self._turns.put(transfer)
+        return transfer
+
+    def _forget(self, transfer: Transfer) -> None:
+        with self._lock:
+            self._transfers.discard(transfer)
+
+    def close(self) -> None:
+        """Cancels what is running, waits until it stopped, then ends the threads."""
+        with self._lock:
+            self._is_closed = True
+            running = list(self._transfers)
+        for transfer in running:
+            transfer.cancel()
+        concurrent.futures.wait([transfer.future for transfer in running])
+        for _ in self._threads:
+            self._turns.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (transfer := self._turns.get()) is not None:
+            if transfer.take_turn():
+                self._turns.put(transfer)

@@ -1,0 +1,80 @@
+"""The command line: ``python -m service serve|demo|status|replay``."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from service.arena import MemoryUnavailable
+from service.commands.demo import demo
+from service.commands.replay import replay
+from service.commands.status import status
+from service.server import CannotListen, Server, serve
+from service.settings import BadSettings, Settings, load
+
+app = typer.Typer(
+    help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def serve_command(**given: Any) -> None:
+    """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
+    config = given.pop("config", None)
+    flags = {name: value for name, value in given.items() if value is not None and value != []}
+    try:
+        settings = load(flags, config)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+        uvloop.run(serve(settings, ready=_say_ready))
+    except BadSettings as error:
+        _fail(f"bad settings\n{error}", code=2)
+    except (MemoryUnavailable, CannotListen) as error:
+        _fail(str(error), code=1)
+
+
+def _say_ready(server: Server) -> None:
+    print(f"kvdepot serves on {', '.join(server.addresses)}", flush=True)  # noqa: T201  # for people and scripts
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"kvdepot: {message}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(code)
+
+
+def _options() -> inspect.Signature:
+    """The options of `serve`, one for each field of Settings."""
+    config = Annotated[
+        Path | None, typer.Option("--config", envvar="KVDEPOT_CONFIG", help="YAML file of settings", metavar="FILE")
+    ]
+    parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)]
+    defaults = Settings.model_construct().described()
+    for name, field in Settings.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        shown = f"{field.description} [default: {defaults[name]}]"
+        annotation: Any
+        if field.annotation is bool:
+            annotation = Annotated[bool | None, typer.Option(flag, help=field.description, show_default=False)]
+        elif name == "listen":
+            annotation = Annotated[list[str] | None, typer.Option(flag, help=shown, metavar="ADDRESS")]
+        else:
+            annotation = Annotated[str | None, typer.Option(flag, help=shown, metavar="VALUE")]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return inspect.Signature(parameters)
+
+
+serve_command.__signature__ = _options()  # type: ignore[attr-defined]  # typer reads it
+app.command("serve")(serve_command)
+app.command("demo")(demo)
+app.command("status")(status)
+app.command("replay")(replay)
+
+if __name__ == "__main__":
+    app()

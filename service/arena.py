@@ -1,0 +1,96 @@
+"""The memory of L1: one mapping, populated in the background ahead of need."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import os
+import threading
+from enum import StrEnum
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+POPULATE_PIECE_BYTES = 16 << 20
+MADV_POPULATE_WRITE = 23
+MAP_HUGETLB = 0x40000
+HUGE_PAGE_BYTES = 2 << 20
+BACKGROUND_NICENESS = 10
+
+
+class HugePages(StrEnum):
+    """Which pages L1 asks for."""
+
+    OFF = "off"
+    TRANSPARENT = "transparent"
+    RESERVED = "reserved"
+
+
+class MemoryUnavailable(Exception):
+    """The machine can't hold an L1 of this size."""
+
+
+class Arena:
+    """L1's bytes, as the writable `view`. Zeroed pages are made by a thread of low priority, lowest address first.
+
+    A first touch costs about twenty times a copy, so the pages are made before a store needs them.
+
+    Raises: MemoryUnavailable if the machine or its cgroup lacks the memory.
+    """
+
+    def __init__(self, size_bytes: int, huge_pages: HugePages = HugePages.TRANSPARENT) -> None:
+        available_bytes = available_memory_bytes()
+        if huge_pages is not HugePages.RESERVED and size_bytes > available_bytes:
+            raise MemoryUnavailable(f"{size_bytes} bytes of L1 do not fit: {available_bytes} bytes are available")
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if huge_pages is HugePages.RESERVED:
+            flags |= MAP_HUGETLB
+            size_bytes = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        try:
+            self._map = mmap.mmap(-1, size_bytes, flags=flags)
+        except OSError as error:
+            raise MemoryUnavailable(f"mapping {size_bytes} bytes with huge pages {huge_pages}: {error}") from error
+        if huge_pages is HugePages.TRANSPARENT:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.view = memoryview(self._map)
+        self.populated_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._populate, name="kvdepot-populate", daemon=True)
+
+    def start_populating(self) -> None:
+        """Begin to make the pages, in the background."""
+        self._thread.start()
+
+    def stop_populating(self) -> None:
+        """Make no more pages. The memory goes with the last reference to `view`."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _populate(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        for offset_bytes in range(0, len(self._map), POPULATE_PIECE_BYTES):
+            if self._stop.is_set():
+                return
+            piece_bytes = min(POPULATE_PIECE_BYTES, len(self._map) - offset_bytes)
+            if madvise(address + offset_bytes, piece_bytes, MADV_POPULATE_WRITE) != 0:
+                # Linux before 5.14, or a cgroup at its limit: stores make the pages as they come.
+                logger.warning("populating L1 stopped: %s", os.strerror(ctypes.get_errno()))
+                return
+            self.populated_bytes = offset_bytes + piece_bytes
+
+
+def available_memory_bytes() -> int:
+    """What this process may still allocate: the machine's available memory, or less if its cgroup says so."""
+    with Path("/proc/meminfo").open() as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except OSError:  # no cgroup v2, or not in one with a memory controller
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - used))

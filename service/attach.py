@@ -1,0 +1,174 @@
+"""Attach: an engine's memory is mapped, a rank registered, and all of it undone when the attachment ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import kernels.errors
+from kernels.address_plan import check_groups, chunk_bytes
+from service.attachments import Attachment, MappedBuffer
+from service.depot import Depot
+from service.errors import (
+    BackendUnavailable,
+    ChunkSizeMismatch,
+    ChunkTooLarge,
+    DepotError,
+    RankAttached,
+    RegionForbidden,
+    RegionUnavailable,
+    invalid,
+)
+from service.identity import RankIdentity
+from service.leases import LeaseEnd
+from service.pool import slot_bytes_for
+from service.requests import AttachRequest
+from service.sessions import SessionEnd
+from service.transfers import stopped, to_the_end
+from telemetry.events import InstanceAttached, InstanceDetached
+
+PLACE_WAIT_SECONDS = 1.0
+
+_ERRORS: dict[type[Exception], type[DepotError]] = {
+    kernels.errors.RegionUnavailable: RegionUnavailable,
+    kernels.errors.RegionForbidden: RegionForbidden,
+    kernels.errors.BackendUnavailable: BackendUnavailable,
+}
+
+
+class Attaching:
+    """Attaches ranks, each (instance_id, rank) once at a time."""
+
+    def __init__(self, depot: Depot) -> None:
+        self._depot = depot
+        self._places: dict[tuple[str, int], asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def attached(self, request: AttachRequest) -> AsyncIterator[Attachment]:
+        """Keep a rank attached for as long as the block runs.
+
+        When the block ends, whichever way, the rank's transfers are stopped, its leases ended, its memory unmapped, in
+        this order, and this is not cut short by a cancellation.
+
+        Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RankAttached, InstanceMismatch, RegionUnavailable,
+            RegionForbidden, BackendUnavailable.
+        """
+        depot = self._depot
+        one_chunk_bytes = self._check(request)
+        place = (request.instance_id, request.rank)
+        await self._wait_for(place)
+        free = self._places[place] = asyncio.get_running_loop().create_future()
+        try:
+            depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
+            buffer = await self._map(request)
+            try:
+                # Looked at again: another rank of the instance may have attached while this one was mapped.
+                depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
+                attachment = Attachment(
+                    instance_id=request.instance_id,
+                    model_name=request.model_name,
+                    world_size=request.world_size,
+                    rank=request.rank,
+                    groups=request.groups,
+                    identity=RankIdentity.of(request.model_name, request.world_size, request.rank, request.groups),
+                    chunk_bytes=one_chunk_bytes,
+                    slot_bytes=slot_bytes_for(one_chunk_bytes),
+                    buffer=buffer,
+                    transfer_backend=depot.backend.name if buffer is not None else "inline",
+                )
+                depot.instances.add(attachment)
+                self._publish_attached(attachment)
+                try:
+                    yield attachment
+                finally:
+                    self._remove(attachment)
+                    await stopped(list(attachment.transfers))
+            finally:
+                if buffer is not None:
+                    await to_the_end(asyncio.get_running_loop().run_in_executor(None, buffer.close))
+        finally:
+            del self._places[place]
+            free.set_result(None)
+
+    def _check(self, request: AttachRequest) -> int:
+        chunk_size = self._depot.limits.chunk_size
+        region_sizes = [region.size_bytes for region in request.regions]
+        try:
+            check_groups(request.groups, region_sizes, chunk_size)
+        except kernels.errors.GeometryError as error:
+            raise invalid(error.field, error.description) from error
+        for number, group in enumerate(request.groups):
+            if chunk_size % group.block_size:
+                raise ChunkSizeMismatch(
+                    f"the depot's chunk_size {chunk_size} is not a multiple of group {number}'s block_size "
+                    f"{group.block_size}"
+                )
+        one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
+        if slot_bytes_for(one_chunk_bytes) > len(self._depot.l1):
+            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(self._depot.l1)}")
+        return one_chunk_bytes
+
+    async def _wait_for(self, place: tuple[str, int]) -> None:
+        try:
+            async with asyncio.timeout(PLACE_WAIT_SECONDS):
+                while place in self._places:
+                    await asyncio.shield(self._places[place])
+        except TimeoutError as error:
+            instance_id, rank = place
+            raise RankAttached(f"rank {rank} of instance {instance_id!r} is attached by a live stream") from error
+
+    async def _map(self, request: AttachRequest) -> MappedBuffer | None:
+        if not request.regions:
+            return None
+        backend = self._depot.backend
+        mapping = asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: backend.attach(
+                request.groups,
+                request.regions,
+                self._depot.limits.chunk_size,
+                allow_process_fd=request.over_unix_socket,
+            ),
+        )
+        try:
+            return await to_the_end(mapping)
+        except asyncio.CancelledError:
+            if mapping.exception() is None:
+                mapping.result().close()
+            raise
+        except tuple(_ERRORS) as error:
+            raise _ERRORS[type(error)](str(error)) from error
+
+    def _remove(self, attachment: Attachment) -> None:
+        depot = self._depot
+        attachment.detached = True
+        for lease in list(depot.leases.live()):
+            if lease.instance_id == attachment.instance_id:
+                depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
+        if depot.instances.remove(attachment):
+            for session in depot.sessions.of_instance(attachment.instance_id):
+                depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
+        if depot.bus is not None:
+            depot.bus.publish(
+                InstanceDetached(
+                    instance_id=attachment.instance_id,
+                    model_name=attachment.model_name,
+                    rank=attachment.rank,
+                    reason="drained" if self._depot.draining else "closed",
+                )
+            )
+
+    def _publish_attached(self, attachment: Attachment) -> None:
+        if self._depot.bus is not None:
+            self._depot.bus.publish(
+                InstanceAttached(
+                    instance_id=attachment.instance_id,
+                    model_name=attachment.model_name,
+                    world_size=attachment.world_size,
+                    rank=attachment.rank,
+                    chunk_bytes=attachment.chunk_bytes,
+                    mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                    transfer_backend=attachment.transfer_backend,
+                )
+            )

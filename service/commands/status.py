@@ -1,0 +1,123 @@
+"""`python -m service status`: how a running depot is, and who is attached to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from kvdepot import DepotClient, DepotError
+from kvdepot.v1 import admin_pb2, cache_pb2
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_TIMEOUT_SECONDS = 5.0
+
+
+def status(
+    address: Annotated[str, typer.Option(help="The depot: HOST:PORT or unix:/PATH.")] = DEFAULT_ADDRESS,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a running depot is, and who is attached to it."""
+    try:
+        with DepotClient(address, timeout_seconds=_TIMEOUT_SECONDS) as client:
+            depot, attached = client.get_status(), client.list_instances()
+    except DepotError as error:
+        why = "no depot answers there" if error.reason == "UNREACHABLE" else str(error)
+        Console(stderr=True).print(f"error: {address}: {why}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    if json_output:
+        answers = {"status": depot, "instances": attached}
+        print(json.dumps({name: _as_json(answer) for name, answer in answers.items()}, indent=2))
+        return
+    console = Console()
+    console.print(_overview(depot, address))
+    console.print(_tiers(depot.tiers))
+    console.print(_instances(attached.instances))
+
+
+def _as_json(message: Message) -> object:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
+    table = Table(title=f"kvdepot {depot.version} at {address}", show_header=False)
+    state = admin_pb2.ServerState.Name(depot.state).removeprefix("SERVER_STATE_").lower()
+    table.add_row("state", Text(state, style="green" if depot.state == admin_pb2.SERVER_STATE_SERVING else "yellow"))
+    table.add_row("uptime", _duration(depot.uptime))
+    table.add_row("bytes are moved by", depot.transfer_backend)
+    table.add_row("attached instances", f"{depot.num_instances:,}")
+    table.add_row("live sessions", f"{depot.num_sessions:,}")
+    table.add_row("live leases", f"{depot.num_leases:,}")
+    if depot.HasField("event_queue"):
+        queue = depot.event_queue
+        dropped = sum(queue.num_dropped_by_type.values())
+        table.add_row("events", f"{queue.num_published:,} published, {dropped:,} dropped, {queue.depth:,} waiting")
+        for subscriber, num_errors in sorted(queue.num_errors_by_subscriber.items()):
+            table.add_row(f"errors in {subscriber}", f"{num_errors:,}", style="red")
+    else:
+        table.add_row("events", "disabled")
+    return table
+
+
+def _tiers(tiers: Iterable[admin_pb2.TierStatus]) -> Table:
+    table = _columns("tiers", "", "used", "capacity", "in memory", "chunks", "protected", "evicted", "refused")
+    for tier in tiers:
+        table.add_row(
+            cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_"),
+            f"{_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})",
+            _size(tier.capacity_bytes),
+            _size(tier.populated_bytes),
+            f"{tier.num_chunks:,}",
+            f"{tier.num_protected_chunks:,}",
+            f"{tier.num_evicted_chunks:,}",
+            f"{tier.num_refused_chunks:,}",
+        )
+    return table
+
+
+def _instances(instances: Iterable[admin_pb2.Instance]) -> Table:
+    table = _columns("instances", "instance", "model", "rank", "moved by", "mapped", "transfers", "sessions", "leases")
+    for instance in instances:
+        for attached in instance.ranks:
+            table.add_row(
+                Text(instance.instance_id),
+                Text(instance.model_name),
+                f"{attached.rank} of {instance.world_size}",
+                attached.transfer_backend,
+                _size(attached.mapped_bytes),
+                f"{attached.num_transfers:,}",
+                f"{instance.num_sessions:,}",
+                f"{instance.num_leases:,}",
+            )
+    if not table.rows:
+        table.add_row("none")
+    return table
+
+
+def _columns(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for header in others:
+        table.add_column(header, justify="right")
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    """As people read it, in powers of 1024."""
+    size, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while size >= 1024 and unit != "TiB":
+        size, unit = size / 1024, next(units)
+    return f"{size:.4g} {unit}"
+
+
+def _duration(duration: Duration) -> str:
+    return str(timedelta(seconds=duration.seconds))

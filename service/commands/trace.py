@@ -1,0 +1,94 @@
+"""A trace in Mooncake's format: which blocks each prompt is made of, and what plain LRU makes of them.
+
+One JSON object a line; `hash_ids` holds one id per block of 512 tokens of the prompt, and an id stands for its block
+and for all that precedes it, so that equal ids mean equal prefixes. See https://github.com/kvcache-ai/Mooncake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+BLOCK_TOKENS = 512
+VOCABULARY_SIZE = 128_000
+"""Token ids are below this except for the two that carry a block's id: as wide on the wire as those of a real model."""
+MAX_HASH_ID = 2**62 - 1
+
+
+class TraceError(ValueError):
+    """A line that is not a request, or a file without one."""
+
+
+def read_trace(path: Path, max_requests: int | None = None) -> list[tuple[int, ...]]:
+    """The block ids of every request of a trace, in order.
+
+    Raises:
+        TraceError: the file holds no request, or a line can't be understood; the message names the line.
+        OSError: the file can't be read.
+    """
+    requests: list[tuple[int, ...]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if max_requests is not None and len(requests) >= max_requests:
+                    break
+                if line.strip():
+                    requests.append(_parse_request(line, f"{path}:{number}"))
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: not a text file: {error}") from error
+    if not requests:
+        raise TraceError(f"{path}: no requests in it")
+    return requests
+
+
+def _parse_request(line: str, where: str) -> tuple[int, ...]:
+    try:
+        request = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TraceError(f"{where}: not JSON: {error}") from error
+    hash_ids = request.get("hash_ids") if isinstance(request, dict) else None
+    if not isinstance(hash_ids, list):
+        raise TraceError(f'{where}: expected an object with a list "hash_ids"')
+    for hash_id in hash_ids:
+        if type(hash_id) is not int or not 0 <= hash_id <= MAX_HASH_ID:
+            raise TraceError(f"{where}: {hash_id!r} in hash_ids is not an integer from 0 to 2^62 - 1")
+    return tuple(hash_ids)
+
+
+def token_ids(hash_ids: tuple[int, ...]) -> list[int]:
+    """Token ids for a prompt of these blocks: 512 for each, never the same for two different ids.
+
+    The first two tokens of a block spell its id, the others only make it as long as it was.
+    """
+    ids = np.array(hash_ids, dtype=np.int64)[:, np.newaxis]
+    tokens = (ids * 31 + np.arange(BLOCK_TOKENS, dtype=np.int64) * 7919) % VOCABULARY_SIZE
+    tokens[:, :1] = ids & 0x7FFF_FFFF
+    tokens[:, 1:2] = ids >> 31
+    flat: list[int] = tokens.ravel().tolist()
+    return flat
+
+
+class PlainLru:
+    """What a cache of blocks does that knows no prefixes: the least recently used block leaves, whichever it is."""
+
+    def __init__(self, capacity_blocks: int) -> None:
+        self._capacity_blocks = capacity_blocks
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<PlainLru {len(self._blocks)}/{self._capacity_blocks} blocks>"
+
+    def request(self, hash_ids: tuple[int, ...]) -> int:
+        """Counts the leading blocks that are resident, then touches every block from head to tail."""
+        num_hits = 0
+        while num_hits < len(hash_ids) and hash_ids[num_hits] in self._blocks:
+            num_hits += 1
+        for hash_id in hash_ids:
+            self._blocks[hash_id] = None
+            self._blocks.move_to_end(hash_id)
+            if len(self._blocks) > self._capacity_blocks:
+                self._blocks.popitem(last=False)
+        return num_hits

@@ -1,0 +1,293 @@
+"""The depot: the state that the operations share, and what ends leases, sessions and attachments."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from service.attachments import Instance, Instances, TransferBackend
+from service.chunks import Chunk
+from service.errors import StreamStalled, invalid
+from service.identity import Prefix
+from service.index import DropReason, Index
+from service.leases import Lease, LeaseEnd, Leases
+from service.pool import Pool
+from service.requests import ClearAnswer
+from service.sessions import Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.transfers import RunningTransfer, stopped
+from telemetry.events import (
+    CacheCleared,
+    ChunksEvicted,
+    Event,
+    LeaseEnded,
+    LeaseGranted,
+    SessionEnded,
+    SessionStarted,
+)
+
+T = TypeVar("T")
+
+
+class Publisher(Protocol):
+    """Takes events."""
+
+    def publish(self, event: Event) -> None:
+        """Never blocks, never raises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepotLimits:
+    """How large chunks are, and how long things live. `max_wait_seconds` bounds every wait for somebody else."""
+
+    chunk_size: int = 256
+    lease_ttl_seconds: float = 60.0
+    session_idle_timeout_seconds: float = 600.0
+    max_wait_seconds: float = 30.0
+
+
+class Depot:
+    """L1 with its index, the leases, the sessions and the instances. The event loop alone touches it.
+
+    Every method is one step, without an `await` between reading state and writing it, unless it is `async`; those
+    change the state first and wait after.
+    """
+
+    def __init__(self, l1: memoryview, backend: TransferBackend, limits: DepotLimits, bus: Publisher | None) -> None:
+        self.l1 = l1
+        self.backend = backend
+        self.limits = limits
+        self.bus = bus
+        self.index = Index(Pool(len(l1)))
+        self.leases = Leases(self.index, limits.lease_ttl_seconds)
+        self.sessions = Sessions(limits.session_idle_timeout_seconds)
+        self.instances = Instances()
+        self.num_refused_chunks = 0
+        self.draining = False
+        self._operation_numbers = itertools.count(1)
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Depot {self.index!r}, {len(self.leases)} leases, {len(self.sessions)} sessions>"
+
+    # What every operation begins with
+
+    def check_prefix(self, prefix: Prefix) -> None:
+        """Raise InvalidRequest if the prefix's block hashes don't fit this depot's chunks."""
+        if prefix.hash_block_size and self.limits.chunk_size % prefix.hash_block_size:
+            raise invalid(
+                "prefix.hash_block_size",
+                f"the depot's chunk_size {self.limits.chunk_size} is not a multiple of {prefix.hash_block_size}",
+            )
+
+    def session(self, instance: Instance, session_id: str) -> Session:
+        """The instance's session; it begins here if there is none."""
+        session = self.sessions.find(instance.instance_id, session_id)
+        if session is None:
+            session = self.sessions.begin(instance.instance_id, session_id, instance.model_name)
+            self._arm_expiry()
+            if self.bus is not None:
+                self.bus.publish(
+                    SessionStarted(
+                        instance_id=instance.instance_id, session_id=session_id, model_name=instance.model_name
+                    )
+                )
+        return session
+
+    @contextmanager
+    def operation(
+        self, session: Session, kind: OperationKind, rank: int, finished: Callable[[Operation], Event]
+    ) -> Iterator[Operation]:
+        """Note one operation in its session; whoever does the work sets the outcome and the counts.
+
+        When it ends, whichever way, `finished` makes the event that is published.
+        """
+        operation = Operation(kind=kind, operation_id=f"{next(self._operation_numbers):x}", rank=rank)
+        session.begin(operation)
+        self.sessions.used(session)
+        try:
+            yield operation
+        except asyncio.CancelledError:
+            operation.outcome = Outcome.CANCELLED
+            raise
+        except BaseException:
+            operation.outcome = Outcome.FAILED
+            raise
+        finally:
+            operation.duration_seconds = time.monotonic() - operation.start
+            session.num_running -= 1
+            self.sessions.used(session)
+            if self.bus is not None:
+                self.bus.publish(finished(operation))
+
+    async def bounded(self, step: Awaitable[T], what: str) -> T:
+        """Wait for a client's next step in a stream, at most `max_wait_seconds`. Raises: StreamStalled."""
+        try:
+            async with asyncio.timeout(self.limits.max_wait_seconds):
+                return await step
+        except TimeoutError as error:
+            raise StreamStalled(f"{what} for {self.limits.max_wait_seconds:g} seconds") from error
+
+    # Leases
+
+    def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
+        """Lease the chunks of a prefix to a session."""
+        lease = self.leases.grant(session.instance_id, session.session_id, chunks_by_rank)
+        session.lease_ids.add(lease.lease_id)
+        self._arm_expiry()
+        if self.bus is not None:
+            self.bus.publish(
+                LeaseGranted(
+                    instance_id=lease.instance_id,
+                    session_id=lease.session_id,
+                    lease_id=lease.lease_id,
+                    num_chunks=lease.num_chunks,
+                    expire_time=lease.expire_time,
+                )
+            )
+        return lease
+
+    def end_lease(self, lease: Lease, why: LeaseEnd) -> Collection[RunningTransfer]:
+        """End a lease; returns the transfers that still read its chunks, for the caller to stop or to leave be."""
+        self.leases.end(lease, why)
+        session = self.sessions.find(lease.instance_id, lease.session_id)
+        if session is not None:
+            session.lease_ids.discard(lease.lease_id)
+        if self.bus is not None:
+            self.bus.publish(
+                LeaseEnded(
+                    instance_id=lease.instance_id,
+                    session_id=lease.session_id,
+                    lease_id=lease.lease_id,
+                    reason=why,
+                    num_chunks=lease.num_chunks,
+                )
+            )
+        return lease.transfers
+
+    async def release_lease(self, lease_id: str) -> None:
+        """End a lease, and stop the transfers under it; nothing if it is unknown or has ended."""
+        lease = self.leases.find(lease_id)
+        if lease is not None:
+            await stopped(list(self.end_lease(lease, LeaseEnd.RELEASED)))
+
+    # Sessions
+
+    async def end_session(self, instance_id: str, session_id: str) -> Session:
+        """End a session, its leases and the transfers under them. Raises: SessionNotFound."""
+        session = self.sessions.require(instance_id, session_id)
+        await stopped(self.close_session(session, SessionEnd.REQUESTED))
+        return session
+
+    def close_session(self, session: Session, why: SessionEnd) -> list[RunningTransfer]:
+        """End a session and its leases; returns the transfers that still read the leases' chunks."""
+        transfers: list[RunningTransfer] = []
+        for lease_id in list(session.lease_ids):
+            lease = self.leases.find(lease_id)
+            if lease is not None:
+                transfers += self.end_lease(lease, LeaseEnd.SESSION_ENDED)
+        self.sessions.end(session, why)
+        if self.bus is not None:
+            self.bus.publish(
+                SessionEnded(
+                    instance_id=session.instance_id,
+                    session_id=session.session_id,
+                    model_name=session.model_name,
+                    reason=why,
+                    duration_seconds=session.duration_seconds,
+                    num_operations=len(session.operations) + session.num_dropped_operations,
+                )
+            )
+        return transfers
+
+    # Chunks
+
+    def report_evicted(self, chunks: Sequence[Chunk]) -> None:
+        """Publish that chunks were evicted."""
+        if self.bus is not None and chunks:
+            self.bus.publish(
+                ChunksEvicted(
+                    model_name=chunks[0].entry.model_name,
+                    tier="l1",
+                    keys=tuple(chunk.key for chunk in chunks),
+                    num_bytes=sum(chunk.slot.extent.slot_bytes for chunk in chunks),
+                )
+            )
+
+    def clear(self, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
+        """Drop the resident chunks of a model ("": of all) and a salt (None: of all).
+
+        Pinned ones stay unless `force`: then their leases end, and their slots are freed when the transfers that read
+        them are done.
+        """
+        matching = [
+            chunk
+            for chunk in self.index.chunks()
+            if chunk.writer is None
+            and model_name in ("", chunk.entry.model_name)
+            and cache_salt in (None, chunk.entry.cache_salt)
+        ]
+        going = [chunk for chunk in matching if force or chunk.num_pins == 0]
+        gone = set(going)
+        revoked = [
+            lease
+            for lease in (list(self.leases.live()) if force else ())
+            if any(chunk in gone for chunks in lease.chunks_by_rank for chunk in chunks)
+        ]
+        for lease in revoked:
+            self.end_lease(lease, LeaseEnd.REVOKED)
+        cleared_bytes = sum(chunk.slot.extent.slot_bytes for chunk in going)
+        for chunk in going:
+            self.index.drop(chunk, DropReason.CLEARED)
+        if self.bus is not None:
+            self.bus.publish(
+                CacheCleared(
+                    model_name=model_name,
+                    cache_salt=cache_salt,
+                    num_chunks=len(going),
+                    num_bytes=cleared_bytes,
+                    force=force,
+                )
+            )
+        return ClearAnswer(
+            num_cleared_chunks=len(going),
+            cleared_bytes=cleared_bytes,
+            num_kept_chunks=len(matching) - len(going),
+            num_revoked_leases=len(revoked),
+        )
+
+    # Time
+
+    def expire(self) -> None:
+        """End the leases whose time is over and the sessions that were idle for too long.
+
+        Transfers under a lease that expires go on: their chunks are pinned by the transfer too.
+        """
+        now = time.monotonic()
+        for lease in self.leases.expired(now):
+            self.end_lease(lease, LeaseEnd.EXPIRED)
+        for session in self.sessions.idle(now):
+            self.close_session(session, SessionEnd.IDLE)
+
+    def stop(self) -> None:
+        """End the timer; the depot is used no more."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    def _expire_by_timer(self) -> None:
+        self._expiry = None
+        self.expire()
+        self._arm_expiry()
+
+    def _arm_expiry(self) -> None:
+        if self._expiry is not None:
+            return
+        due = [moment for moment in (self.leases.next_expiry(), self.sessions.next_idle()) if moment is not None]
+        if due:
+            # At least a moment ahead: a session with a running operation may be overdue for as long as that takes.
+            delay_seconds = max(min(due) - time.monotonic(), 0.01)
+            self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._expire_by_timer)

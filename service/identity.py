@@ -1,0 +1,89 @@
+"""Which chunk a token prefix names: the keys of chunks, right by construction.
+
+``chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)``. The first parent is the namespace:
+blake3 over a canonical encoding of all that makes KV differ for equal tokens. With block hashes
+``chunk_key = blake3(namespace || hash of the chunk's last block)``, in namespaces of their own, which also cover how
+many tokens a hash and a chunk stand for. Block size, block count and strides are left out: instances of one model
+with different layouts share chunks. A key is computed from the tokens of one call, never from what was remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NewType
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from kernels.geometry import Group
+
+ChunkKey = NewType("ChunkKey", bytes)
+Namespace = NewType("Namespace", bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """A prompt: token ids, shape [num_tokens], or one chained hash per whole block; the other one is empty."""
+
+    token_ids: npt.NDArray[np.uint32]
+    block_hashes: Sequence[bytes] = ()
+    hash_block_size: int = 0
+    cache_salt: str = ""
+    adapter: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt; with block hashes, those of whole blocks."""
+        return len(self.block_hashes) * self.hash_block_size if self.hash_block_size else len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankIdentity:
+    """The part of a namespace that one rank's attachment fixes, encoded once."""
+
+    head: bytes
+    geometry: bytes
+
+    @classmethod
+    def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group]) -> RankIdentity:
+        """Encode what the rank is; fields carry their length, so that no two identities share an encoding."""
+        geometry = [_encode(len(groups))]
+        for group in groups:
+            kinds = sorted({plane.kind for plane in group.planes})
+            sizes = [group.num_layers, group.num_heads, group.head_bytes]
+            geometry += [*map(_encode, sizes), _encode(group.dtype), _encode(len(kinds)), *map(_encode, kinds)]
+        head = _encode(model_name) + _encode(world_size) + _encode(rank)
+        return cls(head=head, geometry=b"".join(geometry))
+
+    def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:
+        """The first parent of the prefix's keys."""
+        kind = (
+            _encode("block hashes") + _encode(prefix.hash_block_size) + _encode(chunk_size)
+            if prefix.hash_block_size
+            else _encode("token ids")
+        )
+        return Namespace(
+            blake3(kind + self.head + _encode(prefix.cache_salt) + _encode(prefix.adapter) + self.geometry).digest()
+        )
+
+
+def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterator[ChunkKey]:
+    """The keys of the prefix's whole chunks, from token 0; lazy, so that a lookup stops at its first miss."""
+    if prefix.hash_block_size:
+        blocks_per_chunk = chunk_size // prefix.hash_block_size
+        for block_hash in prefix.block_hashes[blocks_per_chunk - 1 :: blocks_per_chunk]:
+            yield ChunkKey(blake3(namespace + block_hash).digest())
+        return
+    token_bytes = prefix.token_ids.astype("<u4", copy=False).tobytes()
+    chunk_token_bytes = 4 * chunk_size
+    parent: bytes = namespace
+    for start in range(0, len(token_bytes) - chunk_token_bytes + 1, chunk_token_bytes):
+        parent = blake3(parent + token_bytes[start : start + chunk_token_bytes]).digest()
+        yield ChunkKey(parent)
+
+
+def _encode(value: str | int) -> bytes:
+    data = value.encode() if isinstance(value, str) else value.to_bytes(8, "little")
+    return len(data).to_bytes(4, "little") + data

@@ -1,0 +1,198 @@
+"""The index of L1: which chunks there are, which may go, which went. Plain synchronous Python: the event loop alone
+touches it, and each method is one step."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.chunks import Chunk, EvictionOrder, NamespaceEntry, Writer
+from service.identity import ChunkKey, Namespace
+from service.pool import Pool, Slot
+
+MAX_DROPS_REMEMBERED = 65_536
+
+
+class DropReason(StrEnum):
+    """Why a resident chunk left L1."""
+
+    EVICTED = "evicted"
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """When a chunk left L1, and why."""
+
+    reason: DropReason
+    time: float
+
+
+class Index:
+    """Chunks by key, over the slots of a pool.
+
+    A chunk is reserved, then committed or abandoned by whoever reserved it. Resident chunks that nobody has pinned are
+    evicted at the moment a slot is needed: least recently used first, the tail of a prefix before its head.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.num_resident = 0
+        self.num_protected = 0
+        self.num_evicted = 0
+        self._chunks: dict[ChunkKey, Chunk] = {}
+        self._namespaces: dict[Namespace, NamespaceEntry] = {}
+        self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)
+        self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
+        self._tick = 0
+
+    def __repr__(self) -> str:
+        return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
+
+    def get(self, key: ChunkKey) -> Chunk | None:
+        """The chunk, resident or being written."""
+        return self._chunks.get(key)
+
+    def last_drop(self, key: ChunkKey) -> Drop | None:
+        """When and why a chunk that is not there any more was dropped, as far as is remembered."""
+        return self._drops.get(key)
+
+    def knows(self, namespace: Namespace) -> bool:
+        """Whether any chunk of the namespace is there."""
+        return namespace in self._namespaces
+
+    def chunks(self) -> Iterable[Chunk]:
+        """Every chunk, resident or being written."""
+        return self._chunks.values()
+
+    def entry(self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int) -> NamespaceEntry:
+        """The namespace's entry, made where there is none; it is kept while it has chunks."""
+        known = self._namespaces.get(namespace)
+        return known or NamespaceEntry(namespace, model_name, cache_salt, rank)
+
+    def reserve(
+        self, key: ChunkKey, entry: NamespaceEntry, slot_bytes: int, writer: Writer
+    ) -> tuple[Chunk | None, list[Chunk]]:
+        """Find a slot for a chunk that is not there, and evict what must go for it.
+
+        Returns the chunk, which is being written until `commit` or `abandon`, and the chunks that were evicted; no
+        chunk if every slot is protected.
+        """
+        assert key not in self._chunks, "a chunk is reserved once"
+        slot, evicted = self._find_slot(slot_bytes)
+        if slot is None:
+            return None, evicted
+        # Looked up again: the eviction may just have removed the namespace's last chunk.
+        entry = self._namespaces.setdefault(entry.namespace, entry)
+        chunk = Chunk(key, entry, slot, writer)
+        self._chunks[key] = chunk
+        entry.num_chunks += 1
+        self._protect(chunk)
+        return chunk, evicted
+
+    def commit(self, chunk: Chunk) -> None:
+        """The bytes are there: the chunk is resident from now on, and pinned once, by whoever stored it."""
+        assert chunk.writer is not None
+        chunk.writer = None
+        chunk.num_pins += 1
+        self.num_resident += 1
+        self._drops.pop(chunk.key, None)
+
+    def abandon(self, chunk: Chunk) -> None:
+        """The bytes did not come: forget the chunk and free its slot."""
+        assert chunk.writer is not None
+        chunk.writer = None
+        self._forget(chunk)
+        self._unprotect(chunk)
+
+    def pin(self, chunks: Iterable[Chunk]) -> None:
+        """Keep resident chunks from eviction until as many calls of `unpin`."""
+        for chunk in chunks:
+            if chunk.num_pins == 0:
+                self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
+                self._protect(chunk)
+            chunk.num_pins += 1
+
+    def unpin(self, chunks: Sequence[Chunk]) -> None:
+        """Take a pin off each chunk of a prefix, given head first. Its use counts as of now."""
+        self._tick += 1
+        for chunk in reversed(chunks):
+            chunk.num_pins -= 1
+            assert chunk.num_pins >= 0, "a pin is taken off once"
+            if chunk.num_pins == 0:
+                self._unprotect(chunk)
+
+    def touch(self, chunks: Sequence[Chunk]) -> None:
+        """Note the use of resident chunks of a prefix, given head first."""
+        self.pin(chunks)
+        self.unpin(chunks)
+
+    def drop(self, chunk: Chunk, reason: DropReason) -> None:
+        """Make a resident chunk invisible now; its slot becomes free with its last pin."""
+        assert chunk.writer is None and not chunk.dropped
+        self._forget(chunk)
+        self.num_resident -= 1
+        self._drops[chunk.key] = Drop(reason, time.time())
+        if len(self._drops) > MAX_DROPS_REMEMBERED:
+            self._drops.popitem(last=False)
+        if reason is DropReason.EVICTED:
+            self.num_evicted += 1
+        if chunk.num_pins == 0:
+            self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
+            self.pool.give_back(chunk.slot)
+
+    def check(self) -> None:
+        """Assert what must hold after every step."""
+        self.pool.check()
+        evictable = {chunk for order in self._orders.values() for chunk in order}
+        offsets = [chunk.slot.offset_bytes for chunk in self._chunks.values()]
+        assert len(set(offsets)) == len(offsets), "two chunks share a slot"
+        resident = [chunk for chunk in self._chunks.values() if chunk.writer is None]
+        assert len(resident) == self.num_resident
+        assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
+        assert not any(chunk.dropped for chunk in self._chunks.values())
+        assert sum(entry.num_chunks for entry in self._namespaces.values()) == len(self._chunks)
+
+    def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, list[Chunk]]:
+        evicted: list[Chunk] = []
+        while (slot := self.pool.take(slot_bytes)) is None:
+            own = self._orders[slot_bytes].oldest
+            # Another class's extent is taken if all of it is older than what this class would have to evict.
+            idle = [extent for extent in self.pool.extents(other_than=slot_bytes) if extent.num_protected == 0]
+            extent = min(idle, key=lambda extent: extent.last_use, default=None)
+            if extent is not None and (own is None or extent.last_use < own.last_use):
+                victims = [chunk for chunk in self._orders[extent.slot_bytes] if chunk.slot.extent is extent]
+            elif own is not None:
+                extent, victims = None, [own]
+            else:
+                return None, evicted
+            for victim in victims:
+                self.drop(victim, DropReason.EVICTED)
+            evicted += victims
+            if extent is not None:
+                self.pool.release(extent)
+        return slot, evicted
+
+    def _forget(self, chunk: Chunk) -> None:
+        del self._chunks[chunk.key]
+        chunk.dropped = True
+        chunk.entry.num_chunks -= 1
+        if chunk.entry.num_chunks == 0:
+            del self._namespaces[chunk.entry.namespace]
+
+    def _protect(self, chunk: Chunk) -> None:
+        chunk.slot.extent.num_protected += 1
+        self.num_protected += 1
+
+    def _unprotect(self, chunk: Chunk) -> None:
+        extent = chunk.slot.extent
+        extent.num_protected -= 1
+        self.num_protected -= 1
+        if chunk.dropped:
+            self.pool.give_back(chunk.slot)
+            return
+        chunk.last_use = extent.last_use = self._tick
+        self._orders[extent.slot_bytes].append(chunk)

@@ -1,0 +1,146 @@
+"""Leases: time-bounded protection of chunks from eviction."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.chunks import Chunk
+from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
+from service.index import Index
+from service.transfers import RunningTransfer
+
+MAX_ENDED_REMEMBERED = 65_536
+
+
+class LeaseEnd(StrEnum):
+    """Why a lease ended."""
+
+    RELEASED = "released"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    SESSION_ENDED = "session ended"
+    INSTANCE_DETACHED = "instance detached"
+
+
+_ERRORS: dict[LeaseEnd, type[DepotError]] = {
+    LeaseEnd.RELEASED: LeaseReleased,
+    LeaseEnd.SESSION_ENDED: LeaseReleased,
+    LeaseEnd.EXPIRED: LeaseExpired,
+    LeaseEnd.REVOKED: LeaseRevoked,
+    LeaseEnd.INSTANCE_DETACHED: LeaseRevoked,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Chunks of one prefix, for each rank from token 0, and the transfers that read them now."""
+
+    lease_id: str
+    instance_id: str
+    session_id: str
+    chunks_by_rank: Sequence[Sequence[Chunk]]
+    expire_time: float
+    expire_monotonic: float
+    end: LeaseEnd | None = None
+    transfers: set[RunningTransfer] = field(default_factory=set)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the prefix, for one rank."""
+        return len(self.chunks_by_rank[0])
+
+    @property
+    def given_back(self) -> bool:
+        """Whether whoever held it said that it is not needed any more, so that transfers under it are to stop."""
+        return self.end in (LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED)
+
+    def error(self) -> DepotError:
+        """What a caller is told who uses the lease after its end."""
+        return ended_error(self.lease_id, self.end or LeaseEnd.RELEASED)
+
+
+def ended_error(lease_id: str, end: LeaseEnd) -> DepotError:
+    """What a caller is told who uses a lease that has ended."""
+    return _ERRORS[end](f"lease {lease_id!r} has ended: {end}")
+
+
+class Leases:
+    """The leases that live, oldest first; all have the same time to live. Each pins its chunks once."""
+
+    def __init__(self, index: Index, ttl_seconds: float) -> None:
+        self._index = index
+        self._ttl_seconds = ttl_seconds
+        self._live: OrderedDict[str, Lease] = OrderedDict()
+        self._ended: OrderedDict[str, LeaseEnd] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __repr__(self) -> str:
+        return f"<Leases {len(self._live)} live>"
+
+    def live(self) -> Iterable[Lease]:
+        """Every lease that lives."""
+        return self._live.values()
+
+    def grant(self, instance_id: str, session_id: str, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
+        """Pin the chunks until the lease ends."""
+        for chunks in chunks_by_rank:
+            self._index.pin(chunks)
+        lease = Lease(
+            lease_id=uuid.uuid4().hex,
+            instance_id=instance_id,
+            session_id=session_id,
+            chunks_by_rank=chunks_by_rank,
+            expire_time=time.time() + self._ttl_seconds,
+            expire_monotonic=time.monotonic() + self._ttl_seconds,
+        )
+        self._live[lease.lease_id] = lease
+        return lease
+
+    def find(self, lease_id: str) -> Lease | None:
+        """The lease, if it lives."""
+        return self._live.get(lease_id)
+
+    def require(self, lease_id: str, instance_id: str, session_id: str) -> Lease:
+        """The lease of this session.
+
+        Raises: LeaseExpired, LeaseReleased or LeaseRevoked if it has ended, LeaseNotFound if it is unknown or not of
+            this session.
+        """
+        lease = self._live.get(lease_id)
+        if lease is None:
+            end = self._ended.get(lease_id)
+            raise ended_error(lease_id, end) if end is not None else LeaseNotFound(lease_id)
+        if (lease.instance_id, lease.session_id) != (instance_id, session_id):
+            raise LeaseNotFound(lease_id)
+        return lease
+
+    def end(self, lease: Lease, why: LeaseEnd) -> None:
+        """End a lease that lives; its chunks may be evicted, once no transfer reads them."""
+        del self._live[lease.lease_id]
+        lease.end = why
+        self._ended[lease.lease_id] = why
+        if len(self._ended) > MAX_ENDED_REMEMBERED:
+            self._ended.popitem(last=False)
+        for chunks in lease.chunks_by_rank:
+            self._index.unpin(chunks)
+
+    def expired(self, now: float) -> list[Lease]:
+        """The leases whose time is over at `now` (monotonic); they live until `end` is called."""
+        over = []
+        for lease in self._live.values():
+            if lease.expire_monotonic > now:
+                break
+            over.append(lease)
+        return over
+
+    def next_expiry(self) -> float | None:
+        """When the next lease expires (monotonic)."""
+        lease = next(iter(self._live.values()), None)
+        return lease.expire_monotonic if lease is not None else None

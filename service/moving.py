@@ -1,0 +1,141 @@
+"""Moving chunks between an attachment's blocks and L1: checks of block tables, the moves, the transfer itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from kernels.errors import RegionUnavailable as KernelsRegionUnavailable
+from kernels.errors import TransferCancelled
+from kernels.transfer import ChunkMove
+from service.attachments import Attachment, MappedBuffer
+from service.depot import Depot
+from service.errors import Detached, FieldViolation, InvalidRequest, NoRegions, RegionUnavailable
+from service.leases import Lease
+from service.requests import BlockTable
+from service.sessions import Operation, Outcome
+from service.transfers import finished
+from telemetry.events import TransferFinished, TransferStarted
+
+Direction = Literal["store", "retrieve"]
+
+
+def require_buffer(attachment: Attachment) -> MappedBuffer:
+    """The attachment's memory, which must be as large as when it was mapped.
+
+    Raises: NoRegions, RegionUnavailable, Detached.
+    """
+    if attachment.detached:
+        raise Detached(f"rank {attachment.rank} has detached")
+    if attachment.buffer is None:
+        raise NoRegions(f"rank {attachment.rank} attached no memory, so its bytes can only be moved inline")
+    try:
+        attachment.buffer.check_size()
+    except KernelsRegionUnavailable as error:
+        raise RegionUnavailable(str(error)) from error
+    return attachment.buffer
+
+
+def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
+    """Raise InvalidRequest unless there is one table per group, and each block id is one of the group's blocks."""
+    if len(tables) != len(attachment.groups):
+        raise InvalidRequest(
+            FieldViolation("block_tables", f"{len(tables)} tables for {len(attachment.groups)} groups of layers")
+        )
+    violations = [
+        FieldViolation(
+            f"block_tables[{number}].block_ids",
+            f"block id {int(table.max())} is not below the group's num_blocks {group.num_blocks}",
+        )
+        for number, (table, group) in enumerate(zip(tables, attachment.groups, strict=True))
+        if len(table) and int(table.max()) >= group.num_blocks
+    ]
+    if violations:
+        raise InvalidRequest(*violations)
+
+
+def chunk_move(
+    attachment: Attachment,
+    chunk_size: int,
+    tables: Sequence[BlockTable],
+    position: int,
+    l1_offset_bytes: int,
+    skip_tokens: int = 0,
+) -> ChunkMove:
+    """The move of the chunk whose blocks begin at `position` chunks into the tables."""
+    blocks = []
+    for table, group in zip(tables, attachment.groups, strict=True):
+        blocks_per_chunk = chunk_size // group.block_size
+        blocks.append(table[position * blocks_per_chunk : (position + 1) * blocks_per_chunk])
+    return ChunkMove(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(blocks), skip_tokens=skip_tokens)
+
+
+async def move(
+    depot: Depot,
+    attachment: Attachment,
+    direction: Direction,
+    moves: Sequence[ChunkMove],
+    *,
+    session_id: str,
+    operation: Operation,
+    lease: Lease | None = None,
+) -> None:
+    """Carry the moves out. When this has ended, whichever way, neither blocks nor slots are touched any more.
+
+    Raises: Detached if the attachment ends meanwhile, the lease's error if the lease is given back meanwhile.
+    """
+    buffer = require_buffer(attachment)
+    num_bytes = sum(
+        (depot.limits.chunk_size - each.skip_tokens) * group.token_bytes
+        for each in moves
+        for group in attachment.groups
+    )
+    start = time.monotonic()
+    if depot.bus is not None:
+        depot.bus.publish(
+            TransferStarted(
+                instance_id=attachment.instance_id,
+                session_id=session_id,
+                operation_id=operation.operation_id,
+                direction=direction,
+                rank=attachment.rank,
+                num_chunks=len(moves),
+                num_bytes=num_bytes,
+                backend=attachment.transfer_backend,
+            )
+        )
+    start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
+    transfer = start_move(buffer, moves)
+    holders = [attachment.transfers] if lease is None else [attachment.transfers, lease.transfers]
+    for holder in holders:
+        holder.add(transfer)
+    outcome = Outcome.CANCELLED
+    try:
+        await finished(transfer)
+        outcome = Outcome.OK
+    except TransferCancelled as error:
+        if lease is not None and lease.given_back and not attachment.detached:
+            raise lease.error() from error
+        raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
+    except Exception:
+        outcome = Outcome.FAILED
+        raise
+    finally:
+        for holder in holders:
+            holder.discard(transfer)
+        if depot.bus is not None:
+            depot.bus.publish(
+                TransferFinished(
+                    instance_id=attachment.instance_id,
+                    session_id=session_id,
+                    operation_id=operation.operation_id,
+                    direction=direction,
+                    rank=attachment.rank,
+                    duration_seconds=time.monotonic() - start,
+                    outcome=outcome,
+                    num_chunks=len(moves),
+                    num_bytes=num_bytes,
+                    backend=attachment.transfer_backend,
+                )
+            )

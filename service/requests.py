@@ -1,0 +1,160 @@
+"""Requests and answers as plain values: what the servicers hand to the depot and get back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.geometry import Group, Region
+from service.identity import Prefix
+from service.index import Drop
+from service.leases import Lease
+
+BlockTable = npt.NDArray[np.int64]
+"""Block ids of one group in token order, shape [num_blocks]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachRequest:
+    """Register one rank. `over_unix_socket` says how the request came."""
+
+    instance_id: str
+    model_name: str
+    world_size: int
+    rank: int
+    groups: tuple[Group, ...]
+    regions: tuple[Region, ...]
+    over_unix_socket: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupRequest:
+    """Find the longest prefix that is stored."""
+
+    instance_id: str
+    session_id: str
+    prefix: Prefix
+    computed_tokens: int
+    max_wait_seconds: float
+
+
+class MissReason(StrEnum):
+    """Why a match is not longer."""
+
+    SHORTER_THAN_CHUNK = "shorter than chunk"
+    NEVER_STORED = "never stored"
+    EVICTED = "evicted"
+    BEING_STORED = "being stored"
+    RANK_MISSING = "rank missing"
+    CLEARED = "cleared"
+    UNKNOWN_IDENTITY = "unknown identity"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """Why a match is not longer, from which token on; `drop` says when the chunk went, if it did."""
+
+    reason: MissReason
+    at_token: int
+    detail: str
+    drop: Drop | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupAnswer:
+    """The longest prefix of whole chunks that every rank holds."""
+
+    matched_tokens: int
+    lease: Lease | None
+    miss: Miss | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreHeader:
+    """Which tokens a store brings."""
+
+    instance_id: str
+    rank: int
+    session_id: str
+    prefix: Prefix
+    start_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRequest:
+    """Copy blocks into chunks; one block table per group, from `header.start_token` on."""
+
+    header: StoreHeader
+    block_tables: Sequence[BlockTable]
+
+
+class RefusalReason(StrEnum):
+    """Why a chunk was not stored."""
+
+    NO_SLOT = "no slot"
+    STORE_TIMEOUT = "store timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why the first chunk that was refused was refused."""
+
+    reason: RefusalReason
+    detail: str
+
+
+@dataclass(slots=True, kw_only=True)
+class StoreAnswer:
+    """What became of the tokens from the start token on; filled in as the store goes on."""
+
+    stored_tokens: int = 0
+    resident_tokens: int = 0
+    refused_tokens: int = 0
+    tail_tokens: int = 0
+    stored_bytes: int = 0
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveRequest:
+    """Copy leased chunks into blocks; one block table per group, from token 0 on."""
+
+    instance_id: str
+    rank: int
+    session_id: str
+    lease_id: str
+    block_tables: Sequence[BlockTable]
+    skip_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveInlineRequest:
+    """Send leased chunks."""
+
+    instance_id: str
+    rank: int
+    session_id: str
+    lease_id: str
+    skip_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RetrieveAnswer:
+    """What was copied; filled in when it was."""
+
+    retrieved_tokens: int = 0
+    retrieved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearAnswer:
+    """What was cleared."""
+
+    num_cleared_chunks: int
+    cleared_bytes: int
+    num_kept_chunks: int
+    num_revoked_leases: int

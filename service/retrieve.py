@@ -1,0 +1,184 @@
+"""Retrieve: leased chunks from L1 into an engine's blocks, or out on the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.attachments import Attachment
+from service.chunks import Chunk
+from service.depot import Depot
+from service.errors import Detached, FieldViolation, InvalidRequest, invalid
+from service.leases import Lease
+from service.moving import check_tables, chunk_move, move, require_buffer
+from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
+from service.sessions import Operation, OperationKind, Outcome
+from telemetry.events import RetrieveFinished, RetrieveStarted
+
+MAX_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of one chunk's bytes; `data` is valid until the next piece is asked for."""
+
+    chunk_index: int
+    offset_bytes: int
+    data: memoryview
+
+
+async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
+    """Copy leased chunks into blocks; those below `skip_tokens` are never written.
+
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, Detached, LeaseNotFound,
+        LeaseExpired, LeaseReleased, LeaseRevoked.
+    """
+    attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
+    require_buffer(attachment)
+    depot.expire()
+    lease = depot.leases.require(request.lease_id, request.instance_id, request.session_id)
+    chunk_size = depot.limits.chunk_size
+    num_tokens = _check_coverage(depot, attachment, lease, request)
+    first = request.skip_tokens // chunk_size
+    chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
+
+    with _retrieval(depot, lease, request, chunks, inline=False) as (operation, answer):
+        moves = [
+            chunk_move(
+                attachment,
+                chunk_size,
+                request.block_tables,
+                position,
+                chunk.slot.offset_bytes,
+                max(0, request.skip_tokens - position * chunk_size),
+            )
+            for position, chunk in enumerate(chunks, start=first)
+        ]
+        if moves:
+            await move(
+                depot, attachment, "retrieve", moves, session_id=request.session_id, operation=operation, lease=lease
+            )
+        answer.retrieved_tokens = num_tokens - request.skip_tokens
+        answer.retrieved_bytes = answer.retrieved_tokens * sum(group.token_bytes for group in attachment.groups)
+    return answer
+
+
+async def retrieve_inline(
+    depot: Depot, request: RetrieveInlineRequest, send: Callable[[Piece], Awaitable[None]]
+) -> RetrieveAnswer:
+    """Send leased chunks piece by piece, as fast as `send` takes them.
+
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
+        LeaseReleased, LeaseRevoked.
+    """
+    attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
+    depot.expire()
+    lease = depot.leases.require(request.lease_id, request.instance_id, request.session_id)
+    chunk_size = depot.limits.chunk_size
+    if request.skip_tokens % chunk_size:
+        raise invalid("skip_tokens", f"not a multiple of the depot's chunk_size {chunk_size}")
+    if request.skip_tokens > lease.num_chunks * chunk_size:
+        raise invalid("skip_tokens", f"beyond the {lease.num_chunks * chunk_size} leased tokens")
+    first = request.skip_tokens // chunk_size
+    chunks = lease.chunks_by_rank[request.rank][first:]
+
+    with _retrieval(depot, lease, request, chunks, inline=True) as (_, answer):
+        for chunk_index, chunk in enumerate(chunks, start=first):
+            for offset_bytes in range(0, attachment.chunk_bytes, MAX_PIECE_BYTES):
+                if attachment.detached:
+                    raise Detached(f"rank {attachment.rank} detached while its bytes were being sent")
+                if lease.given_back:
+                    raise lease.error()
+                start = chunk.slot.offset_bytes + offset_bytes
+                piece_bytes = min(MAX_PIECE_BYTES, attachment.chunk_bytes - offset_bytes)
+                piece = Piece(chunk_index, offset_bytes, depot.l1[start : start + piece_bytes])
+                await depot.bounded(send(piece), "no piece was taken")
+            answer.retrieved_tokens += chunk_size
+            answer.retrieved_bytes += attachment.chunk_bytes
+    return answer
+
+
+@contextmanager
+def _retrieval(
+    depot: Depot,
+    lease: Lease,
+    request: RetrieveRequest | RetrieveInlineRequest,
+    chunks: Sequence[Chunk],
+    *,
+    inline: bool,
+) -> Iterator[tuple[Operation, RetrieveAnswer]]:
+    """Note the operation, and pin its chunks: the lease may expire while they are read."""
+    answer = RetrieveAnswer()
+
+    def finished(operation: Operation) -> RetrieveFinished:
+        return RetrieveFinished(
+            instance_id=request.instance_id,
+            session_id=request.session_id,
+            operation_id=operation.operation_id,
+            rank=request.rank,
+            duration_seconds=operation.duration_seconds,
+            outcome=operation.outcome or "",
+            retrieved_tokens=answer.retrieved_tokens,
+            retrieved_bytes=answer.retrieved_bytes,
+            l1_tokens=answer.retrieved_tokens,
+            l2_tokens=0,
+        )
+
+    session = depot.sessions.require(request.instance_id, request.session_id)
+    with depot.operation(session, OperationKind.RETRIEVE, request.rank, finished) as operation:
+        if depot.bus is not None:
+            depot.bus.publish(
+                RetrieveStarted(
+                    instance_id=request.instance_id,
+                    session_id=request.session_id,
+                    operation_id=operation.operation_id,
+                    rank=request.rank,
+                    lease_id=lease.lease_id,
+                    num_tokens=len(chunks) * depot.limits.chunk_size,
+                    skip_tokens=request.skip_tokens,
+                    inline=inline,
+                )
+            )
+        depot.index.pin(chunks)
+        try:
+            yield operation, answer
+        finally:
+            depot.index.unpin(chunks)
+            operation.num_tokens = answer.retrieved_tokens
+            operation.num_bytes = answer.retrieved_bytes
+        operation.outcome = Outcome.OK
+
+
+def _check_coverage(depot: Depot, attachment: Attachment, lease: Lease, request: RetrieveRequest) -> int:
+    """The tokens that the block tables cover, which must be whole chunks of the lease, each block written once."""
+    check_tables(attachment, request.block_tables)
+    chunk_size = depot.limits.chunk_size
+    leased_tokens = lease.num_chunks * chunk_size
+    num_tokens = len(request.block_tables[0]) * attachment.groups[0].block_size
+    if num_tokens == 0 or num_tokens % chunk_size or num_tokens > leased_tokens:
+        raise invalid(
+            "block_tables[0].block_ids",
+            f"cover {num_tokens} tokens; whole chunks of {chunk_size} are expected, up to {leased_tokens} tokens",
+        )
+    if request.skip_tokens > num_tokens:
+        raise invalid("skip_tokens", f"beyond the {num_tokens} tokens that the block tables cover")
+    violations = []
+    for number, (table, group) in enumerate(zip(request.block_tables, attachment.groups, strict=True)):
+        field = f"block_tables[{number}].block_ids"
+        if len(table) * group.block_size != num_tokens:
+            violations.append(
+                FieldViolation(field, f"cover {len(table) * group.block_size} tokens, others cover {num_tokens}")
+            )
+        if request.skip_tokens % group.block_size:
+            violations.append(
+                FieldViolation("skip_tokens", f"not a multiple of group {number}'s block_size {group.block_size}")
+            )
+        written = table[request.skip_tokens // group.block_size :]
+        if len(np.unique(written)) != len(written):
+            violations.append(FieldViolation(field, "a block that would be written stands in it twice"))
+    if violations:
+        raise InvalidRequest(*violations)
+    return num_tokens

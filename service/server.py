@@ -1,0 +1,184 @@
+"""The server: puts the parts together, serves until it is told to stop, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from kvdepot.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    cache_pb2,
+    cache_pb2_grpc,
+    observability_pb2,
+    observability_pb2_grpc,
+)
+
+from kernels.host import HostBackend
+from service import __version__
+from service.arena import Arena
+from service.boundary import Boundary
+from service.depot import Depot, DepotLimits
+from service.servicers.admin import AdminServicer
+from service.servicers.cache import CacheServicer
+from service.servicers.observability import ObservabilityServicer
+from service.settings import Settings
+from telemetry.bus import EventBus
+from telemetry.events import ServerDraining, ServerStarted
+from telemetry.subscribers.log import LogSubscriber
+
+logger = logging.getLogger(__name__)
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (cache_pb2, "CacheService"),
+        (observability_pb2, "ObservabilityService"),
+        (admin_pb2, "AdminService"),
+    )
+)
+
+
+class CannotListen(Exception):
+    """An address is taken, or not one of this machine."""
+
+
+class Server:
+    """One depot behind its listeners. `addresses` are those it listens on, with the ports that were chosen.
+
+    Made on the event loop that it will run on. Raises: MemoryUnavailable, CannotListen.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
+        backend = HostBackend(self._arena.view, settings.transfer_threads)
+        subscribers = [] if settings.disable_logging else [LogSubscriber()]
+        self.bus = None if settings.disable_observability else EventBus(subscribers, capacity=settings.event_queue_size)
+        limits = DepotLimits(
+            chunk_size=settings.chunk_size,
+            lease_ttl_seconds=settings.lease_ttl,
+            session_idle_timeout_seconds=settings.session_idle_timeout,
+            max_wait_seconds=settings.max_wait,
+        )
+        self.depot = Depot(self._arena.view[: settings.l1_size], backend, limits, self.bus)
+        self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
+        self._health = health.aio.HealthServicer()
+        self._draining = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._grpc = self._make_grpc()
+        self.addresses = tuple(map(self._listen, settings.listen))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Server]:
+        """Serve while the block runs, then drain."""
+        async with asyncio.TaskGroup() as tasks:
+            if self.bus is not None:
+                tasks.create_task(self.bus.run(), name="bus")
+            try:
+                await self._grpc.start()
+                self._arena.start_populating()
+                for name in ("", *SERVICES):
+                    await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+                if self.bus is not None:
+                    self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
+                yield self
+            finally:
+                await self._drain()
+
+    async def _drain(self) -> None:
+        """Refuse, finish, flush: in that order, so that the last call is still measured."""
+        if self.bus is not None:
+            self.bus.publish(ServerDraining())
+        await self._health.enter_graceful_shutdown()
+        self._boundary.draining = self.depot.draining = True
+        self._draining.set()  # engines are told
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout):
+                await self._boundary.idle()
+        self._drained.set()  # attachments end, and with them the memory that was mapped
+        await self._grpc.stop(grace=1.0)
+        self.depot.stop()
+        self.depot.backend.close()
+        self._arena.stop_populating()
+        if self.bus is not None:
+            await self.bus.stop()
+
+    def _make_grpc(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=(self._boundary,),
+            options=(
+                ("grpc.max_receive_message_length", self._settings.max_message_size),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error
+                # An engine whose machine went away sends no FIN: it is noticed by pings that are not answered.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.http2.max_ping_strikes", 0),
+            ),
+        )
+        cache = CacheServicer(self.depot, self._draining, self._drained)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
+        observability = ObservabilityServicer(self.depot, self.bus)
+        observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)
+        admin = AdminServicer(self.depot, self.bus, self._settings.described(), lambda: self._arena.populated_bytes)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        )
+        return server
+
+    def _listen(self, address: str) -> str:
+        if address.startswith("unix:"):
+            return self._listen_on_socket(address)
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotListen(f"{address} is taken, or not an address of this machine") from error
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    def _listen_on_socket(self, address: str) -> str:
+        path = Path(address.removeprefix("unix:").removeprefix("//"))
+        if not path.parent.is_dir():
+            raise CannotListen(f"{address}: there is no folder {path.parent}")
+        # Nobody may connect between the socket's making and its chmod.
+        before = os.umask(0o777 & ~int(self._settings.unix_socket_mode, 8))
+        try:
+            self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotListen(f"{address} can't be bound: is another depot serving there?") from error
+        finally:
+            os.umask(before)
+        return address
+
+
+async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
+
+    Raises: MemoryUnavailable, CannotListen.
+    """
+    server = Server(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with server.running():
+        ready(server)
+        await stop.wait()

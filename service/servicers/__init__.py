@@ -1,0 +1,1 @@
+"""gRPC servicers: the only part of the server that sees protobuf."""

@@ -1,0 +1,110 @@
+"""AdminService: how the depot is, who is attached, clear the cache."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
+
+from service import __version__
+from service.depot import Depot
+from service.servicers import encode
+from telemetry.bus import EventBus
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Serves operators. `settings` are what the server was started with, without secrets."""
+
+    def __init__(
+        self,
+        depot: Depot,
+        bus: EventBus | None,
+        settings: Mapping[str, str],
+        populated_bytes: Callable[[], int],
+    ) -> None:
+        self._depot = depot
+        self._bus = bus
+        self._settings = settings
+        self._populated_bytes = populated_bytes
+        self._start_time = time.time()
+        self._start = time.monotonic()
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: object) -> admin_pb2.GetStatusResponse:
+        depot = self._depot
+        index = depot.index
+        l1 = admin_pb2.TierStatus(
+            tier=cache_pb2.TIER_L1,
+            used_bytes=index.pool.used_bytes,
+            capacity_bytes=index.pool.capacity_bytes,
+            populated_bytes=self._populated_bytes(),
+            num_chunks=index.num_resident,
+            num_protected_chunks=index.num_protected,
+            num_evicted_chunks=index.num_evicted,
+            num_refused_chunks=depot.num_refused_chunks,
+        )
+        return admin_pb2.GetStatusResponse(
+            version=__version__,
+            start_time=encode.timestamp(self._start_time),
+            uptime=encode.duration(time.monotonic() - self._start),
+            state=admin_pb2.SERVER_STATE_DRAINING if depot.draining else admin_pb2.SERVER_STATE_SERVING,
+            settings=self._settings,
+            tiers=[l1],
+            event_queue=self._event_queue(),
+            transfer_backend=depot.backend.name,
+            num_instances=len(depot.instances),
+            num_sessions=len(depot.sessions),
+            num_leases=len(depot.leases),
+        )
+
+    async def ListInstances(
+        self, request: admin_pb2.ListInstancesRequest, context: object
+    ) -> admin_pb2.ListInstancesResponse:
+        num_leases = Counter(lease.instance_id for lease in self._depot.leases.live())
+        return admin_pb2.ListInstancesResponse(
+            instances=[
+                admin_pb2.Instance(
+                    instance_id=instance.instance_id,
+                    model_name=instance.model_name,
+                    world_size=instance.world_size,
+                    ranks=[
+                        admin_pb2.AttachedRank(
+                            rank=rank,
+                            attach_time=encode.timestamp(attachment.attach_time),
+                            chunk_bytes=attachment.chunk_bytes,
+                            transfer_backend=attachment.transfer_backend,
+                            mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                            num_groups=len(attachment.groups),
+                            num_transfers=len(attachment.transfers),
+                        )
+                        for rank, attachment in sorted(instance.ranks.items())
+                    ],
+                    num_sessions=len(self._depot.sessions.of_instance(instance.instance_id)),
+                    num_leases=num_leases[instance.instance_id],
+                )
+                for instance in sorted(self._depot.instances, key=lambda instance: instance.instance_id)
+            ]
+        )
+
+    async def ClearCache(self, request: admin_pb2.ClearCacheRequest, context: object) -> admin_pb2.ClearCacheResponse:
+        cache_salt = request.cache_salt if request.HasField("cache_salt") else None
+        answer = self._depot.clear(request.model_name, cache_salt, force=request.force)
+        return admin_pb2.ClearCacheResponse(
+            num_cleared_chunks=answer.num_cleared_chunks,
+            cleared_bytes=answer.cleared_bytes,
+            num_kept_chunks=answer.num_kept_chunks,
+            num_revoked_leases=answer.num_revoked_leases,
+        )
+
+    def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
+        if self._bus is None:
+            return None
+        stats = self._bus.stats()
+        return admin_pb2.EventQueueStatus(
+            depth=stats.depth,
+            capacity=stats.capacity,
+            num_published=stats.num_published,
+            num_dropped_by_type=stats.num_dropped_by_type,
+            num_errors_by_subscriber=stats.num_errors_by_subscriber,
+        )

@@ -1,0 +1,114 @@
+"""CacheService: messages in, messages out; what happens is in service/attach, lookup, store and retrieve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from kvdepot.v1 import cache_pb2, cache_pb2_grpc
+
+from service import __version__
+from service.attach import Attaching
+from service.depot import Depot
+from service.errors import Draining, invalid
+from service.lookup import lookup
+from service.requests import StoreHeader
+from service.retrieve import Piece, retrieve, retrieve_inline
+from service.servicers import decode, encode
+from service.store import store, store_inline
+
+MAX_PIECE_BYTES = 1 << 20
+
+
+class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
+    """Serves engines. `draining` is set when the depot begins to shut down, `drained` when transfers are done."""
+
+    def __init__(self, depot: Depot, draining: asyncio.Event, drained: asyncio.Event) -> None:
+        self._depot = depot
+        self._attaching = Attaching(depot)
+        self._draining = draining
+        self._drained = drained
+
+    async def AttachInstance(  # type: ignore[override]  # sends with context.write, see Boundary
+        self,
+        request: cache_pb2.AttachInstanceRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.AttachInstanceRequest, cache_pb2.AttachInstanceResponse],
+    ) -> None:
+        """The stream is the attachment: it ends by cancellation when the client is gone, or when the depot drains."""
+        plain = decode.attach_request(request, over_unix_socket=context.peer().startswith("unix:"))
+        async with self._attaching.attached(plain) as attachment:
+            response = cache_pb2.AttachInstanceResponse(
+                chunk_size=self._depot.limits.chunk_size,
+                chunk_bytes=attachment.chunk_bytes,
+                server_version=__version__,
+                transfer_backend=attachment.transfer_backend,
+                notice=cache_pb2.NOTICE_ATTACHED,
+            )
+            await context.write(response)
+            await self._draining.wait()
+            response.notice = cache_pb2.NOTICE_DRAINING
+            await context.write(response)
+            await self._drained.wait()
+        raise Draining("the depot has shut down")
+
+    async def Lookup(self, request: cache_pb2.LookupRequest, context: object) -> cache_pb2.LookupResponse:
+        return encode.lookup_response(await lookup(self._depot, decode.lookup_request(request)))
+
+    async def Store(self, request: cache_pb2.StoreRequest, context: object) -> cache_pb2.StoreResponse:
+        return encode.store_response(await store(self._depot, decode.store_request(request)))
+
+    async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
+        answer = await retrieve(self._depot, decode.retrieve_request(request))
+        return cache_pb2.RetrieveResponse(
+            retrieved_tokens=answer.retrieved_tokens,
+            retrieved_bytes=answer.retrieved_bytes,
+            l1_tokens=answer.retrieved_tokens,
+        )
+
+    async def ReleaseLease(
+        self, request: cache_pb2.ReleaseLeaseRequest, context: object
+    ) -> cache_pb2.ReleaseLeaseResponse:
+        if not request.lease_id:
+            raise invalid("lease_id", "is missing")
+        await self._depot.release_lease(request.lease_id)
+        return cache_pb2.ReleaseLeaseResponse()
+
+    async def StoreInline(
+        self, request_iterator: AsyncIterator[cache_pb2.StoreInlineRequest], context: object
+    ) -> cache_pb2.StoreInlineResponse:
+        header = await self._header(request_iterator)
+        return encode.store_inline_response(await store_inline(self._depot, header, _pieces(request_iterator)))
+
+    async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Boundary
+        self,
+        request: cache_pb2.RetrieveInlineRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, cache_pb2.RetrieveInlineResponse],
+    ) -> None:
+        async def send(piece: Piece) -> None:
+            await context.write(
+                cache_pb2.RetrieveInlineResponse(
+                    data=bytes(piece.data), chunk_index=piece.chunk_index, offset_bytes=piece.offset_bytes
+                )
+            )
+
+        await retrieve_inline(self._depot, decode.retrieve_inline_request(request), send)
+
+    async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
+        session = await self._depot.end_session(*decode.session_ids(request))
+        return cache_pb2.EndSessionResponse(summary=encode.session_summary(session))
+
+    async def _header(self, messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> StoreHeader:
+        first = await self._depot.bounded(anext(messages, None), "no header")
+        if first is None or first.WhichOneof("payload") != "header":
+            raise invalid("header", "is not the first message of the stream")
+        return decode.store_header(first.header, "header.")
+
+
+async def _pieces(messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        if message.WhichOneof("payload") != "data":
+            raise invalid("header", "came a second time, or the message is empty")
+        if not 1 <= len(message.data) <= MAX_PIECE_BYTES:
+            raise invalid("data", f"has {len(message.data)} bytes, not 1 to {MAX_PIECE_BYTES}")
+        yield message.data

@@ -1,0 +1,164 @@
+"""Sessions: what each request of an engine did, while it lives and for a while after."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.errors import SessionNotFound
+
+MAX_OPERATIONS = 1_000
+MAX_ENDED_REMEMBERED = 1_000
+MAX_LIVE = 100_000
+
+
+class OperationKind(StrEnum):
+    """What an operation was."""
+
+    LOOKUP = "lookup"
+    STORE = "store"
+    RETRIEVE = "retrieve"
+
+
+class Outcome(StrEnum):
+    """How an operation ended."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    MISS = "miss"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class SessionEnd(StrEnum):
+    """Why a session ended."""
+
+    REQUESTED = "requested"
+    IDLE = "idle"
+    INSTANCE_DETACHED = "instance detached"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Operation:
+    """One call of a session; filled in as it goes on, with the outcome at its end. Times are monotonic seconds."""
+
+    kind: OperationKind
+    operation_id: str
+    rank: int = 0
+    start: float = field(default_factory=time.monotonic)
+    duration_seconds: float = 0.0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    outcome: Outcome | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """The life of one request. `num_running` operations keep it from being idle."""
+
+    instance_id: str
+    session_id: str
+    model_name: str
+    start_time: float = field(default_factory=time.time)
+    start: float = field(default_factory=time.monotonic)
+    last_use: float = field(default_factory=time.monotonic)
+    end: SessionEnd | None = None
+    duration_seconds: float = 0.0
+    operations: list[Operation] = field(default_factory=list)
+    num_dropped_operations: int = 0
+    num_running: int = 0
+    lease_ids: set[str] = field(default_factory=set)
+
+    def age_seconds(self) -> float:
+        """How long it lived, or has lived so far."""
+        return self.duration_seconds if self.end is not None else time.monotonic() - self.start
+
+    def begin(self, operation: Operation) -> None:
+        """Note that an operation began."""
+        self.num_running += 1
+        if len(self.operations) < MAX_OPERATIONS:
+            self.operations.append(operation)
+        else:
+            self.num_dropped_operations += 1
+
+
+class Sessions:
+    """Live sessions, least recently used first, and the last ones that ended."""
+
+    def __init__(self, idle_timeout_seconds: float) -> None:
+        self._idle_timeout_seconds = idle_timeout_seconds
+        self._live: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._ended: deque[Session] = deque(maxlen=MAX_ENDED_REMEMBERED)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __repr__(self) -> str:
+        return f"<Sessions {len(self._live)} live>"
+
+    def find(self, instance_id: str, session_id: str) -> Session | None:
+        """The live session."""
+        return self._live.get((instance_id, session_id))
+
+    def begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        """Make a session live; there must be none of this id."""
+        session = Session(instance_id=instance_id, session_id=session_id, model_name=model_name)
+        self._live[instance_id, session_id] = session
+        return session
+
+    def require(self, instance_id: str, session_id: str) -> Session:
+        """The live session. Raises: SessionNotFound."""
+        session = self.find(instance_id, session_id)
+        if session is None:
+            raise SessionNotFound(instance_id, session_id)
+        return session
+
+    def latest(self, instance_id: str, session_id: str) -> Session:
+        """The live session, or the last one of this id that ended. Raises: SessionNotFound."""
+        for session in self.newest_first():
+            if (session.instance_id, session.session_id) == (instance_id, session_id):
+                return session
+        raise SessionNotFound(instance_id, session_id)
+
+    def newest_first(self) -> Iterable[Session]:
+        """Live sessions, most recently used first; then ended ones, latest first."""
+        yield from reversed(self._live.values())
+        yield from reversed(self._ended)
+
+    def used(self, session: Session) -> None:
+        """Note that a session did something."""
+        if session.end is None:
+            session.last_use = time.monotonic()
+            self._live.move_to_end((session.instance_id, session.session_id))
+
+    def end(self, session: Session, why: SessionEnd) -> None:
+        """End a live session; it is remembered for a while."""
+        del self._live[session.instance_id, session.session_id]
+        session.end = why
+        session.duration_seconds = time.monotonic() - session.start
+        self._ended.append(session)
+
+    def of_instance(self, instance_id: str) -> list[Session]:
+        """The live sessions of an instance."""
+        return [session for session in self._live.values() if session.instance_id == instance_id]
+
+    def idle(self, now: float) -> list[Session]:
+        """Sessions that did nothing for the idle timeout, and the most idle ones of too many."""
+        over: list[Session] = []
+        num_too_many = len(self._live) - MAX_LIVE
+        for session in self._live.values():
+            is_idle = session.last_use + self._idle_timeout_seconds <= now
+            if not is_idle and len(over) >= num_too_many:
+                break
+            if session.num_running == 0:
+                over.append(session)
+        return over
+
+    def next_idle(self) -> float | None:
+        """When the least recently used session will have been idle for too long (monotonic)."""
+        session = next(iter(self._live.values()), None)
+        return session.last_use + self._idle_timeout_seconds if session is not None else None

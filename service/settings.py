@@ -1,0 +1,139 @@
+"""Every setting of the server: from flags, KVDEPOT_… variables and a YAML file, in this order of precedence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+from yaml import YAMLError
+
+from service.arena import HugePages
+from service.units import format_size, parse_duration, parse_size
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class BadSettings(Exception):
+    """The settings contradict themselves or what is known; the message tells each fault on a line."""
+
+
+class Settings(BaseSettings):
+    """Frozen; built once, in `__main__`."""
+
+    model_config = SettingsConfigDict(env_prefix="KVDEPOT_", frozen=True, extra="forbid")
+
+    listen: Texts = Field(("127.0.0.1:50051",), description="where to serve, HOST:PORT or unix:PATH; repeatable")
+    unix_socket_mode: str = Field("600", description="permissions of the unix sockets, octal")
+    l1_size: Size = Field(4 << 30, description="host memory for chunks, such as 8GiB")
+    l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: off, transparent or reserved")
+    chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
+    transfer_threads: int = Field(2, ge=1, le=256, description="threads that move bytes, for each direction")
+    lease_ttl: Seconds = Field(60.0, gt=0, description="how long a lease protects chunks, such as 60s")
+    session_idle_timeout: Seconds = Field(600.0, gt=0, description="when a session that does nothing is ended")
+    max_wait: Seconds = Field(30.0, gt=0, description="the longest a call waits for another call or for its client")
+    drain_timeout: Seconds = Field(20.0, ge=0, description="how long calls may take to finish at shutdown")
+    max_concurrent_rpcs: int = Field(1024, ge=1, description="calls that run at once; more are refused")
+    max_attachments: int = Field(1024, ge=1, description="attachments and event feeds that are open at once")
+    max_message_size: Size = Field(16 << 20, description="the largest message that is taken")
+    disable_observability: bool = Field(False, description="publish no events at all")
+    disable_logging: bool = Field(False, description="log no events")
+    event_queue_size: int = Field(10_000, ge=1, description="events that wait at most; more are dropped and counted")
+    log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
+
+    @field_validator("unix_socket_mode")
+    @classmethod
+    def _octal(cls, value: str) -> str:
+        if not value.isdecimal() or int(value, 8) > 0o777:
+            raise ValueError(f"{value!r} is not an octal mode such as 600 or 660")
+        return value
+
+    @field_validator("l1_size")
+    @classmethod
+    def _not_empty(cls, value: int) -> int:
+        if value < 4096:
+            raise ValueError("an L1 of less than 4KiB holds nothing")
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("there is nowhere to serve")
+        for address in value:
+            if not address.startswith("unix:") and not address.rpartition(":")[2].isdecimal():
+                raise ValueError(f"{address!r} is neither HOST:PORT nor unix:PATH")
+        return value
+
+    def described(self) -> dict[str, str]:
+        """Every setting as text, for status and logs; there are no secrets among them."""
+        return {name: _text(name, getattr(self, name)) for name in type(self).model_fields}
+
+
+def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """The settings from flags that were given, by field name, the environment, and a YAML file.
+
+    Raises: BadSettings.
+    """
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config)
+
+    if config is not None and not config.is_file():
+        raise BadSettings(f"config: {config} is not a file")
+    try:
+        return Sources(**flags)
+    except ValidationError as error:
+        raise BadSettings("\n".join(map(_fault, error.errors()))) from error
+    except (SettingsError, OSError, ValueError, YAMLError) as error:
+        raise BadSettings(f"config: {error}") from error
+
+
+def _fault(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"][:1])
+    given = f" (given: {error['input']!r})" if name and error["type"] != "missing" else ""
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}{given}" if name else message
+
+
+def _text(name: str, value: object) -> str:
+    if name.endswith("_size") and isinstance(value, int) and name not in ("chunk_size", "event_queue_size"):
+        return format_size(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Events, the bus they ride on, and its subscribers."""

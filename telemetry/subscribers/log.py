@@ -1,0 +1,106 @@
+"""Events as log lines: the message is the event's name, the facts are its arguments, in ``LogRecord.args`` by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from telemetry.attributes import Plain, attributes
+from telemetry.bus import Subscriber
+from telemetry.events import (
+    CacheCleared,
+    Event,
+    InstanceAttached,
+    InstanceDetached,
+    LookupFinished,
+    RetrieveFinished,
+    ServerDraining,
+    ServerStarted,
+    SessionEnded,
+    SessionStarted,
+    StoreFinished,
+)
+from telemetry.rate_limit import RateLimit
+
+logger = logging.getLogger(__name__)
+
+INFO_EVENTS = frozenset(
+    {
+        ServerStarted,
+        ServerDraining,
+        InstanceAttached,
+        InstanceDetached,
+        SessionStarted,
+        SessionEnded,
+        LookupFinished,
+        StoreFinished,
+        RetrieveFinished,
+        CacheCleared,
+    }
+)
+COUNTED_FIELDS = ("keys", "records")  # a line tells how many, nothing per chunk or block
+LINES_PER_SECOND = 20  # of one event type at one level; a line costs the event loop some 20 µs
+
+
+class LogSubscriber(Subscriber):
+    """Logs what was refused or failed as WARNING, ``INFO_EVENTS`` as INFO, the rest as DEBUG.
+
+    At INFO and above at most ``lines_per_second`` of a type; the next line tells ``num_suppressed``. DEBUG is not
+    limited: who asks for it wants everything.
+    """
+
+    name = "log"
+
+    def __init__(self, *, lines_per_second: int = LINES_PER_SECOND) -> None:
+        self._limit = RateLimit[tuple[str, int]](lines_per_second, period_seconds=1.0)
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Log each event that its level lets through."""
+        for event in batch:
+            level = level_of(event)
+            if logger.isEnabledFor(level):
+                self._log(event, level)
+
+    def close(self) -> None:
+        """Tell of the lines that were held back and that no later line told of."""
+        for (type_name, level), num_suppressed in self._limit.untold().items():
+            logger.log(level, "%s num_suppressed=%d", type_name, num_suppressed)
+
+    def _log(self, event: Event, level: int) -> None:
+        type_name = type(event).__name__
+        num_suppressed = 0
+        if level > logging.DEBUG:
+            admitted = self._limit.admit((type_name, level), event.monotonic)
+            if admitted is None:
+                return
+            num_suppressed = admitted
+        facts = facts_of(event)
+        if num_suppressed:
+            facts["num_suppressed"] = num_suppressed
+        # repr, so that nothing that came over the wire can forge a line of its own
+        message = " ".join([type_name, *(f"{name}=%({name})r" for name in facts)])
+        logger.log(level, message, *([facts] if facts else []))
+
+
+def level_of(event: Event) -> int:
+    """The level at which an event is logged."""
+    if getattr(event, "outcome", "") in ("refused", "failed"):
+        return logging.WARNING
+    if isinstance(event, StoreFinished) and event.refused_tokens:
+        return logging.WARNING
+    return logging.INFO if type(event) in INFO_EVENTS else logging.DEBUG
+
+
+def facts_of(event: Event) -> dict[str, Plain]:
+    """What a line tells: the ids, if any, and the event's own fields."""
+    facts: dict[str, Plain] = {}
+    if event.instance_id:
+        facts["instance_id"] = event.instance_id
+    if event.session_id:
+        facts["session_id"] = event.session_id
+    for name, value in attributes(event).items():
+        if name in COUNTED_FIELDS and isinstance(value, list):
+            facts[f"num_{name}"] = len(value)
+        else:
+            facts[name] = round(value, 6) if isinstance(value, float) else value
+    return facts

@@ -1,0 +1,88 @@
+"""A live feed of events for one reader, which may be slow: it loses events and is told how many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from telemetry.bus import EventBus, Subscriber
+from telemetry.events import Event
+
+
+class Watcher(Subscriber):
+    """Yields ``(event, num_lost)``: the events that pass the filters, oldest first, from the bus's next batch on.
+
+    ``num_lost`` events that passed were lost between the event before and this one: when ``capacity`` events wait the
+    oldest of them goes. An empty filter passes everything. One task reads; `close`, or the bus that stops, ends the
+    iteration after what is waiting.
+    """
+
+    name = "watch"
+
+    def __init__(
+        self,
+        bus: EventBus,
+        *,
+        event_types: Iterable[type[Event]] = (),
+        instance_id: str = "",
+        session_id: str = "",
+        capacity: int = 1_000,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"a watcher of {capacity} events sees nothing")
+        self._event_types = frozenset(event_types)
+        self._instance_id = instance_id
+        self._session_id = session_id
+        self._buffer: deque[Event] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._num_lost = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._bus = bus
+        bus.subscribe(self)
+
+    def __repr__(self) -> str:
+        return f"<Watcher {len(self._buffer)}/{self._capacity} events, {self._num_lost} lost>"
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Watcher:
+        return self
+
+    async def __anext__(self) -> tuple[Event, int]:
+        while not self._buffer:
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        num_lost, self._num_lost = self._num_lost, 0
+        return self._buffer.popleft(), num_lost
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Keep what passes the filters, at the cost of the oldest."""
+        passed = [event for event in batch if self._passes(event)]
+        if passed:
+            self._num_lost += max(0, len(self._buffer) + len(passed) - self._capacity)
+            self._buffer.extend(passed)
+            self._changed.set()
+
+    def close(self) -> None:
+        """See no more events; idempotent."""
+        self._bus.unsubscribe(self)
+        self._closed = True
+        self._changed.set()
+
+    def _passes(self, event: Event) -> bool:
+        return (
+            (not self._event_types or type(event) in self._event_types)
+            and (not self._instance_id or event.instance_id == self._instance_id)
+            and (not self._session_id or event.session_id == self._session_id)
+        )

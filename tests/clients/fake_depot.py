@@ -1,0 +1,216 @@
+"""A depot that speaks the contract and does what a test tells it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as PackedAny
+from google.rpc import error_details_pb2, status_pb2
+
+from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from kvdepot.v1.admin_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from kvdepot.v1.cache_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
+from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceServicer, add_ObservabilityServiceServicer_to_server
+
+CHUNK_SIZE = 8
+CHUNK_BYTES = (1 << 20) + 100  # a chunk takes two pieces
+
+Failure = Callable[[grpc.ServicerContext], None]
+
+
+def failure(
+    code: grpc.StatusCode,
+    reason: str,
+    message: str = "",
+    *,
+    violations: tuple[tuple[str, str], ...] = (),
+    retry_after: tuple[int, int] | None = None,
+) -> Failure:
+    """Aborts an RPC the way the depot does."""
+    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain="kvdepot", metadata={"key": "value"}))]
+    if violations:
+        bad = error_details_pb2.BadRequest()
+        for field, description in violations:
+            bad.field_violations.add(field=field, description=description)
+        details.append(_packed(bad))
+    if retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.seconds, retry.retry_delay.nanos = retry_after
+        details.append(_packed(retry))
+    status = status_pb2.Status(code=code.value[0], message=message, details=details)
+    return lambda context: _abort(context, code, message, status.SerializeToString())
+
+
+def bare_failure(code: grpc.StatusCode, message: str = "", details: bytes | None = None) -> Failure:
+    """Aborts an RPC as something that is not the depot does: without details, or with others."""
+    return lambda context: _abort(context, code, message, details)
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, details: bytes | None) -> None:
+    if details is not None:
+        context.set_trailing_metadata((("grpc-status-details-bin", details),))
+    context.abort(code, message)
+
+
+def _packed(message: Any) -> PackedAny:
+    packed = PackedAny()
+    packed.Pack(message)
+    return packed
+
+
+class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminServiceServicer):
+    """Answers every RPC, remembers what was asked, and fails or hangs where it is told to.
+
+    ``requests`` holds pairs of RPC name and request; ``deadlines`` the time that each RPC had left.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, Any]] = []
+        self.deadlines: dict[str, float | None] = {}
+        self.failures: dict[str, Failure] = {}
+        self.hanging: set[str] = set()
+        self.inline_pieces: list[cache_pb2.RetrieveInlineResponse] = []
+        self.inline_failure: Failure | None = None
+        self.store_inline_reads = 1 << 30
+        self.next_page_token = "next"
+        self.attached = threading.Event()
+        self.detached = threading.Event()
+        self.cancelled = threading.Event()
+        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._server: grpc.Server | None = None
+        self.address = ""
+
+    def start(self, address: str = "127.0.0.1:0") -> None:
+        self._server = grpc.server(ThreadPoolExecutor(16))
+        add_CacheServiceServicer_to_server(self, self._server)
+        add_ObservabilityServiceServicer_to_server(self, self._server)
+        add_AdminServiceServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(address)
+        self.address = address.replace(":0", f":{port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._server is not None:
+            self._server.stop(None).wait()
+
+    def notify(self, notice: cache_pb2.Notice.ValueType) -> None:
+        """Sends a notice on the attachment's stream."""
+        self._commands.put(cache_pb2.AttachInstanceResponse(notice=notice))
+
+    def end_attachment(self, how: Failure | None = None) -> None:
+        """Ends the attachment's stream: with OK, or with a failure."""
+        self._commands.put(how or _end)
+
+    def AttachInstance(self, request: Any, context: Any) -> Iterator[cache_pb2.AttachInstanceResponse]:
+        context.add_callback(self.detached.set)
+        self._enter("AttachInstance", request, context)
+        yield cache_pb2.AttachInstanceResponse(
+            chunk_size=CHUNK_SIZE,
+            chunk_bytes=CHUNK_BYTES,
+            server_version="1.2.3",
+            transfer_backend="host",
+            notice=cache_pb2.NOTICE_ATTACHED,
+        )
+        self.attached.set()
+        while context.is_active() and not self._stopped.is_set():
+            try:
+                command = self._commands.get(timeout=0.02)
+            except queue.Empty:
+                continue
+            if command is _end:
+                return
+            if callable(command):
+                command(context)
+            yield command
+
+    def Lookup(self, request: Any, context: Any) -> cache_pb2.LookupResponse:
+        self._enter("Lookup", request, context)
+        return cache_pb2.LookupResponse(matched_tokens=16, lease=cache_pb2.Lease(lease_id="lease-1"))
+
+    def Store(self, request: Any, context: Any) -> cache_pb2.StoreResponse:
+        self._enter("Store", request, context)
+        return cache_pb2.StoreResponse(stored_tokens=16)
+
+    def Retrieve(self, request: Any, context: Any) -> cache_pb2.RetrieveResponse:
+        self._enter("Retrieve", request, context)
+        return cache_pb2.RetrieveResponse(retrieved_tokens=16)
+
+    def ReleaseLease(self, request: Any, context: Any) -> cache_pb2.ReleaseLeaseResponse:
+        self._enter("ReleaseLease", request, context)
+        return cache_pb2.ReleaseLeaseResponse()
+
+    def StoreInline(self, request_iterator: Any, context: Any) -> cache_pb2.StoreInlineResponse:
+        """Answers, or fails, after ``store_inline_reads`` messages."""
+        context.add_callback(lambda: None if self._stopped.is_set() else self.cancelled.set())
+        stored_bytes, messages = 0, []
+        for _, message in zip(range(self.store_inline_reads), request_iterator, strict=False):
+            messages.append(message)
+            stored_bytes += len(message.data)
+        self._enter("StoreInline", messages, context)
+        return cache_pb2.StoreInlineResponse(stored_bytes=stored_bytes)
+
+    def RetrieveInline(self, request: Any, context: Any) -> Iterator[cache_pb2.RetrieveInlineResponse]:
+        context.add_callback(self.cancelled.set)
+        self._enter("RetrieveInline", request, context)
+        yield from self.inline_pieces
+        if self.inline_failure is not None:
+            self.inline_failure(context)
+
+    def EndSession(self, request: Any, context: Any) -> cache_pb2.EndSessionResponse:
+        self._enter("EndSession", request, context)
+        return cache_pb2.EndSessionResponse(summary=cache_pb2.SessionSummary(session_id=request.session_id))
+
+    def ReportBlockAllocation(self, request: Any, context: Any) -> observability_pb2.ReportBlockAllocationResponse:
+        self._enter("ReportBlockAllocation", request, context)
+        return observability_pb2.ReportBlockAllocationResponse()
+
+    def WatchEvents(self, request: Any, context: Any) -> Iterator[observability_pb2.WatchEventsResponse]:
+        context.add_callback(self.cancelled.set)
+        self._enter("WatchEvents", request, context)
+        while context.is_active() and not self._stopped.is_set():
+            yield observability_pb2.WatchEventsResponse(event=observability_pb2.Event(type="StoreFinished"))
+
+    def ListSessions(self, request: Any, context: Any) -> observability_pb2.ListSessionsResponse:
+        self._enter("ListSessions", request, context)
+        return observability_pb2.ListSessionsResponse(next_page_token=self.next_page_token)
+
+    def GetSession(self, request: Any, context: Any) -> observability_pb2.GetSessionResponse:
+        self._enter("GetSession", request, context)
+        return observability_pb2.GetSessionResponse()
+
+    def GetStatus(self, request: Any, context: Any) -> admin_pb2.GetStatusResponse:
+        self._enter("GetStatus", request, context)
+        return admin_pb2.GetStatusResponse(version="1.2.3")
+
+    def ListInstances(self, request: Any, context: Any) -> admin_pb2.ListInstancesResponse:
+        self._enter("ListInstances", request, context)
+        return admin_pb2.ListInstancesResponse()
+
+    def ClearCache(self, request: Any, context: Any) -> admin_pb2.ClearCacheResponse:
+        self._enter("ClearCache", request, context)
+        return admin_pb2.ClearCacheResponse()
+
+    def last(self, rpc: str) -> Any:
+        """The latest request of an RPC."""
+        return [request for name, request in self.requests if name == rpc][-1]
+
+    def _enter(self, rpc: str, request: Any, context: Any) -> None:
+        self.requests.append((rpc, request))
+        remaining = context.time_remaining()
+        self.deadlines[rpc] = remaining if remaining is not None and remaining < 1e8 else None
+        if rpc in self.failures:
+            self.failures[rpc](context)
+        if rpc in self.hanging:
+            while context.is_active() and not self._stopped.wait(0.02):
+                pass
+
+
+def _end(context: grpc.ServicerContext) -> None:
+    """Marks the end of an attachment's stream."""

@@ -1,0 +1,192 @@
+"""An attachment lives as long as its stream, and the engine is told when that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from kvdepot import DepotError, KvShape, layouts
+from kvdepot.v1 import cache_pb2
+from tests.clients.conftest import Side
+from tests.clients.fake_depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
+
+SHAPE = KvShape(num_layers=2, num_blocks=4, block_size=8, num_heads=2, head_size=16, dtype="bfloat16")
+
+
+async def test_attach_sends_the_description_and_shows_the_acknowledgement(
+    side: Side, client: Any, depot: FakeDepot
+) -> None:
+    group = layouts.NL_X_TWO_NB_BS_NH_HS.from_shape(SHAPE)
+    region = cache_pb2.MemoryRegion(size_bytes=1 << 20, posix_shm=cache_pb2.PosixSharedMemory(name="kv"))
+    attachment = await side(
+        client.attach,
+        instance_id="engine-0",
+        model_name="model",
+        groups=[group],
+        regions=[region],
+        world_size=4,
+        rank=3,
+    )
+    assert depot.last("AttachInstance") == cache_pb2.AttachInstanceRequest(
+        instance_id="engine-0", model_name="model", world_size=4, rank=3, groups=[group], regions=[region]
+    )
+    assert depot.deadlines["AttachInstance"] is None
+    assert (attachment.instance_id, attachment.rank) == ("engine-0", 3)
+    assert (attachment.chunk_size, attachment.chunk_bytes) == (CHUNK_SIZE, CHUNK_BYTES)
+    assert (attachment.server_version, attachment.transfer_backend) == ("1.2.3", "host")
+    assert not attachment.lost
+    assert not attachment.draining
+    await side(attachment.close)
+
+
+async def test_refused_attach_raises_and_is_no_loss(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["AttachInstance"] = failure(grpc.StatusCode.FAILED_PRECONDITION, "RANK_ATTACHED")
+    told: list[DepotError] = []
+    with pytest.raises(DepotError) as raised:
+        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
+    assert raised.value.reason == "RANK_ATTACHED"
+    assert told == []
+
+
+async def test_attach_that_is_not_acknowledged_in_time_is_given_up(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.hanging.add("AttachInstance")
+    with pytest.raises(DepotError) as raised:
+        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], timeout_seconds=0.05)
+    assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await asyncio.to_thread(depot.detached.wait, 10)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "reason"),
+    [
+        (None, grpc.StatusCode.UNAVAILABLE, "ATTACHMENT_ENDED"),
+        (failure(grpc.StatusCode.UNAVAILABLE, "DRAINING"), grpc.StatusCode.UNAVAILABLE, "DRAINING"),
+        (bare_failure(grpc.StatusCode.INTERNAL), grpc.StatusCode.INTERNAL, "INTERNAL"),
+    ],
+)
+async def test_end_of_the_stream_is_noticed_while_no_call_is_made(
+    how: Any, code: grpc.StatusCode, reason: str, side: Side, client: Any, depot: FakeDepot
+) -> None:
+    told: list[DepotError] = []
+    attachment = await side(
+        client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append
+    )
+    depot.end_attachment(how)
+    error = await side(attachment.wait_lost, 10)
+    assert (error.code, error.reason) == (code, reason)
+    assert attachment.lost
+    assert attachment.lost_reason is error
+    await side(attachment.close)
+    assert told == [error]
+
+
+async def test_death_of_the_depot_is_a_loss(side: Side, depot: FakeDepot) -> None:
+    client = side.client_class(depot.address)
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[])
+    await asyncio.to_thread(depot.stop)
+    assert (await side(attachment.wait_lost, 10)).reason == "UNREACHABLE"
+    assert attachment.lost
+    await side(client.close)
+
+
+async def test_close_detaches_and_is_no_loss(side: Side, client: Any, depot: FakeDepot) -> None:
+    told: list[DepotError] = []
+    attachment = await side(
+        client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append
+    )
+    assert not depot.detached.is_set()
+    await side(attachment.close)
+    await side(attachment.close)
+    assert await asyncio.to_thread(depot.detached.wait, 10)
+    assert await side(attachment.wait_lost) is None
+    assert not attachment.lost
+    assert told == []
+
+
+async def test_wait_for_a_loss_ends_with_its_time(side: Side, attachment: Any) -> None:
+    assert await side(attachment.wait_lost, 0.02) is None
+    assert not attachment.lost
+
+
+async def test_leaving_the_with_block_detaches(side: Side, depot: FakeDepot) -> None:
+    def blocking() -> None:
+        with side.client_class(depot.address) as client:
+            with client.attach(instance_id="engine-0", model_name="model", groups=[]):
+                assert not depot.detached.is_set()
+            assert depot.detached.wait(10)
+        with pytest.raises(ValueError, match="closed"):
+            client.get_status()
+
+    async def on_loop() -> None:
+        async with side.client_class(depot.address) as client:
+            async with await client.attach(instance_id="engine-0", model_name="model", groups=[]):
+                assert not depot.detached.is_set()
+            assert await asyncio.to_thread(depot.detached.wait, 10)
+        with pytest.raises(grpc.aio.UsageError, match="closed"):
+            await client.get_status()
+
+    await (asyncio.to_thread(blocking) if side.blocks else on_loop())
+
+
+async def test_draining_is_shown_before_the_end(side: Side, attachment: Any, depot: FakeDepot) -> None:
+    depot.notify(cache_pb2.NOTICE_DRAINING)
+    while not attachment.draining:
+        await asyncio.sleep(0.01)
+    assert not attachment.lost
+    assert attachment.chunk_size == CHUNK_SIZE
+
+
+async def test_on_lost_may_raise_and_may_close(
+    side: Side, client: Any, depot: FakeDepot, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = threading.Event()
+
+    def on_lost(error: DepotError) -> None:
+        if side.blocks:
+            attachment.close()
+        closed.set()
+        raise RuntimeError("the engine's own trouble")
+
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=on_lost)
+    depot.end_attachment()
+    assert (await side(attachment.wait_lost, 10)).reason == "ATTACHMENT_ENDED"
+    assert await asyncio.to_thread(closed.wait, 10)
+    while "the engine's own trouble" not in caplog.text:
+        await asyncio.sleep(0.01)
+
+
+async def test_attachment_ends_when_its_client_is_closed_first(side: Side, depot: FakeDepot) -> None:
+    client = side.client_class(depot.address)
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[])
+    await side(client.close)
+    assert (await side(attachment.wait_lost, 10)).reason == "CANCELLED"
+    await side(attachment.close)
+    assert await asyncio.to_thread(depot.detached.wait, 10)
+
+
+@pytest.mark.parametrize("client_class", ["DepotClient", "AsyncDepotClient"])
+def test_process_that_never_closes_ends_quietly(client_class: str, depot: FakeDepot) -> None:
+    script = f"""
+import asyncio, kvdepot
+async def main():
+    client = kvdepot.{client_class}({depot.address!r})
+    attachment = client.attach(instance_id="engine-0", model_name="model", groups=[])
+    if {client_class == "AsyncDepotClient"}:
+        attachment = await attachment
+    print(attachment)
+asyncio.run(main())
+"""
+    root = Path(__file__).parents[2] / "clients" / "python"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "engine-0/0 attached" in ended.stdout
+    assert depot.detached.wait(10)

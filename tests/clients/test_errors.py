@@ -1,0 +1,84 @@
+"""A failed call raises DepotError, with everything that the answer said."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import grpc
+import pytest
+
+from kvdepot import DepotError, FieldViolation
+from tests.clients.conftest import Side
+from tests.clients.fake_depot import FakeDepot, bare_failure, failure
+
+CODES = grpc.StatusCode
+
+
+async def failed(side: Side, client: Any) -> DepotError:
+    with pytest.raises(DepotError) as raised:
+        await side(client.get_status, timeout_seconds=5)
+    return raised.value
+
+
+async def test_reason_fields_and_delay_are_read_from_the_details(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["GetStatus"] = failure(
+        CODES.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        "two fields are wrong",
+        violations=(("groups[0].dtype", "is empty"), ("rank", "is not below world_size")),
+        retry_after=(1, 250_000_000),
+    )
+    error = await failed(side, client)
+    assert error.code is CODES.INVALID_ARGUMENT
+    assert error.reason == "INVALID_REQUEST"
+    assert error.message == "two fields are wrong"
+    assert error.violations == (
+        FieldViolation("groups[0].dtype", "is empty"),
+        FieldViolation("rank", "is not below world_size"),
+    )
+    assert error.retry_after_seconds == 1.25
+    for part in ("INVALID_ARGUMENT", "INVALID_REQUEST", "two fields", "groups[0].dtype: is empty", "rank: is not below"):
+        assert part in str(error)
+
+
+async def test_unavailable_with_a_reason_is_not_called_unreachable(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["GetStatus"] = failure(CODES.UNAVAILABLE, "DRAINING")
+    error = await failed(side, client)
+    assert (error.code, error.reason, error.violations) == (CODES.UNAVAILABLE, "DRAINING", ())
+    assert error.retry_after_seconds is None
+
+
+async def test_answer_without_details_has_the_name_of_its_code_as_the_reason(
+    side: Side, client: Any, depot: FakeDepot
+) -> None:
+    depot.failures["GetStatus"] = bare_failure(CODES.RESOURCE_EXHAUSTED, "too many")
+    error = await failed(side, client)
+    assert (error.code, error.reason, error.message) == (CODES.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED", "too many")
+
+
+async def test_details_that_are_no_status_do_not_hide_the_failure(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["GetStatus"] = bare_failure(CODES.NOT_FOUND, "no such thing", b"\xff\xff\xff")
+    error = await failed(side, client)
+    assert (error.code, error.reason, error.message) == (CODES.NOT_FOUND, "NOT_FOUND", "no such thing")
+
+
+async def test_depot_that_is_not_there_is_unreachable(side: Side) -> None:
+    client = side.client_class("127.0.0.1:1")
+    error = await failed(side, client)
+    assert (error.code, error.reason) == (CODES.UNAVAILABLE, "UNREACHABLE")
+    await side(client.close)
+
+
+async def test_failure_of_a_stream_is_a_depot_error(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["WatchEvents"] = failure(CODES.FAILED_PRECONDITION, "OBSERVABILITY_DISABLED")
+    with pytest.raises(DepotError) as raised:
+        await side.all(client.watch_events())
+    assert raised.value.reason == "OBSERVABILITY_DISABLED"
+
+
+def test_error_survives_pickling() -> None:
+    error = DepotError(CODES.NOT_FOUND, "LEASE_EXPIRED", "late", (FieldViolation("lease_id", "has expired"),), 0.5)
+    copied = pickle.loads(pickle.dumps(error))
+    assert vars(copied) == vars(error)
+    assert str(copied) == str(error)

@@ -1,0 +1,128 @@
+"""A bus that runs, a subscriber that remembers, and one event of each type."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from telemetry import events
+from telemetry.bus import EventBus, Subscriber
+from telemetry.events import BlockAllocation, Event
+
+RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
+
+
+class Recorder(Subscriber):
+    """Remembers batches, and tells a waiting test of each event."""
+
+    def __init__(self, name: str = "recorder") -> None:
+        self.name = name
+        self.batches: list[Sequence[Event]] = []
+        self.num_closed = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for batch in self.batches for event in batch]
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        assert batch
+        self.batches.append(batch)
+        self._changed.set()
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+    async def wait_for(self, num_events: int) -> None:
+        while len(self.events) < num_events:
+            self._changed.clear()
+            async with asyncio.timeout(5):
+                await self._changed.wait()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def make_recorder() -> type[Recorder]:
+    return Recorder
+
+
+@pytest.fixture(scope="session")
+def running() -> RunBus:
+    """Runs a bus in a task group, as the server does, and stops it at the end."""
+
+    @asynccontextmanager
+    async def run(bus: EventBus) -> AsyncIterator[EventBus]:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(bus.run())
+            await asyncio.sleep(0)
+            yield bus
+            await bus.stop()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Waits for what nothing tells of."""
+
+    async def wait(holds: Callable[[], bool]) -> None:
+        for _ in range(5_000):
+            if holds():
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("not in five seconds")
+
+    return wait
+
+
+class FakeClock:
+    """Stands still unless told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
+    """The bus's clock."""
+    fake = FakeClock()
+    monkeypatch.setattr("telemetry.bus.monotonic", fake)
+    yield fake
+
+
+def example(event_type: type[Event]) -> Event:
+    """An event with a value of the right kind in each field, chosen by the field's annotation."""
+    ids = np.arange(3, dtype=np.uint32)
+    values: dict[object, object] = {
+        str: "text",
+        int: 7,
+        float: 0.125,
+        bool: True,
+        str | None: None,
+        tuple[str, ...]: ("127.0.0.1:1", "unix:/x"),
+        tuple[bytes, ...]: (b"\x01\x02", b"\xff"),
+        tuple[BlockAllocation, ...]: (
+            BlockAllocation(session_id="s", block_ids=ids, token_ids=ids[:2], reused_block_ids=ids[:0], resumed=False),
+        ),
+        npt.NDArray[np.uint32]: ids,
+    }
+    hints = typing.get_type_hints(event_type, vars(events))
+    return event_type(**{name: values[hint] for name, hint in hints.items()})
+
+
+@pytest.fixture(scope="session")
+def make_example() -> Callable[[type[Event]], Event]:
+    return example
