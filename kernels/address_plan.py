@@ -34,7 +34,7 @@ class GroupPlan:
     """Where the bytes of one group are, in the engine's regions and in a chunk.
 
     A run is the longest piece that is contiguous on both sides. For layer ``l``, kind ``k``, block ``j`` of the chunk
-    that sits in block ``b`` of the engine, and the indices ``i`` of ``loops`` (outermost first), ``run_bytes`` bytes are
+    that sits in block ``b`` of the engine, and the indices ``i`` of ``loops`` (outermost first), ``run_bytes`` are
 
     - at ``engine_offsets[l, k] + b * block_stride_bytes + sum(i * engine_stride_bytes)`` of region ``regions[l, k]``,
     - at ``chunk_offsets[l, k] + j * block_bytes + sum(i * chunk_stride_bytes)`` of the chunk.
@@ -212,4 +212,5 @@ def _shares_bytes(distances: NDArray[np.int64], dims: list[tuple[int, int]], hea
         ahead = rest // stride
         rest = np.concatenate([rest - ahead * stride, rest - ahead * stride - stride])
         meets = np.concatenate([meets & (np.abs(ahead) < count), meets & (np.abs(ahead + 1) < count)])
-    return np.logical_or.reduce(meets & (np.abs(rest) < head_bytes), axis=0)
+    shares: NDArray[np.bool_] = np.logical_or.reduce(meets & (np.abs(rest) < head_bytes), axis=0)
+    return shares

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvloop
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what it can't bind is told by us, once
 
 from service.arena import MemoryUnavailable
 from service.commands.demo import demo
@@ -51,23 +54,24 @@ def _fail(message: str, code: int) -> None:
 
 def _options() -> inspect.Signature:
     """The options of `serve`, one for each field of Settings."""
-    config = Annotated[
-        Path | None, typer.Option("--config", envvar="KVDEPOT_CONFIG", help="YAML file of settings", metavar="FILE")
-    ]
-    parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)]
+    config = typer.Option("--config", envvar="KVDEPOT_CONFIG", help="YAML file of settings", metavar="FILE")
+    parameters = [_parameter("config", Path, config)]
     defaults = Settings.model_construct().described()
     for name, field in Settings.model_fields.items():
-        flag = f"--{name.replace('_', '-')}"
-        shown = f"{field.description} [default: {defaults[name]}]"
-        annotation: Any
-        if field.annotation is bool:
-            annotation = Annotated[bool | None, typer.Option(flag, help=field.description, show_default=False)]
-        elif name == "listen":
-            annotation = Annotated[list[str] | None, typer.Option(flag, help=shown, metavar="ADDRESS")]
-        else:
-            annotation = Annotated[str | None, typer.Option(flag, help=shown, metavar="VALUE")]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        is_switch = field.annotation is bool
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=field.description,
+            show_default=False if is_switch else defaults[name],
+            metavar=None if is_switch else "ADDRESS" if name == "listen" else "VALUE",
+        )
+        parameters.append(_parameter(name, bool if is_switch else list[str] if name == "listen" else str, option))
     return inspect.Signature(parameters)
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 serve_command.__signature__ = _options()  # type: ignore[attr-defined]  # typer reads it

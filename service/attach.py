@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import kernels.errors
@@ -29,6 +30,7 @@ from service.transfers import stopped, to_the_end
 from telemetry.events import InstanceAttached, InstanceDetached
 
 PLACE_WAIT_SECONDS = 1.0
+MAPPER_THREADS = 4
 
 _ERRORS: dict[type[Exception], type[DepotError]] = {
     kernels.errors.RegionUnavailable: RegionUnavailable,
@@ -43,6 +45,9 @@ class Attaching:
     def __init__(self, depot: Depot) -> None:
         self._depot = depot
         self._places: dict[tuple[str, int], asyncio.Future[None]] = {}
+        # Apart, so that the memory of an engine that died is not kept until others have been mapped.
+        self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
+        self._unmappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-unmap")
 
     @asynccontextmanager
     async def attached(self, request: AttachRequest) -> AsyncIterator[Attachment]:
@@ -86,7 +91,7 @@ class Attaching:
                     await stopped(list(attachment.transfers))
             finally:
                 if buffer is not None:
-                    await to_the_end(asyncio.get_running_loop().run_in_executor(None, buffer.close))
+                    await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
         finally:
             del self._places[place]
             free.set_result(None)
@@ -123,7 +128,7 @@ class Attaching:
             return None
         backend = self._depot.backend
         mapping = asyncio.get_running_loop().run_in_executor(
-            None,
+            self._mappers,
             lambda: backend.attach(
                 request.groups,
                 request.regions,

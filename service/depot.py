@@ -70,17 +70,18 @@ class Depot:
         self.draining = False
         self._operation_numbers = itertools.count(1)
         self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Depot {self.index!r}, {len(self.leases)} leases, {len(self.sessions)} sessions>"
 
     # What every operation begins with
 
-    def check_prefix(self, prefix: Prefix) -> None:
+    def check_prefix(self, prefix: Prefix, path: str = "") -> None:
         """Raise InvalidRequest if the prefix's block hashes don't fit this depot's chunks."""
         if prefix.hash_block_size and self.limits.chunk_size % prefix.hash_block_size:
             raise invalid(
-                "prefix.hash_block_size",
+                f"{path}prefix.hash_block_size",
                 f"the depot's chunk_size {self.limits.chunk_size} is not a multiple of {prefix.hash_block_size}",
             )
 
@@ -278,16 +279,19 @@ class Depot:
         if self._expiry is not None:
             self._expiry.cancel()
 
+    def _arm_expiry(self) -> None:
+        """Have `expire` called when the next lease or session is due."""
+        due = [moment for moment in (self.leases.next_expiry(), self.sessions.next_idle()) if moment is not None]
+        if not due or (self._expiry is not None and self._expires_at <= min(due)):
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+        # At least a moment ahead: a session with a running operation may be overdue for as long as that takes.
+        delay_seconds = max(min(due) - time.monotonic(), 0.01)
+        self._expires_at = time.monotonic() + delay_seconds
+        self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._expire_by_timer)
+
     def _expire_by_timer(self) -> None:
         self._expiry = None
         self.expire()
         self._arm_expiry()
-
-    def _arm_expiry(self) -> None:
-        if self._expiry is not None:
-            return
-        due = [moment for moment in (self.leases.next_expiry(), self.sessions.next_idle()) if moment is not None]
-        if due:
-            # At least a moment ahead: a session with a running operation may be overdue for as long as that takes.
-            delay_seconds = max(min(due) - time.monotonic(), 0.01)
-            self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._expire_by_timer)

@@ -75,13 +75,14 @@ class LookupAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHeader:
-    """Which tokens a store brings."""
+    """Which tokens a store brings. `path` is what comes before its fields' names in the request."""
 
     instance_id: str
     rank: int
     session_id: str
     prefix: Prefix
     start_token: int
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

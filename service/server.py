@@ -13,6 +13,8 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
+from kernels.host import HostBackend
 from kvdepot.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -21,8 +23,6 @@ from kvdepot.v1 import (
     observability_pb2,
     observability_pb2_grpc,
 )
-
-from kernels.host import HostBackend
 from service import __version__
 from service.arena import Arena
 from service.boundary import Boundary
@@ -30,7 +30,7 @@ from service.depot import Depot, DepotLimits
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
-from service.settings import Settings
+from service.settings import NOT_YET, Settings
 from telemetry.bus import EventBus
 from telemetry.events import ServerDraining, ServerStarted
 from telemetry.subscribers.log import LogSubscriber
@@ -163,11 +163,18 @@ class Server:
         return address
 
 
+def _warn_of_settings_without_effect(settings: Settings) -> None:
+    for name in NOT_YET:
+        if name in settings.model_fields_set:
+            logger.warning("setting %s has no effect in version %s", name, __version__)
+
+
 async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
 
     Raises: MemoryUnavailable, CannotListen.
     """
+    _warn_of_settings_without_effect(settings)
     server = Server(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -40,6 +40,10 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+# Accepted, so that configurations need not change, and without effect until their subscribers are there.
+NOT_YET = ("l0_sample_rate", "prometheus_port", "disable_metrics", "enable_tracing", "otlp_endpoint")
+
+
 class BadSettings(Exception):
     """The settings contradict themselves or what is known; the message tells each fault on a line."""
 
@@ -65,6 +69,11 @@ class Settings(BaseSettings):
     disable_observability: bool = Field(False, description="publish no events at all")
     disable_logging: bool = Field(False, description="log no events")
     event_queue_size: int = Field(10_000, ge=1, description="events that wait at most; more are dropped and counted")
+    l0_sample_rate: float = Field(0.01, ge=0, le=1, description="share of the engines' blocks that are followed")
+    prometheus_port: int = Field(9464, ge=0, le=65535, description="where metrics are served")
+    disable_metrics: bool = Field(False, description="measure nothing")
+    enable_tracing: bool = Field(False, description="make spans")
+    otlp_endpoint: str = Field("", description="where telemetry is sent to, such as http://localhost:4317")
     log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
 
     @field_validator("unix_socket_mode")

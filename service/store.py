@@ -163,12 +163,12 @@ async def _wait_for_others(plan: StorePlan, others: Mapping[int, Writer], deadli
 
 
 def _check_header(depot: Depot, header: StoreHeader) -> None:
-    depot.check_prefix(header.prefix)
+    depot.check_prefix(header.prefix, header.path)
     chunk_size = depot.limits.chunk_size
     if header.start_token % chunk_size:
-        raise invalid("start_token", f"not a multiple of the depot's chunk_size {chunk_size}")
+        raise invalid(f"{header.path}start_token", f"not a multiple of the depot's chunk_size {chunk_size}")
     if header.start_token > header.prefix.num_tokens:
-        raise invalid("start_token", f"beyond the prefix's {header.prefix.num_tokens} tokens")
+        raise invalid(f"{header.path}start_token", f"beyond the prefix's {header.prefix.num_tokens} tokens")
 
 
 def _check_coverage(depot: Depot, attachment: Attachment, request: StoreRequest) -> None:

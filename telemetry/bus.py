@@ -86,7 +86,7 @@ class EventBus:
         self._loop_thread_id = 0
         # Publishers can't fill more than half of the queue in it, even of a short one.
         self._gather_seconds = min(GATHER_SECONDS, capacity / 2 * FASTEST_PUBLISH_SECONDS)
-        self._asleep = False  # the drain task sleeps, or has ended: see `_knock`
+        self._asleep = False  # until the first to see it has knocked; for ever once the drain task has ended
         self._awake = asyncio.Event()
         self._stopping = False
         self._finished = asyncio.Event()
@@ -133,8 +133,7 @@ class EventBus:
         if self._loop is not None:
             if not self._stopping:
                 raise RuntimeError("the bus is running already")
-            await self._finished.wait()
-            return
+            return  # `stop` came before the first step
         self._loop = asyncio.get_running_loop()
         self._loop_thread_id = threading.get_ident()
         try:
@@ -181,11 +180,9 @@ class EventBus:
         self._awake.clear()
         self._asleep = True
         if self._queue or self._stopping:
-            self._asleep = False
             await asyncio.sleep(0)
         else:
             await self._awake.wait()
-            self._asleep = False
             await asyncio.sleep(self._gather_seconds)
 
     def _deliver(self) -> Iterator[None]:
@@ -237,7 +234,6 @@ class EventBus:
 
     def _settle(self, batch: Sequence[Event]) -> None:
         with self._counting:
-            self._batch = ()
             self._num_delivered += len(batch)
             if self._stopping:
                 self._num_slots_withdrawn += len(batch)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is ever downloaded
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -42,7 +39,7 @@ class ModelShape:
 
 SHAPES = {
     ModelSize.FULL: ModelShape(
-        num_layers=12, num_heads=12, num_kv_heads=4, head_size=64, hidden_size=768, mlp_size=2048
+        num_layers=8, num_heads=12, num_kv_heads=4, head_size=64, hidden_size=768, mlp_size=2048
     ),
     ModelSize.SMALL: ModelShape(num_layers=8, num_heads=4, num_kv_heads=2, head_size=32, hidden_size=128, mlp_size=256),
 }

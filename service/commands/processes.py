@@ -9,11 +9,13 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
+EMPTY: Mapping[str, str] = MappingProxyType({})
 REPOSITORY = Path(__file__).parents[2]
 
 _END_SECONDS = 15.0
@@ -30,7 +32,7 @@ class Child:
     It runs in a process group of its own: Ctrl-C reaches this process alone, which then ends its children in order.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self.name = name
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._drain: threading.Thread | None = None
@@ -38,6 +40,7 @@ class Child:
         # Settings in the environment are meant for the depot that the user runs, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
         environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
+        environment.update(variables)
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=REPOSITORY,
@@ -113,9 +116,9 @@ class Child:
 
 
 @contextmanager
-def child(name: str, *arguments: str) -> Iterator[Child]:
+def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> Iterator[Child]:
     """Runs ``python ARGUMENTS`` from the repository's root for the duration of the block."""
-    process = Child(name, arguments)
+    process = Child(name, arguments, variables)
     try:
         yield process
     finally:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from kvdepot import DepotError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kvdepot import DepotError
 from service.commands.processes import ChildError, exit_on_terminate, server_process
 from service.commands.replaying import CHUNK_BYTES, Replayed, ReplayError, replay_trace
 from service.commands.trace import BLOCK_TOKENS, TraceError, read_trace

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from kvdepot import AsyncAttachment, AsyncDepotClient, KvShape, SharedBuffer, layouts, token_prefix
 
+from kvdepot import AsyncAttachment, AsyncDepotClient, KvShape, SharedBuffer, layouts, token_prefix
 from service.commands.trace import BLOCK_TOKENS, PlainLru, token_ids
 
 CHUNK_BYTES = 2 * BLOCK_TOKENS * 4

@@ -11,11 +11,12 @@ import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from kvdepot import DepotClient, DepotError
-from kvdepot.v1 import admin_pb2, cache_pb2
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from kvdepot import DepotClient, DepotError
+from kvdepot.v1 import admin_pb2, cache_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 5.0

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
-
 from service import __version__
 from service.depot import Depot
 from service.servicers import encode

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 
+from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
 from service.depot import Depot

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-from kvdepot.v1 import cache_pb2, observability_pb2
 
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, PosixShm, ProcessFd, Region
+from kvdepot.v1 import cache_pb2, observability_pb2
 from service.errors import BackendUnavailable, FieldViolation, InvalidRequest
 from service.identity import Prefix
 from service.requests import (
@@ -156,7 +156,7 @@ def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
 
 
 def store_header(message: cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader, path: str = "") -> StoreHeader:
-    """`path` is what comes before the fields' names, such as "header.". Raises: InvalidRequest."""
+    """Raises: InvalidRequest, with fields that are named from `path` on."""
     wrong = Violations()
     _ids(wrong, message, path)
     _prefix_shape(wrong, f"{path}prefix", message.prefix)
@@ -167,6 +167,7 @@ def store_header(message: cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader, 
         session_id=message.session_id,
         prefix=_prefix(message.prefix),
         start_token=message.start_token,
+        path=path,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from kvdepot.v1 import cache_pb2
 
+from kvdepot.v1 import cache_pb2
 from service.leases import Lease
 from service.requests import LookupAnswer, Miss, MissReason, Refusal, RefusalReason, StoreAnswer
 from service.sessions import Operation, OperationKind, Outcome, Session, SessionEnd

@@ -7,8 +7,8 @@ from itertools import islice
 import grpc
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
-from kvdepot.v1 import observability_pb2, observability_pb2_grpc
 
+from kvdepot.v1 import observability_pb2, observability_pb2_grpc
 from service.depot import Depot
 from service.errors import ObservabilityDisabled, invalid
 from service.servicers import decode, encode

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-
 from kvdepot import AsyncDepotClient, DepotClient
+
 from tests.clients.fake_depot import FakeDepot
 
 
@@ -39,6 +39,13 @@ class Side:
             message = await anext(responses)
             await responses.aclose()
         return message
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that happens in another thread or process."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it has no event of this loop
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

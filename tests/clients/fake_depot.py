@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.rpc import error_details_pb2, status_pb2
-
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.admin_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from kvdepot.v1.cache_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
@@ -80,7 +79,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self.next_page_token = "next"
         self.attached = threading.Event()
         self.detached = threading.Event()
-        self.cancelled = threading.Event()
+        self.ended = threading.Event()
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._server: grpc.Server | None = None
@@ -96,9 +95,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._server.start()
 
     def stop(self) -> None:
-        self._stopped.set()
         if self._server is not None:
-            self._server.stop(None).wait()
+            stopping = self._server.stop(None)  # first: so that streams are cut, not ended
+            self._stopped.set()
+            stopping.wait()
 
     def notify(self, notice: cache_pb2.Notice.ValueType) -> None:
         """Sends a notice on the attachment's stream."""
@@ -148,7 +148,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
 
     def StoreInline(self, request_iterator: Any, context: Any) -> cache_pb2.StoreInlineResponse:
         """Answers, or fails, after ``store_inline_reads`` messages."""
-        context.add_callback(lambda: None if self._stopped.is_set() else self.cancelled.set())
+        context.add_callback(self.ended.set)
         stored_bytes, messages = 0, []
         for _, message in zip(range(self.store_inline_reads), request_iterator, strict=False):
             messages.append(message)
@@ -157,7 +157,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return cache_pb2.StoreInlineResponse(stored_bytes=stored_bytes)
 
     def RetrieveInline(self, request: Any, context: Any) -> Iterator[cache_pb2.RetrieveInlineResponse]:
-        context.add_callback(self.cancelled.set)
+        context.add_callback(self.ended.set)
         self._enter("RetrieveInline", request, context)
         yield from self.inline_pieces
         if self.inline_failure is not None:
@@ -172,7 +172,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return observability_pb2.ReportBlockAllocationResponse()
 
     def WatchEvents(self, request: Any, context: Any) -> Iterator[observability_pb2.WatchEventsResponse]:
-        context.add_callback(self.cancelled.set)
+        context.add_callback(self.ended.set)
         self._enter("WatchEvents", request, context)
         while context.is_active() and not self._stopped.is_set():
             yield observability_pb2.WatchEventsResponse(event=observability_pb2.Event(type="StoreFinished"))

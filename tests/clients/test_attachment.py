@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
-
-from kvdepot import DepotError, KvShape, layouts
+from kvdepot import AsyncDepotClient, DepotError, KvShape, layouts
 from kvdepot.v1 import cache_pb2
-from tests.clients.conftest import Side
+
+from tests.clients.conftest import Side, until
 from tests.clients.fake_depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
 
 SHAPE = KvShape(num_layers=2, num_blocks=4, block_size=8, num_heads=2, head_size=16, dtype="bfloat16")
@@ -75,9 +75,7 @@ async def test_end_of_the_stream_is_noticed_while_no_call_is_made(
     how: Any, code: grpc.StatusCode, reason: str, side: Side, client: Any, depot: FakeDepot
 ) -> None:
     told: list[DepotError] = []
-    attachment = await side(
-        client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append
-    )
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
     depot.end_attachment(how)
     error = await side(attachment.wait_lost, 10)
     assert (error.code, error.reason) == (code, reason)
@@ -98,9 +96,7 @@ async def test_death_of_the_depot_is_a_loss(side: Side, depot: FakeDepot) -> Non
 
 async def test_close_detaches_and_is_no_loss(side: Side, client: Any, depot: FakeDepot) -> None:
     told: list[DepotError] = []
-    attachment = await side(
-        client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append
-    )
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
     assert not depot.detached.is_set()
     await side(attachment.close)
     await side(attachment.close)
@@ -137,8 +133,7 @@ async def test_leaving_the_with_block_detaches(side: Side, depot: FakeDepot) -> 
 
 async def test_draining_is_shown_before_the_end(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.notify(cache_pb2.NOTICE_DRAINING)
-    while not attachment.draining:
-        await asyncio.sleep(0.01)
+    await until(lambda: attachment.draining)
     assert not attachment.lost
     assert attachment.chunk_size == CHUNK_SIZE
 
@@ -158,8 +153,7 @@ async def test_on_lost_may_raise_and_may_close(
     depot.end_attachment()
     assert (await side(attachment.wait_lost, 10)).reason == "ATTACHMENT_ENDED"
     assert await asyncio.to_thread(closed.wait, 10)
-    while "the engine's own trouble" not in caplog.text:
-        await asyncio.sleep(0.01)
+    await until(lambda: "the engine's own trouble" in caplog.text)
 
 
 async def test_attachment_ends_when_its_client_is_closed_first(side: Side, depot: FakeDepot) -> None:
@@ -169,6 +163,17 @@ async def test_attachment_ends_when_its_client_is_closed_first(side: Side, depot
     assert (await side(attachment.wait_lost, 10)).reason == "CANCELLED"
     await side(attachment.close)
     assert await asyncio.to_thread(depot.detached.wait, 10)
+
+
+async def test_cancelled_attach_leaves_no_stream(depot: FakeDepot) -> None:
+    depot.hanging.add("AttachInstance")
+    async with AsyncDepotClient(depot.address) as client:
+        attaching = asyncio.create_task(client.attach(instance_id="engine-0", model_name="model", groups=[]))
+        await until(lambda: bool(depot.requests))
+        attaching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        assert await asyncio.to_thread(depot.detached.wait, 10)
 
 
 @pytest.mark.parametrize("client_class", ["DepotClient", "AsyncDepotClient"])

@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-
 from kvdepot import (
     AsyncAttachment,
     AsyncDepotClient,
@@ -21,6 +20,7 @@ from kvdepot import (
     token_prefix,
 )
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+
 from tests.clients.conftest import Side
 from tests.clients.fake_depot import FakeDepot
 
@@ -151,9 +151,7 @@ async def test_call_of_an_attachment_adds_instance_and_rank(
     rpc: str, side: Side, client: Any, depot: FakeDepot
 ) -> None:
     method, args, kwargs, expected = ON_ATTACHMENT[rpc]
-    attachment = await side(
-        client.attach, instance_id="engine-0", model_name="model", groups=[], world_size=2, rank=1
-    )
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], world_size=2, rank=1)
     await side(getattr(attachment, method), *args, **kwargs)
     assert depot.last(rpc) == expected
     await side(attachment.close)
@@ -199,18 +197,18 @@ async def test_client_timeout_is_the_default_of_its_calls(side: Side, depot: Fak
     await side(client.close)
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), float("nan")])
-async def test_timeout_that_never_ends_is_refused(timeout: float, side: Side, client: Any) -> None:
+@pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), float("nan")])
+async def test_timeout_that_never_ends_is_refused(seconds: float, side: Side, client: Any) -> None:
     with pytest.raises(ValueError, match="timeout_seconds"):
-        await side(client.get_status, timeout_seconds=timeout)
+        await side(client.get_status, timeout_seconds=seconds)
     with pytest.raises(ValueError, match="timeout_seconds"):
-        side.client_class("127.0.0.1:1", timeout_seconds=timeout)
+        side.client_class("127.0.0.1:1", timeout_seconds=seconds)
 
 
 async def test_events_are_watched_until_the_iterator_is_closed(side: Side, client: Any, depot: FakeDepot) -> None:
     events = client.watch_events(event_types=["StoreFinished"], instance_id="engine-0", session_id="session")
     assert (await side.first(events)).event.type == "StoreFinished"
-    assert depot.cancelled.wait(10)
+    assert depot.ended.wait(10)
     assert depot.deadlines["WatchEvents"] is None
     assert depot.last("WatchEvents") == observability_pb2.WatchEventsRequest(
         event_types=["StoreFinished"], instance_id="engine-0", session_id="session"
@@ -232,9 +230,7 @@ async def test_unix_socket_is_an_address(side: Side, tmp_path: Path) -> None:
     depot.stop()
 
 
-async def test_environment_proxy_is_not_used(
-    side: Side, depot: FakeDepot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_environment_proxy_is_not_used(side: Side, depot: FakeDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     client = side.client_class(depot.address)
     assert (await side(client.get_status)).version == "1.2.3"

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-
 from kvdepot import DepotError, FieldViolation
+
 from tests.clients.conftest import Side
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
 
@@ -38,7 +38,13 @@ async def test_reason_fields_and_delay_are_read_from_the_details(side: Side, cli
         FieldViolation("rank", "is not below world_size"),
     )
     assert error.retry_after_seconds == 1.25
-    for part in ("INVALID_ARGUMENT", "INVALID_REQUEST", "two fields", "groups[0].dtype: is empty", "rank: is not below"):
+    for part in (
+        "INVALID_ARGUMENT",
+        "INVALID_REQUEST",
+        "two fields",
+        "groups[0].dtype: is empty",
+        "rank: is not below",
+    ):
         assert part in str(error)
 
 

@@ -36,7 +36,9 @@ def hashes(*block_hashes: bytes, hash_block_size: int = 2) -> Prefix:
     return Prefix(token_ids=np.empty(0, np.uint32), block_hashes=block_hashes, hash_block_size=hash_block_size)
 
 
-def keys(prefix: Prefix, *, model: str = "m", world_size: int = 1, rank: int = 0, groups: tuple[Group, ...] = ()) -> list[ChunkKey]:
+def keys(
+    prefix: Prefix, *, model: str = "m", world_size: int = 1, rank: int = 0, groups: tuple[Group, ...] = ()
+) -> list[ChunkKey]:
     identity = RankIdentity.of(model, world_size, rank, groups or (group(),))
     return list(chunk_keys(identity.namespace(prefix, CHUNK_SIZE), prefix, CHUNK_SIZE))
 

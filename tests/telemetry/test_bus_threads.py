@@ -78,6 +78,30 @@ async def test_publish_from_a_thread_wakes_a_sleeping_bus(recorder, running, unt
             await recorder.wait_for(num_delivered)
 
 
+async def test_only_the_first_publish_of_another_thread_costs_a_call_to_the_loop(recorder, running, monkeypatch):
+    loop = asyncio.get_running_loop()
+    call = loop.call_soon_threadsafe
+    calls: list[object] = []
+    bus = EventBus([recorder])
+
+    def count(callback, *args, **kwargs):
+        calls.append(callback)
+        return call(callback, *args, **kwargs)
+
+    async with running(bus):
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        bus.publish(ServerDraining())
+        await recorder.wait_for(1)
+        assert calls == []
+        await asyncio.sleep(0)
+        assert bus._asleep
+        other = threading.Thread(target=lambda: [bus.publish(ServerDraining()) for _ in range(10)])
+        other.start()
+        other.join()
+        await recorder.wait_for(11)
+    assert len(calls) == 1
+
+
 async def test_publisher_overtaken_by_a_stop_takes_its_event_back(recorder, running):
     """It has a slot when `stop` comes, and enqueues after the bus took its last look."""
     has_slot, may_enqueue = threading.Event(), threading.Event()
@@ -101,6 +125,34 @@ async def test_publisher_overtaken_by_a_stop_takes_its_event_back(recorder, runn
     stats = bus.stats()
     assert (stats.depth, stats.num_published, stats.num_dropped_by_type) == (0, 0, {"ServerDraining": 1})
     assert recorder.events == []
+
+
+async def test_publisher_overtaken_by_the_last_look_is_counted(make_recorder, running):
+    """It enqueues after the bus's last look and before its word that it has ended."""
+    has_slot, may_enqueue = threading.Event(), threading.Event()
+
+    class LetsIn(make_recorder):
+        def close(self) -> None:
+            may_enqueue.set()
+            publisher.join()
+
+    recorder = LetsIn()
+    bus = EventBus([recorder])
+    enqueue = bus._enqueue
+
+    def hesitate(event: Event) -> None:
+        has_slot.set()
+        may_enqueue.wait(5)
+        enqueue(event)
+
+    async with running(bus):
+        bus._enqueue = hesitate
+        publisher = threading.Thread(target=bus.publish, args=(ServerDraining(),))
+        publisher.start()
+        await asyncio.to_thread(has_slot.wait, 5)
+        await bus.stop()
+    stats = bus.stats()
+    assert (stats.depth, stats.num_published, stats.num_dropped_by_type) == (0, 0, {"ServerDraining": 1})
 
 
 async def test_publisher_that_enqueues_while_the_bus_stops_is_delivered(recorder, running):

@@ -78,10 +78,13 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     assert len(caplog.records) == len(EVENT_TYPES)
 
 
-def test_level_that_is_off_is_not_logged(caplog):
+def test_level_that_is_off_costs_no_facts(caplog, monkeypatch):
     caplog.set_level(logging.WARNING, "telemetry.subscribers.log")
-    LogSubscriber().handle([stored(), stored(outcome="failed")])
+    log = LogSubscriber()
+    log.handle([stored(), stored(outcome="failed")])
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    monkeypatch.setattr("telemetry.subscribers.log.attributes", None)
+    log.handle([stored()])
 
 
 def test_name_from_the_wire_cannot_forge_a_line(caplog):

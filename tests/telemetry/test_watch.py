@@ -35,6 +35,10 @@ async def test_watcher_that_waits_is_woken_by_an_event(running):
             for event in published:
                 bus.publish(event)
             assert await waiting == [(event, 0) for event in published]
+            waiting = tasks.create_task(take(watcher, 1))
+            await asyncio.sleep(0)
+            bus.publish(published[0])
+            assert await waiting == [(published[0], 0)]
 
 
 async def test_watcher_that_does_not_read_loses_the_oldest_and_is_told(recorder, running):

@@ -13,12 +13,11 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from kvdepot import room
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
 By: TypeAlias = Literal["name", "fd"]
 """How a depot opens the memory: by its name in /dev/shm, or through a descriptor of this process."""
-
-_SHM = Path("/dev/shm")
 
 
 class SharedBuffer:
@@ -35,7 +34,7 @@ class SharedBuffer:
 
     @classmethod
     def create(cls, size_bytes: int, *, by: By = "name") -> Self:
-        """Allocates memory, all of its pages, so that running out of it is noticed here.
+        """Allocates memory, all of its pages, so that running out of it is noticed here and not later.
 
         A process that is killed leaves a named buffer in /dev/shm, but none that was made with ``by="fd"``.
 
@@ -47,6 +46,7 @@ class SharedBuffer:
             raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")
         region = MemoryRegion(size_bytes=size_bytes)
         if by == "fd":
+            room.check_memory(size_bytes)
             fd = os.memfd_create("kvdepot", os.MFD_CLOEXEC)
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
             try:
@@ -54,7 +54,8 @@ class SharedBuffer:
             except BaseException:
                 os.close(fd)
                 raise
-        path = _SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
+        room.check_shm(size_bytes)
+        path = room.SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
         region.posix_shm.CopyFrom(PosixSharedMemory(name=path.name))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from kvdepot import room
 from kvdepot.shared_buffer import By, SharedBuffer
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
-
-_SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class SharedRegions:
 
         Raises:
             ValueError: a NumPy array that is in no buffer that was added, or a tensor that is not on the CPU.
-            OSError: /dev/shm has no room for the storage.
+            OSError: there is no room for the storage.
         """
         is_torch = hasattr(tensor, "untyped_storage")
         address = self._address(tensor, is_torch)
@@ -81,13 +78,13 @@ class SharedRegions:
     def _share(self, storage: Any) -> int:
         """Moves a torch storage into shared memory."""
         if not storage.is_shared():
-            _check_room(storage.nbytes())  # torch does not: the process would be killed by SIGBUS
+            room.check_shm(storage.nbytes())  # torch does not
         region = MemoryRegion()
         if self._by == "name":
             _, name, _ = storage._share_filename_cpu_()
             name = os.fsdecode(name).lstrip("/")
             region.posix_shm.CopyFrom(PosixSharedMemory(name=name))
-            region.size_bytes = (_SHM / name).stat().st_size
+            region.size_bytes = (room.SHM / name).stat().st_size
         else:
             fd, _ = storage._share_fd_cpu_()
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
@@ -103,10 +100,3 @@ class SharedRegions:
         self._regions.append(region)
         self._mappings.append(mapping)
         return len(self._regions) - 1
-
-
-def _check_room(size_bytes: int) -> None:
-    room = os.statvfs(_SHM)
-    available_bytes = room.f_bavail * room.f_frsize
-    if room.f_blocks and available_bytes < size_bytes:  # no blocks: no limit
-        raise OSError(errno.ENOSPC, f"{_SHM} has room for {available_bytes} bytes, not for {size_bytes}")

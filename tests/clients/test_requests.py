@@ -1,0 +1,53 @@
+"""Prefixes and block tables are built from whatever holds ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kvdepot import allocation_record, hash_prefix, token_prefix
+from kvdepot.v1 import cache_pb2, observability_pb2
+
+IDS = [0, 1, 128_255, (1 << 31) - 1]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [IDS, tuple(IDS), np.array(IDS), np.array(IDS, np.uint32), np.array([IDS, IDS]).T[:, 0], torch.tensor(IDS)],
+    ids=["list", "tuple", "int64 array", "uint32 array", "strided array", "tensor"],
+)
+def test_ids_of_any_kind_make_the_same_messages(ids: Any) -> None:
+    assert token_prefix(ids, cache_salt="salt", adapter="lora") == cache_pb2.Prefix(
+        token_ids=IDS, cache_salt="salt", adapter="lora"
+    )
+    assert allocation_record(
+        "session", block_ids=ids, token_ids=ids, reused_block_ids=ids
+    ) == observability_pb2.BlockAllocationRecord(
+        session_id="session", block_ids=IDS, token_ids=IDS, reused_block_ids=IDS
+    )
+
+
+@pytest.mark.parametrize("ids", [[-1], [1 << 32], np.array([-1])])
+def test_id_that_is_no_uint32_is_refused(ids: Any) -> None:
+    with pytest.raises(ValueError, match="range"):
+        token_prefix(ids)
+
+
+@pytest.mark.parametrize("ids", [[1.5], np.array([1.5]), ["1"]])
+def test_id_that_is_no_integer_is_refused(ids: Any) -> None:
+    with pytest.raises(TypeError):
+        token_prefix(ids)
+
+
+def test_batch_of_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match="one dimension"):
+        token_prefix(np.zeros((2, 3), np.int64))
+
+
+def test_hash_prefix_takes_any_iterable_of_hashes() -> None:
+    hashes = (bytes([number]) * 32 for number in range(3))
+    assert hash_prefix(hashes, 16, cache_salt="salt", adapter="lora") == cache_pb2.Prefix(
+        block_hashes=[b"\0" * 32, b"\1" * 32, b"\2" * 32], hash_block_size=16, cache_salt="salt", adapter="lora"
+    )
