@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.errors import GeometryError
-from kernels.geometry import Group, Plane, PlaneKind
+from kernels.geometry import Group, PlaneKind
 
-MAX_PLANES = 4096
-"""Planes of one rank; the proof that no two of them overlap looks at every pair."""
+MAX_PLANES = 1024
+"""Of one rank, such as 512 layers with K and V; the proof that no two overlap looks at every pair."""
 
 _LIMIT = 2**63
 _DTYPE = re.compile(r"[a-z0-9_]+")
@@ -189,28 +189,28 @@ def _check_bounds(path: str, group: Group, dims: list[tuple[int, int]], region_s
 
 
 def _check_disjoint(path: str, group: Group, dims: list[tuple[int, int]]) -> None:
-    by_region: dict[int, list[tuple[int, Plane]]] = {}
+    by_region: dict[int, list[int]] = {}
     for index, plane in enumerate(group.planes):
-        by_region.setdefault(plane.region, []).append((index, plane))
-    for planes in by_region.values():
-        offsets = np.array([plane.offset_bytes for _, plane in planes], dtype=np.int64)
-        for at, (index, _) in enumerate(planes):
-            shared = np.flatnonzero(_shares_bytes(np.abs(offsets[:at] - offsets[at]), dims, group.head_bytes))
-            if shared.size:
-                other = planes[int(shared[0])][0]
-                raise GeometryError(f"{path}.planes[{index}].offset_bytes", f"it shares bytes with planes[{other}]")
+        by_region.setdefault(plane.region, []).append(index)
+    for indices in by_region.values():
+        offsets = np.array([group.planes[index].offset_bytes for index in indices], dtype=np.int64)
+        later, earlier = np.tril_indices(len(indices), -1)
+        shared = _sharing_bytes(np.abs(offsets[later] - offsets[earlier]), dims, group.head_bytes)
+        if shared.size:
+            at, other = indices[later[shared[0]]], indices[earlier[shared[0]]]
+            raise GeometryError(f"{path}.planes[{at}].offset_bytes", f"it shares bytes with planes[{other}]")
 
 
-def _shares_bytes(distances: NDArray[np.int64], dims: list[tuple[int, int]], head_bytes: int) -> NDArray[np.bool_]:
-    """Which planes share a byte with their like, each at its distance from it.
+def _sharing_bytes(distances: NDArray[np.int64], dims: list[tuple[int, int]], head_bytes: int) -> NDArray[np.int64]:
+    """Which pairs of planes, each that far apart, have a byte in common.
 
-    Exact, because `_nested_dims` holds: what is inside a step is no longer than the step, so two planes can only meet
-    where the outer index of one is ahead by the distance divided by the step, rounded down or up.
+    Exact, because what is inside a step of a dimension is no longer than the step (`_nested_dims`): two planes can
+    meet only where the index of one is ahead by their distance divided by the step, rounded down or up.
     """
-    rest, meets = distances[np.newaxis], np.ones((1, len(distances)), dtype=np.bool_)
+    pairs, rest = np.arange(len(distances)), distances
     for stride, count in dims:
         ahead = rest // stride
-        rest = np.concatenate([rest - ahead * stride, rest - ahead * stride - stride])
-        meets = np.concatenate([meets & (np.abs(ahead) < count), meets & (np.abs(ahead + 1) < count)])
-    shares: NDArray[np.bool_] = np.logical_or.reduce(meets & (np.abs(rest) < head_bytes), axis=0)
-    return shares
+        rest = rest - ahead * stride
+        down, up = np.abs(ahead) < count, np.abs(ahead + 1) < count
+        pairs, rest = np.concatenate([pairs[down], pairs[up]]), np.concatenate([rest[down], rest[up] - stride])
+    return pairs[np.abs(rest) < head_bytes]

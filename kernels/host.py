@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import check_groups, chunk_bytes, plan_groups
+from kernels.address_plan import GroupPlan, check_groups, chunk_bytes, plan_groups
 from kernels.block_views import Bytes, Span, spans, stretches
 from kernels.geometry import Group, Region
 from kernels.mapping import Mapping
@@ -129,6 +129,10 @@ def _pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block:
             yield blocks[layer : layer + step], chunk[layer : layer + step, :, begin:end]
 
 
+def _is_cut(tokens: int, plan: GroupPlan) -> bool:
+    return tokens % plan.block_size == 0 and 0 <= tokens // plan.block_size <= plan.blocks_per_chunk
+
+
 def _checked_ids(buffer: HostBuffer, moves: Sequence[ChunkMove], l1_bytes: int) -> list[NDArray[np.int64]]:
     """A copy of the moves' block ids, for each group ``[moves, blocks_per_chunk]``, of which all are in bounds."""
     if not buffer.spans:
@@ -138,8 +142,8 @@ def _checked_ids(buffer: HostBuffer, moves: Sequence[ChunkMove], l1_bytes: int) 
             raise ValueError(f"a chunk at {move.l1_offset_bytes} is not inside the arena")
         if [ids.shape for ids in move.block_ids] != [(plan.blocks_per_chunk,) for plan in buffer.plans]:
             raise ValueError("a move needs block_ids for each group, as many as the chunk has blocks")
-        if any(move.skip_tokens % plan.block_size for plan in buffer.plans) or move.skip_tokens < 0:
-            raise ValueError(f"skip_tokens {move.skip_tokens} is not a whole number of blocks")
+        if any(not _is_cut(move.skip_tokens, plan) for plan in buffer.plans):
+            raise ValueError(f"skip_tokens {move.skip_tokens} is not between two blocks of the chunk")
     checked = []
     for group, plan in enumerate(buffer.plans):
         ids = np.array([move.block_ids[group] for move in moves], dtype=np.int64)

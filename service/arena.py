@@ -49,7 +49,7 @@ class Arena:
             size_bytes = -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         try:
             self._map = mmap.mmap(-1, size_bytes, flags=flags)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise MemoryUnavailable(f"mapping {size_bytes} bytes with huge pages {huge_pages}: {error}") from error
         if huge_pages is HugePages.TRANSPARENT:
             self._map.madvise(mmap.MADV_HUGEPAGE)

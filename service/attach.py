@@ -96,6 +96,11 @@ class Attaching:
             del self._places[place]
             free.set_result(None)
 
+    async def all_detached(self) -> None:
+        """Wait until no rank is attached."""
+        while self._places:
+            await asyncio.wait(list(self._places.values()))
+
     def _check(self, request: AttachRequest) -> int:
         chunk_size = self._depot.limits.chunk_size
         region_sizes = [region.size_bytes for region in request.regions]

@@ -25,6 +25,7 @@ from kvdepot.v1 import (
 )
 from service import __version__
 from service.arena import Arena
+from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.servicers.admin import AdminServicer
@@ -45,6 +46,9 @@ SERVICES = tuple(
         (admin_pb2, "AdminService"),
     )
 )
+
+
+GOODBYE_SECONDS = 1.0
 
 
 class CannotListen(Exception):
@@ -70,6 +74,7 @@ class Server:
             max_wait_seconds=settings.max_wait,
         )
         self.depot = Depot(self._arena.view[: settings.l1_size], backend, limits, self.bus)
+        self._attaching = Attaching(self.depot)
         self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
         self._health = health.aio.HealthServicer()
         self._draining = asyncio.Event()
@@ -104,13 +109,16 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
                 await self._boundary.idle()
-        self._drained.set()  # attachments end, and with them the memory that was mapped
-        await self._grpc.stop(grace=1.0)
+        self._drained.set()  # attachments end
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._attaching.all_detached()
+        if self.bus is not None:
+            await self.bus.stop()  # event feeds end
+        await self._grpc.stop(grace=GOODBYE_SECONDS)
         self.depot.stop()
         self.depot.backend.close()
         self._arena.stop_populating()
-        if self.bus is not None:
-            await self.bus.stop()
 
     def _make_grpc(self) -> grpc.aio.Server:
         server = grpc.aio.server(
@@ -127,7 +135,7 @@ class Server:
                 ("grpc.http2.max_ping_strikes", 0),
             ),
         )
-        cache = CacheServicer(self.depot, self._draining, self._drained)
+        cache = CacheServicer(self.depot, self._attaching, self._draining, self._drained)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
         observability = ObservabilityServicer(self.depot, self.bus)
         observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)

@@ -15,21 +15,25 @@ Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
 
 def attributes(event: Event) -> dict[str, Plain]:
     """The event's own fields, ``operation_id`` included: bytes as hex, an array as ``num_…``, its length."""
-    return {name: value for name, value in _plain_fields(event).items() if name not in COMMON_FIELDS}
+    return _plain_fields(event, but=COMMON_FIELDS)
 
 
-def _plain_fields(record: Event | BlockAllocation) -> dict[str, Plain]:
+def _plain_fields(record: Event | BlockAllocation, *, but: frozenset[str] = frozenset()) -> dict[str, Plain]:
     plain: dict[str, Plain] = {}
-    for name in (field.name for field in dataclasses.fields(record)):
-        value = getattr(record, name)
+    for field in dataclasses.fields(record):
+        if field.name in but:
+            continue
+        value = getattr(record, field.name)
         if isinstance(value, np.ndarray):
-            plain[f"num_{name}"] = len(value)
+            plain[f"num_{field.name}"] = len(value)
         else:
-            plain[name] = _plain(value)
+            plain[field.name] = _plain(value)
     return plain
 
 
 def _plain(value: Any) -> Plain:
+    if value is None or isinstance(value, (str, int, float)):  # bool is an int
+        return value
     match value:
         case bytes():
             return value.hex()
@@ -39,6 +43,4 @@ def _plain(value: Any) -> Plain:
             return _plain_fields(value)
         case np.generic():
             return _plain(value.item())
-        case None | bool() | int() | float() | str():
-            return value
     raise TypeError(f"an event's field holds a {type(value).__name__}")

@@ -5,7 +5,8 @@ Disabled observability is no bus at all: call sites hold an ``EventBus | None`` 
 
 **Slots.** A publisher takes one of ``capacity`` slots, or drops its event; the slot comes back when every subscriber
 had the event. Slots are the elements of a deque, whose ``pop`` and ``append`` are atomic, so publishers need no lock
-and the bound is exact. ``stop`` takes the slots away for good: who has one by then is delivered, nobody gets one after.
+and the bound is exact. ``stop`` takes the slots away for good, so nobody gets one after it; a publisher that has one
+and enqueues only after the bus's last look takes its event back, as dropped. Nothing else that had a slot is lost.
 
 **Sleep.** The drain task says that it is asleep and *then* looks at the queue; a publisher enqueues and *then* looks
 whether the task is asleep. Whichever comes second sees the other, so no event waits for the next one.
@@ -15,43 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from time import monotonic
-from typing import Protocol
 
+from telemetry.delivery import TURN_SECONDS, Delivery, Subscriber
 from telemetry.events import Event
-from telemetry.rate_limit import RateLimit
 
-logger = logging.getLogger(__name__)
-
-MAX_BATCH_EVENTS = 256
 GATHER_SECONDS = 0.002  # from waking up to draining: to wake up for one event costs as much as 20 events do
 FASTEST_PUBLISH_SECONDS = 0.5e-6  # making the event included
-TURN_SECONDS = 0.002  # of the event loop's time, until the drain task lets others go first
-SLOW_HANDLE_SECONDS = 0.1
-COMPLAINT_PERIOD_SECONDS = 60.0
-
-
-class Subscriber(Protocol):
-    """Who is handed events, on the event loop: ``handle`` must be quick and must not wait for anything.
-
-    While it runs, nothing else does. The bus keeps batches small enough for a call to take about ``TURN_SECONDS``, if
-    it can, and logs calls that take much longer.
-    """
-
-    name: str
-
-    def handle(self, batch: Sequence[Event]) -> None:
-        """Take events, of one thread in the order in which it published them."""
-
-    def close(self) -> None:
-        """The bus has stopped, and the last batch was handed over."""
-        return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +52,7 @@ class EventBus:
     def __init__(self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000) -> None:
         if capacity < 1:
             raise ValueError(f"a bus for {capacity} events delivers nothing")
-        self._subscribers = tuple(subscribers)
+        self._delivery = Delivery(subscribers)
         self._capacity = capacity
         self._slots = deque(repeat(None, capacity))
         self._queue: deque[Event] = deque()
@@ -92,15 +68,12 @@ class EventBus:
         self._finished = asyncio.Event()
         self._deliveries: Iterator[None] = iter(())
         self._batch: tuple[Event, ...] = ()
-        self._batch_limit = MAX_BATCH_EVENTS
 
         # Re-entrant, because a signal handler or a finalizer may publish in the middle of counting.
         self._counting = threading.RLock()
         self._num_slots_withdrawn = 0
         self._num_delivered = 0
         self._num_dropped: Counter[str] = Counter()
-        self._num_errors: Counter[str] = Counter()
-        self._complaints = RateLimit[tuple[str, str]](1, COMPLAINT_PERIOD_SECONDS)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -122,11 +95,11 @@ class EventBus:
         if self._finished.is_set():
             subscriber.close()
         else:
-            self._subscribers += (subscriber,)
+            self._delivery.add(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Hand no batch to the subscriber any more, nor close it."""
-        self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
+        self._delivery.remove(subscriber)
 
     async def run(self) -> None:
         """Deliver until ``stop``. If it is cancelled it delivers what was accepted before it ends, without a pause."""
@@ -163,7 +136,7 @@ class EventBus:
                 num_published=self._num_delivered + depth,
                 num_delivered=self._num_delivered,
                 num_dropped_by_type=dict(self._num_dropped),
-                num_errors_by_subscriber=dict(self._num_errors),
+                num_errors_by_subscriber=dict(self._delivery.num_errors),
                 drain_lag_seconds=self._lag_seconds(),
             )
 
@@ -188,49 +161,14 @@ class EventBus:
     def _deliver(self) -> Iterator[None]:
         """One step per batch and subscriber. A generator, so that `_finish` can go on where a cancellation struck."""
         while batch := self._take_batch():
-            longest_seconds = 0.0
-            for subscriber in self._subscribers:
-                if subscriber in self._subscribers:  # not unsubscribed since the step before
-                    longest_seconds = max(longest_seconds, self._hand(subscriber, batch))
-                    yield
+            yield from self._delivery.steps(batch)
             self._settle(batch)
-            if longest_seconds > TURN_SECONDS:
-                self._batch_limit = max(1, self._batch_limit // 2)
-            elif longest_seconds < TURN_SECONDS / 4:
-                self._batch_limit = min(MAX_BATCH_EVENTS, self._batch_limit * 2)
             yield
 
     def _take_batch(self) -> tuple[Event, ...]:
         take = self._queue.popleft
-        self._batch = tuple([take() for _ in range(min(len(self._queue), self._batch_limit))])
+        self._batch = tuple([take() for _ in range(min(len(self._queue), self._delivery.batch_limit))])
         return self._batch
-
-    def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> float:
-        """Returns the seconds it took."""
-        start = monotonic()
-        try:
-            subscriber.handle(batch)
-        except Exception:
-            self._count_error(subscriber)
-        seconds = monotonic() - start
-        if seconds > SLOW_HANDLE_SECONDS:
-            self._complain(logging.WARNING, "SubscriberSlow", subscriber)
-        return seconds
-
-    def _count_error(self, subscriber: Subscriber) -> None:
-        with self._counting:
-            self._num_errors[subscriber.name] += 1
-        self._complain(logging.ERROR, "SubscriberFailed", subscriber)
-
-    def _complain(self, level: int, message: str, subscriber: Subscriber) -> None:
-        num_suppressed = self._complaints.admit((message, subscriber.name), monotonic())
-        if num_suppressed is not None:
-            logger.log(
-                level,
-                "%s subscriber=%r num_events=%d num_suppressed=%d",
-                *(message, subscriber.name, len(self._batch), num_suppressed),
-                exc_info=level == logging.ERROR,
-            )
 
     def _settle(self, batch: Sequence[Event]) -> None:
         with self._counting:
@@ -265,11 +203,7 @@ class EventBus:
         self._withdraw_slots()
         for _ in chain(self._deliveries, self._deliver()):
             pass
-        for subscriber in self._subscribers:
-            try:
-                subscriber.close()
-            except Exception:
-                self._count_error(subscriber)
+        self._delivery.close()
         self._finished.set()
         self._asleep = True
         self._take_back()

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from google.protobuf.json_format import MessageToDict
-from kvdepot import DepotClient, DepotError, KvShape
 from transformers import DynamicCache, LlamaForCausalLM
 
 from examples.demo import paged
 from examples.demo.engine import Answer, Engine
 from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize
+from kvdepot import DepotClient, DepotError, KvShape
 
 NUM_NEW_TOKENS = 16
 LICENSE = Path(__file__).parents[2] / "LICENSE"
@@ -54,8 +54,15 @@ def run(name: str, address: str, size: ModelSize) -> None:
         head_size=shape.head_size,
         dtype="float32",
     )
-    with DepotClient(address) as client, Engine(client, f"engine-{name}", model, make_kv(kv_shape)) as engine:
-        say("attached")
+    kv = make_kv(kv_shape)
+    with DepotClient(address) as client, Engine(client, f"engine-{name}", model, kv) as engine:
+        say(
+            "attached",
+            layout=kv.layout.name,
+            block_size=block_size,
+            num_layers=shape.num_layers,
+            num_weights=model.num_parameters(),
+        )
         answer = engine.answer("request-1", prompt, NUM_NEW_TOKENS, lambda done: say("prefilled", num_tokens=done))
     say(
         "answered",

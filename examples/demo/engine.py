@@ -1,8 +1,8 @@
 """A tiny inference engine that keeps its KV cache in a depot.
 
-It has what every engine has: a model, a paged KV buffer, and block tables. Lines that end in `# kvdepot` are all that
-an engine adds to use a depot. A real engine also catches `DepotError` around them and goes on as after a miss; when
-a retrieve has failed it calls `release_lease` before it uses those blocks for anything else.
+It has what every engine has: a model, a paged KV buffer, and block tables. The calls marked `# kvdepot` are all that an
+engine adds to use a depot. A real engine also catches `DepotError` around them and goes on as after a miss; when a
+retrieve has failed it calls `release_lease` before it uses those blocks for anything else.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from kvdepot import DepotClient, SharedRegions
-from kvdepot.v1.cache_pb2 import SessionSummary
 from transformers import DynamicCache, LlamaForCausalLM
 
 from examples.demo.model import generate, prefill
 from examples.demo.paged import PagedKv
+from kvdepot import DepotClient, SharedRegions
+from kvdepot.v1.cache_pb2 import SessionSummary
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from kvdepot import KvShape, layouts
 from transformers import DynamicCache
+
+from kvdepot import KvShape, layouts
 
 
 @dataclass(frozen=True, slots=True)

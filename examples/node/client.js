@@ -60,10 +60,12 @@ function attach(client, instanceId) {
     groups: [GROUP],
     regions: [],
   });
+  const timer = setTimeout(() => stream.cancel(), DEADLINE_MS);
   return new Promise((resolve, reject) => {
-    stream.once('data', (acknowledgement) => resolve({ stream, acknowledgement }));
-    stream.on('error', reject); // after the promise is settled: no effect, as when we cancel it ourselves
-  });
+    stream.on('data', (acknowledgement) => resolve({ stream, acknowledgement }));
+    stream.on('end', () => reject(new Error('the depot ended the attachment')));
+    stream.on('error', reject); // has no effect once the promise is settled, as when we cancel the stream ourselves
+  }).finally(() => clearTimeout(timer));
 }
 
 function storeInline(client, header, bytes) {
@@ -144,7 +146,7 @@ main().then(
     process.exitCode = exitCode;
   },
   (error) => {
-    console.error(`error: ${error.message}`);
+    console.error(`error: ${error.details ?? error.message}`); // a gRPC error has details
     process.exitCode = 1;
   },
 );

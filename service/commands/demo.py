@@ -17,14 +17,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from kvdepot.v1 import cache_pb2
-from service.commands.processes import ChildError, child, exit_on_terminate, server_process
+from service.commands.processes import ChildFailed, child, exit_on_terminate, server_process
 
 _ENGINE_LIMIT_SECONDS = 300.0
 _L1_SIZE = "256MiB"
 # Nothing is downloaded. Threads that wait for each other do not spin: on a busy machine that costs more than the work.
 _ENGINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "0"}
 _TRY_NEXT = (
-    "buf curl --protocol grpc --http2-prior-knowledge http://127.0.0.1:50051/kvdepot.v1.AdminService/GetStatus",
+    ".venv/bin/buf curl --protocol grpc --http2-prior-knowledge http://127.0.0.1:50051/kvdepot.v1.AdminService/GetStatus",
     "grpcurl -plaintext 127.0.0.1:50051 kvdepot.v1.AdminService/GetStatus",
 )
 
@@ -54,7 +54,7 @@ def demo(
     """Let two engines share a prompt through a depot, and compare the answers."""
     errors = Console(stderr=True)
     if find_spec("transformers") is None:
-        errors.print("error: the demo needs transformers: run `make demo`, or pip install -e '.[server,demo]'")
+        _say(errors, "error: the demo needs transformers: run `make demo`, or pip install -e '.[server,demo]'")
         raise typer.Exit(1)
     columns = (TextColumn("{task.description:<48}"), BarColumn(), TimeElapsedColumn())
     try:
@@ -63,11 +63,11 @@ def demo(
             with server_process("--l1-size", _L1_SIZE, "--chunk-size", "256") as address:
                 first = _run_engine("a", address, size, progress, task)
                 second = _run_engine("b", address, size, progress, task)
-    except ChildError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+    except ChildFailed as error:
+        _say(errors, f"error: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        errors.print("stopped")
+        _say(errors, "stopped")
         raise typer.Exit(130) from None
     identical = bool(second.events["compared"]["identical"]) and second.answered["matched_tokens"] > 0
     _show(first, second, identical)
@@ -75,11 +75,15 @@ def demo(
         raise typer.Exit(1)
 
 
+def _say(console: Console, text: str) -> None:
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run_engine(name: str, address: str, size: DemoSize, progress: Progress, task: TaskID) -> _Run:
     """Runs one engine as a process, and shows how far it is.
 
     Raises:
-        ChildError: it failed.
+        ChildFailed: it failed.
     """
     label = f"engine {name.upper()}"
     arguments = ("-m", "examples.demo", "--address", address, "--engine", name, "--size", size)
@@ -112,6 +116,9 @@ def _show(first: _Run, second: _Run, identical: bool) -> None:
     retrieve = seconds.get("retrieve", 0.0)
 
     table = Table(title="the same prefix, computed and retrieved", show_header=False)
+    model = second.events["attached"]
+    weights = f"{model['num_weights'] / 1e6:.1f} M weights"
+    table.add_row("model", f"Llama, {model['num_layers']} layers, {weights}")
     table.add_row("prompt of engine B", f"{second.events['started']['prompt_tokens']:,} tokens")
     table.add_row("matched in the depot", f"{found['matched_tokens']:,} tokens")
     table.add_section()
@@ -128,17 +135,18 @@ def _show(first: _Run, second: _Run, identical: bool) -> None:
     table.add_row("max |Δlogit|", f"{compared['max_logit_difference']}")
     table.add_row("identical", "yes" if identical else "NO", style="bold green" if identical else "bold red")
     console.print(table)
-    console.print(_session("engine A, blocks of 16, K and V apart", stored["summary"]))
-    console.print(_session("engine B, blocks of 32, K and V packed", found["summary"]))
+    console.print(_session("engine A", first))
+    console.print(_session("engine B", second))
     console.print("Try next, while `make run` runs in another terminal:")
     for line in _TRY_NEXT:
         console.print(f"  {line}", soft_wrap=True)
 
 
-def _session(title: str, summary: dict[str, Any]) -> Table:
-    """What the depot says of a session that has ended."""
-    session = ParseDict(summary, cache_pb2.SessionSummary())
-    table = Table(title=f"session {session.session_id} of {title}")
+def _session(name: str, run: _Run) -> Table:
+    """What the depot says of an engine's session, which has ended."""
+    session = ParseDict(run.answered["summary"], cache_pb2.SessionSummary())
+    kv = run.events["attached"]
+    table = Table(title=f"session of {name}: blocks of {kv['block_size']} tokens, {kv['layout']}")
     for header in ("operation", "begins", "takes", "tokens", "bytes", "outcome"):
         table.add_column(header, justify="left" if header in ("operation", "outcome") else "right")
     for operation in session.operations:

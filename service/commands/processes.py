@@ -22,7 +22,7 @@ _END_SECONDS = 15.0
 _LAST_LINES = 15
 
 
-class ChildError(Exception):
+class ChildFailed(Exception):
     """A child process ended with an error; the message holds the last lines it wrote."""
 
 
@@ -63,7 +63,7 @@ class Child:
         """Lines of its standard output, until it ends.
 
         Raises:
-            ChildError: it ended with an error.
+            ChildFailed: it ended with an error.
         """
         for line in self._output:
             yield line.decode(errors="replace").rstrip("\n")
@@ -75,7 +75,7 @@ class Child:
         self._drain = threading.Thread(target=deque, args=(self._output, 0), daemon=True)
         self._drain.start()
 
-    def failure(self) -> ChildError:
+    def failure(self) -> ChildFailed:
         """What is known of why it ended."""
         if self._limit_seconds is not None:
             why = f"{self.name} took longer than {self._limit_seconds:g} s and was killed"
@@ -83,7 +83,7 @@ class Child:
             why = f"{self.name} ended with exit code {self._process.wait()}"
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        return ChildError("\n".join([why, *tail]))
+        return ChildFailed("\n".join([why, *tail]))
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
@@ -130,7 +130,7 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
     """A real depot for the duration of the block, on a unix socket of its own: yields its address.
 
     Raises:
-        ChildError: it did not start.
+        ChildFailed: it did not start.
     """
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         listen = f"unix:{folder}/kvdepot.sock"

@@ -11,12 +11,14 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from kvdepot import DepotError
-from service.commands.processes import ChildError, exit_on_terminate, server_process
-from service.commands.replaying import CHUNK_BYTES, Replayed, ReplayError, replay_trace
-from service.commands.trace import BLOCK_TOKENS, TraceError, read_trace
+from service.commands.processes import ChildFailed, exit_on_terminate, server_process
+from service.commands.replaying import CHUNK_BYTES, Replayed, ReplayFailed, replay_trace
+from service.commands.trace import BLOCK_TOKENS, BadTrace, read_trace
+
+RPCS = ("Lookup", "Retrieve", "Store", "EndSession")
 
 
 def replay(
@@ -34,8 +36,8 @@ def replay(
         requests = read_trace(trace, limit_requests)
         with exit_on_terminate():
             replayed = _replay(requests, l1_chunks, concurrency, errors)
-    except (TraceError, ChildError, ReplayError, DepotError, OSError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+    except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     summary = _summary(replayed, l1_chunks, concurrency)
     if json_output:
@@ -68,6 +70,7 @@ def _summary(replayed: Replayed, l1_chunks: int, concurrency: int) -> dict[str, 
         "concurrency": concurrency,
         "num_requests": replayed.num_requests,
         "num_blocks": replayed.num_blocks,
+        "hit_blocks": replayed.hit_blocks,
         "refused_blocks": replayed.refused_blocks,
         "hit_ratio": replayed.hit_blocks / max(1, replayed.num_blocks),
         "plain_lru_hit_ratio": replayed.plain_lru_hit_blocks / max(1, replayed.num_blocks),
@@ -80,29 +83,26 @@ def _summary(replayed: Replayed, l1_chunks: int, concurrency: int) -> dict[str, 
                 "p99_seconds": float(np.percentile(seconds, 99)),
                 "total_seconds": sum(seconds),
             }
-            for rpc, seconds in replayed.rpc_seconds.items()
+            for rpc in RPCS
+            if (seconds := replayed.rpc_seconds.get(rpc))
         },
     }
 
 
 def _show(summary: dict[str, Any]) -> None:
-    console = Console()
-    ratios = Table(title=f"hit ratio with {summary['l1_chunks']:,} chunks in L1")
-    for header in ("", "hit ratio"):
-        ratios.add_column(header, justify="right" if header else "left")
-    ratios.add_row("depot", f"{summary['hit_ratio']:.4f}")
-    ratios.add_row("plain LRU", f"{summary['plain_lru_hit_ratio']:.4f}")
-    calls = Table(title=f"RPCs, {summary['concurrency']} request(s) at a time")
-    for header in ("RPC", "calls", "p50 ms", "p99 ms"):
-        calls.add_column(header, justify="left" if header == "RPC" else "right")
+    console = Console(highlight=False)
+    ratios = Table("cache", Column("hit ratio", justify="right"), title="leading blocks resident")
+    ratios.add_row(f"depot, {summary['l1_chunks']:,} chunks", f"{summary['hit_ratio']:.4f}")
+    ratios.add_row(f"plain LRU, {summary['l1_chunks']:,} blocks", f"{summary['plain_lru_hit_ratio']:.4f}")
+    headers = (Column(header, justify="right") for header in ("calls", "p50 ms", "p99 ms"))
+    calls = Table("RPC", *headers, title=f"RPCs of {summary['concurrency']} request(s) at a time")
     for rpc, figures in summary["rpcs"].items():
         milliseconds = (f"{figures[key] * 1e3:.2f}" for key in ("p50_seconds", "p99_seconds"))
         calls.add_row(rpc, f"{figures['num_calls']:,}", *milliseconds)
     console.print(ratios)
     console.print(calls)
     console.print(
-        f"{summary['num_requests']:,} requests, {summary['num_blocks']:,} blocks of {BLOCK_TOKENS} tokens in "
-        f"{summary['duration_seconds']:.1f} s: {summary['rpcs_per_second']:,.0f} RPCs/s; every block that came back "
-        f"was right; {summary['refused_blocks']:,} blocks refused",
-        highlight=False,
+        f"{summary['num_requests']:,} requests of {summary['num_blocks']:,} blocks in "
+        f"{summary['duration_seconds']:.1f} s: {summary['rpcs_per_second']:,.0f} RPCs/s\n"
+        f"{summary['hit_blocks']:,} blocks came back, each as it was stored; {summary['refused_blocks']:,} were refused"
     )

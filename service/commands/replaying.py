@@ -26,7 +26,7 @@ Blocks = npt.NDArray[np.uint32]
 Response = TypeVar("Response")
 
 
-class ReplayError(Exception):
+class ReplayFailed(Exception):
     """The depot did not do what the replay counts on."""
 
 
@@ -54,7 +54,7 @@ async def replay_trace(
     """Plays every request, ``concurrency`` of them at a time, against a depot whose L1 holds ``l1_chunks``.
 
     Raises:
-        ReplayError: the L1 has another size, or bytes came back that were not stored for their prefix.
+        ReplayFailed: the L1 has another size, or bytes came back that were not stored for their prefix.
         DepotError: a call failed.
     """
     max_blocks = max(1, *map(len, requests))
@@ -92,11 +92,11 @@ async def replay_trace(
 
 async def _check_capacity(client: AsyncDepotClient, attachment: AsyncAttachment, l1_chunks: int) -> None:
     if (attachment.chunk_size, attachment.chunk_bytes) != (BLOCK_TOKENS, CHUNK_BYTES):
-        raise ReplayError(f"the depot's chunks are {attachment.chunk_size} tokens of {attachment.chunk_bytes} bytes")
+        raise ReplayFailed(f"the depot's chunks are {attachment.chunk_size} tokens of {attachment.chunk_bytes} bytes")
     status = await client.get_status()
     capacity_bytes = status.tiers[0].capacity_bytes
     if capacity_bytes != l1_chunks * CHUNK_BYTES:
-        raise ReplayError(f"the depot's L1 holds {capacity_bytes / CHUNK_BYTES} chunks, not {l1_chunks}")
+        raise ReplayFailed(f"the depot's L1 holds {capacity_bytes / CHUNK_BYTES:g} chunks, not {l1_chunks}")
 
 
 class _Player:
@@ -140,7 +140,7 @@ class _Player:
             blocks[:] = _POISON
             await self._timed("Retrieve", attachment.retrieve(session_id, found.lease, [block_ids[:matched]]))
             if not np.array_equal(blocks[:matched], contents[:matched]):
-                raise ReplayError(f"{session_id}: the {matched} blocks that came back do not hold what was stored")
+                raise ReplayFailed(f"{session_id}: the {matched} blocks that came back do not hold what was stored")
         if matched < len(hash_ids):
             blocks[matched:] = contents[matched:]
             store = attachment.store(session_id, prefix, [block_ids[matched:]], start_token=found.matched_tokens)

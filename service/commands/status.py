@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Annotated
 
@@ -32,7 +32,9 @@ def status(
             depot, attached = client.get_status(), client.list_instances()
     except DepotError as error:
         why = "no depot answers there" if error.reason == "UNREACHABLE" else str(error)
-        Console(stderr=True).print(f"error: {address}: {why}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(
+            f"error: {address}: {why}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(1) from error
     if json_output:
         answers = {"status": depot, "instances": attached}
@@ -54,6 +56,7 @@ def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
     table.add_row("state", Text(state, style="green" if depot.state == admin_pb2.SERVER_STATE_SERVING else "yellow"))
     table.add_row("uptime", _duration(depot.uptime))
     table.add_row("bytes are moved by", depot.transfer_backend)
+    table.add_row("tokens per chunk", depot.settings.get("chunk_size", "unknown"))
     table.add_row("attached instances", f"{depot.num_instances:,}")
     table.add_row("live sessions", f"{depot.num_sessions:,}")
     table.add_row("live leases", f"{depot.num_leases:,}")
@@ -68,19 +71,15 @@ def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
     return table
 
 
-def _tiers(tiers: Iterable[admin_pb2.TierStatus]) -> Table:
-    table = _columns("tiers", "", "used", "capacity", "in memory", "chunks", "protected", "evicted", "refused")
-    for tier in tiers:
-        table.add_row(
-            cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_"),
-            f"{_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})",
-            _size(tier.capacity_bytes),
-            _size(tier.populated_bytes),
-            f"{tier.num_chunks:,}",
-            f"{tier.num_protected_chunks:,}",
-            f"{tier.num_evicted_chunks:,}",
-            f"{tier.num_refused_chunks:,}",
-        )
+def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> Table:
+    names = (cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_") for tier in tiers)
+    table = _columns("tiers", "", *names)
+    used = (f"{_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})" for tier in tiers)
+    table.add_row("used", *used)
+    table.add_row("capacity", *(_size(tier.capacity_bytes) for tier in tiers))
+    table.add_row("populated", *(_size(tier.populated_bytes) for tier in tiers))
+    for label in ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks"):
+        table.add_row(label.replace("_", " "), *(f"{getattr(tier, f'num_{label}'):,}" for tier in tiers))
     return table
 
 

@@ -18,7 +18,7 @@ VOCABULARY_SIZE = 128_000
 MAX_HASH_ID = 2**62 - 1
 
 
-class TraceError(ValueError):
+class BadTrace(ValueError):
     """A line that is not a request, or a file without one."""
 
 
@@ -26,7 +26,7 @@ def read_trace(path: Path, max_requests: int | None = None) -> list[tuple[int, .
     """The block ids of every request of a trace, in order.
 
     Raises:
-        TraceError: the file holds no request, or a line can't be understood; the message names the line.
+        BadTrace: the file holds no request, or a line can't be understood; the message names the line.
         OSError: the file can't be read.
     """
     requests: list[tuple[int, ...]] = []
@@ -38,9 +38,9 @@ def read_trace(path: Path, max_requests: int | None = None) -> list[tuple[int, .
                 if line.strip():
                     requests.append(_parse_request(line, f"{path}:{number}"))
     except UnicodeDecodeError as error:
-        raise TraceError(f"{path}: not a text file: {error}") from error
+        raise BadTrace(f"{path}: not a text file: {error}") from error
     if not requests:
-        raise TraceError(f"{path}: no requests in it")
+        raise BadTrace(f"{path}: no requests in it")
     return requests
 
 
@@ -48,13 +48,13 @@ def _parse_request(line: str, where: str) -> tuple[int, ...]:
     try:
         request = json.loads(line)
     except json.JSONDecodeError as error:
-        raise TraceError(f"{where}: not JSON: {error}") from error
+        raise BadTrace(f"{where}: not JSON: {error}") from error
     hash_ids = request.get("hash_ids") if isinstance(request, dict) else None
     if not isinstance(hash_ids, list):
-        raise TraceError(f'{where}: expected an object with a list "hash_ids"')
+        raise BadTrace(f'{where}: expected an object with a list "hash_ids"')
     for hash_id in hash_ids:
         if type(hash_id) is not int or not 0 <= hash_id <= MAX_HASH_ID:
-            raise TraceError(f"{where}: {hash_id!r} in hash_ids is not an integer from 0 to 2^62 - 1")
+            raise BadTrace(f"{where}: {hash_id!r} in hash_ids is not an integer from 0 to 2^62 - 1")
     return tuple(hash_ids)
 
 

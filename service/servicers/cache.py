@@ -24,9 +24,9 @@ MAX_PIECE_BYTES = 1 << 20
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """Serves engines. `draining` is set when the depot begins to shut down, `drained` when transfers are done."""
 
-    def __init__(self, depot: Depot, draining: asyncio.Event, drained: asyncio.Event) -> None:
+    def __init__(self, depot: Depot, attaching: Attaching, draining: asyncio.Event, drained: asyncio.Event) -> None:
         self._depot = depot
-        self._attaching = Attaching(depot)
+        self._attaching = attaching
         self._draining = draining
         self._drained = drained
 

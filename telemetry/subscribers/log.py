@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from telemetry.attributes import Plain, attributes
-from telemetry.bus import Subscriber
+from telemetry.delivery import Subscriber
 from telemetry.events import (
     CacheCleared,
     Event,

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from telemetry.bus import EventBus, Subscriber
+from telemetry.bus import EventBus
+from telemetry.delivery import Subscriber
 from telemetry.events import Event
 
 

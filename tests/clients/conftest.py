@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from kvdepot import AsyncDepotClient, DepotClient
 
+from kvdepot import AsyncDepotClient, DepotClient
 from tests.clients.fake_depot import FakeDepot
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.rpc import error_details_pb2, status_pb2
+
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.admin_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from kvdepot.v1.cache_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
@@ -79,6 +80,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self.next_page_token = "next"
         self.attached = threading.Event()
         self.detached = threading.Event()
+        self.reading = threading.Event()
         self.ended = threading.Event()
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -109,7 +111,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._commands.put(how or _end)
 
     def AttachInstance(self, request: Any, context: Any) -> Iterator[cache_pb2.AttachInstanceResponse]:
-        context.add_callback(self.detached.set)
+        _at_the_end(context, self.detached)
         self._enter("AttachInstance", request, context)
         yield cache_pb2.AttachInstanceResponse(
             chunk_size=CHUNK_SIZE,
@@ -148,7 +150,8 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
 
     def StoreInline(self, request_iterator: Any, context: Any) -> cache_pb2.StoreInlineResponse:
         """Answers, or fails, after ``store_inline_reads`` messages."""
-        context.add_callback(self.ended.set)
+        _at_the_end(context, self.ended)
+        self.reading.set()
         stored_bytes, messages = 0, []
         for _, message in zip(range(self.store_inline_reads), request_iterator, strict=False):
             messages.append(message)
@@ -157,7 +160,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return cache_pb2.StoreInlineResponse(stored_bytes=stored_bytes)
 
     def RetrieveInline(self, request: Any, context: Any) -> Iterator[cache_pb2.RetrieveInlineResponse]:
-        context.add_callback(self.ended.set)
+        _at_the_end(context, self.ended)
         self._enter("RetrieveInline", request, context)
         yield from self.inline_pieces
         if self.inline_failure is not None:
@@ -172,7 +175,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return observability_pb2.ReportBlockAllocationResponse()
 
     def WatchEvents(self, request: Any, context: Any) -> Iterator[observability_pb2.WatchEventsResponse]:
-        context.add_callback(self.ended.set)
+        _at_the_end(context, self.ended)
         self._enter("WatchEvents", request, context)
         while context.is_active() and not self._stopped.is_set():
             yield observability_pb2.WatchEventsResponse(event=observability_pb2.Event(type="StoreFinished"))
@@ -210,6 +213,12 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         if rpc in self.hanging:
             while context.is_active() and not self._stopped.wait(0.02):
                 pass
+
+
+def _at_the_end(context: grpc.ServicerContext, event: threading.Event) -> None:
+    """Sets the event when the RPC has ended, which it may have already."""
+    if not context.add_callback(event.set):
+        event.set()
 
 
 def _end(context: grpc.ServicerContext) -> None:

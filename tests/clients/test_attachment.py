@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+
 from kvdepot import AsyncDepotClient, DepotError, KvShape, layouts
 from kvdepot.v1 import cache_pb2
-
 from tests.clients.conftest import Side, until
 from tests.clients.fake_depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
 
@@ -156,13 +156,15 @@ async def test_on_lost_may_raise_and_may_close(
     await until(lambda: "the engine's own trouble" in caplog.text)
 
 
-async def test_attachment_ends_when_its_client_is_closed_first(side: Side, depot: FakeDepot) -> None:
+async def test_close_of_the_client_detaches_and_is_no_loss(side: Side, depot: FakeDepot) -> None:
+    told: list[DepotError] = []
     client = side.client_class(depot.address)
-    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[])
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
     await side(client.close)
-    assert (await side(attachment.wait_lost, 10)).reason == "CANCELLED"
-    await side(attachment.close)
     assert await asyncio.to_thread(depot.detached.wait, 10)
+    assert await side(attachment.wait_lost, 10) is None
+    assert not attachment.lost
+    assert told == []
 
 
 async def test_cancelled_attach_leaves_no_stream(depot: FakeDepot) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from kvdepot import (
     AsyncAttachment,
     AsyncDepotClient,
@@ -20,7 +21,6 @@ from kvdepot import (
     token_prefix,
 )
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
-
 from tests.clients.conftest import Side
 from tests.clients.fake_depot import FakeDepot
 
@@ -250,7 +250,7 @@ def test_both_clients_have_the_same_methods_and_signatures(blocking: type, on_lo
             if callable(member)
             else type(member)
             for name, member in inspect.getmembers(kind)
-            if not name.startswith("_") and name != "wait_acknowledged"
+            if not name.startswith("_")
         }
 
     assert public(blocking) == public(on_loop)

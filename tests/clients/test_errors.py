@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-from kvdepot import DepotError, FieldViolation
 
+from kvdepot import DepotError, FieldViolation
 from tests.clients.conftest import Side
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
 

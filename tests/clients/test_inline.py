@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from kvdepot import AsyncDepotClient, DepotError
 from kvdepot.v1 import cache_pb2
-
-from tests.clients.conftest import Side
+from tests.clients.conftest import Side, until
 from tests.clients.fake_depot import CHUNK_BYTES, FakeDepot, failure
 
 MIB = 1 << 20
@@ -72,17 +72,17 @@ async def test_store_inline_of_nothing_sends_the_header_alone(side: Side, attach
     assert [message.WhichOneof("payload") for message in depot.last("StoreInline")] == ["header"]
 
 
-async def test_what_the_iterable_raises_is_raised_and_stores_nothing(
+async def test_what_the_iterable_raises_is_raised_and_ends_the_call(
     side: Side, attachment: Any, depot: FakeDepot
 ) -> None:
     def broken() -> Iterator[bytes]:
         yield DATA
+        assert depot.reading.wait(10)
         raise KeyError("the engine's own trouble")
 
     with pytest.raises(KeyError, match="own trouble"):
         await side(attachment.store_inline, "session", [1], broken())
     assert await asyncio.to_thread(depot.ended.wait, 10)
-    assert "StoreInline" not in [rpc for rpc, _ in depot.requests]
 
 
 async def test_buffer_that_is_not_contiguous_is_refused(side: Side, attachment: Any) -> None:
@@ -117,24 +117,23 @@ async def test_store_inline_ends_with_its_deadline(side: Side, attachment: Any, 
 
 
 async def test_cancelled_store_inline_cancels_the_call(depot: FakeDepot) -> None:
-    sent, stopped = asyncio.Event(), asyncio.Event()
+    stopped = asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
         try:
             while True:
                 yield b"x"
-                sent.set()
         finally:
             stopped.set()
 
     async with AsyncDepotClient(depot.address) as client:
         attachment = await client.attach(instance_id="engine-0", model_name="model", groups=[])
         storing = asyncio.create_task(attachment.store_inline("session", [1], endless()))
-        await sent.wait()
+        await until(depot.reading.is_set)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing
-        await asyncio.wait_for(stopped.wait(), 10)
+        assert stopped.is_set()
         assert await asyncio.to_thread(depot.ended.wait, 10)
         await attachment.close()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kvdepot import KvShape, SharedBuffer, SharedRegions, layouts
 from kvdepot.layouts import Layout
 from kvdepot.v1 import cache_pb2

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from kvdepot import allocation_record, hash_prefix, token_prefix
 from kvdepot.v1 import cache_pb2, observability_pb2
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from kvdepot import SharedBuffer, SharedRegions, layouts
 from kvdepot.v1 import cache_pb2
-
 from tests.clients.conftest import until
 
 SHM = Path("/dev/shm")
@@ -174,12 +174,12 @@ def test_process_that_ends_leaves_nothing(what: str, by: Any) -> None:
 @pytest.mark.parametrize(("what", "how"), [("buffer", "fd"), ("tensor", "fd"), ("tensor", "name")])
 async def test_killed_process_leaves_nothing(what: str, how: str) -> None:
     script = f"import kvdepot; by = {how!r}; {MAKE[what]}; print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=CLIENTS, stdin=-1, stdout=-1) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        assert len(left_by(process.pid)) == (how == "name")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, cwd=CLIENTS, stdin=-1, stdout=-1)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    assert len(left_by(process.pid)) == (how == "name")
+    process.kill()
+    await process.wait()
     await until(lambda: left_by(process.pid) == [])
 
 

@@ -1,4 +1,4 @@
-"""Reference: engines' buffers in the layouts of the field, copied as the layouts are defined and not as they are planned."""
+"""Reference: engines' buffers in the layouts of the field, copied as layouts are defined, not as they are planned."""
 
 from __future__ import annotations
 
@@ -158,6 +158,10 @@ class SharedBytes:
     def holds(self, view: Tensor) -> bool:
         return 0 <= address(view) - address(self.bytes) < self.bytes.size
 
+    def resize(self, size_bytes: int) -> None:
+        """What an engine must not do; `bytes` can't be read any more."""
+        os.ftruncate(self.fd, size_bytes)
+
     def close(self) -> None:
         os.close(self.fd)
 
@@ -172,7 +176,7 @@ class Engine:
         self._memory: list[SharedBytes] = []
         self._free = 0
         if one_region:
-            self._memory.append(SharedBytes(4 << 20, self._rng))
+            self._memory.append(SharedBytes(1 << 20, self._rng))
         self._one_region = one_region
         self.planes: list[Planes] = []
         groups = []
@@ -214,8 +218,8 @@ class Engine:
                 plane[ids[first:]] = values[first:]
 
     def close(self) -> None:
-        for memory in self._memory:
-            memory.close()
+        while self._memory:
+            self._memory.pop().close()
 
     def _new_tensor(self, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         size_bytes = int(np.prod(sizes)) * dtype.itemsize

@@ -19,7 +19,6 @@ from kernels.geometry import Group, Plane, PlaneKind
 from tests.kernels.reference import LAYOUTS, Engine, Shape
 
 K, V, LATENT = PlaneKind.K, PlaneKind.V, PlaneKind.LATENT
-CHUNK_BLOCKS = 3
 
 
 def group(**changes: Any) -> Group:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -67,7 +69,7 @@ class AnyUse(RuleBasedStateMachine):
     def each_byte_has_one_owner(self) -> None:
         self.pool.check()
         spans = sorted((slot.offset_bytes, slot.offset_bytes + slot.extent.slot_bytes) for slot in self.taken)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert not spans or spans[-1][1] <= self.pool.capacity_bytes
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from telemetry import events
-from telemetry.bus import EventBus, Subscriber
+from telemetry.bus import EventBus
+from telemetry.delivery import Subscriber
 from telemetry.events import BlockAllocation, Event
 
 RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
@@ -100,6 +101,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
     """The bus's clock."""
     fake = FakeClock()
     monkeypatch.setattr("telemetry.bus.monotonic", fake)
+    monkeypatch.setattr("telemetry.delivery.monotonic", fake)
     yield fake
 
 

@@ -94,7 +94,7 @@ async def test_closed_watcher_sees_nothing_more(recorder, running):
         await recorder.wait_for(2)
         async with asyncio.timeout(5):
             assert [event.lease_id async for event, _ in watcher] == ["0"]
-        assert bus._subscribers == (recorder,)
+        assert bus._delivery.subscribers == (recorder,)
 
 
 async def test_close_ends_a_reader_that_waits(running):

@@ -36,16 +36,19 @@ class AsyncAttachment(Attached):
         self,
         client: AsyncDepotClient,
         calls: AsyncCalls,
+        siblings: set[AsyncAttachment],
         request: cache_pb2.AttachInstanceRequest,
         on_lost: Callable[[DepotError], None] | None,
     ) -> None:
         super().__init__(request.instance_id, request.rank)
         self._client = client
         self._calls = calls
+        self._siblings = siblings
         self._on_lost = on_lost
         self._settled = asyncio.Event()  # acknowledged, or ended before that
         self._ended = asyncio.Event()
         self._stream = calls.cache.AttachInstance(request)  # no deadline: it lives as long as the engine
+        siblings.add(self)
         self._reader = asyncio.create_task(self._read(), name=f"kvdepot-{request.instance_id}")
 
     async def lookup(
@@ -179,7 +182,8 @@ class AsyncAttachment(Attached):
         """Detaches the rank: the depot unmaps its memory. Idempotent."""
         self._closed = True
         self._stream.cancel()
-        await self._ended.wait()
+        await asyncio.wait([self._reader])
+        self._ended.set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,12 +193,7 @@ class AsyncAttachment(Attached):
     ) -> None:
         await self.close()
 
-    async def wait_acknowledged(self, timeout_seconds: float) -> None:
-        """Waits for the depot's first message; `AsyncDepotClient.attach` has done so.
-
-        Raises:
-            DepotError: it refused, or the time is over.
-        """
+    async def _wait_acknowledged(self, timeout_seconds: float) -> None:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._settled.wait()
@@ -212,13 +211,14 @@ class AsyncAttachment(Attached):
             self._end(ended())
         except grpc.aio.AioRpcError as error:
             self._end(depot_error(error))
-        except asyncio.CancelledError:  # by close, by the client's close, or with the loop
-            self._end(DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the client was closed"))
+        except asyncio.CancelledError:  # by close, or with the loop
+            self._end(DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the event loop was stopped"))
             raise
 
     def _end(self, reason: DepotError) -> None:
         if not self._closed:
             self._lost_reason = reason
+        self._siblings.discard(self)
         self._settled.set()
         self._ended.set()
         if self.lost and self._acknowledgement is not None and self._on_lost is not None:
@@ -233,9 +233,13 @@ async def _messages(
 ) -> AsyncGenerator[cache_pb2.StoreInlineRequest, None]:
     yield header
     if isinstance(data, AsyncIterable):
-        async for buffer in data:
-            for message in inline.pieces(buffer):
-                yield message
+        try:
+            async for buffer in data:
+                for message in inline.pieces(buffer):
+                    yield message
+        finally:  # now, not when it is collected
+            if isinstance(data, AsyncGenerator):
+                await data.aclose()
     else:
         for message in inline.messages(data):
             yield message

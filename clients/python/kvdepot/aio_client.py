@@ -33,6 +33,7 @@ class AsyncDepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = AsyncCalls(address, credentials, timeout_seconds)
+        self._attachments: set[AsyncAttachment] = set()  # those whose stream lives
 
     async def attach(
         self,
@@ -52,9 +53,9 @@ class AsyncDepotClient:
         """
         request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
         timeout = self._calls.timeout(timeout_seconds)
-        attachment = AsyncAttachment(self, self._calls, request, on_lost)
+        attachment = AsyncAttachment(self, self._calls, self._attachments, request, on_lost)
         try:
-            await attachment.wait_acknowledged(timeout)
+            await attachment._wait_acknowledged(timeout)
         except BaseException:
             await attachment.close()
             raise
@@ -167,7 +168,9 @@ class AsyncDepotClient:
         return await self._calls.unary(self._calls.admin.ClearCache, request, self._calls.timeout(timeout_seconds))
 
     async def close(self) -> None:
-        """Ends the connection, and with it what is attached through it."""
+        """Detaches what is attached through this client, and ends the connection."""
+        for attachment in list(self._attachments):
+            await attachment.close()
         await self._calls.close()
 
     async def __aenter__(self) -> Self:

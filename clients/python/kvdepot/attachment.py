@@ -37,6 +37,7 @@ class Attachment(Attached):
         self,
         client: DepotClient,
         calls: Calls,
+        siblings: set[Attachment],
         request: cache_pb2.AttachInstanceRequest,
         on_lost: Callable[[DepotError], None] | None,
         timeout_seconds: float,
@@ -44,10 +45,12 @@ class Attachment(Attached):
         super().__init__(request.instance_id, request.rank)
         self._client = client
         self._calls = calls
+        self._siblings = siblings
         self._on_lost = on_lost
         self._settled = threading.Event()  # acknowledged, or ended before that
         self._ended = threading.Event()
         self._stream = calls.cache.AttachInstance(request)  # no deadline: it lives as long as the engine
+        siblings.add(self)
         threading.Thread(target=self._read, name=f"kvdepot-{request.instance_id}", daemon=True).start()
         try:
             self._wait_acknowledged(timeout_seconds)
@@ -207,6 +210,7 @@ class Attachment(Attached):
             reason = depot_error(error)
         if not self._closed:
             self._lost_reason = reason
+        self._siblings.discard(self)
         self._settled.set()
         self._ended.set()
         if self.lost and self._acknowledgement is not None and self._on_lost is not None:

@@ -6,11 +6,8 @@ import math
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
-_MIB = 1 << 20
-
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", 64 * _MIB),
-    ("grpc.max_send_message_length", 64 * _MIB),
+    ("grpc.max_receive_message_length", 64 << 20),
     # A depot that hangs, or whose node is gone, is noticed after half a minute even while no call is made; one that
     # dies closes its socket, which is noticed at once.
     ("grpc.keepalive_time_ms", 20_000),

@@ -33,6 +33,7 @@ class DepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = Calls(address, credentials, timeout_seconds)
+        self._attachments: set[Attachment] = set()  # those whose stream lives
 
     def attach(
         self,
@@ -51,7 +52,8 @@ class DepotClient:
         ``on_lost`` is called once, in the attachment's own thread, if the stream ends before `Attachment.close`.
         """
         request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
-        return Attachment(self, self._calls, request, on_lost, self._calls.timeout(timeout_seconds))
+        timeout = self._calls.timeout(timeout_seconds)
+        return Attachment(self, self._calls, self._attachments, request, on_lost, timeout)
 
     def lookup(
         self,
@@ -156,7 +158,9 @@ class DepotClient:
         return self._calls.unary(self._calls.admin.ClearCache, request, self._calls.timeout(timeout_seconds))
 
     def close(self) -> None:
-        """Ends the connection, and with it what is attached through it."""
+        """Detaches what is attached through this client, and ends the connection."""
+        for attachment in list(self._attachments):
+            attachment.close()
         self._calls.close()
 
     def __enter__(self) -> Self:

@@ -40,18 +40,19 @@ def decode(encoded: bytes) -> StatusDetails:
         DecodeError: the bytes are something else.
     """
     messages = _messages()
-    reason, violations, retry_after_seconds = "", [], None
+    reason, retry_after_seconds = "", None
+    violations: tuple[tuple[str, str], ...] = ()
     for packed in messages["Status"].FromString(encoded).details:
         name = packed.type_url.rpartition("/")[2]
         if name == "google.rpc.ErrorInfo":
             reason = messages["ErrorInfo"].FromString(packed.value).reason
         elif name == "google.rpc.BadRequest":
             found = messages["BadRequest"].FromString(packed.value).field_violations
-            violations += [(violation.field, violation.description) for violation in found]
+            violations = tuple((violation.field, violation.description) for violation in found)
         elif name == "google.rpc.RetryInfo":
             delay = messages["RetryInfo"].FromString(packed.value).retry_delay
             retry_after_seconds = delay.seconds + delay.nanos / 1e9
-    return StatusDetails(reason=reason, violations=tuple(violations), retry_after_seconds=retry_after_seconds)
+    return StatusDetails(reason=reason, violations=violations, retry_after_seconds=retry_after_seconds)
 
 
 @cache

@@ -1,0 +1,100 @@
+"""Handing batches to subscribers: each in isolation, in sizes that leave the event loop to others."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic
+from typing import Protocol
+
+from telemetry.events import Event
+from telemetry.rate_limit import RateLimit
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_EVENTS = 256
+TURN_SECONDS = 0.002  # of the event loop's time, until others go first
+SLOW_SECONDS = 0.1
+COMPLAINT_PERIOD_SECONDS = 60.0
+
+
+class Subscriber(Protocol):
+    """Who is handed events, on the event loop: ``handle`` must be quick and must not wait for anything.
+
+    While it runs, nothing else does. Batches are kept small enough for a call to take about ``TURN_SECONDS``, if that
+    can be, and calls that take much longer are logged.
+    """
+
+    name: str
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Take events, of one thread in the order in which it published them."""
+
+    def close(self) -> None:
+        """The bus has stopped, and the last batch was handed over."""
+        return
+
+
+class Delivery:
+    """The subscribers, who may come and go while a batch is handed over. For the event loop's thread."""
+
+    def __init__(self, subscribers: Iterable[Subscriber]) -> None:
+        self.subscribers = tuple(subscribers)
+        self.batch_limit = MAX_BATCH_EVENTS
+        self.num_errors: Counter[str] = Counter()
+        self._complaints = RateLimit[tuple[str, str]](1, COMPLAINT_PERIOD_SECONDS)
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Hand it batches from the next one on."""
+        self.subscribers += (subscriber,)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Hand it nothing more, not even the batch that is being handed over."""
+        self.subscribers = tuple(other for other in self.subscribers if other is not subscriber)
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """Hands the batch to one subscriber a step; then finds the size for the next from how long the slowest took."""
+        longest_seconds = 0.0
+        for subscriber in self.subscribers:
+            if subscriber in self.subscribers:  # not removed since the step before
+                longest_seconds = max(longest_seconds, self._hand(subscriber, batch))
+                yield
+        if longest_seconds > TURN_SECONDS:
+            self.batch_limit = max(1, self.batch_limit // 2)
+        elif longest_seconds < TURN_SECONDS / 4:
+            self.batch_limit = min(MAX_BATCH_EVENTS, self.batch_limit * 2)
+
+    def close(self) -> None:
+        """Close each subscriber."""
+        for subscriber in self.subscribers:
+            try:
+                subscriber.close()
+            except Exception:
+                self._count_error(subscriber, num_events=0)
+
+    def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> float:
+        """Returns the seconds it took."""
+        start = monotonic()
+        try:
+            subscriber.handle(batch)
+        except Exception:
+            self._count_error(subscriber, len(batch))
+        seconds = monotonic() - start
+        if seconds > SLOW_SECONDS:
+            self._complain(logging.WARNING, "SubscriberSlow", subscriber, len(batch))
+        return seconds
+
+    def _count_error(self, subscriber: Subscriber, num_events: int) -> None:
+        self.num_errors[subscriber.name] += 1
+        self._complain(logging.ERROR, "SubscriberFailed", subscriber, num_events)
+
+    def _complain(self, level: int, message: str, subscriber: Subscriber, num_events: int) -> None:
+        num_suppressed = self._complaints.admit((message, subscriber.name), monotonic())
+        if num_suppressed is not None:
+            logger.log(
+                level,
+                "%s subscriber=%r num_events=%d num_suppressed=%d",
+                *(message, subscriber.name, num_events, num_suppressed),
+                exc_info=level == logging.ERROR,
+            )

@@ -1,0 +1,295 @@
+"""Engines with known bytes in their blocks, attached to a real depot."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import grpc
+import numpy as np
+import pytest
+from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, SharedBuffer, SharedRegions, token_prefix
+from kvdepot.errors import depot_error
+from kvdepot.v1.cache_pb2 import (
+    KvGroup,
+    LookupResponse,
+    RetrieveResponse,
+    StoreInlineHeader,
+    StoreInlineRequest,
+    StoreInlineResponse,
+    StoreResponse,
+)
+from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
+
+from service.attachments import Attachment
+from service.server import Server
+from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, random_kv, region_sizes
+
+if TYPE_CHECKING:
+    from kvdepot.v1.cache_pb2_grpc import CacheServiceAsyncStub
+
+SMALL = Group(
+    "NL_X_TWO_NB_BS_NH_HS",
+    KvShape(num_layers=2, num_blocks=64, block_size=4, num_heads=3, head_size=8, dtype="uint16"),
+)
+"""A chunk of 16 tokens has 3,072 bytes."""
+
+SLOW = Group(
+    "NL_X_TWO_NB_NH_BS_HS",
+    KvShape(num_layers=48, num_blocks=32_768, block_size=1, num_heads=3, head_size=1, dtype="uint8"),
+)
+"""Blocks of one token, copied head by head: 9 MiB that take long enough to be caught on their way."""
+
+SLOW_TOKENS = SLOW.shape.num_blocks * SLOW.shape.block_size
+
+FAST = Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW.shape, num_blocks=2048, block_size=16))
+"""The same model in another layout."""
+
+
+def prompt(num_tokens: int, seed: int = 1) -> list[int]:
+    """Token ids; a longer prompt of the same seed goes on where a shorter one ended."""
+    tokens: list[int] = np.random.default_rng(seed).integers(0, 1 << 32, num_tokens, np.uint32).tolist()
+    return tokens
+
+
+@contextmanager
+def refused(status: str, reason: str) -> Iterator[None]:
+    """The block's call is answered with this status and this reason."""
+    with pytest.raises(DepotError) as failure:
+        yield
+    assert (failure.value.code.name, failure.value.reason) == (status, reason), str(failure.value)
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_seconds: float = 10.0) -> None:
+    """Wait for something that the depot does by itself."""
+    async with asyncio.timeout(within_seconds):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.002)
+
+
+class InlineStore:
+    """An inline store of which a test sends each message, and none that it does not want to."""
+
+    def __init__(self, stub: CacheServiceAsyncStub, *, timeout_seconds: float = 30.0) -> None:
+        self._call = stub.StoreInline(timeout=timeout_seconds)
+
+    async def header(self, engine: Engine, session_id: str, token_ids: Sequence[int], **fields: Any) -> None:
+        ids = {"instance_id": engine.attachment.instance_id, "rank": engine.attachment.rank, "session_id": session_id}
+        header = StoreInlineHeader(**ids, prefix=token_prefix(token_ids), **fields)
+        await self.send(StoreInlineRequest(header=header))
+
+    async def data(self, data: bytes) -> None:
+        await self.send(StoreInlineRequest(data=data))
+
+    async def send(self, message: StoreInlineRequest) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended: `answer` tells how
+            await self._call.write(message)
+
+    async def answer(self, *, complete: bool = True) -> StoreInlineResponse:
+        """What the depot says, after the end of the stream or without waiting for it. Raises: DepotError."""
+        if complete:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.done_writing()
+        try:
+            return await self._call
+        except grpc.aio.AioRpcError as error:
+            raise depot_error(error) from error
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class SharedPagedBuffer(PagedBuffer):
+    """A paged buffer in shared memory, with what an engine says about it when it attaches."""
+
+    def __init__(
+        self, groups: Sequence[Group], *, by: Literal["name", "fd"] = "name", region_for_each_tensor: bool = False
+    ) -> None:
+        sizes = region_sizes(groups, region_for_each_tensor=region_for_each_tensor)
+        self.buffers = [SharedBuffer.create(size, by=by) for size in sizes]
+        super().__init__(groups, [buffer.array for buffer in self.buffers])
+        self.shared = SharedRegions()
+        for buffer in self.buffers:
+            self.shared.add(buffer)
+
+    def described(self) -> list[KvGroup]:
+        """The groups as the contract describes them."""
+        return [
+            group.definition.layout.from_tensors(
+                group.nested(tensors),
+                self.shared,
+                block_size=group.shape.block_size if "NBBS" in group.layout else None,
+            )
+            for group, tensors in zip(self.groups, self.tensors, strict=True)
+        ]
+
+    def close(self) -> None:
+        for buffer in self.buffers:
+            buffer.close()
+
+
+class Engine:
+    """One rank of an instance: its paged buffer, and its attachment."""
+
+    def __init__(self, buffer: SharedPagedBuffer, attachment: AsyncAttachment) -> None:
+        self.buffer = buffer
+        self.attachment = attachment
+        self.groups = buffer.groups
+        self._rng = np.random.default_rng(7)
+
+    def tables(self, num_tokens: int) -> Tables:
+        """Blocks for a prompt, anywhere and in any order."""
+        return [
+            self._rng.permutation(group.shape.num_blocks)[: -(-num_tokens // group.shape.block_size)]
+            for group in self.groups
+        ]
+
+    def kv(self, num_tokens: int, seed: int) -> Kv:
+        """The KV that belongs to a prompt of this seed."""
+        return random_kv(self.groups, num_tokens, seed)
+
+    async def store(
+        self, session_id: str, prefix: Any, kv: Kv, *, start_token: int = 0, timeout_seconds: float | None = None
+    ) -> StoreResponse:
+        """Put the KV from `start_token` on into some blocks, and store these."""
+        rest = [content[:, :, start_token:] for content in kv]
+        tables = self.tables(rest[0].shape[2])
+        self.buffer.write(tables, rest)
+        return await self.attachment.store(
+            session_id, prefix, tables, start_token=start_token, timeout_seconds=timeout_seconds
+        )
+
+    async def lookup(self, session_id: str, prefix: Any, **options: Any) -> LookupResponse:
+        return await self.attachment.lookup(session_id, prefix, **options)
+
+    async def retrieve(
+        self, session_id: str, lease: Any, num_tokens: int, *, skip_tokens: int = 0, tables: Tables | None = None
+    ) -> RetrieveResponse:
+        """Retrieve into some blocks, whatever is in them afterwards."""
+        tables = self.tables(num_tokens) if tables is None else tables
+        return await self.attachment.retrieve(session_id, lease, tables, skip_tokens=skip_tokens)
+
+    async def retrieve_exactly(self, session_id: str, lease: Any, kv: Kv, *, skip_tokens: int = 0) -> RetrieveResponse:
+        """Retrieve into some blocks: the KV from `skip_tokens` on is in them then, and no other byte has changed."""
+        num_tokens = kv[0].shape[2]
+        tables = self.tables(num_tokens)
+        self.buffer.fill(seed=99)
+        expected = self.buffer.twin()
+        expected.write(tables, kv, skip_tokens)
+        answer = await self.retrieve(session_id, lease, num_tokens, skip_tokens=skip_tokens, tables=tables)
+        self.buffer.assert_equals(expected)
+        return answer
+
+    async def holds(self, session_id: str, prefix: Any, kv: Kv) -> int:
+        """How many tokens of the prompt the depot has; their bytes are the right ones."""
+        found = await self.lookup(session_id, prefix)
+        if found.HasField("lease"):
+            await self.retrieve_exactly(session_id, found.lease, [group[:, :, : found.matched_tokens] for group in kv])
+            await self.attachment.release_lease(found.lease)
+        return found.matched_tokens
+
+    async def end_session(self, session_id: str) -> None:
+        await self.attachment.end_session(session_id)
+
+    async def close(self) -> None:
+        await self.attachment.close()
+        self.buffer.close()
+
+
+async def attach(
+    client: AsyncDepotClient,
+    *groups: Group,
+    instance_id: str,
+    model_name: str = "model",
+    world_size: int = 1,
+    rank: int = 0,
+    **memory: Any,
+) -> Engine:
+    """Attach an engine with a buffer of these groups; `memory` says how it is shared."""
+    buffer = SharedPagedBuffer(groups, **memory)
+    try:
+        attachment = await client.attach(
+            instance_id=instance_id,
+            model_name=model_name,
+            groups=buffer.described(),
+            regions=buffer.shared.regions,
+            world_size=world_size,
+            rank=rank,
+        )
+    except BaseException:
+        buffer.close()
+        raise
+    return Engine(buffer, attachment)
+
+
+class Site:
+    """A depot in this process, a client of it, and the engines that were attached through it."""
+
+    def __init__(self, server: Server, client: AsyncDepotClient, stub: CacheServiceAsyncStub) -> None:
+        self.server = server
+        self.depot = server.depot
+        self.client = client
+        self.stub = stub
+        self.numbers = itertools.count(1)
+        self._engines = AsyncExitStack()
+
+    async def attach(
+        self, *groups: Group, instance_id: str = "", client: AsyncDepotClient | None = None, **options: Any
+    ) -> Engine:
+        """Attach an engine until the test ends, under an instance id of its own if none is given."""
+        instance_id = instance_id or f"engine-{next(self.numbers)}"
+        engine = await attach(client or self.client, *(groups or [SMALL]), instance_id=instance_id, **options)
+        self._engines.push_async_callback(engine.close)
+        return engine
+
+    def attachment(self, engine: Engine) -> Attachment:
+        """What the depot knows of an engine."""
+        found = self.depot.instances.find(engine.attachment.instance_id, engine.attachment.rank)
+        assert found is not None
+        return found
+
+    def is_moving(self, engine: Engine) -> bool:
+        """Whether the engine's bytes are on their way."""
+        return bool(self.attachment(engine).transfers)
+
+    def let_leases_expire(self) -> None:
+        """What the passing of time does."""
+        for lease in self.depot.leases.live():
+            lease.expire_monotonic = time.monotonic()
+        self.depot.expire()
+
+    async def assert_comes_to_rest(self) -> None:
+        """In a moment nothing is reserved, pinned, leased or running, and the books are in order."""
+        depot = self.depot
+        await eventually(lambda: not any(session.num_running for session in depot.sessions.newest_first()))
+        depot.index.check()
+        assert depot.index.num_protected == 0, "a chunk is protected by nobody"
+        assert len(depot.leases) == 0, "a lease is left"
+        assert not any(attached.transfers for instance in depot.instances for attached in instance.ranks.values())
+
+    async def close(self) -> None:
+        """Detach the engines: all that is left then are chunks that can be evicted."""
+        await self._engines.aclose()
+        await eventually(lambda: len(self.depot.instances) == 0)
+        assert len(self.depot.sessions) == 0
+        await self.assert_comes_to_rest()
+
+
+@asynccontextmanager
+async def site(server: Server, address: str = "") -> AsyncIterator[Site]:
+    """Clients of a server, for as long as the block runs."""
+    address = address or server.addresses[0]
+    async with AsyncDepotClient(address) as client, grpc.aio.insecure_channel(address) as channel:
+        opened = Site(server, client, CacheServiceStub(channel))
+        try:
+            yield opened
+        finally:
+            await opened.close()

@@ -1,0 +1,104 @@
+"""The demo's paged buffers lose nothing, and its comparison has teeth: wrong KV changes the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from transformers import DynamicCache  # noqa: E402
+
+from examples.demo import paged  # noqa: E402
+from examples.demo.__main__ import NUM_NEW_TOKENS, compare  # noqa: E402
+from examples.demo.engine import Answer, Engine  # noqa: E402
+from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize  # noqa: E402
+from kvdepot import DepotClient, KvShape  # noqa: E402
+
+SHAPE = SHAPES[ModelSize.SMALL]
+PROMPT = tokenize("The depot keeps what was computed. " * 8)
+
+
+@pytest.fixture(scope="module")
+def model() -> object:
+    torch.set_num_threads(1)
+    return build_model(ModelSize.SMALL)
+
+
+def kv_shape(block_size: int) -> KvShape:
+    return KvShape(
+        num_layers=SHAPE.num_layers,
+        num_blocks=2 * len(PROMPT) // block_size,
+        block_size=block_size,
+        num_heads=SHAPE.num_kv_heads,
+        head_size=SHAPE.head_size,
+        dtype="float32",
+    )
+
+
+@pytest.mark.parametrize("make_kv", [paged.split, paged.packed])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_what_was_written_to_blocks_is_read_back(
+    model: object, make_kv: Callable[[KvShape], paged.PagedKv], block_size: int
+) -> None:
+    cache = DynamicCache()
+    prefill(model, cache, PROMPT)
+    kv = make_kv(kv_shape(block_size))
+    for tensor in kv.tensors:
+        tensor.fill_(float("nan"))
+    block_ids = torch.randperm(len(kv.keys[0])).tolist()[: -(-len(PROMPT) // block_size)]
+
+    kv.write(cache, 0, block_ids)
+    rebuilt = kv.read(len(PROMPT), block_ids)
+
+    for layer, copy in zip(cache.layers, rebuilt.layers, strict=True):
+        assert torch.equal(layer.keys, copy.keys)
+        assert torch.equal(layer.values, copy.values)
+
+
+def test_engines_with_different_layouts_share_a_prompt(model: object, start_server_process: Callable[..., str]) -> None:
+    address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
+    with DepotClient(address) as client:
+        answers = []
+        for name, make_kv, block_size in (("a", paged.split, 16), ("b", paged.packed, 32)):
+            with Engine(client, name, model, make_kv(kv_shape(block_size))) as engine:
+                answers.append(engine.answer("request", PROMPT, NUM_NEW_TOKENS, lambda done: None))
+    first, second = answers
+    whole_chunks = len(PROMPT) // 64 * 64
+    assert (first.matched_tokens, first.stored_tokens) == (0, whole_chunks)
+    assert (second.matched_tokens, second.stored_tokens) == (whole_chunks, 0)
+    assert second.retrieved_bytes == first.stored_bytes > 0
+    assert len(set(first.tokens)) > NUM_NEW_TOKENS // 2  # or else equal tokens would mean little
+    assert [operation.num_tokens for operation in second.summary.operations] == [whole_chunks, whole_chunks, 0]
+
+
+def test_a_prompt_that_matches_as_a_whole_still_gets_its_logits(
+    model: object, start_server_process: Callable[..., str]
+) -> None:
+    address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
+    prompt = PROMPT[:128]
+    with DepotClient(address) as client, Engine(client, "a", model, paged.split(kv_shape(16))) as engine:
+        first, second = (engine.answer(f"request-{i}", prompt, NUM_NEW_TOKENS, lambda done: None) for i in range(2))
+    assert second.matched_tokens == len(prompt)
+    assert second.tokens == first.tokens
+
+
+@pytest.mark.parametrize("wrong_layer", [None, 0, SHAPE.num_layers - 1])
+def test_the_comparison_notices_one_wrong_token_in_one_layer(
+    model: object, capsys: pytest.CaptureFixture[str], wrong_layer: int | None
+) -> None:
+    matched = 256
+    cache = DynamicCache()
+    prefill(model, cache, PROMPT[:matched])
+    if wrong_layer is not None:
+        with torch.inference_mode():
+            cache.layers[wrong_layer].values[0, :, 3] += 5.0
+    logits = prefill(model, cache, PROMPT)
+    tokens, logits = generate(model, cache, logits, NUM_NEW_TOKENS)
+    compare(model, PROMPT, Answer(tokens=tokens, logits=logits, matched_tokens=matched))
+    told = capsys.readouterr().out
+    assert ('"max_logit_difference": 0.0' in told) == (wrong_layer is None)
+    if wrong_layer == 0:
+        assert '"identical": false' in told

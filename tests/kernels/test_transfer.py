@@ -1,0 +1,150 @@
+"""Transfers: done means done, stopping is soon, nobody waits behind a long one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kernels.errors import TransferCancelled
+from kernels.transfer import Lane, Piece, Transfer
+
+SECONDS = 30  # a limit for what happens at once
+
+
+class Gate:
+    """A piece that tells when it is at work, then waits to be let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.open.wait(SECONDS)
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    lane = Lane("test", 2)
+    yield lane
+    lane.close()
+
+
+def endless(done: list[int]) -> Iterator[Piece]:
+    return ((lambda index=index: done.append(index)) for index in itertools.count())
+
+
+def test_every_piece_is_carried_out_once(lane: Lane) -> None:
+    done: list[int] = []
+    lane.start((lambda index=index: done.append(index)) for index in range(1000)).future.result(SECONDS)
+    assert sorted(done) == list(range(1000))
+
+
+def test_a_transfer_of_nothing_is_done(lane: Lane) -> None:
+    lane.start(iter(())).future.result(SECONDS)
+
+
+def test_the_future_waits_for_the_last_piece(lane: Lane) -> None:
+    gate = Gate()
+    transfer = lane.start(iter([gate, lambda: None]))
+    assert gate.reached.wait(SECONDS)
+    lane.start(iter([lambda: None] * 9)).future.result(SECONDS)
+    assert not transfer.future.done()
+    gate.open.set()
+    transfer.future.result(SECONDS)
+
+
+def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(lane: Lane) -> None:
+    gate, later = Gate(), []
+    transfer = lane.start(itertools.chain([gate], endless(later)))
+    assert gate.reached.wait(SECONDS)
+    transfer.cancel()
+    lane.start(iter([lambda: None] * 9)).future.result(SECONDS)
+    assert not transfer.future.done()
+    gate.open.set()
+    with pytest.raises(TransferCancelled):
+        transfer.future.result(SECONDS)
+    carried_out = len(later)
+    lane.start(iter([lambda: None] * 99)).future.result(SECONDS)
+    assert len(later) == carried_out
+
+
+def test_cancelling_twice_or_when_done_does_nothing(lane: Lane) -> None:
+    transfer = lane.start(iter([lambda: None]))
+    transfer.future.result(SECONDS)
+    transfer.cancel()
+    transfer.cancel()
+    assert transfer.future.result() is None
+
+
+def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(lane: Lane) -> None:
+    gate, later = Gate(), []
+
+    def fail() -> None:
+        assert gate.reached.wait(SECONDS)
+        raise OSError("broken")
+
+    transfer = lane.start(itertools.chain([gate, fail], endless(later)))
+    assert gate.reached.wait(SECONDS)
+    while transfer.take_turn.__self__._error is None:  # the failure is on the other thread
+        lane.start(iter([lambda: None])).future.result(SECONDS)
+    assert not transfer.future.done()
+    transfer.cancel()
+    gate.open.set()
+    with pytest.raises(OSError, match="broken"):
+        transfer.future.result(SECONDS)
+    assert later == []
+
+
+def test_pieces_that_cannot_be_made_fail_the_transfer(lane: Lane) -> None:
+    def pieces() -> Iterator[Piece]:
+        yield lambda: None
+        raise IndexError("no such block")
+
+    with pytest.raises(IndexError):
+        lane.start(pieces()).future.result(SECONDS)
+
+
+async def test_a_cancelled_await_leaves_the_future_to_the_threads(lane: Lane) -> None:
+    gate = Gate()
+    transfer = lane.start(iter([gate]))
+    waiting = asyncio.ensure_future(asyncio.wrap_future(transfer.future))
+    await asyncio.to_thread(gate.reached.wait, SECONDS)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not transfer.future.done()
+    gate.open.set()
+    await asyncio.wrap_future(transfer.future)
+
+
+def test_a_short_transfer_does_not_wait_for_a_long_one() -> None:
+    lane = Lane("test", 1)
+    long = lane.start(endless([]))
+    lane.start(iter([lambda: None] * 9)).future.result(SECONDS)
+    assert not long.future.done()
+    lane.close()
+
+
+def test_closing_cancels_and_waits() -> None:
+    lane, gate = Lane("test", 2), Gate()
+    running: list[Transfer] = [lane.start(itertools.chain([gate], endless([]))), lane.start(endless([]))]
+    assert gate.reached.wait(SECONDS)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("test-")]
+    closing = threading.Thread(target=lane.close)
+    closing.start()
+    with pytest.raises(TransferCancelled):
+        running[1].future.result(SECONDS)
+    assert closing.is_alive()
+    gate.open.set()
+    closing.join(SECONDS)
+    assert all(isinstance(transfer.future.exception(0), TransferCancelled) for transfer in running)
+    assert len(threads) == 2
+    assert not any(thread.is_alive() for thread in threads)
+    with pytest.raises(RuntimeError):
+        lane.start(iter(()))
+    lane.close()

@@ -1,0 +1,170 @@
+"""Sessions: live while they are used, remembered for a while after, and bounded in every respect."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from service.errors import SessionNotFound
+from service.sessions import (
+    MAX_ENDED_REMEMBERED,
+    MAX_LIVE,
+    MAX_OPERATIONS,
+    Operation,
+    OperationKind,
+    Session,
+    SessionEnd,
+    Sessions,
+)
+
+IDLE_SECONDS = 600.0
+
+
+@pytest.fixture
+def sessions() -> Sessions:
+    return Sessions(IDLE_SECONDS)
+
+
+def operation() -> Operation:
+    return Operation(kind=OperationKind.LOOKUP, operation_id="1")
+
+
+def test_a_session_is_found_by_both_ids(sessions: Sessions) -> None:
+    session = sessions.begin("i", "s", "m")
+    other = sessions.begin("j", "s", "m")
+    assert sessions.find("i", "s") is session
+    assert sessions.require("j", "s") is other
+    assert sessions.find("s", "i") is None
+    assert sessions.of_instance("i") == [session]
+    with pytest.raises(SessionNotFound):
+        sessions.require("i", "t")
+
+
+def test_a_session_that_ended_is_remembered_and_not_live(sessions: Sessions) -> None:
+    session = sessions.begin("i", "s", "m")
+    sessions.end(session, SessionEnd.REQUESTED)
+    assert sessions.latest("i", "s") is session
+    assert session.end is SessionEnd.REQUESTED
+    assert session.age_seconds() == session.duration_seconds
+    assert len(sessions) == 0
+    with pytest.raises(SessionNotFound):
+        sessions.require("i", "s")
+
+
+def test_of_sessions_with_one_id_the_latest_is_shown(sessions: Sessions) -> None:
+    for _ in range(2):
+        sessions.end(sessions.begin("i", "s", "m"), SessionEnd.IDLE)
+    second_ended = next(iter(sessions.newest_first()))
+    assert sessions.latest("i", "s") is second_ended
+    live = sessions.begin("i", "s", "m")
+    assert sessions.latest("i", "s") is live
+
+
+def test_the_oldest_ended_sessions_are_forgotten(sessions: Sessions) -> None:
+    for number in range(MAX_ENDED_REMEMBERED + 1):
+        sessions.end(sessions.begin("i", str(number), "m"), SessionEnd.REQUESTED)
+    with pytest.raises(SessionNotFound):
+        sessions.latest("i", "0")
+    assert sessions.latest("i", "1").session_id == "1"
+    assert len(list(sessions.newest_first())) == MAX_ENDED_REMEMBERED
+
+
+def test_operations_beyond_the_limit_are_counted_and_not_kept(sessions: Sessions) -> None:
+    session = sessions.begin("i", "s", "m")
+    for _ in range(MAX_OPERATIONS + 3):
+        session.begin(operation())
+    assert len(session.operations) == MAX_OPERATIONS
+    assert session.num_dropped_operations == 3
+    assert session.num_running == MAX_OPERATIONS + 3
+
+
+def test_what_does_nothing_is_idle_and_what_was_used_is_not(sessions: Sessions) -> None:
+    first, second = sessions.begin("i", "s", "m"), sessions.begin("i", "t", "m")
+    sessions.used(first)
+    assert sessions.idle(second.last_use + IDLE_SECONDS) == [second]
+    assert sessions.next_idle() == second.last_use + IDLE_SECONDS
+    assert sessions.idle(first.last_use + IDLE_SECONDS) == [second, first]
+
+
+def test_a_running_operation_keeps_a_session_from_being_idle(sessions: Sessions) -> None:
+    session = sessions.begin("i", "s", "m")
+    session.begin(operation())
+    assert sessions.idle(time.monotonic() + 2 * IDLE_SECONDS) == []
+    session.num_running -= 1
+    assert sessions.idle(time.monotonic() + 2 * IDLE_SECONDS) == [session]
+
+
+def test_of_too_many_sessions_the_least_recently_used_ones_are_over(sessions: Sessions) -> None:
+    for number in range(MAX_LIVE + 3):
+        sessions.begin("i", str(number), "m")
+    sessions.used(sessions.require("i", "0"))
+    sessions.require("i", "1").begin(operation())
+    assert [session.session_id for session in sessions.idle(time.monotonic())] == ["2", "3", "4"]
+
+
+def test_the_use_of_an_ended_session_does_not_revive_it(sessions: Sessions) -> None:
+    session = sessions.begin("i", "s", "m")
+    sessions.end(session, SessionEnd.INSTANCE_DETACHED)
+    sessions.used(session)
+    assert sessions.find("i", "s") is None
+
+
+class AnyUse(RuleBasedStateMachine):
+    """Begins, uses, ends and idles at random; the model is two lists, least recently used and oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sessions = Sessions(IDLE_SECONDS)
+        self.live: list[Session] = []
+        self.ended: list[Session] = []
+
+    @rule(instance_id=st.sampled_from("ij"), session_id=st.sampled_from("stuv"))
+    def begin(self, instance_id: str, session_id: str) -> None:
+        if self.sessions.find(instance_id, session_id) is None:
+            self.live.append(self.sessions.begin(instance_id, session_id, "m"))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), change=st.sampled_from([-1, 0, 1]))
+    def use(self, data: st.DataObject, change: int) -> None:
+        session = data.draw(st.sampled_from(self.live))
+        if change == 1:
+            session.begin(operation())
+        elif change == -1 and session.num_running:
+            session.num_running -= 1
+        self.sessions.used(session)
+        self.live.remove(session)
+        self.live.append(session)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), why=st.sampled_from(SessionEnd))
+    def end(self, data: st.DataObject, why: SessionEnd) -> None:
+        session = data.draw(st.sampled_from(self.live))
+        self.sessions.end(session, why)
+        self.live.remove(session)
+        self.ended.append(session)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def time_passes(self, data: st.DataObject) -> None:
+        now = data.draw(st.sampled_from(self.live)).last_use + IDLE_SECONDS
+        over = self.sessions.idle(now)
+        assert over == [s for s in self.live if s.last_use + IDLE_SECONDS <= now and s.num_running == 0]
+        for session in over:
+            self.sessions.end(session, SessionEnd.IDLE)
+            self.live.remove(session)
+            self.ended.append(session)
+
+    @invariant()
+    def each_session_has_one_place(self) -> None:
+        assert list(self.sessions.newest_first()) == [*reversed(self.live), *reversed(self.ended)]
+        assert len(self.sessions) == len(self.live)
+        assert self.sessions.next_idle() == (self.live[0].last_use + IDLE_SECONDS if self.live else None)
+        assert [s.last_use for s in self.live] == sorted(s.last_use for s in self.live)
+
+
+TestAnyUse = AnyUse.TestCase
+TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)

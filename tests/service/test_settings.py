@@ -1,0 +1,232 @@
+"""Settings: flags over environment over YAML over defaults; what is wrong is told by name, and nothing starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from service.__main__ import app
+from service.arena import HugePages
+from service.commands.processes import child
+from service.settings import BadSettings, LogLevel, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith("KVDEPOT_"):
+            monkeypatch.delenv(name)
+    yield
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    return tmp_path / "kvdepot.yaml"
+
+
+def values(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in Settings.model_fields}
+
+
+def serve(*flags: str, **environment: str) -> Any:
+    """What `serve` says; it must be refused, or a server would run."""
+    return CliRunner().invoke(app, ["serve", *flags], env=environment)
+
+
+# Where a value comes from
+
+
+def test_a_default_is_what_is_left() -> None:
+    settings = load({})
+    assert values(settings) == values(Settings.model_construct())
+    assert settings.listen == ("127.0.0.1:50051",)
+    assert settings.l1_size == 4 << 30
+
+
+def test_a_file_goes_over_the_default(yaml: Path) -> None:
+    yaml.write_text("chunk_size: 512\nl1_size: 8GiB\n")
+    settings = load({}, yaml)
+    assert (settings.chunk_size, settings.l1_size, settings.lease_ttl) == (512, 8 << 30, 60.0)
+
+
+def test_the_environment_goes_over_a_file(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml.write_text("chunk_size: 512\nlease_ttl: 5m\n")
+    monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "1024")
+    settings = load({}, yaml)
+    assert (settings.chunk_size, settings.lease_ttl) == (1024, 300.0)
+
+
+def test_a_flag_goes_over_the_environment(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml.write_text("chunk_size: 512\n")
+    monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "1024")
+    monkeypatch.setenv("KVDEPOT_LEASE_TTL", "90s")
+    settings = load({"chunk_size": "2048"}, yaml)
+    assert (settings.chunk_size, settings.lease_ttl) == (2048, 90.0)
+
+
+@pytest.mark.parametrize("source", ["flags", "environment", "file"])
+def test_every_setting_can_come_from_everywhere(source: str, yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "listen": "127.0.0.1:1, unix:/run/a.sock",
+        "l1_size": "1MiB",
+        "l1_huge_pages": "off",
+        "lease_ttl": "250ms",
+        "disable_logging": "true",
+        "log_level": "debug",
+        "l0_sample_rate": "0.5",
+    }
+    if source == "environment":
+        for name, value in given.items():
+            monkeypatch.setenv(f"KVDEPOT_{name.upper()}", value)
+    if source == "file":
+        yaml.write_text("".join(f"{name}: {value}\n" for name, value in given.items()))
+    settings = load(given if source == "flags" else {}, yaml if source == "file" else None)
+    assert settings.listen == ("127.0.0.1:1", "unix:/run/a.sock")
+    assert (settings.l1_size, settings.l1_huge_pages, settings.lease_ttl) == (1 << 20, HugePages.OFF, 0.25)
+    assert (settings.disable_logging, settings.log_level, settings.l0_sample_rate) == (True, LogLevel.DEBUG, 0.5)
+
+
+def test_addresses_in_a_file_may_be_a_list(yaml: Path) -> None:
+    yaml.write_text("listen: ['[::]:50051', 'unix:/run/a.sock']\n")
+    assert load({}, yaml).listen == ("[::]:50051", "unix:/run/a.sock")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_sets_nothing(yaml: Path, text: str) -> None:
+    yaml.write_text(text)
+    assert values(load({}, yaml)) == values(load({}))
+
+
+def test_what_others_put_into_the_environment_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVDEPOT_SERVICE_HOST", "10.0.0.1")  # Kubernetes does, beside a service of that name
+    monkeypatch.setenv("KVDEPOT_PORT", "tcp://10.0.0.1:50051")
+    assert values(load({})) == values(load({"log_level": "info"}))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load({}).chunk_size = 1  # type: ignore[misc]
+
+
+def test_described_settings_are_read_back_as_they_are() -> None:
+    settings = load({"l1_size": "1536MiB", "lease_ttl": "250ms", "listen": "a:1,b:2", "max_message_size": "1000"})
+    described = settings.described()
+    assert set(described) == set(Settings.model_fields)
+    assert values(load(described)) == values(settings)
+
+
+# What is refused
+
+BAD = {
+    "listen": ["", "localhost", "localhost:", "localhost:http", "50051", "127.0.0.1:70000", "unix:"],
+    "unix_socket_mode": ["", "rw", "888", "0o600", "1777", "-1"],
+    "l1_size": ["0", "4095", "-1", "much", "8XB"],
+    "l1_huge_pages": ["", "yes", "2MiB"],
+    "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
+    "transfer_threads": ["0", "257"],
+    "lease_ttl": ["0", "-1s", "soon", "1000000000000d"],
+    "session_idle_timeout": ["0s", "never"],
+    "max_wait": ["0", "-1"],
+    "drain_timeout": ["-1s", "x"],
+    "max_concurrent_rpcs": ["0", "all"],
+    "max_attachments": ["0"],
+    "max_message_size": ["0", "1TiB", "big"],
+    "disable_observability": ["maybe"],
+    "disable_logging": ["2"],
+    "event_queue_size": ["0", "1000000000000"],
+    "l0_sample_rate": ["-0.1", "1.1", "nan"],
+    "prometheus_port": ["-1", "65536"],
+    "disable_metrics": ["x"],
+    "enable_tracing": ["x"],
+    "log_level": ["", "loud"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_is_told_with_its_name(name: str, value: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        load({name: value})
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
+    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint"}
+
+
+def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "0")
+    result = serve("--l1-size", "much")
+    assert result.exit_code == 2
+    told = result.stderr.splitlines()
+    assert told[0] == "kvdepot: bad settings"
+    assert sorted(line.partition(":")[0] for line in told[1:]) == ["chunk_size", "l1_size"]
+
+
+def test_a_bad_value_from_a_file_is_told_with_its_name(yaml: Path) -> None:
+    yaml.write_text("lease_ttl: soon\n")
+    with pytest.raises(BadSettings, match=r"^lease_ttl: .*'soon'"):
+        load({}, yaml)
+
+
+@pytest.mark.parametrize("name", ["chunksize", "chunk-size", "CHUNK_SIZE_", "serve"])
+def test_an_unknown_key_of_a_file_is_told_with_its_name(yaml: Path, name: str) -> None:
+    yaml.write_text(f"{name}: 1\n")
+    with pytest.raises(BadSettings, match=rf"^{name}: "):
+        load({}, yaml)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text", "\x00", "a: 1\n\tb: 2"])
+def test_a_file_that_is_no_mapping_is_refused_in_few_words(yaml: Path, text: str) -> None:
+    yaml.write_text(text)
+    with pytest.raises(BadSettings, match="^config: "):
+        load({}, yaml)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\xfd", b"chunk_size: \xe9"])
+def test_a_file_that_is_no_text_is_refused(yaml: Path, data: bytes) -> None:
+    yaml.write_bytes(data)
+    with pytest.raises(BadSettings, match="^config: "):
+        load({}, yaml)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"^config: .*nothing\.yaml is not a file"):
+        load({}, tmp_path / "nothing.yaml")
+    assert serve("--config", str(tmp_path)).exit_code == 2
+    assert serve(KVDEPOT_CONFIG=str(tmp_path / "nothing.yaml")).exit_code == 2
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    result = serve("--chunksize", "1")
+    assert result.exit_code == 2
+    assert "--chunksize" in result.stderr
+
+
+# The command line
+
+
+def test_help_tells_every_setting() -> None:
+    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for name in ("config", *Settings.model_fields):
+        assert f"--{name.replace('_', '-')} " in result.stdout
+
+
+def test_every_setting_tells_what_it_is_for() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_a_process_with_bad_settings_ends_with_2_and_a_line_for_each() -> None:
+    with child("the depot", "-m", "service", "serve", "--chunk-size", "0", "--log-level", "loud") as process:
+        assert list(process._output) == []
+        failure = str(process.failure())
+    assert "exit code 2" in failure
+    assert "kvdepot: bad settings\nchunk_size: " in failure
+    assert "Traceback" not in failure
+    assert len(failure.splitlines()) == 4
