@@ -82,8 +82,26 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
     )
 
 
-def stretches(block_ids: NDArray[np.int64], first: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cuts ``first .. len(block_ids)`` into stretches of blocks that follow each other, ``limit`` long at most."""
+def pieces(
+    span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block: int, limit_bytes: int
+) -> Iterator[tuple[Bytes, Bytes]]:
+    """Cuts the copy between a span and its part of a chunk into pairs of equal shape: blocks, chunk.
+
+    A piece is all or some layers of blocks that follow each other on both sides. It has at most ``limit_bytes``, but
+    for a single block of a single layer that is larger. Blocks of the chunk before ``first_block`` are left out.
+    """
+    num_layers, num_kinds = span.blocks.shape[:2]
+    layer_block_bytes = num_kinds * span.plan.block_bytes
+    for begin, end in _stretches(block_ids, first_block, max(1, limit_bytes // layer_block_bytes)):
+        block_id = int(block_ids[begin])
+        blocks = span.blocks[:, :, block_id : block_id + end - begin]
+        step = max(1, limit_bytes // (layer_block_bytes * (end - begin)))
+        for layer in range(0, num_layers, step):
+            yield blocks[layer : layer + step], chunk[layer : layer + step, :, begin:end]
+
+
+def _stretches(block_ids: NDArray[np.int64], first: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``first .. len(block_ids)`` into stretches of ids that count upwards, ``limit`` long at most."""
     cuts = np.flatnonzero(np.diff(block_ids[first:]) != 1) + first + 1
     begin = first
     for end in (*cuts.tolist(), len(block_ids)):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.address_plan import GroupPlan, check_groups, chunk_bytes, plan_groups
-from kernels.block_views import Bytes, Span, spans, stretches
+from kernels.block_views import Bytes, Span, pieces, spans
 from kernels.geometry import Group, Region
 from kernels.mapping import Mapping
 from kernels.transfer import ChunkMove, Lane, Transfer
@@ -73,12 +73,7 @@ class HostBackend:
             RegionUnavailable, RegionForbidden, BackendUnavailable: see `Mapping`.
         """
         check_groups(groups, [region.size_bytes for region in regions], chunk_size)
-        mapping = Mapping(regions, allow_process_fd=allow_process_fd)
-        try:
-            return HostBuffer(groups, mapping, chunk_size)
-        except BaseException:
-            mapping.close()
-            raise
+        return HostBuffer(groups, Mapping(regions, allow_process_fd=allow_process_fd), chunk_size)
 
     def gather(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
         """Starts to copy blocks into chunks, all of each.
@@ -115,18 +110,7 @@ class HostBackend:
                 first_block = move.skip_tokens // plan.block_size
                 for span in group_spans:
                     chunk = span.chunk_blocks(self._l1, move.l1_offset_bytes)
-                    yield from _pieces(span, chunk, group_ids[index], first_block)
-
-
-def _pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block: int) -> Iterator[tuple[Bytes, Bytes]]:
-    num_layers, num_kinds = span.blocks.shape[:2]
-    layer_block_bytes = num_kinds * span.plan.block_bytes
-    for begin, end in stretches(block_ids, first_block, max(1, _PIECE_BYTES // layer_block_bytes)):
-        block_id = int(block_ids[begin])
-        blocks = span.blocks[:, :, block_id : block_id + end - begin]
-        step = max(1, _PIECE_BYTES // (layer_block_bytes * (end - begin)))
-        for layer in range(0, num_layers, step):
-            yield blocks[layer : layer + step], chunk[layer : layer + step, :, begin:end]
+                    yield from pieces(span, chunk, group_ids[index], first_block, _PIECE_BYTES)
 
 
 def _is_cut(tokens: int, plan: GroupPlan) -> bool:

@@ -80,7 +80,7 @@ class Transfer:
                 self._error = error
 
     def _settle(self) -> None:
-        self._pieces = iter(())
+        self._pieces = iter(())  # those not carried out still hold on to the memory
         if self._error is None:
             self.future.set_result(None)
         else:

@@ -22,7 +22,7 @@ BACKGROUND_NICENESS = 10
 class HugePages(StrEnum):
     """Which pages L1 asks for."""
 
-    OFF = "off"
+    NONE = "none"
     TRANSPARENT = "transparent"
     RESERVED = "reserved"
 

@@ -40,6 +40,8 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+YEAR_SECONDS = 366 * 86_400.0
+
 # Accepted, so that configurations need not change, and without effect until their subscribers are there.
 NOT_YET = ("l0_sample_rate", "prometheus_port", "disable_metrics", "enable_tracing", "otlp_endpoint")
 
@@ -56,19 +58,27 @@ class Settings(BaseSettings):
     listen: Texts = Field(("127.0.0.1:50051",), description="where to serve, HOST:PORT or unix:PATH; repeatable")
     unix_socket_mode: str = Field("600", description="permissions of the unix sockets, octal")
     l1_size: Size = Field(4 << 30, description="host memory for chunks, such as 8GiB")
-    l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: off, transparent or reserved")
+    l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: none, transparent or reserved")
     chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
     transfer_threads: int = Field(2, ge=1, le=256, description="threads that move bytes, for each direction")
-    lease_ttl: Seconds = Field(60.0, gt=0, description="how long a lease protects chunks, such as 60s")
-    session_idle_timeout: Seconds = Field(600.0, gt=0, description="when a session that does nothing is ended")
-    max_wait: Seconds = Field(30.0, gt=0, description="the longest a call waits for another call or for its client")
-    drain_timeout: Seconds = Field(20.0, ge=0, description="how long calls may take to finish at shutdown")
+    lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS, description="how long a lease protects chunks, such as 60s")
+    session_idle_timeout: Seconds = Field(
+        600.0, gt=0, le=YEAR_SECONDS, description="when a session that does nothing is ended"
+    )
+    max_wait: Seconds = Field(
+        30.0, gt=0, le=YEAR_SECONDS, description="the longest a call waits for another call or for its client"
+    )
+    drain_timeout: Seconds = Field(
+        20.0, ge=0, le=YEAR_SECONDS, description="how long calls may take to finish at shutdown"
+    )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="calls that run at once; more are refused")
     max_attachments: int = Field(1024, ge=1, description="attachments and event feeds that are open at once")
-    max_message_size: Size = Field(16 << 20, description="the largest message that is taken")
+    max_message_size: Size = Field(16 << 20, ge=2 << 20, le=1 << 30, description="the largest message that is taken")
     disable_observability: bool = Field(False, description="publish no events at all")
     disable_logging: bool = Field(False, description="log no events")
-    event_queue_size: int = Field(10_000, ge=1, description="events that wait at most; more are dropped and counted")
+    event_queue_size: int = Field(
+        10_000, ge=1, le=10_000_000, description="events that wait at most; more are dropped and counted"
+    )
     l0_sample_rate: float = Field(0.01, ge=0, le=1, description="share of the engines' blocks that are followed")
     prometheus_port: int = Field(9464, ge=0, le=65535, description="where metrics are served")
     disable_metrics: bool = Field(False, description="measure nothing")
@@ -96,7 +106,9 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("there is nowhere to serve")
         for address in value:
-            if not address.startswith("unix:") and not address.rpartition(":")[2].isdecimal():
+            host, _, rest = address.rpartition(":")
+            is_port = rest.isdecimal() and int(rest) <= 65_535
+            if not (host and is_port) and not (address.startswith("unix:") and len(address) > len("unix:")):
                 raise ValueError(f"{address!r} is neither HOST:PORT nor unix:PATH")
         return value
 

@@ -32,9 +32,11 @@ def _plain_fields(record: Event | BlockAllocation, *, but: frozenset[str] = froz
 
 
 def _plain(value: Any) -> Plain:
-    if value is None or isinstance(value, (str, int, float)):  # bool is an int
+    if value is None or isinstance(value, (int, float)):  # bool is an int
         return value
     match value:
+        case str():
+            return str(value)  # an enum's member as its value
         case bytes():
             return value.hex()
         case tuple():

@@ -18,14 +18,12 @@ needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reaso
 @pytest.mark.slow
 @needs_transformers
 def test_two_engines_with_different_layouts_answer_the_same_through_the_depot() -> None:
-    memory = set(Path("/dev/shm").iterdir())
     result = CliRunner().invoke(app, ["demo", "--size", "small"], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     for row in ("│ matched in the depot │ 1,024 tokens │", "│ max |Δlogit| │ 0.0 │", "│ identical │ yes │"):
         assert row in lines
     assert any(line.startswith("│ retrieve │") and line.endswith("│ 1,024 │ 4,194,304 │ ok │") for line in lines)
-    assert set(Path("/dev/shm").iterdir()) == memory
 
 
 def test_without_transformers_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.commands.trace import BLOCK_TOKENS, MAX_HASH_ID, BadTrace, PlainLru, read_trace, token_ids
+from service.commands.trace import BLOCK_TOKENS, MAX_HASH_ID, VOCABULARY_SIZE, BadTrace, PlainLru, read_trace, token_ids
 
 HASH_IDS = st.integers(0, 20) | st.integers(0, MAX_HASH_ID)
 
@@ -58,6 +58,8 @@ def test_files_without_requests_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(HASH_IDS, max_size=8), st.lists(HASH_IDS, max_size=8))
+@example([0], [VOCABULARY_SIZE << 31])  # differ in the second token alone
+@example([0], [VOCABULARY_SIZE])  # differ in the first token alone
 def test_prompts_share_tokens_exactly_as_far_as_they_share_ids(first: list[int], second: list[int]) -> None:
     shorter = min(len(first), len(second))
     common = next((i for i in range(shorter) if first[i] != second[i]), shorter)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -73,6 +75,14 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_
             if holds if isinstance(holds, bool) else await holds:
                 return
             await asyncio.sleep(0.002)
+
+
+def listening_pid(address: str) -> int:
+    """The process behind a unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address.removeprefix("unix:"))
+        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
 
 
 class InlineStore:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +17,7 @@ from kvdepot.v1.cache_pb2 import MISS_REASON_RANK_MISSING, OPERATION_KIND_STORE,
 
 from service.commands.processes import REPOSITORY
 from tests.e2e.conftest import Open
-from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, eventually, prompt, refused
+from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, eventually, listening_pid, prompt, refused
 
 LIMIT_SECONDS = 1.0
 
@@ -40,14 +38,6 @@ async def engine_process(address: str, by: str) -> AsyncIterator[asyncio.subproc
             await process.wait()
         for left in Path("/dev/shm").glob(f"kvdepot-{process.pid}-*"):
             left.unlink()
-
-
-def listening_pid(address: str) -> int:
-    """The process behind a unix socket."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(address.removeprefix("unix:"))
-        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(pid)
 
 
 def num_mappings(pid: int, name: str) -> int:

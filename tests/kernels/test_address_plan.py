@@ -252,7 +252,7 @@ def test_strides_of_dimensions_of_size_one_mean_nothing() -> None:
         )
         check_groups([odd], [4], 1)
         (plan,) = plan_groups([odd], 1)
-        assert (plan.run_bytes, plan.loops) == (4, ())
+        assert (plan.run_bytes, plan.loops, plan.block_stride_bytes) == (4, (), 0)
 
 
 def test_groups_may_share_a_pool_of_blocks() -> None:

@@ -25,7 +25,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-@pytest.mark.parametrize("huge_pages", [HugePages.OFF, HugePages.TRANSPARENT])
+@pytest.mark.parametrize("huge_pages", [HugePages.NONE, HugePages.TRANSPARENT])
 def test_populating_brings_every_page_into_memory(huge_pages: HugePages) -> None:
     arena = Arena(SIZE_BYTES, huge_pages)
     before = resident_bytes()
@@ -42,7 +42,7 @@ def test_populating_leaves_what_was_written_meanwhile() -> None:
 
 
 def test_the_view_is_all_of_the_memory_and_writable_and_zeroed() -> None:
-    arena = Arena(10_000, HugePages.OFF)
+    arena = Arena(10_000, HugePages.NONE)
     assert not arena.view.readonly
     assert arena.view.nbytes == 10_000
     assert bytes(arena.view) == bytes(10_000)

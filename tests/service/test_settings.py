@@ -74,7 +74,7 @@ def test_every_setting_can_come_from_everywhere(source: str, yaml: Path, monkeyp
     given = {
         "listen": "127.0.0.1:1, unix:/run/a.sock",
         "l1_size": "1MiB",
-        "l1_huge_pages": "off",
+        "l1_huge_pages": "none",
         "lease_ttl": "250ms",
         "disable_logging": "true",
         "log_level": "debug",
@@ -87,7 +87,7 @@ def test_every_setting_can_come_from_everywhere(source: str, yaml: Path, monkeyp
         yaml.write_text("".join(f"{name}: {value}\n" for name, value in given.items()))
     settings = load(given if source == "flags" else {}, yaml if source == "file" else None)
     assert settings.listen == ("127.0.0.1:1", "unix:/run/a.sock")
-    assert (settings.l1_size, settings.l1_huge_pages, settings.lease_ttl) == (1 << 20, HugePages.OFF, 0.25)
+    assert (settings.l1_size, settings.l1_huge_pages, settings.lease_ttl) == (1 << 20, HugePages.NONE, 0.25)
     assert (settings.disable_logging, settings.log_level, settings.l0_sample_rate) == (True, LogLevel.DEBUG, 0.5)
 
 
@@ -114,7 +114,7 @@ def test_settings_are_frozen() -> None:
 
 
 def test_described_settings_are_read_back_as_they_are() -> None:
-    settings = load({"l1_size": "1536MiB", "lease_ttl": "250ms", "listen": "a:1,b:2", "max_message_size": "1000"})
+    settings = load({"l1_size": "1536MiB", "lease_ttl": "250ms", "listen": "a:1,b:2", "max_message_size": "5000000"})
     described = settings.described()
     assert set(described) == set(Settings.model_fields)
     assert values(load(described)) == values(settings)
