@@ -19,6 +19,7 @@ class NamespaceEntry:
     cache_salt: str
     rank: int
     num_chunks: int = 0
+    ever_stored: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -152,8 +152,8 @@ class Depot:
             )
         return lease
 
-    def end_lease(self, lease: Lease, why: LeaseEnd) -> Collection[RunningTransfer]:
-        """End a lease; returns the transfers that still read its chunks, for the caller to stop or to leave be."""
+    def end_lease(self, lease: Lease, why: LeaseEnd) -> None:
+        """End a lease that lives. Transfers under it go on, with the pins of their own."""
         self.leases.end(lease, why)
         session = self.sessions.find(lease.instance_id, lease.session_id)
         if session is not None:
@@ -168,29 +168,30 @@ class Depot:
                     num_chunks=lease.num_chunks,
                 )
             )
-        return lease.transfers
 
     async def release_lease(self, lease_id: str) -> None:
-        """End a lease, and stop the transfers under it; nothing if it is unknown or has ended."""
+        """End a lease, unless it has ended, and stop the transfers under it; nothing if it is unknown."""
         lease = self.leases.find(lease_id)
-        if lease is not None:
-            await stopped(list(self.end_lease(lease, LeaseEnd.RELEASED)))
+        if lease is None:
+            return
+        if lease.end is None:
+            self.end_lease(lease, LeaseEnd.RELEASED)
+        await stopped(list(lease.transfers))
 
     # Sessions
 
     async def end_session(self, instance_id: str, session_id: str) -> Session:
-        """End a session, its leases and the transfers under them. Raises: SessionNotFound."""
+        """End a session and its leases, and stop its transfers. Raises: SessionNotFound."""
         session = self.sessions.require(instance_id, session_id)
         await stopped(self.close_session(session, SessionEnd.REQUESTED))
         return session
 
     def close_session(self, session: Session, why: SessionEnd) -> list[RunningTransfer]:
-        """End a session and its leases; returns the transfers that still read the leases' chunks."""
-        transfers: list[RunningTransfer] = []
+        """End a session and its leases; returns its transfers that still run."""
         for lease_id in list(session.lease_ids):
             lease = self.leases.find(lease_id)
-            if lease is not None:
-                transfers += self.end_lease(lease, LeaseEnd.SESSION_ENDED)
+            if lease is not None and lease.end is None:
+                self.end_lease(lease, LeaseEnd.SESSION_ENDED)
         self.sessions.end(session, why)
         if self.bus is not None:
             self.bus.publish(
@@ -203,7 +204,7 @@ class Depot:
                     num_operations=len(session.operations) + session.num_dropped_operations,
                 )
             )
-        return transfers
+        return list(session.transfers)
 
     # Chunks
 
@@ -220,7 +221,7 @@ class Depot:
             )
 
     def clear(self, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
-        """Drop the resident chunks of a model ("": of all) and a salt (None: of all).
+        """Drop the chunks of a model ("": of all) and a salt (None: of all), those that are being written too.
 
         Pinned ones stay unless `force`: then their leases end, and their slots are freed when the transfers that read
         them are done.
@@ -228,9 +229,7 @@ class Depot:
         matching = [
             chunk
             for chunk in self.index.chunks()
-            if chunk.writer is None
-            and model_name in ("", chunk.entry.model_name)
-            and cache_salt in (None, chunk.entry.cache_salt)
+            if model_name in ("", chunk.entry.model_name) and cache_salt in (None, chunk.entry.cache_salt)
         ]
         going = [chunk for chunk in matching if force or chunk.num_pins == 0]
         gone = set(going)

@@ -8,12 +8,16 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from service.chunks import Chunk, EvictionOrder, NamespaceEntry, Writer
 from service.identity import ChunkKey, Namespace
 from service.pool import Pool, Slot
 
-MAX_DROPS_REMEMBERED = 65_536
+MAX_REMEMBERED = 65_536
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class DropReason(StrEnum):
@@ -47,6 +51,7 @@ class Index:
         self._namespaces: dict[Namespace, NamespaceEntry] = {}
         self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)
         self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
+        self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
         self._tick = 0
 
     def __repr__(self) -> str:
@@ -61,8 +66,8 @@ class Index:
         return self._drops.get(key)
 
     def knows(self, namespace: Namespace) -> bool:
-        """Whether any chunk of the namespace is there."""
-        return namespace in self._namespaces
+        """Whether any chunk of the namespace is there or was, as far as is remembered."""
+        return namespace in self._namespaces or namespace in self._past_namespaces
 
     def chunks(self) -> Iterable[Chunk]:
         """Every chunk, resident or being written."""
@@ -94,18 +99,24 @@ class Index:
         return chunk, evicted
 
     def commit(self, chunk: Chunk) -> None:
-        """The bytes are there: the chunk is resident from now on, and pinned once, by whoever stored it."""
+        """The bytes are there: the chunk is resident from now on, and pinned once, by whoever stored it.
+
+        If it was dropped while it was being written it stays invisible, and goes with that pin.
+        """
         assert chunk.writer is not None
         chunk.writer = None
         chunk.num_pins += 1
-        self.num_resident += 1
-        self._drops.pop(chunk.key, None)
+        if not chunk.dropped:
+            chunk.entry.ever_stored = True
+            self.num_resident += 1
+            self._drops.pop(chunk.key, None)
 
     def abandon(self, chunk: Chunk) -> None:
         """The bytes did not come: forget the chunk and free its slot."""
         assert chunk.writer is not None
         chunk.writer = None
-        self._forget(chunk)
+        if not chunk.dropped:
+            self._forget(chunk)
         self._unprotect(chunk)
 
     def pin(self, chunks: Iterable[Chunk]) -> None:
@@ -131,15 +142,15 @@ class Index:
         self.unpin(chunks)
 
     def drop(self, chunk: Chunk, reason: DropReason) -> None:
-        """Make a resident chunk invisible now; its slot becomes free with its last pin."""
-        assert chunk.writer is None and not chunk.dropped
+        """Make a chunk invisible now; its slot becomes free when it is written and with its last pin."""
+        assert not chunk.dropped
         self._forget(chunk)
-        self.num_resident -= 1
-        self._drops[chunk.key] = Drop(reason, time.time())
-        if len(self._drops) > MAX_DROPS_REMEMBERED:
-            self._drops.popitem(last=False)
+        _remember(self._drops, chunk.key, Drop(reason, time.time()))
         if reason is DropReason.EVICTED:
             self.num_evicted += 1
+        if chunk.writer is not None:
+            return
+        self.num_resident -= 1
         if chunk.num_pins == 0:
             self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
             self.pool.give_back(chunk.slot)
@@ -182,6 +193,8 @@ class Index:
         chunk.entry.num_chunks -= 1
         if chunk.entry.num_chunks == 0:
             del self._namespaces[chunk.entry.namespace]
+            if chunk.entry.ever_stored:
+                _remember(self._past_namespaces, chunk.entry.namespace, None)
 
     def _protect(self, chunk: Chunk) -> None:
         chunk.slot.extent.num_protected += 1
@@ -196,3 +209,10 @@ class Index:
             return
         chunk.last_use = extent.last_use = self._tick
         self._orders[extent.slot_bytes].append(chunk)
+
+
+def _remember(past: OrderedDict[K, V], key: K, value: V) -> None:
+    past[key] = value
+    past.move_to_end(key)
+    if len(past) > MAX_REMEMBERED:
+        past.popitem(last=False)

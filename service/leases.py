@@ -14,7 +14,7 @@ from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseRelease
 from service.index import Index
 from service.transfers import RunningTransfer
 
-MAX_ENDED_REMEMBERED = 65_536
+MAX_ENDED_REMEMBERED = 16_384
 
 
 class LeaseEnd(StrEnum):
@@ -38,7 +38,11 @@ _ERRORS: dict[LeaseEnd, type[DepotError]] = {
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """Chunks of one prefix, for each rank from token 0, and the transfers that read them now."""
+    """Chunks of one prefix, for each rank from token 0, and the transfers that read them now.
+
+    `num_chunks` are those of one rank. When the lease has ended it holds no chunks any more, but is still remembered
+    for a while: to say why it ended, and to stop the transfers that outlive it.
+    """
 
     lease_id: str
     instance_id: str
@@ -46,27 +50,19 @@ class Lease:
     chunks_by_rank: Sequence[Sequence[Chunk]]
     expire_time: float
     expire_monotonic: float
+    num_chunks: int
     end: LeaseEnd | None = None
     transfers: set[RunningTransfer] = field(default_factory=set)
 
     @property
-    def num_chunks(self) -> int:
-        """Chunks of the prefix, for one rank."""
-        return len(self.chunks_by_rank[0])
-
-    @property
     def given_back(self) -> bool:
-        """Whether whoever held it said that it is not needed any more, so that transfers under it are to stop."""
+        """Whether whoever held it said that it is not needed any more."""
         return self.end in (LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED)
 
     def error(self) -> DepotError:
         """What a caller is told who uses the lease after its end."""
-        return ended_error(self.lease_id, self.end or LeaseEnd.RELEASED)
-
-
-def ended_error(lease_id: str, end: LeaseEnd) -> DepotError:
-    """What a caller is told who uses a lease that has ended."""
-    return _ERRORS[end](f"lease {lease_id!r} has ended: {end}")
+        assert self.end is not None
+        return _ERRORS[self.end](f"lease {self.lease_id!r} has ended: {self.end}")
 
 
 class Leases:
@@ -76,7 +72,7 @@ class Leases:
         self._index = index
         self._ttl_seconds = ttl_seconds
         self._live: OrderedDict[str, Lease] = OrderedDict()
-        self._ended: OrderedDict[str, LeaseEnd] = OrderedDict()
+        self._ended: OrderedDict[str, Lease] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -97,6 +93,7 @@ class Leases:
             instance_id=instance_id,
             session_id=session_id,
             chunks_by_rank=chunks_by_rank,
+            num_chunks=len(chunks_by_rank[0]),
             expire_time=time.time() + self._ttl_seconds,
             expire_monotonic=time.monotonic() + self._ttl_seconds,
         )
@@ -104,8 +101,8 @@ class Leases:
         return lease
 
     def find(self, lease_id: str) -> Lease | None:
-        """The lease, if it lives."""
-        return self._live.get(lease_id)
+        """The lease, live or remembered."""
+        return self._live.get(lease_id) or self._ended.get(lease_id)
 
     def require(self, lease_id: str, instance_id: str, session_id: str) -> Lease:
         """The lease of this session.
@@ -113,23 +110,23 @@ class Leases:
         Raises: LeaseExpired, LeaseReleased or LeaseRevoked if it has ended, LeaseNotFound if it is unknown or not of
             this session.
         """
-        lease = self._live.get(lease_id)
-        if lease is None:
-            end = self._ended.get(lease_id)
-            raise ended_error(lease_id, end) if end is not None else LeaseNotFound(lease_id)
-        if (lease.instance_id, lease.session_id) != (instance_id, session_id):
+        lease = self.find(lease_id)
+        if lease is None or (lease.instance_id, lease.session_id) != (instance_id, session_id):
             raise LeaseNotFound(lease_id)
+        if lease.end is not None:
+            raise lease.error()
         return lease
 
     def end(self, lease: Lease, why: LeaseEnd) -> None:
         """End a lease that lives; its chunks may be evicted, once no transfer reads them."""
         del self._live[lease.lease_id]
         lease.end = why
-        self._ended[lease.lease_id] = why
+        self._ended[lease.lease_id] = lease
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             self._ended.popitem(last=False)
         for chunks in lease.chunks_by_rank:
             self._index.unpin(chunks)
+        lease.chunks_by_rank = ()
 
     def expired(self, now: float) -> list[Lease]:
         """The leases whose time is over at `now` (monotonic); they live until `end` is called."""

@@ -11,10 +11,10 @@ from kernels.errors import TransferCancelled
 from kernels.transfer import ChunkMove
 from service.attachments import Attachment, MappedBuffer
 from service.depot import Depot
-from service.errors import Detached, FieldViolation, InvalidRequest, NoRegions, RegionUnavailable
+from service.errors import Detached, FieldViolation, InvalidRequest, NoRegions, RegionUnavailable, SessionNotFound
 from service.leases import Lease
 from service.requests import BlockTable
-from service.sessions import Operation, Outcome
+from service.sessions import Operation, Outcome, Session
 from service.transfers import finished
 from telemetry.events import TransferFinished, TransferStarted
 
@@ -77,15 +77,17 @@ async def move(
     direction: Direction,
     moves: Sequence[ChunkMove],
     *,
-    session_id: str,
+    session: Session,
     operation: Operation,
     lease: Lease | None = None,
 ) -> None:
     """Carry the moves out. When this has ended, whichever way, neither blocks nor slots are touched any more.
 
-    Raises: Detached if the attachment ends meanwhile, the lease's error if the lease is given back meanwhile.
+    Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile.
     """
     buffer = require_buffer(attachment)
+    if session.end is not None:
+        raise SessionNotFound(session.instance_id, session.session_id)
     num_bytes = sum(
         (depot.limits.chunk_size - each.skip_tokens) * group.token_bytes
         for each in moves
@@ -96,7 +98,7 @@ async def move(
         depot.bus.publish(
             TransferStarted(
                 instance_id=attachment.instance_id,
-                session_id=session_id,
+                session_id=session.session_id,
                 operation_id=operation.operation_id,
                 direction=direction,
                 rank=attachment.rank,
@@ -107,7 +109,9 @@ async def move(
         )
     start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
     transfer = start_move(buffer, moves)
-    holders = [attachment.transfers] if lease is None else [attachment.transfers, lease.transfers]
+    holders = [attachment.transfers, session.transfers]
+    if lease is not None:
+        holders.append(lease.transfers)
     for holder in holders:
         holder.add(transfer)
     outcome = Outcome.CANCELLED
@@ -115,9 +119,11 @@ async def move(
         await finished(transfer)
         outcome = Outcome.OK
     except TransferCancelled as error:
-        if lease is not None and lease.given_back and not attachment.detached:
+        if attachment.detached:
+            raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
+        if lease is not None and lease.end is not None:
             raise lease.error() from error
-        raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
+        raise SessionNotFound(session.instance_id, session.session_id) from error
     except Exception:
         outcome = Outcome.FAILED
         raise
@@ -128,7 +134,7 @@ async def move(
             depot.bus.publish(
                 TransferFinished(
                     instance_id=attachment.instance_id,
-                    session_id=session_id,
+                    session_id=session.session_id,
                     operation_id=operation.operation_id,
                     direction=direction,
                     rank=attachment.rank,

@@ -15,7 +15,7 @@ from service.errors import Detached, FieldViolation, InvalidRequest, invalid
 from service.leases import Lease
 from service.moving import check_tables, chunk_move, move, require_buffer
 from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
-from service.sessions import Operation, OperationKind, Outcome
+from service.sessions import Operation, OperationKind, Outcome, Session
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
 MAX_PIECE_BYTES = 1 << 20
@@ -45,7 +45,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
 
-    with _retrieval(depot, lease, request, chunks, inline=False) as (operation, answer):
+    with _retrieval(depot, lease, request, chunks, inline=False) as (session, operation, answer):
         moves = [
             chunk_move(
                 attachment,
@@ -58,9 +58,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
             for position, chunk in enumerate(chunks, start=first)
         ]
         if moves:
-            await move(
-                depot, attachment, "retrieve", moves, session_id=request.session_id, operation=operation, lease=lease
-            )
+            await move(depot, attachment, "retrieve", moves, session=session, operation=operation, lease=lease)
         answer.retrieved_tokens = num_tokens - request.skip_tokens
         answer.retrieved_bytes = answer.retrieved_tokens * sum(group.token_bytes for group in attachment.groups)
     return answer
@@ -85,7 +83,7 @@ async def retrieve_inline(
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first:]
 
-    with _retrieval(depot, lease, request, chunks, inline=True) as (_, answer):
+    with _retrieval(depot, lease, request, chunks, inline=True) as (_, _, answer):
         for chunk_index, chunk in enumerate(chunks, start=first):
             for offset_bytes in range(0, attachment.chunk_bytes, MAX_PIECE_BYTES):
                 if attachment.detached:
@@ -109,7 +107,7 @@ def _retrieval(
     chunks: Sequence[Chunk],
     *,
     inline: bool,
-) -> Iterator[tuple[Operation, RetrieveAnswer]]:
+) -> Iterator[tuple[Session, Operation, RetrieveAnswer]]:
     """Note the operation, and pin its chunks: the lease may expire while they are read."""
     answer = RetrieveAnswer()
 
@@ -144,7 +142,7 @@ def _retrieval(
             )
         depot.index.pin(chunks)
         try:
-            yield operation, answer
+            yield session, operation, answer
         finally:
             depot.index.unpin(chunks)
             operation.num_tokens = answer.retrieved_tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.errors import SessionNotFound
+from service.transfers import RunningTransfer
 
 MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
@@ -72,6 +73,7 @@ class Session:
     num_dropped_operations: int = 0
     num_running: int = 0
     lease_ids: set[str] = field(default_factory=set)
+    transfers: set[RunningTransfer] = field(default_factory=set)
 
     def age_seconds(self) -> float:
         """How long it lived, or has lived so far."""

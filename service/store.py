@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from service.attachments import Attachment
 from service.chunks import Chunk, Writer
 from service.depot import Depot
-from service.errors import Detached, FieldViolation, InvalidRequest, invalid
+from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
 from service.moving import check_tables, chunk_move, move, require_buffer
 from service.requests import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
-from service.sessions import Operation, OperationKind
+from service.sessions import Operation, OperationKind, Session
 from service.store_plan import StorePlan
 from telemetry.events import StoreFinished, StoreStarted
 
-Write = Callable[[StorePlan, Operation], Awaitable[None]]
+Write = Callable[[StorePlan, Session, Operation], Awaitable[None]]
 
 
 async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
@@ -32,7 +32,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
 
-    async def write(plan: StorePlan, operation: Operation) -> None:
+    async def write(plan: StorePlan, session: Session, operation: Operation) -> None:
         deadline = time.monotonic() + depot.limits.max_wait_seconds
         positions: Sequence[int] = plan.positions
         while positions:
@@ -49,7 +49,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                 if isinstance(chunk, Chunk)
             ]
             if moves:
-                await move(depot, attachment, "store", moves, session_id=header.session_id, operation=operation)
+                await move(depot, attachment, "store", moves, session=session, operation=operation)
                 plan.commit()
             others = {position: claim for position, claim in claims.items() if isinstance(claim, Writer)}
             positions = await _wait_for_others(plan, others, deadline)
@@ -67,7 +67,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     _check_header(depot, header)
 
-    async def write(plan: StorePlan, _operation: Operation) -> None:
+    async def write(plan: StorePlan, session: Session, _operation: Operation) -> None:
         total_bytes = len(plan.positions) * attachment.chunk_bytes
         received_bytes = 0
         others: dict[int, Writer] = {}
@@ -75,6 +75,8 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
         while piece := await depot.bounded(anext(pieces, b""), "no data came"):
             if attachment.detached:
                 raise Detached(f"rank {attachment.rank} detached while its bytes were arriving")
+            if session.end is not None:
+                raise SessionNotFound(header.instance_id, header.session_id)
             if received_bytes + len(piece) > total_bytes:
                 raise invalid("data", f"more than the {total_bytes} bytes of {len(plan.positions)} chunks")
             rest = memoryview(piece)
@@ -142,7 +144,7 @@ async def _store(
             )
         plan = StorePlan(depot, attachment, header)
         try:
-            await write(plan, operation)
+            await write(plan, session, operation)
         finally:
             plan.close()
             operation.num_tokens = plan.answer.stored_tokens

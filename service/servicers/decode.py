@@ -25,7 +25,6 @@ MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 512
 MAX_WORLD_SIZE = 4096
 MAX_GROUPS = 256
-MAX_PLANES = 65_536
 MAX_REGIONS = 65_536
 HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
@@ -65,8 +64,6 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, over_unix_socket
     )
     wrong.expect(message.rank < max(1, message.world_size), "rank", f"is not below world_size {message.world_size}")
     wrong.expect(1 <= len(message.groups) <= MAX_GROUPS, "groups", f"has {len(message.groups)}, not 1 to {MAX_GROUPS}")
-    num_planes = sum(len(group.planes) for group in message.groups)
-    wrong.expect(num_planes <= MAX_PLANES, "groups", f"has {num_planes} planes, more than {MAX_PLANES}")
     wrong.expect(len(message.regions) <= MAX_REGIONS, "regions", f"has more than {MAX_REGIONS}")
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,17 @@ async def test_close_detaches_and_is_no_loss(side: Side, client: Any, depot: Fak
     assert await side(attachment.wait_lost) is None
     assert not attachment.lost
     assert told == []
+
+
+async def test_closed_attachment_leaves_nothing_behind(side: Side, client: Any) -> None:
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[])
+    await side(attachment.close)
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "kvdepot-engine-0"] == []
+    await until(lambda: "kvdepot-engine-0" not in [thread.name for thread in threading.enumerate()])
+    forgotten = weakref.ref(attachment)
+    del attachment
+    gc.collect()
+    assert forgotten() is None
 
 
 async def test_wait_for_a_loss_ends_with_its_time(side: Side, attachment: Any) -> None:

@@ -200,6 +200,22 @@ async def test_stream_with_a_wrong_piece_does_not_end_well(
         await side.all(attachment.retrieve_inline("session", "lease", skip_tokens=24))
 
 
+async def test_piece_that_reaches_beyond_its_chunk_is_not_passed_on(
+    side: Side, attachment: Any, depot: FakeDepot
+) -> None:
+    too_long = bytes(CHUNK_BYTES - MIB + 1)
+    depot.inline_pieces = [
+        cache_pb2.RetrieveInlineResponse(data=bytes(MIB)),
+        cache_pb2.RetrieveInlineResponse(data=too_long, offset_bytes=MIB),
+    ]
+    pieces = attachment.retrieve_inline("session", "lease")
+    passed: list[Any] = []
+    with pytest.raises(DepotError, match="INCOMPLETE_STREAM"):
+        while True:
+            passed.append(await (asyncio.to_thread(next, pieces) if side.blocks else anext(pieces)))
+    assert len(passed) == 1
+
+
 async def test_failure_at_the_end_of_a_stream_is_raised(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.inline_pieces = WHOLE
     depot.inline_failure = failure(grpc.StatusCode.NOT_FOUND, "LEASE_EXPIRED")

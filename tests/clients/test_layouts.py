@@ -285,6 +285,22 @@ def test_tensors_of_several_regions_name_each_its_own() -> None:
         ]
 
 
+def test_strides_of_a_dimension_of_size_one_do_not_count() -> None:
+    with random_buffer(1 << 12) as buffer:
+        shared = SharedRegions()
+        shared.add(buffer)
+        plain = buffer.view(np.uint8, (2, 4, 8, 1, 16))
+        odd = np.lib.stride_tricks.as_strided(plain, strides=(*plain.strides[:3], 7, 1))
+        group = TWO_NB.from_tensors([plain, odd], shared)
+        assert group == TWO_NB.from_tensors([plain, plain], shared)
+
+
+def test_k_and_v_without_heads_are_no_latent() -> None:
+    shape = KvShape(num_layers=1, num_blocks=2, block_size=4, head_size=8, dtype="float16")
+    group = Layout("NL_TWO_NB_BS_HS").from_shape(shape)
+    assert [(plane.kind, plane.offset_bytes) for plane in group.planes] == [(K, 0), (V, 128)]
+
+
 TWO_NB = layouts.NL_X_TWO_NB_BS_NH_HS
 FITTING = (2, 4, 8, 2, 16)
 

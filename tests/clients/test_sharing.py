@@ -84,6 +84,11 @@ def test_another_process_sees_the_bytes_of_a_buffer_and_its_exact_size(by: Any) 
         assert buffer.array[12_000:12_005].tobytes() == b"hello"
 
 
+def test_pages_of_a_buffer_are_allocated_when_it_is_made(by: Any) -> None:
+    with SharedBuffer.create(1 << 20, by=by) as buffer:
+        assert Path(path_of(buffer.region)).stat().st_blocks * 512 >= 1 << 20
+
+
 def test_view_of_a_buffer_is_the_same_memory(by: Any) -> None:
     with SharedBuffer.create(1024, by=by) as buffer:
         view = buffer.view(np.float32, (2, 3), offset_bytes=16)

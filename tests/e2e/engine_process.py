@@ -10,26 +10,26 @@ import sys
 from typing import Literal
 
 import numpy as np
-from kvdepot import DepotClient
 
+from kvdepot import DepotClient
 from tests.e2e.engines import SLOW, SLOW_TOKENS, SharedPagedBuffer, prompt
 from tests.e2e.paged import random_kv
 
 
 def main(address: str, by: Literal["name", "fd"]) -> None:
-    buffer = SharedPagedBuffer([SLOW], by=by)
-    tables = [np.arange(SLOW.shape.num_blocks)]
+    buffer = SharedPagedBuffer(SLOW, by=by)
+    tables = [np.random.default_rng(1).permutation(SLOW_TOKENS) for _ in SLOW]
     with (
         DepotClient(address) as client,
         client.attach(
             instance_id="victim", model_name="model", groups=buffer.described(), regions=buffer.shared.regions
         ) as attachment,
     ):
-        buffer.write(tables, random_kv([SLOW], 1024, seed=0))
-        attachment.store("session", prompt(1024, seed=0), [tables[0][:1024]])
+        buffer.write(tables, random_kv(SLOW, 1024, seed=0))
+        attachment.store("session", prompt(1024, seed=0), [table[:1024] for table in tables])
         assert attachment.lookup("session", prompt(1024, seed=0)).HasField("lease")
         for seed in itertools.count(1):
-            buffer.write(tables, random_kv([SLOW], SLOW_TOKENS, seed))
+            buffer.write(tables, random_kv(SLOW, SLOW_TOKENS, seed))
             attachment.store("session", prompt(SLOW_TOKENS, seed), tables)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import grpc
 import numpy as np
 import pytest
+
 from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, SharedBuffer, SharedRegions, token_prefix
 from kvdepot.errors import depot_error
 from kvdepot.v1.cache_pb2 import (
@@ -27,10 +28,9 @@ from kvdepot.v1.cache_pb2 import (
     StoreResponse,
 )
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
-
 from service.attachments import Attachment
 from service.server import Server
-from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, random_kv, region_sizes
+from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, first_tokens, random_kv, region_sizes
 
 if TYPE_CHECKING:
     from kvdepot.v1.cache_pb2_grpc import CacheServiceAsyncStub
@@ -41,15 +41,17 @@ SMALL = Group(
 )
 """A chunk of 16 tokens has 3,072 bytes."""
 
-SLOW = Group(
-    "NL_X_TWO_NB_NH_BS_HS",
-    KvShape(num_layers=48, num_blocks=32_768, block_size=1, num_heads=3, head_size=1, dtype="uint8"),
+SLOW_TOKENS = 32_768
+
+SLOW = 4 * (
+    Group(
+        "NL_X_TWO_NB_NH_BS_HS",
+        KvShape(num_layers=12, num_blocks=SLOW_TOKENS, block_size=1, num_heads=3, head_size=1, dtype="uint8"),
+    ),
 )
 """Blocks of one token, copied head by head: 9 MiB that take long enough to be caught on their way."""
 
-SLOW_TOKENS = SLOW.shape.num_blocks * SLOW.shape.block_size
-
-FAST = Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW.shape, num_blocks=2048, block_size=16))
+FAST = 4 * (Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW[0].shape, num_blocks=SLOW_TOKENS // 16, block_size=16)),)
 """The same model in another layout."""
 
 
@@ -115,6 +117,11 @@ class InlineStore:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+def calls_running() -> set[asyncio.Task[Any]]:
+    """All tasks but those in which gRPC waits for the next call."""
+    return {task for task in asyncio.all_tasks() if "_request_registered_call" not in repr(task)}
 
 
 class SharedPagedBuffer(PagedBuffer):
@@ -202,7 +209,7 @@ class Engine:
         """How many tokens of the prompt the depot has; their bytes are the right ones."""
         found = await self.lookup(session_id, prefix)
         if found.HasField("lease"):
-            await self.retrieve_exactly(session_id, found.lease, [group[:, :, : found.matched_tokens] for group in kv])
+            await self.retrieve_exactly(session_id, found.lease, first_tokens(kv, found.matched_tokens))
             await self.attachment.release_lease(found.lease)
         return found.matched_tokens
 

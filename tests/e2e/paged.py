@@ -8,9 +8,10 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from kvdepot import KvShape, layouts
 from kvdepot.layouts import Layout
-from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Kv = Sequence[NDArray[Any]]
@@ -189,6 +190,11 @@ def random_kv(groups: Sequence[Group], num_tokens: int, seed: int) -> Kv:
         )
         kv.append(np.moveaxis(noise.view(shape.dtype), 0, 2))
     return kv
+
+
+def first_tokens(kv: Kv, num_tokens: int) -> Kv:
+    """The KV of the beginning of a prompt."""
+    return [content[:, :, :num_tokens] for content in kv]
 
 
 def canonical(kv: Kv, chunk_size: int) -> list[bytes]:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from kvdepot.v1.cache_pb2 import OUTCOME_CANCELLED, REFUSAL_REASON_STORE_TIMEOUT, StoreResponse
 
+from kvdepot.v1.cache_pb2 import (
+    OPERATION_KIND_STORE,
+    OUTCOME_CANCELLED,
+    OUTCOME_OK,
+    REFUSAL_REASON_STORE_TIMEOUT,
+    StoreResponse,
+)
 from tests.e2e.conftest import Open
-from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Engine, InlineStore, Site, eventually, prompt, refused
-from tests.e2e.paged import Kv, canonical
+from tests.e2e.engines import (
+    FAST,
+    SLOW,
+    SLOW_TOKENS,
+    Engine,
+    InlineStore,
+    Site,
+    calls_running,
+    eventually,
+    prompt,
+    refused,
+)
 
 NUM_TOKENS = 64
 TOKENS = prompt(SLOW_TOKENS)
@@ -38,7 +54,7 @@ async def begun(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> 
 
 
 async def test_of_two_stores_of_one_prompt_the_second_counts_what_the_first_writes(depot: Site) -> None:
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv, other_kv = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
     first = await begun(depot, engine, engine.store("s", TOKENS, kv))
     second = await other.store("s", TOKENS, other_kv)
@@ -49,18 +65,18 @@ async def test_of_two_stores_of_one_prompt_the_second_counts_what_the_first_writ
 
 
 async def test_a_store_writes_what_another_one_does_not(depot: Site) -> None:
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     num_tokens = SLOW_TOKENS // 2
     kv = engine.kv(SLOW_TOKENS, seed=1)
-    first = await begun(depot, engine, engine.store("s", TOKENS[:num_tokens], [kv[0][:, :, :num_tokens]]))
-    second = await other.store("s", [*TOKENS[:-3]], [kv[0][:, :, :-3]])
+    first = await begun(depot, engine, engine.store("s", TOKENS[:num_tokens], first_tokens(kv, num_tokens)))
+    second = await other.store("s", [*TOKENS[:-3]], first_tokens(kv, -3))
     assert counts(second) == (num_tokens - 16, num_tokens, 0, 13)
     assert counts(await first) == (num_tokens, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS - 16
 
 
 async def test_what_a_cancelled_store_leaves_is_stored_by_the_one_that_waited(depot: Site) -> None:
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=2)
     first = await begun(depot, engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
     second = asyncio.create_task(other.store("s", TOKENS, kv))
@@ -87,63 +103,121 @@ async def test_of_many_stores_of_one_prompt_one_writes_each_chunk(depot: Site) -
 
 
 async def test_a_store_waits_for_another_no_longer_than_the_server_allows(open_site: Open) -> None:
-    depot = await open_site(max_wait="0.3s")
+    depot = await open_site(max_wait="0.5s")
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
-    piecemeal = InlineStore(depot.stub)
-    await piecemeal.header(engine, "s", TOKENS[:NUM_TOKENS])
-    storing = asyncio.create_task(engine.store("t", TOKENS[:NUM_TOKENS], kv))
-    for byte in canonical(kv, 16)[0][:10]:  # slow, and never silent for too long
-        await piecemeal.data(bytes([byte]))
-        await asyncio.sleep(0.1)
-    answer = await storing
-    piecemeal.cancel()
-    if answer.refused_tokens:
-        assert answer.refusal.reason == REFUSAL_REASON_STORE_TIMEOUT
+    trickle = InlineStore(depot.stub)
+    await trickle.header(engine, "s", TOKENS[:NUM_TOKENS])
+    await trickle.data(b"1")
+    await eventually(lambda: depot.depot.index.num_protected == 1)
+
+    async def keep_it_open() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            await trickle.data(b"2")
+
+    trickling = asyncio.create_task(keep_it_open())
+    answer = await engine.store("t", TOKENS[:NUM_TOKENS], kv)
+    trickling.cancel()
+    trickle.cancel()
     assert counts(answer) == (48, 0, 16, 0)
+    assert answer.refusal.reason == REFUSAL_REASON_STORE_TIMEOUT
 
 
 # Calls that end in the middle
 
 
-async def is_as_if_it_never_was(depot: Site, *engines: Engine, tasks: set[asyncio.Task[Any]]) -> None:
-    """The books are in order, the calls' tasks have ended, and the sessions hold nothing."""
-    await depot.assert_comes_to_rest()
-    for engine in engines:
-        await engine.end_session("s")
-    await asyncio.sleep(0.5); print(asyncio.all_tasks()-tasks-{asyncio.current_task()})
-
-
-Ending = Callable[[Engine, asyncio.Task[Any]], Awaitable[None]]
-
-
-async def cancelled_by_the_client(task: asyncio.Task[Any]) -> None:
-    task.cancel()
+async def cancel(call: asyncio.Task[Any]) -> None:
+    call.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await call
 
 
-@pytest.mark.parametrize("how", ["cancelled", "deadline"])
-async def test_a_store_that_ends_in_the_middle_gives_everything_back(depot: Site, how: str) -> None:
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
-    kv = engine.kv(SLOW_TOKENS, seed=1)
-    tables = engine.tables(SLOW_TOKENS)
+async def test_a_store_that_is_cancelled_gives_everything_back(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    kv, tables = engine.kv(SLOW_TOKENS, seed=1), engine.tables(SLOW_TOKENS)
     engine.buffer.write(tables, kv)
-    tasks = asyncio.all_tasks()
-    timeout_seconds = 0.15 if how == "deadline" else 30.0
-    storing = await begun(
-        depot, engine, engine.attachment.store("s", TOKENS, tables, timeout_seconds=timeout_seconds)
-    )
-    await ended(storing, how)
-    await is_as_if_it_never_was(depot, engine, tasks=tasks)
+    before = calls_running()
+    await cancel(await begun(depot, engine, engine.attachment.store("s", TOKENS, tables)))
+    await eventually(lambda: calls_running() <= before)
+    await depot.assert_comes_to_rest()
+    assert (await depot.client.get_status()).tiers[0].used_bytes == 0
+    timeline = (await engine.attachment.end_session("s")).summary.operations
+    assert [(each.kind, each.outcome, each.num_bytes) for each in timeline] == [
+        (OPERATION_KIND_STORE, OUTCOME_CANCELLED, 0)
+    ]
     assert await other.holds("s", TOKENS, kv) == 0
     assert counts(await engine.attachment.store("s", TOKENS, tables)) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
 
 
-async def ended(task: asyncio.Task[Any], how: str) -> None:
-    if how == "cancelled":
-        await cancelled_by_the_client(task)
-    else:
+async def test_a_retrieve_that_is_cancelled_gives_back_all_but_its_lease(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    kv = other.kv(SLOW_TOKENS, seed=1)
+    await other.store("s", TOKENS, kv)
+    lease = (await engine.lookup("s", TOKENS)).lease
+    before = calls_running()
+    await cancel(await begun(depot, engine, engine.retrieve("s", lease, SLOW_TOKENS)))
+    await eventually(lambda: calls_running() <= before)
+    assert not depot.is_moving(engine)
+    await engine.retrieve_exactly("s", lease, kv)
+    timeline = (await engine.attachment.end_session("s")).summary.operations
+    assert [each.outcome for each in timeline] == [OUTCOME_OK, OUTCOME_CANCELLED, OUTCOME_OK]
+    await depot.assert_comes_to_rest()
+
+
+async def test_calls_whose_deadline_passes_give_everything_back(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    await other.store("s", TOKENS, other.kv(SLOW_TOKENS, seed=1))
+    lease = (await engine.lookup("s", TOKENS)).lease
+    tables = engine.tables(SLOW_TOKENS)
+    before = calls_running()
+    for call in (
+        engine.attachment.store("s", prompt(SLOW_TOKENS, seed=2), tables, timeout_seconds=0.1),
+        engine.attachment.retrieve("s", lease, tables, timeout_seconds=0.1),
+    ):
         with refused("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
-            await task
+            await call
+        await eventually(lambda: calls_running() <= before)
+        assert not depot.is_moving(engine)
+    await engine.attachment.release_lease(lease)
+    await depot.assert_comes_to_rest()
+    assert (await other.lookup("s", prompt(SLOW_TOKENS, seed=2))).matched_tokens == 0
+
+
+async def test_an_inline_retrieve_that_is_left_in_the_middle_gives_its_chunks_back(depot: Site) -> None:
+    engine = await depot.attach(*FAST)
+    await engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1))
+    lease = (await engine.lookup("s", TOKENS)).lease
+    before = calls_running()
+    pieces = engine.attachment.retrieve_inline("s", lease)
+    await anext(pieces)
+    await pieces.aclose()
+    await eventually(lambda: calls_running() <= before)
+    await engine.attachment.release_lease(lease)
+    await depot.assert_comes_to_rest()
+
+
+async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    kv = engine.kv(SLOW_TOKENS, seed=1)
+    storing = await begun(depot, engine, engine.store("s", TOKENS, kv))
+    before = calls_running()
+    looking = asyncio.create_task(other.lookup("s", TOKENS, max_wait_seconds=20))
+    await eventually(lambda: depot.depot.sessions.find(other.attachment.instance_id, "s") is not None)
+    await cancel(looking)
+    await eventually(lambda: calls_running() <= before)
+    await storing
+    await depot.assert_comes_to_rest()
+
+
+async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    kv, noise = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
+    tables = engine.tables(SLOW_TOKENS)
+    engine.buffer.write(tables, kv)
+    storing = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    await engine.end_session("s")
+    engine.buffer.write(tables, noise)
+    await asyncio.wait([storing])
+    assert await other.holds("s", TOKENS, kv) in (0, SLOW_TOKENS)

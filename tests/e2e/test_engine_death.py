@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from kvdepot import AsyncDepotClient
 from kvdepot.v1.cache_pb2 import MISS_REASON_RANK_MISSING, OPERATION_KIND_STORE, OUTCOME_OK
-
 from service.commands.processes import REPOSITORY
 from tests.e2e.conftest import Open
 from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, eventually, listening_pid, prompt, refused
@@ -36,8 +36,12 @@ async def engine_process(address: str, by: str) -> AsyncIterator[asyncio.subproc
         if process.returncode is None:
             process.kill()
             await process.wait()
-        for left in Path("/dev/shm").glob(f"kvdepot-{process.pid}-*"):
-            left.unlink()
+        remove_shared_memory(process.pid)
+
+
+def remove_shared_memory(pid: int) -> None:
+    for left in Path("/dev/shm").glob(f"kvdepot-{pid}-*"):
+        left.unlink()
 
 
 def num_mappings(pid: int, name: str) -> int:
@@ -69,7 +73,7 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_nothing_behind(
             return held == (0, 0, 0, 0) and num_mappings(depot_pid, mapping) == 0
 
         await eventually(all_is_given_back, within_seconds=LIMIT_SECONDS)
-        engine = await attach(client, FAST, instance_id="victim")
+        engine = await attach(client, *FAST, instance_id="victim")
         assert time.monotonic() - killed < 2 * LIMIT_SECONDS
         timeline = (await client.get_session("victim", "session")).session.operations
         assert timeline[-1].kind == OPERATION_KIND_STORE and timeline[-1].outcome != OUTCOME_OK
@@ -88,7 +92,7 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_nothing_behind(
 
 async def test_a_store_whose_attachment_is_closed_ends_with_detached_and_stores_nothing(open_site: Open) -> None:
     depot = await open_site(transfer_threads=1)
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     name = engine.buffer.buffers[0].region.posix_shm.name
     await engine.store("leases", prompt(64), engine.kv(64, seed=1))
     assert (await engine.lookup("leases", prompt(64))).HasField("lease")
@@ -108,7 +112,7 @@ async def test_a_store_whose_attachment_is_closed_ends_with_detached_and_stores_
 
 async def test_a_retrieve_whose_attachment_is_closed_writes_no_more(open_site: Open) -> None:
     depot = await open_site(transfer_threads=1)
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     await other.store("s", prompt(SLOW_TOKENS), other.kv(SLOW_TOKENS, seed=1))
     found = await engine.lookup("s", prompt(SLOW_TOKENS))
     retrieving = asyncio.create_task(engine.retrieve("s", found.lease, SLOW_TOKENS))
@@ -124,7 +128,7 @@ async def test_a_retrieve_whose_attachment_is_closed_writes_no_more(open_site: O
 
 async def test_the_end_of_one_engine_does_not_disturb_another(open_site: Open) -> None:
     depot = await open_site(transfer_threads=1)
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = engine.kv(SLOW_TOKENS, seed=1)
     storing = asyncio.create_task(engine.store("s", prompt(SLOW_TOKENS), kv))
     await eventually(lambda: depot.is_moving(engine))

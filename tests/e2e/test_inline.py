@@ -11,11 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kvdepot import AsyncDepotClient, KvShape
 from kvdepot.v1.cache_pb2 import StoreInlineRequest
-
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SMALL, Engine, InlineStore, Site, attach, eventually, listening_pid, prompt, refused
+from tests.e2e.engines import (
+    SMALL,
+    Engine,
+    InlineStore,
+    Site,
+    attach,
+    calls_running,
+    eventually,
+    listening_pid,
+    prompt,
+    refused,
+)
 from tests.e2e.paged import Group, Kv, canonical
 
 CHUNK_SIZE = 16
@@ -208,11 +219,13 @@ async def test_a_stream_that_is_cut_stores_nothing(depot: Site, sent: str) -> No
     data = b"".join(canonical(kv, CHUNK_SIZE))
     chunk_bytes = engine.attachment.chunk_bytes
     num_bytes = {"a part of a chunk": 1000, "some chunks": 3 * chunk_bytes}.get(sent, len(data))
+    before = calls_running()
     store = InlineStore(depot.stub)
     await store.header(engine, "s", TOKENS)
     await store.data(data[:num_bytes])
     await eventually(lambda: depot.depot.index.num_protected == -(-num_bytes // chunk_bytes))
     store.cancel()
+    await eventually(lambda: calls_running() <= before)
     await depot.assert_comes_to_rest()
     assert await engine.holds("s", TOKENS, kv) == 0
     assert (await depot.client.get_status()).tiers[0].used_bytes == 0

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from kvdepot import hash_prefix, token_prefix
 from kvdepot.v1.cache_pb2 import TIER_L1, LookupResponse, MissReason, Prefix
-
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SMALL, Engine, InlineStore, Site, prompt
-from tests.e2e.paged import Group, Kv, canonical
+from tests.e2e.engines import SMALL, Engine, InlineStore, Site, eventually, prompt
+from tests.e2e.paged import Group, canonical, first_tokens
 
 NUM_TOKENS = 64
 SMALL_CHUNK_BYTES = 3_072
@@ -23,10 +23,6 @@ HASHES = [bytes([number]) * 32 for number in range(4)]
 
 def reason(found: LookupResponse) -> str:
     return MissReason.Name(found.miss.reason).removeprefix("MISS_REASON_")
-
-
-def first_tokens(kv: Kv, num_tokens: int) -> Kv:
-    return [content[:, :, :num_tokens] for content in kv]
 
 
 # Never each other's bytes
@@ -228,8 +224,7 @@ async def begun_store(depot: Site) -> tuple[Engine, InlineStore, bytes]:
     store = InlineStore(depot.stub)
     await store.header(engine, "s", TOKENS[:32], start_token=16)
     await store.data(second[:1000])
-    while reason(await engine.lookup("s", TOKENS[:32])) != "BEING_STORED":
-        await asyncio.sleep(0.002)
+    await eventually(lambda: depot.depot.index.num_protected > 0)
     return engine, store, second[1000:]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kvdepot import AsyncDepotClient, KvShape
 
+from kvdepot import AsyncDepotClient, KvShape
 from tests.conftest import StartServer
 from tests.e2e.engines import SMALL, Engine, Site, prompt, refused, site
-from tests.e2e.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv
+from tests.e2e.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv, first_tokens
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 70
@@ -26,10 +26,6 @@ LATENT = KvShape(num_layers=3, num_blocks=40, block_size=4, head_size=9, dtype="
 
 def group(layout: str, shape: KvShape = KV, **sizes: Any) -> Group:
     return Group(layout, replace(shape, **sizes))
-
-
-def first_tokens(kv: Kv, num_tokens: int) -> Kv:
-    return [content[:, :, :num_tokens] for content in kv]
 
 
 async def stored(engine: Engine, num_tokens: int = NUM_TOKENS) -> Kv:

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+
 from kvdepot import token_prefix
 from kvdepot.v1.cache_pb2 import REFUSAL_REASON_NO_SLOT
-
 from tests.e2e.conftest import Open
 from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Engine, Site, eventually, prompt, refused
 
@@ -158,7 +158,7 @@ async def test_once_the_lease_has_ended_its_place_is_free_for_the_next_store(ope
 
 async def slow_retrieve(depot: Site) -> tuple[Engine, Any, asyncio.Task[Any]]:
     """An engine into whose blocks a long prompt is on its way."""
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=1)
     await other.store("s", prompt(SLOW_TOKENS), kv)
     found = await engine.lookup("s", prompt(SLOW_TOKENS))
@@ -210,7 +210,7 @@ async def test_a_lease_that_has_ended_by_itself_can_still_be_given_back(open_sit
 @pytest.mark.parametrize("end", ["expired", "revoked"])
 async def test_a_running_retrieve_keeps_its_chunks_when_its_lease_ends_by_itself(open_site: Open, end: str) -> None:
     depot = await open_site(transfer_threads=1, l1_size=FAST_PROMPT_BYTES)
-    writer = await depot.attach(FAST)
+    writer = await depot.attach(*FAST)
     writer.buffer.fill(seed=3)
     tables = writer.tables(SLOW_TOKENS)
     engine, _, retrieving = await slow_retrieve(depot)
@@ -274,7 +274,7 @@ async def test_a_forced_clearing_ends_only_the_leases_of_what_it_clears(depot: S
 
 async def test_what_was_being_stored_while_the_cache_was_cleared_is_not_found_afterwards(open_site: Open) -> None:
     depot = await open_site(transfer_threads=1)
-    engine, other = await depot.attach(SLOW), await depot.attach(FAST)
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = engine.kv(SLOW_TOKENS, seed=1)
     storing = asyncio.create_task(engine.store("s", prompt(SLOW_TOKENS), kv))
     await eventually(lambda: depot.is_moving(engine))

@@ -105,7 +105,8 @@ def test_whoever_comes_late_is_told_why_it_ended(depot: LeasedIndex, why: LeaseE
     with pytest.raises(ERRORS[why], match=lease.lease_id):
         depot.leases.require(lease.lease_id, "i", "s")
     assert type(lease.error()) is ERRORS[why]
-    assert depot.leases.find(lease.lease_id) is None
+    assert depot.leases.find(lease.lease_id) is lease  # remembered, with no chunks any more
+    assert not lease.chunks_by_rank
 
 
 def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: LeasedIndex) -> None:

@@ -183,7 +183,6 @@ class Attachment(Attached):
         """Detaches the rank: the depot unmaps its memory. Idempotent."""
         self._closed = True
         self._stream.cancel()
-        self._ended.wait()
 
     def __enter__(self) -> Self:
         return self
