@@ -40,8 +40,8 @@ struct BlockCopy {
 };
 static_assert(sizeof(Loop) == 24 && sizeof(BlockCopy) == 128, "cuda_kernel.BLOCK_COPY has the same fields");
 
-constexpr int kThreads = 512;
-constexpr int kVectorsInFlight = 4;  // of each thread: 32 KiB of each CTA are on their way before the first is stored
+constexpr int kMaxThreads = 512;     // of a CTA
+constexpr int kVectorsInFlight = 4;  // of a thread: 32 KiB of a CTA are on their way before the first is stored
 
 // The digits of a number of work, the fastest first. Also their radixes; the last has no limit.
 struct Position {
@@ -93,8 +93,8 @@ __device__ __forceinline__ void copy_vectors(const BlockCopy& copy) {
         static_cast<u32>(copy.num_blocks),
         static_cast<u32>(copy.num_planes),
     };
-    const Position stride = position_of(gridDim.x * kThreads, radix);
-    Position at = position_of(blockIdx.x * kThreads + threadIdx.x, radix);
+    const Position stride = position_of(gridDim.x * blockDim.x, radix);
+    Position at = position_of(blockIdx.x * blockDim.x + threadIdx.x, radix);
 
     while (at.plane < radix.plane) {
         Vector vectors[kVectorsInFlight];
@@ -138,6 +138,10 @@ __device__ __forceinline__ void copy_blocks(const BlockCopy& copy) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) gather_blocks(const BlockCopy copy) { copy_blocks<true>(copy); }
+extern "C" __global__ void __launch_bounds__(kMaxThreads) gather_blocks(const BlockCopy copy) {
+    copy_blocks<true>(copy);
+}
 
-extern "C" __global__ void __launch_bounds__(kThreads) scatter_blocks(const BlockCopy copy) { copy_blocks<false>(copy); }
+extern "C" __global__ void __launch_bounds__(kMaxThreads) scatter_blocks(const BlockCopy copy) {
+    copy_blocks<false>(copy);
+}

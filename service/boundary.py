@@ -30,6 +30,9 @@ WHILE_DRAINING = frozenset(
     }
 )
 
+ABORT_SECONDS = 1.0
+MAX_TOLD_LETTERS = 300  # of what may be a client's own text: errors ride in headers, of which a client takes 8 KiB
+
 Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -132,18 +135,25 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DepotError) -> None:
     """End a call with the error's status and its details."""
-    await context.abort(error.status, str(error), trailing_metadata=(("grpc-status-details-bin", details_of(error)),))
+    try:
+        async with asyncio.timeout(ABORT_SECONDS):
+            await context.abort(
+                error.status, _told(str(error)), trailing_metadata=(("grpc-status-details-bin", details_of(error)),)
+            )
+    except TimeoutError as timeout:
+        # The status waits behind a message that the client does not take: the call is dropped without one.
+        raise asyncio.CancelledError from timeout
 
 
 def details_of(error: DepotError) -> bytes:
     """google.rpc.Status of an error, serialised."""
-    status = Status(code=error.status.value[0], message=str(error))
+    status = Status(code=error.status.value[0], message=_told(str(error)))
     details: list[Any] = [ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
     if error.violations:
         details.append(
             BadRequest(
                 field_violations=[
-                    BadRequest.FieldViolation(field=violation.field, description=violation.description)
+                    BadRequest.FieldViolation(field=_told(violation.field), description=_told(violation.description))
                     for violation in error.violations
                 ]
             )
@@ -157,6 +167,10 @@ def details_of(error: DepotError) -> bytes:
         packed.Pack(detail)
         status.details.append(packed)
     return bytes(status.SerializeToString())
+
+
+def _told(text: str) -> str:
+    return text if len(text) <= MAX_TOLD_LETTERS else f"{text[:MAX_TOLD_LETTERS]}…"
 
 
 async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -160,6 +161,8 @@ class Server:
         path = Path(address.removeprefix("unix:").removeprefix("//"))
         if not path.parent.is_dir():
             raise CannotListen(f"{address}: there is no folder {path.parent}")
+        if _is_served(path):
+            raise CannotListen(f"{address} is taken: another process serves there")
         # Nobody may connect between the socket's making and its chmod.
         before = os.umask(0o777 & ~int(self._settings.unix_socket_mode, 8))
         try:
@@ -169,6 +172,14 @@ class Server:
         finally:
             os.umask(before)
         return address
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody accepts on a unix socket; a socket that was left behind by a process that died is replaced."""
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(str(path))
+        return True
+    return False
 
 
 def _warn_of_settings_without_effect(settings: Settings) -> None:

@@ -67,7 +67,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     async def ListSessions(
         self, request: observability_pb2.ListSessionsRequest, context: object
     ) -> observability_pb2.ListSessionsResponse:
-        if request.page_token and not request.page_token.isdecimal():
+        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < 10):
             raise invalid("page_token", "is not from an answer of this RPC")
         if request.page_size > MAX_PAGE_SIZE:
             raise invalid("page_size", f"is more than {MAX_PAGE_SIZE}")

@@ -60,9 +60,9 @@ async def test_refused_attach_raises_and_is_no_loss(side: Side, client: Any, dep
 async def test_attach_that_is_not_acknowledged_in_time_is_given_up(side: Side, client: Any, depot: FakeDepot) -> None:
     depot.hanging.add("AttachInstance")
     with pytest.raises(DepotError) as raised:
-        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], timeout_seconds=0.05)
+        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], timeout_seconds=0.2)
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert await asyncio.to_thread(depot.detached.wait, 10)
+    await until(lambda: not depot.requests or depot.detached.is_set())  # it may have been given up on its way
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,7 @@ async def test_closed_attachment_leaves_nothing_behind(side: Side, client: Any) 
     await until(lambda: "kvdepot-engine-0" not in [thread.name for thread in threading.enumerate()])
     forgotten = weakref.ref(attachment)
     del attachment
-    gc.collect()
-    assert forgotten() is None
+    await until(lambda: gc.collect() >= 0 and forgotten() is None)  # the thread that closed it lets go of it soon
 
 
 async def test_wait_for_a_loss_ends_with_its_time(side: Side, attachment: Any) -> None:

@@ -170,13 +170,13 @@ MAKE = {
 }
 
 
-@pytest.mark.parametrize("what", MAKE)
-def test_process_that_ends_leaves_nothing(what: str, by: Any) -> None:
-    script = f"import os, kvdepot; by = {by!r}; {MAKE[what]}; print(os.getpid())"
+@pytest.mark.parametrize(("what", "how"), [("buffer", "name"), ("buffer", "fd"), ("tensor", "name")])
+def test_process_that_ends_leaves_nothing(what: str, how: str) -> None:
+    script = f"import os, kvdepot; by = {how!r}; {MAKE[what]}; print(os.getpid())"
     assert left_by(int(in_another_process(script))) == []
 
 
-@pytest.mark.parametrize(("what", "how"), [("buffer", "fd"), ("tensor", "fd"), ("tensor", "name")])
+@pytest.mark.parametrize(("what", "how"), [("buffer", "fd"), ("tensor", "name")])
 async def test_killed_process_leaves_nothing(what: str, how: str) -> None:
     script = f"import kvdepot; by = {how!r}; {MAKE[what]}; print(flush=True); input()"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, cwd=CLIENTS, stdin=-1, stdout=-1)
@@ -186,6 +186,30 @@ async def test_killed_process_leaves_nothing(what: str, how: str) -> None:
     process.kill()
     await process.wait()
     await until(lambda: left_by(process.pid) == [])
+
+
+async def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is() -> None:
+    script = f"import kvdepot; by = 'name'; {MAKE['buffer']}; print(flush=True); input()"
+    killed, alive = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", script, cwd=CLIENTS, stdin=-1, stdout=-1)
+        for _ in range(2)
+    ]
+    for process in (killed, alive):
+        assert process.stdout is not None
+        await process.stdout.readline()
+    killed.kill()
+    await killed.wait()
+    foreign = SHM / f"kvdepot-test-{os.getpid()}"
+    foreign.write_bytes(b"not ours")
+    assert len(left_by(killed.pid)) == 1
+    with SharedBuffer.create(4096), SharedBuffer.create(4096):
+        assert left_by(killed.pid) == []
+        assert len(left_by(alive.pid)) == 1
+        assert len(left_by(os.getpid())) == 2
+        assert foreign.exists()
+    foreign.unlink()
+    await alive.communicate(b"\n")
+    assert left_by(alive.pid) == []
 
 
 def test_another_process_sees_the_bytes_of_a_tensor_and_its_exact_size(by: Any) -> None:

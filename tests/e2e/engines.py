@@ -101,6 +101,12 @@ class InlineStore:
     async def data(self, data: bytes) -> None:
         await self.send(StoreInlineRequest(data=data))
 
+    async def trickle(self) -> None:
+        """Send a byte now and then, for ever."""
+        while True:
+            await self.data(b"x")
+            await asyncio.sleep(0.05)
+
     async def send(self, message: StoreInlineRequest) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended: `answer` tells how
             await self._call.write(message)

@@ -28,6 +28,7 @@ from tests.e2e.engines import (
     prompt,
     refused,
 )
+from tests.e2e.paged import canonical, first_tokens
 
 NUM_TOKENS = 64
 TOKENS = prompt(SLOW_TOKENS)
@@ -106,20 +107,13 @@ async def test_a_store_waits_for_another_no_longer_than_the_server_allows(open_s
     depot = await open_site(max_wait="0.5s")
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
-    trickle = InlineStore(depot.stub)
-    await trickle.header(engine, "s", TOKENS[:NUM_TOKENS])
-    await trickle.data(b"1")
+    other = InlineStore(depot.stub)
+    await other.header(engine, "s", TOKENS[:NUM_TOKENS])
+    trickling = asyncio.create_task(other.trickle())
     await eventually(lambda: depot.depot.index.num_protected == 1)
-
-    async def keep_it_open() -> None:
-        while True:
-            await asyncio.sleep(0.05)
-            await trickle.data(b"2")
-
-    trickling = asyncio.create_task(keep_it_open())
     answer = await engine.store("t", TOKENS[:NUM_TOKENS], kv)
     trickling.cancel()
-    trickle.cancel()
+    other.cancel()
     assert counts(answer) == (48, 0, 16, 0)
     assert answer.refusal.reason == REFUSAL_REASON_STORE_TIMEOUT
 
@@ -211,6 +205,9 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
     await depot.assert_comes_to_rest()
 
 
+# Calls whose session ends meanwhile
+
+
 async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv, noise = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
@@ -219,5 +216,34 @@ async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Si
     storing = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
     await engine.end_session("s")
     engine.buffer.write(tables, noise)
-    await asyncio.wait([storing])
+    with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
+        await storing
     assert await other.holds("s", TOKENS, kv) in (0, SLOW_TOKENS)
+
+
+async def test_an_inline_store_whose_session_ends_stores_nothing(depot: Site) -> None:
+    engine, other = await depot.attach(), await depot.attach()
+    kv = engine.kv(NUM_TOKENS, seed=1)
+    store = InlineStore(depot.stub)
+    await store.header(engine, "s", TOKENS[:NUM_TOKENS])
+    chunks = canonical(kv, 16)
+    await store.data(chunks[0])
+    await eventually(lambda: depot.depot.index.num_protected == 1)
+    await engine.end_session("s")
+    for chunk in chunks[1:]:
+        await store.data(chunk)
+    with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
+        await store.answer()
+    assert await other.holds("s", TOKENS[:NUM_TOKENS], kv) == 0
+
+
+async def test_a_lookup_whose_session_ends_while_it_waits_gets_no_lease(depot: Site) -> None:
+    engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
+    storing = await begun(depot, engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
+    looking = asyncio.create_task(other.lookup("s", TOKENS, max_wait_seconds=20))
+    await eventually(lambda: depot.depot.sessions.find(other.attachment.instance_id, "s") is not None)
+    await other.end_session("s")
+    with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
+        await looking
+    await storing
+    await depot.assert_comes_to_rest()

@@ -251,7 +251,9 @@ class World:
                 (s.instance_id, s.session_id): (len(s.operations), s.num_running, s.end, frozenset(s.lease_ids))
                 for s in depot.sessions.newest_first()
             },
-            "ranks": {(i.instance_id, rank): (id(a), len(a.transfers)) for i in depot.instances for rank, a in i.ranks.items()},
+            "ranks": {
+                (i.instance_id, rank): (id(a), len(a.transfers)) for i in depot.instances for rank, a in i.ranks.items()
+            },
             "mapped": Path("/proc/self/maps").read_text().count("/dev/shm/kvdepot-"),
         }
 
@@ -357,7 +359,9 @@ class Bad:
 BAD: list[Bad] = []
 
 
-def bad(rpc: str, what: str, field: str | tuple[str, ...], change: Callable[[Any, World], object], **other: Any) -> None:
+def bad(
+    rpc: str, what: str, field: str | tuple[str, ...], change: Callable[[Any, World], object], **other: Any
+) -> None:
     """A row with INVALID_REQUEST."""
     fields = (field,) if isinstance(field, str) else field
     BAD.append(Bad(rpc=rpc, what=what, fields=fields, change=change, **other))
@@ -493,7 +497,9 @@ for what, path, value in (
 bad("AttachInstance", "too many blocks", "groups[1].planes[0].offset_bytes", put("groups[1].num_blocks", 2**32 - 1))
 bad("AttachInstance", "a region of no size", "regions[0].size_bytes", put("regions[0].size_bytes", 0))
 bad("AttachInstance", "a region of no kind", "regions[0].handle", put("regions[0].posix_shm", None))
-bad("AttachInstance", "no process", "regions[0].process_fd.pid", put("regions[0].process_fd", cache_pb2.ProcessFd(fd=1)))
+bad(
+    "AttachInstance", "no process", "regions[0].process_fd.pid", put("regions[0].process_fd", cache_pb2.ProcessFd(fd=1))
+)
 for what, field, handle in (
     ("a short CUDA handle", "handle", cache_pb2.CudaIpc(handle=bytes(63), device_uuid="GPU-0")),
     ("a long CUDA handle", "handle", cache_pb2.CudaIpc(handle=bytes(65), device_uuid="GPU-0")),
@@ -551,9 +557,7 @@ for what, head_bytes in {"a chunk larger than L1": 1 << 20, "a chunk of 2**36 by
         request.groups[1].head_bytes = head_bytes
 
     refused("AttachInstance", what, "FAILED_PRECONDITION CHUNK_TOO_LARGE", put_head_bytes)
-refused(
-    "AttachInstance", "a rank that is attached", "FAILED_PRECONDITION RANK_ATTACHED", put("instance_id", "engine")
-)
+refused("AttachInstance", "a rank that is attached", "FAILED_PRECONDITION RANK_ATTACHED", put("instance_id", "engine"))
 for what, model_name, world_size in (("another model", "other", 2), ("another world", "m", 3)):
 
     def second_rank(request: Any, _: World, model_name: str = model_name, world_size: int = world_size) -> None:
@@ -724,7 +728,21 @@ def test_each_answer_in_the_table_is_documented_for_its_rpc(rpc: str) -> None:
 
 NUMBERS = (0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 63, 64, 65, 96, 256, 2**31 - 1, 2**31, 2**32 - 1)
 LARGE_NUMBERS = (*NUMBERS, 8_192, 12_288, 2**63 - 1, 2**63, 2**64 - 1)
-TEXTS = ("", "engine", "inline", "pair", "shrunk", "s", "t", "ended", "m", "bfloat16", "x" * 257, "é\0", "StoreFinished")
+TEXTS = (
+    "",
+    "engine",
+    "inline",
+    "pair",
+    "shrunk",
+    "s",
+    "t",
+    "ended",
+    "m",
+    "bfloat16",
+    "x" * 257,
+    "é\0",
+    "StoreFinished",
+)
 
 
 def scrambled(data: st.DataObject, message: Any, world: World, depth: int = 0) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvdepot import AsyncDepotClient, KvShape, layouts
 from service.chunks import Chunk, Writer
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.identity import ChunkKey, Namespace
@@ -225,21 +223,3 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
-
-
-async def test_a_lease_ends_by_itself_though_its_session_lives_on(start_server: Callable[..., Any]) -> None:
-    server = await start_server(chunk_size=16, lease_ttl="100ms", session_idle_timeout="10m")
-    shape = KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=8, dtype="float32")
-    group = layouts.NL_X_NB_BS_HS.without_memory(shape)
-    async with (
-        AsyncDepotClient(server.addresses[0]) as client,
-        await client.attach(instance_id="i", model_name="m", groups=[group]) as attachment,
-    ):
-        await attachment.store_inline("s", range(16), bytes(attachment.chunk_bytes))
-        await attachment.lookup("s", range(16))
-        assert server.depot.index.num_protected == 1
-        async with asyncio.timeout(10):
-            while server.depot.index.num_protected:
-                await asyncio.sleep(0.02)
-        assert len(server.depot.leases) == 0
-        assert len(server.depot.sessions) == 1

@@ -197,12 +197,16 @@ def test_what_is_printed_are_addresses_to_connect_to(shared: list[str], folder: 
 
 def test_both_listeners_serve_one_depot(shared: list[str]) -> None:
     tcp, unix = shared
-    with DepotClient(tcp) as over_tcp, DepotClient(unix) as over_unix:
-        with attached(over_unix, "by-unix"), attached(over_tcp, "by-tcp") as attachment:
-            for client in (over_tcp, over_unix):
-                assert [each.instance_id for each in client.list_instances().instances] == ["by-tcp", "by-unix"]
-            attachment.store_inline("s", range(CHUNK_SIZE), bytes(attachment.chunk_bytes))
-            assert over_unix.lookup("by-unix", "s", range(CHUNK_SIZE)).matched_tokens == CHUNK_SIZE
+    with (
+        DepotClient(tcp) as over_tcp,
+        DepotClient(unix) as over_unix,
+        attached(over_unix, "by-unix"),
+        attached(over_tcp, "by-tcp") as attachment,
+    ):
+        for client in (over_tcp, over_unix):
+            assert [each.instance_id for each in client.list_instances().instances] == ["by-tcp", "by-unix"]
+        attachment.store_inline("s", range(CHUNK_SIZE), bytes(attachment.chunk_bytes))
+        assert over_unix.lookup("by-unix", "s", range(CHUNK_SIZE)).matched_tokens == CHUNK_SIZE
 
 
 def test_nobody_else_may_connect_to_a_unix_socket(shared: list[str]) -> None:

@@ -184,14 +184,14 @@ def test_an_unknown_key_of_a_file_is_told_with_its_name(yaml: Path, name: str) -
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text", "\x00", "a: 1\n\tb: 2"])
 def test_a_file_that_is_no_mapping_is_refused_in_few_words(yaml: Path, text: str) -> None:
     yaml.write_text(text)
-    with pytest.raises(BadSettings, match="^config: "):
+    with pytest.raises(BadSettings, match=r"^config: "):
         load({}, yaml)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\xfd", b"chunk_size: \xe9"])
 def test_a_file_that_is_no_text_is_refused(yaml: Path, data: bytes) -> None:
     yaml.write_bytes(data)
-    with pytest.raises(BadSettings, match="^config: "):
+    with pytest.raises(BadSettings, match=r"^config: "):
         load({}, yaml)
 
 

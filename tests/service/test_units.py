@@ -52,7 +52,9 @@ def test_a_duration_is_in_seconds_unless_it_says_otherwise(text: str | float, se
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e3", "8 G B", "8XiB", "0x10", "1,5MiB", "1.GiB", "8GiB8", "nan", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", "1e3", "8 G B", "8XiB", "0x10", "1,5MiB", "1.GiB", "8GiB8", "nan", "٣"]
+)
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="is not like 8GiB"):
         parse_size(text)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import re
 import secrets
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
@@ -18,6 +21,8 @@ from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
 By: TypeAlias = Literal["name", "fd"]
 """How a depot opens the memory: by its name in /dev/shm, or through a descriptor of this process."""
+
+_NAME = re.compile(r"kvdepot-\d+-[0-9a-f]{16}")
 
 
 class SharedBuffer:
@@ -36,7 +41,8 @@ class SharedBuffer:
     def create(cls, size_bytes: int, *, by: By = "name") -> Self:
         """Allocates memory, all of its pages, so that running out of it is noticed here and not later.
 
-        A process that is killed leaves a named buffer in /dev/shm, but none that was made with ``by="fd"``.
+        A process that is killed leaves a named buffer in /dev/shm until another one is made by the same user; one that
+        was made with ``by="fd"`` is gone at once.
 
         Raises:
             ValueError: size_bytes is below 1.
@@ -54,10 +60,10 @@ class SharedBuffer:
             except BaseException:
                 os.close(fd)
                 raise
+        _remove_orphans()
         room.check_shm(size_bytes)
-        path = room.SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
+        path, fd = _create_named()
         region.posix_shm.CopyFrom(PosixSharedMemory(name=path.name))
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             return cls(_map(fd, size_bytes), region, None, path)
         except BaseException:
@@ -81,6 +87,31 @@ class SharedBuffer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _create_named() -> tuple[Path, int]:
+    """Makes an empty object under a new name, locked for as long as somebody has it open or mapped."""
+    while True:
+        path = room.SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)  # it was taken for an orphan before it was locked
+
+
+def _remove_orphans() -> None:
+    """Removes the names of objects whose makers ended without doing so: nobody holds their locks."""
+    for path in room.SHM.iterdir():
+        if not _NAME.fullmatch(path.name):
+            continue
+        with suppress(OSError):  # another user's, in use, or gone
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(fd)
 
 
 def _map(fd: int, size_bytes: int) -> npt.NDArray[np.uint8]:

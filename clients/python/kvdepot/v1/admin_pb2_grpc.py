@@ -75,8 +75,9 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Removes chunks that match every filter given; without a filter, all. Chunks that are leased or being retrieved
-        stay, unless `force` ends their leases; a retrieve that is running gets right bytes either way.
+        """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
+        are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
+        either way.
 
         Errors: none of its own.
         """

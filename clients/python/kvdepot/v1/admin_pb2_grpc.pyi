@@ -44,8 +44,9 @@ class AdminServiceStub:
     Errors: none of its own.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]
-    """Removes chunks that match every filter given; without a filter, all. Chunks that are leased or being retrieved
-    stay, unless `force` ends their leases; a retrieve that is running gets right bytes either way.
+    """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
+    are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
+    either way.
 
     Errors: none of its own.
     """
@@ -66,8 +67,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Errors: none of its own.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Removes chunks that match every filter given; without a filter, all. Chunks that are leased or being retrieved
-    stay, unless `force` ends their leases; a retrieve that is running gets right bytes either way.
+    """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
+    are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
+    either way.
 
     Errors: none of its own.
     """
@@ -103,8 +105,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ClearCacheResponse, _abc.Awaitable[_admin_pb2.ClearCacheResponse]]:
-        """Removes chunks that match every filter given; without a filter, all. Chunks that are leased or being retrieved
-        stay, unless `force` ends their leases; a retrieve that is running gets right bytes either way.
+        """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
+        are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
+        either way.
 
         Errors: none of its own.
         """

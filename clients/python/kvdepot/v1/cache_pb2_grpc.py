@@ -115,6 +115,7 @@ class CacheServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,14 +125,17 @@ class CacheServiceServicer(object):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
-        is cancelled nothing becomes visible. Tokens that no slot could be found for are counted as refused, and the
-        refusal says why: that is an answer, not an error.
+        fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
+        answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
+        that no slot could be found for are counted as refused, and the refusal says why: that is an answer, not an error.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -148,9 +152,11 @@ class CacheServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-        NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED: no bytes were written.
+        NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
+        NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -174,12 +180,13 @@ class CacheServiceServicer(object):
         """Stores chunk bytes that ride on the call, for clients that share no memory with the depot.
 
         First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
-        the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until the stream is complete; a
-        stream that fails, stalls or is cancelled stores nothing.
+        the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
+        fails, stalls or is cancelled before stores nothing.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
         """
@@ -198,14 +205,16 @@ class CacheServiceServicer(object):
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
-        DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit.
+        DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
+        instead, if it does not take this either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did.
+        """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
+        depot neither reads nor writes blocks on the session's behalf any more.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST

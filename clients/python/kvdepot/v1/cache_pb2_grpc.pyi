@@ -71,19 +71,23 @@ class CacheServiceStub:
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
     """
     Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
-    is cancelled nothing becomes visible. Tokens that no slot could be found for are counted as refused, and the
-    refusal says why: that is an answer, not an error.
+    fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
+    answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
+    that no slot could be found for are counted as refused, and the refusal says why: that is an answer, not an error.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+      FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     Retrieve: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]
@@ -96,9 +100,11 @@ class CacheServiceStub:
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-      NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED: no bytes were written.
+      NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
+      NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+      FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]
@@ -114,12 +120,13 @@ class CacheServiceStub:
     """Stores chunk bytes that ride on the call, for clients that share no memory with the depot.
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
-    the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until the stream is complete; a
-    stream that fails, stalls or is cancelled stores nothing.
+    the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
+    fails, stalls or is cancelled before stores nothing.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
     """
@@ -134,10 +141,12 @@ class CacheServiceStub:
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
-      DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit.
+      DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
+                          instead, if it does not take this either.
     """
     EndSession: _grpc.UnaryUnaryMultiCallable[_cache_pb2.EndSessionRequest, _cache_pb2.EndSessionResponse]
-    """Ends a session: stops its retrieves, ends its leases, answers with what it did.
+    """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
+    depot neither reads nor writes blocks on the session's behalf any more.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -179,19 +188,23 @@ class CacheServiceAsyncStub(CacheServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
     """
     Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
-    is cancelled nothing becomes visible. Tokens that no slot could be found for are counted as refused, and the
-    refusal says why: that is an answer, not an error.
+    fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
+    answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
+    that no slot could be found for are counted as refused, and the refusal says why: that is an answer, not an error.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+      FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     Retrieve: _aio.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]  # type: ignore[assignment]
@@ -204,9 +217,11 @@ class CacheServiceAsyncStub(CacheServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-      NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED: no bytes were written.
+      NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
+      NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+      FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
@@ -222,12 +237,13 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Stores chunk bytes that ride on the call, for clients that share no memory with the depot.
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
-    the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until the stream is complete; a
-    stream that fails, stalls or is cancelled stores nothing.
+    the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
+    fails, stalls or is cancelled before stores nothing.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
     """
@@ -242,10 +258,12 @@ class CacheServiceAsyncStub(CacheServiceStub):
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
-      DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit.
+      DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
+                          instead, if it does not take this either.
     """
     EndSession: _aio.UnaryUnaryMultiCallable[_cache_pb2.EndSessionRequest, _cache_pb2.EndSessionResponse]  # type: ignore[assignment]
-    """Ends a session: stops its retrieves, ends its leases, answers with what it did.
+    """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
+    depot neither reads nor writes blocks on the session's behalf any more.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -296,6 +314,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
+          NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
         """
 
     @_abc_1.abstractmethod
@@ -307,14 +326,17 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
-        is cancelled nothing becomes visible. Tokens that no slot could be found for are counted as refused, and the
-        refusal says why: that is an answer, not an error.
+        fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
+        answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
+        that no slot could be found for are counted as refused, and the refusal says why: that is an answer, not an error.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+          NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
           FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
           FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+          FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
 
@@ -333,9 +355,11 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-          NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED: no bytes were written.
+          NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
+          NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
           FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
           FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+          FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
 
@@ -363,12 +387,13 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores chunk bytes that ride on the call, for clients that share no memory with the depot.
 
         First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
-        the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until the stream is complete; a
-        stream that fails, stalls or is cancelled stores nothing.
+        the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
+        fails, stalls or is cancelled before stores nothing.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+          NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
           DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
         """
@@ -389,7 +414,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
           NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
-          DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit.
+          DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
+                              instead, if it does not take this either.
         """
 
     @_abc_1.abstractmethod
@@ -398,7 +424,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.EndSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.EndSessionResponse, _abc.Awaitable[_cache_pb2.EndSessionResponse]]:
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did.
+        """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
+        depot neither reads nor writes blocks on the session's behalf any more.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST

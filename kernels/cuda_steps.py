@@ -1,0 +1,73 @@
+"""Steps: a transfer cut into what is issued at once and fits a staging buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from kernels.address_plan import GroupPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Whole planes that follow each other in a chunk: of each group a range of them, in the order of a chunk."""
+
+    offset_bytes: int
+    size_bytes: int
+    planes: tuple[tuple[int, range], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The same part of consecutive moves."""
+
+    moves: range
+    part: Part
+
+
+def plane_bytes(plan: GroupPlan) -> int:
+    """Bytes of one plane in a chunk."""
+    return plan.blocks_per_chunk * plan.block_bytes
+
+
+def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
+    """A chunk in parts of ``limit_bytes`` at most; a plane that is larger is a part of its own."""
+    parts: list[Part] = []
+    offset_bytes = 0
+    for planes in _fill(plans, limit_bytes):
+        size_bytes = sum(plane_bytes(plans[group]) for group, _ in planes)
+        parts.append(Part(offset_bytes, size_bytes, _ranges(planes)))
+        offset_bytes += size_bytes
+    return tuple(parts)
+
+
+def steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> Iterator[Step]:
+    """The steps of ``num_moves`` moves, one after the other if a chunk has several parts."""
+    if len(parts) > 1:
+        chunks_per_step = 1
+    for first in range(0, num_moves, chunks_per_step):
+        for part in parts:
+            yield Step(range(first, min(first + chunks_per_step, num_moves)), part)
+
+
+def _fill(plans: Sequence[GroupPlan], limit_bytes: int) -> Iterator[list[tuple[int, int]]]:
+    """The planes of a chunk, each as group and number, in lists that are as long as the limit allows."""
+    planes: list[tuple[int, int]] = []
+    filled_bytes = 0
+    for group, plan in enumerate(plans):
+        for plane in range(plan.chunk_offsets.size):
+            if planes and filled_bytes + plane_bytes(plan) > limit_bytes:
+                yield planes
+                planes, filled_bytes = [], 0
+            planes.append((group, plane))
+            filled_bytes += plane_bytes(plan)
+    yield planes
+
+
+def _ranges(planes: Sequence[tuple[int, int]]) -> tuple[tuple[int, range], ...]:
+    ranges = []
+    for group, members in groupby(planes, key=lambda plane: plane[0]):
+        numbers = [number for _, number in members]
+        ranges.append((group, range(numbers[0], numbers[-1] + 1)))
+    return tuple(ranges)

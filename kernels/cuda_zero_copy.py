@@ -1,0 +1,50 @@
+"""The zero-copy route: kernels alone, which read and write L1 over the link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernels.cuda_l1 import PinnedL1
+from kernels.cuda_resources import Resources
+from kernels.cuda_routes import Batch, BlockLaunches, Direction, Moves
+from kernels.cuda_runtime import CudaDevice, Event
+from kernels.cuda_steps import Step, cut_chunk, plane_bytes
+from kernels.cuda_tables import PlaneTables, Table
+
+
+class ZeroCopyRoute:
+    """One stream and no staging. A step is bounded all the same, so that a transfer can be stopped between two."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        device: CudaDevice,
+        direction: Direction,
+        planes: Sequence[PlaneTables],
+        l1: PinnedL1,
+        *,
+        max_ctas: int,
+        step_bytes: int,
+    ) -> None:
+        plans = [group.plan for group in planes]
+        self.parts = cut_chunk(plans, step_bytes)
+        self.chunks_per_step = max(1, step_bytes // sum(plane_bytes(plan) * plan.chunk_offsets.size for plan in plans))
+        self._device = device
+        self._l1 = l1
+        self._launches = BlockLaunches(device, direction, planes, max_ctas)
+        self._stream = resources.stream()
+
+    def load(self, moves: Moves, table: Table) -> Batch:
+        """See `Route`."""
+        return self._launches.load(moves, moves.l1_offsets, self._l1.address(0), table, self._stream)
+
+    def issue(self, step: Step, batch: Batch, done: Event) -> None:
+        """See `Route`."""
+        for move in step.moves:
+            self._l1.register(int(batch.l1_offsets[move]) + step.part.offset_bytes, step.part.size_bytes)
+        self._launches.issue(step, batch, self._l1.address(0), self._stream)
+        self._device.record(done, self._stream)
+
+    def drain(self) -> None:
+        """See `Route`."""
+        self._device.drain(self._stream)

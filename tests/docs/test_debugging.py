@@ -1,0 +1,135 @@
+"""The commands in the documentation do what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kvdepot import Attachment, DepotClient, KvShape, layouts
+from service.commands.processes import child
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/debugging.md")
+ADDRESS = "127.0.0.1:50051"
+SOCKET = "/run/kvdepot.sock"
+CHUNK_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line of a page, and what stands behind its `#`."""
+
+    page: str
+    line: str
+    answer: str
+
+    @property
+    def exit_code(self) -> int:
+        stated = re.fullmatch(r"exit code (\d+)", self.answer)
+        return int(stated[1]) if stated else 0
+
+    def run(self, environment: dict[str, str], address: str, socket: str) -> subprocess.Popen[str]:
+        line = self.line.replace(ADDRESS, address).replace(SOCKET, socket)
+        return subprocess.Popen(
+            ["bash", "-c", f"exec {line}" if self.line.startswith("buf") else line],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def commands() -> list[Command]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith(("buf curl ", "echo ")):
+                    command, _, answer = line.partition(" # ")
+                    found.append(Command(page, " ".join(command.split()), answer.strip()))
+    return found
+
+
+COMMANDS = commands()
+STREAMS = "WatchEvents"
+
+
+@dataclass(frozen=True, slots=True)
+class Depot:
+    """A depot as the pages suppose it: `engine-0` has stored one chunk of `llama` for `request-1`."""
+
+    address: str
+    socket: str
+    attachment: Attachment
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    with_buf = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    return {"PATH": with_buf, "HOME": tempfile.gettempdir()}
+
+
+@pytest.fixture
+def depot() -> Iterator[Depot]:
+    with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
+        socket = f"{folder}/depot.sock"
+        flags = ("--listen", "127.0.0.1:0", "--listen", f"unix:{socket}", "--l1-size", "16MiB", "--log-level", "error")
+        with child("the depot", "-m", "service", "serve", *flags) as server:
+            address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]
+            server.drain()
+            group = layouts.NL_X_NB_BS_HS.without_memory(
+                KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
+            )
+            with (
+                DepotClient(address) as client,
+                client.attach(instance_id="engine-0", model_name="llama", groups=[group]) as attachment,
+            ):
+                attachment.store_inline("request-1", range(CHUNK_SIZE), bytes(attachment.chunk_bytes))
+                yield Depot(address, socket, attachment)
+
+
+def test_the_commands_are_found_and_say_what_they_answer() -> None:
+    assert len(COMMANDS) >= 12
+    assert [command.line for command in COMMANDS if not command.answer] == []
+    fenced = sum(page.read_text().count("buf curl --") for page in (REPOSITORY / page for page in PAGES))
+    assert fenced == sum(command.line.startswith("buf curl --") for command in COMMANDS)
+
+
+def test_every_command_answers_what_the_page_says(depot: Depot, environment: dict[str, str]) -> None:
+    for command in COMMANDS:
+        if STREAMS in command.line:
+            continue
+        process = command.run(environment, depot.address, depot.socket)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == command.exit_code, (command.line, output)
+        assert command.exit_code or command.answer in output, (command.line, output)
+
+
+def test_the_event_feed_shows_what_happens(depot: Depot, environment: dict[str, str]) -> None:
+    (command,) = (command for command in COMMANDS if STREAMS in command.line)
+    process = command.run(environment, depot.address, depot.socket)
+    assert process.stdout is not None
+    seen = threading.Event()
+
+    def store_until_seen() -> None:
+        while not seen.wait(0.05):  # the feed begins when the watcher has connected
+            depot.attachment.store_inline("request-2", range(CHUNK_SIZE), bytes(depot.attachment.chunk_bytes))
+
+    thread = threading.Thread(target=store_until_seen, daemon=True)
+    thread.start()
+    with closing(process.stdout):
+        assert any(command.answer in line for line in process.stdout)
+        seen.set()
+        process.terminate()
+    assert process.wait(30) != 0
+    thread.join()
