@@ -10,19 +10,18 @@ import ctypes
 import functools
 import uuid
 
-from kernels.cuda_runtime import Address, CudaError, Event
+from kernels.cuda_runtime import HANDLE_BYTES, Address, CudaError, Event
 
 # From cuda.h.
 _LAZY_ENABLE_PEER_ACCESS = 1
 _RANGE_START_ADDR = 11
 _RANGE_SIZE = 12
-_HANDLE_BYTES = 64
 
 
 class _Handle(ctypes.Structure):
     """A CUipcMemHandle or a CUipcEventHandle, which are passed by value."""
 
-    _fields_ = (("reserved", ctypes.c_ubyte * _HANDLE_BYTES),)
+    _fields_ = (("reserved", ctypes.c_ubyte * HANDLE_BYTES),)
 
 
 def device_uuid(ordinal: int) -> str:

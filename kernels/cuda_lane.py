@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.cuda_routes import Batch, Moves, Route
@@ -23,10 +23,9 @@ LONGEST_PAUSE_SECONDS = 1e-3
 class _Loaded:
     """A batch whose blocks are in a table. The table is free again when the last of its steps is done."""
 
-    batch: Batch
     table: Table
-    steps: Iterator[Step]
-    next_step: Step | None
+    batch: Batch
+    steps: deque[Step]
     num_in_flight: int = 0
 
 
@@ -36,8 +35,8 @@ class _Running:
 
     transfer: CudaTransfer
     rest: Moves
+    is_ready: bool
     ready_event: Event | None = None
-    is_ready: bool = False
     loaded: _Loaded | None = None
     num_in_flight: int = 0
 
@@ -131,7 +130,7 @@ class CudaLane:
     def _admit(self) -> None:
         with self._lock:
             started, self._started = self._started, []
-            self._running.extend(_Running(transfer, transfer.moves) for transfer in started)
+            self._running.extend(_Running(transfer, transfer.moves, not transfer.ready_event) for transfer in started)
         if started:
             self._pause_seconds = SHORTEST_PAUSE_SECONDS
         if self._stop_error is not None:
@@ -169,15 +168,65 @@ class CudaLane:
         return running.is_ready
 
     def _load(self, running: _Running) -> _Loaded | None:
-        """Puts the next moves into a table, if one is free."""
+        """Puts the next moves into a table, if one is free. A step must follow: its event tells that it is uploaded."""
         if not self._free_tables:
             return None
         table = self._free_tables.pop()
         moves, running.rest = running.rest[: self._moves_per_table], running.rest[self._moves_per_table :]
         batch = self._route.load(moves, table)
-        running.loaded = _Loaded(batch, table, steps(len(moves), self._route.parts, self._route.chunks_per_step))
+        running.loaded = _Loaded(table, batch, deque(steps(len(moves), self._route.parts, self._route.chunks_per_step)))
         return running.loaded
 
     def _issue(self, running: _Running, loaded: _Loaded) -> None:
-        done = self._free_events.popleft()
-        ...
+        step, done = loaded.steps.popleft(), self._free_events.popleft()
+        if not loaded.steps:
+            running.loaded = None
+        self._route.issue(step, loaded.batch, done)
+        self._issued.append(_Issued(running, loaded, done))
+        loaded.num_in_flight += 1
+        running.num_in_flight += 1
+
+    def _wait_for_oldest(self) -> bool:
+        """Waits for the oldest step on the streams, if there is one."""
+        if not self._issued:
+            return False
+        oldest = self._issued[0]
+        self._device.synchronize(oldest.done)
+        self._issued.popleft()
+        self._free_events.append(oldest.done)
+        oldest.running.num_in_flight -= 1
+        oldest.loaded.num_in_flight -= 1
+        if not oldest.loaded.num_in_flight and not oldest.loaded.steps:
+            self._free_tables.append(oldest.loaded.table)
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        failure = TransferFailed(str(error))
+        failure.__cause__ = error
+        self.stop(failure)
+        self._on_failure(failure)
+        with contextlib.suppress(CudaError):  # then the device does nothing any more
+            self._route.drain()
+        self._issued.clear()
+        for running in self._running:
+            running.transfer.stop(failure)
+            running.num_in_flight = 0
+
+    def _settle(self) -> None:
+        for running in list(self._running):
+            if running.num_in_flight or not (running.is_issued or running.transfer.is_stopped):
+                continue
+            self._running.remove(running)
+            if running.loaded is not None:
+                self._free_tables.append(running.loaded.table)
+            if running.ready_event is not None:
+                with contextlib.suppress(CudaError):  # it is the engine's, and may be gone
+                    self._device.destroy_event(running.ready_event)
+            running.transfer.settle()
+
+    def _pause(self) -> float | None:
+        if all(running.is_ready for running in self._running):
+            return None
+        pause_seconds = self._pause_seconds
+        self._pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+        return pause_seconds

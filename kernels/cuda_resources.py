@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
+from collections.abc import Callable
+from typing import ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.cuda_ipc import ImportedMemory
-from kernels.cuda_runtime import Address, CudaDevice, CudaRuntime, Event, Stream
+from kernels.cuda_runtime import Address, CudaDevice, CudaError, CudaRuntime, Event, Stream
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 class Resources:
-    """Makes streams, events and memory, and gives them all back, the last one first. What can't be made is a CudaError."""
+    """Makes streams, events and memory on ``device``, and gives them back, the last one first.
+
+    Raises:
+        CudaError: by every method that makes something, if there is no more of it.
+    """
 
     def __init__(self, runtime: CudaRuntime, device: CudaDevice) -> None:
+        self.device = device
         self._runtime = runtime
-        self._device = device
         self._undoing = contextlib.ExitStack()
 
     def stream(self) -> Stream:
         """A stream of the device."""
-        stream = self._device.new_stream()
-        self._undoing.callback(self._device.destroy_stream, stream)
+        stream = self.device.new_stream()
+        self._undoing.callback(self.device.destroy_stream, stream)
         return stream
 
     def event(self) -> Event:
         """An event of the device."""
-        event = self._device.new_event()
-        self._undoing.callback(self._device.destroy_event, event)
+        event = self.device.new_event()
+        self._undoing.callback(self.device.destroy_event, event)
         return event
 
     def memory(self, size_bytes: int) -> Address:
         """Memory of the device."""
-        address = self._device.allocate(size_bytes)
-        self._undoing.callback(self._device.free, address)
+        address = self.device.allocate(size_bytes)
+        self._undoing.callback(self.device.free, address)
         return address
 
     def imported(self, memory: ImportedMemory, handle: bytes) -> Address:
         """An allocation of another process."""
-        address = memory.open(self._device, handle)
-        self._undoing.callback(memory.close, self._device, handle)
+        address = memory.open(self.device, handle)
+        self._undoing.callback(memory.close, self.device, handle)
         return address
 
     def pinned_words(self, num_words: int) -> NDArray[np.int64]:
@@ -50,10 +61,13 @@ class Resources:
         self._undoing.callback(self._runtime.free_pinned, address)
         return np.ctypeslib.as_array((ctypes.c_int64 * num_words).from_address(address))
 
-    def close(self) -> None:
-        """Gives everything back. The caller sees to it that the streams are drained.
+    def on_close(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Has a function called before what was made so far is given back."""
+        self._undoing.callback(function, *args, **kwargs)
 
-        Raises:
-            CudaError: something could not be given back; the rest was.
-        """
-        self._undoing.close()
+    def close(self) -> None:
+        """Gives everything back, as far as the device lets it."""
+        try:
+            self._undoing.close()
+        except CudaError as error:  # one of them; the stack went on
+            logger.warning("not everything could be given back to %s: %s", self.device, error)

@@ -1,4 +1,4 @@
-"""Routes: how the bytes of a step get from an engine's blocks to L1, or back; and the kernels that all of them launch."""
+"""Routes: how the bytes of a step get from an engine's blocks to L1, or back; and what is common to all of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from kernels.cuda_kernel import BlockCopy, access_bytes
 from kernels.cuda_runtime import CudaDevice, Event, Stream
 from kernels.cuda_steps import Part, Step
 from kernels.cuda_tables import BlockTables, PlaneTables, Table, copy_of, wanted_blocks
-
-
-class RouteName(StrEnum):
-    """Through staging buffers and a copy engine, or by a kernel alone."""
-
-    STAGED = "cuda-staged"
-    ZERO_COPY = "cuda-zero-copy"
 
 
 class Direction(StrEnum):

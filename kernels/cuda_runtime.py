@@ -14,6 +14,10 @@ Stream = NewType("Stream", int)
 Event = NewType("Event", int)
 
 
+HANDLE_BYTES = 64
+"""Of what another process needs to open memory or an event."""
+
+
 class CudaError(Exception):
     """The driver refused a call, or says that work which was issued before has failed."""
 

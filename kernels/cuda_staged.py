@@ -10,8 +10,9 @@ import numpy as np
 from kernels.cuda_l1 import PinnedL1
 from kernels.cuda_resources import Resources
 from kernels.cuda_routes import Batch, BlockLaunches, Direction, Moves
-from kernels.cuda_runtime import Address, CudaDevice, Event
-from kernels.cuda_steps import Step, cut_chunk, plane_bytes
+from kernels.cuda_runtime import Address, Event
+from kernels.cuda_settings import CudaSettings
+from kernels.cuda_steps import Step, chunk_bytes, cut_chunk
 from kernels.cuda_tables import PlaneTables, Table
 
 _ALIGNMENT_BYTES = 256
@@ -37,29 +38,24 @@ class StagedRoute:
     def __init__(
         self,
         resources: Resources,
-        device: CudaDevice,
         direction: Direction,
         planes: Sequence[PlaneTables],
         l1: PinnedL1,
-        *,
-        max_ctas: int,
-        staging_bytes: int,
-        staging_slots: int,
+        settings: CudaSettings,
     ) -> None:
         plans = [group.plan for group in planes]
-        chunk_bytes = sum(plane_bytes(plan) * plan.chunk_offsets.size for plan in plans)
-        self._pitch_bytes = -(-chunk_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        self.parts = cut_chunk(plans, staging_bytes)
-        self.chunks_per_step = max(1, staging_bytes // self._pitch_bytes)
-        slot_bytes = max(staging_bytes, *(part.size_bytes for part in self.parts))
-        self._slots = [_Slot(resources.memory(slot_bytes), resources.event()) for _ in range(staging_slots)]
+        self._pitch_bytes = -(-chunk_bytes(plans) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self.parts = cut_chunk(plans, settings.staging_bytes)
+        self.chunks_per_step = max(1, settings.staging_bytes // self._pitch_bytes)
+        slot_bytes = max(settings.staging_bytes, *(part.size_bytes for part in self.parts))
+        self._slots = [_Slot(resources.memory(slot_bytes), resources.event()) for _ in range(settings.staging_slots)]
         self._next_slot = 0
         self._base_bits = 0
         for address_or_offset in (*(slot.address for slot in self._slots), *(part.offset_bytes for part in self.parts)):
             self._base_bits |= address_or_offset
-        self._device = device
+        self._device = resources.device
         self._l1 = l1
-        self._launches = BlockLaunches(device, direction, planes, max_ctas)
+        self._launches = BlockLaunches(resources.device, direction, planes, settings.max_ctas)
         self._kernel_stream, self._copy_stream = resources.stream(), resources.stream()
         kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
         if direction is Direction.STORE:

@@ -31,6 +31,11 @@ def plane_bytes(plan: GroupPlan) -> int:
     return plan.blocks_per_chunk * plan.block_bytes
 
 
+def chunk_bytes(plans: Sequence[GroupPlan]) -> int:
+    """Bytes of all planes of all groups."""
+    return sum(plane_bytes(plan) * plan.chunk_offsets.size for plan in plans)
+
+
 def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
     """A chunk in parts of ``limit_bytes`` at most; a plane that is larger is a part of its own."""
     parts: list[Part] = []

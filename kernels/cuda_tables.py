@@ -1,4 +1,4 @@
-"""Tables that the kernels read: where planes are, and which blocks go where; written on the host, read on the device."""
+"""Tables that the kernels read: where planes are, and which blocks go where."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kernels.address_plan import GroupPlan
 from kernels.cuda_kernel import BlockCopy, block_copy
 from kernels.cuda_resources import Resources
-from kernels.cuda_runtime import Address, CudaDevice, Stream
+from kernels.cuda_runtime import Address, Stream
 
 WORD_BYTES = 8
 
@@ -22,10 +22,10 @@ class Table:
     It may be cleared, and then written, only when no upload is under way and no kernel reads it.
     """
 
-    def __init__(self, resources: Resources, device: CudaDevice, num_words: int) -> None:
+    def __init__(self, resources: Resources, num_words: int) -> None:
         self._words = resources.pinned_words(num_words)
         self._address = resources.memory(num_words * WORD_BYTES)
-        self._device = device
+        self._device = resources.device
         self._num_used = 0
 
     def clear(self) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from kernels.cuda_l1 import PinnedL1
 from kernels.cuda_resources import Resources
 from kernels.cuda_routes import Batch, BlockLaunches, Direction, Moves
-from kernels.cuda_runtime import CudaDevice, Event
-from kernels.cuda_steps import Step, cut_chunk, plane_bytes
+from kernels.cuda_runtime import Event
+from kernels.cuda_settings import CudaSettings
+from kernels.cuda_steps import Step, chunk_bytes, cut_chunk
 from kernels.cuda_tables import PlaneTables, Table
 
 
@@ -18,20 +19,17 @@ class ZeroCopyRoute:
     def __init__(
         self,
         resources: Resources,
-        device: CudaDevice,
         direction: Direction,
         planes: Sequence[PlaneTables],
         l1: PinnedL1,
-        *,
-        max_ctas: int,
-        step_bytes: int,
+        settings: CudaSettings,
     ) -> None:
         plans = [group.plan for group in planes]
-        self.parts = cut_chunk(plans, step_bytes)
-        self.chunks_per_step = max(1, step_bytes // sum(plane_bytes(plan) * plan.chunk_offsets.size for plan in plans))
-        self._device = device
+        self.parts = cut_chunk(plans, settings.staging_bytes)
+        self.chunks_per_step = max(1, settings.staging_bytes // chunk_bytes(plans))
+        self._device = resources.device
         self._l1 = l1
-        self._launches = BlockLaunches(device, direction, planes, max_ctas)
+        self._launches = BlockLaunches(resources.device, direction, planes, settings.max_ctas)
         self._stream = resources.stream()
 
     def load(self, moves: Moves, table: Table) -> Batch:

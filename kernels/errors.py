@@ -29,3 +29,7 @@ class BackendUnavailable(Exception):
 
 class TransferCancelled(Exception):
     """The transfer was stopped; what it had to write is undefined."""
+
+
+class TransferFailed(Exception):
+    """The device failed while bytes were being moved; what the transfer had to write is undefined."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan, check_groups, chunk_bytes, plan_groups
+from kernels.address_plan import check_groups, chunk_bytes, plan_groups
 from kernels.block_views import Bytes, Span, pieces, spans
 from kernels.geometry import Group, Region
 from kernels.mapping import Mapping
+from kernels.moves import checked_block_ids
 from kernels.transfer import ChunkMove, Lane, Transfer
 
 _PIECE_BYTES = 2 << 20
@@ -83,7 +84,7 @@ class HostBackend:
         """
         if any(move.skip_tokens for move in moves):
             raise ValueError("only a scatter can skip tokens")
-        pairs = self._pairs(buffer, moves, _checked_ids(buffer, moves, self._l1.size))
+        pairs = self._pairs(buffer, moves)
         return self._stores.start(functools.partial(np.copyto, chunk, blocks) for blocks, chunk in pairs)
 
     def scatter(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
@@ -92,7 +93,7 @@ class HostBackend:
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
         """
-        pairs = self._pairs(buffer, moves, _checked_ids(buffer, moves, self._l1.size))
+        pairs = self._pairs(buffer, moves)
         return self._retrieves.start(functools.partial(np.copyto, blocks, chunk) for blocks, chunk in pairs)
 
     def close(self) -> None:
@@ -101,37 +102,19 @@ class HostBackend:
         self._retrieves.close()
         self._l1 = np.empty(0, dtype=np.uint8)
 
-    def _pairs(
+    def _pairs(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Iterator[tuple[Bytes, Bytes]]:
+        """The engine's side with the chunk's side of each piece, in arrays of equal shape; checked here and now."""
+        if not buffer.spans:
+            raise ValueError("the buffer is not mapped")
+        block_ids = checked_block_ids(buffer.plans, buffer.chunk_bytes, self._l1.size, moves)
+        return self._cut(buffer, moves, block_ids)
+
+    def _cut(
         self, buffer: HostBuffer, moves: Sequence[ChunkMove], block_ids: list[NDArray[np.int64]]
     ) -> Iterator[tuple[Bytes, Bytes]]:
-        """The engine's side with the chunk's side of each piece, in arrays of equal shape."""
         for index, move in enumerate(moves):
             for plan, group_spans, group_ids in zip(buffer.plans, buffer.spans, block_ids, strict=True):
                 first_block = move.skip_tokens // plan.block_size
                 for span in group_spans:
                     chunk = span.chunk_blocks(self._l1, move.l1_offset_bytes)
                     yield from pieces(span, chunk, group_ids[index], first_block, _PIECE_BYTES)
-
-
-def _is_cut(tokens: int, plan: GroupPlan) -> bool:
-    return tokens % plan.block_size == 0 and 0 <= tokens // plan.block_size <= plan.blocks_per_chunk
-
-
-def _checked_ids(buffer: HostBuffer, moves: Sequence[ChunkMove], l1_bytes: int) -> list[NDArray[np.int64]]:
-    """A copy of the moves' block ids, for each group ``[moves, blocks_per_chunk]``, of which all are in bounds."""
-    if not buffer.spans:
-        raise ValueError("the buffer is not mapped")
-    for move in moves:
-        if not 0 <= move.l1_offset_bytes <= l1_bytes - buffer.chunk_bytes:
-            raise ValueError(f"a chunk at {move.l1_offset_bytes} is not inside the arena")
-        if [ids.shape for ids in move.block_ids] != [(plan.blocks_per_chunk,) for plan in buffer.plans]:
-            raise ValueError("a move needs block_ids for each group, as many as the chunk has blocks")
-        if any(not _is_cut(move.skip_tokens, plan) for plan in buffer.plans):
-            raise ValueError(f"skip_tokens {move.skip_tokens} is not between two blocks of the chunk")
-    checked = []
-    for group, plan in enumerate(buffer.plans):
-        ids = np.array([move.block_ids[group] for move in moves], dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < plan.num_blocks:
-            raise ValueError(f"a block id of group {group} is not below {plan.num_blocks}")
-        checked.append(ids)
-    return checked

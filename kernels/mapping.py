@@ -77,7 +77,7 @@ class Mapping:
         """Raises RegionUnavailable if an object has not, or no longer, the size that was announced."""
         for index, (fd, size_bytes) in enumerate(zip(self._fds, self._sizes, strict=True)):
             actual_bytes = os.fstat(fd).st_size
-            if actual_bytes != size_bytes or not size_bytes:
+            if actual_bytes != size_bytes:
                 raise RegionUnavailable(f"the object of regions[{index}] has {actual_bytes} bytes, not {size_bytes}")
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ def _populate(address: int, size_bytes: int, fd: int) -> None:
             _checked(madvise(ctypes.c_void_p(at), ctypes.c_size_t(length), _MADV_POPULATE_WRITE))
     except OSError as error:
         if error.errno != errno.EINVAL:
-            raise RegionUnavailable(f"{size_bytes} bytes can't be populated: {error.strerror}") from error
+            raise RegionUnavailable(f"{size_bytes} bytes can't be had (no room?): {error.strerror}") from error
         _allocate(size_bytes, fd)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,7 @@ SERVICES = tuple(
 
 
 GOODBYE_SECONDS = 1.0
+GIL_SWITCH_SECONDS = 0.0005
 
 
 class CannotListen(Exception):
@@ -193,6 +195,8 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
 
     Raises: MemoryUnavailable, CannotListen.
     """
+    # A thread that copies needs the GIL for a moment between two pieces; by default it would wait 5 ms for it.
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
     _warn_of_settings_without_effect(settings)
     server = Server(settings)
     stop = asyncio.Event()

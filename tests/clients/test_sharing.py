@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import resource
 import subprocess
@@ -210,6 +211,23 @@ async def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_els
     foreign.unlink()
     await alive.communicate(b"\n")
     assert left_by(alive.pid) == []
+
+
+def test_buffer_that_was_taken_for_an_orphan_before_it_was_locked_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock, lost = fcntl.flock, []
+
+    def taken_once(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not lost:
+            lost.append(Path(f"/proc/self/fd/{fd}").readlink())
+            lost[0].unlink()
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", taken_once)
+    with SharedBuffer.create(4096) as buffer:
+        assert len(lost) == 1
+        assert Path(path_of(buffer.region)).exists()
 
 
 def test_another_process_sees_the_bytes_of_a_tensor_and_its_exact_size(by: Any) -> None:

@@ -148,6 +148,7 @@ class OnGpu:
         owner = allocate(memory.nbytes + 256)
         at = owner.ptr + (address(memory) - owner.ptr) % 256
         self._copy(at, address(memory), memory.nbytes)
+        cuda.runtime.deviceSynchronize()  # a copy from pageable memory may still be on its way when it returns
         self._placed.append((memory, kind, at, owner))
         return int(at)
 

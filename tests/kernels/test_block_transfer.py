@@ -262,10 +262,10 @@ def sparse(size_bytes: int) -> Bytes:
 @both_kernels
 def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     machine, gib = OnCpu(), 1 << 30
-    engine_strides = (3 * gib + 512, 5 * gib + 256, 7 * gib + 128, 4 * gib + 64)
-    chunk_strides = (64, 5 * gib, 3 * gib, 32)
+    engine_strides = (5 * gib + 512, 6 * gib + 256, 7 * gib + 128, 9 * gib + 64)  # nothing meets
+    chunk_strides = engine_strides[::-1]
     shape = (2, 2, 2, 2, 32)  # planes, blocks, turns of the outer loop, of the inner loop, bytes
-    engine, chunks = sparse(20 * gib), sparse(20 * gib)
+    engine, chunks = sparse(28 * gib), sparse(28 * gib)
     engine_view = np.ndarray(shape, np.uint8, engine, strides=(*engine_strides, 1))
     chunk_view = np.ndarray(shape, np.uint8, chunks, strides=(*chunk_strides, 1))
     source, target = (engine_view, chunk_view) if kernel == "gather" else (chunk_view, engine_view)

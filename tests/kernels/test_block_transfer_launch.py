@@ -121,13 +121,14 @@ def test_a_grid_has_a_thread_for_each_vector_or_is_capped(num_blocks: int, max_c
 
 
 def test_the_arguments_are_laid_out_as_the_kernels_have_them() -> None:
+    def offset_of(field: str, dtype: np.dtype[Any] = BLOCK_COPY) -> int:
+        name, _, inner = field.partition(".")
+        assert dtype.fields is not None
+        of_name, offset = dtype.fields[name][:2]
+        return offset + (offset_of(inner, of_name) if inner else 0)
+
     offsets = (ctypes.c_int64 * len(FIELDS)).in_dll(library(), "field_offsets")
-    expected = []
-    for field in FIELDS:
-        outer, _, inner = field.partition(".")
-        dtype, offset = (BLOCK_COPY.fields or {})[outer][:2]
-        expected.append(offset + ((dtype.fields or {})[inner][1] if inner else 0))
-    assert list(offsets) == expected
+    assert list(offsets) == [offset_of(field) for field in FIELDS]
     assert BLOCK_COPY.itemsize == 128 == 8 * len(FIELDS)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernels.mapping
 from kernels.errors import BackendUnavailable, RegionForbidden, RegionUnavailable
 from kernels.geometry import CudaIpc, PosixShm, ProcessFd, Region
 from kernels.mapping import Mapping
@@ -102,6 +103,13 @@ def test_every_page_is_there_before_the_first_transfer(memfd: int) -> None:
     start = mappings_of(memfd)[0].split()[0]
     _, _, details = Path("/proc/self/smaps").read_text().partition(f"{start} ")
     assert next(line for line in details.splitlines() if line.startswith("Rss:")).split()[1] == str(4 * PAGE // 1024)
+    mapping.close()
+
+
+def test_memory_is_made_sure_of_where_linux_cannot_populate(memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.mapping, "_MADV_POPULATE_WRITE", 999)  # EINVAL, which is what an old kernel says
+    mapping = map_all(own(memfd))
+    assert os.fstat(memfd).st_blocks * 512 == 4 * PAGE
     mapping.close()
 
 

@@ -92,6 +92,7 @@ def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(lane: La
     assert gate.reached.wait(SECONDS)
     lane.start(iter([lambda: None] * 9)).future.result(SECONDS)  # the other thread has failed before it gets here
     assert not transfer.future.done()
+    transfer.cancel()
     gate.open.set()
     with pytest.raises(OSError, match="broken"):
         transfer.future.result(SECONDS)

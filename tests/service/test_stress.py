@@ -87,7 +87,8 @@ MODELS = (
     Model("heads", HEADS, num_layers=2, num_heads=2, head_size=8),
     Model("latent", (layouts.NL_X_NB_BS_HS,), num_layers=3, num_heads=1, head_size=24),
     Model("pair", HEADS, num_layers=2, num_heads=1, head_size=8, world_size=2),
-    Model("large", HEADS, num_layers=8, num_heads=4, head_size=64, num_prompts=6),
+    # Of small pieces, so that its transfers take long enough to be caught in the middle.
+    Model("large", (layouts.NB_NL_TWO_NH_BS_HS,), num_layers=16, num_heads=64, head_size=4, num_prompts=4),
 )
 
 
@@ -332,16 +333,11 @@ class Client:
             hashed=bool(path) and self.random.random() < 0.2,
         )
 
-    async def _disturbed(self, call: Callable[[float], Awaitable[Any]]) -> Any:
+    async def _disturbed(self, engine: Engine, call: Callable[[float], Awaitable[Any]]) -> Any:
         """The answer; None if the call was cancelled, or met its deadline, before it came."""
-        disturbance = self.random.random()
-        if disturbance < 0.1:
-            task = asyncio.ensure_future(call(PATIENCE_SECONDS))
-            await asyncio.wait([task], timeout=self.random.random() * 0.02)
-            task.cancel()
-            await asyncio.wait([task])
-            return None if task.cancelled() else task.result()
-        if disturbance > 0.9:
+        disturbances = ("none", "cancel", "cancel while bytes move", "clear while bytes move", "deadline")
+        (disturbance,) = self.random.choices(disturbances, (76, 6, 6, 2, 10))
+        if disturbance == "deadline":
             try:
                 return await call(max(1e-3, self.random.random() * 0.05))
             except DepotError as error:
@@ -349,7 +345,23 @@ class Client:
                 if error.reason not in ("DEADLINE_EXCEEDED", "CANCELLED"):
                     raise
                 return None
-        return await call(PATIENCE_SECONDS)
+        task = asyncio.ensure_future(call(PATIENCE_SECONDS))
+        if disturbance == "cancel":
+            await asyncio.wait([task], timeout=self.random.random() * 0.02)
+            task.cancel()
+        elif disturbance != "none":
+            while not task.done() and not self._bytes_move(engine):
+                await asyncio.sleep(0)
+            if disturbance == "cancel while bytes move":
+                task.cancel()
+            else:
+                await self._client.clear_cache(force=True)
+        await asyncio.wait([task])
+        return None if task.cancelled() else task.result()
+
+    def _bytes_move(self, engine: Engine) -> bool:
+        ranks = (self._server.depot.instances.find(each.instance_id, each.rank) for each in engine.attachments)
+        return any(rank.transfers for rank in ranks if rank is not None)
 
     async def _store(self, engine: Engine, session_id: str) -> None:
         prompt = self._prompt()
@@ -367,13 +379,14 @@ class Client:
             store = engine.attachments[rank].store
             answers.append(
                 await self._disturbed(
+                    engine,
                     lambda timeout, store=store: store(
                         session_id,
                         prompt.message(),
                         [block_ids],
                         start_token=start * CHUNK_SIZE,
                         timeout_seconds=timeout,
-                    )
+                    ),
                 )
             )
         for answer in answers:
@@ -407,9 +420,10 @@ class Client:
             retrieve = engine.attachments[rank].retrieve
             try:
                 answer = await self._disturbed(
+                    engine,
                     lambda timeout, retrieve=retrieve: retrieve(
                         session_id, found.lease, [block_ids], skip_tokens=skip_tokens, timeout_seconds=timeout
-                    )
+                    ),
                 )
             except DepotError as error:
                 if error.reason not in DISTURBANCES:
@@ -434,13 +448,14 @@ class Client:
             return None
         computed_tokens = self.random.choice((0, 0, prompt.num_tokens // 2))
         found = await self._disturbed(
+            engine,
             lambda timeout: engine.attachments[0].lookup(
                 session_id,
                 prompt.message(),
                 computed_tokens=computed_tokens,
                 max_wait_seconds=self.random.choice((0.0, 0.05)),
                 timeout_seconds=timeout,
-            )
+            ),
         )
         if found is not None:
             assert found.matched_tokens == found.l1_tokens <= prompt.num_tokens
@@ -467,9 +482,10 @@ class Client:
             cut = sorted(self.random.randint(0, len(data)) for _ in range(3))
             pieces = [data[a:b] for a, b in itertools.pairwise([0, *cut, len(data)])]
             answer = await self._disturbed(
+                engine,
                 lambda timeout, attachment=attachment, pieces=pieces: attachment.store_inline(
                     session_id, prompt.message(), pieces, start_token=start * CHUNK_SIZE, timeout_seconds=timeout
-                )
+                ),
             )
             if answer is not None:
                 self._check_counts(answer, num_tokens)
@@ -484,9 +500,10 @@ class Client:
         for rank, attachment in enumerate(engine.attachments):
             buffer = bytearray((num_chunks - skip) * attachment.chunk_bytes)
             done = await self._disturbed(
+                engine,
                 lambda timeout, attachment=attachment, buffer=buffer: self._into(
                     attachment, session_id, found.lease, buffer, skip * CHUNK_SIZE, timeout
-                )
+                ),
             )
             if done:
                 chunks = [content(engine.model, rank, prompt, at, 1) for at in range(skip, num_chunks)]
@@ -561,8 +578,9 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     server: Server = await start_server(
         listen=("127.0.0.1:0", f"unix:{folder}/depot.sock"),
         chunk_size=CHUNK_SIZE,
-        l1_size="2MiB",
-        lease_ttl="300ms",
+        l1_size="4MiB",
+        transfer_threads=1,
+        lease_ttl="1s",
         session_idle_timeout="1s",
         max_wait="10s",
         event_queue_size=1_000_000,
@@ -571,7 +589,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     depot, bus = server.depot, server.bus
     assert bus is not None
     # Small extents, so that the models' sizes have to take them from each other.
-    depot.index.pool = Pool(depot.index.pool.capacity_bytes, extent_bytes=256 << 10)
+    depot.index.pool = Pool(depot.index.pool.capacity_bytes, extent_bytes=1 << 20)
     tally = Tally()
     bus.subscribe(tally)
     memory_before, tasks_before = shared_memory(), tasks()

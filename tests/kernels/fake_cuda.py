@@ -1,0 +1,365 @@
+"""A CUDA runtime without a device: it does what was issued in the order of each stream, and else in a random one.
+
+Bytes really move, in memory of this process. Each operation knows what it is ordered after, so two that touch the
+same byte with no order between them are found in every schedule, and not only where it shows. `faults` has what is found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cuda_kernel import BlockCopy
+from kernels.cuda_runtime import Address, CudaError, Event, Stream
+from tests.kernels.fake_cuda_memory import (
+    Addresses,
+    Bytes,
+    Clock,
+    IllegalAddress,
+    Touch,
+    TouchableMemory,
+    bytes_at,
+    merge,
+)
+
+FAKE_UUID = "00000000-0000-0000-0000-0000000000aa"
+
+
+@dataclass(eq=False)
+class Operation:
+    """Something in a stream. Its touch is complete when it is done."""
+
+    touch: Touch
+    run: Callable[[Touch], None]
+    waits_for: Operation | None = None
+    is_done: bool = False
+
+    @property
+    def can_run(self) -> bool:
+        return self.waits_for is None or self.waits_for.is_done
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    """An event as it was last recorded, or one of an engine."""
+
+    recorded: Operation | None = None
+    is_foreign: bool = False
+    has_happened: bool = False
+
+
+class FakeCuda:
+    """The runtime, and its only device.
+
+    The call number ``fail_call`` raises, what was issued as number ``fail_operation`` is never done. After the latter
+    the device is dead: it does nothing any more, and every call raises; after the former it is if ``is_fatal``.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.uuid = FAKE_UUID
+        self.devices = {FAKE_UUID: self}
+        self.kernels_reach_host = True
+        self.faults: list[str] = []
+        self.fail_call = self.fail_operation = 0
+        self.is_fatal = False
+        self.is_dead = False
+        self.was_made_to_fail = False
+        self.thread = "main"
+        self.calls: list[str] = []
+        self._random = random.Random(seed)
+        self._lock = threading.RLock()
+        self._ids = itertools.count(1)
+        self._memory = TouchableMemory()
+        self._allocated: dict[int, Bytes] = {}
+        self._queues: dict[Stream, deque[Operation]] = {}
+        self._events: dict[Event, FakeEvent] = {}
+        self._clocks: dict[str, Clock] = {}
+        self._exported_memory: dict[bytes, Bytes] = {}
+        self._exported_events: dict[bytes, FakeEvent] = {}
+
+    # What the tests do.
+
+    def export_memory(self, memory: Bytes) -> bytes:
+        """A handle of memory of this process, as if it were on a device and of an engine."""
+        handle = b"memory".ljust(56) + len(self._exported_memory).to_bytes(8, "little")
+        self._exported_memory[handle] = memory
+        return handle
+
+    def export_event(self) -> bytes:
+        """A handle of an engine's event that has not happened."""
+        handle = b"event".ljust(56) + len(self._exported_events).to_bytes(8, "little")
+        self._exported_events[handle] = FakeEvent(is_foreign=True)
+        return handle
+
+    def happen(self, handle: bytes) -> None:
+        self._exported_events[handle].has_happened = True
+
+    @contextmanager
+    def acting(self, thread: str) -> Iterator[None]:
+        """What is called meanwhile is called by this thread."""
+        before, self.thread = self.thread, thread
+        yield
+        self.thread = before
+
+    def tell(self, source: str, target: str) -> None:
+        """What one thread knows to be done, another knows from now on."""
+        merge(self._clocks.setdefault(target, {}), self._clocks.get(source, {}))
+
+    def step(self) -> bool:
+        """Does one operation, of a stream chosen by chance; returns whether there was one."""
+        with self._lock:
+            ready = [queue for queue in self._queues.values() if queue and queue[0].can_run]
+            if not ready or self.is_dead:
+                return False
+            operation = self._random.choice(ready).popleft()
+            self.fail_operation -= 1
+            if self.fail_operation == 0:
+                self.is_dead = self.was_made_to_fail = True
+                return False
+            try:
+                operation.run(operation.touch)
+            except IllegalAddress:
+                self.faults.append(f"{operation.touch.name} touches what it must not")
+                self.is_dead = True
+            operation.is_done = True
+            self.faults += self._memory.races(operation.touch)
+            return True
+
+    @property
+    def num_issued(self) -> int:
+        """Operations that are not done."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    def left_over(self) -> Sequence[str]:
+        """What was made and not given back."""
+        memory = [f"{memory.kind} memory" for memory in self._memory.all]
+        return [*memory, *("a stream" for _ in self._queues), *("an event" for _ in self._events)]
+
+    # The runtime.
+
+    def allocate_pinned(self, size_bytes: int) -> Address:
+        self._call("allocate_pinned")
+        return self._allocate("pinned", size_bytes)
+
+    def free_pinned(self, address: Address) -> None:
+        self._remove("pinned", address)
+
+    def register(self, address: Address, size_bytes: int) -> None:
+        self._call("register")
+        if self._memory.holding(address):
+            self.faults.append("what is registered is registered again")
+        self._memory.add("registered", bytes_at(address, size_bytes))
+
+    def unregister(self, address: Address) -> None:
+        self._remove("registered", address)
+
+    # The device.
+
+    def prepare(self) -> None:
+        self._call("prepare")
+
+    def allocate(self, size_bytes: int) -> Address:
+        self._call("allocate")
+        return self._allocate("device", size_bytes)
+
+    def free(self, address: Address) -> None:
+        self._remove("device", address)
+
+    def open_memory(self, handle: bytes) -> Address:
+        self._call("open_memory")
+        if handle not in self._exported_memory:
+            raise CudaError("there is no such memory")
+        memory = self._exported_memory[handle]
+        if self._memory.holding(memory.ctypes.data):
+            self.faults.append("a handle is opened twice")
+        return self._memory.add("imported", memory)
+
+    def close_memory(self, address: Address) -> None:
+        self._remove("imported", address)
+
+    def bytes_from(self, address: Address) -> int:
+        self._call("bytes_from")
+        memory = self._memory.holding(address)
+        assert memory is not None
+        return memory.end - address
+
+    def new_stream(self) -> Stream:
+        self._call("new_stream")
+        stream = Stream(next(self._ids))
+        self._queues[stream] = deque()
+        return stream
+
+    def destroy_stream(self, stream: Stream) -> None:
+        if self._queues.pop(stream) and not self.is_dead:
+            self.faults.append("a stream is destroyed that is not drained")
+        self._call("destroy_stream")
+
+    def drain(self, stream: Stream) -> None:
+        self._call("drain", is_fatal=True)
+        while self._queues[stream]:
+            self._do_something()
+        self._learn(self._clock_of(stream))
+
+    def new_event(self) -> Event:
+        self._call("new_event")
+        event = Event(next(self._ids))
+        self._events[event] = FakeEvent()
+        return event
+
+    def open_event(self, handle: bytes) -> Event:
+        self._call("open_event")
+        if handle not in self._exported_events:
+            raise CudaError("there is no such event")
+        event = Event(next(self._ids))
+        self._events[event] = self._exported_events[handle]
+        return event
+
+    def destroy_event(self, event: Event) -> None:
+        del self._events[event]
+        self._call("destroy_event")
+
+    def record(self, event: Event, stream: Stream) -> None:
+        self._call("record")
+        self._events[event].recorded = self._issue(stream, "record", lambda _: None)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        self._call("wait")
+        if self._events[event].is_foreign:
+            self.faults.append("a stream waits for a process that may be killed")
+        recorded = self._events[event].recorded
+        if recorded is not None:
+            merge(self._clock_of(stream), recorded.touch.clock)
+        self._issue(stream, "wait", lambda _: None, recorded)
+
+    def synchronize(self, event: Event) -> None:
+        self._call("synchronize", is_fatal=True)
+        recorded = self._events[event].recorded
+        assert recorded is not None
+        while not recorded.is_done:
+            self._do_something()
+        self._learn(recorded.touch.clock)
+
+    def has_happened(self, event: Event) -> bool:
+        self._call("has_happened")
+        return self._events[event].has_happened
+
+    def copy_to_host(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
+        self._call("copy_to_host")
+        self._check_pinned(target, size_bytes)
+        self._issue(stream, "copy_to_host", lambda touch: self._copy(touch, target, source, size_bytes))
+
+    def copy_to_device(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
+        self._call("copy_to_device")
+        self._check_pinned(source, size_bytes)
+        content = bytes_at(source, size_bytes).copy()
+
+        def run(touch: Touch) -> None:
+            if not np.array_equal(content, bytes_at(source, size_bytes)):
+                self.faults.append("what is copied to the device is changed before it is")
+            self._copy(touch, target, source, size_bytes)
+
+        self._issue(stream, "copy_to_device", run)
+
+    def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
+        self._call("gather")
+
+        def run(touch: Touch) -> None:
+            engine, chunk = self._addresses(touch, copy)
+            self._memory.write(touch, chunk, self._memory.read(touch, engine))
+
+        self._issue(stream, "gather", run)
+
+    def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
+        self._call("scatter")
+
+        def run(touch: Touch) -> None:
+            engine, chunk = self._addresses(touch, copy)
+            self._memory.write(touch, engine, self._memory.read(touch, chunk))
+
+        self._issue(stream, "scatter", run)
+
+    # How it works.
+
+    def _call(self, name: str, *, is_fatal: bool = False) -> None:
+        self.calls.append(name)
+        self.fail_call -= 1
+        if self.fail_call == 0:
+            self.was_made_to_fail = True
+            self.is_dead = self.is_dead or is_fatal or self.is_fatal
+            raise CudaError(f"{name} was made to fail")
+        if self.is_dead:
+            raise CudaError(f"{name}: the device is dead")
+
+    def _allocate(self, kind: str, size_bytes: int) -> Address:
+        """Memory at a multiple of 256, full of noise."""
+        noise = np.frombuffer(self._random.randbytes(size_bytes + 256), dtype=np.uint8).copy()
+        start = -noise.ctypes.data % 256
+        self._allocated[noise.ctypes.data + start] = noise
+        return self._memory.add(kind, noise[start : start + size_bytes])
+
+    def _remove(self, kind: str, address: Address) -> None:
+        self._memory.remove(kind, address)
+        self._call(f"free {kind} memory")
+
+    def _do_something(self) -> None:
+        if not self.step():
+            if not self.is_dead:
+                self.faults.append("somebody waits, and nothing can be done")
+                self.is_dead = True
+            raise CudaError("the device is dead")
+
+    def _clock_of(self, stream: Stream) -> Clock:
+        return self._clocks.setdefault(f"stream {stream}", {})
+
+    def _learn(self, clock: Clock) -> None:
+        merge(self._clocks.setdefault(self.thread, {}), clock)
+
+    def _issue(
+        self, stream: Stream, name: str, run: Callable[[Touch], None], waits_for: Operation | None = None
+    ) -> Operation:
+        with self._lock:
+            clock, actor = self._clock_of(stream), f"stream {stream}"
+            merge(clock, self._clocks.get(self.thread, {}))
+            clock[actor] = clock.get(actor, 0) + 1
+            operation = Operation(Touch(actor, name, dict(clock)), run, waits_for)
+            self._queues[stream].append(operation)
+            return operation
+
+    def _check_pinned(self, address: Address, size_bytes: int) -> None:
+        memory = self._memory.holding(address, size_bytes)
+        if memory is None or memory.kind not in ("pinned", "registered"):
+            raise CudaError("a copy is not within one registration")
+
+    def _copy(self, touch: Touch, target: Address, source: Address, size_bytes: int) -> None:
+        span = np.arange(size_bytes)
+        self._memory.write(touch, target + span, self._memory.read(touch, source + span))
+
+    def _addresses(self, touch: Touch, copy: BlockCopy) -> tuple[Addresses, Addresses]:
+        """Every byte of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``: see block_transfer.cu."""
+        told = copy[0]
+
+        def table(name: str, num_words: int, *shape: int) -> Addresses:
+            words = self._memory.read(touch, int(told[name]) + np.arange(8 * num_words))
+            return words.view(np.int64).reshape(*shape, 1, 1, 1)
+
+        planes, blocks = (int(told["num_planes"]), -1, 1), (int(told["num_blocks"]), 1, -1)
+        engine = table("plane_addresses", *planes) + table("block_ids", *blocks) * told["block_stride_bytes"]
+        chunk = table("plane_chunk_offsets", *planes) + table("chunk_block_offsets", *blocks)
+        chunk = chunk + told["chunks_base"].astype(np.int64)
+        for name, shape in (("outer", (-1, 1, 1)), ("inner", (-1, 1))):
+            turns = np.arange(told[name]["count"]).reshape(shape)
+            engine = engine + turns * told[name]["engine_stride_bytes"]
+            chunk = chunk + turns * told[name]["chunk_stride_bytes"]
+        if np.any((engine % told["access_bytes"] != 0) | (chunk % told["access_bytes"] != 0)):
+            self.faults.append("a vector is not aligned")
+        if told["run_bytes"] % told["access_bytes"]:
+            self.faults.append("a run is not a number of vectors")
+        run = np.arange(told["run_bytes"])
+        return (engine + run).ravel(), (chunk + run).ravel()
