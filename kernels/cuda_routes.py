@@ -78,17 +78,14 @@ class BlockLaunches:
         self._max_ctas = max_ctas
 
     def load(
-        self, moves: Moves, chunk_starts: NDArray[np.int64], base_bits: int, table: Table, stream: Stream
+        self, moves: Moves, chunk_starts: NDArray[np.int64], chunks_base: int, table: Table, stream: Stream
     ) -> Batch:
-        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base.
-
-        ``base_bits`` are all the bases that steps will be issued with, ORed: for their alignment.
-        """
+        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base, or one aligned like it."""
         table.clear()
         blocks = []
         for planes, block_ids in zip(self._planes, moves.block_ids, strict=True):
             starts, ids, offsets = wanted_blocks(planes.plan, block_ids, moves.skip_tokens, chunk_starts)
-            width = access_bytes(planes.plan, planes.plane_addresses, base_bits, offsets)
+            width = access_bytes(planes.plan, planes.plane_addresses, chunks_base, offsets)
             blocks.append(BlockTables(starts, table.append(ids), table.append(offsets), width))
         table.upload(stream)
         return Batch(moves.l1_offsets, blocks)

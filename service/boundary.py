@@ -31,7 +31,8 @@ WHILE_DRAINING = frozenset(
 )
 
 ABORT_SECONDS = 1.0
-MAX_TOLD_LETTERS = 300  # of what may be a client's own text: errors ride in headers, of which a client takes 8 KiB
+MAX_MESSAGE_BYTES = 1_000
+MAX_FIELD_BYTES = 200
 
 Behavior = Callable[[Any, Any], Awaitable[Any]]
 
@@ -138,7 +139,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DepotError) 
     try:
         async with asyncio.timeout(ABORT_SECONDS):
             await context.abort(
-                error.status, _told(str(error)), trailing_metadata=(("grpc-status-details-bin", details_of(error)),)
+                error.status,
+                _told(str(error), MAX_MESSAGE_BYTES),
+                trailing_metadata=(("grpc-status-details-bin", details_of(error)),),
             )
     except TimeoutError as timeout:
         # The status waits behind a message that the client does not take: the call is dropped without one.
@@ -147,13 +150,16 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DepotError) 
 
 def details_of(error: DepotError) -> bytes:
     """google.rpc.Status of an error, serialised."""
-    status = Status(code=error.status.value[0], message=_told(str(error)))
+    status = Status(code=error.status.value[0], message=_told(str(error), MAX_MESSAGE_BYTES))
     details: list[Any] = [ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
     if error.violations:
         details.append(
             BadRequest(
                 field_violations=[
-                    BadRequest.FieldViolation(field=_told(violation.field), description=_told(violation.description))
+                    BadRequest.FieldViolation(
+                        field=_told(violation.field, MAX_FIELD_BYTES),
+                        description=_told(violation.description, MAX_FIELD_BYTES),
+                    )
                     for violation in error.violations
                 ]
             )
@@ -169,8 +175,10 @@ def details_of(error: DepotError) -> bytes:
     return bytes(status.SerializeToString())
 
 
-def _told(text: str) -> str:
-    return text if len(text) <= MAX_TOLD_LETTERS else f"{text[:MAX_TOLD_LETTERS]}…"
+def _told(text: str, most_bytes: int) -> str:
+    """As much of what may be a client's own text as fits: errors ride in headers, of which a client takes 8 KiB."""
+    plain = text.encode("ascii", "backslashreplace").decode()
+    return plain if len(plain) <= most_bytes else f"{plain[: most_bytes - 3]}..."
 
 
 async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -101,7 +101,8 @@ async def _write(call: grpc.aio.StreamUnaryCall[Request, Response], requests: As
                 await call.write(request)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call has ended: awaiting it tells how
                 return
-    await call.done_writing()
+    with suppress(Exception):  # an error that grpc.aio does not export: the call has ended, awaiting it tells how
+        await call.done_writing()
 
 
 async def _responses(call: grpc.aio.UnaryStreamCall[Request, Response]) -> AsyncGenerator[Response, None]:
