@@ -25,9 +25,9 @@ from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
 
 logger = logging.getLogger(__name__)
 
-_NUM_TABLES = 8
-_TABLE_BLOCKS = 1 << 16
-_TABLE_MOVES = 256
+NUM_TABLES = 8
+TABLE_BLOCKS = 1 << 16
+TABLE_MOVES = 256
 
 
 class Worker(Protocol):
@@ -117,12 +117,12 @@ class CudaBuffer:
         else:
             route = ZeroCopyRoute(resources, direction, planes, l1, settings)
         blocks_per_chunk = sum(plan.blocks_per_chunk for plan in self.plans)
-        moves_per_table = max(1, min(_TABLE_MOVES, _TABLE_BLOCKS // blocks_per_chunk))
+        moves_per_table = max(1, min(TABLE_MOVES, TABLE_BLOCKS // blocks_per_chunk))
         num_words = 2 * moves_per_table * blocks_per_chunk
         return CudaLane(
             resources.device,
             route,
-            tables=[Table(resources, num_words) for _ in range(_NUM_TABLES)],
+            tables=[Table(resources, num_words) for _ in range(NUM_TABLES)],
             moves_per_table=moves_per_table,
             done_events=[resources.event() for _ in range(settings.steps_ahead)],
             on_failure=self._fail,

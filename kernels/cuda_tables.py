@@ -40,8 +40,9 @@ class Table:
 
     def upload(self, stream: Stream) -> None:
         """Starts to copy what was written to the device."""
-        source = Address(self._words.ctypes.data)
-        self._device.copy_to_device(self._address, source, self._num_used * WORD_BYTES, stream)
+        if self._num_used:
+            source = Address(self._words.ctypes.data)
+            self._device.copy_to_device(self._address, source, self._num_used * WORD_BYTES, stream)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

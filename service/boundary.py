@@ -20,8 +20,8 @@ ERROR_DOMAIN = "kvdepot"
 OURS = "/kvdepot.v1."
 # Streams that stay open for as long as somebody is there; they do not count as work.
 STANDING = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})
-# What is still answered while the depot drains: it lets work end, or only looks.
-WHILE_DRAINING = frozenset(
+# What is answered while the depot drains or too many calls run: it lets work end, or only looks.
+ALWAYS = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
@@ -99,9 +99,9 @@ class Boundary(grpc.aio.ServerInterceptor):
             self.num_running += 1
             self._idle.clear()
             try:
-                if self.draining and method not in WHILE_DRAINING:
+                if self.draining and method not in ALWAYS:
                     raise Draining("the depot is shutting down")
-                if self.num_running > self._max_concurrent_rpcs:
+                if self.num_running > self._max_concurrent_rpcs and method not in ALWAYS:
                     raise TooManyRpcs(f"{self._max_concurrent_rpcs} calls are running")
                 return await behavior(request, context)
             except DepotError as error:

@@ -18,7 +18,7 @@ from service.index import DropReason, Index
 from service.leases import Lease, LeaseEnd, Leases
 from service.pool import Pool
 from service.requests import ClearAnswer
-from service.sessions import Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.sessions import MAX_LIVE, Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
 from service.transfers import RunningTransfer, stopped
 from telemetry.events import (
     CacheCleared,
@@ -90,6 +90,8 @@ class Depot:
         session = self.sessions.find(instance.instance_id, session_id)
         if session is None:
             session = self.sessions.begin(instance.instance_id, session_id, instance.model_name)
+            if len(self.sessions) > MAX_LIVE:
+                self.expire()
             self._arm_expiry()
             if self.bus is not None:
                 self.bus.publish(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -51,6 +52,7 @@ SERVICES = tuple(
 
 
 GOODBYE_SECONDS = 1.0
+PROBE_SECONDS = 1.0
 GIL_SWITCH_SECONDS = 0.0005
 
 
@@ -179,6 +181,7 @@ class Server:
 def _is_served(path: Path) -> bool:
     """Whether somebody accepts on a unix socket; a socket that was left behind by a process that died is replaced."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.settimeout(PROBE_SECONDS)
         probe.connect(str(path))
         return True
     return False
@@ -197,6 +200,8 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     """
     # A thread that copies needs the GIL for a moment between two pieces; by default it would wait 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a region that is attached keeps one open
     _warn_of_settings_without_effect(settings)
     server = Server(settings)
     stop = asyncio.Event()

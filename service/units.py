@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from decimal import Decimal
 
 _SIZES = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("i", 1024), ("B", 1000), ("", 1000))
 }
-_DURATIONS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATIONS = {"": 1, "ms": "0.001", "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str | int) -> int:
     """Bytes, from "8GiB", "500MB", "4096"; IEC units are powers of 1024, SI units of 1000. Raises: ValueError."""
-    return round(_parse(str(text), _SIZES, "8GiB, 500MB or 4096"))
+    return int(_parse(str(text), _SIZES, "8GiB, 500MB or 4096"))
 
 
 def parse_duration(text: str | float) -> float:
     """Seconds, from "60s", "5m", "250ms", "1.5". Raises: ValueError."""
-    return _parse(str(text), _DURATIONS, "60s, 5m, 250ms or 1.5")
+    return float(_parse(str(text), _DURATIONS, "60s, 5m, 250ms or 1.5"))
 
 
 def format_size(num_bytes: int) -> str:
@@ -31,10 +33,10 @@ def format_size(num_bytes: int) -> str:
     return str(num_bytes)
 
 
-def _parse(text: str, units: dict[str, int] | dict[str, float], examples: str) -> float:
+def _parse(text: str, units: Mapping[str, int | str], examples: str) -> Decimal:
     match = _NUMBER_AND_UNIT.fullmatch(text)
     unit = match.group(2) if match else ""
     known = next((factor for name, factor in units.items() if name.lower() == unit.lower()), None)
     if match is None or known is None:
         raise ValueError(f"{text!r} is not like {examples}")
-    return float(match.group(1)) * known
+    return Decimal(match.group(1)) * Decimal(known)

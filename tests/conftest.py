@@ -18,7 +18,7 @@ StartServer = Callable[..., Any]
 
 
 @asynccontextmanager
-async def _running(flags: dict[str, Any]) -> AsyncIterator[Server]:
+async def running_server(flags: dict[str, Any]) -> AsyncIterator[Server]:
     server = Server(load({"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", **flags}))
     stop = asyncio.Event()
     started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -46,7 +46,7 @@ async def start_server() -> AsyncIterator[StartServer]:
     async with AsyncExitStack() as stack:
 
         async def start(**flags: Any) -> Server:
-            return await stack.enter_async_context(_running(flags))
+            return await stack.enter_async_context(running_server(flags))
 
         yield start
 

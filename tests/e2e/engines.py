@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,8 +94,13 @@ class InlineStore:
         self._call = stub.StoreInline(timeout=timeout_seconds)
 
     async def header(self, engine: Engine, session_id: str, token_ids: Sequence[int], **fields: Any) -> None:
-        ids = {"instance_id": engine.attachment.instance_id, "rank": engine.attachment.rank, "session_id": session_id}
-        header = StoreInlineHeader(**ids, prefix=token_prefix(token_ids), **fields)
+        header = StoreInlineHeader(
+            instance_id=engine.attachment.instance_id,
+            rank=engine.attachment.rank,
+            session_id=session_id,
+            prefix=token_prefix(token_ids),
+            **fields,
+        )
         await self.send(StoreInlineRequest(header=header))
 
     async def data(self, data: bytes) -> None:
@@ -108,14 +113,15 @@ class InlineStore:
             await asyncio.sleep(0.05)
 
     async def send(self, message: StoreInlineRequest) -> None:
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended: `answer` tells how
-            await self._call.write(message)
+        await self._call.write(message)
 
-    async def answer(self, *, complete: bool = True) -> StoreInlineResponse:
-        """What the depot says, after the end of the stream or without waiting for it. Raises: DepotError."""
-        if complete:
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._call.done_writing()
+    async def complete(self) -> StoreInlineResponse:
+        """End the stream in good order; what the depot says to it. Raises: DepotError."""
+        await self._call.done_writing()
+        return await self.answer()
+
+    async def answer(self) -> StoreInlineResponse:
+        """What the depot says without the stream's end: nothing may be sent that could cross it. Raises: DepotError."""
         try:
             return await self._call
         except grpc.aio.AioRpcError as error:
@@ -179,16 +185,16 @@ class Engine:
         """The KV that belongs to a prompt of this seed."""
         return random_kv(self.groups, num_tokens, seed)
 
-    async def store(
-        self, session_id: str, prefix: Any, kv: Kv, *, start_token: int = 0, timeout_seconds: float | None = None
-    ) -> StoreResponse:
+    def put(self, kv: Kv) -> Tables:
+        """Put KV into some blocks, as computing it would."""
+        tables = self.tables(kv[0].shape[2])
+        self.buffer.write(tables, kv)
+        return tables
+
+    async def store(self, session_id: str, prefix: Any, kv: Kv, *, start_token: int = 0) -> StoreResponse:
         """Put the KV from `start_token` on into some blocks, and store these."""
-        rest = [content[:, :, start_token:] for content in kv]
-        tables = self.tables(rest[0].shape[2])
-        self.buffer.write(tables, rest)
-        return await self.attachment.store(
-            session_id, prefix, tables, start_token=start_token, timeout_seconds=timeout_seconds
-        )
+        tables = self.put([content[:, :, start_token:] for content in kv])
+        return await self.attachment.store(session_id, prefix, tables, start_token=start_token)
 
     async def lookup(self, session_id: str, prefix: Any, **options: Any) -> LookupResponse:
         return await self.attachment.lookup(session_id, prefix, **options)
@@ -208,7 +214,7 @@ class Engine:
         expected = self.buffer.twin()
         expected.write(tables, kv, skip_tokens)
         answer = await self.retrieve(session_id, lease, num_tokens, skip_tokens=skip_tokens, tables=tables)
-        self.buffer.assert_equals(expected)
+        assert not self.buffer.differences(expected)
         return answer
 
     async def holds(self, session_id: str, prefix: Any, kv: Kv) -> int:

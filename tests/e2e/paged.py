@@ -230,11 +230,10 @@ class PagedBuffer:
         """A copy of all memory, laid out alike."""
         return PagedBuffer(self.groups, [region.copy() for region in self.regions])
 
-    def assert_equals(self, twin: PagedBuffer) -> None:
-        """Every byte of the memory is as the twin's, canaries too."""
-        for number, (mine, other) in enumerate(zip(self.regions, twin.regions, strict=True)):
-            wrong = np.flatnonzero(mine != other)
-            assert not wrong.size, f"{wrong.size} bytes of region {number} are wrong, first at {wrong[0]}"
+    def differences(self, twin: PagedBuffer) -> list[tuple[int, int]]:
+        """The first byte of each region that is not as the twin's, canaries too."""
+        wrong = [np.flatnonzero(mine != other) for mine, other in zip(self.regions, twin.regions, strict=True)]
+        return [(region, int(offsets[0])) for region, offsets in enumerate(wrong) if offsets.size]
 
     def write(self, tables: Tables, kv: Kv, skip_tokens: int = 0) -> None:
         """Puts the KV of a prompt into its blocks; those below ``skip_tokens`` are left alone, the last may be part."""

@@ -51,17 +51,32 @@ async def begun(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> 
     return task
 
 
+async def has_come(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """The first call of the engine's session "s", once the depot has it."""
+    task = asyncio.create_task(call)
+    await eventually(lambda: depot.depot.sessions.find(engine.attachment.instance_id, "s") is not None)
+    return task
+
+
+async def cancel(call: asyncio.Task[Any]) -> None:
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
 # Two stores of one chunk
 
 
 async def test_of_two_stores_of_one_prompt_the_second_counts_what_the_first_writes(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
-    kv, other_kv = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
-    first = await begun(depot, engine, engine.store("s", TOKENS, kv))
-    second = await other.store("s", TOKENS, other_kv)
-    assert counts(second) == (0, SLOW_TOKENS, 0, 0)
-    assert second.stored_bytes == 0
+    kv = engine.kv(SLOW_TOKENS, seed=1)
+    tables, other_tables = engine.put(kv), other.put(other.kv(SLOW_TOKENS, seed=2))
+    first = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
+    assert depot.is_moving(engine) and not depot.is_moving(other)
     assert counts(await first) == (SLOW_TOKENS, 0, 0, 0)
+    assert counts(await second) == (0, SLOW_TOKENS, 0, 0)
+    assert (await second).stored_bytes == 0
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
 
 
@@ -69,21 +84,23 @@ async def test_a_store_writes_what_another_one_does_not(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     num_tokens = SLOW_TOKENS // 2
     kv = engine.kv(SLOW_TOKENS, seed=1)
-    first = await begun(depot, engine, engine.store("s", TOKENS[:num_tokens], first_tokens(kv, num_tokens)))
-    second = await other.store("s", [*TOKENS[:-3]], first_tokens(kv, -3))
-    assert counts(second) == (num_tokens - 16, num_tokens, 0, 13)
+    tables, other_tables = engine.put(first_tokens(kv, num_tokens)), other.put(first_tokens(kv, -3))
+    first = await begun(depot, engine, engine.attachment.store("s", TOKENS[:num_tokens], tables))
+    second = await has_come(depot, other, other.attachment.store("s", TOKENS[:-3], other_tables))
+    assert depot.is_moving(engine)
     assert counts(await first) == (num_tokens, 0, 0, 0)
+    assert counts(await second) == (num_tokens - 16, num_tokens, 0, 13)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS - 16
 
 
 async def test_what_a_cancelled_store_leaves_is_stored_by_the_one_that_waited(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=2)
-    first = await begun(depot, engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
-    second = asyncio.create_task(other.store("s", TOKENS, kv))
-    await eventually(lambda: depot.depot.sessions.find(other.attachment.instance_id, "s") is not None)
-    assert not depot.is_moving(other)
-    first.cancel()
+    tables, other_tables = engine.put(engine.kv(SLOW_TOKENS, seed=1)), other.put(kv)
+    first = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
+    assert depot.is_moving(engine) and not depot.is_moving(other)
+    await cancel(first)
     assert counts(await second) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
 
@@ -121,16 +138,10 @@ async def test_a_store_waits_for_another_no_longer_than_the_server_allows(open_s
 # Calls that end in the middle
 
 
-async def cancel(call: asyncio.Task[Any]) -> None:
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-
-
 async def test_a_store_that_is_cancelled_gives_everything_back(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
-    kv, tables = engine.kv(SLOW_TOKENS, seed=1), engine.tables(SLOW_TOKENS)
-    engine.buffer.write(tables, kv)
+    kv = engine.kv(SLOW_TOKENS, seed=1)
+    tables = engine.put(kv)
     before = calls_running()
     await cancel(await begun(depot, engine, engine.attachment.store("s", TOKENS, tables)))
     await eventually(lambda: calls_running() <= before)
@@ -149,11 +160,14 @@ async def test_a_retrieve_that_is_cancelled_gives_back_all_but_its_lease(depot: 
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=1)
     await other.store("s", TOKENS, kv)
-    lease = (await engine.lookup("s", TOKENS)).lease
+    lease, tables = (await engine.lookup("s", TOKENS)).lease, engine.tables(SLOW_TOKENS)
+    whole = engine.buffer.twin()
+    whole.write(tables, kv)
     before = calls_running()
-    await cancel(await begun(depot, engine, engine.retrieve("s", lease, SLOW_TOKENS)))
+    await cancel(await begun(depot, engine, engine.attachment.retrieve("s", lease, tables)))
     await eventually(lambda: calls_running() <= before)
     assert not depot.is_moving(engine)
+    assert engine.buffer.differences(whole), "it went on to its end"
     await engine.retrieve_exactly("s", lease, kv)
     timeline = (await engine.attachment.end_session("s")).summary.operations
     assert [each.outcome for each in timeline] == [OUTCOME_OK, OUTCOME_CANCELLED, OUTCOME_OK]
@@ -197,8 +211,7 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
     kv = engine.kv(SLOW_TOKENS, seed=1)
     storing = await begun(depot, engine, engine.store("s", TOKENS, kv))
     before = calls_running()
-    looking = asyncio.create_task(other.lookup("s", TOKENS, max_wait_seconds=20))
-    await eventually(lambda: depot.depot.sessions.find(other.attachment.instance_id, "s") is not None)
+    looking = await has_come(depot, other, other.lookup("s", TOKENS, max_wait_seconds=20))
     await cancel(looking)
     await eventually(lambda: calls_running() <= before)
     await storing
@@ -211,8 +224,7 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
 async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv, noise = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
-    tables = engine.tables(SLOW_TOKENS)
-    engine.buffer.write(tables, kv)
+    tables = engine.put(kv)
     storing = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
     await engine.end_session("s")
     engine.buffer.write(tables, noise)
@@ -230,8 +242,7 @@ async def test_an_inline_store_whose_session_ends_stores_nothing(depot: Site) ->
     await store.data(chunks[0])
     await eventually(lambda: depot.depot.index.num_protected == 1)
     await engine.end_session("s")
-    for chunk in chunks[1:]:
-        await store.data(chunk)
+    await store.data(chunks[1])
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await store.answer()
     assert await other.holds("s", TOKENS[:NUM_TOKENS], kv) == 0
@@ -240,8 +251,7 @@ async def test_an_inline_store_whose_session_ends_stores_nothing(depot: Site) ->
 async def test_a_lookup_whose_session_ends_while_it_waits_gets_no_lease(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     storing = await begun(depot, engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
-    looking = asyncio.create_task(other.lookup("s", TOKENS, max_wait_seconds=20))
-    await eventually(lambda: depot.depot.sessions.find(other.attachment.instance_id, "s") is not None)
+    looking = await has_come(depot, other, other.lookup("s", TOKENS, max_wait_seconds=20))
     await other.end_session("s")
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await looking

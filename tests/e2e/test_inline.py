@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -125,61 +125,72 @@ async def test_chunks_larger_than_a_piece_come_and_go_whole(open_site: Open) -> 
     assert await engine.holds("s", TOKENS, kv) == NUM_TOKENS
 
 
+async def test_a_piece_may_have_a_mebibyte_and_no_byte_more(open_site: Open) -> None:
+    depot = await open_site(l1_size="32MiB")
+    engine = await depot.attach(BIG)
+    kv = engine.kv(CHUNK_SIZE, seed=1)
+    [chunk] = canonical(kv, CHUNK_SIZE)
+    too_large, right = InlineStore(depot.stub), InlineStore(depot.stub)
+    await too_large.header(engine, "s", TOKENS[:CHUNK_SIZE])
+    await too_large.data(chunk[: MIB + 1])
+    with refused("INVALID_ARGUMENT", "INVALID_REQUEST"):
+        await too_large.answer()
+    await right.header(engine, "s", TOKENS[:CHUNK_SIZE])
+    for start in range(0, len(chunk), MIB):
+        await right.data(chunk[start : start + MIB])
+    await right.complete()
+    assert await engine.holds("s", TOKENS[:CHUNK_SIZE], kv) == CHUNK_SIZE
+
+
 # Streams that are not what was said
 
 
-Send = Callable[[InlineStore, Engine, bytes], Any]
+Send = Callable[[InlineStore, Engine, bytes], Awaitable[Any]]
 
 
 async def no_header(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.data(data)
+    await store.answer()
 
 
 async def nothing(store: InlineStore, engine: Engine, data: bytes) -> None:
-    pass
+    await store.complete()
+
+
+async def only_a_header(store: InlineStore, engine: Engine, data: bytes) -> None:
+    await store.header(engine, "s", TOKENS)
+    await store.complete()
 
 
 async def a_second_header(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.header(engine, "s", TOKENS)
     await store.data(data[:5000])
     await store.header(engine, "s", TOKENS)
-    await store.data(data[5000:])
+    await store.answer()
 
 
 async def too_few_bytes(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.header(engine, "s", TOKENS)
     await store.data(data[:-1])
-
-
-async def only_a_header(store: InlineStore, engine: Engine, data: bytes) -> None:
-    await store.header(engine, "s", TOKENS)
+    await store.complete()
 
 
 async def too_many_bytes(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.header(engine, "s", TOKENS)
     await store.data(data)
     await store.data(b"x")
-
-
-async def an_empty_piece(store: InlineStore, engine: Engine, data: bytes) -> None:
-    await store.header(engine, "s", TOKENS)
-    await store.data(b"")
-    await store.data(data)
+    await store.answer()
 
 
 async def an_empty_message(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.header(engine, "s", TOKENS)
     await store.send(StoreInlineRequest())
-
-
-async def a_piece_over_the_limit(store: InlineStore, engine: Engine, data: bytes) -> None:
-    await store.header(engine, "s", prompt(CHUNK_SIZE * 500))
-    await store.data(bytes(MIB + 1))
+    await store.answer()
 
 
 async def a_start_within_a_chunk(store: InlineStore, engine: Engine, data: bytes) -> None:
     await store.header(engine, "s", TOKENS, start_token=8)
-    await store.data(data)
+    await store.answer()
 
 
 @pytest.mark.parametrize(
@@ -187,23 +198,19 @@ async def a_start_within_a_chunk(store: InlineStore, engine: Engine, data: bytes
     [
         no_header,
         nothing,
+        only_a_header,
         a_second_header,
         too_few_bytes,
-        only_a_header,
         too_many_bytes,
-        an_empty_piece,
         an_empty_message,
-        a_piece_over_the_limit,
         a_start_within_a_chunk,
     ],
 )
 async def test_a_stream_that_is_not_what_was_said_is_refused_and_stores_nothing(depot: Site, send: Send) -> None:
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
-    store = InlineStore(depot.stub)
-    await send(store, engine, b"".join(canonical(kv, CHUNK_SIZE)))
     with refused("INVALID_ARGUMENT", "INVALID_REQUEST"):
-        await store.answer()
+        await send(InlineStore(depot.stub), engine, b"".join(canonical(kv, CHUNK_SIZE)))
     assert await engine.holds("s", TOKENS, kv) == 0
     await depot.assert_comes_to_rest()
     assert (await depot.client.get_status()).tiers[0].used_bytes == 0
@@ -238,7 +245,7 @@ async def test_a_stream_whose_deadline_passes_stores_nothing(depot: Site) -> Non
     await store.header(engine, "s", TOKENS)
     await store.data(canonical(kv, CHUNK_SIZE)[0])
     with refused("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
-        await store.answer(complete=False)
+        await store.answer()
     await depot.assert_comes_to_rest()
     assert await engine.holds("s", TOKENS, kv) == 0
 
@@ -252,7 +259,7 @@ async def test_a_client_that_stops_sending_is_told_so_and_holds_no_slot(open_sit
     await stalled.data(canonical(kv, CHUNK_SIZE)[0] + b"some")
     for store in (silent, stalled):
         with refused("DEADLINE_EXCEEDED", "STREAM_STALLED"):
-            await store.answer(complete=False)
+            await store.answer()
     await depot.assert_comes_to_rest()
     assert (await depot.client.get_status()).tiers[0].used_bytes == 0
     assert await engine.holds("s", TOKENS, kv) == 0
@@ -281,6 +288,16 @@ async def test_an_inline_store_whose_attachment_ends_is_told_so_and_stores_nothi
     with refused("FAILED_PRECONDITION", "DETACHED"):
         await store.answer()
     assert await other.holds("s", TOKENS, kv) == 0
+
+
+async def test_an_inline_retrieve_whose_attachment_ends_is_told_so(open_site: Open) -> None:
+    depot = await open_site(l1_size="32MiB")
+    engine, lease, _ = await leased_big(depot)
+    with refused("FAILED_PRECONDITION", "DETACHED"):
+        async for piece in engine.attachment.retrieve_inline("s", lease):
+            if (piece.chunk_index, piece.offset_bytes) == (0, 0):
+                await engine.attachment.close()
+                await eventually(lambda: len(depot.depot.instances) == 0)
 
 
 # Clients that read slowly
@@ -384,10 +401,10 @@ async def test_a_chunk_that_is_being_stored_inline_is_counted_once(depot: Site) 
     for chunk in canonical(other_kv, CHUNK_SIZE):
         await second.data(chunk)
     await eventually(lambda: depot.depot.index.num_protected == 4)
-    answering = asyncio.create_task(second.answer())
+    answering = asyncio.create_task(second.complete())
     for chunk in canonical(kv, CHUNK_SIZE)[1:]:
         await first.data(chunk)
-    answer, other_answer = await first.answer(), await answering
+    answer, other_answer = await first.complete(), await answering
     assert (answer.stored_tokens, answer.resident_tokens) == (16, 48)
     assert (other_answer.stored_tokens, other_answer.resident_tokens) == (48, 16)
     expected: Kv = [
@@ -407,7 +424,7 @@ async def test_a_chunk_whose_inline_store_failed_is_refused_to_the_one_that_wait
     for chunk in canonical(kv, CHUNK_SIZE):
         await second.data(chunk)
     await eventually(lambda: depot.depot.index.num_protected == 4)
-    answering = asyncio.create_task(second.answer())
+    answering = asyncio.create_task(second.complete())
     first.cancel()
     answer = await answering
     assert (answer.stored_tokens, answer.refused_tokens, answer.resident_tokens) == (48, 16, 0)

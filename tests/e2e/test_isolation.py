@@ -54,7 +54,9 @@ def wider(**sizes: Any) -> Group:
     return Group(SMALL.layout, replace(SMALL.shape, **sizes))
 
 
-LATENT = Group("NL_X_NB_BS_HS", replace(SMALL.shape, num_heads=1, head_size=48))
+def latent(head_size: int) -> Group:
+    return Group("NL_X_NB_BS_HS", replace(SMALL.shape, num_heads=1, head_size=head_size))
+
 
 IDENTITIES: dict[str, tuple[list[Group], dict[str, Any], Prefix]] = {
     "plain": ([SMALL], {}, token_prefix(TOKENS)),
@@ -71,7 +73,8 @@ IDENTITIES: dict[str, tuple[list[Group], dict[str, Any], Prefix]] = {
     "more heads": ([wider(num_heads=4)], {}, token_prefix(TOKENS)),
     "as many bytes in other heads": ([wider(num_heads=1, head_size=24)], {}, token_prefix(TOKENS)),
     "as many bytes of another type": ([wider(dtype="float16")], {}, token_prefix(TOKENS)),
-    "as many bytes of a latent": ([LATENT], {}, token_prefix(TOKENS)),
+    "as many bytes of a latent": ([latent(48)], {}, token_prefix(TOKENS)),
+    "a latent of the size of another one's K": ([latent(24)], {}, token_prefix(TOKENS)),
     "as many bytes in two groups": ([wider(num_layers=1), wider(num_layers=1)], {}, token_prefix(TOKENS)),
 }
 
@@ -241,7 +244,7 @@ async def test_a_lookup_that_waits_finds_the_chunk_once_it_is_stored(depot: Site
     await asyncio.sleep(0.05)
     assert not looking.done()
     await store.data(rest)
-    await store.answer()
+    await store.complete()
     found = await looking
     assert found.matched_tokens == 32 and not found.HasField("miss")
     await engine.retrieve_exactly("t", found.lease, engine.kv(32, seed=1))

@@ -36,16 +36,16 @@ class ManualWorker:
         self.name = name
         self._fake = fake
         self._lane = lane
-        fake.tell("main", name)
+        fake.streams.tell("main", name)
 
     def turn(self) -> None:
-        with self._fake.acting(self.name):
+        with self._fake.streams.acting(self.name):
             self._lane.turn()
 
     def join(self) -> None:
         while not self._lane.is_over:
             self.turn()
-        self._fake.tell(self.name, "main")
+        self._fake.streams.tell(self.name, "main")
 
 
 @dataclass(eq=False)
@@ -66,6 +66,7 @@ class Schedule:
     def __init__(self, seed: int, num_engines: int = 2) -> None:
         self.random = random.Random(seed)
         self.fake = FakeCuda(seed)
+        self.may_fail = False
         self.problems: list[str] = []
         self.workers: list[ManualWorker] = []
         self.l1 = bytearray(self.random.randbytes(num_engines * 8192))
@@ -90,7 +91,7 @@ class Schedule:
             engine = self.random.choice(self.engines)
             what = self.random.randrange(16)
             if what < 6:
-                self.fake.step()
+                self.fake.streams.step()
             elif what < 11:
                 self.random.choice(self.workers).turn()
             elif what < 13:
@@ -100,6 +101,7 @@ class Schedule:
             else:
                 engine.become_ready_or_cancel()
         for engine in self.engines:
+            engine.finish_what_is_ready()
             engine.detach()
         self.backend.close()
         if self.l1 != self.expected_l1:
@@ -125,7 +127,8 @@ class AttachedEngine:
         self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
         self.requests: list[Request] = []
         pitch = self.buffer.chunk_bytes + self._random.choice((0, 1, 8, 24))
-        self._slots: dict[int, bytes | None] = {first_slot + number * pitch: None for number in range(NUM_SLOTS)}
+        offsets = [first_slot + number * pitch for number in range(NUM_SLOTS)]
+        self._slots = {offset: bytes(schedule.l1[offset : offset + self.buffer.chunk_bytes]) for offset in offsets}
         self._free_slots = set(self._slots)
         self._free_blocks = [set(range(group.num_blocks)) for group in self._engine.groups]
 
@@ -136,9 +139,9 @@ class AttachedEngine:
 
     def start_retrieve(self) -> None:
         """Retrieves slots that hold something into blocks that nobody uses."""
-        offsets = self._sample({offset for offset in self._free_slots if self._slots[offset] is not None})
+        offsets = self._sample(self._free_slots)
         skip_tokens = self._random.choice((0, 0, max(group.block_size for group in self._engine.groups)))
-        self._start(False, offsets, [self._slots[offset] or b"" for offset in offsets], skip_tokens)
+        self._start(False, offsets, [self._slots[offset] for offset in offsets], skip_tokens)
 
     def _start(self, is_store: bool, offsets: list[int], chunks: list[bytes], skip_tokens: int) -> None:
         schedule = self._schedule
@@ -162,7 +165,7 @@ class AttachedEngine:
             self._write_all(is_store, moves, chunks)
         request = Request(is_store, moves, chunks, ready_event, not ready_event, start(self.buffer, moves, ready_event))
         for worker in schedule.workers:
-            schedule.fake.tell("main", worker.name)
+            schedule.fake.streams.tell("main", worker.name)
         self.requests.append(request)
         request.transfer.future.add_done_callback(lambda _: self._finish(request))
 
@@ -173,18 +176,25 @@ class AttachedEngine:
             return
         request = self._random.choice(running)
         if request.is_ready:
-            request.transfer.cancel()
+            if self._random.random() < 0.3:
+                request.transfer.cancel()
             return
         self._check_blocks(request, "were touched before the engine was ready")
         self._write_all(request.is_store, request.moves, request.chunks)
         request.is_ready = True
         self._schedule.fake.happen(request.ready_event)
 
+    def finish_what_is_ready(self) -> None:
+        """Takes turns until only transfers are left that wait for the engine."""
+        for _ in range(2_000):
+            if all(request.transfer.future.done() for request in self.requests if request.is_ready):
+                return
+            for worker in self._schedule.workers:
+                worker.turn()
+        self._schedule.problems.append("a transfer makes no progress")
+
     def detach(self) -> None:
-        """As the service does it, or with transfers that still run."""
-        for request in self.requests:
-            if self._random.random() < 0.5:
-                request.transfer.cancel()
+        """Ends the attachment, with transfers that wait for an event that never happens."""
         self.buffer.close()
         if any(not request.transfer.future.done() for request in self.requests):
             self._schedule.problems.append("a transfer did not end")
@@ -195,11 +205,11 @@ class AttachedEngine:
 
     def _finish(self, request: Request) -> None:
         """Compares at the very moment at which the future is done; from then on the memory is others' to write."""
-        self._schedule.fake.tell(self._schedule.fake.thread, "main")
+        self._schedule.fake.streams.tell(self._schedule.fake.streams.thread, "main")
         error = request.transfer.future.exception()
         if not isinstance(error, TransferCancelled | TransferFailed | None):
             self._schedule.problems.append(f"a transfer ended with {error!r}")
-        if isinstance(error, TransferFailed) and not self._schedule.fake.was_made_to_fail:
+        if isinstance(error, TransferFailed) and not self._schedule.may_fail:
             self._schedule.problems.append(f"a transfer failed: {error}")
         if not request.is_ready:
             self._check_blocks(request, "were touched by a transfer that had to wait")
@@ -213,8 +223,8 @@ class AttachedEngine:
             elif error is None:
                 self._twin.write_chunk(chunk, move.block_ids, move.skip_tokens)
             elif request.is_store:
-                self._slots[move.l1_offset_bytes] = None
-                self._schedule.l1[at] = self._schedule.expected_l1[at] = self._random.randbytes(len(chunk))
+                noise = self._slots[move.l1_offset_bytes] = self._random.randbytes(len(chunk))
+                self._schedule.l1[at] = self._schedule.expected_l1[at] = noise
             if error is None and self._engine.read_chunk(move.block_ids) != self._twin.read_chunk(move.block_ids):
                 self._schedule.problems.append("a transfer is done and its blocks are not what they should be")
             noise = self._random.randbytes(len(chunk))

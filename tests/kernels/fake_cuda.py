@@ -1,49 +1,24 @@
-"""A CUDA runtime without a device: it does what was issued in the order of each stream, and else in a random one.
+"""A CUDA runtime without a device, which really moves bytes, in memory of this process.
 
-Bytes really move, in memory of this process. Each operation knows what it is ordered after, so two that touch the
-same byte with no order between them are found in every schedule, and not only where it shows. `faults` has what is found.
+Each operation knows what it is ordered after, so two that touch the same byte with no order between them are found in
+every schedule, and not only in one where it shows. What is found is in `faults`.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.cuda_kernel import BlockCopy
 from kernels.cuda_runtime import Address, CudaError, Event, Stream
-from tests.kernels.fake_cuda_memory import (
-    Addresses,
-    Bytes,
-    Clock,
-    IllegalAddress,
-    Touch,
-    TouchableMemory,
-    bytes_at,
-    merge,
-)
+from tests.kernels.fake_cuda_memory import Addresses, Bytes, Touch, TouchableMemory, bytes_at
+from tests.kernels.fake_cuda_streams import FakeStreams, Operation
 
 FAKE_UUID = "00000000-0000-0000-0000-0000000000aa"
-
-
-@dataclass(eq=False)
-class Operation:
-    """Something in a stream. Its touch is complete when it is done."""
-
-    touch: Touch
-    run: Callable[[Touch], None]
-    waits_for: Operation | None = None
-    is_done: bool = False
-
-    @property
-    def can_run(self) -> bool:
-        return self.waits_for is None or self.waits_for.is_done
 
 
 @dataclass(eq=False)
@@ -56,31 +31,25 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """The runtime, and its only device.
+    """The runtime, and its only device. `calls` has the names of all calls; number ``fail_call`` of them raises.
 
-    The call number ``fail_call`` raises, what was issued as number ``fail_operation`` is never done. After the latter
-    the device is dead: it does nothing any more, and every call raises; after the former it is if ``is_fatal``.
+    After that the device is dead if ``is_fatal``: it does nothing any more, and every call raises.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.uuid = FAKE_UUID
         self.devices = {FAKE_UUID: self}
         self.kernels_reach_host = True
-        self.faults: list[str] = []
-        self.fail_call = self.fail_operation = 0
-        self.is_fatal = False
-        self.is_dead = False
-        self.was_made_to_fail = False
-        self.thread = "main"
         self.calls: list[str] = []
-        self._random = random.Random(seed)
-        self._lock = threading.RLock()
-        self._ids = itertools.count(1)
+        self.faults: list[str] = []
+        self.fail_call = 0
+        self.is_fatal = False
         self._memory = TouchableMemory()
-        self._allocated: dict[int, Bytes] = {}
-        self._queues: dict[Stream, deque[Operation]] = {}
+        self.streams = FakeStreams(seed, self._memory, self.faults)
+        self._random = random.Random(seed)
+        self._ids = itertools.count(1)
+        self._allocated: list[Bytes] = []
         self._events: dict[Event, FakeEvent] = {}
-        self._clocks: dict[str, Clock] = {}
         self._exported_memory: dict[bytes, Bytes] = {}
         self._exported_events: dict[bytes, FakeEvent] = {}
 
@@ -101,46 +70,10 @@ class FakeCuda:
     def happen(self, handle: bytes) -> None:
         self._exported_events[handle].has_happened = True
 
-    @contextmanager
-    def acting(self, thread: str) -> Iterator[None]:
-        """What is called meanwhile is called by this thread."""
-        before, self.thread = self.thread, thread
-        yield
-        self.thread = before
-
-    def tell(self, source: str, target: str) -> None:
-        """What one thread knows to be done, another knows from now on."""
-        merge(self._clocks.setdefault(target, {}), self._clocks.get(source, {}))
-
-    def step(self) -> bool:
-        """Does one operation, of a stream chosen by chance; returns whether there was one."""
-        with self._lock:
-            ready = [queue for queue in self._queues.values() if queue and queue[0].can_run]
-            if not ready or self.is_dead:
-                return False
-            operation = self._random.choice(ready).popleft()
-            self.fail_operation -= 1
-            if self.fail_operation == 0:
-                self.is_dead = self.was_made_to_fail = True
-                return False
-            try:
-                operation.run(operation.touch)
-            except IllegalAddress:
-                self.faults.append(f"{operation.touch.name} touches what it must not")
-                self.is_dead = True
-            operation.is_done = True
-            self.faults += self._memory.races(operation.touch)
-            return True
-
-    @property
-    def num_issued(self) -> int:
-        """Operations that are not done."""
-        return sum(len(queue) for queue in self._queues.values())
-
     def left_over(self) -> Sequence[str]:
         """What was made and not given back."""
         memory = [f"{memory.kind} memory" for memory in self._memory.all]
-        return [*memory, *("a stream" for _ in self._queues), *("an event" for _ in self._events)]
+        return [*memory, *["a stream"] * len(self.streams), *["an event"] * len(self._events)]
 
     # The runtime.
 
@@ -193,19 +126,16 @@ class FakeCuda:
     def new_stream(self) -> Stream:
         self._call("new_stream")
         stream = Stream(next(self._ids))
-        self._queues[stream] = deque()
+        self.streams.add(stream)
         return stream
 
     def destroy_stream(self, stream: Stream) -> None:
-        if self._queues.pop(stream) and not self.is_dead:
-            self.faults.append("a stream is destroyed that is not drained")
+        self.streams.remove(stream)
         self._call("destroy_stream")
 
     def drain(self, stream: Stream) -> None:
         self._call("drain", is_fatal=True)
-        while self._queues[stream]:
-            self._do_something()
-        self._learn(self._clock_of(stream))
+        self.streams.drain(stream)
 
     def new_event(self) -> Event:
         self._call("new_event")
@@ -227,24 +157,19 @@ class FakeCuda:
 
     def record(self, event: Event, stream: Stream) -> None:
         self._call("record")
-        self._events[event].recorded = self._issue(stream, "record", lambda _: None)
+        self._events[event].recorded = self.streams.issue(stream, "record", lambda _: None)
 
     def wait(self, stream: Stream, event: Event) -> None:
         self._call("wait")
         if self._events[event].is_foreign:
             self.faults.append("a stream waits for a process that may be killed")
-        recorded = self._events[event].recorded
-        if recorded is not None:
-            merge(self._clock_of(stream), recorded.touch.clock)
-        self._issue(stream, "wait", lambda _: None, recorded)
+        self.streams.issue(stream, "wait", lambda _: None, self._events[event].recorded)
 
     def synchronize(self, event: Event) -> None:
         self._call("synchronize", is_fatal=True)
         recorded = self._events[event].recorded
         assert recorded is not None
-        while not recorded.is_done:
-            self._do_something()
-        self._learn(recorded.touch.clock)
+        self.streams.finish(recorded)
 
     def has_happened(self, event: Event) -> bool:
         self._call("has_happened")
@@ -253,7 +178,7 @@ class FakeCuda:
     def copy_to_host(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
         self._call("copy_to_host")
         self._check_pinned(target, size_bytes)
-        self._issue(stream, "copy_to_host", lambda touch: self._copy(touch, target, source, size_bytes))
+        self.streams.issue(stream, "copy_to_host", lambda touch: self._copy(touch, target, source, size_bytes))
 
     def copy_to_device(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
         self._call("copy_to_device")
@@ -265,7 +190,7 @@ class FakeCuda:
                 self.faults.append("what is copied to the device is changed before it is")
             self._copy(touch, target, source, size_bytes)
 
-        self._issue(stream, "copy_to_device", run)
+        self.streams.issue(stream, "copy_to_device", run)
 
     def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self._call("gather")
@@ -274,7 +199,7 @@ class FakeCuda:
             engine, chunk = self._addresses(touch, copy)
             self._memory.write(touch, chunk, self._memory.read(touch, engine))
 
-        self._issue(stream, "gather", run)
+        self.streams.issue(stream, "gather", run)
 
     def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self._call("scatter")
@@ -283,7 +208,7 @@ class FakeCuda:
             engine, chunk = self._addresses(touch, copy)
             self._memory.write(touch, engine, self._memory.read(touch, chunk))
 
-        self._issue(stream, "scatter", run)
+        self.streams.issue(stream, "scatter", run)
 
     # How it works.
 
@@ -291,46 +216,21 @@ class FakeCuda:
         self.calls.append(name)
         self.fail_call -= 1
         if self.fail_call == 0:
-            self.was_made_to_fail = True
-            self.is_dead = self.is_dead or is_fatal or self.is_fatal
+            self.streams.is_dead = self.streams.is_dead or is_fatal or self.is_fatal
             raise CudaError(f"{name} was made to fail")
-        if self.is_dead:
+        if self.streams.is_dead:
             raise CudaError(f"{name}: the device is dead")
 
     def _allocate(self, kind: str, size_bytes: int) -> Address:
         """Memory at a multiple of 256, full of noise."""
         noise = np.frombuffer(self._random.randbytes(size_bytes + 256), dtype=np.uint8).copy()
+        self._allocated.append(noise)
         start = -noise.ctypes.data % 256
-        self._allocated[noise.ctypes.data + start] = noise
         return self._memory.add(kind, noise[start : start + size_bytes])
 
     def _remove(self, kind: str, address: Address) -> None:
         self._memory.remove(kind, address)
         self._call(f"free {kind} memory")
-
-    def _do_something(self) -> None:
-        if not self.step():
-            if not self.is_dead:
-                self.faults.append("somebody waits, and nothing can be done")
-                self.is_dead = True
-            raise CudaError("the device is dead")
-
-    def _clock_of(self, stream: Stream) -> Clock:
-        return self._clocks.setdefault(f"stream {stream}", {})
-
-    def _learn(self, clock: Clock) -> None:
-        merge(self._clocks.setdefault(self.thread, {}), clock)
-
-    def _issue(
-        self, stream: Stream, name: str, run: Callable[[Touch], None], waits_for: Operation | None = None
-    ) -> Operation:
-        with self._lock:
-            clock, actor = self._clock_of(stream), f"stream {stream}"
-            merge(clock, self._clocks.get(self.thread, {}))
-            clock[actor] = clock.get(actor, 0) + 1
-            operation = Operation(Touch(actor, name, dict(clock)), run, waits_for)
-            self._queues[stream].append(operation)
-            return operation
 
     def _check_pinned(self, address: Address, size_bytes: int) -> None:
         memory = self._memory.holding(address, size_bytes)
@@ -342,7 +242,7 @@ class FakeCuda:
         self._memory.write(touch, target + span, self._memory.read(touch, source + span))
 
     def _addresses(self, touch: Touch, copy: BlockCopy) -> tuple[Addresses, Addresses]:
-        """Every byte of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``: see block_transfer.cu."""
+        """Every byte of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``, as kernels define it."""
         told = copy[0]
 
         def table(name: str, num_words: int, *shape: int) -> Addresses:
@@ -357,9 +257,8 @@ class FakeCuda:
             turns = np.arange(told[name]["count"]).reshape(shape)
             engine = engine + turns * told[name]["engine_stride_bytes"]
             chunk = chunk + turns * told[name]["chunk_stride_bytes"]
-        if np.any((engine % told["access_bytes"] != 0) | (chunk % told["access_bytes"] != 0)):
-            self.faults.append("a vector is not aligned")
-        if told["run_bytes"] % told["access_bytes"]:
-            self.faults.append("a run is not a number of vectors")
+        width = told["access_bytes"]
+        if told["run_bytes"] % width or np.any(engine % width) or np.any(chunk % width):
+            self.faults.append("an access is not aligned")
         run = np.arange(told["run_bytes"])
         return (engine + run).ravel(), (chunk + run).ravel()

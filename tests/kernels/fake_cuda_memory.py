@@ -36,14 +36,12 @@ class Memory:
 
     kind: str
     bytes: Bytes
+    address: int = field(init=False)
+    end: int = field(init=False)
 
-    @property
-    def address(self) -> int:
-        return int(self.bytes.ctypes.data)
-
-    @property
-    def end(self) -> int:
-        return self.address + self.bytes.size
+    def __post_init__(self) -> None:
+        self.address = self.bytes.ctypes.data
+        self.end = self.address + self.bytes.size
 
 
 @dataclass(eq=False)
@@ -114,7 +112,10 @@ class TouchableMemory:
     def _found(self, addresses: Addresses) -> Sequence[tuple[Memory, NDArray[np.bool_], Addresses]]:
         found = []
         num_found = 0
+        first, last = addresses.min(), addresses.max()
         for memory in self.all:
+            if last < memory.address or first >= memory.end:
+                continue
             is_there = (addresses >= memory.address) & (addresses < memory.end)
             if is_there.any():
                 found.append((memory, is_there, addresses[is_there] - memory.address))

@@ -27,7 +27,7 @@ from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
 from service.leases import LeaseEnd
 from service.server import Server
-from tests.conftest import _running
+from tests.conftest import running_server
 
 PROTOS = Path(__file__).parents[2] / "protos" / "kvdepot" / "v1"
 CHUNK_SIZE = 16
@@ -126,6 +126,7 @@ class World:
         for salt in ("", "revoked"):
             prefix = cache_pb2.Prefix(token_ids=range(NUM_TOKENS), cache_salt=salt)
             request = self.valid("Store")
+            request.session_id = "s"
             request.prefix.CopyFrom(prefix)
             assert (await self.call("Store", request)).messages[0].stored_tokens == NUM_TOKENS
         for name, instance_id, session_id, salt in (
@@ -176,7 +177,8 @@ class World:
 
     def valid(self, rpc: str) -> Any:
         """A request that the depot takes; for StoreInline a list of messages."""
-        ids = {"instance_id": "engine", "session_id": "s"}
+        # One that a call begins, if it does not say no first.
+        ids = {"instance_id": "engine", "session_id": "fresh" if rpc in ("Lookup", "Store", "StoreInline") else "s"}
         prefix = cache_pb2.Prefix(token_ids=range(NUM_TOKENS))
         tables = [cache_pb2.BlockTable(block_ids=range(NUM_TOKENS // size)) for size in (4, 8)]
         lease_id = self.leases.get("", "")
@@ -314,7 +316,7 @@ def groups() -> list[cache_pb2.KvGroup]:
 @asynccontextmanager
 async def a_world(folder: Path) -> AsyncIterator[World]:
     listen = ("127.0.0.1:0", f"unix:{folder}/depot.sock")
-    async with _running({"chunk_size": CHUNK_SIZE, "listen": listen, "disable_logging": True}) as server:
+    async with running_server({"chunk_size": CHUNK_SIZE, "listen": listen, "disable_logging": True}) as server:
         world = World(server)
         try:
             await world.set_up()
@@ -558,7 +560,11 @@ for what, head_bytes in {"a chunk larger than L1": 1 << 20, "a chunk of 2**36 by
 
     refused("AttachInstance", what, "FAILED_PRECONDITION CHUNK_TOO_LARGE", put_head_bytes)
 refused("AttachInstance", "a rank that is attached", "FAILED_PRECONDITION RANK_ATTACHED", put("instance_id", "engine"))
-for what, model_name, world_size in (("another model", "other", 2), ("another world", "m", 3)):
+for what, model_name, world_size in (
+    ("another model", "other", 2),
+    ("another model of a long name", "\U000e0001" * 128, 2),
+    ("another world", "m", 3),
+):
 
     def second_rank(request: Any, _: World, model_name: str = model_name, world_size: int = world_size) -> None:
         request.instance_id, request.model_name, request.world_size = "pair", model_name, world_size

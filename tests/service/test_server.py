@@ -28,7 +28,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from kvdepot import Attachment, DepotClient, DepotError, KvShape, SharedBuffer, layouts
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import SERVICES
-from tests.conftest import _running
+from tests.conftest import running_server
 
 REPOSITORY = Path(__file__).parents[2]
 CHUNK_SIZE = 16
@@ -413,7 +413,7 @@ async def test_attachments_beyond_the_limit_are_refused_until_one_ends(start_ser
 
 async def test_a_server_that_has_stopped_leaves_no_task_and_no_thread() -> None:
     threads, tasks = set(threading.enumerate()), asyncio.all_tasks()
-    async with _running({"chunk_size": CHUNK_SIZE, "disable_logging": True}) as server:
+    async with running_server({"chunk_size": CHUNK_SIZE, "disable_logging": True}) as server:
         assert set(threading.enumerate()) - threads
         await asyncio.to_thread(health, server.addresses[0])
     left = {thread.name for thread in set(threading.enumerate()) - threads}

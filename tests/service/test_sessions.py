@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.attachments import Instance
 from service.errors import SessionNotFound
+from service.server import Server
 from service.sessions import (
     MAX_ENDED_REMEMBERED,
     MAX_LIVE,
@@ -168,3 +173,14 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+
+
+async def test_sessions_beyond_the_limit_end_though_none_was_idle(start_server: Callable[..., Any]) -> None:
+    server: Server = await start_server(disable_observability=True)
+    instance = Instance("i", "m", 1)
+    for number in range(MAX_LIVE + 3):
+        server.depot.session(instance, str(number))
+    async with asyncio.timeout(5):
+        while len(server.depot.sessions) > MAX_LIVE:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    assert server.depot.sessions.latest("i", "0").end is SessionEnd.IDLE

@@ -253,7 +253,7 @@ class Client:
             (10, self._retrieve_inline),
             (6, self._look_up),
             (6, self._end_session),
-            (0.5, self._clear_cache),
+            (0.3, self._clear_cache),
             (3, self._leave_and_return),
         ]
         weights, functions = zip(*steps, strict=True)
@@ -350,12 +350,12 @@ class Client:
             await asyncio.wait([task], timeout=self.random.random() * 0.02)
             task.cancel()
         elif disturbance != "none":
-            while not task.done() and not self._bytes_move(engine):
+            while not task.done() and not self._bytes_move(engine):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0)
             if disturbance == "cancel while bytes move":
                 task.cancel()
             else:
-                await self._client.clear_cache(force=True)
+                await self._client.clear_cache(model_name=engine.model.name, cache_salt="salt", force=True)
         await asyncio.wait([task])
         return None if task.cancelled() else task.result()
 
@@ -578,7 +578,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     server: Server = await start_server(
         listen=("127.0.0.1:0", f"unix:{folder}/depot.sock"),
         chunk_size=CHUNK_SIZE,
-        l1_size="4MiB",
+        l1_size="8MiB",
         transfer_threads=1,
         lease_ttl="1s",
         session_idle_timeout="1s",

@@ -5,7 +5,8 @@ What an engine speaks: attach memory, look up, store, retrieve, end the session.
 
 A failed call carries google.rpc.Status in `grpc-status-details-bin`: always an ErrorInfo with domain "kvdepot" and
 the `reason` that the Errors: list of the RPC names, a BadRequest where fields are at fault, a RetryInfo where
-waiting helps. A miss is not an error. Every RPC may also answer
+waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
+(RESOURCE_EXHAUSTED), bytes that are no message. Every RPC may also answer
   UNAVAILABLE        DRAINING: the depot is shutting down.
   RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached.
   INTERNAL           INTERNAL: a bug; the depot's log has the traceback.
