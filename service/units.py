@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
-_SIZES = {"": 1, "B": 1} | {
+_SIZES: dict[str, int | str] = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("i", 1024), ("B", 1000), ("", 1000))
 }
-_DURATIONS = {"": 1, "ms": "0.001", "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+_DURATIONS: dict[str, int | str] = {"": 1, "ms": "0.001", "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -28,8 +28,9 @@ def parse_duration(text: str | float) -> float:
 def format_size(num_bytes: int) -> str:
     """The way `parse_size` reads it back, exactly."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if num_bytes and num_bytes % _SIZES[unit] == 0:
-            return f"{num_bytes // _SIZES[unit]}{unit}"
+        factor = int(_SIZES[unit])
+        if num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor}{unit}"
     return str(num_bytes)
 
 
