@@ -55,7 +55,7 @@ class Route(Protocol):
 
     @property
     def chunks_per_step(self) -> int:
-        """How many chunks go into a step, if one is not cut."""
+        """How many chunks go into a step: 1 if a chunk has several parts."""
 
     def load(self, moves: Moves, table: Table) -> Batch:
         """Write the blocks of the moves into a table, and start its upload."""

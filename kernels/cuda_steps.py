@@ -48,9 +48,7 @@ def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
 
 
 def steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> Iterator[Step]:
-    """The steps of ``num_moves`` moves, one after the other if a chunk has several parts."""
-    if len(parts) > 1:
-        chunks_per_step = 1
+    """The steps of ``num_moves`` moves. ``chunks_per_step`` is 1 if a chunk has several parts."""
     for first in range(0, num_moves, chunks_per_step):
         for part in parts:
             yield Step(range(first, min(first + chunks_per_step, num_moves)), part)

@@ -87,7 +87,6 @@ async def test_a_store_writes_what_another_one_does_not(depot: Site) -> None:
     tables, other_tables = engine.put(first_tokens(kv, num_tokens)), other.put(first_tokens(kv, -3))
     first = await begun(depot, engine, engine.attachment.store("s", TOKENS[:num_tokens], tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS[:-3], other_tables))
-    assert depot.is_moving(engine)
     assert counts(await first) == (num_tokens, 0, 0, 0)
     assert counts(await second) == (num_tokens - 16, num_tokens, 0, 13)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS - 16

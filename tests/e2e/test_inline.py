@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvdepot import AsyncDepotClient, KvShape
+from kvdepot import AsyncDepotClient, DepotError, KvShape
 from kvdepot.v1.cache_pb2 import StoreInlineRequest
 from tests.e2e.conftest import Open
 from tests.e2e.engines import (
@@ -329,9 +330,15 @@ async def test_a_client_that_stops_reading_keeps_no_call_from_others(open_site: 
     pieces = engine.attachment.retrieve_inline("s", lease)
     await anext(pieces)
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_RPCS"):
-        await depot.client.get_status()
-    await asyncio.sleep(1.5)
-    await depot.client.get_status()
+        await engine.lookup("t", TOKENS)
+
+    async def another_is_served() -> bool:
+        with suppress(DepotError):
+            await engine.lookup("t", TOKENS)
+            return True
+        return False
+
+    await eventually(another_is_served, within_seconds=5.0)
     await pieces.aclose()
 
 

@@ -35,15 +35,15 @@ class ManualWorker:
     def __init__(self, fake: FakeCuda, lane: CudaLane, name: str) -> None:
         self.name = name
         self._fake = fake
-        self._lane = lane
+        self.lane = lane
         fake.streams.tell("main", name)
 
     def turn(self) -> None:
         with self._fake.streams.acting(self.name):
-            self._lane.turn()
+            self.lane.turn()
 
     def join(self) -> None:
-        while not self._lane.is_over:
+        while not self.lane.is_over:
             self.turn()
         self._fake.streams.tell(self.name, "main")
 
@@ -69,7 +69,8 @@ class Schedule:
         self.may_fail = False
         self.problems: list[str] = []
         self.workers: list[ManualWorker] = []
-        self.l1 = bytearray(self.random.randbytes(num_engines * 8192))
+        size_bytes, misalignment = num_engines * 8192, self.random.choice((0, 1, 4))
+        self.l1 = memoryview(bytearray(self.random.randbytes(misalignment + size_bytes)))[misalignment:]
         self.expected_l1 = bytearray(self.l1)
         self.settings = CudaSettings(
             route=self.random.choice(list(RouteName)),
@@ -78,7 +79,7 @@ class Schedule:
             steps_ahead=self.random.choice((1, 2, 3, 8)),
             pin_bytes=self.random.choice((200, 512, 4096)),
         )
-        self.backend = CudaBackend(memoryview(self.l1), self.fake, self.settings, self._spawn)
+        self.backend = CudaBackend(self.l1, self.fake, self.settings, self._spawn)
         self.engines = [AttachedEngine(self, number * 8192) for number in range(num_engines)]
 
     def _spawn(self, lane: CudaLane, name: str) -> ManualWorker:

@@ -17,27 +17,44 @@ def few_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_buffer, "TABLE_MOVES", 2)
 
 
-@pytest.mark.parametrize("seed", range(80))
-def test_nothing_goes_wrong_in_any_order(seed: int) -> None:
-    schedule = Schedule(seed)
+def found_in(schedule: Schedule) -> list[str]:
     schedule.run(NUM_EVENTS)
-    assert schedule.found() == []
+    return schedule.found()
 
 
-@pytest.mark.parametrize("seed", range(80))
-def test_a_call_that_fails_ends_its_attachment_and_nothing_else(seed: int) -> None:
+def with_a_call_that_fails(seed: int) -> Schedule:
     schedule = Schedule(seed)
     schedule.may_fail = True
     schedule.fake.fail_call = schedule.random.randrange(1, 400)
     schedule.fake.is_fatal = schedule.random.random() < 0.3
-    schedule.run(NUM_EVENTS)
-    assert schedule.found() == []
+    return schedule
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_device_that_dies_ends_every_transfer(seed: int) -> None:
+def with_a_device_that_dies(seed: int) -> Schedule:
     schedule = Schedule(seed)
     schedule.may_fail = True
     schedule.fake.streams.fail_at = schedule.random.randrange(1, 200)
-    schedule.run(NUM_EVENTS)
-    assert schedule.found() == []
+    return schedule
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_goes_wrong_in_any_order(seed: int) -> None:
+    assert found_in(Schedule(seed)) == []
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_call_that_fails_ends_its_attachment_and_nothing_else(seed: int) -> None:
+    assert found_in(with_a_call_that_fails(seed)) == []
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_device_that_dies_ends_every_transfer(seed: int) -> None:
+    assert found_in(with_a_device_that_dies(seed)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", [Schedule, with_a_call_that_fails, with_a_device_that_dies])
+def test_thousands_of_schedules(kind: type[Schedule]) -> None:
+    for seed in range(1_000, 3_000):
+        assert found_in(kind(seed)) == [], seed

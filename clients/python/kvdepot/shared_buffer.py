@@ -53,10 +53,13 @@ class SharedBuffer:
         region = MemoryRegion(size_bytes=size_bytes)
         if by == "fd":
             room.check_memory(size_bytes)
-            fd = os.memfd_create("kvdepot", os.MFD_CLOEXEC)
+            fd = os.memfd_create("kvdepot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
             try:
-                return cls(_map(fd, size_bytes), region, fd, None)
+                array = _map(fd, size_bytes)
+                # Memory that shrinks while it is mapped elsewhere kills whoever reads it there.
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                return cls(array, region, fd, None)
             except BaseException:
                 os.close(fd)
                 raise

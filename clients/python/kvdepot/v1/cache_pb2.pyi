@@ -1053,7 +1053,7 @@ class StoreInlineRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """At most 1 MiB."""
+    """1 byte to 1 MiB."""
     @_builtins.property
     def header(self) -> Global___StoreInlineHeader:
         """What the bytes are."""

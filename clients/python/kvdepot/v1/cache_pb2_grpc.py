@@ -134,7 +134,8 @@ class CacheServiceServicer(object):
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
+        during the call; seal a memfd, and nobody can.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
@@ -155,7 +156,8 @@ class CacheServiceServicer(object):
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
         NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
+        during the call; seal a memfd, and nobody can.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
