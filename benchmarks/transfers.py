@@ -63,7 +63,7 @@ async def measure(address: str, table: Table) -> None:
 
 async def _until_populated(client: AsyncDepotClient) -> None:
     """Wait until L1 is in memory: its first touch is a figure of its own."""
-    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:
+    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
 
 

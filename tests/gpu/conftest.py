@@ -1,0 +1,61 @@
+"""A device, the depot's backend on it, and an engine in another process; without a device there is nothing to test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.cuda import CudaBackend
+from kernels.cuda_cupy import CupyRuntime, cuda_available
+from kernels.cuda_settings import CudaSettings
+from tests.gpu.engine_process import EngineProcess
+
+L1_BYTES = 64 << 20
+
+OpenBackend = Callable[..., CudaBackend]
+
+
+@pytest.fixture(scope="session")
+def runtime() -> CupyRuntime:
+    """CUDA, or the reason why there is none."""
+    if reason := cuda_available():
+        pytest.skip(reason)
+    return CupyRuntime()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(runtime: CupyRuntime) -> Iterator[EngineProcess]:
+    """One process for all tests that don't kill it: torch takes its time to start."""
+    engine = EngineProcess()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared_engine: EngineProcess) -> Iterator[EngineProcess]:
+    """An engine without memory."""
+    yield shared_engine
+    shared_engine.ask("free")
+
+
+@pytest.fixture
+def l1() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An arena full of noise."""
+    return np.random.default_rng(5).integers(0, 256, L1_BYTES, dtype=np.uint8)
+
+
+@pytest.fixture
+def open_backend(runtime: CupyRuntime, l1: np.ndarray[Any, np.dtype[np.uint8]]) -> Iterator[OpenBackend]:
+    """`open_backend(route=…)` makes the CUDA backend of that arena with these settings, until the test ends."""
+    with ExitStack() as stack:
+
+        def open_backend(**settings: Any) -> CudaBackend:
+            backend = CudaBackend(l1.data, runtime, CudaSettings(**settings))
+            stack.callback(backend.close)
+            return backend
+
+        yield open_backend

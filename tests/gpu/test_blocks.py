@@ -1,0 +1,188 @@
+"""Blocks of another process's GPU memory: the right bytes in the right place, and no other byte touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.cuda import CudaBackend
+from kernels.cuda_settings import RouteName
+from kernels.geometry import Group, Plane, PlaneKind, Region
+from kernels.transfer import ChunkMove
+from tests.gpu.conftest import OpenBackend
+from tests.gpu.engine_process import EngineProcess
+from tests.kernels.reference import LAYOUTS, Engine, Shape
+
+pytestmark = pytest.mark.gpu
+
+CHUNK_SIZE = 32
+SECONDS = 60
+ROUTES = list(RouteName)
+HYBRID = (
+    ("LBHNC", Shape(num_layers=4, num_blocks=24, block_size=16, num_heads=8, head_size=64)),
+    ("NL_X_NB_BS_HS", Shape(num_layers=5, num_blocks=50, block_size=8, head_size=576)),
+    ("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=1, num_blocks=12, block_size=32, num_heads=2, head_size=33)),
+)
+
+L1 = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Twin:
+    """The same bytes on the host, where the reference copies them, and in the engine's process, on the device."""
+
+    def __init__(self, engine: EngineProcess, folder: Path, *layouts: tuple[str, Shape], one_region: bool) -> None:
+        self.host = Engine(*layouts, one_region=one_region)
+        self._engine = engine
+        self._folder = folder
+        self.regions: list[Region] = []
+        for number, contents in enumerate(self.host.contents()):
+            path = folder / f"region-{number}"
+            path.write_bytes(contents)
+            self.regions.append(engine.region("load", path=str(path)))
+
+    def device_contents(self) -> list[bytes]:
+        contents = []
+        for number in range(len(self.regions)):
+            path = self._folder / f"dump-{number}"
+            self._engine.ask("dump", number=number, path=str(path))
+            contents.append(path.read_bytes())
+        return contents
+
+
+def random_moves(engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens: int = 0) -> list[ChunkMove]:
+    rng = np.random.default_rng(num_chunks)
+    tables = [
+        rng.permutation(group.num_blocks)[: num_chunks * CHUNK_SIZE // group.block_size].reshape(num_chunks, -1)
+        for group in engine.groups
+    ]
+    return [
+        ChunkMove(
+            l1_offset_bytes=number * pitch_bytes,
+            block_ids=tuple(table[number] for table in tables),
+            skip_tokens=skip_tokens,
+        )
+        for number in range(num_chunks)
+    ]
+
+
+def check_both_ways(backend: CudaBackend, twin: Twin, l1: L1, gap_bytes: int = 0, skip_tokens: int = 0) -> None:
+    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
+    expected_l1, expected = l1.copy(), twin.host.contents()
+    moves = random_moves(twin.host, 3, buffer.chunk_bytes + gap_bytes)
+    for move in moves:
+        chunk = np.frombuffer(twin.host.read_chunk(move.block_ids), dtype=np.uint8)
+        expected_l1[move.l1_offset_bytes : move.l1_offset_bytes + chunk.size] = chunk
+    backend.gather(buffer, moves).future.result(SECONDS)
+    assert np.array_equal(l1, expected_l1)
+    assert twin.device_contents() == expected
+
+    others = random_moves(twin.host, 2, buffer.chunk_bytes + gap_bytes, skip_tokens)
+    for move in others:
+        chunk = expected_l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes]
+        twin.host.write_chunk(chunk.tobytes(), move.block_ids, skip_tokens)
+    backend.scatter(buffer, others).future.result(SECONDS)
+    assert np.array_equal(l1, expected_l1)
+    assert twin.device_contents() == twin.host.contents()
+    buffer.close()
+    twin.host.close()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("one_region", [True, False], ids=["one-region", "region-per-tensor"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout(
+    open_backend: OpenBackend,
+    engine: EngineProcess,
+    l1: L1,
+    tmp_path: Path,
+    name: str,
+    one_region: bool,
+    route: RouteName,
+) -> None:
+    shape = Shape(num_blocks=12, block_size=16, num_heads=2, head_size=16)
+    check_both_ways(open_backend(route=route), Twin(engine, tmp_path, (name, shape), one_region=one_region), l1)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("gap_bytes", [0, 3, 4096], ids=["dense", "odd", "apart"])
+@pytest.mark.parametrize("staging_bytes", [1, 100_000, 8 << 20], ids=["a-plane", "some-planes", "all"])
+def test_groups_that_share_a_chunk(
+    open_backend: OpenBackend,
+    engine: EngineProcess,
+    l1: L1,
+    tmp_path: Path,
+    staging_bytes: int,
+    gap_bytes: int,
+    route: RouteName,
+) -> None:
+    backend = open_backend(route=route, staging_bytes=staging_bytes, staging_slots=3, pin_bytes=1 << 20)
+    twin = Twin(engine, tmp_path, *HYBRID, one_region=False)
+    check_both_ways(backend, twin, l1, gap_bytes, skip_tokens=CHUNK_SIZE)
+    check_both_ways(backend, Twin(engine, tmp_path, *HYBRID[:2], one_region=False), l1, gap_bytes, skip_tokens=16)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtype: str, route: RouteName) -> None:
+    layers, blocks, block_size, heads, head_size = 8, 64, 16, 8, 128
+    shape = [layers, 2, blocks, block_size, heads, head_size]
+    region = engine.region("random", shape=shape, dtype=dtype, seed=3)
+    head_bytes = region.size_bytes // (layers * 2 * blocks * block_size * heads)
+    block_bytes = block_size * heads * head_bytes
+    planes = tuple(
+        Plane(layer=layer, kind=kind, region=0, offset_bytes=(2 * layer + number) * blocks * block_bytes)
+        for layer in range(layers)
+        for number, kind in enumerate((PlaneKind.K, PlaneKind.V))
+    )
+    group = Group(
+        num_layers=layers,
+        num_blocks=blocks,
+        block_size=block_size,
+        num_heads=heads,
+        head_bytes=head_bytes,
+        dtype=dtype,
+        block_stride_bytes=block_bytes,
+        token_stride_bytes=heads * head_bytes,
+        head_stride_bytes=head_bytes,
+        planes=planes,
+    )
+    backend = open_backend(route=route)
+    buffer = backend.attach([group], [region], 256, allow_process_fd=False)
+    ids = np.random.default_rng(1).permutation(blocks).reshape(-1, 256 // block_size)
+    moves = [
+        ChunkMove(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
+    ]
+    backend.gather(buffer, moves).future.result(SECONDS)
+    engine.ask("zero", number=0)
+    assert not engine.ask("same", number=0, shape=shape, dtype=dtype, seed=3)
+    backend.scatter(buffer, moves).future.result(SECONDS)
+    assert engine.ask("same", number=0, shape=shape, dtype=dtype, seed=3)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_store_waits_for_the_engine(
+    open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path, route: RouteName
+) -> None:
+    twin = Twin(engine, tmp_path, HYBRID[0], one_region=True)
+    backend = open_backend(route=route)
+    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
+    (move,) = random_moves(twin.host, 1, 0)
+    twin.host.write_chunk(np.random.default_rng(8).bytes(buffer.chunk_bytes), move.block_ids)
+    path = tmp_path / "late"
+    path.write_bytes(twin.host.contents()[0])
+    ready_event = bytes.fromhex(engine.ask("load_late", number=0, path=str(path), seconds=0.5))
+    waiting = backend.gather(buffer, [move], ready_event)
+    waiting.future.result(SECONDS)
+    assert l1[: buffer.chunk_bytes].tobytes() == twin.host.read_chunk(move.block_ids)
+    twin.host.close()
+
+
+def test_the_quicker_route_is_measured(open_backend: OpenBackend, engine: EngineProcess, tmp_path: Path) -> None:
+    backend = open_backend()
+    twin = Twin(engine, tmp_path, HYBRID[0], one_region=True)
+    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
+    assert buffer.transfer_backend in ROUTES
+    twin.host.close()

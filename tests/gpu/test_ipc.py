@@ -1,0 +1,153 @@
+"""Memory of another process: how large it is, whose it is, and that it is free again when its owner is killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.cuda import CudaBackend
+from kernels.cuda_cupy import CupyRuntime
+from kernels.cuda_runtime import CudaError, canonical_uuid
+from kernels.errors import RegionUnavailable, TransferCancelled
+from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
+from kernels.transfer import ChunkMove
+from tests.gpu.conftest import OpenBackend
+from tests.gpu.engine_process import EngineProcess
+
+pytestmark = pytest.mark.gpu
+
+GIB = 1 << 30
+SECONDS = 60
+
+
+def latent_group(size_bytes: int, block_bytes: int = 1 << 20) -> Group:
+    """One plane over all of a region, in blocks of one token."""
+    return Group(
+        num_layers=1,
+        num_blocks=size_bytes // block_bytes,
+        block_size=1,
+        num_heads=1,
+        head_bytes=block_bytes,
+        dtype="uint8",
+        block_stride_bytes=block_bytes,
+        token_stride_bytes=0,
+        head_stride_bytes=0,
+        planes=(Plane(layer=0, kind=PlaneKind.LATENT, region=0, offset_bytes=0),),
+    )
+
+
+def free_bytes() -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+@pytest.fixture
+def mortal() -> Iterator[EngineProcess]:
+    """An engine that a test may kill."""
+    engine = EngineProcess()
+    yield engine
+    engine.close()
+
+
+def attach(backend: CudaBackend, region: Region) -> Any:
+    return backend.attach([latent_group(region.size_bytes)], [region], 1, allow_process_fd=False)
+
+
+def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
+    open_backend: OpenBackend, mortal: EngineProcess, engine: EngineProcess
+) -> None:
+    backend = open_backend(staging_bytes=1 << 20)
+    other = attach(backend, engine.region("make", size_bytes=8 << 20))
+    region = mortal.region("make", size_bytes=2 * GIB)
+    buffer = attach(backend, region)
+    moves = [ChunkMove(l1_offset_bytes=n << 20, block_ids=(np.array([n]),)) for n in range(8)]
+    backend.gather(buffer, moves).future.result(SECONDS)
+    before = free_bytes()
+    mortal.kill()
+    begin = time.monotonic()
+    buffer.close()
+    while free_bytes() < before + 2 * GIB and time.monotonic() < begin + SECONDS:
+        time.sleep(0.01)
+    assert time.monotonic() - begin < 1
+    backend.gather(other, moves).future.result(SECONDS)
+    backend.scatter(other, moves).future.result(SECONDS)
+
+
+def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
+    open_backend: OpenBackend, mortal: EngineProcess, tmp_path: Any
+) -> None:
+    backend = open_backend()
+    region = mortal.region("make", size_bytes=GIB)
+    buffer = attach(backend, region)
+    path = tmp_path / "late"
+    path.write_bytes(bytes(region.size_bytes))
+    ready_event = bytes.fromhex(mortal.ask("load_late", number=0, path=str(path), seconds=10.0))
+    transfer = backend.gather(buffer, [ChunkMove(l1_offset_bytes=0, block_ids=(np.array([0]),))], ready_event)
+    time.sleep(0.2)
+    assert not transfer.future.done()
+    mortal.kill()
+    begin = time.monotonic()
+    transfer.cancel()
+    with pytest.raises(TransferCancelled):
+        transfer.future.result(SECONDS)
+    buffer.close()
+    assert time.monotonic() - begin < 1
+
+
+def test_the_driver_tells_how_large_an_allocation_is(runtime: CupyRuntime, engine: EngineProcess) -> None:
+    told = engine.ask("make", size_bytes=5 << 20)
+    device = runtime.devices[canonical_uuid(engine.ask("uuid"))]
+    address = device.open_memory(bytes.fromhex(told["handle"]))
+    assert device.bytes_from(address) == told["allocated_bytes"]
+    assert device.bytes_from(type(address)(address + 9)) == told["allocated_bytes"] - 9
+    device.close_memory(address)
+
+
+def test_a_region_beyond_its_allocation_is_refused(open_backend: OpenBackend, engine: EngineProcess) -> None:
+    told = engine.ask("make", size_bytes=64 << 20)
+    handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], engine.ask("uuid"))
+    with pytest.raises(RegionUnavailable, match="beyond"):
+        attach(open_backend(), Region(told["allocated_bytes"] + (1 << 20), handle))
+
+
+def test_memory_of_a_process_that_is_gone_is_refused(open_backend: OpenBackend, mortal: EngineProcess) -> None:
+    region = mortal.region("make", size_bytes=64 << 20)
+    mortal.kill()
+    with pytest.raises(RegionUnavailable, match=r"regions\[0\]"):
+        attach(open_backend(), region)
+
+
+def test_two_attachments_may_share_an_allocation(open_backend: OpenBackend, engine: EngineProcess) -> None:
+    backend = open_backend()
+    region = engine.region("make", size_bytes=8 << 20)
+    first, second = attach(backend, region), attach(backend, region)
+    first.close()
+    move = ChunkMove(l1_offset_bytes=0, block_ids=(np.array([7]),))
+    backend.gather(second, [move]).future.result(SECONDS)
+
+
+def test_an_event_that_cannot_be_opened_is_an_error(runtime: CupyRuntime) -> None:
+    device = next(iter(runtime.devices.values()))
+    with pytest.raises(CudaError, match="cuIpcOpenEventHandle"):
+        device.open_event(bytes(64))
+
+
+def test_l1_is_registered_and_unregistered(
+    open_backend: OpenBackend, l1: np.ndarray[Any, np.dtype[np.uint8]], runtime: CupyRuntime
+) -> None:
+    import cupy
+
+    def kind(offset_bytes: int) -> int:
+        return int(cupy.cuda.runtime.pointerGetAttributes(l1.ctypes.data + offset_bytes).type)
+
+    backend = open_backend(pin_bytes=1 << 20)
+    backend.register(0, 3 << 20)
+    pinned, pageable = cupy.cuda.runtime.memoryTypeHost, cupy.cuda.runtime.memoryTypeUnregistered
+    assert [kind(at << 20) for at in (0, 1, 2, 3)] == [pinned, pinned, pinned, pageable]
+    backend.close()
+    assert kind(0) == pageable
