@@ -46,7 +46,7 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/buf lint
-	@protos/generate.sh build/stubs && diff -r build/stubs/kvdepot/v1 clients/python/kvdepot/v1 -x __pycache__
+	@protos/generate.sh build/stubs && diff -r build/stubs/kvdepot/v1 clients/python/kvdepot/v1 -x __pycache__ -x __init__.py
 
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python

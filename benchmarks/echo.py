@@ -16,7 +16,7 @@ async def serve(address: str) -> None:
         return request
 
     server = grpc.aio.server()
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", handlers),))
     server.add_insecure_port(address)
     await server.start()
