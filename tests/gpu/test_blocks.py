@@ -168,7 +168,7 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
 def test_a_store_waits_for_the_engine(
     open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path, route: RouteName
 ) -> None:
-    twin = Twin(engine, tmp_path, HYBRID[0], one_region=True)
+    twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
     backend = open_backend(route=route)
     buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
     (move,) = random_moves(twin.host, 1, 0)
@@ -184,7 +184,7 @@ def test_a_store_waits_for_the_engine(
 
 def test_the_quicker_route_is_measured(open_backend: OpenBackend, engine: EngineProcess, tmp_path: Path) -> None:
     backend = open_backend()
-    twin = Twin(engine, tmp_path, HYBRID[0], one_region=True)
+    twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
     buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
     assert buffer.transfer_backend in ROUTES
     twin.host.close()

@@ -107,14 +107,16 @@ class FakeStreams:
 
     def finish(self, operation: Operation) -> None:
         """Does whatever it likes until an operation is done, of which the thread then knows."""
-        while not operation.is_done:
-            self._must_step()
+        with self._lock:
+            while not operation.is_done:
+                self._must_step()
         merge(self._clocks.setdefault(self.thread, {}), operation.touch.clock)
 
     def drain(self, stream: Stream) -> None:
         """Does whatever it likes until a stream is empty."""
-        while self._queues[stream]:
-            self._must_step()
+        with self._lock:
+            while self._queues[stream]:
+                self._must_step()
         merge(self._clocks.setdefault(self.thread, {}), self._clocks.get(f"stream {stream}", {}))
 
     def _must_step(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,7 @@ class SharedBytes:
         self.region = Region(size_bytes=size_bytes, handle=ProcessFd(os.getpid(), self.fd))
         self.bytes: Bytes = np.frombuffer(mmap.mmap(self.fd, size_bytes), dtype=np.uint8)
         self.bytes[:] = rng.integers(0, 256, size_bytes, dtype=np.uint8)
+        self.close = weakref.finalize(self, os.close, self.fd)
 
     def holds(self, view: Tensor) -> bool:
         return 0 <= address(view) - address(self.bytes) < self.bytes.size
@@ -161,9 +163,6 @@ class SharedBytes:
     def resize(self, size_bytes: int) -> None:
         """What an engine must not do; `bytes` can't be read any more."""
         os.ftruncate(self.fd, size_bytes)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class Engine:

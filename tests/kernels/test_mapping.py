@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import subprocess
@@ -60,8 +61,13 @@ def mappings_of(fd: int) -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.split()[4] == inode]
 
 
-def num_open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def num_open_fds(fd: int) -> int:
+    """Descriptors of this process that are of the object behind a descriptor."""
+    inode, num_open = os.fstat(fd).st_ino, 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            num_open += entry.stat().st_ino == inode
+    return num_open
 
 
 def test_both_sides_see_each_others_writes(memfd: int) -> None:
@@ -114,23 +120,23 @@ def test_memory_is_made_sure_of_where_linux_cannot_populate(memfd: int, monkeypa
 
 
 def test_closing_unmaps_at_once_whatever_views_exist(memfd: int) -> None:
-    fds = num_open_fds()
+    fds = num_open_fds(memfd)
     mapping = map_all(own(memfd), own(memfd))
     view = mapping.memory()[10:20]
     assert len(mappings_of(memfd)) == 2
     mapping.close()
     assert mappings_of(memfd) == []
     assert view.size == 10
-    assert (mapping.mapped_bytes, num_open_fds()) == (0, fds)
+    assert (mapping.mapped_bytes, num_open_fds(memfd)) == (0, fds)
     mapping.close()
 
 
 def test_what_was_mapped_is_let_go_if_a_later_region_fails(memfd: int, name: str) -> None:
-    fds = num_open_fds()
+    fds = num_open_fds(memfd)
     with pytest.raises(RegionUnavailable):
         map_all(own(memfd), shm(name))
     assert mappings_of(memfd) == []
-    assert num_open_fds() == fds
+    assert num_open_fds(memfd) == fds
 
 
 def test_an_object_outlives_the_process_that_lent_it() -> None:
