@@ -21,6 +21,8 @@ _PIECE_BYTES = 2 << 20
 class HostBuffer:
     """An engine's paged buffer, mapped; valid until `close`."""
 
+    transfer_backend = "host"
+
     def __init__(self, groups: Sequence[Group], mapping: Mapping, chunk_size: int) -> None:
         self.chunk_bytes = chunk_bytes(groups, chunk_size)
         self.plans = plan_groups(groups, chunk_size)

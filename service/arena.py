@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -56,19 +57,20 @@ class Arena:
         self.view = memoryview(self._map)
         self.populated_bytes = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._populate, name="kvdepot-populate", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start_populating(self) -> None:
-        """Begin to make the pages, in the background."""
+    def start_populating(self, populated: Callable[[int, int], None] = lambda offset_bytes, size_bytes: None) -> None:
+        """Begin to make the pages, in the background; `populated` is told, there, each offset and size that is done."""
+        self._thread = threading.Thread(target=self._populate, args=(populated,), name="kvdepot-populate", daemon=True)
         self._thread.start()
 
     def stop_populating(self) -> None:
         """Make no more pages. The memory goes with the last reference to `view`."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
-    def _populate(self) -> None:
+    def _populate(self, populated: Callable[[int, int], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -82,6 +84,7 @@ class Arena:
                 logger.warning("populating L1 stopped: %s", os.strerror(ctypes.get_errno()))
                 return
             self.populated_bytes = offset_bytes + piece_bytes
+            populated(offset_bytes, piece_bytes)
 
 
 def available_memory_bytes() -> int:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import kernels.errors
 from kernels.address_plan import check_groups, chunk_bytes
+from kernels.geometry import CudaIpc
 from service.attachments import Attachment, MappedBuffer
 from service.depot import Depot
 from service.errors import (
@@ -42,8 +43,9 @@ _ERRORS: dict[type[Exception], type[DepotError]] = {
 class Attaching:
     """Attaches ranks, each (instance_id, rank) once at a time."""
 
-    def __init__(self, depot: Depot) -> None:
+    def __init__(self, depot: Depot, *, cuda_over_tcp: bool) -> None:
         self._depot = depot
+        self._cuda_over_tcp = cuda_over_tcp
         self._places: dict[tuple[str, int], asyncio.Future[None]] = {}
         # Apart, so that the memory of an engine that died is not kept until others have been mapped.
         self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
@@ -81,7 +83,7 @@ class Attaching:
                     chunk_bytes=one_chunk_bytes,
                     slot_bytes=slot_bytes_for(one_chunk_bytes),
                     buffer=buffer,
-                    transfer_backend=depot.backend.name if buffer is not None else "inline",
+                    transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
                 )
                 depot.instances.add(attachment)
                 self._publish_attached(attachment)
@@ -115,6 +117,9 @@ class Attaching:
                     f"the depot's chunk_size {chunk_size} is not a multiple of group {number}'s block_size "
                     f"{group.block_size}"
                 )
+        has_cuda = any(isinstance(region.handle, CudaIpc) for region in request.regions)
+        if has_cuda and not (request.over_unix_socket or self._cuda_over_tcp):
+            raise RegionForbidden("a cuda_ipc handle is taken over a unix socket only, or with --cuda-over-tcp")
         one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
         if slot_bytes_for(one_chunk_bytes) > len(self._depot.l1):
             raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(self._depot.l1)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,15 @@ class MappedBuffer(Protocol):
     """An engine's paged KV buffer, mapped."""
 
     @property
+    def transfer_backend(self) -> str:
+        """What clients are told moves their bytes."""
+
+    @property
     def mapped_bytes(self) -> int:
         """Bytes of the engine's memory that are mapped."""
 
     def check_size(self) -> None:
-        """Raise kernels.errors.RegionUnavailable if the engine has shrunk its memory."""
+        """Raise kernels.errors.RegionUnavailable if the engine has shrunk its memory, or its device has failed."""
 
     def close(self) -> None:
         """Unmap; no transfer may be running."""
@@ -33,18 +38,18 @@ class TransferBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """What clients are told moves their bytes."""
+        """What there is on this machine, such as "host, cuda"."""
 
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
     ) -> MappedBuffer:
         """Map an engine's memory; takes time. Raises the errors of kernels.errors."""
 
-    def gather(self, buffer: Any, moves: Sequence[ChunkMove]) -> RunningTransfer:
-        """Start to copy blocks into chunks."""
+    def gather(self, buffer: Any, moves: Sequence[ChunkMove], ready_event: bytes) -> RunningTransfer:
+        """Start to copy blocks into chunks, once the engine's event has happened; empty: now."""
 
-    def scatter(self, buffer: Any, moves: Sequence[ChunkMove]) -> RunningTransfer:
-        """Start to copy chunks into blocks."""
+    def scatter(self, buffer: Any, moves: Sequence[ChunkMove], ready_event: bytes) -> RunningTransfer:
+        """Start to copy chunks into blocks, once the engine's event has happened; empty: now."""
 
     def close(self) -> None:
         """Stop for good."""
@@ -52,7 +57,10 @@ class TransferBackend(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Attachment:
-    """One rank of an instance, attached. `buffer` is None if it moves bytes inline only."""
+    """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
+
+    `failed` is set when its device has failed, so that the attachment must end.
+    """
 
     instance_id: str
     model_name: str
@@ -66,6 +74,7 @@ class Attachment:
     transfer_backend: str
     attach_time: float = field(default_factory=time.time)
     detached: bool = False
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[RunningTransfer] = field(default_factory=set)
 
 

@@ -164,6 +164,13 @@ class NoRegions(DepotError):
     reason = "NO_REGIONS"
 
 
+class TransferFailed(DepotError):
+    """The device failed while bytes were being moved; the attachment ends with it."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "TRANSFER_FAILED"
+
+
 class Detached(DepotError):
     """The attachment ended while its bytes were on their way."""
 

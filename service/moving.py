@@ -8,16 +8,27 @@ from typing import Literal
 
 from kernels.errors import RegionUnavailable as KernelsRegionUnavailable
 from kernels.errors import TransferCancelled
+from kernels.errors import TransferFailed as KernelsTransferFailed
 from kernels.transfer import ChunkMove
 from service.attachments import Attachment, MappedBuffer
 from service.depot import Depot
-from service.errors import Detached, FieldViolation, InvalidRequest, NoRegions, RegionUnavailable, SessionNotFound
+from service.errors import (
+    BackendUnavailable,
+    Detached,
+    FieldViolation,
+    InvalidRequest,
+    NoRegions,
+    RegionUnavailable,
+    SessionNotFound,
+    TransferFailed,
+)
 from service.leases import Lease
 from service.requests import BlockTable
 from service.sessions import Operation, Outcome, Session
 from service.transfers import finished
 from telemetry.events import TransferFinished, TransferStarted
 
+HOST = "host"
 Direction = Literal["store", "retrieve"]
 
 
@@ -35,6 +46,12 @@ def require_buffer(attachment: Attachment) -> MappedBuffer:
     except KernelsRegionUnavailable as error:
         raise RegionUnavailable(str(error)) from error
     return attachment.buffer
+
+
+def check_ready_event(attachment: Attachment, ready_event: bytes) -> None:
+    """Raise BackendUnavailable if there is an event to wait for and nothing that can wait for it."""
+    if ready_event and attachment.transfer_backend == HOST:
+        raise BackendUnavailable("ready_event: this rank's memory is the host's, and has no CUDA events")
 
 
 def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
@@ -79,11 +96,13 @@ async def move(
     *,
     session: Session,
     operation: Operation,
+    ready_event: bytes,
     lease: Lease | None = None,
 ) -> None:
     """Carry the moves out. When this has ended, whichever way, neither blocks nor slots are touched any more.
 
-    Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile.
+    Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile; TransferFailed if the device
+        fails, with which the attachment ends.
     """
     buffer = require_buffer(attachment)
     if session.end is not None:
@@ -108,7 +127,7 @@ async def move(
             )
         )
     start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
-    transfer = start_move(buffer, moves)
+    transfer = start_move(buffer, moves, ready_event)
     holders = [attachment.transfers, session.transfers]
     if lease is not None:
         holders.append(lease.transfers)
@@ -124,6 +143,10 @@ async def move(
         if lease is not None and lease.end is not None:
             raise lease.error() from error
         raise SessionNotFound(session.instance_id, session.session_id) from error
+    except KernelsTransferFailed as error:
+        outcome = Outcome.FAILED
+        attachment.failed.set()
+        raise TransferFailed(str(error)) from error
     except Exception:
         outcome = Outcome.FAILED
         raise

@@ -87,10 +87,14 @@ class StoreHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRequest:
-    """Copy blocks into chunks; one block table per group, from `header.start_token` on."""
+    """Copy blocks into chunks; one block table per group, from `header.start_token` on.
+
+    `ready_event` is the handle of a CUDA event to wait for, or empty.
+    """
 
     header: StoreHeader
     block_tables: Sequence[BlockTable]
+    ready_event: bytes
 
 
 class RefusalReason(StrEnum):
@@ -122,7 +126,10 @@ class StoreAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveRequest:
-    """Copy leased chunks into blocks; one block table per group, from token 0 on."""
+    """Copy leased chunks into blocks; one block table per group, from token 0 on.
+
+    `ready_event` is the handle of a CUDA event to wait for, or empty.
+    """
 
     instance_id: str
     rank: int
@@ -130,6 +137,7 @@ class RetrieveRequest:
     lease_id: str
     block_tables: Sequence[BlockTable]
     skip_tokens: int
+    ready_event: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from service.chunks import Chunk
 from service.depot import Depot
 from service.errors import Detached, FieldViolation, InvalidRequest, invalid
 from service.leases import Lease
-from service.moving import check_tables, chunk_move, move, require_buffer
+from service.moving import check_ready_event, check_tables, chunk_move, move, require_buffer
 from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.sessions import Operation, OperationKind, Outcome, Session
 from telemetry.events import RetrieveFinished, RetrieveStarted
@@ -38,6 +38,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment)
+    check_ready_event(attachment, request.ready_event)
     depot.expire()
     lease = depot.leases.require(request.lease_id, request.instance_id, request.session_id)
     chunk_size = depot.limits.chunk_size
@@ -58,7 +59,16 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
             for position, chunk in enumerate(chunks, start=first)
         ]
         if moves:
-            await move(depot, attachment, "retrieve", moves, session=session, operation=operation, lease=lease)
+            await move(
+                depot,
+                attachment,
+                "retrieve",
+                moves,
+                session=session,
+                operation=operation,
+                ready_event=request.ready_event,
+                lease=lease,
+            )
         answer.retrieved_tokens = num_tokens - request.skip_tokens
         answer.retrieved_bytes = answer.retrieved_tokens * sum(group.token_bytes for group in attachment.groups)
     return answer

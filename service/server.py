@@ -17,7 +17,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kernels.host import HostBackend
+from kernels.backends import Backends
+from kernels.cuda_settings import CudaSettings, RouteName
+from kernels.errors import BackendUnavailable
 from kvdepot.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -69,7 +71,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
-        backend = HostBackend(self._arena.view, settings.transfer_threads)
+        self._backends = Backends.open(self._arena.view, settings.transfer_threads, _cuda_settings(settings))
         subscribers = [] if settings.disable_logging else [LogSubscriber()]
         self.bus = None if settings.disable_observability else EventBus(subscribers, capacity=settings.event_queue_size)
         limits = DepotLimits(
@@ -78,14 +80,19 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
         )
-        self.depot = Depot(self._arena.view[: settings.l1_size], backend, limits, self.bus)
-        self._attaching = Attaching(self.depot)
+        self.depot = Depot(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
+        self._attaching = Attaching(self.depot, cuda_over_tcp=settings.cuda_over_tcp)
         self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
         self._health = health.aio.HealthServicer()
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = tuple(map(self._listen, settings.listen))
+
+    @property
+    def why_not_cuda(self) -> str:
+        """What is missing for engines on a GPU; empty if nothing is."""
+        return self._backends.why_not_cuda
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -95,7 +102,7 @@ class Server:
                 tasks.create_task(self.bus.run(), name="bus")
             try:
                 await self._grpc.start()
-                self._arena.start_populating()
+                self._arena.start_populating(self._register)
                 for name in ("", *SERVICES):
                     await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
                 if self.bus is not None:
@@ -103,6 +110,13 @@ class Server:
                 yield self
             finally:
                 await self._drain()
+
+    def _register(self, offset_bytes: int, size_bytes: int) -> None:
+        """In the thread that populates L1."""
+        try:
+            self._backends.register(offset_bytes, size_bytes)
+        except BackendUnavailable:
+            logger.exception("L1 from %d on is not registered with CUDA yet: transfers will try again", offset_bytes)
 
     async def _drain(self) -> None:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
@@ -178,6 +192,15 @@ class Server:
         return address
 
 
+def _cuda_settings(settings: Settings) -> CudaSettings:
+    return CudaSettings(
+        route=None if settings.cuda_route == "auto" else RouteName(f"cuda-{settings.cuda_route}"),
+        staging_bytes=settings.cuda_staging_size,
+        staging_slots=settings.cuda_staging_slots,
+        max_ctas=settings.cuda_max_ctas,
+    )
+
+
 def _is_served(path: Path) -> bool:
     """Whether somebody accepts on a unix socket; a socket that was left behind by a process that died is replaced."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
@@ -215,5 +238,8 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with server.running():
+        logger.info("moves bytes by %s", server.depot.backend.name)
+        if server.why_not_cuda:
+            logger.info("no CUDA: %s", server.why_not_cuda)
         ready(server)
         await stop.wait()

@@ -10,7 +10,7 @@ from service.attachments import Attachment
 from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
-from service.moving import check_tables, chunk_move, move, require_buffer
+from service.moving import check_ready_event, check_tables, chunk_move, move, require_buffer
 from service.requests import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.sessions import Operation, OperationKind, Session
 from service.store_plan import StorePlan
@@ -24,11 +24,13 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
 
     Chunks that another store is writing are waited for, and written here if that one fails.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, Detached.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
+        TransferFailed, Detached.
     """
     header = request.header
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     require_buffer(attachment)
+    check_ready_event(attachment, request.ready_event)
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
 
@@ -49,7 +51,15 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                 if isinstance(chunk, Chunk)
             ]
             if moves:
-                await move(depot, attachment, "store", moves, session=session, operation=operation)
+                await move(
+                    depot,
+                    attachment,
+                    "store",
+                    moves,
+                    session=session,
+                    operation=operation,
+                    ready_event=request.ready_event,
+                )
                 plan.commit()
             others = {position: claim for position, claim in claims.items() if isinstance(claim, Writer)}
             positions = await _wait_for_others(plan, others, deadline)

@@ -11,7 +11,7 @@ from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
 from service.depot import Depot
-from service.errors import Draining, invalid
+from service.errors import Draining, TransferFailed, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
 from service.retrieve import Piece, retrieve, retrieve_inline
@@ -46,7 +46,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 notice=cache_pb2.NOTICE_ATTACHED,
             )
             await context.write(response)
-            await self._draining.wait()
+            await self._first_of(attachment.failed, self._draining)
+            if attachment.failed.is_set():
+                raise TransferFailed("the device failed while it moved this rank's bytes: attach again")
             response.notice = cache_pb2.NOTICE_DRAINING
             await context.write(response)
             await self._drained.wait()
@@ -97,6 +99,15 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
         session = await self._depot.end_session(*decode.session_ids(request))
         return cache_pb2.EndSessionResponse(summary=encode.session_summary(session))
+
+    @staticmethod
+    async def _first_of(*events: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _header(self, messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> StoreHeader:
         first = await self._depot.bounded(anext(messages, None), "no header")

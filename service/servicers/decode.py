@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, PosixShm, ProcessFd, Region
 from kvdepot.v1 import cache_pb2, observability_pb2
-from service.errors import BackendUnavailable, FieldViolation, InvalidRequest
+from service.errors import FieldViolation, InvalidRequest
 from service.identity import Prefix
 from service.requests import (
     AttachRequest,
@@ -147,14 +147,17 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
 
 def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
     """Raises: InvalidRequest."""
-    header = store_header(message)
-    _no_ready_event(message.ready_event)
-    return StoreRequest(header=header, block_tables=_tables(message.block_tables))
-
-
-def store_header(message: cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader, path: str = "") -> StoreHeader:
-    """Raises: InvalidRequest, with fields that are named from `path` on."""
     wrong = Violations()
+    _ready_event(wrong, message.ready_event)
+    header = store_header(message, wrong=wrong)
+    return StoreRequest(header=header, block_tables=_tables(message.block_tables), ready_event=message.ready_event)
+
+
+def store_header(
+    message: cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader, path: str = "", wrong: Violations | None = None
+) -> StoreHeader:
+    """Raises: InvalidRequest, with fields that are named from `path` on, and with what is `wrong` already."""
+    wrong = wrong or Violations()
     _ids(wrong, message, path)
     _prefix_shape(wrong, f"{path}prefix", message.prefix)
     wrong.raise_any()
@@ -173,8 +176,8 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
     wrong = Violations()
     _ids(wrong, message)
     wrong.text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
+    _ready_event(wrong, message.ready_event)
     wrong.raise_any()
-    _no_ready_event(message.ready_event)
     return RetrieveRequest(
         instance_id=message.instance_id,
         rank=message.rank,
@@ -182,6 +185,7 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
         lease_id=message.lease_id,
         block_tables=_tables(message.block_tables),
         skip_tokens=message.skip_tokens,
+        ready_event=message.ready_event,
     )
 
 
@@ -257,9 +261,12 @@ def _tables(messages: Iterable[cache_pb2.BlockTable]) -> Sequence[BlockTable]:
     return [np.array(message.block_ids, dtype=np.int64) for message in messages]
 
 
-def _no_ready_event(ready_event: bytes) -> None:
-    if ready_event:
-        raise BackendUnavailable("ready_event: this depot moves bytes on the host, and has no CUDA to wait with")
+def _ready_event(wrong: Violations, ready_event: bytes) -> None:
+    wrong.expect(
+        len(ready_event) in (0, CUDA_HANDLE_BYTES),
+        "ready_event",
+        f"has {len(ready_event)} bytes, not {CUDA_HANDLE_BYTES}, nor is it empty",
+    )
 
 
 def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) -> None:

@@ -143,6 +143,11 @@ BAD = {
     "prometheus_port": ["-1", "65536"],
     "disable_metrics": ["x"],
     "enable_tracing": ["x"],
+    "cuda_route": ["", "fast"],
+    "cuda_staging_size": ["0", "1KiB", "2TiB"],
+    "cuda_staging_slots": ["1", "65"],
+    "cuda_max_ctas": ["0", "1025"],
+    "cuda_over_tcp": ["x"],
     "log_level": ["", "loud"],
 }
 

@@ -98,8 +98,10 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
         FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
-        FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user.
+        FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
+        cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
+        FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +139,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
         during the call; seal a memfd, and nobody can.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+        FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -159,6 +162,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
         during the call; seal a memfd, and nobody can.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+        FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -59,8 +59,10 @@ class CacheServiceStub:
       FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
-      FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user.
+      FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
+                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
     """
     Lookup: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
@@ -90,6 +92,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     Retrieve: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]
@@ -108,6 +111,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]
@@ -178,8 +182,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
-      FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user.
+      FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
+                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
     """
     Lookup: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]  # type: ignore[assignment]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
@@ -209,6 +215,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     Retrieve: _aio.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]  # type: ignore[assignment]
@@ -227,6 +234,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+      FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
@@ -300,8 +308,10 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
           FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
           FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
-          FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user.
+          FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
+                              cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
+          FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
         """
 
     @_abc_1.abstractmethod
@@ -343,6 +353,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                               during the call; seal a memfd, and nobody can.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+          FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
 
@@ -367,6 +378,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                               during the call; seal a memfd, and nobody can.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+          FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         """
 
