@@ -1,11 +1,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check bench proto clean
+.PHONY: help demo run test test-all gpu-test gpu-bench check bench proto clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +24,11 @@ $(VENV)/.installed-demo: $(VENV)/.installed
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.installed-cuda: $(VENV)/.installed
+	@echo "installing CuPy, NVRTC and a disassembler, 232 MB (once)"
+	@$(PIP) --editable '.[cuda-check]'
+	@touch $@
+
 # The generator wants an older protobuf than the server runs on, hence a venv of its own.
 .venv-proto/.installed: pyproject.toml constraints-proto.txt
 	@test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
@@ -35,10 +41,10 @@ demo: $(VENV)/.installed-demo ## two engines share a prompt through the depot, o
 run: $(VENV)/.installed ## start the server
 	@$(BIN)/python -m service serve
 
-test: $(VENV)/.installed ## run the tests
+test: $(VENV)/.installed-cuda ## run the tests
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-all: $(VENV)/.installed ## run the tests, the long ones too
+test-all: $(VENV)/.installed-cuda ## run the tests, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu"
 
 check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, freshness of the stubs
@@ -50,6 +56,13 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
+
+gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
+	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu
+	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu tests/kernels/test_block_transfer.py
+
+gpu-bench: ## measure store and retrieve on a GPU beside the link's limit
+	@$(GPU_PYTHON) -m benchmarks.gpu
 
 bench: $(VENV)/.installed ## run the benchmarks
 	@$(BIN)/python -m benchmarks
