@@ -14,11 +14,9 @@ from service.depot import Depot
 from service.errors import Draining, TransferFailed, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
-from service.retrieve import Piece, retrieve, retrieve_inline
+from service.retrieve import MAX_PIECE_BYTES, Piece, retrieve, retrieve_inline
 from service.servicers import decode, encode
 from service.store import store, store_inline
-
-MAX_PIECE_BYTES = 1 << 20
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
