@@ -47,6 +47,7 @@ class FakeCuda:
         self._memory = TouchableMemory()
         self.streams = FakeStreams(seed, self._memory, self.faults)
         self._random = random.Random(seed)
+        self._is_prepared = False
         self._ids = itertools.count(1)
         self._allocated: list[Bytes] = []
         self._events: dict[Event, FakeEvent] = {}
@@ -97,6 +98,7 @@ class FakeCuda:
 
     def prepare(self) -> None:
         self._call("prepare")
+        self._is_prepared = True
 
     def allocate(self, size_bytes: int) -> Address:
         self._call("allocate")
@@ -194,6 +196,7 @@ class FakeCuda:
 
     def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self._call("gather")
+        self._check_prepared()
 
         def run(touch: Touch) -> None:
             engine, chunk = self._addresses(touch, copy)
@@ -203,6 +206,7 @@ class FakeCuda:
 
     def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self._call("scatter")
+        self._check_prepared()
 
         def run(touch: Touch) -> None:
             engine, chunk = self._addresses(touch, copy)
@@ -231,6 +235,10 @@ class FakeCuda:
     def _remove(self, kind: str, address: Address) -> None:
         self._memory.remove(kind, address)
         self._call(f"free {kind} memory")
+
+    def _check_prepared(self) -> None:
+        if not self._is_prepared:
+            self.faults.append("the kernels are compiled while somebody waits for a transfer")
 
     def _check_pinned(self, address: Address, size_bytes: int) -> None:
         memory = self._memory.holding(address, size_bytes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -88,8 +90,7 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
         for number, plane in enumerate(engine.groups[0].planes)
     )
     groups = [dataclasses.replace(engine.groups[0], planes=planes)]
-    first = depot.backend.attach(groups, regions, CHUNK_SIZE, allow_process_fd=False)
-    second = depot.backend.attach(groups, regions, CHUNK_SIZE, allow_process_fd=False)
+    first, second = (depot.backend.attach(groups, regions, CHUNK_SIZE, allow_process_fd=False) for _ in range(2))
     assert first.mapped_bytes == 2 * memory.size - 1
     moves = depot.random_moves(engine, 3)
     for buffer in (first, second):
@@ -101,6 +102,27 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
         buffer.close()
         assert buffer.mapped_bytes == 0
     assert "imported memory" not in depot.fake.left_over()
+
+
+def test_memory_is_mapped_anew_for_an_engine_that_comes_back(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    regions = [depot.region(engine._memory[0].bytes)]
+    for _ in range(2):
+        buffer = depot.backend.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        depot.backend.gather(buffer, depot.random_moves(engine, 1)).future.result(SECONDS)
+        buffer.close()
+
+
+def test_the_backend_forgets_what_has_ended(depots: list[CudaDepot]) -> None:
+    depots.append(CudaDepot(has_threads=True))
+    buffer = depots[0].attach(Engine(LAYOUT))
+    forgotten = weakref.ref(buffer)
+    buffer.close()
+    del buffer
+    gc.collect()
+    assert forgotten() is None
 
 
 def test_a_region_beyond_its_allocation_is_refused(depots: list[CudaDepot]) -> None:

@@ -49,6 +49,8 @@ def test_each_attachment_is_served_by_its_own_backend(depot: CudaDepot, both: Ba
     assert depot.fake.calls.count("gather") == 3
     assert depot.fake.calls.count("scatter") == 3
     assert (both.name, both.why_not_cuda) == ("host, cuda", "")
+    both.close()
+    assert depot.fake.left_over() == []
 
 
 def test_memory_of_two_kinds_is_refused(depot: CudaDepot, both: Backends) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kernels import cuda
+from kernels.address_plan import plan_groups
 from kernels.cuda_buffer import spawn_thread
 from kernels.cuda_calibration import Timing, largest, predicted_seconds, quicker_route, time_routes
 from kernels.cuda_settings import CudaSettings, RouteName
@@ -43,6 +44,11 @@ def test_latency_decides_small_requests_and_the_link_large_ones(num_bytes: int, 
 def test_zero_copy_must_win_clearly(share: float, route: RouteName) -> None:
     timings = {RouteName.STAGED: line(0.0, 1e9), RouteName.ZERO_COPY: line(0.0, 1e9 / share)}
     assert quicker_route(timings, MIB) is route
+
+
+def test_the_plan_with_most_of_a_chunk_counts() -> None:
+    few, many = plan_groups([*Engine(("LBHNC", Shape(num_layers=1))).groups, *Engine(LAYOUT).groups], CHUNK_SIZE)
+    assert largest([few, many]) is largest([many, few]) is many
 
 
 def test_both_routes_are_measured_on_memory_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:

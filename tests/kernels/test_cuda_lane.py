@@ -125,6 +125,8 @@ def test_waiting_for_an_event_is_asking_ever_more_rarely(attached: Attached) -> 
     assert pauses == sorted(pauses)  # type: ignore[type-var]
     assert pauses[0] == 50e-6
     assert pauses[-1] == 1e-3
+    attached.store(1, attached.fake.export_event())
+    assert lane.turn() == 50e-6
 
 
 def test_a_lane_with_nothing_to_do_sleeps(attached: Attached) -> None:
@@ -159,6 +161,15 @@ def test_a_cancelled_transfer_is_done_when_the_streams_have_passed_it(attached: 
     assert isinstance(transfer.future.exception(0), TransferCancelled)
     assert attached.fake.calls.count("gather") == 2
     assert attached.fake.streams.num_issued == 0
+
+
+def test_what_stopped_a_transfer_first_is_what_its_future_raises(attached: Attached) -> None:
+    transfer = attached.store(9)
+    attached.turn("store")
+    transfer.cancel()
+    attached.fake.fail_call = 1
+    attached.turn("store")
+    assert isinstance(transfer.future.exception(0), TransferCancelled)
 
 
 def test_a_future_cannot_be_cancelled_from_outside(attached: Attached) -> None:
