@@ -59,7 +59,7 @@ proto: .venv-proto/.installed ## generate the stubs
 
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu
-	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu tests/kernels/test_block_transfer.py
+	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu tests/kernels/cuda/test_block_transfer.py
 
 gpu-bench: ## measure store and retrieve on a GPU beside the link's limit
 	@$(GPU_PYTHON) -m benchmarks.gpu

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.cuda import CudaBackend
-from kernels.cuda_buffer import CudaBuffer
-from kernels.cuda_cupy import CupyRuntime, cuda_available
-from kernels.cuda_settings import CudaSettings, RouteName
-from kernels.cuda_transfer import CudaTransfer
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.buffer import CudaBuffer
+from kernels.cuda.cupy_runtime import CupyRuntime, cuda_available
+from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
 from kernels.transfer import ChunkMove
 from tests.gpu.engine_process import EngineProcess

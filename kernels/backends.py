@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels.cuda import CudaBackend
-from kernels.cuda_buffer import CudaBuffer
-from kernels.cuda_cupy import CupyRuntime
-from kernels.cuda_settings import CudaSettings
-from kernels.cuda_transfer import CudaTransfer
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.buffer import CudaBuffer
+from kernels.cuda.cupy_runtime import CupyRuntime
+from kernels.cuda.settings import CudaSettings
+from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.host import HostBackend, HostBuffer

@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
-from kernels.cuda_settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings, RouteName
 from kernels.errors import BackendUnavailable
 from kvdepot.v1 import (
     admin_pb2,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.cuda import CudaBackend
-from kernels.cuda_cupy import CupyRuntime, cuda_available
-from kernels.cuda_settings import CudaSettings
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.cupy_runtime import CupyRuntime, cuda_available
+from kernels.cuda.settings import CudaSettings
 from tests.gpu.engine_process import EngineProcess
 
 L1_BYTES = 64 << 20

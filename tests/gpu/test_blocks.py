@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.cuda import CudaBackend
-from kernels.cuda_settings import RouteName
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.settings import RouteName
 from kernels.geometry import Group, Plane, PlaneKind, Region
 from kernels.transfer import ChunkMove
 from tests.gpu.conftest import OpenBackend

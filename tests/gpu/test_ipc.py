@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.cuda import CudaBackend
-from kernels.cuda_cupy import CupyRuntime
-from kernels.cuda_runtime import CudaError, canonical_uuid
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.cupy_runtime import CupyRuntime
+from kernels.cuda.runtime import CudaError, canonical_uuid
 from kernels.errors import RegionUnavailable, TransferCancelled
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
 from kernels.transfer import ChunkMove

@@ -1,0 +1,56 @@
+"""Engines' device memory, mapped into this process over CUDA IPC."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from kernels.cuda.runtime import Address, CudaDevice
+
+
+@dataclass(slots=True)
+class _Mapped:
+    address: Address
+    num_users: int
+
+
+class ImportedMemory:
+    """Allocations of other processes, each mapped once per device: it must not be opened twice.
+
+    Two regions often lie in one allocation, and two ranks may share one.
+    """
+
+    def __init__(self) -> None:
+        self._mapped: dict[tuple[str, bytes], _Mapped] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+    def open(self, device: CudaDevice, handle: bytes) -> Address:
+        """Where the allocation begins; to be given back with `close`.
+
+        Raises:
+            CudaError: the handle can't be opened.
+        """
+        with self._lock:
+            key = (device.uuid, handle)
+            mapped = self._mapped.get(key)
+            if mapped is None:
+                mapped = self._mapped[key] = _Mapped(device.open_memory(handle), 0)
+            mapped.num_users += 1
+            return mapped.address
+
+    def close(self, device: CudaDevice, handle: bytes) -> None:
+        """Unmaps the allocation with its last user.
+
+        Raises:
+            CudaError: it can't be unmapped. It counts as unmapped nevertheless.
+        """
+        with self._lock:
+            key = (device.uuid, handle)
+            mapped = self._mapped[key]
+            mapped.num_users -= 1
+            if not mapped.num_users:
+                del self._mapped[key]
+                device.close_memory(mapped.address)

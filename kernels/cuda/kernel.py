@@ -1,0 +1,168 @@
+"""The CUDA kernels that copy blocks: their source, what a launch of them is told, and how they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.address_plan import GroupPlan, Loop
+from kernels.errors import BackendUnavailable
+
+THREADS_PER_CTA = 512
+"""As the kernels' launch bounds say."""
+
+MAX_CTAS = 1 << 20
+"""Of a launch; the kernels count their threads in 32 bits."""
+
+COMPILE_OPTIONS = ("--std=c++17", "--generate-line-info")
+"""For NVRTC. The architecture is CuPy's to add."""
+
+_SOURCES = ("prelude.cuh", "block_transfer.cu")
+_COUNT_LIMIT = 2**31
+_LOOP = np.dtype([("count", np.int64), ("engine_stride_bytes", np.int64), ("chunk_stride_bytes", np.int64)])
+
+BLOCK_COPY = np.dtype(
+    [
+        ("plane_addresses", np.uint64),
+        ("plane_chunk_offsets", np.uint64),
+        ("block_ids", np.uint64),
+        ("chunk_block_offsets", np.uint64),
+        ("chunks_base", np.uint64),
+        ("num_planes", np.int64),
+        ("num_blocks", np.int64),
+        ("block_stride_bytes", np.int64),
+        ("run_bytes", np.int64),
+        ("outer", _LOOP),
+        ("inner", _LOOP),
+        ("access_bytes", np.int64),
+    ]
+)
+"""``struct BlockCopy`` of block_transfer.cu, which is passed by value; the first four are addresses of tables."""
+
+BlockCopy = NDArray[np.void]
+"""One BLOCK_COPY, as an array of one, which is how CuPy takes a structure."""
+
+
+def source() -> str:
+    """The prelude and the kernels, as one text; the compiler's messages name the files and their lines."""
+    texts = [(name, Path(__file__).with_name(name).read_text("ascii")) for name in _SOURCES]
+    return "".join(f'#line 1 "{name}"\n{text}' for name, text in texts)
+
+
+def access_bytes(
+    plan: GroupPlan, plane_addresses: NDArray[np.uint64], chunks_base: int, chunk_block_offsets: NDArray[np.int64]
+) -> int:
+    """The width of the accesses of a launch: the widest, of 16 bytes at most, that all of it is aligned to.
+
+    ``plane_addresses`` and ``chunk_block_offsets`` are what the tables of the launch hold.
+    """
+    bits = 16 | chunks_base | plan.block_stride_bytes | plan.run_bytes
+    for loop in plan.loops:
+        bits |= loop.engine_stride_bytes | loop.chunk_stride_bytes
+    for values in (plane_addresses, plan.chunk_offsets, chunk_block_offsets):
+        bits |= int(np.bitwise_or.reduce(values, axis=None))
+    return bits & -bits
+
+
+def block_copy(
+    plan: GroupPlan,
+    *,
+    num_planes: int,
+    plane_addresses: int,
+    plane_chunk_offsets: int,
+    num_blocks: int,
+    block_ids: int,
+    chunk_block_offsets: int,
+    chunks_base: int,
+    access_bytes: int,
+) -> BlockCopy:
+    """What one launch copies: every plane of the first tables, every block of the others.
+
+    All addresses are the device's. The tables must stay as they are until the launch is done:
+
+    - ``plane_addresses``, uint64 ``[num_planes]``: where block 0, token 0, head 0 of a plane is,
+    - ``plane_chunk_offsets``, int64 ``[num_planes]``: where the plane begins in a chunk,
+    - ``block_ids``, int64 ``[num_blocks]``,
+    - ``chunk_block_offsets``, int64 ``[num_blocks]``: from ``chunks_base`` to where the block's bytes are in a plane
+      that is at the beginning of its chunk.
+
+    ``access_bytes`` is what the function of that name says.
+
+    Raises:
+        ValueError: there is nothing to copy, or more than the kernels can count.
+    """
+    outer, inner = _loops(plan)
+    for count in (num_planes, num_blocks, outer.count, inner.count, plan.run_bytes // access_bytes):
+        if not 1 <= count < _COUNT_LIMIT:
+            raise ValueError(f"a launch copies 1 to 2**31 - 1 of everything, not {count}")
+    fields = (
+        plane_addresses,
+        plane_chunk_offsets,
+        block_ids,
+        chunk_block_offsets,
+        chunks_base,
+        num_planes,
+        num_blocks,
+        plan.block_stride_bytes,
+        plan.run_bytes,
+        (outer.count, outer.engine_stride_bytes, outer.chunk_stride_bytes),
+        (inner.count, inner.engine_stride_bytes, inner.chunk_stride_bytes),
+        access_bytes,
+    )
+    return np.array([fields], dtype=BLOCK_COPY)
+
+
+def _loops(plan: GroupPlan) -> Sequence[Loop]:
+    """The outer loop and the inner one; one that the plan lacks has a single turn."""
+    return (*(Loop(1, 0, 0) for _ in range(2 - len(plan.loops))), *plan.loops)
+
+
+def num_ctas(copy: BlockCopy, max_ctas: int) -> int:
+    """The CTAs of a launch: enough for one vector per thread, ``max_ctas`` at most."""
+    return min(max_ctas, MAX_CTAS, -(-num_vectors(copy) // THREADS_PER_CTA))
+
+
+def num_vectors(copy: BlockCopy) -> int:
+    """The accesses of each side; a Python integer, because it may have more than 64 bits."""
+    at = copy[0]
+    per_run = int(at["run_bytes"]) // int(at["access_bytes"])
+    per_block = per_run * int(at["outer"]["count"]) * int(at["inner"]["count"])
+    return per_block * int(at["num_blocks"]) * int(at["num_planes"])
+
+
+class BlockKernels:
+    """Gather and scatter, compiled and loaded for the device that was current; it is again when they are launched.
+
+    Compiling takes about a second, unless the result is in CuPy's cache (``CUPY_CACHE_DIR``).
+
+    Raises:
+        BackendUnavailable: CuPy, NVRTC or a device is missing, or they don't fit each other.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise BackendUnavailable(f"CuPy can't be imported: {error}") from error
+        try:
+            module = cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
+            self._gather, self._scatter = (module.get_function(name) for name in ("gather_blocks", "scatter_blocks"))
+        except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
+            raise BackendUnavailable(f"the CUDA kernels can't be loaded: {error}") from error
+
+    def gather(self, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
+        """Starts to copy blocks into chunks, on a stream of CuPy's."""
+        _launch(self._gather, copy, max_ctas, stream)
+
+    def scatter(self, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
+        """Starts to copy chunks into blocks, on a stream of CuPy's."""
+        _launch(self._scatter, copy, max_ctas, stream)
+
+
+def _launch(kernel: Any, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
+    with stream:
+        kernel((num_ctas(copy, max_ctas),), (THREADS_PER_CTA,), (copy,))

@@ -1,0 +1,232 @@
+"""Lanes: one direction of one attachment, whose transfers take turns at the streams."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kernels.cuda.routes import Batch, Moves, Route
+from kernels.cuda.runtime import CudaDevice, CudaError, Event
+from kernels.cuda.steps import Step, steps
+from kernels.cuda.tables import Table
+from kernels.cuda.transfer import CudaTransfer
+from kernels.errors import TransferFailed
+
+SHORTEST_PAUSE_SECONDS = 50e-6
+LONGEST_PAUSE_SECONDS = 1e-3
+
+
+@dataclass(slots=True, eq=False)
+class _Loaded:
+    """A batch whose blocks are in a table. The table is free again when the last of its steps is done."""
+
+    table: Table
+    batch: Batch
+    steps: deque[Step]
+    num_in_flight: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A transfer that is not settled: the moves that are in no table yet, and the batch that is being issued."""
+
+    transfer: CudaTransfer
+    rest: Moves
+    is_ready: bool
+    ready_event: Event | None = None
+    loaded: _Loaded | None = None
+    num_in_flight: int = 0
+
+    @property
+    def is_issued(self) -> bool:
+        return self.loaded is None and not len(self.rest)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Issued:
+    running: _Running
+    loaded: _Loaded
+    done: Event
+
+
+class CudaLane:
+    """Issues transfers step by step, in turns, so that a short one need not wait for a long one.
+
+    So many steps as there are ``done_events`` are on the streams at once: enough that these stay busy while the thread
+    waits for the GIL, few enough that a transfer can be stopped soon. Transfers may be started and stopped from any
+    thread; `turn` belongs to one. When anything fails, all that runs is stopped and ``on_failure`` is called.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        route: Route,
+        *,
+        tables: Sequence[Table],
+        moves_per_table: int,
+        done_events: Sequence[Event],
+        on_failure: Callable[[TransferFailed], None],
+    ) -> None:
+        self._device = device
+        self._route = route
+        self._free_tables = list(tables)
+        self._moves_per_table = moves_per_table
+        self._free_events = deque(done_events)
+        self._on_failure = on_failure
+        self._started: list[CudaTransfer] = []
+        self._running: deque[_Running] = deque()
+        self._issued: deque[_Issued] = deque()
+        self._stop_error: Exception | None = None
+        self._pause_seconds = SHORTEST_PAUSE_SECONDS
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+
+    def start(self, moves: Moves, ready_event: bytes) -> CudaTransfer:
+        """Begins to carry moves out, after the event if there is one; a stopped lane does not, and says why."""
+        transfer = CudaTransfer(moves, ready_event, self._woken.set)
+        with self._lock:
+            if self._stop_error is None:
+                self._started.append(transfer)
+                self._woken.set()
+                return transfer
+        transfer.stop(self._stop_error)
+        transfer.settle()
+        return transfer
+
+    def stop(self, error: Exception) -> None:
+        """Stops what runs with an error, and starts nothing any more."""
+        with self._lock:
+            if self._stop_error is None:
+                self._stop_error = error
+        self._woken.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the lane is stopped and touches nothing any more."""
+        return self._stop_error is not None and not (self._started or self._running)
+
+    def run(self) -> None:
+        """Takes turns until the lane is over."""
+        while not self.is_over:
+            pause_seconds = self.turn()
+            if pause_seconds != 0:
+                self._woken.wait(pause_seconds)
+                self._woken.clear()
+
+    def turn(self) -> float | None:
+        """Issues a step or waits for one; returns the seconds to wait before the next turn, None for until woken."""
+        self._admit()
+        try:
+            is_busy = self._issue_step() or self._wait_for_oldest()
+        except Exception as error:  # whatever it was: nobody knows what the streams will do
+            self._fail(error)
+            is_busy = True
+        self._settle()
+        return 0 if is_busy else self._pause()
+
+    def _admit(self) -> None:
+        with self._lock:
+            started, self._started = self._started, []
+            self._running.extend(_Running(transfer, transfer.moves, not transfer.ready_event) for transfer in started)
+        if started:
+            self._pause_seconds = SHORTEST_PAUSE_SECONDS
+        if self._stop_error is not None:
+            for running in self._running:
+                running.transfer.stop(self._stop_error)
+
+    def _issue_step(self) -> bool:
+        """Issues the next step of the transfer whose turn it is, if any has one and not too many are on their way."""
+        if not self._free_events:
+            return False
+        for _ in range(len(self._running)):
+            running = self._running[0]
+            self._running.rotate(-1)
+            if not running.is_issued and not running.transfer.is_stopped and self._is_ready(running):
+                loaded = running.loaded or self._load(running)
+                if loaded is not None:
+                    self._issue(running, loaded)
+                    return True
+        return False
+
+    def _is_ready(self, running: _Running) -> bool:
+        """Whether the engine has done what the transfer must wait for.
+
+        It is asked and not made a stream wait: a stream can't be told to give up, and if the engine is killed the
+        event never happens. Unmapping the engine's memory waits for all streams, so it would never be free.
+        """
+        if running.is_ready:
+            return True
+        try:
+            if running.ready_event is None:
+                running.ready_event = self._device.open_event(running.transfer.ready_event)
+            running.is_ready = self._device.has_happened(running.ready_event)
+        except CudaError as error:
+            running.transfer.stop(TransferFailed(f"the ready_event can't be waited for: {error}"))
+        return running.is_ready
+
+    def _load(self, running: _Running) -> _Loaded | None:
+        """Puts the next moves into a table, if one is free. A step must follow: its event tells that it is uploaded."""
+        if not self._free_tables:
+            return None
+        table = self._free_tables.pop()
+        moves, running.rest = running.rest[: self._moves_per_table], running.rest[self._moves_per_table :]
+        batch = self._route.load(moves, table)
+        running.loaded = _Loaded(table, batch, deque(steps(len(moves), self._route.parts, self._route.chunks_per_step)))
+        return running.loaded
+
+    def _issue(self, running: _Running, loaded: _Loaded) -> None:
+        step, done = loaded.steps.popleft(), self._free_events.popleft()
+        if not loaded.steps:
+            running.loaded = None
+        self._route.issue(step, loaded.batch, done)
+        self._issued.append(_Issued(running, loaded, done))
+        loaded.num_in_flight += 1
+        running.num_in_flight += 1
+
+    def _wait_for_oldest(self) -> bool:
+        """Waits for the oldest step on the streams, if there is one."""
+        if not self._issued:
+            return False
+        oldest = self._issued[0]
+        self._device.synchronize(oldest.done)
+        self._issued.popleft()
+        self._free_events.append(oldest.done)
+        oldest.running.num_in_flight -= 1
+        oldest.loaded.num_in_flight -= 1
+        if not oldest.loaded.num_in_flight and not oldest.loaded.steps:
+            self._free_tables.append(oldest.loaded.table)
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        failure = TransferFailed(str(error))
+        failure.__cause__ = error
+        self.stop(failure)
+        self._on_failure(failure)
+        with contextlib.suppress(CudaError):  # then the device does nothing any more
+            self._route.drain()
+        self._issued.clear()
+        for running in self._running:
+            running.transfer.stop(failure)
+            running.num_in_flight = 0
+
+    def _settle(self) -> None:
+        for running in list(self._running):
+            if running.num_in_flight or not (running.is_issued or running.transfer.is_stopped):
+                continue
+            self._running.remove(running)
+            if running.loaded is not None:
+                self._free_tables.append(running.loaded.table)
+            if running.ready_event is not None:
+                with contextlib.suppress(CudaError):  # it is the engine's, and may be gone
+                    self._device.destroy_event(running.ready_event)
+            running.transfer.settle()
+
+    def _pause(self) -> float | None:
+        if all(running.is_ready for running in self._running):
+            return None
+        pause_seconds = self._pause_seconds
+        self._pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+        return pause_seconds

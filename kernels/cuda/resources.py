@@ -1,0 +1,73 @@
+"""What an attachment holds of a device, each thing given back exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+from collections.abc import Callable
+from typing import ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.cuda.ipc import ImportedMemory
+from kernels.cuda.runtime import Address, CudaDevice, CudaError, CudaRuntime, Event, Stream
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+class Resources:
+    """Makes streams, events and memory on ``device``, and gives them back, the last one first.
+
+    Raises:
+        CudaError: by every method that makes something, if there is no more of it.
+    """
+
+    def __init__(self, runtime: CudaRuntime, device: CudaDevice) -> None:
+        self.device = device
+        self._runtime = runtime
+        self._undoing = contextlib.ExitStack()
+
+    def stream(self) -> Stream:
+        """A stream of the device."""
+        stream = self.device.new_stream()
+        self._undoing.callback(self.device.destroy_stream, stream)
+        return stream
+
+    def event(self) -> Event:
+        """An event of the device."""
+        event = self.device.new_event()
+        self._undoing.callback(self.device.destroy_event, event)
+        return event
+
+    def memory(self, size_bytes: int) -> Address:
+        """Memory of the device."""
+        address = self.device.allocate(size_bytes)
+        self._undoing.callback(self.device.free, address)
+        return address
+
+    def imported(self, memory: ImportedMemory, handle: bytes) -> Address:
+        """An allocation of another process."""
+        address = memory.open(self.device, handle)
+        self._undoing.callback(memory.close, self.device, handle)
+        return address
+
+    def pinned_words(self, num_words: int) -> NDArray[np.int64]:
+        """Pinned memory of the host."""
+        address = self._runtime.allocate_pinned(num_words * 8)
+        self._undoing.callback(self._runtime.free_pinned, address)
+        return np.ctypeslib.as_array((ctypes.c_int64 * num_words).from_address(address))
+
+    def on_close(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Has a function called before what was made so far is given back."""
+        self._undoing.callback(function, *args, **kwargs)
+
+    def close(self) -> None:
+        """Gives everything back, as far as the device lets it."""
+        try:
+            self._undoing.close()
+        except CudaError as error:  # one of them; the stack went on
+            logger.warning("not everything could be given back to %s: %s", self.device, error)

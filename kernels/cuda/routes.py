@@ -1,0 +1,98 @@
+"""Routes: how the bytes of a step get from an engine's blocks to L1, or back; and what is common to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.cuda.kernel import BlockCopy, access_bytes
+from kernels.cuda.runtime import CudaDevice, Event, Stream
+from kernels.cuda.steps import Part, Step
+from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, wanted_blocks
+
+
+class Direction(StrEnum):
+    """L0 to L1, L1 to L0."""
+
+    STORE = "store"
+    RETRIEVE = "retrieve"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moves:
+    """Moves as arrays: ``[moves]``, and for each group ``[moves, blocks_per_chunk]``."""
+
+    l1_offsets: NDArray[np.int64]
+    skip_tokens: NDArray[np.int64]
+    block_ids: Sequence[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.l1_offsets)
+
+    def __getitem__(self, part: slice) -> Moves:
+        return Moves(self.l1_offsets[part], self.skip_tokens[part], [ids[part] for ids in self.block_ids])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Moves whose blocks are in one table; steps count them from 0."""
+
+    l1_offsets: NDArray[np.int64]
+    blocks: Sequence[BlockTables]
+
+
+class Route(Protocol):
+    """One direction of one attachment. What is issued is done in the order in which it was issued."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """A chunk, as it is cut into steps."""
+
+    @property
+    def chunks_per_step(self) -> int:
+        """How many chunks go into a step: 1 if a chunk has several parts."""
+
+    def load(self, moves: Moves, table: Table) -> Batch:
+        """Write the blocks of the moves into a table, and start its upload."""
+
+    def issue(self, step: Step, batch: Batch, done: Event) -> None:
+        """Start to copy the step; ``done`` happens when it and all that was issued before is copied."""
+
+    def drain(self) -> None:
+        """Wait until all that was issued is done. If this raises, it never will be, and nothing is touched."""
+
+
+class BlockLaunches:
+    """The launches between blocks and chunks in one direction, whichever route the chunks take."""
+
+    def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneTables], max_ctas: int) -> None:
+        self._launch: Callable[[BlockCopy, int, Stream], None] = (
+            device.gather if direction is Direction.STORE else device.scatter
+        )
+        self._planes = planes
+        self._max_ctas = max_ctas
+
+    def load(
+        self, moves: Moves, chunk_starts: NDArray[np.int64], chunks_base: int, table: Table, stream: Stream
+    ) -> Batch:
+        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base, or one aligned like it."""
+        table.clear()
+        blocks = []
+        for planes, block_ids in zip(self._planes, moves.block_ids, strict=True):
+            starts, ids, offsets = wanted_blocks(planes.plan, block_ids, moves.skip_tokens, chunk_starts)
+            width = access_bytes(planes.plan, planes.plane_addresses, chunks_base, offsets)
+            blocks.append(BlockTables(starts, table.append(ids), table.append(offsets), width))
+        table.upload(stream)
+        return Batch(moves.l1_offsets, blocks)
+
+    def issue(self, step: Step, batch: Batch, chunks_base: int, stream: Stream) -> None:
+        """Starts to copy between the blocks of a step and its chunks."""
+        for group, plane_range in step.part.planes:
+            copy = copy_of(self._planes[group], batch.blocks[group], plane_range, step.moves, chunks_base)
+            if copy is not None:
+                self._launch(copy, self._max_ctas, stream)

@@ -1,0 +1,108 @@
+"""The staged route: kernels between blocks and staging buffers, the copy engine between these and L1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cuda.l1 import PinnedL1
+from kernels.cuda.resources import Resources
+from kernels.cuda.routes import Batch, BlockLaunches, Direction, Moves
+from kernels.cuda.runtime import Address, Event
+from kernels.cuda.settings import CudaSettings
+from kernels.cuda.steps import Step, chunk_bytes, cut_chunk
+from kernels.cuda.tables import PlaneTables, Table
+
+_ALIGNMENT_BYTES = 256
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A staging buffer. ``emptied`` is when its last step is done; before its first there is none."""
+
+    address: Address
+    filled: Event
+    emptied: Event | None = None
+
+
+class StagedRoute:
+    """Fills a ring of staging buffers on one stream and empties them on another.
+
+    So the kernel of a step runs while the copy engine is at the step before, and the other way round for a retrieve.
+    The copy engine moves parts of chunks, which are large: the link is full whatever the size of a run, and a few CTAs
+    keep it so.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        direction: Direction,
+        planes: Sequence[PlaneTables],
+        l1: PinnedL1,
+        settings: CudaSettings,
+    ) -> None:
+        plans = [group.plan for group in planes]
+        self._pitch_bytes = -(-chunk_bytes(plans) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self.parts = cut_chunk(plans, settings.staging_bytes)
+        self.chunks_per_step = max(1, settings.staging_bytes // self._pitch_bytes)
+        slot_bytes = max(settings.staging_bytes, *(part.size_bytes for part in self.parts))
+        self._slots = [_Slot(resources.memory(slot_bytes), resources.event()) for _ in range(settings.staging_slots)]
+        self._next_slot = 0
+        self._device = resources.device
+        self._l1 = l1
+        self._launches = BlockLaunches(resources.device, direction, planes, settings.max_ctas)
+        self._kernel_stream, self._copy_stream = resources.stream(), resources.stream()
+        kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
+        if direction is Direction.STORE:
+            self._filling, self._emptying = kernels, copies
+        else:
+            self._filling, self._emptying = (self._copy_stream, self._copy_to_device), kernels
+
+    def load(self, moves: Moves, table: Table) -> Batch:
+        """See `Route`."""
+        chunk_starts = np.arange(len(moves)) % self.chunks_per_step * self._pitch_bytes
+        # Any base is as good as 0: the device's memory is aligned, and a part begins where a plane does.
+        return self._launches.load(moves, chunk_starts, 0, table, self._kernel_stream)
+
+    def issue(self, step: Step, batch: Batch, done: Event) -> None:
+        """See `Route`."""
+        slot = self._slots[self._next_slot]
+        self._next_slot = (self._next_slot + 1) % len(self._slots)
+        (filling, fill), (emptying, empty) = self._filling, self._emptying
+        if slot.emptied is not None:
+            self._device.wait(filling, slot.emptied)
+        fill(step, batch, slot)
+        self._device.record(slot.filled, filling)
+        self._device.wait(emptying, slot.filled)
+        empty(step, batch, slot)
+        self._device.record(done, emptying)
+        # If `done` is recorded anew before the slot's turn comes, then by a later step of the same stream, which is
+        # done no earlier.
+        slot.emptied = done
+
+    def drain(self) -> None:
+        """See `Route`."""
+        self._device.drain(self._kernel_stream)
+        self._device.drain(self._copy_stream)
+
+    def _run_kernels(self, step: Step, batch: Batch, slot: _Slot) -> None:
+        self._launches.issue(step, batch, slot.address - step.part.offset_bytes, self._kernel_stream)
+
+    def _copy_to_host(self, step: Step, batch: Batch, slot: _Slot) -> None:
+        for staged, in_l1, size_bytes in self._pieces(step, batch, slot):
+            self._device.copy_to_host(in_l1, staged, size_bytes, self._copy_stream)
+
+    def _copy_to_device(self, step: Step, batch: Batch, slot: _Slot) -> None:
+        for staged, in_l1, size_bytes in self._pieces(step, batch, slot):
+            self._device.copy_to_device(staged, in_l1, size_bytes, self._copy_stream)
+
+    def _pieces(self, step: Step, batch: Batch, slot: _Slot) -> Iterator[tuple[Address, Address, int]]:
+        """What is contiguous on both sides of a copy: where it is staged, where it is in L1, how many bytes."""
+        for number, move in enumerate(step.moves):
+            l1_offset = int(batch.l1_offsets[move]) + step.part.offset_bytes
+            self._l1.register(l1_offset, step.part.size_bytes)
+            staged = slot.address + number * self._pitch_bytes
+            for at, size_bytes in self._l1.cut(l1_offset, step.part.size_bytes):
+                yield Address(staged + at - l1_offset), self._l1.address(at), size_bytes

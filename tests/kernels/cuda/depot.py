@@ -1,0 +1,72 @@
+"""A CUDA backend on the fake, with one engine, for tests that decide what happens when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.buffer import CudaBuffer, Worker, spawn_thread
+from kernels.cuda.lane import CudaLane
+from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.geometry import CudaIpc, Region
+from kernels.transfer import ChunkMove
+from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
+from tests.kernels.cuda.schedule import ManualWorker
+from tests.kernels.reference import Engine, Shape
+
+CHUNK_SIZE = 12
+ODD = 3  # where the first chunk is in the arena, and what is between two
+SECONDS = 30  # a limit for what happens at once
+LAYOUT = ("NL_X_TWO_NB_BS_NH_HS", Shape(num_blocks=144))
+CHUNK_BYTES = 3 * 2 * CHUNK_SIZE * 2 * 8 * 2
+
+
+class CudaDepot:
+    """The backend with an arena full of noise. Lanes have threads, or wait to be told: `turn`."""
+
+    def __init__(self, *, has_threads: bool = False, seed: int = 0, **settings: Any) -> None:
+        self.rng = np.random.default_rng(11)
+        self.l1 = bytearray(self.rng.bytes(1 << 17))
+        self.fake = FakeCuda(seed)
+        self.workers: dict[str, ManualWorker] = {}
+        self._spawn = spawn_thread if has_threads else self._spawn_manual
+        small: dict[str, Any] = {"route": RouteName.STAGED, "staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
+        self.backend = CudaBackend(memoryview(self.l1), self.fake, CudaSettings(**(small | settings)), self._spawn)
+
+    def _spawn_manual(self, lane: CudaLane, name: str) -> Worker:
+        worker = self.workers[name.removeprefix("kvdepot-")] = ManualWorker(self.fake, lane, name)
+        return worker
+
+    def region(self, memory: np.ndarray[Any, np.dtype[np.uint8]]) -> Region:
+        return Region(memory.size, CudaIpc(self.fake.export_memory(memory), 0, FAKE_UUID))
+
+    def attach(self, engine: Engine, chunk_size: int = CHUNK_SIZE) -> CudaBuffer:
+        regions = [self.region(memory.bytes) for memory in engine._memory]
+        return self.backend.attach(engine.groups, regions, chunk_size, allow_process_fd=False)
+
+    def random_moves(
+        self,
+        engine: Engine,
+        num_chunks: int,
+        chunk_size: int = CHUNK_SIZE,
+        skip_tokens: int = 0,
+        some: slice = slice(None),
+        l1_offset_bytes: int = 0,
+    ) -> list[ChunkMove]:
+        """Chunks at odd places, one after the other, of some blocks in random order, none twice."""
+        tables = []
+        for group in engine.groups:
+            blocks = chunk_size // group.block_size
+            ids = self.rng.permutation(np.arange(group.num_blocks)[some])[: num_chunks * blocks]
+            tables.append(ids.reshape(num_chunks, blocks))
+        pitch = chunk_size * sum(group.token_bytes for group in engine.groups) + ODD
+        return [
+            ChunkMove(
+                l1_offset_bytes=l1_offset_bytes + ODD + index * pitch,
+                block_ids=tuple(table[index] for table in tables),
+                skip_tokens=skip_tokens,
+            )
+            for index in range(num_chunks)
+        ]

@@ -1,0 +1,272 @@
+"""A CUDA runtime without a device, which really moves bytes, in memory of this process.
+
+Each operation knows what it is ordered after, so two that touch the same byte with no order between them are found in
+every schedule, and not only in one where it shows. What is found is in `faults`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cuda.kernel import BlockCopy
+from kernels.cuda.runtime import Address, CudaError, Event, Stream
+from tests.kernels.cuda.fake_cuda_memory import Addresses, Bytes, Touch, TouchableMemory, bytes_at
+from tests.kernels.cuda.fake_cuda_streams import FakeStreams, Operation
+
+FAKE_UUID = "00000000-0000-0000-0000-0000000000aa"
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    """An event as it was last recorded, or one of an engine."""
+
+    recorded: Operation | None = None
+    is_foreign: bool = False
+    has_happened: bool = False
+
+
+class FakeCuda:
+    """The runtime, and its only device. `calls` has the names of all calls; number ``fail_call`` of them raises.
+
+    After that the device is dead if ``is_fatal``: it does nothing any more, and every call raises.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.uuid = FAKE_UUID
+        self.devices = {FAKE_UUID: self}
+        self.kernels_reach_host = True
+        self.calls: list[str] = []
+        self.faults: list[str] = []
+        self.fail_call = 0
+        self.is_fatal = False
+        self._memory = TouchableMemory()
+        self.streams = FakeStreams(seed, self._memory, self.faults)
+        self._random = random.Random(seed)
+        self._is_prepared = False
+        self._ids = itertools.count(1)
+        self._allocated: list[Bytes] = []
+        self._events: dict[Event, FakeEvent] = {}
+        self._exported_memory: dict[bytes, Bytes] = {}
+        self._exported_events: dict[bytes, FakeEvent] = {}
+
+    # What the tests do.
+
+    def export_memory(self, memory: Bytes) -> bytes:
+        """A handle of memory of this process, as if it were on a device and of an engine."""
+        handle = b"memory".ljust(56) + len(self._exported_memory).to_bytes(8, "little")
+        self._exported_memory[handle] = memory
+        return handle
+
+    def export_event(self) -> bytes:
+        """A handle of an engine's event that has not happened."""
+        handle = b"event".ljust(56) + len(self._exported_events).to_bytes(8, "little")
+        self._exported_events[handle] = FakeEvent(is_foreign=True)
+        return handle
+
+    def happen(self, handle: bytes) -> None:
+        self._exported_events[handle].has_happened = True
+
+    def left_over(self) -> Sequence[str]:
+        """What was made and not given back."""
+        memory = [f"{memory.kind} memory" for memory in self._memory.all]
+        return [*memory, *["a stream"] * len(self.streams), *["an event"] * len(self._events)]
+
+    # The runtime.
+
+    def allocate_pinned(self, size_bytes: int) -> Address:
+        self._call("allocate_pinned")
+        return self._allocate("pinned", size_bytes)
+
+    def free_pinned(self, address: Address) -> None:
+        self._remove("pinned", address)
+
+    def register(self, address: Address, size_bytes: int) -> None:
+        self._call("register")
+        if self._memory.holding(address):
+            self.faults.append("what is registered is registered again")
+        self._memory.add("registered", bytes_at(address, size_bytes))
+
+    def unregister(self, address: Address) -> None:
+        self._remove("registered", address)
+
+    # The device.
+
+    def prepare(self) -> None:
+        self._call("prepare")
+        self._is_prepared = True
+
+    def allocate(self, size_bytes: int) -> Address:
+        self._call("allocate")
+        return self._allocate("device", size_bytes)
+
+    def free(self, address: Address) -> None:
+        self._remove("device", address)
+
+    def open_memory(self, handle: bytes) -> Address:
+        self._call("open_memory")
+        if handle not in self._exported_memory:
+            raise CudaError("there is no such memory")
+        memory = self._exported_memory[handle]
+        if self._memory.holding(memory.ctypes.data):
+            self.faults.append("a handle is opened twice")
+        return self._memory.add("imported", memory)
+
+    def close_memory(self, address: Address) -> None:
+        self._remove("imported", address)
+
+    def bytes_from(self, address: Address) -> int:
+        self._call("bytes_from")
+        memory = self._memory.holding(address)
+        assert memory is not None
+        return memory.end - address
+
+    def new_stream(self) -> Stream:
+        self._call("new_stream")
+        stream = Stream(next(self._ids))
+        self.streams.add(stream)
+        return stream
+
+    def destroy_stream(self, stream: Stream) -> None:
+        self.streams.remove(stream)
+        self._call("destroy_stream")
+
+    def drain(self, stream: Stream) -> None:
+        self._call("drain", is_fatal=True)
+        self.streams.drain(stream)
+
+    def new_event(self) -> Event:
+        self._call("new_event")
+        event = Event(next(self._ids))
+        self._events[event] = FakeEvent()
+        return event
+
+    def open_event(self, handle: bytes) -> Event:
+        self._call("open_event")
+        if handle not in self._exported_events:
+            raise CudaError("there is no such event")
+        event = Event(next(self._ids))
+        self._events[event] = self._exported_events[handle]
+        return event
+
+    def destroy_event(self, event: Event) -> None:
+        del self._events[event]
+        self._call("destroy_event")
+
+    def record(self, event: Event, stream: Stream) -> None:
+        self._call("record")
+        self._events[event].recorded = self.streams.issue(stream, "record", lambda _: None)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        self._call("wait")
+        if self._events[event].is_foreign:
+            self.faults.append("a stream waits for a process that may be killed")
+        self.streams.issue(stream, "wait", lambda _: None, self._events[event].recorded)
+
+    def synchronize(self, event: Event) -> None:
+        self._call("synchronize", is_fatal=True)
+        recorded = self._events[event].recorded
+        assert recorded is not None
+        self.streams.finish(recorded)
+
+    def has_happened(self, event: Event) -> bool:
+        self._call("has_happened")
+        return self._events[event].has_happened
+
+    def copy_to_host(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
+        self._call("copy_to_host")
+        self._check_pinned(target, size_bytes)
+        self.streams.issue(stream, "copy_to_host", lambda touch: self._copy(touch, target, source, size_bytes))
+
+    def copy_to_device(self, target: Address, source: Address, size_bytes: int, stream: Stream) -> None:
+        self._call("copy_to_device")
+        self._check_pinned(source, size_bytes)
+        content = bytes_at(source, size_bytes).copy()
+
+        def run(touch: Touch) -> None:
+            if not np.array_equal(content, bytes_at(source, size_bytes)):
+                self.faults.append("what is copied to the device is changed before it is")
+            self._copy(touch, target, source, size_bytes)
+
+        self.streams.issue(stream, "copy_to_device", run)
+
+    def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
+        self._call("gather")
+        self._check_prepared()
+
+        def run(touch: Touch) -> None:
+            engine, chunk = self._addresses(touch, copy)
+            self._memory.write(touch, chunk, self._memory.read(touch, engine))
+
+        self.streams.issue(stream, "gather", run)
+
+    def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
+        self._call("scatter")
+        self._check_prepared()
+
+        def run(touch: Touch) -> None:
+            engine, chunk = self._addresses(touch, copy)
+            self._memory.write(touch, engine, self._memory.read(touch, chunk))
+
+        self.streams.issue(stream, "scatter", run)
+
+    # How it works.
+
+    def _call(self, name: str, *, is_fatal: bool = False) -> None:
+        self.calls.append(name)
+        self.fail_call -= 1
+        if self.fail_call == 0:
+            self.streams.is_dead = self.streams.is_dead or is_fatal or self.is_fatal
+            raise CudaError(f"{name} was made to fail")
+        if self.streams.is_dead:
+            raise CudaError(f"{name}: the device is dead")
+
+    def _allocate(self, kind: str, size_bytes: int) -> Address:
+        """Memory at a multiple of 256, full of noise."""
+        noise = np.frombuffer(self._random.randbytes(size_bytes + 256), dtype=np.uint8).copy()
+        self._allocated.append(noise)
+        start = -noise.ctypes.data % 256
+        return self._memory.add(kind, noise[start : start + size_bytes])
+
+    def _remove(self, kind: str, address: Address) -> None:
+        self._memory.remove(kind, address)
+        self._call(f"free {kind} memory")
+
+    def _check_prepared(self) -> None:
+        if not self._is_prepared:
+            self.faults.append("the kernels are compiled while somebody waits for a transfer")
+
+    def _check_pinned(self, address: Address, size_bytes: int) -> None:
+        memory = self._memory.holding(address, size_bytes)
+        if memory is None or memory.kind not in ("pinned", "registered"):
+            raise CudaError("a copy is not within one registration")
+
+    def _copy(self, touch: Touch, target: Address, source: Address, size_bytes: int) -> None:
+        span = np.arange(size_bytes)
+        self._memory.write(touch, target + span, self._memory.read(touch, source + span))
+
+    def _addresses(self, touch: Touch, copy: BlockCopy) -> tuple[Addresses, Addresses]:
+        """Every byte of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``, as kernels define it."""
+        told = copy[0]
+
+        def table(name: str, num_words: int, *shape: int) -> Addresses:
+            words = self._memory.read(touch, int(told[name]) + np.arange(8 * num_words))
+            return words.view(np.int64).reshape(*shape, 1, 1, 1)
+
+        planes, blocks = (int(told["num_planes"]), -1, 1), (int(told["num_blocks"]), 1, -1)
+        engine = table("plane_addresses", *planes) + table("block_ids", *blocks) * told["block_stride_bytes"]
+        chunk = table("plane_chunk_offsets", *planes) + table("chunk_block_offsets", *blocks)
+        chunk = chunk + told["chunks_base"].astype(np.int64)
+        for name, shape in (("outer", (-1, 1, 1)), ("inner", (-1, 1))):
+            turns = np.arange(told[name]["count"]).reshape(shape)
+            engine = engine + turns * told[name]["engine_stride_bytes"]
+            chunk = chunk + turns * told[name]["chunk_stride_bytes"]
+        width = told["access_bytes"]
+        if told["run_bytes"] % width or np.any(engine % width) or np.any(chunk % width):
+            self.faults.append("an access is not aligned")
+        run = np.arange(told["run_bytes"])
+        return (engine + run).ravel(), (chunk + run).ravel()

@@ -1,0 +1,265 @@
+"""Schedules: engines that use a depot on the fake CUDA, all in one thread, so that a seed decides what happens when."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.lane import CudaLane
+from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.transfer import CudaTransfer
+from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
+from kernels.geometry import CudaIpc, Region
+from kernels.transfer import ChunkMove
+from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
+from tests.kernels.reference import Engine, Shape
+
+CHUNK_SIZE = 4
+NUM_SLOTS = 8
+LAYOUTS = (
+    (("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=2, num_blocks=24, block_size=2, head_size=4)),),
+    (("LBHNC", Shape(num_layers=2, num_blocks=20, block_size=2, num_heads=3, head_size=5, dtype="uint8")),),
+    (
+        ("NL_X_NB_BS_HS", Shape(num_layers=3, num_blocks=40, block_size=1, head_size=6, dtype="uint8")),
+        ("NB_NL_TWO_BS_NH_HS", Shape(num_layers=1, num_blocks=12, block_size=4, head_size=4)),
+    ),
+)
+
+
+class ManualWorker:
+    """Takes a lane's turns when it is told to, as a thread of its own would."""
+
+    def __init__(self, fake: FakeCuda, lane: CudaLane, name: str) -> None:
+        self.name = name
+        self._fake = fake
+        self.lane = lane
+        fake.streams.tell("main", name)
+
+    def turn(self) -> None:
+        with self._fake.streams.acting(self.name):
+            self.lane.turn()
+
+    def join(self) -> None:
+        while not self.lane.is_over:
+            self.turn()
+        self._fake.streams.tell(self.name, "main")
+
+
+@dataclass(eq=False)
+class Request:
+    """A transfer, and what its chunks hold, in the order of its moves."""
+
+    is_store: bool
+    moves: list[ChunkMove]
+    chunks: list[bytes]
+    ready_event: bytes
+    is_ready: bool
+    transfer: CudaTransfer
+
+
+class Schedule:
+    """One depot. What it does wrong is in `problems`, and in the faults of the fake."""
+
+    def __init__(self, seed: int, num_engines: int = 2) -> None:
+        self.random = random.Random(seed)
+        self.fake = FakeCuda(seed)
+        self.may_fail = False
+        self.problems: list[str] = []
+        self.workers: list[ManualWorker] = []
+        size_bytes, misalignment = num_engines * 8192, self.random.choice((0, 1, 4))
+        self.l1 = memoryview(bytearray(self.random.randbytes(misalignment + size_bytes)))[misalignment:]
+        self.expected_l1 = bytearray(self.l1)
+        self.settings = CudaSettings(
+            route=self.random.choice(list(RouteName)),
+            staging_bytes=self.random.choice((40, 100, 300, 1000)),
+            staging_slots=self.random.choice((1, 1, 2, 3, 5)),
+            steps_ahead=self.random.choice((1, 2, 3, 8)),
+            pin_bytes=self.random.choice((200, 512, 4096)),
+        )
+        self.backend = CudaBackend(self.l1, self.fake, self.settings, self._spawn)
+        self.engines = [AttachedEngine(self, number * 8192) for number in range(num_engines)]
+
+    def _spawn(self, lane: CudaLane, name: str) -> ManualWorker:
+        self.workers.append(ManualWorker(self.fake, lane, f"{name}-{len(self.workers)}"))
+        return self.workers[-1]
+
+    def run(self, num_events: int) -> None:
+        """So much happens, then all engines detach, and the backend ends."""
+        for _ in range(num_events):
+            engine = self.random.choice(self.engines)
+            what = self.random.randrange(16)
+            if what < 6:
+                self.fake.streams.step()
+            elif what < 11:
+                self.random.choice(self.workers).turn()
+            elif what < 13:
+                engine.start_store()
+            elif what < 15:
+                engine.start_retrieve()
+            else:
+                engine.become_ready_or_cancel()
+        for engine in self.engines:
+            engine.finish_what_is_ready()
+            engine.detach()
+        self.backend.close()
+        if self.l1 != self.expected_l1:
+            self.problems.append("L1 has not the bytes that it should have")
+
+    def found(self) -> list[str]:
+        """All that is wrong."""
+        return [*self.problems, *self.fake.faults, *(f"left over: {what}" for what in self.fake.left_over())]
+
+
+class AttachedEngine:
+    """An engine with slots of L1 of its own. What its memory should hold is written to a twin, too."""
+
+    def __init__(self, schedule: Schedule, first_slot: int) -> None:
+        self._schedule = schedule
+        self._random = schedule.random
+        layouts, seed = self._random.choice(LAYOUTS), self._random.getrandbits(32)
+        self._engine, self._twin = (Engine(*layouts, rng=np.random.default_rng(seed)) for _ in range(2))
+        regions = [
+            Region(memory.bytes.size, CudaIpc(schedule.fake.export_memory(memory.bytes), 0, f"GPU-{FAKE_UUID}"))
+            for memory in self._engine._memory
+        ]
+        self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        self.requests: list[Request] = []
+        pitch = self.buffer.chunk_bytes + self._random.choice((0, 1, 8, 24))
+        offsets = [first_slot + number * pitch for number in range(NUM_SLOTS)]
+        self._slots = {offset: bytes(schedule.l1[offset : offset + self.buffer.chunk_bytes]) for offset in offsets}
+        self._free_slots = set(self._slots)
+        self._free_blocks = [set(range(group.num_blocks)) for group in self._engine.groups]
+
+    def start_store(self) -> None:
+        """Stores some blocks into slots that nobody uses; the engine writes them when it is ready, maybe later."""
+        offsets = self._sample(self._free_slots)
+        self._start(True, offsets, [self._random.randbytes(self.buffer.chunk_bytes) for _ in offsets], 0)
+
+    def start_retrieve(self) -> None:
+        """Retrieves slots that hold something into blocks that nobody uses."""
+        offsets = self._sample(self._free_slots)
+        skip_tokens = self._random.choice((0, 0, max(group.block_size for group in self._engine.groups)))
+        self._start(False, offsets, [self._slots[offset] for offset in offsets], skip_tokens)
+
+    def _start(self, is_store: bool, offsets: list[int], chunks: list[bytes], skip_tokens: int) -> None:
+        schedule = self._schedule
+        tables = [self._take_blocks(group, len(offsets)) for group in range(len(self._engine.groups))]
+        if not offsets or not all(len(table) == len(offsets) for table in tables) or not self._is_usable():
+            for free, table in zip(self._free_blocks, tables, strict=True):
+                free.update(block for blocks in table for block in blocks)
+            return
+        self._free_slots -= set(offsets)
+        moves = [
+            ChunkMove(
+                l1_offset_bytes=offset,
+                block_ids=tuple(np.array(table[number]) for table in tables),
+                skip_tokens=skip_tokens if number == 0 else 0,
+            )
+            for number, offset in enumerate(offsets)
+        ]
+        ready_event = schedule.fake.export_event() if self._random.random() < 0.3 else b""
+        start = schedule.backend.gather if is_store else schedule.backend.scatter
+        if not ready_event:
+            self._write_all(is_store, moves, chunks)
+        request = Request(is_store, moves, chunks, ready_event, not ready_event, start(self.buffer, moves, ready_event))
+        for worker in schedule.workers:
+            schedule.fake.streams.tell("main", worker.name)
+        self.requests.append(request)
+        request.transfer.future.add_done_callback(lambda _: self._finish(request))
+
+    def become_ready_or_cancel(self) -> None:
+        """The engine is ready for a request, or gives it up."""
+        running = [request for request in self.requests if not request.transfer.future.done()]
+        if not running:
+            return
+        request = self._random.choice(running)
+        if request.is_ready:
+            if self._random.random() < 0.3:
+                request.transfer.cancel()
+            return
+        self._check_blocks(request, "were touched before the engine was ready")
+        self._write_all(request.is_store, request.moves, request.chunks)
+        request.is_ready = True
+        self._schedule.fake.happen(request.ready_event)
+
+    def finish_what_is_ready(self) -> None:
+        """Takes turns until only transfers are left that wait for the engine."""
+        for _ in range(2_000):
+            if all(request.transfer.future.done() for request in self.requests if request.is_ready):
+                return
+            for worker in self._schedule.workers:
+                worker.turn()
+        self._schedule.problems.append("a transfer makes no progress")
+
+    def detach(self) -> None:
+        """Ends the attachment, with transfers that wait for an event that never happens."""
+        self.buffer.close()
+        if any(not request.transfer.future.done() for request in self.requests):
+            self._schedule.problems.append("a transfer did not end")
+        if self._engine.contents() != self._twin.contents():
+            self._schedule.problems.append("the engine's memory has not the bytes that it should have")
+        for engine in (self._engine, self._twin):
+            engine.close()
+
+    def _finish(self, request: Request) -> None:
+        """Compares at the very moment at which the future is done; from then on the memory is others' to write."""
+        self._schedule.fake.streams.tell(self._schedule.fake.streams.thread, "main")
+        error = request.transfer.future.exception()
+        if not isinstance(error, TransferCancelled | TransferFailed | None):
+            self._schedule.problems.append(f"a transfer ended with {error!r}")
+        if isinstance(error, TransferFailed) and not self._schedule.may_fail:
+            self._schedule.problems.append(f"a transfer failed: {error}")
+        if not request.is_ready:
+            self._check_blocks(request, "were touched by a transfer that had to wait")
+        for move, chunk in zip(request.moves, request.chunks, strict=True):
+            at = slice(move.l1_offset_bytes, move.l1_offset_bytes + len(chunk))
+            if error is None and request.is_store:
+                if self._schedule.l1[at] != chunk:
+                    self._schedule.problems.append("a store is done and its chunk is not in L1")
+                self._slots[move.l1_offset_bytes] = chunk
+                self._schedule.expected_l1[at] = chunk
+            elif error is None:
+                self._twin.write_chunk(chunk, move.block_ids, move.skip_tokens)
+            elif request.is_store:
+                noise = self._slots[move.l1_offset_bytes] = self._random.randbytes(len(chunk))
+                self._schedule.l1[at] = self._schedule.expected_l1[at] = noise
+            if error is None and self._engine.read_chunk(move.block_ids) != self._twin.read_chunk(move.block_ids):
+                self._schedule.problems.append("a transfer is done and its blocks are not what they should be")
+            noise = self._random.randbytes(len(chunk))
+            for engine in (self._engine, self._twin):
+                engine.write_chunk(noise, move.block_ids)
+            self._free_slots.add(move.l1_offset_bytes)
+            for free, ids in zip(self._free_blocks, move.block_ids, strict=True):
+                free.update(ids.tolist())
+
+    def _check_blocks(self, request: Request, problem: str) -> None:
+        for move in request.moves:
+            if self._engine.read_chunk(move.block_ids) != self._twin.read_chunk(move.block_ids):
+                self._schedule.problems.append(f"blocks {problem}")
+
+    def _write_all(self, is_store: bool, moves: list[ChunkMove], chunks: list[bytes]) -> None:
+        if is_store:
+            for move, chunk in zip(moves, chunks, strict=True):
+                for engine in (self._engine, self._twin):
+                    engine.write_chunk(chunk, move.block_ids)
+
+    def _is_usable(self) -> bool:
+        try:
+            self.buffer.check_size()
+        except RegionUnavailable:
+            return False
+        return True
+
+    def _sample(self, offsets: set[int]) -> list[int]:
+        return self._random.sample(sorted(offsets), min(len(offsets), self._random.randint(1, 4)))
+
+    def _take_blocks(self, group: int, num_chunks: int) -> list[list[int]]:
+        per_chunk = CHUNK_SIZE // self._engine.groups[group].block_size
+        free = self._free_blocks[group]
+        num_chunks = min(num_chunks, len(free) // per_chunk)
+        taken = self._random.sample(sorted(free), num_chunks * per_chunk)
+        free -= set(taken)
+        return [taken[at : at + per_chunk] for at in range(0, len(taken), per_chunk)]

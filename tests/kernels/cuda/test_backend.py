@@ -1,0 +1,212 @@
+"""The CUDA backend on the fake device with real threads: every layout, what is refused, what is given back."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from kernels.cuda.settings import RouteName
+from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable
+from kernels.geometry import CudaIpc, PosixShm, Region
+from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
+from tests.kernels.cuda.fake_cuda import FAKE_UUID
+from tests.kernels.reference import LAYOUTS, Engine, Shape
+
+ROUTES = list(RouteName)
+HYBRID = (
+    ("LBHNC", Shape(num_layers=2, num_blocks=9, block_size=4, num_heads=3)),
+    ("NL_X_NB_BS_HS", Shape(num_layers=5, num_blocks=30, block_size=2, head_size=7, dtype="uint8")),
+    ("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=1, num_blocks=7, block_size=6, num_heads=1, dtype="uint32")),
+)
+
+
+@pytest.fixture
+def depots() -> Iterator[list[CudaDepot]]:
+    """Those that a test makes; at its end nothing went wrong and nothing is left of them."""
+    depots: list[CudaDepot] = []
+    yield depots
+    for depot in depots:
+        depot.backend.close()
+        assert depot.fake.faults == []
+        assert depot.fake.left_over() == []
+
+
+def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_tokens: int = 0) -> None:
+    """Gathers some blocks, then scatters the chunks into others; no other byte is touched."""
+    buffer = depot.attach(engine)
+    memory, expected_l1 = engine.contents(), bytearray(depot.l1)
+    moves = depot.random_moves(engine, num_chunks)
+    for move in moves:
+        chunk = engine.read_chunk(move.block_ids)
+        expected_l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] = chunk
+    depot.backend.gather(buffer, moves).future.result(SECONDS)
+    assert depot.l1 == expected_l1
+    assert engine.contents() == memory
+
+    others = depot.random_moves(engine, num_chunks, skip_tokens=skip_tokens)
+    depot.backend.scatter(buffer, others).future.result(SECONDS)
+    assert depot.l1 == expected_l1
+    moved = engine.contents()
+    for each, contents in zip(engine._memory, memory, strict=True):
+        each.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
+    for move in others:
+        chunk = bytes(depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes])
+        engine.write_chunk(chunk, move.block_ids, move.skip_tokens)
+    assert moved == engine.contents()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_moves_bit_by_bit(depots: list[CudaDepot], name: str, dtype: str, route: RouteName) -> None:
+    depots.append(CudaDepot(has_threads=True, route=route))
+    check_both_ways(depots[0], Engine((name, Shape(num_heads=3, dtype=dtype))), 2)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("staging_bytes", [1, 500, 3_000, 1 << 20], ids=["a-plane", "some-planes", "a-chunk", "all"])
+def test_groups_share_a_chunk_however_it_is_cut(depots: list[CudaDepot], staging_bytes: int, route: RouteName) -> None:
+    depots.append(CudaDepot(has_threads=True, route=route, staging_bytes=staging_bytes))
+    check_both_ways(depots[0], Engine(*HYBRID), 2, skip_tokens=12)
+    check_both_ways(depots[0], Engine(*HYBRID[:2]), 2, skip_tokens=8)
+
+
+def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    memory = engine._memory[0].bytes
+    handle = depot.fake.export_memory(memory)
+    half = memory.size // 2
+    regions = [Region(memory.size - at, CudaIpc(handle, at, f"GPU-{FAKE_UUID.upper()}")) for at in (0, 1)]
+    assert half > max(plane.offset_bytes for plane in engine.groups[0].planes)
+    planes = tuple(
+        dataclasses.replace(plane, region=number % 2, offset_bytes=plane.offset_bytes - number % 2)
+        for number, plane in enumerate(engine.groups[0].planes)
+    )
+    groups = [dataclasses.replace(engine.groups[0], planes=planes)]
+    first, second = (depot.backend.attach(groups, regions, CHUNK_SIZE, allow_process_fd=False) for _ in range(2))
+    assert first.mapped_bytes == 2 * memory.size - 1
+    moves = depot.random_moves(engine, 3)
+    for buffer in (first, second):
+        depot.backend.gather(buffer, moves).future.result(SECONDS)
+        for move in moves:
+            chunk = engine.read_chunk(move.block_ids)
+            assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
+        assert "imported memory" in depot.fake.left_over()
+        buffer.close()
+        assert buffer.mapped_bytes == 0
+    assert "imported memory" not in depot.fake.left_over()
+
+
+def test_memory_is_mapped_anew_for_an_engine_that_comes_back(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    regions = [depot.region(engine._memory[0].bytes)]
+    for _ in range(2):
+        buffer = depot.backend.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        depot.backend.gather(buffer, depot.random_moves(engine, 1)).future.result(SECONDS)
+        buffer.close()
+
+
+def test_the_backend_forgets_what_has_ended(depots: list[CudaDepot]) -> None:
+    depots.append(CudaDepot(has_threads=True))
+    buffer = depots[0].attach(Engine(LAYOUT))
+    forgotten = weakref.ref(buffer)
+    buffer.close()
+    del buffer
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_a_region_beyond_its_allocation_is_refused(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    memory = engine._memory[0].bytes
+    region = Region(memory.size, CudaIpc(depot.fake.export_memory(memory), 1, FAKE_UUID))
+    with pytest.raises(RegionUnavailable, match=r"regions\[0\] reaches beyond"):
+        depot.backend.attach(engine.groups, [region], CHUNK_SIZE, allow_process_fd=False)
+
+
+def test_a_handle_that_cannot_be_opened_is_named(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT)
+    regions = [depot.region(memory.bytes) for memory in engine._memory]
+    regions[2] = dataclasses.replace(regions[2], handle=CudaIpc(bytes(64), 0, FAKE_UUID))
+    with pytest.raises(RegionUnavailable, match=r"regions\[2\]"):
+        depot.backend.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+
+
+def test_a_device_that_is_not_visible_is_named(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    region = Region(1 << 20, CudaIpc(bytes(64), 0, "GPU-AB"))
+    with pytest.raises(BackendUnavailable, match=f"UUID ab .*{FAKE_UUID}"):
+        depot.backend.attach(engine.groups, [region], CHUNK_SIZE, allow_process_fd=False)
+
+
+def test_regions_are_all_on_one_device(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT, one_region=True)
+    here, there = (Region(1 << 20, CudaIpc(bytes(64), 0, uuid)) for uuid in (FAKE_UUID, "GPU-AB"))
+    for other, field in ((there, r"regions\[1\].cuda_ipc.device_uuid"), (Region(1 << 20, PosixShm("x")), "regions")):
+        with pytest.raises(GeometryError, match=field):
+            depot.backend.attach(engine.groups, [here, other], CHUNK_SIZE, allow_process_fd=False)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_attach_that_fails_anywhere_leaves_nothing(route: RouteName) -> None:
+    engine = Engine(LAYOUT)
+    number = 0
+    while True:
+        number += 1
+        depot = CudaDepot(has_threads=True, route=route)
+        depot.fake.fail_call = number
+        try:
+            depot.attach(engine)
+        except (BackendUnavailable, RegionUnavailable):
+            assert depot.fake.left_over() == []
+            depot.backend.close()
+        else:
+            break
+    assert number > 50
+    depot.fake.fail_call = 0
+    depot.backend.close()
+    engine.close()
+
+
+def test_closing_the_backend_ends_attachments(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    engine = Engine(LAYOUT)
+    buffer = depot.attach(engine)
+    transfer = depot.backend.gather(buffer, depot.random_moves(engine, 9), depot.fake.export_event())
+    depots.append(depot)
+    depot.backend.close()
+    assert transfer.future.done()
+    buffer.close()
+
+
+def test_zero_copy_needs_kernels_that_reach_the_host(depots: list[CudaDepot]) -> None:
+    for route in (RouteName.ZERO_COPY, None):
+        depots.append(CudaDepot(has_threads=True, route=route))
+        depots[-1].fake.kernels_reach_host = False
+    engine = Engine(LAYOUT)
+    with pytest.raises(BackendUnavailable, match="zero-copy"):
+        depots[0].attach(engine)
+    assert depots[1].attach(engine).transfer_backend == "cuda-staged"
+
+
+def test_a_read_only_arena_is_refused(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot()
+    with pytest.raises(ValueError, match="writable"):
+        type(depot.backend)(memoryview(bytes(9)), depot.fake)

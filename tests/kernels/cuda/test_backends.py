@@ -1,0 +1,125 @@
+"""Backends: memory goes to the one that is made for it, and what is missing is named."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kernels import backends
+from kernels.backends import Backends
+from kernels.cuda import cupy_runtime
+from kernels.cuda.runtime import canonical_uuid
+from kernels.cuda.settings import CudaSettings
+from kernels.errors import BackendUnavailable, GeometryError
+from kernels.host import HostBackend
+from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
+from tests.kernels.reference import Engine
+
+HAS_DEVICE = cupy_runtime.cuda_available() is None
+
+
+@pytest.fixture
+def depot() -> CudaDepot:
+    return CudaDepot(has_threads=True)
+
+
+@pytest.fixture
+def both(depot: CudaDepot) -> Iterator[Backends]:
+    both = Backends(HostBackend(memoryview(depot.l1), 1), depot.backend)
+    yield both
+    both.close()
+
+
+def test_each_attachment_is_served_by_its_own_backend(depot: CudaDepot, both: Backends) -> None:
+    engine = Engine(LAYOUT)
+    on_device = [depot.region(memory.bytes) for memory in engine._memory]
+    for regions in (engine.regions, on_device):
+        buffer = both.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=True)
+        moves = depot.random_moves(engine, 3)
+        both.gather(buffer, moves).future.result(SECONDS)
+        for move in moves:
+            chunk = engine.read_chunk(move.block_ids)
+            assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
+        both.scatter(buffer, moves).future.result(SECONDS)
+        buffer.close()
+    assert depot.fake.calls.count("gather") == 3
+    assert depot.fake.calls.count("scatter") == 3
+    assert (both.name, both.why_not_cuda) == ("host, cuda", "")
+    both.close()
+    assert depot.fake.left_over() == []
+
+
+def test_memory_of_two_kinds_is_refused(depot: CudaDepot, both: Backends) -> None:
+    engine = Engine(LAYOUT)
+    regions = [*engine.regions[:2], depot.region(engine._memory[2].bytes)]
+    with pytest.raises(GeometryError, match=r"regions\[0\]"):
+        both.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=True)
+
+
+def test_an_event_is_for_cuda_memory_only(depot: CudaDepot, both: Backends) -> None:
+    engine = Engine(LAYOUT)
+    buffer = both.attach(engine.groups, engine.regions, CHUNK_SIZE, allow_process_fd=True)
+    for start in (both.gather, both.scatter):
+        with pytest.raises(ValueError, match="event"):
+            start(buffer, depot.random_moves(engine, 1), bytes(64))
+    buffer.close()
+
+
+def test_populated_memory_is_registered(depot: CudaDepot, both: Backends) -> None:
+    both.register(0, 5_000)
+    assert depot.fake.calls == ["register", "register"]
+
+
+def test_without_cuda_the_host_serves_and_a_cuda_attach_says_what_is_missing(
+    depot: CudaDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise BackendUnavailable("there is no such thing")
+
+    monkeypatch.setattr(backends, "CupyRuntime", missing)
+    only_host = Backends.open(memoryview(depot.l1), 1, CudaSettings())
+    assert (only_host.name, only_host.why_not_cuda) == ("host", "there is no such thing")
+    only_host.register(0, 5_000)
+    engine = Engine(LAYOUT)
+    only_host.attach(engine.groups, engine.regions, CHUNK_SIZE, allow_process_fd=True).close()
+    with pytest.raises(BackendUnavailable, match="there is no such thing"):
+        only_host.attach(
+            engine.groups, [depot.region(m.bytes) for m in engine._memory], CHUNK_SIZE, allow_process_fd=False
+        )
+    only_host.close()
+
+
+def test_a_machine_without_cupy_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def no_cupy(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "cupy":
+            raise ImportError("No module named 'cupy'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_cupy)
+    assert cupy_runtime.cuda_available() == "CuPy can't be imported: No module named 'cupy'"
+    with pytest.raises(BackendUnavailable, match="CuPy"):
+        cupy_runtime.CupyRuntime()
+
+
+@pytest.mark.skipif(HAS_DEVICE, reason="there is a device")
+def test_a_machine_without_a_device_is_told_so() -> None:
+    pytest.importorskip("cupy")
+    with pytest.raises(BackendUnavailable, match="device"):
+        cupy_runtime.CupyRuntime()
+
+
+def test_importing_the_backend_imports_no_cupy() -> None:
+    program = "import kernels.backends, sys; sys.exit('cupy' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=SECONDS)
+
+
+@pytest.mark.parametrize("printed", ["GPU-00Aa", "MIG-00aa", "00AA"])
+def test_uuids_are_compared_by_their_digits(printed: str) -> None:
+    assert canonical_uuid(printed) == "00aa"

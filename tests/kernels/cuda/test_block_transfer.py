@@ -1,0 +1,290 @@
+"""The CUDA kernels: the right bytes in the right place, and no other byte touched."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.address_plan import GroupPlan, Loop, chunk_bytes, plan_groups
+from kernels.cuda.kernel import BlockCopy, access_bytes, block_copy
+from kernels.transfer import ChunkMove
+from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
+from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address
+
+CHUNK_SIZE = 12
+WIDTHS = (16, 8, 4, 2, 1)
+ALIGNED = Shape(num_heads=3, head_size=24)  # everything but addresses is a multiple of 16 bytes, and of no more
+
+
+@pytest.fixture(
+    params=[
+        OnCpu,
+        pytest.param(functools.partial(OnGpu, pinned_chunks=False), marks=pytest.mark.gpu, id="gpu"),
+        pytest.param(functools.partial(OnGpu, pinned_chunks=True), marks=pytest.mark.gpu, id="gpu-zero-copy"),
+    ]
+)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    machine: Machine = request.param()
+    return machine
+
+
+class AlignedEngine(Engine):
+    """An engine whose tensors are at odd multiples of ``alignment``."""
+
+    def __init__(self, *layouts: tuple[str, Shape], alignment: int, one_region: bool = False) -> None:
+        self._alignment = alignment
+        super().__init__(*layouts, one_region=one_region)
+
+    def _new_tensor(self, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        size_bytes = int(np.prod(sizes)) * dtype.itemsize
+        if not self._one_region:
+            self._memory.append(SharedBytes(size_bytes + 3 * self._alignment, self._rng))
+            self._free = 0
+        start = (-(-self._free // self._alignment) | 1) * self._alignment
+        self._free = start + size_bytes + 1
+        return np.ndarray(sizes, dtype, buffer=self._memory[-1].bytes, offset=start)
+
+
+def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
+    """Random bytes at an address that is ``misaligned_by`` modulo 64."""
+    buffer = np.random.default_rng(3).integers(0, 256, size_bytes + 128, dtype=np.uint8)
+    start = (misaligned_by - address(buffer)) % 64
+    return buffer[start : start + size_bytes]
+
+
+def random_moves(
+    engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: int = 0
+) -> list[ChunkMove]:
+    """Chunks ``gap`` bytes apart, of blocks in random order, none twice."""
+    rng = np.random.default_rng(5)
+    tables = []
+    for group in engine.groups:
+        blocks = chunk_size // group.block_size
+        tables.append(rng.permutation(group.num_blocks)[: num_chunks * blocks].reshape(num_chunks, blocks))
+    pitch = chunk_bytes(engine.groups, chunk_size) + gap
+    return [
+        ChunkMove(
+            l1_offset_bytes=gap + index * pitch,
+            block_ids=tuple(table[index] for table in tables),
+            skip_tokens=skip_tokens,
+        )
+        for index in range(num_chunks)
+    ]
+
+
+def chunks_for(engine: Engine, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE) -> Bytes:
+    return noise(moves[-1].l1_offset_bytes + chunk_bytes(engine.groups, chunk_size) + 99)
+
+
+def copies(
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int
+) -> list[BlockCopy]:
+    """What to launch to carry out the moves: one launch for each group."""
+    regions = np.array([machine.place(memory.bytes, Kind.ENGINE) for memory in engine._memory])
+    chunks_base = machine.place(chunks, Kind.CHUNKS)
+    launches = []
+    for group, plan in enumerate(plan_groups(engine.groups, chunk_size)):
+        blocks = [
+            (move.block_ids[group][at], move.l1_offset_bytes + at * plan.block_bytes)
+            for move in moves
+            for at in range(move.skip_tokens // plan.block_size, plan.blocks_per_chunk)
+        ]
+        launches.append(copy_of(machine, plan, regions[plan.regions] + plan.engine_offsets, chunks_base, blocks))
+    return launches
+
+
+def copy_of(
+    machine: Machine, plan: GroupPlan, planes: NDArray[np.int64], chunks_base: int, blocks: Sequence[tuple[int, int]]
+) -> BlockCopy:
+    """A launch for planes at these addresses, and for blocks with these ids and offsets from the chunks' base."""
+    plane_addresses = planes.ravel().astype(np.uint64)
+    block_ids, offsets = np.array(blocks, dtype=np.int64).T.copy()
+    return block_copy(
+        plan,
+        num_planes=planes.size,
+        plane_addresses=machine.place(plane_addresses, Kind.TABLE),
+        plane_chunk_offsets=machine.place(plan.chunk_offsets, Kind.TABLE),
+        num_blocks=len(blocks),
+        block_ids=machine.place(block_ids, Kind.TABLE),
+        chunk_block_offsets=machine.place(offsets, Kind.TABLE),
+        chunks_base=chunks_base,
+        access_bytes=access_bytes(plan, plane_addresses, chunks_base, offsets),
+    )
+
+
+def check_gather(
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE
+) -> list[int]:
+    """Gathers, compares all memory with the reference; the widths of the accesses."""
+    memory, expected = engine.contents(), chunks.copy()
+    for move in moves:
+        chunk = np.frombuffer(engine.read_chunk(move.block_ids), dtype=np.uint8)
+        expected[move.l1_offset_bytes :][: chunk.size] = chunk
+    launches = copies(machine, engine, chunks, moves, chunk_size)
+    for copy in launches:
+        machine.launch("gather", copy, 16)
+    machine.finish()
+    np.testing.assert_array_equal(chunks, expected)
+    assert engine.contents() == memory
+    return [int(copy["access_bytes"][0]) for copy in launches]
+
+
+def check_scatter(
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE
+) -> list[int]:
+    """Scatters, compares all memory with the reference; the widths of the accesses."""
+    before, unchanged = engine.contents(), chunks.copy()
+    launches = copies(machine, engine, chunks, moves, chunk_size)
+    for copy in launches:
+        machine.launch("scatter", copy, 16)
+    machine.finish()
+    moved = engine.contents()
+    for memory, contents in zip(engine._memory, before, strict=True):
+        memory.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
+    for move in moves:
+        chunk = chunks[move.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
+        engine.write_chunk(chunk.tobytes(), move.block_ids, move.skip_tokens)
+    assert moved == engine.contents()
+    np.testing.assert_array_equal(chunks, unchanged)
+    return [int(copy["access_bytes"][0]) for copy in launches]
+
+
+CHECKS = {"gather": check_gather, "scatter": check_scatter}
+both_kernels = pytest.mark.parametrize("kernel", CHECKS)
+all_layouts = pytest.mark.parametrize("name", LAYOUTS)
+one_region_or_more = pytest.mark.parametrize("one_region", [True, False], ids=["one-region", "region-per-tensor"])
+
+
+@both_kernels
+@pytest.mark.parametrize("width", WIDTHS)
+@one_region_or_more
+@all_layouts
+def test_blocks_and_chunks_in_accesses_as_wide_as_the_planes_alignment(
+    machine: Machine, name: str, one_region: bool, width: int, kernel: str
+) -> None:
+    engine = AlignedEngine((name, ALIGNED), alignment=width, one_region=one_region)
+    moves = random_moves(engine, 2, gap=32)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [width]
+
+
+@both_kernels
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+@one_region_or_more
+@all_layouts
+def test_nothing_need_be_aligned(machine: Machine, name: str, one_region: bool, dtype: str, kernel: str) -> None:
+    engine = Engine((name, Shape(num_heads=3, head_size=5, dtype=dtype)), one_region=one_region)
+    moves = random_moves(engine, 2, gap=3)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [1]
+
+
+@both_kernels
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("cause", ["chunks' base", "chunks' offsets", "heads' bytes"])
+def test_what_is_aligned_worst_decides_the_width(machine: Machine, cause: str, width: int, kernel: str) -> None:
+    shape = Shape(num_heads=3, head_size=3 * width, dtype="uint8") if cause == "heads' bytes" else ALIGNED
+    engine = AlignedEngine(("LBHNC", shape), alignment=16)
+    moves = random_moves(engine, 2, gap=width if cause == "chunks' offsets" else 32)
+    chunks = chunks_for(engine, moves)
+    if cause == "chunks' base":
+        chunks = noise(chunks.size, misaligned_by=width)
+    assert CHECKS[kernel](machine, engine, chunks, moves) == [width]
+
+
+@pytest.mark.parametrize("skip_tokens", [4, 8])
+@all_layouts
+def test_blocks_that_are_left_out_are_not_written(machine: Machine, name: str, skip_tokens: int) -> None:
+    engine = AlignedEngine((name, ALIGNED), alignment=16)
+    moves = random_moves(engine, 2, gap=16, skip_tokens=skip_tokens)
+    check_scatter(machine, engine, chunks_for(engine, moves), moves)
+
+
+@both_kernels
+def test_groups_with_blocks_of_different_sizes_share_a_chunk(machine: Machine, kernel: str) -> None:
+    engine = AlignedEngine(
+        ("LBHNC", Shape(num_layers=2, num_blocks=9, block_size=4, num_heads=3)),
+        ("NL_X_NB_BS_HS", Shape(num_layers=5, num_blocks=30, block_size=2, head_size=14, dtype="uint8")),
+        ("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=1, num_blocks=7, block_size=6, num_heads=1, dtype="uint32")),
+        alignment=16,
+    )
+    moves = random_moves(engine, 3, gap=8)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [8, 4, 8]
+
+
+@both_kernels
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("NL_X_NB_BS_HS", Shape(num_layers=1, num_blocks=1, block_size=1, head_size=1, dtype="uint8")),
+        ("LBHNC", Shape(num_layers=1, num_blocks=3, block_size=1, num_heads=1, head_size=64)),
+        ("LBHNC", Shape(num_layers=2, num_blocks=3, block_size=16, num_heads=8, head_size=64)),
+        ("LBNHC", Shape(num_layers=3, num_blocks=40, block_size=1, num_heads=1, head_size=64)),
+        ("NL_X_NB_BS_HS", Shape(num_layers=2, num_blocks=3, block_size=64, head_size=576)),
+        ("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=2, num_blocks=3, block_size=16, num_heads=9, head_size=128)),
+    ],
+    ids=["a byte", "a run", "runs of 128", "tokens of 128", "latents of 1152", "runs of 36864"],
+)
+def test_short_runs_and_long(machine: Machine, name: str, shape: Shape, kernel: str) -> None:
+    engine = AlignedEngine((name, shape), alignment=16)
+    moves = random_moves(engine, shape.num_blocks, gap=16, chunk_size=shape.block_size)
+    CHECKS[kernel](machine, engine, chunks_for(engine, moves, shape.block_size), moves, shape.block_size)
+
+
+@both_kernels
+@pytest.mark.parametrize(("ctas", "threads"), [(1, 1), (1, 512), (2, 512), (5, 7), (3, 96), (999, 512)])
+@pytest.mark.parametrize("name", ["BLHNC", "LBNHC", "TWO_X_NL_X_NBBS_NH_HS", "NL_X_NB_BS_HS"])
+def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> None:
+    class OddGrid(OnCpu):
+        def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
+            self.launch_exactly(kernel, copy, ctas, threads)
+
+    engine = AlignedEngine((name, ALIGNED), alignment=16)
+    moves = random_moves(engine, 2, gap=16)
+    CHECKS[kernel](OddGrid(), engine, chunks_for(engine, moves), moves)
+
+
+def sparse(size_bytes: int) -> Bytes:
+    """Memory that takes no more than what is touched of it."""
+    fd = os.memfd_create("kvdepot-test")
+    os.ftruncate(fd, size_bytes)
+    try:
+        return np.frombuffer(mmap.mmap(fd, size_bytes), dtype=np.uint8)
+    finally:
+        os.close(fd)
+
+
+@both_kernels
+def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
+    machine, gib = OnCpu(), 1 << 30
+    engine_strides = (5 * gib + 512, 6 * gib + 256, 7 * gib + 128, 9 * gib + 64)  # nothing meets
+    chunk_strides = engine_strides[::-1]
+    shape = (2, 2, 2, 2, 32)  # planes, blocks, turns of the outer loop, of the inner loop, bytes
+    engine, chunks = sparse(28 * gib), sparse(28 * gib)
+    engine_view = np.ndarray(shape, np.uint8, engine, strides=(*engine_strides, 1))
+    chunk_view = np.ndarray(shape, np.uint8, chunks, strides=(*chunk_strides, 1))
+    source, target = (engine_view, chunk_view) if kernel == "gather" else (chunk_view, engine_view)
+    expected = np.random.default_rng(1).integers(1, 256, shape, dtype=np.uint8)
+    source[...] = expected
+    plan = GroupPlan(
+        num_blocks=2,
+        block_size=4,
+        blocks_per_chunk=2,
+        block_stride_bytes=engine_strides[1],
+        block_bytes=0,  # not looked at
+        run_bytes=32,
+        loops=(Loop(2, engine_strides[2], chunk_strides[2]), Loop(2, engine_strides[3], chunk_strides[3])),
+        regions=np.zeros((1, 2), dtype=np.int64),
+        engine_offsets=np.array([[0, engine_strides[0]]]),
+        chunk_offsets=np.array([[0, chunk_strides[0]]]),
+    )
+    planes = machine.place(engine, Kind.ENGINE) + plan.engine_offsets
+    chunks_base = machine.place(chunks, Kind.CHUNKS)
+    copy = copy_of(machine, plan, planes, chunks_base, [(0, 0), (1, chunk_strides[1])])
+    machine.launch(kernel, copy, 16)
+    np.testing.assert_array_equal(target, expected)

@@ -1,0 +1,228 @@
+"""What the CUDA kernels are told: widths, grids, arguments, and how they count through their work."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.address_plan import GroupPlan, Loop
+from kernels.cuda import kernel as cuda_kernel
+from kernels.cuda.kernel import BLOCK_COPY, BlockCopy, BlockKernels, access_bytes, block_copy, num_ctas, num_vectors
+from kernels.errors import BackendUnavailable
+from tests.kernels.cuda.machines import FIELDS, library
+
+WIDE = {
+    "block_stride_bytes": 4096,
+    "run_bytes": 256,
+    "outer_engine": 1024,
+    "outer_chunk": 512,
+    "inner_engine": 512,
+    "inner_chunk": 256,
+    "plane_chunk_offset": 1 << 40,
+    "plane_address": 1 << 60,
+    "chunks_base": 1 << 63,
+    "chunk_block_offset": 8192,
+}
+
+
+def plan_of(values: dict[str, int]) -> GroupPlan:
+    return GroupPlan(
+        num_blocks=9,
+        block_size=4,
+        blocks_per_chunk=2,
+        block_stride_bytes=values["block_stride_bytes"],
+        block_bytes=2048,
+        run_bytes=values["run_bytes"],
+        loops=(
+            Loop(2, values["outer_engine"], values["outer_chunk"]),
+            Loop(4, values["inner_engine"], values["inner_chunk"]),
+        ),
+        regions=np.zeros((2, 1), dtype=np.int64),
+        engine_offsets=np.zeros((2, 1), dtype=np.int64),
+        chunk_offsets=np.array([[0], [values["plane_chunk_offset"]]]),
+    )
+
+
+def copy_of(plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_bytes: int = 16) -> BlockCopy:
+    return block_copy(
+        plan,
+        num_planes=num_planes,
+        plane_addresses=101,
+        plane_chunk_offsets=102,
+        num_blocks=num_blocks,
+        block_ids=103,
+        chunk_block_offsets=104,
+        chunks_base=2**64 - 48,
+        access_bytes=access_bytes,
+    )
+
+
+@pytest.mark.parametrize("width", [16, 8, 4, 2, 1])
+@pytest.mark.parametrize("name", WIDE)
+def test_the_width_is_what_everything_is_a_multiple_of(name: str, width: int) -> None:
+    values = WIDE | {name: WIDE[name] + 3 * width}
+    chosen = access_bytes(
+        plan_of(values),
+        np.array([0, values["plane_address"]], dtype=np.uint64),
+        values["chunks_base"],
+        np.array([0, values["chunk_block_offset"]]),
+    )
+    assert chosen == width
+
+
+def test_accesses_are_never_wider_than_a_vector() -> None:
+    assert access_bytes(plan_of(WIDE), np.array([1 << 60], dtype=np.uint64), 1 << 63, np.array([8192])) == 16
+
+
+def test_a_launch_is_told_the_plan_and_the_tables() -> None:
+    (copy,) = copy_of(plan_of(WIDE)).tolist()
+    outer, inner = (2, 1024, 512), (4, 512, 256)
+    assert copy == (101, 102, 103, 104, 2**64 - 48, 2, 3, 4096, 256, outer, inner, 16)
+
+
+def test_loops_that_a_plan_lacks_have_one_turn() -> None:
+    plan = plan_of(WIDE)
+    for loops in ((), plan.loops[1:]):
+        copy = copy_of(GroupPlan(**{name: getattr(plan, name) for name in GroupPlan.__slots__} | {"loops": loops}))[0]
+        assert copy["outer"].item() == (1, 0, 0)
+        assert copy["inner"].item() == ((4, 512, 256) if loops else (1, 0, 0))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2**31])
+@pytest.mark.parametrize("what", ["num_planes", "num_blocks"])
+def test_what_the_kernels_cannot_count_is_refused(what: str, count: int) -> None:
+    copy_of(plan_of(WIDE), **{what: 2**31 - 1})
+    with pytest.raises(ValueError, match="not"):
+        copy_of(plan_of(WIDE), **{what: count})
+
+
+def test_a_run_of_too_many_vectors_is_refused() -> None:
+    plan = plan_of(WIDE | {"run_bytes": 2**32})
+    copy_of(plan, access_bytes=4)
+    with pytest.raises(ValueError, match=str(2**31)):
+        copy_of(plan, access_bytes=2)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "max_ctas", "expected"),
+    [(1, 16, 1), (2, 16, 1), (3, 16, 2), (2**20, 16, 16), (2**20, 1, 1), (2**31 - 1, 2**31, 2**20)],
+)
+def test_a_grid_has_a_thread_for_each_vector_or_is_capped(num_blocks: int, max_ctas: int, expected: int) -> None:
+    copy = copy_of(plan_of(WIDE), num_blocks=num_blocks)
+    assert num_vectors(copy) == num_blocks * 2 * 2 * 4 * 16
+    assert num_ctas(copy, max_ctas) == expected
+
+
+def test_the_arguments_are_laid_out_as_the_kernels_have_them() -> None:
+    def offset_of(field: str, dtype: np.dtype[Any] = BLOCK_COPY) -> int:
+        name, _, inner = field.partition(".")
+        assert dtype.fields is not None
+        of_name, offset = dtype.fields[name][:2]
+        return offset + (offset_of(inner, of_name) if inner else 0)
+
+    offsets = (ctypes.c_int64 * len(FIELDS)).in_dll(library(), "field_offsets")
+    assert list(offsets) == [offset_of(field) for field in FIELDS]
+    assert BLOCK_COPY.itemsize == 128 == 8 * len(FIELDS)
+
+
+def test_no_cta_has_more_threads_than_the_kernels_are_compiled_for() -> None:
+    assert ctypes.c_int64.in_dll(library(), "max_threads").value == cuda_kernel.THREADS_PER_CTA
+
+
+radixes = st.tuples(*[st.one_of(st.integers(1, 5), st.integers(1, 2**31 - 1))] * 4)
+
+
+@given(radixes, st.integers(0, 2**29), st.integers(1, 2**29), st.integers(0, 20))
+def test_a_thread_counts_through_its_work_in_strides(
+    radix: tuple[int, ...], first: int, stride: int, num_strides: int
+) -> None:
+    Position = ctypes.c_uint32 * 5  # noqa: N806 - struct Position of block_transfer.cu
+    radix_of, at, step = Position(*radix, 1024), Position(), Position()
+    library().first_position(first, radix_of, at)
+    library().first_position(stride, radix_of, step)
+    for _ in range(num_strides):
+        library().next_position(at, step, radix_of)
+    number, digits = first + num_strides * stride, []
+    for base in radix:
+        number, digit = divmod(number, base)
+        digits.append(digit)
+    # Far behind the last plane the number of the plane may wrap; no thread goes there.
+    assert list(at) == [*digits, number % 2**32]
+
+
+@given(st.lists(st.integers(2, 2**31 - 1), min_size=4, max_size=4), st.data())
+def test_digits_as_large_as_they_get_do_not_overflow(radix: list[int], data: st.DataObject) -> None:
+    Position = ctypes.c_uint32 * 5  # noqa: N806
+    near_the_end = [st.integers(max(0, base - 3), base - 1) for base in radix]
+    at, step = (Position(*data.draw(st.tuples(*near_the_end)), 7) for _ in range(2))
+    expected, carry = [], 0
+    for digit, addend, base in zip(at, step, radix, strict=False):
+        carry, digit = divmod(digit + addend + carry, base)
+        expected.append(digit)
+    library().next_position(at, step, Position(*radix, 1024))
+    assert list(at) == [*expected, 14 + carry]
+
+
+def test_the_source_has_one_text_and_says_which_file_a_line_is_of() -> None:
+    source = cuda_kernel.source()
+    assert source.index('#line 1 "prelude.cuh"') < source.index('#line 1 "block_transfer.cu"')
+    assert "#include" not in source
+
+
+class RecordingCuPy:
+    """Stands in for CuPy: kernels that note how they are called, on which stream."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.code = ""
+        self._streams: list[object] = []
+        self.cuda = SimpleNamespace(compiler=SimpleNamespace(CompileException=KeyError))
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
+        self.code = code
+
+        def get_function(name: str) -> Any:
+            return lambda grid, block, args: self.calls.append((name, grid, block, args, *self._streams))
+
+        return SimpleNamespace(get_function=get_function)
+
+    def __enter__(self) -> None:
+        self._streams.append("stream")
+
+    def __exit__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
+        self._streams.pop()
+
+
+def test_a_launch_goes_to_its_stream_with_a_capped_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = RecordingCuPy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    kernels = BlockKernels()
+    copy = copy_of(plan_of(WIDE), num_blocks=2**20)
+    kernels.gather(copy, 12, cupy)
+    kernels.scatter(copy, 16, cupy)
+    assert cupy.code == cuda_kernel.source()
+    assert cupy.calls == [
+        ("gather_blocks", (12,), (512,), (copy,), "stream"),
+        ("scatter_blocks", (16,), (512,), (copy,), "stream"),
+    ]
+
+
+def test_without_cupy_the_kernels_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendUnavailable, match="CuPy"):
+        BlockKernels()
+
+
+def test_without_a_device_the_kernels_are_unavailable() -> None:
+    cupy = pytest.importorskip("cupy")
+    if cupy.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(BackendUnavailable, match="cuda"):
+        BlockKernels()
