@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from telemetry.events import BlockAllocation, Event
+from telemetry.events import BlockAllocation, Event, TransferStep
 
 COMMON_FIELDS = frozenset(field.name for field in dataclasses.fields(Event))
 Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
@@ -18,7 +18,7 @@ def attributes(event: Event) -> dict[str, Plain]:
     return _plain_fields(event, but=COMMON_FIELDS)
 
 
-def _plain_fields(record: Event | BlockAllocation, *, but: frozenset[str] = frozenset()) -> dict[str, Plain]:
+def _plain_fields(record: Event | BlockAllocation | TransferStep, *, but: frozenset[str] = frozenset()) -> dict[str, Plain]:
     plain: dict[str, Plain] = {}
     for field in dataclasses.fields(record):
         if field.name in but:
@@ -41,7 +41,7 @@ def _plain(value: Any) -> Plain:
             return value.hex()
         case tuple():
             return [_plain(item) for item in value]
-        case BlockAllocation():
+        case BlockAllocation() | TransferStep():
             return _plain_fields(value)
         case np.generic():
             return _plain(value.item())

@@ -72,18 +72,25 @@ class InstanceAttached(Event):
 
 @fact
 class InstanceDetached(Event):
-    """The attachment of one rank ended and its memory is unmapped. ``reason``: closed, lost or drained."""
+    """The attachment of one rank ended and its memory is unmapped. With ``num_ranks_left`` 0 the instance is gone.
+
+    ``reason``: closed; lost, if sessions, leases or transfers of its instance were still alive; failed, if its device
+    was; drained, if the depot shuts down.
+    """
 
     model_name: str
     rank: int
     reason: str
+    num_ranks_left: int
 
 
 @fact
 class SessionStarted(Event):
-    """A session was named for the first time."""
+    """A session was named for the first time, by a call or by a report of blocks."""
 
     model_name: str
+    traceparent: str
+    """Of the call that named it, as W3C Trace Context has it; empty if there is none or nothing is traced."""
 
 
 @fact
@@ -104,6 +111,7 @@ class LookupStarted(Event):
     """A valid Lookup came in; ``computed_tokens`` are those that the engine has itself."""
 
     operation_id: str
+    traceparent: str
     num_tokens: int
     computed_tokens: int
 
@@ -127,6 +135,7 @@ class StoreStarted(Event):
     """A valid Store came in, for the tokens from ``start_token`` on."""
 
     operation_id: str
+    traceparent: str
     rank: int
     num_tokens: int
     start_token: int
@@ -151,13 +160,18 @@ class StoreFinished(Event):
 
 @fact
 class RetrieveStarted(Event):
-    """A valid Retrieve came in; tokens below ``skip_tokens`` are not written."""
+    """A valid Retrieve came in; tokens below ``skip_tokens`` are not written.
+
+    ``stored_by`` names the stores that the chunks came from, by their ``operation_id``: the last few of them.
+    """
 
     operation_id: str
+    traceparent: str
     rank: int
     lease_id: str
     num_tokens: int
     skip_tokens: int
+    stored_by: tuple[str, ...]
     inline: bool
 
 
@@ -176,10 +190,23 @@ class RetrieveFinished(Event):
 
 
 @fact
+class TransferStep:
+    """One kind of work within a transfer, from its first start to its last end; kinds overlap where they can.
+
+    ``name``: wait (for the engine's event and for a turn), gather, scatter, copy. Times are from the transfer's start.
+    """
+
+    name: str
+    start_seconds: float
+    duration_seconds: float
+
+
+@fact
 class TransferStarted(Event):
     """Bytes of a store or a retrieve (``direction``) begin to move; ``operation_id`` is the transfer's own."""
 
     operation_id: str
+    parent_operation_id: str
     direction: str
     rank: int
     num_chunks: int
@@ -192,6 +219,7 @@ class TransferFinished(Event):
     """No byte of the transfer moves any more."""
 
     operation_id: str
+    parent_operation_id: str
     direction: str
     rank: int
     duration_seconds: float
@@ -199,6 +227,7 @@ class TransferFinished(Event):
     num_chunks: int
     num_bytes: int
     backend: str
+    steps: tuple[TransferStep, ...]
 
 
 # Leases and chunks
@@ -224,22 +253,37 @@ class LeaseEnded(Event):
 
 @fact
 class ChunksStored(Event):
-    """Chunks are in L1 and visible to Lookup."""
+    """Chunks are in L1 and visible to Lookup.
+
+    ``seconds_since_eviction``: of those that had been in L1 before, as far as is remembered.
+    """
 
     model_name: str
     rank: int
     keys: tuple[bytes, ...]
     num_bytes: int
+    seconds_since_eviction: npt.NDArray[np.float64]
+
+
+@fact
+class ChunksReused(Event):
+    """A Lookup leased chunks that nobody had a lease of: how long each was unused, in ``reuse_gap_seconds``."""
+
+    model_name: str
+    tier: str
+    reuse_gap_seconds: npt.NDArray[np.float64]
 
 
 @fact
 class ChunksEvicted(Event):
-    """Chunks left a tier because their room was needed."""
+    """Chunks left a tier because their room was needed: how long each was there, and how long unused at the end."""
 
     model_name: str
     tier: str
     keys: tuple[bytes, ...]
     num_bytes: int
+    lifetime_seconds: npt.NDArray[np.float64]
+    idle_seconds: npt.NDArray[np.float64]
 
 
 @fact
@@ -296,6 +340,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         LeaseGranted,
         LeaseEnded,
         ChunksStored,
+        ChunksReused,
         ChunksEvicted,
         CacheCleared,
         BlocksAllocated,

@@ -14,7 +14,7 @@ import pytest
 from telemetry import events
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
-from telemetry.events import BlockAllocation, Event
+from telemetry.events import BlockAllocation, Event, TransferStep
 
 RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
 
@@ -119,7 +119,9 @@ def example(event_type: type[Event]) -> Event:
         tuple[BlockAllocation, ...]: (
             BlockAllocation(session_id="s", block_ids=ids, token_ids=ids[:2], reused_block_ids=ids[:0], resumed=False),
         ),
+        tuple[TransferStep, ...]: (TransferStep(name="copy", start_seconds=0.25, duration_seconds=0.5),),
         npt.NDArray[np.uint32]: ids,
+        npt.NDArray[np.float64]: np.array([0.5, 2.0]),
     }
     hints = typing.get_type_hints(event_type, vars(events))
     return event_type(**{name: values[hint] for name, hint in hints.items()})
