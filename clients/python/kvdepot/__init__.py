@@ -12,13 +12,14 @@
         attachment.store(request_id, token_ids, [block_ids])
         attachment.end_session(request_id)
 
+On a GPU it is `cuda.CudaRegions` instead of `SharedRegions`, and ``ready_event=cuda.ready_event(event)``.
 `AsyncDepotClient` is the same for an event loop. The messages that methods take and return are in `kvdepot.v1`; the
 comments of the .proto files are their manual. torch is never imported: tensors are used only if they are handed in.
 """
 
 from __future__ import annotations
 
-from kvdepot import layouts
+from kvdepot import cuda, layouts
 from kvdepot.aio_attachment import AsyncAttachment
 from kvdepot.aio_client import AsyncDepotClient
 from kvdepot.attachment import Attachment
@@ -40,6 +41,7 @@ __all__ = [
     "SharedBuffer",
     "SharedRegions",
     "allocation_record",
+    "cuda",
     "hash_prefix",
     "layouts",
     "token_prefix",

@@ -89,7 +89,8 @@ class Attachment(Attached):
     ) -> cache_pb2.StoreResponse:
         """Copies whole chunks of the prefix out of the engine's blocks; the blocks may be reused when it returns.
 
-        ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on.
+        ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on. The blocks are read
+        after the ``ready_event`` (see `kvdepot.cuda.ready_event`), if there is one.
         """
         request = requests.store(
             self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
@@ -109,7 +110,8 @@ class Attachment(Attached):
         """Copies leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
 
         ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. If this raises,
-        the depot may write to the blocks until `release_lease` or `end_session` has returned.
+        the depot may write to the blocks until `release_lease` or `end_session` has returned. The
+        blocks are written after the ``ready_event``, if there is one.
         """
         request = requests.retrieve(
             self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event

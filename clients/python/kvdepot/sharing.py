@@ -72,7 +72,8 @@ class SharedRegions:
         if not is_torch:
             return int(tensor.__array_interface__["data"][0])
         if tensor.device.type != "cpu":
-            raise ValueError(f"only memory of the CPU can be shared by {self._by}, not of {tensor.device}")
+            found = f"only memory of the CPU can be shared by {self._by}, not of {tensor.device}"
+            raise ValueError(f"{found}: use kvdepot.cuda.CudaRegions for CUDA memory")
         return int(tensor.data_ptr())
 
     def _share(self, storage: Any) -> int:

@@ -56,9 +56,9 @@ class FakeCuda:
 
     # What the tests do.
 
-    def export_memory(self, memory: Bytes) -> bytes:
-        """A handle of memory of this process, as if it were on a device and of an engine."""
-        handle = b"memory".ljust(56) + len(self._exported_memory).to_bytes(8, "little")
+    def export_memory(self, memory: Bytes, handle: bytes = b"") -> bytes:
+        """A handle of memory of this process, as if it were on a device and of an engine; or the one that it has."""
+        handle = handle or b"memory".ljust(56) + len(self._exported_memory).to_bytes(8, "little")
         self._exported_memory[handle] = memory
         return handle
 

@@ -1,0 +1,200 @@
+"""The CUDA memory that an engine's tensors lie in, as the regions to attach, and its events, to wait for.
+
+The CUDA driver is asked itself, so nothing here depends on how a version of torch shares its tensors; torch is used
+only as far as it is handed in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kvdepot.v1.cache_pb2 import CudaIpc, MemoryRegion
+
+_LIBRARY = "libcuda.so.1"
+_HANDLE_BYTES = 64
+
+# From cuda.h.
+_RANGE_START_ADDR = 11
+_INVALID_VALUE, _INVALID_HANDLE, _NOT_SUPPORTED = 1, 400, 801
+
+
+class CudaUnavailable(Exception):
+    """There is no CUDA driver, or it refused a call."""
+
+
+class NotShareable(ValueError):
+    """The memory or the event is of a kind that no other process can open."""
+
+
+class _Refused(CudaUnavailable):
+    """The driver refused a call, with this status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Handle(ctypes.Structure):
+    """A CUipcMemHandle or a CUipcEventHandle."""
+
+    _fields_ = (("reserved", ctypes.c_ubyte * _HANDLE_BYTES),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Where a region is in this process, and what keeps it there."""
+
+    start: int
+    end: int
+    owner: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Allocation:
+    """What another process needs to open an allocation."""
+
+    handle: bytes
+    device_uuid: str
+
+
+class CudaRegions:
+    """Collects the CUDA memory that tensors lie in, and tells in which region and where each of them is.
+
+        shared = CudaRegions()
+        group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
+        attachment = client.attach(..., groups=[group], regions=shared.regions)
+
+    A region is the storage of a torch tensor, where it is: nothing is copied or moved. Several tensors in one storage
+    are one region, and several storages in one allocation share its handle. The storages are kept alive as long as
+    this is. All of them must be on one device.
+    """
+
+    def __init__(self) -> None:
+        self._regions: list[MemoryRegion] = []
+        self._storages: list[_Storage] = []
+        self._allocations: dict[int, _Allocation] = {}
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """All regions so far, to attach; a region's index never changes."""
+        return tuple(self._regions)
+
+    def locate(self, tensor: Any) -> tuple[int, int]:
+        """The index of the region that holds the tensor, and the byte in it at which its first element is.
+
+        Raises:
+            ValueError: the tensor is not of torch, or not on a CUDA device.
+            NotShareable: its memory was mapped piece by piece, as torch's expandable segments are, or is of a pool.
+            CudaUnavailable: there is no CUDA driver, or it refused a call.
+        """
+        if not hasattr(tensor, "untyped_storage") or tensor.device.type != "cuda":
+            raise ValueError("only a torch tensor on a CUDA device lies in memory that CUDA can share")
+        address = int(tensor.data_ptr())
+        for region, storage in enumerate(self._storages):
+            if storage.start <= address < storage.end:
+                return region, address - storage.start
+        region = self._share(tensor.untyped_storage(), int(tensor.device.index))
+        return region, address - self._storages[region].start
+
+    def _share(self, owner: Any, ordinal: int) -> int:
+        start, size_bytes = int(owner.data_ptr()), int(owner.nbytes())
+        with _device_in_use(ordinal) as device:
+            base = _allocation_start(start)
+            if base not in self._allocations:
+                self._allocations[base] = _Allocation(_memory_handle(base), _device_uuid(device))
+        allocation = self._allocations[base]
+        handle = CudaIpc(handle=allocation.handle, offset_bytes=start - base, device_uuid=allocation.device_uuid)
+        self._regions.append(MemoryRegion(size_bytes=size_bytes, cuda_ipc=handle))
+        self._storages.append(_Storage(start, start + size_bytes, owner))
+        return len(self._regions) - 1
+
+
+def ready_event(event: Any) -> bytes:
+    """What a store or a retrieve takes as its ``ready_event``: the depot waits for what was recorded before it reads
+    or writes blocks.
+
+    ``event`` is a ``torch.cuda.Event(interprocess=True)``. Record it first, on the stream that works on the blocks, and
+    neither record it anew nor let go of it before the call has returned.
+
+    Raises:
+        NotShareable: the event was made without ``interprocess=True``, or never recorded.
+        CudaUnavailable: there is no CUDA driver, or it refused a call.
+    """
+    if not event.cuda_event:
+        raise NotShareable("the event was never recorded, so there is nothing to wait for")
+    with _device_in_use(int(event.device.index)):
+        return _handle(
+            "cuIpcGetEventHandle",
+            ctypes.c_void_p(event.cuda_event),
+            "the event can't be shared; was it made with interprocess=True?",
+        )
+
+
+def _memory_handle(base: int) -> bytes:
+    return _handle(
+        "cuIpcGetMemHandle",
+        ctypes.c_uint64(base),
+        "the memory can't be shared: memory of a pool never can, nor can torch's expandable segments "
+        "(start the engine with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False)",
+    )
+
+
+def _handle(call: str, what: Any, problem: str) -> bytes:
+    handle = _Handle()
+    try:
+        _call(call, ctypes.byref(handle), what)
+    except _Refused as error:
+        if error.status in (_INVALID_VALUE, _INVALID_HANDLE, _NOT_SUPPORTED):
+            raise NotShareable(f"{problem} [{error}]") from error
+        raise
+    return bytes(handle)
+
+
+def _allocation_start(address: int) -> int:
+    start = ctypes.c_uint64()
+    _call("cuPointerGetAttribute", ctypes.byref(start), ctypes.c_int(_RANGE_START_ADDR), ctypes.c_uint64(address))
+    return start.value
+
+
+def _device_uuid(device: ctypes.c_int) -> str:
+    number = (ctypes.c_ubyte * 16)()
+    _call("cuDeviceGetUuid_v2", ctypes.byref(number), device)
+    return f"GPU-{uuid.UUID(bytes=bytes(number))}"
+
+
+@contextmanager
+def _device_in_use(ordinal: int) -> Iterator[ctypes.c_int]:
+    """Makes a device the calling thread's, which may never have used one, with the context that torch uses too."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    _call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    try:
+        _call("cuCtxPushCurrent_v2", context)
+        try:
+            yield device
+        finally:
+            _call("cuCtxPopCurrent_v2", ctypes.byref(context))
+    finally:
+        _call("cuDevicePrimaryCtxRelease_v2", device)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    library = _library(_LIBRARY)
+    if status := getattr(library, name)(*arguments):
+        text = ctypes.c_char_p()
+        library.cuGetErrorName(status, ctypes.byref(text))
+        raise _Refused(f"{name}: {(text.value or b'CUDA_ERROR_%d' % status).decode()}", status)
+
+
+@functools.cache
+def _library(name: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise CudaUnavailable(f"there is no CUDA driver: {error}") from error
