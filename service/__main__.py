@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 
 
+REPEATABLE = ("listen", "subscriber")
+
+
 def serve_command(**given: Any) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
     config = given.pop("config", None)
@@ -65,7 +68,7 @@ def _options() -> inspect.Signature:
             show_default=False if is_switch else defaults[name],
             metavar=None if is_switch else "ADDRESS" if name == "listen" else "VALUE",
         )
-        parameters.append(_parameter(name, bool if is_switch else list[str] if name == "listen" else str, option))
+        parameters.append(_parameter(name, bool if is_switch else list[str] if name in REPEATABLE else str, option))
     return inspect.Signature(parameters)
 
 

@@ -159,19 +159,21 @@ class Attaching:
     def _remove(self, attachment: Attachment) -> None:
         depot = self._depot
         attachment.detached = True
-        for lease in list(depot.leases.live()):
-            if lease.instance_id == attachment.instance_id:
-                depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
-        if depot.instances.remove(attachment):
-            for session in depot.sessions.of_instance(attachment.instance_id):
-                depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
+        leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
+        for lease in leases:
+            depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
+        num_ranks_left = depot.instances.remove(attachment)
+        sessions = [] if num_ranks_left else depot.sessions.of_instance(attachment.instance_id)
+        for session in sessions:
+            depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
         if depot.bus is not None:
             depot.bus.publish(
                 InstanceDetached(
                     instance_id=attachment.instance_id,
                     model_name=attachment.model_name,
                     rank=attachment.rank,
-                    reason="drained" if self._depot.draining else "closed",
+                    reason=_reason(attachment, depot.draining, has_work=bool(leases or sessions)),
+                    num_ranks_left=num_ranks_left,
                 )
             )
 
@@ -188,3 +190,12 @@ class Attaching:
                     transfer_backend=attachment.transfer_backend,
                 )
             )
+
+
+def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:
+    """A stream does not tell whether its client closed it or died; one that closes it has ended its work before."""
+    if attachment.failed.is_set():
+        return "failed"
+    if draining:
+        return "drained"
+    return "lost" if has_work or attachment.transfers else "closed"

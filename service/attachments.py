@@ -141,10 +141,10 @@ class Instances:
         )
         instance.ranks[attachment.rank] = attachment
 
-    def remove(self, attachment: Attachment) -> bool:
-        """Remove a rank; returns whether it was the last one of its instance."""
+    def remove(self, attachment: Attachment) -> int:
+        """Remove a rank; returns how many are left of its instance."""
         instance = self._instances[attachment.instance_id]
         del instance.ranks[attachment.rank]
         if not instance.ranks:
             del self._instances[attachment.instance_id]
-        return not instance.ranks
+        return len(instance.ranks)

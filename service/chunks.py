@@ -34,13 +34,18 @@ class Chunk:
     """One chunk: being written while it has a `writer`, resident after that, until it is dropped.
 
     ``num_pins`` counts leases and transfers; while it is not 0, or a writer is set, the slot is protected. ``last_use``
-    is a tick. ``older`` and ``newer`` are its neighbours in the eviction order while it may be evicted.
+    is a tick, ``store_time`` and ``release_time`` are monotonic seconds: when it became resident, when its last pin was
+    taken off. ``stored_by`` is the operation that wrote it. ``older`` and ``newer`` are its neighbours in the eviction
+    order while it may be evicted.
     """
 
     key: ChunkKey
     entry: NamespaceEntry
     slot: Slot
     writer: Writer | None
+    stored_by: str = ""
+    store_time: float = 0.0
+    release_time: float = 0.0
     num_pins: int = 0
     last_use: int = 0
     dropped: bool = False

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from service.attachments import Instance, Instances, TransferBackend
+import numpy as np
+
+from service.attachments import Instances, TransferBackend
 from service.chunks import Chunk
 from service.errors import StreamStalled, invalid
 from service.identity import Prefix
@@ -19,16 +21,20 @@ from service.leases import Lease, LeaseEnd, Leases
 from service.pool import Pool
 from service.requests import ClearAnswer
 from service.sessions import MAX_LIVE, Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.trace_context import traceparent
 from service.transfers import RunningTransfer, stopped
 from telemetry.events import (
     CacheCleared,
     ChunksEvicted,
+    ChunksReused,
     Event,
     LeaseEnded,
     LeaseGranted,
     SessionEnded,
     SessionStarted,
 )
+
+L1 = "l1"
 
 T = TypeVar("T")
 
@@ -85,18 +91,21 @@ class Depot:
                 f"the depot's chunk_size {self.limits.chunk_size} is not a multiple of {prefix.hash_block_size}",
             )
 
-    def session(self, instance: Instance, session_id: str) -> Session:
+    def session(self, instance_id: str, session_id: str, model_name: str) -> Session:
         """The instance's session; it begins here if there is none."""
-        session = self.sessions.find(instance.instance_id, session_id)
+        session = self.sessions.find(instance_id, session_id)
         if session is None:
-            session = self.sessions.begin(instance.instance_id, session_id, instance.model_name)
+            session = self.sessions.begin(instance_id, session_id, model_name)
             if len(self.sessions) > MAX_LIVE:
                 self.expire()
             self._arm_expiry()
             if self.bus is not None:
                 self.bus.publish(
                     SessionStarted(
-                        instance_id=instance.instance_id, session_id=session_id, model_name=instance.model_name
+                        instance_id=instance_id,
+                        session_id=session_id,
+                        model_name=model_name,
+                        traceparent=traceparent.get(),
                     )
                 )
         return session
@@ -109,7 +118,7 @@ class Depot:
 
         When it ends, whichever way, `finished` makes the event that is published.
         """
-        operation = Operation(kind=kind, operation_id=f"{next(self._operation_numbers):x}", rank=rank)
+        operation = Operation(kind=kind, operation_id=self.new_operation_id(), rank=rank)
         session.begin(operation)
         self.sessions.used(session)
         try:
@@ -127,6 +136,10 @@ class Depot:
             if self.bus is not None:
                 self.bus.publish(finished(operation))
 
+    def new_operation_id(self) -> str:
+        """Unique to one piece of work, in the life of this depot."""
+        return f"{next(self._operation_numbers):x}"
+
     async def bounded(self, step: Awaitable[T], what: str) -> T:
         """Wait for a client's next step in a stream, at most `max_wait_seconds`. Raises: StreamStalled."""
         try:
@@ -139,6 +152,8 @@ class Depot:
 
     def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
         """Lease the chunks of a prefix to a session."""
+        if self.bus is not None:
+            self._report_reused([chunk for chunks in chunks_by_rank for chunk in chunks if chunk.num_pins == 0])
         lease = self.leases.grant(session.instance_id, session.session_id, chunks_by_rank)
         session.lease_ids.add(lease.lease_id)
         self._arm_expiry()
@@ -211,14 +226,30 @@ class Depot:
     # Chunks
 
     def report_evicted(self, chunks: Sequence[Chunk]) -> None:
-        """Publish that chunks were evicted."""
-        if self.bus is not None and chunks:
+        """Publish that chunks were evicted, those of each model apart."""
+        if self.bus is None or not chunks:
+            return
+        now = time.monotonic()
+        for model_name in {chunk.entry.model_name for chunk in chunks}:
+            evicted = [chunk for chunk in chunks if chunk.entry.model_name == model_name]
             self.bus.publish(
                 ChunksEvicted(
+                    model_name=model_name,
+                    tier=L1,
+                    keys=tuple(chunk.key for chunk in evicted),
+                    num_bytes=sum(chunk.slot.extent.slot_bytes for chunk in evicted),
+                    lifetime_seconds=now - np.array([chunk.store_time for chunk in evicted]),
+                    idle_seconds=now - np.array([chunk.release_time for chunk in evicted]),
+                )
+            )
+
+    def _report_reused(self, chunks: Sequence[Chunk]) -> None:
+        if self.bus is not None and chunks:
+            self.bus.publish(
+                ChunksReused(
                     model_name=chunks[0].entry.model_name,
-                    tier="l1",
-                    keys=tuple(chunk.key for chunk in chunks),
-                    num_bytes=sum(chunk.slot.extent.slot_bytes for chunk in chunks),
+                    tier=L1,
+                    reuse_gap_seconds=time.monotonic() - np.array([chunk.release_time for chunk in chunks]),
                 )
             )
 

@@ -98,18 +98,21 @@ class Index:
         self._protect(chunk)
         return chunk, evicted
 
-    def commit(self, chunk: Chunk) -> None:
+    def commit(self, chunk: Chunk) -> Drop | None:
         """The bytes are there: the chunk is resident from now on, and pinned once, by whoever stored it.
 
-        If it was dropped while it was being written it stays invisible, and goes with that pin.
+        Returns when and why it was dropped before, as far as is remembered. If it was dropped while it was being
+        written it stays invisible, and goes with that pin.
         """
         assert chunk.writer is not None
         chunk.writer = None
         chunk.num_pins += 1
-        if not chunk.dropped:
-            chunk.entry.ever_stored = True
-            self.num_resident += 1
-            self._drops.pop(chunk.key, None)
+        if chunk.dropped:
+            return None
+        chunk.entry.ever_stored = True
+        chunk.store_time = time.monotonic()
+        self.num_resident += 1
+        return self._drops.pop(chunk.key, None)
 
     def abandon(self, chunk: Chunk) -> None:
         """The bytes did not come: forget the chunk and free its slot."""
@@ -130,10 +133,12 @@ class Index:
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         """Take a pin off each chunk of a prefix, given head first. Its use counts as of now."""
         self._tick += 1
+        now = time.monotonic()
         for chunk in reversed(chunks):
             chunk.num_pins -= 1
             assert chunk.num_pins >= 0, "a pin is taken off once"
             if chunk.num_pins == 0:
+                chunk.release_time = now
                 self._unprotect(chunk)
 
     def touch(self, chunks: Sequence[Chunk]) -> None:

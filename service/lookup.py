@@ -15,6 +15,7 @@ from service.identity import ChunkKey, Namespace, Prefix, chunk_keys
 from service.index import DropReason
 from service.requests import LookupAnswer, LookupRequest, Miss, MissReason
 from service.sessions import Operation, OperationKind, Outcome
+from service.trace_context import traceparent
 from telemetry.events import LookupFinished, LookupStarted
 
 _DROPPED = {DropReason.EVICTED: MissReason.EVICTED, DropReason.CLEARED: MissReason.CLEARED}
@@ -61,7 +62,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             miss_reason=answer.miss.reason if answer is not None and answer.miss is not None else "",
         )
 
-    session = depot.session(instance, request.session_id)
+    session = depot.session(request.instance_id, request.session_id, instance.model_name)
     with depot.operation(session, OperationKind.LOOKUP, 0, finished) as operation:
         if depot.bus is not None:
             depot.bus.publish(
@@ -69,6 +70,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
                     instance_id=request.instance_id,
                     session_id=request.session_id,
                     operation_id=operation.operation_id,
+                    traceparent=traceparent.get(),
                     num_tokens=num_tokens,
                     computed_tokens=request.computed_tokens,
                 )

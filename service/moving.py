@@ -113,12 +113,16 @@ async def move(
         for group in attachment.groups
     )
     start = time.monotonic()
+    start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
+    transfer = start_move(buffer, moves, ready_event)
+    operation_id = depot.new_operation_id()
     if depot.bus is not None:
         depot.bus.publish(
             TransferStarted(
                 instance_id=attachment.instance_id,
                 session_id=session.session_id,
-                operation_id=operation.operation_id,
+                operation_id=operation_id,
+                parent_operation_id=operation.operation_id,
                 direction=direction,
                 rank=attachment.rank,
                 num_chunks=len(moves),
@@ -126,8 +130,6 @@ async def move(
                 backend=attachment.transfer_backend,
             )
         )
-    start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
-    transfer = start_move(buffer, moves, ready_event)
     holders = [attachment.transfers, session.transfers]
     if lease is not None:
         holders.append(lease.transfers)
@@ -158,7 +160,8 @@ async def move(
                 TransferFinished(
                     instance_id=attachment.instance_id,
                     session_id=session.session_id,
-                    operation_id=operation.operation_id,
+                    operation_id=operation_id,
+                    parent_operation_id=operation.operation_id,
                     direction=direction,
                     rank=attachment.rank,
                     duration_seconds=time.monotonic() - start,
@@ -166,5 +169,6 @@ async def move(
                     num_chunks=len(moves),
                     num_bytes=num_bytes,
                     backend=attachment.transfer_backend,
+                    steps=(),
                 )
             )

@@ -16,9 +16,11 @@ from service.leases import Lease
 from service.moving import check_ready_event, check_tables, chunk_move, move, require_buffer
 from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.sessions import Operation, OperationKind, Outcome, Session
+from service.trace_context import traceparent
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
 MAX_PIECE_BYTES = 1 << 20
+MAX_STORED_BY = 8  # of the stores that made a prefix: those of its tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,12 @@ def _retrieval(
                     instance_id=request.instance_id,
                     session_id=request.session_id,
                     operation_id=operation.operation_id,
+                    traceparent=traceparent.get(),
                     rank=request.rank,
                     lease_id=lease.lease_id,
                     num_tokens=len(chunks) * depot.limits.chunk_size,
                     skip_tokens=request.skip_tokens,
+                    stored_by=tuple(dict.fromkeys(chunk.stored_by for chunk in reversed(chunks)))[:MAX_STORED_BY],
                     inline=inline,
                 )
             )

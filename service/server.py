@@ -33,13 +33,12 @@ from service.arena import Arena
 from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
+from service.observability import Observability
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
-from service.settings import NOT_YET, Settings
-from telemetry.bus import EventBus
+from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
-from telemetry.subscribers.log import LogSubscriber
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ class Server:
         self._settings = settings
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         self._backends = Backends.open(self._arena.view, settings.transfer_threads, _cuda_settings(settings))
-        subscribers = [] if settings.disable_logging else [LogSubscriber()]
-        self.bus = None if settings.disable_observability else EventBus(subscribers, capacity=settings.event_queue_size)
+        self._observability = Observability.open(settings)
+        self.bus = self._observability.bus
         limits = DepotLimits(
             chunk_size=settings.chunk_size,
             lease_ttl_seconds=settings.lease_ttl,
@@ -135,6 +134,7 @@ class Server:
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GOODBYE_SECONDS)
+        await self._observability.close()
         self.depot.stop()
         self.depot.backend.close()
         self._arena.stop_populating()
@@ -210,12 +210,6 @@ def _is_served(path: Path) -> bool:
     return False
 
 
-def _warn_of_settings_without_effect(settings: Settings) -> None:
-    for name in NOT_YET:
-        if name in settings.model_fields_set:
-            logger.warning("setting %s has no effect in version %s", name, __version__)
-
-
 async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
 
@@ -225,7 +219,7 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a region that is attached keeps one open
-    _warn_of_settings_without_effect(settings)
+
     server = Server(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -26,6 +27,13 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _one_or_list(value: object) -> object:
+    """A variable holds one text, or a JSON array of texts: these have commas in them."""
+    if isinstance(value, str):
+        return json.loads(value) if value.startswith("[") else (value,)
+    return value
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -39,6 +47,13 @@ class CudaRoute(StrEnum):
     ZERO_COPY = "zero-copy"
 
 
+class LogFormat(StrEnum):
+    """What a log line looks like."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class LogLevel(StrEnum):
     """How much is logged."""
 
@@ -49,9 +64,6 @@ class LogLevel(StrEnum):
 
 
 YEAR_SECONDS = 366 * 86_400.0
-
-# Accepted, so that configurations need not change, and without effect until their subscribers are there.
-NOT_YET = ("l0_sample_rate", "prometheus_port", "disable_metrics", "enable_tracing", "otlp_endpoint")
 
 
 class BadSettings(Exception):
@@ -92,12 +104,22 @@ class Settings(BaseSettings):
     event_queue_size: int = Field(
         10_000, ge=1, le=10_000_000, description="events that wait at most; more are dropped and counted"
     )
-    l0_sample_rate: float = Field(0.01, ge=0, le=1, description="share of the engines' blocks that are followed")
-    prometheus_port: int = Field(9464, ge=0, le=65535, description="where metrics are served")
+    subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_list)] = Field(
+        (), description="a subscriber of one's own, package.module:factory or package.module:factory={JSON}; repeatable"
+    )
+    l0_sample_rate: float = Field(
+        0.01, ge=0, le=1, description="share of the engines' blocks whose lifetimes are measured"
+    )
     disable_metrics: bool = Field(False, description="measure nothing")
-    enable_tracing: bool = Field(False, description="make spans")
-    otlp_endpoint: str = Field("", description="where telemetry is sent to, such as http://localhost:4317")
+    prometheus_host: str = Field("127.0.0.1", description="the address on which metrics are served for Prometheus")
+    prometheus_port: int = Field(9464, ge=0, le=65535, description="the port on which metrics are served; 0: any")
+    otlp_endpoint: str = Field(
+        "", description="send telemetry here over OTLP, such as http://localhost:4317, and serve none for Prometheus"
+    )
+    enable_tracing: bool = Field(False, description="make spans; needs otlp_endpoint or trace_console")
+    trace_console: bool = Field(False, description="write spans to standard output")
     log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="text for people, or json: an object a line")
 
     @field_validator("unix_socket_mode")
     @classmethod
@@ -105,6 +127,21 @@ class Settings(BaseSettings):
         if not value.isdecimal() or int(value, 8) > 0o777:
             raise ValueError(f"{value!r} is not an octal mode such as 600 or 660")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} is not an address such as http://localhost:4317")
+        return value
+
+    @model_validator(mode="after")
+    def _spans_go_somewhere(self) -> Settings:
+        if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
+            raise ValueError("enable_tracing: spans go nowhere; set otlp_endpoint or trace_console too")
+        if self.trace_console and not self.enable_tracing:
+            raise ValueError("trace_console: nothing is traced; set enable_tracing too")
+        return self
 
     @field_validator("l1_size")
     @classmethod
@@ -168,6 +205,8 @@ def _fault(error: Any) -> str:
 def _text(name: str, value: object) -> str:
     if name.endswith("_size") and isinstance(value, int) and name not in ("chunk_size", "event_queue_size"):
         return format_size(value)
+    if name == "subscriber":
+        return json.dumps(value) if value else ""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,6 +14,7 @@ from service.moving import check_ready_event, check_tables, chunk_move, move, re
 from service.requests import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.sessions import Operation, OperationKind, Session
 from service.store_plan import StorePlan
+from service.trace_context import traceparent
 from telemetry.events import StoreFinished, StoreStarted
 
 Write = Callable[[StorePlan, Session, Operation], Awaitable[None]]
@@ -138,7 +139,7 @@ async def _store(
             refusal_reason=answer.refusal.reason if answer.refusal is not None else "",
         )
 
-    session = depot.session(depot.instances.require(header.instance_id), header.session_id)
+    session = depot.session(header.instance_id, header.session_id, attachment.model_name)
     with depot.operation(session, OperationKind.STORE, header.rank, finished) as operation:
         if depot.bus is not None:
             depot.bus.publish(
@@ -146,13 +147,14 @@ async def _store(
                     instance_id=header.instance_id,
                     session_id=header.session_id,
                     operation_id=operation.operation_id,
+                    traceparent=traceparent.get(),
                     rank=header.rank,
                     num_tokens=header.prefix.num_tokens,
                     start_token=header.start_token,
                     inline=inline,
                 )
             )
-        plan = StorePlan(depot, attachment, header)
+        plan = StorePlan(depot, attachment, header, operation.operation_id)
         try:
             await write(plan, session, operation)
         finally:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+
+import numpy as np
 
 from service.attachments import Attachment
 from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.identity import ChunkKey, chunk_keys
+from service.index import DropReason
 from service.requests import Refusal, RefusalReason, StoreAnswer, StoreHeader
 from service.sessions import Outcome
 from telemetry.events import ChunksStored
@@ -21,9 +25,10 @@ class StorePlan:
     longer. `close` must be called, whichever way the store ends.
     """
 
-    def __init__(self, depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
+    def __init__(self, depot: Depot, attachment: Attachment, header: StoreHeader, operation_id: str) -> None:
         self._depot = depot
         self._attachment = attachment
+        self._operation_id = operation_id
         self._chunk_size = depot.limits.chunk_size
         namespace = attachment.identity.namespace(header.prefix, self._chunk_size)
         self._entry = depot.index.entry(
@@ -33,6 +38,7 @@ class StorePlan:
         self._pinned: dict[int, Chunk] = {}
         self._written: dict[int, Chunk] = {}
         self._stored: list[Chunk] = []
+        self._seconds_since_eviction: list[float] = []
         self._writer = _new_writer()
         first = header.start_token // self._chunk_size
         self.positions = range(first, len(self._keys))
@@ -63,6 +69,7 @@ class StorePlan:
         if chunk is None:
             self.refuse(position, RefusalReason.NO_SLOT, "every slot is leased, in use or being written")
             return None
+        chunk.stored_by = self._operation_id
         self._written[position] = chunk
         return chunk
 
@@ -77,8 +84,11 @@ class StorePlan:
 
     def commit(self) -> None:
         """The bytes of the claimed chunks are in their slots: make them visible, and wake who waits for them."""
+        now = time.time()
         for chunk in self._written.values():
-            self._depot.index.commit(chunk)
+            drop = self._depot.index.commit(chunk)
+            if drop is not None and drop.reason is DropReason.EVICTED:
+                self._seconds_since_eviction.append(max(0.0, now - drop.time))
         self.answer.stored_tokens += len(self._written) * self._chunk_size
         self.answer.stored_bytes += len(self._written) * self._attachment.chunk_bytes
         self._pinned.update(self._written)
@@ -99,6 +109,7 @@ class StorePlan:
                     rank=self._attachment.rank,
                     keys=tuple(chunk.key for chunk in self._stored),
                     num_bytes=self.answer.stored_bytes,
+                    seconds_since_eviction=np.array(self._seconds_since_eviction, dtype=np.float64),
                 )
             )
 

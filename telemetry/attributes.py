@@ -18,7 +18,9 @@ def attributes(event: Event) -> dict[str, Plain]:
     return _plain_fields(event, but=COMMON_FIELDS)
 
 
-def _plain_fields(record: Event | BlockAllocation | TransferStep, *, but: frozenset[str] = frozenset()) -> dict[str, Plain]:
+def _plain_fields(
+    record: Event | BlockAllocation | TransferStep, *, but: frozenset[str] = frozenset()
+) -> dict[str, Plain]:
     plain: dict[str, Plain] = {}
     for field in dataclasses.fields(record):
         if field.name in but:

@@ -32,6 +32,8 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         self, request: observability_pb2.ReportBlockAllocationRequest, context: object
     ) -> observability_pb2.ReportBlockAllocationResponse:
         decode.check_block_report(request)
+        for session_id in {record.session_id for record in request.records}:
+            self._depot.sessions.used(self._depot.session(request.instance_id, session_id, request.model_name))
         if self._bus is not None:
             self._bus.publish(
                 BlocksAllocated(

@@ -12,7 +12,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.attachments import Instance
 from service.errors import SessionNotFound
 from service.server import Server
 from service.sessions import (
@@ -177,9 +176,8 @@ TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline
 
 async def test_sessions_beyond_the_limit_end_though_none_was_idle(start_server: Callable[..., Any]) -> None:
     server: Server = await start_server(disable_observability=True)
-    instance = Instance("i", "m", 1)
     for number in range(MAX_LIVE + 3):
-        server.depot.session(instance, str(number))
+        server.depot.session("i", str(number), "m")
     async with asyncio.timeout(5):
         while len(server.depot.sessions) > MAX_LIVE:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
