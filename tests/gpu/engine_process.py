@@ -12,14 +12,23 @@ from typing import Any
 from kernels.geometry import CudaIpc, Region
 
 OWNER = Path(__file__).with_name("owner.py")
+CLIENTS = Path(__file__).parents[2] / "clients" / "python"
 
 
 class EngineProcess:
-    """Runs `owner.py`. Its tensors are regions; a region's number is the position of its tensor."""
+    """Runs `owner.py` with ``variables`` in its environment.
 
-    def __init__(self) -> None:
+    Its tensors are regions; a region's number is the position of its tensor.
+    """
+
+    def __init__(self, **variables: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(OWNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, str(OWNER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": str(CLIENTS), **variables},
         )
         self._uuid = self.ask("uuid")
 

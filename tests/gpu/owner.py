@@ -1,6 +1,6 @@
 """An engine of its own process: it owns CUDA memory, exports it, and does what it is told, a line of JSON at a time.
 
-Imports torch and NumPy and nothing of ours, as an engine would.
+Imports torch and NumPy, as an engine would, and our client when it is told to use it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Owner:
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
         self.events: list[Any] = []
+        self.shared: list[Any] = []
 
     def uuid(self) -> str:
         """The device's UUID, as torch prints it."""
@@ -64,6 +65,7 @@ class Owner:
         """Lets go of all tensors."""
         self.tensors.clear()
         self.events.clear()
+        self.shared.clear()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
@@ -78,6 +80,46 @@ class Owner:
         self.events.append(event)
         event.record()
         return str(event.ipc_handle().hex())
+
+    def share(self, num_layers: int, shape: list[int], dtype: str) -> dict[str, Any]:
+        """Makes a tensor for each layer, and describes them with the client: its messages, as bytes."""
+        from kvdepot import cuda, layouts
+
+        caches = [self._random(shape, dtype, seed) for seed in range(num_layers)]
+        self.tensors += caches
+        torch.cuda.synchronize()
+        self.shared.append(cuda.CudaRegions())
+        group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(caches, self.shared[-1])
+        regions = [region.SerializeToString().hex() for region in self.shared[-1].regions]
+        return {"group": group.SerializeToString().hex(), "regions": regions}
+
+    def ready_event(self) -> str:
+        """What the client makes of the event that was recorded last."""
+        from kvdepot import cuda
+
+        return cuda.ready_event(self.events[-1]).hex()
+
+    def why_memory_is_refused(self) -> str:
+        """What the client says of memory that this process allocates."""
+        from kvdepot import cuda
+
+        try:
+            cuda.CudaRegions().locate(torch.zeros(1 << 20, device="cuda"))
+        except cuda.NotShareable as error:
+            return str(error)
+        return ""
+
+    def why_event_is_refused(self) -> str:
+        """What the client says of an event that is for this process alone."""
+        from kvdepot import cuda
+
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        try:
+            cuda.ready_event(event)
+        except cuda.NotShareable as error:
+            return str(error)
+        return ""
 
     def multiply(self, size: int, seconds: float) -> float:
         """Multiplies bf16 matrices for a while, and tells how many seconds one product took in the middle."""
