@@ -30,7 +30,7 @@ def _split(value: object) -> object:
 def _one_or_list(value: object) -> object:
     """A variable holds one text, or a JSON array of texts: these have commas in them."""
     if isinstance(value, str):
-        return json.loads(value) if value.startswith("[") else (value,)
+        return json.loads(value) if value.startswith("[") else (value,) if value else ()
     return value
 
 

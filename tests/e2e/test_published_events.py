@@ -1,0 +1,200 @@
+"""What the depot publishes of its work: pairs that match, ages of chunks, whose they were, how attachments end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from kvdepot import token_prefix
+from kvdepot.v1.observability_pb2 import BlockAllocationRecord
+from telemetry.delivery import Subscriber
+from telemetry.events import (
+    BlocksAllocated,
+    ChunksEvicted,
+    ChunksReused,
+    ChunksStored,
+    Event,
+    InstanceDetached,
+    RetrieveStarted,
+    SessionEnded,
+    SessionStarted,
+    StoreFinished,
+    StoreStarted,
+    TransferFinished,
+    TransferStarted,
+)
+from tests.e2e.conftest import Open
+from tests.e2e.engines import SLOW, SLOW_TOKENS, Engine, Site, eventually, prompt
+
+CHUNK = 16
+CHUNK_BYTES = 3_072
+NUM_CHUNKS = 4
+NUM_TOKENS = NUM_CHUNKS * CHUNK
+
+E = TypeVar("E", bound=Event)
+
+
+class Seen(Subscriber):
+    """Every event since it subscribed."""
+
+    name = "seen"
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._events: list[Event] = []
+        site.server.bus.subscribe(self)  # type: ignore[union-attr]
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        self._events += batch
+
+    async def of(self, event_type: type[E], at_least: int = 1) -> list[E]:
+        """The events of a type, once there are so many."""
+
+        def found() -> list[E]:
+            return [event for event in self._events if isinstance(event, event_type)]
+
+        await eventually(lambda: len(found()) >= at_least)
+        return found()
+
+
+async def store(engine: Engine, session_id: str, seed: int = 1, num_tokens: int = NUM_TOKENS) -> None:
+    await engine.store(session_id, prompt(num_tokens, seed), engine.kv(num_tokens, seed))
+
+
+async def lease(engine: Engine, session_id: str, seed: int = 1) -> Any:
+    found = await engine.lookup(session_id, prompt(NUM_TOKENS, seed))
+    assert found.matched_tokens == NUM_TOKENS
+    return found.lease
+
+
+async def test_work_is_a_pair_and_its_transfer_a_pair_of_its_own(depot: Site) -> None:
+    seen, engine = Seen(depot), await depot.attach()
+    await asyncio.gather(*(store(engine, "s", seed) for seed in range(3)))
+    started, finished = await seen.of(StoreStarted, 3), await seen.of(StoreFinished, 3)
+    moving, moved = await seen.of(TransferStarted, 3), await seen.of(TransferFinished, 3)
+    stores = {event.operation_id for event in started}
+    assert len(stores) == 3 and stores == {event.operation_id for event in finished}
+    assert {event.parent_operation_id for event in moving} == {event.parent_operation_id for event in moved} == stores
+    transfers = {event.operation_id for event in moving}
+    assert len(transfers) == 3 and transfers == {event.operation_id for event in moved}
+    assert not transfers & stores
+
+
+async def test_a_chunk_that_is_leased_again_tells_how_long_nobody_used_it(depot: Site) -> None:
+    seen, engine = Seen(depot), await depot.attach()
+    await store(engine, "s")
+    released = time.monotonic()
+    first = await lease(engine, "s")
+    await lease(engine, "s")  # while it is leased: no reuse
+    longest = time.monotonic() - released
+    (reuse,) = await seen.of(ChunksReused)
+    assert len(reuse.reuse_gap_seconds) == NUM_CHUNKS
+    assert all(0 <= gap <= longest for gap in reuse.reuse_gap_seconds)
+    await engine.attachment.release_lease(first)
+    await engine.end_session("s")
+    await asyncio.sleep(0.02)  # at least as long as this nobody uses it
+    await lease(engine, "t")
+    assert all((await seen.of(ChunksReused, 2))[1].reuse_gap_seconds >= 0.02)
+
+
+async def test_an_evicted_chunk_tells_its_lifetime_its_idle_time_and_when_it_comes_back(open_site: Open) -> None:
+    depot = await open_site(l1_size=f"{-(-NUM_CHUNKS * CHUNK_BYTES // 4096) * 4096}B")
+    seen, engine = Seen(depot), await depot.attach()
+    begin = time.monotonic()
+    await store(engine, "s", seed=1)
+    await asyncio.sleep(0.02)
+    held = await lease(engine, "s", seed=1)
+    await asyncio.sleep(0.02)
+    await engine.attachment.release_lease(held)
+    await asyncio.sleep(0.02)
+    await store(engine, "s", seed=2)
+    longest = time.monotonic() - begin
+    evicted = await seen.of(ChunksEvicted, NUM_CHUNKS)
+    assert sum(len(event.keys) for event in evicted) == NUM_CHUNKS
+    for event in evicted:
+        assert (event.model_name, event.tier) == ("model", "l1")
+        assert all(0.06 <= lifetime <= longest for lifetime in event.lifetime_seconds)
+        # Not idle while it was leased.
+        assert all(
+            0.02 <= idle <= life - 0.04 for idle, life in zip(event.idle_seconds, event.lifetime_seconds, strict=True)
+        )
+    await store(engine, "s", seed=1)
+    first, second, third = await seen.of(ChunksStored, 3)
+    assert len(first.seconds_since_eviction) == len(second.seconds_since_eviction) == 0
+    assert len(third.seconds_since_eviction) == NUM_CHUNKS
+    assert all(0 <= seconds <= time.monotonic() - begin for seconds in third.seconds_since_eviction)
+
+
+async def test_a_chunk_that_another_model_evicts_tells_its_own_model(open_site: Open) -> None:
+    depot = await open_site(l1_size="16KiB", chunk_size=16)
+    seen = Seen(depot)
+    small = [await depot.attach(model_name=name) for name in ("a", "b")]
+    for engine in small:
+        await store(engine, "s", num_tokens=2 * CHUNK)
+    for seed in range(2, 8):
+        await store(small[0], "s", seed=seed)
+    evicted = await seen.of(ChunksEvicted, 2)
+    assert {event.model_name for event in evicted} == {"a", "b"}
+    assert sum(len(event.keys) for event in evicted if event.model_name == "b") == 2
+
+
+async def test_a_retrieve_names_the_stores_that_its_chunks_came_from(depot: Site) -> None:
+    seen, engine = Seen(depot), await depot.attach()
+    await store(engine, "s", num_tokens=NUM_TOKENS // 2)
+    await store(engine, "t")
+    stores = [event.operation_id for event in await seen.of(StoreStarted, 2)]
+    held = await lease(engine, "u")
+    await engine.retrieve("u", held, NUM_TOKENS)
+    (retrieve,) = await seen.of(RetrieveStarted)
+    assert sorted(retrieve.stored_by) == sorted(stores)
+
+
+async def test_an_attachment_that_ends_without_work_was_closed_and_one_with_work_was_lost(depot: Site) -> None:
+    seen = Seen(depot)
+    tidy, untidy = await depot.attach(), await depot.attach()
+    for engine in (tidy, untidy):
+        await store(engine, "s")
+    await tidy.end_session("s")
+    for engine in (tidy, untidy):
+        await engine.attachment.close()
+    detached = await seen.of(InstanceDetached, 2)
+    assert [(event.reason, event.num_ranks_left) for event in detached] == [("closed", 0), ("lost", 0)]
+    assert (await seen.of(SessionEnded, 2))[1].reason == "instance detached"
+
+
+async def test_with_its_last_rank_an_instance_is_gone(depot: Site) -> None:
+    seen = Seen(depot)
+    ranks = [await depot.attach(instance_id="i", world_size=2, rank=rank) for rank in range(2)]
+    for engine in ranks:
+        await engine.attachment.close()
+    assert [event.num_ranks_left for event in await seen.of(InstanceDetached, 2)] == [1, 0]
+
+
+async def test_an_attachment_that_goes_while_its_bytes_move_was_lost(open_site: Open) -> None:
+    depot = await open_site(transfer_threads=1, l1_size="32MiB")
+    seen, engine = Seen(depot), await depot.attach(*SLOW)
+    blocks = engine.tables(SLOW_TOKENS)
+    moving = asyncio.create_task(engine.attachment.store("s", token_prefix(prompt(SLOW_TOKENS)), blocks))
+    await eventually(lambda: depot.is_moving(engine))
+    await engine.attachment.close()
+    await asyncio.wait([moving])
+    assert moving.exception() is not None
+    assert (await seen.of(InstanceDetached))[0].reason == "lost"
+    assert (await seen.of(TransferFinished))[0].outcome == "cancelled"
+
+
+async def test_a_report_begins_a_session_that_end_session_ends(depot: Site) -> None:
+    seen = Seen(depot)
+    record = BlockAllocationRecord(session_id="s", block_ids=[1, 2], token_ids=range(20))
+    for _ in range(2):
+        await depot.client.report_block_allocation("scheduler", "model", 16, [record])
+    started = await seen.of(SessionStarted)
+    assert [(event.instance_id, event.session_id, event.model_name) for event in started] == [
+        ("scheduler", "s", "model")
+    ]
+    assert len(await seen.of(BlocksAllocated, 2)) == 2
+    ended = await depot.client.end_session("scheduler", "s")
+    assert ended.summary.model_name == "model"
+    assert [event.session_id for event in await seen.of(SessionEnded)] == ["s"]
