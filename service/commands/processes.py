@@ -55,6 +55,11 @@ class Child:
         return f"<Child {self.name}, pid {self._process.pid}, exit code {self._process.poll()}>"
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def _output(self) -> IO[bytes]:
         assert self._process.stdout is not None
         return self._process.stdout
