@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.errors import TransferCancelled
+from kernels.step_time import StepName, StepTime
 
 Piece = Callable[[], object]
 """Copies a few MiB at most, and lets go of the GIL meanwhile."""
@@ -32,15 +34,21 @@ class ChunkMove:
 
 
 class Transfer:
-    """Pieces that are being copied; `future` is done only when no thread touches their memory any more."""
+    """Pieces that are being copied; `future` is done only when no thread touches their memory any more.
+
+    From then on `steps` has what the time went into.
+    """
 
     def __init__(self, pieces: Iterator[Piece], num_turns: int) -> None:
         self.future: Future[None] = Future()
+        self.steps: tuple[StepTime, ...] = ()
         # A running future refuses Future.cancel(). Cancelling it, as asyncio.wrap_future does, would make it done
         # while threads still write.
         self.future.set_running_or_notify_cancel()
         self._pieces = pieces
         self._num_turns = num_turns
+        self._started_at = time.monotonic()
+        self._copying_since: float | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()
 
@@ -69,10 +77,13 @@ class Transfer:
             if self._error is not None:
                 return None
             try:
-                return next(self._pieces, None)
+                piece = next(self._pieces, None)
             except BaseException as error:
                 self._error = error
                 return None
+            if piece is not None and self._copying_since is None:
+                self._copying_since = time.monotonic()
+            return piece
 
     def _stop(self, error: BaseException) -> None:
         with self._lock:
@@ -81,10 +92,19 @@ class Transfer:
 
     def _settle(self) -> None:
         self._pieces = iter(())  # those not carried out still hold on to the memory
+        self.steps = self._times(time.monotonic())
         if self._error is None:
             self.future.set_result(None)
         else:
             self.future.set_exception(self._error)
+
+    def _times(self, end: float) -> tuple[StepTime, ...]:
+        copying_since = end if self._copying_since is None else self._copying_since
+        waited_seconds = copying_since - self._started_at
+        waiting = StepTime(StepName.WAIT, 0.0, waited_seconds)
+        if self._copying_since is None:
+            return (waiting,)
+        return waiting, StepTime(StepName.COPY, waited_seconds, end - copying_since)
 
 
 class Lane:

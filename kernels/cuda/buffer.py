@@ -17,6 +17,7 @@ from kernels.cuda.resources import Resources
 from kernels.cuda.routes import Direction, Moves, Route
 from kernels.cuda.settings import CudaSettings, RouteName
 from kernels.cuda.staged import StagedRoute
+from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import chunk_bytes
 from kernels.cuda.tables import PlaneTables, Table, write_planes
 from kernels.cuda.transfer import CudaTransfer
@@ -122,9 +123,12 @@ class CudaBuffer:
         return CudaLane(
             resources.device,
             route,
+            StepClock(resources.device, route, resources.event()),
             tables=[Table(resources, num_words) for _ in range(NUM_TABLES)],
             moves_per_table=moves_per_table,
-            done_events=[resources.event() for _ in range(settings.steps_ahead)],
+            step_events=[
+                tuple((resources.event(), resources.event()) for _ in route.works) for _ in range(settings.steps_ahead)
+            ],
             on_failure=self._fail,
         )
 

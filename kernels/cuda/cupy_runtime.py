@@ -95,9 +95,7 @@ class CupyDevice:
     @_call
     def new_event(self) -> Event:
         self.use()
-        return Event(
-            self._runtime.eventCreateWithFlags(self._runtime.eventBlockingSync | self._runtime.eventDisableTiming)
-        )
+        return Event(self._runtime.eventCreateWithFlags(self._runtime.eventBlockingSync))
 
     @_call
     def destroy_event(self, event: Event) -> None:
@@ -126,6 +124,11 @@ class CupyDevice:
         if status not in (_SUCCESS, _NOT_READY):
             raise self._runtime.CUDARuntimeError(status)
         return bool(status == _SUCCESS)
+
+    @_call
+    def seconds_between(self, first: Event, second: Event) -> float:
+        self.use()
+        return float(self._runtime.eventElapsedTime(first, second)) / 1e3
 
     @_call
     def allocate(self, size_bytes: int) -> Address:

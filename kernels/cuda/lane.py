@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kernels.cuda.routes import Batch, Moves, Route
+from kernels.cuda.routes import Batch, Marks, Moves, Route
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
+from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import Step, steps
 from kernels.cuda.tables import Table
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import TransferFailed
+
+StepEvents = Sequence[tuple[Event, Event]]
+"""For each kind of work that a step has: when it begins, when it ends."""
 
 SHORTEST_PAUSE_SECONDS = 50e-6
 LONGEST_PAUSE_SECONDS = 1e-3
@@ -38,6 +42,7 @@ class _Running:
     is_ready: bool
     ready_event: Event | None = None
     loaded: _Loaded | None = None
+    is_begun: bool = False
     num_in_flight: int = 0
 
     @property
@@ -49,13 +54,14 @@ class _Running:
 class _Issued:
     running: _Running
     loaded: _Loaded
-    done: Event
+    events: StepEvents
+    is_first: bool
 
 
 class CudaLane:
     """Issues transfers step by step, in turns, so that a short one need not wait for a long one.
 
-    So many steps as there are ``done_events`` are on the streams at once: enough that these stay busy while the thread
+    So many steps as there are ``step_events`` are on the streams at once: enough that these stay busy while the thread
     waits for the GIL, few enough that a transfer can be stopped soon. Transfers may be started and stopped from any
     thread; `turn` belongs to one. When anything fails, all that runs is stopped and ``on_failure`` is called.
     """
@@ -64,17 +70,19 @@ class CudaLane:
         self,
         device: CudaDevice,
         route: Route,
+        clock: StepClock,
         *,
         tables: Sequence[Table],
         moves_per_table: int,
-        done_events: Sequence[Event],
+        step_events: Sequence[StepEvents],
         on_failure: Callable[[TransferFailed], None],
     ) -> None:
         self._device = device
         self._route = route
+        self._clock = clock
         self._free_tables = list(tables)
         self._moves_per_table = moves_per_table
-        self._free_events = deque(done_events)
+        self._free_events = deque(step_events)
         self._on_failure = on_failure
         self._started: list[CudaTransfer] = []
         self._running: deque[_Running] = deque()
@@ -145,6 +153,8 @@ class CudaLane:
             running = self._running[0]
             self._running.rotate(-1)
             if not running.is_issued and not running.transfer.is_stopped and self._is_ready(running):
+                if not self._issued:
+                    self._clock.join()
                 loaded = running.loaded or self._load(running)
                 if loaded is not None:
                     self._issue(running, loaded)
@@ -178,11 +188,12 @@ class CudaLane:
         return running.loaded
 
     def _issue(self, running: _Running, loaded: _Loaded) -> None:
-        step, done = loaded.steps.popleft(), self._free_events.popleft()
+        step, events = loaded.steps.popleft(), self._free_events.popleft()
         if not loaded.steps:
             running.loaded = None
-        self._route.issue(step, loaded.batch, done)
-        self._issued.append(_Issued(running, loaded, done))
+        is_first, running.is_begun = not running.is_begun, True
+        self._route.issue(step, loaded.batch, [Marks(begin if is_first else None, end) for begin, end in events])
+        self._issued.append(_Issued(running, loaded, events, is_first))
         loaded.num_in_flight += 1
         running.num_in_flight += 1
 
@@ -191,14 +202,25 @@ class CudaLane:
         if not self._issued:
             return False
         oldest = self._issued[0]
-        self._device.synchronize(oldest.done)
-        self._issued.popleft()
-        self._free_events.append(oldest.done)
+        _, done = oldest.events[-1]
+        self._device.synchronize(done)
         oldest.running.num_in_flight -= 1
         oldest.loaded.num_in_flight -= 1
+        self._note_times(oldest)
+        self._issued.popleft()
+        self._free_events.append(oldest.events)
         if not oldest.loaded.num_in_flight and not oldest.loaded.steps:
             self._free_tables.append(oldest.loaded.table)
         return True
+
+    def _note_times(self, issued: _Issued) -> None:
+        """Only the first begin and the last end count, so most steps have nothing to note."""
+        transfer = issued.running.transfer
+        for name, (begin, end) in zip(self._route.works, issued.events, strict=True):
+            if issued.is_first:
+                transfer.begun[name] = self._clock.read(begin)
+            if not issued.running.num_in_flight:
+                transfer.ended[name] = self._clock.read(end)
 
     def _fail(self, error: Exception) -> None:
         failure = TransferFailed(str(error))

@@ -14,6 +14,7 @@ from kernels.cuda.kernel import BlockCopy, access_bytes
 from kernels.cuda.runtime import CudaDevice, Event, Stream
 from kernels.cuda.steps import Part, Step
 from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, wanted_blocks
+from kernels.step_time import StepName
 
 
 class Direction(StrEnum):
@@ -46,8 +47,20 @@ class Batch:
     blocks: Sequence[BlockTables]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Marks:
+    """Events around one kind of a step's work; nobody asks when it began if ``begin`` is None."""
+
+    begin: Event | None
+    end: Event
+
+
 class Route(Protocol):
     """One direction of one attachment. What is issued is done in the order in which it was issued."""
+
+    @property
+    def works(self) -> Sequence[StepName]:
+        """The kinds of work that each step has, in the order in which they are done."""
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -60,8 +73,14 @@ class Route(Protocol):
     def load(self, moves: Moves, table: Table) -> Batch:
         """Write the blocks of the moves into a table, and start its upload."""
 
-    def issue(self, step: Step, batch: Batch, done: Event) -> None:
-        """Start to copy the step; ``done`` happens when it and all that was issued before is copied."""
+    def issue(self, step: Step, batch: Batch, marks: Sequence[Marks]) -> None:
+        """Start to copy the step, with marks for each of `works`.
+
+        The end of the last one happens when the step and all that was issued before is copied.
+        """
+
+    def mark(self, event: Event) -> None:
+        """Have an event happen before whatever is issued from now on."""
 
     def drain(self) -> None:
         """Wait until all that was issued is done. If this raises, it never will be, and nothing is touched."""
@@ -71,9 +90,9 @@ class BlockLaunches:
     """The launches between blocks and chunks in one direction, whichever route the chunks take."""
 
     def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneTables], max_ctas: int) -> None:
-        self._launch: Callable[[BlockCopy, int, Stream], None] = (
-            device.gather if direction is Direction.STORE else device.scatter
-        )
+        is_store = direction is Direction.STORE
+        self.work = StepName.GATHER if is_store else StepName.SCATTER
+        self._launch: Callable[[BlockCopy, int, Stream], None] = device.gather if is_store else device.scatter
         self._planes = planes
         self._max_ctas = max_ctas
 

@@ -49,7 +49,7 @@ class CudaDevice(Protocol):
         """Wait until the stream has done all that was issued. If this raises, it will do nothing any more."""
 
     def new_event(self) -> Event:
-        """An event that a thread can wait for without spinning."""
+        """An event that a thread can wait for without spinning, and that knows when it happened."""
 
     def destroy_event(self, event: Event) -> None:
         """Let go of an event, one of another process too."""
@@ -65,6 +65,9 @@ class CudaDevice(Protocol):
 
     def has_happened(self, event: Event) -> bool:
         """Whether it has, as it was last recorded."""
+
+    def seconds_between(self, first: Event, second: Event) -> float:
+        """From when the first happened to when the second did, as they were last recorded; both have."""
 
     def allocate(self, size_bytes: int) -> Address:
         """Memory of the device, aligned to 256 bytes or more."""

@@ -9,11 +9,12 @@ import numpy as np
 
 from kernels.cuda.l1 import PinnedL1
 from kernels.cuda.resources import Resources
-from kernels.cuda.routes import Batch, BlockLaunches, Direction, Moves
+from kernels.cuda.routes import Batch, BlockLaunches, Direction, Marks, Moves
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk
 from kernels.cuda.tables import PlaneTables, Table
+from kernels.step_time import StepName
 
 _ALIGNMENT_BYTES = 256
 
@@ -23,7 +24,6 @@ class _Slot:
     """A staging buffer. ``emptied`` is when its last step is done; before its first there is none."""
 
     address: Address
-    filled: Event
     emptied: Event | None = None
 
 
@@ -48,7 +48,7 @@ class StagedRoute:
         self.parts = cut_chunk(plans, settings.staging_bytes)
         self.chunks_per_step = max(1, settings.staging_bytes // self._pitch_bytes)
         slot_bytes = max(settings.staging_bytes, *(part.size_bytes for part in self.parts))
-        self._slots = [_Slot(resources.memory(slot_bytes), resources.event()) for _ in range(settings.staging_slots)]
+        self._slots = [_Slot(resources.memory(slot_bytes)) for _ in range(settings.staging_slots)]
         self._next_slot = 0
         self._device = resources.device
         self._l1 = l1
@@ -57,8 +57,10 @@ class StagedRoute:
         kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
         if direction is Direction.STORE:
             self._filling, self._emptying = kernels, copies
+            self.works = (self._launches.work, StepName.COPY)
         else:
             self._filling, self._emptying = (self._copy_stream, self._copy_to_device), kernels
+            self.works = (StepName.COPY, self._launches.work)
 
     def load(self, moves: Moves, table: Table) -> Batch:
         """See `Route`."""
@@ -66,21 +68,30 @@ class StagedRoute:
         # Any base is as good as 0: the device's memory is aligned, and a part begins where a plane does.
         return self._launches.load(moves, chunk_starts, 0, table, self._kernel_stream)
 
-    def issue(self, step: Step, batch: Batch, done: Event) -> None:
+    def issue(self, step: Step, batch: Batch, marks: Sequence[Marks]) -> None:
         """See `Route`."""
         slot = self._slots[self._next_slot]
         self._next_slot = (self._next_slot + 1) % len(self._slots)
         (filling, fill), (emptying, empty) = self._filling, self._emptying
+        filled, emptied = marks
         if slot.emptied is not None:
             self._device.wait(filling, slot.emptied)
+        if filled.begin is not None:
+            self._device.record(filled.begin, filling)
         fill(step, batch, slot)
-        self._device.record(slot.filled, filling)
-        self._device.wait(emptying, slot.filled)
+        self._device.record(filled.end, filling)
+        self._device.wait(emptying, filled.end)
+        if emptied.begin is not None:
+            self._device.record(emptied.begin, emptying)
         empty(step, batch, slot)
-        self._device.record(done, emptying)
-        # If `done` is recorded anew before the slot's turn comes, then by a later step of the same stream, which is
+        self._device.record(emptied.end, emptying)
+        # If this is recorded anew before the slot's turn comes, then by a later step of the same stream, which is
         # done no earlier.
-        slot.emptied = done
+        slot.emptied = emptied.end
+
+    def mark(self, event: Event) -> None:
+        """See `Route`."""
+        self._device.record(event, self._filling[0])
 
     def drain(self) -> None:
         """See `Route`."""

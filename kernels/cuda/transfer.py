@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from kernels.cuda.routes import Moves
 from kernels.errors import TransferCancelled
+from kernels.step_time import StepName, StepTime
 
 
 class CudaTransfer:
-    """Chunks on their way. `future` is done only when the streams have passed all that was issued for them."""
+    """Chunks on their way. `future` is done only when the streams have passed all that was issued for them.
+
+    From then on `steps` has what the time went into. ``begun`` and ``ended`` have when the first work of a kind began
+    and the last one ended, on the host's monotonic clock; a device that failed does not tell the end.
+    """
 
     def __init__(self, moves: Moves, ready_event: bytes, wake: Callable[[], None]) -> None:
         self.future: Future[None] = Future()
         # A running future refuses Future.cancel(), which would make it done while the device still writes.
         self.future.set_running_or_notify_cancel()
+        self.steps: tuple[StepTime, ...] = ()
+        self.begun: dict[StepName, float] = {}
+        self.ended: dict[StepName, float] = {}
         self.moves = moves
         self.ready_event = ready_event
         self._wake = wake
+        self._started_at = time.monotonic()
         self._error: Exception | None = None
         self._lock = threading.Lock()
 
@@ -41,7 +51,23 @@ class CudaTransfer:
 
     def settle(self) -> None:
         """Makes the future done."""
+        self.steps = self._times(time.monotonic())
         if self._error is None:
             self.future.set_result(None)
         else:
             self.future.set_exception(self._error)
+
+    def _times(self, settled_at: float) -> tuple[StepTime, ...]:
+        ended = {name: self.ended.get(name, max(settled_at, begin)) for name, begin in self.begun.items()}
+        first_begin = min(self.begun.values(), default=settled_at)
+        worked_seconds = max(ended.values(), default=settled_at) - first_begin
+        # The clocks of the host and of the device are not joined perfectly; all is shifted into the transfer's life.
+        latest_seconds = max(0.0, settled_at - self._started_at - worked_seconds)
+        waited_seconds = min(max(0.0, first_begin - self._started_at), latest_seconds)
+        return (
+            StepTime(StepName.WAIT, 0.0, waited_seconds),
+            *(
+                StepTime(name, waited_seconds + begin - first_begin, ended[name] - begin)
+                for name, begin in self.begun.items()
+            ),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,42 @@ def test_a_store_waits_for_the_engine(
     ready_event = bytes.fromhex(engine.ask("load_late", number=0, path=str(path), seconds=0.5))
     waiting = backend.gather(buffer, [move], ready_event)
     waiting.future.result(SECONDS)
+    assert waiting.steps[0].duration_seconds > 0.1
     assert l1[: buffer.chunk_bytes].tobytes() == twin.host.read_chunk(move.block_ids)
     twin.host.close()
+
+
+def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, engine: EngineProcess, l1: L1) -> None:
+    block_bytes, num_chunks = 1 << 20, 32
+    region = engine.region("make", size_bytes=num_chunks * block_bytes)
+    group = Group(
+        num_layers=1,
+        num_blocks=num_chunks,
+        block_size=1,
+        num_heads=1,
+        head_bytes=block_bytes,
+        dtype="uint8",
+        block_stride_bytes=block_bytes,
+        token_stride_bytes=0,
+        head_stride_bytes=0,
+        planes=(Plane(layer=0, kind=PlaneKind.LATENT, region=0, offset_bytes=0),),
+    )
+    backend = open_backend(route=RouteName.STAGED, staging_bytes=block_bytes)
+    backend.register(0, l1.size)
+    buffer = backend.attach([group], [region], 1, allow_process_fd=False)
+    moves = [ChunkMove(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
+    for _ in range(3):
+        begin = time.monotonic()
+        transfer = backend.gather(buffer, moves)
+        transfer.future.result(SECONDS)
+        life_seconds = time.monotonic() - begin
+        waiting, gathering, copying = transfer.steps
+        assert [step.name for step in transfer.steps] == ["wait", "gather", "copy"]
+        assert waiting.duration_seconds == gathering.start_seconds < copying.start_seconds
+        assert copying.start_seconds < gathering.start_seconds + gathering.duration_seconds
+        assert 0 < gathering.duration_seconds < life_seconds
+        assert num_chunks * block_bytes / 1e12 < copying.duration_seconds < life_seconds
+    buffer.close()
 
 
 def test_the_quicker_route_is_measured(open_backend: OpenBackend, engine: EngineProcess, tmp_path: Path) -> None:

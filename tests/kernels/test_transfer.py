@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -148,3 +149,68 @@ def test_closing_cancels_and_waits() -> None:
     with pytest.raises(RuntimeError):
         lane.start(iter(()))
     lane.close()
+
+
+def times_of(transfer: Transfer, begin: float) -> dict[str, float]:
+    """How long each step took; one follows the other, and all lie between ``begin`` and now."""
+    life_seconds = time.monotonic() - begin
+    end = 0.0
+    for step in transfer.steps:
+        assert step.start_seconds == pytest.approx(end)
+        end += step.duration_seconds
+    assert end <= life_seconds
+    return {step.name: step.duration_seconds for step in transfer.steps}
+
+
+def test_a_transfer_waits_until_a_thread_takes_its_first_piece_then_copies() -> None:
+    lane, gates = Lane("test", 1), [Gate(), Gate()]
+    first = lane.start(iter([gates[0]]))
+    assert gates[0].reached.wait(SECONDS)
+    begin = time.monotonic()
+    second = lane.start(iter([gates[1], lambda: None]))
+    assert second.steps == ()
+    started_at = time.monotonic()
+    waited_seconds = time.monotonic() - started_at
+    gates[0].open.set()
+    assert gates[1].reached.wait(SECONDS)
+    reached_at = time.monotonic()
+    copied_seconds = time.monotonic() - reached_at
+    gates[1].open.set()
+    for transfer in (first, second):
+        transfer.future.result(SECONDS)
+    times = times_of(second, begin)
+    assert list(times) == ["wait", "copy"]
+    assert times["wait"] >= waited_seconds
+    assert times["copy"] >= copied_seconds
+    lane.close()
+
+
+def test_a_transfer_that_is_cancelled_before_its_turn_has_only_waited() -> None:
+    lane, gate = Lane("test", 1), Gate()
+    lane.start(iter([gate]))
+    begin = time.monotonic()
+    transfer = lane.start(endless([]))
+    transfer.cancel()
+    gate.open.set()
+    assert isinstance(transfer.future.exception(SECONDS), TransferCancelled)
+    assert list(times_of(transfer, begin)) == ["wait"]
+    lane.close()
+
+
+def test_a_transfer_that_stops_in_the_middle_has_copied(lane: Lane) -> None:
+    gate, begin = Gate(), time.monotonic()
+    cancelled = lane.start(itertools.chain([gate], endless([])))
+    assert gate.reached.wait(SECONDS)
+    cancelled.cancel()
+    gate.open.set()
+    failed = lane.start(iter([lambda: 1 // 0]))
+    for transfer in (cancelled, failed):
+        assert transfer.future.exception(SECONDS) is not None
+        assert list(times_of(transfer, begin)) == ["wait", "copy"]
+
+
+def test_a_transfer_of_nothing_has_only_waited(lane: Lane) -> None:
+    begin = time.monotonic()
+    transfer = lane.start(iter(()))
+    transfer.future.result(SECONDS)
+    assert list(times_of(transfer, begin)) == ["wait"]

@@ -10,6 +10,7 @@ from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer, Worker, spawn_thread
 from kernels.cuda.lane import CudaLane
 from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
 from kernels.transfer import ChunkMove
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
@@ -19,6 +20,7 @@ from tests.kernels.reference import Engine, Shape
 CHUNK_SIZE = 12
 ODD = 3  # where the first chunk is in the arena, and what is between two
 SECONDS = 30  # a limit for what happens at once
+STEPS_AHEAD = 4
 LAYOUT = ("NL_X_TWO_NB_BS_NH_HS", Shape(num_blocks=144))
 CHUNK_BYTES = 3 * 2 * CHUNK_SIZE * 2 * 8 * 2
 
@@ -70,3 +72,39 @@ class CudaDepot:
             )
             for index in range(num_chunks)
         ]
+
+
+class Attached:
+    """A depot with one engine that is attached, and steps of one chunk."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.depot = CudaDepot(staging_slots=2, steps_ahead=STEPS_AHEAD, **settings)
+        self.fake = self.depot.fake
+        self.engine = Engine(LAYOUT)
+        self.buffer = self.depot.attach(self.engine)
+        self.fake.calls.clear()
+
+    def store(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
+        moves = self.depot.random_moves(self.engine, num_chunks, some=slice(0, 72))
+        return self._told(self.depot.backend.gather(self.buffer, moves, ready_event))
+
+    def retrieve(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
+        moves = self.depot.random_moves(self.engine, num_chunks, some=slice(72, 144), l1_offset_bytes=1 << 16)
+        return self._told(self.depot.backend.scatter(self.buffer, moves, ready_event))
+
+    def _told(self, transfer: CudaTransfer) -> CudaTransfer:
+        for worker in self.depot.workers.values():
+            self.fake.streams.tell("main", worker.name)
+        return transfer
+
+    def turn(self, direction: str, times: int = 1) -> None:
+        for _ in range(times):
+            self.depot.workers[direction].turn()
+
+    def close(self) -> None:
+        """Nothing went wrong, and nothing is left."""
+        self.buffer.close()
+        self.depot.backend.close()
+        self.engine.close()
+        assert self.fake.faults == []
+        assert self.fake.left_over() == []

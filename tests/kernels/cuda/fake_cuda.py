@@ -173,6 +173,13 @@ class FakeCuda:
         assert recorded is not None
         self.streams.finish(recorded)
 
+    def seconds_between(self, first: Event, second: Event) -> float:
+        self._call("seconds_between")
+        begin, end = (self._events[event].recorded for event in (first, second))
+        if begin is None or end is None or not (begin.is_done and end.is_done):
+            raise CudaError("an event has not happened")
+        return end.done_at - begin.done_at
+
     def has_happened(self, event: Event) -> bool:
         self._call("has_happened")
         return self._events[event].has_happened

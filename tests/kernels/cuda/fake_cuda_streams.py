@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ class Operation:
     run: Callable[[Touch], None]
     waits_for: Operation | None = None
     is_done: bool = False
+    done_at: float = 0.0
 
     @property
     def can_run(self) -> bool:
@@ -30,13 +32,15 @@ class Operation:
 class FakeStreams:
     """All streams of the device, with what each, and each thread that issues, knows to be done.
 
-    ``done`` has the names of all that was done. The operation number ``fail_at`` is not: it kills the device.
+    ``done`` has the names of all that was done; the device's ``clock`` tells when. The operation number ``fail_at`` is
+    not done: it kills the device.
     """
 
     def __init__(self, seed: int, memory: TouchableMemory, faults: list[str]) -> None:
         self.thread = "main"
         self.done: list[str] = []
         self.fail_at = 0
+        self.clock: Callable[[], float] = time.monotonic
         self.is_dead = False
         self._random = random.Random(seed)
         self._memory = memory
@@ -100,7 +104,7 @@ class FakeStreams:
             except IllegalAddress:
                 self._faults.append(f"{operation.touch.name} touches what it must not")
                 self.is_dead = True
-            operation.is_done = True
+            operation.is_done, operation.done_at = True, self.clock()
             self.done.append(operation.touch.name)
             self._faults += self._memory.races(operation.touch)
             return True

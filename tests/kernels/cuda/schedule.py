@@ -214,6 +214,9 @@ class AttachedEngine:
             self._schedule.problems.append(f"a transfer failed: {error}")
         if not request.is_ready:
             self._check_blocks(request, "were touched by a transfer that had to wait")
+        has_worked = len(request.transfer.steps) > 1
+        if (error is None and not has_worked) or (has_worked and not request.is_ready):
+            self._schedule.problems.append("a transfer does not tell what its time went into")
         for move, chunk in zip(request.moves, request.chunks, strict=True):
             at = slice(move.l1_offset_bytes, move.l1_offset_bytes + len(chunk))
             if error is None and request.is_store:

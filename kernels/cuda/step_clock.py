@@ -1,0 +1,32 @@
+"""When the steps of a lane began and ended, as the device says."""
+
+from __future__ import annotations
+
+import time
+
+from kernels.cuda.routes import Route
+from kernels.cuda.runtime import CudaDevice, Event
+
+
+class StepClock:
+    """Reads events of a route on the host's monotonic clock, in seconds.
+
+    What is between two of them the device has measured. Its clock and the host's are joined at an event that is
+    recorded while the streams are idle, so that it happens at once; the error of that is the same for all events until
+    the clocks are joined anew.
+    """
+
+    def __init__(self, device: CudaDevice, route: Route, joint: Event) -> None:
+        self._device = device
+        self._route = route
+        self._joint = joint
+        self._joined_at = 0.0
+
+    def join(self) -> None:
+        """Joins both clocks; to be called only when the streams have done all that was issued."""
+        self._joined_at = time.monotonic()
+        self._route.mark(self._joint)
+
+    def read(self, event: Event) -> float:
+        """When an event happened that a thread has waited for, or that comes before such a one."""
+        return self._joined_at + self._device.seconds_between(self._joint, event)
