@@ -92,6 +92,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             for chunks in match.chunks_by_rank:
                 depot.index.touch(chunks)
         answer = LookupAnswer(matched_tokens=matched_tokens, lease=lease, miss=match.miss)
+        operation.asked_tokens = num_tokens
         operation.num_tokens = matched_tokens
         operation.outcome = _outcome(matched_tokens, match.miss)
     return answer

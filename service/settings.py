@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from service.arena import HugePages
 from service.units import format_size, parse_duration, parse_size
+from telemetry.loading import SubscriberSource
 
 
 def _split(value: object) -> object:
@@ -105,13 +106,17 @@ class Settings(BaseSettings):
         10_000, ge=1, le=10_000_000, description="events that wait at most; more are dropped and counted"
     )
     subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_list)] = Field(
-        (), description="a subscriber of one's own, package.module:factory or package.module:factory={JSON}; repeatable"
+        (),
+        description="hand every event to a subscriber of one's own too: package.module:factory, found as Python finds"
+        ' modules, or package.module:factory={"name": value}, which gives the factory arguments; repeatable',
     )
     l0_sample_rate: float = Field(
         0.01, ge=0, le=1, description="share of the engines' blocks whose lifetimes are measured"
     )
     disable_metrics: bool = Field(False, description="measure nothing")
-    prometheus_host: str = Field("127.0.0.1", description="the address on which metrics are served for Prometheus")
+    prometheus_host: str = Field(
+        "127.0.0.1", pattern=r"^[^\s]+$", description="the address on which metrics are served for Prometheus"
+    )
     prometheus_port: int = Field(9464, ge=0, le=65535, description="the port on which metrics are served; 0: any")
     otlp_endpoint: str = Field(
         "", description="send telemetry here over OTLP, such as http://localhost:4317, and serve none for Prometheus"
@@ -126,6 +131,13 @@ class Settings(BaseSettings):
     def _octal(cls, value: str) -> str:
         if not value.isdecimal() or int(value, 8) > 0o777:
             raise ValueError(f"{value!r} is not an octal mode such as 600 or 660")
+        return value
+
+    @field_validator("subscriber")
+    @classmethod
+    def _sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            SubscriberSource.parse(text)
         return value
 
     @field_validator("otlp_endpoint")
@@ -163,7 +175,7 @@ class Settings(BaseSettings):
         return value
 
     def described(self) -> dict[str, str]:
-        """Every setting as text, for status and logs; there are no secrets among them."""
+        """Every setting as text, for status and logs, but for the arguments of subscribers: they may be secrets."""
         return {name: _text(name, getattr(self, name)) for name in type(self).model_fields}
 
 
@@ -206,7 +218,8 @@ def _text(name: str, value: object) -> str:
     if name.endswith("_size") and isinstance(value, int) and name not in ("chunk_size", "event_queue_size"):
         return format_size(value)
     if name == "subscriber":
-        return json.dumps(value) if value else ""
+        sources = [text.partition("=")[0] for text in value] if isinstance(value, tuple) else []
+        return json.dumps(sources) if sources else ""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import islice
 
 import grpc
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
-from kvdepot.v1 import observability_pb2, observability_pb2_grpc
+from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
 from service.depot import Depot
 from service.errors import ObservabilityDisabled, invalid
 from service.servicers import decode, encode
@@ -19,6 +20,7 @@ from telemetry.subscribers.watch import Watcher
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
+SUMMARIES_A_TURN = 200  # a millisecond of the event loop's time
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
@@ -69,21 +71,22 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     async def ListSessions(
         self, request: observability_pb2.ListSessionsRequest, context: object
     ) -> observability_pb2.ListSessionsResponse:
-        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < 10):
+        token = request.page_token  # the number of the last session on the page before
+        if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
             raise invalid("page_token", "is not from an answer of this RPC")
         if request.page_size > MAX_PAGE_SIZE:
             raise invalid("page_size", f"is more than {MAX_PAGE_SIZE}")
         page_size = request.page_size or DEFAULT_PAGE_SIZE
-        start = int(request.page_token or 0)
-        sessions = (
-            session
-            for session in self._depot.sessions.newest_first()
-            if request.instance_id in ("", session.instance_id)
-        )
-        page = list(islice(sessions, start, start + page_size + 1))
+        sessions = self._depot.sessions.newest_first(request.instance_id, before=int(token) if token else None)
+        page = list(islice(sessions, page_size + 1))
+        summaries: list[cache_pb2.SessionSummary] = []
+        for session in page[:page_size]:
+            summaries.append(encode.session_summary(session, with_operations=False))
+            if len(summaries) % SUMMARIES_A_TURN == 0:
+                await asyncio.sleep(0)
+        is_last = len(page) <= page_size
         return observability_pb2.ListSessionsResponse(
-            sessions=[encode.session_summary(session, with_operations=False) for session in page[:page_size]],
-            next_page_token=str(start + page_size) if len(page) > page_size else "",
+            sessions=summaries, next_page_token="" if is_last else str(page[page_size - 1].number)
         )
 
     async def GetSession(

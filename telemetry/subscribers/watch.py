@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
-from telemetry.events import Event
+from telemetry.events import BlocksAllocated, Event
 
 
 class Watcher(Subscriber):
     """Yields ``(event, num_lost)``: the events that pass the filters, oldest first, from the bus's next batch on.
 
     ``num_lost`` events that passed were lost between the event before and this one: when ``capacity`` events wait the
-    oldest of them goes. An empty filter passes everything. One task reads; `close`, or the bus that stops, ends the
-    iteration after what is waiting.
+    oldest of them goes. An empty filter passes everything; of a report of blocks, a filter by session passes the
+    session's records. One task reads; `close`, or the bus that stops, ends the iteration after what is waiting.
     """
 
     name = "watch"
@@ -69,7 +70,7 @@ class Watcher(Subscriber):
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Keep what passes the filters, at the cost of the oldest."""
-        passed = [event for event in batch if self._passes(event)]
+        passed = [shown for event in batch if (shown := self._shown(event)) is not None]
         if passed:
             self._num_lost += max(0, len(self._buffer) + len(passed) - self._capacity)
             self._buffer.extend(passed)
@@ -81,9 +82,15 @@ class Watcher(Subscriber):
         self._closed = True
         self._changed.set()
 
-    def _passes(self, event: Event) -> bool:
-        return (
-            (not self._event_types or type(event) in self._event_types)
-            and (not self._instance_id or event.instance_id == self._instance_id)
-            and (not self._session_id or event.session_id == self._session_id)
-        )
+    def _shown(self, event: Event) -> Event | None:
+        """The event, or the part of it that passes the filters."""
+        if (self._event_types and type(event) not in self._event_types) or (
+            self._instance_id and event.instance_id != self._instance_id
+        ):
+            return None
+        if not self._session_id or event.session_id == self._session_id:
+            return event
+        if isinstance(event, BlocksAllocated):
+            records = tuple(record for record in event.records if record.session_id == self._session_id)
+            return dataclasses.replace(event, records=records) if records else None
+        return None

@@ -68,6 +68,19 @@ def test_of_sessions_with_one_id_the_latest_is_shown(sessions: Sessions) -> None
     assert sessions.latest("i", "s") is live
 
 
+def test_of_two_that_ended_the_one_that_ended_last_is_shown_and_the_other_is_forgotten_alone(
+    sessions: Sessions,
+) -> None:
+    first = sessions.begin("i", "s", "m")
+    sessions.end(first, SessionEnd.IDLE)
+    for number in range(MAX_ENDED_REMEMBERED - 1):
+        sessions.end(sessions.begin("j", str(number), "m"), SessionEnd.REQUESTED)
+    second = sessions.begin("i", "s", "m")
+    sessions.end(second, SessionEnd.REQUESTED)
+    assert sessions.latest("i", "s") is second
+    assert list(sessions.newest_first("i")) == [second]
+
+
 def test_the_oldest_ended_sessions_are_forgotten(sessions: Sessions) -> None:
     for number in range(MAX_ENDED_REMEMBERED + 1):
         sessions.end(sessions.begin("i", str(number), "m"), SessionEnd.REQUESTED)
@@ -75,6 +88,8 @@ def test_the_oldest_ended_sessions_are_forgotten(sessions: Sessions) -> None:
         sessions.latest("i", "0")
     assert sessions.latest("i", "1").session_id == "1"
     assert len(list(sessions.newest_first())) == MAX_ENDED_REMEMBERED
+    sessions.end(sessions.begin("j", "s", "m"), SessionEnd.REQUESTED)
+    assert len(list(sessions.newest_first("i"))) == MAX_ENDED_REMEMBERED - 1
 
 
 def test_operations_beyond_the_limit_are_counted_and_not_kept(sessions: Sessions) -> None:
@@ -118,18 +133,20 @@ def test_the_use_of_an_ended_session_does_not_revive_it(sessions: Sessions) -> N
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Begins, uses, ends and idles at random; the model is two lists, least recently used and oldest first."""
+    """Begins, uses, ends and idles at random; the model is two lists: the live, least recently used first, and all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sessions = Sessions(IDLE_SECONDS)
         self.live: list[Session] = []
-        self.ended: list[Session] = []
+        self.all: list[Session] = []
 
     @rule(instance_id=st.sampled_from("ij"), session_id=st.sampled_from("stuv"))
     def begin(self, instance_id: str, session_id: str) -> None:
         if self.sessions.find(instance_id, session_id) is None:
-            self.live.append(self.sessions.begin(instance_id, session_id, "m"))
+            session = self.sessions.begin(instance_id, session_id, "m")
+            self.live.append(session)
+            self.all.append(session)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), change=st.sampled_from([-1, 0, 1]))
@@ -149,7 +166,6 @@ class AnyUse(RuleBasedStateMachine):
         session = data.draw(st.sampled_from(self.live))
         self.sessions.end(session, why)
         self.live.remove(session)
-        self.ended.append(session)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -160,11 +176,14 @@ class AnyUse(RuleBasedStateMachine):
         for session in over:
             self.sessions.end(session, SessionEnd.IDLE)
             self.live.remove(session)
-            self.ended.append(session)
 
     @invariant()
     def each_session_has_one_place(self) -> None:
-        assert list(self.sessions.newest_first()) == [*reversed(self.live), *reversed(self.ended)]
+        assert list(self.sessions.newest_first()) == [*reversed(self.all)]
+        for instance_id in "ij":
+            of_instance = [session for session in reversed(self.all) if session.instance_id == instance_id]
+            assert list(self.sessions.newest_first(instance_id)) == of_instance
+            assert self.sessions.of_instance(instance_id) == [s for s in of_instance if s in self.live]
         assert len(self.sessions) == len(self.live)
         assert self.sessions.next_idle() == (self.live[0].last_use + IDLE_SECONDS if self.live else None)
         assert [s.last_use for s in self.live] == sorted(s.last_use for s in self.live)

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.bus import EventBus
-from telemetry.events import EVENT_TYPES, Event, LeaseEnded, SessionEnded, SessionStarted
+from telemetry.events import (
+    EVENT_TYPES,
+    BlockAllocation,
+    BlocksAllocated,
+    Event,
+    LeaseEnded,
+    SessionEnded,
+    SessionStarted,
+)
 from telemetry.subscribers.watch import Watcher
 
 
 def lease(i: int) -> LeaseEnded:
     return LeaseEnded(lease_id=str(i), reason="released", num_chunks=i)
+
+
+def started(**ids: str) -> SessionStarted:
+    return SessionStarted(model_name="m", traceparent="", **ids)
+
+
+def allocation(session_id: str) -> BlockAllocation:
+    ids = np.arange(3, dtype=np.uint32)
+    return BlockAllocation(session_id=session_id, block_ids=ids, token_ids=ids, reused_block_ids=ids, resumed=False)
 
 
 async def take(watcher: Watcher, num_events: int) -> list[tuple[Event, int]]:
@@ -55,10 +73,10 @@ async def test_watcher_that_does_not_read_loses_the_oldest_and_is_told(recorder,
 async def test_watcher_filters_by_type_instance_and_session(recorder, running):
     async with running(EventBus([recorder])) as bus:
         with Watcher(bus, event_types=[SessionStarted], instance_id="a", session_id="x") as watcher:
-            seen = SessionStarted(instance_id="a", session_id="x", model_name="m")
+            seen = started(instance_id="a", session_id="x")
             others = [
-                SessionStarted(instance_id="b", session_id="x", model_name="m"),
-                SessionStarted(instance_id="a", session_id="y", model_name="m"),
+                started(instance_id="b", session_id="x"),
+                started(instance_id="a", session_id="y"),
                 SessionEnded(
                     instance_id="a",
                     session_id="x",
@@ -75,12 +93,27 @@ async def test_watcher_filters_by_type_instance_and_session(recorder, running):
             assert repr(watcher) == "<Watcher 0/1000 events, 0 lost>"
 
 
+async def test_of_a_report_of_blocks_a_session_sees_its_own_records():
+    watcher = Watcher(EventBus(), instance_id="a", session_id="x")
+    x, y = allocation("x"), allocation("y")
+    reports = [
+        BlocksAllocated(instance_id=instance_id, model_name="m", block_size=16, records=records)
+        for instance_id, records in [("a", (x, y, x)), ("a", (y,)), ("b", (x,)), ("a", ())]
+    ]
+    watcher.handle(reports)
+    watcher.close()
+    [(seen, num_lost)] = [shown async for shown in watcher]
+    assert (seen.records, num_lost) == ((x, x), 0)
+    assert (seen.time, seen.monotonic) == (reports[0].time, reports[0].monotonic)
+    assert reports[0].records == (x, y, x)  # others are handed the same event
+
+
 async def test_what_does_not_pass_is_not_lost(recorder, running):
     async with running(EventBus([recorder])) as bus:
         with Watcher(bus, event_types=[SessionStarted], capacity=1) as watcher:
             for i in range(5):
                 bus.publish(lease(i))
-            bus.publish(SessionStarted(model_name="m"))
+            bus.publish(started())
             [(event, num_lost)] = await take(watcher, 1)
             assert (type(event), num_lost) == (SessionStarted, 0)
 

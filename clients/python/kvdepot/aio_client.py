@@ -130,7 +130,7 @@ class AsyncDepotClient:
         page_token: str = "",
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
-        """Sessions that live, then those that ended recently, latest first."""
+        """Sessions that live or ended recently, without operations, the last that began first."""
         request = requests.list_sessions(instance_id, page_size, page_token)
         return await self._calls.unary(
             self._calls.observability.ListSessions, request, self._calls.timeout(timeout_seconds)

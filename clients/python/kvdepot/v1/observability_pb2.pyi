@@ -132,7 +132,7 @@ class WatchEventsRequest(_message.Message):
     instance_id: _builtins.str
     """Only events of this instance; empty: of all."""
     session_id: _builtins.str
-    """Only events of this session; empty: of all."""
+    """Only events of this session, and what reports of blocks say of it; empty: of all."""
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of event types; none: all of them."""

@@ -63,7 +63,8 @@ class ObservabilityServiceServicer(object):
 
     def ReportBlockAllocation(self, request, context):
         """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
-        only, and needs no attachment. The report is published as an event and never waited for.
+        only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
+        report is published as an event and never waited for.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
@@ -84,7 +85,8 @@ class ObservabilityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Sessions that live, then those that ended recently, latest first.
+        """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
+        whichever begin or end meanwhile.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST

@@ -35,7 +35,8 @@ class ObservabilityServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ObservabilityServiceAsyncStub: ...
     ReportBlockAllocation: _grpc.UnaryUnaryMultiCallable[_observability_pb2.ReportBlockAllocationRequest, _observability_pb2.ReportBlockAllocationResponse]
     """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
-    only, and needs no attachment. The report is published as an event and never waited for.
+    only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
+    report is published as an event and never waited for.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -48,7 +49,8 @@ class ObservabilityServiceStub:
       FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_observability_pb2.ListSessionsRequest, _observability_pb2.ListSessionsResponse]
-    """Sessions that live, then those that ended recently, latest first.
+    """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
+    whichever begin or end meanwhile.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -68,7 +70,8 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportBlockAllocation: _aio.UnaryUnaryMultiCallable[_observability_pb2.ReportBlockAllocationRequest, _observability_pb2.ReportBlockAllocationResponse]  # type: ignore[assignment]
     """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
-    only, and needs no attachment. The report is published as an event and never waited for.
+    only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
+    report is published as an event and never waited for.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -81,7 +84,8 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
       FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_observability_pb2.ListSessionsRequest, _observability_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Sessions that live, then those that ended recently, latest first.
+    """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
+    whichever begin or end meanwhile.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -104,7 +108,8 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_observability_pb2.ReportBlockAllocationResponse, _abc.Awaitable[_observability_pb2.ReportBlockAllocationResponse]]:
         """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
-        only, and needs no attachment. The report is published as an event and never waited for.
+        only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
+        report is published as an event and never waited for.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
@@ -129,7 +134,8 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _observability_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_observability_pb2.ListSessionsResponse, _abc.Awaitable[_observability_pb2.ListSessionsResponse]]:
-        """Sessions that live, then those that ended recently, latest first.
+        """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
+        whichever begin or end meanwhile.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
