@@ -86,11 +86,11 @@ class CudaBackend:
             undoing.callback(resources.close)
             try:
                 device.prepare()
-                bases = self._map(resources, regions)
-                addresses = [(bases[plan.regions] + plan.engine_offsets.astype(np.uint64)).ravel() for plan in plans]
                 route = self._choose_route(device, plans)
                 if route is RouteName.ZERO_COPY and not device.kernels_reach_host:
                     raise BackendUnavailable("kernels can't reach the host's memory on this machine: no zero-copy")
+                bases = self._map(resources, regions)
+                addresses = [(bases[plan.regions] + plan.engine_offsets.astype(np.uint64)).ravel() for plan in plans]
                 mapped_bytes = sum(region.size_bytes for region in regions)
                 buffer = CudaBuffer(
                     resources, plans, addresses, self._l1, route, self._settings, self._spawn, mapped_bytes=mapped_bytes

@@ -85,7 +85,7 @@ class CudaBuffer:
             lane = self._lanes[direction] = self._new_lane(planes, l1, direction, settings)
             worker = spawn(lane, f"kvdepot-{direction}")
             resources.on_close(worker.join)
-            resources.on_close(lane.stop, TransferCancelled("the attachment has ended"))
+            resources.on_close(self._stop, TransferCancelled("the attachment has ended"))
 
     def __repr__(self) -> str:
         return f"<CudaBuffer {self.mapped_bytes} bytes, {self.transfer_backend}>"
@@ -136,5 +136,9 @@ class CudaBuffer:
         if self._failure is None:
             self._failure = failure
             logger.error("an attachment has failed: %s", failure, exc_info=failure.__cause__)
-        for lane in self._lanes.values():
-            lane.stop(failure)
+        self._stop(failure)
+
+    def _stop(self, error: Exception) -> None:
+        """Stops all lanes, before any is waited for."""
+        for lane in list(self._lanes.values()):
+            lane.stop(error)

@@ -16,6 +16,7 @@ from kernels.cuda.routes import Direction, Moves
 from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings, RouteName
 from kernels.cuda.steps import plane_bytes
+from kernels.errors import TransferFailed
 
 ZERO_COPY_SHARE = 0.9
 """Of the staged route's time that zero-copy may take: it keeps the engine's SMs busy for as long as the link is."""
@@ -103,7 +104,10 @@ def _time(buffer: CudaBuffer, num_chunks: int) -> Timing:
 def _time_round(buffer: CudaBuffer, moves: Moves) -> float:
     begin = time.perf_counter()
     for direction in Direction:
-        buffer.start(direction, moves, b"").future.result(_TIMEOUT_SECONDS)
+        try:
+            buffer.start(direction, moves, b"").future.result(_TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise TransferFailed(f"the device has not moved some MiB within {_TIMEOUT_SECONDS:g} s") from None
     return time.perf_counter() - begin
 
 

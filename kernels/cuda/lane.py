@@ -8,16 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kernels.cuda.routes import Batch, Marks, Moves, Route
+from kernels.cuda.routes import Batch, Marks, Moves, Route, StepEvents
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
 from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import Step, steps
 from kernels.cuda.tables import Table
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import TransferFailed
-
-StepEvents = Sequence[tuple[Event, Event]]
-"""For each kind of work that a step has: when it begins, when it ends."""
 
 SHORTEST_PAUSE_SECONDS = 50e-6
 LONGEST_PAUSE_SECONDS = 1e-3

@@ -20,7 +20,10 @@ P = ParamSpec("P")
 
 
 class Resources:
-    """Makes streams, events and memory on ``device``, and gives them back, the last one first.
+    """Makes streams, events and memory on ``device``, and gives them back.
+
+    First what uses them is ended, then other processes' memory is unmapped, because whoever waits for a dead engine's
+    memory should not wait for the rest: giving back memory may wait for all that the device was given to do.
 
     Raises:
         CudaError: by every method that makes something, if there is no more of it.
@@ -29,45 +32,48 @@ class Resources:
     def __init__(self, runtime: CudaRuntime, device: CudaDevice) -> None:
         self.device = device
         self._runtime = runtime
-        self._undoing = contextlib.ExitStack()
+        self._ending = contextlib.ExitStack()
+        self._unmapping = contextlib.ExitStack()
+        self._giving_back = contextlib.ExitStack()
 
     def stream(self) -> Stream:
         """A stream of the device."""
         stream = self.device.new_stream()
-        self._undoing.callback(self.device.destroy_stream, stream)
+        self._giving_back.callback(self.device.destroy_stream, stream)
         return stream
 
     def event(self) -> Event:
         """An event of the device."""
         event = self.device.new_event()
-        self._undoing.callback(self.device.destroy_event, event)
+        self._giving_back.callback(self.device.destroy_event, event)
         return event
 
     def memory(self, size_bytes: int) -> Address:
         """Memory of the device."""
         address = self.device.allocate(size_bytes)
-        self._undoing.callback(self.device.free, address)
+        self._giving_back.callback(self.device.free, address)
         return address
 
     def imported(self, memory: ImportedMemory, handle: bytes) -> Address:
         """An allocation of another process."""
         address = memory.open(self.device, handle)
-        self._undoing.callback(memory.close, self.device, handle)
+        self._unmapping.callback(memory.close, self.device, handle)
         return address
 
     def pinned_words(self, num_words: int) -> NDArray[np.int64]:
         """Pinned memory of the host."""
         address = self._runtime.allocate_pinned(num_words * 8)
-        self._undoing.callback(self._runtime.free_pinned, address)
+        self._giving_back.callback(self._runtime.free_pinned, address)
         return np.ctypeslib.as_array((ctypes.c_int64 * num_words).from_address(address))
 
     def on_close(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Has a function called before what was made so far is given back."""
-        self._undoing.callback(function, *args, **kwargs)
+        """Has a function called before anything is given back, and before those that were told of earlier."""
+        self._ending.callback(function, *args, **kwargs)
 
     def close(self) -> None:
         """Gives everything back, as far as the device lets it."""
-        try:
-            self._undoing.close()
-        except CudaError as error:  # one of them; the stack went on
-            logger.warning("not everything could be given back to %s: %s", self.device, error)
+        for stack in (self._ending, self._unmapping, self._giving_back):
+            try:
+                stack.close()
+            except CudaError as error:  # one of them; the stack went on
+                logger.warning("not everything could be given back to %s: %s", self.device, error)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.cuda.l1 import PinnedL1
+from kernels.cuda.launches import BlockLaunches
 from kernels.cuda.resources import Resources
-from kernels.cuda.routes import Batch, BlockLaunches, Direction, Marks, Moves
+from kernels.cuda.routes import Batch, Direction, Marks, Moves
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk

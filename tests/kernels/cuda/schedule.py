@@ -11,7 +11,7 @@ from kernels.cuda.backend import CudaBackend
 from kernels.cuda.lane import CudaLane
 from kernels.cuda.settings import CudaSettings, RouteName
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
+from kernels.errors import BackendUnavailable, RegionUnavailable, TransferCancelled, TransferFailed
 from kernels.geometry import CudaIpc, Region
 from kernels.transfer import ChunkMove
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
@@ -90,23 +90,38 @@ class Schedule:
         """So much happens, then all engines detach, and the backend ends."""
         for _ in range(num_events):
             engine = self.random.choice(self.engines)
-            what = self.random.randrange(16)
-            if what < 6:
+            what = self.random.randrange(160)
+            if what < 60:
                 self.fake.streams.step()
-            elif what < 11:
+            elif what < 110:
                 self.random.choice(self.workers).turn()
-            elif what < 13:
+            elif what < 130:
                 engine.start_store()
-            elif what < 15:
+            elif what < 150:
                 engine.start_retrieve()
-            else:
+            elif what < 159:
                 engine.become_ready_or_cancel()
+            else:
+                self._replace(engine)
+            if not self.engines:
+                break
         for engine in self.engines:
             engine.finish_what_is_ready()
             engine.detach()
         self.backend.close()
         if self.l1 != self.expected_l1:
             self.problems.append("L1 has not the bytes that it should have")
+
+    def _replace(self, engine: AttachedEngine) -> None:
+        """An engine goes away, whatever it is doing, and another one attaches; if that fails, it stays away."""
+        engine.detach()
+        self.engines.remove(engine)
+        self.workers = [worker for worker in self.workers if worker not in engine.workers]
+        try:
+            self.engines.append(AttachedEngine(self, engine.first_slot))
+        except (BackendUnavailable, RegionUnavailable) as error:
+            if not self.may_fail:
+                self.problems.append(f"an engine can't attach: {error}")
 
     def found(self) -> list[str]:
         """All that is wrong."""
@@ -118,6 +133,7 @@ class AttachedEngine:
 
     def __init__(self, schedule: Schedule, first_slot: int) -> None:
         self._schedule = schedule
+        self.first_slot = first_slot
         self._random = schedule.random
         layouts, seed = self._random.choice(LAYOUTS), self._random.getrandbits(32)
         self._engine, self._twin = (Engine(*layouts, rng=np.random.default_rng(seed)) for _ in range(2))
@@ -125,7 +141,9 @@ class AttachedEngine:
             Region(memory.bytes.size, CudaIpc(schedule.fake.export_memory(memory.bytes), 0, f"GPU-{FAKE_UUID}"))
             for memory in self._engine._memory
         ]
+        others = list(schedule.workers)
         self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        self.workers = [worker for worker in schedule.workers if worker not in others]
         self.requests: list[Request] = []
         pitch = self.buffer.chunk_bytes + self._random.choice((0, 1, 8, 24))
         offsets = [first_slot + number * pitch for number in range(NUM_SLOTS)]

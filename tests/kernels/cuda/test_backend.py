@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from kernels.cuda.lane import CudaLane
 from kernels.cuda.settings import RouteName
-from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable
+from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferCancelled
 from kernels.geometry import CudaIpc, PosixShm, Region
-from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
+from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, Attached, CudaDepot
 from tests.kernels.cuda.fake_cuda import FAKE_UUID
 from tests.kernels.reference import LAYOUTS, Engine, Shape
 
@@ -102,6 +103,44 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
         buffer.close()
         assert buffer.mapped_bytes == 0
     assert "imported memory" not in depot.fake.left_over()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_dead_engines_memory_is_unmapped_before_anything_else_is_given_back(route: RouteName) -> None:
+    attached = Attached(route=route)
+    for direction in (attached.store, attached.retrieve):
+        direction(20)
+    for direction in ("store", "retrieve"):
+        attached.turn(direction, 3)
+    attached.fake.calls.clear()
+    attached.buffer.close()
+    given_back = [call for call in attached.fake.calls if call.startswith(("free", "destroy"))]
+    num_regions = len(attached.engine._memory)
+    assert given_back[:num_regions] == ["free imported memory"] * num_regions
+    assert "free imported memory" not in given_back[num_regions:]
+    assert not {"gather", "scatter"} & set(attached.fake.calls)
+    attached.close()
+
+
+def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[CudaDepot]) -> None:
+    attached = Attached()
+    depots.append(attached.depot)
+    transfers = [attached.store(20), attached.retrieve(20)]
+    lanes = {name: worker.lane for name, worker in attached.depot.workers.items()}
+    for name, lane in lanes.items():
+        (other,) = (lane for other_name, lane in lanes.items() if other_name != name)
+        take_turn = lane.turn
+
+        def turn(take_turn: Callable[[], object] = take_turn, other: CudaLane = other) -> None:
+            """Both threads run, whichever is waited for."""
+            CudaLane.turn(other)
+            take_turn()
+
+        lane.turn = turn  # type: ignore[assignment,method-assign]
+    attached.fake.calls.clear()
+    attached.buffer.close()
+    assert all(isinstance(transfer.future.exception(0), TransferCancelled) for transfer in transfers)
+    assert not {"gather", "scatter"} & set(attached.fake.calls)
 
 
 def test_memory_is_mapped_anew_for_an_engine_that_comes_back(depots: list[CudaDepot]) -> None:

@@ -1,0 +1,46 @@
+"""Launches of the kernels: one for each group that a step touches, whichever route the chunks take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.cuda.kernel import BlockCopy, access_bytes
+from kernels.cuda.routes import Batch, Direction, Moves
+from kernels.cuda.runtime import CudaDevice, Stream
+from kernels.cuda.steps import Step
+from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, wanted_blocks
+from kernels.step_time import StepName
+
+
+class BlockLaunches:
+    """The launches between blocks and chunks in one direction; ``work`` is what they are."""
+
+    def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneTables], max_ctas: int) -> None:
+        is_store = direction is Direction.STORE
+        self.work = StepName.GATHER if is_store else StepName.SCATTER
+        self._launch: Callable[[BlockCopy, int, Stream], None] = device.gather if is_store else device.scatter
+        self._planes = planes
+        self._max_ctas = max_ctas
+
+    def load(
+        self, moves: Moves, chunk_starts: NDArray[np.int64], chunks_base: int, table: Table, stream: Stream
+    ) -> Batch:
+        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base, or one aligned like it."""
+        table.clear()
+        blocks = []
+        for planes, block_ids in zip(self._planes, moves.block_ids, strict=True):
+            starts, ids, offsets = wanted_blocks(planes.plan, block_ids, moves.skip_tokens, chunk_starts)
+            width = access_bytes(planes.plan, planes.plane_addresses, chunks_base, offsets)
+            blocks.append(BlockTables(starts, table.append(ids), table.append(offsets), width))
+        table.upload(stream)
+        return Batch(moves.l1_offsets, blocks)
+
+    def issue(self, step: Step, batch: Batch, chunks_base: int, stream: Stream) -> None:
+        """Starts to copy between the blocks of a step and its chunks."""
+        for group, plane_range in step.part.planes:
+            copy = copy_of(self._planes[group], batch.blocks[group], plane_range, step.moves, chunks_base)
+            if copy is not None:
+                self._launch(copy, self._max_ctas, stream)
