@@ -1,0 +1,141 @@
+"""Blocks per second through the L0 subscriber, beside the time that their fingerprints alone take; its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+
+import numpy as np
+from rich.table import Table
+
+from telemetry.delivery import Delivery
+from telemetry.events import BlockAllocation, BlocksAllocated, Event, SessionEnded
+from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
+from telemetry.subscribers.l0 import L0Subscriber
+
+NUM_BLOCK_IDS = 50_000
+BLOCK_SIZE = 16
+NUM_PREFIXES = 8  # system prompts: a quarter of each record's blocks
+NUM_LIVE = 32  # sessions: one ends for each that begins
+RECORD_BLOCKS = (16, 64, 264, 512)
+SAMPLE_RATES = (1.0, 0.01)
+MEASURED_BLOCKS = 1_000_000
+MODEL_NAME = "bench"
+INSTANCE_ID = "bench"
+
+
+def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded | None]]:
+    """Prompts that begin with one of the prefixes, on its blocks, and go on with blocks and tokens of their own.
+
+    The blocks of their own are the ones unused for longest, so that once all ids were seen each is an eviction.
+    """
+    tokens = np.random.default_rng(0)
+    num_shared = record_blocks // 4
+    num_own = record_blocks - num_shared
+    prefix_tokens = tokens.integers(0, 128_000, (NUM_PREFIXES, num_shared * BLOCK_SIZE), dtype=np.uint32)
+    prefix_ids = np.arange(NUM_PREFIXES * num_shared, dtype=np.uint32).reshape(NUM_PREFIXES, num_shared)
+    own_ids = np.arange(prefix_ids.size, NUM_BLOCK_IDS, dtype=np.uint32)
+    at, now, number = 0, 0.0, 0
+    while True:
+        if at + num_own > len(own_ids):
+            at = 0
+        own_tokens = tokens.integers(0, 128_000, num_own * BLOCK_SIZE, dtype=np.uint32)
+        prefix = number % NUM_PREFIXES
+        record = BlockAllocation(
+            session_id=f"session-{number}",
+            block_ids=np.concatenate([prefix_ids[prefix], own_ids[at : at + num_own]]),
+            token_ids=np.concatenate([prefix_tokens[prefix], own_tokens]),
+            reused_block_ids=np.zeros(0, dtype=np.uint32),
+            resumed=False,
+        )
+        ended = None
+        if number >= NUM_LIVE:
+            ended = SessionEnded(
+                monotonic=now,
+                instance_id=INSTANCE_ID,
+                session_id=f"session-{number - NUM_LIVE}",
+                model_name=MODEL_NAME,
+                reason="EndSession",
+                duration_seconds=1.0,
+                num_operations=0,
+            )
+        allocated = BlocksAllocated(
+            monotonic=now,
+            instance_id=INSTANCE_ID,
+            model_name=MODEL_NAME,
+            block_size=BLOCK_SIZE,
+            records=(record,),
+        )
+        yield allocated, ended
+        at, now, number = at + num_own, now + 0.01, number + 1
+
+
+def measure(table: Table) -> None:
+    """A row per length of records and sample rate, and one for the memory."""
+    subscriber = L0Subscriber(sample_rate=1.0, session_idle_timeout_seconds=600.0)
+    for record_blocks in RECORD_BLOCKS:
+        warm_up, measured = events(record_blocks)
+        num_blocks = sum(len(event.records[0].block_ids) for event in measured if isinstance(event, BlocksAllocated))
+        limit = num_blocks / seconds_of_fingerprints(measured)
+        for sample_rate in SAMPLE_RATES:
+            subscriber = L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0)
+            rate = num_blocks / seconds_of(lambda batch: subscriber.handle(batch), warm_up, measured)
+            table.add_row(
+                f"L0: blocks in records of {record_blocks}, sample rate {sample_rate:g}",
+                f"{rate / 1e6:.2f} M/s",
+                f"{limit / 1e6:.2f} M/s, fingerprints alone",
+                f"{rate / limit:.2f}",
+            )
+    table.add_row("L0: memory per tracked block", f"{subscriber.nbytes / NUM_BLOCK_IDS:.0f} bytes", "", "")
+
+
+def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
+    """First what makes every id seen, then what is measured."""
+    pairs = workload(record_blocks)
+    num_first = 2 * NUM_BLOCK_IDS // record_blocks + NUM_LIVE
+
+    def flat(count: int) -> list[Event]:
+        return [event for event in chain.from_iterable(islice(pairs, count)) if event is not None]
+
+    return flat(num_first), flat(MEASURED_BLOCKS // record_blocks)
+
+
+def seconds_of(handle: Callable[[Sequence[Event]], None], warm_up: Sequence[Event], measured: Sequence[Event]) -> float:
+    """How long the handler takes for ``measured``, in batches as large as the bus would make them."""
+    delivery = Delivery([_Subscriber(handle)])
+    for batch in (warm_up, measured):
+        begin = time.perf_counter()
+        at = 0
+        while at < len(batch):
+            end = at + delivery.batch_limit
+            for _ in delivery.steps(batch[at:end]):
+                pass
+            at = end
+        seconds = time.perf_counter() - begin
+    if delivery.num_errors:
+        raise RuntimeError(f"the subscriber failed {delivery.num_errors.total()} times")
+    return seconds
+
+
+def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
+    """How long hashing all tokens takes and nothing else."""
+    keys = PositionKeys()
+    begin = time.perf_counter()
+    for event in measured:
+        if isinstance(event, BlocksAllocated):
+            (record,) = event.records
+            fingerprints(keys, 0, 0, record.token_ids, BLOCK_SIZE, np.empty(len(record.block_ids), dtype=np.uint64))
+    return time.perf_counter() - begin
+
+
+class _Subscriber:
+    """What is measured, as the bus knows it."""
+
+    name = "l0"
+
+    def __init__(self, handle: Callable[[Sequence[Event]], None]) -> None:
+        self.handle = handle
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,196 @@
+"""The L0 of one instance: its sessions' tables become takings of blocks, carried out together where that is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from telemetry.events import BlockAllocation
+from telemetry.lifecycle.blocks import MAX_BLOCKS, Blocks
+from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
+from telemetry.lifecycle.lives import Lives
+from telemetry.lifecycle.observer import Observer, Source
+from telemetry.lifecycle.pending import MOST_TOGETHER, Pending, PendingRecord, found
+from telemetry.lifecycle.sessions import SessionTable
+from telemetry.lifecycle.takings import carry_out, take_in_order
+
+# Engines run hundreds of requests at a time; more live sessions than this are ends that were not heard of.
+MAX_SESSIONS = 16_384
+# Longer than any context that is served; the keys of so many positions take 32 MiB.
+MAX_SESSION_TOKENS = 1 << 22
+NOTHING = np.zeros(0, dtype=np.uint64)
+ONE = np.uint32(1)
+
+
+class InstanceBlocks:
+    """Follows the records of one instance, with one model and one block size.
+
+    Times come from the caller, in seconds of the events' clock; one that is before another counts as that one.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        block_size: int,
+        *,
+        sample_rate: float,
+        session_idle_timeout_seconds: float,
+        observer: Observer,
+        keys: PositionKeys,
+        pending: Pending,
+    ) -> None:
+        self.source = source
+        self.block_size = block_size
+        self.num_malformed = 0
+        self.blocks = Blocks(source.instance_id, sample_rate)
+        self.lives = Lives(source, self.blocks, observer)
+        self.last_time = float("-inf")
+        self._session_idle_timeout_seconds = session_idle_timeout_seconds
+        self._sessions: dict[str, SessionTable] = {}  # the one that was quiet for longest comes first
+        self._keys = keys
+        self._pending = pending  # shared by all instances: empty whenever another one's turn comes
+
+    def __repr__(self) -> str:
+        return f"<InstanceBlocks {self.blocks.num_owned()}/{self.blocks.num_rows} owned, {self.num_sessions} sessions>"
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that live."""
+        return len(self._sessions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows and of the sessions' tables."""
+        return self.blocks.nbytes + sum(session.nbytes for session in self._sessions.values())
+
+    def record(self, record: BlockAllocation, now: float) -> None:
+        """Follow one record; one that can't be followed changes nothing and is counted, as are surplus tokens."""
+        now = self.advance(now)
+        known = self._sessions.get(record.session_id)
+        num_blocks = len(record.reused_block_ids) + len(record.block_ids)
+        if known is not None and not record.resumed:
+            num_blocks += known.num_blocks
+        if num_blocks * self.block_size > MAX_SESSION_TOKENS or not self._make_rows(record):
+            self.num_malformed += 1
+            return
+        if known is None:
+            session = SessionTable()
+            if len(self._sessions) >= MAX_SESSIONS:
+                self.end_session(next(iter(self._sessions)), now)
+        else:
+            session = self._sessions.pop(record.session_id)
+            if record.resumed:
+                self._release(session, now)
+                session.restart()
+        self._sessions[record.session_id] = session
+        session.last_time = now
+        self._fill(session, record, now)
+
+    def end_session(self, session_id: str, now: float) -> None:
+        """The session lets go of its blocks; one that is not known is ignored."""
+        now = self.advance(now)
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._release(session, now)
+
+    def advance(self, now: float) -> float:
+        """End the sessions that have been quiet for too long by ``now``, as of then; returns the latest time so far."""
+        self.last_time = now = max(now, self.last_time)
+        while self._sessions:
+            session_id, session = next(iter(self._sessions.items()))
+            deadline = session.last_time + self._session_idle_timeout_seconds
+            if deadline > now:
+                break
+            del self._sessions[session_id]
+            self._release(session, deadline)
+        return now
+
+    def flush(self) -> None:
+        """Carry out what waits."""
+        carry_out(self._pending, self.blocks, self.lives)
+
+    def _make_rows(self, record: BlockAllocation) -> bool:
+        """Returns False if an id is too large for that."""
+        largest = max((int(ids.max()) for ids in (record.reused_block_ids, record.block_ids) if len(ids)), default=-1)
+        if largest >= MAX_BLOCKS:
+            return False
+        self.blocks.make_room(largest + 1)
+        return True
+
+    def _fill(self, session: SessionTable, record: BlockAllocation, now: float) -> None:
+        """Lengthen the table, and let wait what that and the tokens mean for its blocks."""
+        appended, first_token = session.num_blocks, session.num_tokens
+        if len(record.reused_block_ids) or len(record.block_ids):
+            session.append(record.reused_block_ids, record.block_ids)
+        token_ids = record.token_ids
+        room = session.num_blocks * self.block_size - first_token
+        if len(token_ids) > room:
+            self.num_malformed += 1
+            token_ids = token_ids[:room]
+        filled = first_token // self.block_size
+        session.num_tokens = first_token + len(token_ids)
+        full_end = session.num_tokens // self.block_size
+        filled_end = max(filled, min(full_end, appended))
+        num_taken = filled_end - filled + session.num_blocks - appended
+        if not num_taken:
+            session.total = fingerprints(self._keys, session.total, first_token, token_ids, self.block_size, NOTHING)
+            return
+        repeats = self._repeats(session, appended)
+        num_claimed = len(record.reused_block_ids)
+        session.has_duplicates |= repeats
+        alone = session.has_duplicates or appended + num_claimed > max(appended, full_end)
+        if alone or session.is_pending or self._pending.num_blocks + num_taken > MOST_TOGETHER:
+            self.flush()
+            self._pending.make_room(num_taken)
+        first = self._pending.num_blocks
+        num_full = full_end - filled
+        identities = self._pending.identities[first : first + num_full]
+        session.total = fingerprints(self._keys, session.total, first_token, token_ids, self.block_size, identities)
+        self._pending.add(
+            PendingRecord(
+                session=session,
+                time=now,
+                first=first,
+                last=first + num_taken,
+                filled=filled,
+                filled_end=filled_end,
+                appended=appended,
+                appended_end=session.num_blocks,
+                num_claimed=num_claimed,
+                num_full=num_full,
+            )
+        )
+        if alone:
+            (taken,) = self._pending.take_all()
+            take_in_order(taken, self._pending, self.blocks, self.lives)
+            self._pending.shrink()
+
+    def _repeats(self, session: SessionTable, appended: int) -> bool:
+        """Whether a block that was appended to a table is in it already."""
+        if not appended or appended == session.num_blocks:
+            return False
+        table, new = session.block_ids[:appended], session.block_ids[appended : session.num_blocks]
+        if len(new) == 1:
+            return bool((table == new[0]).any())
+        entries = table.astype(np.intp)
+        self.blocks.mark[entries] = np.arange(appended, dtype=np.uint32)
+        self._pending.forget_marks()
+        return found(entries, new.astype(np.intp), self.blocks.mark)
+
+    def _release(self, session: SessionTable, now: float) -> None:
+        """Let go of a session's blocks: before what waits, if it makes no difference to that, else after it.
+
+        It makes one only for a block of which the session is the last owner: to all that waits a block with one owner
+        less is an owned block all the same, and a block that is taken over has forgotten its owners either way.
+        """
+        if session.is_pending:
+            self.flush()
+        blocks = self.blocks
+        owned = session.owned(blocks.generation)
+        num_left = blocks.num_owners[owned] - ONE
+        released = owned[num_left == 0]
+        if self._pending.has_any(released, blocks.mark):
+            self.flush()
+            self._release(session, now)
+            return
+        blocks.num_owners[owned] = num_left
+        blocks.release_time[released] = now

@@ -1,0 +1,113 @@
+"""Takings that wait to be carried out together: one element per block, one entry per record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telemetry.lifecycle.blocks import BlockIds
+from telemetry.lifecycle.sessions import SessionTable
+
+MOST_TOGETHER = 8_192  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
+
+
+@dataclass(slots=True)
+class PendingRecord:
+    """Where one record's takings are: elements ``first`` to ``last - 1``, as entries of its session's table.
+
+    First come entries ``filled`` to ``filled_end - 1``, which an earlier record had brought, then ``appended`` to the end.
+    ``num_claimed`` of those appended are from the engine's prefix cache; ``num_full`` of all elements are full.
+    """
+
+    session: SessionTable
+    time: float
+    first: int
+    last: int
+    filled: int
+    filled_end: int
+    appended: int
+    appended_end: int
+    num_claimed: int
+    num_full: int
+
+    def write_generations(self, generations: NDArray[np.uint32]) -> None:
+        """Remember in the table the generations in which the blocks were taken, one per element."""
+        num_filled = self.filled_end - self.filled
+        self.session.generations[self.filled : self.filled_end] = generations[:num_filled]
+        self.session.generations[self.appended : self.appended_end] = generations[num_filled:]
+
+
+class Pending:
+    """The arrays: ``block_ids``, ``identities`` (0: not full), ``times``, ``expected`` (the table's generation)."""
+
+    def __init__(self) -> None:
+        self.records: list[PendingRecord] = []
+        self.num_blocks = 0
+        self._num_marked = 0
+        self._make_arrays(MOST_TOGETHER)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.block_ids.nbytes + self.identities.nbytes + self.times.nbytes + self.expected.nbytes
+
+    def make_room(self, num_blocks: int) -> None:
+        """Have room for that many when nothing waits."""
+        if num_blocks > len(self.block_ids):
+            self._make_arrays(num_blocks)
+
+    def add(self, record: PendingRecord) -> None:
+        """Let a record wait whose ``identities`` are written already."""
+        session = record.session
+        middle = record.first + record.filled_end - record.filled
+        if middle > record.first:
+            self.block_ids[record.first : middle] = session.block_ids[record.filled : record.filled_end]
+            self.expected[record.first : middle] = session.generations[record.filled : record.filled_end]
+        self.block_ids[middle : record.last] = session.block_ids[record.appended : record.appended_end]
+        self.expected[middle : record.last] = 0
+        self.identities[record.first + record.num_full : record.last] = 0
+        self.times[record.first : record.last] = record.time
+        session.is_pending = True
+        self.records.append(record)
+        self.num_blocks = record.last
+
+    def take_all(self) -> list[PendingRecord]:
+        """The records, which wait no more; the arrays keep their elements until others are added."""
+        records, self.records = self.records, []
+        for record in records:
+            record.session.is_pending = False
+        self.num_blocks = self._num_marked = 0
+        return records
+
+    def shrink(self) -> None:
+        """Give back what a very long record had needed."""
+        if len(self.block_ids) > MOST_TOGETHER:
+            self._make_arrays(MOST_TOGETHER)
+
+    def has_any(self, block_ids: BlockIds, mark: NDArray[np.uint32]) -> bool:
+        """Whether one of the blocks waits to be taken; ``mark`` is scratch with a row per block id."""
+        if not self.num_blocks or not len(block_ids):
+            return False
+        unmarked = slice(self._num_marked, self.num_blocks)
+        mark[self.block_ids[unmarked]] = np.arange(unmarked.start, unmarked.stop, dtype=np.uint32)
+        self._num_marked = self.num_blocks
+        return found(self.block_ids[: self.num_blocks], block_ids, mark)
+
+    def forget_marks(self) -> None:
+        """``mark`` was used for something else."""
+        self._num_marked = 0
+
+    def _make_arrays(self, num_blocks: int) -> None:
+        self.block_ids = np.zeros(num_blocks, dtype=np.intp)
+        self.identities = np.zeros(num_blocks, dtype=np.uint64)
+        self.times = np.zeros(num_blocks, dtype=np.float64)
+        self.expected = np.zeros(num_blocks, dtype=np.uint32)
+
+
+def found(marked: BlockIds, block_ids: BlockIds, mark: NDArray[np.uint32]) -> bool:
+    """Whether one of the blocks is in ``marked``, where ``mark`` tells each one's place and anything for others."""
+    place = mark[block_ids].astype(np.intp)
+    there = marked.take(place, mode="clip") == block_ids
+    return bool((there & (place < len(marked))).any())

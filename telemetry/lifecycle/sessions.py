@@ -1,0 +1,72 @@
+"""The block table of one session, and how far its tokens have come."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telemetry.lifecycle.blocks import BlockIds
+
+
+class SessionTable:
+    """Block ids in the order of the tokens that they hold.
+
+    ``generations[i]``: the generation of the block in which this entry took it; 0 if the session owned it already by
+    another entry, so that every block it owns is named by one entry that is up to date.
+    ``num_tokens``, ``total``: tokens so far and their fingerprint. ``last_time``: of the last record.
+    """
+
+    __slots__ = (
+        *("block_ids", "generations", "has_duplicates", "is_pending", "last_time", "num_blocks", "num_tokens", "total"),
+    )
+
+    def __init__(self) -> None:
+        self.block_ids = np.zeros(0, dtype=np.uint32)
+        self.generations = np.zeros(0, dtype=np.uint32)
+        self.last_time = 0.0
+        self.is_pending = False
+        self.restart()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table."""
+        return self.block_ids.nbytes + self.generations.nbytes
+
+    def restart(self) -> None:
+        """Begin anew at token 0, with no blocks."""
+        self.num_blocks = 0
+        self.num_tokens = 0
+        self.total = 0
+        self.has_duplicates = False
+
+    def append(self, reused_block_ids: NDArray[np.uint32], block_ids: NDArray[np.uint32]) -> None:
+        """Make the table longer by the reused blocks, then by the others; nothing is owned by them yet."""
+        middle = self.num_blocks + len(reused_block_ids)
+        last = middle + len(block_ids)
+        if last > len(self.block_ids):
+            # A prompt's table grows by a block every few tokens from here on: by an eighth, as the rows do.
+            capacity = last + last // 8 + 1
+            self.block_ids = _grown(self.block_ids, self.num_blocks, capacity)
+            self.generations = _grown(self.generations, self.num_blocks, capacity)
+        self.block_ids[self.num_blocks : middle] = reused_block_ids
+        self.block_ids[middle:last] = block_ids
+        self.generations[self.num_blocks : last] = 0
+        self.num_blocks = last
+
+    def owned(self, generation: NDArray[np.uint32]) -> BlockIds:
+        """The blocks that the session owns, by the generation that each block is in now."""
+        block_ids = self.block_ids[: self.num_blocks].astype(np.intp)
+        mine = generation[block_ids] == self.generations[: self.num_blocks]
+        return block_ids if mine.all() else block_ids[mine]
+
+    def owning_entries(self) -> dict[int, int]:
+        """The entry by which each block was taken last."""
+        generations = self.generations[: self.num_blocks]
+        taken = np.argsort(generations)[np.count_nonzero(generations == 0) :]
+        return dict(zip(self.block_ids[taken].tolist(), taken.tolist(), strict=True))
+
+
+def _grown(column: NDArray[np.uint32], num_used: int, capacity: int) -> NDArray[np.uint32]:
+    grown = np.zeros(capacity, dtype=np.uint32)
+    grown[:num_used] = column[:num_used]
+    return grown

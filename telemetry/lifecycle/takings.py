@@ -1,0 +1,132 @@
+"""Carrying out the takings that wait: all at once where that is the same, else in their order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telemetry.lifecycle.blocks import BlockIds, Blocks
+from telemetry.lifecycle.lives import Lives
+from telemetry.lifecycle.pending import Pending, PendingRecord
+
+
+def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> None:
+    """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one."""
+    num_blocks = pending.num_blocks
+    records = pending.take_all()
+    if records and not _take_together(records, slice(0, num_blocks), pending, blocks, lives):
+        for record in records:
+            if not _take_together([record], slice(record.first, record.last), pending, blocks, lives):
+                take_in_order(record, pending, blocks, lives)
+    pending.shrink()
+
+
+def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives: Lives) -> None:
+    """The law, one block after the other: those that are reused first, then all from the first that becomes full on."""
+    session, now, generation = record.session, record.time, blocks.generation
+    owning = session.owning_entries()
+
+    def owns(block_id: int) -> bool:
+        entry = owning.get(block_id)
+        return entry is not None and session.generations[entry] == generation[block_id]
+
+    def note(block_id: int, entry: int) -> None:
+        owning[block_id] = entry
+        session.generations[entry] = generation[block_id]
+
+    claimed = range(record.appended, record.appended + record.num_claimed)
+    for entry in claimed:
+        block_id = int(session.block_ids[entry])
+        mine = owns(block_id)
+        lives.claim(block_id, now, mine=mine)
+        if not mine:
+            note(block_id, entry)
+
+    identities = pending.identities[record.first : record.last].tolist()
+    entries = [*range(record.filled, record.filled_end), *range(record.appended, record.appended_end)]
+    for entry, identity in zip(entries, identities, strict=True):
+        if not identity and entry in claimed:
+            continue  # it holds something that nobody has told yet
+        block_id = int(session.block_ids[entry])
+        lives.take(block_id, identity, now, mine=owns(block_id))
+        if not owns(block_id):
+            note(block_id, entry)
+    session.has_duplicates = len(set(session.block_ids[: session.num_blocks].tolist())) < session.num_blocks
+
+
+def _take_together(
+    records: list[PendingRecord], elements: slice, pending: Pending, blocks: Blocks, lives: Lives
+) -> bool:
+    """Returns False, with nothing changed, if that could differ from taking block after block.
+
+    Blocks have nothing to do with each other, so it can only where a block occurs more than once, where what a record
+    says of a block is not what is known of it, and for a session that took a block twice.
+    """
+    block_ids, identities = pending.block_ids[elements], pending.identities[elements]
+    times, expected = pending.times[elements], pending.expected[elements]
+
+    mine: NDArray[np.bool_] | None = None
+    if any(record.filled_end > record.filled for record in records):
+        mine = expected != 0
+        filled = np.concatenate([_range(record.first, record.filled_end - record.filled) for record in records])
+        filled -= elements.start
+        if not np.array_equal(expected[filled], blocks.generation[block_ids[filled]]):
+            return False  # others took it over, or the session owns it by another entry
+
+    places = np.arange(len(block_ids), dtype=np.uint32)
+    blocks.mark[block_ids[::-1]] = places[::-1]  # of several the first stays
+    leader = blocks.mark[block_ids]
+    leads = leader == places
+    if any(record.num_claimed for record in records):
+        claimed = np.concatenate([_claimed(record) for record in records]) - elements.start
+        claimed = claimed[leads[claimed]]
+        if not _are_expected(block_ids[claimed], identities[claimed], blocks):
+            return False
+
+    if leads.all():
+        lives.take_many(block_ids, identities, times, mine)
+    else:
+        follows = np.flatnonzero(~leads)
+        leaders = leader[follows].astype(np.intp)
+        same = identities[follows] == identities[leaders]
+        if not (same & (identities[follows] != 0) & (expected[follows] == 0)).all():
+            return False
+        if _has_meetings_within_a_record(records, elements, follows, leaders):
+            return False
+        at = np.flatnonzero(leads)
+        lives.take_many(block_ids[at], identities[at], times[at], None if mine is None else mine[at])
+        lives.share_many(block_ids[follows], times[follows])
+
+    generations = blocks.generation[block_ids]
+    for record in records:
+        record.write_generations(generations[record.first - elements.start : record.last - elements.start])
+    return True
+
+
+def _range(first: int, count: int) -> BlockIds:
+    return np.arange(first, first + count, dtype=np.intp)
+
+
+def _claimed(record: PendingRecord) -> BlockIds:
+    """The elements that are from the engine's prefix cache."""
+    return _range(record.first + record.filled_end - record.filled, record.num_claimed)
+
+
+def _are_expected(block_ids: BlockIds, identities: NDArray[np.uint64], blocks: Blocks) -> bool:
+    """Whether reused blocks hold what the tokens say, or are seen for the first time: as if they were not reused."""
+    held = blocks.identity[block_ids]
+    return bool(((held == identities) | ((held == 0) & (blocks.num_owners[block_ids] == 0))).all())
+
+
+def _has_meetings_within_a_record(
+    records: list[PendingRecord], elements: slice, follows: BlockIds, leaders: BlockIds
+) -> bool:
+    """Whether a block occurs twice in one record."""
+    if len(records) == 1:
+        return True
+    ends = np.array([record.last for record in records]) - elements.start
+    record_of_follower = np.searchsorted(ends, follows, side="right")
+    if (record_of_follower == np.searchsorted(ends, leaders, side="right")).any():
+        return True
+    meetings = np.sort(leaders * len(records) + record_of_follower)
+    return bool((meetings[1:] == meetings[:-1]).any())
