@@ -19,7 +19,9 @@ from service.commands.demo import demo
 from service.commands.replay import replay
 from service.commands.status import status
 from service.server import CannotListen, Server, serve
-from service.settings import BadSettings, Settings, load
+from service.settings import BadSettings, LogFormat, Settings, load
+from telemetry.log_format import JsonFormat, TextFormat
+from telemetry.log_storm import StormLimit
 
 app = typer.Typer(
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
@@ -38,12 +40,19 @@ def serve_command(**given: Any) -> None:
     flags = {name: value for name, value in given.items() if value is not None and value != []}
     try:
         settings = load(flags, config)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+        _log_as(settings)
         uvloop.run(serve(settings, ready=_say_ready))
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
     except (MemoryUnavailable, CannotListen) as error:
         _fail(str(error), code=1)
+
+
+def _log_as(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat())
+    handler.addFilter(StormLimit())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 def _say_ready(server: Server) -> None:

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from service.settings import Settings
+import asyncio
+
+from service import __version__
+from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
+from telemetry.loading import CannotLoadSubscriber, SubscriberSource
+from telemetry.own_thread import OwnThread
+from telemetry.resource import server_resource
 from telemetry.subscribers.log import LogSubscriber
+from telemetry.subscribers.tracing import TracingSubscriber
+from telemetry.tracing import Tracing
 
 
 class Observability:
-    """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run."""
+    """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run.
 
-    def __init__(self, bus: EventBus | None) -> None:
+    ``tracing`` is None where nothing is traced.
+    """
+
+    def __init__(self, bus: EventBus | None, tracing: Tracing | None = None) -> None:
         self.bus = bus
+        self.tracing = tracing
 
     @classmethod
     def open(cls, settings: Settings) -> Observability:
-        """All that the settings ask for."""
+        """All that the settings ask for. Raises: BadSettings, for a subscriber that can't be loaded."""
         if settings.disable_observability:
             return cls(None)
+        own_subscribers = _own_subscribers(settings)
+        resource = server_resource(__version__)
         subscribers: list[Subscriber] = []
+        tracing = None
+        log = LogSubscriber()
+        if settings.enable_tracing:
+            tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
+            spans = TracingSubscriber(tracing.provider)
+            subscribers.append(spans)  # before the log, whose lines tell the spans' ids
+            log = LogSubscriber(span_of=spans.span_of)
         if not settings.disable_logging:
-            subscribers.append(LogSubscriber())
-        return cls(EventBus(subscribers, capacity=settings.event_queue_size))
+            subscribers.append(log)
+        subscribers += own_subscribers
+        return cls(EventBus(subscribers, capacity=settings.event_queue_size), tracing)
 
     async def close(self) -> None:
-        """Send what was not sent yet; the bus has stopped."""
+        """Send what was not sent yet, for a few seconds at most; the bus has stopped."""
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
+
+
+def _own_subscribers(settings: Settings) -> list[Subscriber]:
+    """Each in a thread of its own: nobody knows how long it takes."""
+    try:
+        return [OwnThread(SubscriberSource.parse(text).load()) for text in settings.subscriber]
+    except CannotLoadSubscriber as error:
+        raise BadSettings(f"subscriber: {error}") from error

@@ -32,11 +32,13 @@ from service import __version__
 from service.arena import Arena
 from service.attach import Attaching
 from service.boundary import Boundary
+from service.call_spans import CallSpans
 from service.depot import Depot, DepotLimits
 from service.observability import Observability
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
+from service.session_log import SessionLog
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
 
@@ -80,6 +82,8 @@ class Server:
             max_wait_seconds=settings.max_wait,
         )
         self.depot = Depot(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
+        if self.bus is not None and not settings.disable_logging:
+            self.bus.subscribe(SessionLog(self.depot.sessions))
         self._attaching = Attaching(self.depot, cuda_over_tcp=settings.cuda_over_tcp)
         self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
         self._health = health.aio.HealthServicer()
@@ -140,8 +144,10 @@ class Server:
         self._arena.stop_populating()
 
     def _make_grpc(self) -> grpc.aio.Server:
+        tracing = self._observability.tracing
+        spans = (CallSpans(tracing.provider),) if tracing is not None else ()
         server = grpc.aio.server(
-            interceptors=(self._boundary,),
+            interceptors=(*spans, self._boundary),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),

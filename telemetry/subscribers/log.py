@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from opentelemetry.trace import SpanContext
 
 from telemetry.attributes import Plain, attributes
 from telemetry.delivery import Subscriber
@@ -20,6 +22,7 @@ from telemetry.events import (
     SessionStarted,
     StoreFinished,
 )
+from telemetry.log_format import span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -46,12 +49,18 @@ class LogSubscriber(Subscriber):
     """Logs what was refused or failed as WARNING, ``INFO_EVENTS`` as INFO, the rest as DEBUG.
 
     At INFO and above at most ``lines_per_second`` of a type; the next line tells ``num_suppressed``. DEBUG is not
-    limited: who asks for it wants everything.
+    limited: who asks for it wants everything. ``span_of`` tells which span an event belongs to, if any.
     """
 
     name = "log"
 
-    def __init__(self, *, lines_per_second: int = LINES_PER_SECOND) -> None:
+    def __init__(
+        self,
+        *,
+        span_of: Callable[[Event], SpanContext | None] = lambda event: None,
+        lines_per_second: int = LINES_PER_SECOND,
+    ) -> None:
+        self._span_of = span_of
         self._limit = RateLimit[tuple[str, int]](lines_per_second, period_seconds=1.0)
 
     def handle(self, batch: Sequence[Event]) -> None:
@@ -64,7 +73,8 @@ class LogSubscriber(Subscriber):
     def close(self) -> None:
         """Tell of the lines that were held back and that no later line told of."""
         for (type_name, level), num_suppressed in self._limit.untold().items():
-            logger.log(level, "%s num_suppressed=%d", type_name, num_suppressed)
+            facts: dict[str, Plain] = {"num_suppressed": num_suppressed}
+            self._write(level, type_name, facts, {})
 
     def _log(self, event: Event, level: int) -> None:
         type_name = type(event).__name__
@@ -77,9 +87,12 @@ class LogSubscriber(Subscriber):
         facts = facts_of(event)
         if num_suppressed:
             facts["num_suppressed"] = num_suppressed
+        self._write(level, type_name, facts, span_ids(self._span_of(event)))
+
+    def _write(self, level: int, type_name: str, facts: dict[str, Plain], ids: dict[str, str]) -> None:
         # repr, so that nothing that came over the wire can forge a line of its own
         message = " ".join([type_name, *(f"{name}=%({name})r" for name in facts)])
-        logger.log(level, message, *([facts] if facts else []))
+        logger.log(level, message, *([facts] if facts else []), extra={"event": type_name, **ids})
 
 
 def level_of(event: Event) -> int:

@@ -74,7 +74,8 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     LogSubscriber().handle([make_example(event_type) for event_type in EVENT_TYPES.values()])
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
-    assert debug == work | {"LeaseGranted", "LeaseEnded", "ChunksStored", "ChunksEvicted", "BlocksAllocated"}
+    chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
+    assert debug == work | chunks | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
     assert len(caplog.records) == len(EVENT_TYPES)
 
 
@@ -88,7 +89,8 @@ def test_level_that_is_off_costs_no_facts(caplog, monkeypatch):
 
 
 def test_name_from_the_wire_cannot_forge_a_line(caplog):
-    LogSubscriber().handle([SessionStarted(session_id="x\nStoreFinished %s outcome='ok'", model_name="%(no)s")])
+    forged = {"session_id": "x\nStoreFinished %s outcome='ok'", "model_name": "%(no)s", "traceparent": "\n"}
+    LogSubscriber().handle([SessionStarted(**forged)])
     [line] = caplog.messages
     assert "\n" not in line
     assert "%(no)s" in line

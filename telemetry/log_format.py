@@ -1,0 +1,60 @@
+"""What a log line looks like: text for people, or an object of JSON; with the ids of the span it belongs to.
+
+A record may bring ``trace_id`` and ``span_id``, ``event``, the name of the event that it tells of, and
+``num_suppressed``. Arguments that are a mapping are facts, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id, get_current_span
+
+
+def span_ids(span: SpanContext | None) -> dict[str, str]:
+    """A span's ids as a record and a line have them; none for none."""
+    if span is None or not span.is_valid:
+        return {}
+    return {"trace_id": format_trace_id(span.trace_id), "span_id": format_span_id(span.span_id)}
+
+
+class TextFormat(logging.Formatter):
+    """Time, level, logger, message; then what else is known of the record, and its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without the traceback."""
+        extras = [f"{name}={value}" for name, value in _extras(record).items()]
+        return " ".join([super().formatMessage(record), *extras])
+
+
+class JsonFormat(logging.Formatter):
+    """One object a line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, facts by their names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object as text, in which nothing that came over the wire can end the line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": getattr(record, "event", None) or record.getMessage(),
+            **_extras(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        facts = record.args if isinstance(record.args, Mapping) else {}
+        return json.dumps(line | {name: value for name, value in facts.items() if name not in line}, default=repr)
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    names = ("num_suppressed", "trace_id", "span_id")
+    brought = {name: getattr(record, name) for name in names if hasattr(record, name)}
+    return brought if "trace_id" in brought else brought | span_ids(get_current_span().get_span_context())

@@ -1,0 +1,62 @@
+"""Where spans go: a tracer provider of our own, which sends them in a thread, and callers as parents of spans."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from functools import lru_cache
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+FLUSH_SECONDS = 3.0  # for what is left at the end; a collector that is down gets no more
+GIVE_UP_SECONDS = 1.0
+CALLERS_REMEMBERED = 1024
+
+
+class Tracing:
+    """Spans of callers that are not sampled are not made; all others are.
+
+    Nothing global is set. The variables OTEL_BSP_… and OTEL_EXPORTER_OTLP_… of OpenTelemetry's SDK are honoured.
+    """
+
+    def __init__(self, exporters: Iterable[SpanExporter], resource: Resource) -> None:
+        self._exporters = tuple(exporters)
+        self.provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource, shutdown_on_exit=False)
+        for exporter in self._exporters:
+            self.provider.add_span_processor(BatchSpanProcessor(exporter))
+
+    @classmethod
+    def open(cls, resource: Resource, *, otlp_endpoint: str, console: bool) -> Tracing:
+        """Send spans to a collector, if there is an address such as http://localhost:4317, and to standard output."""
+        exporters: list[SpanExporter] = []
+        if otlp_endpoint:
+            exporters.append(OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://")))
+        if console:
+            exporters.append(ConsoleSpanExporter(formatter=_line))
+        return cls(exporters, resource)
+
+    def close(self) -> None:
+        """Send what was not sent yet; blocks for `FLUSH_SECONDS` and `GIVE_UP_SECONDS` at most."""
+        flush = threading.Thread(target=self.provider.shutdown, name="flush spans", daemon=True)
+        flush.start()
+        flush.join(FLUSH_SECONDS)
+        if flush.is_alive():
+            for exporter in self._exporters:
+                exporter.shutdown()  # ends the wait for the collector; what comes now is discarded
+            flush.join(GIVE_UP_SECONDS)
+
+
+@lru_cache(CALLERS_REMEMBERED)
+def caller(traceparent: str) -> Context:
+    """The context whose span is the caller's; one without a span if the header is empty or malformed."""
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+
+
+def _line(span: ReadableSpan) -> str:
+    return f"{span.to_json(indent=None)}\n"
