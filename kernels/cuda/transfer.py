@@ -67,7 +67,7 @@ class CudaTransfer:
         return (
             StepTime(StepName.WAIT, 0.0, waited_seconds),
             *(
-                StepTime(name, waited_seconds + begin - first_begin, ended[name] - begin)
+                StepTime(name, waited_seconds + (begin - first_begin), ended[name] - begin)
                 for name, begin in self.begun.items()
             ),
         )
