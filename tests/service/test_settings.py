@@ -120,6 +120,11 @@ def test_described_settings_are_read_back_as_they_are() -> None:
     assert values(load(described)) == values(settings)
 
 
+def test_what_subscribers_are_given_is_not_described() -> None:
+    settings = load({"subscriber": ('a.b:c={"token": "hunter2"}', "d:e")})
+    assert settings.described()["subscriber"] == '["a.b:c", "d:e"]'
+
+
 # What is refused
 
 BAD = {

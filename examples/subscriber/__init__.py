@@ -1,0 +1,1 @@
+"""A subscriber of one's own."""
