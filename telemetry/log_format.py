@@ -23,7 +23,7 @@ def span_ids(span: SpanContext | None) -> dict[str, str]:
 
 
 class TextFormat(logging.Formatter):
-    """Time, level, logger, message; then what else is known of the record, and its traceback."""
+    """Time, level, logger, message and what else is known of the record; then the rest of a message of many lines."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
@@ -31,7 +31,8 @@ class TextFormat(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without the traceback."""
         extras = [f"{name}={value}" for name, value in _extras(record).items()]
-        return " ".join([super().formatMessage(record), *extras])
+        first, *more = super().formatMessage(record).split("\n")
+        return "\n".join([" ".join([first, *extras]), *more])
 
 
 class JsonFormat(logging.Formatter):

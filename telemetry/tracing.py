@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+SEND_EVERY_MS = 1_000
 FLUSH_SECONDS = 3.0  # for what is left at the end; a collector that is down gets no more
 GIVE_UP_SECONDS = 1.0
 CALLERS_REMEMBERED = 1024
@@ -22,14 +23,14 @@ CALLERS_REMEMBERED = 1024
 class Tracing:
     """Spans of callers that are not sampled are not made; all others are.
 
-    Nothing global is set. The variables OTEL_BSP_… and OTEL_EXPORTER_OTLP_… of OpenTelemetry's SDK are honoured.
+    Nothing global is set. Of OpenTelemetry's variables, OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) count.
     """
 
     def __init__(self, exporters: Iterable[SpanExporter], resource: Resource) -> None:
         self._exporters = tuple(exporters)
         self.provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource, shutdown_on_exit=False)
         for exporter in self._exporters:
-            self.provider.add_span_processor(BatchSpanProcessor(exporter))
+            self.provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=SEND_EVERY_MS))
 
     @classmethod
     def open(cls, resource: Resource, *, otlp_endpoint: str, console: bool) -> Tracing:
