@@ -1,4 +1,4 @@
-"""The command line: ``python -m service serve|demo|status|replay``."""
+"""The command line: ``python -m service serve|demo|status|sessions|replay``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what
 from service.arena import MemoryUnavailable
 from service.commands.demo import demo
 from service.commands.replay import replay
+from service.commands.sessions import sessions
 from service.commands.status import status
 from service.server import CannotListen, Server, serve
 from service.settings import BadSettings, LogFormat, Settings, load
@@ -91,6 +92,7 @@ app.command("serve")(serve_command)
 app.command("demo")(demo)
 app.command("status")(status)
 app.command("replay")(replay)
+app.add_typer(sessions, name="sessions")
 
 if __name__ == "__main__":
     app()
