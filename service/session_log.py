@@ -42,7 +42,7 @@ class SessionLog(Subscriber):
     def close(self) -> None:
         """Tell of the sessions that were held back and that no later block told of."""
         for reason, num_suppressed in self._limit.untold().items():
-            facts = {"reason": reason, "num_suppressed": num_suppressed}
+            facts = {"reason": str(reason), "num_suppressed": num_suppressed}
             logger.info(f"{EVENT} reason=%(reason)r num_suppressed=%(num_suppressed)d", facts, extra={"event": EVENT})
 
     def _log(self, event: SessionEnded) -> None:

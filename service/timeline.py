@@ -26,11 +26,10 @@ def gaps(operations: Iterable[Span], duration_seconds: float) -> list[Span]:
     found = []
     covered_seconds = 0.0
     for start_seconds, end_seconds in sorted(operations):
-        if start_seconds > covered_seconds:
-            found.append(Span(covered_seconds, min(start_seconds, duration_seconds)))
+        gap_end_seconds = min(start_seconds, duration_seconds)
+        if gap_end_seconds > covered_seconds:
+            found.append(Span(covered_seconds, gap_end_seconds))
         covered_seconds = max(covered_seconds, end_seconds)
-        if covered_seconds >= duration_seconds:
-            break
     if covered_seconds < duration_seconds:
         found.append(Span(covered_seconds, duration_seconds))
     return found
