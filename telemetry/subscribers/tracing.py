@@ -10,7 +10,6 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TracerProvider, get_current_span
 
-from telemetry.attributes import attributes
 from telemetry.delivery import Subscriber
 from telemetry.events import (
     Event,
@@ -28,15 +27,12 @@ from telemetry.events import (
     TransferStarted,
 )
 from telemetry.open_spans import LOST, OpenSpan, OpenWork
+from telemetry.span_attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
 from telemetry.tracing import caller
 
 OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
 WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished
-Plain = bool | int | float | str
 
-PREFIX = "kvdepot."
-# What a span has of its own: its times, its parent, its links, its children.
-NOT_ATTRIBUTES = frozenset({"traceparent", "parent_operation_id", "stored_by", "duration_seconds", "steps"})
 ENDED_WELL = "requested"  # the one reason of a session's end that is none to worry about
 
 MAX_SESSIONS = 10_000
@@ -121,7 +117,7 @@ class TracingSubscriber(Subscriber):
             self._work.session_ended(oldest, event.monotonic, _ns(event.time))
             oldest.span.set_attribute(f"{PREFIX}reason", "too many sessions")
             oldest.end_at(_ns(event.time))
-        session = self._open("session", caller(event.traceparent), event, _ids(event) | facts)
+        session = self._open("session", caller(event.traceparent), event, ids_of(event) | facts)
         self._sessions[event.instance_id, event.session_id] = session
         return session
 
@@ -130,7 +126,7 @@ class TracingSubscriber(Subscriber):
         if session is None:
             return None
         self._work.session_ended(session, event.monotonic, _ns(event.time))
-        session.span.set_attributes(_facts(event))
+        session.span.set_attributes(facts_of(event))
         if event.reason != ENDED_WELL:
             session.span.set_status(Status(StatusCode.ERROR, event.reason))
         session.end_after(event.duration_seconds)
@@ -140,7 +136,7 @@ class TracingSubscriber(Subscriber):
         session = self._sessions.get((event.instance_id, event.session_id))
         if session is None:
             return None
-        session.span.add_event(type(event).__name__, _facts(event), timestamp=_ns(event.time))
+        session.span.add_event(type(event).__name__, facts_of(event), timestamp=_ns(event.time))
         return session.span
 
     # Work
@@ -158,11 +154,11 @@ class TracingSubscriber(Subscriber):
             of_caller = get_current_span(caller(event.traceparent)).get_span_context()
             if of_caller.is_valid and of_caller.trace_id != session_context.trace_id:
                 parent = caller(event.traceparent)
-                links.append(Link(session_context, {f"{PREFIX}session_id": event.session_id}))
+                links.append(Link(session_context, {SESSION_ID: event.session_id}))
         if isinstance(event, RetrieveStarted):
             links.extend(self._links_to_stores(event.stored_by))
         name = type(event).__name__.removesuffix("Started").lower()
-        operation = self._open(name, parent, event, _ids(event) | _facts(event), links)
+        operation = self._open(name, parent, event, ids_of(event) | facts_of(event), links)
         self._work.add(event.operation_id, operation, session)
         if isinstance(event, StoreStarted) and session_context.trace_flags.sampled:
             self._remember_store(event, session_context)
@@ -171,7 +167,7 @@ class TracingSubscriber(Subscriber):
     def _begin_transfer(self, event: TransferStarted) -> Span:
         above = self._work.get(event.parent_operation_id) or self._sessions.get((event.instance_id, event.session_id))
         parent = above.context if above is not None else Context()
-        transfer = self._open("transfer", parent, event, _ids(event) | _facts(event))
+        transfer = self._open("transfer", parent, event, ids_of(event) | facts_of(event))
         self._work.add(event.operation_id, transfer, self._work.session_of(event.parent_operation_id))
         return transfer.span
 
@@ -188,7 +184,7 @@ class TracingSubscriber(Subscriber):
         work = self._work.take(event.operation_id)
         if work is None:
             return None
-        work.span.set_attributes(_facts(event))
+        work.span.set_attributes(facts_of(event))
         if event.outcome == "failed":
             work.span.set_status(Status(StatusCode.ERROR, "failed"))
         work.end_after(event.duration_seconds)
@@ -217,23 +213,10 @@ class TracingSubscriber(Subscriber):
             if stored is not None:
                 self._stores.move_to_end(operation_id)
                 session, instance_id, session_id = stored
-                facts = {f"{PREFIX}instance_id": instance_id, f"{PREFIX}session_id": session_id}
+                facts = {INSTANCE_ID: instance_id, SESSION_ID: session_id}
                 links.setdefault(session.span_id, Link(session, facts))
         return list(links.values())
 
 
 def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-def _ids(event: Event) -> dict[str, Plain]:
-    return {f"{PREFIX}instance_id": event.instance_id, f"{PREFIX}session_id": event.session_id}
-
-
-def _facts(event: Event) -> dict[str, Plain]:
-    """The event's own fields; a text that is empty says that there is none."""
-    return {
-        f"{PREFIX}{name}": value
-        for name, value in attributes(event).items()
-        if name not in NOT_ATTRIBUTES and isinstance(value, (bool, int, float, str)) and value != ""
-    }
