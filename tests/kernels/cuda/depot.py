@@ -41,11 +41,11 @@ class CudaDepot:
         worker = self.workers[name.removeprefix("kvdepot-")] = ManualWorker(self.fake, lane, name)
         return worker
 
-    def region(self, memory: np.ndarray[Any, np.dtype[np.uint8]]) -> Region:
-        return Region(memory.size, CudaIpc(self.fake.export_memory(memory), 0, FAKE_UUID))
+    def region(self, memory: np.ndarray[Any, np.dtype[np.uint8]], uuid: str = FAKE_UUID) -> Region:
+        return Region(memory.size, CudaIpc(self.fake.export_memory(memory), 0, uuid))
 
-    def attach(self, engine: Engine, chunk_size: int = CHUNK_SIZE) -> CudaBuffer:
-        regions = [self.region(memory.bytes) for memory in engine._memory]
+    def attach(self, engine: Engine, chunk_size: int = CHUNK_SIZE, uuid: str = FAKE_UUID) -> CudaBuffer:
+        regions = [self.region(memory.bytes, uuid) for memory in engine._memory]
         return self.backend.attach(engine.groups, regions, chunk_size, allow_process_fd=False)
 
     def random_moves(

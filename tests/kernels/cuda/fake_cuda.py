@@ -6,6 +6,7 @@ every schedule, and not only in one where it shows. What is found is in `faults`
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class FakeCuda:
 
     def __init__(self, seed: int = 0) -> None:
         self.uuid = FAKE_UUID
-        self.devices = {FAKE_UUID: self}
+        self.devices: dict[str, FakeCuda] = {FAKE_UUID: self}
         self.kernels_reach_host = True
         self.calls: list[str] = []
         self.faults: list[str] = []
@@ -67,6 +68,12 @@ class FakeCuda:
         handle = b"event".ljust(56) + len(self._exported_events).to_bytes(8, "little")
         self._exported_events[handle] = FakeEvent(is_foreign=True)
         return handle
+
+    def add_device(self, uuid: str) -> FakeCuda:
+        """Another device of the same machine, with `calls` of its own."""
+        device = self.devices[uuid] = copy.copy(self)
+        device.uuid, device.calls, device._is_prepared = uuid, [], False
+        return device
 
     def happen(self, handle: bytes) -> None:
         self._exported_events[handle].has_happened = True

@@ -142,7 +142,11 @@ class AttachedEngine:
             for memory in self._engine._memory
         ]
         others = list(schedule.workers)
-        self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        try:
+            self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+        except BaseException:
+            self._close()
+            raise
         self.workers = [worker for worker in schedule.workers if worker not in others]
         self.requests: list[Request] = []
         pitch = self.buffer.chunk_bytes + self._random.choice((0, 1, 8, 24))
@@ -219,6 +223,9 @@ class AttachedEngine:
             self._schedule.problems.append("a transfer did not end")
         if self._engine.contents() != self._twin.contents():
             self._schedule.problems.append("the engine's memory has not the bytes that it should have")
+        self._close()
+
+    def _close(self) -> None:
         for engine in (self._engine, self._twin):
             engine.close()
 

@@ -108,8 +108,8 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_dead_engines_memory_is_unmapped_before_anything_else_is_given_back(route: RouteName) -> None:
     attached = Attached(route=route)
-    for direction in (attached.store, attached.retrieve):
-        direction(20)
+    attached.store(20)
+    attached.retrieve(20)
     for direction in ("store", "retrieve"):
         attached.turn(direction, 3)
     attached.fake.calls.clear()
@@ -136,7 +136,7 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
             CudaLane.turn(other)
             take_turn()
 
-        lane.turn = turn  # type: ignore[assignment,method-assign]
+        lane.turn = turn  # type: ignore[method-assign]
     attached.fake.calls.clear()
     attached.buffer.close()
     assert all(isinstance(transfer.future.exception(0), TransferCancelled) for transfer in transfers)
@@ -191,6 +191,20 @@ def test_a_device_that_is_not_visible_is_named(depots: list[CudaDepot]) -> None:
     region = Region(1 << 20, CudaIpc(bytes(64), 0, "GPU-AB"))
     with pytest.raises(BackendUnavailable, match=f"UUID ab .*{FAKE_UUID}"):
         depot.backend.attach(engine.groups, [region], CHUNK_SIZE, allow_process_fd=False)
+
+
+def test_the_device_is_chosen_by_its_uuid(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True)
+    depots.append(depot)
+    engine = Engine(LAYOUT)
+    other = depot.fake.add_device("ab")
+    buffer = depot.attach(engine, uuid="GPU-AB")
+    (move,) = depot.random_moves(engine, 1)
+    depot.backend.gather(buffer, [move]).future.result(SECONDS)
+    chunk = engine.read_chunk(move.block_ids)
+    assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
+    assert {"prepare", "open_memory", "new_stream", "gather", "copy_to_host"} <= set(other.calls)
+    assert set(depot.fake.calls) == {"allocate_pinned", "register"}  # what a machine has once
 
 
 def test_regions_are_all_on_one_device(depots: list[CudaDepot]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from kernels.address_plan import plan_groups
-from kernels.cuda import backend
+from kernels.cuda import backend, calibration
 from kernels.cuda.buffer import spawn_thread
 from kernels.cuda.calibration import Timing, largest, predicted_seconds, quicker_route, time_routes
+from kernels.cuda.runtime import CudaDevice
 from kernels.cuda.settings import CudaSettings, RouteName
-from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, CudaDepot
+from kernels.errors import BackendUnavailable
+from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
 from tests.kernels.reference import Engine, Shape
 
 MIB = 1 << 20
@@ -96,3 +102,73 @@ def test_the_size_of_requests_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         depot = CudaDepot(route=None, typical_tokens=typical_bytes // token_bytes)
         assert depot.attach(engine).transfer_backend == quicker_route(timings, typical_bytes)
         depot.backend.close()
+
+
+def test_all_groups_of_a_request_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    timings = {RouteName.STAGED: line(60e-6, 50e9), RouteName.ZERO_COPY: line(15e-6, 40e9)}
+    monkeypatch.setattr(backend, "time_routes", lambda *_: timings)
+    engine = Engine(LAYOUT, LAYOUT)
+    one, both = 4_000_000, 8_000_000
+    assert quicker_route(timings, one) != quicker_route(timings, both)
+    depot = CudaDepot(route=None, typical_tokens=one // engine.groups[0].token_bytes)
+    assert depot.attach(engine).transfer_backend == quicker_route(timings, both)
+    depot.backend.close()
+
+
+class Measured:
+    """Stands for measuring, which it takes its time for, and counts."""
+
+    def __init__(self) -> None:
+        self.uuids: list[str] = []
+
+    def __call__(self, _runtime: object, device: CudaDevice, *_: object) -> object:
+        self.uuids.append(device.uuid)
+        threading.Event().wait(0.05)  # long enough for another attach to get here
+        return {RouteName.STAGED: line(60e-6, 50e9), RouteName.ZERO_COPY: line(15e-6, 40e9)}
+
+
+def test_engines_that_attach_at_once_measure_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, both = Measured(), threading.Barrier(2)
+    monkeypatch.setattr(backend, "time_routes", measured)
+    depot = CudaDepot(has_threads=True, route=None)
+
+    def attach(_: int) -> None:
+        both.wait(SECONDS)
+        depot.attach(Engine(LAYOUT))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(attach, range(2)))
+    assert len(measured.uuids) == 1
+    depot.backend.close()
+
+
+def test_each_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Measured()
+    monkeypatch.setattr(backend, "time_routes", measured)
+    depot = CudaDepot(route=None)
+    depot.fake.add_device("ab")
+    depot.attach(Engine(LAYOUT))
+    depot.attach(Engine(LAYOUT), uuid="ab")
+    assert measured.uuids == [depot.fake.uuid, "ab"]
+    depot.backend.close()
+
+
+def test_the_quickest_round_after_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = itertools.cycle([1.0, 5.0, 4.0, 3.0])
+    monkeypatch.setattr(calibration, "_CHUNK_BYTES", 256)
+    monkeypatch.setattr(calibration, "_time_round", lambda *_: next(rounds))
+    depot = CudaDepot()
+    (plan,) = depot.attach(Engine(LAYOUT)).plans
+    timings = time_routes(depot.fake, depot.fake, plan, CudaSettings(staging_bytes=1_000), spawn_thread)
+    assert {timing.seconds for both in timings.values() for timing in both} == {3.0}
+    depot.backend.close()
+
+
+def test_a_device_that_moves_nothing_refuses_the_attachment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_CHUNK_BYTES", 256)
+    monkeypatch.setattr(calibration, "_TIMEOUT_SECONDS", 0.0)
+    depot = CudaDepot(route=None)
+    with pytest.raises(BackendUnavailable, match="has not moved"):
+        depot.attach(Engine(LAYOUT))
+    depot.backend.close()
+    assert depot.fake.left_over() == []
