@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from service import __version__
+from service.measuring import Measuring
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
@@ -19,12 +20,15 @@ from telemetry.tracing import Tracing
 class Observability:
     """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run.
 
-    ``tracing`` is None where nothing is traced.
+    ``tracing`` is None where nothing is traced, ``measuring`` where nothing is measured.
     """
 
-    def __init__(self, bus: EventBus | None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, bus: EventBus | None, tracing: Tracing | None = None, measuring: Measuring | None = None
+    ) -> None:
         self.bus = bus
         self.tracing = tracing
+        self.measuring = measuring
 
     @classmethod
     def open(cls, settings: Settings) -> Observability:
@@ -38,18 +42,24 @@ class Observability:
         log = LogSubscriber()
         if settings.enable_tracing:
             tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
-            spans = TracingSubscriber(tracing.provider)
+            spans = TracingSubscriber(tracing.provider, patience_seconds=2 * settings.max_wait)
             subscribers.append(spans)  # before the log, whose lines tell the spans' ids
             log = LogSubscriber(span_of=spans.span_of)
         if not settings.disable_logging:
             subscribers.append(log)
+        measuring = None if settings.disable_metrics else Measuring(settings, resource)
+        if measuring is not None:
+            subscribers += measuring.subscribers
         subscribers += own_subscribers
-        return cls(EventBus(subscribers, capacity=settings.event_queue_size), tracing)
+        return cls(EventBus(subscribers, capacity=settings.event_queue_size), tracing, measuring)
 
     async def close(self) -> None:
         """Send what was not sent yet, for a few seconds at most; the bus has stopped."""
-        if self.tracing is not None:
-            await asyncio.to_thread(self.tracing.close)
+        async with asyncio.TaskGroup() as closing:
+            if self.tracing is not None:
+                closing.create_task(asyncio.to_thread(self.tracing.close))
+            if self.measuring is not None:
+                closing.create_task(self.measuring.close())
 
 
 def _own_subscribers(settings: Settings) -> list[Subscriber]:

@@ -34,6 +34,7 @@ from service.attach import Attaching
 from service.boundary import Boundary
 from service.call_spans import CallSpans
 from service.depot import Depot, DepotLimits
+from service.gauges import DepotGauges
 from service.observability import Observability
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
@@ -41,6 +42,7 @@ from service.servicers.observability import ObservabilityServicer
 from service.session_log import SessionLog
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
+from telemetry.metrics.prometheus import CannotServeMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +93,18 @@ class Server:
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = tuple(map(self._listen, settings.listen))
+        self._start_measuring()
 
     @property
     def why_not_cuda(self) -> str:
         """What is missing for engines on a GPU; empty if nothing is."""
         return self._backends.why_not_cuda
+
+    @property
+    def prometheus_address(self) -> str | None:
+        """HOST:PORT where metrics are served for Prometheus; None where they are not."""
+        measuring = self._observability.measuring
+        return measuring.prometheus_address if measuring is not None else None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -143,11 +152,23 @@ class Server:
         self.depot.backend.close()
         self._arena.stop_populating()
 
+    def _start_measuring(self) -> None:
+        measuring = self._observability.measuring
+        if measuring is None or self.bus is None:
+            return
+        gauges = DepotGauges(self.depot, self._boundary, lambda: self._arena.populated_bytes)
+        try:
+            measuring.start(self.bus, gauges)
+        except CannotServeMetrics as error:
+            raise CannotListen(str(error)) from error
+
     def _make_grpc(self) -> grpc.aio.Server:
         tracing = self._observability.tracing
         spans = (CallSpans(tracing.provider),) if tracing is not None else ()
+        measuring = self._observability.measuring
+        durations = (measuring.rpc_durations,) if measuring is not None else ()
         server = grpc.aio.server(
-            interceptors=(*spans, self._boundary),
+            interceptors=(*spans, *durations, self._boundary),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),

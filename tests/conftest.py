@@ -19,7 +19,8 @@ StartServer = Callable[..., Any]
 
 @asynccontextmanager
 async def running_server(flags: dict[str, Any]) -> AsyncIterator[Server]:
-    server = Server(load({"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", **flags}))
+    quick = {"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", "disable_metrics": True}
+    server = Server(load({**quick, **flags}))
     stop = asyncio.Event()
     started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

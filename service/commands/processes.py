@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
+ANY_PORT = ("--prometheus-port", "0")  # the usual one is the depot's that the user runs
 EMPTY: Mapping[str, str] = MappingProxyType({})
 REPOSITORY = Path(__file__).parents[2]
 
@@ -139,7 +140,7 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         listen = f"unix:{folder}/kvdepot.sock"
-        with child("the depot", "-m", "service", "serve", "--listen", listen, *flags) as server:
+        with child("the depot", "-m", "service", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
             with server.limit(start_seconds):
                 if not any(listen in line for line in server.lines()):
                     raise server.failure()

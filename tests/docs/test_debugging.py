@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kvdepot import Attachment, DepotClient, KvShape, layouts
-from service.commands.processes import child
+from service.commands.processes import ANY_PORT, child
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/debugging.md")
@@ -84,7 +84,7 @@ def depot() -> Iterator[Depot]:
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         socket = f"{folder}/depot.sock"
         flags = ("--listen", "127.0.0.1:0", "--listen", f"unix:{socket}", "--l1-size", "16MiB", "--log-level", "error")
-        with child("the depot", "-m", "service", "serve", *flags) as server:
+        with child("the depot", "-m", "service", "serve", *ANY_PORT, *flags) as server:
             address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]
             server.drain()
             group = layouts.NL_X_NB_BS_HS.without_memory(

@@ -31,6 +31,7 @@ from service.server import SERVICES
 from tests.conftest import running_server
 
 REPOSITORY = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
 CHUNK_SIZE = 16
 SHAPE = KvShape(num_layers=2, num_blocks=8, block_size=4, num_heads=2, head_size=8, dtype="float32")
 PATIENCE_SECONDS = 30.0
@@ -43,7 +44,7 @@ class ServerProcess:
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--l1-size", "16MiB", "--chunk-size", str(CHUNK_SIZE), *flags],
+            [*COMMAND, "--l1-size", "16MiB", "--chunk-size", str(CHUNK_SIZE), *flags],
             cwd=REPOSITORY,
             env={name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
             | {"PYTHONPATH": path},

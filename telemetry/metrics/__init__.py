@@ -1,0 +1,1 @@
+"""What is measured, where the figures are kept, and how they are exported."""
