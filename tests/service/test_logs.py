@@ -21,6 +21,8 @@ __all__ = ["serve"]
 TRACE_ID = f"{0xABCD:032x}"
 TRACEPARENT = ("traceparent", f"00-{TRACE_ID}-{0xEF:016x}-01")
 FORGED = 'x\n{"message": "forged"}'
+ALONE = ("--listen", "127.0.0.1:0", "--disable-metrics")
+JSON = ("--log-format", "json")
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the port of "discard"
 
 
@@ -43,7 +45,7 @@ def events(server: ServerProcess) -> dict[str, dict[str, Any]]:
 
 
 def test_json_lines_tell_the_facts(serve: Serve) -> None:
-    server = serve("--listen", "127.0.0.1:0", "--log-format", "json")
+    server = serve(*ALONE, *JSON)
     use(server)
     said = events(server)
     assert said["LookupFinished"]["miss_reason"] == "unknown identity"
@@ -54,10 +56,7 @@ def test_json_lines_tell_the_facts(serve: Serve) -> None:
 
 async def test_lines_tell_the_spans_that_the_collector_has(serve: Serve) -> None:
     async with running_collector() as collector:
-        server = serve(
-            *("--listen", "127.0.0.1:0", "--log-format", "json"),
-            *("--enable-tracing", "--otlp-endpoint", collector.endpoint),
-        )
+        server = serve(*ALONE, *JSON, "--enable-tracing", "--otlp-endpoint", collector.endpoint)
         await asyncio.to_thread(use, server)
     said = events(server)
     lookup, session = collector.one("lookup"), collector.one("session")
@@ -69,7 +68,7 @@ async def test_lines_tell_the_spans_that_the_collector_has(serve: Serve) -> None
 
 
 def test_text_lines_are_for_people_and_tell_the_spans_too(serve: Serve) -> None:
-    server = serve("--listen", "127.0.0.1:0", "--enable-tracing", "--trace-console")
+    server = serve(*ALONE, "--enable-tracing", "--trace-console")
     use(server)
     [line] = [line for line in server.said().splitlines() if " LookupFinished " in line]
     assert re.search(rf"INFO +telemetry\.subscribers\.log .* trace_id={TRACE_ID} span_id=[0-9a-f]{{16}}$", line)
@@ -77,7 +76,7 @@ def test_text_lines_are_for_people_and_tell_the_spans_too(serve: Serve) -> None:
 
 
 def test_spans_on_the_console_are_an_object_a_line(serve: Serve) -> None:
-    server = serve("--listen", "127.0.0.1:0", "--enable-tracing", "--trace-console")
+    server = serve(*ALONE, "--enable-tracing", "--trace-console")
     use(server)
     assert server.process.stdout is not None
     spans = [json.loads(line) for line in server.process.stdout]
@@ -86,7 +85,7 @@ def test_spans_on_the_console_are_an_object_a_line(serve: Serve) -> None:
 
 
 def test_a_collector_that_is_down_costs_a_warning(serve: Serve) -> None:
-    server = serve(*("--listen", "127.0.0.1:0", "--log-format", "json", "--enable-tracing", "--otlp-endpoint", NOWHERE))
+    server = serve(*ALONE, *JSON, "--enable-tracing", "--otlp-endpoint", NOWHERE)
     use(server)
     lines = [json.loads(line) for line in server.said().splitlines()]
     complaints = [line for line in lines if line["logger"].startswith("opentelemetry")]
@@ -96,6 +95,6 @@ def test_a_collector_that_is_down_costs_a_warning(serve: Serve) -> None:
 
 @pytest.mark.parametrize("flag", ["--enable-tracing", "--trace-console"])
 def test_tracing_to_nowhere_refuses_to_start(serve: Serve, flag: str) -> None:
-    server = serve("--listen", "127.0.0.1:0", flag)
+    server = serve(*ALONE, flag)
     assert server.exit_code() == 2
     assert "trace" in server.said()

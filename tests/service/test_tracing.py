@@ -74,11 +74,11 @@ class Engine:
 
 
 @asynccontextmanager
-async def traced_depot(collector: Collector) -> AsyncIterator[Engine]:
+async def traced_depot(collector: Collector, **changes: Any) -> AsyncIterator[Engine]:
     """A server that has sent all its spans when the block ends."""
-    flags = {"chunk_size": CHUNK_SIZE, "enable_tracing": True, "otlp_endpoint": collector.endpoint}
+    flags = {"enable_tracing": True, "otlp_endpoint": collector.endpoint, "disable_metrics": True, **changes}
     async with (
-        running_server(flags) as server,
+        running_server({"chunk_size": CHUNK_SIZE, **flags}) as server,
         AsyncDepotClient(server.addresses[0]) as client,
         grpc.aio.insecure_channel(server.addresses[0]) as channel,
     ):
@@ -263,13 +263,7 @@ async def test_a_collector_that_is_down_or_hangs_delays_the_end_by_seconds_at_mo
 
 
 async def test_nothing_is_traced_unless_it_is_asked_for(collector: Collector) -> None:
-    async with running_server({"chunk_size": CHUNK_SIZE, "otlp_endpoint": collector.endpoint}) as server:
-        assert server.bus is not None
-        async with (
-            AsyncDepotClient(server.addresses[0]) as client,
-            grpc.aio.insecure_channel(server.addresses[0]) as channel,
-        ):
-            engine = Engine(server, client, channel)
-            await engine.attach()
-            await engine.lookup("s", TOKENS, **traceparent())
+    async with traced_depot(collector, enable_tracing=False) as engine:
+        await engine.attach()
+        await engine.lookup("s", TOKENS, **traceparent())
     assert not collector.spans
