@@ -35,7 +35,7 @@ class Bar:
 def cells(span: Span, drawn_seconds: float, width: int) -> tuple[int, int]:
     """The first cell of a bar, and the one behind its last."""
     scale = width / drawn_seconds if drawn_seconds > 0 else 0.0
-    first = min(width - 1, int(span.start_seconds * scale))
+    first = min(width - 1, round(span.start_seconds * scale))
     return first, max(first + 1, min(width, round(span.end_seconds * scale)))
 
 
