@@ -1,10 +1,12 @@
-"""Blocks per second through the L0 subscriber, beside the time that their fingerprints alone take; its memory."""
+"""Blocks per second through the L0 subscriber, beside the tokens' fingerprints alone and LMCache; its memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -21,8 +23,11 @@ NUM_LIVE = 32  # sessions: one ends for each that begins
 RECORD_BLOCKS = (16, 64, 264, 512)
 SAMPLE_RATES = (1.0, 0.01)
 MEASURED_BLOCKS = 1_000_000
+PEER_BLOCKS = 100_000  # it takes 10 µs a block
 MODEL_NAME = "bench"
 INSTANCE_ID = "bench"
+
+Handle = Callable[[Sequence[Any]], None]
 
 
 def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded | None]]:
@@ -73,21 +78,29 @@ def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded
 
 def measure(table: Table) -> None:
     """A row per length of records and sample rate, and one for the memory."""
-    subscriber = L0Subscriber(sample_rate=1.0, session_idle_timeout_seconds=600.0)
     for record_blocks in RECORD_BLOCKS:
         warm_up, measured = events(record_blocks)
-        num_blocks = sum(len(event.records[0].block_ids) for event in measured if isinstance(event, BlocksAllocated))
+        num_blocks = count_blocks(measured)
         limit = num_blocks / seconds_of_fingerprints(measured)
         for sample_rate in SAMPLE_RATES:
             subscriber = L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0)
-            rate = num_blocks / seconds_of(lambda batch: subscriber.handle(batch), warm_up, measured)
+            rate = num_blocks / seconds_of(subscriber.handle, warm_up, measured)
             table.add_row(
                 f"L0: blocks in records of {record_blocks}, sample rate {sample_rate:g}",
                 f"{rate / 1e6:.2f} M/s",
-                f"{limit / 1e6:.2f} M/s, fingerprints alone",
+                f"{limit / 1e6:.2f} M/s, fingerprints",
                 f"{rate / limit:.2f}",
             )
+            if handle := peer(sample_rate):
+                few = measured[: 2 * PEER_BLOCKS // record_blocks]
+                peer_rate = count_blocks(few) / seconds_of(handle, translated(warm_up), translated(few))
+                table.add_row("", "", f"{peer_rate / 1e6:.2f} M/s, LMCache", f"{rate / peer_rate:.1f}")
     table.add_row("L0: memory per tracked block", f"{subscriber.nbytes / NUM_BLOCK_IDS:.0f} bytes", "", "")
+
+
+def count_blocks(events: Sequence[Event]) -> int:
+    """Blocks in all records."""
+    return sum(len(event.records[0].block_ids) for event in events if isinstance(event, BlocksAllocated))
 
 
 def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
@@ -101,7 +114,7 @@ def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
     return flat(num_first), flat(MEASURED_BLOCKS // record_blocks)
 
 
-def seconds_of(handle: Callable[[Sequence[Event]], None], warm_up: Sequence[Event], measured: Sequence[Event]) -> float:
+def seconds_of(handle: Handle, warm_up: Sequence[Any], measured: Sequence[Any]) -> float:
     """How long the handler takes for ``measured``, in batches as large as the bus would make them."""
     delivery = Delivery([_Subscriber(handle)])
     for batch in (warm_up, measured):
@@ -134,8 +147,50 @@ class _Subscriber:
 
     name = "l0"
 
-    def __init__(self, handle: Callable[[Sequence[Event]], None]) -> None:
+    def __init__(self, handle: Handle) -> None:
         self.handle = handle
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def peer(sample_rate: float) -> Handle | None:
+    """LMCache's subscriber with the SDK's instruments, if both can be imported."""
+    try:
+        from lmcache.v1.mp_observability.subscribers.metrics.l0_lifecycle import L0LifecycleSubscriber
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    except ImportError:
+        return None
+    metrics.set_meter_provider(MeterProvider(metric_readers=[InMemoryMetricReader()]))
+    callbacks = L0LifecycleSubscriber(sample_rate=sample_rate).get_subscriptions()
+
+    def handle(batch: Sequence[Any]) -> None:
+        for event in batch:
+            callbacks[event.event_type](event)
+
+    return handle
+
+
+def translated(events: Sequence[Event]) -> list[Any]:
+    """The same records as LMCache's events."""
+    from lmcache.v1.mp_observability.event import Event as PeerEvent
+    from lmcache.v1.mp_observability.event import EventType
+
+    def of(event: Event) -> Any:
+        if isinstance(event, BlocksAllocated):
+            records = [
+                SimpleNamespace(
+                    req_id=record.session_id,
+                    new_block_ids=record.block_ids.tolist(),
+                    new_token_ids=record.token_ids.tolist(),
+                )
+                for record in event.records
+            ]
+            facts = {"instance_id": 1, "model_name": event.model_name, "records": records}
+            return PeerEvent(EventType.MP_VLLM_BLOCK_ALLOCATION, timestamp=event.monotonic, metadata=facts)
+        facts = {"request_id": event.session_id}
+        return PeerEvent(EventType.MP_VLLM_END_SESSION, timestamp=event.monotonic, metadata=facts)
+
+    return [of(event) for event in events]

@@ -1,4 +1,4 @@
-"""What is known of the blocks of one instance: a column per fact, a row per block id, 45 bytes a row."""
+"""What is known of the blocks of one instance: a column per fact, a row per block id, 46 bytes a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BlockIds = NDArray[np.intp]
 T = TypeVar("T", bound=np.generic)
 
 # 16 Mi blocks are a device full of one-token pages. Rows are zeros that the kernel backs when they are written, so that
-# a strange id costs address space, 755 MB at most.
+# a strange id costs address space, 772 MB at most.
 MAX_BLOCKS = 1 << 24
 FEWEST_ROWS = 1_024
 
@@ -24,7 +24,8 @@ class Blocks:
     ``identity``: the fingerprint of what the block holds; 0 while that is not known or not complete.
     ``num_owners``: sessions that hold the block. ``generation``: lives that it had so far, 0 for a block never seen.
     ``alloc_time``, ``last_access``, ``release_time``: of this life, in seconds of the events' monotonic clock.
-    ``mark``: scratch of whoever needs to find a block in a list; means something only if the list has it there.
+    ``waits``: whether the block is in a taking that was not carried out yet.
+    ``mark``: scratch for finding out which blocks of a list are the same.
     """
 
     def __init__(self, instance_id: str, sample_rate: float) -> None:
@@ -38,13 +39,15 @@ class Blocks:
         self.num_owners = np.zeros(0, dtype=np.uint32)
         self.generation = np.zeros(0, dtype=np.uint32)
         self.mark = np.zeros(0, dtype=np.uint32)
+        self.waits = np.zeros(0, dtype=np.bool_)
         self.sampled = np.zeros(0, dtype=np.bool_)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        facts = (self.identity, self.alloc_time, self.last_access, self.release_time)
-        return sum(column.nbytes for column in (*facts, self.num_owners, self.generation, self.mark, self.sampled))
+        times = (self.alloc_time, self.last_access, self.release_time)
+        columns = (self.identity, *times, self.num_owners, self.generation, self.waits, self.mark, self.sampled)
+        return sum(column.nbytes for column in columns)
 
     def make_room(self, num_rows: int) -> None:
         """Have at least that many rows."""
@@ -58,6 +61,7 @@ class Blocks:
         self.release_time = _grown(self.release_time, num_rows)
         self.num_owners = _grown(self.num_owners, num_rows)
         self.generation = _grown(self.generation, num_rows)
+        self.waits = _grown(self.waits, num_rows)
         self.mark = _grown(self.mark, num_rows)
         new = sampled(self._instance_id, self.num_rows, num_rows, self._sample_rate)
         self.sampled = np.concatenate([self.sampled, new])

@@ -9,13 +9,13 @@ from telemetry.lifecycle.blocks import MAX_BLOCKS, Blocks
 from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
 from telemetry.lifecycle.lives import Lives
 from telemetry.lifecycle.observer import Observer, Source
-from telemetry.lifecycle.pending import MOST_TOGETHER, Pending, PendingRecord, found
+from telemetry.lifecycle.pending import MOST_TOGETHER, Pending, PendingRecord
 from telemetry.lifecycle.sessions import SessionTable
 from telemetry.lifecycle.takings import carry_out, take_in_order
 
 # Engines run hundreds of requests at a time; more live sessions than this are ends that were not heard of.
 MAX_SESSIONS = 16_384
-# Longer than any context that is served; the keys of so many positions take 32 MiB.
+# Longer than any context that is served; the keys of so many positions take 48 MiB.
 MAX_SESSION_TOKENS = 1 << 22
 NOTHING = np.zeros(0, dtype=np.uint64)
 ONE = np.uint32(1)
@@ -45,6 +45,7 @@ class InstanceBlocks:
         self.lives = Lives(source, self.blocks, observer)
         self.last_time = float("-inf")
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
+        self._no_deadline_before = float("-inf")
         self._sessions: dict[str, SessionTable] = {}  # the one that was quiet for longest comes first
         self._keys = keys
         self._pending = pending  # shared by all instances: empty whenever another one's turn comes
@@ -95,13 +96,17 @@ class InstanceBlocks:
     def advance(self, now: float) -> float:
         """End the sessions that have been quiet for too long by ``now``, as of then; returns the latest time so far."""
         self.last_time = now = max(now, self.last_time)
+        if now < self._no_deadline_before:
+            return now
         while self._sessions:
             session_id, session = next(iter(self._sessions.items()))
             deadline = session.last_time + self._session_idle_timeout_seconds
             if deadline > now:
-                break
+                self._no_deadline_before = deadline
+                return now
             del self._sessions[session_id]
             self._release(session, deadline)
+        self._no_deadline_before = now + self._session_idle_timeout_seconds
         return now
 
     def flush(self) -> None:
@@ -110,10 +115,12 @@ class InstanceBlocks:
 
     def _make_rows(self, record: BlockAllocation) -> bool:
         """Returns False if an id is too large for that."""
-        largest = max((int(ids.max()) for ids in (record.reused_block_ids, record.block_ids) if len(ids)), default=-1)
-        if largest >= MAX_BLOCKS:
-            return False
-        self.blocks.make_room(largest + 1)
+        for block_ids in (record.reused_block_ids, record.block_ids):
+            if len(block_ids):
+                largest = int(block_ids.max())
+                if largest >= MAX_BLOCKS:
+                    return False
+                self.blocks.make_room(largest + 1)
         return True
 
     def _fill(self, session: SessionTable, record: BlockAllocation, now: float) -> None:
@@ -163,6 +170,8 @@ class InstanceBlocks:
             (taken,) = self._pending.take_all()
             take_in_order(taken, self._pending, self.blocks, self.lives)
             self._pending.shrink()
+        else:
+            self.blocks.waits[self._pending.block_ids[first : first + num_taken]] = True
 
     def _repeats(self, session: SessionTable, appended: int) -> bool:
         """Whether a block that was appended to a table is in it already."""
@@ -171,10 +180,11 @@ class InstanceBlocks:
         table, new = session.block_ids[:appended], session.block_ids[appended : session.num_blocks]
         if len(new) == 1:
             return bool((table == new[0]).any())
-        entries = table.astype(np.intp)
-        self.blocks.mark[entries] = np.arange(appended, dtype=np.uint32)
-        self._pending.forget_marks()
-        return found(entries, new.astype(np.intp), self.blocks.mark)
+        mark = self.blocks.mark
+        mark[table] = np.arange(appended, dtype=np.uint32)
+        entries = mark[new]
+        is_entry = entries < appended  # or else the mark is an old one
+        return bool((table[entries[is_entry]] == new[is_entry]).any())
 
     def _release(self, session: SessionTable, now: float) -> None:
         """Let go of a session's blocks: before what waits, if it makes no difference to that, else after it.
@@ -188,7 +198,7 @@ class InstanceBlocks:
         owned = session.owned(blocks.generation)
         num_left = blocks.num_owners[owned] - ONE
         released = owned[num_left == 0]
-        if self._pending.has_any(released, blocks.mark):
+        if self._pending.num_blocks and np.count_nonzero(blocks.waits[released]):
             self.flush()
             self._release(session, now)
             return

@@ -14,7 +14,7 @@ from telemetry.lifecycle.pending import Pending
 # A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
 MAX_INSTANCES = 64
 
-L0Event = BlocksAllocated | SessionEnded | InstanceDetached
+L0_EVENTS = frozenset({BlocksAllocated, SessionEnded, InstanceDetached})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,15 @@ class L0Lifecycle:
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Follow the events in their order, instance by instance."""
-        by_instance: dict[str, list[L0Event]] = {}
+        by_instance: dict[str, list[Event]] = {}
         for event in batch:
-            if isinstance(event, L0Event):
+            if type(event) in L0_EVENTS:
                 by_instance.setdefault(event.instance_id, []).append(event)
-        for instance_id, events in by_instance.items():
-            self._follow(instance_id, events)
+        try:
+            for instance_id, events in by_instance.items():
+                self._follow(instance_id, events)
+        finally:
+            self._pending.take_all()  # if an instance failed it is forgotten, and with it what waited
         if batch:
             self.expire(batch[-1].monotonic)
 
@@ -88,7 +91,7 @@ class L0Lifecycle:
         """Per instance id; those of instances that went stay for a while, with no blocks."""
         return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
 
-    def _follow(self, instance_id: str, events: Iterable[L0Event]) -> None:
+    def _follow(self, instance_id: str, events: Iterable[Event]) -> None:
         instance = self._instances.pop(instance_id, None)
         for event in events:
             match event:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from telemetry.lifecycle.blocks import BlockIds
 from telemetry.lifecycle.sessions import SessionTable
 
 MOST_TOGETHER = 8_192  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
@@ -45,7 +44,6 @@ class Pending:
     def __init__(self) -> None:
         self.records: list[PendingRecord] = []
         self.num_blocks = 0
-        self._num_marked = 0
         self._make_arrays(MOST_TOGETHER)
 
     @property
@@ -78,7 +76,7 @@ class Pending:
         records, self.records = self.records, []
         for record in records:
             record.session.is_pending = False
-        self.num_blocks = self._num_marked = 0
+        self.num_blocks = 0
         return records
 
     def shrink(self) -> None:
@@ -86,28 +84,8 @@ class Pending:
         if len(self.block_ids) > MOST_TOGETHER:
             self._make_arrays(MOST_TOGETHER)
 
-    def has_any(self, block_ids: BlockIds, mark: NDArray[np.uint32]) -> bool:
-        """Whether one of the blocks waits to be taken; ``mark`` is scratch with a row per block id."""
-        if not self.num_blocks or not len(block_ids):
-            return False
-        unmarked = slice(self._num_marked, self.num_blocks)
-        mark[self.block_ids[unmarked]] = np.arange(unmarked.start, unmarked.stop, dtype=np.uint32)
-        self._num_marked = self.num_blocks
-        return found(self.block_ids[: self.num_blocks], block_ids, mark)
-
-    def forget_marks(self) -> None:
-        """``mark`` was used for something else."""
-        self._num_marked = 0
-
     def _make_arrays(self, num_blocks: int) -> None:
         self.block_ids = np.zeros(num_blocks, dtype=np.intp)
         self.identities = np.zeros(num_blocks, dtype=np.uint64)
         self.times = np.zeros(num_blocks, dtype=np.float64)
         self.expected = np.zeros(num_blocks, dtype=np.uint32)
-
-
-def found(marked: BlockIds, block_ids: BlockIds, mark: NDArray[np.uint32]) -> bool:
-    """Whether one of the blocks is in ``marked``, where ``mark`` tells each one's place and anything for others."""
-    place = mark[block_ids].astype(np.intp)
-    there = marked.take(place, mode="clip") == block_ids
-    return bool((there & (place < len(marked))).any())

@@ -43,6 +43,11 @@ class SessionTable:
         """Make the table longer by the reused blocks, then by the others; nothing is owned by them yet."""
         middle = self.num_blocks + len(reused_block_ids)
         last = middle + len(block_ids)
+        if not self.num_blocks:
+            self.block_ids = np.concatenate([reused_block_ids, block_ids])
+            self.generations = np.zeros(last, dtype=np.uint32)
+            self.num_blocks = last
+            return
         if last > len(self.block_ids):
             # A prompt's table grows by a block every few tokens from here on: by an eighth, as the rows do.
             capacity = last + last // 8 + 1
@@ -57,7 +62,7 @@ class SessionTable:
         """The blocks that the session owns, by the generation that each block is in now."""
         block_ids = self.block_ids[: self.num_blocks].astype(np.intp)
         mine = generation[block_ids] == self.generations[: self.num_blocks]
-        return block_ids if mine.all() else block_ids[mine]
+        return block_ids if np.count_nonzero(mine) == len(mine) else block_ids[mine]
 
     def owning_entries(self) -> dict[int, int]:
         """The entry by which each block was taken last."""

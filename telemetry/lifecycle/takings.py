@@ -14,6 +14,7 @@ def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> None:
     """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one."""
     num_blocks = pending.num_blocks
     records = pending.take_all()
+    blocks.waits[pending.block_ids[:num_blocks]] = False
     if records and not _take_together(records, slice(0, num_blocks), pending, blocks, lives):
         for record in records:
             if not _take_together([record], slice(record.first, record.last), pending, blocks, lives):
@@ -91,7 +92,7 @@ def _take_together(
         same = identities[follows] == identities[leaders]
         if not (same & (identities[follows] != 0) & (expected[follows] == 0)).all():
             return False
-        if _has_meetings_within_a_record(records, elements, follows, leaders):
+        if _has_meetings_within_a_record(records, follows, leaders):
             return False
         at = np.flatnonzero(leads)
         lives.take_many(block_ids[at], identities[at], times[at], None if mine is None else mine[at])
@@ -118,15 +119,13 @@ def _are_expected(block_ids: BlockIds, identities: NDArray[np.uint64], blocks: B
     return bool(((held == identities) | ((held == 0) & (blocks.num_owners[block_ids] == 0))).all())
 
 
-def _has_meetings_within_a_record(
-    records: list[PendingRecord], elements: slice, follows: BlockIds, leaders: BlockIds
-) -> bool:
+def _has_meetings_within_a_record(records: list[PendingRecord], follows: BlockIds, leaders: BlockIds) -> bool:
     """Whether a block occurs twice in one record."""
     if len(records) == 1:
         return True
-    ends = np.array([record.last for record in records]) - elements.start
-    record_of_follower = np.searchsorted(ends, follows, side="right")
-    if (record_of_follower == np.searchsorted(ends, leaders, side="right")).any():
+    record_of = np.repeat(np.arange(len(records)), [record.last - record.first for record in records])
+    record_of_follower = record_of[follows]
+    if (record_of_follower == record_of[leaders]).any():
         return True
     meetings = np.sort(leaders * len(records) + record_of_follower)
     return bool((meetings[1:] == meetings[:-1]).any())
