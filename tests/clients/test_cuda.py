@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import subprocess
 import threading
 import weakref
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from kvdepot import SharedRegions, cuda, layouts
 from kvdepot.cuda import CudaRegions, CudaUnavailable, NotShareable, ready_event
 from kvdepot.v1 import cache_pb2
 from tests.kernels.cuda.depot import SECONDS, CudaDepot
+from tests.kernels.cuda.fake_libcuda import FakeLibcuda, fake_libcuda
 
 
 class Device:
@@ -56,36 +55,12 @@ class Event:
     device: Any
 
 
-class Driver:
-    """The fake driver, and memory that it takes for a device's."""
-
-    def __init__(self, library: Path) -> None:
-        self.fake = ctypes.CDLL(str(library))
-        self.fake.fake_allocate.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
-        self._allocated: list[torch.Tensor] = []
-
-    def allocate(self, size_bytes: int, *, is_mapped_piecewise: bool = False) -> torch.Tensor:
-        memory = torch.randint(256, (size_bytes,), dtype=torch.uint8)
-        self.fake.fake_allocate(memory.data_ptr(), size_bytes, is_mapped_piecewise)
-        self._allocated.append(memory)  # else another may get its address
-        return memory
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so"
-    source = Path(__file__).with_name("fake_libcuda.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True, timeout=SECONDS)
-    return library
-
-
 @pytest.fixture
-def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    monkeypatch.setattr(cuda, "_LIBRARY", str(library))
-    driver = Driver(library)
-    yield driver
-    assert driver.fake.fake_left_over() == 0
-    driver.fake.fake_reset()
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibcuda]:
+    with fake_libcuda(tmp_path) as fake:
+        monkeypatch.setattr(cuda, "_LIBRARY", str(fake.path))
+        fake.library.cuInit(0)  # as torch has done when it has tensors on a device
+        yield fake
 
 
 def part(memory: torch.Tensor, start: int, end: int) -> torch.Tensor:
@@ -113,7 +88,7 @@ def group_of(message: cache_pb2.KvGroup) -> Group:
     return Group(**(facts | {"planes": tuple(planes)}))
 
 
-def test_a_region_is_where_the_storage_is_in_its_allocation(driver: Driver) -> None:
+def test_a_region_is_where_the_storage_is_in_its_allocation(driver: FakeLibcuda) -> None:
     memory = driver.allocate(4096)
     tensor = OnDevice(part(memory, 512, 2560))
     shared = CudaRegions()
@@ -125,7 +100,7 @@ def test_a_region_is_where_the_storage_is_in_its_allocation(driver: Driver) -> N
     assert region.cuda_ipc.device_uuid == "GPU-a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0"
 
 
-def test_tensors_in_one_storage_are_one_region(driver: Driver) -> None:
+def test_tensors_in_one_storage_are_one_region(driver: FakeLibcuda) -> None:
     storage = part(driver.allocate(4096), 256, 4096)
     shared = CudaRegions()
     assert [shared.locate(OnDevice(view)) for view in (storage[1000:], storage[:10], storage[3000:].view(8, -1))] == [
@@ -136,7 +111,7 @@ def test_tensors_in_one_storage_are_one_region(driver: Driver) -> None:
     assert len(shared.regions) == 1
 
 
-def test_storages_in_one_allocation_share_its_handle(driver: Driver) -> None:
+def test_storages_in_one_allocation_share_its_handle(driver: FakeLibcuda) -> None:
     memory, other = driver.allocate(4096), driver.allocate(1024)
     shared = CudaRegions()
     places = [
@@ -145,20 +120,20 @@ def test_storages_in_one_allocation_share_its_handle(driver: Driver) -> None:
     assert places == [(0, 0), (1, 0), (2, 0)]
     first, elsewhere, second = shared.regions
     assert first.cuda_ipc.handle == second.cuda_ipc.handle != elsewhere.cuda_ipc.handle
-    assert driver.fake.fake_num_exports() == 2
+    assert driver.library.fake_num_exports() == 2
     assert [region.cuda_ipc.offset_bytes for region in shared.regions] == [0, 512, 1024]
     for region, allocation in ((first, memory), (elsewhere, other), (second, memory)):
         assert allocation_of(region) == (allocation.data_ptr(), allocation.numel())
         assert region.cuda_ipc.offset_bytes + region.size_bytes <= allocation.numel()
 
 
-def test_the_device_is_the_tensors_own(driver: Driver) -> None:
+def test_the_device_is_the_tensors_own(driver: FakeLibcuda) -> None:
     shared = CudaRegions()
     shared.locate(OnDevice(driver.allocate(64), index=1))
     assert shared.regions[0].cuda_ipc.device_uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
 
 
-def test_a_thread_that_never_used_the_device_can_share(driver: Driver) -> None:
+def test_a_thread_that_never_used_the_device_can_share(driver: FakeLibcuda) -> None:
     shared, tensor = CudaRegions(), OnDevice(driver.allocate(64))
     thread = threading.Thread(target=shared.locate, args=(tensor,))
     thread.start()
@@ -166,9 +141,9 @@ def test_a_thread_that_never_used_the_device_can_share(driver: Driver) -> None:
     assert len(shared.regions) == 1
 
 
-def test_storages_stay_where_they_are_while_they_are_shared(driver: Driver) -> None:
+def test_storages_stay_where_they_are_while_they_are_shared(driver: FakeLibcuda) -> None:
     array = np.zeros(64, dtype=np.uint8)
-    driver.fake.fake_allocate(array.ctypes.data, 64, 0)
+    driver.library.fake_allocate(array.ctypes.data, 64, 0)
     shared, memory = CudaRegions(), weakref.ref(array)
     shared.locate(OnDevice(torch.from_numpy(array)))
     del array
@@ -179,7 +154,7 @@ def test_storages_stay_where_they_are_while_they_are_shared(driver: Driver) -> N
     assert memory() is None
 
 
-def test_a_depot_finds_the_bytes_of_every_tensor(driver: Driver) -> None:
+def test_a_depot_finds_the_bytes_of_every_tensor(driver: FakeLibcuda) -> None:
     layers, blocks, tokens, heads, size = 3, 6, 4, 2, 8
     allocations = [driver.allocate(4096) for _ in range(2)]
     storages = [part(memory, start, 4096) for memory, start in zip(allocations, (256, 768), strict=True)]
@@ -205,7 +180,7 @@ def test_a_depot_finds_the_bytes_of_every_tensor(driver: Driver) -> None:
     assert depot.fake.faults == []
 
 
-def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: Driver) -> None:
+def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: FakeLibcuda) -> None:
     tensor = OnDevice(driver.allocate(4096, is_mapped_piecewise=True))
     shared = CudaRegions()
     with pytest.raises(NotShareable, match=r"expandable_segments:False.*cuIpcGetMemHandle: CUDA_ERROR_INVALID_VALUE"):
@@ -213,7 +188,7 @@ def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: Dri
     assert shared.regions == ()
 
 
-def test_a_tensor_elsewhere_is_refused(driver: Driver) -> None:
+def test_a_tensor_elsewhere_is_refused(driver: FakeLibcuda) -> None:
     for tensor in (torch.zeros(4), np.zeros(4)):
         with pytest.raises(ValueError, match="CUDA device"):
             CudaRegions().locate(tensor)
@@ -229,27 +204,27 @@ def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) 
         ready_event(Event(1, Device()))
 
 
-def test_a_device_that_died_is_not_taken_for_memory_of_the_wrong_kind(driver: Driver) -> None:
+def test_a_device_that_died_is_not_taken_for_memory_of_the_wrong_kind(driver: FakeLibcuda) -> None:
     tensor = OnDevice(driver.allocate(64))
-    driver.fake.fake_event(1, 1)
-    driver.fake.fake_fail(700)
+    driver.library.fake_event(1, 1)
+    driver.library.fake_fail(700)
     with pytest.raises(CudaUnavailable, match="cuPointerGetAttribute: CUDA_ERROR_700"):
         CudaRegions().locate(tensor)
     with pytest.raises(CudaUnavailable, match="cuIpcGetEventHandle: CUDA_ERROR_700"):
         ready_event(Event(1, Device()))
 
 
-def test_an_event_is_its_handle(driver: Driver) -> None:
-    driver.fake.fake_event(3, 1)
-    assert ready_event(Event(3, Device(1))) == bytes([3]) * 64
+def test_an_event_is_its_handle(driver: FakeLibcuda) -> None:
+    driver.library.fake_event(3, 1)
+    assert ready_event(Event(3, Device(1))) == bytes([3]) + bytes(55) + b"\xff" * 8
 
 
-def test_an_event_of_this_process_alone_is_refused(driver: Driver) -> None:
-    driver.fake.fake_event(4, 0)
+def test_an_event_of_this_process_alone_is_refused(driver: FakeLibcuda) -> None:
+    driver.library.fake_event(4, 0)
     with pytest.raises(NotShareable, match="interprocess=True"):
         ready_event(Event(4, Device()))
 
 
-def test_an_event_that_was_never_recorded_is_refused(driver: Driver) -> None:
+def test_an_event_that_was_never_recorded_is_refused(driver: FakeLibcuda) -> None:
     with pytest.raises(NotShareable, match="never recorded"):
         ready_event(Event(0, None))

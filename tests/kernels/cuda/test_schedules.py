@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 from kernels.cuda import buffer
@@ -15,6 +18,14 @@ def few_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that transfers wait for them, and need several."""
     monkeypatch.setattr(buffer, "NUM_TABLES", 2)
     monkeypatch.setattr(buffer, "TABLE_MOVES", 2)
+
+
+@pytest.fixture(autouse=True)
+def no_log() -> Iterator[None]:
+    """pytest would keep what is logged until the test ends, and with it the memory of all engines."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def found_in(schedule: Schedule) -> list[str]:
