@@ -11,7 +11,6 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 SEND_EVERY_MS = 1_000
@@ -21,14 +20,15 @@ CALLERS_REMEMBERED = 1024
 
 
 class Tracing:
-    """Spans of callers that are not sampled are not made; all others are.
+    """The caller's trace decides whether spans are made; without a caller they are.
 
-    Nothing global is set. Of OpenTelemetry's variables, OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) count.
+    Nothing global is set. Of OpenTelemetry's variables, OTEL_TRACES_SAMPLER (which spans to make instead) and
+    OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) count.
     """
 
     def __init__(self, exporters: Iterable[SpanExporter], resource: Resource) -> None:
         self._exporters = tuple(exporters)
-        self.provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource, shutdown_on_exit=False)
+        self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         for exporter in self._exporters:
             self.provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=SEND_EVERY_MS))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import StatusCode
 
 from telemetry.events import (
@@ -27,7 +27,10 @@ from telemetry.events import (
     TransferStarted,
     TransferStep,
 )
+from telemetry.open_spans import OpenSpan, OpenWork
+from telemetry.resource import server_resource
 from telemetry.subscribers.tracing import TracingSubscriber
+from telemetry.tracing import Tracing
 
 NOON = 1_800_000_000.0
 ENGINE_TRACE, ENGINE_SPAN = 0xAB << 64 | 0xCD, 0xEF
@@ -42,7 +45,7 @@ class Traced:
 
     def __init__(self, **limits: Any) -> None:
         self._exporter = InMemorySpanExporter()
-        provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), shutdown_on_exit=False)
+        provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.subscriber = TracingSubscriber(provider, **limits)
 
@@ -296,6 +299,13 @@ def test_retrieve_links_to_the_sessions_that_stored_its_chunks(traced: Traced) -
     ]
 
 
+def test_retrieve_has_no_link_to_a_session_without_a_span(traced: Traced) -> None:
+    traced.see(session_started(session_id="writer", traceparent=f"{ENGINE[:-2]}00"))
+    traced.see(store_started("1", session_id="writer"), store_finished("1", session_id="writer"))
+    traced.see(retrieve_started("2", stored_by=("1",)), retrieve_finished("2"))
+    assert not traced.one("retrieve").links
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
@@ -412,3 +422,37 @@ def test_span_of_an_event_is_known_until_the_next_batch(traced: Traced) -> None:
     assert again.span_id != id_of(session)
     traced.see(lookup_finished("unknown"))
     assert traced.subscriber.span_of(events[0]) is None
+
+
+def test_session_forgets_work_that_ended() -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    session, store = (OpenSpan(provider.get_tracer("t").start_span("s"), 0) for _ in range(2))
+    work = OpenWork(limit=10, patience_seconds=1.0)
+    work.add("1", store, session)
+    assert session.children == {"1"}
+    assert work.take("1") is store
+    assert not session.children
+
+
+class HangingExporter(SpanExporter):
+    """Waits for a collector until it is told to give up."""
+
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._given_up.wait()
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self._given_up.set()
+
+
+def test_close_gives_up_on_a_collector_that_hangs_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.tracing.FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr("telemetry.tracing.GIVE_UP_SECONDS", 20.0)
+    before = set(threading.enumerate())
+    tracing = Tracing([HangingExporter()], server_resource("1"))
+    tracing.provider.get_tracer("t").start_span("s").end()
+    tracing.close()
+    assert set(threading.enumerate()) <= before
