@@ -23,6 +23,7 @@ PAGES = ("README.md", "docs/debugging.md")
 ADDRESS = "127.0.0.1:50051"
 SOCKET = "/run/kvdepot.sock"
 CHUNK_SIZE = 256
+RUN = ("buf curl ", "echo ", "python -m service sessions ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Command:
         return subprocess.Popen(
             ["bash", "-c", f"exec {line}" if self.line.startswith("buf") else line],
             env=environment,
+            cwd=environment["HOME"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -54,7 +56,7 @@ def commands() -> list[Command]:
     for page in PAGES:
         for block in re.findall(r"^```\w*\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith(("buf curl ", "echo ")):
+                if line.startswith(RUN):
                     command, _, answer = line.partition(" # ")
                     found.append(Command(page, " ".join(command.split()), answer.strip()))
     return found
@@ -74,9 +76,10 @@ class Depot:
 
 
 @pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with_buf = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    return {"PATH": with_buf, "HOME": tempfile.gettempdir()}
+    with_service = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
+    return {"PATH": with_buf, "PYTHONPATH": with_service, "HOME": str(tmp_path_factory.mktemp("home"))}
 
 
 @pytest.fixture
