@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import chain, islice
 from types import SimpleNamespace
 from typing import Any
@@ -157,14 +158,15 @@ class _Subscriber:
 def peer(sample_rate: float) -> Handle | None:
     """LMCache's subscriber with the SDK's instruments, if both can be imported."""
     try:
-        from lmcache.v1.mp_observability.subscribers.metrics.l0_lifecycle import L0LifecycleSubscriber
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        module = import_module("lmcache.v1.mp_observability.subscribers.metrics.l0_lifecycle")
     except ImportError:
         return None
     metrics.set_meter_provider(MeterProvider(metric_readers=[InMemoryMetricReader()]))
-    callbacks = L0LifecycleSubscriber(sample_rate=sample_rate).get_subscriptions()
+    callbacks = module.L0LifecycleSubscriber(sample_rate=sample_rate).get_subscriptions()
 
     def handle(batch: Sequence[Any]) -> None:
         for event in batch:
@@ -175,8 +177,7 @@ def peer(sample_rate: float) -> Handle | None:
 
 def translated(events: Sequence[Event]) -> list[Any]:
     """The same records as LMCache's events."""
-    from lmcache.v1.mp_observability.event import Event as PeerEvent
-    from lmcache.v1.mp_observability.event import EventType
+    module = import_module("lmcache.v1.mp_observability.event")
 
     def of(event: Event) -> Any:
         if isinstance(event, BlocksAllocated):
@@ -189,8 +190,8 @@ def translated(events: Sequence[Event]) -> list[Any]:
                 for record in event.records
             ]
             facts = {"instance_id": 1, "model_name": event.model_name, "records": records}
-            return PeerEvent(EventType.MP_VLLM_BLOCK_ALLOCATION, timestamp=event.monotonic, metadata=facts)
+            return module.Event(module.EventType.MP_VLLM_BLOCK_ALLOCATION, timestamp=event.monotonic, metadata=facts)
         facts = {"request_id": event.session_id}
-        return PeerEvent(EventType.MP_VLLM_END_SESSION, timestamp=event.monotonic, metadata=facts)
+        return module.Event(module.EventType.MP_VLLM_END_SESSION, timestamp=event.monotonic, metadata=facts)
 
     return [of(event) for event in events]

@@ -53,8 +53,8 @@ class Blocks:
         """Have at least that many rows."""
         if num_rows <= self.num_rows:
             return
-        # By an eighth: half of the rows would be idle after doubling, and engines don't grow for long.
-        num_rows = min(max(num_rows, self.num_rows + self.num_rows // 8, FEWEST_ROWS), MAX_BLOCKS)
+        # By a sixteenth: half of the rows would be idle after doubling, and an engine's ids end where its memory does.
+        num_rows = min(max(num_rows, self.num_rows + self.num_rows // 16, FEWEST_ROWS), MAX_BLOCKS)
         self.identity = _grown(self.identity, num_rows)
         self.alloc_time = _grown(self.alloc_time, num_rows)
         self.last_access = _grown(self.last_access, num_rows)

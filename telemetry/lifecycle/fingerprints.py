@@ -2,9 +2,9 @@
 
 The fingerprint of n tokens is ``sum(token[i] * key[i]) + n * LENGTH_KEY`` modulo 2**64 (multilinear hashing: Lemire and
 Kaser, "Strongly universal string hashing is fast", 2014). Even positions have pseudo-random odd keys; the key of an odd
-one is that of its neighbour, shifted by 32 bits, so that one multiplication does for two tokens. Prefixes of one length
-that differ in one token never meet; others do once in 2**64, or in 2**32 if they differ at odd positions alone. A running
-sum gives every block's fingerprint, and to go on from there nothing but the sum and the number of tokens is needed.
+position is that of its neighbour, shifted by 32 bits, so that one multiplication does for two tokens. Prefixes of one
+length that differ in one token never meet; others do once in 2**64, or in 2**32 if they differ at odd positions alone.
+A running sum gives every block's fingerprint; to go on from there only the sum and the number of tokens are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 MASK = (1 << 64) - 1
 LENGTH_KEY = 0x9E3779B97F4A7C15  # odd, so that a prefix and the same with zeros after it differ
-FIRST_KEYS = 1 << 14
+FIRST_KEYS = 1 << 12
+SAMPLED_AT_ONCE = 1 << 16  # so that it takes little memory on the way
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -108,9 +109,13 @@ def _sum_blocks(
 
 
 def sampled(instance_id: str, first: int, last: int, rate: float) -> NDArray[np.bool_]:
-    """Which of the blocks ``first`` to ``last - 1`` are sampled: a share of ``rate``, the same ones in every process."""
-    if rate >= 1.0:
-        return np.ones(last - first, dtype=np.bool_)
-    name = instance_id.encode(errors="surrogatepass")
-    seed = zlib.crc32(name) << 32 | zlib.adler32(name)
-    return mix64(mix64(np.arange(first, last, dtype=np.uint64) ^ np.uint64(seed))) < np.uint64(int(rate * 2**64))
+    """Which of the blocks ``first`` to ``last - 1`` are sampled: a share of ``rate``, the same in every process."""
+    are = np.ones(last - first, dtype=np.bool_)
+    if rate < 1.0:
+        name = instance_id.encode()
+        seed = np.uint64(zlib.crc32(name) << 32 | zlib.adler32(name))
+        limit = np.uint64(int(rate * 2**64))
+        for at in range(first, last, SAMPLED_AT_ONCE):
+            block_ids = np.arange(at, min(at + SAMPLED_AT_ONCE, last), dtype=np.uint64)
+            are[at - first : at - first + len(block_ids)] = mix64(block_ids ^ seed) < limit
+    return are

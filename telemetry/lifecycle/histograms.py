@@ -1,4 +1,4 @@
-"""A histogram that takes values by the array; the SDK's takes one at a time, at 2 µs each, and never forgets a series."""
+"""A histogram that takes values by the array; the SDK's takes one at a time, 2 µs each, and never forgets a series."""
 
 from __future__ import annotations
 

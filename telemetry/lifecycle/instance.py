@@ -1,4 +1,4 @@
-"""The L0 of one instance: its sessions' tables become takings of blocks, carried out together where that is the same."""
+"""The L0 of one instance: what records mean for its sessions' tables, and what those mean for its blocks."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from telemetry.lifecycle.blocks import BlockIds, Blocks
 from telemetry.lifecycle.observer import Observer, Source
 
-
 ONE = np.uint32(1)  # of the columns' type: with an int, np.add.at takes 25 times as long
 
 
@@ -74,8 +73,8 @@ class Lives:
     def take(self, block_id: int, identity: int, now: float, *, mine: bool) -> None:
         """A session was given the block: with the contents that ``identity`` says, or with 0 to write it.
 
-        The same contents are an access, other contents or none an eviction, by whichever session; without contents
-        there was nothing to reuse: what its owner fills in belongs to the same life, to another session it is a new one.
+        The same contents are an access, other contents or none an eviction, by whichever session. In a block without
+        contents there is nothing to reuse: its owner fills it in the same life, another session begins a new one.
         """
         held = int(self._blocks.identity[block_id])
         one, time = np.array([block_id]), np.array([now])

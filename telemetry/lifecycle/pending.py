@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from telemetry.lifecycle.sessions import SessionTable
 
-MOST_TOGETHER = 8_192  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
+MOST_TOGETHER = 4_096  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
 
 
 @dataclass(slots=True)
 class PendingRecord:
     """Where one record's takings are: elements ``first`` to ``last - 1``, as entries of its session's table.
 
-    First come entries ``filled`` to ``filled_end - 1``, which an earlier record had brought, then ``appended`` to the end.
+    First come entries ``filled`` to ``filled_end - 1``, of earlier records, then those from ``appended`` on, of this one.
     ``num_claimed`` of those appended are from the engine's prefix cache; ``num_full`` of all elements are full.
     """
 

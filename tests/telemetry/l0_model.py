@@ -1,9 +1,11 @@
-"""Section 6's table in plain Python: a set of owners per block, and tokens as they are."""
+"""Section 6's table in plain Python, with sets of owners and tokens as they are; and the events to feed it with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
 from telemetry.lifecycle.observer import Observer, Source
@@ -196,3 +198,43 @@ class Model:
             instance.counts["reuses"] += 1
         block.owners.add(name)
         block.last_access = instance.now
+
+
+def report(now: float, instance_id: str, *records: BlockAllocation, block_size: int, model_name: str = "m") -> Event:
+    return BlocksAllocated(
+        monotonic=now, instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
+    )
+
+
+def record(
+    session_id: str,
+    block_ids: Sequence[int],
+    token_ids: Sequence[int],
+    reused_block_ids: Sequence[int] = (),
+    resumed: bool = False,
+) -> BlockAllocation:
+    return BlockAllocation(
+        session_id=session_id,
+        block_ids=np.array(block_ids, dtype=np.uint32),
+        token_ids=np.array(token_ids, dtype=np.uint32),
+        reused_block_ids=np.array(reused_block_ids, dtype=np.uint32),
+        resumed=resumed,
+    )
+
+
+def session_ended(now: float, instance_id: str, session_id: str) -> Event:
+    return SessionEnded(
+        monotonic=now,
+        instance_id=instance_id,
+        session_id=session_id,
+        model_name="m",
+        reason="EndSession",
+        duration_seconds=1.0,
+        num_operations=0,
+    )
+
+
+def detached(now: float, instance_id: str, num_ranks_left: int) -> Event:
+    return InstanceDetached(
+        monotonic=now, instance_id=instance_id, model_name="m", rank=0, reason="lost", num_ranks_left=num_ranks_left
+    )

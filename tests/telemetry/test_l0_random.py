@@ -7,57 +7,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
+from telemetry.events import BlockAllocation, Event
 from telemetry.lifecycle.l0 import L0Lifecycle
-from tests.telemetry.l0_model import Model, Observations
+from tests.telemetry.l0_model import Model, Observations, detached, record, report, session_ended
 
 TIMEOUT_SECONDS = 8.0
 SESSIONS = "stuv"
-
-
-def report(now: float, instance_id: str, *records: BlockAllocation, block_size: int, model_name: str = "m") -> Event:
-    return BlocksAllocated(
-        monotonic=now, instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
-    )
-
-
-def record(
-    session_id: str,
-    block_ids: Sequence[int],
-    token_ids: Sequence[int],
-    reused_block_ids: Sequence[int] = (),
-    resumed: bool = False,
-) -> BlockAllocation:
-    return BlockAllocation(
-        session_id=session_id,
-        block_ids=np.array(block_ids, dtype=np.uint32),
-        token_ids=np.array(token_ids, dtype=np.uint32),
-        reused_block_ids=np.array(reused_block_ids, dtype=np.uint32),
-        resumed=resumed,
-    )
-
-
-def session_ended(now: float, instance_id: str, session_id: str) -> Event:
-    return SessionEnded(
-        monotonic=now,
-        instance_id=instance_id,
-        session_id=session_id,
-        model_name="m",
-        reason="EndSession",
-        duration_seconds=1.0,
-        num_operations=0,
-    )
-
-
-def detached(now: float, instance_id: str, num_ranks_left: int) -> Event:
-    return InstanceDetached(
-        monotonic=now, instance_id=instance_id, model_name="m", rank=0, reason="lost", num_ranks_left=num_ranks_left
-    )
 
 
 def compare(batches: Iterator[Sequence[Event]] | Sequence[Sequence[Event]]) -> Model:
@@ -111,7 +70,7 @@ def batches_of_events(draw: st.DrawFn) -> list[list[Event]]:
     return batches
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(batches_of_events())
 def test_whatever_a_client_reports_is_followed_as_the_table_says(batches):
     compare(batches)
