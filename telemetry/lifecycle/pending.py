@@ -16,7 +16,7 @@ MOST_TOGETHER = 4_096  # blocks: beyond that the arrays leave the CPU's cache, a
 class PendingRecord:
     """Where one record's takings are: elements ``first`` to ``last - 1``, as entries of its session's table.
 
-    First come entries ``filled`` to ``filled_end - 1``, of earlier records, then those from ``appended`` on, of this one.
+    First come entries ``filled`` to ``filled_end - 1``, of earlier records, then this one's from ``appended`` on.
     ``num_claimed`` of those appended are from the engine's prefix cache; ``num_full`` of all elements are full.
     """
 
