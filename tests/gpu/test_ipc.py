@@ -78,6 +78,26 @@ def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
     backend.scatter(other, moves).future.result(SECONDS)
 
 
+def test_an_engine_killed_while_its_blocks_are_moved_does_not_hold_its_memory(
+    open_backend: OpenBackend, mortal: EngineProcess
+) -> None:
+    backend = open_backend()
+    backend.register(0, 64 << 20)
+    buffer = attach(backend, mortal.region("make", size_bytes=2 * GIB))
+    before = free_bytes()
+    moves = [ChunkMove(l1_offset_bytes=n << 20, block_ids=(np.array([31 * n]),)) for n in range(64)]
+    transfers = [start(buffer, moves) for _ in range(200) for start in (backend.gather, backend.scatter)]
+    transfers[0].future.result(SECONDS)
+    mortal.kill()
+    begin = time.monotonic()
+    buffer.close()
+    while free_bytes() < before + 2 * GIB and time.monotonic() < begin + SECONDS:
+        time.sleep(0.01)
+    assert time.monotonic() - begin < 1
+    assert all(transfer.future.done() for transfer in transfers)
+    assert isinstance(transfers[-1].future.exception(), TransferCancelled)
+
+
 def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     open_backend: OpenBackend, mortal: EngineProcess, tmp_path: Any
 ) -> None:

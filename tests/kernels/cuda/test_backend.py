@@ -143,6 +143,26 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
     assert not {"gather", "scatter"} & set(attached.fake.calls)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_engines_that_leave_while_their_blocks_are_moved_leave_nothing(
+    depots: list[CudaDepot], route: RouteName
+) -> None:
+    depot = CudaDepot(has_threads=True, route=route, steps_ahead=3)
+    depots.append(depot)
+    for _ in range(20):
+        engine = Engine(LAYOUT)
+        buffer = depot.attach(engine)
+        transfers = [
+            depot.backend.gather(buffer, depot.random_moves(engine, 20, some=slice(0, 72))),
+            depot.backend.scatter(buffer, depot.random_moves(engine, 20, some=slice(72, 144), l1_offset_bytes=1 << 16)),
+        ]
+        buffer.close()
+        engine.close()
+        for transfer in transfers:
+            assert isinstance(transfer.future.exception(0), TransferCancelled | None)
+        assert set(depot.fake.left_over()) <= {"registered memory"}
+
+
 def test_memory_is_mapped_anew_for_an_engine_that_comes_back(depots: list[CudaDepot]) -> None:
     depot = CudaDepot(has_threads=True)
     depots.append(depot)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +115,13 @@ def test_a_machine_without_a_device_is_told_so() -> None:
     pytest.importorskip("cupy")
     with pytest.raises(BackendUnavailable, match="device"):
         cupy_runtime.CupyRuntime()
+
+
+def test_cupy_has_all_that_is_called_of_it() -> None:
+    cupy = pytest.importorskip("cupy")
+    names = set(re.findall(r"self\._runtime\.(\w+)", inspect.getsource(cupy_runtime)))
+    assert len(names) > 20
+    assert [name for name in names if not hasattr(cupy.cuda.runtime, name)] == []
 
 
 def test_importing_the_backend_imports_no_cupy() -> None:
