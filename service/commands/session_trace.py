@@ -59,11 +59,12 @@ def _threads(session: SessionView) -> Iterable[tuple[str, list[tuple[str, Span, 
 
 
 def _arguments(operation: OperationView) -> dict[str, Any]:
+    rate = operation.gigabytes_per_second
     return {
         "rank": operation.rank,
         "num_tokens": operation.num_tokens,
         "num_bytes": operation.num_bytes,
-        "gigabytes_per_second": operation.gigabytes_per_second,
+        **({"gigabytes_per_second": rate} if rate is not None else {}),
         "tier": operation.tier,
         "outcome": operation.outcome,
     }

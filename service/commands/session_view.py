@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from google.protobuf.duration_pb2 import Duration
 
 from kvdepot.v1 import cache_pb2
+from service.commands.printable import printable
 from service.timeline import Span
 
 STATES = {
@@ -71,13 +72,6 @@ def view(summary: cache_pb2.SessionSummary) -> SessionView:
         state=STATES.get(summary.end, f"ended ({summary.end})"),
         operations=[_operation(each, duration_seconds) for each in summary.operations],
         num_dropped=summary.num_dropped_operations,
-    )
-
-
-def printable(text: str) -> str:
-    """With escapes in the place of what a terminal would obey or not show."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from kvdepot import DepotClient, DepotError
 from kvdepot.v1 import cache_pb2
+from service.commands.printable import printable
 from service.commands.session_drawing import drawing
 from service.commands.session_table import table_of
 from service.commands.session_trace import trace_of
-from service.commands.session_view import printable, view
+from service.commands.session_view import view
 from service.commands.status import DEFAULT_ADDRESS
 
 TIMEOUT_SECONDS = 5.0

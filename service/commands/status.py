@@ -17,6 +17,7 @@ from rich.text import Text
 
 from kvdepot import DepotClient, DepotError
 from kvdepot.v1 import admin_pb2, cache_pb2
+from service.commands.printable import printable
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 5.0
@@ -88,8 +89,8 @@ def _instances(instances: Iterable[admin_pb2.Instance]) -> Table:
     for instance in instances:
         for attached in instance.ranks:
             table.add_row(
-                Text(instance.instance_id),
-                Text(instance.model_name),
+                Text(printable(instance.instance_id)),
+                Text(printable(instance.model_name)),
                 f"{attached.rank} of {instance.world_size}",
                 attached.transfer_backend,
                 _size(attached.mapped_bytes),

@@ -77,7 +77,6 @@ def test_each_session_and_each_of_its_callers_has_a_thread_of_its_instance() -> 
         "rank": 0,
         "num_tokens": 16,
         "num_bytes": 0,
-        "gigabytes_per_second": None,
         "tier": "l1",
         "outcome": "ok",
     }

@@ -40,6 +40,20 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
     assert instance["ranks"][0]["mapped_bytes"] == str(size_bytes)
 
 
+def test_names_from_the_wire_do_not_reach_the_terminal(start_server_process: Callable[..., str]) -> None:
+    address = start_server_process("--l1-size", "8MiB", "--prometheus-port", "0")
+    group = layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(SHAPE)
+    with (
+        DepotClient(address) as client,
+        client.attach(instance_id="\x1b[31m[bold]pod", model_name="\x1b]0;title\x07", groups=[group]),
+    ):
+        shown = CliRunner().invoke(app, ["status", "--address", address], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert r"\x1b[31m[bold]pod" in shown.output
+    assert "\x1b" not in shown.output
+    assert "\x07" not in shown.output
+
+
 def test_without_a_depot_it_says_so_in_one_line(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/nobody.sock"
     result = CliRunner().invoke(app, ["status", "--address", address], env={"COLUMNS": "200"})

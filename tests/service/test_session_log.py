@@ -149,6 +149,11 @@ def test_what_was_held_back_last_is_told_at_the_end(sessions: Sessions, blocks: 
     assert blocks.records[-1].getMessage() == "SessionSummary reason='requested' num_suppressed=3"
 
 
+def test_names_from_the_wire_are_not_formats(sessions: Sessions, blocks: Blocks) -> None:
+    SessionLog(sessions).handle([end(sessions, "100% %s %(no)d")])
+    assert "session_id='100% %s %(no)d'" in blocks.records[0].getMessage()
+
+
 def test_one_id_that_ends_twice_is_not_told_twice_as_the_same(sessions: Sessions, blocks: Blocks) -> None:
     events = [end(sessions), end(sessions)]
     SessionLog(sessions).handle(events)

@@ -92,6 +92,12 @@ def test_the_oldest_ended_sessions_are_forgotten(sessions: Sessions) -> None:
     assert len(list(sessions.newest_first("i"))) == MAX_ENDED_REMEMBERED - 1
 
 
+def test_instances_of_which_nothing_is_remembered_take_no_room(sessions: Sessions) -> None:
+    for number in range(MAX_ENDED_REMEMBERED + 10):
+        sessions.end(sessions.begin(str(number), "s", "m"), SessionEnd.REQUESTED)
+    assert len(sessions._of_instance) == len(sessions._last_ended) == MAX_ENDED_REMEMBERED
+
+
 def test_operations_beyond_the_limit_are_counted_and_not_kept(sessions: Sessions) -> None:
     session = sessions.begin("i", "s", "m")
     for _ in range(MAX_OPERATIONS + 3):
