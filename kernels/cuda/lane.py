@@ -150,7 +150,7 @@ class CudaLane:
             running = self._running[0]
             self._running.rotate(-1)
             if not running.is_issued and not running.transfer.is_stopped and self._is_ready(running):
-                if not self._issued:
+                if not (self._issued or any(each.is_begun for each in self._running)):
                     self._clock.join()
                 loaded = running.loaded or self._load(running)
                 if loaded is not None:

@@ -13,7 +13,8 @@ class StepClock:
 
     What is between two of them the device has measured. Its clock and the host's are joined at an event that is
     recorded while the streams are idle, so that it happens at once; the error of that is the same for all events until
-    the clocks are joined anew.
+    the clocks are joined anew. CUDA counts milliseconds in 24 bits: a lane that has not been idle for an hour tells
+    times to a quarter of one.
     """
 
     def __init__(self, device: CudaDevice, route: Route, joint: Event) -> None:
@@ -23,7 +24,7 @@ class StepClock:
         self._joined_at = 0.0
 
     def join(self) -> None:
-        """Joins both clocks; to be called only when the streams have done all that was issued."""
+        """Joins both clocks; to be called only when the lane is idle, and no transfer that has begun goes on."""
         self._joined_at = time.monotonic()
         self._route.mark(self._joint)
 

@@ -78,7 +78,7 @@ class Attached:
     """A depot with one engine that is attached, and steps of one chunk."""
 
     def __init__(self, **settings: Any) -> None:
-        self.depot = CudaDepot(staging_slots=2, steps_ahead=STEPS_AHEAD, **settings)
+        self.depot = CudaDepot(**({"staging_slots": 2, "steps_ahead": STEPS_AHEAD} | settings))
         self.fake = self.depot.fake
         self.engine = Engine(LAYOUT)
         self.buffer = self.depot.attach(self.engine)
