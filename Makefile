@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all gpu-test gpu-bench check bench proto clean
+.PHONY: help demo run test test-all gpu-test gpu-bench check bench proto docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
+
+docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md
+	@$(BIN)/python -m telemetry.reference docs
 
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu

@@ -75,9 +75,11 @@ class RpcDurations(grpc.aio.ServerInterceptor):
 
 
 def _status(error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
-    """What a call ends with that ends with an error; the boundary has set it, unless the call was cut off."""
-    if isinstance(error, asyncio.CancelledError):
-        is_late = context.time_remaining() == 0
-        return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
-    code = context.code()
+    """What a client sees of a call that ends with an error."""
+    # Looked at first: a stream that is cut off ends for its handler too, which may take it for one that is incomplete.
+    if context.time_remaining() == 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    if isinstance(error, asyncio.CancelledError) or context.cancelled():
+        return grpc.StatusCode.CANCELLED
+    code = context.code()  # the boundary has set it
     return _STATUS_BY_NUMBER.get(code if isinstance(code, int) else code.value[0], grpc.StatusCode.UNKNOWN)

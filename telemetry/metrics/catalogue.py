@@ -125,7 +125,7 @@ TRANSFER_IO = counter("kvdepot.transfer.io", "By", "Bytes that transfers moved t
 # L1
 
 L1_USED = gauge("kvdepot.l1.used", "By", "Bytes of the slots that chunks are in.")
-L1_CAPACITY = gauge("kvdepot.l1.capacity", "By", "Bytes of L1.")
+L1_CAPACITY = gauge("kvdepot.l1.capacity", "By", "Bytes that L1 has.")
 L1_POPULATED = gauge("kvdepot.l1.populated", "By", "Bytes of L1 whose pages are made.")
 L1_SLOTS = gauge("kvdepot.l1.slots", "{slot}", "Slots that L1 is cut into so far.", SLOT_STATE)
 L1_RESIDENT = gauge("kvdepot.l1.chunks.resident", "{chunk}", "Chunks that a lookup can find.")
@@ -134,7 +134,7 @@ L1_PROTECTED = gauge(
 )
 L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", MODEL)
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
-L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were not stored.")
+L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
 L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearCache dropped.")
 CHUNK_LIFETIME = histogram(
     "kvdepot.l1.chunk.lifetime",

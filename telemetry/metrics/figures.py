@@ -18,12 +18,14 @@ class Total:
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.sums: defaultdict[Attributes, float] = defaultdict(int)
+        if not metric.attributes:
+            self.sums[()] = 0
 
     def __repr__(self) -> str:
         return f"<Total {self.metric.name}, {len(self.sums)} sums>"
 
     def add(self, attributes: Attributes, amount: float) -> None:
-        """Count; nothing is there until something was counted."""
+        """Count; of a metric with attributes nothing is there until something was counted."""
         if amount:
             self.sums[attributes] += amount
 

@@ -263,6 +263,12 @@ def test_a_port_taken_by_something_else_is_refused_in_one_line(serve: Serve) -> 
         assert_refuses(serve("--listen", address), address, "taken")
 
 
+def test_a_port_for_metrics_that_is_taken_is_refused_in_one_line(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert_refuses(serve("--listen", "127.0.0.1:0", "--prometheus-port", port), f"127.0.0.1:{port}", "taken")
+
+
 def test_an_address_of_another_machine_is_refused_in_one_line(serve: Serve) -> None:
     assert_refuses(serve("--listen", "192.0.2.1:50051"), "192.0.2.1:50051")
 

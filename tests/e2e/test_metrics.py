@@ -1,0 +1,284 @@
+"""Metrics of a real server are those of the work that it did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from kvdepot import DepotError, allocation_record
+from service.sessions import SessionEnd
+from telemetry.events import LeaseEnded
+from tests.e2e.conftest import Open
+from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused
+from tests.e2e.scraping import Failing, measured, scrape, work
+
+CHUNK_BYTES = 3_072
+OPERATION = "kvdepot_operations_total"
+
+
+@pytest.fixture
+async def depot(open_site: Open) -> Site:
+    return await open_site(**measured())
+
+
+# What is counted
+
+
+async def test_operations_are_counted_with_their_tokens_and_bytes(depot: Site) -> None:
+    engine = await depot.attach(model_name="llama")
+    await engine.lookup("s", prompt(40))
+    await work(engine, "s", 40, seed=1)
+    await engine.lookup("s", prompt(70))
+    with pytest.raises(DepotError):
+        await engine.retrieve("s", (await engine.lookup("s", prompt(16))).lease.lease_id + "x", 16)
+    page = await scrape(depot.server)
+
+    counted = {
+        (operation, outcome): page.value(OPERATION, operation=operation, outcome=outcome, model_name="llama")
+        for operation, outcome in (("lookup", "miss"), ("lookup", "ok"), ("lookup", "partial"))
+    }
+    assert counted == {("lookup", "miss"): 1, ("lookup", "ok"): 2, ("lookup", "partial"): 1}
+    for operation in ("store", "retrieve"):
+        assert page.value(OPERATION, operation=operation, outcome="ok", model_name="llama") == 1
+        assert (
+            page.value("kvdepot_operation_io_bytes_total", operation=operation, model_name="llama") == 2 * CHUNK_BYTES
+        )
+        assert page.value("kvdepot_transfer_io_bytes_total", direction=operation, backend="host") == 2 * CHUNK_BYTES
+        assert (
+            page.value("kvdepot_transfer_throughput_bytes_per_second_count", direction=operation, backend="host") == 1
+        )
+        assert (
+            page.value("kvdepot_transfer_duration_seconds_count", direction=operation, backend="host", outcome="ok")
+            == 1
+        )
+    assert page.sum("kvdepot_operation_duration_seconds_count") == page.sum(OPERATION) == 6
+    assert 0 < page.sum("kvdepot_operation_duration_seconds_sum") < 10
+
+    assert page.value("kvdepot_lookup_tokens_total", model_name="llama") == 40 + 40 + 70 + 16
+    assert page.value("kvdepot_lookup_matched_tokens_total", model_name="llama", tier="l1") == 32 + 32 + 16
+    missed = {
+        reason: page.value("kvdepot_lookup_missed_tokens_total", model_name="llama", reason=reason)
+        for reason in page.labels("kvdepot_lookup_missed_tokens_total", "reason")
+    }
+    assert missed == {"unknown identity": 40, "shorter than chunk": 8, "never stored": 38}
+    assert page.value("kvdepot_store_tokens_total", model_name="llama", result="stored") == 32
+    assert page.value("kvdepot_store_tokens_total", model_name="llama", result="tail") == 8
+    assert page.value("kvdepot_retrieve_tokens_total", model_name="llama", tier="l1") == 32
+
+
+async def test_models_are_told_apart(depot: Site) -> None:
+    first, second = await depot.attach(model_name="llama"), await depot.attach(model_name="qwen")
+    await work(first, "s", 32, seed=1)
+    for seed in (1, 2):
+        await work(second, "s", 16, seed)
+    page = await scrape(depot.server)
+    tokens = {
+        model: page.value("kvdepot_store_tokens_total", result="stored", model_name=model)
+        for model in ("llama", "qwen")
+    }
+    assert tokens == {"llama": 32, "qwen": 32}
+    assert page.sum(OPERATION, model_name="llama") == 3
+    assert page.sum(OPERATION, model_name="qwen") == 6
+
+
+async def test_what_l1_holds_is_told_as_it_is(depot: Site) -> None:
+    engine = await depot.attach()
+    await engine.store("s", prompt(48), engine.kv(48, 1))
+    lease = (await engine.lookup("s", prompt(32))).lease
+    page = await scrape(depot.server)
+    assert page.value("kvdepot_l1_used_bytes") == 3 * CHUNK_BYTES
+    assert page.value("kvdepot_l1_capacity_bytes") == 16 << 20
+    assert page.value("kvdepot_l1_slots", state="used") == 3
+    assert page.sum("kvdepot_l1_slots") == 1024
+    assert page.value("kvdepot_l1_chunks_resident") == 3
+    assert page.value("kvdepot_l1_chunks_protected") == 2
+    assert page.value("kvdepot_l1_chunks_stored_total", model_name="model") == 3
+    assert page.value("kvdepot_leases_live") == 1
+
+    await engine.attachment.release_lease(lease)
+    await depot.client.clear_cache()
+    page = await scrape(depot.server)
+    assert page.value("kvdepot_l1_used_bytes") == page.value("kvdepot_leases_live") == 0
+    assert page.value("kvdepot_leases_ended_total", reason="released") == 1
+    assert page.value("kvdepot_l1_chunks_cleared_total") == 3
+
+
+async def test_who_is_there_and_how_they_went_is_told(depot: Site) -> None:
+    stays = await depot.attach(instance_id="stays", model_name="m")
+    await stays.lookup("a", prompt(16))
+    await stays.lookup("b", prompt(16))
+    await stays.end_session("b")
+    closes = await depot.attach(instance_id="closes", model_name="m")
+    await closes.close()
+    dies = await depot.attach(instance_id="dies", model_name="m")
+    await dies.lookup("c", prompt(16))
+    await dies.close()  # with a session that it did not end
+    await eventually(lambda: len(depot.depot.instances) == 1)
+    page = await scrape(depot.server)
+    assert page.value("kvdepot_attachments_live") == page.value("kvdepot_instances_live") == 1
+    assert page.value("kvdepot_attachments_mapped_bytes") == sum(each.nbytes for each in _memory(stays))
+    assert page.value("kvdepot_attachments_started_total", model_name="m", backend="host") == 3
+    assert page.value("kvdepot_attachments_ended_total", model_name="m", reason="closed") == 1
+    assert page.value("kvdepot_attachments_ended_total", model_name="m", reason="lost") == 1
+    assert page.value("kvdepot_sessions_live") == 1
+    assert page.value("kvdepot_sessions_started_total", model_name="m") == 3
+    assert page.value("kvdepot_sessions_ended_total", model_name="m", reason="requested") == 1
+    assert page.value("kvdepot_sessions_ended_total", model_name="m", reason="instance detached") == 1
+    assert page.value("kvdepot_rpcs_running", kind="stream") == 1
+
+
+def _memory(engine: Engine) -> list[Any]:
+    return [buffer.array for buffer in engine.buffer.buffers]
+
+
+async def test_refusals_and_the_lives_of_chunks_are_told(open_site: Open) -> None:
+    depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES))
+    engine = await depot.attach(model_name="m")
+    await engine.store("s", prompt(32, 1), engine.kv(32, 1))
+    await engine.store("s", prompt(32, 2), engine.kv(32, 2))  # evicts both
+    await engine.store("s", prompt(32, 1), engine.kv(32, 1))  # wanted again
+    lease = (await engine.lookup("s", prompt(32, 1))).lease
+    await engine.store("s", prompt(32, 3), engine.kv(32, 3))  # finds no slot
+    await engine.attachment.release_lease(lease)
+    page = await scrape(depot.server)
+    assert page.value("kvdepot_l1_chunks_evicted_total") == 4
+    assert page.value("kvdepot_l1_chunks_refused_total") == 2
+    assert page.value("kvdepot_store_refusals_total", model_name="m", reason="no slot") == 1
+    assert page.value("kvdepot_store_tokens_total", model_name="m", result="refused") == 32
+    chunk = "kvdepot_l1_chunk"
+    for name, num_chunks in (("lifetime", 4), ("idle_before_evict", 4), ("reuse_after_evict", 2), ("reuse_gap", 2)):
+        assert page.value(f"{chunk}_{name}_seconds_count", model_name="m", tier="l1") == num_chunks, name
+        assert 0 <= page.sum(f"{chunk}_{name}_seconds_sum") < 20
+
+
+async def test_the_engines_blocks_are_told_by_instance(depot: Site) -> None:
+    report = depot.client.report_block_allocation
+    await report("e", "m", 4, [allocation_record("a", block_ids=[0, 1, 2], token_ids=range(12))])
+    await depot.client.report_block_allocation("f", "m", 4, [allocation_record("a", block_ids=[0], token_ids=range(4))])
+    await report("e", "m", 4, [allocation_record("b", token_ids=range(8), reused_block_ids=[0, 1])])
+    page = await scrape(depot.server)
+    assert page.value("kvdepot_l0_blocks", instance_id="e", model_name="m", state="owned") == 3
+    assert page.value("kvdepot_l0_blocks", instance_id="f", model_name="m", state="owned") == 1
+    assert page.value("kvdepot_l0_block_allocations_total", instance_id="e", model_name="m") == 3
+    assert page.value("kvdepot_l0_block_shares_total", instance_id="e", model_name="m") == 2
+    end_sessions(depot)
+
+
+async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
+    cache = "kvdepot.v1.CacheService/"
+    engine = await depot.attach()
+    await engine.lookup("s", prompt(16))
+    await engine.store("s", prompt(16), engine.kv(16, 1))
+    for _ in range(2):
+        with pytest.raises(DepotError):
+            await depot.client.lookup("nobody", "s", prompt(16))
+    async for _ in engine.attachment.retrieve_inline("s", (await engine.lookup("s", prompt(16))).lease):
+        pass
+    async with grpc.aio.insecure_channel(depot.server.addresses[0]) as channel:
+        for method in (cache + "NoSuch", "no.such.Service/Lookup"):
+            with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
+                await channel.unary_unary("/" + method)(b"")
+    page = await scrape(depot.server)
+    name = "rpc_server_call_duration_seconds_count"
+
+    def count(method: str, status: str) -> float | None:
+        return page.value(name, rpc_system_name="grpc", rpc_method=cache + method, rpc_response_status_code=status)
+
+    assert count("Lookup", "OK") == 2
+    assert count("Lookup", "NOT_FOUND") == 2
+    assert count("Store", "OK") == 1
+    assert count("RetrieveInline", "OK") == 1
+    assert {method.removeprefix(cache) for method in page.labels(name, "rpc_method")} == {
+        "Lookup",
+        "Store",
+        "RetrieveInline",
+    }
+
+
+async def test_a_call_that_is_cut_off_has_a_status_of_its_own(depot: Site) -> None:
+    engine = await depot.attach()
+    late, cancelled = InlineStore(depot.stub, timeout_seconds=0.2), InlineStore(depot.stub)
+    for store in (late, cancelled):
+        await store.header(engine, "s", prompt(16))
+    await eventually(lambda: len(depot.depot.sessions) == 1)
+    with refused("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
+        await late.answer()
+    cancelled.cancel()
+    await depot.assert_comes_to_rest()
+    page = await scrape(depot.server)
+    name = "rpc_server_call_duration_seconds_count"
+    assert page.labels(name, "rpc_response_status_code") == {"DEADLINE_EXCEEDED", "CANCELLED"}
+
+
+async def test_a_loop_that_is_held_up_is_seen(depot: Site) -> None:
+    await asyncio.sleep(0.15)
+    time.sleep(0.4)  # noqa: ASYNC251 - on purpose
+    await asyncio.sleep(0.15)
+    page = await scrape(depot.server)
+    late = page.sum("kvdepot_event_loop_lag_seconds_count") - page.sum(
+        "kvdepot_event_loop_lag_seconds_bucket", le="0.1"
+    )
+    assert late >= 1
+
+
+async def test_the_process_is_measured(depot: Site) -> None:
+    page = await scrape(depot.server)
+    assert 10 << 20 < (page.value("process_memory_usage_bytes") or 0) < 64 << 30
+    assert 0 < page.sum("process_cpu_time_seconds_total") < 36_000
+    assert 0 < (page.value("process_uptime_seconds") or 0) < 36_000
+    assert (page.value("process_threads") or 0) > 2
+    assert (page.value("process_open_file_descriptors") or 0) > 5
+
+
+# Telemetry's own health
+
+
+async def test_what_a_full_bus_drops_is_seen(open_site: Open) -> None:
+    depot = await open_site(**measured(event_queue_size=8))
+    before = await scrape(depot.server)
+    assert before.value("kvdepot_events_dropped_total", event_type="LeaseEnded") == 0
+    assert before.value("kvdepot_event_queue_capacity") == 8
+    assert depot.server.bus is not None
+    for _ in range(100):
+        depot.server.bus.publish(LeaseEnded(lease_id="l", reason="released", num_chunks=1))
+    page = await scrape(depot.server)
+    dropped = page.value("kvdepot_events_dropped_total", event_type="LeaseEnded")
+    assert dropped is not None
+    assert dropped >= 92
+    assert dropped + page.sum("kvdepot_leases_ended_total") == 100
+    assert page.value("kvdepot_event_queue_depth") == 0
+    assert page.value("kvdepot_events_published_total") == page.value("kvdepot_events_delivered_total")
+
+
+async def test_a_subscriber_that_raises_is_counted_and_harms_no_other(depot: Site) -> None:
+    assert depot.server.bus is not None
+    depot.server.bus.subscribe(Failing())
+    engine = await depot.attach()
+    await engine.lookup("s", prompt(16))
+    page = await scrape(depot.server)
+    assert (page.value("kvdepot_subscriber_errors_total", subscriber="failing") or 0) >= 1
+    assert page.sum(OPERATION) == 1
+
+
+async def test_models_beyond_the_limit_are_one(depot: Site) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(80):
+            record = [allocation_record("s", block_ids=[0], token_ids=[number])]
+            tasks.create_task(depot.client.report_block_allocation(f"e{number}", f"model-{number}", 1, record))
+    page = await scrape(depot.server)
+    models = page.labels("kvdepot_sessions_started_total", "model_name")
+    assert len(models) == 65
+    assert page.value("kvdepot_sessions_started_total", model_name="other") == 80 - 64
+    for name in ("kvdepot_l0_blocks", "kvdepot_l0_block_allocations_total"):
+        assert page.labels(name, "model_name") <= models
+    end_sessions(depot)
+
+
+def end_sessions(depot: Site) -> None:
+    """Those of instances that are not attached."""
+    for session in list(depot.depot.sessions.newest_first()):
+        depot.depot.close_session(session, SessionEnd.REQUESTED)

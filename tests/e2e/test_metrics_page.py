@@ -1,0 +1,189 @@
+"""The page of metrics: complete, whole at any moment, and not there where it is not wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.error
+from enum import StrEnum
+
+import numpy as np
+import pytest
+
+from kvdepot import allocation_record
+from service.leases import LeaseEnd
+from service.requests import MissReason, RefusalReason
+from service.server import CannotListen
+from service.sessions import OperationKind, Outcome, SessionEnd
+from telemetry.events import TransferFinished, TransferStep
+from telemetry.metrics import catalogue
+from telemetry.metrics.metric import Attribute
+from telemetry.reference.metrics import all_metrics
+from tests.conftest import StartServer, running_server
+from tests.e2e.conftest import Open
+from tests.e2e.engines import Site, eventually, prompt
+from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
+
+CHUNK_BYTES = 3_072
+OPERATION = "kvdepot_operations_total"
+
+
+@pytest.fixture
+async def depot(open_site: Open) -> Site:
+    return await open_site(**measured())
+
+
+async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site: Open) -> None:
+    depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0))
+    assert depot.server.bus is not None
+    depot.server.bus.subscribe(Failing())
+    engine = await depot.attach()
+    for seed in (1, 2, 1):
+        await work(engine, f"s{seed}", 40, seed)
+        await engine.end_session(f"s{seed}")
+    await engine.store("t", prompt(32, 3), engine.kv(32, 3))
+    lease = (await engine.lookup("t", prompt(32, 3))).lease
+    await engine.store("t", prompt(32, 4), engine.kv(32, 4))
+    await engine.attachment.release_lease(lease)
+    await depot.client.clear_cache()
+    gone = await depot.attach()
+    await gone.close()
+    await eventually(lambda: len(depot.depot.instances) == 1)
+    for session_id, tokens in (("a", [1, 2]), ("b", [1, 2]), ("c", [3, 4])):
+        record = [allocation_record(session_id, block_ids=[0], token_ids=tokens)]
+        await depot.client.report_block_allocation("e", "m", 2, record)
+        await depot.client.end_session("e", session_id)
+    depot.server.bus.publish(_transfer_with_steps())
+    await asyncio.sleep(0.15)  # the loop's lag is noted ten times a second
+    page = await scrape(depot.server)
+    assert page.names - {"target"} - {"target_info"} == {metric.prometheus_name for metric in all_metrics()}
+
+
+def _transfer_with_steps() -> TransferFinished:
+    return TransferFinished(
+        operation_id="t",
+        parent_operation_id="o",
+        direction="store",
+        rank=0,
+        duration_seconds=0.5,
+        outcome="ok",
+        num_chunks=1,
+        num_bytes=1 << 20,
+        backend="cuda-staged",
+        steps=(TransferStep(name="gather", start_seconds=0.0, duration_seconds=0.25),),
+    )
+
+
+async def test_a_page_is_whole_while_others_scrape_and_the_depot_works(depot: Site) -> None:
+    engine = await depot.attach()
+    stop = asyncio.Event()
+
+    async def keep_working() -> None:
+        seed = 0
+        while not stop.is_set():
+            seed += 1
+            await work(engine, f"s{seed % 50}", 32, seed)
+
+    async def keep_scraping() -> list[Page]:
+        address = depot.server.prometheus_address
+        assert address is not None
+        return [Page(await asyncio.to_thread(get, address)) for _ in range(10)]
+
+    worker = asyncio.create_task(keep_working())
+    pages = await asyncio.gather(*(keep_scraping() for _ in range(4)))
+    stop.set()
+    await worker
+    always_there = {each.prometheus_name for each in catalogue.METRICS if not each.attributes and not each.boundaries}
+    for scraped in pages:
+        counts = [page.sum(OPERATION) for page in scraped]
+        assert counts == sorted(counts), "a counter went back"
+        for page in scraped:
+            assert page.names >= always_there
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/", "/metrics?name[]=kvdepot_l1_used_bytes"])
+async def test_any_path_answers_with_the_page(depot: Site, path: str) -> None:
+    assert depot.server.prometheus_address is not None
+    page = Page(await asyncio.to_thread(get, depot.server.prometheus_address, path))
+    assert page.value("kvdepot_l1_capacity_bytes") == 16 << 20
+
+
+async def test_a_scrape_while_the_loop_is_held_up_is_answered_with_what_was_known(depot: Site) -> None:
+    engine = await depot.attach()
+    await engine.lookup("s", prompt(16))
+    known = await scrape(depot.server)
+    assert depot.server.prometheus_address is not None
+    answer = asyncio.get_running_loop().run_in_executor(None, get, depot.server.prometheus_address)
+    time.sleep(1.5)  # noqa: ASYNC251 - nothing else runs meanwhile
+    page = Page(await answer)
+    assert page.sum(OPERATION) == known.sum(OPERATION) == 1
+
+
+# Where it is not wanted, or not possible
+
+
+@pytest.mark.parametrize("flag", ["disable_metrics", "disable_observability"])
+async def test_without_metrics_nothing_is_measured_nor_served(start_server: StartServer, flag: str) -> None:
+    server = await start_server(**measured(**{flag: True}))
+    assert server.prometheus_address is None
+    names = {type(subscriber).__name__ for subscriber in server.bus._delivery.subscribers} if server.bus else set()
+    assert not {"MetricsSubscriber", "ChunksSubscriber", "L0Subscriber"} & names
+
+
+async def test_a_port_that_is_taken_refuses_to_start(start_server: StartServer) -> None:
+    server = await start_server(**measured())
+    assert server.prometheus_address is not None
+    port = server.prometheus_address.rpartition(":")[2]
+    with pytest.raises(CannotListen, match=rf"127\.0\.0\.1:{port}.*taken"):
+        async with running_server(measured(prometheus_port=port)):
+            pass
+    assert Page(await asyncio.to_thread(get, server.prometheus_address)).names
+
+
+async def test_the_page_goes_with_the_server() -> None:
+    async with running_server(measured()) as server:
+        address = server.prometheus_address
+        assert address is not None
+        await asyncio.to_thread(get, address)
+    with pytest.raises(urllib.error.URLError):
+        await asyncio.to_thread(get, address)
+
+
+# What the catalogue says
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"),
+    [
+        (catalogue.OPERATION, OperationKind),
+        (catalogue.OUTCOME, Outcome),
+        (catalogue.LEASE_END, LeaseEnd),
+        (catalogue.SESSION_END, SessionEnd),
+        (catalogue.REFUSAL_REASON, RefusalReason),
+    ],
+)
+def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, values: type[StrEnum]) -> None:
+    assert set(attribute.values) == {str(value) for value in values}
+
+
+def test_missed_tokens_have_the_reasons_of_misses_and_one_more() -> None:
+    assert set(catalogue.MISS_REASON.values) == {*map(str, MissReason), "no answer"}
+
+
+async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:
+    engine = await depot.attach()
+    await work(engine, "s", 40, seed=1)
+    await engine.end_session("s")
+    page = await scrape(depot.server)
+    for metric in all_metrics():
+        for attribute in metric.attributes:
+            label = attribute.name.replace(".", "_")
+            suffix = "_count" if metric.boundaries else ""
+            told = page.labels(metric.prometheus_name + suffix, label)
+            assert not attribute.values or told <= set(attribute.values), (metric.name, told)
+
+
+def test_every_histogram_has_boundaries_that_ascend() -> None:
+    for metric in all_metrics():
+        assert (metric.kind == "histogram") == bool(metric.boundaries)
+        assert list(np.unique(metric.boundaries)) == list(metric.boundaries)

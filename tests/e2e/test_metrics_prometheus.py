@@ -1,0 +1,92 @@
+"""Prometheus itself takes the page: promtool finds no fault with it, a server scrapes it and answers queries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Open
+from tests.e2e.engines import eventually
+from tests.e2e.scraping import get, measured, scrape, work
+
+CONFIG = """
+global: {{scrape_interval: 100ms, scrape_timeout: 100ms}}
+scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: ["{address}"]}}]}}]
+"""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not there: Debian has it in prometheus")
+async def test_promtool_finds_no_fault_with_the_page(open_site: Open) -> None:
+    depot = await open_site(**measured())
+    engine = await depot.attach()
+    await work(engine, "s", 40, seed=1)
+    page = await scrape(depot.server)
+    checked = await asyncio.to_thread(
+        subprocess.run, ["promtool", "check", "metrics"], input=page.text, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not there")
+async def test_a_prometheus_scrapes_the_depot_and_answers_queries(open_site: Open, tmp_path: Path) -> None:
+    depot = await open_site(**measured())
+    engine = await depot.attach(model_name="llama")
+    await work(engine, "s", 40, seed=1)
+    assert depot.server.prometheus_address is not None
+    async with prometheus(depot.server.prometheus_address, tmp_path) as address:
+
+        async def query(expression: str) -> list[tuple[dict[str, str], float]]:
+            path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+            try:
+                answer = json.loads(await asyncio.to_thread(get, address, path))
+            except (urllib.error.URLError, ConnectionError):  # not up yet
+                return []
+            return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+
+        async def scraped() -> bool:
+            return bool(await query('kvdepot_operations_total{operation="retrieve"}'))
+
+        await eventually(scraped, within_seconds=30)
+        [(up, is_up)] = await query("up")
+        assert (up["job"], is_up) == ("kvdepot", 1)
+        assert [value for _, value in await query("sum(kvdepot_operations_total)")] == [3]
+        [(labels, tokens)] = await query("kvdepot_lookup_matched_tokens_total")
+        assert (labels["model_name"], labels["tier"], tokens) == ("llama", "l1", 32)
+        median = 'histogram_quantile(0.5, sum by (le) (kvdepot_operation_duration_seconds_bucket{operation="store"}))'
+        [(_, seconds)] = await query(median)
+        assert 0 < seconds < 30
+        [(_, rpcs)] = await query('sum(rpc_server_call_duration_seconds_count{rpc_method=~".*/Lookup"})')
+        assert rpcs == 1
+
+
+@asynccontextmanager
+async def prometheus(target: str, folder: Path) -> AsyncIterator[str]:
+    """A Prometheus that scrapes a target often; its address."""
+    config = folder / "prometheus.yml"
+    config.write_text(CONFIG.format(address=target))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    process: Any = await asyncio.create_subprocess_exec(
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield address
+    finally:
+        process.kill()
+        await process.wait()
