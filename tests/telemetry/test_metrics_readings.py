@@ -1,0 +1,124 @@
+"""Figures are read on the event loop, once for each export, and an export waits for nobody for long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+from prometheus_client import generate_latest
+
+from telemetry.metrics import catalogue
+from telemetry.metrics.figures import Distribution
+from telemetry.metrics.prometheus import CannotServeMetrics, HistogramCollector, Page, PrometheusEndpoint
+from telemetry.metrics.readings import Readings, Scalars
+
+T = TypeVar("T")
+
+
+class Source:
+    """Counts how often it is read, and in which thread."""
+
+    def __init__(self) -> None:
+        self.num_reads = 0
+        self.threads: set[int] = set()
+
+    def read(self) -> Scalars:
+        self.num_reads += 1
+        self.threads.add(threading.get_ident())
+        return {catalogue.LEASES_LIVE: {(): self.num_reads}, catalogue.SESSIONS_LIVE: {(): self.num_reads}}
+
+
+async def elsewhere(ask: Callable[[], T]) -> T:
+    return await asyncio.to_thread(ask)
+
+
+async def test_one_export_is_one_reading_on_the_loop() -> None:
+    readings, source = Readings(), Source()
+    readings.add(source.read)
+
+    def export() -> list[float]:
+        told = [readings.scalars(metric)[()] for metric in (catalogue.LEASES_LIVE, catalogue.SESSIONS_LIVE)]
+        readings.histograms()
+        return told
+
+    assert [await elsewhere(export) for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
+    assert source.threads == {threading.get_ident()}
+
+
+async def test_a_source_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    readings, source = Readings(), Source()
+
+    def fail() -> Scalars:
+        raise RuntimeError("no")
+
+    readings.add(fail)
+    readings.add(source.read)
+    assert await elsewhere(lambda: readings.scalars(catalogue.LEASES_LIVE)) == {(): 1}
+    assert "ReadingFailed" in caplog.text
+
+
+async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.metrics.readings.PATIENCE_SECONDS", 0.05)
+    readings, source = Readings(), Source()
+    readings.add(source.read)
+    told: list[float] = []
+
+    def ask() -> None:
+        for _ in range(3):
+            told.append(readings.scalars(catalogue.LEASES_LIVE)[()])  # noqa: PERF401
+
+    await elsewhere(lambda: readings.scalars(catalogue.LEASES_LIVE))
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.01)  # noqa: ASYNC251 - the loop is held up meanwhile
+    assert told == [1, 1, 1]
+    await asyncio.sleep(0)
+    assert source.num_reads == 1, "what nobody waits for any more is not read"
+    assert await elsewhere(lambda: readings.scalars(catalogue.LEASES_LIVE)) == {(): 2}
+
+
+def test_a_loop_that_is_closed_leaves_the_last_reading() -> None:
+    async def make() -> Readings:
+        readings = Readings()
+        readings.add(Source().read)
+        await elsewhere(lambda: readings.scalars(catalogue.LEASES_LIVE))
+        return readings
+
+    with asyncio.Runner() as runner:
+        readings = runner.run(make())
+    assert readings.scalars(catalogue.LEASES_LIVE) == {(): 1}
+
+
+async def test_buckets_of_the_page_are_cumulated() -> None:
+    readings = Readings()
+    lag = Distribution(catalogue.EVENT_LOOP_LAG)
+    readings.add_histograms([lag])
+    page = Page()
+    page.register(HistogramCollector(readings))
+    for value in (0.0004, 0.0005, 0.3, 100.0):
+        lag.observe((), value)
+    lines = (await elsewhere(lambda: generate_latest(page))).decode().splitlines()
+    name = "kvdepot_event_loop_lag_seconds"
+    assert lines[:2] == [f"# HELP {name} {catalogue.EVENT_LOOP_LAG.description}", f"# TYPE {name} histogram"]
+    buckets = {line.split('"')[1]: float(line.split()[1]) for line in lines if line.startswith(f"{name}_bucket")}
+    assert [buckets[end] for end in ("0.0005", "0.001", "0.25", "0.5", "5.0", "+Inf")] == [2, 2, 2, 3, 3, 4]
+    assert f"{name}_count 4.0" in lines
+    assert f"{name}_sum 100.3009" in lines
+
+
+def test_an_address_that_is_taken_or_of_another_machine_is_refused() -> None:
+    first = PrometheusEndpoint("127.0.0.1", 0, Page())
+    try:
+        host, port = first.address.split(":")
+        for wrong in ((host, int(port)), ("192.0.2.1", 0), ("no.such.host.invalid", 0)):
+            with pytest.raises(CannotServeMetrics, match=wrong[0]):
+                PrometheusEndpoint(*wrong, Page())
+    finally:
+        first.close()
+    again = PrometheusEndpoint(host, int(port), Page())
+    again.close()
