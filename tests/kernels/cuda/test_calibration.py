@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,20 @@ def test_each_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     depot.attach(Engine(LAYOUT))
     depot.attach(Engine(LAYOUT), uuid="ab")
     assert measured.uuids == [depot.fake.uuid, "ab"]
+    depot.backend.close()
+
+
+def test_an_engine_that_dies_while_it_is_measured_for_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, held = Measured(), []
+
+    def measure(*arguments: Any) -> object:
+        held.append(depot.fake.calls.count("open_memory"))
+        return measured(*arguments)
+
+    monkeypatch.setattr(backend, "time_routes", measure)
+    depot = CudaDepot(route=None)
+    depot.attach(Engine(LAYOUT))
+    assert held == [0]
     depot.backend.close()
 
 
