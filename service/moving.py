@@ -26,7 +26,7 @@ from service.leases import Lease
 from service.requests import BlockTable
 from service.sessions import Operation, Outcome, Session
 from service.transfers import finished
-from telemetry.events import TransferFinished, TransferStarted
+from telemetry.events import TransferFinished, TransferStarted, TransferStep
 
 HOST = "host"
 Direction = Literal["store", "retrieve"]
@@ -169,6 +169,13 @@ async def move(
                     num_chunks=len(moves),
                     num_bytes=num_bytes,
                     backend=attachment.transfer_backend,
-                    steps=(),
+                    steps=tuple(
+                        TransferStep(
+                            name=step.name,
+                            start_seconds=step.start_seconds,
+                            duration_seconds=step.duration_seconds,
+                        )
+                        for step in transfer.steps
+                    ),
                 )
             )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
+
+from kernels.step_time import StepTime
 
 T = TypeVar("T")
 
@@ -16,6 +18,10 @@ class RunningTransfer(Protocol):
     @property
     def future(self) -> Future[None]:
         """Ends with None, with TransferCancelled, or with what went wrong."""
+
+    @property
+    def steps(self) -> Sequence[StepTime]:
+        """What its time went into, when `future` is done."""
 
     def cancel(self) -> None:
         """Stop soon."""

@@ -80,6 +80,10 @@ async def test_work_is_a_pair_and_its_transfer_a_pair_of_its_own(depot: Site) ->
     transfers = {event.operation_id for event in moving}
     assert len(transfers) == 3 and transfers == {event.operation_id for event in moved}
     assert not transfers & stores
+    for event in moved:
+        assert [step.name for step in event.steps] == ["wait", "copy"]
+        for step in event.steps:
+            assert 0 <= step.start_seconds <= step.start_seconds + step.duration_seconds <= event.duration_seconds
 
 
 async def test_a_chunk_that_is_leased_again_tells_how_long_nobody_used_it(depot: Site) -> None:
