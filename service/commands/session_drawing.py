@@ -81,7 +81,7 @@ def _rows(operations: Sequence[OperationView], engine: Iterable[Span], drawn_sec
                 operation.kind,
                 Bar(operation.span, drawn_seconds, STYLES.get(operation.kind, "")),
                 *_times(operation.span),
-                f"{operation.num_tokens:,}",
+                operation.tokens,
                 f"{rate:.2f}" if rate is not None else "",
                 Text(f"{operation.tier} {operation.outcome}", "red" if operation.outcome in BAD_OUTCOMES else ""),
             )

@@ -31,6 +31,7 @@ class OperationView:
     rank: int
     span: Span
     num_tokens: int
+    num_asked_tokens: int
     num_bytes: int
     tier: str
     outcome: str
@@ -39,6 +40,11 @@ class OperationView:
     def caller(self) -> str:
         """Who called: lookups are made by no rank."""
         return "scheduler" if self.kind == "lookup" else f"rank {self.rank}"
+
+    @property
+    def tokens(self) -> str:
+        """How many; of a lookup, of how many."""
+        return f"{self.num_tokens:,}" + (f" of {self.num_asked_tokens:,}" if self.num_asked_tokens else "")
 
     @property
     def gigabytes_per_second(self) -> float | None:
@@ -84,6 +90,7 @@ def _operation(operation: cache_pb2.Operation, session_seconds: float) -> Operat
         rank=operation.rank,
         span=Span(start_seconds, max(start_seconds, end_seconds)),
         num_tokens=operation.num_tokens,
+        num_asked_tokens=operation.num_asked_tokens,
         num_bytes=operation.num_bytes,
         tier=_name(_TIERS, operation.tier, "TIER_"),
         outcome="running" if is_running else _name(_OUTCOMES, operation.outcome, "OUTCOME_"),

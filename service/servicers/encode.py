@@ -115,6 +115,7 @@ def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
         tier=cache_pb2.TIER_L1,
         outcome=_OUTCOMES[operation.outcome] if operation.outcome is not None else cache_pb2.OUTCOME_UNSPECIFIED,
         rank=operation.rank,
+        num_asked_tokens=operation.asked_tokens,
     )
 
 

@@ -89,10 +89,9 @@ def _take_together(
     else:
         follows = np.flatnonzero(~leads)
         leaders = leader[follows].astype(np.intp)
+        # One session has no two blocks of one identity, and no two records here: they are all of different sessions.
         same = identities[follows] == identities[leaders]
         if not (same & (identities[follows] != 0) & (expected[follows] == 0)).all():
-            return False
-        if _has_meetings_within_a_record(records, follows, leaders):
             return False
         at = np.flatnonzero(leads)
         lives.take_many(block_ids[at], identities[at], times[at], None if mine is None else mine[at])
@@ -117,15 +116,3 @@ def _are_expected(block_ids: BlockIds, identities: NDArray[np.uint64], blocks: B
     """Whether reused blocks hold what the tokens say, or are seen for the first time: as if they were not reused."""
     held = blocks.identity[block_ids]
     return bool(((held == identities) | ((held == 0) & (blocks.num_owners[block_ids] == 0))).all())
-
-
-def _has_meetings_within_a_record(records: list[PendingRecord], follows: BlockIds, leaders: BlockIds) -> bool:
-    """Whether a block occurs twice in one record."""
-    if len(records) == 1:
-        return True
-    record_of = np.repeat(np.arange(len(records)), [record.last - record.first for record in records])
-    record_of_follower = record_of[follows]
-    if (record_of_follower == record_of[leaders]).any():
-        return True
-    meetings = np.sort(leaders * len(records) + record_of_follower)
-    return bool((meetings[1:] == meetings[:-1]).any())

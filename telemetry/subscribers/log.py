@@ -18,7 +18,6 @@ from telemetry.events import (
     RetrieveFinished,
     ServerDraining,
     ServerStarted,
-    SessionEnded,
     SessionStarted,
     StoreFinished,
 )
@@ -34,7 +33,6 @@ INFO_EVENTS = frozenset(
         InstanceAttached,
         InstanceDetached,
         SessionStarted,
-        SessionEnded,
         LookupFinished,
         StoreFinished,
         RetrieveFinished,

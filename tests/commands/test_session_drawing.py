@@ -58,7 +58,7 @@ def bar(line: str) -> tuple[int, int]:
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_bars_are_where_the_operations_were_scaled_to_the_width(width: int) -> None:
     lines = draw(
-        operation("lookup", 0.0, 0.25),
+        operation("lookup", 0.0, 0.25, num_tokens=1_024, num_asked_tokens=4_096),
         operation("retrieve", 0.25, 0.5, num_tokens=1_024, num_bytes=500_000_000),
         operation("retrieve", 0.25, 0.75, rank=1),
         operation("store", 0.9, 1.0, outcome=cache_pb2.OUTCOME_REFUSED),
@@ -66,6 +66,7 @@ def test_bars_are_where_the_operations_were_scaled_to_the_width(width: int) -> N
     )
     assert max(map(len, lines)) <= width
     lookup, rank_0, rank_1 = row(lines, "scheduler"), row(lines, "rank 0"), row(lines, "rank 1")
+    assert "1,024 of 4,096" in lookup
     left, quarter = bar(lookup)
     right = bar(row(lines, "store"))[1]
     assert right - left == pytest.approx(4 * (quarter - left), abs=3)

@@ -20,7 +20,14 @@ START = datetime(2027, 1, 15, 8, tzinfo=UTC)
 
 def operation(kind: str, start: float, end: float, rank: int = 0, num_bytes: int = 0) -> OperationView:
     return OperationView(
-        kind=kind, rank=rank, span=Span(start, end), num_tokens=16, num_bytes=num_bytes, tier="l1", outcome="ok"
+        kind=kind,
+        rank=rank,
+        span=Span(start, end),
+        num_tokens=16,
+        num_asked_tokens=0,
+        num_bytes=num_bytes,
+        tier="l1",
+        outcome="ok",
     )
 
 

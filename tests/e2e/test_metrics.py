@@ -178,6 +178,9 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
             await depot.client.lookup("nobody", "s", prompt(16))
     async for _ in engine.attachment.retrieve_inline("s", (await engine.lookup("s", prompt(16))).lease):
         pass
+    gone = await depot.attach()  # a stream that is measured by other means
+    await gone.close()
+    await eventually(lambda: len(depot.depot.instances) == 1)
     async with grpc.aio.insecure_channel(depot.server.addresses[0]) as channel:
         for method in (cache + "NoSuch", "no.such.Service/Lookup"):
             with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):

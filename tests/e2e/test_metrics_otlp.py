@@ -147,10 +147,13 @@ async def test_a_depot_whose_collector_is_down_serves_and_ends() -> None:
 
 
 @pytest.mark.usefixtures("often")
-async def test_a_collector_that_does_not_answer_holds_up_no_call_and_no_end(collector: Collector) -> None:
+async def test_a_collector_that_does_not_answer_holds_up_no_call_and_no_end(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
     collector.answers.clear()
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(20),
         running_server(measured(otlp_endpoint=collector.endpoint)) as server,
         site(server) as depot,
     ):

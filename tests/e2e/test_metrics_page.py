@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import urllib.error
 from enum import StrEnum
@@ -140,13 +141,18 @@ async def test_a_port_that_is_taken_refuses_to_start(start_server: StartServer) 
     assert Page(await asyncio.to_thread(get, server.prometheus_address)).names
 
 
-async def test_the_page_goes_with_the_server() -> None:
+async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
+    threads = set(threading.enumerate())
     async with running_server(measured()) as server:
         address = server.prometheus_address
         assert address is not None
         await asyncio.to_thread(get, address)
     with pytest.raises(urllib.error.URLError):
         await asyncio.to_thread(get, address)
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert {name for name in left if not name.startswith("asyncio_")} == set()
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert not [timer for timer in timers if "LoopLag" in repr(timer) and not timer.cancelled()]
 
 
 # What the catalogue says

@@ -129,6 +129,17 @@ def test_a_reused_block_that_was_never_seen_begins_a_life_and_holds_what_its_tok
     assert depot.seen("reuse_gap") == (1, 2.0)
 
 
+def test_two_sessions_that_fill_one_reused_block_at_once_own_it_once_each(depot):
+    depot.gives("s", [], [], reused=[1])
+    depot.gives("t", [], [], reused=[1])
+    records = [record(session_id, [], text(0, 16)) for session_id in "st"]
+    depot.take(report(depot.now, "a", *records, block_size=BLOCK_SIZE))
+    assert depot.counts().shares == 1
+    depot.ends("s")
+    depot.ends("t")
+    assert (depot.counts().owned, depot.counts().released) == (0, 1)
+
+
 def test_other_contents_are_an_eviction_with_lifetime_and_idle_time(depot):
     depot.gives("s", [1], text(0, 16))
     depot.after(4).ends("s")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from telemetry.metrics import catalogue
 from telemetry.metrics.figures import Distribution
@@ -80,6 +82,50 @@ async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.M
     await asyncio.sleep(0)
     assert source.num_reads == 1, "what nobody waits for any more is not read"
     assert await elsewhere(lambda: readings.scalars(catalogue.LEASES_LIVE)) == {(): 2}
+
+
+class BusyLoop:
+    """Never comes to what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def call_soon_threadsafe(self, *call: object) -> None:
+        self.num_asked += 1
+
+
+async def test_a_loop_that_is_busy_is_waited_for_once_for_each_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.metrics.readings.PATIENCE_SECONDS", 0.001)
+    readings, loop = Readings(), BusyLoop()
+    monkeypatch.setattr(readings, "_loop", loop)
+    for _ in range(2):
+        assert [readings.scalars(metric) for metric in catalogue.METRICS] == [{}] * len(catalogue.METRICS)
+    assert loop.num_asked == 2
+
+
+class Slow(Collector):
+    """Notes how many pages it is made for at once."""
+
+    def __init__(self) -> None:
+        self.num_running = self.most_running = 0
+        self._lock = threading.Lock()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        with self._lock:
+            self.num_running += 1
+            self.most_running = max(self.most_running, self.num_running)
+        for number in range(100):
+            yield GaugeMetricFamily(f"gauge_{number}", "One of many.", value=number)
+        with self._lock:
+            self.num_running -= 1
+
+
+async def test_pages_are_made_one_at_a_time() -> None:
+    page, slow = Page(), Slow()
+    page.register(slow)
+    pages = await asyncio.gather(*(elsewhere(lambda: generate_latest(page)) for _ in range(30)))
+    assert len(set(pages)) == 1
+    assert slow.most_running == 1
 
 
 def test_a_loop_that_is_closed_leaves_the_last_reading() -> None:

@@ -1346,6 +1346,7 @@ class Operation(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    NUM_ASKED_TOKENS_FIELD_NUMBER: _builtins.int
     kind: Global___OperationKind.ValueType
     """What was asked for."""
     num_tokens: _builtins.int
@@ -1358,6 +1359,8 @@ class Operation(_message.Message):
     """How it ended."""
     rank: _builtins.int
     """The rank that called; 0 for lookups."""
+    num_asked_tokens: _builtins.int
+    """Tokens that were looked up; 0 for stores and retrieves."""
     @_builtins.property
     def start_offset(self) -> _duration_pb2.Duration:
         """When it began, from the session's start."""
@@ -1377,10 +1380,11 @@ class Operation(_message.Message):
         tier: Global___Tier.ValueType = ...,
         outcome: Global___Outcome.ValueType = ...,
         rank: _builtins.int = ...,
+        num_asked_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_offset", b"start_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "kind", b"kind", "num_bytes", b"num_bytes", "num_tokens", b"num_tokens", "outcome", b"outcome", "rank", b"rank", "start_offset", b"start_offset", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "kind", b"kind", "num_asked_tokens", b"num_asked_tokens", "num_bytes", b"num_bytes", "num_tokens", b"num_tokens", "outcome", b"outcome", "rank", b"rank", "start_offset", b"start_offset", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
