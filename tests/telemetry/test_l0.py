@@ -304,6 +304,19 @@ def test_a_block_given_twice_to_one_session_is_let_go_of_once(depot):
     assert depot.counts().owned == 1
 
 
+def test_a_session_owns_a_block_by_the_entry_that_took_it_last_wherever_that_is_in_its_table(depot):
+    depot.gives("s", [1], text(0, 4))
+    depot.gives("t", [1], text(500, 16))
+    depot.gives("s", [1], [])
+    depot.gives("u", [1], text(900, 16))
+    depot.gives("s", [], text(4, 12))  # fills its first entry, which it had lost
+    assert depot.counts().evictions == 2
+    depot.gives("s", [], [], reused=[1])
+    assert (depot.counts().shares, depot.counts().owned) == (0, 1)
+    depot.ends("s")
+    assert depot.counts().owned == 0
+
+
 def test_blocks_of_any_size_are_followed(depot):
     for size in (1, 3, 256):
         entry = record("s", [1, 2], text(0, 2 * size))
