@@ -114,7 +114,8 @@ class Slow(Collector):
         with self._lock:
             self.num_running += 1
             self.most_running = max(self.most_running, self.num_running)
-        for number in range(100):
+        for number in range(20):
+            time.sleep(0)  # lets go of the GIL
             yield GaugeMetricFamily(f"gauge_{number}", "One of many.", value=number)
         with self._lock:
             self.num_running -= 1
