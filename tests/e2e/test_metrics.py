@@ -14,7 +14,7 @@ from service.sessions import SessionEnd
 from telemetry.events import LeaseEnded
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused
-from tests.e2e.scraping import Failing, measured, scrape, work
+from tests.e2e.scraping import Failing, Page, measured, scrape, work
 
 CHUNK_BYTES = 3_072
 OPERATION = "kvdepot_operations_total"
@@ -188,13 +188,10 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     page = await scrape(depot.server)
     name = "rpc_server_call_duration_seconds_count"
 
-    def count(method: str, status: str) -> float | None:
-        return page.value(name, rpc_system_name="grpc", rpc_method=cache + method, rpc_response_status_code=status)
-
-    assert count("Lookup", "OK") == 2
-    assert count("Lookup", "NOT_FOUND") == 2
-    assert count("Store", "OK") == 1
-    assert count("RetrieveInline", "OK") == 1
+    assert rpcs(page, "Lookup", "OK") == 2
+    assert rpcs(page, "Lookup", "NOT_FOUND") == 2
+    assert rpcs(page, "Store", "OK") == 1
+    assert rpcs(page, "RetrieveInline", "OK") == 1
     assert {method.removeprefix(cache) for method in page.labels(name, "rpc_method")} == {
         "Lookup",
         "Store",
@@ -204,17 +201,31 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
 
 async def test_a_call_that_is_cut_off_has_a_status_of_its_own(depot: Site) -> None:
     engine = await depot.attach()
-    late, cancelled = InlineStore(depot.stub, timeout_seconds=0.2), InlineStore(depot.stub)
-    for store in (late, cancelled):
-        await store.header(engine, "s", prompt(16))
-    await eventually(lambda: len(depot.depot.sessions) == 1)
+    store = InlineStore(depot.stub)
+    await store.header(engine, "s", prompt(16))
+    await store.data(b"x")
+    await eventually(lambda: depot.depot.index.num_protected == 1)  # what both look for is being stored
     with refused("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
-        await late.answer()
+        await engine.lookup("s", prompt(16), max_wait_seconds=30.0, timeout_seconds=0.2)
+    cancelled = asyncio.create_task(engine.lookup("s", prompt(16), max_wait_seconds=30.0))
+    await eventually(lambda: len(depot.depot.sessions.require("engine-1", "s").operations) == 3)
     cancelled.cancel()
+    store.cancel()
     await depot.assert_comes_to_rest()
     page = await scrape(depot.server)
-    name = "rpc_server_call_duration_seconds_count"
-    assert page.labels(name, "rpc_response_status_code") == {"DEADLINE_EXCEEDED", "CANCELLED"}
+    for status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        assert rpcs(page, "Lookup", status) == 1, status
+    assert page.value(OPERATION, operation="lookup", outcome="cancelled", model_name="model") == 2
+
+
+def rpcs(page: Page, method: str, status: str) -> float | None:
+    """How many calls of a method of CacheService were measured that ended with a status."""
+    return page.value(
+        "rpc_server_call_duration_seconds_count",
+        rpc_system_name="grpc",
+        rpc_method=f"kvdepot.v1.CacheService/{method}",
+        rpc_response_status_code=status,
+    )
 
 
 async def test_a_loop_that_is_held_up_is_seen(depot: Site) -> None:

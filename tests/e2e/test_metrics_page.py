@@ -16,7 +16,6 @@ from service.leases import LeaseEnd
 from service.requests import MissReason, RefusalReason
 from service.server import CannotListen
 from service.sessions import OperationKind, Outcome, SessionEnd
-from telemetry.events import TransferFinished, TransferStep
 from telemetry.metrics import catalogue
 from telemetry.metrics.metric import Attribute
 from telemetry.reference.metrics import all_metrics
@@ -54,25 +53,9 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
         record = [allocation_record(session_id, block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("e", "m", 2, record)
         await depot.client.end_session("e", session_id)
-    depot.server.bus.publish(_transfer_with_steps())
     await asyncio.sleep(0.15)  # the loop's lag is noted ten times a second
     page = await scrape(depot.server)
     assert page.names - {"target"} - {"target_info"} == {metric.prometheus_name for metric in all_metrics()}
-
-
-def _transfer_with_steps() -> TransferFinished:
-    return TransferFinished(
-        operation_id="t",
-        parent_operation_id="o",
-        direction="store",
-        rank=0,
-        duration_seconds=0.5,
-        outcome="ok",
-        num_chunks=1,
-        num_bytes=1 << 20,
-        backend="cuda-staged",
-        steps=(TransferStep(name="gather", start_seconds=0.0, duration_seconds=0.25),),
-    )
 
 
 async def test_a_page_is_whole_while_others_scrape_and_the_depot_works(depot: Site) -> None:
