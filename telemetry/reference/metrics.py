@@ -14,10 +14,10 @@ _INTRODUCTION = f"""\
 # Metrics
 
 The depot serves its metrics for Prometheus at `http://HOST:PORT/metrics` (`--prometheus-host`, `--prometheus-port`), or
-sends them to a collector over OTLP (`--otlp-endpoint`). With `--disable-metrics` it measures nothing. On the page for
-Prometheus a metric has the name of the first column, and the dots of attributes are underscores; a collector gets the
-names of the second. Sums and histograms grow from the start of the server on. A line with attributes is there once
-something was counted under them.
+sends them to a collector over OTLP (`--otlp-endpoint`) once a minute, or as the variable `OTEL_METRIC_EXPORT_INTERVAL`
+says, in milliseconds. With `--disable-metrics` it measures nothing. On the page for Prometheus a metric has the name of
+the first column, and the dots of attributes are underscores; a collector gets the names of the second. Sums and
+histograms grow from the start of the server on. A line with attributes is there once something was counted under them.
 
 What is counted from events lacks those that were dropped, see `kvdepot_events_dropped_total`; the gauges lack nothing.
 """
