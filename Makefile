@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all gpu-test gpu-bench check bench proto docs clean
+.PHONY: help demo run test test-all check proto docs gpu-test gpu-sanitize gpu-bench bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ docs: $(VENV)/.installed ## write the reference pages from the code: docs/events
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu tests/kernels/cuda/test_block_transfer.py
+
+gpu-sanitize: ## run the kernels' GPU tests under compute-sanitizer
+	@for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu -k "short_runs or groups or worst" tests/kernels/cuda/test_block_transfer.py || exit 1; done
 
 gpu-bench: ## measure store and retrieve on a GPU beside the link's limit
 	@$(GPU_PYTHON) -m benchmarks.gpu

@@ -38,7 +38,9 @@ def reports(blocks_per_report: int) -> list[bytes]:
             if rng.random() < 0.1:
                 tokens[: len(tokens) // 2] = shared[: len(tokens) // 2]
             blocks = rng.choice(NUM_BLOCKS, size, replace=False).astype(np.uint32)
-            records.append(allocation_record(f"flood-{number}-{len(records)}", block_ids=blocks, token_ids=tokens))
+            # Sessions come again when the reports begin anew; each time they start at token 0.
+            session_id = f"flood-{number}-{len(records)}"
+            records.append(allocation_record(session_id, block_ids=blocks, token_ids=tokens, resumed=True))
         report = ReportBlockAllocationRequest(
             instance_id="flood", model_name="flooded", block_size=BLOCK_SIZE, records=records
         )

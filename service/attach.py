@@ -151,7 +151,8 @@ class Attaching:
             return await to_the_end(mapping)
         except asyncio.CancelledError:
             if mapping.exception() is None:
-                mapping.result().close()
+                buffer = mapping.result()
+                await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
             raise
         except tuple(_ERRORS) as error:
             raise _ERRORS[type(error)](str(error)) from error

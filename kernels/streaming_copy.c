@@ -1,0 +1,127 @@
+// Strided copies at the speed of one large memcpy, whatever the size of a run.
+//
+// A libc copies a few KiB with ordinary stores, for which each destination line is read before it is written, and many
+// MiB with streaming stores, several pages side by side, so that the prefetchers have as many streams to follow. This
+// does the latter for runs that are scattered: segments of one run, or of several, are copied side by side.
+//
+// On two threads of a Xeon with AVX-512, runs of 32 KiB: 22 to 23 GB/s; a loop of memcpy over the same runs 13.4; one
+// large memcpy 22.8.
+
+#include <stdint.h>
+#include <string.h>
+
+enum { LINE_BYTES = 64, STEP_BYTES = 256, SEGMENT_BYTES = 4096, MAX_SEGMENTS = 8 };
+
+// How to copy; the higher ones are quicker. `kvdepot_copy_level` tells which the processor has.
+enum { MEMCPY, SSE2, AVX2, AVX512 };
+
+typedef struct {
+    char *dst;
+    const char *src;
+} Segment;
+
+typedef struct {
+    int64_t count, dst_stride_bytes, src_stride_bytes;
+} Loop;
+
+// Copies segments of `size` bytes, a multiple of LINE_BYTES; their destinations are aligned to lines.
+typedef void SideBySide(const Segment *segments, int count, int64_t size);
+
+typedef struct {
+    Segment segments[MAX_SEGMENTS];
+    int count;
+    int64_t size;  // of each
+    SideBySide *side_by_side;
+} Batch;
+
+static void with_memcpy(const Segment *segments, int count, int64_t size) {
+    for (int i = 0; i < count; i++) memcpy(segments[i].dst, segments[i].src, size);
+}
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define DEFINE_SIDE_BY_SIDE(NAME, TARGET, VECTOR, LOAD, STREAM)                                             \
+    __attribute__((target(TARGET))) static inline void NAME##_step(char *dst, const char *src, int64_t size) { \
+        enum { N = STEP_BYTES / sizeof(VECTOR) };                                                           \
+        if (size >= STEP_BYTES) {                                                                           \
+            VECTOR part[N];                                                                                 \
+            for (int i = 0; i < N; i++) part[i] = LOAD((const void *)(src + i * sizeof(VECTOR)));           \
+            for (int i = 0; i < N; i++) STREAM((void *)(dst + i * sizeof(VECTOR)), part[i]);                \
+            return;                                                                                         \
+        }                                                                                                   \
+        for (int64_t at = 0; at < size; at += sizeof(VECTOR))                                               \
+            STREAM((void *)(dst + at), LOAD((const void *)(src + at)));                                     \
+    }                                                                                                       \
+    __attribute__((target(TARGET))) static void NAME(const Segment *segments, int count, int64_t size) {    \
+        for (int64_t at = 0; at < size; at += STEP_BYTES)                                                   \
+            for (int i = 0; i < count; i++) NAME##_step(segments[i].dst + at, segments[i].src + at, size - at); \
+    }
+
+DEFINE_SIDE_BY_SIDE(with_sse2, "sse2", __m128i, _mm_loadu_si128, _mm_stream_si128)
+DEFINE_SIDE_BY_SIDE(with_avx2, "avx2", __m256i, _mm256_loadu_si256, _mm256_stream_si256)
+DEFINE_SIDE_BY_SIDE(with_avx512, "avx512f", __m512i, _mm512_loadu_si512, _mm512_stream_si512)
+
+static SideBySide *const SIDE_BY_SIDE[] = {with_memcpy, with_sse2, with_avx2, with_avx512};
+
+int kvdepot_copy_level(void) {
+    if (__builtin_cpu_supports("avx512f")) return AVX512;
+    return __builtin_cpu_supports("avx2") ? AVX2 : SSE2;
+}
+
+static void order_stores(void) { _mm_sfence(); }
+
+#else
+
+static SideBySide *const SIDE_BY_SIDE[] = {with_memcpy};
+
+int kvdepot_copy_level(void) { return MEMCPY; }
+
+static void order_stores(void) {}
+
+#endif
+
+static void flush(Batch *batch) {
+    batch->side_by_side(batch->segments, batch->count, batch->size);
+    batch->count = 0;
+}
+
+static void add(Batch *batch, char *dst, const char *src, int64_t size) {
+    if (batch->count == MAX_SEGMENTS || batch->size != size) flush(batch);
+    batch->segments[batch->count++] = (Segment){dst, src};
+    batch->size = size;
+}
+
+// Cuts a run into segments; what is left of whole lines at its ends is copied at once.
+static void add_run(Batch *batch, char *dst, const char *src, int64_t size) {
+    int64_t head = -(intptr_t)dst & (LINE_BYTES - 1);
+    if (size < head + LINE_BYTES) {
+        memcpy(dst, src, size);
+        return;
+    }
+    memcpy(dst, src, head);
+    dst += head, src += head, size -= head;
+    int64_t tail = size & (LINE_BYTES - 1);
+    size -= tail;
+    memcpy(dst + size, src + size, tail);
+    for (int64_t at = 0; at < size; at += SEGMENT_BYTES)
+        add(batch, dst + at, src + at, size - at < SEGMENT_BYTES ? size - at : SEGMENT_BYTES);
+}
+
+static void walk(Batch *batch, char *dst, const char *src, const Loop *loops, int num_loops, int64_t run_bytes) {
+    if (num_loops == 0) {
+        add_run(batch, dst, src, run_bytes);
+        return;
+    }
+    for (int64_t i = 0; i < loops->count; i++)
+        walk(batch, dst + i * loops->dst_stride_bytes, src + i * loops->src_stride_bytes, loops + 1, num_loops - 1,
+             run_bytes);
+}
+
+// Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first.
+void kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, int64_t run_bytes, int level) {
+    Batch batch = {.count = 0, .size = 0, .side_by_side = SIDE_BY_SIDE[level]};
+    walk(&batch, dst, src, loops, num_loops, run_bytes);
+    flush(&batch);
+    order_stores();  // streaming stores of this thread come before whatever it tells others next
+}
