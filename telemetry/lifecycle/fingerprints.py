@@ -92,7 +92,7 @@ def fingerprints(
 
 def _extend(keys: PositionKeys, total: int, first: int, token_ids: NDArray[np.uint32]) -> int:
     count = len(token_ids)
-    return (total + int(np.einsum("i,i->", token_ids, keys.between(first, first + count))) + count * LENGTH_KEY) & MASK
+    return (total + int(np.vecdot(token_ids, keys.between(first, first + count))) + count * LENGTH_KEY) & MASK
 
 
 def _sum_blocks(
@@ -102,10 +102,10 @@ def _sum_blocks(
     last = first + len(token_ids)
     if block_size % 2 == 0 and sys.byteorder == "little":
         pairs, shape = np.ascontiguousarray(token_ids).view(np.uint64), (len(out), block_size // 2)
-        np.einsum("ij,ij->i", pairs.reshape(shape), keys.of_pairs_between(first, last).reshape(shape), out=out)
+        np.vecdot(pairs.reshape(shape), keys.of_pairs_between(first, last).reshape(shape), out=out)
     else:
         shape = (len(out), block_size)
-        np.einsum("ij,ij->i", token_ids.reshape(shape), keys.between(first, last).reshape(shape), out=out)
+        np.vecdot(token_ids.reshape(shape), keys.between(first, last).reshape(shape), out=out)
 
 
 def sampled(instance_id: str, first: int, last: int, rate: float) -> NDArray[np.bool_]:

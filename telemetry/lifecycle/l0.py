@@ -112,12 +112,13 @@ class L0Lifecycle:
         if event.block_size < 1:
             self._num_malformed += len(event.records)
             return instance
-        source = Source(event.instance_id, event.model_name)
-        if instance is not None and (instance.source, instance.block_size) != (source, event.block_size):
+        if instance is not None and (
+            instance.source.model_name != event.model_name or instance.block_size != event.block_size
+        ):
             self._forget(instance)
             instance = None
         if instance is None:
-            instance = self._begin(source, event.block_size)
+            instance = self._begin(Source(event.instance_id, event.model_name), event.block_size)
         for record in event.records:
             instance.record(record, event.monotonic)
         return instance

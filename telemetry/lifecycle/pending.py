@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from telemetry.lifecycle.sessions import SessionTable
 
-MOST_TOGETHER = 4_096  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
+MOST_TOGETHER = 8_192  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
 
 
 @dataclass(slots=True)
@@ -34,7 +34,8 @@ class PendingRecord:
     def write_generations(self, generations: NDArray[np.uint32]) -> None:
         """Remember in the table the generations in which the blocks were taken, one per element."""
         num_filled = self.filled_end - self.filled
-        self.session.generations[self.filled : self.filled_end] = generations[:num_filled]
+        if num_filled:
+            self.session.generations[self.filled : self.filled_end] = generations[:num_filled]
         self.session.generations[self.appended : self.appended_end] = generations[num_filled:]
 
 
@@ -65,7 +66,8 @@ class Pending:
             self.expected[record.first : middle] = session.generations[record.filled : record.filled_end]
         self.block_ids[middle : record.last] = session.block_ids[record.appended : record.appended_end]
         self.expected[middle : record.last] = 0
-        self.identities[record.first + record.num_full : record.last] = 0
+        if record.first + record.num_full < record.last:
+            self.identities[record.first + record.num_full : record.last] = 0
         self.times[record.first : record.last] = record.time
         session.is_pending = True
         self.records.append(record)

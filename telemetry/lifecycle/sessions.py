@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from telemetry.lifecycle.blocks import BlockIds
 
+NOTHING = np.zeros(0, dtype=np.uint32)
+
 
 class SessionTable:
     """Block ids in the order of the tokens that they hold.
@@ -21,8 +23,7 @@ class SessionTable:
     )
 
     def __init__(self) -> None:
-        self.block_ids = np.zeros(0, dtype=np.uint32)
-        self.generations = np.zeros(0, dtype=np.uint32)
+        self.block_ids = self.generations = NOTHING
         self.last_time = 0.0
         self.is_pending = False
         self.restart()
@@ -49,8 +50,8 @@ class SessionTable:
             self.num_blocks = last
             return
         if last > len(self.block_ids):
-            # A prompt's table grows by a block every few tokens from here on: by an eighth, as the rows do.
-            capacity = last + last // 8 + 1
+            # A prompt's table grows by a block every few tokens from here on: by a sixteenth, as the rows do.
+            capacity = last + last // 16 + 1
             self.block_ids = _grown(self.block_ids, self.num_blocks, capacity)
             self.generations = _grown(self.generations, self.num_blocks, capacity)
         self.block_ids[self.num_blocks : middle] = reused_block_ids
