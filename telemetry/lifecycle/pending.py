@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from telemetry.lifecycle.sessions import SessionTable
 
-MOST_TOGETHER = 8_192  # blocks: beyond that the arrays leave the CPU's cache, and a call takes longer than a turn
+MOST_TOGETHER = 8_192  # blocks, at 28 bytes each; twice as many are no quicker
 
 
 @dataclass(slots=True)
