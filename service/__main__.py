@@ -21,8 +21,8 @@ from service.commands.sessions import sessions
 from service.commands.status import status
 from service.server import CannotListen, Server, serve
 from service.settings import BadSettings, LogFormat, Settings, load
-from telemetry.log_format import JsonFormat, TextFormat
-from telemetry.log_storm import StormLimit
+from telemetry.logs.line_format import JsonFormat, TextFormat
+from telemetry.logs.storm import StormLimit
 
 app = typer.Typer(
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",

@@ -32,14 +32,13 @@ from service import __version__
 from service.arena import Arena
 from service.attach import Attaching
 from service.boundary import Boundary
-from service.call_spans import CallSpans
 from service.depot import Depot, DepotLimits
-from service.gauges import DepotGauges
-from service.observability import Observability
+from service.observing.call_spans import CallSpans
+from service.observing.gauges import DepotGauges
+from service.observing.observability import Observability
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
-from service.session_log import SessionLog
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
 from telemetry.metrics.prometheus import CannotServeMetrics
@@ -75,7 +74,7 @@ class Server:
         self._settings = settings
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         self._backends = Backends.open(self._arena.view, settings.transfer_threads, _cuda_settings(settings))
-        self._observability = Observability.open(settings)
+        self._observability = Observability(settings)
         self.bus = self._observability.bus
         limits = DepotLimits(
             chunk_size=settings.chunk_size,
@@ -84,8 +83,6 @@ class Server:
             max_wait_seconds=settings.max_wait,
         )
         self.depot = Depot(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
-        if self.bus is not None and not settings.disable_logging:
-            self.bus.subscribe(SessionLog(self.depot.sessions))
         self._attaching = Attaching(self.depot, cuda_over_tcp=settings.cuda_over_tcp)
         self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
         self._health = health.aio.HealthServicer()
@@ -93,7 +90,7 @@ class Server:
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = tuple(map(self._listen, settings.listen))
-        self._start_measuring()
+        self._watch()
 
     @property
     def why_not_cuda(self) -> str:
@@ -152,13 +149,10 @@ class Server:
         self.depot.backend.close()
         self._arena.stop_populating()
 
-    def _start_measuring(self) -> None:
-        measuring = self._observability.measuring
-        if measuring is None or self.bus is None:
-            return
+    def _watch(self) -> None:
         gauges = DepotGauges(self.depot, self._boundary, lambda: self._arena.populated_bytes)
         try:
-            measuring.start(self.bus, gauges)
+            self._observability.watch(self.depot.sessions, gauges)
         except CannotServeMetrics as error:
             raise CannotListen(str(error)) from error
 

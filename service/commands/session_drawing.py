@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.commands.session_view import OperationView, SessionView
-from service.timeline import Span, gaps
+from service.observing.timeline import Span, gaps
 
 STYLES = {"lookup": "cyan", "retrieve": "green", "store": "blue", "engine": "dim"}
 BAD_OUTCOMES = ("refused", "cancelled", "failed")

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from service.commands.session_view import OperationView, SessionView
-from service.timeline import Span
+from service.observing.timeline import Span
 
 Event = dict[str, Any]
 

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from kvdepot.v1 import cache_pb2
 from service.commands.printable import printable
-from service.timeline import Span
+from service.observing.timeline import Span
 
 STATES = {
     cache_pb2.SESSION_END_UNSPECIFIED: "live",

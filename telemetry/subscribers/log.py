@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-
-from opentelemetry.trace import SpanContext
+from collections.abc import Sequence
 
 from telemetry.attributes import Plain, attributes
 from telemetry.delivery import Subscriber
@@ -21,7 +19,7 @@ from telemetry.events import (
     SessionStarted,
     StoreFinished,
 )
-from telemetry.log_format import span_ids
+from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -52,12 +50,7 @@ class LogSubscriber(Subscriber):
 
     name = "log"
 
-    def __init__(
-        self,
-        *,
-        span_of: Callable[[Event], SpanContext | None] = lambda event: None,
-        lines_per_second: int = LINES_PER_SECOND,
-    ) -> None:
+    def __init__(self, *, span_of: SpanOf = no_span, lines_per_second: int = LINES_PER_SECOND) -> None:
         self._span_of = span_of
         self._limit = RateLimit[tuple[str, int]](lines_per_second, period_seconds=1.0)
 

@@ -26,9 +26,9 @@ from telemetry.events import (
     TransferFinished,
     TransferStarted,
 )
-from telemetry.open_spans import LOST, OpenSpan, OpenWork
-from telemetry.span_attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
-from telemetry.tracing import caller
+from telemetry.spans.open_spans import LOST, OpenSpan, OpenWork
+from telemetry.spans.span_attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
+from telemetry.spans.tracing import caller
 
 OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
 WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished

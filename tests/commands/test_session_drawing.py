@@ -15,7 +15,7 @@ from rich.console import Console
 from kvdepot.v1 import cache_pb2
 from service.commands.session_drawing import cells, drawing
 from service.commands.session_view import view
-from service.timeline import Span
+from service.observing.timeline import Span
 
 
 def seconds(value: float) -> Duration:

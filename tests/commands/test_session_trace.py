@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.commands.session_trace import trace_of
 from service.commands.session_view import OperationView, SessionView
-from service.timeline import Span
+from service.observing.timeline import Span
 
 START = datetime(2027, 1, 15, 8, tzinfo=UTC)
 

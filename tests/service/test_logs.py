@@ -62,7 +62,7 @@ async def test_lines_tell_the_spans_that_the_collector_has(serve: Serve) -> None
     lookup, session = collector.one("lookup"), collector.one("session")
     assert said["LookupFinished"]["trace_id"] == lookup.trace_id.hex() == TRACE_ID
     assert said["LookupFinished"]["span_id"] == lookup.span_id.hex()
-    assert said["SessionEnded"]["span_id"] == session.span_id.hex()
+    assert said["SessionSummary"]["span_id"] == session.span_id.hex()
     assert attributes(session)["kvdepot.instance_id"] == FORGED
     assert "trace_id" not in said["ServerStarted"]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from service.session_report import report
+from service.observing.session_report import report
 from service.sessions import Sessions
 from telemetry.delivery import Subscriber
 from telemetry.events import Event, SessionEnded
+from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,11 @@ class SessionLog(Subscriber):
 
     name = "session log"
 
-    def __init__(self, sessions: Sessions, *, blocks_per_second: int = BLOCKS_PER_SECOND) -> None:
+    def __init__(
+        self, sessions: Sessions, *, span_of: SpanOf = no_span, blocks_per_second: int = BLOCKS_PER_SECOND
+    ) -> None:
         self._sessions = sessions
+        self._span_of = span_of
         self._limit = RateLimit[str](blocks_per_second, period_seconds=1.0)
 
     def handle(self, batch: Sequence[Event]) -> None:
@@ -57,4 +61,4 @@ class SessionLog(Subscriber):
         if num_suppressed:
             block.facts["num_suppressed"] = num_suppressed
             text += f"\n  {num_suppressed:,} sessions that ended before are not shown"
-        logger.info(text.replace("%", "%%"), block.facts, extra={"event": EVENT})
+        logger.info(text.replace("%", "%%"), block.facts, extra={"event": EVENT, **span_ids(self._span_of(event))})

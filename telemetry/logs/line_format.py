@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id, get_current_span
+
+from telemetry.events import Event
+
+SpanOf: TypeAlias = Callable[[Event], SpanContext | None]  # the span that an event belongs to, if any
+
+
+def no_span(event: Event) -> SpanContext | None:
+    """Where nothing is traced."""
+    return None
 
 
 def span_ids(span: SpanContext | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.session_report import MAX_ROWS, report, saved_tokens
+from service.observing.session_report import MAX_ROWS, report, saved_tokens
 from service.sessions import MAX_OPERATIONS, Operation, OperationKind, Outcome, Session, SessionEnd
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE

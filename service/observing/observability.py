@@ -5,53 +5,61 @@ from __future__ import annotations
 import asyncio
 
 from service import __version__
-from service.measuring import Measuring
+from service.observing.gauges import DepotGauges
+from service.observing.measuring import Measuring
+from service.observing.session_log import SessionLog
+from service.sessions import Sessions
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
+from telemetry.logs.line_format import SpanOf, no_span
 from telemetry.own_thread import OwnThread
 from telemetry.resource import server_resource
+from telemetry.spans.tracing import Tracing
 from telemetry.subscribers.log import LogSubscriber
 from telemetry.subscribers.tracing import TracingSubscriber
-from telemetry.tracing import Tracing
 
 
 class Observability:
     """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run.
 
     ``tracing`` is None where nothing is traced, ``measuring`` where nothing is measured.
+    Raises: BadSettings, for a subscriber that can't be loaded.
     """
 
-    def __init__(
-        self, bus: EventBus | None, tracing: Tracing | None = None, measuring: Measuring | None = None
-    ) -> None:
-        self.bus = bus
-        self.tracing = tracing
-        self.measuring = measuring
-
-    @classmethod
-    def open(cls, settings: Settings) -> Observability:
-        """All that the settings ask for. Raises: BadSettings, for a subscriber that can't be loaded."""
+    def __init__(self, settings: Settings) -> None:
+        self.bus: EventBus | None = None
+        self.tracing: Tracing | None = None
+        self.measuring: Measuring | None = None
+        self._logs = not settings.disable_logging
+        self._span_of: SpanOf = no_span
         if settings.disable_observability:
-            return cls(None)
+            return
         own_subscribers = _own_subscribers(settings)
         resource = server_resource(__version__)
         subscribers: list[Subscriber] = []
-        tracing = None
-        log = LogSubscriber()
         if settings.enable_tracing:
-            tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
-            spans = TracingSubscriber(tracing.provider, patience_seconds=2 * settings.max_wait)
-            subscribers.append(spans)  # before the log, whose lines tell the spans' ids
-            log = LogSubscriber(span_of=spans.span_of)
-        if not settings.disable_logging:
-            subscribers.append(log)
-        measuring = None if settings.disable_metrics else Measuring(settings, resource)
-        if measuring is not None:
-            subscribers += measuring.subscribers
+            self.tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
+            spans = TracingSubscriber(self.tracing.provider, patience_seconds=2 * settings.max_wait)
+            subscribers.append(spans)  # before the logs, whose lines tell the spans' ids
+            self._span_of = spans.span_of
+        if self._logs:
+            subscribers.append(LogSubscriber(span_of=self._span_of))
+        if not settings.disable_metrics:
+            self.measuring = Measuring(settings, resource)
+            subscribers += self.measuring.subscribers
         subscribers += own_subscribers
-        return cls(EventBus(subscribers, capacity=settings.event_queue_size), tracing, measuring)
+        self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
+
+    def watch(self, sessions: Sessions, gauges: DepotGauges) -> None:
+        """Log sessions that end, and export metrics, from now on. Raises: CannotServeMetrics."""
+        if self.bus is None:
+            return
+        if self._logs:
+            self.bus.subscribe(SessionLog(sessions, span_of=self._span_of))
+        if self.measuring is not None:
+            self.measuring.start(self.bus, gauges)
 
     async def close(self) -> None:
         """Send what was not sent yet, for a few seconds at most; the bus has stopped."""

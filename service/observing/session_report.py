@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from heapq import merge
 from typing import Any
 
+from service.observing.timeline import Span, gaps
 from service.sessions import Operation, OperationKind, Session
-from service.timeline import Span, gaps
 
 MAX_ROWS = 24
 SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row

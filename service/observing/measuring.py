@@ -8,8 +8,8 @@ from functools import partial
 
 from opentelemetry.sdk.resources import Resource
 
-from service.gauges import DepotGauges
-from service.rpc_durations import RpcDurations
+from service.observing.gauges import DepotGauges
+from service.observing.rpc_durations import RpcDurations
 from service.settings import Settings
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from telemetry.subscribers.l0 import L0Subscriber
-from tests.telemetry.l0_model import detached, record, report, session_ended
+from tests.telemetry.lifecycle.l0_model import detached, record, report, session_ended
 
 BLOCK_SIZE = 16
 TIMEOUT_SECONDS = 600.0

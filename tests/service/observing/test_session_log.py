@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from kvdepot import AsyncDepotClient, KvShape, layouts
+from service.observing.session_log import SessionLog
 from service.server import Server
-from service.session_log import SessionLog
 from service.sessions import MAX_ENDED_REMEMBERED, SessionEnd, Sessions
 from telemetry.events import SessionEnded
-from telemetry.log_format import JsonFormat
+from telemetry.logs.line_format import JsonFormat
 
-LOGGER = "service.session_log"
+LOGGER = "service.observing.session_log"
 GROUP = layouts.NL_X_NB_BS_HS.without_memory(
     KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
 )
@@ -122,7 +122,7 @@ def test_where_info_is_off_no_block_is_made(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, LOGGER)
-    monkeypatch.setattr("service.session_log.report", None)
+    monkeypatch.setattr("service.observing.session_log.report", None)
     SessionLog(sessions).handle([end(sessions)])
     assert caplog.records == []
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from telemetry.events import BlockAllocation, Event
 from telemetry.lifecycle.l0 import L0Lifecycle
-from tests.telemetry.l0_model import Model, Observations, detached, record, report, session_ended
+from tests.telemetry.lifecycle.l0_model import Model, Observations, detached, record, report, session_ended
 
 TIMEOUT_SECONDS = 8.0
 SESSIONS = "stuv"
@@ -106,7 +106,8 @@ class Engine:
             name = self.choices.choice(sorted(self.running))
             _, tokens = self.running[name]
             self.let_go(name)
-            yield report(now, self.instance_id, self.admit(name, tokens, resumed=True), block_size=self.block_size)
+            if len(self.free) * self.block_size >= len(tokens):
+                yield report(now, self.instance_id, self.admit(name, tokens, resumed=True), block_size=self.block_size)
         else:
             name = self.choices.choice(sorted(self.running))
             self.let_go(name)

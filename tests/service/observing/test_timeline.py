@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.timeline import Span, gaps
+from service.observing.timeline import Span, gaps
 
 MOMENTS = st.integers(0, 30)
 

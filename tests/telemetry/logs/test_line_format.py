@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from telemetry.events import Event, ServerDraining, StoreFinished
-from telemetry.log_format import JsonFormat, TextFormat
-from telemetry.log_storm import StormLimit
+from telemetry.logs.line_format import JsonFormat, TextFormat
+from telemetry.logs.storm import StormLimit
 from telemetry.subscribers.log import LogSubscriber
 
 Lines = Callable[[], list[str]]
@@ -137,7 +137,7 @@ def test_storm_from_one_place_is_held_back_and_told_of(
     lines_in: Callable[..., Lines], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_000.0]
-    monkeypatch.setattr("telemetry.log_storm.monotonic", lambda: now[0])
+    monkeypatch.setattr("telemetry.logs.storm.monotonic", lambda: now[0])
     lines = lines_in(TextFormat(), StormLimit(lines=2, period_seconds=60.0))
     for _ in range(10):
         complain(logger)

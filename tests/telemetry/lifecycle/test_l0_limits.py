@@ -14,7 +14,7 @@ from telemetry.lifecycle.fingerprints import sampled
 from telemetry.lifecycle.instance import MAX_SESSION_TOKENS, MAX_SESSIONS
 from telemetry.lifecycle.l0 import MAX_INSTANCES, L0Lifecycle
 from telemetry.subscribers.l0 import L0Subscriber
-from tests.telemetry.l0_model import Observations, record, report, session_ended
+from tests.telemetry.lifecycle.l0_model import Observations, record, report, session_ended
 
 NOW = 1_000.0
 

@@ -27,10 +27,10 @@ from telemetry.events import (
     TransferStarted,
     TransferStep,
 )
-from telemetry.open_spans import OpenSpan, OpenWork
 from telemetry.resource import server_resource
+from telemetry.spans.open_spans import OpenSpan, OpenWork
+from telemetry.spans.tracing import Tracing
 from telemetry.subscribers.tracing import TracingSubscriber
-from telemetry.tracing import Tracing
 
 NOON = 1_800_000_000.0
 ENGINE_TRACE, ENGINE_SPAN = 0xAB << 64 | 0xCD, 0xEF
@@ -449,8 +449,8 @@ class HangingExporter(SpanExporter):
 
 
 def test_close_gives_up_on_a_collector_that_hangs_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.tracing.FLUSH_SECONDS", 0.05)
-    monkeypatch.setattr("telemetry.tracing.GIVE_UP_SECONDS", 20.0)
+    monkeypatch.setattr("telemetry.spans.tracing.FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr("telemetry.spans.tracing.GIVE_UP_SECONDS", 20.0)
     before = set(threading.enumerate())
     tracing = Tracing([HangingExporter()], server_resource("1"))
     tracing.provider.get_tracer("t").start_span("s").end()

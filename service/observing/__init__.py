@@ -1,0 +1,1 @@
+"""What watches the depot: subscribers as the settings ask for them, gauges, calls, the session log."""
