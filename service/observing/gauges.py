@@ -50,6 +50,7 @@ class DepotGauges:
             catalogue.INSTANCES_LIVE: {(): len(depot.instances)},
             catalogue.ATTACHMENTS_LIVE: {(): len(attachments)},
             catalogue.ATTACHMENTS_MAPPED: {(): mapped_bytes},
+            catalogue.DRAINING: {(): int(self._boundary.draining)},
             catalogue.RPCS_RUNNING: {
                 ("call",): self._boundary.num_running,
                 ("stream",): self._boundary.num_standing,

@@ -214,6 +214,7 @@ RPC_DURATION = histogram(
     boundaries=CALL_BOUNDARIES_SECONDS,
 )
 RPCS_RUNNING = gauge("kvdepot.rpcs.running", "{call}", "Calls of ours that run now.", RPC_KIND)
+DRAINING = gauge("kvdepot.draining", "", "1 while the depot lets its work end and takes no more; else 0.")
 EVENT_LOOP_LAG = histogram(
     "kvdepot.event_loop.lag",
     "s",

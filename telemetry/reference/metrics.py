@@ -30,7 +30,7 @@ _SECTIONS = {
     "L0: the engines' blocks": ("kvdepot.l0",),
     "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
-    "The server": ("rpc.", "kvdepot.rpcs", "kvdepot.event_loop", "process.", "cpython."),
+    "The server": ("rpc.", "kvdepot.rpcs", "kvdepot.draining", "kvdepot.event_loop", "process.", "cpython."),
 }
 
 

@@ -29,6 +29,7 @@ from kvdepot import Attachment, DepotClient, DepotError, KvShape, SharedBuffer, 
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import SERVICES
 from tests.conftest import running_server
+from tests.e2e.scraping import get
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
@@ -337,6 +338,21 @@ def test_what_ends_work_is_taken_while_the_depot_drains(serve: Serve) -> None:
         assert client.get_status().num_leases == 0
         assert attachment.end_session("s").summary.end == cache_pb2.SESSION_END_REQUESTED
         assert [each.instance_id for each in client.list_instances().instances] == ["engine"]
+        store.finish()
+    assert server.exit_code() == 0
+
+
+def test_the_metrics_tell_that_it_drains(serve: Serve) -> None:
+    server = serve("--listen", "127.0.0.1:0")
+    (address,) = server.addresses()
+    served = re.search(r"http://([\d.:]+)/metrics", server.said())
+    assert served is not None
+    with DepotClient(address) as client, attached(client) as attachment:
+        assert "kvdepot_draining 0.0" in get(served[1]).splitlines()
+        store = RunningStore.seen_by(client, attachment)
+        server.send(signal.SIGTERM)
+        until(lambda: attachment.draining)
+        assert "kvdepot_draining 1.0" in get(served[1]).splitlines()
         store.finish()
     assert server.exit_code() == 0
 
