@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,22 @@ class Settings(BaseSettings):
 
     listen: Texts = Field(("127.0.0.1:50051",), description="where to serve, HOST:PORT or unix:PATH; repeatable")
     unix_socket_mode: str = Field("600", description="permissions of the unix sockets, octal")
+    unix_socket_owner: str = Field(
+        "",
+        description="whose the unix sockets are, USER, USER:GROUP or :GROUP, as names or numbers; empty: the depot's",
+    )
+    tls_cert: str = Field("", description="PEM file of the server's certificate and its chain: TCP is served with TLS")
+    tls_key: str = Field("", description="PEM file of the certificate's private key")
+    tls_client_ca: str = Field(
+        "", description="PEM file of the authorities that sign clients' certificates: over TCP each client needs one"
+    )
+    tenants: str = Field(
+        "", description="YAML or JSON file that says who may call; empty: everybody who can connect, as one tenant"
+    )
+    tokens_over_plain_tcp: bool = Field(
+        False, description="take bearer tokens from other machines over TCP without TLS, where anybody can read them"
+    )
+    open_reflection: bool = Field(False, description="describe the API to callers that are not authenticated, too")
     l1_size: Size = Field(4 << 30, description="host memory for chunks, such as 8GiB")
     l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: none, transparent or reserved")
     chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
@@ -99,6 +116,15 @@ class Settings(BaseSettings):
     )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="calls that run at once; more are refused")
     max_attachments: int = Field(1024, ge=1, description="attachments and event feeds that are open at once")
+    tenant_max_concurrent_rpcs: int = Field(
+        256, ge=1, description="calls of one tenant that run at once, where the tenants file does not say otherwise"
+    )
+    tenant_max_attachments: int = Field(
+        256, ge=1, description="attachments and event feeds of one tenant, where the file does not say otherwise"
+    )
+    tenant_max_bytes_in_flight: Size = Field(
+        4 << 30, ge=1, description="bytes that move for one tenant at once, where the file does not say otherwise"
+    )
     max_message_size: Size = Field(16 << 20, ge=2 << 20, le=1 << 30, description="the largest message that is taken")
     disable_observability: bool = Field(False, description="publish no events at all")
     disable_logging: bool = Field(False, description="log no events")
@@ -132,6 +158,24 @@ class Settings(BaseSettings):
         if not value.isdecimal() or int(value, 8) > 0o777:
             raise ValueError(f"{value!r} is not an octal mode such as 600 or 660")
         return value
+
+    @field_validator("unix_socket_owner")
+    @classmethod
+    def _user_and_group(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[^\s:]+(:[^\s:]+)?|:[^\s:]+", value):
+            raise ValueError(f"{value!r} is not USER, USER:GROUP or :GROUP")
+        return value
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> Settings:
+        for name, needed in (
+            ("tls_cert", "tls_key"),
+            ("tls_key", "tls_cert"),
+            ("tls_client_ca", "tls_cert"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"{name}: set {needed} too")
+        return self
 
     @field_validator("subscriber")
     @classmethod
@@ -215,7 +259,8 @@ def _fault(error: Any) -> str:
 
 
 def _text(name: str, value: object) -> str:
-    if name.endswith("_size") and isinstance(value, int) and name not in ("chunk_size", "event_queue_size"):
+    is_size = name.endswith(("_size", "_bytes_in_flight")) and name not in ("chunk_size", "event_queue_size")
+    if is_size and isinstance(value, int):
         return format_size(value)
     if name == "subscriber":
         sources = [text.partition("=")[0] for text in value] if isinstance(value, tuple) else []

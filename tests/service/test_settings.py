@@ -130,6 +130,15 @@ def test_what_subscribers_are_given_is_not_described() -> None:
 BAD = {
     "listen": ["", "localhost", "localhost:", "localhost:http", "50051", "127.0.0.1:70000", "unix:"],
     "unix_socket_mode": ["", "rw", "888", "0o600", "1777", "-1"],
+    "unix_socket_owner": ["a b", ":", "a:", "a:b:c"],
+    "tls_cert": ["cert.pem"],
+    "tls_key": ["key.pem"],
+    "tls_client_ca": ["ca.pem"],
+    "tokens_over_plain_tcp": ["x"],
+    "open_reflection": ["x"],
+    "tenant_max_concurrent_rpcs": ["0", "all"],
+    "tenant_max_attachments": ["0"],
+    "tenant_max_bytes_in_flight": ["0", "all"],
     "l1_size": ["0", "4095", "-1", "much", "8XB"],
     "l1_huge_pages": ["", "yes", "2MiB"],
     "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
@@ -171,7 +180,7 @@ def test_a_bad_value_is_told_with_its_name(name: str, value: str) -> None:
 
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
-    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint"}
+    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants"}
 
 
 def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
