@@ -18,28 +18,34 @@ METHOD = "/kvdepot.v1.ObservabilityService/ReportBlockAllocation"
 BLOCK_SIZE = 16
 NUM_BLOCKS = 50_000
 RECORD_BLOCKS = (16, 32, 64, 128, 264, 512)
+VOCABULARY = 128_000
 STEP_SECONDS = 0.01
 NUM_REPORTS = 200  # made beforehand, so that this process costs little beside the one that is measured
 
 
 def reports(blocks_per_report: int) -> list[bytes]:
-    """Reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike."""
+    """Reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike.
+
+    An engine gives a block to one session at a time: ids are handed out in turn, and by the time that they come
+    round again the sessions that had them have, too. Those start at token 0 again, with other tokens.
+    """
     rng = np.random.default_rng(0)
-    shared = rng.integers(0, 2**31, BLOCK_SIZE * max(RECORD_BLOCKS), dtype=np.uint32)
-    sizes = itertools.cycle(RECORD_BLOCKS)
+    shared = rng.integers(0, VOCABULARY, BLOCK_SIZE * max(RECORD_BLOCKS), dtype=np.uint32)
+    num_distinct = NUM_BLOCKS // blocks_per_report
     made: list[bytes] = []
     for number in range(NUM_REPORTS):
         records: list[BlockAllocationRecord] = []
-        left = blocks_per_report
-        while left > 0:
-            size = min(next(sizes), left)
-            left -= size
-            tokens = rng.integers(0, 2**31, size * BLOCK_SIZE, dtype=np.uint32)
+        sizes = itertools.cycle(RECORD_BLOCKS)
+        first = number % num_distinct * blocks_per_report
+        last = first + blocks_per_report
+        while first < last:
+            size = min(next(sizes), last - first)
+            tokens = rng.integers(0, VOCABULARY, size * BLOCK_SIZE, dtype=np.uint32)
             if rng.random() < 0.1:
                 tokens[: len(tokens) // 2] = shared[: len(tokens) // 2]
-            blocks = rng.choice(NUM_BLOCKS, size, replace=False).astype(np.uint32)
-            # Sessions come again when the reports begin anew; each time they start at token 0.
-            session_id = f"flood-{number}-{len(records)}"
+            blocks = np.arange(first, first + size, dtype=np.uint32)
+            first += size
+            session_id = f"flood-{number % num_distinct}-{len(records)}"
             records.append(allocation_record(session_id, block_ids=blocks, token_ids=tokens, resumed=True))
         report = ReportBlockAllocationRequest(
             instance_id="flood", model_name="flooded", block_size=BLOCK_SIZE, records=records

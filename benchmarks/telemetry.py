@@ -6,8 +6,9 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -15,11 +16,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bus
+from benchmarks import bus, l0
 from benchmarks.timing import seconds_of
 from kvdepot import AsyncDepotClient, KvShape, layouts
 from kvdepot.v1 import cache_pb2
-from service.commands.processes import child, server_process
+from service.commands.processes import Child, child, server_process
 
 TOKENS = 4_096
 ROUNDS = 9
@@ -68,49 +69,81 @@ class Prober:
         self.p99_ms.append(percentiles[98] * 1e3)
 
 
-async def measure_lookups(off: str, on: str, flooded: str, flood_pid: int, table: Table) -> None:
-    """Off, on, flooded, off, …: p50 and p99 of each, as medians over rounds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A server that is asked, and the process that floods it with reports at the same time, if any does."""
+
+    name: str
+    address: str
+    flood: Child | None = None
+
+
+async def measure_lookups(cases: Sequence[Case], table: Table) -> None:
+    """One case after the other, again and again: p50 and p99 of each, as medians over rounds; the first is the limit."""
     async with AsyncExitStack() as stack:
-        probers = [await Prober.open(stack, address) for address in (off, on, flooded)]
+        probers = [await Prober.open(stack, case.address) for case in cases]
         for _ in range(ROUNDS):
-            for prober in probers[:2]:
-                await prober.round()
-            with running(flood_pid):
-                await probers[2].round()
+            for case, prober in zip(cases, probers, strict=True):
+                with running(case.flood):
+                    await prober.round()
     p50s = [statistics.median(prober.p50_ms) for prober in probers]
     p99s = [statistics.median(prober.p99_ms) for prober in probers]
-    names = ("telemetry off", "on", f"on, with {FLOOD_BLOCKS_PER_SECOND:,} blocks/s reported")
-    for name, p50, p99 in zip(names, p50s, p99s, strict=True):
-        ratio = f"{p50 / p50s[0]:.2f} and {p99 / p99s[0]:.2f} times off"
-        table.add_row(f"Lookup hit, {TOKENS:,} tokens, {name}", f"p50 {p50:.2f} ms, p99 {p99:.2f} ms", ratio)
+    for case, p50, p99 in zip(cases, p50s, p99s, strict=True):
+        table.add_row(
+            f"Lookup hit, {TOKENS:,} tokens, {case.name}",
+            f"p50 {p50:.2f} ms, p99 {p99:.2f} ms",
+            f"p50 {p50s[0]:.2f} ms, p99 {p99s[0]:.2f} ms, {cases[0].name}",
+            f"{p50 / p50s[0]:.2f}, {p99 / p99s[0]:.2f}",
+        )
 
 
 @contextmanager
-def running(pid: int) -> Iterator[None]:
+def running(process: Child | None) -> Iterator[None]:
     """Lets a process run that is stopped outside of the block."""
-    os.kill(pid, signal.SIGCONT)
+    if process is None:
+        yield
+        return
+    os.kill(process.pid, signal.SIGCONT)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
+
+
+@contextmanager
+def flooding(address: str) -> Iterator[Child]:
+    """A process that reports as fast as asked for; it is stopped but for the time that it is ``running``."""
+    with child("the flood", "-m", "benchmarks.flood", address, str(FLOOD_BLOCKS_PER_SECOND)) as flood:
+        next(flood.lines())
+        os.kill(flood.pid, signal.SIGSTOP)
+        try:
+            yield flood
+        finally:
+            os.kill(flood.pid, signal.SIGCONT)  # so that it hears that it is to end
 
 
 def main() -> None:
     """Start the servers, measure, print the table."""
-    table = Table("what", "measured", "goal, or ratio in the same run", title="What watching costs")
+    table = Table("what", "kvdepot", "limit or goal", "ratio", title="What watching costs")
     uvloop.run(bus.measure(table))
+    l0.measure(table)
     with ExitStack() as stack:
-        off, on, flooded = (
-            stack.enter_context(server_process("--l1-size", "64MiB", *flags)) for flags in ((OFF,), ON, ON)
+        off, on, off_flooded, on_flooded = (
+            stack.enter_context(server_process("--l1-size", "64MiB", *flags)) for flags in ((OFF,), ON, (OFF,), ON)
         )
-        flood = stack.enter_context(child("the flood", "-m", "benchmarks.flood", flooded, str(FLOOD_BLOCKS_PER_SECOND)))
-        next(flood.lines())
-        os.kill(flood.pid, signal.SIGSTOP)
-        try:
-            uvloop.run(measure_lookups(off, on, flooded, flood.pid, table))
-        finally:
-            os.kill(flood.pid, signal.SIGCONT)  # so that it hears that it is to end
+        uvloop.run(
+            measure_lookups(
+                (
+                    Case(name="telemetry off", address=off),
+                    Case(name="on", address=on),
+                    Case(name="off, flooded", address=off_flooded, flood=stack.enter_context(flooding(off_flooded))),
+                    Case(name="on, flooded", address=on_flooded, flood=stack.enter_context(flooding(on_flooded))),
+                ),
+                table,
+            )
+        )
     Console(width=120).print(table)
+    print(f"flooded: with reports of {FLOOD_BLOCKS_PER_SECOND:,} blocks/s")
 
 
 if __name__ == "__main__":
