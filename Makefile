@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) --editable '.[server,dev]'
+	@$(PIP) --no-deps --ignore-requires-python helm-sdkpy  # it asks for 3.12 and runs on 3.11
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.installed
