@@ -79,7 +79,7 @@ class Case:
 
 
 async def measure_lookups(cases: Sequence[Case], table: Table) -> None:
-    """One case after the other, again and again: p50 and p99 of each, as medians over rounds; the first is the limit."""
+    """One case after the other, over and over: p50 and p99 of each, medians of the rounds; the first is the limit."""
     async with AsyncExitStack() as stack:
         probers = [await Prober.open(stack, case.address) for case in cases]
         for _ in range(ROUNDS):

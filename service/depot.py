@@ -98,7 +98,7 @@ class Depot:
             session = self.sessions.begin(instance_id, session_id, model_name)
             if len(self.sessions) > MAX_LIVE:
                 self.expire()
-            self._arm_expiry()
+            self._expire_by(self.sessions.idle_at(session))
             if self.bus is not None:
                 self.bus.publish(
                     SessionStarted(
@@ -156,7 +156,7 @@ class Depot:
             self._report_reused([chunk for chunks in chunks_by_rank for chunk in chunks if chunk.num_pins == 0])
         lease = self.leases.grant(session.instance_id, session.session_id, chunks_by_rank)
         session.lease_ids.add(lease.lease_id)
-        self._arm_expiry()
+        self._expire_by(lease.expire_monotonic)
         if self.bus is not None:
             self.bus.publish(
                 LeaseGranted(
@@ -311,19 +311,20 @@ class Depot:
         if self._expiry is not None:
             self._expiry.cancel()
 
-    def _arm_expiry(self) -> None:
-        """Have `expire` called when the next lease or session is due."""
-        due = [moment for moment in (self.leases.next_expiry(), self.sessions.next_idle()) if moment is not None]
-        if not due or (self._expiry is not None and self._expires_at <= min(due)):
-            return
+    def _expire_by(self, moment: float) -> None:
+        """Have `expire` called when a lease or a session is due (monotonic)."""
         if self._expiry is not None:
+            if self._expires_at <= moment:
+                return
             self._expiry.cancel()
         # At least a moment ahead: a session with a running operation may be overdue for as long as that takes.
-        delay_seconds = max(min(due) - time.monotonic(), 0.01)
+        delay_seconds = max(moment - time.monotonic(), 0.01)
         self._expires_at = time.monotonic() + delay_seconds
-        self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._expire_by_timer)
+        self._expiry = asyncio.get_running_loop().call_later(delay_seconds, self._on_timer)
 
-    def _expire_by_timer(self) -> None:
+    def _on_timer(self) -> None:
         self._expiry = None
         self.expire()
-        self._arm_expiry()
+        for moment in (self.leases.next_expiry(), self.sessions.next_idle()):
+            if moment is not None:
+                self._expire_by(moment)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NewType
 
 import numpy as np
@@ -21,6 +22,8 @@ from kernels.geometry import Group
 
 ChunkKey = NewType("ChunkKey", bytes)
 Namespace = NewType("Namespace", bytes)
+
+NUM_NAMESPACES_KEPT = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +62,20 @@ class RankIdentity:
 
     def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:
         """The first parent of the prefix's keys."""
-        kind = (
-            _encode("block hashes") + _encode(prefix.hash_block_size) + _encode(chunk_size)
-            if prefix.hash_block_size
-            else _encode("token ids")
-        )
-        return Namespace(
-            blake3(kind + self.head + _encode(prefix.cache_salt) + _encode(prefix.adapter) + self.geometry).digest()
-        )
+        return _namespace(self, prefix.hash_block_size, chunk_size, prefix.cache_salt, prefix.adapter)
+
+
+@lru_cache(maxsize=NUM_NAMESPACES_KEPT)
+def _namespace(
+    identity: RankIdentity, hash_block_size: int, chunk_size: int, cache_salt: str, adapter: str
+) -> Namespace:
+    """Remembered by all that it is made of."""
+    kind = (
+        _encode("block hashes") + _encode(hash_block_size) + _encode(chunk_size)
+        if hash_block_size
+        else _encode("token ids")
+    )
+    return Namespace(blake3(kind + identity.head + _encode(cache_salt) + _encode(adapter) + identity.geometry).digest())
 
 
 def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterator[ChunkKey]:
@@ -81,7 +90,7 @@ def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterato
     parent: bytes = namespace
     for start in range(0, len(token_bytes) - chunk_token_bytes + 1, chunk_token_bytes):
         parent = blake3(parent + token_bytes[start : start + chunk_token_bytes]).digest()
-        yield ChunkKey(parent)
+        yield parent  # type: ignore[misc]  # a ChunkKey, without the cost of a call that says so
 
 
 def _encode(value: str | int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -48,6 +48,8 @@ class Index:
         self.num_protected = 0
         self.num_evicted = 0
         self._chunks: dict[ChunkKey, Chunk] = {}
+        self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
+        """The chunk of a key, resident or being written: a lookup asks for hundreds."""
         self._namespaces: dict[Namespace, NamespaceEntry] = {}
         self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)
         self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
@@ -56,10 +58,6 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
-
-    def get(self, key: ChunkKey) -> Chunk | None:
-        """The chunk, resident or being written."""
-        return self._chunks.get(key)
 
     def last_drop(self, key: ChunkKey) -> Drop | None:
         """When and why a chunk that is not there any more was dropped, as far as is remembered."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +89,7 @@ class Leases:
         for chunks in chunks_by_rank:
             self._index.pin(chunks)
         lease = Lease(
-            lease_id=uuid.uuid4().hex,
+            lease_id=secrets.token_hex(16),
             instance_id=instance_id,
             session_id=session_id,
             chunks_by_rank=chunks_by_rank,

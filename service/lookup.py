@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.attachments import Instance
@@ -12,7 +12,7 @@ from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.errors import SessionNotFound, invalid
 from service.identity import ChunkKey, Namespace, Prefix, chunk_keys
-from service.index import DropReason
+from service.index import DropReason, Index
 from service.requests import LookupAnswer, LookupRequest, Miss, MissReason
 from service.sessions import Operation, OperationKind, Outcome
 from service.trace_context import traceparent
@@ -108,20 +108,49 @@ def find(depot: Depot, instance: Instance, prefix: Prefix) -> Match:
     if prefix.num_tokens < chunk_size:
         detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
         return Match([[]], Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail))
-    ranks = sorted(instance.ranks)
-    namespaces = [instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in ranks]
-    chunks_by_rank: list[list[Chunk]] = [[] for _ in ranks]
-    get = depot.index.get
-    for keys in zip(*(chunk_keys(namespace, prefix, chunk_size) for namespace in namespaces), strict=True):
-        found = [get(key) for key in keys]
-        resident = [chunk for chunk in found if chunk is not None and chunk.writer is None]
-        if len(resident) < len(ranks):
-            at_token = len(chunks_by_rank[0]) * chunk_size
-            writers = [chunk.writer for chunk in found if chunk is not None and chunk.writer is not None]
-            return Match(chunks_by_rank, _miss(depot, namespaces, keys, found, at_token), writers)
-        for chunks, chunk in zip(chunks_by_rank, resident, strict=True):
-            chunks.append(chunk)
-    return Match(chunks_by_rank, None)
+    namespaces = [instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)]
+    num_chunks = prefix.num_tokens // chunk_size  # that every rank walked so far has
+    walks: list[_Walk] = []
+    for namespace in namespaces:
+        walk = _walk(depot.index, chunk_keys(namespace, prefix, chunk_size), num_chunks)
+        num_chunks = min(num_chunks, len(walk.chunks))
+        walks.append(walk)
+    chunks_by_rank = [walk.chunks[:num_chunks] for walk in walks]
+    if num_chunks == prefix.num_tokens // chunk_size:
+        return Match(chunks_by_rank, None)
+    keys, found = zip(*(walk.at(num_chunks) for walk in walks), strict=True)
+    writers = [chunk.writer for chunk in found if chunk is not None and chunk.writer is not None]
+    return Match(chunks_by_rank, _miss(depot, namespaces, keys, found, num_chunks * chunk_size), writers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A rank's resident chunks from token 0, and the key of what ended the walk: that is not there, or not yet."""
+
+    chunks: list[Chunk]
+    end_key: ChunkKey | None = None
+    end_chunk: Chunk | None = None
+
+    def at(self, position: int) -> tuple[ChunkKey, Chunk | None]:
+        """What this rank has at a position that the walk came to."""
+        if position < len(self.chunks):
+            return self.chunks[position].key, self.chunks[position]
+        assert self.end_key is not None
+        return self.end_key, self.end_chunk
+
+
+def _walk(index: Index, keys: Iterable[ChunkKey], num_wanted: int) -> _Walk:
+    """One chunk more than wanted, if there is one: whoever asks for the reason of a miss wants to know of it."""
+    chunks: list[Chunk] = []
+    get = index.get
+    for key in keys:
+        chunk = get(key)
+        if chunk is None or chunk.writer is not None:
+            return _Walk(chunks, key, chunk)
+        chunks.append(chunk)
+        if len(chunks) > num_wanted:
+            break
+    return _Walk(chunks)
 
 
 def _miss(

@@ -181,7 +181,7 @@ class Sessions:
         over: list[Session] = []
         num_too_many = len(self._live) - MAX_LIVE
         for session in self._live.values():
-            is_idle = session.last_use + self._idle_timeout_seconds <= now
+            is_idle = self.idle_at(session) <= now
             if not is_idle and len(over) >= num_too_many:
                 break
             if session.num_running == 0:
@@ -191,7 +191,11 @@ class Sessions:
     def next_idle(self) -> float | None:
         """When the least recently used session will have been idle for too long (monotonic)."""
         session = next(iter(self._live.values()), None)
-        return session.last_use + self._idle_timeout_seconds if session is not None else None
+        return self.idle_at(session) if session is not None else None
+
+    def idle_at(self, session: Session) -> float:
+        """When the session will have been idle for too long, unless it is used (monotonic)."""
+        return session.last_use + self._idle_timeout_seconds
 
     def _forget(self, session: Session) -> None:
         ids = (session.instance_id, session.session_id)

@@ -21,6 +21,7 @@ from service.requests import (
     StoreRequest,
 )
 
+MAX_UTF8_BYTES = 4  # of a character
 MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 512
 MAX_WORLD_SIZE = 4096
@@ -45,6 +46,8 @@ class Violations:
 
     def text(self, field: str, value: str, *, most_bytes: int, required: bool = True) -> None:
         """A string that is there and not too long."""
+        if 0 < len(value) <= most_bytes // MAX_UTF8_BYTES:
+            return
         self.expect(bool(value) or not required, field, "is missing")
         self.expect(len(value.encode()) <= most_bytes, field, f"is longer than {most_bytes} bytes")
 
@@ -228,11 +231,17 @@ def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> N
     has_tokens, has_hashes = bool(message.token_ids), bool(message.block_hashes)
     wrong.expect(has_tokens or has_hashes, field, "has neither token_ids nor block_hashes")
     wrong.expect(not (has_tokens and has_hashes), field, "has both token_ids and block_hashes")
-    wrong.expect(
-        has_hashes == (message.hash_block_size > 0),
-        f"{field}.hash_block_size",
-        "is missing" if has_hashes else "is set without block_hashes",
-    )
+    if has_hashes:
+        _block_hashes_shape(wrong, field, message)
+    else:
+        wrong.expect(message.hash_block_size == 0, f"{field}.hash_block_size", "is set without block_hashes")
+    if message.cache_salt or message.adapter:
+        wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
+        wrong.text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
+
+
+def _block_hashes_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
+    wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
     wrong.expect(
         all(len(block_hash) in HASH_BYTES for block_hash in message.block_hashes),
         f"{field}.block_hashes",
@@ -243,8 +252,6 @@ def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> N
         f"{field}.hash_block_size",
         f"makes the prompt longer than {MAX_TOKENS} tokens",
     )
-    wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
-    wrong.text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
 
 
 def _prefix(message: cache_pb2.Prefix) -> Prefix:
