@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
-from kvdepot import channel
+from kvdepot import channel, trace
 from kvdepot.errors import depot_error
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -50,7 +50,7 @@ class AsyncCalls:
         timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
     ) -> Response:
         try:
-            return await method(request, timeout=timeout)
+            return await method(request, timeout=timeout, metadata=trace.metadata())
         except grpc.aio.AioRpcError as error:
             raise depot_error(error) from error
 
@@ -58,7 +58,7 @@ class AsyncCalls:
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
     ) -> AsyncGenerator[Response, None]:
         """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout))
+        return _responses(method(request, timeout=timeout, metadata=trace.metadata()))
 
     async def send(
         self,
@@ -71,7 +71,7 @@ class AsyncCalls:
         The depot may answer before it has read everything. A write that is under way then fails, and grpc.aio puts that
         failure in place of the answer if it is noticed second: so the writer is stopped the moment the answer comes.
         """
-        call = method(timeout=timeout)
+        call = method(timeout=timeout, metadata=trace.metadata())
         writer = asyncio.create_task(_write(call, requests))
 
         def stop_writing(_: object) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
-from kvdepot import channel
+from kvdepot import channel, trace
 from kvdepot.errors import depot_error
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -43,7 +43,7 @@ class Calls:
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float
     ) -> Response:
         try:
-            return method(request, timeout=timeout)
+            return method(request, timeout=timeout, metadata=trace.metadata())
         except grpc.RpcError as error:
             raise depot_error(error) from error
 
@@ -51,7 +51,7 @@ class Calls:
         self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
     ) -> Generator[Response, None, None]:
         """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout))
+        return _responses(method(request, timeout=timeout, metadata=trace.metadata()))
 
     def send(
         self, method: grpc.StreamUnaryMultiCallable[Request, Response], requests: Iterator[Request], timeout: float
@@ -59,7 +59,7 @@ class Calls:
         """Sends all the requests. What the iterator raises is raised here, and cancels the call."""
         source = _Source(requests)
         try:
-            return method(source, timeout=timeout)
+            return method(source, timeout=timeout, metadata=trace.metadata())
         except grpc.RpcError as error:
             if source.failure is not None:
                 raise source.failure from None

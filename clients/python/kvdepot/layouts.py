@@ -40,6 +40,8 @@ NL_X_NBBS_ONE_HS = Layout("NL_X_NBBS_ONE_HS")
 # vLLM's views of its one backing allocation, [blocks, heads, tokens, content] for each layer, in any physical order.
 VLLM = Layout("NL_X_NB_NH_BS_C")
 VLLM_MLA = Layout("NL_X_NB_ONE_BS_HS")
+# The same with the content of a head taken as one, where it is not K and V of one size (quantized, with scales).
+VLLM_OPAQUE = Layout("NL_X_NB_NH_BS_HS")
 
 # That allocation as a whole, in the six orders that vLLM names by these letters.
 VLLM_LBNHC = Layout("NL_NB_BS_NH_C")

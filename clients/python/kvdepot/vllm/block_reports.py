@@ -1,0 +1,83 @@
+"""Tells the depot which blocks the scheduler gave to whom: noted on its thread, sent by the event loop in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvdepot.aio_client import AsyncDepotClient
+from kvdepot.errors import DepotError
+from kvdepot.requests import allocation_record
+
+logger = logging.getLogger(__name__)
+
+BATCH_SECONDS = 0.1
+BATCH_RECORDS = 256
+MAX_RECORDS = 16_384
+TIMEOUT_SECONDS = 5.0
+
+
+class Allocation(NamedTuple):
+    """Blocks that a request was given, and the tokens that they are for."""
+
+    session_id: str
+    block_ids: Sequence[int]
+    reused_block_ids: Sequence[int]
+    token_ids: Sequence[int]
+    resumed: bool
+
+
+class BlockReports:
+    """A bounded queue. A request of which a record is lost is not told of any more: its next one would not fit."""
+
+    def __init__(self, client: AsyncDepotClient, instance_id: str, model_name: str, block_size: int) -> None:
+        self._client = client
+        self._instance_id = instance_id
+        self._model_name = model_name
+        self._block_size = block_size
+        self._allocations: deque[Allocation] = deque()
+        self._lost: set[str] = set()
+
+    def note(self, allocation: Allocation) -> None:
+        """Notes an allocation, to be sent soon; on the scheduler's thread, so nothing is made of it yet."""
+        if len(self._allocations) < MAX_RECORDS:
+            self._allocations.append(allocation)
+        else:
+            self._lost.add(allocation.session_id)
+
+    def forget(self, session_id: str) -> None:
+        """The request has ended."""
+        self._lost.discard(session_id)
+
+    async def run(self) -> None:
+        """Sends batches until it is cancelled."""
+        while True:
+            await asyncio.sleep(BATCH_SECONDS)
+            while self._allocations:
+                count = min(BATCH_RECORDS, len(self._allocations))
+                await self._send([self._allocations.popleft() for _ in range(count)])
+
+    async def _send(self, batch: Sequence[Allocation]) -> None:
+        records = [
+            allocation_record(
+                each.session_id,
+                block_ids=each.block_ids,
+                token_ids=each.token_ids,
+                reused_block_ids=each.reused_block_ids,
+                resumed=each.resumed,
+            )
+            for each in batch
+            if each.resumed or each.session_id not in self._lost
+        ]
+        try:
+            await self._client.report_block_allocation(
+                self._instance_id, self._model_name, self._block_size, records, timeout_seconds=TIMEOUT_SECONDS
+            )
+        except DepotError as error:
+            self._lost.update(each.session_id for each in batch)
+            logger.debug("%d block allocations were not told: %s", len(batch), error)
+        else:
+            self._lost.difference_update(each.session_id for each in batch if each.resumed)

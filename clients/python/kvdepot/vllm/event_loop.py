@@ -1,0 +1,56 @@
+"""The event loop that all of this process's calls to the depot run on, in a thread of its own.
+
+grpc.aio wants one loop per process, and vLLM may run its scheduler and its worker in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class EventLoop:
+    """Runs in a daemon thread until the process ends."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="kvdepot", daemon=True).start()
+
+    _shared: EventLoop | None = None
+    _lock = threading.Lock()
+
+    @classmethod
+    def shared(cls) -> EventLoop:
+        """The process's loop; a forked child gets one of its own."""
+        with cls._lock:
+            if cls._shared is None or cls._shared._pid != os.getpid():
+                cls._shared = cls()
+            return cls._shared
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Runs a function on the loop, soon."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Runs a coroutine on the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, Result], timeout_seconds: float) -> Result:
+        """Runs a coroutine on the loop and waits for it; it is cancelled when the time is over.
+
+        Raises:
+            TimeoutError: it took too long.
+        """
+        started = self.start(work)
+        try:
+            return started.result(timeout_seconds)
+        except TimeoutError:
+            started.cancel()
+            raise

@@ -1,0 +1,94 @@
+"""A worker's KV cache, as the groups and regions to attach.
+
+vLLM hands over one view per layer, [blocks, heads, tokens, content], in any physical order. Where its kernels want
+smaller blocks than its scheduler, a view counts those.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvdepot import layouts
+from kvdepot.cuda import CudaRegions
+from kvdepot.layout import Layout
+from kvdepot.shared_buffer import By
+from kvdepot.sharing import SharedRegions
+from kvdepot.strided import Strided, strided
+from kvdepot.v1.cache_pb2 import KvGroup, MemoryRegion
+from kvdepot.vllm.orders import BlockIds
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """Whose block table a group that was attached takes: that of a group of vLLM, each block split so many times."""
+
+    vllm_group: int
+    blocks_per_block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedMemory:
+    """What to attach, and how to make its block tables."""
+
+    groups: tuple[KvGroup, ...]
+    regions: tuple[MemoryRegion, ...]
+    sources: tuple[TableSource, ...]
+    on_gpu: bool
+
+    def tables(self, block_ids: BlockIds) -> list[Sequence[int]]:
+        """The block table of each group that was attached."""
+        return [_split(block_ids[source.vllm_group], source.blocks_per_block) for source in self.sources]
+
+
+def share(kv_caches: Mapping[str, Any], kv_cache_config: Any, by: By) -> AttachedMemory:
+    """Shares the memory of the views, which moves it if it is a CPU's, and describes it.
+
+    Layers of one group of vLLM that differ in shape or strides become several groups.
+
+    Raises:
+        ValueError: a view is missing, or its shape is not one that is known.
+        OSError: there is no room for shared memory.
+        kvdepot.cuda.NotShareable: CUDA can't share this memory.
+    """
+    first = next(iter(kv_caches.values()))
+    on_gpu = first.device.type == "cuda"
+    shared: SharedRegions | CudaRegions = CudaRegions() if on_gpu else SharedRegions(by)
+    groups, sources = [], []
+    for number, group in enumerate(kv_cache_config.kv_cache_groups):
+        for layout, views in _alike(group, kv_caches):
+            blocks = int(views[0].shape[0])
+            if blocks % kv_cache_config.num_blocks:
+                raise ValueError(
+                    f"a view of {blocks} blocks does not fit {kv_cache_config.num_blocks} of the scheduler"
+                )
+            groups.append(layout.from_tensors(views, shared))
+            sources.append(TableSource(number, blocks // kv_cache_config.num_blocks))
+    return AttachedMemory(groups=tuple(groups), regions=shared.regions, sources=tuple(sources), on_gpu=on_gpu)
+
+
+def _alike(group: Any, kv_caches: Mapping[str, Any]) -> Iterator[tuple[Layout, list[Any]]]:
+    """The views of a group's layers, those of one kind together."""
+    by_layer = getattr(group.kv_cache_spec, "kv_cache_specs", {})
+    kinds: dict[tuple[Layout, Strided], list[Any]] = defaultdict(list)
+    for name in group.layer_names:
+        if name not in kv_caches:
+            raise ValueError(f"vLLM registered no KV cache for the layer {name}")
+        layout = _layout(by_layer.get(name, group.kv_cache_spec))
+        kinds[layout, strided(kv_caches[name])].append(kv_caches[name])
+    for (layout, _), views in kinds.items():
+        yield layout, views
+
+
+def _layout(spec: Any) -> Layout:
+    """K and V side by side, or else whatever a token has for a head, taken as one."""
+    is_plain = spec.state_content_bytes is None and spec.head_size == spec.head_size_v
+    return layouts.VLLM if is_plain else layouts.VLLM_OPAQUE
+
+
+def _split(block_ids: Sequence[int], parts: int) -> Sequence[int]:
+    if parts == 1:
+        return block_ids
+    return [block_id * parts + part for block_id in block_ids for part in range(parts)]

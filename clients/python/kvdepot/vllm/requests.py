@@ -1,0 +1,33 @@
+"""What the scheduler's side knows of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvdepot.vllm.lookups import Lookup
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One request, from its arrival until vLLM has finished it and its last operation is settled.
+
+    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well.
+    """
+
+    request: Any
+    lookup: Lookup | None = None
+    local_tokens: int = 0
+    stored_tokens: int = 0
+    reported_tokens: int = 0
+    may_load: bool = True
+    may_store: bool = True
+    is_reported: bool = False
+    known_to_depot: bool = False
+    finished: bool = False
+    operations: set[int] = field(default_factory=set)
+
+    @property
+    def request_id(self) -> str:
+        """vLLM's id of it, which is the session's."""
+        return str(self.request.request_id)

@@ -1,0 +1,288 @@
+"""The worker's side: carries orders out on the event loop, and tells what became of them.
+
+The engine's thread only hands orders over and picks results up; it waits for nothing but its first attachment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from kvdepot import cuda
+from kvdepot.aio_attachment import AsyncAttachment
+from kvdepot.aio_client import AsyncDepotClient
+from kvdepot.errors import DepotError
+from kvdepot.trace import traceparent
+from kvdepot.v1.cache_pb2 import RetrieveResponse, StoreResponse
+from kvdepot.vllm.config import ConnectorConfig
+from kvdepot.vllm.event_loop import EventLoop
+from kvdepot.vllm.identity import Place
+from kvdepot.vllm.link import DepotLink, LinkSettings
+from kvdepot.vllm.memory import AttachedMemory, share
+from kvdepot.vllm.orders import LoadOrder, StoreOrder, WorkerReport
+
+logger = logging.getLogger(__name__)
+
+MAX_STORES = 8
+CLOSE_SECONDS = 2.0
+
+Response = TypeVar("Response")
+
+
+class _Result(NamedTuple):
+    """News of an operation: it failed, or it is settled, or both."""
+
+    operation_id: int
+    failed: bool
+    settled: bool
+
+
+class _Loaded(NamedTuple):
+    """A load has ended, as far as its request is concerned."""
+
+    order: LoadOrder
+    failed: bool
+
+
+class WorkerSide:
+    """One worker: its memory, its link to the depot, the operations that run.
+
+    ``record_event`` records an event on the device's current stream, which the depot waits for before it touches
+    blocks; it is called if the memory is a GPU's.
+    """
+
+    def __init__(
+        self, config: ConnectorConfig, model_name: str, place: Place, worker: int, record_event: Callable[[], Any]
+    ) -> None:
+        self._config = config
+        self._model_name = model_name
+        self._place = place
+        self._worker = worker
+        self._record_event = record_event
+        self._loop = EventLoop.shared()
+        self._running: Future[None] | None = None
+        self._first_attachment = threading.Event()
+        self._memory: AttachedMemory | None = None
+        # Written on the loop, read by the engine's thread.
+        self._chunk_size = 0
+        self._results: deque[_Result] = deque()
+        self._loads: deque[_Loaded] = deque()
+        # The engine's thread's.
+        self._told_chunk_size = 0
+        self._failed_block_ids: set[int] = set()
+        self._failed_requests: set[str] = set()
+        # The loop's.
+        self._client: AsyncDepotClient | None = None
+        self._link: DepotLink | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._store_turns = asyncio.Semaphore(MAX_STORES)
+        self._complaints: set[str] = set()
+
+    @property
+    def chunk_size(self) -> int:
+        """Tokens per chunk of the depot; 0 while this worker is not attached."""
+        return self._chunk_size
+
+    def register(self, kv_caches: Mapping[str, Any], kv_cache_config: Any) -> None:
+        """Shares the KV cache and attaches it; waits for that, at most for the setting's time.
+
+        Raises:
+            ValueError, OSError: the memory can't be shared.
+        """
+        self._memory = share(kv_caches, kv_cache_config, self._config.share_memory_by)
+        self._running = self._loop.start(self._run(self._memory))
+        if not self._first_attachment.wait(self._config.attach_timeout_seconds):
+            logger.warning("not attached after %g s: the engine starts", self._config.attach_timeout_seconds)
+
+    def load(self, orders: Iterable[LoadOrder]) -> None:
+        """Begins loads; `take_loaded` tells when each has ended."""
+        event = None
+        for order in orders:
+            event = event or self._event()
+            self._loop.call(self._begin, self._load(order, event))
+
+    def store(self, orders: Iterable[StoreOrder]) -> None:
+        """Begins stores of blocks that are computed, or will be once the device's stream gets there."""
+        event = None
+        for order in orders:
+            if not self._place.stores:
+                self._results.append(_Result(order.operation_id, failed=False, settled=True))
+                continue
+            event = event or self._event()
+            self._loop.call(self._begin, self._store(order, event))
+
+    def take_loaded(self) -> set[str]:
+        """Requests whose load has ended since the last call."""
+        loaded = set()
+        while self._loads:
+            order, failed = self._loads.popleft()
+            loaded.add(order.request_id)
+            if failed:
+                self._failed_requests.add(order.request_id)
+                for block_ids in order.block_ids:
+                    self._failed_block_ids.update(block_ids[len(block_ids) * order.skip_tokens // order.num_tokens :])
+        return loaded
+
+    def take_failed_requests(self) -> set[str]:
+        """Of the requests that were taken, those whose load failed."""
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
+    def take_failed_block_ids(self) -> set[int]:
+        """The blocks that those loads were to write."""
+        failed, self._failed_block_ids = self._failed_block_ids, set()
+        return failed
+
+    def take_report(self) -> WorkerReport | None:
+        """What the scheduler's side has to know; None if it is nothing."""
+        report = WorkerReport()
+        while self._results:
+            result = self._results.popleft()
+            if result.failed:
+                report.failed.add(result.operation_id)
+            if result.settled:
+                report.settled[result.operation_id] += 1
+        if (chunk_size := self._chunk_size) != self._told_chunk_size:
+            self._told_chunk_size = report.chunk_sizes[self._worker] = chunk_size
+        return report if report.settled or report.failed or report.chunk_sizes else None
+
+    def close(self) -> None:
+        """Detaches, within a bound."""
+        if self._running is None:
+            return
+        self._running.cancel()
+        try:
+            self._loop.run(self._close(), CLOSE_SECONDS)
+        except TimeoutError:
+            logger.warning("the depot could not be told that the worker ends; it notices")
+
+    def _event(self) -> _ReadyEvent:
+        if self._memory is None or not self._memory.on_gpu:
+            return _ReadyEvent(None, b"")
+        event = self._record_event()
+        return _ReadyEvent(event, cuda.ready_event(event))
+
+    async def _run(self, memory: AttachedMemory) -> None:
+        self._client = AsyncDepotClient(self._config.address)
+        settings = LinkSettings(
+            address=self._config.address,
+            model_name=self._model_name,
+            place=self._place,
+            memory=memory,
+            attach_timeout_seconds=self._config.attach_timeout_seconds,
+        )
+        self._link = DepotLink(self._client, settings, self._settle, self._attached)
+        try:
+            await self._link.run()
+        except Exception:  # a bug: the engine goes on without the depot
+            logger.exception("the link to the depot failed")
+            raise
+
+    def _attached(self, chunk_size: int) -> None:
+        self._chunk_size = chunk_size
+        if chunk_size:
+            self._first_attachment.set()
+
+    def _settle(self, operation_ids: Iterable[int]) -> None:
+        self._results.extend(_Result(operation_id, failed=False, settled=True) for operation_id in operation_ids)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, order: LoadOrder, event: _ReadyEvent) -> None:
+        response: RetrieveResponse | None = None
+        try:
+            if order.leases:
+                response = await self._call(order, lambda attachment: self._retrieve(attachment, order, event))
+            else:
+                self._settle([order.operation_id])
+        finally:
+            failed = response is None or response.retrieved_tokens != order.num_tokens - order.skip_tokens
+            if failed:
+                self._results.append(_Result(order.operation_id, failed=True, settled=False))
+            self._loads.append(_Loaded(order, failed))
+
+    async def _retrieve(self, attachment: AsyncAttachment, order: LoadOrder, event: _ReadyEvent) -> RetrieveResponse:
+        assert self._memory is not None
+        return await attachment.retrieve(
+            order.request_id,
+            order.leases[self._place.replica],
+            self._memory.tables(order.block_ids),
+            skip_tokens=order.skip_tokens,
+            ready_event=event.handle,
+            timeout_seconds=self._config.retrieve_timeout_seconds,
+        )
+
+    async def _store(self, order: StoreOrder, event: _ReadyEvent) -> None:
+        response: StoreResponse | None = None
+        try:
+            async with self._store_turns:
+                response = await self._call(order, lambda attachment: self._send(attachment, order, event))
+        finally:
+            if response is None or response.refused_tokens:
+                self._results.append(_Result(order.operation_id, failed=True, settled=False))
+
+    async def _send(self, attachment: AsyncAttachment, order: StoreOrder, event: _ReadyEvent) -> StoreResponse:
+        assert self._memory is not None
+        return await attachment.store(
+            order.request_id,
+            order.prefix,
+            self._memory.tables(order.block_ids),
+            start_token=order.start_token,
+            ready_event=event.handle,
+            timeout_seconds=self._config.store_timeout_seconds,
+        )
+
+    async def _call(
+        self, order: LoadOrder | StoreOrder, call: Callable[[AsyncAttachment], Awaitable[Response]]
+    ) -> Response | None:
+        """Makes a call, and settles its operation as soon as that is certain; None if it failed."""
+        traceparent.set(order.traceparent)  # of this task, and gone with it
+        attachment = self._link.attachment if self._link is not None else None
+        if self._link is None or attachment is None:
+            self._settle([order.operation_id])
+            return None
+        is_answered = False
+        try:
+            response = await call(attachment)
+            is_answered = True
+        except DepotError as error:
+            is_answered = answered(error)
+            self._complain(order, error)
+            return None
+        finally:
+            if is_answered:
+                self._settle([order.operation_id])
+            else:
+                self._link.doubt(order.operation_id)
+        return response
+
+    def _complain(self, order: LoadOrder | StoreOrder, error: DepotError) -> None:
+        if error.reason not in self._complaints:  # once for each reason: under load there would be thousands
+            self._complaints.add(error.reason)
+            logger.warning("%s of request %s failed: %s", type(order).__name__, order.request_id, error)
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._client is not None:
+            await self._client.close()
+
+
+class _ReadyEvent(NamedTuple):
+    """An event of the device, kept until the depot has waited for it, and its handle."""
+
+    event: Any
+    handle: bytes
+
+
+def answered(error: DepotError) -> bool:
+    """Whether the depot itself ended the call, after which it does not touch the call's blocks any more."""
+    return error.reason not in (error.code.name, "UNREACHABLE")
