@@ -21,7 +21,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from service.arena import HugePages
-from service.units import format_size, parse_duration, parse_size
+from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 
 
@@ -36,8 +36,10 @@ def _one_or_list(value: object) -> object:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
+SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
+DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | SizeText)]
+Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 

@@ -12,6 +12,9 @@ _SIZES: dict[str, int | str] = {"": 1, "B": 1} | {
     for suffix, base in (("iB", 1024), ("i", 1024), ("B", 1000), ("", 1000))
 }
 _DURATIONS: dict[str, int | str] = {"": 1, "ms": "0.001", "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+# What JSON schemas say of them; a little stricter about spaces and case than the parser.
+SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?\s?([KMGTkmgt]i?[Bb]?|[Bb])?$"
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?\s?(ms|s|m|min|h|d)?$"
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 

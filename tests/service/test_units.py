@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.units import format_size, parse_duration, parse_size
+from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,13 @@ def test_a_formatted_size_is_read_back_exactly(num_bytes: int) -> None:
 @pytest.mark.parametrize(("num_bytes", "text"), [(0, "0"), (1000, "1000"), (1 << 20, "1MiB"), (3 << 29, "1536MiB")])
 def test_a_size_is_formatted_in_the_largest_unit_that_divides_it(num_bytes: int, text: str) -> None:
     assert format_size(num_bytes) == text
+
+
+@given(st.from_regex(SIZE_PATTERN, fullmatch=True))
+def test_what_schemas_call_a_size_is_one(text: str) -> None:
+    assert parse_size(text.removesuffix("\n")) >= 0
+
+
+@given(st.from_regex(DURATION_PATTERN, fullmatch=True))
+def test_what_schemas_call_a_duration_is_one(text: str) -> None:
+    assert parse_duration(text.removesuffix("\n")) >= 0
