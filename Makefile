@@ -58,8 +58,9 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
 
-docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md
+docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md, and the chart's
 	@$(BIN)/python -m telemetry.reference docs
+	@$(BIN)/python -m helm.reference helm/kvdepot
 
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu

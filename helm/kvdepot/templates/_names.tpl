@@ -1,0 +1,57 @@
+{{/* Names and labels. */}}
+
+{{- define "kvdepot.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "kvdepot.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "kvdepot.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "kvdepot.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* The name with something behind it, 63 characters at most: (list . "metrics"). */}}
+{{- define "kvdepot.named" -}}
+{{- $suffix := last . -}}
+{{- printf "%s-%s" (include "kvdepot.fullname" (first .) | trunc (int (sub 62 (len $suffix))) | trimSuffix "-") $suffix }}
+{{- end }}
+
+{{- define "kvdepot.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "kvdepot.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "kvdepot.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "kvdepot.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "kvdepot.serviceAccountName" -}}
+{{- default (ternary (include "kvdepot.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "kvdepot.image" -}}
+{{- $variant := ternary "" "-cuda" (eq .Values.gpu.mode "none") -}}
+{{- $tag := default (printf "%s%s" .Chart.AppVersion $variant) .Values.image.tag -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository $tag }}
+{{- end }}
+{{- end }}
+
+{{/* Whether an object of the Prometheus operator is made: (list . "auto" "ServiceMonitor"); empty is no. */}}
+{{- define "kvdepot.operatorObject" -}}
+{{- $root := index . 0 -}}{{- $when := index . 1 -}}{{- $kind := index . 2 -}}
+{{- $there := $root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind) -}}
+{{- if or (eq $when "always") (and (eq $when "auto") $there) }}yes{{ end }}
+{{- end }}

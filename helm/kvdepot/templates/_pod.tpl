@@ -1,0 +1,191 @@
+{{/* The pod: the same for a DaemonSet and a Deployment. */}}
+
+{{- define "kvdepot.pod" -}}
+{{- $gpu := .Values.gpu -}}
+serviceAccountName: {{ include "kvdepot.serviceAccountName" . }}
+automountServiceAccountToken: false
+# Without: variables of a Service named kvdepot, KVDEPOT_PORT and the like, would pass for settings.
+enableServiceLinks: false
+{{- if .Values.hostAccess.hostPID }}
+hostPID: true
+{{- end }}
+terminationGracePeriodSeconds: {{ include "kvdepot.seconds" .Values.settings.drain_timeout | int | add 10 }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if and (has $gpu.mode (list "runtimeClass" "devicePlugin")) $gpu.runtimeClassName }}
+runtimeClassName: {{ $gpu.runtimeClassName }}
+{{- end }}
+{{- if eq $gpu.mode "dra" }}
+resourceClaims:
+  - name: gpus
+    {{- if $gpu.claimName }}
+    resourceClaimName: {{ $gpu.claimName }}
+    {{- else }}
+    resourceClaimTemplateName: {{ include "kvdepot.fullname" . }}
+    {{- end }}
+{{- end }}
+{{- include "kvdepot.placement" . }}
+{{- if and (eq .Values.kind "Deployment") .Values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml .Values.topologySpreadConstraints | nindent 2 }}
+{{- end }}
+{{- if and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
+initContainers:
+  - name: socket-folder
+    image: {{ include "kvdepot.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [chown, {{ printf "%v:%v" (int .Values.podSecurityContext.runAsUser) (int .Values.podSecurityContext.runAsGroup) | quote }}, {{ include "kvdepot.socketFolder" . }}]
+    resources:
+      requests: {cpu: 10m, memory: 16Mi}
+      limits: {cpu: 10m, memory: 16Mi}
+    securityContext:
+      runAsNonRoot: false
+      runAsUser: 0
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities: {drop: [ALL], add: [CHOWN]}
+    volumeMounts:
+      - {name: socket, mountPath: {{ include "kvdepot.socketFolder" . }}}
+{{- end }}
+containers:
+  - name: depot
+    image: {{ include "kvdepot.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args: [serve, --config, /etc/kvdepot/settings/settings.yaml]
+    env:
+      - name: NODE_NAME
+        valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+      - name: POD_NAME
+        valueFrom: {fieldRef: {fieldPath: metadata.name}}
+      - name: POD_NAMESPACE
+        valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+      - name: OTEL_RESOURCE_ATTRIBUTES
+        value: k8s.namespace.name=$(POD_NAMESPACE),k8s.node.name=$(NODE_NAME),k8s.pod.name=$(POD_NAME)
+      {{- if eq $gpu.mode "runtimeClass" }}
+      - name: NVIDIA_VISIBLE_DEVICES
+        value: {{ $gpu.visibleDevices | quote }}
+      - name: NVIDIA_DRIVER_CAPABILITIES
+        value: compute,utility
+      {{- end }}
+      {{- with .Values.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    ports:
+      - {name: grpc, containerPort: {{ .Values.service.port }}}
+      {{- if include "kvdepot.servesMetrics" . }}
+      - {name: metrics, containerPort: {{ .Values.metrics.port }}}
+      {{- end }}
+    startupProbe:
+      {{- include "kvdepot.probe" (list . "") | nindent 6 }}
+      periodSeconds: 2
+      timeoutSeconds: 5
+      failureThreshold: {{ div (add (int .Values.probes.startupSeconds) 1) 2 }}
+    livenessProbe:
+      {{- include "kvdepot.probe" (list . "") | nindent 6 }}
+      periodSeconds: {{ .Values.probes.periodSeconds }}
+      timeoutSeconds: 5
+      failureThreshold: {{ .Values.probes.failureThreshold }}
+    readinessProbe:
+      {{- include "kvdepot.probe" (list . "kvdepot.v1.CacheService") | nindent 6 }}
+      periodSeconds: {{ .Values.probes.periodSeconds }}
+      timeoutSeconds: 5
+      failureThreshold: {{ .Values.probes.failureThreshold }}
+    resources:
+      {{- include "kvdepot.resources" . | nindent 6 }}
+    securityContext:
+      {{- toYaml .Values.securityContext | nindent 6 }}
+    volumeMounts:
+      - {name: settings, mountPath: /etc/kvdepot/settings, readOnly: true}
+      - {name: socket, mountPath: {{ include "kvdepot.socketFolder" . }}}
+      # The image's variables name it: CuPy and the CUDA driver keep compiled kernels there.
+      - {name: cache, mountPath: /var/cache/kvdepot}
+      - {name: tmp, mountPath: /tmp}
+      {{- if .Values.hostAccess.sharedMemory }}
+      - {name: shared-memory, mountPath: /dev/shm}
+      {{- end }}
+      {{- if .Values.tls.secretName }}
+      - {name: tls, mountPath: /etc/kvdepot/tls, readOnly: true}
+      {{- end }}
+      {{- if .Values.tls.clientCASecretName }}
+      - {name: client-ca, mountPath: /etc/kvdepot/client-ca, readOnly: true}
+      {{- end }}
+      {{- if .Values.tenants.secretName }}
+      - {name: tenants, mountPath: /etc/kvdepot/tenants, readOnly: true}
+      {{- end }}
+      {{- with .Values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+volumes:
+  - name: settings
+    configMap:
+      name: {{ include "kvdepot.fullname" . }}
+  - name: socket
+    {{- if .Values.hostAccess.unixSocket }}
+    hostPath: {path: {{ .Values.hostAccess.unixSocketFolder }}, type: DirectoryOrCreate}
+    {{- else }}
+    emptyDir: {medium: Memory, sizeLimit: 1Mi}
+    {{- end }}
+  - name: cache
+    emptyDir: {sizeLimit: 1Gi}
+  - name: tmp
+    emptyDir: {sizeLimit: 256Mi}
+  {{- if .Values.hostAccess.sharedMemory }}
+  - name: shared-memory
+    hostPath: {path: /dev/shm, type: Directory}
+  {{- end }}
+  # Secrets are readable for the pod's group, and mounted whole: a file mounted by subPath would never be renewed.
+  {{- if .Values.tls.secretName }}
+  - name: tls
+    secret: {secretName: {{ .Values.tls.secretName }}, defaultMode: 0440}
+  {{- end }}
+  {{- if .Values.tls.clientCASecretName }}
+  - name: client-ca
+    secret: {secretName: {{ .Values.tls.clientCASecretName }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+  {{- end }}
+  {{- if .Values.tenants.secretName }}
+  - name: tenants
+    secret: {secretName: {{ .Values.tenants.secretName }}, defaultMode: 0440, items: [{key: {{ .Values.tenants.key }}, path: {{ .Values.tenants.key }}}]}
+  {{- end }}
+  {{- with .Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Where depots run, and the test that asks the one of its node. */}}
+{{- define "kvdepot.placement" -}}
+{{- $gpu := .Values.gpu -}}
+{{- with merge dict .Values.nodeSelector (ternary dict $gpu.nodeSelector (eq $gpu.mode "none")) }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat .Values.tolerations (ternary list $gpu.tolerations (eq $gpu.mode "none")) }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* A question for a service of the health protocol: (list . "kvdepot.v1.CacheService"). */}}
+{{- define "kvdepot.probe" -}}
+{{- $root := first . -}}
+{{- if $root.Values.tls.secretName -}}
+exec:
+  command: [python, -m, service.commands.health, --address, {{ include "kvdepot.socket" $root | quote }}, --service, {{ last . | quote }}]
+{{- else -}}
+grpc:
+  port: {{ $root.Values.service.port }}
+  {{- with last . }}
+  service: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}

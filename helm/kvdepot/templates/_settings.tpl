@@ -1,0 +1,93 @@
+{{/* What the server is told, and what follows from it for the pod. */}}
+
+{{- define "kvdepot.socketFolder" -}}/run/kvdepot{{- end }}
+{{- define "kvdepot.socket" -}}unix:{{ include "kvdepot.socketFolder" . }}/kvdepot.sock{{- end }}
+
+{{/* HOST:PORT of the Service. */}}
+{{- define "kvdepot.address" -}}
+{{- printf "%s.%s.svc:%v" (include "kvdepot.fullname" .) .Release.Namespace (int .Values.service.port) }}
+{{- end }}
+
+{{/* Whether metrics are served for Prometheus; empty is no. */}}
+{{- define "kvdepot.servesMetrics" -}}
+{{- $settings := .Values.settings -}}
+{{- if not (or $settings.disable_metrics $settings.disable_observability $settings.otlp_endpoint) }}yes{{ end }}
+{{- end }}
+
+{{/* The settings file. As JSON, because toYaml writes large integers as 1e+06. */}}
+{{- define "kvdepot.config" -}}
+{{- $host := .Values.service.bindAddress -}}
+{{- $port := int .Values.service.port -}}
+{{- $settings := deepCopy .Values.settings -}}
+{{- $listen := printf "%s:%d" (ternary (printf "[%s]" $host) $host (contains ":" $host)) $port -}}
+{{- $_ := set $settings "listen" (list $listen (include "kvdepot.socket" .)) -}}
+{{- $_ := set $settings "unix_socket_mode" .Values.unixSocketMode -}}
+{{- $_ := set $settings "unix_socket_owner" .Values.unixSocketOwner -}}
+{{- $_ := set $settings "prometheus_host" $host -}}
+{{- $_ := set $settings "prometheus_port" (int .Values.metrics.port) -}}
+{{- if .Values.tls.secretName -}}
+{{- $_ := set $settings "tls_cert" "/etc/kvdepot/tls/tls.crt" -}}
+{{- $_ := set $settings "tls_key" "/etc/kvdepot/tls/tls.key" -}}
+{{- end -}}
+{{- if .Values.tls.clientCASecretName -}}
+{{- $_ := set $settings "tls_client_ca" "/etc/kvdepot/client-ca/ca.crt" -}}
+{{- end -}}
+{{- if .Values.tenants.secretName -}}
+{{- $_ := set $settings "tenants" (printf "/etc/kvdepot/tenants/%s" .Values.tenants.key) -}}
+{{- end -}}
+{{- range $name := keys $settings | sortAlpha }}
+{{ $name }}: {{ get $settings $name | toJson }}
+{{- end }}
+{{- end }}
+
+{{/* Bytes of a size as the settings take it, such as 8GiB, 500MB or 4096. */}}
+{{- define "kvdepot.bytes" -}}
+{{- $text := ternary (printf "%.0f" (float64 .)) (toString .) (kindIs "float64" .) | lower | nospace -}}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text | trimSuffix "b" -}}
+{{- $factors := dict "" 1 "k" 1e3 "m" 1e6 "g" 1e9 "t" 1e12 "ki" 1024 "mi" 1048576 "gi" 1073741824 "ti" 1099511627776 -}}
+{{- if or (not $number) (not (hasKey $factors $unit)) -}}
+{{- fail (printf "%v is not a size like 8GiB, 500MB or 4096" .) -}}
+{{- end -}}
+{{- printf "%.0f" (floor (mulf $number (get $factors $unit))) }}
+{{- end }}
+
+{{/* Seconds of a duration as the settings take it, such as 60s, 5m or 250ms, rounded up. */}}
+{{- define "kvdepot.seconds" -}}
+{{- $text := toString . | lower | nospace -}}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text -}}
+{{- $factors := dict "" 1 "ms" 0.001 "s" 1 "m" 60 "min" 60 "h" 3600 "d" 86400 -}}
+{{- if or (not $number) (not (hasKey $factors $unit)) -}}
+{{- fail (printf "%v is not a duration like 60s, 5m or 250ms" .) -}}
+{{- end -}}
+{{- printf "%.0f" (ceil (mulf $number (get $factors $unit))) }}
+{{- end }}
+
+{{/* Bytes as a quantity of Kubernetes. */}}
+{{- define "kvdepot.quantity" -}}
+{{- if mod . 1048576 }}{{ . }}{{ else }}{{ div . 1048576 }}Mi{{ end }}
+{{- end }}
+
+{{/* Requests and limits of the container. */}}
+{{- define "kvdepot.resources" -}}
+{{- $l1 := include "kvdepot.bytes" .Values.settings.l1_size | int64 -}}
+{{- $beside := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
+{{- $reserved := eq (default "" .Values.settings.l1_huge_pages) "reserved" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- if not $resources -}}
+{{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $beside (add $l1 $beside) $reserved)) -}}
+{{- if $reserved -}}
+{{- $_ := set $amounts "hugepages-2Mi" (printf "%dMi" (mul 2 (div (add $l1 2097151) 2097152))) -}}
+{{- end -}}
+{{- $resources = dict "requests" $amounts "limits" (deepCopy $amounts) -}}
+{{- end -}}
+{{- if eq .Values.gpu.mode "devicePlugin" -}}
+{{- range $side := list "requests" "limits" -}}
+{{- $_ := set $resources $side (set (default dict (get $resources $side)) $.Values.gpu.resourceName (int $.Values.gpu.count)) -}}
+{{- end -}}
+{{- else if eq .Values.gpu.mode "dra" -}}
+{{- $_ := set $resources "claims" (list (dict "name" "gpus")) -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end }}

@@ -1,0 +1,1 @@
+"""What is generated of the chart; run with ``python -m helm.reference``."""

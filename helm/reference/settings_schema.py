@@ -1,0 +1,53 @@
+"""The part of values.schema.json that tells of ``settings``, from the server's own model of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from service.settings import Settings
+
+SET_BY_THE_CHART = MappingProxyType(
+    {
+        "listen": "service.port, service.bindAddress",
+        "unix_socket_mode": "unixSocketMode",
+        "unix_socket_owner": "unixSocketOwner",
+        "tls_cert": "tls.secretName",
+        "tls_key": "tls.secretName",
+        "tls_client_ca": "tls.clientCASecretName",
+        "tenants": "tenants.secretName",
+        "prometheus_host": "service.bindAddress",
+        "prometheus_port": "metrics.port",
+    }
+)
+"""Settings that are refused under ``settings``, and the values that they follow from."""
+
+
+def settings_schema() -> dict[str, Any]:
+    """A JSON schema of the settings that a user of the chart gives."""
+    model = Settings.model_json_schema()
+    fields = {name: _field(field, model["$defs"]) for name, field in model["properties"].items()}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        # Memory and grace period of the pod follow from these.
+        "required": ["l1_size", "drain_timeout"],
+        "properties": {name: field for name, field in fields.items() if name not in SET_BY_THE_CHART},
+    }
+
+
+def values_schema(chart: Path) -> str:
+    """The chart's values.schema.json, with the part about settings made anew."""
+    schema = json.loads((chart / "values.schema.json").read_text())
+    schema["properties"]["settings"] = settings_schema()
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _field(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What concerns the value, flat, so that the engine's messages are short: one type or several, no references."""
+    parts = field.get("anyOf", [definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else field])
+    flat = {name: value for part in parts for name, value in part.items() if name not in ("title", "default", "type")}
+    types = [part["type"] for part in parts]
+    return {"type": types[0] if len(types) == 1 else types, **flat, "description": field["description"]}
