@@ -61,6 +61,7 @@ proto: .venv-proto/.installed ## generate the stubs
 docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md, and the chart's
 	@$(BIN)/python -m telemetry.reference docs
 	@$(BIN)/python -m helm.reference helm/kvdepot
+	@$(BIN)/python -m helm.dashboard helm/kvdepot/dashboards/kvdepot.json
 
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu

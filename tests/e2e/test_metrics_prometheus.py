@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
-import socket
 import subprocess
-import urllib.error
-import urllib.parse
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Open
 from tests.e2e.engines import eventually
-from tests.e2e.scraping import get, measured, scrape, work
-
-CONFIG = """
-global: {{scrape_interval: 100ms, scrape_timeout: 100ms}}
-scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: ["{address}"]}}]}}]
-"""
+from tests.e2e.prometheus import needs_prometheus, prometheus
+from tests.e2e.scraping import measured, scrape, work
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not there: Debian has it in prometheus")
@@ -38,21 +27,14 @@ async def test_promtool_finds_no_fault_with_the_page(open_site: Open) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not there")
+@needs_prometheus
 async def test_a_prometheus_scrapes_the_depot_and_answers_queries(open_site: Open, tmp_path: Path) -> None:
     depot = await open_site(**measured())
     engine = await depot.attach(model_name="llama")
     await work(engine, "s", 40, seed=1)
     assert depot.server.prometheus_address is not None
-    async with prometheus(depot.server.prometheus_address, tmp_path) as address:
-
-        async def query(expression: str) -> list[tuple[dict[str, str], float]]:
-            path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-            try:
-                answer = json.loads(await asyncio.to_thread(get, address, path))
-            except (urllib.error.URLError, ConnectionError):  # not up yet
-                return []
-            return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+    async with prometheus(depot.server.prometheus_address, tmp_path) as scraping:
+        query = scraping.query
 
         async def scraped() -> bool:
             return bool(await query('kvdepot_operations_total{operation="retrieve"}'))
@@ -68,25 +50,3 @@ async def test_a_prometheus_scrapes_the_depot_and_answers_queries(open_site: Ope
         assert 0 < seconds < 30
         [(_, rpcs)] = await query('sum(rpc_server_call_duration_seconds_count{rpc_method=~".*/Lookup"})')
         assert rpcs == 1
-
-
-@asynccontextmanager
-async def prometheus(target: str, folder: Path) -> AsyncIterator[str]:
-    """A Prometheus that scrapes a target often; its address."""
-    config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(address=target))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process: Any = await asyncio.create_subprocess_exec(
-        "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield address
-    finally:
-        process.kill()
-        await process.wait()

@@ -1,0 +1,68 @@
+"""A real Prometheus that scrapes a depot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.scraping import get
+
+CONFIG = """
+global: {{scrape_interval: 100ms, scrape_timeout: 100ms}}
+scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: ["{address}"]}}]}}]
+"""
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not there: Debian has it in prometheus"
+)
+
+
+class Prometheus:
+    """Answers queries, at an address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series that answers; none while Prometheus starts."""
+        path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        try:
+            answer = json.loads(await asyncio.to_thread(get, self._address, path))
+        except (urllib.error.URLError, ConnectionError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code == 400:
+                raise AssertionError(f"{expression}: {error.read().decode()}") from error
+            return []
+        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+
+
+@asynccontextmanager
+async def prometheus(target: str, folder: Path) -> AsyncIterator[Prometheus]:
+    """A Prometheus that scrapes a target ten times a second, with its data in a folder, while the block runs."""
+    config = folder / "prometheus.yml"
+    config.write_text(CONFIG.format(address=target))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    process: Any = await asyncio.create_subprocess_exec(
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield Prometheus(address)
+    finally:
+        process.kill()
+        await process.wait()
