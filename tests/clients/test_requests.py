@@ -16,8 +16,14 @@ IDS = [0, 1, 128_255, (1 << 31) - 1]
 
 @pytest.mark.parametrize(
     "ids",
-    [IDS, tuple(IDS), np.array(IDS), np.array(IDS, np.uint32), np.array([IDS, IDS]).T[:, 0], torch.tensor(IDS)],
-    ids=["list", "tuple", "int64 array", "uint32 array", "strided array", "tensor"],
+    [
+        *(IDS, tuple(IDS), np.array(IDS), np.array(IDS, np.uint32), np.array(IDS, ">u4")),
+        *(np.array([IDS, IDS]).T[:, 0], np.array([IDS, IDS], np.uint32).T[:, 0], torch.tensor(IDS)),
+    ],
+    ids=[
+        *("list", "tuple", "int64 array", "uint32 array", "big-endian array"),
+        *("strided int64 array", "strided uint32 array", "tensor"),
+    ],
 )
 def test_ids_of_any_kind_make_the_same_messages(ids: Any) -> None:
     assert token_prefix(ids, cache_salt="salt", adapter="lora") == cache_pb2.Prefix(
@@ -30,13 +36,20 @@ def test_ids_of_any_kind_make_the_same_messages(ids: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("ids", [[-1], [1 << 32], np.array([-1])])
+@pytest.mark.parametrize("num_ids", [0, 31, 32, 4_095, 4_096, 131_072])
+@pytest.mark.parametrize("of", [np.asarray, torch.tensor], ids=["array", "tensor"])
+def test_arrays_of_any_length_are_taken(of: Any, num_ids: int) -> None:
+    ids = list(range(num_ids))
+    assert token_prefix(of(ids, dtype=of(ids[:1]).dtype if ids else None)).token_ids == ids
+
+
+@pytest.mark.parametrize("ids", [[-1], [1 << 32], np.array([-1]), np.array([1 << 32], np.uint64), torch.tensor([-1])])
 def test_id_that_is_no_uint32_is_refused(ids: Any) -> None:
     with pytest.raises(ValueError, match="range"):
         token_prefix(ids)
 
 
-@pytest.mark.parametrize("ids", [[1.5], np.array([1.5]), ["1"]])
+@pytest.mark.parametrize("ids", [[1.5], np.array([1.5]), torch.tensor([1.5]), np.array([True]), ["1"]])
 def test_id_that_is_no_integer_is_refused(ids: Any) -> None:
     with pytest.raises(TypeError):
         token_prefix(ids)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from kvdepot.ids import Ids, with_ids
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, Lease, MemoryRegion, Prefix
-
-Ids: TypeAlias = "Sequence[int] | np.ndarray[Any, Any] | Any"
-"""Token or block ids: a sequence of ints, a NumPy array or a torch tensor of one dimension."""
 
 PrefixLike: TypeAlias = "Prefix | Ids"
 """A `Prefix`, or the token ids of one that has neither salt nor adapter."""
@@ -27,7 +24,7 @@ LeaseLike: TypeAlias = "Lease | str"
 
 def token_prefix(token_ids: Ids, *, cache_salt: str = "", adapter: str = "") -> Prefix:
     """A prompt by its token ids, from token 0."""
-    return Prefix(token_ids=_ids(token_ids), cache_salt=cache_salt, adapter=adapter)
+    return with_ids(Prefix(cache_salt=cache_salt, adapter=adapter), token_ids=token_ids)
 
 
 def hash_prefix(
@@ -46,13 +43,8 @@ def allocation_record(
     resumed: bool = False,
 ) -> observability_pb2.BlockAllocationRecord:
     """Blocks that the scheduler gave to one session, for `report_block_allocation`."""
-    return observability_pb2.BlockAllocationRecord(
-        session_id=session_id,
-        block_ids=_ids(block_ids),
-        token_ids=_ids(token_ids),
-        reused_block_ids=_ids(reused_block_ids),
-        resumed=resumed,
-    )
+    record = observability_pb2.BlockAllocationRecord(session_id=session_id, resumed=resumed)
+    return with_ids(record, block_ids=block_ids, token_ids=token_ids, reused_block_ids=reused_block_ids)
 
 
 def attach(
@@ -186,7 +178,7 @@ def _prefix(prefix: PrefixLike) -> Prefix:
 
 
 def _block_tables(tables: BlockTables) -> list[BlockTable]:
-    return [BlockTable(block_ids=_ids(table)) for table in tables]
+    return [with_ids(BlockTable(), block_ids=table) for table in tables]
 
 
 def _lease_id(lease: LeaseLike) -> str:
@@ -197,18 +189,3 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
-
-
-def _ids(ids: Ids) -> Sequence[int]:
-    """Plain ints: protobuf takes them several times faster than an array's elements.
-
-    Raises:
-        ValueError: the ids are not integers, or have more than one dimension.
-    """
-    given: Any = ids
-    if hasattr(given, "tolist"):
-        if len(given.shape) != 1:
-            raise ValueError(f"ids must have one dimension, not the shape {tuple(given.shape)}")
-        given = given.tolist()
-    plain: Sequence[int] = given
-    return plain

@@ -604,7 +604,7 @@ class Prefix(_message.Message):
     """The LoRA adapter; prompts with different ones never share chunks. At most 512 bytes."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """All token ids of the prompt, from token 0."""
+        """All token ids of the prompt, from token 0. Ids are fixed32: on the wire they are the array that clients have."""
 
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
