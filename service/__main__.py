@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 import uvloop
@@ -18,9 +16,10 @@ from service.arena import MemoryUnavailable
 from service.commands.demo import demo
 from service.commands.replay import replay
 from service.commands.sessions import sessions
+from service.commands.setting_options import load_given, with_setting_options
 from service.commands.status import status
 from service.server import CannotListen, Server, serve
-from service.settings import BadSettings, LogFormat, Settings, load
+from service.settings import BadSettings, LogFormat, Settings
 from telemetry.logs.line_format import JsonFormat, TextFormat
 from telemetry.logs.storm import StormLimit
 
@@ -32,15 +31,10 @@ app = typer.Typer(
 )
 
 
-REPEATABLE = ("listen", "subscriber")
-
-
 def serve_command(**given: Any) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
-    config = given.pop("config", None)
-    flags = {name: value for name, value in given.items() if value is not None and value != []}
     try:
-        settings = load(flags, config)
+        settings = load_given(given)
         _log_as(settings)
         uvloop.run(serve(settings, ready=_say_ready))
     except BadSettings as error:
@@ -65,30 +59,7 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
-def _options() -> inspect.Signature:
-    """The options of `serve`, one for each field of Settings."""
-    config = typer.Option("--config", envvar="KVDEPOT_CONFIG", help="YAML file of settings", metavar="FILE")
-    parameters = [_parameter("config", Path, config)]
-    defaults = Settings.model_construct().described()
-    for name, field in Settings.model_fields.items():
-        is_switch = field.annotation is bool
-        option = typer.Option(
-            f"--{name.replace('_', '-')}",
-            help=field.description,
-            show_default=False if is_switch else defaults[name],
-            metavar=None if is_switch else "ADDRESS" if name == "listen" else "VALUE",
-        )
-        parameters.append(_parameter(name, bool if is_switch else list[str] if name in REPEATABLE else str, option))
-    return inspect.Signature(parameters)
-
-
-def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-serve_command.__signature__ = _options()  # type: ignore[attr-defined]  # typer reads it
-app.command("serve")(serve_command)
+app.command("serve")(with_setting_options(serve_command))
 app.command("demo")(demo)
 app.command("status")(status)
 app.command("replay")(replay)

@@ -1,0 +1,48 @@
+"""The settings as options of a command: a flag for each, and --config for a file of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.settings import Settings, load
+
+REPEATABLE = ("listen", "subscriber")
+
+
+def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command, which takes them by keyword, an option for each setting, before those of its own."""
+    own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    command.__signature__ = inspect.Signature([*_options(), *own])  # type: ignore[attr-defined]  # typer reads it
+    return command
+
+
+def load_given(given: Mapping[str, Any]) -> Settings:
+    """The settings that a command was called with, and where they come from else. Raises: BadSettings."""
+    flags = {name: value for name, value in given.items() if name != "config" and value is not None and value != []}
+    return load(flags, given.get("config"))
+
+
+def _options() -> list[inspect.Parameter]:
+    config = typer.Option("--config", envvar="KVDEPOT_CONFIG", help="YAML file of settings", metavar="FILE")
+    parameters = [_parameter("config", Path, config)]
+    defaults = Settings.model_construct().described()
+    for name, field in Settings.model_fields.items():
+        is_switch = field.annotation is bool
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=field.description,
+            show_default=False if is_switch else defaults[name],
+            metavar=None if is_switch else "ADDRESS" if name == "listen" else "VALUE",
+        )
+        parameters.append(_parameter(name, bool if is_switch else list[str] if name in REPEATABLE else str, option))
+    return parameters
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
