@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,11 @@ class HostBuffer:
     def mapped_bytes(self) -> int:
         """Bytes of the engine's memory that are mapped."""
         return self._mapping.mapped_bytes
+
+    @property
+    def objects(self) -> frozenset[Hashable]:
+        """The objects that are mapped, by device and inode: two buffers that share one share memory."""
+        return self._mapping.objects
 
     def check_size(self) -> None:
         """Raises RegionUnavailable if the engine changed the size of an object; to be asked before each transfer."""

@@ -52,6 +52,7 @@ class Mapping:
             for region in regions:
                 self._fds.append(_open_handle(region.handle, allow_process_fd))
             self.check_size()
+            self.objects = frozenset((status.st_dev, status.st_ino) for status in map(os.fstat, self._fds))
             if regions:
                 self._address, self._span_bytes = _reserve(sum(pitches)), sum(pitches)
             for offset, size_bytes, fd in zip(self.offsets, self._sizes, self._fds, strict=True):
@@ -98,7 +99,9 @@ def _open_handle(handle: PosixShm | ProcessFd | CudaIpc, allow_process_fd: bool)
             case ProcessFd(pid=pid, fd=fd) if allow_process_fd:
                 return _open_process_fd(pid, fd)
             case ProcessFd():
-                raise RegionForbidden("a process's descriptor is accepted over a unix socket only")
+                raise RegionForbidden(
+                    "a process's descriptor is accepted over a unix socket or with a client's certificate only"
+                )
             case CudaIpc():
                 raise BackendUnavailable("CUDA memory needs CuPy and a CUDA device, which this depot runs without")
     except PermissionError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -33,6 +34,9 @@ from telemetry.events import InstanceAttached, InstanceDetached
 PLACE_WAIT_SECONDS = 1.0
 MAPPER_THREADS = 4
 
+Place = tuple[str, str, int]
+"""Of a rank: its tenant, its instance, its number."""
+
 _ERRORS: dict[type[Exception], type[DepotError]] = {
     kernels.errors.RegionUnavailable: RegionUnavailable,
     kernels.errors.RegionForbidden: RegionForbidden,
@@ -41,19 +45,22 @@ _ERRORS: dict[type[Exception], type[DepotError]] = {
 
 
 class Attaching:
-    """Attaches ranks, each (instance_id, rank) once at a time."""
+    """Attaches ranks, each (tenant, instance_id, rank) once at a time; memory that one tenant has, no other gets.
 
-    def __init__(self, depot: Depot, *, cuda_over_tcp: bool) -> None:
-        self._depot = depot
+    The names of shared memory are no secrets, and the depot can open what a tenant itself could not.
+    """
+
+    def __init__(self, *, cuda_over_tcp: bool) -> None:
         self._cuda_over_tcp = cuda_over_tcp
-        self._places: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._places: dict[Place, asyncio.Future[None]] = {}
+        self._attached_objects: Counter[tuple[Hashable, str]] = Counter()
         # Apart, so that the memory of an engine that died is not kept until others have been mapped.
         self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
         self._unmappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-unmap")
 
     @asynccontextmanager
-    async def attached(self, request: AttachRequest) -> AsyncIterator[Attachment]:
-        """Keep a rank attached for as long as the block runs.
+    async def attached(self, depot: Depot, request: AttachRequest) -> AsyncIterator[Attachment]:
+        """Keep a rank of a tenant attached for as long as the block runs.
 
         When the block ends, whichever way, the rank's transfers are stopped, its leases ended, its memory unmapped, in
         this order, and this is not cut short by a cancellation.
@@ -61,16 +68,17 @@ class Attaching:
         Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RankAttached, InstanceMismatch, RegionUnavailable,
             RegionForbidden, BackendUnavailable.
         """
-        depot = self._depot
         # In a thread: to prove that a thousand planes are apart takes a while.
-        one_chunk_bytes = await asyncio.get_running_loop().run_in_executor(self._mappers, self._check, request)
-        place = (request.instance_id, request.rank)
+        one_chunk_bytes = await asyncio.get_running_loop().run_in_executor(self._mappers, self._check, depot, request)
+        place = (depot.tenant, request.instance_id, request.rank)
         await self._wait_for(place)
         free = self._places[place] = asyncio.get_running_loop().create_future()
         try:
             depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
-            buffer = await self._map(request)
+            buffer = await self._map(depot, request)
+            objects = [(each, depot.tenant) for each in buffer.objects] if buffer is not None else []
             try:
+                self._check_whose(buffer, depot.tenant)
                 # Looked at again: another rank of the instance may have attached while this one was mapped.
                 depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
                 attachment = Attachment(
@@ -79,19 +87,23 @@ class Attaching:
                     world_size=request.world_size,
                     rank=request.rank,
                     groups=request.groups,
-                    identity=RankIdentity.of(request.model_name, request.world_size, request.rank, request.groups),
+                    identity=RankIdentity.of(
+                        request.model_name, request.world_size, request.rank, request.groups, depot.tenant
+                    ),
                     chunk_bytes=one_chunk_bytes,
                     slot_bytes=slot_bytes_for(one_chunk_bytes),
                     buffer=buffer,
                     transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
                 )
                 depot.instances.add(attachment)
-                self._publish_attached(attachment)
+                self._attached_objects.update(objects)
+                _publish_attached(depot, attachment)
                 try:
                     yield attachment
                 finally:
-                    self._remove(attachment)
+                    _remove(depot, attachment)
                     await stopped(list(attachment.transfers))
+                    self._attached_objects -= Counter(objects)
             finally:
                 if buffer is not None:
                     await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
@@ -104,8 +116,14 @@ class Attaching:
         while self._places:
             await asyncio.wait(list(self._places.values()))
 
-    def _check(self, request: AttachRequest) -> int:
-        chunk_size = self._depot.limits.chunk_size
+    def _check_whose(self, buffer: MappedBuffer | None, tenant: str) -> None:
+        """Raise RegionForbidden if another tenant has attached any of the memory."""
+        mine = buffer.objects if buffer is not None else frozenset()
+        if any(each in mine and whose != tenant for each, whose in self._attached_objects):
+            raise RegionForbidden("the memory is attached by another tenant")
+
+    def _check(self, depot: Depot, request: AttachRequest) -> int:
+        chunk_size = depot.limits.chunk_size
         region_sizes = [region.size_bytes for region in request.regions]
         try:
             check_groups(request.groups, region_sizes, chunk_size)
@@ -118,33 +136,36 @@ class Attaching:
                     f"{group.block_size}"
                 )
         has_cuda = any(isinstance(region.handle, CudaIpc) for region in request.regions)
-        if has_cuda and not (request.over_unix_socket or self._cuda_over_tcp):
-            raise RegionForbidden("a cuda_ipc handle is taken over a unix socket only, or with --cuda-over-tcp")
+        if has_cuda and not (request.peer_is_known or self._cuda_over_tcp):
+            raise RegionForbidden(
+                "a cuda_ipc handle is taken over a unix socket or from a client with a certificate; "
+                "from others with --cuda-over-tcp"
+            )
         one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
-        if slot_bytes_for(one_chunk_bytes) > len(self._depot.l1):
-            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(self._depot.l1)}")
+        if slot_bytes_for(one_chunk_bytes) > len(depot.l1):
+            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(depot.l1)}")
         return one_chunk_bytes
 
-    async def _wait_for(self, place: tuple[str, int]) -> None:
+    async def _wait_for(self, place: Place) -> None:
         try:
             async with asyncio.timeout(PLACE_WAIT_SECONDS):
                 while place in self._places:
                     await asyncio.shield(self._places[place])
         except TimeoutError as error:
-            instance_id, rank = place
+            _, instance_id, rank = place
             raise RankAttached(f"rank {rank} of instance {instance_id!r} is attached by a live stream") from error
 
-    async def _map(self, request: AttachRequest) -> MappedBuffer | None:
+    async def _map(self, depot: Depot, request: AttachRequest) -> MappedBuffer | None:
         if not request.regions:
             return None
-        backend = self._depot.backend
+        backend = depot.backend
         mapping = asyncio.get_running_loop().run_in_executor(
             self._mappers,
             lambda: backend.attach(
                 request.groups,
                 request.regions,
-                self._depot.limits.chunk_size,
-                allow_process_fd=request.over_unix_socket,
+                depot.limits.chunk_size,
+                allow_process_fd=request.peer_is_known,
             ),
         )
         try:
@@ -157,40 +178,41 @@ class Attaching:
         except tuple(_ERRORS) as error:
             raise _ERRORS[type(error)](str(error)) from error
 
-    def _remove(self, attachment: Attachment) -> None:
-        depot = self._depot
-        attachment.detached = True
-        leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
-        for lease in leases:
-            depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
-        num_ranks_left = depot.instances.remove(attachment)
-        sessions = [] if num_ranks_left else depot.sessions.of_instance(attachment.instance_id)
-        for session in sessions:
-            depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
-        if depot.bus is not None:
-            depot.bus.publish(
-                InstanceDetached(
-                    instance_id=attachment.instance_id,
-                    model_name=attachment.model_name,
-                    rank=attachment.rank,
-                    reason=_reason(attachment, depot.draining, has_work=bool(leases or sessions)),
-                    num_ranks_left=num_ranks_left,
-                )
-            )
 
-    def _publish_attached(self, attachment: Attachment) -> None:
-        if self._depot.bus is not None:
-            self._depot.bus.publish(
-                InstanceAttached(
-                    instance_id=attachment.instance_id,
-                    model_name=attachment.model_name,
-                    world_size=attachment.world_size,
-                    rank=attachment.rank,
-                    chunk_bytes=attachment.chunk_bytes,
-                    mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
-                    transfer_backend=attachment.transfer_backend,
-                )
+def _remove(depot: Depot, attachment: Attachment) -> None:
+    attachment.detached = True
+    leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
+    for lease in leases:
+        depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
+    num_ranks_left = depot.instances.remove(attachment)
+    sessions = [] if num_ranks_left else depot.sessions.of_instance(attachment.instance_id)
+    for session in sessions:
+        depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
+    if depot.bus is not None:
+        depot.bus.publish(
+            InstanceDetached(
+                instance_id=attachment.instance_id,
+                model_name=attachment.model_name,
+                rank=attachment.rank,
+                reason=_reason(attachment, depot.draining, has_work=bool(leases or sessions)),
+                num_ranks_left=num_ranks_left,
             )
+        )
+
+
+def _publish_attached(depot: Depot, attachment: Attachment) -> None:
+    if depot.bus is not None:
+        depot.bus.publish(
+            InstanceAttached(
+                instance_id=attachment.instance_id,
+                model_name=attachment.model_name,
+                world_size=attachment.world_size,
+                rank=attachment.rank,
+                chunk_bytes=attachment.chunk_bytes,
+                mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                transfer_backend=attachment.transfer_backend,
+            )
+        )
 
 
 def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:

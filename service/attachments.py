@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +25,10 @@ class MappedBuffer(Protocol):
     @property
     def mapped_bytes(self) -> int:
         """Bytes of the engine's memory that are mapped."""
+
+    @property
+    def objects(self) -> frozenset[Hashable]:
+        """What the memory is, whichever name it was given by: two buffers that share any share memory."""
 
     def check_size(self) -> None:
         """Raise kernels.errors.RegionUnavailable if the engine has shrunk its memory, or its device has failed."""

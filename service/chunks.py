@@ -12,13 +12,15 @@ from service.pool import Slot
 
 @dataclass(slots=True, eq=False)
 class NamespaceEntry:
-    """What the chunks of one namespace share."""
+    """What the chunks of one namespace share. `used_bytes` are those of their slots."""
 
     namespace: Namespace
     model_name: str
     cache_salt: str
     rank: int
+    tenant: str = ""
     num_chunks: int = 0
+    used_bytes: int = 0
     ever_stored: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -20,6 +20,8 @@ from service.index import DropReason, Index
 from service.leases import Lease, LeaseEnd, Leases
 from service.pool import Pool
 from service.requests import ClearAnswer
+from service.security.allowance import Allowance
+from service.security.callers import WITHOUT_LIMIT
 from service.sessions import MAX_LIVE, Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
 from service.trace_context import traceparent
 from service.transfers import RunningTransfer, stopped
@@ -57,18 +59,31 @@ class DepotLimits:
 
 
 class Depot:
-    """L1 with its index, the leases, the sessions and the instances. The event loop alone touches it.
+    """L1 with its index, the leases, the sessions and the instances of one tenant. The event loop alone touches it.
+
+    L1 and the `index` are all tenants'; the rest is this tenant's own. Alone, it is the depot of nobody in particular.
 
     Every method is one step, without an `await` between reading state and writing it, unless it is `async`; those
     change the state first and wait after.
     """
 
-    def __init__(self, l1: memoryview, backend: TransferBackend, limits: DepotLimits, bus: Publisher | None) -> None:
+    def __init__(
+        self,
+        l1: memoryview,
+        backend: TransferBackend,
+        limits: DepotLimits,
+        bus: Publisher | None,
+        *,
+        index: Index | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
         self.l1 = l1
         self.backend = backend
         self.limits = limits
         self.bus = bus
-        self.index = Index(Pool(len(l1)))
+        self.index = index if index is not None else Index(Pool(len(l1)))
+        self.allowance = allowance or Allowance("", WITHOUT_LIMIT)
+        self.tenant = self.allowance.tenant
         self.leases = Leases(self.index, limits.lease_ttl_seconds)
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
@@ -138,7 +153,8 @@ class Depot:
 
     def new_operation_id(self) -> str:
         """Unique to one piece of work, in the life of this depot."""
-        return f"{next(self._operation_numbers):x}"
+        number = next(self._operation_numbers)
+        return f"{self.tenant}/{number:x}" if self.tenant else f"{number:x}"
 
     async def bounded(self, step: Awaitable[T], what: str) -> T:
         """Wait for a client's next step in a stream, at most `max_wait_seconds`. Raises: StreamStalled."""
@@ -226,14 +242,17 @@ class Depot:
     # Chunks
 
     def report_evicted(self, chunks: Sequence[Chunk]) -> None:
-        """Publish that chunks were evicted, those of each model apart."""
+        """Publish that chunks were evicted, to whom they belonged, those of each model apart."""
         if self.bus is None or not chunks:
             return
         now = time.monotonic()
-        for model_name in {chunk.entry.model_name for chunk in chunks}:
-            evicted = [chunk for chunk in chunks if chunk.entry.model_name == model_name]
+        for tenant, model_name in {(chunk.entry.tenant, chunk.entry.model_name) for chunk in chunks}:
+            evicted = [
+                chunk for chunk in chunks if (chunk.entry.tenant, chunk.entry.model_name) == (tenant, model_name)
+            ]
             self.bus.publish(
                 ChunksEvicted(
+                    tenant=tenant,
                     model_name=model_name,
                     tier=L1,
                     keys=tuple(chunk.key for chunk in evicted),
@@ -253,15 +272,16 @@ class Depot:
                 )
             )
 
-    def clear(self, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
-        """Drop the chunks of a model ("": of all) and a salt (None: of all), those that are being written too.
+    def clear(self, chunks: Iterable[Chunk], model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
+        """Drop those of this tenant's chunks that are of a model ("": of any) and a salt (None: of any), being written
+        or not.
 
         Pinned ones stay unless `force`: then their leases end, and their slots are freed when the transfers that read
         them are done.
         """
         matching = [
             chunk
-            for chunk in self.index.chunks()
+            for chunk in chunks
             if model_name in ("", chunk.entry.model_name) and cache_salt in (None, chunk.entry.cache_salt)
         ]
         going = [chunk for chunk in matching if force or chunk.num_pins == 0]
@@ -269,7 +289,7 @@ class Depot:
         revoked = [
             lease
             for lease in (list(self.leases.live()) if force else ())
-            if any(chunk in gone for chunks in lease.chunks_by_rank for chunk in chunks)
+            if any(chunk in gone for leased in lease.chunks_by_rank for chunk in leased)
         ]
         for lease in revoked:
             self.end_lease(lease, LeaseEnd.REVOKED)

@@ -144,7 +144,7 @@ class RegionUnavailable(DepotError):
 
 
 class RegionForbidden(DepotError):
-    """The engine's memory belongs to somebody the depot may not act for."""
+    """The engine's memory belongs to somebody the depot may not act for, or is attached by another tenant."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "REGION_FORBIDDEN"
@@ -193,11 +193,82 @@ class StreamStalled(DepotError):
 
 
 class TooManyRpcs(DepotError):
-    """The limit on concurrent RPCs is reached."""
+    """The limit on concurrent RPCs is reached, the depot's or the tenant's."""
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_RPCS"
     retry_after_seconds = 0.1
+
+
+class TooManyBytes(DepotError):
+    """The tenant's limit on bytes in flight is reached."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_BYTES"
+    retry_after_seconds = 0.1
+
+
+class CredentialsMissing(DepotError):
+    """The call shows neither a token nor a certificate."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_MISSING"
+
+
+class TokenUnknown(DepotError):
+    """The bearer token is no tenant's."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "TOKEN_UNKNOWN"
+
+
+class TokenExpired(DepotError):
+    """The bearer token was a tenant's."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "TOKEN_EXPIRED"
+
+
+class CertificateUnknown(DepotError):
+    """The client certificate is no tenant's."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CERTIFICATE_UNKNOWN"
+
+
+class CredentialsConflict(DepotError):
+    """What the call shows is of several tenants."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_CONFLICT"
+
+
+class CredentialsRevoked(DepotError):
+    """What a stream was opened with stands for nobody, or for somebody else, by now."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_REVOKED"
+
+
+class InsecureTransport(DepotError):
+    """A token came on a way on which others can read it."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "INSECURE_TRANSPORT"
+
+
+class AdminOnly(DepotError):
+    """The RPC is for admins."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "ADMIN_ONLY"
+
+
+class OtherTenant(DepotError):
+    """The request names a tenant that is not the caller."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "OTHER_TENANT"
 
 
 class Draining(DepotError):

@@ -50,13 +50,18 @@ class RankIdentity:
     geometry: bytes
 
     @classmethod
-    def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group]) -> RankIdentity:
-        """Encode what the rank is; fields carry their length, so that no two identities share an encoding."""
+    def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group], tenant: str = "") -> RankIdentity:
+        """Encode what the rank is, and whose; fields carry their length, so that no two identities share an encoding.
+
+        Where there are no tenants nothing is encoded of one.
+        """
         geometry = [_encode(len(groups))]
         for group in groups:
             kinds = sorted({plane.kind for plane in group.planes})
             sizes = [group.num_layers, group.num_heads, group.head_bytes]
             geometry += [*map(_encode, sizes), _encode(group.dtype), _encode(len(kinds)), *map(_encode, kinds)]
+        if tenant:
+            geometry += [_encode("tenant"), _encode(tenant)]
         head = _encode(model_name) + _encode(world_size) + _encode(rank)
         return cls(head=head, geometry=b"".join(geometry))
 

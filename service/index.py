@@ -71,10 +71,20 @@ class Index:
         """Every chunk, resident or being written."""
         return self._chunks.values()
 
-    def entry(self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int) -> NamespaceEntry:
+    def entry(
+        self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int, tenant: str = ""
+    ) -> NamespaceEntry:
         """The namespace's entry, made where there is none; it is kept while it has chunks."""
         known = self._namespaces.get(namespace)
-        return known or NamespaceEntry(namespace, model_name, cache_salt, rank)
+        return known or NamespaceEntry(namespace, model_name, cache_salt, rank, tenant)
+
+    def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
+        """Of each tenant that has any, its chunks, resident or being written, and the bytes of their slots."""
+        totals: dict[str, tuple[int, int]] = {}
+        for entry in self._namespaces.values():
+            num_chunks, num_bytes = totals.get(entry.tenant, (0, 0))
+            totals[entry.tenant] = num_chunks + entry.num_chunks, num_bytes + entry.used_bytes
+        return totals
 
     def reserve(
         self, key: ChunkKey, entry: NamespaceEntry, slot_bytes: int, writer: Writer
@@ -93,6 +103,7 @@ class Index:
         chunk = Chunk(key, entry, slot, writer)
         self._chunks[key] = chunk
         entry.num_chunks += 1
+        entry.used_bytes += slot.extent.slot_bytes
         self._protect(chunk)
         return chunk, evicted
 
@@ -194,6 +205,7 @@ class Index:
         del self._chunks[chunk.key]
         chunk.dropped = True
         chunk.entry.num_chunks -= 1
+        chunk.entry.used_bytes -= chunk.slot.extent.slot_bytes
         if chunk.entry.num_chunks == 0:
             del self._namespaces[chunk.entry.namespace]
             if chunk.entry.ever_stored:

@@ -102,7 +102,7 @@ async def move(
     """Carry the moves out. When this has ended, whichever way, neither blocks nor slots are touched any more.
 
     Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile; TransferFailed if the device
-        fails, with which the attachment ends.
+        fails, with which the attachment ends; TooManyBytes.
     """
     buffer = require_buffer(attachment)
     if session.end is not None:
@@ -112,70 +112,71 @@ async def move(
         for each in moves
         for group in attachment.groups
     )
-    start = time.monotonic()
-    start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
-    transfer = start_move(buffer, moves, ready_event)
-    operation_id = depot.new_operation_id()
-    if depot.bus is not None:
-        depot.bus.publish(
-            TransferStarted(
-                instance_id=attachment.instance_id,
-                session_id=session.session_id,
-                operation_id=operation_id,
-                parent_operation_id=operation.operation_id,
-                direction=direction,
-                rank=attachment.rank,
-                num_chunks=len(moves),
-                num_bytes=num_bytes,
-                backend=attachment.transfer_backend,
-            )
-        )
-    holders = [attachment.transfers, session.transfers]
-    if lease is not None:
-        holders.append(lease.transfers)
-    for holder in holders:
-        holder.add(transfer)
-    outcome = Outcome.CANCELLED
-    try:
-        await finished(transfer)
-        outcome = Outcome.OK
-    except TransferCancelled as error:
-        if attachment.detached:
-            raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
-        if lease is not None and lease.end is not None:
-            raise lease.error() from error
-        raise SessionNotFound(session.instance_id, session.session_id) from error
-    except KernelsTransferFailed as error:
-        outcome = Outcome.FAILED
-        attachment.failed.set()
-        raise TransferFailed(str(error)) from error
-    except Exception:
-        outcome = Outcome.FAILED
-        raise
-    finally:
-        for holder in holders:
-            holder.discard(transfer)
+    with depot.allowance.in_flight(num_bytes):
+        start = time.monotonic()
+        start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
+        transfer = start_move(buffer, moves, ready_event)
+        operation_id = depot.new_operation_id()
         if depot.bus is not None:
             depot.bus.publish(
-                TransferFinished(
+                TransferStarted(
                     instance_id=attachment.instance_id,
                     session_id=session.session_id,
                     operation_id=operation_id,
                     parent_operation_id=operation.operation_id,
                     direction=direction,
                     rank=attachment.rank,
-                    duration_seconds=time.monotonic() - start,
-                    outcome=outcome,
                     num_chunks=len(moves),
                     num_bytes=num_bytes,
                     backend=attachment.transfer_backend,
-                    steps=tuple(
-                        TransferStep(
-                            name=step.name,
-                            start_seconds=step.start_seconds,
-                            duration_seconds=step.duration_seconds,
-                        )
-                        for step in transfer.steps
-                    ),
                 )
             )
+        holders = [attachment.transfers, session.transfers]
+        if lease is not None:
+            holders.append(lease.transfers)
+        for holder in holders:
+            holder.add(transfer)
+        outcome = Outcome.CANCELLED
+        try:
+            await finished(transfer)
+            outcome = Outcome.OK
+        except TransferCancelled as error:
+            if attachment.detached:
+                raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
+            if lease is not None and lease.end is not None:
+                raise lease.error() from error
+            raise SessionNotFound(session.instance_id, session.session_id) from error
+        except KernelsTransferFailed as error:
+            outcome = Outcome.FAILED
+            attachment.failed.set()
+            raise TransferFailed(str(error)) from error
+        except Exception:
+            outcome = Outcome.FAILED
+            raise
+        finally:
+            for holder in holders:
+                holder.discard(transfer)
+            if depot.bus is not None:
+                depot.bus.publish(
+                    TransferFinished(
+                        instance_id=attachment.instance_id,
+                        session_id=session.session_id,
+                        operation_id=operation_id,
+                        parent_operation_id=operation.operation_id,
+                        direction=direction,
+                        rank=attachment.rank,
+                        duration_seconds=time.monotonic() - start,
+                        outcome=outcome,
+                        num_chunks=len(moves),
+                        num_bytes=num_bytes,
+                        backend=attachment.transfer_backend,
+                        steps=tuple(
+                            TransferStep(
+                                name=step.name,
+                                start_seconds=step.start_seconds,
+                                duration_seconds=step.duration_seconds,
+                            )
+                            for step in transfer.steps
+                        ),
+                    )
+                )

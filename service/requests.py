@@ -20,7 +20,7 @@ BlockTable = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """Register one rank. `over_unix_socket` says how the request came."""
+    """Register one rank. `peer_is_known` says whether it came over a unix socket or with a client's certificate."""
 
     instance_id: str
     model_name: str
@@ -28,7 +28,7 @@ class AttachRequest:
     rank: int
     groups: tuple[Group, ...]
     regions: tuple[Region, ...]
-    over_unix_socket: bool
+    peer_is_known: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     """Copy leased chunks into blocks; those below `skip_tokens` are never written.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, Detached, LeaseNotFound,
-        LeaseExpired, LeaseReleased, LeaseRevoked.
+        LeaseExpired, LeaseReleased, LeaseRevoked, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment)
@@ -82,7 +82,7 @@ async def retrieve_inline(
     """Send leased chunks piece by piece, as fast as `send` takes them.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
-        LeaseReleased, LeaseRevoked.
+        LeaseReleased, LeaseRevoked, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     depot.expire()
@@ -95,7 +95,8 @@ async def retrieve_inline(
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first:]
 
-    with _retrieval(depot, lease, request, chunks, inline=True) as (_, _, answer):
+    num_bytes = len(chunks) * attachment.chunk_bytes
+    with depot.allowance.in_flight(num_bytes), _retrieval(depot, lease, request, chunks, inline=True) as (_, _, answer):
         for chunk_index, chunk in enumerate(chunks, start=first):
             for offset_bytes in range(0, attachment.chunk_bytes, MAX_PIECE_BYTES):
                 if attachment.detached:

@@ -7,11 +7,9 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,9 +31,15 @@ from service.arena import Arena
 from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
+from service.depots import Depots
+from service.listening import CannotListen as CannotListen
+from service.listening import listen
+from service.observing.access_gauges import AccessGauges
 from service.observing.call_spans import CallSpans
 from service.observing.gauges import DepotGauges
 from service.observing.observability import Observability
+from service.security.access import Access
+from service.security.tenants import Tenants
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
@@ -56,18 +60,13 @@ SERVICES = tuple(
 
 
 GOODBYE_SECONDS = 1.0
-PROBE_SECONDS = 1.0
 GIL_SWITCH_SECONDS = 0.0005
-
-
-class CannotListen(Exception):
-    """An address is taken, or not one of this machine."""
 
 
 class Server:
     """One depot behind its listeners. `addresses` are those it listens on, with the ports that were chosen.
 
-    Made on the event loop that it will run on. Raises: MemoryUnavailable, CannotListen.
+    Made on the event loop that it will run on. Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -82,15 +81,27 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
         )
-        self.depot = Depot(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
-        self._attaching = Attaching(self.depot, cuda_over_tcp=settings.cuda_over_tcp)
-        self._boundary = Boundary(settings.max_concurrent_rpcs, settings.max_attachments)
+        self.depots = Depots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
+        self._attaching = Attaching(cuda_over_tcp=settings.cuda_over_tcp)
+        self._access = Access(settings, self.bus)
+        self._boundary = Boundary(
+            self._access,
+            lambda tenant: self.depots.of(tenant).allowance,
+            max_concurrent_rpcs=settings.max_concurrent_rpcs,
+            max_standing_rpcs=settings.max_attachments,
+            open_reflection=settings.open_reflection,
+        )
         self._health = health.aio.HealthServicer()
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
-        self.addresses = tuple(map(self._listen, settings.listen))
+        self.addresses = listen(self._grpc, settings, self._access)
         self._watch()
+
+    @property
+    def depot(self) -> Depot:
+        """The only depot, where there are no tenants."""
+        return self.depots.of_nobody_in_particular()
 
     @property
     def why_not_cuda(self) -> str:
@@ -109,6 +120,7 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
+            watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
             try:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
@@ -118,7 +130,12 @@ class Server:
                     self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
                 yield self
             finally:
+                watching.cancel()
                 await self._drain()
+
+    def _use_tenants(self, tenants: Tenants) -> None:
+        self.depots.set_tenants(tenants)
+        self._boundary.revoke()
 
     def _register(self, offset_bytes: int, size_bytes: int) -> None:
         """In the thread that populates L1."""
@@ -132,7 +149,8 @@ class Server:
         if self.bus is not None:
             self.bus.publish(ServerDraining())
         await self._health.enter_graceful_shutdown()
-        self._boundary.draining = self.depot.draining = True
+        self._boundary.draining = True
+        self.depots.drain()
         self._draining.set()  # engines are told
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
@@ -145,14 +163,15 @@ class Server:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GOODBYE_SECONDS)
         await self._observability.close()
-        self.depot.stop()
-        self.depot.backend.close()
+        self.depots.stop()
+        self._backends.close()
         self._arena.stop_populating()
 
     def _watch(self) -> None:
-        gauges = DepotGauges(self.depot, self._boundary, lambda: self._arena.populated_bytes)
+        depot_gauges = DepotGauges(self.depots, self._boundary, lambda: self._arena.populated_bytes)
+        gauges = (depot_gauges.read, AccessGauges(self._access).read)
         try:
-            self._observability.watch(self.depot.sessions, gauges)
+            self._observability.watch(self.depots.sessions_of, gauges)
         except CannotServeMetrics as error:
             raise CannotListen(str(error)) from error
 
@@ -175,42 +194,17 @@ class Server:
                 ("grpc.http2.max_ping_strikes", 0),
             ),
         )
-        cache = CacheServicer(self.depot, self._attaching, self._draining, self._drained)
+        cache = CacheServicer(self.depots, self._attaching, self._draining, self._drained)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
-        observability = ObservabilityServicer(self.depot, self.bus)
+        observability = ObservabilityServicer(self.depots, self.bus)
         observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)
-        admin = AdminServicer(self.depot, self.bus, self._settings.described(), lambda: self._arena.populated_bytes)
+        admin = AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
         )
         return server
-
-    def _listen(self, address: str) -> str:
-        if address.startswith("unix:"):
-            return self._listen_on_socket(address)
-        try:
-            port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotListen(f"{address} is taken, or not an address of this machine") from error
-        return f"{address.rpartition(':')[0]}:{port}"
-
-    def _listen_on_socket(self, address: str) -> str:
-        path = Path(address.removeprefix("unix:").removeprefix("//"))
-        if not path.parent.is_dir():
-            raise CannotListen(f"{address}: there is no folder {path.parent}")
-        if _is_served(path):
-            raise CannotListen(f"{address} is taken: another process serves there")
-        # Nobody may connect between the socket's making and its chmod.
-        before = os.umask(0o777 & ~int(self._settings.unix_socket_mode, 8))
-        try:
-            self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotListen(f"{address} can't be bound: is another depot serving there?") from error
-        finally:
-            os.umask(before)
-        return address
 
 
 def _cuda_settings(settings: Settings) -> CudaSettings:
@@ -222,19 +216,10 @@ def _cuda_settings(settings: Settings) -> CudaSettings:
     )
 
 
-def _is_served(path: Path) -> bool:
-    """Whether somebody accepts on a unix socket; a socket that was left behind by a process that died is replaced."""
-    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-        probe.settimeout(PROBE_SECONDS)
-        probe.connect(str(path))
-        return True
-    return False
-
-
 async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
 
-    Raises: MemoryUnavailable, CannotListen.
+    Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
     # A thread that copies needs the GIL for a moment between two pieces; by default it would wait 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
@@ -253,7 +238,7 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with server.running():
-        logger.info("moves bytes by %s", server.depot.backend.name)
+        logger.info("moves bytes by %s", server.depots.backend.name)
         if server.why_not_cuda:
             logger.info("no CUDA: %s", server.why_not_cuda)
         ready(server)

@@ -26,7 +26,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     Chunks that another store is writing are waited for, and written here if that one fails.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
-        TransferFailed, Detached.
+        TransferFailed, Detached, TooManyBytes.
     """
     header = request.header
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
@@ -73,7 +73,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
 
     The copies are made on the event loop: a piece is small, and a hop to a thread costs more than its copy.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, TooManyBytes.
     """
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     _check_header(depot, header)
@@ -114,7 +114,10 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
             if not plan.count_resident(position):
                 plan.refuse(position, RefusalReason.STORE_TIMEOUT, "the call that was storing it failed")
 
-    return await _store(depot, attachment, header, write, inline=True)
+    chunk_size = depot.limits.chunk_size
+    num_chunks = header.prefix.num_tokens // chunk_size - header.start_token // chunk_size
+    with depot.allowance.in_flight(max(0, num_chunks) * attachment.chunk_bytes):
+        return await _store(depot, attachment, header, write, inline=True)
 
 
 async def _store(

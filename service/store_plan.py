@@ -32,7 +32,11 @@ class StorePlan:
         self._chunk_size = depot.limits.chunk_size
         namespace = attachment.identity.namespace(header.prefix, self._chunk_size)
         self._entry = depot.index.entry(
-            namespace, model_name=attachment.model_name, cache_salt=header.prefix.cache_salt, rank=attachment.rank
+            namespace,
+            model_name=attachment.model_name,
+            cache_salt=header.prefix.cache_salt,
+            rank=attachment.rank,
+            tenant=depot.tenant,
         )
         self._keys: Sequence[ChunkKey] = list(chunk_keys(namespace, header.prefix, self._chunk_size))
         self._pinned: dict[int, Chunk] = {}

@@ -39,7 +39,15 @@ class Event:
     monotonic: float = field(default_factory=monotonic_clock)
     """Seconds of a clock that never jumps, for differences."""
     instance_id: str = ""
+    """As the engine gave it; where the depot has tenants ``tenant/instance_id``, so that no two share one."""
     session_id: str = ""
+    tenant: str = ""
+    """Whose it is; empty where the depot has no tenants, and of what is nobody's."""
+
+
+def own_instance_id(event: Event) -> str:
+    """The event's instance as its own tenant calls it."""
+    return event.instance_id.removeprefix(f"{event.tenant}/") if event.tenant else event.instance_id
 
 
 # The server, instances and sessions
@@ -56,6 +64,33 @@ class ServerStarted(Event):
 @fact
 class ServerDraining(Event):
     """The server refuses new work from here on, and finishes what it has."""
+
+
+@fact
+class FileReloaded(Event):
+    """A ``file`` had changed, and what is in it now is in use: tenants, or certificate."""
+
+    file: str
+
+
+@fact
+class FileRefused(Event):
+    """A ``file`` has changed, and what is in it now can't be used; what was in it before goes on."""
+
+    file: str
+    reason: str
+
+
+@fact
+class CallDenied(Event):
+    """A call was refused to its caller: ``reason`` as the error tells it; ``tenant`` is empty where nobody knows it.
+
+    ``peer`` is where it came from, without the port.
+    """
+
+    rpc: str
+    peer: str
+    reason: str
 
 
 @fact
@@ -325,6 +360,9 @@ EVENT_TYPES: dict[str, type[Event]] = {
     for event_type in (
         ServerStarted,
         ServerDraining,
+        FileReloaded,
+        FileRefused,
+        CallDenied,
         InstanceAttached,
         InstanceDetached,
         SessionStarted,

@@ -93,7 +93,15 @@ class CudaBackend:
                 addresses = [(bases[plan.regions] + plan.engine_offsets.astype(np.uint64)).ravel() for plan in plans]
                 mapped_bytes = sum(region.size_bytes for region in regions)
                 buffer = CudaBuffer(
-                    resources, plans, addresses, self._l1, route, self._settings, self._spawn, mapped_bytes=mapped_bytes
+                    resources,
+                    plans,
+                    addresses,
+                    self._l1,
+                    route,
+                    self._settings,
+                    self._spawn,
+                    mapped_bytes=mapped_bytes,
+                    objects=frozenset(_allocation(region) for region in regions),
                 )
             except (CudaError, TransferFailed) as error:
                 raise BackendUnavailable(f"the device can't serve the attachment: {error}") from error
@@ -183,3 +191,9 @@ class CudaBackend:
                 self._timings[key] = time_routes(self._runtime, device, plan, self._settings, self._spawn)
         tokens_per_chunk = plan.blocks_per_chunk * plan.block_size
         return quicker_route(self._timings[key], self._settings.typical_tokens * chunk_bytes(plans) // tokens_per_chunk)
+
+
+def _allocation(region: Region) -> bytes:
+    """The handle is the allocation's own, whichever part of it a region is."""
+    assert isinstance(region.handle, CudaIpc)
+    return region.handle.handle

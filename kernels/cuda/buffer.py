@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +52,8 @@ def spawn_thread(lane: CudaLane, name: str) -> threading.Thread:
 class CudaBuffer:
     """Blocks at ``plane_addresses``, for each group in the order of its ``chunk_offsets``; valid until `close`.
 
-    What is made of the device goes to ``resources``, which belong to the buffer from then on.
+    ``objects`` are the allocations that it lies in. What is made of the device goes to ``resources``, which belong to
+    the buffer from then on.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class CudaBuffer:
         spawn: Spawn,
         *,
         mapped_bytes: int,
+        objects: frozenset[Hashable] = frozenset(),
     ) -> None:
+        self.objects = objects
         self.plans = tuple(plans)
         self.chunk_bytes = chunk_bytes(plans)
         self.transfer_backend = str(route)

@@ -8,10 +8,12 @@ from typing import Any
 
 import grpc
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import TracerProvider, get_current_span
 
 from service.boundary import OURS, STANDING
+from service.security.callers import caller
 from service.trace_context import traceparent, traceparent_of
+from telemetry.spans.span_attributes import TENANT
 
 
 class CallSpans(grpc.aio.ServerInterceptor):
@@ -56,6 +58,10 @@ def _traced(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
             is_late = context.time_remaining() == 0
             context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
             raise
+        finally:
+            who = caller.get(None)  # the boundary has found out
+            if who is not None and who.tenant.name:
+                get_current_span().set_attribute(TENANT, who.tenant.name)
 
     async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         """Handlers send with context.write, see Boundary; the instrumentation wants to iterate."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from opentelemetry.sdk.resources import Resource
 
-from service.observing.gauges import DepotGauges
 from service.observing.rpc_durations import RpcDurations
 from service.settings import Settings
 from telemetry.bus import EventBus
@@ -19,7 +19,7 @@ from telemetry.metrics.export import MetricsExport
 from telemetry.metrics.loop_lag import LoopLag
 from telemetry.metrics.models import Models
 from telemetry.metrics.process import read_process
-from telemetry.metrics.readings import Readings
+from telemetry.metrics.readings import Readings, Scalars
 from telemetry.subscribers.chunks import ChunksSubscriber
 from telemetry.subscribers.l0 import L0Subscriber
 from telemetry.subscribers.metrics import MetricsSubscriber
@@ -55,10 +55,11 @@ class Measuring:
         """HOST:PORT where metrics are served; None where they are sent to a collector, or not exported yet."""
         return self._export.prometheus_address if self._export is not None else None
 
-    def start(self, bus: EventBus, gauges: DepotGauges) -> None:
+    def start(self, bus: EventBus, gauges: Iterable[Callable[[], Scalars]]) -> None:
         """Export from now on. Raises: CannotServeMetrics."""
         self._readings.add(partial(read_bus, bus))
-        self._readings.add(gauges.read)
+        for read in gauges:
+            self._readings.add(read)
         settings = self._settings
         if settings.otlp_endpoint:
             self._export = MetricsExport.to_collector(self._readings, self._resource, settings.otlp_endpoint)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 from service import __version__
-from service.observing.gauges import DepotGauges
 from service.observing.measuring import Measuring
-from service.observing.session_log import SessionLog
-from service.sessions import Sessions
+from service.observing.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
 from telemetry.logs.line_format import SpanOf, no_span
+from telemetry.metrics.readings import Scalars
 from telemetry.own_thread import OwnThread
 from telemetry.resource import server_resource
 from telemetry.spans.tracing import Tracing
@@ -52,12 +52,12 @@ class Observability:
         subscribers += own_subscribers
         self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
 
-    def watch(self, sessions: Sessions, gauges: DepotGauges) -> None:
+    def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]]) -> None:
         """Log sessions that end, and export metrics, from now on. Raises: CannotServeMetrics."""
         if self.bus is None:
             return
         if self._logs:
-            self.bus.subscribe(SessionLog(sessions, span_of=self._span_of))
+            self.bus.subscribe(SessionLog(sessions_of, span_of=self._span_of))
         if self.measuring is not None:
             self.measuring.start(self.bus, gauges)
 

@@ -8,16 +8,19 @@ what EndSession answers does not come from here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.observing.session_report import report
 from service.sessions import Sessions
 from telemetry.delivery import Subscriber
-from telemetry.events import Event, SessionEnded
+from telemetry.events import Event, SessionEnded, own_instance_id
 from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
+
+SessionsOf = Callable[[str], Sessions | None]
+"""The sessions of a tenant, of whom there may be nothing any more."""
 
 EVENT = "SessionSummary"
 BLOCKS_PER_SECOND = 10  # for each reason why sessions end
@@ -29,9 +32,9 @@ class SessionLog(Subscriber):
     name = "session log"
 
     def __init__(
-        self, sessions: Sessions, *, span_of: SpanOf = no_span, blocks_per_second: int = BLOCKS_PER_SECOND
+        self, sessions_of: SessionsOf, *, span_of: SpanOf = no_span, blocks_per_second: int = BLOCKS_PER_SECOND
     ) -> None:
-        self._sessions = sessions
+        self._sessions_of = sessions_of
         self._span_of = span_of
         self._limit = RateLimit[str](blocks_per_second, period_seconds=1.0)
 
@@ -53,11 +56,17 @@ class SessionLog(Subscriber):
         num_suppressed = self._limit.admit(event.reason, event.monotonic)
         if num_suppressed is None:
             return
-        session = self._sessions.last_ended(event.instance_id, event.session_id)
+        sessions = self._sessions_of(event.tenant)
+        if sessions is None:
+            return
+        session = sessions.last_ended(own_instance_id(event), event.session_id)
         if session is None or session.duration_seconds != event.duration_seconds:
             return  # forgotten since, or another one of this id has ended since
         block = report(session)
         text = block.text
+        if event.tenant:
+            block.facts["tenant"] = event.tenant
+            text += f"\n  of tenant {event.tenant}"
         if num_suppressed:
             block.facts["num_suppressed"] = num_suppressed
             text += f"\n  {num_suppressed:,} sessions that ended before are not shown"

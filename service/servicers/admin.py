@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
 from service import __version__
 from service.depot import Depot
+from service.depots import Depots
 from service.servicers import encode
 from telemetry.bus import EventBus
 
@@ -18,12 +19,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     def __init__(
         self,
-        depot: Depot,
+        depots: Depots,
         bus: EventBus | None,
         settings: Mapping[str, str],
         populated_bytes: Callable[[], int],
     ) -> None:
-        self._depot = depot
+        self._depots = depots
         self._bus = bus
         self._settings = settings
         self._populated_bytes = populated_bytes
@@ -31,8 +32,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._start = time.monotonic()
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: object) -> admin_pb2.GetStatusResponse:
-        depot = self._depot
-        index = depot.index
+        depots = self._depots
+        index = depots.index
         l1 = admin_pb2.TierStatus(
             tier=cache_pb2.TIER_L1,
             used_bytes=index.pool.used_bytes,
@@ -41,54 +42,32 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_chunks=index.num_resident,
             num_protected_chunks=index.num_protected,
             num_evicted_chunks=index.num_evicted,
-            num_refused_chunks=depot.num_refused_chunks,
+            num_refused_chunks=sum(depot.num_refused_chunks for depot in depots),
         )
         return admin_pb2.GetStatusResponse(
             version=__version__,
             start_time=encode.timestamp(self._start_time),
             uptime=encode.duration(time.monotonic() - self._start),
-            state=admin_pb2.SERVER_STATE_DRAINING if depot.draining else admin_pb2.SERVER_STATE_SERVING,
+            state=admin_pb2.SERVER_STATE_DRAINING if depots.draining else admin_pb2.SERVER_STATE_SERVING,
             settings=self._settings,
             tiers=[l1],
             event_queue=self._event_queue(),
-            transfer_backend=depot.backend.name,
-            num_instances=len(depot.instances),
-            num_sessions=len(depot.sessions),
-            num_leases=len(depot.leases),
+            transfer_backend=depots.backend.name,
+            num_instances=sum(len(depot.instances) for depot in depots),
+            num_sessions=sum(len(depot.sessions) for depot in depots),
+            num_leases=sum(len(depot.leases) for depot in depots),
+            tenants=self._tenants(),
         )
 
     async def ListInstances(
         self, request: admin_pb2.ListInstancesRequest, context: object
     ) -> admin_pb2.ListInstancesResponse:
-        num_leases = Counter(lease.instance_id for lease in self._depot.leases.live())
-        return admin_pb2.ListInstancesResponse(
-            instances=[
-                admin_pb2.Instance(
-                    instance_id=instance.instance_id,
-                    model_name=instance.model_name,
-                    world_size=instance.world_size,
-                    ranks=[
-                        admin_pb2.AttachedRank(
-                            rank=rank,
-                            attach_time=encode.timestamp(attachment.attach_time),
-                            chunk_bytes=attachment.chunk_bytes,
-                            transfer_backend=attachment.transfer_backend,
-                            mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
-                            num_groups=len(attachment.groups),
-                            num_transfers=len(attachment.transfers),
-                        )
-                        for rank, attachment in sorted(instance.ranks.items())
-                    ],
-                    num_sessions=len(self._depot.sessions.of_instance(instance.instance_id)),
-                    num_leases=num_leases[instance.instance_id],
-                )
-                for instance in sorted(self._depot.instances, key=lambda instance: instance.instance_id)
-            ]
-        )
+        depots = sorted(self._depots, key=lambda depot: depot.tenant)
+        return admin_pb2.ListInstancesResponse(instances=[each for depot in depots for each in _instances(depot)])
 
     async def ClearCache(self, request: admin_pb2.ClearCacheRequest, context: object) -> admin_pb2.ClearCacheResponse:
         cache_salt = request.cache_salt if request.HasField("cache_salt") else None
-        answer = self._depot.clear(request.model_name, cache_salt, force=request.force)
+        answer = self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
         return admin_pb2.ClearCacheResponse(
             num_cleared_chunks=answer.num_cleared_chunks,
             cleared_bytes=answer.cleared_bytes,
@@ -107,3 +86,47 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_dropped_by_type=stats.num_dropped_by_type,
             num_errors_by_subscriber=stats.num_errors_by_subscriber,
         )
+
+    def _tenants(self) -> list[admin_pb2.TenantStatus]:
+        in_l1 = self._depots.chunks_and_bytes()
+        return [
+            admin_pb2.TenantStatus(
+                name=depot.tenant,
+                num_instances=len(depot.instances),
+                num_sessions=len(depot.sessions),
+                num_leases=len(depot.leases),
+                num_chunks=in_l1[depot.tenant][0],
+                used_bytes=in_l1[depot.tenant][1],
+                num_running_rpcs=depot.allowance.num_running,
+                bytes_in_flight=depot.allowance.bytes_in_flight,
+            )
+            for depot in sorted(self._depots, key=lambda depot: depot.tenant)
+            if depot.tenant
+        ]
+
+
+def _instances(depot: Depot) -> list[admin_pb2.Instance]:
+    num_leases = Counter(lease.instance_id for lease in depot.leases.live())
+    return [
+        admin_pb2.Instance(
+            tenant=depot.tenant,
+            instance_id=instance.instance_id,
+            model_name=instance.model_name,
+            world_size=instance.world_size,
+            ranks=[
+                admin_pb2.AttachedRank(
+                    rank=rank,
+                    attach_time=encode.timestamp(attachment.attach_time),
+                    chunk_bytes=attachment.chunk_bytes,
+                    transfer_backend=attachment.transfer_backend,
+                    mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                    num_groups=len(attachment.groups),
+                    num_transfers=len(attachment.transfers),
+                )
+                for rank, attachment in sorted(instance.ranks.items())
+            ],
+            num_sessions=len(depot.sessions.of_instance(instance.instance_id)),
+            num_leases=num_leases[instance.instance_id],
+        )
+        for instance in sorted(depot.instances, key=lambda instance: instance.instance_id)
+    ]

@@ -11,19 +11,24 @@ from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
 from service.depot import Depot
+from service.depots import Depots
 from service.errors import Draining, TransferFailed, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
 from service.retrieve import MAX_PIECE_BYTES, Piece, retrieve, retrieve_inline
+from service.security.callers import caller, has_certificate
 from service.servicers import decode, encode
 from service.store import store, store_inline
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
-    """Serves engines. `draining` is set when the depot begins to shut down, `drained` when transfers are done."""
+    """Serves engines, each from its tenant's depot.
 
-    def __init__(self, depot: Depot, attaching: Attaching, draining: asyncio.Event, drained: asyncio.Event) -> None:
-        self._depot = depot
+    `draining` is set when the depots begin to shut down, `drained` when transfers are done.
+    """
+
+    def __init__(self, depots: Depots, attaching: Attaching, draining: asyncio.Event, drained: asyncio.Event) -> None:
+        self._depots = depots
         self._attaching = attaching
         self._draining = draining
         self._drained = drained
@@ -34,10 +39,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         context: grpc.aio.ServicerContext[cache_pb2.AttachInstanceRequest, cache_pb2.AttachInstanceResponse],
     ) -> None:
         """The stream is the attachment: it ends by cancellation when the client is gone, or when the depot drains."""
-        plain = decode.attach_request(request, over_unix_socket=context.peer().startswith("unix:"))
-        async with self._attaching.attached(plain) as attachment:
+        depot = self._depots.of_caller()
+        peer_is_known = context.peer().startswith("unix:") or has_certificate(context)
+        plain = decode.attach_request(request, peer_is_known=peer_is_known)
+        async with self._attaching.attached(depot, plain) as attachment:
             response = cache_pb2.AttachInstanceResponse(
-                chunk_size=self._depot.limits.chunk_size,
+                chunk_size=depot.limits.chunk_size,
                 chunk_bytes=attachment.chunk_bytes,
                 server_version=__version__,
                 transfer_backend=attachment.transfer_backend,
@@ -53,13 +60,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         raise Draining("the depot has shut down")
 
     async def Lookup(self, request: cache_pb2.LookupRequest, context: object) -> cache_pb2.LookupResponse:
-        return encode.lookup_response(await lookup(self._depot, decode.lookup_request(request)))
+        return encode.lookup_response(await lookup(self._depots.of_caller(), decode.lookup_request(request)))
 
     async def Store(self, request: cache_pb2.StoreRequest, context: object) -> cache_pb2.StoreResponse:
-        return encode.store_response(await store(self._depot, decode.store_request(request)))
+        return encode.store_response(await store(self._depots.of_caller(), decode.store_request(request)))
 
     async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
-        answer = await retrieve(self._depot, decode.retrieve_request(request))
+        answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request))
         return cache_pb2.RetrieveResponse(
             retrieved_tokens=answer.retrieved_tokens,
             retrieved_bytes=answer.retrieved_bytes,
@@ -71,14 +78,15 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.ReleaseLeaseResponse:
         if not request.lease_id:
             raise invalid("lease_id", "is missing")
-        await self._depot.release_lease(request.lease_id)
+        await self._depots.of_caller().release_lease(request.lease_id)
         return cache_pb2.ReleaseLeaseResponse()
 
     async def StoreInline(
         self, request_iterator: AsyncIterator[cache_pb2.StoreInlineRequest], context: object
     ) -> cache_pb2.StoreInlineResponse:
-        header = await self._header(request_iterator)
-        return encode.store_inline_response(await store_inline(self._depot, header, _pieces(request_iterator)))
+        depot = self._depots.of_caller()
+        header = await _header(depot, request_iterator)
+        return encode.store_inline_response(await store_inline(depot, header, _pieces(request_iterator)))
 
     async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Boundary
         self,
@@ -92,11 +100,11 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 )
             )
 
-        await retrieve_inline(self._depot, decode.retrieve_inline_request(request), send)
+        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), send)
 
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
-        session = await self._depot.end_session(*decode.session_ids(request))
-        return cache_pb2.EndSessionResponse(summary=encode.session_summary(session))
+        session = await self._depots.of_caller().end_session(*decode.session_ids(request))
+        return cache_pb2.EndSessionResponse(summary=encode.session_summary(session, caller.get().tenant.name))
 
     @staticmethod
     async def _first_of(*events: asyncio.Event) -> None:
@@ -107,11 +115,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             for wait in waits:
                 wait.cancel()
 
-    async def _header(self, messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> StoreHeader:
-        first = await self._depot.bounded(anext(messages, None), "no header")
-        if first is None or first.WhichOneof("payload") != "header":
-            raise invalid("header", "is not the first message of the stream")
-        return decode.store_header(first.header, "header.")
+
+async def _header(depot: Depot, messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> StoreHeader:
+    first = await depot.bounded(anext(messages, None), "no header")
+    if first is None or first.WhichOneof("payload") != "header":
+        raise invalid("header", "is not the first message of the stream")
+    return decode.store_header(first.header, "header.")
 
 
 async def _pieces(messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> AsyncIterator[bytes]:

@@ -57,7 +57,7 @@ class Violations:
             raise InvalidRequest(*self._violations)
 
 
-def attach_request(message: cache_pb2.AttachInstanceRequest, *, over_unix_socket: bool) -> AttachRequest:
+def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: bool) -> AttachRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
@@ -79,7 +79,7 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, over_unix_socket
         rank=message.rank,
         groups=groups,
         regions=tuple(region for region in regions if region is not None),
-        over_unix_socket=over_unix_socket,
+        peer_is_known=peer_is_known,
     )
 
 

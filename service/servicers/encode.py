@@ -91,9 +91,10 @@ def store_inline_response(answer: StoreAnswer) -> cache_pb2.StoreInlineResponse:
     )
 
 
-def session_summary(session: Session, *, with_operations: bool = True) -> cache_pb2.SessionSummary:
-    """What a session did so far."""
+def session_summary(session: Session, tenant: str, *, with_operations: bool = True) -> cache_pb2.SessionSummary:
+    """What a session of a tenant did so far."""
     return cache_pb2.SessionSummary(
+        tenant=tenant,
         instance_id=session.instance_id,
         session_id=session.session_id,
         model_name=session.model_name,

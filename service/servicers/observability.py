@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from itertools import islice
 
 import grpc
@@ -10,12 +11,14 @@ import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
 from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
-from service.depot import Depot
-from service.errors import ObservabilityDisabled, invalid
+from service.depots import Depots
+from service.errors import ObservabilityDisabled, SessionNotFound, invalid
+from service.security.callers import caller, seen_tenant
 from service.servicers import decode, encode
+from service.sessions import Session
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
-from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event
+from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event, own_instance_id
 from telemetry.subscribers.watch import Watcher
 
 DEFAULT_PAGE_SIZE = 100
@@ -26,18 +29,19 @@ SUMMARIES_A_TURN = 200  # a millisecond of the event loop's time
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
     """Serves schedulers that report, and people who watch. `bus` is None where observability is disabled."""
 
-    def __init__(self, depot: Depot, bus: EventBus | None) -> None:
-        self._depot = depot
+    def __init__(self, depots: Depots, bus: EventBus | None) -> None:
+        self._depots = depots
         self._bus = bus
 
     async def ReportBlockAllocation(
         self, request: observability_pb2.ReportBlockAllocationRequest, context: object
     ) -> observability_pb2.ReportBlockAllocationResponse:
         decode.check_block_report(request)
+        depot = self._depots.of_caller()
         for session_id in {record.session_id for record in request.records}:
-            self._depot.sessions.used(self._depot.session(request.instance_id, session_id, request.model_name))
-        if self._bus is not None:
-            self._bus.publish(
+            depot.sessions.used(depot.session(request.instance_id, session_id, request.model_name))
+        if depot.bus is not None:
+            depot.bus.publish(
                 BlocksAllocated(
                     instance_id=request.instance_id,
                     model_name=request.model_name,
@@ -59,7 +63,11 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
             raise invalid("event_types", f"{unknown} do not exist; there are {sorted(EVENT_TYPES)}")
         event_types = [EVENT_TYPES[name] for name in request.event_types]
         with Watcher(
-            self._bus, event_types=event_types, instance_id=request.instance_id, session_id=request.session_id
+            self._bus,
+            event_types=event_types,
+            instance_id=request.instance_id,
+            session_id=request.session_id,
+            tenant=seen_tenant(request.tenant),
         ) as watcher:
             # Headers now, so that a client knows from when on it sees everything.
             await context.send_initial_metadata(())
@@ -71,29 +79,46 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     async def ListSessions(
         self, request: observability_pb2.ListSessionsRequest, context: object
     ) -> observability_pb2.ListSessionsResponse:
-        token = request.page_token  # the number of the last session on the page before
-        if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
+        # Of the last session on the page before: its tenant, if several are listed, and its number.
+        at_tenant, _, number = request.page_token.rpartition("/")
+        if request.page_token and not (number.isascii() and number.isdecimal() and len(number) < 19):
             raise invalid("page_token", "is not from an answer of this RPC")
         if request.page_size > MAX_PAGE_SIZE:
             raise invalid("page_size", f"is more than {MAX_PAGE_SIZE}")
         page_size = request.page_size or DEFAULT_PAGE_SIZE
-        sessions = self._depot.sessions.newest_first(request.instance_id, before=int(token) if token else None)
+        sessions = self._sessions(request.instance_id, seen_tenant(request.tenant), at_tenant, int(number or 0))
         page = list(islice(sessions, page_size + 1))
         summaries: list[cache_pb2.SessionSummary] = []
-        for session in page[:page_size]:
-            summaries.append(encode.session_summary(session, with_operations=False))
+        for tenant, session in page[:page_size]:
+            summaries.append(encode.session_summary(session, tenant, with_operations=False))
             if len(summaries) % SUMMARIES_A_TURN == 0:
                 await asyncio.sleep(0)
         is_last = len(page) <= page_size
         return observability_pb2.ListSessionsResponse(
-            sessions=summaries, next_page_token="" if is_last else str(page[page_size - 1].number)
+            sessions=summaries, next_page_token="" if is_last else _page_token(*page[page_size - 1])
         )
 
     async def GetSession(
         self, request: observability_pb2.GetSessionRequest, context: object
     ) -> observability_pb2.GetSessionResponse:
-        session = self._depot.sessions.latest(*decode.session_ids(request))
-        return observability_pb2.GetSessionResponse(session=encode.session_summary(session))
+        tenant = seen_tenant(request.tenant) if request.tenant else caller.get().tenant.name
+        ids = decode.session_ids(request)
+        depot = self._depots.named(tenant)
+        if depot is None:
+            raise SessionNotFound(*ids)
+        return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
+
+    def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
+        """Sessions with their tenants, by the tenants' names; from those of `at_tenant` before a number on."""
+        for depot in sorted(self._depots, key=lambda depot: depot.tenant):
+            if tenant in ("", depot.tenant) and depot.tenant >= at_tenant:
+                last = before if before and depot.tenant == (at_tenant or tenant) else None
+                for session in depot.sessions.newest_first(instance_id, before=last):
+                    yield depot.tenant, session
+
+
+def _page_token(tenant: str, session: Session) -> str:
+    return f"{tenant}/{session.number}" if tenant else str(session.number)
 
 
 def _allocation(record: observability_pb2.BlockAllocationRecord) -> BlockAllocation:
@@ -114,7 +139,8 @@ def _event(event: Event) -> observability_pb2.Event:
     return observability_pb2.Event(
         type=type(event).__name__,
         time=encode.timestamp(event.time),
-        instance_id=event.instance_id,
+        tenant=event.tenant,
+        instance_id=own_instance_id(event),
         session_id=event.session_id,
         operation_id=str(operation_id),
         attributes=struct,

@@ -49,6 +49,19 @@ BLOCK_STATE = Attribute(
     "owned: by a live session; released: with contents that the next session could reuse; unknown: neither",
     ("owned", "released", "unknown"),
 )
+TENANT = Attribute("tenant", "a name of the file of tenants")
+CALLER = Attribute("tenant", "a name of the file of tenants; empty where nobody knows who called")
+DENIED_REASON = Attribute(
+    "reason",
+    "as the error tells it",
+    (
+        *("CREDENTIALS_MISSING", "TOKEN_UNKNOWN", "TOKEN_EXPIRED", "CERTIFICATE_UNKNOWN", "CREDENTIALS_CONFLICT"),
+        *("CREDENTIALS_REVOKED", "INSECURE_TRANSPORT", "ADMIN_ONLY", "OTHER_TENANT", "REGION_FORBIDDEN"),
+    ),
+)
+LIMIT_REASON = Attribute("reason", "as the error tells it", ("TOO_MANY_RPCS", "TOO_MANY_BYTES"))
+FILE = Attribute("file", "what is in it", ("tenants", "certificate"))
+READ_RESULT = Attribute("result", "what became of the new content", ("used", "refused"))
 RPC_SYSTEM = Attribute("rpc.system.name", "the system", ("grpc",))
 RPC_METHOD = Attribute(
     "rpc.method", "a method of ours, such as `kvdepot.v1.CacheService/Lookup`; others are not measured"
@@ -202,6 +215,28 @@ BLOCK_EVICTIONS = counter(
 )
 MALFORMED_RECORDS = counter(
     "kvdepot.l0.records.malformed", "{record}", "Records of block reports that could not be followed to their end."
+)
+
+# Tenants, and who may call; the first ones are there where the depot has tenants
+
+TENANT_OPERATIONS = counter(
+    "kvdepot.tenant.operations", "{operation}", "Operations that ended.", OPERATION, OUTCOME, TENANT
+)
+TENANT_IO = counter("kvdepot.tenant.io", "By", "Bytes of the chunks that were stored and retrieved.", MOVE, TENANT)
+TENANT_L1_USED = gauge("kvdepot.tenant.l1.used", "By", "Bytes of the slots that its chunks are in.", TENANT)
+TENANT_SESSIONS = gauge("kvdepot.tenant.sessions.live", "{session}", "Sessions that have not ended.", TENANT)
+TENANT_RPCS = gauge("kvdepot.tenant.rpcs.running", "{call}", "Calls that run now.", RPC_KIND, TENANT)
+TENANT_IN_FLIGHT = gauge("kvdepot.tenant.in_flight", "By", "Bytes that move now.", TENANT)
+TENANT_REFUSED = counter(
+    "kvdepot.tenant.rpcs.refused", "{call}", "Calls that were refused by a limit.", LIMIT_REASON, TENANT
+)
+DENIED = counter("kvdepot.access.denied", "{call}", "Calls that were refused to their caller.", DENIED_REASON, CALLER)
+FILES_READ = counter("kvdepot.files.read", "{read}", "Times that a file which had changed was read.", FILE, READ_RESULT)
+FILES_BROKEN = gauge(
+    "kvdepot.files.broken", "{file}", "1 while a file can't be used, so that what it held before goes on.", FILE
+)
+CERTIFICATE_TIME_LEFT = gauge(
+    "kvdepot.tls.certificate.time_left", "s", "Until the server's certificate ends; there where TCP is served with TLS."
 )
 
 # The server

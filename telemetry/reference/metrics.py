@@ -29,6 +29,7 @@ _SECTIONS = {
     "L1: the depot's chunks": ("kvdepot.l1",),
     "L0: the engines' blocks": ("kvdepot.l0",),
     "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
+    "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
     "The server": ("rpc.", "kvdepot.rpcs", "kvdepot.draining", "kvdepot.event_loop", "process.", "cpython."),
 }

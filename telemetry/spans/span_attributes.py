@@ -9,7 +9,7 @@ from telemetry.events import EVENT_TYPES, Event
 Plain = bool | int | float | str
 
 PREFIX = "kvdepot."
-INSTANCE_ID, SESSION_ID = f"{PREFIX}instance_id", f"{PREFIX}session_id"
+INSTANCE_ID, SESSION_ID, TENANT = f"{PREFIX}instance_id", f"{PREFIX}session_id", f"{PREFIX}tenant"
 PLAIN_TYPES = ("str", "int", "float", "bool")  # as annotations say
 # What a span has of its own, times and parent; and what `ids_of` tells.
 NOT_FACTS = (*(field.name for field in fields(Event)), "duration_seconds", "traceparent", "parent_operation_id")
@@ -17,7 +17,10 @@ NOT_FACTS = (*(field.name for field in fields(Event)), "duration_seconds", "trac
 
 def ids_of(event: Event) -> dict[str, Plain]:
     """Whose it is."""
-    return {INSTANCE_ID: event.instance_id, SESSION_ID: event.session_id}
+    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_id, SESSION_ID: event.session_id}
+    if event.tenant:
+        ids[TENANT] = event.tenant
+    return ids
 
 
 def facts_of(event: Event) -> dict[str, Plain]:

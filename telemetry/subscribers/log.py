@@ -10,6 +10,8 @@ from telemetry.delivery import Subscriber
 from telemetry.events import (
     CacheCleared,
     Event,
+    FileRefused,
+    FileReloaded,
     InstanceAttached,
     InstanceDetached,
     LookupFinished,
@@ -28,6 +30,7 @@ INFO_EVENTS = frozenset(
     {
         ServerStarted,
         ServerDraining,
+        FileReloaded,
         InstanceAttached,
         InstanceDetached,
         SessionStarted,
@@ -90,14 +93,16 @@ def level_of(event: Event) -> int:
     """The level at which an event is logged."""
     if getattr(event, "outcome", "") in ("refused", "failed"):
         return logging.WARNING
-    if isinstance(event, StoreFinished) and event.refused_tokens:
+    if isinstance(event, FileRefused) or (isinstance(event, StoreFinished) and event.refused_tokens):
         return logging.WARNING
     return logging.INFO if type(event) in INFO_EVENTS else logging.DEBUG
 
 
 def facts_of(event: Event) -> dict[str, Plain]:
-    """What a line tells: the ids, if any, and the event's own fields."""
+    """What a line tells: whose it is, the ids, if any, and the event's own fields."""
     facts: dict[str, Plain] = {}
+    if event.tenant:
+        facts["tenant"] = event.tenant
     if event.instance_id:
         facts["instance_id"] = event.instance_id
     if event.session_id:

@@ -56,6 +56,8 @@ class MetricsSubscriber(Subscriber):
         self._sessions_ended = self._total(catalogue.SESSIONS_ENDED)
         self._attachments_started = self._total(catalogue.ATTACHMENTS_STARTED)
         self._attachments_ended = self._total(catalogue.ATTACHMENTS_ENDED)
+        self._tenant_operations = self._total(catalogue.TENANT_OPERATIONS)
+        self._tenant_io = self._total(catalogue.TENANT_IO)
         self._operation_duration = Distribution(catalogue.OPERATION_DURATION)
         self._transfer_duration = Distribution(catalogue.TRANSFER_DURATION)
         self._transfer_step_duration = Distribution(catalogue.TRANSFER_STEP_DURATION)
@@ -103,6 +105,8 @@ class MetricsSubscriber(Subscriber):
         attributes = (kind, str(event.outcome), model_name)
         self._operations.add(attributes, 1)
         self._operation_duration.observe(attributes, event.duration_seconds)
+        if event.tenant:
+            self._tenant_operations.add((kind, str(event.outcome), event.tenant), 1)
         return model_name
 
     def _looked_up(self, event: LookupFinished) -> None:
@@ -121,6 +125,8 @@ class MetricsSubscriber(Subscriber):
     def _stored(self, event: StoreFinished) -> None:
         model_name = self._operation("store", event)
         self._operation_io.add(("store", model_name), event.stored_bytes)
+        if event.tenant:
+            self._tenant_io.add(("store", event.tenant), event.stored_bytes)
         self._store_tokens.add(("stored", model_name), event.stored_tokens)
         self._store_tokens.add(("resident", model_name), event.resident_tokens)
         self._store_tokens.add(("refused", model_name), event.refused_tokens)
@@ -131,6 +137,8 @@ class MetricsSubscriber(Subscriber):
     def _retrieved(self, event: RetrieveFinished) -> None:
         model_name = self._operation("retrieve", event)
         self._operation_io.add(("retrieve", model_name), event.retrieved_bytes)
+        if event.tenant:
+            self._tenant_io.add(("retrieve", event.tenant), event.retrieved_bytes)
         self._retrieve_tokens.add(("l1", model_name), event.l1_tokens)
         self._retrieve_tokens.add(("l2", model_name), event.l2_tokens)
 

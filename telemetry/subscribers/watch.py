@@ -10,7 +10,7 @@ from types import TracebackType
 
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
-from telemetry.events import BlocksAllocated, Event
+from telemetry.events import BlocksAllocated, Event, own_instance_id
 
 
 class Watcher(Subscriber):
@@ -30,6 +30,7 @@ class Watcher(Subscriber):
         event_types: Iterable[type[Event]] = (),
         instance_id: str = "",
         session_id: str = "",
+        tenant: str = "",
         capacity: int = 1_000,
     ) -> None:
         if capacity < 1:
@@ -37,6 +38,7 @@ class Watcher(Subscriber):
         self._event_types = frozenset(event_types)
         self._instance_id = instance_id
         self._session_id = session_id
+        self._tenant = tenant
         self._buffer: deque[Event] = deque(maxlen=capacity)
         self._capacity = capacity
         self._num_lost = 0
@@ -84,8 +86,10 @@ class Watcher(Subscriber):
 
     def _shown(self, event: Event) -> Event | None:
         """The event, or the part of it that passes the filters."""
-        if (self._event_types and type(event) not in self._event_types) or (
-            self._instance_id and event.instance_id != self._instance_id
+        if (
+            (self._tenant and event.tenant != self._tenant)
+            or (self._event_types and type(event) not in self._event_types)
+            or (self._instance_id and own_instance_id(event) != self._instance_id)
         ):
             return None
         if not self._session_id or event.session_id == self._session_id:

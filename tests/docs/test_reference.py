@@ -39,7 +39,7 @@ def test_metrics_have_names_of_their_own_without_units() -> None:
 def test_every_event_stands_there_with_its_fields() -> None:
     page = (DOCS / "events.md").read_text()
     sections = dict(section.split("\n", 1) for section in page.split("\n### ")[1:])
-    common = {"time", "monotonic", "instance_id", "session_id"}
+    common = {"time", "monotonic", "instance_id", "session_id", "tenant"}
     for name, event_type in EVENT_TYPES.items():
         told = {line.split("`")[1] for line in sections[name].splitlines() if line.startswith("| `")}
         assert told == {field.name for field in fields(event_type)} - common, name

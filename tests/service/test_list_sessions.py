@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from kvdepot.v1 import observability_pb2
 from service.depot import Depot, DepotLimits
+from service.depots import Depots
+from service.security.callers import ANYBODY, caller
 from service.servicers.observability import ObservabilityServicer
 from service.sessions import MAX_ENDED_REMEMBERED, SessionEnd
 
@@ -22,15 +24,16 @@ class NoBackend:
     name = "none"
 
 
-def depot() -> Depot:
-    return Depot(memoryview(bytearray(1 << 16)), NoBackend(), DepotLimits(), None)  # type: ignore[arg-type]
+def new_depots() -> Depots:
+    return Depots(memoryview(bytearray(1 << 16)), NoBackend(), DepotLimits(), None)  # type: ignore[arg-type]
 
 
 async def page(
-    depot: Depot, token: str, *, instance_id: str = "", page_size: int = 3
+    depots: Depots, token: str, *, instance_id: str = "", page_size: int = 3
 ) -> observability_pb2.ListSessionsResponse:
     request = observability_pb2.ListSessionsRequest(instance_id=instance_id, page_size=page_size, page_token=token)
-    return await ObservabilityServicer(depot, None).ListSessions(request, None)
+    caller.set(ANYBODY)
+    return await ObservabilityServicer(depots, None).ListSessions(request, None)
 
 
 def change(depot: Depot, what: str, instance_id: str, number: int) -> None:
@@ -52,13 +55,14 @@ def few_are_remembered() -> None:
 async def test_what_was_there_is_listed_once_whatever_happens_meanwhile(
     instance_ids: list[str], changes: list[list[tuple[str, str, int]]], instance_id: str
 ) -> None:
-    watched = depot()
+    depots = new_depots()
+    watched = depots.of_nobody_in_particular()
     for number, each in enumerate(instance_ids):
         watched.sessions.begin(each, str(number), "m")
     expected = [(each, str(number)) for number, each in enumerate(instance_ids) if instance_id in ("", each)]
     found, token, steps = [], "", iter(changes)
     while True:
-        answer = await page(watched, token, instance_id=instance_id)
+        answer = await page(depots, token, instance_id=instance_id)
         found += [(each.instance_id, each.session_id) for each in answer.sessions]
         token = answer.next_page_token
         if not token:
@@ -69,31 +73,34 @@ async def test_what_was_there_is_listed_once_whatever_happens_meanwhile(
 
 
 async def test_a_page_that_ends_with_the_last_session_is_the_last() -> None:
-    watched = depot()
+    depots = new_depots()
+    watched = depots.of_nobody_in_particular()
     for number in range(6):
         watched.sessions.begin("i", str(number), "m")
-    first = await page(watched, "")
-    second = await page(watched, first.next_page_token)
+    first = await page(depots, "")
+    second = await page(depots, first.next_page_token)
     assert [len(first.sessions), len(second.sessions), second.next_page_token] == [3, 3, ""]
 
 
 async def test_pages_go_on_though_the_last_session_of_the_page_before_is_forgotten() -> None:
-    watched = depot()
+    depots = new_depots()
+    watched = depots.of_nobody_in_particular()
     for number in range(6):
         watched.sessions.begin("i", str(number), "m")
-    first = await page(watched, "")
+    first = await page(depots, "")
     for number in range(3, 6):
         watched.sessions.end(watched.sessions.require("i", str(number)), SessionEnd.REQUESTED)
     for number in range(MAX_ENDED_REMEMBERED):
         watched.sessions.end(watched.sessions.begin("j", str(number), "m"), SessionEnd.REQUESTED)
-    second = await page(watched, first.next_page_token)
+    second = await page(depots, first.next_page_token)
     assert [each.session_id for each in second.sessions] == ["2", "1", "0"]
 
 
 async def test_a_large_page_lets_others_go_first() -> None:
-    watched = depot()
+    depots = new_depots()
+    watched = depots.of_nobody_in_particular()
     for number in range(1_000):
         watched.sessions.begin("i", str(number), "m")
-    answer = await page(watched, "", page_size=1_000)
+    answer = await page(depots, "", page_size=1_000)
     assert [each.session_id for each in answer.sessions] == [str(number) for number in range(999, -1, -1)]
     assert answer.next_page_token == ""

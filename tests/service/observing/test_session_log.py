@@ -123,12 +123,12 @@ def test_where_info_is_off_no_block_is_made(
 ) -> None:
     caplog.set_level(logging.WARNING, LOGGER)
     monkeypatch.setattr("service.observing.session_log.report", None)
-    SessionLog(sessions).handle([end(sessions)])
+    SessionLog(lambda tenant: sessions).handle([end(sessions)])
     assert caplog.records == []
 
 
 def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) -> None:
-    log = SessionLog(sessions, blocks_per_second=2)
+    log = SessionLog(lambda tenant: sessions, blocks_per_second=2)
     ended = [end(sessions, str(i), SessionEnd.INSTANCE_DETACHED) for i in range(10)]
     requested = end(sessions, "r")
     for event in (*ended, requested):
@@ -143,20 +143,20 @@ def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) ->
 
 
 def test_what_was_held_back_last_is_told_at_the_end(sessions: Sessions, blocks: Blocks) -> None:
-    log = SessionLog(sessions, blocks_per_second=1)
+    log = SessionLog(lambda tenant: sessions, blocks_per_second=1)
     log.handle([end(sessions, str(i)) for i in range(4)])
     log.close()
     assert blocks.records[-1].getMessage() == "SessionSummary reason='requested' num_suppressed=3"
 
 
 def test_names_from_the_wire_are_not_formats(sessions: Sessions, blocks: Blocks) -> None:
-    SessionLog(sessions).handle([end(sessions, "100% %s %(no)d")])
+    SessionLog(lambda tenant: sessions).handle([end(sessions, "100% %s %(no)d")])
     assert "session_id='100% %s %(no)d'" in blocks.records[0].getMessage()
 
 
 def test_one_id_that_ends_twice_is_not_told_twice_as_the_same(sessions: Sessions, blocks: Blocks) -> None:
     events = [end(sessions), end(sessions)]
-    SessionLog(sessions).handle(events)
+    SessionLog(lambda tenant: sessions).handle(events)
     [record] = blocks.records
     assert record.args["duration_seconds"] == round(events[1].duration_seconds, 6)  # type: ignore[call-overload, index]
 
@@ -165,5 +165,5 @@ def test_what_is_forgotten_meanwhile_is_not_told(sessions: Sessions, blocks: Blo
     first = end(sessions, "first")
     for number in range(MAX_ENDED_REMEMBERED):
         end(sessions, str(number))
-    SessionLog(sessions).handle([first])
+    SessionLog(lambda tenant: sessions).handle([first])
     assert blocks.records == []

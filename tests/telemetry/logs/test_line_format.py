@@ -64,6 +64,7 @@ def test_event_is_an_object_with_its_facts(lines_in: Callable[..., Lines], event
         "level": "WARNING",
         "logger": "telemetry.subscribers.log",
         "message": "StoreFinished",
+        "tenant": "text",
         "instance_id": "text",
         "session_id": "text",
         "operation_id": "text",

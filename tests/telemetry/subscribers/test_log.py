@@ -75,8 +75,8 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
     chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
-    # What a session did when it ended is told by the server's session log.
-    assert debug == work | chunks | {"LeaseGranted", "LeaseEnded", "SessionEnded", "BlocksAllocated"}
+    # What a session did when it ended is told by the server's session log, who was refused by its audit.
+    assert debug == work | chunks | {"LeaseGranted", "LeaseEnded", "SessionEnded", "BlocksAllocated", "CallDenied"}
     assert len(caplog.records) == len(EVENT_TYPES)
 
 

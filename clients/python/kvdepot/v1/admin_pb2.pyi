@@ -100,6 +100,7 @@ class GetStatusResponse(_message.Message):
     NUM_INSTANCES_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     NUM_LEASES_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -132,6 +133,10 @@ class GetStatusResponse(_message.Message):
     def event_queue(self) -> Global___EventQueueStatus:
         """The bus that events ride on; unset if observability is disabled."""
 
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStatus]:
+        """The tenants that have called, by name; none where the depot has no tenants."""
+
     def __init__(
         self,
         *,
@@ -146,14 +151,65 @@ class GetStatusResponse(_message.Message):
         num_instances: _builtins.int = ...,
         num_sessions: _builtins.int = ...,
         num_leases: _builtins.int = ...,
+        tenants: _abc.Iterable[Global___TenantStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class TenantStatus(_message.Message):
+    """What one tenant has and does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_INSTANCES_FIELD_NUMBER: _builtins.int
+    NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    NUM_LEASES_FIELD_NUMBER: _builtins.int
+    NUM_CHUNKS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_RUNNING_RPCS_FIELD_NUMBER: _builtins.int
+    BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    num_instances: _builtins.int
+    """Attached instances."""
+    num_sessions: _builtins.int
+    """Live sessions."""
+    num_leases: _builtins.int
+    """Live leases."""
+    num_chunks: _builtins.int
+    """Chunks in L1, those that are being stored too."""
+    used_bytes: _builtins.int
+    """Bytes of their slots."""
+    num_running_rpcs: _builtins.int
+    """Calls that run now."""
+    bytes_in_flight: _builtins.int
+    """Bytes that move now."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_instances: _builtins.int = ...,
+        num_sessions: _builtins.int = ...,
+        num_leases: _builtins.int = ...,
+        num_chunks: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        num_running_rpcs: _builtins.int = ...,
+        bytes_in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStatus: _TypeAlias = TenantStatus  # noqa: Y015
 
 @_typing.final
 class TierStatus(_message.Message):
@@ -313,7 +369,7 @@ class ListInstancesResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
-        """By instance_id."""
+        """By tenant and instance_id."""
 
     def __init__(
         self,
@@ -340,6 +396,7 @@ class Instance(_message.Message):
     RANKS_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     NUM_LEASES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Its id."""
     model_name: _builtins.str
@@ -350,6 +407,8 @@ class Instance(_message.Message):
     """Live sessions."""
     num_leases: _builtins.int
     """Live leases."""
+    tenant: _builtins.str
+    """Whose it is, where the depot has tenants."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachedRank]:
         """Those that are attached."""
@@ -363,10 +422,11 @@ class Instance(_message.Message):
         ranks: _abc.Iterable[Global___AttachedRank] | None = ...,
         num_sessions: _builtins.int = ...,
         num_leases: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "model_name", b"model_name", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "model_name", b"model_name", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "tenant", b"tenant", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,22 +489,26 @@ class ClearCacheRequest(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Only this model's chunks; empty: of all models."""
     cache_salt: _builtins.str
     """Only chunks with this salt ("": those without one); unset: with any."""
     force: _builtins.bool
     """End the leases of the chunks."""
+    tenant: _builtins.str
+    """Only this tenant's chunks; empty: of all tenants."""
     def __init__(
         self,
         *,
         model_name: _builtins.str = ...,
         cache_salt: _builtins.str | None = ...,
         force: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "cache_salt", b"cache_salt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "cache_salt", b"cache_salt", "force", b"force", "model_name", b"model_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "cache_salt", b"cache_salt", "force", b"force", "model_name", b"model_name", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """For operators.
+    """For operators: where the depot has tenants, for admins.
     """
 
     def __init__(self, channel):
@@ -53,13 +53,14 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """For operators.
+    """For operators: where the depot has tenants, for admins.
     """
 
     def GetStatus(self, request, context):
         """How the depot is.
 
-        Errors: none of its own.
+        Errors:
+        PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,7 +69,8 @@ class AdminServiceServicer(object):
     def ListInstances(self, request, context):
         """Who is attached.
 
-        Errors: none of its own.
+        Errors:
+        PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,7 +81,8 @@ class AdminServiceServicer(object):
         are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
         either way.
 
-        Errors: none of its own.
+        Errors:
+        PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +115,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """For operators.
+    """For operators: where the depot has tenants, for admins.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """For operators."""
+    """For operators: where the depot has tenants, for admins."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,46 +36,52 @@ class AdminServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
     """How the depot is.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ListInstances: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListInstancesRequest, _admin_pb2.ListInstancesResponse]
     """Who is attached.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]
     """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
     are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
     either way.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """For operators."""
+    """For operators: where the depot has tenants, for admins."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     """How the depot is.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ListInstances: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListInstancesRequest, _admin_pb2.ListInstancesResponse]  # type: ignore[assignment]
     """Who is attached.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
     are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
     either way.
 
-    Errors: none of its own.
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For operators."""
+    """For operators: where the depot has tenants, for admins."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -85,7 +91,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]:
         """How the depot is.
 
-        Errors: none of its own.
+        Errors:
+          PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
 
     @_abc_1.abstractmethod
@@ -96,7 +103,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ListInstancesResponse, _abc.Awaitable[_admin_pb2.ListInstancesResponse]]:
         """Who is attached.
 
-        Errors: none of its own.
+        Errors:
+          PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
 
     @_abc_1.abstractmethod
@@ -109,7 +117,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
         either way.
 
-        Errors: none of its own.
+        Errors:
+          PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

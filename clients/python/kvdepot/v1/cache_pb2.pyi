@@ -8,8 +8,15 @@ the `reason` that the Errors: list of the RPC names, a BadRequest where fields a
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
 (RESOURCE_EXHAUSTED), bytes that are no message. Every RPC may also answer
   UNAVAILABLE        DRAINING: the depot is shutting down.
-  RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached.
+  RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached, the depot's or the tenant's.
+  UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_UNKNOWN, TOKEN_EXPIRED, CERTIFICATE_UNKNOWN: nobody knows who calls.
+  UNAUTHENTICATED    CREDENTIALS_CONFLICT: the token and the certificate, or its names, are of several tenants.
+  UNAUTHENTICATED    INSECURE_TRANSPORT: a token came from another machine over TCP without TLS.
   INTERNAL           INTERNAL: a bug; the depot's log has the traceback.
+
+Where the depot has tenants, each call shows whose it is: by the metadata `authorization: Bearer TOKEN`, or by the
+certificate of its connection. A tenant's instances, sessions, leases and chunks are its own: the same names and the
+same tokens of another tenant are other things, and nothing tells that they exist.
 """
 
 from collections import abc as _abc
@@ -1290,6 +1297,7 @@ class SessionSummary(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     NUM_DROPPED_OPERATIONS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     session_id: _builtins.str
@@ -1300,6 +1308,8 @@ class SessionSummary(_message.Message):
     """Operations that are not in the list because it was full."""
     end: Global___SessionEnd.ValueType
     """Why it ended; unspecified while it lives."""
+    tenant: _builtins.str
+    """Whose it is, where the depot has tenants."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When its first call came."""
@@ -1323,10 +1333,11 @@ class SessionSummary(_message.Message):
         operations: _abc.Iterable[Global___Operation] | None = ...,
         num_dropped_operations: _builtins.int = ...,
         end: Global___SessionEnd.ValueType = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end", b"end", "instance_id", b"instance_id", "model_name", b"model_name", "num_dropped_operations", b"num_dropped_operations", "operations", b"operations", "session_id", b"session_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end", b"end", "instance_id", b"instance_id", "model_name", b"model_name", "num_dropped_operations", b"num_dropped_operations", "operations", b"operations", "session_id", b"session_id", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

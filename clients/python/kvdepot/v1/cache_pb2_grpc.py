@@ -99,9 +99,12 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
         FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
-        cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
+        cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
+        are taken over TLS, too, from a client with a certificate. Memory that another tenant has
+        attached.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+        UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +144,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +168,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +200,7 @@ class CacheServiceServicer(object):
         NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +219,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
         DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
         instead, if it does not take this either.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

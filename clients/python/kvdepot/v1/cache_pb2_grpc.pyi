@@ -8,8 +8,15 @@ the `reason` that the Errors: list of the RPC names, a BadRequest where fields a
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
 (RESOURCE_EXHAUSTED), bytes that are no message. Every RPC may also answer
   UNAVAILABLE        DRAINING: the depot is shutting down.
-  RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached.
+  RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached, the depot's or the tenant's.
+  UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_UNKNOWN, TOKEN_EXPIRED, CERTIFICATE_UNKNOWN: nobody knows who calls.
+  UNAUTHENTICATED    CREDENTIALS_CONFLICT: the token and the certificate, or its names, are of several tenants.
+  UNAUTHENTICATED    INSECURE_TRANSPORT: a token came from another machine over TCP without TLS.
   INTERNAL           INTERNAL: a bug; the depot's log has the traceback.
+
+Where the depot has tenants, each call shows whose it is: by the metadata `authorization: Bearer TOKEN`, or by the
+certificate of its connection. A tenant's instances, sessions, leases and chunks are its own: the same names and the
+same tokens of another tenant are other things, and nothing tells that they exist.
 """
 
 from collections import abc as _abc
@@ -60,9 +67,12 @@ class CacheServiceStub:
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
       FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
-                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
+                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
+                          are taken over TLS, too, from a client with a certificate. Memory that another tenant has
+                          attached.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+      UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
     """
     Lookup: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
@@ -94,6 +104,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     Retrieve: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]
     """Copies leased chunks into the engine's blocks.
@@ -113,6 +124,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]
     """Gives a lease back before it expires. Idempotent: a lease that is unknown or has ended is not an error.
@@ -136,6 +148,7 @@ class CacheServiceStub:
       NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     RetrieveInline: _grpc.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -150,6 +163,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
       DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                           instead, if it does not take this either.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     EndSession: _grpc.UnaryUnaryMultiCallable[_cache_pb2.EndSessionRequest, _cache_pb2.EndSessionResponse]
     """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
@@ -183,9 +197,12 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
       FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
-                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
+                          cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
+                          are taken over TLS, too, from a client with a certificate. Memory that another tenant has
+                          attached.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+      UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
     """
     Lookup: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]  # type: ignore[assignment]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
@@ -217,6 +234,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     Retrieve: _aio.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]  # type: ignore[assignment]
     """Copies leased chunks into the engine's blocks.
@@ -236,6 +254,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_cache_pb2.ReleaseLeaseRequest, _cache_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
     """Gives a lease back before it expires. Idempotent: a lease that is unknown or has ended is not an error.
@@ -259,6 +278,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     RetrieveInline: _aio.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]  # type: ignore[assignment]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -273,6 +293,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
       DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                           instead, if it does not take this either.
+      RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
     """
     EndSession: _aio.UnaryUnaryMultiCallable[_cache_pb2.EndSessionRequest, _cache_pb2.EndSessionResponse]  # type: ignore[assignment]
     """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
@@ -309,9 +330,12 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
           FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
           FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
-                              cuda_ipc that did not come over a unix socket, unless the depot was told to take those.
+                              cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
+                              are taken over TLS, too, from a client with a certificate. Memory that another tenant has
+                              attached.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+          UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
         """
 
     @_abc_1.abstractmethod
@@ -355,6 +379,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+          RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
 
     @_abc_1.abstractmethod
@@ -380,6 +405,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
+          RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
 
     @_abc_1.abstractmethod
@@ -415,6 +441,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
           DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
+          RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
 
     @_abc_1.abstractmethod
@@ -435,6 +462,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
           DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                               instead, if it does not take this either.
+          RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from kvdepot.v1 import cache_pb2 as kvdepot_dot_v1_dot_cache__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekvdepot/v1/observability.proto\x12\nkvdepot.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x8f\x01\n\x1cReportBlockAllocationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x32\n\x07records\x18\x04 \x03(\x0b\x32!.kvdepot.v1.BlockAllocationRecord\"|\n\x15\x42lockAllocationRecord\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12\x18\n\x10reused_block_ids\x18\x04 \x03(\x07\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\"\x1f\n\x1dReportBlockAllocationResponse\"R\n\x12WatchEventsRequest\x12\x13\n\x0b\x65vent_types\x18\x01 \x03(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"P\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.kvdepot.v1.Event\x12\x17\n\x0fnum_lost_events\x18\x02 \x01(\x04\"\xab\x01\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12+\n\nattributes\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"Q\n\x13ListSessionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.kvdepot.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"<\n\x11GetSessionRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x1a.kvdepot.v1.SessionSummary2\xf6\x02\n\x14ObservabilityService\x12l\n\x15ReportBlockAllocation\x12(.kvdepot.v1.ReportBlockAllocationRequest\x1a).kvdepot.v1.ReportBlockAllocationResponse\x12P\n\x0bWatchEvents\x12\x1e.kvdepot.v1.WatchEventsRequest\x1a\x1f.kvdepot.v1.WatchEventsResponse0\x01\x12Q\n\x0cListSessions\x12\x1f.kvdepot.v1.ListSessionsRequest\x1a .kvdepot.v1.ListSessionsResponse\x12K\n\nGetSession\x12\x1d.kvdepot.v1.GetSessionRequest\x1a\x1e.kvdepot.v1.GetSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekvdepot/v1/observability.proto\x12\nkvdepot.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x8f\x01\n\x1cReportBlockAllocationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x32\n\x07records\x18\x04 \x03(\x0b\x32!.kvdepot.v1.BlockAllocationRecord\"|\n\x15\x42lockAllocationRecord\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12\x18\n\x10reused_block_ids\x18\x04 \x03(\x07\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\"\x1f\n\x1dReportBlockAllocationResponse\"b\n\x12WatchEventsRequest\x12\x13\n\x0b\x65vent_types\x18\x01 \x03(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"P\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.kvdepot.v1.Event\x12\x17\n\x0fnum_lost_events\x18\x02 \x01(\x04\"\xbb\x01\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12+\n\nattributes\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06tenant\x18\x07 \x01(\t\"a\n\x13ListSessionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"]\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.kvdepot.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x11GetSessionRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x1a.kvdepot.v1.SessionSummary2\xf6\x02\n\x14ObservabilityService\x12l\n\x15ReportBlockAllocation\x12(.kvdepot.v1.ReportBlockAllocationRequest\x1a).kvdepot.v1.ReportBlockAllocationResponse\x12P\n\x0bWatchEvents\x12\x1e.kvdepot.v1.WatchEventsRequest\x1a\x1f.kvdepot.v1.WatchEventsResponse0\x01\x12Q\n\x0cListSessions\x12\x1f.kvdepot.v1.ListSessionsRequest\x1a .kvdepot.v1.ListSessionsResponse\x12K\n\nGetSession\x12\x1d.kvdepot.v1.GetSessionRequest\x1a\x1e.kvdepot.v1.GetSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_start=405
   _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_end=436
   _globals['_WATCHEVENTSREQUEST']._serialized_start=438
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=520
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=522
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=602
-  _globals['_EVENT']._serialized_start=605
-  _globals['_EVENT']._serialized_end=776
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=778
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=859
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=861
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=954
-  _globals['_GETSESSIONREQUEST']._serialized_start=956
-  _globals['_GETSESSIONREQUEST']._serialized_end=1016
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1018
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1083
-  _globals['_OBSERVABILITYSERVICE']._serialized_start=1086
-  _globals['_OBSERVABILITYSERVICE']._serialized_end=1460
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=536
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=538
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=618
+  _globals['_EVENT']._serialized_start=621
+  _globals['_EVENT']._serialized_end=808
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=810
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=907
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=909
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1002
+  _globals['_GETSESSIONREQUEST']._serialized_start=1004
+  _globals['_GETSESSIONREQUEST']._serialized_end=1080
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1082
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1147
+  _globals['_OBSERVABILITYSERVICE']._serialized_start=1150
+  _globals['_OBSERVABILITYSERVICE']._serialized_end=1524
 # @@protoc_insertion_point(module_scope)

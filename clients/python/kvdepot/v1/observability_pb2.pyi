@@ -129,10 +129,13 @@ class WatchEventsRequest(_message.Message):
     EVENT_TYPES_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Only events of this instance; empty: of all."""
     session_id: _builtins.str
     """Only events of this session, and what reports of blocks say of it; empty: of all."""
+    tenant: _builtins.str
+    """Only events of this tenant; empty: of all that the caller may see."""
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of event types; none: all of them."""
@@ -143,10 +146,11 @@ class WatchEventsRequest(_message.Message):
         event_types: _abc.Iterable[_builtins.str] | None = ...,
         instance_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_types", b"event_types", "instance_id", b"instance_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_types", b"event_types", "instance_id", b"instance_id", "session_id", b"session_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,6 +196,7 @@ class Event(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     """The type's name, such as "StoreFinished"."""
     instance_id: _builtins.str
@@ -200,6 +205,8 @@ class Event(_message.Message):
     """The session, where there is one."""
     operation_id: _builtins.str
     """Pairs the start and the end of work."""
+    tenant: _builtins.str
+    """Whose it is, where the depot has tenants and it is one's."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -217,10 +224,11 @@ class Event(_message.Message):
         session_id: _builtins.str = ...,
         operation_id: _builtins.str = ...,
         attributes: _struct_pb2.Struct | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "instance_id", b"instance_id", "operation_id", b"operation_id", "session_id", b"session_id", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "instance_id", b"instance_id", "operation_id", b"operation_id", "session_id", b"session_id", "tenant", b"tenant", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,22 +243,26 @@ class ListSessionsRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Only sessions of this instance; empty: of all."""
     page_size: _builtins.int
     """At most this many, up to 1,000; 0: 100."""
     page_token: _builtins.str
     """From the answer before."""
+    tenant: _builtins.str
+    """Only sessions of this tenant; empty: of the caller, or of all for an admin."""
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "page_size", b"page_size", "page_token", b"page_token", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,19 +304,23 @@ class GetSessionRequest(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     session_id: _builtins.str
     """The session."""
+    tenant: _builtins.str
+    """Whose it is; empty: the caller's."""
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "session_id", b"session_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ObservabilityServiceStub(object):
-    """Takes reports of block allocations, and shows what happens.
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class ObservabilityServiceStub(object):
 
 
 class ObservabilityServiceServicer(object):
-    """Takes reports of block allocations, and shows what happens.
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
     """
 
     def ReportBlockAllocation(self, request, context):
@@ -79,6 +79,8 @@ class ObservabilityServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: an event type that does not exist.
         FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
+        UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +92,7 @@ class ObservabilityServiceServicer(object):
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
+        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +104,7 @@ class ObservabilityServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           SESSION_NOT_FOUND
+        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +142,7 @@ def add_ObservabilityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ObservabilityService(object):
-    """Takes reports of block allocations, and shows what happens.
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
     """
 
     @staticmethod

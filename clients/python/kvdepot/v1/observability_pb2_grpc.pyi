@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ObservabilityServiceStub:
-    """Takes reports of block allocations, and shows what happens."""
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -47,6 +47,8 @@ class ObservabilityServiceStub:
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: an event type that does not exist.
       FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
+      UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_observability_pb2.ListSessionsRequest, _observability_pb2.ListSessionsResponse]
     """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
@@ -54,6 +56,7 @@ class ObservabilityServiceStub:
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_observability_pb2.GetSessionRequest, _observability_pb2.GetSessionResponse]
     """The timeline of one session, live or recently ended.
@@ -61,11 +64,12 @@ class ObservabilityServiceStub:
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           SESSION_NOT_FOUND
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
 
 @_typing.type_check_only
 class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
-    """Takes reports of block allocations, and shows what happens."""
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportBlockAllocation: _aio.UnaryUnaryMultiCallable[_observability_pb2.ReportBlockAllocationRequest, _observability_pb2.ReportBlockAllocationResponse]  # type: ignore[assignment]
@@ -82,6 +86,8 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: an event type that does not exist.
       FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
+      UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_observability_pb2.ListSessionsRequest, _observability_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
@@ -89,6 +95,7 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_observability_pb2.GetSessionRequest, _observability_pb2.GetSessionResponse]  # type: ignore[assignment]
     """The timeline of one session, live or recently ended.
@@ -96,10 +103,11 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           SESSION_NOT_FOUND
+      PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
     """
 
 class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes reports of block allocations, and shows what happens."""
+    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything."""
 
     @_abc_1.abstractmethod
     def ReportBlockAllocation(
@@ -126,6 +134,8 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST: an event type that does not exist.
           FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
+          UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+          PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
 
     @_abc_1.abstractmethod
@@ -139,6 +149,7 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
+          PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
 
     @_abc_1.abstractmethod
@@ -152,6 +163,7 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           SESSION_NOT_FOUND
+          PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
         """
 
 def add_ObservabilityServiceServicer_to_server(servicer: ObservabilityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,136 @@
+"""The depots of all tenants, over one L1: what one has, another can't name.
+
+Each tenant has instances, sessions and leases of its own, in tables of its own, and so has nobody else's to find, to
+end or to count. What they share is the memory: the index, in which a tenant's chunks have keys that cover its name,
+and whose oldest chunk goes, whoever's it is, when room is needed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from service.attachments import TransferBackend
+from service.chunks import Chunk
+from service.depot import Depot, DepotLimits, Publisher
+from service.index import Index
+from service.pool import Pool
+from service.requests import ClearAnswer
+from service.security.allowance import Allowance
+from service.security.callers import NOBODY_IN_PARTICULAR, caller
+from service.security.tenants import Tenant, Tenants
+from service.sessions import Sessions
+from telemetry.events import Event
+
+
+class TenantPublisher:
+    """Says of each event whose it is."""
+
+    def __init__(self, tenant: str, bus: Publisher) -> None:
+        self._tenant = tenant
+        self._bus = bus
+
+    def publish(self, event: Event) -> None:
+        """Publish an event that was just made; that it is frozen is for those who get it."""
+        if not event.tenant:
+            event.tenant = self._tenant  # type: ignore[misc]
+        if event.instance_id:
+            event.instance_id = f"{event.tenant}/{event.instance_id}"  # type: ignore[misc]
+        self._bus.publish(event)
+
+
+class Depots:
+    """A depot for each tenant, made at its first call; that of nobody in particular has no name."""
+
+    def __init__(self, l1: memoryview, backend: TransferBackend, limits: DepotLimits, bus: Publisher | None) -> None:
+        self.index = Index(Pool(len(l1)))
+        self.backend = backend
+        self._l1 = l1
+        self._limits = limits
+        self._bus = bus
+        self._depots: dict[str, Depot] = {}
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<Depots of {len(self._depots)} tenants, {self.index!r}>"
+
+    def __iter__(self) -> Iterator[Depot]:
+        return iter(self._depots.values())
+
+    def of(self, tenant: Tenant) -> Depot:
+        """The tenant's depot."""
+        depot = self._depots.get(tenant.name)
+        if depot is None:
+            bus = TenantPublisher(tenant.name, self._bus) if tenant.name and self._bus is not None else self._bus
+            depot = self._depots[tenant.name] = Depot(
+                self._l1,
+                self.backend,
+                self._limits,
+                bus,
+                index=self.index,
+                allowance=Allowance(tenant.name, tenant.limits),
+            )
+            depot.draining = self.draining
+        return depot
+
+    def of_caller(self) -> Depot:
+        """The depot of whoever made the call that is being served."""
+        return self.of(caller.get().tenant)
+
+    def of_nobody_in_particular(self) -> Depot:
+        """The only depot, where there are no tenants."""
+        return self.of(NOBODY_IN_PARTICULAR)
+
+    def named(self, tenant: str) -> Depot | None:
+        """The depot of a tenant that has called."""
+        return self._depots.get(tenant)
+
+    def sessions_of(self, tenant: str) -> Sessions | None:
+        """The sessions of a tenant that has called."""
+        depot = self._depots.get(tenant)
+        return depot.sessions if depot is not None else None
+
+    def set_tenants(self, tenants: Tenants) -> None:
+        """Apply new limits; what a tenant that is gone has in L1 is cleared: the name may be another's one day."""
+        for name, depot in self._depots.items():
+            tenant = tenants.by_name.get(name)
+            if tenant is not None:
+                depot.allowance.limits = tenant.limits
+            else:
+                depot.clear(self._chunks_by_tenant()[name], "", None, force=True)
+
+    def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
+        """Drop chunks of a tenant ("": of all), see `Depot.clear`."""
+        chunks = self._chunks_by_tenant()
+        answers = [
+            depot.clear(chunks[name], model_name, cache_salt, force=force)
+            for name, depot in self._depots.items()
+            if tenant in ("", name)
+        ]
+        return ClearAnswer(
+            num_cleared_chunks=sum(answer.num_cleared_chunks for answer in answers),
+            cleared_bytes=sum(answer.cleared_bytes for answer in answers),
+            num_kept_chunks=sum(answer.num_kept_chunks for answer in answers),
+            num_revoked_leases=sum(answer.num_revoked_leases for answer in answers),
+        )
+
+    def chunks_and_bytes(self) -> dict[str, tuple[int, int]]:
+        """Of each tenant that has called, its chunks in L1 and the bytes of their slots."""
+        return dict.fromkeys(self._depots, (0, 0)) | self.index.chunks_and_bytes_by_tenant()
+
+    def drain(self) -> None:
+        """Say that the depots shut down."""
+        self.draining = True
+        for depot in self:
+            depot.draining = True
+
+    def stop(self) -> None:
+        """End the timers; the depots are used no more."""
+        for depot in self:
+            depot.stop()
+
+    def _chunks_by_tenant(self) -> dict[str, list[Chunk]]:
+        chunks: dict[str, list[Chunk]] = defaultdict(list)
+        for chunk in self.index.chunks():
+            chunks[chunk.entry.tenant].append(chunk)
+        return chunks
