@@ -1,0 +1,120 @@
+"""Figures: what was measured, beside what, how far the rounds spread, and whether a goal was met."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What the ratio to the limit, or the figure itself where there is none, is to be."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+
+    def met(self, value: float) -> bool:
+        """Whether the value is good enough."""
+        low = float("-inf") if self.at_least is None else self.at_least
+        high = float("inf") if self.at_most is None else self.at_most
+        return low <= value <= high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What rounds measured, and what the rounds between them measured of something else: the limit, or a peer."""
+
+    what: str
+    unit: str
+    values: Sequence[float]
+    beside: str = ""
+    beside_values: Sequence[float] = ()
+    goal: Goal | None = None
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each round to its neighbour; empty where there is nothing beside."""
+        return [value / beside for value, beside in zip(self.values, self.beside_values, strict=bool(self.beside))]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal was met; empty where there is none."""
+        if self.goal is None:
+            return ""
+        met = self.goal.met(statistics.median(self.ratios or self.values))
+        return f"{self.goal} {'met' if met else 'MISSED'}"
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """A row: what, the median, the median beside it, the ratio with its spread, the goal."""
+        beside = f"{_number(self.beside_values)} {self.unit}, {self.beside}" if self.beside else ""
+        ratios = self.ratios
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+        return self.what, f"{_number(self.values)} {self.unit}", beside, ratio, self.verdict
+
+
+HEADER = ("what", "kvdepot", "beside, in the same run", "ratio (spread)", "goal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The figures of one run, and where it ran."""
+
+    title: str
+    figures: Sequence[Figure]
+    commit: str = field(default_factory=lambda: _commit())
+    machine: str = field(default_factory=lambda: _machine())
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def print(self) -> None:
+        """As a table for a terminal."""
+        table = Table(*HEADER, title=self.title, caption=f"{self.commit}, {self.machine}, {self.time}")
+        for figure in self.figures:
+            table.add_row(*figure.cells())
+        Console(width=170).print(table)
+
+    def write(self, name: str) -> None:
+        """As ``results/NAME.md`` to read and ``results/NAME.json`` with every round."""
+        RESULTS.mkdir(exist_ok=True)
+        rows = [HEADER, ("---",) * len(HEADER), *(figure.cells() for figure in self.figures)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        head = f"# {self.title}\n\nCommit {self.commit}, {self.machine}, {self.time}. Medians of the rounds.\n"
+        (RESULTS / f"{name}.md").write_text("\n".join([head, *lines, ""]))
+        (RESULTS / f"{name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _number(values: Iterable[float]) -> str:
+    median = statistics.median(values)
+    return f"{median:,.0f}" if abs(median) >= 1_000 else f"{median:.3g}"
+
+
+def _commit() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "no commit"
+
+
+def _machine() -> str:
+    """The processor, how many of it, and the memory."""
+    cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
+    model = models[0] if models else platform.machine()
+    return f"{len(models) or '?'} × {model}, Python {platform.python_version()}"
