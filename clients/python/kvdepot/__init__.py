@@ -24,6 +24,7 @@ from kvdepot.aio_attachment import AsyncAttachment
 from kvdepot.aio_client import AsyncDepotClient
 from kvdepot.attachment import Attachment
 from kvdepot.client import DepotClient
+from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError, FieldViolation
 from kvdepot.requests import allocation_record, hash_prefix, token_prefix
 from kvdepot.shapes import KvShape
@@ -34,6 +35,7 @@ __all__ = [
     "AsyncAttachment",
     "AsyncDepotClient",
     "Attachment",
+    "Credentials",
     "DepotClient",
     "DepotError",
     "FieldViolation",

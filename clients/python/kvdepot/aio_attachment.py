@@ -47,7 +47,9 @@ class AsyncAttachment(Attached):
         self._on_lost = on_lost
         self._settled = asyncio.Event()  # acknowledged, or ended before that
         self._ended = asyncio.Event()
-        self._stream = calls.cache.AttachInstance(request)  # no deadline: it lives as long as the engine
+        self._stream = calls.cache.AttachInstance(
+            request, metadata=calls.metadata()
+        )  # no deadline: it lives as long as the engine
         siblings.add(self)
         self._reader = asyncio.create_task(self._read(), name=f"kvdepot-{request.instance_id}")
 

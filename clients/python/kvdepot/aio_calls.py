@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from kvdepot import channel, trace
+from kvdepot.credentials import Bearer, Credentials
 from kvdepot.errors import depot_error
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -27,15 +28,21 @@ Response = TypeVar("Response")
 class AsyncCalls:
     """One channel to the depot, for the event loop it was made on."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
+    ) -> None:
         self._timeout_seconds = channel.checked_timeout(timeout_seconds)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, channel.OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, channel.OPTIONS)
+        self._channel = channel.opened_on_loop(address, credentials)
+        self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
         self.cache: CacheServiceAsyncStub = CacheServiceStub(self._channel)
         self.observability: ObservabilityServiceAsyncStub = ObservabilityServiceStub(self._channel)
         self.admin: AdminServiceAsyncStub = AdminServiceStub(self._channel)
+
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What a call sends along: whose it is, and the caller's place in its trace."""
+        if self._bearer is None:
+            return trace.metadata()
+        return (*self._bearer.metadata(), *(trace.metadata() or ()))
 
     def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
         """The caller's timeout, or else the default and ``added_seconds``."""
@@ -50,7 +57,7 @@ class AsyncCalls:
         timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
     ) -> Response:
         try:
-            return await method(request, timeout=timeout, metadata=trace.metadata())
+            return await method(request, timeout=timeout, metadata=self.metadata())
         except grpc.aio.AioRpcError as error:
             raise depot_error(error) from error
 
@@ -58,7 +65,7 @@ class AsyncCalls:
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
     ) -> AsyncGenerator[Response, None]:
         """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout, metadata=trace.metadata()))
+        return _responses(method(request, timeout=timeout, metadata=self.metadata()))
 
     async def send(
         self,
@@ -71,7 +78,7 @@ class AsyncCalls:
         The depot may answer before it has read everything. A write that is under way then fails, and grpc.aio puts that
         failure in place of the answer if it is noticed second: so the writer is stopped the moment the answer comes.
         """
-        call = method(timeout=timeout, metadata=trace.metadata())
+        call = method(timeout=timeout, metadata=self.metadata())
         writer = asyncio.create_task(_write(call, requests))
 
         def stop_writing(_: object) -> None:

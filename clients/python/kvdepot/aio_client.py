@@ -12,6 +12,7 @@ from kvdepot import requests
 from kvdepot.aio_attachment import AsyncAttachment
 from kvdepot.aio_calls import AsyncCalls
 from kvdepot.channel import DEFAULT_TIMEOUT_SECONDS
+from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
@@ -20,16 +21,17 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 class AsyncDepotClient:
     """A connection to one depot, for as many instances and sessions as share it; made on the loop that uses it.
 
-    ``address`` is ``host:port`` or ``unix:/path``. Methods return the messages of the contract (`kvdepot.v1`) and raise
-    `DepotError`. Every call ends within ``timeout_seconds``, its own or else the client's; the streams of `attach` and
-    `watch_events` live until they are closed. No connection is made before the first call.
+    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods return
+    the messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``, its
+    own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection is
+    made before the first call. Where the depot has tenants, ``tenant`` is for admins: whose things they mean.
     """
 
     def __init__(
         self,
         address: str,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | grpc.ChannelCredentials | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = AsyncCalls(address, credentials, timeout_seconds)
@@ -115,10 +117,11 @@ class AsyncDepotClient:
         event_types: Iterable[str] = (),
         instance_id: str = "",
         session_id: str = "",
+        tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[observability_pb2.WatchEventsResponse, None]:
         """The live event feed; without a timeout it goes on until the iterator is closed."""
-        request = requests.watch_events(event_types, instance_id, session_id)
+        request = requests.watch_events(event_types, instance_id, session_id, tenant)
         timeout = None if timeout_seconds is None else self._calls.timeout(timeout_seconds)
         return self._calls.stream(self._calls.observability.WatchEvents, request, timeout)
 
@@ -128,19 +131,20 @@ class AsyncDepotClient:
         instance_id: str = "",
         page_size: int = 0,
         page_token: str = "",
+        tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
         """Sessions that live or ended recently, without operations, the last that began first."""
-        request = requests.list_sessions(instance_id, page_size, page_token)
+        request = requests.list_sessions(instance_id, page_size, page_token, tenant)
         return await self._calls.unary(
             self._calls.observability.ListSessions, request, self._calls.timeout(timeout_seconds)
         )
 
     async def get_session(
-        self, instance_id: str, session_id: str, *, timeout_seconds: float | None = None
+        self, instance_id: str, session_id: str, *, tenant: str = "", timeout_seconds: float | None = None
     ) -> observability_pb2.GetSessionResponse:
         """The timeline of one session, live or recently ended."""
-        request = requests.get_session(instance_id, session_id)
+        request = requests.get_session(instance_id, session_id, tenant)
         return await self._calls.unary(
             self._calls.observability.GetSession, request, self._calls.timeout(timeout_seconds)
         )
@@ -161,10 +165,11 @@ class AsyncDepotClient:
         model_name: str = "",
         cache_salt: str | None = None,
         force: bool = False,
+        tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
         """Removes chunks that match every filter given; those that are leased only with ``force``."""
-        request = requests.clear_cache(model_name, cache_salt, force)
+        request = requests.clear_cache(model_name, cache_salt, force, tenant)
         return await self._calls.unary(self._calls.admin.ClearCache, request, self._calls.timeout(timeout_seconds))
 
     async def close(self) -> None:

@@ -49,7 +49,9 @@ class Attachment(Attached):
         self._on_lost = on_lost
         self._settled = threading.Event()  # acknowledged, or ended before that
         self._ended = threading.Event()
-        self._stream = calls.cache.AttachInstance(request)  # no deadline: it lives as long as the engine
+        self._stream = calls.cache.AttachInstance(
+            request, metadata=calls.metadata()
+        )  # no deadline: it lives as long as the engine
         siblings.add(self)
         threading.Thread(target=self._read, name=f"kvdepot-{request.instance_id}", daemon=True).start()
         try:

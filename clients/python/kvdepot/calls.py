@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from kvdepot import channel, trace
+from kvdepot.credentials import Bearer, Credentials
 from kvdepot.errors import depot_error
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -23,15 +24,21 @@ Response = TypeVar("Response")
 class Calls:
     """One channel to the depot. Safe to share among threads."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
+    ) -> None:
         self._timeout_seconds = channel.checked_timeout(timeout_seconds)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, channel.OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, channel.OPTIONS)
+        self._channel = channel.opened(address, credentials)
+        self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
         self.cache = CacheServiceStub(self._channel)
         self.observability = ObservabilityServiceStub(self._channel)
         self.admin = AdminServiceStub(self._channel)
+
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What a call sends along: whose it is, and the caller's place in its trace."""
+        if self._bearer is None:
+            return trace.metadata()
+        return (*self._bearer.metadata(), *(trace.metadata() or ()))
 
     def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
         """The caller's timeout, or else the default and ``added_seconds``."""
@@ -43,7 +50,7 @@ class Calls:
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float
     ) -> Response:
         try:
-            return method(request, timeout=timeout, metadata=trace.metadata())
+            return method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             raise depot_error(error) from error
 
@@ -51,7 +58,7 @@ class Calls:
         self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
     ) -> Generator[Response, None, None]:
         """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout, metadata=trace.metadata()))
+        return _responses(method(request, timeout=timeout, metadata=self.metadata()))
 
     def send(
         self, method: grpc.StreamUnaryMultiCallable[Request, Response], requests: Iterator[Request], timeout: float
@@ -59,7 +66,7 @@ class Calls:
         """Sends all the requests. What the iterator raises is raised here, and cancels the call."""
         source = _Source(requests)
         try:
-            return method(source, timeout=timeout, metadata=trace.metadata())
+            return method(source, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             if source.failure is not None:
                 raise source.failure from None

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import grpc
+
+from kvdepot.credentials import Credentials
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
@@ -30,3 +35,27 @@ def checked_timeout(timeout_seconds: float) -> float:
     if not (timeout_seconds > 0 and math.isfinite(timeout_seconds)):
         raise ValueError(f"timeout_seconds must be positive and finite, not {timeout_seconds}")
     return timeout_seconds
+
+
+def opened(address: str, credentials: Credentials | grpc.ChannelCredentials | None) -> grpc.Channel:
+    """A channel for calls that block. Raises: see `Credentials.channel_credentials`."""
+    secure, options = _security(address, credentials)
+    if secure is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, secure, options)
+
+
+def opened_on_loop(address: str, credentials: Credentials | grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """A channel for an event loop. Raises: see `Credentials.channel_credentials`."""
+    secure, options = _security(address, credentials)
+    if secure is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, secure, options)
+
+
+def _security(
+    address: str, credentials: Credentials | grpc.ChannelCredentials | None
+) -> tuple[grpc.ChannelCredentials | None, Sequence[tuple[str, int | str]]]:
+    if isinstance(credentials, Credentials):
+        return credentials.channel_credentials(address), (*OPTIONS, *credentials.options())
+    return credentials, OPTIONS

@@ -157,20 +157,28 @@ def report_block_allocation(
     )
 
 
-def watch_events(event_types: Iterable[str], instance_id: str, session_id: str) -> observability_pb2.WatchEventsRequest:
-    return observability_pb2.WatchEventsRequest(event_types=event_types, instance_id=instance_id, session_id=session_id)
+def watch_events(
+    event_types: Iterable[str], instance_id: str, session_id: str, tenant: str
+) -> observability_pb2.WatchEventsRequest:
+    return observability_pb2.WatchEventsRequest(
+        event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
+    )
 
 
-def list_sessions(instance_id: str, page_size: int, page_token: str) -> observability_pb2.ListSessionsRequest:
-    return observability_pb2.ListSessionsRequest(instance_id=instance_id, page_size=page_size, page_token=page_token)
+def list_sessions(
+    instance_id: str, page_size: int, page_token: str, tenant: str
+) -> observability_pb2.ListSessionsRequest:
+    return observability_pb2.ListSessionsRequest(
+        instance_id=instance_id, page_size=page_size, page_token=page_token, tenant=tenant
+    )
 
 
-def get_session(instance_id: str, session_id: str) -> observability_pb2.GetSessionRequest:
-    return observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id)
+def get_session(instance_id: str, session_id: str, tenant: str) -> observability_pb2.GetSessionRequest:
+    return observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id, tenant=tenant)
 
 
-def clear_cache(model_name: str, cache_salt: str | None, force: bool) -> admin_pb2.ClearCacheRequest:
-    return admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force)
+def clear_cache(model_name: str, cache_salt: str | None, force: bool, tenant: str) -> admin_pb2.ClearCacheRequest:
+    return admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
 
 
 def _prefix(prefix: PrefixLike) -> Prefix:
