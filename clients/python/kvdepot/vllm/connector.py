@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvdepot.vllm.config import ConnectorConfig
+from kvdepot.vllm.event_loop import shared_event_loop
 from kvdepot.vllm.identity import instance_ids, model_identity, place_of
 from kvdepot.vllm.orders import StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
@@ -77,11 +78,12 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                 loads=self._kv_transfer_config.is_kv_consumer,
                 stores=self._kv_transfer_config.is_kv_producer,
             )
-            self._calls = SchedulerCalls(config, instance_ids(engine_id, num_replicas), model_name, block_sizes[0])
+            instances = instance_ids(engine_id, num_replicas)
+            self._calls = SchedulerCalls(config, instances, model_name, block_sizes[0], shared_event_loop())
             self._scheduler = SchedulerSide(settings, self._calls.lookups, self._calls.reports)
         else:
             place = place_of(engine_id, parallel.rank, parallel.world_size, num_replicas)
-            self._worker = WorkerSide(config, model_name, place, parallel.rank, _recorded_event)
+            self._worker = WorkerSide(config, model_name, place, parallel.rank, shared_event_loop(), _recorded_event)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -101,6 +103,10 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata(self, metadata: Mapping[int, Handshake]) -> None:
         assert self._scheduler is not None
         self._scheduler.chunk_sizes_changed({each.worker: each.chunk_size for each in metadata.values()})
+
+    def on_new_request(self, request: Request) -> None:
+        assert self._scheduler is not None
+        self._scheduler.arrived(request)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         assert self._scheduler is not None

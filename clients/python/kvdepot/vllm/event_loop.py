@@ -14,25 +14,15 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+_shared: dict[int, EventLoop] = {}
+_lock = threading.Lock()
+
 
 class EventLoop:
-    """Runs in a daemon thread until the process ends."""
+    """What other threads may do with a loop that runs."""
 
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="kvdepot", daemon=True).start()
-
-    _shared: EventLoop | None = None
-    _lock = threading.Lock()
-
-    @classmethod
-    def shared(cls) -> EventLoop:
-        """The process's loop; a forked child gets one of its own."""
-        with cls._lock:
-            if cls._shared is None or cls._shared._pid != os.getpid():
-                cls._shared = cls()
-            return cls._shared
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Runs a function on the loop, soon."""
@@ -54,3 +44,13 @@ class EventLoop:
         except TimeoutError:
             started.cancel()
             raise
+
+
+def shared_event_loop() -> EventLoop:
+    """This process's loop, in a daemon thread that lives as long; a forked child makes one of its own."""
+    with _lock:
+        if os.getpid() not in _shared:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="kvdepot", daemon=True).start()
+            _shared[os.getpid()] = EventLoop(loop)
+        return _shared[os.getpid()]

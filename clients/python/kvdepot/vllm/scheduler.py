@@ -123,6 +123,10 @@ class SchedulerSide:
         for state in self._requests.values():  # what attached may be another depot, and empty
             state.stored_tokens = 0
 
+    def arrived(self, request: Any) -> None:
+        """A request is new."""
+        self._state(request)
+
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond those can be loaded, and whether they will; None: ask again."""
         state = self._state(request)
@@ -163,8 +167,10 @@ class SchedulerSide:
         matched = min(lookup.matched_tokens, wanted)
         state.stored_tokens = max(state.stored_tokens, matched)
         num_blocks = sum((matched - num_computed_tokens) // size for size in self._settings.block_sizes)
-        if not lookup.leases or num_blocks <= 0 or self._num_kept[True] + num_blocks > self._most[True]:
+        if not lookup.leases or num_blocks <= 0 or num_blocks > self._most[True]:
             return 0, False
+        if self._num_kept[True] + num_blocks > self._most[True]:
+            return (None if now < lookup.deadline else 0), False  # loads that are under way end soon, or never
         return matched - num_computed_tokens, True
 
     def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:

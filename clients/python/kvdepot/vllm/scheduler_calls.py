@@ -19,8 +19,15 @@ CLOSE_SECONDS = 2.0
 class SchedulerCalls:
     """Made before the first request; closed with the engine."""
 
-    def __init__(self, config: ConnectorConfig, instance_ids: Sequence[str], model_name: str, block_size: int) -> None:
-        self._loop = EventLoop.shared()
+    def __init__(
+        self,
+        config: ConnectorConfig,
+        instance_ids: Sequence[str],
+        model_name: str,
+        block_size: int,
+        loop: EventLoop,
+    ) -> None:
+        self._loop = loop
         self._client = self._loop.run(_client(config), CLOSE_SECONDS)
         self.lookups = Lookups(
             self._client,

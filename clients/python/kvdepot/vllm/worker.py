@@ -57,14 +57,20 @@ class WorkerSide:
     """
 
     def __init__(
-        self, config: ConnectorConfig, model_name: str, place: Place, worker: int, record_event: Callable[[], Any]
+        self,
+        config: ConnectorConfig,
+        model_name: str,
+        place: Place,
+        worker: int,
+        loop: EventLoop,
+        record_event: Callable[[], Any],
     ) -> None:
         self._config = config
         self._model_name = model_name
         self._place = place
         self._worker = worker
         self._record_event = record_event
-        self._loop = EventLoop.shared()
+        self._loop = loop
         self._running: Future[None] | None = None
         self._first_attachment = threading.Event()
         self._memory: AttachedMemory | None = None

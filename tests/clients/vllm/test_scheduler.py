@@ -1,0 +1,455 @@
+"""The scheduler's side: what is asked, loaded, stored and given back, whatever vLLM does with a request."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from kvdepot.vllm.block_reports import Allocation
+from kvdepot.vllm.orders import WorkerReport
+from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
+
+TABLE = (list(range(10, 20)),)
+
+
+def request_of(count: int, request_id: str = "request", **facts: object) -> Request:
+    return Request(request_id=request_id, tokens=list(range(count)), **facts)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def test_lookup_is_never_waited_for(engine: Engine) -> None:
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    assert len(engine.asks.questions) == 1
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(request, 0) == (16, True)
+    assert engine.side.matched_tokens(request, 4) == (12, True)
+
+
+def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
+    request = request_of(20, cache_salt="salt", trace_headers={"Traceparent": "00-1-2-01"})
+    engine.side.matched_tokens(request, 4)
+    question = engine.asks.questions[0]
+    assert list(question.prefix.block_hashes) == [request.block_hashes[1], request.block_hashes[3]]
+    assert (question.prefix.hash_block_size, question.prefix.cache_salt) == (CHUNK, "salt")
+    assert (question.session_id, question.computed_tokens, question.traceparent) == ("request", 4, "00-1-2-01")
+
+
+def test_request_is_computed_once_it_has_waited_for_its_lookup(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.questions[0].lookup.deadline = time.monotonic()
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert len(engine.asks.questions) == 1
+    engine.asks.answer(16)  # too late
+    assert not engine.asks.leased
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [request_of(7), request_of(20, skip_reading_prefix_cache=True)],
+    ids=["shorter than a chunk", "may not read caches"],
+)
+def test_nothing_is_asked_for_what_can_not_be_loaded(engine: Engine, request_: Request) -> None:
+    assert engine.side.matched_tokens(request_, 0) == (0, False)
+    assert not engine.asks.questions
+
+
+def test_nothing_is_asked_when_the_engine_has_it_all(engine: Engine) -> None:
+    assert engine.side.matched_tokens(request_of(20), 16) == (0, False)
+    assert not engine.asks.questions
+
+
+def test_nothing_is_asked_of_a_depot_that_just_failed(engine: Engine) -> None:
+    engine.asks.paused = True
+    assert engine.side.matched_tokens(request_of(20), 0) == (0, False)
+    assert not engine.asks.questions
+
+
+@pytest.mark.parametrize("chunk_sizes", [{0: CHUNK}, {0: CHUNK, 1: 0}, {0: CHUNK, 1: 2 * CHUNK}, {0: 6, 1: 6}])
+def test_engine_goes_without_a_depot_until_all_workers_are_attached_alike(chunk_sizes: dict[int, int]) -> None:
+    engine = Engine(num_workers=2)
+    engine.side.chunk_sizes_changed({0: 0, 1: 0})
+    engine.side.reported(WorkerReport(chunk_sizes={**chunk_sizes}))
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    engine.tables["request"] = TABLE
+    assert not engine.step({request: 20}).stores
+    engine.side.reported(WorkerReport(chunk_sizes={0: CHUNK, 1: CHUNK}))
+    assert engine.side.matched_tokens(request_of(20, "other"), 0) == (None, False)
+
+
+def test_miss_is_asked_about_once_while_it_is_fresh(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    lookup = engine.asks.answer(0)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    lookup.good_until = time.monotonic()
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+
+
+def test_lease_is_given_back_when_nothing_is_loaded(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    assert engine.asks.leased
+    engine.side.allocated(request, TABLE, 0)  # another connector was chosen, or vLLM computes
+    assert not engine.asks.leased
+
+
+def test_lease_is_given_back_when_the_request_is_aborted(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    engine.side.finished(request)
+    assert not engine.asks.leased
+    assert engine.asks.ended_sessions == ["request"]
+
+
+def test_answer_that_comes_after_the_abort_leaves_no_lease(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.side.finished(request)
+    engine.asks.answer(16)
+    assert not engine.asks.leased
+
+
+def test_lease_is_not_held_for_long_while_vllm_has_no_room(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    lookup = engine.asks.answer(16)
+    engine.step({})
+    assert engine.asks.leased
+    lookup.good_until = time.monotonic()
+    engine.step({})
+    assert not engine.asks.leased
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+
+
+def load(engine: Engine, request: Request, *, local_tokens: int = 0, matched_tokens: int = 16) -> int:
+    """Lets a request load; returns the operation."""
+    engine.side.matched_tokens(request, local_tokens)
+    engine.asks.answer(matched_tokens)
+    found, asynchronous = engine.side.matched_tokens(request, local_tokens)
+    assert found == matched_tokens - local_tokens
+    assert asynchronous
+    engine.side.allocated(request, TABLE, found)
+    request.num_computed_tokens = matched_tokens
+    (order,) = engine.step({}).loads
+    return order.operation_id
+
+
+def test_load_writes_what_is_not_the_engines_own(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 4)
+    engine.asks.answer(16)
+    engine.side.matched_tokens(request, 4)
+    engine.side.allocated(request, TABLE, 12)
+    (order,) = engine.step({}).loads
+    assert order.block_ids == ([10, 11, 12, 13],)
+    assert (order.num_tokens, order.skip_tokens, order.request_id) == (16, 4, "request")
+    assert order.leases == ("lease-1",)
+    assert engine.pool.kept == {11: 1, 12: 1, 13: 1}
+    assert not engine.step({}).loads
+
+
+def test_blocks_and_lease_are_kept_until_every_worker_has_settled() -> None:
+    engine = Engine(num_workers=2)
+    request = request_of(20)
+    operation_id = load(engine, request)
+    engine.side.allocated(request, TABLE, 0)  # vLLM's second call, when the load has ended
+    engine.side.finished(request)
+    engine.settle(operation_id)
+    assert engine.pool.kept
+    assert engine.asks.leased
+    assert not engine.asks.ended_sessions
+    engine.settle(operation_id)
+    assert not engine.pool.kept
+    assert not engine.asks.leased
+    assert engine.asks.ended_sessions == ["request"]
+
+
+@pytest.mark.parametrize("num_external_tokens", [4, 20], ids=["a part of a chunk", "more than was found"])
+def test_load_of_other_tokens_than_were_found_fails_and_is_computed(engine: Engine, num_external_tokens: int) -> None:
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    engine.side.matched_tokens(request, 0)
+    engine.side.allocated(request, TABLE, num_external_tokens)
+    (order,) = engine.step({}).loads
+    assert order.leases == ()
+    assert not engine.asks.leased
+
+
+def test_load_fails_if_the_depot_went_away_before_it_began(engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    engine.side.matched_tokens(request, 0)
+    engine.side.reported(WorkerReport(chunk_sizes={0: 0}))
+    engine.side.allocated(request, TABLE, 16)
+    (order,) = engine.step({}).loads
+    assert order.leases == ()
+    assert not engine.asks.leased
+
+
+def test_load_that_failed_is_computed_and_stored_again(engine: Engine) -> None:
+    request = request_of(20)
+    operation_id = load(engine, request)
+    engine.settle(operation_id, failed=[operation_id])
+    request.num_computed_tokens = 0
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert len(engine.asks.questions) == 1
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 20}).stores
+    assert (order.start_token, order.block_ids) == (0, ([10, 11, 12, 13],))
+
+
+def test_loads_leave_half_of_the_blocks_to_others() -> None:
+    engine = Engine(num_blocks=24)  # 12 may be loaded
+    first, second = request_of(40, "first"), request_of(40, "second")
+    engine.side.matched_tokens(first, 0)
+    engine.asks.answer(40)
+    assert engine.side.matched_tokens(first, 0) == (40, True)
+    engine.side.allocated(first, TABLE, 40)
+    engine.side.matched_tokens(second, 0)
+    lookup = engine.asks.answer(40)
+    assert engine.side.matched_tokens(second, 0) == (None, False)
+    (order,) = engine.step({}).loads
+    engine.settle(order.operation_id)
+    assert engine.side.matched_tokens(second, 0) == (40, True)
+    load(engine, request_of(40, "third"), matched_tokens=40)
+    assert engine.side.matched_tokens(second, 0) == (None, False)
+    lookup.deadline = time.monotonic()  # long enough
+    assert engine.side.matched_tokens(second, 0) == (0, False)
+
+
+def test_load_of_more_than_half_of_the_blocks_is_not_waited_for() -> None:
+    engine = Engine(num_blocks=16)
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(40)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+
+
+def test_chunks_are_stored_as_they_become_whole(engine: Engine) -> None:
+    request = request_of(20)
+    engine.tables["request"] = TABLE
+    assert not engine.step({request: 6}).stores
+    (first,) = engine.step({request: 6}).stores
+    assert (first.start_token, first.block_ids) == (0, ([10, 11],))
+    assert first.chunk_hashes == [request.block_hashes[1]]
+    (second,) = engine.step({request: 8}).stores
+    assert (second.start_token, second.block_ids) == (8, ([12, 13],))
+    assert second.chunk_hashes == [request.block_hashes[1], request.block_hashes[3]]
+    for token in range(4):  # decode
+        assert engine.step({request: 1}).stores == [], token
+        request.tokens.append(1000 + token)
+    (third,) = engine.step({request: 1}).stores
+    assert (third.start_token, third.block_ids) == (16, ([14, 15],))
+    assert engine.pool.kept == dict.fromkeys(range(10, 16), 1)
+
+
+def test_tokens_that_are_not_known_yet_are_not_stored(engine: Engine) -> None:
+    request = request_of(14)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 18}).stores  # 4 of them are drafts, or placeholders of what is being sampled
+    assert order.chunk_hashes == [request.block_hashes[1]]
+
+
+def test_what_the_depot_has_is_not_stored_again(engine: Engine) -> None:
+    request = request_of(20)
+    load(engine, request, matched_tokens=8)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 12}).stores
+    assert order.start_token == 8
+
+
+def test_what_only_the_engine_has_is_stored(engine: Engine) -> None:
+    request = request_of(30)
+    engine.side.matched_tokens(request, 16)
+    engine.asks.answer(8)
+    engine.side.matched_tokens(request, 16)
+    engine.side.allocated(request, TABLE, 0)
+    request.num_computed_tokens = 16
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 8}).stores
+    assert (order.start_token, order.block_ids) == (8, ([12, 13, 14, 15],))
+
+
+def test_store_that_failed_is_tried_again_with_the_next_chunk(engine: Engine) -> None:
+    request = request_of(20)
+    engine.tables["request"] = TABLE
+    (first,) = engine.step({request: 8}).stores
+    engine.settle(first.operation_id, failed=[first.operation_id])
+    (again,) = engine.step({request: 8}).stores
+    assert (again.start_token, len(again.chunk_hashes)) == (0, 2)
+
+
+def test_stores_keep_a_quarter_of_the_blocks_at_most() -> None:
+    engine = Engine(num_blocks=16)  # 4 may be kept: 2 chunks
+    request = request_of(40)
+    engine.tables["request"] = ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9],)
+    (first,) = engine.step({request: 30}).stores
+    assert first.block_ids == ([0, 1, 2, 3],)
+    assert not engine.step({request: 1}).stores
+    engine.settle(first.operation_id)
+    (second,) = engine.step({request: 1}).stores
+    assert (second.start_token, second.block_ids) == (16, ([4, 5, 6, 7],))
+
+
+def test_session_ends_when_the_last_store_has_settled(engine: Engine) -> None:
+    request = request_of(8)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 8}).stores
+    engine.side.finished(request)
+    assert not engine.asks.ended_sessions
+    assert engine.side.is_waiting_for_workers
+    engine.settle(order.operation_id)
+    assert engine.asks.ended_sessions == ["request"]
+    assert not engine.side.is_waiting_for_workers
+    assert not engine.pool.kept
+
+
+def test_request_that_the_depot_never_heard_of_ends_no_session(engine: Engine) -> None:
+    request = request_of(4)
+    engine.side.matched_tokens(request, 0)
+    engine.step({request: 4})
+    engine.side.finished(request)
+    assert not engine.asks.ended_sessions
+
+
+def test_id_that_comes_again_is_another_request(engine: Engine) -> None:
+    first = request_of(8)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({first: 8}).stores
+    engine.side.finished(first)
+    second = request_of(20)
+    engine.side.arrived(second)
+    assert engine.side.matched_tokens(second, 0) == (None, False)
+    engine.settle(order.operation_id)
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(second, 0) == (16, True)
+
+
+def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
+    request = request_of(20)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 20}).stores
+    request.tokens.append(7)
+    request.num_computed_tokens = 0  # preempted: its blocks are others' now, but for those that are being stored
+    assert engine.pool.kept == dict.fromkeys(range(10, 14), 1)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(request, 0) == (16, True)
+    engine.settle(order.operation_id)
+
+
+def test_another_depot_is_given_everything_again(engine: Engine) -> None:
+    request = request_of(30)
+    engine.tables["request"] = TABLE
+    engine.step({request: 10})
+    engine.side.reported(WorkerReport(chunk_sizes={0: 0}))
+    assert not engine.step({request: 10}).stores
+    engine.side.reported(WorkerReport(chunk_sizes={0: 2 * CHUNK}))
+    (order,) = engine.step({request: 4}).stores
+    assert (order.start_token, order.chunk_size) == (0, 2 * CHUNK)
+    assert order.chunk_hashes == [request.block_hashes[3]]
+
+
+def test_nothing_is_stored_of_requests_that_another_connector_loads_while_they_run(engine: Engine) -> None:
+    one, other = request_of(8, "one"), request_of(16, "other")
+    engine.tables |= {"one": TABLE, "other": TABLE}
+    engine.step({other: 4})
+    orders = engine.step({one: 8, other: 8}, [("one", TABLE, True), ("other", TABLE, False)], may_store=False)
+    assert [order.request_id for order in orders.stores] == ["other"]
+    one.tokens += range(8)
+    assert not engine.step({one: 8}).stores
+
+
+def test_reset_engine_neither_finds_nor_stores_what_was_computed_before(engine: Engine) -> None:
+    old, new = request_of(16, "old", cache_salt="salt"), request_of(16, "new", cache_salt="salt")
+    engine.side.matched_tokens(old, 0)
+    engine.side.reset()
+    engine.asks.answer(16)
+    assert not engine.asks.leased
+    assert engine.side.matched_tokens(old, 0) == (0, False)
+    engine.tables |= {"old": TABLE, "new": TABLE}
+    assert not engine.step({old: 16}).stores
+    engine.side.matched_tokens(new, 0)
+    salt = engine.asks.questions[-1].prefix.cache_salt
+    assert salt.startswith("salt#")
+    assert [order.cache_salt for order in engine.step({new: 16}).stores] == [salt]
+
+
+@pytest.mark.parametrize(("loads", "stores"), [(True, False), (False, True)])
+def test_role_says_what_is_done(loads: bool, stores: bool) -> None:
+    engine = Engine(loads=loads, stores=stores)
+    request = request_of(20)
+    engine.tables["request"] = TABLE
+    assert (engine.side.matched_tokens(request, 0)[0] is None) == loads
+    assert bool(engine.step({request: 20}).stores) == stores
+
+
+def test_groups_have_block_sizes_of_their_own() -> None:
+    engine = Engine(block_sizes=(4, 8))
+    request = request_of(20)
+    engine.tables["request"] = ([0, 1, 2, 3, 4], [10, 11, 12])
+    (order,) = engine.step({request: 20}).stores
+    assert order.block_ids == ([0, 1, 2, 3], [10, 11])
+    assert engine.pool.kept == dict.fromkeys([0, 1, 2, 3, 10, 11], 1)
+
+
+def test_table_that_is_too_short_is_not_stored(engine: Engine) -> None:
+    request = request_of(16)
+    engine.tables["request"] = ([1, 2, 3],)
+    assert not engine.step({request: 16}).stores
+    assert not engine.pool.kept
+
+
+def test_reports_tell_reused_and_new_blocks_and_their_tokens() -> None:
+    engine = Engine(reports=True)
+    request = request_of(14)
+    engine.side.matched_tokens(request, 4)
+    request.num_computed_tokens = 4
+    engine.step({request: 6}, [("request", ([5, 6, 7],), True)])
+    engine.step({request: 4}, [("request", ([8],), False)])
+    request.tokens += [50, 51, 52]
+    engine.step({request: 1})
+    engine.step({request: 1}, [("request", ([9],), False)])
+    assert engine.reports.noted == [
+        Allocation("request", [6, 7], [5], list(range(10)), resumed=False),
+        Allocation("request", [8], [], list(range(10, 14)), resumed=False),
+        Allocation("request", [9], [], [50, 51], resumed=False),
+    ]
+    request.num_computed_tokens = 0
+    engine.step({request: 8}, [("request", ([1, 2],), True)])
+    assert engine.reports.noted[-1].resumed
+    assert list(engine.reports.noted[-1].token_ids) == list(range(8))
+    engine.side.finished(request)
+    assert engine.reports.forgotten == ["request"]
+    assert engine.asks.ended_sessions == ["request"]  # the depot lets go of its blocks
+
+
+def test_request_of_which_the_beginning_was_not_reported_is_not_reported() -> None:
+    engine = Engine(reports=True)
+    engine.side.reported(WorkerReport(chunk_sizes={0: 0}))
+    request = request_of(20)
+    engine.step({request: 8}, [("request", ([1, 2],), True)])
+    engine.side.reported(WorkerReport(chunk_sizes={0: CHUNK}))
+    engine.step({request: 8}, [("request", ([3, 4],), False)])
+    assert not engine.reports.noted
+
+
+def test_prompt_of_embeddings_has_no_tokens_to_report() -> None:
+    engine = Engine(reports=True)
+    engine.step({request_of(8, prompt_embeds=object()): 8}, [("request", ([1, 2],), True)])
+    assert not engine.reports.noted

@@ -1,0 +1,98 @@
+"""Runs all cases and prints what came out: ``python -m tests.e2e_vllm PYTHON_WITH_VLLM``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import platform
+import tempfile
+import time
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tests.e2e_vllm import cases, model
+from tests.e2e_vllm.cases import Proof
+from tests.e2e_vllm.engines import Server
+
+TOGETHER = [
+    cases.shared_prompts,
+    cases.chat,
+    cases.crowd,
+    cases.salts,
+    cases.aborts,
+    cases.killed_server,
+    cases.hung_server,
+    cases.upgraded_server,
+    cases.killed_engine,
+]
+
+
+class Table:
+    """A row per case; all are run, whatever becomes of one."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    async def row(self, name: str, outcome: Awaitable[str]) -> None:
+        start = time.monotonic()
+        try:
+            result = await outcome
+        except Exception as error:  # the next case is run all the same
+            self.failed.append(name)
+            result = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{name.replace('_', ' '):<16} {time.monotonic() - start:6.1f} s  {result}", flush=True)
+
+
+async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
+    print(f"logs are in {folder}")
+    server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "4GiB", "--chunk-size", "256"))
+    proof = Proof(folder, python, model.write(folder / "model", python), server)
+    table = Table()
+    async with proof.engine("plain", None) as engine:
+        print(f"vLLM {engine.vllm_version}, kvdepot {importlib.metadata.version('kvdepot')}, {platform.platform()}")
+        await table.row("without", _computed(proof))
+    await server.start()
+    try:
+        chosen = [case for case in TOGETHER if not only or case.__name__ in only]
+        if chosen:
+            async with AsyncExitStack() as stack:
+                a = await stack.enter_async_context(proof.engine("A"))
+                b = await stack.enter_async_context(proof.engine("B"))
+                await proof.until_attached(2)
+                for case in chosen:
+                    await table.row(case.__name__, case(proof, a, b))
+        if not only or "preemptions" in only:
+            async with proof.engine("small", num_gpu_blocks_override=48) as engine:
+                await table.row("preemptions", cases.preemptions(proof, engine))
+        if not only or "failed_loads" in only:
+            async with proof.engine("seed") as engine:
+                await cases.together(engine, cases.SOME)
+            async with proof.engine("faulty", "FaultyConnector", "tests.e2e_vllm.faulty") as engine:
+                await table.row("failed_loads", cases.failed_loads(proof, engine))
+    finally:
+        await server.end()
+    return table.failed
+
+
+async def _computed(proof: Proof) -> str:
+    await proof.plain.compute(proof.engines["plain"])
+    medians = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in proof.plain.first_seconds.items())
+    return f"{len(proof.plain.answers)} prompts answered without a depot; TTFT: {medians}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("python", type=Path, help="a Python that has vLLM")
+    parser.add_argument("case", nargs="*", help="only these")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kvdepot-e2e-vllm-"))
+    failed = asyncio.run(run(folder, arguments.python.absolute(), arguments.case))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+    print("all of it held")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+"""What must hold when real vLLM engines share a depot, one case each; all of them compare with an engine without one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvdepot import AsyncDepotClient
+from tests.e2e_vllm.engines import Answer, Engine, Server, running_engine
+from tests.e2e_vllm.model import VOCABULARY
+
+CHUNK_SIZE = 256
+BLOCK_SIZE = 64
+SETTLE_SECONDS = 30.0
+
+Tokens = tuple[int, ...]
+
+
+def tokens_of(seed: int, count: int) -> Tokens:
+    """Random token ids, the same for the same seed."""
+    numbers = random.Random(seed)
+    return tuple(numbers.randrange(3, VOCABULARY) for _ in range(count))
+
+
+def whole_chunks(count: int) -> int:
+    return count // CHUNK_SIZE * CHUNK_SIZE
+
+
+ALONE = [tokens_of(seed, 1900) for seed in (1, 2, 3)]
+PREFIXES = [tokens_of(seed, 3 * CHUNK_SIZE) for seed in range(10, 15)]
+CROWD = [PREFIXES[number % 5] + tokens_of(100 + number, 40) for number in range(50)]
+SOME = [tokens_of(seed, 600) for seed in range(200, 212)]
+TURNS = [tokens_of(seed, 300) for seed in range(300, 305)]
+GREEDY = [tokens_of(seed, 700) for seed in range(400, 406)]  # more than a small KV cache holds
+GREEDY_TOKENS = 160
+
+
+@dataclass(slots=True)
+class Plain:
+    """What an engine without a depot answers, and how long it takes: computed once, by one engine."""
+
+    answers: dict[Tokens, Answer] = field(default_factory=dict)
+    first_seconds: dict[str, float] = field(default_factory=dict)
+    chat: list[Tokens] = field(default_factory=list)
+
+    async def compute(self, engine: Engine) -> None:
+        self.first_seconds["warm up"] = (await engine.generate(tokens_of(0, 300))).first_seconds
+        for prompt in ALONE:
+            self.answers[prompt] = await engine.generate(prompt)
+        self.first_seconds["alone"] = statistics.median(self.answers[prompt].first_seconds for prompt in ALONE)
+        history: Tokens = ()
+        for turn in TURNS:
+            history += turn
+            self.chat.append(history)
+            self.answers[history] = await engine.generate(history, 32)
+            history += self.answers[history].tokens
+        self.first_seconds["chat"] = self.answers[self.chat[-1]].first_seconds
+        self.first_seconds["crowd"] = await self._together(engine, CROWD, 16)
+        self.first_seconds["some"] = await self._together(engine, SOME, 16)
+        await self._together(engine, GREEDY, GREEDY_TOKENS)
+
+    async def _together(self, engine: Engine, prompts: Sequence[Tokens], max_tokens: int) -> float:
+        answers = await together(engine, prompts, max_tokens)
+        self.answers.update(zip(prompts, answers, strict=True))
+        return statistics.median(answer.first_seconds for answer in answers)
+
+    def check(self, prompts: Sequence[Tokens], answers: Sequence[Answer]) -> str:
+        """All tokens must be those of the engine without a depot."""
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            assert not answer.error, f"request {number} failed: {answer.error}"
+            assert answer.tokens == self.answers[prompt].tokens, f"request {number} got other tokens"
+        return f"{sum(len(answer.tokens) for answer in answers)} tokens identical"
+
+
+async def together(engine: Engine, prompts: Sequence[Tokens], max_tokens: int = 16) -> list[Answer]:
+    return await asyncio.gather(*(engine.generate(prompt, max_tokens) for prompt in prompts))
+
+
+@dataclass(slots=True)
+class Proof:
+    """One run: the server, two engines that share it, and what an engine without it said."""
+
+    folder: Path
+    python: Path
+    model: Path
+    server: Server
+    plain: Plain = field(default_factory=Plain)
+    engines: dict[str, Engine] = field(default_factory=dict)
+
+    def options(self, connector: str | None, module: str = "kvdepot.vllm", **more: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "model": str(self.model),
+            "skip_tokenizer_init": True,
+            "max_model_len": 4096,
+            "max_num_seqs": 64,
+            "max_num_batched_tokens": 1024,  # prompts are computed in several steps
+            "block_size": BLOCK_SIZE,
+            "dtype": "float32",
+            "enforce_eager": True,
+            **more,
+        }
+        if connector is not None:
+            options["kv_transfer_config"] = {
+                "kv_connector": connector,
+                "kv_connector_module_path": module,
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": {
+                    "kvdepot.address": self.server.address,
+                    "kvdepot.retrieve_timeout_seconds": 3,
+                    "kvdepot.store_timeout_seconds": 3,
+                },
+            }
+        return options
+
+    @asynccontextmanager
+    async def engine(
+        self, name: str, connector: str | None = "KvdepotConnector", module: str = "kvdepot.vllm", **more: Any
+    ) -> AsyncIterator[Engine]:
+        async with running_engine(
+            self.python, self.folder / f"{name}.log", self.options(connector, module, **more)
+        ) as engine:
+            self.engines[name] = engine
+            yield engine
+
+    @asynccontextmanager
+    async def depot(self) -> AsyncIterator[AsyncDepotClient]:
+        async with AsyncDepotClient(self.server.address, timeout_seconds=5) as client:
+            yield client
+
+    async def num_attached(self) -> int:
+        async with self.depot() as depot:
+            return len((await depot.list_instances()).instances)
+
+    async def until_attached(self, count: int) -> float:
+        """Waits for so many engines; returns how long that took."""
+        start = time.monotonic()
+
+        async def attached() -> bool:
+            return await self.num_attached() == count
+
+        await until(attached, f"{count} engines are attached")
+        return time.monotonic() - start
+
+    async def until_quiet(self) -> None:
+        """No lease may be left when the engines have nothing to do."""
+
+        async def quiet() -> bool:
+            async with self.depot() as depot:
+                status = await depot.get_status()
+            return status.num_leases == 0 and status.num_sessions == 0
+
+        await until(quiet, "no lease and no session is left")
+
+    async def forget_locally(self, *engines: Engine) -> None:
+        """Empties vLLM's own prefix cache, so that what is cached comes from the depot."""
+        for engine in engines:
+
+            async def forgotten(engine: Engine = engine) -> bool:
+                return bool((await engine.do("reset", connector=False))["done"])
+
+            await until(forgotten, "vLLM's own prefix cache is empty")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while not await condition():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not within {SETTLE_SECONDS:g} s: {what}") from None
+
+
+async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
+    """What one engine computed, the other one finds."""
+    computed = [await a.generate(prompt) for prompt in ALONE]
+    await proof.until_quiet()
+    found = [await b.generate(prompt) for prompt in ALONE]
+    for answer in found:
+        assert answer.cached == whole_chunks(1900), f"{answer.cached} tokens were cached"
+    without = proof.plain.first_seconds["alone"]
+    storing = statistics.median(answer.first_seconds for answer in computed)
+    loading = statistics.median(answer.first_seconds for answer in found)
+    same = proof.plain.check(ALONE * 2, computed + found)
+    return (
+        f"cached {found[0].cached} of 1900; TTFT {without * 1000:.0f} ms without, {storing * 1000:.0f} ms storing, "
+        f"{loading * 1000:.0f} ms loading: {without / loading:.1f}×; {same}"
+    )
+
+
+async def chat(proof: Proof, a: Engine, b: Engine) -> str:
+    """A chat whose turns go to either engine in turn: each finds what the other one computed and generated."""
+    answers = []
+    for number, history in enumerate(proof.plain.chat):
+        answers.append(await (a, b)[number % 2].generate(history, 32))
+        await proof.until_quiet()
+    cached = [answer.cached for answer in answers]
+    for number in range(1, len(cached)):
+        known = whole_chunks(len(proof.plain.chat[number - 1]))
+        assert cached[number] >= known, f"turn {number} found {cached[number]} of {known} tokens"
+    lengths = [len(history) for history in proof.plain.chat]
+    return f"cached {cached} of {lengths}; {proof.plain.check(proof.plain.chat, answers)}"
+
+
+async def crowd(proof: Proof, a: Engine, b: Engine) -> str:
+    """50 requests at once with 5 shared prefixes."""
+    await together(a, PREFIXES, 1)
+    await proof.until_quiet()
+    answers = await together(b, CROWD)
+    hits = sum(answer.cached >= len(PREFIXES[0]) for answer in answers)
+    assert hits == len(CROWD), f"{hits} of {len(CROWD)} found their prefix"
+    await proof.until_quiet()
+    first = statistics.median(answer.first_seconds for answer in answers)
+    without = proof.plain.first_seconds["crowd"]
+    same = proof.plain.check(CROWD, answers)
+    return f"{hits} of 50 hit; median TTFT {without * 1000:.0f} ms without, {first * 1000:.0f} ms with; {same}"
+
+
+async def salts(proof: Proof, a: Engine, b: Engine) -> str:
+    """A prompt under another salt is another prompt."""
+    await a.generate(ALONE[0], cache_salt="tenant-1")
+    await proof.until_quiet()
+    await proof.forget_locally(b)
+    other = await b.generate(ALONE[0], cache_salt="tenant-2")
+    same = await b.generate(ALONE[0], cache_salt="tenant-1")
+    assert (other.cached, same.cached) == (0, whole_chunks(1900)), (other.cached, same.cached)
+    return f"cached 0 with another salt, {same.cached} with its own; {proof.plain.check([ALONE[0]] * 2, [other, same])}"
+
+
+async def aborts(proof: Proof, a: Engine, b: Engine) -> str:
+    """Requests that are aborted while they wait, load or run leave nothing behind."""
+    await together(a, SOME)
+    await proof.until_quiet()
+    await proof.forget_locally(b)
+    running = [asyncio.create_task(b.generate(prompt, 64)) for prompt in SOME * 2]
+    for number, task in enumerate(running):
+        await asyncio.sleep(0.02)
+        if number % 2:
+            running[number // 2].cancel()
+        task.add_done_callback(lambda _: None)
+    done = await asyncio.gather(*running, return_exceptions=True)
+    await proof.until_quiet()
+    await proof.forget_locally(b)  # fails while a block is held
+    answers = await together(b, SOME)
+    assert all(answer.cached == whole_chunks(600) for answer in answers), [answer.cached for answer in answers]
+    aborted = sum(isinstance(each, BaseException) for each in done)
+    assert aborted == len(SOME), aborted
+    return f"{aborted} of {len(running)} aborted, no lease, session or block left; {proof.plain.check(SOME, answers)}"
+
+
+async def killed_server(proof: Proof, a: Engine, b: Engine) -> str:
+    """The server is killed while requests load and store, and started again later."""
+    await together(a, SOME)
+    await proof.until_quiet()
+    await proof.forget_locally(b)
+    running = asyncio.create_task(together(b, SOME))
+    await asyncio.sleep(0.15)
+    await proof.server.end(signal.SIGKILL)
+    during = await running
+    same = proof.plain.check(SOME, during)
+    await proof.forget_locally(b)
+    away = await together(b, SOME)
+    same_away = proof.plain.check(SOME, away)
+    assert all(answer.cached == 0 for answer in away)
+    first = statistics.median(answer.first_seconds for answer in away)
+    without = proof.plain.first_seconds["some"]
+    assert first < 2 * without + 1, f"median TTFT {first:.2f} s without a server, {without:.2f} s without a connector"
+    await proof.server.start()
+    seconds = await proof.until_attached(2)
+    await proof.forget_locally(a, b)
+    # A step tells the scheduler that its worker is attached again.
+    await asyncio.gather(a.generate(tokens_of(900, 64), 2), b.generate(tokens_of(901, 64), 2))
+    await together(a, SOME)
+    await proof.until_quiet()
+    again = await together(b, SOME)
+    assert all(answer.cached == whole_chunks(600) for answer in again), [answer.cached for answer in again]
+    return (
+        f"12 requests unharmed, {same}; while it was away median TTFT {first * 1000:.0f} ms "
+        f"({without * 1000:.0f} ms without a connector), {same_away}; both engines attached again after {seconds:.1f} s, "
+        f"and shared again: {proof.plain.check(SOME, again)}"
+    )
+
+
+async def hung_server(proof: Proof, a: Engine, b: Engine) -> str:
+    """The server is stopped (SIGSTOP) while requests load and store: it takes connections and never answers."""
+    await together(a, SOME)
+    await proof.until_quiet()
+    await proof.forget_locally(b)
+    running = asyncio.create_task(together(b, SOME))
+    await asyncio.sleep(0.15)
+    proof.server.send(signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        during = await running
+        seconds = time.monotonic() - start
+        same = proof.plain.check(SOME, during)
+        later = await together(b, SOME[:4])
+        proof.plain.check(SOME[:4], later)
+    finally:
+        proof.server.send(signal.SIGCONT)
+    await proof.until_attached(2)
+    await asyncio.gather(a.generate(tokens_of(902, 64), 2), b.generate(tokens_of(903, 64), 2))
+    await proof.until_quiet()
+    await proof.forget_locally(a, b)  # fails while a block is held
+    again = await together(b, SOME)
+    hits = sum(answer.cached > 0 for answer in again)
+    assert hits == len(SOME), f"{hits} hits"
+    return f"12 requests done {seconds:.1f} s after it stopped, {same}; shared again when it went on: {hits} of 12 hit"
+
+
+async def upgraded_server(proof: Proof, a: Engine, b: Engine) -> str:
+    """The server drains (SIGTERM) under load, and a new one takes its place."""
+    await proof.forget_locally(a, b)
+    running = asyncio.gather(together(a, SOME), together(b, SOME))
+    await asyncio.sleep(0.3)
+    await proof.server.end(signal.SIGTERM)
+    await proof.server.start()
+    from_a, from_b = await running
+    same = proof.plain.check(SOME * 2, from_a + from_b)
+    seconds = await proof.until_attached(2)
+    return f"24 requests unharmed, {same}; attached to the new one after {seconds:.1f} s"
+
+
+async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
+    """An engine is killed while it loads and stores; another one takes its place, and finds what it stored."""
+    await proof.forget_locally(a, b)
+    await together(b, SOME)
+    await proof.until_quiet()
+    running = asyncio.gather(together(a, SOME), return_exceptions=True)
+    await asyncio.sleep(0.3)
+    a.kill()
+    start = time.monotonic()
+    await running
+    await proof.until_attached(1)
+    seconds = time.monotonic() - start
+    await proof.until_quiet()
+    async with proof.engine("A2") as new:
+        answers = await together(new, SOME)
+        assert all(answer.cached == whole_chunks(600) for answer in answers), [answer.cached for answer in answers]
+        same = proof.plain.check(SOME, answers)
+    return f"detached {seconds:.1f} s after SIGKILL, no lease left; its successor hit 12 of 12; {same}"
+
+
+async def preemptions(proof: Proof, engine: Engine) -> str:
+    """A KV cache too small for all requests: preempted ones find what they had stored."""
+    answers = await together(engine, GREEDY, GREEDY_TOKENS)
+    count = (await engine.do("preemptions"))["count"]
+    assert count > 0, "nothing was preempted"
+    await proof.until_quiet()
+    return f"{count:.0f} preemptions; {proof.plain.check(GREEDY, answers)}"
+
+
+async def failed_loads(proof: Proof, engine: Engine) -> str:
+    """Every second load fails: vLLM computes those tokens."""
+    answers = await together(engine, SOME)
+    hits = sum(answer.cached > 0 for answer in answers)
+    same = proof.plain.check(SOME, answers)
+    await proof.until_quiet()
+    log = (proof.folder / "faulty.log").read_text()
+    recovered = log.count("Recovered from KV load failure")
+    assert recovered, "vLLM did not notice"
+    return f"{recovered} recoveries logged by vLLM, {hits} of 12 reported as cached; {same}"

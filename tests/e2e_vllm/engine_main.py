@@ -1,0 +1,89 @@
+"""One real vLLM engine in a process of its own, driven by lines of JSON: requests come in, answers go out.
+
+Run with vLLM's Python: ``python engine_main.py '{"model": …, "kv_transfer_config": …}'``. Its first line tells that it is
+ready; then there is one for each command. It ends with its input; vLLM's own processes end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+PR_SET_PDEATHSIG = 1
+
+
+async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
+    """A request's tokens, how many of its prompt's were cached, and when the first one came."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    prompt = TokensPrompt(prompt_token_ids=command["prompt"])
+    if salt := command.get("cache_salt"):
+        prompt["cache_salt"] = salt
+    params = SamplingParams(temperature=0.0, max_tokens=command["max_tokens"], ignore_eos=True, detokenize=False)
+    start = time.monotonic()
+    answer: dict[str, Any] = {"first_seconds": None, "cached": None, "tokens": []}
+    async for output in engine.generate(prompt, params, command["id"], trace_headers=command.get("trace_headers")):
+        if answer["first_seconds"] is None:
+            answer |= {"first_seconds": time.monotonic() - start, "cached": output.num_cached_tokens}
+        answer["tokens"] = list(output.outputs[0].token_ids)
+    return {**answer, "seconds": time.monotonic() - start}
+
+
+async def carry_out(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
+    match command["do"]:
+        case "generate":
+            return await generate(engine, command)
+        case "preemptions":
+            from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
+
+            await engine.do_log_stats()
+            counters = [each for each in get_metrics_snapshot() if isinstance(each, Counter)]
+            return {"count": sum(each.value for each in counters if each.name == "vllm:num_preemptions")}
+        case "reset":
+            return {"done": await engine.reset_prefix_cache(reset_connector=command["connector"])}
+        case unknown:
+            raise ValueError(f"there is no command {unknown!r}")
+
+
+async def main(options: dict[str, Any], output: TextIO) -> None:
+    def say(number: int, answer: dict[str, Any]) -> None:
+        output.write(json.dumps({"number": number, **answer}) + "\n")
+
+    async def answer(command: dict[str, Any]) -> None:
+        try:
+            say(command["number"], await carry_out(engine, command))
+        except asyncio.CancelledError:
+            say(command["number"], {"aborted": True})
+        except Exception as error:
+            say(command["number"], {"error": f"{type(error).__name__}: {error}"})
+
+    import vllm
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+    say(0, {"vllm": vllm.__version__})
+    reader = asyncio.StreamReader(limit=1 << 26)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    tasks: dict[int, asyncio.Task[None]] = {}
+    while line := await reader.readline():
+        command = json.loads(line)
+        if command["do"] == "abort":
+            tasks[command["which"]].cancel()
+        else:
+            tasks[command["number"]] = asyncio.create_task(answer(command))
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what vLLM prints is no answer
+    asyncio.run(main(json.loads(sys.argv[1]), answers))

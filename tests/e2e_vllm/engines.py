@@ -1,0 +1,185 @@
+"""Real engines and a real server, as processes that can be killed, stopped and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+ENGINE = Path(__file__).parent / "engine_main.py"
+START_SECONDS = 300.0
+ANSWER_SECONDS = 600.0
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+PATHS = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
+
+
+class EngineFailed(Exception):
+    """An engine ended, or did not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of one request. ``tokens`` are those it generated, ``cached`` those of its prompt not computed."""
+
+    tokens: tuple[int, ...] = ()
+    cached: int = 0
+    first_seconds: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Engine:
+    """A vLLM engine. Made by `running_engine`."""
+
+    process: asyncio.subprocess.Process
+    vllm_version: str = ""
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    _reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        ready = self._waiting[0] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+        async with asyncio.timeout(START_SECONDS):
+            self.vllm_version = (await ready)["vllm"]
+
+    async def generate(self, prompt: Sequence[int], max_tokens: int = 16, **more: Any) -> Answer:
+        """One request."""
+        found = await self.do("generate", prompt=list(prompt), max_tokens=max_tokens, **more)
+        if "error" in found or "aborted" in found:
+            return Answer(error=found.get("error", "aborted"))
+        return Answer(
+            tokens=tuple(found["tokens"]),
+            cached=found["cached"] or 0,
+            first_seconds=found["first_seconds"],
+            seconds=found["seconds"],
+        )
+
+    async def do(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """One command; if this is cancelled, vLLM aborts it."""
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._send({"do": what, "number": number, "id": f"request-{number}", **arguments})
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await answer
+        except asyncio.CancelledError:
+            self._send({"do": "abort", "which": number})
+            raise
+
+    def kill(self) -> None:
+        """All of the engine's processes, at once and without warning."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """In good order, or else by force."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            async with asyncio.timeout(60):
+                await self.process.wait()
+        except TimeoutError:
+            self.kill()
+        with suppress(ProcessLookupError):
+            self.kill()
+        await self.process.wait()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    def _send(self, command: dict[str, Any]) -> None:
+        if self.process.stdin is None or self.process.stdin.is_closing():
+            return
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            answer = json.loads(line)
+            waiting = self._waiting.pop(answer.pop("number"))
+            if not waiting.done():
+                waiting.set_result(answer)
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(EngineFailed("the engine's process has ended; see its log"))
+
+
+@asynccontextmanager
+async def running_engine(python: Path, log: Path, options: dict[str, Any], **variables: str) -> AsyncIterator[Engine]:
+    """Runs an engine while the block runs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            python,
+            ENGINE,
+            json.dumps(options),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**environment, **QUIET, "PYTHONPATH": PATHS, **variables},
+            limit=1 << 26,
+            process_group=0,
+        )
+    engine = Engine(process)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.close()
+
+
+@dataclass(slots=True)
+class Server:
+    """`python -m service serve` on a unix socket, to be killed, stopped and started again."""
+
+    socket: Path
+    log: Path
+    flags: tuple[str, ...]
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.socket}"
+
+    async def start(self) -> None:
+        """Starts it, and waits until it listens."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "service", "serve", "--listen", self.address, "--prometheus-port", "0"),
+                *self.flags,
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=log,
+                env={**environment, "PYTHONPATH": PATHS},
+            )
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    _, writer = await asyncio.open_unix_connection(self.socket)
+                except OSError:
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    return
+
+    def send(self, number: signal.Signals) -> None:
+        """Kills, stops or continues it."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it by a signal, and waits for that."""
+        if self.process is not None and self.process.returncode is None:
+            self.send(number)
+            await self.process.wait()

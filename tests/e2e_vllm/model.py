@@ -1,0 +1,64 @@
+"""A Llama with random weights, made on the spot; nothing is downloaded.
+
+Its weights are large enough that each token depends on the whole context: wrong KV gives other tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+VOCABULARY = 4096
+MAX_TOKENS = 4096
+
+_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": MAX_TOKENS,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+
+# Runs with vLLM's Python, which has torch and safetensors.
+_WEIGHTS = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+folder = Path(sys.argv[1])
+c = json.loads((folder / "config.json").read_text())
+torch.manual_seed(7)
+h, kv, m, v = c["hidden_size"], c["num_key_value_heads"] * c["head_dim"], c["intermediate_size"], c["vocab_size"]
+def normal(*shape, scale=1.0):
+    return torch.randn(shape) * scale * shape[-1] ** -0.5
+weights = {"model.embed_tokens.weight": torch.randn(v, h), "lm_head.weight": normal(v, h),
+           "model.norm.weight": torch.ones(h)}
+for i in range(c["num_hidden_layers"]):
+    p = f"model.layers.{i}."
+    for name, shape in {"q_proj": (h, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, h)}.items():
+        weights[f"{p}self_attn.{name}.weight"] = normal(*shape, scale=2.0)
+    for name, shape in {"gate_proj": (m, h), "up_proj": (m, h), "down_proj": (h, m)}.items():
+        weights[f"{p}mlp.{name}.weight"] = normal(*shape)
+    weights[p + "input_layernorm.weight"] = weights[p + "post_attention_layernorm.weight"] = torch.ones(h)
+save_file({name: weight.clone() for name, weight in weights.items()}, folder / "model.safetensors")
+"""
+
+
+def write(folder: Path, python: Path) -> Path:
+    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    subprocess.run([python, "-c", _WEIGHTS, folder], check=True)
+    return folder
