@@ -21,7 +21,7 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 class DepotClient:
     """A connection to one depot, for as many instances, sessions and threads as share it.
 
-    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods return
+    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods give
     the messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``, its
     own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection is
     made before the first call. Where the depot has tenants, ``tenant`` is for admins: whose things they mean.
