@@ -1,33 +1,42 @@
-"""``python -m benchmarks``: bytes moved and calls answered, each beside the limit of the machine in the same run."""
+"""``python -m benchmarks [NAME …]``: figures beside the limit of the machine in the same run.
+
+Without names: all of them, and the tables are written to ``benchmarks/results/``.
+"""
 
 from __future__ import annotations
 
-import platform
+import sys
+from types import ModuleType
 
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks import lookups, transfers
-from service.commands.processes import child, server_process
+from benchmarks import index, inline, keys, load, lookups, startup, telemetry, transfers
+from benchmarks.figures import Report
+
+BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
+    "transfers": ("Blocks moved on the CPU", transfers),
+    "lookups": ("Lookups", lookups),
+    "inline": ("Bytes that ride on the call", inline),
+    "load": ("The tail under load", load),
+    "keys": ("Chunk keys", keys),
+    "index": ("The index", index),
+    "startup": ("Start", startup),
+    "telemetry": ("What watching costs", telemetry),
+}
 
 
-async def run(depot: str, echo: str, table: Table) -> None:
-    """Every benchmark, on one event loop."""
-    await transfers.measure(depot, table)
-    await lookups.measure(depot, echo, table)
-
-
-def main() -> None:
-    """Start the servers, measure, print the table."""
-    table = Table("what", "kvdepot", "limit in the same run", "ratio", title=f"kvdepot on {platform.machine()}")
-    with server_process("--l1-size", "3GiB") as depot:
-        echo = f"{depot}.echo"
-        with child("the echo server", "-m", "benchmarks.echo", echo) as process:
-            next(process.lines())
-            uvloop.run(run(depot, echo, table))
-    Console(width=110).print(table)
+def main(names: list[str]) -> None:
+    """Measure and print."""
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        sys.exit(f"there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    for name in names or BENCHMARKS:
+        title, module = BENCHMARKS[name]
+        report = Report(title=title, figures=uvloop.run(module.measure()))
+        report.print()
+        if not names:
+            report.write(name)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import threading
 import time
 from collections.abc import Sequence
 
-from rich.table import Table
-
+from benchmarks.figures import Figure, Goal
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.events import Event, LookupFinished
@@ -44,24 +42,27 @@ def event() -> LookupFinished:
     )
 
 
-async def measure(table: Table) -> None:
-    """Rows for the table; medians over rounds."""
+async def measure() -> list[Figure]:
+    """What one event costs, and how many a second go through."""
     made, ready, drained = [], [], []
     for _ in range(ROUNDS):
-        made.append(_seconds_each(event))
+        made.append(_seconds_each(event) * 1e9)
         bus, one = EventBus([Nothing()], capacity=EVENTS), event()
-        ready.append(_seconds_each(lambda bus=bus, one=one: bus.publish(one)))
+        ready.append(_seconds_each(lambda bus=bus, one=one: bus.publish(one)) * 1e9)
         begin = time.perf_counter()
         await bus.stop()
-        drained.append(EVENTS / (time.perf_counter() - begin))
+        drained.append(EVENTS / (time.perf_counter() - begin) / 1e6)
         assert not bus.stats().num_dropped_by_type
-    table.add_row("publish, from the loop", f"{statistics.median(ready) * 1e9:.0f} ns", "1 µs")
-    table.add_row("making the event", f"{statistics.median(made) * 1e9:.0f} ns", "")
-    table.add_row("drained, one no-op subscriber", f"{statistics.median(drained) / 1e6:.1f} M events/s", "")
-    for num_threads in THREADS:
-        rates = [await _delivered(num_threads) for _ in range(ROUNDS)]
-        what = f"made, published and delivered, {num_threads} publishing threads"
-        table.add_row(what, f"{statistics.median(rates) / 1e6:.2f} M events/s", "")
+    delivered = {threads: [await _delivered(threads) / 1e6 for _ in range(ROUNDS)] for threads in THREADS}
+    return [
+        Figure(what="bus: publish, from the loop", unit="ns", values=ready, goal=Goal(at_most=1_000)),
+        Figure(what="bus: making the event", unit="ns", values=made),
+        Figure(what="bus: drained, one subscriber that does nothing", unit="M events/s", values=drained),
+        *(
+            Figure(what=f"bus: made, published, delivered, {threads} threads", unit="M events/s", values=rates)
+            for threads, rates in delivered.items()
+        ),
+    ]
 
 
 def _seconds_each(call: object) -> float:

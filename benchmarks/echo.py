@@ -1,26 +1,56 @@
-"""``python -m benchmarks.echo ADDRESS``: a grpc.aio server that answers each request with the same bytes, no more."""
+"""``python -m benchmarks.echo ADDRESS``: a grpc.aio server that does nothing but take and send bytes.
+
+It listens on the unix socket and on a port of loopback, whose address it prints.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 
 import grpc
 import uvloop
 
+from kvdepot.inline import MAX_PIECE_BYTES
+from kvdepot.v1 import cache_pb2
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+async def echo(request: bytes, context: Context) -> bytes:
+    """Answers with the request."""
+    return request
+
+
+async def sink(requests: AsyncIterator[bytes], context: Context) -> bytes:
+    """Reads a stream to its end."""
+    async for _ in requests:
+        pass
+    return b""
+
+
+async def source(request: bytes, context: Context) -> None:
+    """Writes as many messages of an inline retrieve's size as asked for, each made anew as there."""
+    data = memoryview(bytes(MAX_PIECE_BYTES))
+    for number in range(int(request)):
+        piece = cache_pb2.RetrieveInlineResponse(data=bytes(data), chunk_index=number)
+        await context.write(piece.SerializeToString())
+
 
 async def serve(address: str) -> None:
-    """Serve /echo/Echo until the process ends."""
-
-    async def echo(request: bytes, context: object) -> bytes:
-        return request
-
+    """Serve until the process ends."""
     server = grpc.aio.server()
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Echo": grpc.unary_unary_rpc_method_handler(echo),
+        "Sink": grpc.stream_unary_rpc_method_handler(sink),
+        "Source": grpc.unary_stream_rpc_method_handler(source),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", handlers),))
     server.add_insecure_port(address)
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print("ready", flush=True)
+    print(f"127.0.0.1:{port}", flush=True)  # for who started it
     await asyncio.Event().wait()
 
 

@@ -59,14 +59,14 @@ class Figure:
         return f"{self.goal} {'met' if met else 'MISSED'}"
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        """A row: what, the median, the median beside it, the ratio with its spread, the goal."""
+        """A row: what, the median, the median beside it, the ratio with its quartiles, the goal."""
         beside = f"{_number(self.beside_values)} {self.unit}, {self.beside}" if self.beside else ""
         ratios = self.ratios
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+        ratio = f"{statistics.median(ratios):.2f} ({_spread(ratios)})" if ratios else ""
         return self.what, f"{_number(self.values)} {self.unit}", beside, ratio, self.verdict
 
 
-HEADER = ("what", "kvdepot", "beside, in the same run", "ratio (spread)", "goal")
+HEADER = ("what", "kvdepot", "beside, in the same run", "ratio (quartiles)", "goal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +99,12 @@ class Report:
 def _number(values: Iterable[float]) -> str:
     median = statistics.median(values)
     return f"{median:,.0f}" if abs(median) >= 1_000 else f"{median:.3g}"
+
+
+def _spread(ratios: list[float]) -> str:
+    """The middle half of the rounds."""
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return f"{low:.2f} to {high:.2f}"
 
 
 def _commit() -> str:

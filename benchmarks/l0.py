@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from benchmarks.figures import Figure, Goal
 from telemetry.delivery import Delivery
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, SessionEnded
 from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
@@ -24,6 +24,8 @@ NUM_LIVE = 32  # sessions: one ends for each that begins
 RECORD_BLOCKS = (16, 64, 264, 512)
 SAMPLE_RATES = (1.0, 0.01)
 MEASURED_BLOCKS = 1_000_000
+GOALS = {1.0: Goal(at_least=2.0), 0.01: Goal(at_least=5.0)}  # beside LMCache
+ROUNDS = 3
 PEER_BLOCKS = 100_000  # it takes 10 µs a block
 MODEL_NAME = "bench"
 INSTANCE_ID = "bench"
@@ -77,26 +79,36 @@ def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded
         at, now, number = at + num_own, now + 0.01, number + 1
 
 
-def measure(table: Table) -> None:
-    """A row per length of records and sample rate, and one for the memory."""
+def measure() -> list[Figure]:
+    """Two or three figures per length of records and sample rate, and one of the memory."""
+    figures: list[Figure] = []
     for record_blocks in RECORD_BLOCKS:
         warm_up, measured = events(record_blocks)
         num_blocks = count_blocks(measured)
-        limit = num_blocks / seconds_of_fingerprints(measured)
         for sample_rate in SAMPLE_RATES:
-            subscriber = L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0)
-            rate = num_blocks / seconds_of(subscriber.handle, warm_up, measured)
-            table.add_row(
-                f"L0: blocks in records of {record_blocks}, sample rate {sample_rate:g}",
-                f"{rate / 1e6:.2f} M/s",
-                f"{limit / 1e6:.2f} M/s, fingerprints",
-                f"{rate / limit:.2f}",
-            )
+            what = f"L0: records of {record_blocks} blocks, sample rate {sample_rate:g}"
+            rates, limits = [], []
+            for _ in range(ROUNDS):
+                subscriber = L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0)
+                rates.append(num_blocks / seconds_of(subscriber.handle, warm_up, measured) / 1e6)
+                limits.append(num_blocks / seconds_of_fingerprints(measured) / 1e6)
+            beside = "fingerprints alone"
+            figures.append(Figure(what=what, unit="M blocks/s", values=rates, beside=beside, beside_values=limits))
             if handle := peer(sample_rate):
                 few = measured[: 2 * PEER_BLOCKS // record_blocks]
-                peer_rate = count_blocks(few) / seconds_of(handle, translated(warm_up), translated(few))
-                table.add_row("", "", f"{peer_rate / 1e6:.2f} M/s, LMCache", f"{rate / peer_rate:.1f}")
-    table.add_row("L0: memory per tracked block", f"{subscriber.nbytes / NUM_BLOCK_IDS:.0f} bytes", "", "")
+                peer_rate = count_blocks(few) / seconds_of(handle, translated(warm_up), translated(few)) / 1e6
+                figures.append(
+                    Figure(
+                        what=what,
+                        unit="M blocks/s",
+                        values=rates,
+                        beside="LMCache",
+                        beside_values=[peer_rate] * ROUNDS,
+                        goal=GOALS[sample_rate],
+                    )
+                )
+    memory = [subscriber.nbytes / NUM_BLOCK_IDS]
+    return [*figures, Figure(what="L0: memory per block", unit="bytes", values=memory, goal=Goal(at_most=64))]
 
 
 def count_blocks(events: Sequence[Event]) -> int:

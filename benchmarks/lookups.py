@@ -1,66 +1,101 @@
-"""Lookup of a stored prompt, beside an echo of the same message by a server that does nothing."""
+"""Lookups per second beside an echo of the same message: hits, misses, short and long prompts, few and many clients."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import grpc
 import numpy as np
-from rich.table import Table
 
+from benchmarks import servers
+from benchmarks.figures import Figure, Goal
+from benchmarks.probing import GROUPS
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, KvShape, layouts
-from kvdepot.v1 import cache_pb2
+from kvdepot import AsyncDepotClient, requests
 
-TOKENS = 4_096
-SECONDS = 2.0
-TINY = KvShape(num_layers=1, num_blocks=1, block_size=16, num_heads=1, head_size=1, dtype="uint8")
-Call = Callable[[cache_pb2.LookupRequest], Awaitable[object]]
+SHORT, LONG = 4_096, 131_072
+CLIENTS = (1, 4, 16)
+ROUNDS = 5
+ROUND_SECONDS = 0.7
+ENOUGH = Goal(at_least=0.7)
 
-
-async def measure(depot: str, echo: str, table: Table) -> None:
-    """The rate with one client and with sixteen."""
-    prompt = np.arange(TOKENS, dtype=np.uint32)
-    groups = [layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(TINY)]
-    request = cache_pb2.LookupRequest(instance_id="bench", session_id="s")
-    request.prefix.token_ids.extend(prompt.tolist())
-    async with (
-        AsyncDepotClient(depot) as client,
-        await client.attach(instance_id="bench", model_name="tiny", groups=groups) as attachment,
-        grpc.aio.insecure_channel(depot) as depot_channel,
-        grpc.aio.insecure_channel(echo) as echo_channel,
-    ):
-        num_chunks = TOKENS // attachment.chunk_size
-        await attachment.store_inline("s", prompt, bytes(attachment.chunk_bytes * num_chunks))
-        lookup = _call(depot_channel, "/kvdepot.v1.CacheService/Lookup")
-        echoed = _call(echo_channel, "/echo/Echo")
-        for num_clients in (1, 16):
-            limit, _, _ = await _rate(echoed, request, num_clients)
-            rate, p50_ms, p99_ms = await _rate(lookup, request, num_clients)
-            table.add_row(
-                f"Lookup hit, {TOKENS:,} tokens, {num_clients} clients: p50 {p50_ms:.2f}, p99 {p99_ms:.2f} ms",
-                f"{rate:,.0f}/s",
-                f"{limit:,.0f}/s, echo",
-                f"{rate / limit:.2f}",
-            )
+Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 
 
-def _call(channel: grpc.aio.Channel, method: str) -> Call:
-    return channel.unary_unary(method, request_serializer=cache_pb2.LookupRequest.SerializeToString)
+@dataclass(slots=True)
+class Rounds:
+    """What each round measured of one server."""
+
+    rate: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+
+    async def measure(self, call: Method, request: bytes, num_clients: int, server: servers.Serving) -> None:
+        """One round: so many clients, each with one call at a time."""
+        latencies: list[float] = []
+        cpu_seconds = server.cpu_seconds()
+        begin = time.perf_counter()
+
+        async def client() -> None:
+            while time.perf_counter() < begin + ROUND_SECONDS:
+                latencies.append(await seconds_of(call(request)))
+
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+        self.rate.append(len(latencies) / (time.perf_counter() - begin))
+        self.cpu_us.append((server.cpu_seconds() - cpu_seconds) / len(latencies) * 1e6)
+        percentiles = statistics.quantiles(latencies, n=100)
+        self.p50_ms.append(percentiles[49] * 1e3)
+        self.p99_ms.append(percentiles[98] * 1e3)
 
 
-async def _rate(call: Call, request: cache_pb2.LookupRequest, num_clients: int) -> tuple[float, float, float]:
-    """Calls per second, the median and the 99th percentile of a call in ms."""
-    latencies: list[float] = []
-    begin = time.perf_counter()
+async def measure() -> list[Figure]:
+    """Figures of every case."""
+    figures: list[Figure] = []
+    with servers.depot("--l1-size", "64MiB") as depot, servers.echo() as echo:
+        async with (
+            AsyncDepotClient(depot.unix) as client,
+            await client.attach(instance_id="bench", model_name="tiny", groups=GROUPS) as attachment,
+        ):
+            stored = np.arange(LONG, dtype=np.uint32)
+            other = stored[::-1].copy()
+            num_bytes = attachment.chunk_bytes * LONG // attachment.chunk_size
+            await attachment.store_inline("s", stored, bytes(num_bytes))
+            for transport in ("unix", "tcp"):
+                async with (
+                    grpc.aio.insecure_channel(getattr(depot, transport)) as depot_channel,
+                    grpc.aio.insecure_channel(getattr(echo, transport)) as echo_channel,
+                ):
+                    lookup: Method = depot_channel.unary_unary("/kvdepot.v1.CacheService/Lookup")
+                    echoed: Method = echo_channel.unary_unary("/echo/Echo")
+                    for what, prompt in (
+                        (f"hit, {SHORT:,} tokens", stored[:SHORT]),
+                        (f"miss, {SHORT:,} tokens", other[:SHORT]),
+                        (f"hit, {LONG:,} tokens", stored),
+                        (f"miss, {LONG:,} tokens", other),
+                    ):
+                        request = requests.lookup("bench", "s", prompt, 0, 0.0).SerializeToString()
+                        for num_clients in CLIENTS if len(prompt) == SHORT else (1,):
+                            ours, limit = Rounds(), Rounds()
+                            for _ in range(ROUNDS):
+                                await ours.measure(lookup, request, num_clients, depot)
+                                await limit.measure(echoed, request, num_clients, echo)
+                            figures += _figures(f"Lookup {what}, {num_clients} clients, {transport}", ours, limit)
+                            await client.end_session("bench", "s")  # its leases were never given back
+    return figures
 
-    async def client() -> None:
-        while time.perf_counter() < begin + SECONDS:
-            latencies.append(await seconds_of(call(request)))
 
-    await asyncio.gather(*(client() for _ in range(num_clients)))
-    percentiles = statistics.quantiles(latencies, n=100)
-    return len(latencies) / (time.perf_counter() - begin), percentiles[49] * 1e3, percentiles[98] * 1e3
+def _figures(what: str, ours: Rounds, limit: Rounds) -> list[Figure]:
+    def figure(name: str, unit: str, values: list[float], beside: list[float], goal: Goal | None = None) -> Figure:
+        return Figure(what=name, unit=unit, values=values, beside="echo", beside_values=beside, goal=goal)
+
+    return [
+        figure(what, "/s", ours.rate, limit.rate, ENOUGH),
+        figure("… p50", "ms", ours.p50_ms, limit.p50_ms),
+        figure("… p99", "ms", ours.p99_ms, limit.p99_ms),
+        figure("… CPU of the server, a call", "µs", ours.cpu_us, limit.cpu_us),
+    ]

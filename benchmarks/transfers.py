@@ -1,79 +1,119 @@
-"""Store and retrieve of scattered blocks through the real RPCs, beside one large memcpy with as many threads."""
+"""Store and retrieve of scattered blocks through the real RPCs, beside what the machine can do with as many threads."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from rich.table import Table
 
+from benchmarks import servers
+from benchmarks.figures import Figure, Goal
+from benchmarks.memcpy import THREADS, MemcpyLoop, block_addresses, memcpy_seconds
 from benchmarks.timing import seconds_of
 from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
+from kvdepot.layout import Layout
 
-THREADS = 2
-ROUNDS = 7
+ROUNDS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model's buffer and the prompts that are moved."""
+
+    name: str
+    layout: Layout
+    shape: KvShape
+    tokens: tuple[int, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one plane."""
+        shape = self.shape
+        return shape.block_size * shape.num_heads * shape.head_size * 2
+
+
 LLAMA_3_8B = KvShape(num_layers=32, num_blocks=1_024, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")
-TOKENS = (256, 2_048, 8_192)
+DEEPSEEK_V3 = KvShape(num_layers=61, num_blocks=256, block_size=64, num_heads=1, head_size=576, dtype="bfloat16")
+CASES = (
+    Case(name="Llama-3-8B", layout=layouts.NL_X_TWO_NB_BS_NH_HS, shape=LLAMA_3_8B, tokens=(256, 2_048, 8_192)),
+    Case(name="Llama-3-8B HND", layout=layouts.NL_X_TWO_NB_NH_BS_HS, shape=LLAMA_3_8B, tokens=(2_048,)),
+    Case(name="DeepSeek-V3 MLA", layout=layouts.NL_X_NB_BS_HS, shape=DEEPSEEK_V3, tokens=(2_048,)),
+)
 
 
-async def measure(address: str, table: Table) -> None:
-    """Rounds of store, retrieve, memcpy, store, …; medians."""
+async def measure() -> list[Figure]:
+    """Figures of every case, each of a depot of its own."""
+    figures: list[Figure] = []
+    for case in CASES:
+        with servers.depot("--l1-size", "3GiB", "--transfer-threads", str(THREADS)) as depot:
+            figures += await _measure(depot.unix, case)
+    return figures
+
+
+async def _measure(address: str, case: Case) -> list[Figure]:
+    """Rounds of store, retrieve, loops, memcpy, store, …"""
     rng = np.random.default_rng(0)
-    layout = layouts.NL_X_TWO_NB_BS_NH_HS
-    with SharedBuffer.create(layout.size_bytes(LLAMA_3_8B)) as buffer:
+    loop = MemcpyLoop()
+    with SharedBuffer.create(case.layout.size_bytes(case.shape)) as buffer:
         buffer.array[:] = 1
-        copy = np.ones_like(buffer.array)
+        contiguous = np.ones_like(buffer.array)
+        planes = list(buffer.array.reshape(-1, case.shape.num_blocks, case.block_bytes))
         async with (
             AsyncDepotClient(address) as client,
             await client.attach(
                 instance_id="bench",
-                model_name="llama-3-8b",
-                groups=[layout.from_shape(LLAMA_3_8B)],
+                model_name=case.name,
+                groups=[case.layout.from_shape(case.shape)],
                 regions=[buffer.region],
             ) as attachment,
         ):
             await _until_populated(client)
-            for num_tokens in TOKENS:
-                num_bytes = num_tokens * attachment.chunk_bytes // attachment.chunk_size
-                stores, retrieves, copies = [], [], []
+            figures: list[Figure] = []
+            for num_tokens in case.tokens:
+                num_blocks = num_tokens // case.shape.block_size
+                num_bytes = num_blocks * len(planes) * case.block_bytes
+                rates: dict[str, list[float]] = defaultdict(list)
                 for number in range(ROUNDS):
                     session = f"{num_tokens}-{number}"
                     prompt = rng.integers(0, 2**31, num_tokens, dtype=np.uint32)
-                    blocks = [rng.permutation(LLAMA_3_8B.num_blocks)[: num_tokens // LLAMA_3_8B.block_size]]
-                    stores.append(await seconds_of(attachment.store(session, prompt, blocks)))
+                    blocks = rng.permutation(case.shape.num_blocks)[:num_blocks]
+                    scattered = block_addresses(planes, blocks)
+                    packed = (contiguous.ctypes.data + np.arange(len(scattered)) * case.block_bytes).astype(np.uintp)
+                    seconds = {"store": await seconds_of(attachment.store(session, prompt, [blocks]))}
                     lease = (await attachment.lookup(session, prompt)).lease
-                    retrieves.append(await seconds_of(attachment.retrieve(session, lease, blocks)))
+                    seconds["retrieve"] = await seconds_of(attachment.retrieve(session, lease, [blocks]))
                     await attachment.end_session(session)
-                    copies.append(_memcpy_seconds(copy, buffer.array, num_bytes))
-                limit = num_bytes / statistics.median(copies) / 1e9
-                for name, seconds in (("store", stores), ("retrieve", retrieves)):
-                    rate = num_bytes / statistics.median(seconds) / 1e9
-                    table.add_row(
-                        f"{name}, {num_tokens:,} tokens, {num_bytes >> 20} MiB",
-                        f"{rate:.2f} GB/s",
-                        f"{limit:.2f} GB/s, memcpy",
-                        f"{rate / limit:.2f}",
-                    )
+                    seconds["gather"] = loop.seconds(packed, scattered, case.block_bytes)
+                    seconds["scatter"] = loop.seconds(scattered, packed, case.block_bytes)
+                    seconds["memcpy"] = memcpy_seconds(contiguous, buffer.array, num_bytes)
+                    for name, each in seconds.items():
+                        rates[name].append(num_bytes / each / 1e9)
+                for name, limit in (("store", "gather"), ("retrieve", "scatter")):
+                    what = f"{name}, {case.name}, {num_tokens:,} tokens, {num_bytes >> 20} MiB"
+                    figures += [
+                        Figure(
+                            what=what,
+                            unit="GB/s",
+                            values=rates[name],
+                            beside="loop of memcpy",
+                            beside_values=rates[limit],
+                            goal=Goal(at_least=1.0),
+                        ),
+                        Figure(
+                            what="",
+                            unit="GB/s",
+                            values=rates[name],
+                            beside="one memcpy",
+                            beside_values=rates["memcpy"],
+                            goal=Goal(at_least=0.6),
+                        ),
+                    ]
+            return figures
 
 
 async def _until_populated(client: AsyncDepotClient) -> None:
     """Wait until L1 is in memory: its first touch is a figure of its own."""
     while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
-
-
-def _memcpy_seconds(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8], num_bytes: int) -> float:
-    share = num_bytes // THREADS
-
-    def copy(number: int) -> None:
-        ctypes.memmove(target.ctypes.data + number * share, source.ctypes.data + number * share, share)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        begin = time.perf_counter()
-        list(pool.map(copy, range(THREADS)))
-        return time.perf_counter() - begin

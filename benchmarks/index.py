@@ -1,0 +1,130 @@
+"""The index with ten thousand, a hundred thousand and a million chunks: what its steps take, and its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+import tracemalloc
+from collections.abc import Sequence
+
+from benchmarks.figures import Figure, Goal
+from service.chunks import Writer
+from service.identity import ChunkKey, Namespace
+from service.index import Index
+from service.pool import Pool
+
+NUM_CHUNKS = (10_000, 100_000, 1_000_000)
+PROMPT_CHUNKS = 16
+PROMPTS = 300
+ROUNDS = 5
+SLOT_BYTES = 4_096
+FLAT = Goal(at_most=2.0)
+
+
+class Filled:
+    """An index that is full of prompts."""
+
+    def __init__(self, num_chunks: int) -> None:
+        self.num_chunks = num_chunks
+        self.index = Index(Pool(num_chunks * SLOT_BYTES))
+        self._writer = Writer(asyncio.get_running_loop().create_future())
+        self._entry = self.index.entry(Namespace(bytes(32)), model_name="m", cache_salt="", rank=0)
+        self._next = 0
+        for _ in range(num_chunks // PROMPT_CHUNKS):
+            self.store()
+
+    def keys(self, number: int) -> list[ChunkKey]:
+        """Of the prompt that was stored as the number-th."""
+        return [ChunkKey(b"%032d" % each) for each in range(number * PROMPT_CHUNKS, (number + 1) * PROMPT_CHUNKS)]
+
+    def store(self) -> None:
+        """One more prompt: reserved, committed, let go of; what is oldest is evicted once the index is full."""
+        chunks = []
+        for key in self.keys(self._next):
+            chunk, _ = self.index.reserve(key, self._entry, SLOT_BYTES, self._writer)
+            assert chunk is not None
+            chunks.append(chunk)
+        for chunk in chunks:
+            self.index.commit(chunk)
+        self.index.unpin(chunks)
+        self._next += 1
+
+    def look_up_us(self) -> float:
+        """Finding a prompt's chunks, pinning and unpinning them, for prompts at random."""
+        first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, whichever were looked up before
+        prompts = [self.keys(random.randrange(first, self._next)) for _ in range(PROMPTS)]
+        begin = time.perf_counter()
+        for keys in prompts:
+            chunks = [self.index.get(key) for key in keys]
+            resident = [chunk for chunk in chunks if chunk is not None]
+            self.index.pin(resident)
+            self.index.unpin(resident)
+        assert len(resident) == PROMPT_CHUNKS
+        return (time.perf_counter() - begin) / PROMPTS * 1e6
+
+    def store_us(self) -> float:
+        """A prompt that evicts another."""
+        num_evicted = self.index.num_evicted
+        begin = time.perf_counter()
+        for _ in range(PROMPTS):
+            self.store()
+        seconds = time.perf_counter() - begin
+        assert self.index.num_evicted == num_evicted + PROMPTS * PROMPT_CHUNKS
+        return seconds / PROMPTS * 1e6
+
+
+async def measure() -> list[Figure]:
+    """Of one prompt, beside the smallest index; garbage collection is a figure of its own."""
+    indexes = [Filled(num_chunks) for num_chunks in NUM_CHUNKS]
+    look_ups: list[list[float]] = [[] for _ in indexes]
+    stores: list[list[float]] = [[] for _ in indexes]
+    gc.disable()
+    for _ in range(ROUNDS):
+        for filled, look_up_us, store_us in zip(indexes, look_ups, stores, strict=True):
+            look_up_us.append(filled.look_up_us())
+            store_us.append(filled.store_us())
+    gc.enable()
+    del indexes
+    return [
+        *_beside_the_smallest(f"index: a lookup's {PROMPT_CHUNKS} chunks found, pinned, unpinned", look_ups),
+        *_beside_the_smallest(f"index: {PROMPT_CHUNKS} chunks planned, evicting as many, committed", stores),
+        Figure(what="index: memory per chunk", unit="bytes", values=[_bytes_per_chunk()], goal=Goal(at_most=400)),
+        Figure(what=f"a full garbage collection, {NUM_CHUNKS[1]:,} chunks", unit="ms", values=[_collection_ms()]),
+    ]
+
+
+def _beside_the_smallest(what: str, rounds: Sequence[Sequence[float]]) -> list[Figure]:
+    return [
+        Figure(
+            what=f"{what}, {num_chunks:,}",
+            unit="µs",
+            values=values,
+            beside=f"{NUM_CHUNKS[0]:,}",
+            beside_values=rounds[0],
+            goal=FLAT,
+        )
+        for num_chunks, values in zip(NUM_CHUNKS[1:], rounds[1:], strict=True)
+    ]
+
+
+def _bytes_per_chunk() -> float:
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    filled = Filled(NUM_CHUNKS[1])
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return (after - before) / filled.num_chunks
+
+
+def _collection_ms() -> float:
+    gc.collect()
+    gc.freeze()  # what the benchmark itself holds
+    filled = Filled(NUM_CHUNKS[1])
+    begin = time.perf_counter()
+    gc.collect()
+    seconds = time.perf_counter() - begin
+    gc.unfreeze()
+    del filled
+    return seconds * 1e3

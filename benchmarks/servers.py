@@ -1,0 +1,78 @@
+"""The processes that benchmarks measure: depots, echoes, and clients that keep a depot busy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.commands.processes import Child, child
+
+QUIET = ("--prometheus-port", "0", "--log-level", "warning")  # all that is on by default, but for INFO lines
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A server that listens on a unix socket and on loopback TCP."""
+
+    unix: str
+    tcp: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Of all its threads, user and system, so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+@contextmanager
+def depot(*flags: str) -> Iterator[Serving]:
+    """A depot as it is by default, but for its log's INFO lines and the flags."""
+    with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
+        unix = f"unix:{folder}/depot.sock"
+        listen = ("--listen", unix, "--listen", "127.0.0.1:0")
+        with child("the depot", "-m", "service", "serve", *listen, *QUIET, *flags) as server:
+            said = next(line for line in server.lines() if unix in line)
+            server.drain()
+            yield Serving(unix=unix, tcp=said.rpartition(" ")[2], pid=server.pid)
+
+
+@contextmanager
+def echo() -> Iterator[Serving]:
+    """A grpc.aio server that does nothing with what it gets."""
+    with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
+        unix = f"unix:{folder}/echo.sock"
+        with child("the echo server", "-m", "benchmarks.echo", unix) as server:
+            yield Serving(unix=unix, tcp=next(server.lines()), pid=server.pid)
+
+
+@contextmanager
+def stopped(what: str, module: str, *arguments: str) -> Iterator[Child]:
+    """A process that works for ever, but stands still except while it is ``running``. It says a line when it begins."""
+    with child(what, "-m", module, *arguments) as process:
+        next(process.lines())
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield process
+        finally:
+            os.kill(process.pid, signal.SIGCONT)  # so that it hears that it is to end
+
+
+@contextmanager
+def running(process: Child | None, settle_seconds: float = 0.1) -> Iterator[None]:
+    """Lets a stopped process run for the duration of the block, from a moment before it on."""
+    if process is None:
+        yield
+        return
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(settle_seconds)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGSTOP)
