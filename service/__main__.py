@@ -1,11 +1,11 @@
-"""The command line: ``python -m service serve|demo|status|sessions|replay``."""
+"""The command line: ``python -m service serve|demo|status|sessions|replay|doctor``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what
 
 from service.arena import MemoryUnavailable
 from service.commands.demo import demo
+from service.commands.doctor.command import doctor
 from service.commands.replay import replay
 from service.commands.sessions import sessions
 from service.commands.setting_options import load_given, with_setting_options
@@ -43,6 +44,19 @@ def serve_command(**given: Any) -> None:
         _fail(str(error), code=1)
 
 
+def doctor_command(
+    *,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for a warning, too.")] = False,
+    **given: Any,
+) -> None:
+    """Look for what would make a depot fail here, with the same settings as serve takes; say how each is mended.
+
+    Exits with 0 if nothing fails, with 1 if something does, with 2 for bad settings.
+    """
+    doctor(given, os.environ, as_json=json_output, strict=strict)
+
+
 def _log_as(settings: Settings) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat())
@@ -62,6 +76,7 @@ def _fail(message: str, code: int) -> None:
 app.command("serve")(with_setting_options(serve_command))
 app.command("demo")(demo)
 app.command("status")(status)
+app.command("doctor")(with_setting_options(doctor_command))
 app.command("replay")(replay)
 app.add_typer(sessions, name="sessions")
 

@@ -16,7 +16,11 @@ REPEATABLE = ("listen", "subscriber")
 
 def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command, which takes them by keyword, an option for each setting, before those of its own."""
-    own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    own = [
+        each
+        for each in inspect.signature(command, eval_str=True).parameters.values()
+        if each.kind is not each.VAR_KEYWORD
+    ]
     command.__signature__ = inspect.Signature([*_options(), *own])  # type: ignore[attr-defined]  # typer reads it
     return command
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from kvdepot import DepotClient, DepotError
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.commands.printable import printable
+from service.units import readable_size
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 5.0
@@ -75,10 +76,10 @@ def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
 def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> Table:
     names = (cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_") for tier in tiers)
     table = _columns("tiers", "", *names)
-    used = (f"{_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})" for tier in tiers)
+    used = (f"{readable_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})" for tier in tiers)
     table.add_row("used", *used)
-    table.add_row("capacity", *(_size(tier.capacity_bytes) for tier in tiers))
-    table.add_row("populated", *(_size(tier.populated_bytes) for tier in tiers))
+    table.add_row("capacity", *(readable_size(tier.capacity_bytes) for tier in tiers))
+    table.add_row("populated", *(readable_size(tier.populated_bytes) for tier in tiers))
     for label in ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks"):
         table.add_row(label.replace("_", " "), *(f"{getattr(tier, f'num_{label}'):,}" for tier in tiers))
     return table
@@ -93,7 +94,7 @@ def _instances(instances: Iterable[admin_pb2.Instance]) -> Table:
                 Text(printable(instance.model_name)),
                 f"{attached.rank} of {instance.world_size}",
                 attached.transfer_backend,
-                _size(attached.mapped_bytes),
+                readable_size(attached.mapped_bytes),
                 f"{attached.num_transfers:,}",
                 f"{instance.num_sessions:,}",
                 f"{instance.num_leases:,}",
@@ -109,15 +110,6 @@ def _columns(title: str, first: str, *others: str) -> Table:
     for header in others:
         table.add_column(header, justify="right")
     return table
-
-
-def _size(num_bytes: int) -> str:
-    """As people read it, in powers of 1024."""
-    size, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while size >= 1024 and unit != "TiB":
-        size, unit = size / 1024, next(units)
-    return f"{size:.4g} {unit}"
 
 
 def _duration(duration: Duration) -> str:

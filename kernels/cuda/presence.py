@@ -1,0 +1,63 @@
+"""What there is of CUDA on this machine, for people who look for what is missing. Nothing here raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaPresence:
+    """Versions of CUDA as its API tells them: 12090 is 12.9, 0: none. ``why_no_…`` is empty where there is one."""
+
+    cupy_version: str = ""
+    why_no_cupy: str = ""
+    runtime_version: int = 0
+    driver_version: int = 0
+    devices: tuple[str, ...] = ()
+    why_no_devices: str = ""
+    nvrtc_version: str = ""
+    why_no_nvrtc: str = ""
+
+
+def cuda_presence() -> CudaPresence:
+    """Asks CuPy, which asks the driver; a device is looked at and not used."""
+    try:
+        import cupy
+    except ImportError as error:
+        return CudaPresence(why_no_cupy=str(error), why_no_devices="CuPy is missing", why_no_nvrtc="CuPy is missing")
+    runtime = cupy.cuda.runtime
+    devices, why_no_devices = _devices(runtime)
+    nvrtc_version, why_no_nvrtc = _nvrtc()
+    return CudaPresence(
+        cupy_version=cupy.__version__,
+        runtime_version=runtime.runtimeGetVersion(),
+        driver_version=runtime.driverGetVersion(),
+        devices=devices,
+        why_no_devices=why_no_devices,
+        nvrtc_version=nvrtc_version,
+        why_no_nvrtc=why_no_nvrtc,
+    )
+
+
+def _devices(runtime: Any) -> tuple[tuple[str, ...], str]:
+    try:
+        found = [runtime.getDeviceProperties(ordinal) for ordinal in range(runtime.getDeviceCount())]
+    except RuntimeError as error:
+        return (), str(error)
+    names = tuple(
+        f"{each['name'].decode(errors='replace')} (compute capability {each['major']}.{each['minor']})"
+        for each in found
+    )
+    return names, "" if names else "the driver shows none"
+
+
+def _nvrtc() -> tuple[str, str]:
+    """It is loaded when it is first called."""
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        major, minor = nvrtc.getVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        return "", str(error)
+    return f"{major}.{minor}", ""

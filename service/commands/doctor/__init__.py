@@ -1,0 +1,1 @@
+"""`python -m service doctor`: what makes installations fail, looked for before it does."""
