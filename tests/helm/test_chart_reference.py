@@ -1,0 +1,88 @@
+"""What is generated of the chart is fresh, and the schema knows the settings that the server knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from helm.reference.__main__ import FILES, main
+from helm.reference.readme import Undescribed, read_values
+from helm.reference.settings_schema import SET_BY_THE_CHART
+from service import __version__
+from service.settings import Settings
+from tests.helm.conftest import CHART
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_fresh(name: str, tmp_path: Path) -> None:
+    for source in ("values.yaml", "values.schema.json"):
+        shutil.copy(CHART / source, tmp_path)
+    main(tmp_path)
+    assert (CHART / name).read_text() == (tmp_path / name).read_text(), "run `make docs`"
+
+
+def test_every_setting_is_in_the_schema_or_set_by_the_chart() -> None:
+    given = set(SCHEMA["properties"]["settings"]["properties"])
+    assert given | SET_BY_THE_CHART.keys() == set(Settings.model_fields)
+    assert not given & SET_BY_THE_CHART.keys()
+    assert SCHEMA["properties"]["settings"]["additionalProperties"] is False
+
+
+def test_what_follows_from_a_value_names_one_that_there_is() -> None:
+    for text in SET_BY_THE_CHART.values():
+        for path in text.split(", "):
+            found: Any = VALUES
+            for name in path.split("."):
+                found = found[name]
+
+
+def objects(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
+    """The schemas of objects whose keys are told, by path."""
+    found = {path: schema} if "properties" in schema else {}
+    for name, inner in schema.get("properties", {}).items():
+        found |= objects(inner, f"{path}.{name}".lstrip("."))
+    return found
+
+
+OF_KUBERNETES = {"podSecurityContext", "securityContext"}  # handed on as they are, but for what is refused
+
+
+def test_no_unknown_value_is_let_through() -> None:
+    for path, schema in objects(SCHEMA).items():
+        if path not in OF_KUBERNETES:
+            assert schema["additionalProperties"] is False, path
+
+
+def test_the_schema_and_the_values_have_the_same_keys() -> None:
+    for path, schema in objects(SCHEMA).items():
+        if path in OF_KUBERNETES or path == "settings":
+            continue
+        values = VALUES
+        for name in path.split(".") if path else ():
+            values = values[name]
+        assert set(schema["properties"]) - {"global"} == set(values), path
+
+
+def test_every_key_has_a_comment() -> None:
+    with pytest.raises(Undescribed, match=r"values\.yaml:3: b\.d has no comment"):
+        read_values("# About.\nb: {c: 1}\n".replace("{c: 1}", "\n  d: 1\n  # Told.\n  e: 2"))
+    paths = {value.path for value in read_values((CHART / "values.yaml").read_text())}
+    assert paths == set(VALUES)
+
+
+def test_a_comment_of_several_lines_and_a_map_without_comments_within() -> None:
+    (value,) = read_values("# One\n# two.\na:\n  b: [1]\n")
+    assert (value.comment, value.default, value.children) == ("One two.", '{"b": [1]}', ())
+
+
+def test_the_charts_version_is_the_servers() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == __version__

@@ -1,0 +1,98 @@
+"""The notes tell what to type, and what they tell works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.helm.conftest import REPOSITORY, Install, Installed
+from tests.helm.fake_cluster import WITHOUT_OPERATOR
+
+
+def line(notes: str, beginning: str) -> str:
+    (found,) = [text.strip() for text in notes.splitlines() if text.strip().startswith(beginning)]
+    return found
+
+
+def transfer_config(notes: str) -> dict[str, Any]:
+    words = shlex.split(line(notes, "vllm serve"))
+    found: dict[str, Any] = json.loads(words[words.index("--kv-transfer-config") + 1])
+    return found
+
+
+def test_the_engine_is_told_the_service(default: Installed) -> None:
+    config = transfer_config(default.notes)
+    assert config["kv_connector"] == "KvdepotConnector"
+    assert config["kv_connector_extra_config"] == {"kvdepot.address": "kv-kvdepot.inference.svc:50051"}
+
+
+def test_the_engine_is_told_the_socket_and_what_its_pod_needs(install: Install) -> None:
+    release = install({"hostAccess": {"unixSocket": True, "hostPID": True, "unixSocketFolder": "/run/x"}})
+    address = transfer_config(release.notes)["kv_connector_extra_config"]["kvdepot.address"]
+    assert address == release.settings["listen"][1]
+    assert "hostPath: {path: /run/x, type: Directory}" in release.notes
+    assert "hostPID: true" in release.notes
+
+
+def test_what_is_not_there_is_said(install: Install, default: Installed) -> None:
+    assert "WARNING: no TLS and no tenants: the pods that networkPolicy lets in" in default.notes
+    assert "every pod of the cluster" in install({"networkPolicy": {"enabled": False}}).notes
+    assert "WARNING" not in install({"tls": {"secretName": "a"}}).notes
+    assert "asked for by a ServiceMonitor" in default.notes
+    assert "its CRD is not there" in install(api_versions=WITHOUT_OPERATOR).notes
+    assert "Metrics: none" in install({"settings": {"disable_metrics": True}}).notes
+    collected = install({"settings": {"otlp_endpoint": "http://c:4317"}})
+    assert "Metrics go to http://c:4317" in collected.notes
+    assert "helm --namespace inference test kv --logs" in default.notes
+    assert "helm --namespace" not in install({"test": {"enabled": False}}).notes
+
+
+def test_grpcurl_is_told_how_to_connect(install: Install) -> None:
+    mutual = {"secretName": "a", "clientCASecretName": "b"}
+    release = install({"tls": mutual, "tenants": {"secretName": "c"}})
+    words = shlex.split(line(release.notes, "grpcurl"))
+    assert words[words.index("-authority") + 1] == "kv-kvdepot.inference.svc"
+    assert {"-cacert", "-cert", "-key"} <= set(words)
+    assert "-plaintext" not in words
+    assert words[words.index("-H") + 1].startswith("authorization: Bearer ")
+
+
+def test_the_grpcurl_line_gets_an_answer(default: Installed, start_server_process: Callable[..., str]) -> None:
+    """Through `buf curl`, which takes the same address and method."""
+    words = shlex.split(line(default.notes, "grpcurl"))
+    assert words[:2] == ["grpcurl", "-plaintext"]
+    forwarded, method = words[2:]
+    assert line(default.notes, "kubectl --namespace inference port-forward").endswith(
+        f":{forwarded.rpartition(':')[2]}"
+    )
+    socket = start_server_process("--l1-size", "16MiB").removeprefix("unix:")
+    arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "--unix-socket", socket]
+    asked = subprocess.run(
+        ["buf", "curl", *arguments, f"http://{forwarded}/{method}"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(asked.stdout)["version"]
+
+
+def test_the_command_for_a_pod_gets_an_answer(default: Installed, start_server_process: Callable[..., str]) -> None:
+    told = re.search(r"exec \S+ -- python (-m service status --address) (.*)", default.notes)
+    assert told is not None
+    assert told.group(2) == default.settings["listen"][1]
+    address = start_server_process("--l1-size", "16MiB")
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY / "clients" / "python")}
+    words = [sys.executable, *told.group(1).split(), address]
+    asked = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
+    assert "serving" in asked.stdout
+
+
+@pytest.mark.parametrize("kind", ["DaemonSet", "Deployment"])
+def test_what_to_wait_for(install: Install, kind: str) -> None:
+    notes = install({"kind": kind}).notes
+    assert f"kubectl --namespace inference rollout status {kind.lower()}/kv-kvdepot" in notes

@@ -1,0 +1,124 @@
+"""What can't work is refused before anything is made, with a message that says which value it is and what to set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helm.reference.settings_schema import SET_BY_THE_CHART
+from tests.helm.conftest import CHART, Install
+from tests.helm.fake_cluster import KINDS, fake_cluster
+from tests.helm.helm_engine import Helm, HelmFailed
+
+GPU = {"gpu": {"mode": "runtimeClass"}}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a kind that is none": ({"kind": "StatefulSet"}, "at '/kind': value must be one of 'DaemonSet', 'Deployment'"),
+    "a value that is none": ({"replicaCount": 3}, "additional properties 'replicaCount' not allowed"),
+    "a value within that is none": ({"gpu": {"modes": "dra"}}, "at '/gpu': additional properties 'modes' not allowed"),
+    "a setting that is none": ({"settings": {"l1_sise": "1GiB"}}, "additional properties 'l1_sise' not allowed"),
+    "a setting out of bounds": (
+        {"settings": {"l0_sample_rate": 2}},
+        "at '/settings/l0_sample_rate': maximum: got 2, want 1",
+    ),
+    "a setting of another type": (
+        {"settings": {"chunk_size": "big"}},
+        "at '/settings/chunk_size': got string, want integer",
+    ),
+    "no such level": ({"settings": {"log_level": "loud"}}, "at '/settings/log_level': value must be one of 'debug'"),
+    "no size": ({"settings": {"l1_size": "plenty"}}, "at '/settings/l1_size': 'plenty' does not match pattern"),
+    "no duration": ({"settings": {"lease_ttl": "1y"}}, "at '/settings/lease_ttl': '1y' does not match pattern"),
+    "no L1 at all": ({"settings": {"l1_size": None}}, "at '/settings': missing property 'l1_size'"),
+    "no size beside L1": ({"memoryBesideL1": "some"}, "at '/memoryBesideL1': 'some' does not match pattern"),
+    "a GPU mode that is none": (
+        {"gpu": {"mode": "cuda"}},
+        "at '/gpu/mode': value must be one of 'none', 'runtimeClass'",
+    ),
+    "root": ({"podSecurityContext": {"runAsUser": 0}}, "at '/podSecurityContext/runAsUser': minimum: got 0, want 1"),
+    "root by name": (
+        {"podSecurityContext": {"runAsNonRoot": False}},
+        "at '/podSecurityContext/runAsNonRoot': value must be true",
+    ),
+    "a privileged container": (
+        {"securityContext": {"privileged": True}},
+        "at '/securityContext/privileged': value must be false",
+    ),
+    "a port below 1024": ({"service": {"port": 80}}, "at '/service/port': minimum: got 80, want 1,024"),
+    "a mode that is none": ({"unixSocketMode": "rw-"}, "at '/unixSocketMode': 'rw-' does not match pattern"),
+    "a mode that YAML took for a number": ({"unixSocketMode": 600}, "at '/unixSocketMode': got number, want string"),
+    "a folder that is none": (
+        {"hostAccess": {"unixSocketFolder": "run/x"}},
+        "at '/hostAccess/unixSocketFolder': 'run/x'",
+    ),
+    "a digest that is none": ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),
+    "no operator's word": (
+        {"metrics": {"serviceMonitor": True}},
+        "at '/metrics/serviceMonitor': got boolean, want string",
+    ),
+    "GPUs without their processes": (
+        {**GPU, "hostAccess": {"unixSocket": True}},
+        "gpu.mode: CUDA opens an engine's memory only within one PID namespace; set hostAccess.hostPID: true",
+    ),
+    "GPUs without a socket": ({**GPU, "hostAccess": {"hostPID": True}}, "set hostAccess.unixSocket: true"),
+    "replicas that share a socket": (
+        {"kind": "Deployment", "replicas": 2, "hostAccess": {"unixSocket": True}},
+        "hostAccess.unixSocket: replicas on one node would take the socket from each other",
+    ),
+    "clients' certificates without TLS": ({"tls": {"clientCASecretName": "a"}}, "set tls.secretName too"),
+    "tenants that can't show who they are": ({"tenants": {"secretName": "a"}}, "tenants.secretName: nobody can show"),
+    "spans that go nowhere": ({"settings": {"enable_tracing": True}}, "settings.enable_tracing: spans go nowhere"),
+    "one port for two": ({"metrics": {"port": 50051}}, "metrics.port: it is service.port"),
+    "less memory than L1": (
+        {"resources": {"limits": {"memory": "16Gi"}}},
+        "resources.limits.memory: 16Gi can't hold settings.l1_size, 16GiB",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(install: Install, what: str) -> None:
+    values, message = REFUSED[what]
+    with pytest.raises(HelmFailed) as failed:
+        install(values)
+    assert message in str(failed.value)
+
+
+@pytest.mark.parametrize("name", SET_BY_THE_CHART)
+def test_settings_of_the_chart_are_refused(install: Install, name: str) -> None:
+    with pytest.raises(HelmFailed, match=f"additional properties '{name}' not allowed"):
+        install({"settings": {name: "x"}})
+
+
+def test_all_faults_are_told_at_once(install: Install) -> None:
+    with pytest.raises(HelmFailed) as failed:
+        install({**GPU, "tls": {"clientCASecretName": "a"}})
+    assert len(str(failed.value).splitlines()) == 4  # Helm's own line, and three
+
+
+def test_what_is_refused_for_want_of_something_is_taken_with_it(install: Install) -> None:
+    together = {"hostAccess": {"hostPID": True}, "settings": {"cuda_over_tcp": True}}
+    assert install({**GPU, **together})
+    assert install({"tenants": {"secretName": "a"}, "hostAccess": {"unixSocket": True}})
+    assert install({"kind": "Deployment", "replicas": 1, "hostAccess": {"unixSocket": True}})
+    reserved = {"settings": {"l1_huge_pages": "reserved"}, "resources": {"limits": {"memory": "4Gi"}}}
+    assert install(reserved)
+
+
+def test_an_old_cluster_is_refused(install: Install) -> None:
+    with pytest.raises(HelmFailed, match=r"incompatible with Kubernetes v1\.26\.0"):
+        install(version="1.26")
+
+
+def test_claims_on_a_cluster_without_them_are_refused(install: Install) -> None:
+    groups = tuple(group for group in KINDS if not group.startswith("resource"))
+    dra = {"gpu": {"mode": "dra"}, "hostAccess": {"hostPID": True, "unixSocket": True}}
+    with pytest.raises(HelmFailed, match=r"dra needs resource\.k8s\.io"):
+        install(dra, version="1.30", api_versions=groups)
+
+
+def test_what_is_refused_leaves_nothing(helm: Helm) -> None:
+    with fake_cluster() as cluster:
+        with pytest.raises(HelmFailed):
+            helm.install(str(CHART), "kv", cluster.kubeconfig, [GPU])
+        assert not cluster.objects
