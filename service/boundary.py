@@ -149,14 +149,17 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def _identify(self, method: str, context: Context) -> Caller:
         """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
+        client = STRANGERS
         try:
-            who = self._access.caller_of(method, context)
+            who = self._access.caller_of(context)
+            caller.set(who)
+            client = who.tenant.name
+            self._access.check_may(who, method, context)
         except DepotError:
-            turn = self._turns.take(STRANGERS)
+            turn = self._turns.take(client)
             if turn is not None:
                 await turn
             raise
-        caller.set(who)
         return who
 
     def _counted(self, method: str, behavior: Behavior) -> Behavior:

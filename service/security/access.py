@@ -36,15 +36,17 @@ class Access:
             tokens_over_plain_tcp=settings.tokens_over_plain_tcp,
         )
 
-    def caller_of(self, method: str, context: Context) -> Caller:
-        """Who calls, if it may. Raises: AdminOnly, and what `Authentication.caller_of` raises."""
-        who = self._authentication.caller_of(context)
+    def caller_of(self, context: Context) -> Caller:
+        """Who calls. Raises: what `Authentication.caller_of` raises."""
+        return self._authentication.caller_of(context)
+
+    def check_may(self, who: Caller, method: str, context: Context) -> None:
+        """Raise AdminOnly if the method is not for this caller."""
         if method.startswith(ADMIN):
             if not who.tenant.is_admin:
                 raise AdminOnly("AdminService is for admins")
             if method in ACTS and who.tenant.name:
                 self.audit.acted(method, context.peer(), who.tenant.name)
-        return who
 
     def still(self, who: Caller) -> bool:
         """Whether a caller of a while ago is who it was."""
