@@ -27,6 +27,7 @@ TOGETHER = [
     cases.upgraded_server,
     cases.killed_engine,
 ]
+WITH_ENGINES_OF_THEIR_OWN = [cases.preemptions, cases.failed_loads]
 
 
 class Table:
@@ -55,22 +56,16 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
         await table.row("without", _computed(proof))
     await server.start()
     try:
-        chosen = [case for case in TOGETHER if not only or case.__name__ in only]
-        if chosen:
+        if chosen := [case for case in TOGETHER if not only or case.__name__ in only]:
             async with AsyncExitStack() as stack:
                 a = await stack.enter_async_context(proof.engine("A"))
                 b = await stack.enter_async_context(proof.engine("B"))
                 await proof.until_attached(2)
                 for case in chosen:
                     await table.row(case.__name__, case(proof, a, b))
-        if not only or "preemptions" in only:
-            async with proof.engine("small", num_gpu_blocks_override=48) as engine:
-                await table.row("preemptions", cases.preemptions(proof, engine))
-        if not only or "failed_loads" in only:
-            async with proof.engine("seed") as engine:
-                await cases.together(engine, cases.SOME)
-            async with proof.engine("faulty", "FaultyConnector", "tests.e2e_vllm.faulty") as engine:
-                await table.row("failed_loads", cases.failed_loads(proof, engine))
+        for alone in WITH_ENGINES_OF_THEIR_OWN:
+            if not only or alone.__name__ in only:
+                await table.row(alone.__name__, alone(proof))
     finally:
         await server.end()
     return table.failed

@@ -1,7 +1,7 @@
 """One real vLLM engine in a process of its own, driven by lines of JSON: requests come in, answers go out.
 
-Run with vLLM's Python: ``python engine_main.py '{"model": …, "kv_transfer_config": …}'``. Its first line tells that it is
-ready; then there is one for each command. It ends with its input; vLLM's own processes end with it.
+Run with vLLM's Python: ``python engine_main.py '{"model": …, "kv_transfer_config": …}'``. Its first line tells that it
+is ready; then there is one for each command. It ends with its input; vLLM's own processes end with it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
@@ -178,3 +179,59 @@ class Engine:
         for operation_id in operation_ids:
             report.settled[operation_id] += 1
         self.side.reported(report)
+
+
+@dataclass(frozen=True)
+class FullAttentionSpec:
+    """Of vLLM, by its name."""
+
+    block_size: int = BLOCK
+    head_size: int = 8
+    head_size_v: int = 8
+    state_content_bytes: int | None = None
+    tokens_per_state: int = 1
+
+
+@dataclass
+class Group:
+    layer_names: list[str]
+    kv_cache_spec: Any = field(default_factory=FullAttentionSpec)
+    enable_kv_transfer: bool = True
+    host_resident: bool = False
+
+
+@dataclass
+class KvCacheConfig:
+    num_blocks: int
+    kv_cache_groups: list[Group]
+
+
+def vllm_config(**changes: Any) -> Any:
+    """vLLM's configuration, as far as the connector looks at it; ``changes`` are by dotted name with ``__``."""
+
+    class HfConfig(SimpleNamespace):
+        def to_dict(self) -> dict[str, Any]:
+            return dict(vars(self))
+
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(
+            model="org/model",
+            revision=None,
+            dtype="torch.bfloat16",
+            quantization=None,
+            seed=0,
+            hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1"),
+        ),
+        cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", calculate_kv_scales=False),
+        load_config=SimpleNamespace(load_format="auto"),
+        speculative_config=None,
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        kv_transfer_config=SimpleNamespace(is_kv_consumer=True, kv_load_failure_policy="recompute"),
+    )
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        target: Any = config
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    return config

@@ -1,0 +1,180 @@
+"""Settings, who an engine is to the depot, and what is refused when it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import kvdepot
+from kvdepot.vllm.config import ConfigError, ConnectorConfig
+from kvdepot.vllm.identity import adapter_of, model_identity, place_of, salt_of, traceparent_of
+from kvdepot.vllm.support import Unsupported, check_engine
+from tests.clients.vllm.fake_vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
+
+FULL = KvCacheConfig(8, [Group(["layer"])])
+
+
+def test_settings_are_read_and_others_keys_are_left_alone() -> None:
+    config = ConnectorConfig.of({"kvdepot.address": "unix:/d.sock", "kvdepot.report_blocks": False, "other": 1})
+    assert config == replace(ConnectorConfig(), address="unix:/d.sock", report_blocks=False)
+
+
+def test_address_of_the_environment_counts_unless_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ConnectorConfig.of({}).address == "unix:/run/kvdepot/kvdepot.sock"
+    monkeypatch.setenv("KVDEPOT_ADDRESS", "depot:1")
+    assert ConnectorConfig.of({}).address == "depot:1"
+    assert ConnectorConfig.of({"kvdepot.address": "depot:2"}).address == "depot:2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kvdepot.adress": "x"}, "did you mean kvdepot.address?"),
+        ({"kvdepot.zzz": 1}, "kvdepot.zzz is not a setting; there are address"),
+        ({"kvdepot.address": ""}, "kvdepot.address: text is expected, not ''"),
+        ({"kvdepot.report_blocks": "yes"}, "true or false is expected, not 'yes'"),
+        ({"kvdepot.lookup_timeout_seconds": 0}, "a positive number of seconds is expected, not 0"),
+        ({"kvdepot.lookup_timeout_seconds": True}, "a positive number of seconds is expected, not True"),
+        ({"kvdepot.lookup_timeout_seconds": float("inf")}, "a positive number of seconds is expected, not inf"),
+        ({"kvdepot.share_memory_by": "magic"}, "one of name, fd is expected, not 'magic'"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ConnectorConfig.of(settings)
+    assert message in str(caught.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"adress.*report_blocks"):
+        ConnectorConfig.of({"kvdepot.adress": "x", "kvdepot.report_blocks": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_config__model": "org/other"},
+        {"model_config__revision": "v2"},
+        {"model_config__dtype": "torch.float16"},
+        {"model_config__quantization": "fp8"},
+        {"cache_config__cache_dtype": "fp8"},
+        {"model_config__hf_config__rope_theta": 1.0},
+        {"load_config__load_format": "dummy"},
+        {"speculative_config": SimpleNamespace(model="draft")},
+        {"cache_config__prefix_caching_hash_algo": "xxhash"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
+    assert model_identity(vllm_config(**change)) != model_identity(vllm_config())
+
+
+def test_model_is_the_same_in_every_process_and_with_another_library() -> None:
+    name = model_identity(vllm_config())
+    assert name == model_identity(vllm_config(model_config__hf_config__transformers_version="6.0"))
+    assert name.startswith("org/model#")
+    assert len(model_identity(vllm_config(model_config__model="x" * 2000)).encode()) <= 512
+
+
+def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
+    places = [place_of("engine", worker, 4, 2) for worker in range(4)]
+    assert [(place.instance_id, place.rank, place.stores) for place in places] == [
+        ("engine-replica0", 0, True),
+        ("engine-replica1", 0, False),
+        ("engine-replica0", 1, True),
+        ("engine-replica1", 1, False),
+    ]
+    assert {place.world_size for place in places} == {2}
+    alone = place_of("engine", 1, 2, 1)
+    assert (alone.instance_id, alone.rank, alone.world_size, alone.stores) == ("engine", 1, 2, True)
+
+
+def test_adapters_salts_and_traces_are_taken_from_the_request() -> None:
+    lora = SimpleNamespace(lora_name="sql", lora_path="/loras/sql")
+    request = Request(lora_request=lora, cache_salt="salt", trace_headers={"TraceParent": "00-a-b-01"})
+    assert adapter_of(request) == "sql=/loras/sql"
+    assert adapter_of(Request(lora_request=SimpleNamespace(lora_name="sql", lora_path="/loras/v2"))) != adapter_of(
+        request
+    )
+    assert (salt_of(request, ""), salt_of(request, "g1"), salt_of(Request(), "")) == ("salt", "salt#g1", "")
+    assert (traceparent_of(request), traceparent_of(Request())) == ("00-a-b-01", "")
+    assert adapter_of(Request()) == ""
+
+
+def test_names_that_are_too_long_for_the_depot_stay_apart() -> None:
+    salts = {salt_of(Request(cache_salt="x" * 300 + end), "") for end in "ab"}
+    assert len(salts) == 2
+    assert all(len(salt) <= 256 for salt in salts)
+
+
+@dataclass(frozen=True)
+class SlidingWindowSpec(FullAttentionSpec):
+    sliding_window: int = 128
+
+
+@dataclass(frozen=True)
+class MambaSpec:
+    block_size: int = 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups", "message"),
+    [
+        ({}, [Group(["a"], SlidingWindowSpec())], "SlidingWindowSpec.*--disable-hybrid-kv-cache-manager"),
+        ({}, [Group(["a"]), Group(["b"], MambaSpec())], "group 1 of the KV cache is a MambaSpec"),
+        ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
+        ({}, [Group(["a"], enable_kv_transfer=False)], "not meant to be moved"),
+        ({}, [Group(["a"], host_resident=True)], "not meant to be moved"),
+        ({}, [], "no KV cache"),
+        (
+            {"parallel_config__decode_context_parallel_size": 2},
+            FULL.kv_cache_groups,
+            "decode_context_parallel_size is 2",
+        ),
+        ({"kv_transfer_config__kv_load_failure_policy": "fail"}, [Group(["a"])], 'set it to "recompute"'),
+        ({"cache_config__calculate_kv_scales": True}, [Group(["a"])], "calculate_kv_scales"),
+    ],
+)
+def test_engines_that_would_get_wrong_kv_do_not_start(
+    changes: dict[str, Any], groups: list[Group], message: str
+) -> None:
+    with pytest.raises(Unsupported, match=message):
+        check_engine(vllm_config(**changes), KvCacheConfig(8, groups))
+
+
+def test_full_attention_starts() -> None:
+    by_layer = SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": FullAttentionSpec(head_size=4)})
+    check_engine(vllm_config(), KvCacheConfig(8, [Group(["layer"]), Group(["a", "b"], by_layer)]))
+
+
+def test_layers_of_one_group_are_looked_at_one_by_one() -> None:
+    by_layer = SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": MambaSpec()})
+    with pytest.raises(Unsupported, match="MambaSpec"):
+        check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
+
+
+def test_role_that_loads_nothing_may_have_any_policy() -> None:
+    config = vllm_config(kv_transfer_config__is_kv_consumer=False, kv_transfer_config__kv_load_failure_policy="fail")
+    check_engine(config, FULL)
+
+
+def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for() -> None:
+    script = (
+        "import sys, kvdepot.vllm, kvdepot.vllm.scheduler, kvdepot.vllm.worker, kvdepot.vllm.scheduler_calls\n"
+        "assert not {'torch', 'vllm'} & set(sys.modules)\n"
+        "assert kvdepot.vllm.__all__ == ['KvdepotConnector']\n"
+        "import threading; assert threading.active_count() == 1\n"
+        "try: kvdepot.vllm.KvdepotConnector\n"
+        "except ModuleNotFoundError as error: assert error.name == 'vllm', error\n"
+        "try: kvdepot.vllm.nothing\n"
+        "except AttributeError: print('as it should')\n"
+    )
+    clients = Path(kvdepot.__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", script], cwd=clients, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("as it should\n", "")
