@@ -396,6 +396,47 @@ _EVENTS = (
         },
     ),
 )
+_TENANTS = (
+    lines(
+        "Operations of tenants",
+        "There are such figures where the depot has a file of tenants.",
+        "ops",
+        {"{{tenant}} {{operation}}": rate("kvdepot_tenant_operations_total{DEPOT}", "tenant", "operation")},
+    ),
+    areas(
+        "Bytes that tenants move",
+        "Stored and retrieved.",
+        "Bps",
+        {"{{tenant}} {{operation}}": rate("kvdepot_tenant_io_bytes_total{DEPOT}", "tenant", "operation")},
+    ),
+    areas(
+        "L1 of tenants",
+        "Bytes of the slots that a tenant's chunks are in.",
+        "bytes",
+        {"{{tenant}}": total("kvdepot_tenant_l1_used_bytes{DEPOT}", "tenant")},
+    ),
+    lines(
+        "Calls of tenants that run",
+        "Calls beyond a tenant's limit are refused.",
+        "short",
+        {
+            "{{tenant}} {{kind}}": total("kvdepot_tenant_rpcs_running{DEPOT}", "tenant", "kind"),
+            "{{tenant}} {{reason}} each second": rate("kvdepot_tenant_rpcs_refused_total{DEPOT}", "tenant", "reason"),
+        },
+    ),
+    lines(
+        "Calls denied",
+        "To callers without credentials, with wrong ones, or for what is not theirs.",
+        "reqps",
+        {"{{tenant}} {{reason}}": rate("kvdepot_access_denied_total{DEPOT}", "tenant", "reason")},
+    ),
+    lines(
+        "Time left on the certificate",
+        "New files are used without a restart.",
+        "s",
+        {"{{instance}}": "min by (instance) (kvdepot_tls_certificate_time_left_seconds{DEPOT})"},
+    ),
+)
 _PROCESS = (
     lines(
         "CPU",
@@ -425,6 +466,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "L0: the engines' blocks": _L0,
     "Attachments, sessions, leases": _WHO,
     "Calls": _RPCS,
+    "Tenants, and who may call": _TENANTS,
     "Event bus": _EVENTS,
     "Process": _PROCESS,
 }

@@ -8,16 +8,10 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner, Result
 
 from kernels.cuda.presence import CudaPresence
@@ -38,6 +32,7 @@ from service.commands.doctor.facts import (
 )
 from service.commands.doctor.findings import Finding, Status
 from service.settings import Settings
+from tests.service.security.authority import Authority
 
 GIB, DAY_SECONDS = 1 << 30, 86_400.0
 LISTEN, METRICS = "127.0.0.1:50051", "127.0.0.1:9464"
@@ -450,30 +445,10 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
     assert "\x1b" not in result.output
 
 
-def certificate(folder: Path, *, days: float) -> tuple[str, str]:
-    """Files of a certificate that signs itself, and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "depot")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=days))
-        .sign(key, SHA256())
-    )
-    (folder / "tls.crt").write_bytes(made.public_bytes(Encoding.PEM))
-    (folder / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return str(folder / "tls.crt"), str(folder / "tls.key")
-
-
 def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
     start_server_process: Callable[..., str], tmp_path: Path
 ) -> None:
-    cert, key = certificate(tmp_path, days=10)
+    cert, key = Authority().issue(days=(-1, 10)).write(tmp_path, "tls")
     tls = ("--tls-cert", cert, "--tls-key", key)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -482,16 +457,14 @@ def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
     assert findings[f"listen on {address}"]["what"] == "a depot serves there"
     assert findings["TLS certificate"]["what"] == "CN=depot: 10.0 days left"
     assert findings["TLS certificate"]["status"] == "warning"
-    other = tmp_path / "other"
-    other.mkdir()
-    cert, key = certificate(other, days=100)
+    cert, key = Authority().issue(days=(-1, 100)).write(tmp_path, "other")
     findings = told(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
     assert findings[f"listen on {address}"]["what"] == "another process has it"
     assert findings["TLS certificate"]["status"] == "ok"
 
 
 def test_files_that_can_not_be_used_are_told_with_what_is_wrong(tmp_path: Path) -> None:
-    cert, _ = certificate(tmp_path, days=10)
+    cert, _ = Authority().issue().write(tmp_path, "tls")
     (tmp_path / "tenants.yaml").write_text("tenants: [{name: Bad}]\n")
     files = ("--tls-cert", cert, "--tls-key", f"{tmp_path}/none.key", "--tenants", f"{tmp_path}/tenants.yaml")
     result = doctor(*files, "--json")

@@ -20,7 +20,7 @@ from tests.e2e.scraping import get
 
 CONFIG = """
 global: {{scrape_interval: 100ms, scrape_timeout: 100ms}}
-scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: ["{address}"]}}]}}]
+scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: {targets}}}]}}]
 """
 
 needs_prometheus = pytest.mark.skipif(
@@ -47,10 +47,10 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(target: str, folder: Path) -> AsyncIterator[Prometheus]:
-    """A Prometheus that scrapes a target ten times a second, with its data in a folder, while the block runs."""
+async def prometheus(folder: Path, *targets: str) -> AsyncIterator[Prometheus]:
+    """A Prometheus that scrapes targets ten times a second, with its data in a folder, while the block runs."""
     config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(address=target))
+    config.write_text(CONFIG.format(targets=json.dumps(targets)))
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     process: Any = await asyncio.create_subprocess_exec(

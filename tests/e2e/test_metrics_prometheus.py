@@ -33,7 +33,7 @@ async def test_a_prometheus_scrapes_the_depot_and_answers_queries(open_site: Ope
     engine = await depot.attach(model_name="llama")
     await work(engine, "s", 40, seed=1)
     assert depot.server.prometheus_address is not None
-    async with prometheus(depot.server.prometheus_address, tmp_path) as scraping:
+    async with prometheus(tmp_path, depot.server.prometheus_address) as scraping:
         query = scraping.query
 
         async def scraped() -> bool:

@@ -14,13 +14,15 @@ import promql_parser
 import pytest
 
 from helm.dashboard.__main__ import dashboard_json
-from kvdepot import allocation_record
+from kvdepot import AsyncDepotClient, Credentials, DepotError, allocation_record
 from telemetry.events import ServerDraining
 from tests.conftest import StartServer
-from tests.e2e.engines import Site, prompt, site
+from tests.e2e.engines import SMALL, Site, attach, prompt, site
 from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import Failing, measured, work
 from tests.helm.queries import faults
+from tests.service.security.authority import Authority
+from tests.service.security.calling import write_tenants
 
 REPOSITORY = Path(__file__).parents[2]
 FILE = REPOSITORY / "helm/kvdepot/dashboards/kvdepot.json"
@@ -148,15 +150,37 @@ async def day(depot: Site, number: int) -> None:
     await engine.attachment.close()
 
 
+async def tenants_day(client: AsyncDepotClient, stranger: AsyncDepotClient, number: int) -> None:
+    """Some of what can happen where there are tenants, each of which may attach once."""
+    engine = await attach(client, SMALL, instance_id=f"engine-{number}")
+    await work(engine, "s", 40, seed=number)
+    with pytest.raises(DepotError, match="1 streams of the tenant are open"):
+        await attach(client, SMALL, instance_id=f"one-more-{number}")
+    with pytest.raises(DepotError, match="token"):
+        await stranger.get_status()
+    await engine.close()
+
+
 @needs_prometheus
 async def test_every_query_has_an_answer_after_some_work(start_server: StartServer, tmp_path: Path) -> None:
     flags = measured(l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
     server = await start_server(**flags)
     server.bus.subscribe(Failing())
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path, "depot")
+    tenants = write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "t", "limits": {"max_attachments": 1}})
+    shared = await start_server(**measured(tenants=tenants, tls_cert=cert, tls_key=key))
+    red, nobody = (Credentials(token=token, ca_file=authority.write(tmp_path)) for token in ("t", "wrong"))
     unanswered = {(title, asked(target["expr"], "10s")) for title, target in queries()}
-    async with site(server) as depot, prometheus(server.prometheus_address, tmp_path) as scraping:
+    async with (
+        site(server) as depot,
+        AsyncDepotClient(shared.addresses[0], credentials=red) as tenant,
+        AsyncDepotClient(shared.addresses[0], credentials=nobody) as stranger,
+        prometheus(tmp_path, server.prometheus_address, shared.prometheus_address) as scraping,
+    ):
         for number in count(4):
             await day(depot, number)
+            await tenants_day(tenant, stranger, number)
             for title, query in list(unanswered):
                 if any(math.isfinite(value) for _, value in await scraping.query(query)):
                     unanswered.remove((title, query))
