@@ -1,4 +1,4 @@
-"""The command line: ``python -m service serve|demo|status|sessions|replay|doctor``."""
+"""The command line: ``python -m service serve|demo|status|health|sessions|replay|doctor|selftest``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what
 from service.arena import MemoryUnavailable
 from service.commands.demo import demo
 from service.commands.doctor.command import doctor
+from service.commands.health import health
 from service.commands.replay import replay
+from service.commands.selftest import selftest
 from service.commands.sessions import sessions
 from service.commands.setting_options import load_given, with_setting_options
 from service.commands.status import status
@@ -76,8 +78,10 @@ def _fail(message: str, code: int) -> None:
 app.command("serve")(with_setting_options(serve_command))
 app.command("demo")(demo)
 app.command("status")(status)
+app.command("health")(health)
 app.command("doctor")(with_setting_options(doctor_command))
 app.command("replay")(replay)
+app.command("selftest")(selftest)
 app.add_typer(sessions, name="sessions")
 
 if __name__ == "__main__":
