@@ -43,6 +43,10 @@ def test_address_of_the_environment_counts_unless_one_is_set(monkeypatch: pytest
         ({"kvdepot.lookup_timeout_seconds": True}, "a positive number of seconds is expected, not True"),
         ({"kvdepot.lookup_timeout_seconds": float("inf")}, "a positive number of seconds is expected, not inf"),
         ({"kvdepot.share_memory_by": "magic"}, "one of name, fd is expected, not 'magic'"),
+        ({"kvdepot.token_file": "/no/such/token"}, "/no/such/token"),
+        ({"kvdepot.address": "depot:1", "kvdepot.ca_file": "/no/such/ca"}, "/no/such/ca"),
+        ({"kvdepot.key_file": "/key"}, "certificate_file and key_file: give both or none"),
+        ({"kvdepot.address": "depot:1", "kvdepot.token_file": "/dev/null"}, "a token is not sent over TCP without TLS"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

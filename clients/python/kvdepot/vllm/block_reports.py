@@ -72,6 +72,8 @@ class BlockReports:
             for each in batch
             if each.resumed or each.session_id not in self._lost
         ]
+        if not records:
+            return
         try:
             await self._client.report_block_allocation(
                 self._instance_id, self._model_name, self._block_size, records, timeout_seconds=TIMEOUT_SECONDS

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from kvdepot.credentials import Bearer, Credentials
 from kvdepot.shared_buffer import By
 
 PREFIX = "kvdepot."
@@ -42,6 +43,14 @@ class ConnectorConfig:
     """How long blocks are kept for a store."""
     lease_hold_seconds: float = 5.0
     """How long found chunks stay leased for a request that vLLM finds no room for."""
+    token_file: str = ""
+    """A bearer token, for a depot that has tenants. This and what follows are `kvdepot.credentials.Credentials`."""
+    tls: bool = False
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+    plain_tcp: bool = False
 
     @classmethod
     def of(cls, extra_config: Mapping[str, Any]) -> ConnectorConfig:
@@ -67,9 +76,28 @@ class ConnectorConfig:
                 faults.append(f"{key}: {fault}, not {value!r}")
             else:
                 values[name] = value
+        config = cls(**values)
+        try:
+            Bearer(config.credentials)  # reads the token
+            config.credentials.channel_credentials(config.address)  # and the certificates
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
         if faults:
             raise ConfigError("kv_connector_extra_config: " + "; ".join(faults))
-        return cls(**values)
+        return config
+
+    @property
+    def credentials(self) -> Credentials:
+        """What to show the depot, and to ask of it."""
+        return Credentials(
+            token_file=self.token_file or None,
+            tls=self.tls,
+            ca_file=self.ca_file or None,
+            certificate_file=self.certificate_file or None,
+            key_file=self.key_file or None,
+            server_name=self.server_name,
+            plain_tcp=self.plain_tcp,
+        )
 
 
 def _fault(expected: str, value: Any) -> str | None:

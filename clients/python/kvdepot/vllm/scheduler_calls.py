@@ -53,4 +53,4 @@ class SchedulerCalls:
 
 async def _client(config: ConnectorConfig) -> AsyncDepotClient:
     """Made on the loop that uses it."""
-    return AsyncDepotClient(config.address)
+    return AsyncDepotClient(config.address, credentials=config.credentials)

@@ -174,7 +174,7 @@ class WorkerSide:
         return _ReadyEvent(event, cuda.ready_event(event))
 
     async def _run(self, memory: AttachedMemory) -> None:
-        self._client = AsyncDepotClient(self._config.address)
+        self._client = AsyncDepotClient(self._config.address, credentials=self._config.credentials)
         settings = LinkSettings(
             address=self._config.address,
             model_name=self._model_name,
