@@ -83,7 +83,7 @@ class Authentication:
         names = _names_of_certificate(context) if tenants.have_certificates else ()
         if tokens:
             return self._of_token(tenants, tokens, names, context)
-        if not names:
+        if not names and not (tenants.have_certificates and has_certificate(context)):
             raise CredentialsMissing("this depot asks for a bearer token, or a client certificate, of each caller")
         found = tenants.of_certificate(names)
         if not found:

@@ -20,6 +20,11 @@ StartTenants = Callable[..., Awaitable[Any]]
 Connect = Callable[..., Calling]
 
 
+@pytest.fixture(autouse=True)
+def _files_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.security.reloading.LOOK_EVERY_SECONDS", 0.05)
+
+
 @pytest.fixture(scope="session")
 def authority() -> Authority:
     return Authority()
