@@ -58,8 +58,9 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
 
-docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md, and the chart's
+docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md, docs/settings.md, and the chart's
 	@$(BIN)/python -m telemetry.reference docs
+	@$(BIN)/python -m service.reference docs
 	@$(BIN)/python -m helm.reference helm/kvdepot
 	@$(BIN)/python -m helm.dashboard helm/kvdepot/dashboards/kvdepot.json
 

@@ -1,0 +1,51 @@
+"""The page of settings is the one that the model makes, and tells of each setting what it takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from service.__main__ import app
+from service.reference.__main__ import main
+from service.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "docs/settings.md"
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of each setting's line, without the name."""
+    lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    return {cells[0].strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_the_page_is_fresh(tmp_path: Path) -> None:
+    main(tmp_path)
+    assert PAGE.read_text() == (tmp_path / "settings.md").read_text(), "run `make docs`"
+
+
+def test_every_setting_stands_there_once() -> None:
+    assert list(rows()) == list(Settings.model_fields)
+
+
+def test_it_says_what_a_setting_takes_and_what_it_is_without() -> None:
+    told = rows()
+    assert told["l1_size"][:2] == ["size", "`4GiB`"]
+    assert told["lease_ttl"][:2] == ["duration", "`60`"]
+    assert told["cuda_route"][:2] == ["`auto`, `staged`, `zero-copy`", "`auto`"]
+    assert told["prometheus_port"][:2] == ["number, 0 to 65,535", "`9464`"]
+    assert told["max_attachments"][0] == "number, 1 or more"
+    assert told["disable_metrics"][0] == "switch"
+    assert told["listen"][0] == "list"
+    assert all(cells[-1].endswith(".") for cells in told.values())
+
+
+def test_what_it_says_of_flags_variables_and_the_file_is_true(tmp_path: Path) -> None:
+    named = set(re.findall(r"`(?:--|KVDEPOT_)([A-Za-z0-9_-]+)", PAGE.read_text())) - {"config", "CONFIG"}
+    assert {name.lower().replace("-", "_") for name in named} == {"l1_size"}
+    file = tmp_path / "settings.yaml"
+    file.write_text("unknown: 1\nl1_size: much\nopen_reflection: maybe\n")
+    said = CliRunner().invoke(app, ["serve", "--config", str(file)]).stderr
+    for fault in ("unknown", "l1_size", "open_reflection"):
+        assert f"\n{fault}: " in said
