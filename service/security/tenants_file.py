@@ -75,7 +75,7 @@ class _TenantPart(_Part):
 
 
 class _FilePart(_Part):
-    tenants: Annotated[tuple[_TenantPart, ...], Field(min_length=1)]
+    tenants: tuple[_TenantPart, ...]
 
 
 def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
@@ -129,6 +129,8 @@ def _seconds(moment: datetime | None) -> float:
 def _check(parts: Iterable[_TenantPart]) -> None:
     """Raise BadTenants unless names and credentials are each one tenant's, and each tenant has a credential."""
     parts = list(parts)
+    if not parts:
+        raise BadTenants("tenants: there are none")
     faults = [
         f"tenants[{n}]: {part.name!r} has neither tokens nor certificates"
         for n, part in enumerate(parts)
