@@ -65,6 +65,10 @@ def test_grpcurl_is_told_how_to_connect(install: Install) -> None:
     assert words[words.index("-H") + 1].startswith("authorization: Bearer ")
 
 
+def test_where_callers_show_who_they_are_a_pod_can_not_ask_itself(install: Install) -> None:
+    assert "exec daemonset/" not in install({"tenants": {"secretName": "c"}, "tls": {"secretName": "a"}}).notes
+
+
 def test_the_grpcurl_line_gets_an_answer(default: Installed, start_server_process: Callable[..., str]) -> None:
     """Through `buf curl`, which takes the same address and method."""
     words = shlex.split(line(default.notes, "grpcurl"))

@@ -92,13 +92,13 @@ def test_settings_of_the_chart_are_refused(install: Install, name: str) -> None:
 
 def test_all_faults_are_told_at_once(install: Install) -> None:
     with pytest.raises(HelmFailed) as failed:
-        install({**GPU, "tls": {"clientCASecretName": "a"}})
+        install({**GPU, "service": {"port": 9464}})
     assert len(str(failed.value).splitlines()) == 4  # Helm's own line, and three
 
 
 def test_what_is_refused_for_want_of_something_is_taken_with_it(install: Install) -> None:
-    together = {"hostAccess": {"hostPID": True}, "settings": {"cuda_over_tcp": True}}
-    assert install({**GPU, **together})
+    for known in ({"settings": {"cuda_over_tcp": True}}, {"tls": {"secretName": "a", "clientCASecretName": "b"}}):
+        assert install({**GPU, "hostAccess": {"hostPID": True}, **known})
     assert install({"tenants": {"secretName": "a"}, "hostAccess": {"unixSocket": True}})
     assert install({"kind": "Deployment", "replicas": 1, "hostAccess": {"unixSocket": True}})
     reserved = {"settings": {"l1_huge_pages": "reserved"}, "resources": {"limits": {"memory": "4Gi"}}}

@@ -7,8 +7,8 @@
 {{- if and $gpu (not .Values.hostAccess.hostPID) -}}
 {{- $faults = append $faults "gpu.mode: CUDA opens an engine's memory only within one PID namespace; set hostAccess.hostPID: true" -}}
 {{- end -}}
-{{- if and $gpu (not .Values.hostAccess.unixSocket) (not $settings.cuda_over_tcp) -}}
-{{- $faults = append $faults "gpu.mode: CUDA handles are taken over a unix socket; set hostAccess.unixSocket: true, or settings.cuda_over_tcp: true" -}}
+{{- if and $gpu (not .Values.hostAccess.unixSocket) (not .Values.tls.clientCASecretName) (not $settings.cuda_over_tcp) -}}
+{{- $faults = append $faults "gpu.mode: CUDA handles are taken from clients that are known; set hostAccess.unixSocket: true, tls.clientCASecretName, or settings.cuda_over_tcp: true" -}}
 {{- end -}}
 {{- if and (eq .Values.gpu.mode "dra") (not (include "kvdepot.draVersion" .)) -}}
 {{- $faults = append $faults "gpu.mode: dra needs resource.k8s.io/v1 or v1beta2, which this cluster does not serve (Kubernetes 1.33)" -}}
