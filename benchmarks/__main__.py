@@ -10,7 +10,7 @@ from types import ModuleType
 
 import uvloop
 
-from benchmarks import index, inline, keys, load, lookups, startup, telemetry, transfers
+from benchmarks import connector, index, inline, keys, load, lookups, startup, telemetry, transfers
 from benchmarks.figures import Report
 
 BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "load": ("The tail under load", load),
     "keys": ("Chunk keys", keys),
     "index": ("The index", index),
+    "connector": ("vLLM's connector", connector),
     "startup": ("Start", startup),
     "telemetry": ("What watching costs", telemetry),
 }

@@ -224,8 +224,12 @@ class SchedulerSide:
                     state.may_store = False
         if self._chunk_size:
             for request_id, num_tokens in num_scheduled_tokens.items():
-                if state := self._requests.get(request_id):
-                    self._store(state, num_tokens, tables)
+                state = self._requests.get(request_id)
+                if state is None:
+                    continue
+                computed = state.request.num_computed_tokens + num_tokens
+                if computed >= state.stored_tokens + self._chunk_size:  # rarely, in decode: this is all it costs
+                    self._store(state, computed, tables)
             if self._reports is not None:
                 for request_id, block_ids, anew in new_blocks:
                     if state := self._requests.get(request_id):
@@ -294,10 +298,12 @@ class SchedulerSide:
         sizes = self._settings.block_sizes
         return tuple(list(ids[start // size : end // size]) for ids, size in zip(block_ids, sizes, strict=True))
 
-    def _store(self, state: RequestState, num_tokens: int, tables: Callable[[str], BlockIds | None]) -> None:
-        """Orders what has become whole with this step's tokens; what there is no room for is left to a later one."""
+    def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
+        """Orders what is whole once so many tokens are computed; what there is no room for is left to a later step.
+
+        Drafts that may be rejected are among the computed ones. They have no hash yet.
+        """
         request = state.request
-        computed = request.num_computed_tokens + num_tokens  # drafts that may be rejected, too: they have no hash yet
         end = min(self._whole_chunks(state), computed // self._chunk_size * self._chunk_size)
         start = state.stored_tokens // self._chunk_size * self._chunk_size
         if end <= start or not self._settings.stores or not state.may_store or state.finished:
