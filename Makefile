@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check proto docs gpu-test gpu-sanitize gpu-bench bench clean
+.PHONY: help demo run test test-all check proto docs gpu-test gpu-sanitize gpu-bench e2e-vllm bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch comes first, by the exact version: anything else may take several GB of CUDA packages (see constraints.txt).
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -73,6 +73,16 @@ gpu-sanitize: ## run the kernels' GPU tests under compute-sanitizer
 
 gpu-bench: ## measure store and retrieve on a GPU beside the link's limit
 	@$(GPU_PYTHON) -m benchmarks.gpu
+
+# Real vLLM wants a venv of its own, 3 GB.
+.venv-vllm/.installed: tests/e2e_vllm/install.py
+	@echo "setting up .venv-vllm, some minutes (once)"
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python tests/e2e_vllm/install.py "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+e2e-vllm: $(VENV)/.installed .venv-vllm/.installed ## real vLLM engines share a real server, on the CPU: a quarter of an hour
+	@PYTHONPATH=.:clients/python $(BIN)/python -m tests.e2e_vllm .venv-vllm/bin/python
 
 bench: $(VENV)/.installed ## run the benchmarks
 	@$(BIN)/python -m benchmarks

@@ -39,8 +39,8 @@ PREFIXES = [tokens_of(seed, 3 * CHUNK_SIZE) for seed in range(10, 15)]
 CROWD = [PREFIXES[number % 5] + tokens_of(100 + number, 40) for number in range(50)]
 SOME = [tokens_of(seed, 600) for seed in range(200, 212)]
 TURNS = [tokens_of(seed, 300) for seed in range(300, 305)]
-GREEDY = [tokens_of(seed, 700) for seed in range(400, 406)]  # more than a small KV cache holds
-GREEDY_TOKENS = 160
+GREEDY = [tokens_of(seed, 300) for seed in range(400, 406)]
+GREEDY_TOKENS = 300  # with these, more than a small KV cache holds
 
 
 @dataclass(slots=True)
@@ -351,7 +351,7 @@ async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
 
 async def preemptions(proof: Proof) -> str:
     """A KV cache too small for all requests: preempted ones find what they had stored."""
-    async with proof.engine("small", num_gpu_blocks_override=48, max_model_len=2048) as engine:
+    async with proof.engine("small", num_gpu_blocks_override=34, max_model_len=2048) as engine:
         answers = await together(engine, GREEDY, GREEDY_TOKENS)
         count = (await engine.do("preemptions"))["count"]
         assert count > 0, "nothing was preempted"
