@@ -1,0 +1,50 @@
+"""Records how a real vLLM calls the connector: ``python -m tests.e2e_vllm.record PYTHON_WITH_VLLM FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+from tests.e2e_vllm import model
+from tests.e2e_vllm.cases import Proof, together, tokens_of
+from tests.e2e_vllm.engines import Server
+from tests.e2e_vllm.recording import FILE_VARIABLE
+
+
+async def record(folder: Path, python: Path, file: Path) -> None:
+    os.environ[FILE_VARIABLE] = str(file)
+    server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "1GiB", "--chunk-size", "64"))
+    proof = Proof(folder, python, model.write(folder / "model", python), server)
+    await server.start()
+    small = {"block_size": 32, "max_num_batched_tokens": 128, "max_model_len": 512, "num_gpu_blocks_override": 17}
+    prompt = tokens_of(1, 200)
+    try:
+        async with proof.engine("recorded", "RecordingConnector", "tests.e2e_vllm.recording", **small) as engine:
+            await engine.generate(prompt, 4)  # computed in two steps, stored
+            for _ in range(2):  # the load fails and is computed; then one succeeds
+                await proof.forget_locally(engine)
+                await engine.generate(prompt, 4)
+            await proof.forget_locally(engine)
+            await engine.generate(prompt[:100], 2)  # leaves 96 tokens with vLLM; its load fails
+            await engine.generate(prompt, 2)  # loads what comes after those
+            await proof.forget_locally(engine)
+            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], 60)  # more than there is room for
+            running = asyncio.create_task(engine.generate(tokens_of(5, 200), 200))
+            await asyncio.sleep(1)
+            running.cancel()
+            await proof.until_quiet()
+            print("preemptions:", await engine.do("preemptions"))
+    finally:
+        await server.end()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("python", type=Path)
+    parser.add_argument("file", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(record(Path(name), arguments.python.absolute(), arguments.file.absolute()))

@@ -1,0 +1,110 @@
+"""A connector that writes down how vLLM calls the scheduler's side; unit tests replay what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
+from kvdepot.vllm.scheduler import SchedulerSide
+from tests.e2e_vllm.faulty import FaultyConnector
+
+FILE_VARIABLE = "RECORD_TO"
+
+
+class RecordingConnector(FaultyConnector):
+    """Every second load fails, so that this is recorded, too."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        if self._scheduler is not None:
+            self._scheduler = _Recorder(self._scheduler, Path(os.environ[FILE_VARIABLE]))  # type: ignore[assignment]
+
+
+class _Recorder:
+    """Passes calls on, and writes a line for each: the call, what it was about, what came of it."""
+
+    def __init__(self, side: SchedulerSide, path: Path) -> None:
+        self._side = side
+        self._file = path.open("w", buffering=1)
+        self._write("settings", settings=asdict(side._settings))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side, name)
+
+    def chunk_sizes_changed(self, chunk_sizes: Mapping[int, int]) -> None:
+        self._side.chunk_sizes_changed(chunk_sizes)
+        self._write("chunk_sizes_changed", chunk_sizes=list(chunk_sizes.items()))
+
+    def arrived(self, request: Any) -> None:
+        self._side.arrived(request)
+        self._write("arrived", request=_facts(request))
+
+    def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        lookup = self._side._requests[request.request_id].lookup
+        answer = None if lookup is None or lookup.matched_tokens is None else [lookup.matched_tokens, lookup.leases]
+        result = self._side.matched_tokens(request, num_computed_tokens)
+        facts = _facts(request)
+        self._write("matched_tokens", request=facts, computed=num_computed_tokens, answer=answer, result=result)
+        return result
+
+    def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:
+        self._side.allocated(request, block_ids, num_external_tokens)
+        self._write("allocated", request=_facts(request), block_ids=block_ids, external=num_external_tokens)
+
+    def step(
+        self,
+        num_scheduled_tokens: Mapping[str, int],
+        tables: Callable[[str], BlockIds | None],
+        new_blocks: Sequence[tuple[str, BlockIds, bool]],
+        *,
+        may_store: bool,
+    ) -> StepOrders:
+        orders = self._side.step(num_scheduled_tokens, tables, new_blocks, may_store=may_store)
+        if not num_scheduled_tokens and not orders.loads:  # vLLM steps on while it waits
+            return orders
+        self._write(
+            "step",
+            requests=[_facts(self._side._requests[request_id].request) for request_id in num_scheduled_tokens],
+            scheduled=num_scheduled_tokens,
+            tables={request_id: tables(request_id) for request_id in num_scheduled_tokens},
+            new_blocks=new_blocks,
+            may_store=may_store,
+            orders=asdict(orders),
+        )
+        return orders
+
+    def reported(self, report: WorkerReport) -> None:
+        self._side.reported(report)
+        self._write(
+            "reported",
+            settled=list(report.settled.items()),
+            failed=list(report.failed),
+            chunk_sizes=list(report.chunk_sizes.items()),
+        )
+
+    def finished(self, request: Any) -> None:
+        self._side.finished(request)
+        self._write("finished", request=_facts(request))
+
+    def _write(self, call: str, **facts: Any) -> None:
+        self._file.write(json.dumps({"call": call, **facts}, default=_plain, separators=(",", ":")) + "\n")
+
+
+def _facts(request: Any) -> dict[str, Any]:
+    return {
+        "id": request.request_id,
+        "num_tokens": request.num_tokens,
+        "num_computed_tokens": request.num_computed_tokens,
+        "block_hashes": list(request.block_hashes),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()[:16]  # enough to tell them apart
+    raise TypeError(type(value).__name__)
