@@ -1,4 +1,4 @@
-"""Block views: the blocks of an engine and of a chunk as NumPy arrays that can be copied into each other."""
+"""Block views: the blocks of an engine and of a chunk as NumPy arrays, cut into pieces that can be copied."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from numpy.typing import NDArray
 from kernels.address_plan import GroupPlan
 
 Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Blocks of an array ``[layers, kinds, blocks, *loops, run_bytes]``: ``array[:, :, block_ids]``, uncopied."""
+
+    array: Bytes
+    block_ids: NDArray[np.int64]
+
+    @property
+    def offsets_bytes(self) -> NDArray[np.int64]:
+        """Where the blocks are, from the array's beginning."""
+        return self.block_ids * self.array.strides[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,27 +97,19 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
 
 def pieces(
     span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block: int, limit_bytes: int
-) -> Iterator[tuple[Bytes, Bytes]]:
-    """Cuts the copy between a span and its part of a chunk into pairs of equal shape: blocks, chunk.
+) -> Iterator[tuple[Blocks, Blocks]]:
+    """Cuts the copy between a span and its part of a chunk into pairs: the engine's blocks, the chunk's.
 
-    A piece is all or some layers of blocks that follow each other on both sides. It has at most ``limit_bytes``, but
-    for a single block of a single layer that is larger. Blocks of the chunk before ``first_block`` are left out.
+    A piece is all blocks of some layers, or some blocks of one layer where all of them have more than
+    ``limit_bytes``; it is larger only if it is a single block. Blocks of the chunk before ``first_block`` are left out.
     """
     num_layers, num_kinds = span.blocks.shape[:2]
     layer_block_bytes = num_kinds * span.plan.block_bytes
-    for begin, end in _stretches(block_ids, first_block, max(1, limit_bytes // layer_block_bytes)):
-        block_id = int(block_ids[begin])
-        blocks = span.blocks[:, :, block_id : block_id + end - begin]
-        step = max(1, limit_bytes // (layer_block_bytes * (end - begin)))
+    most_blocks = max(1, limit_bytes // layer_block_bytes)
+    places = np.arange(len(block_ids))
+    for begin in range(first_block, len(block_ids), most_blocks):
+        some = slice(begin, begin + most_blocks)
+        step = max(1, limit_bytes // (layer_block_bytes * len(places[some])))
         for layer in range(0, num_layers, step):
-            yield blocks[layer : layer + step], chunk[layer : layer + step, :, begin:end]
-
-
-def _stretches(block_ids: NDArray[np.int64], first: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cuts ``first .. len(block_ids)`` into stretches of ids that count upwards, ``limit`` long at most."""
-    cuts = np.flatnonzero(np.diff(block_ids[first:]) != 1) + first + 1
-    begin = first
-    for end in (*cuts.tolist(), len(block_ids)):
-        for at in range(begin, end, limit):
-            yield at, min(at + limit, end)
-        begin = end
+            layers = slice(layer, layer + step)
+            yield Blocks(span.blocks[layers], block_ids[some]), Blocks(chunk[layers], places[some])

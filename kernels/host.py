@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.address_plan import check_groups, chunk_bytes, plan_groups
-from kernels.block_views import Bytes, Span, pieces, spans
+from kernels.block_views import Blocks, Span, pieces, spans
 from kernels.geometry import Group, Region
 from kernels.mapping import Mapping
 from kernels.moves import checked_block_ids
 from kernels.streaming_copy import Copy, best_copy
 from kernels.transfer import ChunkMove, Lane, Transfer
 
-_PIECE_BYTES = 2 << 20
+# A thread asks for the next piece with the GIL in its hand: large ones ask seldom, small ones end at the same time.
+_MAX_PIECE_BYTES = 8 << 20
+_MIN_PIECE_BYTES = 1 << 20
+_PIECES_PER_THREAD = 8
 
 
 class HostBuffer:
@@ -70,6 +73,7 @@ class HostBackend:
             raise ValueError("the L1 arena is not writable")
         self._copy = copy or best_copy()
         self._l1 = np.frombuffer(l1, dtype=np.uint8)
+        self._num_threads = num_threads
         self._stores = Lane("store", num_threads)
         self._retrieves = Lane("retrieve", num_threads)
 
@@ -111,8 +115,8 @@ class HostBackend:
         self._retrieves.close()
         self._l1 = np.empty(0, dtype=np.uint8)
 
-    def _pairs(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Iterator[tuple[Bytes, Bytes]]:
-        """The engine's side with the chunk's side of each piece, in arrays of equal shape; checked here and now."""
+    def _pairs(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Iterator[tuple[Blocks, Blocks]]:
+        """The engine's side with the chunk's side of each piece; checked here and now."""
         if not buffer.spans:
             raise ValueError("the buffer is not mapped")
         block_ids = checked_block_ids(buffer.plans, buffer.chunk_bytes, self._l1.size, moves)
@@ -120,10 +124,12 @@ class HostBackend:
 
     def _cut(
         self, buffer: HostBuffer, moves: Sequence[ChunkMove], block_ids: list[NDArray[np.int64]]
-    ) -> Iterator[tuple[Bytes, Bytes]]:
+    ) -> Iterator[tuple[Blocks, Blocks]]:
+        share_bytes = len(moves) * buffer.chunk_bytes // (self._num_threads * _PIECES_PER_THREAD)
+        piece_bytes = min(max(share_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
         for index, move in enumerate(moves):
             for plan, group_spans, group_ids in zip(buffer.plans, buffer.spans, block_ids, strict=True):
                 first_block = move.skip_tokens // plan.block_size
                 for span in group_spans:
                     chunk = span.chunk_blocks(self._l1, move.l1_offset_bytes)
-                    yield from pieces(span, chunk, group_ids[index], first_block, _PIECE_BYTES)
+                    yield from pieces(span, chunk, group_ids[index], first_block, piece_bytes)

@@ -108,20 +108,38 @@ static void add_run(Batch *batch, char *dst, const char *src, int64_t size) {
         add(batch, dst + at, src + at, size - at < SEGMENT_BYTES ? size - at : SEGMENT_BYTES);
 }
 
-static void walk(Batch *batch, char *dst, const char *src, const Loop *loops, int num_loops, int64_t run_bytes) {
-    if (num_loops == 0) {
-        add_run(batch, dst, src, run_bytes);
+typedef struct {
+    const Loop *listed, *end;  // of the loops: the one that goes over offsets, and what is behind the innermost one
+    const int64_t *dst_offsets, *src_offsets;
+    int64_t run_bytes;
+    Batch batch;
+} Walk;
+
+static void walk(Walk *all, const Loop *loop, char *dst, const char *src) {
+    if (loop == all->end) {
+        add_run(&all->batch, dst, src, all->run_bytes);
         return;
     }
-    for (int64_t i = 0; i < loops->count; i++)
-        walk(batch, dst + i * loops->dst_stride_bytes, src + i * loops->src_stride_bytes, loops + 1, num_loops - 1,
-             run_bytes);
+    for (int64_t i = 0; i < loop->count; i++)
+        if (loop == all->listed)
+            walk(all, loop + 1, dst + all->dst_offsets[i], src + all->src_offsets[i]);
+        else
+            walk(all, loop + 1, dst + i * loop->dst_stride_bytes, src + i * loop->src_stride_bytes);
 }
 
-// Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first.
-void kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, int64_t run_bytes, int level) {
-    Batch batch = {.count = 0, .size = 0, .side_by_side = SIDE_BY_SIDE[level]};
-    walk(&batch, dst, src, loops, num_loops, run_bytes);
-    flush(&batch);
+// Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first. The loop number `listed`
+// goes over offsets, in bytes, instead of strides.
+void kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, int listed, const int64_t *dst_offsets,
+                  const int64_t *src_offsets, int64_t run_bytes, int level) {
+    Walk all = {
+        .listed = loops + listed,
+        .end = loops + num_loops,
+        .dst_offsets = dst_offsets,
+        .src_offsets = src_offsets,
+        .run_bytes = run_bytes,
+        .batch = {.count = 0, .size = 0, .side_by_side = SIDE_BY_SIDE[level]},
+    };
+    walk(&all, loops, dst, src);
+    flush(&all.batch);
     order_stores();  // streaming stores of this thread come before whatever it tells others next
 }

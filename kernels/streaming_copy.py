@@ -1,4 +1,4 @@
-"""Strided copies at the speed of one large memcpy: a small compiled part where a compiler is or was, else NumPy's."""
+"""Scattered blocks copied as quickly as one large memcpy: by a compiled part where a compiler is or was, else NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+
+from kernels.block_views import Blocks
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,10 @@ COMPILE_SECONDS = 60.0
 MIN_RUN_BYTES = 256
 """NumPy copies shorter runs as quickly."""
 
-Copy = Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]
-"""Copies the second array into the first, of equal shape and contiguous in the last dimension, without the GIL."""
+BLOCKS_LOOP = 2  # of the loops over [layers, kinds, blocks, …]
+
+Copy = Callable[[Blocks, Blocks], None]
+"""Copies the second blocks into the first, as many of the same shape, without the GIL."""
 
 
 class StreamingCopy:
@@ -34,20 +37,36 @@ class StreamingCopy:
         compiled = ctypes.CDLL(str(library))
         self._copy = compiled.kvdepot_copy
         self._copy.argtypes = [
-            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
-            *(ctypes.c_int, ctypes.c_int64, ctypes.c_int),
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
+            *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int),
         ]
         self._copy.restype = None
         self.level: int = compiled.kvdepot_copy_level() if level is None else level
 
-    def __call__(self, to: NDArray[np.uint8], source: NDArray[np.uint8]) -> None:
+    def __call__(self, to: Blocks, source: Blocks) -> None:
         """See `Copy`."""
-        *counts, run_bytes = to.shape
+        num_layers, num_kinds, _, *counts, run_bytes = to.array.shape
         if run_bytes < MIN_RUN_BYTES:
-            np.copyto(to, source)
+            copy_with_numpy(to, source)
             return
-        loops = np.array((counts, to.strides[:-1], source.strides[:-1]), dtype=np.int64).T.copy()
-        self._copy(to.ctypes.data, source.ctypes.data, loops.ctypes.data, len(counts), run_bytes, self.level)
+        counts = [num_layers, num_kinds, len(to.block_ids), *counts]
+        loops = np.array((counts, to.array.strides[:-1], source.array.strides[:-1]), dtype=np.int64).T.copy()
+        to_offsets, source_offsets = to.offsets_bytes, source.offsets_bytes
+        self._copy(
+            *(to.array.ctypes.data, source.array.ctypes.data, loops.ctypes.data, len(loops)),
+            *(BLOCKS_LOOP, to_offsets.ctypes.data, source_offsets.ctypes.data),
+            *(run_bytes, self.level),
+        )
+
+
+def copy_with_numpy(to: Blocks, source: Blocks) -> None:
+    """See `Copy`: blocks that follow each other on both sides at once."""
+    follows = (np.diff(to.block_ids) == 1) & (np.diff(source.block_ids) == 1)
+    cuts = (np.flatnonzero(~follows) + 1).tolist()
+    for begin, end in zip([0, *cuts], [*cuts, len(to.block_ids)], strict=True):
+        to_id, source_id, count = int(to.block_ids[begin]), int(source.block_ids[begin]), end - begin
+        np.copyto(to.array[:, :, to_id : to_id + count], source.array[:, :, source_id : source_id + count])
 
 
 def best_copy() -> Copy:
@@ -56,7 +75,7 @@ def best_copy() -> Copy:
         return StreamingCopy(built_library())
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("NumPy copies on the host, which takes about 1.5 times as long: %s", error)
-        return np.copyto
+        return copy_with_numpy
 
 
 def built_library() -> Path:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from kernels.address_plan import plan_groups
-from kernels.block_views import Bytes, Span, pieces, spans
+from kernels.block_views import Blocks, Span, pieces, spans
 from kernels.geometry import PlaneKind
 from tests.kernels.reference import KV_LAYOUTS, LAYOUTS, Engine, Shape
 
 BLOCK_BYTES = 4 * 2 * 8 * 2  # of one plane
+IDS = [5, 3, 1, 6, 0, 2]
 
 
 def spans_of(name: str, *, one_region: bool = True) -> tuple[Span, ...]:
@@ -22,7 +23,7 @@ def spans_of(name: str, *, one_region: bool = True) -> tuple[Span, ...]:
     return spans(plan, memory, np.arange(plan.regions.max() + 1) * pitch)
 
 
-def cut(span: Span, ids: list[int], limit_bytes: int, first_block: int = 0) -> list[tuple[Bytes, Bytes]]:
+def cut(span: Span, ids: list[int], limit_bytes: int, first_block: int = 0) -> list[tuple[Blocks, Blocks]]:
     chunk = span.chunk_blocks(np.zeros(1 << 20, dtype=np.uint8), 0)
     return list(pieces(span, chunk, np.array(ids), first_block, limit_bytes))
 
@@ -43,28 +44,33 @@ def test_k_is_in_front_of_v_in_every_span(name: str) -> None:
         assert span.blocks.shape[1] == len((PlaneKind.K, PlaneKind.V))
 
 
-def test_scattered_blocks_are_a_piece_each_with_all_layers_that_fit() -> None:
+def test_all_layers_of_all_blocks_are_a_piece_if_they_fit() -> None:
     (span,) = spans_of("LBNHC")
-    ids = [5, 3, 1, 6, 0, 2]
-    assert len(cut(span, ids, 6 * BLOCK_BYTES)) == 6
-    assert len(cut(span, ids, 4 * BLOCK_BYTES)) == 12
-    assert len(cut(span, ids, 2 * BLOCK_BYTES)) == 18
+    assert len(cut(span, IDS, 36 * BLOCK_BYTES)) == 1
+    assert len(cut(span, IDS, 36 * BLOCK_BYTES, first_block=5)) == 1
+    assert len(cut(span, IDS, 36 * BLOCK_BYTES, first_block=6)) == 0
 
 
-def test_blocks_that_follow_each_other_are_one_piece_if_they_fit() -> None:
+def test_layers_are_cut_before_blocks_are() -> None:
     (span,) = spans_of("LBNHC")
-    ids = [5, 6, 0, 1, 2, 7]
-    assert len(cut(span, ids, 1 << 20)) == 3
-    assert len(cut(span, ids, 1 << 20, first_block=1)) == 3
-    assert len(cut(span, ids, 1 << 20, first_block=5)) == 1
-    assert len(cut(span, ids, 1 << 20, first_block=6)) == 0
+    for limit, sizes in ((24, {(2, 6), (1, 6)}), (12, {(1, 6)}), (11, {(1, 5), (3, 1)}), (1, {(1, 1)})):
+        pairs = cut(span, IDS, limit * BLOCK_BYTES)
+        assert {(len(blocks.array), len(blocks.block_ids)) for blocks, _ in pairs} == sizes
 
 
-@pytest.mark.parametrize("limit_bytes", [1, BLOCK_BYTES, 2 * BLOCK_BYTES, 5 * BLOCK_BYTES, 1 << 20])
-@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 6, 0, 2], [4, 5, 6, 1, 2, 0]], ids=str)
-def test_pieces_are_bounded_and_add_up(ids: list[int], limit_bytes: int) -> None:
+@pytest.mark.parametrize("first_block", [0, 2, 5])
+@pytest.mark.parametrize("limit_bytes", [1, BLOCK_BYTES, 2 * BLOCK_BYTES, 5 * BLOCK_BYTES, 30 * BLOCK_BYTES, 1 << 20])
+def test_pieces_are_bounded_and_every_block_of_every_layer_is_in_one(limit_bytes: int, first_block: int) -> None:
     (span,) = spans_of("LBHNC")
-    cuts = cut(span, ids, limit_bytes)
-    assert all(blocks.shape == chunk.shape for blocks, chunk in cuts)
-    assert all(blocks.nbytes <= max(limit_bytes, 2 * BLOCK_BYTES) for blocks, _ in cuts)
-    assert sum(blocks.nbytes for blocks, _ in cuts) == 6 * 6 * BLOCK_BYTES
+    span.blocks[:] = 0
+    chunk = span.chunk_blocks(np.zeros(1 << 20, dtype=np.uint8), 0)
+    for of_engine, of_chunk in pieces(span, chunk, np.array(IDS), first_block, limit_bytes):
+        assert len(of_engine.array) * len(of_engine.block_ids) * 2 * BLOCK_BYTES <= max(limit_bytes, 2 * BLOCK_BYTES)
+        assert [IDS[place] for place in of_chunk.block_ids] == of_engine.block_ids.tolist()
+        for of in (of_engine, of_chunk):
+            of.array[:, :, of.block_ids] += 1
+    expected = np.isin(np.arange(span.blocks.shape[2]), IDS[first_block:])
+    of_blocks = span.blocks.swapaxes(0, 2).reshape(span.blocks.shape[2], -1)
+    assert (of_blocks == np.isin(np.arange(len(of_blocks)), IDS[first_block:])[:, None]).all()
+    assert (chunk[:, :, first_block:] == 1).all()
+    assert (chunk[:, :, :first_block] == 0).all()
