@@ -3,10 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 GPU_PYTHON ?= python3
 VENV := .venv
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check proto docs gpu-test gpu-sanitize gpu-bench e2e-vllm bench clean
+.PHONY: help demo run test test-all check proto docs image gpu-test gpu-sanitize gpu-bench e2e-vllm bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +64,10 @@ docs: $(VENV)/.installed ## write the reference pages from the code: docs/events
 	@$(BIN)/python -m service.reference docs
 	@$(BIN)/python -m helm.reference helm/kvdepot
 	@$(BIN)/python -m helm.dashboard helm/kvdepot/dashboards/kvdepot.json
+
+image: ## build the images kvdepot:VERSION, for CPUs, and kvdepot:VERSION-cuda
+	@docker build --target cpu --tag kvdepot:$(VERSION) .
+	@docker build --target cuda --tag kvdepot:$(VERSION)-cuda .
 
 gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
 	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu
