@@ -19,11 +19,17 @@ from kvdepot import Attachment, DepotClient, KvShape, layouts
 from service.commands.processes import ANY_PORT, child
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/debugging.md")
+PAGES = ("README.md", "docs/debugging.md", "docs/operations.md")
 ADDRESS = "127.0.0.1:50051"
 SOCKET = "/run/kvdepot.sock"
 CHUNK_SIZE = 256
-RUN = ("buf curl ", "echo ", "python -m service sessions ")
+COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay")
+RUN = ("buf curl ", "echo ", *(f"python -m service {command} " for command in COMMANDS_OF_OURS))
+# What the pages suppose to be there.
+FILES = {
+    "kvdepot.yaml": "l1_size: 16MiB\nlisten: 127.0.0.1:0\nprometheus_port: 0\n",
+    "trace.jsonl": '{"timestamp": 0, "hash_ids": [1, 2, 3]}\n{"timestamp": 1, "hash_ids": [1, 2, 4]}\n',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,10 @@ class Depot:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with_buf = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     with_service = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
-    return {"PATH": with_buf, "PYTHONPATH": with_service, "HOME": str(tmp_path_factory.mktemp("home"))}
+    home = tmp_path_factory.mktemp("home")
+    for name, content in FILES.items():
+        (home / name).write_text(content)
+    return {"PATH": with_buf, "PYTHONPATH": with_service, "HOME": str(home), "COLUMNS": "120"}
 
 
 @pytest.fixture
@@ -113,7 +122,7 @@ def test_every_command_answers_what_the_page_says(depot: Depot, environment: dic
         if STREAMS in command.line:
             continue
         process = command.run(environment, depot.address, depot.socket)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == command.exit_code, (command.line, output)
         assert command.exit_code or command.answer in output, (command.line, output)
 
