@@ -17,7 +17,7 @@ MAX_PLANES = 1024
 
 _LIMIT = 2**63
 _DTYPE = re.compile(r"[a-z0-9_]+")
-_LAYER_KINDS = ((PlaneKind.K, PlaneKind.V), (PlaneKind.LATENT,))
+_LAYER_KINDS = ((PlaneKind.K, PlaneKind.V), (PlaneKind.LATENT,), (PlaneKind.KV,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _check_shape(path: str, group: Group) -> None:
         seen.add((plane.layer, plane.kind))
     kinds = tuple(sorted({kind for _, kind in seen}))
     if kinds not in _LAYER_KINDS:
-        raise GeometryError(f"{path}.planes", "a layer has a K and a V plane, or a LATENT plane")
+        raise GeometryError(f"{path}.planes", "a layer has a K and a V plane, or a LATENT plane, or a KV plane")
     if len(seen) != group.num_layers * len(kinds):
         layer, kind = next((at, kind) for at in range(group.num_layers) for kind in kinds if (at, kind) not in seen)
         raise GeometryError(f"{path}.planes", f"layer {layer} has no {kind.name} plane")

@@ -12,11 +12,12 @@ class PlaneKind(IntEnum):
     K = 1
     V = 2
     LATENT = 3
+    KV = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """The K, the V or the latent part of one layer: where block 0, token 0, head 0 is in a region."""
+    """A part of one layer, K, V, the latent or K and V in one: where block 0, token 0, head 0 is in a region."""
 
     layer: int
     kind: PlaneKind

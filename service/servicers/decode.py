@@ -29,6 +29,7 @@ MAX_GROUPS = 256
 MAX_REGIONS = 65_536
 HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
+PLANE_KINDS = frozenset(map(int, PlaneKind))
 MAX_TOKENS = 2**31 - 1
 _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
@@ -91,8 +92,8 @@ def _group(wrong: Violations, field: str, message: cache_pb2.KvGroup) -> Group:
     )
     planes = []
     for n, plane in enumerate(message.planes):
-        known = plane.kind in (cache_pb2.PLANE_KIND_K, cache_pb2.PLANE_KIND_V, cache_pb2.PLANE_KIND_LATENT)
-        wrong.expect(known, f"{field}.planes[{n}].kind", "is not K, V or LATENT")
+        known = plane.kind in PLANE_KINDS
+        wrong.expect(known, f"{field}.planes[{n}].kind", "is not K, V, LATENT or KV")
         kind = PlaneKind(plane.kind) if known else PlaneKind.K
         planes.append(Plane(layer=plane.layer, kind=kind, region=plane.region, offset_bytes=plane.offset_bytes))
     return Group(

@@ -17,6 +17,7 @@ from kvdepot.layouts import Layout
 from kvdepot.v1 import cache_pb2
 
 K, V, LATENT = cache_pb2.PLANE_KIND_K, cache_pb2.PLANE_KIND_V, cache_pb2.PLANE_KIND_LATENT
+KV = cache_pb2.PLANE_KIND_KV
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ def layout(name: str) -> Layout:
     return found
 
 
-def test_every_layout_is_defined_here() -> None:
-    assert {name for name, value in vars(layouts).items() if isinstance(value, Layout)} == set(DEFINITIONS)
+def test_every_layout_is_defined_here_or_has_a_test_of_its_own() -> None:
+    assert {name for name, value in vars(layouts).items() if isinstance(value, Layout)} == {*DEFINITIONS, "VLLM_PACKED"}
     assert all(name.startswith("VLLM") or layout(name).name == name for name in DEFINITIONS)
 
 
@@ -360,6 +361,19 @@ def test_what_is_no_tensor_is_refused() -> None:
 
     with pytest.raises(TypeError, match="Shaped"):
         TWO_NB.from_tensors([Shaped()], SharedRegions())
+
+
+def test_packed_content_is_one_plane_of_a_layer() -> None:
+    shape = KvShape(num_layers=2, num_blocks=3, block_size=4, num_heads=2, head_size=5, dtype="float32")
+    with random_buffer(layouts.VLLM_PACKED.size_bytes(shape)) as buffer:
+        backing = buffer.view(np.float32, (2, 3, 2, 4, 10))
+        shared = SharedRegions()
+        shared.add(buffer)
+        group = layouts.VLLM_PACKED.from_tensors(list(backing), shared)
+    assert [(plane.layer, plane.kind) for plane in group.planes] == [(0, KV), (1, KV)]
+    assert [plane.offset_bytes for plane in group.planes] == [0, backing[0].nbytes]
+    assert (group.head_bytes, group.num_heads, group.block_size) == (40, 2, 4)
+    assert group == layouts.VLLM_PACKED.from_shape(shape)
 
 
 @pytest.mark.parametrize("name", ["", "NB_BS_NH_HS", "NL_NL_NB_BS_HS", "NL_X_NB_BS_HS_Q", "NL_X_TWO_NB_BS_NH_C"])

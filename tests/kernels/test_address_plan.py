@@ -18,7 +18,7 @@ from kernels.errors import GeometryError
 from kernels.geometry import Group, Plane, PlaneKind
 from tests.kernels.reference import LAYOUTS, Engine, Shape
 
-K, V, LATENT = PlaneKind.K, PlaneKind.V, PlaneKind.LATENT
+K, V, LATENT, KV = PlaneKind
 
 
 def group(**changes: Any) -> Group:
@@ -71,7 +71,7 @@ def plane_bytes(group: Group, plane: Plane) -> Iterator[int]:
 @st.composite
 def regular_groups(draw: st.DrawFn) -> Group:
     """Any order of layer, kind, block, token and head in memory, with any padding behind each."""
-    kinds = draw(st.sampled_from([(K, V), (LATENT,)]))
+    kinds = draw(st.sampled_from([(K, V), (LATENT,), (KV,)]))
     small = st.integers(1, 3)
     counts = {name: draw(small) for name in ("layer", "block", "token", "head")} | {"kind": len(kinds)}
     head_bytes = draw(st.integers(1, 5))

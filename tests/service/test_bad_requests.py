@@ -479,6 +479,7 @@ bad("AttachInstance", "a plane of another kind", "groups[0].planes[3].kind", put
 bad("AttachInstance", "a layer beyond the last", "groups[0].planes[3].layer", put("groups[0].planes[3].layer", 2))
 bad("AttachInstance", "a layer with two V", "groups[0].planes[3]", put("groups[0].planes[2].kind", 2))
 bad("AttachInstance", "LATENT beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 3))
+bad("AttachInstance", "KV beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 4))
 bad("AttachInstance", "K without V", "groups[1].planes", put("groups[1].planes[0].kind", 1))
 bad("AttachInstance", "a layer without V", "groups[0].planes", lambda r, _: r.groups[0].planes.pop())
 bad("AttachInstance", "a layer without planes", "groups[0].planes", put("groups[0].num_layers", 3))

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from kvdepot.shapes import KvShape
 from kvdepot.strided import Locator, strided
-from kvdepot.v1.cache_pb2 import PLANE_KIND_K, PLANE_KIND_LATENT, PLANE_KIND_V, KvGroup, Plane
+from kvdepot.v1.cache_pb2 import PLANE_KIND_K, PLANE_KIND_KV, PLANE_KIND_LATENT, PLANE_KIND_V, KvGroup, Plane, PlaneKind
 
-_FUSED = {"NBBS": ("NB", "BS"), "C": ("TWO", "HS")}
+_FUSED = {"NBBS": ("NB", "BS"), "C": ("TWO", "HS"), "KV": ("HS",)}
 _REQUIRED = {"NL", "NB", "BS", "HS"}
 _OPTIONAL = {"TWO", "NH", "ONE"}
 
@@ -60,7 +60,7 @@ class Layout:
         for axis, size in reversed(self._sizes(shape).items()):
             axes[axis] = _Axis(size, stride)
             stride *= size
-        return _group(axes, shape.dtype, shape.element_bytes, [_Place({}, region, offset_bytes)])
+        return _group(self._kinds, axes, shape.dtype, shape.element_bytes, [_Place({}, region, offset_bytes)])
 
     def without_memory(self, shape: KvShape) -> KvGroup:
         """Describes a buffer that the depot does not map, for an engine that moves bytes inline only."""
@@ -99,7 +99,7 @@ class Layout:
         if block_size not in (None, axes["BS"].size):
             raise ValueError(f"{self.name}: the tensors' block_size is {axes['BS'].size}, not {block_size}")
         places = [_Place(entry, *shared.locate(tensor)) for entry, tensor in leaves]
-        return _group(axes, first.dtype, first.element_bytes, places)
+        return _group(self._kinds, axes, first.dtype, first.element_bytes, places)
 
     @property
     def _lists(self) -> list[str]:
@@ -113,13 +113,20 @@ class Layout:
     def _axes(self) -> list[str]:
         return [axis for dim in self._lists + self._dims for axis in _FUSED.get(dim, (dim,))]
 
+    @property
+    def _kinds(self) -> tuple[PlaneKind.ValueType, ...]:
+        """What the planes of a layer hold."""
+        if "TWO" in self._axes:
+            return (PLANE_KIND_K, PLANE_KIND_V)
+        return (PLANE_KIND_KV,) if "KV" in self._dims else (PLANE_KIND_LATENT,)
+
     def _sizes(self, shape: KvShape) -> dict[str, int]:
         """Size of each axis, from the outermost to the innermost."""
         axes = self._axes
         if "NH" not in axes and shape.num_heads != 1:
             raise ValueError(f"{self.name} has no heads, so num_heads must be 1, not {shape.num_heads}")
         sizes = {"NL": shape.num_layers, "NB": shape.num_blocks, "BS": shape.block_size, "NH": shape.num_heads}
-        sizes |= {"HS": shape.head_size, "TWO": 2, "ONE": 1}
+        sizes |= {"HS": shape.head_size * (2 if "KV" in self._dims else 1), "TWO": 2, "ONE": 1}
         return {axis: sizes[axis] for axis in axes}
 
 
@@ -153,14 +160,22 @@ def _split(dim: str, size: int, stride: int, block_size: int | None) -> dict[str
     elif dim == "C":
         if size and size % 2 == 0:
             return {"TWO": _Axis(2, size // 2 * stride), "HS": _Axis(size // 2, stride)}
+    elif dim == "KV":
+        if size:
+            return {"HS": _Axis(size, stride)}
     elif size and size == {"TWO": 2, "ONE": 1}.get(dim, size):
         return {dim: _Axis(size, stride)}
     raise ValueError(f"a dimension {dim} can't have the size {size} (with a block_size of {block_size})")
 
 
-def _group(axes: Mapping[str, _Axis], dtype: str, element_bytes: int, places: Sequence[_Place]) -> KvGroup:
+def _group(
+    kinds: Sequence[PlaneKind.ValueType],
+    axes: Mapping[str, _Axis],
+    dtype: str,
+    element_bytes: int,
+    places: Sequence[_Place],
+) -> KvGroup:
     """The description of a buffer: a plane wherever a layer's K, V or latent starts."""
-    kinds = (PLANE_KIND_K, PLANE_KIND_V) if "TWO" in axes else (PLANE_KIND_LATENT,)
     layers, halves = axes["NL"], axes.get("TWO", _Axis(1, 0))
     heads = axes.get("NH", _Axis(1, 0))
     planes = []

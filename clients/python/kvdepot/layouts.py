@@ -4,14 +4,14 @@ A name lists the dimensions from the outermost to the innermost: NL layers, TWO 
 block, NH heads, HS elements of a head, ONE in the place of heads where there are none. Dimensions before an X are
 nested lists, those after the last X are dimensions of a tensor: `NL_X_TWO_NB_BS_NH_HS` is a list of one tensor per
 layer, each of the shape ``[2, num_blocks, block_size, num_heads, head_size]``. Two names stand for two dimensions in
-one: NBBS for blocks and their tokens, C for K and V side by side.
+one: NBBS for blocks and their tokens, C for K and V side by side. KV is the same as C, but taken as one plane.
 
     shared = SharedRegions()
     group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
     attachment = client.attach(..., groups=[group], regions=shared.regions)
 
-A layout with neither TWO nor C holds one LATENT plane per layer (multi-head latent attention). A hybrid model makes one
-group for each kind of layer; they may share a `SharedRegions`. For a layout that is not among the constants, make a
+A layout with none of TWO, C and KV holds one LATENT plane per layer (multi-head latent attention). A hybrid model makes
+one group for each kind of layer; they may share a `SharedRegions`. For a layout that is not among the constants, make a
 `Layout` of its name.
 """
 
@@ -40,8 +40,8 @@ NL_X_NBBS_ONE_HS = Layout("NL_X_NBBS_ONE_HS")
 # vLLM's views of its one backing allocation, [blocks, heads, tokens, content] for each layer, in any physical order.
 VLLM = Layout("NL_X_NB_NH_BS_C")
 VLLM_MLA = Layout("NL_X_NB_ONE_BS_HS")
-# The same with the content of a head taken as one, where it is not K and V of one size (quantized, with scales).
-VLLM_OPAQUE = Layout("NL_X_NB_NH_BS_HS")
+# The same with the content of a head taken as one: pieces are twice as long, and need not be K and V of one size.
+VLLM_PACKED = Layout("NL_X_NB_NH_BS_KV")
 
 # That allocation as a whole, in the six orders that vLLM names by these letters.
 VLLM_LBNHC = Layout("NL_NB_BS_NH_C")

@@ -350,8 +350,9 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
     groups = [Group(["wide", "narrow"], SimpleNamespace(kv_cache_specs=specs))]
     worker = await start_worker(depot.addresses[0], caches=caches, kv_cache_config=KvCacheConfig(NUM_BLOCKS, groups))
     attachment = depot.depot.instances.require("engine-0").ranks[0]
+    assert [group.planes[0].kind.name for group in attachment.groups] == ["KV", "LATENT"]
     assert [(group.num_heads, group.head_bytes, len(group.planes)) for group in attachment.groups] == [
-        (HEADS, CONTENT * 4 // 2, 2),
+        (HEADS, CONTENT * 4, 1),
         (1, 12, 1),
     ]
     worker.side.store([store_order(([1, 2, 3, 4],))])

@@ -75,6 +75,8 @@ class _PlaneKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlaneKind.V
     """Values."""
     PLANE_KIND_LATENT: _PlaneKind.ValueType  # 3
     """The compressed KV of multi-head latent attention."""
+    PLANE_KIND_KV: _PlaneKind.ValueType  # 4
+    """Keys and values side by side, for each head of each token, with whatever else an engine keeps there."""
 
 class PlaneKind(_PlaneKind, metaclass=_PlaneKindEnumTypeWrapper):
     """What a plane holds."""
@@ -87,6 +89,8 @@ PLANE_KIND_V: PlaneKind.ValueType  # 2
 """Values."""
 PLANE_KIND_LATENT: PlaneKind.ValueType  # 3
 """The compressed KV of multi-head latent attention."""
+PLANE_KIND_KV: PlaneKind.ValueType  # 4
+"""Keys and values side by side, for each head of each token, with whatever else an engine keeps there."""
 Global___PlaneKind: _TypeAlias = PlaneKind  # noqa: Y015
 
 class _MissReason:
@@ -429,10 +433,11 @@ Global___KvGroup: _TypeAlias = KvGroup  # noqa: Y015
 
 @_typing.final
 class Plane(_message.Message):
-    """The K, the V or the latent (MLA) part of one layer of a group.
+    """The K, the V or the latent (MLA) part of one layer of a group, or K and V in one.
 
     A chunk's bytes are canonical, whatever the layout of the engine: for each group, for each layer, for each plane of
-    the layer (K, V, LATENT): [chunk_size tokens, num_heads, head_bytes].
+    the layer (K, V, LATENT, KV): [chunk_size tokens, num_heads, head_bytes]. A layer has a K and a V plane, or one LATENT,
+    or one KV; engines share chunks only if it is the same.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

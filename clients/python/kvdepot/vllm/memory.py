@@ -83,9 +83,8 @@ def _alike(group: Any, kv_caches: Mapping[str, Any]) -> Iterator[tuple[Layout, l
 
 
 def _layout(spec: Any) -> Layout:
-    """K and V side by side, or else whatever a token has for a head, taken as one."""
-    is_plain = spec.state_content_bytes is None and spec.head_size == spec.head_size_v
-    return layouts.VLLM if is_plain else layouts.VLLM_OPAQUE
+    """Whatever a token has for a head is taken as one; MLA has one head, and no values of its own."""
+    return layouts.VLLM_MLA if spec.head_size_v == 0 else layouts.VLLM_PACKED
 
 
 def _split(block_ids: Sequence[int], parts: int) -> Sequence[int]:
