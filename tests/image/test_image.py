@@ -1,0 +1,139 @@
+"""The image's steps in plain folders: what comes out serves, stores and retrieves, writes nowhere else, and drains."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.helm.conftest import Install
+from tests.image.without_docker import Builder, Stage
+
+REPOSITORY = Path(__file__).parents[2]
+WRITABLE = ("run/kvdepot", "var/cache/kvdepot", "tmp")
+START_SECONDS = 60.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[Stage]:
+    """The target `cpu`, built."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler, which the Dockerfile installs")
+    with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:  # a short path, for the socket
+        stage = Builder(REPOSITORY / "Dockerfile", REPOSITORY, Path(folder)).stage("cpu")
+        (stage.root / "tmp").mkdir()
+        yield stage
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+class Container:
+    """A process as a container of the image would run it, its ports exchanged for free ones."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.ports = {port: free_port() for port in stage.ports}
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """What was started."""
+        assert self._process is not None
+        return self._process
+
+    def start(self, arguments: Sequence[str]) -> None:
+        """Run the entry point with these arguments, and wait until it is healthy as Docker does: by asking."""
+        words = [*self.stage.entrypoint, *map(self.here, arguments)]
+        variables = self.stage.environment()
+        self._process = subprocess.Popen(words, cwd=self.stage.folder, env=variables, stderr=subprocess.PIPE, text=True)
+        give_up_at = time.monotonic() + START_SECONDS
+        while (asked := self.exec(*self.stage.healthcheck)).returncode:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < give_up_at, asked.stderr
+            time.sleep(0.2)
+
+    def here(self, text: str) -> str:
+        """A text with the image's paths and ports as they are here."""
+        for port, free in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(free), text)
+        return self.stage.placed(text)
+
+    def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command in the container."""
+        return subprocess.run(
+            [self.here(word) for word in words],
+            cwd=self.stage.folder,
+            env=self.stage.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def stop(self) -> tuple[int, str]:
+        """As Docker does; the exit code, and what was logged."""
+        self.process.send_signal(signal.SIGTERM)
+        _, logged = self.process.communicate(timeout=60)
+        return self.process.returncode, logged
+
+
+@pytest.fixture
+def container(cpu: Stage) -> Iterator[Container]:
+    """One that is not started yet; killed when the test ends."""
+    container = Container(cpu)
+    yield container
+    container.process.kill()
+    container.process.communicate()
+
+
+def test_it_serves_stores_and_retrieves_and_drains(cpu: Stage, container: Container) -> None:
+    before = cpu.files()
+    container.start([*cpu.command, "--l1-size", "64MiB"])
+    for address in ("unix:/run/kvdepot/kvdepot.sock", "127.0.0.1:50051"):
+        tried = container.exec(*cpu.entrypoint, "selftest", "--address", address)
+        assert tried.returncode == 0, tried.stderr
+    code, logged = container.stop()
+    assert code == 0, logged
+    assert "NumPy copies" not in logged, "the compiled part is not there"
+    changed = cpu.files().items() ^ before.items()
+    assert not {path for path, _ in changed if not str(path).startswith(WRITABLE)}
+
+
+def test_the_charts_pod_runs_in_it(cpu: Stage, container: Container, install: Install) -> None:
+    release = install({"settings": {"l1_size": "64MiB"}})
+    settings = cpu.root / "tmp" / "settings.yaml"
+    settings.write_text(container.here(release.config))
+    container.start([word.replace("/etc/kvdepot/settings/", "/tmp/") for word in release.container["args"]])
+    (test,) = release.tests
+    (told,) = test["spec"]["containers"]
+    arguments = [word.replace("kv-kvdepot.inference.svc", "127.0.0.1") for word in told["args"]]
+    tried = container.exec(*cpu.entrypoint, *arguments)
+    assert tried.returncode == 0, tried.stderr
+    assert container.stop()[0] == 0
+
+
+def test_nothing_of_the_build_and_of_the_tests_is_in_it(cpu: Stage) -> None:
+    assert {path.name for path in Path(cpu.placed("/opt")).iterdir()} == {"venv", "kvdepot"}
+    inside = {path.name for path in Path(cpu.placed("/opt/kvdepot")).iterdir()}
+    assert inside == {"LICENSE", "build", "kernels", "service", "telemetry"}
+    installed = {path.name.partition("-")[0].lower() for path in cpu.root.rglob("*.dist-info")}
+    assert {"kvdepot", "grpcio"} <= installed
+    assert not {"torch", "pytest", "hypothesis", "transformers"} & installed
+
+
+def test_the_stubs_are_those_of_the_checkout(cpu: Stage) -> None:
+    (inside,) = cpu.root.glob("opt/venv/lib/python3*/site-packages/kvdepot/v1/cache_pb2.py")
+    assert inside.read_bytes() == (REPOSITORY / "clients/python/kvdepot/v1/cache_pb2.py").read_bytes()
