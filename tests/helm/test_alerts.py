@@ -122,6 +122,7 @@ HEALTHY: Mapping[str, str] = {
 
 QUIET = [Case(alert, "a depot that is well", "7h", HEALTHY) for alert in ALERTS] + [
     Case("KvdepotManyDown", "one of four", "20m", {f'up{{instance="{n}"}}': f"{int(n > 0)}+0x30" for n in range(4)}),
+    Case("KvdepotAbsent", "a collector brings its figures", "20m", {"kvdepot_l1_capacity_bytes": "1+0x30"}),
     Case("KvdepotDown", "one that is scraped again soon", "20m", {"up": "1+0x15 0 0 0 0 1+0x10"}),
     Case("KvdepotRestarting", "an upgrade", "30m", {"process_uptime_seconds": "0+60x10 0+60x30"}),
     Case("KvdepotDraining", "a drain that ends", "20m", {"kvdepot_draining": "0+0x14 1 1 1 0+0x10"}),
