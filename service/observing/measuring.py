@@ -37,7 +37,9 @@ class Measuring:
         events = MetricsSubscriber(models)
         chunks = ChunksSubscriber(models)
         l0 = L0Subscriber(
-            sample_rate=settings.l0_sample_rate, session_idle_timeout_seconds=settings.session_idle_timeout
+            sample_rate=settings.l0_sample_rate,
+            session_idle_timeout_seconds=settings.session_idle_timeout,
+            exported=models.exported,
         )
         self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
         self.rpc_durations = RpcDurations()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,10 @@ from telemetry.lifecycle.observer import Observer, Source
 
 
 class BlockHistograms(Observer):
-    """What is observed of blocks, by instance and model."""
+    """What is observed of blocks, by instance and by the name under which its model is exported."""
 
-    def __init__(self) -> None:
+    def __init__(self, exported: Callable[[str], str]) -> None:
+        self._exported = exported
         self.lifetime = _histogram("lifetime", "From the allocation of a block to the loss of its contents.")
         self.idle_before_evict = _histogram(
             "idle_before_evict", "From the release of a block by its last session to the loss of its contents."
@@ -38,30 +39,36 @@ class BlockHistograms(Observer):
         idle_seconds: NDArray[np.float64],
     ) -> None:
         """Contents were replaced."""
-        attributes = (source.instance_id, source.model_name)
+        attributes = self._attributes(source)
         self.lifetime.observe(attributes, lifetime_seconds)
         self.idle_before_evict.observe(attributes, idle_seconds)
 
     def reused(self, source: Source, block_ids: BlockIds, gap_seconds: NDArray[np.float64]) -> None:
         """Contents that nobody held are held again."""
-        self.reuse_gap.observe((source.instance_id, source.model_name), gap_seconds)
+        self.reuse_gap.observe(self._attributes(source), gap_seconds)
 
     def forgotten(self, source: Source) -> None:
         """The instance is gone: its points may go when their room is needed."""
         for histogram in self.all:
-            histogram.forget((source.instance_id, source.model_name))
+            histogram.forget(self._attributes(source))
+
+    def _attributes(self, source: Source) -> tuple[str, str]:
+        return source.instance_id, self._exported(source.model_name)
 
 
 class L0Subscriber(Subscriber):
     """Follows reports of block allocations; counts all blocks, and observes a share of ``sample_rate`` of them.
 
     Which blocks are sampled is decided by their instance and id alone, so the same ones are after a restart.
+    ``exported`` gives a model the name that it has in the histograms.
     """
 
     name = "l0"
 
-    def __init__(self, *, sample_rate: float, session_idle_timeout_seconds: float) -> None:
-        self._histograms = BlockHistograms()
+    def __init__(
+        self, *, sample_rate: float, session_idle_timeout_seconds: float, exported: Callable[[str], str] = str
+    ) -> None:
+        self._histograms = BlockHistograms(exported)
         self._lifecycle = L0Lifecycle(
             self._histograms,
             sample_rate=sample_rate,

@@ -13,6 +13,7 @@ from telemetry.lifecycle.blocks import MAX_BLOCKS
 from telemetry.lifecycle.fingerprints import sampled
 from telemetry.lifecycle.instance import MAX_SESSION_TOKENS, MAX_SESSIONS
 from telemetry.lifecycle.l0 import MAX_INSTANCES, L0Lifecycle
+from telemetry.metrics.models import MAX_MODELS, Models
 from telemetry.subscribers.l0 import L0Subscriber
 from tests.telemetry.lifecycle.l0_model import Observations, record, report, session_ended
 
@@ -169,3 +170,14 @@ def test_a_failure_leaves_the_other_instances_as_they_were():
 def test_a_sample_rate_that_is_no_share_is_refused():
     with pytest.raises(ValueError, match=r"1\.5"):
         a_subscriber(sample_rate=1.5)
+
+
+def test_a_model_is_named_in_the_histograms_as_it_is_exported():
+    subscriber = L0Subscriber(sample_rate=1.0, session_idle_timeout_seconds=600.0, exported=Models().exported)
+    num_models = MAX_MODELS + 2
+    for number in range(num_models):
+        for tokens in ([1] * 16, [2] * 16):
+            block = record(f"s{number}-{tokens[0]}", [0], tokens)
+            subscriber.handle([report(NOW, f"i{number}", block, model_name=f"m{number}", block_size=16)])
+    points = subscriber.histograms[0].points()
+    assert {point.attributes[1] for point in points} == {*(f"m{number}" for number in range(MAX_MODELS)), "other"}
