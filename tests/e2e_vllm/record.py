@@ -10,12 +10,11 @@ from pathlib import Path
 
 from tests.e2e_vllm import model
 from tests.e2e_vllm.cases import Proof, together, tokens_of
-from tests.e2e_vllm.engines import Server
-from tests.e2e_vllm.recording import FILE_VARIABLE
+from tests.e2e_vllm.engines import RECORD_VARIABLE, Server
 
 
 async def record(folder: Path, python: Path, file: Path) -> None:
-    os.environ[FILE_VARIABLE] = str(file)
+    os.environ[RECORD_VARIABLE] = str(file)
     server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "1GiB", "--chunk-size", "64"))
     proof = Proof(folder, python, model.write(folder / "model", python), server)
     await server.start()

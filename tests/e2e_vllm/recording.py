@@ -11,9 +11,8 @@ from typing import Any
 
 from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSide
+from tests.e2e_vllm.engines import RECORD_VARIABLE
 from tests.e2e_vllm.faulty import FaultyConnector
-
-FILE_VARIABLE = "RECORD_TO"
 
 
 class RecordingConnector(FaultyConnector):
@@ -22,7 +21,7 @@ class RecordingConnector(FaultyConnector):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         if self._scheduler is not None:
-            self._scheduler = _Recorder(self._scheduler, Path(os.environ[FILE_VARIABLE]))  # type: ignore[assignment]
+            self._scheduler = _Recorder(self._scheduler, Path(os.environ[RECORD_VARIABLE]))  # type: ignore[assignment]
 
 
 class _Recorder:

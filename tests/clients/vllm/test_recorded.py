@@ -1,0 +1,157 @@
+"""How a real vLLM called the scheduler's side, replayed: the same calls must lead to the same answers and orders.
+
+``python -m tests.e2e_vllm.record`` wrote the recording: a prompt that is computed in two steps and stored, found again
+with and without a part that vLLM still has, loads that fail, preemptions, an abort.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.lookups import Lookup
+from kvdepot.vllm.orders import BlockIds, WorkerReport
+from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+from tests.clients.vllm.fake_vllm import Asks, Pool
+
+RECORDING = Path(__file__).parent / "recorded" / "vllm-0.32.0.jsonl"
+CALLS = [json.loads(line) for line in RECORDING.read_text().splitlines()]
+
+
+@dataclass
+class RecordedRequest:
+    request_id: str
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
+    skip_reading_prefix_cache: bool = False
+    cache_salt: str | None = None
+    lora_request: None = None
+    trace_headers: None = None
+    prompt_embeds: None = None
+
+
+class RecordedAsks(Asks):
+    """Lookups are answered with what the depot answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_session: dict[str, Lookup] = {}
+
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
+        lookup = self.by_session[session_id] = super().begin(session_id, prefix, computed_tokens, parent)
+        return lookup
+
+    def take(self, session_id: str, answer: tuple[int, list[str]]) -> None:
+        lookup = self.by_session[session_id]
+        if lookup.matched_tokens is None:
+            matched_tokens, leases = answer
+            lookup.leases = tuple(leases)
+            self.leased.update(leases)
+            lookup.good_until = time.monotonic() + 3600
+            lookup.matched_tokens = matched_tokens
+
+
+class Replay:
+    """Carries the recorded calls out."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.pool = Pool(settings["num_blocks"])
+        self.asks = RecordedAsks()
+        self.side = SchedulerSide(
+            SchedulerSettings(**{**settings, "block_sizes": tuple(settings["block_sizes"])}), self.asks, None
+        )
+        self.side.bind(self.pool)
+        self.requests: dict[str, RecordedRequest] = {}
+
+    def carry_out(self, call: str, facts: dict[str, Any]) -> None:
+        for each in [facts["request"]] if "request" in facts else facts.get("requests", []):
+            self._update(each)
+        getattr(self, f"_{call}")(**facts)
+
+    def _update(self, facts: dict[str, Any]) -> None:
+        request = self.requests.setdefault(facts["id"], RecordedRequest(facts["id"]))
+        request.num_tokens = facts["num_tokens"]
+        request.num_computed_tokens = facts["num_computed_tokens"]
+        request.block_hashes = [bytes.fromhex(each) for each in facts["block_hashes"]]
+
+    def _chunk_sizes_changed(self, chunk_sizes: list[tuple[int, int]]) -> None:
+        self.side.chunk_sizes_changed(dict(chunk_sizes))
+
+    def _arrived(self, request: dict[str, Any]) -> None:
+        self.side.arrived(self.requests[request["id"]])
+
+    def _matched_tokens(self, request: dict[str, Any], computed: int, answer: Any, result: list[Any]) -> None:
+        if answer is not None:
+            self.asks.take(request["id"], answer)
+        assert list(self.side.matched_tokens(self.requests[request["id"]], computed)) == result
+
+    def _allocated(self, request: dict[str, Any], block_ids: list[list[int]], external: int) -> None:
+        self.side.allocated(self.requests[request["id"]], tuple(block_ids), external)
+
+    def _step(
+        self,
+        requests: list[dict[str, Any]],
+        scheduled: dict[str, int],
+        tables: dict[str, Any],
+        new_blocks: list[Any],
+        may_store: bool,
+        orders: dict[str, Any],
+    ) -> None:
+        def table(request_id: str) -> BlockIds:
+            return tuple(tables[request_id])
+
+        blocks = [(request_id, tuple(block_ids), anew) for request_id, block_ids, anew in new_blocks]
+        found = self.side.step(scheduled, table, blocks, may_store=may_store)
+        assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == orders
+
+    def _reported(self, settled: list[tuple[int, int]], failed: list[int], chunk_sizes: list[tuple[int, int]]) -> None:
+        report = WorkerReport(failed=set(failed), chunk_sizes=dict(chunk_sizes))
+        report.settled.update(dict(settled))
+        self.side.reported(report)
+
+    def _finished(self, request: dict[str, Any]) -> None:
+        self.side.finished(self.requests[request["id"]])
+
+
+@pytest.fixture(scope="module")
+def replayed() -> Replay:
+    settings, *calls = CALLS
+    replay = Replay(settings["settings"])
+    for number, facts in enumerate(calls):
+        rest = dict(facts)
+        try:
+            replay.carry_out(rest.pop("call"), rest)
+        except AssertionError as error:
+            raise AssertionError(f"line {number + 2} of {RECORDING.name}: {error}") from error
+    return replay
+
+
+def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(replayed: Replay) -> None:
+    assert replayed.pool.kept == {}
+    assert replayed.asks.leased == set()
+    assert sorted(replayed.asks.ended_sessions) == sorted(replayed.requests)
+
+
+def test_recording_holds_what_it_is_to_show() -> None:
+    steps = [call["orders"] for call in CALLS if call["call"] == "step"]
+    loads = [order for orders in steps for order in orders["loads"]]
+    stores = [order for orders in steps for order in orders["stores"]]
+    failed = {operation for call in CALLS if call["call"] == "reported" for operation in call["failed"]}
+    loaded_twice = [call for call in CALLS if call["call"] == "allocated" and call["external"] == 0]
+    anew: dict[str, int] = {}
+    for call in CALLS:
+        for request_id, _, begins in call.get("new_blocks", ()):
+            anew[request_id] = anew.get(request_id, 0) + begins
+    assert any(order["skip_tokens"] for order in loads)
+    assert any(order["start_token"] for order in stores)
+    assert failed & {order["operation_id"] for order in loads}
+    assert {order["operation_id"] for order in loads} - failed
+    assert loaded_twice
+    assert max(anew.values()) > 1, "no request began anew after a preemption"
