@@ -9,10 +9,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from kvdepot.vllm.config import ConnectorConfig
 from tests.helm.conftest import REPOSITORY, Install, Installed
 from tests.helm.fake_cluster import WITHOUT_OPERATOR
 
@@ -28,18 +30,41 @@ def transfer_config(notes: str) -> dict[str, Any]:
     return found
 
 
-def test_the_engine_is_told_the_service(default: Installed) -> None:
-    config = transfer_config(default.notes)
-    assert config["kv_connector"] == "KvdepotConnector"
-    assert config["kv_connector_extra_config"] == {"kvdepot.address": "kv-kvdepot.inference.svc:50051"}
+def test_where_no_memory_is_mapped_vllm_is_told_so_and_nothing_to_type(default: Installed) -> None:
+    assert "kv-kvdepot.inference.svc:50051" in default.notes
+    assert "NOTE: the depot maps no engine's memory." in default.notes
+    assert "vllm serve" not in default.notes
 
 
-def test_the_engine_is_told_the_socket_and_what_its_pod_needs(install: Install) -> None:
+def test_vllm_is_told_the_socket_and_what_its_pod_needs(install: Install) -> None:
     release = install({"hostAccess": {"unixSocket": True, "hostPID": True, "unixSocketFolder": "/run/x"}})
-    address = transfer_config(release.notes)["kv_connector_extra_config"]["kvdepot.address"]
-    assert address == release.settings["listen"][1]
+    config = transfer_config(release.notes)
+    assert (config["kv_connector"], config["kv_connector_module_path"]) == ("KvdepotConnector", "kvdepot.vllm")
+    assert config["kv_load_failure_policy"] == "recompute"
+    connector = ConnectorConfig.of(config["kv_connector_extra_config"])
+    assert connector.address == release.settings["listen"][1]
     assert "hostPath: {path: /run/x, type: Directory}" in release.notes
     assert "hostPID: true" in release.notes
+    assert "NOTE" not in release.notes
+
+
+def test_vllm_on_a_cpu_is_told_the_service(install: Install) -> None:
+    release = install({"hostAccess": {"sharedMemory": True}})
+    extra = transfer_config(release.notes)["kv_connector_extra_config"]
+    assert extra == {"kvdepot.address": "kv-kvdepot.inference.svc:50051"}
+    assert "run as user 10001" in release.notes
+
+
+def test_vllm_is_told_to_show_who_it_is(install: Install) -> None:
+    mutual = {"tls": {"secretName": "a", "clientCASecretName": "b"}, "tenants": {"secretName": "c"}}
+    files = {"ca_file", "certificate_file", "key_file", "token_file"}
+    release = install({**mutual, "hostAccess": {"sharedMemory": True}})
+    extra = transfer_config(release.notes)["kv_connector_extra_config"]
+    assert extra.keys() == {f"kvdepot.{name}" for name in ("address", *files)}
+    assert files < {field.name for field in fields(ConnectorConfig)}
+    by_socket = install({**mutual, "hostAccess": {"hostPID": True, "unixSocket": True}})
+    extra = transfer_config(by_socket.notes)["kv_connector_extra_config"]
+    assert extra.keys() == {"kvdepot.address", "kvdepot.token_file"}  # the socket has no TLS
 
 
 def test_what_is_not_there_is_said(install: Install, default: Installed) -> None:
@@ -66,7 +91,7 @@ def test_grpcurl_is_told_how_to_connect(install: Install) -> None:
 
 
 def test_where_callers_show_who_they_are_a_pod_can_not_ask_itself(install: Install) -> None:
-    assert "exec daemonset/" not in install({"tenants": {"secretName": "c"}, "tls": {"secretName": "a"}}).notes
+    assert "service status" not in install({"tenants": {"secretName": "c"}, "tls": {"secretName": "a"}}).notes
 
 
 def test_the_grpcurl_line_gets_an_answer(default: Installed, start_server_process: Callable[..., str]) -> None:
@@ -94,6 +119,11 @@ def test_the_command_for_a_pod_gets_an_answer(default: Installed, start_server_p
     words = [sys.executable, *told.group(1).split(), address]
     asked = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
     assert "serving" in asked.stdout
+
+
+def test_the_doctor_is_given_the_pods_settings(default: Installed) -> None:
+    (config,) = re.findall(r"-- python -m service doctor --config (\S+)", default.notes)
+    assert config == default.container["args"][-1]
 
 
 @pytest.mark.parametrize("kind", ["DaemonSet", "Deployment"])
