@@ -13,11 +13,12 @@ import pytest
 
 import kvdepot
 from kvdepot.vllm.config import ConfigError, ConnectorConfig
-from kvdepot.vllm.identity import adapter_of, model_identity, place_of, salt_of, traceparent_of
+from kvdepot.vllm.identity import adapter_of, model_identity, place_of, salt_of, session_of, traceparent_of
 from kvdepot.vllm.support import Unsupported, check_engine
 from tests.clients.vllm.fake_vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
 
 FULL = KvCacheConfig(8, [Group(["layer"])])
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_settings_are_read_and_others_keys_are_left_alone() -> None:
@@ -101,14 +102,26 @@ def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
 
 def test_adapters_salts_and_traces_are_taken_from_the_request() -> None:
     lora = SimpleNamespace(lora_name="sql", lora_path="/loras/sql")
-    request = Request(lora_request=lora, cache_salt="salt", trace_headers={"TraceParent": "00-a-b-01"})
+    request = Request(lora_request=lora, cache_salt="salt", trace_headers={"TraceParent": PARENT})
     assert adapter_of(request) == "sql=/loras/sql"
     assert adapter_of(Request(lora_request=SimpleNamespace(lora_name="sql", lora_path="/loras/v2"))) != adapter_of(
         request
     )
     assert (salt_of(request, ""), salt_of(request, "g1"), salt_of(Request(), "")) == ("salt", "salt#g1", "")
-    assert (traceparent_of(request), traceparent_of(Request())) == ("00-a-b-01", "")
+    assert (traceparent_of(request), traceparent_of(Request())) == (PARENT, "")
     assert adapter_of(Request()) == ""
+
+
+@pytest.mark.parametrize("sent", ["", "00-1-2-01", PARENT + "\n", PARENT + "é", PARENT.upper().replace("0", "G")])
+def test_trace_that_is_none_is_not_passed_on(sent: str) -> None:
+    assert traceparent_of(Request(trace_headers={"traceparent": sent})) == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 3000, "é" * 200, "\ud800"], ids=["long", "long in bytes", "no text"])
+def test_whatever_a_client_calls_its_request_the_depot_takes_it(name: str) -> None:
+    for taken, most in ((session_of(Request(request_id=name)), 256), (salt_of(Request(cache_salt=name), ""), 256)):
+        assert len(taken.encode()) <= most
+    assert session_of(Request(request_id="ééé")) == "ééé"
 
 
 def test_names_that_are_too_long_for_the_depot_stay_apart() -> None:
@@ -131,7 +144,8 @@ class MambaSpec:
     ("changes", "groups", "message"),
     [
         ({}, [Group(["a"], SlidingWindowSpec())], "SlidingWindowSpec.*--disable-hybrid-kv-cache-manager"),
-        ({}, [Group(["a"]), Group(["b"], MambaSpec())], "group 1 of the KV cache is a MambaSpec"),
+        ({}, [Group(["a"]), Group(["b"], MambaSpec())], "has 2 groups.*group 1 of the KV cache is a MambaSpec"),
+        ({}, [Group(["a"]), Group(["b"])], "has 2 groups, which lie in the same memory"),
         ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
         ({}, [Group(["a"], enable_kv_transfer=False)], "not meant to be moved"),
         ({}, [Group(["a"], host_resident=True)], "not meant to be moved"),
@@ -154,7 +168,8 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
 
 def test_full_attention_starts() -> None:
     by_layer = SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": FullAttentionSpec(head_size=4)})
-    check_engine(vllm_config(), KvCacheConfig(8, [Group(["layer"]), Group(["a", "b"], by_layer)]))
+    check_engine(vllm_config(), FULL)
+    check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
 
 
 def test_layers_of_one_group_are_looked_at_one_by_one() -> None:

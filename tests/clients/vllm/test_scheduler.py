@@ -11,6 +11,7 @@ from kvdepot.vllm.orders import WorkerReport
 from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
 
 TABLE = (list(range(10, 20)),)
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def request_of(count: int, request_id: str = "request", **facts: object) -> Request:
@@ -33,12 +34,12 @@ def test_lookup_is_never_waited_for(engine: Engine) -> None:
 
 
 def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
-    request = request_of(20, cache_salt="salt", trace_headers={"Traceparent": "00-1-2-01"})
+    request = request_of(20, cache_salt="salt", trace_headers={"Traceparent": PARENT})
     engine.side.matched_tokens(request, 4)
     question = engine.asks.questions[0]
     assert list(question.prefix.block_hashes) == [request.block_hashes[1], request.block_hashes[3]]
     assert (question.prefix.hash_block_size, question.prefix.cache_salt) == (CHUNK, "salt")
-    assert (question.session_id, question.computed_tokens, question.traceparent) == ("request", 4, "00-1-2-01")
+    assert (question.session_id, question.computed_tokens, question.traceparent) == ("request", 4, PARENT)
 
 
 def test_request_is_computed_once_it_has_waited_for_its_lookup(engine: Engine) -> None:

@@ -134,6 +134,7 @@ def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int 
     return StoreOrder(
         operation_id=operation_id,
         request_id="request",
+        session_id="session",
         chunk_hashes=hashes(num_chunks, seed),
         chunk_size=CHUNK,
         cache_salt="",
@@ -148,6 +149,7 @@ def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_t
     return LoadOrder(
         operation_id=operation_id,
         request_id="request",
+        session_id="session",
         leases=(lease,) if lease else (),
         block_ids=block_ids,
         num_tokens=len(block_ids[0]) * BLOCK,
@@ -159,7 +161,7 @@ def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_t
 async def leased(server: Server, instance_id: str, num_chunks: int) -> str:
     """The lease of what a lookup finds, which is all."""
     async with AsyncDepotClient(server.addresses[0]) as client:
-        found = await client.lookup(instance_id, "request", hash_prefix(hashes(num_chunks), CHUNK))
+        found = await client.lookup(instance_id, "session", hash_prefix(hashes(num_chunks), CHUNK))
     assert found.matched_tokens == num_chunks * CHUNK, found
     return str(found.lease.lease_id)
 
@@ -214,7 +216,6 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
     assert report.failed == {1, 2}
     assert report.chunk_sizes == {}
     assert worker.side.take_failed_block_ids() == {1, 2, 3, 4}
-    assert worker.side.take_failed_requests() == {"request"}
     await start_server(chunk_size=CHUNK, listen=(address,))
     await until(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
@@ -357,6 +358,27 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
     ]
     worker.side.store([store_order(([1, 2, 3, 4],))])
     assert not (await worker.until_settled(1)).failed
+
+
+async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_worker: StartWorker) -> None:
+    caches = views()
+    caches["shared"] = caches["layer.1"].view_as(caches["layer.1"])
+    config = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1", "shared"])])
+    worker = await start_worker(depot.addresses[0], caches=caches, kv_cache_config=config)
+    assert worker.side.chunk_size == CHUNK
+
+
+async def test_another_cache_takes_the_place_of_the_one_before(depot: Server, start_worker: StartWorker) -> None:
+    worker = await start_worker(depot.addresses[0])
+    worker.caches = views()
+    await asyncio.to_thread(worker.side.register, worker.caches, CONFIG)
+    worker.fill(3)
+    worker.side.store([store_order(([1, 2, 3, 4],))])
+    assert not (await worker.until_settled(1)).failed
+    other = await start_worker(depot.addresses[0])
+    other.side.load([load_order(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
+    await other.until_loaded()
+    assert torch.equal(content(other.caches, [5, 6, 7, 8]), content(worker.caches, [1, 2, 3, 4]))
 
 
 async def test_missing_layer_refuses_to_start(depot: Server, start_worker: StartWorker) -> None:

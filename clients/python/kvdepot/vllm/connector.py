@@ -12,7 +12,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
-    KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
@@ -187,17 +186,9 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None
         return None, self._worker.take_loaded() or None
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        assert self._worker is not None
-        results = KVConnectorTransferResults(finished_recving=self._worker.take_loaded())
-        if len(self._kv_cache_config.kv_cache_groups) > 1:  # where vLLM takes no block ids
-            results.failed_recving = self._worker.take_failed_requests()
-        return results
-
     def get_block_ids_with_load_errors(self) -> set[int]:
         assert self._worker is not None
-        failed = self._worker.take_failed_block_ids()
-        return failed if len(self._kv_cache_config.kv_cache_groups) == 1 else set()
+        return self._worker.take_failed_block_ids()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         report = self._worker.take_report() if self._worker is not None else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+MAX_SESSION_BYTES = 256
 MAX_ADAPTER_BYTES = 512
 MAX_SALT_BYTES = 256
 MAX_MODEL_BYTES = 512
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,11 @@ def model_identity(vllm_config: Any) -> str:
     return f"{_within(str(model.model), MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
 
 
+def session_of(request: Any) -> str:
+    """The session that a request is to the depot."""
+    return _within(str(request.request_id), MAX_SESSION_BYTES)
+
+
 def adapter_of(request: Any) -> str:
     """The LoRA adapter of a request: its name and where its weights are; empty if it has none."""
     lora = request.lora_request
@@ -90,12 +98,14 @@ def salt_of(request: Any, generation: str) -> str:
 
 
 def traceparent_of(request: Any) -> str:
-    """The caller's place in its trace (W3C Trace Context), if vLLM was told of it."""
+    """The caller's place in its trace (W3C Trace Context), if vLLM was told of it; a client may have sent anything."""
     headers = request.trace_headers or {}
-    return next((str(value) for key, value in headers.items() if key.lower() == "traceparent"), "")
+    found = next((str(value) for key, value in headers.items() if key.lower() == "traceparent"), "")
+    return found if _TRACEPARENT.fullmatch(found) else ""
 
 
 def _within(text: str, max_bytes: int) -> str:
-    """The text, or a digest of it if it is too long."""
-    encoded = text.encode()
-    return text if len(encoded) <= max_bytes else hashlib.blake2b(encoded, digest_size=32).hexdigest()
+    """The text, or a digest of it if it is too long, or no text at all: half of a surrogate pair is none."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    is_text = text.isascii() or encoded.decode("utf-8", "replace") == text
+    return text if is_text and len(encoded) <= max_bytes else hashlib.blake2b(encoded, digest_size=32).hexdigest()

@@ -70,14 +70,15 @@ def share(kv_caches: Mapping[str, Any], kv_cache_config: Any, by: By) -> Attache
 
 
 def _alike(group: Any, kv_caches: Mapping[str, Any]) -> Iterator[tuple[Layout, list[Any]]]:
-    """The views of a group's layers, those of one kind together."""
+    """The views of a group's layers, those of one kind together. Layers may share one view."""
     by_layer = getattr(group.kv_cache_spec, "kv_cache_specs", {})
     kinds: dict[tuple[Layout, Strided], list[Any]] = defaultdict(list)
     for name in group.layer_names:
         if name not in kv_caches:
             raise ValueError(f"vLLM registered no KV cache for the layer {name}")
-        layout = _layout(by_layer.get(name, group.kv_cache_spec))
-        kinds[layout, strided(kv_caches[name])].append(kv_caches[name])
+        layout, view = _layout(by_layer.get(name, group.kv_cache_spec)), kv_caches[name]
+        if all(view.data_ptr() != other.data_ptr() for other in kinds[layout, strided(view)]):
+            kinds[layout, strided(view)].append(view)
     for (layout, _), views in kinds.items():
         yield layout, views
 

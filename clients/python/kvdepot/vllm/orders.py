@@ -24,6 +24,7 @@ class LoadOrder:
 
     operation_id: int
     request_id: str
+    session_id: str
     leases: tuple[str, ...]
     block_ids: BlockIds
     num_tokens: int
@@ -37,6 +38,7 @@ class StoreOrder:
 
     operation_id: int
     request_id: str
+    session_id: str
     chunk_hashes: list[bytes]
     chunk_size: int
     cache_salt: str

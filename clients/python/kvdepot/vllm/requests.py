@@ -16,6 +16,7 @@ class RequestState:
     """
 
     request: Any
+    session_id: str
     lookup: Lookup | None = None
     local_tokens: int = 0
     stored_tokens: int = 0
@@ -29,5 +30,5 @@ class RequestState:
 
     @property
     def request_id(self) -> str:
-        """vLLM's id of it, which is the session's."""
+        """vLLM's id of it."""
         return str(self.request.request_id)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.block_reports import Allocation
-from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
+from kvdepot.vllm.identity import adapter_of, salt_of, session_of, traceparent_of
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, WorkerReport
 from kvdepot.vllm.requests import RequestState
@@ -154,7 +154,7 @@ class SchedulerSide:
                 cache_salt=salt_of(request, self._generation),
                 adapter=adapter_of(request),
             )
-            state.lookup = self._asks.begin(state.request_id, prefix, num_computed_tokens, traceparent_of(request))
+            state.lookup = self._asks.begin(state.session_id, prefix, num_computed_tokens, traceparent_of(request))
             state.known_to_depot = True
             self._asking.add(state)
             return None, False
@@ -195,6 +195,7 @@ class SchedulerSide:
             LoadOrder(
                 operation_id=self._begin(state, written, is_load=True, leases=leases, start_token=0),
                 request_id=state.request_id,
+                session_id=state.session_id,
                 leases=leases,
                 block_ids=tables,
                 num_tokens=end,
@@ -276,7 +277,7 @@ class SchedulerSide:
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
         if state is None or state.finished:  # an id may come again while operations of the last one are under way
-            state = self._requests[request.request_id] = RequestState(request)
+            state = self._requests[request.request_id] = RequestState(request, session_of(request))
         return state
 
     def _whole_chunks(self, state: RequestState) -> int:
@@ -323,6 +324,7 @@ class SchedulerSide:
             StoreOrder(
                 operation_id=self._begin(state, part, is_load=False, leases=(), start_token=start),
                 request_id=state.request_id,
+                session_id=state.session_id,
                 chunk_hashes=self._chunk_hashes(state, end),
                 chunk_size=self._chunk_size,
                 cache_salt=salt_of(request, self._generation),
@@ -345,7 +347,7 @@ class SchedulerSide:
         end = min(request.num_computed_tokens + num_tokens, request.num_tokens)
         reports.note(
             Allocation(
-                session_id=state.request_id,
+                session_id=state.session_id,
                 block_ids=block_ids[num_reused:],
                 reused_block_ids=block_ids[:num_reused],
                 token_ids=request.all_token_ids[start:end],
@@ -393,9 +395,9 @@ class SchedulerSide:
         if self._requests.get(state.request_id) is state:
             del self._requests[state.request_id]
         if state.known_to_depot:
-            self._asks.end_session(state.request_id)
+            self._asks.end_session(state.session_id)
         if self._reports is not None:
-            self._reports.forget(state.request_id)
+            self._reports.forget(state.session_id)
 
     def _give_up(self, state: RequestState) -> None:
         if state.lookup is not None:

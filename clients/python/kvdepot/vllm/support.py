@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 FULL_ATTENTION = {"FullAttentionSpec", "MLAAttentionSpec"}
+HINT = " (with --disable-hybrid-kv-cache-manager, layers of sliding windows are kept like those of full attention)"
 
 
 class Unsupported(ValueError):
@@ -38,18 +39,18 @@ def _failures(vllm_config: Any) -> Iterator[str]:
 
 
 def _groups(kv_cache_config: Any) -> Iterator[str]:
-    if not kv_cache_config.kv_cache_groups:
+    num_groups = len(kv_cache_config.kv_cache_groups)
+    if num_groups == 0:
         yield "the model has no KV cache"
+    if num_groups > 1:
+        yield f"its KV cache has {num_groups} groups, which lie in the same memory{HINT}"
     for number, group in enumerate(kv_cache_config.kv_cache_groups):
         if not getattr(group, "enable_kv_transfer", True) or getattr(group, "host_resident", False):
             yield f"group {number} of the KV cache is not meant to be moved"
         for spec in layer_specs(group):
             name = type(spec).__name__
             if name not in FULL_ATTENTION:
-                hint = ""
-                if "SlidingWindow" in name or "ChunkedLocal" in name:
-                    hint = " (--disable-hybrid-kv-cache-manager keeps the blocks of all tokens)"
-                yield f"group {number} of the KV cache is a {name}, not full attention{hint}"
+                yield f"group {number} of the KV cache is a {name}, not full attention{HINT}"
                 break
             if getattr(spec, "tokens_per_state", 1) != 1:
                 yield f"group {number} of the KV cache keeps {spec.tokens_per_state} tokens in one state"

@@ -81,7 +81,6 @@ class WorkerSide:
         # The engine's thread's.
         self._told_chunk_size = 0
         self._failed_block_ids: set[int] = set()
-        self._failed_requests: set[str] = set()
         # The loop's.
         self._client: AsyncDepotClient | None = None
         self._link: DepotLink | None = None
@@ -100,6 +99,8 @@ class WorkerSide:
         Raises:
             ValueError, OSError: the memory can't be shared.
         """
+        self.close()  # where vLLM makes another cache, the depot lets go of the one before
+        self._first_attachment.clear()
         self._memory = share(kv_caches, kv_cache_config, self._config.share_memory_by)
         self._running = self._loop.start(self._run(self._memory))
         if not self._first_attachment.wait(self._config.attach_timeout_seconds):
@@ -129,18 +130,12 @@ class WorkerSide:
             order, failed = self._loads.popleft()
             loaded.add(order.request_id)
             if failed:
-                self._failed_requests.add(order.request_id)
-                for block_ids in order.block_ids:
-                    self._failed_block_ids.update(block_ids[len(block_ids) * order.skip_tokens // order.num_tokens :])
+                (block_ids,) = order.block_ids
+                self._failed_block_ids.update(block_ids[len(block_ids) * order.skip_tokens // order.num_tokens :])
         return loaded
 
-    def take_failed_requests(self) -> set[str]:
-        """Of the requests that were taken, those whose load failed."""
-        failed, self._failed_requests = self._failed_requests, set()
-        return failed
-
     def take_failed_block_ids(self) -> set[int]:
-        """The blocks that those loads were to write."""
+        """The blocks that loads were to write which have been taken, and failed."""
         failed, self._failed_block_ids = self._failed_block_ids, set()
         return failed
 
@@ -218,7 +213,7 @@ class WorkerSide:
     async def _retrieve(self, attachment: AsyncAttachment, order: LoadOrder, event: _ReadyEvent) -> RetrieveResponse:
         assert self._memory is not None
         return await attachment.retrieve(
-            order.request_id,
+            order.session_id,
             order.leases[self._place.replica],
             self._memory.tables(order.block_ids),
             skip_tokens=order.skip_tokens,
@@ -238,7 +233,7 @@ class WorkerSide:
     async def _send(self, attachment: AsyncAttachment, order: StoreOrder, event: _ReadyEvent) -> StoreResponse:
         assert self._memory is not None
         return await attachment.store(
-            order.request_id,
+            order.session_id,
             order.prefix,
             self._memory.tables(order.block_ids),
             start_token=order.start_token,
