@@ -101,6 +101,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap a handler of ours, once."""
+        self._turns.handed_over()
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
         if wrapped is not None:
