@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helm.conftest import Install
+from tests.helm.conftest import Install, Manifest
 from tests.image.without_docker import Builder, Stage
+from tests.service.security.authority import Authority
 
 REPOSITORY = Path(__file__).parents[2]
 WRITABLE = ("run/kvdepot", "var/cache/kvdepot", "tmp")
@@ -112,16 +114,57 @@ def test_it_serves_stores_and_retrieves_and_drains(cpu: Stage, container: Contai
     assert not {path for path, _ in changed if not str(path).startswith(WRITABLE)}
 
 
-def test_the_charts_pod_runs_in_it(cpu: Stage, container: Container, install: Install) -> None:
-    release = install({"settings": {"l1_size": "64MiB"}})
-    settings = cpu.root / "tmp" / "settings.yaml"
-    settings.write_text(container.here(release.config))
-    container.start([word.replace("/etc/kvdepot/settings/", "/tmp/") for word in release.container["args"]])
+def mount(pod: Manifest, container: Container, contents: dict[str, dict[str, str]]) -> None:
+    """Puts what a pod's volumes hold, by the name of the ConfigMap or the Secret, where its container mounts them."""
+    (spec,) = pod["containers"]
+    sources = {volume["name"]: volume.get("configMap") or volume.get("secret") for volume in pod["volumes"]}
+    for mounted in spec["volumeMounts"]:
+        source = sources[mounted["name"]]
+        if source is not None:
+            files = contents[source.get("secretName") or source["name"]]
+            for file in source.get("items") or [{"key": key, "path": key} for key in files]:
+                path = Path(container.here(f"{mounted['mountPath']}/{file['path']}"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(container.here(files[file["key"]]))
+
+
+SHOWN = {
+    "tls": {"secretName": "depot", "clientCASecretName": "authority"},
+    "tenants": {"secretName": "tenants"},
+    "test": {"tokenSecretName": "token", "clientCertSecretName": "client"},
+}
+
+
+@pytest.mark.parametrize("values", [{}, SHOWN], ids=["plain", "TLS, certificates of clients and tenants"])
+def test_the_charts_pods_run_in_it(cpu: Stage, container: Container, install: Install, values: Manifest) -> None:
+    release = install({**values, "settings": {"l1_size": "64MiB"}})
+    authority = Authority()
+    ca, depot, client = authority.pem.decode(), authority.issue(), authority.issue("engine")
+    token = hashlib.sha256(b"secret").hexdigest()
+    contents = {
+        "kv-kvdepot": {"settings.yaml": release.config},
+        "depot": {"tls.crt": depot.cert.decode(), "tls.key": depot.key.decode(), "ca.crt": ca},
+        "authority": {"ca.crt": ca},
+        "client": {"tls.crt": client.cert.decode(), "tls.key": client.key.decode()},
+        "tenants": {"tenants.yaml": f"tenants: [{{name: red, tokens: [{{sha256: {token}}}]}}]"},
+        "token": {"token": "secret"},
+    }
+    mount(release.pod, container, contents)
+    container.start(release.container["args"])
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        if values:  # without TLS it is the kubelet that asks, by gRPC
+            asked = container.exec(*release.container[name]["exec"]["command"])
+            assert asked.stdout == "SERVING\n", asked.stderr
+
     (test,) = release.tests
-    (told,) = test["spec"]["containers"]
-    arguments = [word.replace("kv-kvdepot.inference.svc", "127.0.0.1") for word in told["args"]]
+    mount(test["spec"], container, contents)
+    arguments = [
+        word.replace("kv-kvdepot.inference.svc", "127.0.0.1") for word in test["spec"]["containers"][0]["args"]
+    ]
     tried = container.exec(*cpu.entrypoint, *arguments)
     assert tried.returncode == 0, tried.stderr
+    refused = container.exec(*cpu.entrypoint, "selftest", "--address", "127.0.0.1:50051")
+    assert bool(refused.returncode) == bool(values)
     assert container.stop()[0] == 0
 
 

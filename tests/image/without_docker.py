@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dockerfile_parse import DockerfileParser
 
-OURS = re.compile(r"(?<![\w./-])/(?:opt|run/kvdepot|var/cache/kvdepot|tmp)(?=[/\s:]|$)")
+OURS = re.compile(r"(?<![\w./-])/(?:opt|etc/kvdepot|run/kvdepot|var/cache/kvdepot|tmp)(?=[/\s:]|$)")
 RUN_HERE = {"python", "pip", "mkdir"}
 LEFT_OUT = {"apt-get", "rm", "groupadd", "useradd", "chown"}
 STEP_SECONDS = 900
