@@ -17,8 +17,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 ENGINE = Path(__file__).parent / "engine_main.py"
-START_SECONDS = 300.0
-ANSWER_SECONDS = 600.0
+START_SECONDS = 900.0
+ANSWER_SECONDS = 900.0
 RECORD_VARIABLE = "RECORD_TO"  # where a RecordingConnector writes
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 PATHS = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))

@@ -161,7 +161,6 @@ class SchedulerSide:
         if lookup.matched_tokens is None:
             if now < lookup.deadline:
                 return None, False
-            self._give_up(state)
             state.may_load = False  # it has waited long enough
             return 0, False
         matched = min(lookup.matched_tokens, wanted)
