@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
@@ -159,6 +160,15 @@ def test_gpus_by_a_claim_for_each_pod(install: Install) -> None:
     own = install(gpu("dra", adminAccess=False, deviceClassName="mig.nvidia.com"))
     (request,) = own["ResourceClaimTemplate"]["spec"]["spec"]["devices"]["requests"]
     assert request["exactly"] == {"deviceClassName": "mig.nvidia.com", "allocationMode": "All"}
+
+
+def test_another_claim_is_another_template_because_none_can_be_changed(install: Install) -> None:
+    names = [
+        install(gpu("dra", **more))["ResourceClaimTemplate"]["metadata"]["name"]
+        for more in ({}, {}, {"adminAccess": False}, {"deviceClassName": "mig.nvidia.com"})
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 def test_gpus_by_a_claim_that_engines_use_too(install: Install) -> None:
@@ -360,6 +370,13 @@ def test_the_dashboards_arrive_as_they_are(install: Install, default: Installed)
     assert other["metadata"]["labels"]["grafana"] == "yes"
     assert other["metadata"]["annotations"] == {"grafana_folder": "ml"}
     assert len(install({"metrics": {"dashboard": False}}).of("ConfigMap")) == 1
+
+
+def test_the_alerts_arrive_as_they_are(default: Installed) -> None:
+    files = [yaml.safe_load(path.read_text()) for path in sorted((CHART / "rules").glob("*.yaml"))]
+    groups = [group for file in files for group in file["groups"]]
+    assert "{{ $labels" in json.dumps(groups)  # which is for Prometheus, and nothing that Helm may fill in
+    assert default["PrometheusRule"]["spec"]["groups"] == groups
 
 
 def test_the_network_policy_lets_in_the_namespace_and_prometheus(default: Installed) -> None:

@@ -37,9 +37,3 @@
 {{- fail (printf "\n%s" (join "\n" $faults)) -}}
 {{- end -}}
 {{- end }}
-
-{{- define "kvdepot.draVersion" -}}
-{{- if .Capabilities.APIVersions.Has "resource.k8s.io/v1" }}resource.k8s.io/v1
-{{- else if .Capabilities.APIVersions.Has "resource.k8s.io/v1beta2" }}resource.k8s.io/v1beta2
-{{- end }}
-{{- end }}

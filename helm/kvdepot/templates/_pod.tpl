@@ -28,7 +28,7 @@ resourceClaims:
     {{- if $gpu.claimName }}
     resourceClaimName: {{ $gpu.claimName }}
     {{- else }}
-    resourceClaimTemplateName: {{ include "kvdepot.fullname" . }}
+    resourceClaimTemplateName: {{ include "kvdepot.claimTemplateName" . }}
     {{- end }}
 {{- end }}
 {{- include "kvdepot.placement" . }}
