@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from enum import IntEnum
-from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
 import typer
 
 from kvdepot import Attachment, Credentials, DepotClient, DepotError, KvShape, layouts, token_prefix
+from service.commands.credential_options import takes_credentials
 from service.commands.status import DEFAULT_ADDRESS
 
 MODEL_NAME = "kvdepot-selftest"
@@ -46,29 +46,18 @@ class WrongAnswer(Exception):
     """The depot did not give back what it was given; the message says how."""
 
 
+@takes_credentials
 def selftest(
+    *,
     address: Annotated[str, typer.Option(help="The depot: HOST:PORT or unix:/PATH.")] = DEFAULT_ADDRESS,
-    tls_ca: Annotated[Path | None, typer.Option(help="Authorities that sign the depot's certificate, PEM.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="A certificate to show, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    tls_server_name: Annotated[str, typer.Option(help="What the depot's certificate is for, if not the host.")] = "",
-    token_file: Annotated[Path | None, typer.Option(help="A file with a tenant's bearer token.")] = None,
-    plain_tcp: Annotated[bool, typer.Option(help="Send the token over TCP without TLS, too.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=0, help="How long to wait for a depot that is starting.")] = 0.0,
+    credentials: Credentials,
 ) -> None:
     """Store two chunks, find them, retrieve them, and compare the bytes.
 
     Exits with 0 if the depot works, with 1 if it can't be reached or refuses, with 3 if what it gives back is wrong.
     """
     try:
-        credentials = Credentials(
-            token_file=token_file,
-            ca_file=tls_ca,
-            certificate_file=tls_cert,
-            key_file=tls_key,
-            server_name=tls_server_name,
-            plain_tcp=plain_tcp,
-        )
         with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
             attachment = _attached(client, wait_seconds)
             with closing(attachment):

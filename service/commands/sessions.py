@@ -14,8 +14,9 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 
-from kvdepot import DepotClient, DepotError
+from kvdepot import Credentials, DepotClient, DepotError
 from kvdepot.v1 import cache_pb2
+from service.commands.credential_options import takes_credentials
 from service.commands.printable import printable
 from service.commands.session_drawing import drawing
 from service.commands.session_table import table_of
@@ -33,12 +34,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @sessions.callback(invoke_without_command=True)
+@takes_credentials
 def list_sessions(
+    *,
     context: typer.Context,
     address: Address = DEFAULT_ADDRESS,
     instance: Annotated[str, typer.Option(help="Only sessions of this instance.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="The most that are listed.")] = 50,
     json_output: AsJson = False,
+    credentials: Credentials,
 ) -> None:
     """List sessions that live or ended recently, the last that began first."""
     if context.invoked_subcommand is not None:
@@ -46,7 +50,7 @@ def list_sessions(
         if any(source.name == "COMMANDLINE" for source in sources):
             _fail(f"options come after {context.invoked_subcommand}")
         return
-    with _depot(address) as depot:
+    with _depot(address, credentials) as depot:
         found = list(islice(_listed(depot, instance, limit), limit))
     if json_output:
         print(json.dumps({"sessions": [_as_json(each) for each in found]}, indent=2))
@@ -55,14 +59,17 @@ def list_sessions(
 
 
 @sessions.command("show")
+@takes_credentials
 def show_session(
+    *,
     instance: Annotated[str, typer.Argument(metavar="INSTANCE")],
     session: Annotated[str, typer.Argument(metavar="SESSION")],
     address: Address = DEFAULT_ADDRESS,
     json_output: AsJson = False,
+    credentials: Credentials,
 ) -> None:
     """Draw when the operations of a session ran, and what they moved."""
-    with _depot(address) as depot:
+    with _depot(address, credentials) as depot:
         summary = depot.get_session(instance, session).session
     if json_output:
         print(json.dumps(_as_json(summary), indent=2))
@@ -71,17 +78,20 @@ def show_session(
 
 
 @sessions.command("export")
+@takes_credentials
 def export_sessions(
+    *,
     instance: Annotated[str, typer.Argument(metavar="INSTANCE", show_default=False)] = "",
     session: Annotated[str, typer.Argument(metavar="SESSION", show_default=False)] = "",
     every: Annotated[bool, typer.Option("--all", help="All sessions; with INSTANCE, all of it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; else standard output.")] = None,
     address: Address = DEFAULT_ADDRESS,
+    credentials: Credentials,
 ) -> None:
     """Write sessions as a trace file for ui.perfetto.dev or chrome://tracing."""
     if every == bool(session) or (session and not instance):
         _fail("name INSTANCE and SESSION, or give --all")
-    with _depot(address) as depot:
+    with _depot(address, credentials) as depot:
         found = list(_of_every_session(depot, instance)) if every else [depot.get_session(instance, session).session]
     text = json.dumps(trace_of([view(summary) for summary in found]))
     if output is None:
@@ -116,13 +126,15 @@ def _of_every_session(depot: DepotClient, instance: str) -> Iterator[cache_pb2.S
 
 
 @contextmanager
-def _depot(address: str) -> Iterator[DepotClient]:
+def _depot(address: str, credentials: Credentials) -> Iterator[DepotClient]:
     """A client; what fails ends the command in one line."""
     try:
-        with DepotClient(address, timeout_seconds=TIMEOUT_SECONDS) as client:
+        with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
             yield client
     except DepotError as error:
         _fail(f"{address}: " + ("no depot answers there" if error.reason == "UNREACHABLE" else error.message))
+    except (ValueError, OSError) as error:
+        _fail(f"{address}: {error}")
 
 
 def _as_json(summary: cache_pb2.SessionSummary) -> object:

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvdepot import DepotClient, DepotError
+from kvdepot import Credentials, DepotClient, DepotError
 from kvdepot.v1 import admin_pb2, cache_pb2
+from service.commands.credential_options import takes_credentials
 from service.commands.printable import printable
 from service.units import readable_size
 
@@ -24,16 +25,20 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_SECONDS = 5.0
 
 
+@takes_credentials
 def status(
+    *,
     address: Annotated[str, typer.Option(help="The depot: HOST:PORT or unix:/PATH.")] = DEFAULT_ADDRESS,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    credentials: Credentials,
 ) -> None:
     """Show how a running depot is, and who is attached to it."""
     try:
-        with DepotClient(address, timeout_seconds=_TIMEOUT_SECONDS) as client:
+        with DepotClient(address, credentials=credentials, timeout_seconds=_TIMEOUT_SECONDS) as client:
             depot, attached = client.get_status(), client.list_instances()
-    except DepotError as error:
-        why = "no depot answers there" if error.reason == "UNREACHABLE" else str(error)
+    except (DepotError, ValueError, OSError) as error:
+        unreachable = isinstance(error, DepotError) and error.reason == "UNREACHABLE"
+        why = "no depot answers there" if unreachable else str(error)
         Console(stderr=True).print(
             f"error: {address}: {why}", style="red", markup=False, highlight=False, soft_wrap=True
         )
