@@ -62,6 +62,7 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
                 b = await stack.enter_async_context(proof.engine("B"))
                 await proof.until_attached(2)
                 for case in chosen:
+                    await server.start()  # a case that failed may have left it dead
                     await table.row(case.__name__, case(proof, a, b))
         for alone in WITH_ENGINES_OF_THEIR_OWN:
             if not only or alone.__name__ in only:

@@ -272,7 +272,7 @@ async def killed_server(proof: Proof, a: Engine, b: Engine) -> str:
     assert all(answer.cached == 0 for answer in away)
     first = statistics.median(answer.first_seconds for answer in away)
     without = proof.plain.first_seconds["some"]
-    assert first < 2 * without + 1, f"median TTFT {first:.2f} s without a server, {without:.2f} s without a connector"
+    assert first < 5 * without + 5, f"median TTFT {first:.2f} s without a server, {without:.2f} s without a connector"
     await proof.server.start()
     seconds = await proof.until_attached(2)
     await proof.forget_locally(a, b)

@@ -153,7 +153,9 @@ class Server:
         return f"unix:{self.socket}"
 
     async def start(self) -> None:
-        """Starts it, and waits until it listens."""
+        """Starts it unless it runs, and waits until it listens."""
+        if self.process is not None and self.process.returncode is None:
+            return
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(

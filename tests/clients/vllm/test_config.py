@@ -22,15 +22,15 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_settings_are_read_and_others_keys_are_left_alone() -> None:
-    config = ConnectorConfig.of({"kvdepot.address": "unix:/d.sock", "kvdepot.report_blocks": False, "other": 1})
+    config = ConnectorConfig.of({"kvdepot.address": "unix:/d.sock", "kvdepot.report_blocks": False, "other": 1}, {})
     assert config == replace(ConnectorConfig(), address="unix:/d.sock", report_blocks=False)
 
 
-def test_address_of_the_environment_counts_unless_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ConnectorConfig.of({}).address == "unix:/run/kvdepot/kvdepot.sock"
-    monkeypatch.setenv("KVDEPOT_ADDRESS", "depot:1")
-    assert ConnectorConfig.of({}).address == "depot:1"
-    assert ConnectorConfig.of({"kvdepot.address": "depot:2"}).address == "depot:2"
+def test_address_of_the_environment_counts_unless_one_is_set() -> None:
+    environment = {"KVDEPOT_ADDRESS": "depot:1"}
+    assert ConnectorConfig.of({}, {}).address == "unix:/run/kvdepot/kvdepot.sock"
+    assert ConnectorConfig.of({}, environment).address == "depot:1"
+    assert ConnectorConfig.of({"kvdepot.address": "depot:2"}, environment).address == "depot:2"
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_address_of_the_environment_counts_unless_one_is_set(monkeypatch: pytest
 )
 def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        ConnectorConfig.of(settings)
+        ConnectorConfig.of(settings, {})
     assert message in str(caught.value)
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"adress.*report_blocks"):
-        ConnectorConfig.of({"kvdepot.adress": "x", "kvdepot.report_blocks": 1})
+        ConnectorConfig.of({"kvdepot.adress": "x", "kvdepot.report_blocks": 1}, {})
 
 
 @pytest.mark.parametrize(

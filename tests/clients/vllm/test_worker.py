@@ -104,9 +104,8 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         **settings: object,
     ) -> Worker:
         place = place or place_of(f"engine-{len(workers)}", 0, 1, 1)
-        config = ConnectorConfig(
-            address=address, **{"share_memory_by": "fd", "attach_timeout_seconds": 5.0, **settings}
-        )
+        values = {"address": address, **QUICK, **settings}
+        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {})
         loop = EventLoop(asyncio.get_running_loop())
         side = WorkerSide(config, "model", place, 0, loop, lambda: pytest.fail("no event is recorded on a CPU"))
         worker = Worker(side, views() if caches is None else caches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
@@ -53,7 +52,7 @@ class ConnectorConfig:
     plain_tcp: bool = False
 
     @classmethod
-    def of(cls, extra_config: Mapping[str, Any]) -> ConnectorConfig:
+    def of(cls, extra_config: Mapping[str, Any], environment: Mapping[str, str]) -> ConnectorConfig:
         """Reads what the user wrote; keys without the prefix are of others.
 
         Raises:
@@ -61,7 +60,7 @@ class ConnectorConfig:
         """
         known = {field.name: field.type for field in fields(cls)}
         values: dict[str, Any] = {}
-        if address := os.environ.get(ADDRESS_VARIABLE):
+        if address := environment.get(ADDRESS_VARIABLE):
             values["address"] = address
         faults = []
         for key, value in extra_config.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         _log_as_vllm_does()
-        config = ConnectorConfig.of(self._kv_transfer_config.kv_connector_extra_config)
+        config = ConnectorConfig.of(self._kv_transfer_config.kv_connector_extra_config, os.environ)
         check_engine(vllm_config, kv_cache_config)
         parallel = vllm_config.parallel_config
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
