@@ -61,7 +61,7 @@ class Access:
         """Read the files again when they change, for ever; tell of new tenants, who are asked for from then on."""
 
         def use(tenants: Tenants) -> None:
-            self._authentication.tenants = tenants
+            self._authentication.use(tenants)
             changed(tenants)
 
         async with asyncio.TaskGroup() as watching:

@@ -67,8 +67,18 @@ class Authentication:
     """
 
     def __init__(self, tenants: Tenants | None, *, over_tls: bool, tokens_over_plain_tcp: bool) -> None:
-        self.tenants = tenants
         self._is_transport_open = not over_tls and not tokens_over_plain_tcp
+        self.use(tenants)
+
+    def use(self, tenants: Tenants | None) -> None:
+        """Ask for these tenants from now on."""
+        self._tenants = tenants
+        # Made ahead, because each call asks for one.
+        self._by_token = {
+            token.hash: Caller(tenant, token.hash, (), token.expire_time)
+            for tenant in (tenants.by_name.values() if tenants is not None else ())
+            for token in tenant.tokens
+        }
 
     def caller_of(self, context: Context) -> Caller:
         """Who calls, by the token and the certificate shown; if both name a tenant it has to be the same.
@@ -76,7 +86,7 @@ class Authentication:
         Raises: CredentialsMissing, TokenUnknown, TokenExpired, CertificateUnknown, CredentialsConflict,
             InsecureTransport.
         """
-        tenants = self.tenants
+        tenants = self._tenants
         if tenants is None:
             return ANYBODY
         tokens = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
@@ -94,12 +104,12 @@ class Authentication:
 
     def still(self, earlier: Caller) -> bool:
         """Whether the one who called is who it was, as the tenants are now."""
-        tenants = self.tenants
+        tenants = self._tenants
         if tenants is None:
             return True
         if earlier.token is not None:
-            by_token = tenants.of_token(earlier.token)
-            now = by_token[0] if by_token is not None and by_token[1].expire_time > time.time() else None
+            by_token = self._by_token.get(earlier.token)
+            now = by_token.tenant if by_token is not None and by_token.expire_time > time.time() else None
         else:
             by_certificate = tenants.of_certificate(earlier.certificate)
             now = by_certificate[0] if len(by_certificate) == 1 else None
@@ -113,16 +123,15 @@ class Authentication:
             raise TokenUnknown("authorization: one value is expected, Bearer and a token")
         if self._is_transport_open and not context.peer().startswith(ON_THIS_MACHINE):
             raise InsecureTransport("the token came over TCP without TLS, where others can read it: replace it")
-        hashed = token_hash(value[len(BEARER) :].strip())
-        found = tenants.of_token(hashed)
+        # By its hash: how long it takes to look one up tells nothing of a token that is nearly right.
+        found = self._by_token.get(token_hash(value[len(BEARER) :].strip()))
         if found is None:
             raise TokenUnknown("the bearer token is no tenant's")
-        tenant, token = found
-        if token.expire_time <= time.time():
+        if found.expire_time <= time.time():
             raise TokenExpired("the bearer token has expired")
-        if any(each is not tenant for each in tenants.of_certificate(names)):
+        if names and any(each is not found.tenant for each in tenants.of_certificate(names)):
             raise CredentialsConflict("the bearer token and the client certificate are of different tenants")
-        return Caller(tenant, hashed, names, token.expire_time)
+        return found
 
 
 def _names_of_certificate(context: Context) -> Sequence[bytes]:

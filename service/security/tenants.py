@@ -52,13 +52,12 @@ class Tenants:
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
         self._by_name = {tenant.name: tenant for tenant in tenants}
-        self._by_token = {token.hash: (tenant, token) for tenant in self._by_name.values() for token in tenant.tokens}
         self._by_certificate = {
             name.encode(): tenant for tenant in self._by_name.values() for name in tenant.certificates
         }
 
     def __repr__(self) -> str:
-        return f"<Tenants {len(self._by_name)}, {len(self._by_token)} tokens>"
+        return f"<Tenants {', '.join(self._by_name)}>"
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -72,10 +71,6 @@ class Tenants:
     def have_certificates(self) -> bool:
         """Whether any tenant is known by a certificate."""
         return bool(self._by_certificate)
-
-    def of_token(self, hashed: TokenHash) -> tuple[Tenant, Token] | None:
-        """Whose token it is. A hash is no secret's prefix, so how long a look-up takes tells nothing of a token."""
-        return self._by_token.get(hashed)
 
     def of_certificate(self, names: Iterable[bytes]) -> list[Tenant]:
         """Whose certificate has these names: nobody's, one tenant's, or of several, which nobody can be."""

@@ -243,8 +243,8 @@ async def test_certificates_are_replaced_under_load_without_a_call_that_fails(
                 return await shown(address) == serial_number
 
             await eventually(is_shown)
+            await eventually(lambda before=num_calls: num_calls >= before + 16)  # type: ignore[misc]
         stop.set()
-    assert num_calls > 50
 
 
 async def test_a_secret_that_is_swapped_behind_symbolic_links_is_seen(
