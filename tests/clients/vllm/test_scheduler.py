@@ -178,7 +178,7 @@ def test_blocks_and_lease_are_kept_until_every_worker_has_settled() -> None:
     assert engine.asks.ended_sessions == ["request"]
 
 
-@pytest.mark.parametrize("num_external_tokens", [4, 20], ids=["a part of a chunk", "more than was found"])
+@pytest.mark.parametrize("num_external_tokens", [4, 24], ids=["a part of a chunk", "more than was found"])
 def test_load_of_other_tokens_than_were_found_fails_and_is_computed(engine: Engine, num_external_tokens: int) -> None:
     request = request_of(40)
     engine.side.matched_tokens(request, 0)
@@ -364,6 +364,10 @@ def test_another_depot_is_given_everything_again(engine: Engine) -> None:
     (order,) = engine.step({request: 4}).stores
     assert (order.start_token, order.chunk_size) == (0, 2 * CHUNK)
     assert order.chunk_hashes == [request.block_hashes[3]]
+    engine.side.reported(WorkerReport(chunk_sizes={0: 0}))
+    engine.side.reported(WorkerReport(chunk_sizes={0: CHUNK}))
+    (order,) = engine.step({request: 1}).stores
+    assert (order.start_token, order.chunk_hashes) == (0, request.block_hashes[1:6:2])
 
 
 def test_nothing_is_stored_of_requests_that_another_connector_loads_while_they_run(engine: Engine) -> None:

@@ -265,6 +265,25 @@ async def test_replica_stores_nothing_and_loads_its_own_lease(depot: Server, sta
     assert torch.equal(content(second.caches, [9, 8, 7, 6]), content(first.caches, [1, 2, 3, 4]))
 
 
+async def test_replica_does_not_even_ask_to_store(start_worker: StartWorker) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address, place_of("engine", 1, 2, 2))
+        worker.side.store([store_order(([1, 2, 3, 4],))])
+        assert (await worker.until_settled(1)).failed == set()
+        assert "Store" not in dict(depot.requests)
+
+
+async def test_load_of_fewer_tokens_than_were_ordered_has_failed(start_worker: StartWorker) -> None:
+    with fake_depot("127.0.0.1:0") as depot:  # it answers that it wrote 16 tokens
+        worker = await start_worker(depot.address)
+        worker.side.load([load_order("lease", ([1, 2, 3, 4, 5, 6, 7, 8],))])
+        assert await worker.until_loaded() == {"request"}
+        assert worker.side.take_failed_block_ids() == set(range(1, 9))
+        worker.side.load([load_order("lease", ([1, 2, 3, 4],), operation_id=3)])
+        assert await worker.until_loaded() == {"request"}
+        assert worker.side.take_failed_block_ids() == set()
+
+
 @contextmanager
 def fake_depot(address: str, depot: FakeDepot | None = None) -> Iterator[FakeDepot]:
     depot = depot or FakeDepot()
