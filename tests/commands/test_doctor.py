@@ -252,6 +252,35 @@ def test_what_is_broken_is_told_with_how_it_is_mended(
     assert (finding.status, what in finding.what, mend in finding.mend) == (status, True, True), finding
 
 
+JUST_RIGHT = [
+    ("memory for L1", memory(cgroup_used_bytes=int(35.5 * GIB)), {}),
+    ("memory for L1", memory(available_bytes=64 * GIB, cgroup_limit_bytes=None), {}),
+    ("populating L1", process(linux_version=(5, 14)), {}),
+    ("memlock", memory(memlock_bytes=64 * GIB), {}),
+    ("CPUs", process(num_cpus=4), {"transfer_threads": 4}),
+    ("open files", process(max_files=1024 + 256), {}),
+    ("listen on", unix(path_bytes=107), {}),
+    ("listen on", listener(), {"tenants": ""}),
+    ("listen on", listener(address="0.0.0.0:50051"), {}),
+    ("listen on", listener(address="0.0.0.0:50051"), {"tenants": "", "tls_client_ca": "ca.crt"}),
+]
+
+
+@pytest.mark.parametrize(("check", "facts", "given"), JUST_RIGHT)
+def test_what_is_just_enough_is_enough(check: str, facts: Facts, given: dict[str, Any]) -> None:
+    assert found(check, facts, **given).status is Status.OK
+
+
+def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
+    assert found("memory for L1", memory(cgroup_used_bytes=36 * GIB)).status is Status.WARNING
+
+
+def test_where_cupy_is_missing_that_is_told_once() -> None:
+    without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
+    told = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
+    assert {(each.status, each.what) for each in told.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
+
+
 def test_each_check_can_find_something() -> None:
     checks = {_name(finding) for finding in examine(WELL, settings())}
     assert checks - {check for check, *_ in BROKEN} == {"IPC namespace"}

@@ -40,7 +40,7 @@ from service.security.tenants_file import BadTenants, read_tenants
 from service.settings import Settings
 from telemetry.loading import SubscriberSource
 
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 5.0
 
 _SHARED_MEMORY = Path("/dev/shm")
 _CAP_IPC_LOCK = 14
@@ -49,7 +49,7 @@ _HOST_PID_NAMESPACE, _HOST_IPC_NAMESPACE = 0xEFFF_FFFC, 0xEFFF_FFFF
 
 
 def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
-    """All facts; takes a few seconds where an address does not answer."""
+    """All facts; takes some seconds where an address does not answer."""
     return Facts(
         memory=_memory(),
         shared_memory=_shared_memory(),
