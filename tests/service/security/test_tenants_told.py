@@ -1,0 +1,127 @@
+"""Tenants in events, metrics and status: whose each figure is, and nobody else's names."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from typing import Any
+
+from kvdepot import KvShape, layouts
+from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from tests.e2e.engines import eventually
+from tests.service.security.calling import Calling
+from tests.service.security.conftest import Connect, StartTenants
+
+SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=128, dtype="uint8")
+CHUNK_BYTES = 2 * 16 * 128
+
+
+async def attached(call: Calling) -> Any:
+    stream = call.start(
+        "AttachInstance",
+        cache_pb2.AttachInstanceRequest(
+            instance_id="engine", model_name="m", world_size=1, groups=[layouts.VLLM.without_memory(SHAPE)]
+        ),
+    )
+    await stream.read()
+    return stream
+
+
+async def stored(call: Calling, prompt: int, num_chunks: int = 2) -> None:
+    tokens = range(prompt * 1000, prompt * 1000 + num_chunks * 16)
+    header = cache_pb2.StoreInlineHeader(
+        instance_id="engine", session_id="s", prefix=cache_pb2.Prefix(token_ids=tokens)
+    )
+    await call(
+        "StoreInline",
+        [
+            cache_pb2.StoreInlineRequest(header=header),
+            cache_pb2.StoreInlineRequest(data=bytes(CHUNK_BYTES * num_chunks)),
+        ],
+    )
+
+
+async def test_an_eviction_is_told_to_whom_the_chunks_belonged(start_tenants: StartTenants, connect: Connect) -> None:
+    server = await start_tenants(l1_size=4 * CHUNK_BYTES)
+    red, blue = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue"))
+    streams = [await attached(call) for call in (red, blue)]
+    watches = []
+    for call in (red, blue):
+        watching = call.start("WatchEvents", observability_pb2.WatchEventsRequest(event_types=["ChunksEvicted"]))
+        await watching.initial_metadata()
+        watches.append(watching)
+    await stored(blue, 1)
+    for prompt in (2, 3):
+        await stored(red, prompt)
+    event = (await watches[1].read()).event
+    assert (event.type, event.tenant) == ("ChunksEvicted", "blue")
+    await stored(red, 4)  # which evicts red's own
+    event = (await watches[0].read()).event
+    assert (event.type, event.tenant) == ("ChunksEvicted", "red")
+    for each in (*streams, *watches):
+        each.cancel()
+
+
+async def test_an_admin_sees_whose_everything_is_and_a_tenant_its_own_names(
+    start_tenants: StartTenants, connect: Connect
+) -> None:
+    server = await start_tenants()
+    red, blue, ops = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue", "ops"))
+    watching = ops.start("WatchEvents", observability_pb2.WatchEventsRequest(event_types=["InstanceAttached"]))
+    await watching.initial_metadata()
+    streams = [await attached(call) for call in (red, blue)]
+    events = [(await watching.read()).event for _ in range(2)]
+    assert [(event.tenant, event.instance_id) for event in events] == [("red", "engine"), ("blue", "engine")]
+    for call, num_chunks in ((red, 1), (blue, 2)):
+        await stored(call, 1, num_chunks)
+
+    (instances,) = await ops("ListInstances", admin_pb2.ListInstancesRequest())
+    assert [(each.tenant, each.instance_id) for each in instances.instances] == [("blue", "engine"), ("red", "engine")]
+    (status,) = await ops("GetStatus", admin_pb2.GetStatusRequest())
+    assert (status.num_instances, status.num_sessions, status.tiers[0].num_chunks) == (2, 2, 3)
+    assert [(each.name, each.num_chunks, each.used_bytes) for each in status.tenants] == [
+        ("blue", 2, 2 * CHUNK_BYTES),
+        ("ops", 0, 0),
+        ("red", 1, CHUNK_BYTES),
+    ]
+    (sessions,) = await ops("ListSessions", observability_pb2.ListSessionsRequest(page_size=1))
+    (rest,) = await ops("ListSessions", observability_pb2.ListSessionsRequest(page_token=sessions.next_page_token))
+    assert [each.tenant for each in (*sessions.sessions, *rest.sessions)] == ["blue", "red"]
+    (own,) = await red("ListSessions", observability_pb2.ListSessionsRequest())
+    assert [(each.tenant, each.instance_id) for each in own.sessions] == [("red", "engine")]
+
+    (answer,) = await ops("ClearCache", admin_pb2.ClearCacheRequest(tenant="red"))
+    assert answer.num_cleared_chunks == 1
+    (status,) = await ops("GetStatus", admin_pb2.GetStatusRequest())
+    assert {each.name: each.num_chunks for each in status.tenants} == {"blue": 2, "ops": 0, "red": 0}
+    for stream in (*streams, watching):
+        stream.cancel()
+
+
+async def test_metrics_tell_tenants_apart(start_tenants: StartTenants, connect: Connect) -> None:
+    server = await start_tenants(disable_metrics=False, prometheus_port=0)
+    red, blue = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue"))
+    streams = [await attached(call) for call in (red, blue)]
+    for call, num_chunks in ((red, 1), (blue, 2)):
+        await stored(call, 1, num_chunks)
+    await eventually(lambda: server.bus.stats().depth == 0)
+    page = await _scraped(server.prometheus_address)
+    for line in (
+        'kvdepot_tenant_operations_total{operation="store",outcome="ok",tenant="red"} 1.0',
+        f'kvdepot_tenant_io_bytes_total{{operation="store",tenant="blue"}} {2 * CHUNK_BYTES:.1f}',
+        f'kvdepot_tenant_l1_used_bytes{{tenant="red"}} {CHUNK_BYTES:.1f}',
+        'kvdepot_tenant_sessions_live{tenant="blue"} 1.0',
+        'kvdepot_tenant_rpcs_running{kind="stream",tenant="red"} 1.0',
+        'kvdepot_files_broken{file="tenants"} 0.0',
+    ):
+        assert line in page, line
+    for stream in streams:
+        stream.cancel()
+
+
+async def _scraped(address: str) -> str:
+    def page() -> str:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return await asyncio.to_thread(page)
