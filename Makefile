@@ -7,7 +7,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check proto docs image gpu-test gpu-sanitize gpu-bench e2e-vllm bench clean
+.PHONY: help demo run test test-all check proto docs image gpu-test gpu-sanitize gpu-bench e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -92,5 +92,17 @@ e2e-vllm: $(VENV)/.installed .venv-vllm/.installed ## real vLLM engines share a 
 bench: $(VENV)/.installed ## run the benchmarks
 	@$(BIN)/python -m benchmarks
 
+.venv-peer/.installed: benchmarks/peer/requirements.txt
+	@echo "setting up .venv-peer (once, 1.9 GB)"
+	@test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	@.venv-peer/bin/python -m pip --disable-pip-version-check --quiet install "$$(grep '^torch==' constraints.txt)"
+	@.venv-peer/bin/python -m pip --disable-pip-version-check --quiet install --requirement benchmarks/peer/requirements.txt
+	@touch $@
+
+bench-peer: $(VENV)/.installed ## run the benchmarks beside LMCache's server, where it can be installed
+	@mkdir -p build
+	@if $(MAKE) --no-print-directory .venv-peer/.installed 2>build/peer-install.log; then $(BIN)/python -m benchmarks.peer; \
+	else echo "not measured: LMCache can't be installed here ($$(grep -m1 ERROR build/peer-install.log), build/peer-install.log)"; fi
+
 clean: ## remove what was built
-	@rm -rf build $(VENV) .venv-proto
+	@rm -rf build $(VENV) .venv-proto .venv-peer

@@ -1,0 +1,68 @@
+"""``python -m benchmarks.peer``: kvdepot beside LMCache's multiprocess server, round by round, in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import uvloop
+
+from benchmarks import servers
+from benchmarks.figures import Figure, Goal, Report
+from benchmarks.peer import rounds, shapes
+from benchmarks.peer.depot import DepotEngine, WrongBytes
+from benchmarks.peer.processes import PeerFailed, Process, Setup, driver, server
+from service.commands.processes import exit_on_terminate
+
+L1 = "2500MiB"
+WATCHING_SECONDS = 180.0
+
+
+async def measure() -> list[Figure]:
+    """Every setup of the peer, beside one depot."""
+    moved: list[Figure] = []
+    asked: list[Figure] = []
+    with servers.depot("--l1-size", L1, "--transfer-threads", str(shapes.THREADS)) as depot:
+        async with DepotEngine.attached(depot.tcp) as ours:
+            for transport in ("zmq", "grpc"):
+                for tuned in (False, True):
+                    setup = Setup(transport=transport, tuned=tuned)
+                    lengths = (shapes.SHORT, shapes.LONG) if tuned else (shapes.SHORT,)
+                    with server(setup) as url, driver(setup, url) as peer:
+                        if transport == "zmq":  # the bytes take the same way whatever carries the requests
+                            moved += await rounds.move(ours, peer, setup)
+                        asked += await rounds.ask(ours, peer, setup, lengths)
+    return [*moved, *asked]
+
+
+def watch() -> tuple[str, list[Figure]]:
+    """The peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
+    setup = Setup(transport="zmq", tuned=False)
+    process = Process("the subscribers", "-m", "benchmarks.peer.watching", variables=setup.variables, answers=True)
+    try:
+        said = json.loads(process.line(WATCHING_SECONDS))
+    finally:
+        process.end()
+    return said["version"], [
+        Figure(**each | {"goal": each["goal"] and Goal(**each["goal"])}) for each in said["figures"]
+    ]
+
+
+def main() -> None:
+    """Measure, print, and put the results on file."""
+    load = os.getloadavg()[0]
+    try:
+        with exit_on_terminate():
+            figures = uvloop.run(measure())
+            version, watched = watch()
+    except (PeerFailed, WrongBytes) as error:
+        sys.exit(str(error))
+    title = f"Beside LMCache {version} on the CPU (load of the machine at the start: {load:.1f})"
+    report = Report(title=title, figures=[*figures, *watched])
+    report.print()
+    report.write("peer")
+
+
+if __name__ == "__main__":
+    main()

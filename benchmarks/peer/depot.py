@@ -1,0 +1,121 @@
+"""kvdepot's side: an engine that moves the same blocks and asks the same questions, over TCP as the peer's does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peer import shapes
+from benchmarks.timing import seconds_of
+from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
+from kvdepot.aio_attachment import AsyncAttachment
+
+Ids = NDArray[np.int64]
+
+LAYOUT = layouts.NL_X_TWO_NB_BS_NH_HS
+LARGE = KvShape(
+    num_layers=shapes.NUM_LAYERS,
+    num_blocks=shapes.NUM_BLOCKS,
+    block_size=shapes.BLOCK_SIZE,
+    num_heads=shapes.NUM_HEADS,
+    head_size=shapes.HEAD_SIZE,
+    dtype="bfloat16",
+)
+SMALL = KvShape(num_layers=1, num_blocks=1, block_size=16, num_heads=1, head_size=8, dtype="bfloat16")
+
+
+class WrongBytes(Exception):
+    """What was retrieved is not what was stored."""
+
+
+@dataclass(slots=True)
+class DepotEngine:
+    """An engine with a buffer, and one of a tiny model whose prompts are looked up."""
+
+    buffer: SharedBuffer
+    large: AsyncAttachment
+    small: AsyncAttachment
+    names: itertools.count[int]
+
+    @classmethod
+    @asynccontextmanager
+    async def attached(cls, address: str) -> AsyncIterator[DepotEngine]:
+        """Both attached, and L1 in memory."""
+        with SharedBuffer.create(LAYOUT.size_bytes(LARGE)) as buffer:
+            buffer.array[:] = 1
+            groups, regions = [LAYOUT.from_shape(LARGE)], [buffer.region]
+            async with (
+                AsyncDepotClient(address) as client,
+                await client.attach(instance_id="large", model_name="large", groups=groups, regions=regions) as large,
+                await client.attach(
+                    instance_id="small", model_name="small", groups=[LAYOUT.without_memory(SMALL)]
+                ) as small,
+            ):
+                while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                yield cls(buffer, large, small, itertools.count())
+
+    async def move(self, tokens: Ids, blocks: Ids) -> tuple[float, float]:
+        """Seconds of a store and of a retrieve of one prompt."""
+        session = str(next(self.names))
+        store_seconds = await seconds_of(self.large.store(session, tokens, [blocks]))
+        found = await self.large.lookup(session, tokens)
+        if found.matched_tokens != len(tokens):
+            raise WrongBytes(f"of {len(tokens)} tokens that were stored, {found.matched_tokens} were found")
+        retrieve_seconds = await seconds_of(self.large.retrieve(session, found.lease, [blocks]))
+        await self.large.end_session(session)
+        return store_seconds, retrieve_seconds
+
+    async def check(self, tokens: Ids, blocks: Ids, other_blocks: Ids) -> bool:
+        """Whether a prompt's bytes come back, in other blocks."""
+        session = str(next(self.names))
+        planes = self.buffer.array.reshape(-1, shapes.NUM_BLOCKS, shapes.BLOCK_BYTES)
+        random = np.random.default_rng(0)
+        stored = random.integers(0, 256, (len(planes), len(blocks), shapes.BLOCK_BYTES), dtype=np.uint8)
+        planes[:, blocks] = stored
+        await self.large.store(session, tokens, [blocks])
+        planes[:, blocks] = 0
+        found = await self.large.lookup(session, tokens)
+        await self.large.retrieve(session, found.lease, [other_blocks])
+        await self.large.end_session(session)
+        return np.array_equal(planes[:, other_blocks], stored)
+
+    async def store_prompt(self) -> None:
+        """The one that lookups find; it is evicted when enough is moved."""
+        num_bytes = self.small.chunk_bytes * shapes.LONG // shapes.CHUNK_SIZE
+        await self.small.store_inline("stored", prompt(shapes.STORED, shapes.LONG), bytes(num_bytes))
+        await self.small.end_session("stored")
+
+    async def transact(self, first_token: int, num_tokens: int, clients: int, seconds: float) -> float:
+        """Lookup transactions a second, of so many clients that each have one at a time."""
+        tokens = prompt(first_token, num_tokens)
+        expected = num_tokens if first_token == shapes.STORED else 0
+        begin = time.perf_counter()
+
+        async def client() -> int:
+            num_done = 0
+            while not num_done or time.perf_counter() < begin + seconds:
+                session = str(next(self.names))
+                found = await self.small.lookup(session, tokens)
+                if found.matched_tokens != expected:
+                    raise WrongBytes(f"{found.matched_tokens} tokens were found, not {expected}")
+                if expected:
+                    await self.small.release_lease(found.lease)
+                await self.small.end_session(session)
+                num_done += 1
+            return num_done
+
+        num_done = sum(await asyncio.gather(*(client() for _ in range(clients))))
+        return num_done / (time.perf_counter() - begin)
+
+
+def prompt(first_token: int, num_tokens: int) -> NDArray[np.uint32]:
+    """As the driver makes it."""
+    return np.arange(first_token, first_token + num_tokens, dtype=np.uint32)
