@@ -37,7 +37,7 @@ _SECTIONS = {
 
 def all_metrics() -> tuple[Metric, ...]:
     """The catalogue's, and those of the engines' blocks."""
-    return (*METRICS, *map(_of_blocks, BlockHistograms().all))
+    return (*METRICS, *map(_of_blocks, BlockHistograms(str).all))
 
 
 def metrics_page() -> str:
