@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,22 @@ import pytest
 
 from kvdepot import Attachment, DepotClient, KvShape, layouts
 from service.commands.processes import ANY_PORT, child
+from tests.service.security.authority import Authority
+from tests.service.security.calling import write_tenants
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/debugging.md", "docs/operations.md")
 ADDRESS = "127.0.0.1:50051"
+SECURE_ADDRESS = "127.0.0.1:50443"
 SOCKET = "/run/kvdepot.sock"
+TOKEN = "a-token"
 CHUNK_SIZE = 256
 COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay")
 RUN = ("buf curl ", "echo ", *(f"python -m service {command} " for command in COMMANDS_OF_OURS))
 # What the pages suppose to be there.
 FILES = {
     "kvdepot.yaml": "l1_size: 16MiB\nlisten: 127.0.0.1:0\nprometheus_port: 0\n",
+    "token": TOKEN,
     "trace.jsonl": '{"timestamp": 0, "hash_ids": [1, 2, 3]}\n{"timestamp": 1, "hash_ids": [1, 2, 4]}\n',
 }
 
@@ -45,8 +50,9 @@ class Command:
         stated = re.fullmatch(r"exit code (\d+)", self.answer)
         return int(stated[1]) if stated else 0
 
-    def run(self, environment: dict[str, str], address: str, socket: str) -> subprocess.Popen[str]:
-        line = self.line.replace(ADDRESS, address).replace(SOCKET, socket)
+    def run(self, environment: dict[str, str], depot: Depot) -> subprocess.Popen[str]:
+        line = self.line.replace(ADDRESS, depot.address).replace(SOCKET, depot.socket)
+        line = line.replace(SECURE_ADDRESS, depot.secure_address)
         return subprocess.Popen(
             ["bash", "-c", f"exec {line}" if self.line.startswith("buf") else line],
             env=environment,
@@ -74,10 +80,14 @@ STREAMS = "WatchEvents"
 
 @dataclass(frozen=True, slots=True)
 class Depot:
-    """A depot as the pages suppose it: `engine-0` has stored one chunk of `llama` for `request-1`."""
+    """A depot as the pages suppose it: `engine-0` has stored one chunk of `llama` for `request-1`.
+
+    `secure_address` is that of another one, with TLS and tenants.
+    """
 
     address: str
     socket: str
+    secure_address: str
     attachment: Attachment
 
 
@@ -88,17 +98,30 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("home")
     for name, content in FILES.items():
         (home / name).write_text(content)
+    authority = Authority()
+    authority.write(home)
+    authority.issue().write(home, "depot")
+    write_tenants(home / "tenants.yaml", {"name": "ops", "token": TOKEN, "admin": True})
     return {"PATH": with_buf, "PYTHONPATH": with_service, "HOME": str(home), "COLUMNS": "120"}
 
 
+@contextmanager
+def serving(*flags: str) -> Iterator[str]:
+    """The address by TCP of a depot that is served for the duration of the block."""
+    usual = ("--listen", "127.0.0.1:0", "--l1-size", "16MiB", "--log-level", "error")
+    with child("the depot", "-m", "service", "serve", *ANY_PORT, *usual, *flags) as server:
+        address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]
+        server.drain()
+        yield address
+
+
 @pytest.fixture
-def depot() -> Iterator[Depot]:
+def depot(environment: dict[str, str]) -> Iterator[Depot]:
+    home = environment["HOME"]
+    secure = ("--tls-cert", f"{home}/depot.crt", "--tls-key", f"{home}/depot.key", "--tenants", f"{home}/tenants.yaml")
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         socket = f"{folder}/depot.sock"
-        flags = ("--listen", "127.0.0.1:0", "--listen", f"unix:{socket}", "--l1-size", "16MiB", "--log-level", "error")
-        with child("the depot", "-m", "service", "serve", *ANY_PORT, *flags) as server:
-            address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]
-            server.drain()
+        with serving("--listen", f"unix:{socket}") as address, serving(*secure) as secure_address:
             group = layouts.NL_X_NB_BS_HS.without_memory(
                 KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
             )
@@ -107,7 +130,7 @@ def depot() -> Iterator[Depot]:
                 client.attach(instance_id="engine-0", model_name="llama", groups=[group]) as attachment,
             ):
                 attachment.store_inline("request-1", range(CHUNK_SIZE), bytes(attachment.chunk_bytes))
-                yield Depot(address, socket, attachment)
+                yield Depot(address, socket, secure_address, attachment)
 
 
 def test_the_commands_are_found_and_say_what_they_answer() -> None:
@@ -121,7 +144,7 @@ def test_every_command_answers_what_the_page_says(depot: Depot, environment: dic
     for command in COMMANDS:
         if STREAMS in command.line:
             continue
-        process = command.run(environment, depot.address, depot.socket)
+        process = command.run(environment, depot)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == command.exit_code, (command.line, output)
         assert command.exit_code or command.answer in output, (command.line, output)
@@ -129,7 +152,7 @@ def test_every_command_answers_what_the_page_says(depot: Depot, environment: dic
 
 def test_the_event_feed_shows_what_happens(depot: Depot, environment: dict[str, str]) -> None:
     (command,) = (command for command in COMMANDS if STREAMS in command.line)
-    process = command.run(environment, depot.address, depot.socket)
+    process = command.run(environment, depot)
     assert process.stdout is not None
     seen = threading.Event()
 
