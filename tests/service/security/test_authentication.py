@@ -11,10 +11,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import service.errors
 from kvdepot.v1 import admin_pb2, observability_pb2
+from service.boundary import DENIALS
 from service.errors import InsecureTransport
 from service.security.callers import Authentication
 from service.security.tenants import Tenant, TenantLimits, Tenants, Token, token_hash
+from telemetry.metrics import catalogue
 from tests.conftest import StartServer
 from tests.e2e.engines import eventually
 from tests.service.security.calling import METHODS, Calling, Denied, empty_request, sha256
@@ -214,6 +217,12 @@ async def test_each_denied_call_has_a_line_an_event_and_a_count(
         )
     watching.cancel()
     assert server._access.audit.num_denied == {("", "CREDENTIALS_MISSING"): 1, ("blue", "ADMIN_ONLY"): 1}
+
+
+def test_the_reasons_of_the_metric_are_those_of_the_errors() -> None:
+    classes = [each for each in vars(service.errors).values() if isinstance(each, type)]
+    denials = {each.reason for each in classes if getattr(each, "status", None) in DENIALS}
+    assert set(catalogue.DENIED_REASON.values) == denials | {"REGION_FORBIDDEN"}
 
 
 async def test_a_storm_of_denied_calls_is_counted_and_told_of_in_few_lines(

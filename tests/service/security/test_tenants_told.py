@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from pathlib import Path
 from typing import Any
+
+import grpc
+import pytest
 
 from kvdepot import KvShape, layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from telemetry.metrics.catalogue import METRICS
 from tests.e2e.engines import eventually
-from tests.service.security.calling import Calling
-from tests.service.security.conftest import Connect, StartTenants
+from tests.service.security.authority import Authority
+from tests.service.security.calling import Calling, Denied
+from tests.service.security.conftest import RED, Connect, StartTenants
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=128, dtype="uint8")
 CHUNK_BYTES = 2 * 16 * 128
+OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
 
 
 async def attached(call: Calling) -> Any:
@@ -117,6 +124,28 @@ async def test_metrics_tell_tenants_apart(start_tenants: StartTenants, connect: 
         assert line in page, line
     for stream in streams:
         stream.cancel()
+
+
+async def test_every_metric_of_tenants_and_files_is_exported(
+    start_tenants: StartTenants, connect: Connect, authority: Authority, tmp_path: Path
+) -> None:
+    cert, key = authority.issue().write(tmp_path, "depot")
+    limited = RED | {"limits": {"max_attachments": 1}}
+    server = await start_tenants(limited, disable_metrics=False, prometheus_port=0, tls_cert=cert, tls_key=key)
+    credentials = grpc.ssl_channel_credentials(authority.pem)
+    red, stranger = (connect(server.addresses[0], token, credentials) for token in ("red-token", "wrong"))
+    stream = await attached(red)
+    await stored(red, 1)
+    for call in (red, stranger):
+        with pytest.raises(Denied):
+            await call("WatchEvents", observability_pb2.WatchEventsRequest())
+    await eventually(lambda: server.bus.stats().depth == 0)
+    page = await _scraped(server.prometheus_address)
+    names = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if not line.startswith("#")}
+    assert {each.prometheus_name for each in METRICS if each.name.startswith(OF_TENANTS)} <= names
+    assert 'kvdepot_access_denied_total{reason="TOKEN_UNKNOWN",tenant=""} 1.0' in page
+    assert 'kvdepot_tenant_rpcs_refused_total{reason="TOO_MANY_RPCS",tenant="red"} 1.0' in page
+    stream.cancel()
 
 
 async def _scraped(address: str) -> str:
