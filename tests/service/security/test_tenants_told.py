@@ -14,6 +14,7 @@ from kvdepot import KvShape, layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from telemetry.metrics.catalogue import METRICS
 from tests.e2e.engines import eventually
+from tests.service.collector import attributes, running_collector
 from tests.service.security.authority import Authority
 from tests.service.security.calling import Calling, Denied
 from tests.service.security.conftest import RED, Connect, StartTenants
@@ -146,6 +147,38 @@ async def test_every_metric_of_tenants_and_files_is_exported(
     assert 'kvdepot_access_denied_total{reason="TOKEN_UNKNOWN",tenant=""} 1.0' in page
     assert 'kvdepot_tenant_rpcs_refused_total{reason="TOO_MANY_RPCS",tenant="red"} 1.0' in page
     stream.cancel()
+
+
+async def test_spans_tell_whose_they_are(start_tenants: StartTenants, connect: Connect) -> None:
+    async with running_collector() as collector:
+        # Left open, so that the server sends its spans within the block.
+        server = await start_tenants(enable_tracing=True, otlp_endpoint=collector.endpoint, disable_metrics=True)
+        red, blue = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue"))
+        streams = [await attached(call) for call in (red, blue)]
+        for call in (red, blue):
+            await stored(call, 1)
+            await call("EndSession", cache_pb2.EndSessionRequest(instance_id="engine", session_id="s"))
+
+        def told() -> set[tuple[str, str, str]]:
+            found = [(span.name.rpartition("/")[2], attributes(span)) for span in collector.spans]
+            return {
+                (name, str(facts.get("kvdepot.tenant", "")), str(facts.get("kvdepot.instance_id", "")))
+                for name, facts in found
+            }
+
+        expected = {
+            (name, tenant, instance_id)
+            for tenant in ("red", "blue")
+            for name, instance_id in (
+                ("session", f"{tenant}/engine"),
+                ("store", f"{tenant}/engine"),
+                ("StoreInline", ""),
+                ("EndSession", ""),
+            )
+        }
+        await eventually(lambda: told() >= expected)
+        for stream in streams:
+            stream.cancel()
 
 
 async def _scraped(address: str) -> str:
