@@ -98,6 +98,7 @@ def settings(**given: Any) -> Settings:
             "subscriber": ("mine:Mine",),
             "tenants": "/etc/kvdepot/tenants.yaml",
             "otlp_endpoint": "http://collector:4317",
+            "tls_cert": "tls.crt",
             **given,
         }
     )
@@ -237,6 +238,24 @@ BROKEN = [
         "whoever reaches it",
         "tls_client_ca",
     ),
+    (
+        "listen on",
+        listener(address="0.0.0.0:50051"),
+        {"tls_cert": ""},
+        "failure",
+        "no tenant can call",
+        "tls_cert",
+    ),
+    (
+        "listen on",
+        listener(address="[::]:50051"),
+        {"tls_cert": "", "tokens_over_plain_tcp": True},
+        "warning",
+        "in the clear",
+        "tls_cert",
+    ),
+    ("CUDA handles", WELL, {"listen": (LISTEN,)}, "warning", "engines on GPUs can't attach", "unix:/run"),
+    ("listen on", unix(why_no_owner="does not know x"), {}, "failure", "does not know x", "numbers"),
     ("listen on", unix(path_bytes=108), {}, "failure", "108 bytes", "shorten"),
     ("listen on", unix(folder_mode=None), {}, "failure", "no folder /run/kvdepot", "mkdir"),
     ("listen on", unix(folder_is_writable=False), {}, "failure", "can't make a socket", "fsGroup"),
@@ -263,6 +282,8 @@ JUST_RIGHT = [
     ("listen on", listener(), {"tenants": ""}),
     ("listen on", listener(address="0.0.0.0:50051"), {}),
     ("listen on", listener(address="0.0.0.0:50051"), {"tenants": "", "tls_client_ca": "ca.crt"}),
+    ("CUDA handles", WELL, {"listen": (LISTEN,), "tls_client_ca": "ca.crt"}),
+    ("CUDA handles", WELL, {"listen": (LISTEN,), "cuda_over_tcp": True}),
 ]
 
 
@@ -293,7 +314,17 @@ def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> No
     findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=()))
     assert {each.status for each in findings} == {Status.OK, Status.NOT_APPLICABLE}
     assert {each.check for each in findings if each.status is Status.NOT_APPLICABLE} == {
-        *("GPU", "CuPy", "GPU driver", "NVRTC", "kernel cache", "memlock", "PID namespace", "IPC namespace"),
+        *(
+            "GPU",
+            "CuPy",
+            "GPU driver",
+            "NVRTC",
+            "kernel cache",
+            "CUDA handles",
+            "memlock",
+            "PID namespace",
+            "IPC namespace",
+        ),
         *("TLS certificate", "tenants", "metrics", "OTLP collector", "subscribers", "huge pages"),
     }
 
@@ -415,10 +446,18 @@ def test_what_is_taken_missing_or_silent_fails(tmp_path: Path) -> None:
             f"unix:{tmp_path}/no/depot.sock": f"there is no folder {tmp_path}/no",
             f"unix:{tmp_path}/{'x' * 100}": "a socket's 107 at most",
             "203.0.113.7:50051": "Cannot assign requested address",
+            f"unix:{tmp_path}/depot.sock": "unix_socket_owner: this machine does not know nobody-here",
         }
         flags = [each for address in listen for each in ("--listen", address)]
         result = doctor(
-            *flags, "--otlp-endpoint", f"http://127.0.0.1:{silent}", "--subscriber", "nowhere:Mine", "--json"
+            *flags,
+            "--otlp-endpoint",
+            f"http://127.0.0.1:{silent}",
+            "--subscriber",
+            "nowhere:Mine",
+            "--unix-socket-owner",
+            "root:nobody-here",
+            "--json",
         )
         metrics = doctor("--prometheus-port", str(port), "--json")
     findings = told(result)

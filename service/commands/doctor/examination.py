@@ -25,6 +25,7 @@ CHECKS: tuple[Callable[[Facts, Settings], Finding], ...] = (
     gpu_checks.driver,
     gpu_checks.compiler,
     gpu_checks.compiled_kernels,
+    gpu_checks.cuda_handles,
     network_checks.certificate,
     network_checks.tenants,
     network_checks.metrics,

@@ -56,6 +56,7 @@ class SocketFacts:
     folder: str
     folder_mode: int | None
     folder_is_writable: bool
+    why_no_owner: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

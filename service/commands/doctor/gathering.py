@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import resource
 import shutil
 import socket
@@ -56,7 +58,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         process=_process(),
         gpu=_gpu(environment),
         why_no_streaming_copy=_why_no_streaming_copy(),
-        listeners=tuple(_listener(address, settings.tls_cert) for address in settings.listen),
+        listeners=tuple(_listener(address, settings) for address in settings.listen),
         metrics=_metrics(settings),
         why_no_collector=_why_no_collector(settings.otlp_endpoint) if settings.otlp_endpoint else None,
         certificate=_certificate(settings) if settings.tls_cert else None,
@@ -136,26 +138,39 @@ def _why_no_streaming_copy() -> str:
     return ""
 
 
-def _listener(address: str, tls_cert: str) -> AddressFacts:
+def _listener(address: str, settings: Settings) -> AddressFacts:
     if address.startswith("unix:"):
-        return _socket(address, Path(address.removeprefix("unix:").removeprefix("//")))
+        return _socket(address, settings.unix_socket_owner)
     host, _, port = address.rpartition(":")
-    is_ours = partial(_shows, address, Path(tls_cert)) if tls_cert else partial(_is_depot, address)
+    is_ours = partial(_shows, address, Path(settings.tls_cert)) if settings.tls_cert else partial(_is_depot, address)
     return _tcp(address, host.strip("[]"), int(port), is_ours)
 
 
-def _socket(address: str, path: Path) -> AddressFacts:
+def _socket(address: str, owner: str) -> AddressFacts:
+    path = Path(address.removeprefix("unix:").removeprefix("//"))
     folder = path.parent
     facts = SocketFacts(
         path_bytes=len(os.fsencode(path)),
         folder=str(folder),
         folder_mode=stat.S_IMODE(folder.stat().st_mode) if folder.is_dir() else None,
         folder_is_writable=os.access(folder, os.W_OK | os.X_OK),
+        why_no_owner=_why_no_owner(owner),
     )
     holder = Holder.NOBODY
     if _answers(socket.AF_UNIX, str(path)):
         holder = Holder.DEPOT if _is_depot(address) else Holder.OTHER
     return AddressFacts(address=address, holder=holder, socket=facts)
+
+
+def _why_no_owner(owner: str) -> str:
+    user, _, group = owner.partition(":")
+    for name, look_up in ((user, pwd.getpwnam), (group, grp.getgrnam)):
+        if name and not name.isdecimal():
+            try:
+                look_up(name)
+            except KeyError:
+                return f"unix_socket_owner: this machine does not know {name}"
+    return ""
 
 
 def _metrics(settings: Settings) -> AddressFacts | None:

@@ -94,6 +94,24 @@ def compiled_kernels(facts: Facts, settings: Settings) -> Finding:
     )
 
 
+def cuda_handles(facts: Facts, settings: Settings) -> Finding:
+    """Whether engines on GPUs may attach the way that is set."""
+    check = "CUDA handles"
+    if not facts.gpu.cuda.devices:
+        return not_applicable(check, NO_GPU)
+    if any(address.startswith("unix:") for address in settings.listen):
+        return ok(check, "taken over the unix socket")
+    if settings.tls_client_ca:
+        return ok(check, "taken from clients with a certificate")
+    if settings.cuda_over_tcp:
+        return ok(check, "taken over TCP from whoever connects")
+    return warning(
+        check,
+        "taken from nobody: engines on GPUs can't attach their memory",
+        "listen on a unix socket too (listen: unix:/run/kvdepot/kvdepot.sock), or set tls_client_ca",
+    )
+
+
 def _version(number: int) -> str:
     """12090 is 12.9."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -26,12 +26,10 @@ def listener(address: AddressFacts, settings: Settings) -> Finding:
         problem = _socket(check, address.socket)
         if problem is not None:
             return problem
-    if not is_on_this_machine(address.address) and not (settings.tenants or settings.tls_client_ca):
-        return warning(
-            check,
-            "whoever reaches it can read, write and clear the whole cache",
-            "set tenants and tls_cert, or tls_client_ca; or listen on 127.0.0.1 or unix: only",
-        )
+    if not is_on_this_machine(address.address):
+        open_door = _open_door(check, settings)
+        if open_door is not None:
+            return open_door
     return ok(check, "a depot serves there" if address.holder is Holder.DEPOT else "free")
 
 
@@ -88,6 +86,21 @@ def tenants(facts: Facts, settings: Settings) -> Finding:
     return ok(check, settings.tenants)
 
 
+def _open_door(check: str, settings: Settings) -> Finding | None:
+    """What is wrong with an address that other machines reach."""
+    if not (settings.tenants or settings.tls_client_ca):
+        return warning(
+            check,
+            "whoever reaches it can read, write and clear the whole cache",
+            "set tenants and tls_cert, or tls_client_ca; or listen on 127.0.0.1 or unix: only",
+        )
+    if settings.tls_cert:
+        return None
+    if settings.tokens_over_plain_tcp:
+        return warning(check, "tokens come in the clear: who listens in can use them", "set tls_cert and tls_key")
+    return failure(check, "no tenant can call: tokens are not taken over TCP without TLS", "set tls_cert and tls_key")
+
+
 def _socket(check: str, found: SocketFacts) -> Finding | None:
     if found.path_bytes > MAX_SOCKET_PATH_BYTES:
         return failure(
@@ -103,6 +116,8 @@ def _socket(check: str, found: SocketFacts) -> Finding | None:
             f"this user can't make a socket in {found.folder}",
             "give the folder to the depot's user (fsGroup, an initContainer's chown), or choose another",
         )
+    if found.why_no_owner:
+        return failure(check, found.why_no_owner, "set unix_socket_owner to numbers, which need no name")
     if found.folder_mode & _ANYBODY_WRITES and not found.folder_mode & _STICKY:
         return warning(
             check, f"anybody can put a socket of theirs into {found.folder}", f"chmod o-w {found.folder}, or chmod +t"
