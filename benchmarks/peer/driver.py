@@ -7,13 +7,12 @@ engine-driven transfer context, its keys. A line is ``{"do": NAME, …}``; the a
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lmcache.v1.multiprocess.custom_types import IPCCacheServerKey
@@ -21,7 +20,7 @@ from lmcache.v1.multiprocess.transfer_context import TransferContext, create_tra
 from lmcache.v1.multiprocess.transport.base import RequestClient
 from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 
-from benchmarks.peer import shapes
+from benchmarks.peer import answering, shapes
 
 TIMEOUT_SECONDS = 60.0
 LAYOUT = {"kv_layout": "NHD"}
@@ -188,17 +187,6 @@ class Engine:
         return key
 
 
-def serve(engine: object, commands: TextIO, answers: TextIO) -> None:
-    """A line in, a line out, until the input ends. What fails is answered with the reason."""
-    for line in commands:
-        command: dict[str, Any] = json.loads(line)
-        try:
-            answer = getattr(engine, command.pop("do"))(**command)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 def _prompt(first_token: int, num_tokens: int) -> tuple[int, ...]:
     return tuple(range(first_token, first_token + num_tokens))
 
@@ -215,12 +203,11 @@ def _require(holds: object, otherwise: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Standard output is for answers alone: what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    """Answers until its input ends."""
+    output = answering.own_output()
     engine = Engine(arguments[0])
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    serve(engine, sys.stdin, answers)
+    answering.say(output, {"ready": True})
+    answering.serve(engine, sys.stdin, output)
     os._exit(0)  # the libraries' threads do not end
 
 

@@ -27,6 +27,10 @@ L1_GB = 2.5
 PRIVATE = {"LMCACHE_TRACK_USAGE": "false", "DO_NOT_TRACK": "1"}  # nothing is sent to anybody
 # Its temporary tensors stay in the heap, and so cost no page faults.
 KEEPING_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+# Its OpenMP threads ask 1,000 times, not 300,000, whether the others are done before they sleep: as quick on a quiet
+# machine, and ten times quicker on a busy one. More CPU workers or fewer gRPC workers change nothing.
+SPINNING_LITTLE = {"GOMP_SPINCOUNT": "1000"}
+QUIET = {"LMCACHE_LOG_LEVEL": "ERROR"}
 
 
 class PeerFailed(Exception):
@@ -52,8 +56,8 @@ class Setup:
     @property
     def variables(self) -> dict[str, str]:
         """The environment of server and driver."""
-        tuning = {**KEEPING_HEAP, "LMCACHE_LOG_LEVEL": "ERROR"} if self.tuned else {}
-        return {**PRIVATE, **tuning}
+        tuning = KEEPING_HEAP | SPINNING_LITTLE | QUIET if self.tuned else {}
+        return PRIVATE | tuning
 
     @property
     def scheme(self) -> str:

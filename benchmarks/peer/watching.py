@@ -6,9 +6,6 @@ One process measures both, so that both have the same interpreter and the same n
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 import threading
 import time
 import tracemalloc
@@ -24,6 +21,7 @@ from lmcache.v1.mp_observability.event_bus import EventBusConfig
 
 from benchmarks import bus, l0
 from benchmarks.figures import Figure, Goal
+from benchmarks.peer import answering
 from telemetry.bus import EventBus
 from telemetry.subscribers.l0 import L0Subscriber
 
@@ -177,11 +175,10 @@ def _figure(what: str, unit: str, values: list[float], theirs: list[float], goal
 
 
 def main() -> None:
-    """Standard output is for the answer alone: what libraries print goes to standard error."""
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    """One answer: the peer's version and the figures."""
+    output = answering.own_output()
     figures = [asdict(figure) for figure in [*subscribers(), *buses()]]
-    print(json.dumps({"version": version("lmcache"), "figures": figures}), file=answer, flush=True)
+    answering.say(output, {"version": version("lmcache"), "figures": figures})
 
 
 if __name__ == "__main__":
