@@ -349,6 +349,19 @@ async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
     return f"detached {seconds:.1f} s after SIGKILL, no lease left; its successor hit 12 of 12; {same}"
 
 
+async def tensor_parallel(proof: Proof) -> str:
+    """Two workers, each with half of the heads and memory of its own."""
+    async with proof.engine("parallel", tensor_parallel_size=2) as engine:
+        computed = [await engine.generate(prompt) for prompt in ALONE[:2]]
+        await proof.until_quiet()
+        await proof.forget_locally(engine)
+        found = [await engine.generate(prompt) for prompt in ALONE[:2]]
+        await proof.until_quiet()
+    assert [answer.cached for answer in computed] == [0, 0]  # what one worker stored is of no use to two
+    assert all(answer.cached == whole_chunks(1900) for answer in found), [answer.cached for answer in found]
+    return f"both ranks' chunks found, cached {found[0].cached}; {proof.plain.check(ALONE[:2] * 2, computed + found)}"
+
+
 async def preemptions(proof: Proof) -> str:
     """A KV cache too small for all requests: preempted ones find what they had stored."""
     async with proof.engine("small", num_gpu_blocks_override=34, max_model_len=2048) as engine:
