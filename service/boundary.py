@@ -64,6 +64,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self,
         access: Access,
         allowance_of: Callable[[Tenant], Allowance],
+        turns: Turns,
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
@@ -78,7 +79,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._max_standing_rpcs = max_standing_rpcs
         self._open_reflection = open_reflection
         self._num_busy_tenants = 0
-        self._turns = Turns()
+        self._turns = turns
         self._streams: dict[asyncio.Timeout, Caller] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +102,6 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap a handler of ours, once."""
-        self._turns.handed_over()
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
         if wrapped is not None:

@@ -40,7 +40,9 @@ from service.observing.call_spans import CallSpans
 from service.observing.gauges import DepotGauges
 from service.observing.observability import Observability
 from service.security.access import Access
+from service.security.handovers import Handovers
 from service.security.tenants import Tenants
+from service.security.turns import Turns
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer
 from service.servicers.observability import ObservabilityServicer
@@ -85,9 +87,11 @@ class Server:
         self.depots = Depots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
         self._attaching = Attaching(cuda_over_tcp=settings.cuda_over_tcp)
         self._access = Access(settings, self.bus)
+        self._turns = Turns()
         self._boundary = Boundary(
             self._access,
             lambda tenant: self.depots.of(tenant).allowance,
+            self._turns,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
             open_reflection=settings.open_reflection,
@@ -182,7 +186,7 @@ class Server:
         measuring = self._observability.measuring
         durations = (measuring.rpc_durations,) if measuring is not None else ()
         server = grpc.aio.server(
-            interceptors=(*spans, *durations, self._boundary),
+            interceptors=(Handovers(self._turns), *spans, *durations, self._boundary),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),

@@ -17,7 +17,7 @@ from telemetry.spans.span_attributes import TENANT
 
 
 class CallSpans(grpc.aio.ServerInterceptor):
-    """The outermost interceptor, where calls are traced. Standing streams have no span: it would be days long."""
+    """Stands before those that measure and serve calls. Standing streams have no span: it would be days long."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._instrumentation = aio_server_interceptor(tracer_provider=provider)  # type: ignore[no-untyped-call]

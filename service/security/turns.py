@@ -20,7 +20,7 @@ MAX_WAITING = 1_024
 SHARED_SECONDS = 60.0  # for which clients are remembered not to be alone
 HANDOVER_SECONDS = 0.000_2  # a hop between threads, and reading a message
 ALONE_SECONDS = 0.000_3  # from one call's handing over to the next, if these are not under way together
-MAX_PAUSE_SECONDS = 0.002  # that calls which come without end may hold up a turn
+MAX_PAUSES = 8  # that calls which come without end may hold up a turn
 
 
 class Turns:
@@ -36,6 +36,8 @@ class Turns:
         self._last_handover = 0.0
         self._handover_before = 0.0
         self._last_turn = 0.0
+        self._turn_began = 0.0
+        self._turn_seconds = 0.0
 
     def __repr__(self) -> str:
         return f"<Turns, {sum(map(len, self._waiting.values()))} calls of {len(self._waiting)} clients wait>"
@@ -59,6 +61,7 @@ class Turns:
         if not self._is_taken:
             self._is_taken = True
             self._turn_runs = True
+            self._turn_began = now
             self._loop.call_soon(self._next)
             if now - self._handover_before > ALONE_SECONDS:
                 return None
@@ -77,10 +80,13 @@ class Turns:
         now = perf_counter()
         if self._turn_runs:  # until this pass; no call could be handed over meanwhile
             self._turn_runs = False
+            self._turn_seconds += (now - self._turn_began - self._turn_seconds) / 8
             self._last_turn = now
         if self._waiting:
             quiet_since = max(self._last_turn, self._last_handover)
-            if now - quiet_since < HANDOVER_SECONDS and now - self._last_turn < MAX_PAUSE_SECONDS:
+            # On a machine that is busy with other things both turns and hops take longer.
+            quiet_seconds = max(HANDOVER_SECONDS, self._turn_seconds / 2)
+            if now - quiet_since < quiet_seconds and now - self._last_turn < MAX_PAUSES * quiet_seconds:
                 self._loop.call_soon(self._next)
                 return
         while self._waiting:
@@ -91,6 +97,7 @@ class Turns:
             if not turn.done():  # its call was cancelled while it waited
                 turn.set_result(None)
                 self._turn_runs = True
+                self._turn_began = now
                 self._loop.call_soon(self._next)
                 return
         self._is_taken = False

@@ -229,6 +229,30 @@ async def test_a_client_with_few_calls_does_not_wait_for_all_of_one_with_many() 
     assert max(began.index("b"), began.rindex("c")) < 10, began
 
 
+async def test_clients_that_all_have_many_calls_alternate() -> None:
+    order = Order()
+    for client in "cba":  # since when they are known to be several
+        order.turns.take(client)
+    for client in "a" * 20 + "b" * 20 + "c" * 20:
+        order.call(client)
+    began = await order.all_began()
+    for client in "abc":
+        assert 8 <= began[:30].count(client) <= 12, began
+
+
+@pytest.mark.parametrize("flags", [{}, {"disable_metrics": False, "prometheus_port": 0}])
+async def test_turns_hear_of_each_call_whatever_else_watches_calls(
+    flags: dict[str, Any], start_tenants: StartTenants, connect: Connect
+) -> None:
+    server = await start_tenants(**flags)
+    blue = connect(server.addresses[0], "blue-token")
+    heard = set()
+    for _ in range(3):
+        await blue("ListSessions", lists())
+        heard.add(server._turns._last_handover)
+    assert len(heard) == 3
+
+
 async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> None:
     turns, began = Turns(), []
 

@@ -128,7 +128,7 @@ async def test_a_certificate_is_mapped_to_its_tenant(
         (with_names(blue_dns), "blue-token", "blue"),
         (with_names(common_name="nobody's"), "blue-token", "blue"),
         (with_names(x509.DNSName("other.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
-        (with_names(x509.RFC822Name("red.example"), common_name="x"), "", "CERTIFICATE_UNKNOWN"),
+        (with_names(x509.RFC822Name("red.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(x509.DNSName("red.example.org")), "", "CERTIFICATE_UNKNOWN"),
         (with_names(common_name="nobody's"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(red_dns, blue_dns), "", "CREDENTIALS_CONFLICT"),
