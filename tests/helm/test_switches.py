@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.main import get_command
 
 from service.__main__ import app
 from service.units import parse_size
 from tests.helm.conftest import CHART, Install, Installed, Manifest
 
+UNITS = ("", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "GiB", "gi", "T", "TB", "TiB", "Ti")
 NODE_SOCKET = {"hostAccess": {"hostPID": True, "unixSocket": True}}
 
 
@@ -210,16 +209,14 @@ def test_the_pods_memory_is_computed(install: Install, l1_size: str | int, besid
     assert release.container["resources"]["limits"]["memory"] == memory
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    number=st.decimals(0, 4096, places=2).map(lambda number: f"{number:f}"),
-    unit=st.sampled_from(["", "B", "k", "KB", "KiB", "Ki", "M", "MiB", "mi", "GB", "Gi", "GiB", "T", "TiB"]),
+@pytest.mark.parametrize(
+    "unit", ["", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "GiB", "gi", "T", "TB", "TiB", "Ti"]
 )
-def test_sizes_mean_what_they_mean_to_the_server(install: Install, number: str, unit: str) -> None:
-    release = install({"settings": {"l1_size": f"{number}{unit}"}, "memoryBesideL1": "0"})
+def test_sizes_mean_what_they_mean_to_the_server(install: Install, unit: str) -> None:
+    release = install({"settings": {"l1_size": f"1536.25{unit}"}, "memoryBesideL1": "0"})
     memory = release.container["resources"]["limits"]["memory"]
     num_bytes = int(memory.removesuffix("Mi")) << 20 if memory.endswith("Mi") else int(memory)
-    assert num_bytes == parse_size(f"{number}{unit}")
+    assert num_bytes == parse_size(f"1536.25{unit}")
 
 
 def test_resources_can_be_given(install: Install) -> None:
