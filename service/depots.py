@@ -92,18 +92,19 @@ class Depots:
 
     def set_tenants(self, tenants: Tenants) -> None:
         """Apply new limits; what a tenant that is gone has in L1 is cleared: the name may be another's one day."""
-        for name, depot in self._depots.items():
-            tenant = tenants.by_name.get(name)
-            if tenant is not None:
-                depot.allowance.limits = tenant.limits
-            else:
-                depot.clear(self._chunks_by_tenant()[name], "", None, force=True)
+        gone = [depot for name, depot in self._depots.items() if name not in tenants.by_name]
+        chunks = self._chunks_by_tenant() if gone else {}
+        for depot in gone:
+            depot.clear(chunks.get(depot.tenant, ()), "", None, force=True)
+        for name, tenant in tenants.by_name.items():
+            if name in self._depots:
+                self._depots[name].allowance.limits = tenant.limits
 
     def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
         """Drop chunks of a tenant ("": of all), see `Depot.clear`."""
         chunks = self._chunks_by_tenant()
         answers = [
-            depot.clear(chunks[name], model_name, cache_salt, force=force)
+            depot.clear(chunks.get(name, ()), model_name, cache_salt, force=force)
             for name, depot in self._depots.items()
             if tenant in ("", name)
         ]

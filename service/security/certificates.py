@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 
@@ -42,12 +43,16 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
     chain_pem, key_pem = _read(cert), _read(key)
     client_ca_pem = _read(client_ca) if client_ca is not None else None
     chain = _certificates(cert, chain_pem)
-    try:
-        private_key = load_pem_private_key(key_pem, password=None)
-    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-        raise BadCertificate(f"{key}: is not a private key in PEM without a password") from error
     encoding = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    if private_key.public_key().public_bytes(*encoding) != chain[0].public_key().public_bytes(*encoding):
+    try:
+        of_key = load_pem_private_key(key_pem, password=None).public_key().public_bytes(*encoding)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
+        raise BadCertificate(f"{key}: is not a private key in PEM without a password") from error
+    try:
+        of_certificate = chain[0].public_key().public_bytes(*encoding)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadCertificate(f"{cert}: the certificate has a key of a kind that is not known") from error
+    if of_key != of_certificate:
         raise BadCertificate(f"{key}: is not the key of the certificate in {cert}")
     now = datetime.now(UTC)
     if chain[0].not_valid_after_utc <= now:

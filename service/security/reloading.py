@@ -69,6 +69,11 @@ class ReloadedFiles(Generic[Value]):
             except self._refusal as error:
                 self._refused(str(error))
                 continue
+            except Exception as error:
+                # A bug of ours, or of a parser: the server has to outlive it.
+                logger.exception("unexpected error while %s were read", self.name)
+                self._refused(f"{type(error).__name__}, see above")
+                continue
             self.value = value
             self.is_broken = False
             self.num_reloads += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from kvdepot import KvShape, layouts
 from kvdepot.errors import depot_error
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from service.security.reloading import ReloadedFiles
 from tests.e2e.engines import eventually
 from tests.service.security.calling import Calling, Denied, sha256, write_tenants
 from tests.service.security.conftest import BLUE, OPS, RED, Connect, StartTenants
@@ -201,3 +203,39 @@ async def test_limits_change_with_the_file(start_tenants: StartTenants, connect:
     await eventually(takes_another)
     assert not first.done()
     first.cancel()
+
+
+# Whatever is in a file
+
+
+async def test_what_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("1")
+
+    def read() -> int:
+        return 6 // int(path.read_text())
+
+    seen: list[int] = []
+    watched = ReloadedFiles("number", [path], read, ValueError, None)
+    watching = asyncio.create_task(watched.watch(seen.append))
+    for text, is_broken in (("0", True), ("x", True), ("2", False)):
+        path.write_text(text)
+        await eventually(lambda is_broken=is_broken, text=text: watched.is_broken == is_broken)  # type: ignore[misc]
+        await asyncio.sleep(0.2)
+    assert (watched.value, seen, watched.num_refusals) == (3, [3], 2)
+    watching.cancel()
+
+
+async def test_what_is_being_written_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("whole")
+    seen: list[str] = []
+    watched = ReloadedFiles("text", [path], path.read_text, ValueError, None)
+    watching = asyncio.create_task(watched.watch(seen.append))
+    for number in range(40):
+        path.write_text(f"half {number}")
+        await asyncio.sleep(0.01)
+    path.write_text("whole again")
+    await eventually(lambda: watched.value == "whole again")
+    assert len(seen) < 4
+    watching.cancel()
