@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from kernels.cuda.presence import CudaPresence
 from service.__main__ import app
 from service.arena import HugePages
+from service.commands.doctor import gathering
 from service.commands.doctor.cgroup import cpu_quota, memory_limit
 from service.commands.doctor.examination import CHECKS, examine
 from service.commands.doctor.facts import (
@@ -429,7 +430,8 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
     assert findings["memory for L1"]["status"] == "not applicable"
 
 
-def test_what_is_taken_missing_or_silent_fails(tmp_path: Path) -> None:
+def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.2)  # with who never answers
     other_socket = tmp_path / "other.sock"
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

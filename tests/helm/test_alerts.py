@@ -120,7 +120,7 @@ HEALTHY: Mapping[str, str] = {
 }
 """A depot in which now and then something happens, as it does in every one."""
 
-QUIET = [Case(alert, "a depot that is well", "7h", HEALTHY) for alert in ALERTS] + [
+QUIET = [
     Case("KvdepotManyDown", "one of four", "20m", {f'up{{instance="{n}"}}': f"{int(n > 0)}+0x30" for n in range(4)}),
     Case("KvdepotAbsent", "a collector brings its figures", "20m", {"kvdepot_l1_capacity_bytes": "1+0x30"}),
     Case("KvdepotDown", "one that is scraped again soon", "20m", {"up": "1+0x15 0 0 0 0 1+0x10"}),
@@ -463,19 +463,34 @@ def test_prometheus_takes_the_rules() -> None:
     assert f"{len(ALL_RULES)} rules found" in promtool("check", "rules", str(RULES))
 
 
-@needs_promtool
-@pytest.mark.parametrize("cases", [FIRING, QUIET], ids=["firing", "quiet"])
-def test_each_fires_when_it_should_and_not_when_it_should_not(cases: list[Case], tmp_path: Path) -> None:
-    assert {case.alert for case in cases} == set(ALERTS)
-    assert all(bool(case.summary) == (cases is FIRING) for case in cases)
-    tests = {
-        "rule_files": [str(RULES)],
-        "evaluation_interval": "1m",
-        "tests": [case.as_test() for case in cases],
-    }
-    file = tmp_path / "tests.yaml"
-    file.write_text(json.dumps(tests))
+def run_tests(folder: Path, *tests: Mapping[str, Any]) -> None:
+    """promtool finds what these tests expect."""
+    file = folder / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
     promtool("test", "rules", str(file))
+
+
+@needs_promtool
+def test_each_fires_when_it_should(tmp_path: Path) -> None:
+    assert {case.alert for case in FIRING} == set(ALERTS)
+    assert all(case.summary for case in FIRING)
+    run_tests(tmp_path, *(case.as_test() for case in FIRING))
+
+
+@needs_promtool
+def test_none_fires_where_it_should_not(tmp_path: Path) -> None:
+    assert not any(case.summary for case in QUIET)
+    run_tests(tmp_path, *(case.as_test() for case in QUIET))
+
+
+@needs_promtool
+def test_none_fires_in_a_depot_that_is_well(tmp_path: Path) -> None:
+    well = {
+        "interval": "1m",
+        "input_series": [{"series": _of_target(name), "values": values} for name, values in HEALTHY.items()],
+        "alert_rule_test": [{"alertname": alert, "eval_time": "7h", "exp_alerts": []} for alert in ALERTS],
+    }
+    run_tests(tmp_path, well)
 
 
 def test_every_metric_and_label_that_they_ask_for_is_there() -> None:
