@@ -1,0 +1,79 @@
+"""Metrics, alerts, the dashboard: who is told of a depot, and where."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from tests.helm.conftest import CHART, Install, Installed, Manifest
+from tests.helm.reading import service, variables
+
+
+def test_metrics_have_a_service_of_their_own(default: Installed) -> None:
+    (metrics,) = [found for found in default.of("Service") if found["spec"].get("clusterIP") == "None"]
+    assert metrics["spec"]["publishNotReadyAddresses"] is True
+    assert [port["port"] for port in metrics["spec"]["ports"]] == [9464]
+    assert [port["name"] for port in service(default)["spec"]["ports"]] == ["grpc"]
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"disable_metrics": True}, {"disable_observability": True}, {"otlp_endpoint": "http://c:4317"}]
+)
+def test_where_none_are_served_there_is_no_port(install: Install, elsewhere: Manifest) -> None:
+    release = install({"settings": elsewhere})
+    assert len(release.of("Service")) == 1
+    assert not release.of("ServiceMonitor")
+    assert [port["name"] for port in release.container["ports"]] == ["grpc"]
+    assert len(release["NetworkPolicy"]["spec"]["ingress"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PrometheusRule"])
+def test_objects_of_the_operator(install: Install, kind: str) -> None:
+    value = {"ServiceMonitor": "serviceMonitor", "PrometheusRule": "prometheusRule"}[kind]
+    core = ("v1", "apps/v1", "networking.k8s.io/v1")
+    with_operator = (*core, "monitoring.coreos.com/v1")
+    assert install({"metrics": {value: "auto"}}, api_versions=with_operator).of(kind)
+    assert not install({"metrics": {value: "auto"}}, api_versions=core).of(kind)
+    assert not install({"metrics": {value: "never"}}, api_versions=with_operator).of(kind)
+    labelled = install({"metrics": {value: "always", "labels": {"release": "p"}, "interval": "5s"}})
+    assert labelled[kind]["metadata"]["labels"]["release"] == "p"
+
+
+def test_prometheus_asks_as_often_as_it_is_told_and_calls_depots_what_the_alerts_do(install: Install) -> None:
+    (endpoint,) = install({"metrics": {"interval": "7s"}})["ServiceMonitor"]["spec"]["endpoints"]
+    assert endpoint["interval"] == "7s"
+    relabelled = {rule["targetLabel"]: rule for rule in endpoint["relabelings"]}
+    assert relabelled["job"]["replacement"] == "kvdepot"
+    assert relabelled["node"]["sourceLabels"] == ["__meta_kubernetes_pod_node_name"]
+
+
+def test_the_dashboards_arrive_as_they_are(install: Install, default: Installed) -> None:
+    found = default.objects["ConfigMap", "kv-kvdepot-dashboard"]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    files = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+    assert files
+    assert found["data"] == files
+    for text in found["data"].values():
+        json.loads(text)
+    metrics = {"dashboardLabels": {"grafana": "yes"}, "dashboardAnnotations": {"grafana_folder": "ml"}}
+    other = install({"metrics": metrics}).objects["ConfigMap", "kv-kvdepot-dashboard"]
+    assert other["metadata"]["labels"]["grafana"] == "yes"
+    assert other["metadata"]["annotations"] == {"grafana_folder": "ml"}
+    assert len(install({"metrics": {"dashboard": False}}).of("ConfigMap")) == 1
+
+
+def test_the_alerts_arrive_as_they_are(default: Installed) -> None:
+    files = [yaml.safe_load(path.read_text()) for path in sorted((CHART / "rules").glob("*.yaml"))]
+    groups = [group for file in files for group in file["groups"]]
+    assert "{{ $labels" in json.dumps(groups)  # which is for Prometheus, and nothing that Helm may fill in
+    assert default["PrometheusRule"]["spec"]["groups"] == groups
+
+
+def test_telemetry_tells_where_it_is_from(default: Installed) -> None:
+    names = [variable["name"] for variable in default.container["env"]]
+    attributes = variables(default)["OTEL_RESOURCE_ATTRIBUTES"]
+    for attribute, variable in (("k8s.node.name", "NODE_NAME"), ("k8s.pod.name", "POD_NAME")):
+        assert f"{attribute}=$({variable})" in attributes
+        assert names.index(variable) < names.index("OTEL_RESOURCE_ATTRIBUTES")  # else it is not replaced

@@ -1,0 +1,62 @@
+"""The pods' memory, CPUs and grace period follow from the settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.units import parse_size
+from tests.helm.conftest import Install, Installed
+from tests.helm.reading import gpu
+
+UNITS = ("", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "GiB", "gi", "T", "TB", "TiB", "Ti")
+
+
+def test_requests_are_limits_with_l1_inside(default: Installed) -> None:
+    resources = default.container["resources"]
+    assert resources["requests"] == resources["limits"] == {"cpu": "4", "memory": f"{20 * 1024}Mi"}
+
+
+@pytest.mark.parametrize(
+    ("l1_size", "beside", "memory"),
+    [
+        ("1.5GiB", "512MiB", "2048Mi"),
+        ("100MB", "0", "100000000"),
+        (1 << 34, 1 << 30, "17408Mi"),
+        ("2tib", "1", str((2 << 40) + 1)),
+        ("3 gb", "7K", "3000007000"),
+    ],
+)
+def test_the_pods_memory_is_computed(install: Install, l1_size: str | int, beside: str | int, memory: str) -> None:
+    release = install({"settings": {"l1_size": str(l1_size).replace("tib", "TiB")}, "memoryBesideL1": beside})
+    assert release.container["resources"]["limits"]["memory"] == memory
+
+
+@pytest.mark.parametrize(
+    "unit", ["", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "GiB", "gi", "T", "TB", "TiB", "Ti"]
+)
+def test_sizes_mean_what_they_mean_to_the_server(install: Install, unit: str) -> None:
+    release = install({"settings": {"l1_size": f"1536.25{unit}"}, "memoryBesideL1": "0"})
+    memory = release.container["resources"]["limits"]["memory"]
+    num_bytes = int(memory.removesuffix("Mi")) << 20 if memory.endswith("Mi") else int(memory)
+    assert num_bytes == parse_size(f"1536.25{unit}")
+
+
+def test_resources_can_be_given(install: Install) -> None:
+    resources = {"requests": {"cpu": "1"}, "limits": {"memory": "32Gi"}}
+    assert install({"resources": resources}).container["resources"] == resources
+    counted = install({"resources": resources, **gpu("devicePlugin")}).container["resources"]
+    assert counted["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 1}
+
+
+def test_reserved_huge_pages_are_a_resource_of_their_own(install: Install) -> None:
+    release = install({"settings": {"l1_size": "1025MiB", "l1_huge_pages": "reserved"}, "memoryBesideL1": "3GiB"})
+    limits = {"cpu": "4", "memory": "3072Mi", "hugepages-2Mi": "1026Mi"}
+    assert release.container["resources"] == {"requests": limits, "limits": limits}
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout", "seconds"), [("20s", 30), ("90", 100), ("2m", 130), ("1.5 h", 5410), ("250ms", 11), (7, 17)]
+)
+def test_the_grace_period_covers_the_drain(install: Install, drain_timeout: str | int, seconds: int) -> None:
+    release = install({"settings": {"drain_timeout": drain_timeout}})
+    assert release.pod["terminationGracePeriodSeconds"] == seconds
