@@ -35,6 +35,7 @@ def whole_chunks(count: int) -> int:
 
 
 ALONE = [tokens_of(seed, 1900) for seed in (1, 2, 3)]
+WHOLE = tokens_of(4, 4 * CHUNK_SIZE)  # all of it is found; vLLM computes its last token again
 PREFIXES = [tokens_of(seed, 3 * CHUNK_SIZE) for seed in range(10, 15)]
 CROWD = [PREFIXES[number % 5] + tokens_of(100 + number, 40) for number in range(50)]
 SOME = [tokens_of(seed, 600) for seed in range(200, 212)]
@@ -53,7 +54,7 @@ class Plain:
 
     async def compute(self, engine: Engine) -> None:
         self.first_seconds["warm up"] = (await engine.generate(tokens_of(0, 300))).first_seconds
-        for prompt in ALONE:
+        for prompt in [*ALONE, WHOLE]:
             self.answers[prompt] = await engine.generate(prompt)
         self.first_seconds["alone"] = statistics.median(self.answers[prompt].first_seconds for prompt in ALONE)
         history: Tokens = ()
@@ -123,10 +124,18 @@ class Proof:
 
     @asynccontextmanager
     async def engine(
-        self, name: str, connector: str | None = "KvdepotConnector", module: str = "kvdepot.vllm", **more: Any
+        self,
+        name: str,
+        connector: str | None = "KvdepotConnector",
+        module: str = "kvdepot.vllm",
+        cores: str = "auto",
+        **more: Any,
     ) -> AsyncIterator[Engine]:
         async with running_engine(
-            self.python, self.folder / f"{name}.log", self.options(connector, module, **more)
+            self.python,
+            self.folder / f"{name}.log",
+            self.options(connector, module, **more),
+            VLLM_CPU_OMP_THREADS_BIND=cores,
         ) as engine:
             self.engines[name] = engine
             yield engine
@@ -182,8 +191,12 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
     """What one engine computed, the other one finds."""
     computed = [await a.generate(prompt) for prompt in ALONE]
+    await a.generate(WHOLE)
     await proof.until_quiet()
     found = [await b.generate(prompt) for prompt in ALONE]
+    whole = await b.generate(WHOLE)
+    proof.plain.check([WHOLE], [whole])
+    assert whole.cached in (len(WHOLE), len(WHOLE) - 1), f"{whole.cached} tokens were cached"
     for answer in found:
         assert answer.cached == whole_chunks(1900), f"{answer.cached} tokens were cached"
     without = proof.plain.first_seconds["alone"]
@@ -351,7 +364,7 @@ async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
 
 async def tensor_parallel(proof: Proof) -> str:
     """Two workers, each with half of the heads and memory of its own."""
-    async with proof.engine("parallel", tensor_parallel_size=2) as engine:
+    async with proof.engine("parallel", cores="0|1", tensor_parallel_size=2) as engine:
         computed = [await engine.generate(prompt) for prompt in ALONE[:2]]
         await proof.until_quiet()
         await proof.forget_locally(engine)

@@ -354,6 +354,15 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
     engine.settle(order.operation_id)
 
 
+def test_request_that_has_loaded_may_load_again_after_a_preemption(engine: Engine) -> None:
+    request = request_of(20)
+    operation_id = load(engine, request)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    engine.settle(operation_id)
+    request.num_computed_tokens = 0
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+
+
 def test_another_depot_is_given_everything_again(engine: Engine) -> None:
     request = request_of(30)
     engine.tables["request"] = TABLE
@@ -382,11 +391,16 @@ def test_nothing_is_stored_of_requests_that_another_connector_loads_while_they_r
 
 def test_reset_engine_neither_finds_nor_stores_what_was_computed_before(engine: Engine) -> None:
     old, new = request_of(16, "old", cache_salt="salt"), request_of(16, "new", cache_salt="salt")
+    loading = request_of(20, "loading")
+    operation_id = load(engine, loading)
     engine.side.matched_tokens(old, 0)
     engine.side.reset()
     engine.asks.answer(16)
+    assert len(engine.asks.leased) == 1  # of the load, which goes on
+    engine.settle(operation_id)
     assert not engine.asks.leased
     assert engine.side.matched_tokens(old, 0) == (0, False)
+    assert engine.side.matched_tokens(loading, 0) == (0, False)
     engine.tables |= {"old": TABLE, "new": TABLE}
     assert not engine.step({old: 16}).stores
     engine.side.matched_tokens(new, 0)

@@ -79,6 +79,7 @@ class _Operation:
     leases: tuple[str, ...]
     begun: float
     workers_left: int
+    failed: bool = False
 
 
 class SchedulerSide:
@@ -188,7 +189,7 @@ class SchedulerSide:
             leases = ()
         tables = self._tables(block_ids, 0, end)
         written = self._tables(block_ids, state.local_tokens, end)
-        state.may_load = False  # once: should it fail, the tokens are computed
+        state.may_load = False  # should it fail, the tokens are computed
         state.stored_tokens = end
         self._orders.loads.append(
             LoadOrder(
@@ -241,8 +242,8 @@ class SchedulerSide:
         """Takes what workers tell."""
         for operation_id in report.failed:
             if operation := self._operations.get(operation_id):
-                state = operation.state
-                state.stored_tokens = min(state.stored_tokens, operation.start_token)
+                operation.failed = True
+                operation.state.stored_tokens = min(operation.state.stored_tokens, operation.start_token)
         for operation_id, num_workers in report.settled.items():
             if operation := self._operations.get(operation_id):
                 operation.workers_left -= num_workers
@@ -384,8 +385,11 @@ class SchedulerSide:
         self._num_kept[operation.is_load] -= len(operation.blocks)
         self._pool.free_blocks(reversed(operation.blocks))
         self._asks.release(operation.leases)
-        operation.state.operations.discard(operation_id)
-        self._end_session(operation.state)
+        state = operation.state
+        state.operations.discard(operation_id)
+        if operation.is_load and not operation.failed and state.may_store:
+            state.may_load = True  # again, should it be preempted
+        self._end_session(state)
 
     def _end_session(self, state: RequestState) -> None:
         """Ends the session of a request that is over; not before its stores, which that would stop."""
