@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,3 +197,11 @@ def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for()
     clients = Path(kvdepot.__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", script], cwd=clients, capture_output=True, text=True, check=False)
     assert (ended.stdout, ended.stderr) == ("as it should\n", "")
+
+
+def test_every_setting_is_in_the_docs_with_its_default() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
+    for field in fields(ConnectorConfig):
+        assert f"kvdepot.{field.name}`" in text or f"`.{field.name}`" in text, field.name
+        if field.name.endswith("_seconds"):
+            assert f"| `kvdepot.{field.name}` | {field.default:g} |" in text, field.name
