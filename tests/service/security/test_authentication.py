@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -184,6 +185,14 @@ async def test_a_token_over_loopback_is_taken(listen: str, start_tenants: StartT
     hosts = {"127.0.0.1:0": ["127.0.0.1"], "[::1]:0": ["[::1]"], "[::]:0": ["127.0.0.1", "[::1]"]}[listen]
     for host in hosts:
         await connect(f"{host}:{port}", "blue-token")("ListSessions", observability_pb2.ListSessionsRequest())
+
+
+async def test_over_a_unix_socket_a_token_is_asked_for_and_taken(
+    start_tenants: StartTenants, connect: Connect, tmp_path: Path
+) -> None:
+    server = await start_tenants(listen=(f"unix:{tmp_path}/a.sock",))
+    assert await refusal(connect(server.addresses[0]), "Lookup") == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
+    await connect(server.addresses[0], "blue-token")("ListSessions", observability_pb2.ListSessionsRequest())
 
 
 # That it is told

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from kvdepot import KvShape, SharedBuffer, layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from service.identity import Prefix, RankIdentity, chunk_keys
 from service.server import Server
 from tests.conftest import running_server
 from tests.e2e.engines import eventually
@@ -374,6 +375,26 @@ async def test_a_tenant_that_shows_anothers_lease_is_told_that_there_is_none(twi
             assert f"there is no lease '{lease_id}' of this session" in told
     finally:
         await site.close()
+
+
+@given(st.text(), st.integers(1, 4), st.text(), st.text(), st.text(min_size=1), st.text(min_size=1))
+def test_keys_cover_the_tenant_and_are_what_they_were_without_one(
+    model_name: str, world_size: int, salt: str, adapter: str, tenant: str, other: str
+) -> None:
+    prefix = Prefix(token_ids=np.zeros(0, np.uint32), cache_salt=salt, adapter=adapter)
+
+    def namespace(*whose: str) -> bytes:
+        return RankIdentity.of(model_name, world_size, 0, (), *whose).namespace(prefix, CHUNK_SIZE)
+
+    assert namespace() == namespace("")
+    assert namespace(tenant) != namespace()
+    assert (namespace(tenant) == namespace(other)) == (tenant == other)
+
+
+def test_a_key_without_tenants_is_the_one_that_older_depots_made() -> None:
+    prefix = Prefix(token_ids=np.arange(CHUNK_SIZE, dtype=np.uint32))
+    (key,) = chunk_keys(RankIdentity.of("m", 1, 0, ()).namespace(prefix, CHUNK_SIZE), prefix, CHUNK_SIZE)
+    assert key.hex() == "513d10842ebcc0d2fbdf142fcd6b2e07a1c79a2cba60e636d04a9838ae1ef339"
 
 
 # Memory
