@@ -12,7 +12,8 @@ from benchmarks import servers
 from benchmarks.figures import Figure, Goal, Report
 from benchmarks.peer import rounds, shapes
 from benchmarks.peer.depot import DepotEngine, WrongBytes
-from benchmarks.peer.processes import PeerFailed, Process, Setup, driver, server
+from benchmarks.peer.processes import PeerFailed, Process
+from benchmarks.peer.setups import PRIVATE, STOCK, TUNED, Setup, Transport, driver, server
 from service.commands.processes import exit_on_terminate
 
 L1 = "2500MiB"
@@ -25,12 +26,11 @@ async def measure() -> list[Figure]:
     asked: list[Figure] = []
     with servers.depot("--l1-size", L1, "--transfer-threads", str(shapes.THREADS)) as depot:
         async with DepotEngine.attached(depot.tcp) as ours:
-            for transport in ("zmq", "grpc"):
-                for tuned in (False, True):
-                    setup = Setup(transport=transport, tuned=tuned)
-                    lengths = (shapes.SHORT, shapes.LONG) if tuned else (shapes.SHORT,)
+            for transport in Transport:
+                for tuning, lengths in ((STOCK, [shapes.SHORT]), (TUNED, [shapes.SHORT, shapes.LONG])):
+                    setup = Setup(transport=transport, tuning=tuning)
                     with server(setup) as url, driver(setup, url) as peer:
-                        if transport == "zmq":  # the bytes take the same way whatever carries the requests
+                        if transport is Transport.ZMQ:  # the bytes take the same way whatever carries the requests
                             moved += await rounds.move(ours, peer, setup)
                         asked += await rounds.ask(ours, peer, setup, lengths)
     return [*moved, *asked]
@@ -38,8 +38,7 @@ async def measure() -> list[Figure]:
 
 def watch() -> tuple[str, list[Figure]]:
     """The peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
-    setup = Setup(transport="zmq", tuned=False)
-    process = Process("the subscribers", "-m", "benchmarks.peer.watching", variables=setup.variables, answers=True)
+    process = Process("the subscribers", "-m", "benchmarks.peer.watching", variables=PRIVATE, answers=True)
     try:
         said = json.loads(process.line(WATCHING_SECONDS))
     finally:

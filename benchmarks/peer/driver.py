@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from lmcache.v1.multiprocess.custom_types import IPCCacheServerKey
-from lmcache.v1.multiprocess.transfer_context import TransferContext, create_transfer_context
+from lmcache.v1.multiprocess.transfer_context import EngineDrivenContextShm, create_transfer_context
 from lmcache.v1.multiprocess.transport.base import RequestClient
 from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 
@@ -35,13 +35,15 @@ class Buffer:
         shape = (2, num_blocks, shapes.BLOCK_SIZE, num_heads, head_size)
         self.model_name = model_name
         self._layers = {f"layer.{n}": torch.ones(shape, dtype=torch.bfloat16) for n in range(num_layers)}
-        self._context: TransferContext = create_transfer_context(
+        self._context = create_transfer_context(
             self._layers, instance_id=hash(model_name) & 0xFFFF, req_client=client, mode="engine_driven"
         )
         self._blocks_per_chunk = shapes.CHUNK_SIZE // shapes.BLOCK_SIZE
         self._context.register(
             self._layers, model_name, 1, self._blocks_per_chunk, TIMEOUT_SECONDS, layout_hints=LAYOUT
         )
+        shared = isinstance(self._context.engine_driven_context, EngineDrivenContextShm)
+        _require(shared, "the server shares no memory: is /dev/shm large enough?")
 
     def key(self, session: str, tokens: tuple[int, ...], worker: int | None) -> IPCCacheServerKey:
         """Of the whole prompt; for every worker where none is named."""

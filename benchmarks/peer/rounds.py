@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -11,7 +12,8 @@ import numpy as np
 from benchmarks.figures import Figure, Goal
 from benchmarks.peer import shapes
 from benchmarks.peer.depot import DepotEngine, WrongBytes
-from benchmarks.peer.processes import Driver, Setup
+from benchmarks.peer.processes import Driver
+from benchmarks.peer.setups import TUNED, Setup, Transport
 
 MOVED_TOKENS = (256, 2_048, 8_192)
 CHECKED_TOKENS = 2_048
@@ -20,8 +22,9 @@ ROUNDS = 5
 WARM_UP_ROUNDS = 2
 ROUND_SECONDS = 0.4
 WARM_UP_SECONDS = 0.1
+ENOUGH_SECONDS = 10.0  # on a busy machine a case ends with the rounds it has, one at least
 MOVING = Goal(at_least=2.0)
-ASKING = {"zmq": Goal(at_least=3.0), "grpc": Goal(at_least=5.0)}
+ASKING = {Transport.ZMQ: Goal(at_least=3.0), Transport.GRPC: Goal(at_least=5.0)}
 
 
 async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
@@ -40,7 +43,10 @@ async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
     figures: list[Figure] = []
     for num_tokens in reversed(MOVED_TOKENS):  # the longest first: it warms what the others use
         rates: dict[str, list[float]] = defaultdict(list)
+        until = time.monotonic() + ENOUGH_SECONDS
         for number in range(WARM_UP_ROUNDS + ROUNDS):
+            if rates and time.monotonic() > until:
+                break
             tokens = random.integers(0, 2**31, num_tokens)
             blocks = random.permutation(shapes.NUM_BLOCKS)[: num_tokens // shapes.BLOCK_SIZE]
             stored, retrieved = await ours.move(tokens, blocks)
@@ -59,7 +65,7 @@ async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
                 values=rates[name],
                 beside=str(setup),
                 beside_values=rates[f"peer's {name}"],
-                goal=MOVING if setup.tuned else None,
+                goal=MOVING if setup.tuning is TUNED else None,
             )
             for name in ("store", "retrieve")
         ]
@@ -77,7 +83,10 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
                 rates: list[float] = []
                 theirs: list[float] = []
                 case = {"first_token": first_token, "num_tokens": num_tokens, "clients": clients}
+                until = time.monotonic() + ENOUGH_SECONDS
                 for number in range(1 + ROUNDS):
+                    if rates and time.monotonic() > until:
+                        break
                     seconds = ROUND_SECONDS if number else WARM_UP_SECONDS  # the first opens the connections
                     rate = await ours.transact(**case, seconds=seconds)
                     answer = await _tell(peer, "transact", **case, seconds=seconds)
@@ -91,7 +100,7 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
                         values=rates,
                         beside=str(setup),
                         beside_values=theirs,
-                        goal=ASKING[setup.transport] if setup.tuned else None,
+                        goal=ASKING[setup.transport] if setup.tuning is TUNED else None,
                     )
                 )
     return figures

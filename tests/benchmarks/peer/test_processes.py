@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peer.processes import Driver, PeerFailed, Process, Setup
+from benchmarks.peer.processes import Driver, PeerFailed, Process
+from benchmarks.peer.setups import STOCK, TUNED, Setup, Transport, Tuning
 
 ENGINE = """
     import sys
@@ -74,16 +75,16 @@ def test_a_process_that_ended_before_it_listened_is_told() -> None:
     process = start("import sys; sys.exit('no such flag')")
     try:
         with pytest.raises(PeerFailed, match="ended with exit code 1\nno such flag"):
-            process.until_listening(1)
+            process.until_listening(1, 10.0)
     finally:
         process.end()
 
 
 def test_rows_name_the_setup() -> None:
-    assert str(Setup(transport="grpc", tuned=True)) == "LMCache over gRPC, tuned"
-    assert str(Setup(transport="zmq", tuned=False)) == "LMCache over ZMQ, stock"
+    assert str(Setup(transport=Transport.GRPC, tuning=TUNED)) == "LMCache over gRPC, tuned"
+    assert str(Setup(transport=Transport.ZMQ, tuning=STOCK)) == "LMCache over ZMQ, stock"
 
 
-@pytest.mark.parametrize("tuned", [False, True])
-def test_the_peer_tells_nobody_that_it_ran(tuned: bool) -> None:
-    assert Setup(transport="zmq", tuned=tuned).variables["DO_NOT_TRACK"] == "1"
+@pytest.mark.parametrize("tuning", [STOCK, TUNED])
+def test_the_peer_tells_nobody_that_it_ran(tuning: Tuning) -> None:
+    assert Setup(transport=Transport.ZMQ, tuning=tuning).variables["DO_NOT_TRACK"] == "1"
