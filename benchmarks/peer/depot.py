@@ -65,7 +65,11 @@ class DepotEngine:
     async def move(self, tokens: Ids, blocks: Ids) -> tuple[float, float]:
         """Seconds of a store and of a retrieve of one prompt."""
         session = str(next(self.names))
-        store_seconds = await seconds_of(self.large.store(session, tokens, [blocks]))
+        begin = time.perf_counter()
+        answer = await self.large.store(session, tokens, [blocks])
+        store_seconds = time.perf_counter() - begin
+        if answer.stored_tokens != len(tokens):
+            raise WrongBytes(f"of {len(tokens)} tokens, {answer.stored_tokens} were stored")
         found = await self.large.lookup(session, tokens)
         if found.matched_tokens != len(tokens):
             raise WrongBytes(f"of {len(tokens)} tokens that were stored, {found.matched_tokens} were found")
@@ -80,7 +84,9 @@ class DepotEngine:
         random = np.random.default_rng(0)
         stored = random.integers(0, 256, (len(planes), len(blocks), shapes.BLOCK_BYTES), dtype=np.uint8)
         planes[:, blocks] = stored
-        await self.large.store(session, tokens, [blocks])
+        answer = await self.large.store(session, tokens, [blocks])
+        if answer.stored_tokens != len(tokens):
+            return False
         planes[:, blocks] = 0
         found = await self.large.lookup(session, tokens)
         await self.large.retrieve(session, found.lease, [other_blocks])
