@@ -81,7 +81,7 @@ class DepotEngine:
         """Whether a prompt's bytes come back, in other blocks."""
         session = str(next(self.names))
         planes = self.buffer.array.reshape(-1, shapes.NUM_BLOCKS, shapes.BLOCK_BYTES)
-        random = np.random.default_rng(0)
+        random = np.random.default_rng()
         stored = random.integers(0, 256, (len(planes), len(blocks), shapes.BLOCK_BYTES), dtype=np.uint8)
         planes[:, blocks] = stored
         answer = await self.large.store(session, tokens, [blocks])
