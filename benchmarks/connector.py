@@ -76,7 +76,7 @@ class _Queue:
     def note(self, allocation: Allocation) -> None:
         self.allocations.append(allocation)
 
-    def forget(self, session_id: str) -> None: ...
+    def end(self, session_id: str) -> None: ...
 
 
 async def measure() -> list[Figure]:

@@ -27,7 +27,7 @@ TOGETHER = [
     cases.upgraded_server,
     cases.killed_engine,
 ]
-WITH_ENGINES_OF_THEIR_OWN = [cases.tensor_parallel, cases.preemptions, cases.failed_loads]
+WITH_ENGINES_OF_THEIR_OWN = [cases.tensor_parallel, cases.latent_attention, cases.preemptions, cases.failed_loads]
 
 
 class Table:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvdepot import AsyncDepotClient
+from tests.e2e_vllm import model
 from tests.e2e_vllm.engines import Answer, Engine, Server, running_engine
 from tests.e2e_vllm.model import VOCABULARY
 
@@ -373,6 +374,30 @@ async def tensor_parallel(proof: Proof) -> str:
     assert [answer.cached for answer in computed] == [0, 0]  # what one worker stored is of no use to two
     assert all(answer.cached == whole_chunks(1900) for answer in found), [answer.cached for answer in found]
     return f"both ranks' chunks found, cached {found[0].cached}; {proof.plain.check(ALONE[:2] * 2, computed + found)}"
+
+
+async def latent_attention(proof: Proof) -> str:
+    """Two tensor-parallel workers hold the same latents: they are stored once, and found by one worker, too."""
+    folder = model.write_latent(proof.folder / "latent")
+    latent = {"model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "block_size": 16}
+    prompt = tokens_of(500, 1000)
+    async with proof.depot() as depot:
+        await depot.clear_cache()
+    async with proof.engine("latent-two", cores="0|1", tensor_parallel_size=2, **latent) as engine:
+        await proof.until_attached(2)  # a replica each
+        await engine.generate(prompt)
+        await proof.until_quiet()
+        await proof.forget_locally(engine)
+        by_two = await engine.generate(prompt)
+        await proof.until_quiet()
+        async with proof.depot() as depot:
+            num_chunks = sum(tier.num_chunks for tier in (await depot.get_status()).tiers)
+    async with proof.engine("latent-one", **latent) as engine:
+        by_one = await engine.generate(prompt)
+    cached = (by_two.cached, by_one.cached)
+    assert cached == (whole_chunks(1000),) * 2, cached
+    assert num_chunks == whole_chunks(1000) // CHUNK_SIZE, f"{num_chunks} chunks were stored"
+    return f"{num_chunks} chunks stored by two workers, cached {cached[0]} by two and {cached[1]} by one"
 
 
 async def preemptions(proof: Proof) -> str:

@@ -32,6 +32,35 @@ _CONFIG = {
     "tie_word_embeddings": False,
 }
 
+# Of multi-head latent attention; its weights are vLLM's dummies, so its tokens prove nothing.
+_LATENT_CONFIG = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "hidden_act": "silu",
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": MAX_TOKENS,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 # Runs with vLLM's Python, which has torch and safetensors.
 _WEIGHTS = """
 import json, sys, torch
@@ -54,6 +83,13 @@ for i in range(c["num_hidden_layers"]):
     weights[p + "input_layernorm.weight"] = weights[p + "post_attention_layernorm.weight"] = torch.ones(h)
 save_file({name: weight.clone() for name, weight in weights.items()}, folder / "model.safetensors")
 """
+
+
+def write_latent(folder: Path) -> Path:
+    """Writes the configuration of a model of latent attention into a folder, and returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(_LATENT_CONFIG))
+    return folder
 
 
 def write(folder: Path, python: Path) -> Path:

@@ -131,13 +131,13 @@ class Asks:
 class Reports:
     def __init__(self) -> None:
         self.noted: list[Allocation] = []
-        self.forgotten: list[str] = []
+        self.ended: list[str] = []
 
     def note(self, allocation: Allocation) -> None:
         self.noted.append(allocation)
 
-    def forget(self, session_id: str) -> None:
-        self.forgotten.append(session_id)
+    def end(self, session_id: str) -> None:
+        self.ended.append(session_id)
 
 
 class Engine:

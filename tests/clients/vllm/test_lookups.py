@@ -167,7 +167,7 @@ def reported(depot: FakeDepot) -> list[str]:
 
 @pytest.fixture
 async def reports(client: AsyncDepotClient) -> AsyncIterator[BlockReports]:
-    reports = BlockReports(client, "engine", "model", 16)
+    reports = BlockReports(client, "engine", "model", 16, lookups_of(client, "engine").end_session)
     task = asyncio.create_task(reports.run())
     yield reports
     task.cancel()
@@ -184,6 +184,18 @@ async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockR
     assert (request.instance_id, request.model_name, request.block_size) == ("engine", "model", 16)
     assert (list(record.block_ids), list(record.reused_block_ids)) == ([4, 5], [3])
     assert list(record.token_ids) == [7, 8, 9]
+
+
+async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, reports: BlockReports) -> None:
+    reports.note(allocation("first"))
+    reports.note(allocation("second"))
+    reports.end("first")
+    reports.note(allocation("third"))
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    names = [name for name, _ in depot.requests]
+    assert names == ["ReportBlockAllocation", "EndSession"]
+    assert reported(depot) == ["first", "second", "third"]
+    assert depot.last("EndSession").session_id == "first"
 
 
 async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts_anew(
@@ -204,7 +216,8 @@ async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts
 
 async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_reports, "MAX_RECORDS", 2)
-    reports = BlockReports(client, "engine", "model", 16)
+    ended: list[str] = []
+    reports = BlockReports(client, "engine", "model", 16, ended.append)
     for session_id in ("one", "two", "three", "three"):
         reports.note(allocation(session_id))
     task = asyncio.create_task(reports.run())
@@ -212,7 +225,8 @@ async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monk
     reports.note(allocation("three"))
     reports.note(allocation("four"))
     await until(lambda: reported(depot) == ["one", "two", "four"])
-    reports.forget("three")  # it ended; its id may come again
+    reports.end("three")  # its id may come again
+    await until(lambda: ended == ["three"])
     reports.note(allocation("three"))
     await until(lambda: reported(depot)[-1] == "three")
     task.cancel()

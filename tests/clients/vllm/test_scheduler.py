@@ -454,8 +454,8 @@ def test_reports_tell_reused_and_new_blocks_and_their_tokens() -> None:
     assert engine.reports.noted[-1].resumed
     assert list(engine.reports.noted[-1].token_ids) == list(range(8))
     engine.side.finished(request)
-    assert engine.reports.forgotten == ["request"]
-    assert engine.asks.ended_sessions == ["request"]  # the depot lets go of its blocks
+    assert engine.reports.ended == ["request"]  # after all that was noted of it
+    assert not engine.asks.ended_sessions
 
 
 def test_request_of_which_the_beginning_was_not_reported_is_not_reported() -> None:

@@ -53,7 +53,7 @@ class Reports(Protocol):
     """Where allocations are told; `BlockReports` is one."""
 
     def note(self, allocation: Allocation) -> None: ...
-    def forget(self, session_id: str) -> None: ...
+    def end(self, session_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,10 +397,12 @@ class SchedulerSide:
             return
         if self._requests.get(state.request_id) is state:
             del self._requests[state.request_id]
-        if state.known_to_depot:
-            self._asks.end_session(state.session_id)
+        if not state.known_to_depot:
+            return
         if self._reports is not None:
-            self._reports.forget(state.session_id)
+            self._reports.end(state.session_id)  # after what was noted of it
+        else:
+            self._asks.end_session(state.session_id)
 
     def _give_up(self, state: RequestState) -> None:
         if state.lookup is not None:

@@ -36,9 +36,10 @@ class SchedulerCalls:
             timeout_seconds=config.lookup_timeout_seconds,
             hold_seconds=config.lease_hold_seconds,
         )
-        self.reports = (
-            BlockReports(self._client, instance_ids[0], model_name, block_size) if config.report_blocks else None
-        )
+        self.reports: BlockReports | None = None
+        if config.report_blocks:
+            end_session = self.lookups.end_session
+            self.reports = BlockReports(self._client, instance_ids[0], model_name, block_size, end_session)
         self._sending = self._loop.start(self.reports.run()) if self.reports is not None else None
 
     def close(self) -> None:
