@@ -205,8 +205,8 @@ async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
     loading = statistics.median(answer.first_seconds for answer in found)
     same = proof.plain.check(ALONE * 2, computed + found)
     return (
-        f"cached {found[0].cached} of 1900; TTFT {without * 1000:.0f} ms without, {storing * 1000:.0f} ms storing, "
-        f"{loading * 1000:.0f} ms loading: {without / loading:.1f}×; {same}"
+        f"cached {found[0].cached} of 1900; TTFT {loading * 1000:.0f} ms loading, {storing * 1000:.0f} ms computing and "
+        f"storing: {storing / loading:.1f}×; {without * 1000:.0f} ms without a connector; {same}"
     )
 
 
