@@ -69,7 +69,6 @@ def test_pieces_are_bounded_and_every_block_of_every_layer_is_in_one(limit_bytes
         assert [IDS[place] for place in of_chunk.block_ids] == of_engine.block_ids.tolist()
         for of in (of_engine, of_chunk):
             of.array[:, :, of.block_ids] += 1
-    expected = np.isin(np.arange(span.blocks.shape[2]), IDS[first_block:])
     of_blocks = span.blocks.swapaxes(0, 2).reshape(span.blocks.shape[2], -1)
     assert (of_blocks == np.isin(np.arange(len(of_blocks)), IDS[first_block:])[:, None]).all()
     assert (chunk[:, :, first_block:] == 1).all()
