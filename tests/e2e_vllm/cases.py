@@ -205,8 +205,8 @@ async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
     loading = statistics.median(answer.first_seconds for answer in found)
     same = proof.plain.check(ALONE * 2, computed + found)
     return (
-        f"cached {found[0].cached} of 1900; TTFT {loading * 1000:.0f} ms loading, {storing * 1000:.0f} ms computing and "
-        f"storing: {storing / loading:.1f}×; {without * 1000:.0f} ms without a connector; {same}"
+        f"cached {found[0].cached} of 1900; TTFT {loading * 1000:.0f} ms loading, {storing * 1000:.0f} ms computing "
+        f"and storing: {storing / loading:.1f}×; {without * 1000:.0f} ms without a connector; {same}"
     )
 
 
