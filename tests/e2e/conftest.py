@@ -8,21 +8,26 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.conftest import StartServer
+from tests.e2e import brake
+from tests.e2e.brake import Brake
 from tests.e2e.engines import Site, site
 
 Open = Callable[..., Awaitable[Site]]
 
 
 @pytest.fixture
-async def open_site(start_server: StartServer) -> AsyncIterator[Open]:
+async def open_site(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """`await open_site(lease_ttl="0.2s", …)` runs a depot with chunks of 16 tokens until the test ends."""
+    slowly = Brake()
+    brake.install(slowly, monkeypatch)
     async with AsyncExitStack() as stack:
 
         async def opened(**flags: object) -> Site:
             server = await start_server(**{"chunk_size": 16, **flags})
-            return await stack.enter_async_context(site(server))
+            return await stack.enter_async_context(site(server, brake=slowly))
 
         yield opened
+        slowly.release()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ from kvdepot.v1.cache_pb2 import (
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from service.attachments import Attachment
 from service.server import Server
+from tests.e2e.brake import Brake
 from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, first_tokens, random_kv, region_sizes
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ SLOW = 4 * (
         KvShape(num_layers=12, num_blocks=SLOW_TOKENS, block_size=1, num_heads=3, head_size=1, dtype="uint8"),
     ),
 )
-"""Blocks of one token, copied head by head: 9 MiB that take long enough to be caught on their way."""
+"""Blocks of one token: 9 MiB in 8,192 pieces, which a brake keeps on their way for as long as a test likes."""
 
 FAST = 4 * (Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW[0].shape, num_blocks=SLOW_TOKENS // 16, block_size=16)),)
 """The same model in another layout."""
@@ -263,7 +264,10 @@ async def attach(
 class Site:
     """A depot in this process, a client of it, and the engines that were attached through it."""
 
-    def __init__(self, server: Server, client: AsyncDepotClient, stub: CacheServiceAsyncStub) -> None:
+    def __init__(
+        self, server: Server, client: AsyncDepotClient, stub: CacheServiceAsyncStub, brake: Brake | None
+    ) -> None:
+        self.brake = brake or Brake()
         self.server = server
         self.depot = server.depot
         self.client = client
@@ -286,6 +290,13 @@ class Site:
         assert found is not None
         return found
 
+    async def begun(self, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A call that moves the engine's bytes, slowly until the brake is released."""
+        self.brake.pull()
+        task = asyncio.create_task(call)
+        await eventually(lambda: self.is_moving(engine))
+        return task
+
     def is_moving(self, engine: Engine) -> bool:
         """Whether the engine's bytes are on their way."""
         return bool(self.attachment(engine).transfers)
@@ -307,6 +318,7 @@ class Site:
 
     async def close(self) -> None:
         """Detach the engines: all that is left then are chunks that can be evicted."""
+        self.brake.release()
         await self._engines.aclose()
         await eventually(lambda: len(self.depot.instances) == 0)
         assert len(self.depot.sessions) == 0
@@ -314,11 +326,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(server: Server, address: str = "") -> AsyncIterator[Site]:
+async def site(server: Server, address: str = "", brake: Brake | None = None) -> AsyncIterator[Site]:
     """Clients of a server, for as long as the block runs."""
     address = address or server.addresses[0]
     async with AsyncDepotClient(address) as client, grpc.aio.insecure_channel(address) as channel:
-        opened = Site(server, client, CacheServiceStub(channel))
+        opened = Site(server, client, CacheServiceStub(channel), brake)
         try:
             yield opened
         finally:

@@ -40,15 +40,8 @@ def counts(answer: StoreResponse) -> tuple[int, int, int, int]:
 
 @pytest.fixture
 async def depot(open_site: Open) -> Site:
-    """A depot whose transfers take a while."""
+    """A depot with one thread for each direction."""
     return await open_site(transfer_threads=1, l1_size="24MiB")
-
-
-async def begun(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """A call that moves the engine's bytes at this moment."""
-    task = asyncio.create_task(call)
-    await eventually(lambda: depot.is_moving(engine))
-    return task
 
 
 async def has_come(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -71,9 +64,10 @@ async def test_of_two_stores_of_one_prompt_the_second_counts_what_the_first_writ
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = engine.kv(SLOW_TOKENS, seed=1)
     tables, other_tables = engine.put(kv), other.put(other.kv(SLOW_TOKENS, seed=2))
-    first = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    first = await depot.begun(engine, engine.attachment.store("s", TOKENS, tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
     assert depot.is_moving(engine) and not depot.is_moving(other)
+    depot.brake.release()
     assert counts(await first) == (SLOW_TOKENS, 0, 0, 0)
     assert counts(await second) == (0, SLOW_TOKENS, 0, 0)
     assert (await second).stored_bytes == 0
@@ -85,8 +79,9 @@ async def test_a_store_writes_what_another_one_does_not(depot: Site) -> None:
     num_tokens = SLOW_TOKENS // 2
     kv = engine.kv(SLOW_TOKENS, seed=1)
     tables, other_tables = engine.put(first_tokens(kv, num_tokens)), other.put(first_tokens(kv, -3))
-    first = await begun(depot, engine, engine.attachment.store("s", TOKENS[:num_tokens], tables))
+    first = await depot.begun(engine, engine.attachment.store("s", TOKENS[:num_tokens], tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS[:-3], other_tables))
+    depot.brake.release()
     assert counts(await first) == (num_tokens, 0, 0, 0)
     assert counts(await second) == (num_tokens - 16, num_tokens, 0, 13)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS - 16
@@ -96,10 +91,11 @@ async def test_what_a_cancelled_store_leaves_is_stored_by_the_one_that_waited(de
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=2)
     tables, other_tables = engine.put(engine.kv(SLOW_TOKENS, seed=1)), other.put(kv)
-    first = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    first = await depot.begun(engine, engine.attachment.store("s", TOKENS, tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
     assert depot.is_moving(engine) and not depot.is_moving(other)
     await cancel(first)
+    depot.brake.release()
     assert counts(await second) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
 
@@ -142,7 +138,7 @@ async def test_a_store_that_is_cancelled_gives_everything_back(depot: Site) -> N
     kv = engine.kv(SLOW_TOKENS, seed=1)
     tables = engine.put(kv)
     before = calls_running()
-    await cancel(await begun(depot, engine, engine.attachment.store("s", TOKENS, tables)))
+    await cancel(await depot.begun(engine, engine.attachment.store("s", TOKENS, tables)))
     await eventually(lambda: calls_running() <= before)
     await depot.assert_comes_to_rest()
     assert (await depot.client.get_status()).tiers[0].used_bytes == 0
@@ -150,6 +146,7 @@ async def test_a_store_that_is_cancelled_gives_everything_back(depot: Site) -> N
     assert [(each.kind, each.outcome, each.num_bytes) for each in timeline] == [
         (OPERATION_KIND_STORE, OUTCOME_CANCELLED, 0)
     ]
+    depot.brake.release()
     assert await other.holds("s", TOKENS, kv) == 0
     assert counts(await engine.attachment.store("s", TOKENS, tables)) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
@@ -163,10 +160,11 @@ async def test_a_retrieve_that_is_cancelled_gives_back_all_but_its_lease(depot: 
     whole = engine.buffer.twin()
     whole.write(tables, kv)
     before = calls_running()
-    await cancel(await begun(depot, engine, engine.attachment.retrieve("s", lease, tables)))
+    await cancel(await depot.begun(engine, engine.attachment.retrieve("s", lease, tables)))
     await eventually(lambda: calls_running() <= before)
     assert not depot.is_moving(engine)
     assert engine.buffer.differences(whole), "it went on to its end"
+    depot.brake.release()
     await engine.retrieve_exactly("s", lease, kv)
     timeline = (await engine.attachment.end_session("s")).summary.operations
     assert [each.outcome for each in timeline] == [OUTCOME_OK, OUTCOME_CANCELLED, OUTCOME_OK]
@@ -179,6 +177,7 @@ async def test_calls_whose_deadline_passes_give_everything_back(depot: Site) -> 
     lease = (await engine.lookup("s", TOKENS)).lease
     tables = engine.tables(SLOW_TOKENS)
     before = calls_running()
+    depot.brake.pull()
     for call in (
         engine.attachment.store("s", prompt(SLOW_TOKENS, seed=2), tables, timeout_seconds=0.1),
         engine.attachment.retrieve("s", lease, tables, timeout_seconds=0.1),
@@ -208,11 +207,12 @@ async def test_an_inline_retrieve_that_is_left_in_the_middle_gives_its_chunks_ba
 async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = engine.kv(SLOW_TOKENS, seed=1)
-    storing = await begun(depot, engine, engine.store("s", TOKENS, kv))
+    storing = await depot.begun(engine, engine.store("s", TOKENS, kv))
     before = calls_running()
     looking = await has_come(depot, other, other.lookup("s", TOKENS, max_wait_seconds=20))
     await cancel(looking)
     await eventually(lambda: calls_running() <= before)
+    depot.brake.release()
     await storing
     await depot.assert_comes_to_rest()
 
@@ -224,11 +224,12 @@ async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Si
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv, noise = engine.kv(SLOW_TOKENS, seed=1), engine.kv(SLOW_TOKENS, seed=2)
     tables = engine.put(kv)
-    storing = await begun(depot, engine, engine.attachment.store("s", TOKENS, tables))
+    storing = await depot.begun(engine, engine.attachment.store("s", TOKENS, tables))
     await engine.end_session("s")
     engine.buffer.write(tables, noise)
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await storing
+    depot.brake.release()
     assert await other.holds("s", TOKENS, kv) in (0, SLOW_TOKENS)
 
 
@@ -249,10 +250,11 @@ async def test_an_inline_store_whose_session_ends_stores_nothing(depot: Site) ->
 
 async def test_a_lookup_whose_session_ends_while_it_waits_gets_no_lease(depot: Site) -> None:
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
-    storing = await begun(depot, engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
+    storing = await depot.begun(engine, engine.store("s", TOKENS, engine.kv(SLOW_TOKENS, seed=1)))
     looking = await has_come(depot, other, other.lookup("s", TOKENS, max_wait_seconds=20))
     await other.end_session("s")
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await looking
+    depot.brake.release()
     await storing
     await depot.assert_comes_to_rest()

@@ -176,8 +176,7 @@ async def slow_retrieve(depot: Site) -> tuple[Engine, Any, asyncio.Task[Any]]:
     kv = other.kv(SLOW_TOKENS, seed=1)
     await other.store("s", prompt(SLOW_TOKENS), kv)
     found = await engine.lookup("s", prompt(SLOW_TOKENS))
-    retrieving = asyncio.create_task(engine.retrieve_exactly("s", found.lease, kv))
-    await eventually(lambda: depot.is_moving(engine))
+    retrieving = await depot.begun(engine, engine.retrieve_exactly("s", found.lease, kv))
     return engine, found.lease, retrieving
 
 
@@ -232,6 +231,7 @@ async def test_a_running_retrieve_keeps_its_chunks_when_its_lease_ends_by_itself
     answer = await writer.attachment.store("t", prompt(SLOW_TOKENS, seed=2), tables)
     assert depot.is_moving(engine)
     assert answer.refused_tokens == SLOW_TOKENS
+    depot.brake.release()
     assert (await retrieving).retrieved_tokens == SLOW_TOKENS
     assert (await writer.attachment.store("t", prompt(SLOW_TOKENS, seed=2), tables)).stored_tokens == SLOW_TOKENS
 

@@ -180,8 +180,8 @@ async def test_an_attachment_that_goes_while_its_bytes_move_was_lost(open_site: 
     depot = await open_site(transfer_threads=1, l1_size="32MiB")
     seen, engine = Seen(depot), await depot.attach(*SLOW)
     blocks = engine.tables(SLOW_TOKENS)
-    moving = asyncio.create_task(engine.attachment.store("s", token_prefix(prompt(SLOW_TOKENS)), blocks))
-    await eventually(lambda: depot.is_moving(engine))
+    storing = engine.attachment.store("s", token_prefix(prompt(SLOW_TOKENS)), blocks)
+    moving = await depot.begun(engine, storing)
     await engine.attachment.close()
     await asyncio.wait([moving])
     assert moving.exception() is not None

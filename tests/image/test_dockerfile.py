@@ -35,7 +35,8 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_both_targets_are_built_by_make_image() -> None:
     stages = {line.words[-1] for line in INSTRUCTIONS if line.word == "FROM"}
-    printed = subprocess.run(["make", "-n", "image"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    command = ["make", "-n", "--no-print-directory", "image"]
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     built = {words[words.index("--target") + 1] for words in map(str.split, printed.splitlines())}
     assert built == {"cpu", "cuda"} <= stages
     assert "kvdepot:0.1.0-cuda" in printed
