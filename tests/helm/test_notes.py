@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,9 +105,8 @@ def test_the_grpcurl_line_gets_an_answer(default: Installed, start_server_proces
     )
     socket = start_server_process("--l1-size", "16MiB").removeprefix("unix:")
     arguments = ["--protocol", "grpc", "--http2-prior-knowledge", "--unix-socket", socket]
-    asked = subprocess.run(
-        ["buf", "curl", *arguments, f"http://{forwarded}/{method}"], capture_output=True, text=True, check=True
-    )
+    command = [str(Path(sys.executable).with_name("buf")), "curl", *arguments, f"http://{forwarded}/{method}"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(asked.stdout)["version"]
 
 
