@@ -30,6 +30,7 @@ async def measure() -> list[Figure]:
             await client.attach(instance_id="bench", model_name="llama-3-8b", groups=groups) as attachment,
             grpc.aio.insecure_channel(echo.unix) as channel,
         ):
+            await servers.until_populated(client)
             num_bytes = attachment.chunk_bytes * TOKENS // attachment.chunk_size
             data = rng.integers(0, 256, num_bytes, dtype=np.uint8)
             sink: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/echo/Sink")

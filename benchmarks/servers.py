@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import tempfile
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvdepot import AsyncDepotClient
 from service.commands.processes import Child, child
 
 QUIET = ("--prometheus-port", "0", "--log-level", "warning")  # all that is on by default, but for INFO lines
@@ -76,3 +78,9 @@ def running(process: Child | None, settle_seconds: float = 0.1) -> Iterator[None
         yield
     finally:
         os.kill(process.pid, signal.SIGSTOP)
+
+
+async def until_populated(client: AsyncDepotClient) -> None:
+    """Wait until L1 is in memory, which a server that has just started sees to in a thread."""
+    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 
 import numpy as np
 import uvloop
 
+from benchmarks import servers
 from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
 
 TOKENS = 8_192
@@ -30,8 +30,7 @@ async def store_for_ever(address: str) -> None:
                 regions=[buffer.region],
             ) as attachment,
         ):
-            while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+            await servers.until_populated(client)
             print("ready", flush=True)  # for who started it
             for number in itertools.count():
                 prompt = rng.integers(0, 128_000, TOKENS, dtype=np.uint32)

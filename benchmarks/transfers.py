@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ async def _measure(address: str, case: Case) -> list[Figure]:
                 regions=[buffer.region],
             ) as attachment,
         ):
-            await _until_populated(client)
+            await servers.until_populated(client)
             figures: list[Figure] = []
             for num_tokens in case.tokens:
                 num_blocks = num_tokens // case.shape.block_size
@@ -111,9 +110,3 @@ async def _measure(address: str, case: Case) -> list[Figure]:
                         ),
                     ]
             return figures
-
-
-async def _until_populated(client: AsyncDepotClient) -> None:
-    """Wait until L1 is in memory: its first touch is a figure of its own."""
-    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from time import perf_counter
 
 MAX_WAITING = 1_024
-SHARED_SECONDS = 60.0  # for which clients are remembered not to be alone
+SHARED_SECONDS = 10.0  # for which clients are remembered not to be alone
 HANDOVER_SECONDS = 0.000_2  # a hop between threads, and reading a message
 ALONE_SECONDS = 0.000_3  # from one call's handing over to the next, if these are not under way together
 MAX_PAUSES = 8  # that calls which come without end may hold up a turn
