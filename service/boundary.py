@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ ALWAYS = frozenset(
 )
 
 ABORT_SECONDS = 1.0
+DENIED_AFTER_SECONDS = 0.1  # so that who calls again at once, whatever the answer, does not keep the depot busy
 MAX_MESSAGE_BYTES = 1_000
 MAX_FIELD_BYTES = 200
 
@@ -259,6 +261,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._access.audit.denied(method, context.peer(), who.tenant.name if who is not None else "", error)
         elif allowance is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
             allowance.num_refused[error.reason] += 1
+        if error.status in DENIALS:
+            await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
         await abort(context, error)
 
 
