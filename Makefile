@@ -105,4 +105,4 @@ bench-peer: $(VENV)/.installed ## run the benchmarks beside LMCache's server, wh
 	else echo "not measured: LMCache can't be installed here ($$(grep -m1 ERROR build/peer-install.log), build/peer-install.log)"; fi
 
 clean: ## remove what was built
-	@rm -rf build $(VENV) .venv-proto .venv-peer
+	@rm -rf build $(VENV) .venv-proto .venv-peer .venv-vllm
