@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import statistics
@@ -21,6 +22,8 @@ from tests.e2e_vllm.model import VOCABULARY
 CHUNK_SIZE = 256
 BLOCK_SIZE = 64
 SETTLE_SECONDS = 30.0
+# For engines of one worker: left to itself, vLLM takes a core less without a connector than with one.
+ALL_CORES = ",".join(map(str, sorted(os.sched_getaffinity(0))))
 
 Tokens = tuple[int, ...]
 
@@ -129,7 +132,7 @@ class Proof:
         name: str,
         connector: str | None = "KvdepotConnector",
         module: str = "kvdepot.vllm",
-        cores: str = "auto",
+        cores: str = ALL_CORES,
         **more: Any,
     ) -> AsyncIterator[Engine]:
         async with running_engine(
