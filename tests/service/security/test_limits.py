@@ -9,6 +9,7 @@ import pytest
 
 from kvdepot import KvShape, layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
+from service import boundary
 from service.errors import TooManyBytes
 from service.security.allowance import Allowance
 from service.security.tenants import TenantLimits
@@ -96,6 +97,19 @@ async def test_calls_beyond_a_tenants_limit_are_refused_while_anothers_are_serve
     assert (await slow[1].finish()).stored_tokens == 16
     await eventually(lambda: allowance.num_running == 0)
     stream.cancel()
+
+
+async def test_a_denial_is_not_had_at_once_while_others_are_served(
+    start_tenants: StartTenants, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_tenants(BLUE)
+    monkeypatch.setattr(boundary, "DENIED_AFTER_SECONDS", 60.0)
+    stranger, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
+    denied = asyncio.ensure_future(stranger("ListSessions", lists()))
+    await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 1)
+    await blue("ListSessions", lists())
+    assert not denied.done()
+    denied.cancel()
 
 
 async def test_while_one_floods_all_calls_of_another_are_served(start_tenants: StartTenants, connect: Connect) -> None:
