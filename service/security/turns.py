@@ -19,6 +19,7 @@ from time import perf_counter
 MAX_WAITING = 1_024
 SHARED_SECONDS = 10.0  # for which clients are remembered not to be alone
 HANDOVER_SECONDS = 0.000_2  # a hop between threads, and reading a message
+LONGEST_HANDOVER_SECONDS = 0.002  # and not longer because the machine stood still in the midst of a turn
 ALONE_SECONDS = 0.000_3  # from one call's handing over to the next, if these are not under way together
 MAX_PAUSES = 8  # that calls which come without end may hold up a turn
 
@@ -85,7 +86,7 @@ class Turns:
         if self._waiting:
             quiet_since = max(self._last_turn, self._last_handover)
             # On a machine that is busy with other things both turns and hops take longer.
-            quiet_seconds = max(HANDOVER_SECONDS, self._turn_seconds / 2)
+            quiet_seconds = min(max(HANDOVER_SECONDS, self._turn_seconds / 2), LONGEST_HANDOVER_SECONDS)
             if now - quiet_since < quiet_seconds and now - self._last_turn < MAX_PAUSES * quiet_seconds:
                 self._loop.call_soon(self._next)
                 return

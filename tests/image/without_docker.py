@@ -138,7 +138,7 @@ class Builder:
             case "LABEL":
                 pass
             case other:
-                raise NotImplementedError(other)
+                raise ValueError(f"what does {other} do?")
         return stage
 
     def _copy(self, words: list[str], stage: Stage) -> None:

@@ -11,6 +11,7 @@ from kvdepot import KvShape, layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
 from service import boundary
 from service.errors import TooManyBytes
+from service.security import turns
 from service.security.allowance import Allowance
 from service.security.tenants import TenantLimits
 from service.security.turns import MAX_WAITING, Turns
@@ -268,10 +269,10 @@ async def test_turns_hear_of_each_call_whatever_else_watches_calls(
 
 
 async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> None:
-    turns, began = Turns(), []
+    taking, began = Turns(), []
 
     async def run(client: str, number: int) -> None:
-        turn = turns.take(client)
+        turn = taking.take(client)
         if turn is not None:
             await turn
         began.append((client, number))
@@ -282,8 +283,28 @@ async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> No
 
 
 async def test_a_client_that_is_alone_waits_for_nothing() -> None:
-    turns = Turns()
-    assert [turns.take("a") for _ in range(100)] == [None] * 100
+    taking = Turns()
+    assert [taking.take("a") for _ in range(100)] == [None] * 100
+
+
+async def test_calls_do_not_wait_because_the_machine_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def passing() -> float:
+        nonlocal now
+        now += 1e-5
+        return now
+
+    monkeypatch.setattr(turns, "perf_counter", passing)
+    order = Order()
+    for client in "ba":
+        order.turns.take(client)
+    now += 5.0  # in the midst of a turn
+    end_of_pause = now
+    for client in "abab":
+        order.call(client)
+    assert sorted(await order.all_began()) == sorted("abab")
+    assert now - end_of_pause < 0.1
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
@@ -296,9 +317,9 @@ async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None
 
 
 async def test_what_waits_is_bounded() -> None:
-    turns = Turns()
-    turns.take("b")
-    waiting = [turns.take("a") for _ in range(MAX_WAITING + 100)]
+    taking = Turns()
+    taking.take("b")
+    waiting = [taking.take("a") for _ in range(MAX_WAITING + 100)]
     assert sum(turn is not None for turn in waiting) <= MAX_WAITING
     assert waiting[-1] is None
     await asyncio.wait([turn for turn in waiting if turn is not None], timeout=30)
