@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 import grpc
 import uvloop
 
-from kvdepot.inline import MAX_PIECE_BYTES
-from kvdepot.v1 import cache_pb2
+from kvdepot.pieces import MAX_PIECE_BYTES, Piece, serialised_retrieve
+from service.heap import keep_freed_memory
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -34,12 +34,12 @@ async def source(request: bytes, context: Context) -> None:
     """Writes as many messages of an inline retrieve's size as asked for, each made anew as there."""
     data = memoryview(bytes(MAX_PIECE_BYTES))
     for number in range(int(request)):
-        piece = cache_pb2.RetrieveInlineResponse(data=bytes(data), chunk_index=number)
-        await context.write(piece.SerializeToString())
+        await context.write(serialised_retrieve(Piece(data, number, 0)))
 
 
 async def serve(address: str) -> None:
     """Serve until the process ends."""
+    keep_freed_memory()
     server = grpc.aio.server()
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),

@@ -11,7 +11,8 @@ from benchmarks import servers
 from benchmarks.figures import Figure, Goal
 from benchmarks.timing import seconds_of
 from kvdepot import AsyncDepotClient, KvShape, layouts
-from kvdepot.inline import MAX_PIECE_BYTES, messages
+from kvdepot.inline import messages
+from kvdepot.pieces import MAX_PIECE_BYTES
 from kvdepot.v1.cache_pb2 import Lease
 
 SHAPE = KvShape(num_layers=32, num_blocks=1, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")
@@ -38,7 +39,7 @@ async def measure() -> list[Figure]:
 
             async def pieces() -> AsyncIterator[bytes]:
                 for message in messages(data):
-                    yield message.SerializeToString()
+                    yield message
 
             async def retrieved(session: str, lease: Lease) -> None:
                 async for _ in attachment.retrieve_inline(session, lease):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
+from kvdepot.pieces import MAX_PIECE_BYTES, Piece
 from service.attachments import Attachment
 from service.chunks import Chunk
 from service.depot import Depot
@@ -19,17 +19,7 @@ from service.sessions import Operation, OperationKind, Outcome, Session
 from service.trace_context import traceparent
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
-MAX_PIECE_BYTES = 1 << 20
 MAX_STORED_BY = 8  # of the stores that made a prefix: those of its tail
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of one chunk's bytes; `data` is valid until the next piece is asked for."""
-
-    chunk_index: int
-    offset_bytes: int
-    data: memoryview
 
 
 async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
@@ -79,7 +69,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 async def retrieve_inline(
     depot: Depot, request: RetrieveInlineRequest, send: Callable[[Piece], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks piece by piece, as fast as `send` takes them.
+    """Send leased chunks piece by piece, as fast as `send` takes them; a piece's bytes are L1's own until it is sent.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
         LeaseReleased, LeaseRevoked, TooManyBytes.
@@ -105,7 +95,7 @@ async def retrieve_inline(
                     raise lease.error()
                 start = chunk.slot.offset_bytes + offset_bytes
                 piece_bytes = min(MAX_PIECE_BYTES, attachment.chunk_bytes - offset_bytes)
-                piece = Piece(chunk_index, offset_bytes, depot.l1[start : start + piece_bytes])
+                piece = Piece(depot.l1[start : start + piece_bytes], chunk_index, offset_bytes)
                 await depot.bounded(send(piece), "no piece was taken")
             answer.retrieved_tokens += chunk_size
             answer.retrieved_bytes += attachment.chunk_bytes

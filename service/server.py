@@ -23,7 +23,6 @@ from kvdepot.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     cache_pb2,
-    cache_pb2_grpc,
     observability_pb2,
     observability_pb2_grpc,
 )
@@ -33,6 +32,7 @@ from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.depots import Depots
+from service.heap import keep_freed_memory
 from service.listening import CannotListen as CannotListen
 from service.listening import listen
 from service.observing.access_gauges import AccessGauges
@@ -44,7 +44,7 @@ from service.security.handovers import Handovers
 from service.security.tenants import Tenants
 from service.security.turns import Turns
 from service.servicers.admin import AdminServicer
-from service.servicers.cache import CacheServicer
+from service.servicers.cache import CacheServicer, add_cache_servicer
 from service.servicers.observability import ObservabilityServicer
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
@@ -200,7 +200,7 @@ class Server:
             ),
         )
         cache = CacheServicer(self.depots, self._attaching, self._draining, self._drained)
-        cache_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
+        add_cache_servicer(cache, server)
         observability = ObservabilityServicer(self.depots, self.bus)
         observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)
         admin = AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes)
@@ -228,6 +228,7 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     """
     # A thread that copies needs the GIL for a moment between two pieces; by default it would wait 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    keep_freed_memory()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a region that is attached keeps one open
 

@@ -68,7 +68,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     return await _store(depot, attachment, header, write, inline=False)
 
 
-async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[bytes]) -> StoreAnswer:
+async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[memoryview]) -> StoreAnswer:
     """Copy the bytes of `pieces` into chunks, one chunk after the other; visible when all of them came.
 
     The copies are made on the event loop: a piece is small, and a hop to a thread costs more than its copy.
@@ -83,14 +83,13 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
         received_bytes = 0
         others: dict[int, Writer] = {}
         chunk: Chunk | None = None
-        while piece := await depot.bounded(anext(pieces, b""), "no data came"):
+        while (rest := await depot.bounded(anext(pieces, None), "no data came")) is not None:
             if attachment.detached:
                 raise Detached(f"rank {attachment.rank} detached while its bytes were arriving")
             if session.end is not None:
                 raise SessionNotFound(header.instance_id, header.session_id)
-            if received_bytes + len(piece) > total_bytes:
+            if received_bytes + len(rest) > total_bytes:
                 raise invalid("data", f"more than the {total_bytes} bytes of {len(plan.positions)} chunks")
-            rest = memoryview(piece)
             while rest:
                 number, filled_bytes = divmod(received_bytes, attachment.chunk_bytes)
                 if filled_bytes == 0:

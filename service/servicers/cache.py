@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
+from kvdepot.pieces import MAX_PIECE_BYTES, Piece, parsed_store, serialised_retrieve
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
@@ -15,10 +17,12 @@ from service.depots import Depots
 from service.errors import Draining, TransferFailed, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
-from service.retrieve import MAX_PIECE_BYTES, Piece, retrieve, retrieve_inline
+from service.retrieve import retrieve, retrieve_inline
 from service.security.callers import caller, has_certificate
 from service.servicers import decode, encode
 from service.store import store, store_inline
+
+InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the data of a message
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
@@ -82,7 +86,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         return cache_pb2.ReleaseLeaseResponse()
 
     async def StoreInline(
-        self, request_iterator: AsyncIterator[cache_pb2.StoreInlineRequest], context: object
+        self, request_iterator: AsyncIterator[InlineMessage], context: object
     ) -> cache_pb2.StoreInlineResponse:
         depot = self._depots.of_caller()
         header = await _header(depot, request_iterator)
@@ -91,16 +95,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Boundary
         self,
         request: cache_pb2.RetrieveInlineRequest,
-        context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, cache_pb2.RetrieveInlineResponse],
+        context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, Piece],
     ) -> None:
-        async def send(piece: Piece) -> None:
-            await context.write(
-                cache_pb2.RetrieveInlineResponse(
-                    data=bytes(piece.data), chunk_index=piece.chunk_index, offset_bytes=piece.offset_bytes
-                )
-            )
-
-        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), send)
+        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), context.write)
 
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
         session = await self._depots.of_caller().end_session(*decode.session_ids(request))
@@ -116,19 +113,37 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 wait.cancel()
 
 
-async def _header(depot: Depot, messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> StoreHeader:
+def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None:
+    """Serve CacheService; the pieces of its inline calls come and go without protobuf's copies of their bytes."""
+    inline: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "StoreInline": grpc.stream_unary_rpc_method_handler(
+            servicer.StoreInline,
+            request_deserializer=parsed_store,
+            response_serializer=cache_pb2.StoreInlineResponse.SerializeToString,
+        ),
+        "RetrieveInline": grpc.unary_stream_rpc_method_handler(
+            servicer.RetrieveInline,
+            request_deserializer=cache_pb2.RetrieveInlineRequest.FromString,
+            response_serializer=serialised_retrieve,
+        ),
+    }
+    cache_pb2_grpc.add_CacheServiceServicer_to_server(servicer, server)
+    server.add_registered_method_handlers("kvdepot.v1.CacheService", inline)  # in place of the generated ones
+
+
+async def _header(depot: Depot, messages: AsyncIterator[InlineMessage]) -> StoreHeader:
     first = await depot.bounded(anext(messages, None), "no header")
-    if first is None or first.WhichOneof("payload") != "header":
+    if not isinstance(first, cache_pb2.StoreInlineRequest) or first.WhichOneof("payload") != "header":
         raise invalid("header", "is not the first message of the stream")
     return decode.store_header(first.header, "header.")
 
 
-async def _pieces(messages: AsyncIterator[cache_pb2.StoreInlineRequest]) -> AsyncIterator[bytes]:
+async def _pieces(messages: AsyncIterator[InlineMessage]) -> AsyncIterator[memoryview]:
     async for message in messages:
-        if message.WhichOneof("payload") != "data":
+        if not isinstance(message, memoryview):
             raise invalid("header", "came a second time, or the message is empty")
-        if not 1 <= len(message.data) <= MAX_PIECE_BYTES:
-            raise invalid("data", f"has {len(message.data)} bytes, not 1 to {MAX_PIECE_BYTES}")
-        yield message.data
+        if not 1 <= len(message) <= MAX_PIECE_BYTES:
+            raise invalid("data", f"has {len(message)} bytes, not 1 to {MAX_PIECE_BYTES}")
+        yield message
     # grpc.aio ends the iterator of a cancelled stream a moment before it cancels the handler.
     await asyncio.sleep(0)

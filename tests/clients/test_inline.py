@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kvdepot import AsyncDepotClient, DepotError
+from kvdepot.pieces import Piece
 from kvdepot.v1 import cache_pb2
 from tests.clients.conftest import Side, until
 from tests.clients.fake_depot import CHUNK_BYTES, FakeDepot, failure
@@ -24,6 +25,11 @@ def piece(chunk_index: int, start: int, end: int) -> cache_pb2.RetrieveInlineRes
     first = (chunk_index - 3) * CHUNK_BYTES
     data = DATA[first + start : first + end]
     return cache_pb2.RetrieveInlineResponse(chunk_index=chunk_index, offset_bytes=start, data=data)
+
+
+def brought(message: cache_pb2.RetrieveInlineResponse) -> Piece:
+    """What the client makes of a message."""
+    return Piece(memoryview(message.data), message.chunk_index, message.offset_bytes)
 
 
 WHOLE = [piece(3, 0, MIB), piece(3, MIB, CHUNK_BYTES), piece(4, 0, 5), piece(4, 5, CHUNK_BYTES)]
@@ -141,7 +147,7 @@ async def test_cancelled_store_inline_cancels_the_call(depot: FakeDepot) -> None
 async def test_retrieve_inline_brings_the_pieces_in_order(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.inline_pieces = WHOLE
     pieces = await side.all(attachment.retrieve_inline("session", "lease", skip_tokens=24))
-    assert pieces == WHOLE
+    assert pieces == [brought(message) for message in WHOLE]
     assert depot.last("RetrieveInline") == cache_pb2.RetrieveInlineRequest(
         instance_id="engine-0", session_id="session", lease_id="lease", skip_tokens=24
     )
@@ -149,7 +155,7 @@ async def test_retrieve_inline_brings_the_pieces_in_order(side: Side, attachment
 
 async def test_retrieve_inline_that_is_left_early_is_cancelled(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.inline_pieces = WHOLE * 100  # more than fits into the buffers on the way
-    assert await side.first(attachment.retrieve_inline("session", "lease", skip_tokens=24)) == WHOLE[0]
+    assert await side.first(attachment.retrieve_inline("session", "lease", skip_tokens=24)) == brought(WHOLE[0])
     assert await asyncio.to_thread(depot.ended.wait, 10)
 
 

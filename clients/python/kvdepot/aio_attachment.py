@@ -14,6 +14,7 @@ import grpc
 from kvdepot import inline, requests
 from kvdepot.attached import Attached, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
+from kvdepot.pieces import Piece
 from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
 from kvdepot.v1 import cache_pb2
 
@@ -131,19 +132,19 @@ class AsyncAttachment(Attached):
         """Stores the canonical bytes of every whole chunk from ``start_token`` on: one buffer, or several in a row."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
         return await self._calls.send(
-            self._calls.cache.StoreInline, _messages(header, data), self._calls.timeout(timeout_seconds)
+            self._calls.store_inline, _messages(header, data), self._calls.timeout(timeout_seconds)
         )
 
     def retrieve_inline(
         self, session_id: str, lease: LeaseLike, *, skip_tokens: int = 0, timeout_seconds: float | None = None
-    ) -> AsyncGenerator[cache_pb2.RetrieveInlineResponse, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """The canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
         The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
         multiple of `chunk_size`.
         """
         request = requests.retrieve_inline(self.instance_id, self.rank, session_id, lease, skip_tokens)
-        responses = self._calls.stream(self._calls.cache.RetrieveInline, request, self._calls.timeout(timeout_seconds))
+        responses = self._calls.stream(self._calls.retrieve_inline, request, self._calls.timeout(timeout_seconds))
         return _in_order(responses, self._pieces_from(skip_tokens))
 
     async def retrieve_inline_into(
@@ -234,8 +235,8 @@ class AsyncAttachment(Attached):
 
 async def _messages(
     header: cache_pb2.StoreInlineRequest, data: Buffer | Iterable[Buffer] | AsyncIterable[Buffer]
-) -> AsyncGenerator[cache_pb2.StoreInlineRequest, None]:
-    yield header
+) -> AsyncGenerator[bytes, None]:
+    yield header.SerializeToString()
     if isinstance(data, AsyncIterable):
         try:
             async for buffer in data:
@@ -249,9 +250,7 @@ async def _messages(
             yield message
 
 
-async def _in_order(
-    responses: AsyncGenerator[cache_pb2.RetrieveInlineResponse, None], order: inline.PieceOrder
-) -> AsyncGenerator[cache_pb2.RetrieveInlineResponse, None]:
+async def _in_order(responses: AsyncGenerator[Piece, None], order: inline.PieceOrder) -> AsyncGenerator[Piece, None]:
     async with aclosing(responses):
         async for piece in responses:
             order.accept(piece)

@@ -12,7 +12,9 @@ import grpc
 from kvdepot import channel, trace
 from kvdepot.credentials import Bearer, Credentials
 from kvdepot.errors import depot_error
+from kvdepot.pieces import Piece, parsed_retrieve
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
+from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
 
@@ -35,6 +37,17 @@ class AsyncCalls:
         self._channel = channel.opened_on_loop(address, credentials)
         self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
         self.cache: CacheServiceAsyncStub = CacheServiceStub(self._channel)
+        self.store_inline: grpc.aio.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
+            "/kvdepot.v1.CacheService/StoreInline",
+            response_deserializer=StoreInlineResponse.FromString,
+        )
+        self.retrieve_inline: grpc.aio.UnaryStreamMultiCallable[RetrieveInlineRequest, Piece] = (
+            self._channel.unary_stream(
+                "/kvdepot.v1.CacheService/RetrieveInline",
+                request_serializer=RetrieveInlineRequest.SerializeToString,
+                response_deserializer=parsed_retrieve,
+            )
+        )
         self.observability: ObservabilityServiceAsyncStub = ObservabilityServiceStub(self._channel)
         self.admin: AdminServiceAsyncStub = AdminServiceStub(self._channel)
 

@@ -14,6 +14,7 @@ import grpc
 from kvdepot import inline, requests
 from kvdepot.attached import Attached, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
+from kvdepot.pieces import Piece
 from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
 from kvdepot.v1 import cache_pb2
 
@@ -137,20 +138,18 @@ class Attachment(Attached):
     ) -> cache_pb2.StoreInlineResponse:
         """Stores the canonical bytes of every whole chunk from ``start_token`` on: one buffer, or several in a row."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
-        return self._calls.send(
-            self._calls.cache.StoreInline, _messages(header, data), self._calls.timeout(timeout_seconds)
-        )
+        return self._calls.send(self._calls.store_inline, _messages(header, data), self._calls.timeout(timeout_seconds))
 
     def retrieve_inline(
         self, session_id: str, lease: LeaseLike, *, skip_tokens: int = 0, timeout_seconds: float | None = None
-    ) -> Generator[cache_pb2.RetrieveInlineResponse, None, None]:
+    ) -> Generator[Piece, None, None]:
         """The canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
         The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
         multiple of `chunk_size`.
         """
         request = requests.retrieve_inline(self.instance_id, self.rank, session_id, lease, skip_tokens)
-        responses = self._calls.stream(self._calls.cache.RetrieveInline, request, self._calls.timeout(timeout_seconds))
+        responses = self._calls.stream(self._calls.retrieve_inline, request, self._calls.timeout(timeout_seconds))
         return _in_order(responses, self._pieces_from(skip_tokens))
 
     def retrieve_inline_into(
@@ -223,16 +222,12 @@ class Attachment(Attached):
                 _logger.exception("on_lost failed")
 
 
-def _messages(
-    header: cache_pb2.StoreInlineRequest, data: Buffer | Iterable[Buffer]
-) -> Iterator[cache_pb2.StoreInlineRequest]:
-    yield header
+def _messages(header: cache_pb2.StoreInlineRequest, data: Buffer | Iterable[Buffer]) -> Iterator[bytes]:
+    yield header.SerializeToString()
     yield from inline.messages(data)
 
 
-def _in_order(
-    responses: Generator[cache_pb2.RetrieveInlineResponse, None, None], order: inline.PieceOrder
-) -> Generator[cache_pb2.RetrieveInlineResponse, None, None]:
+def _in_order(responses: Generator[Piece, None, None], order: inline.PieceOrder) -> Generator[Piece, None, None]:
     with closing(responses):
         for piece in responses:
             order.accept(piece)

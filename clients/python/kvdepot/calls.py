@@ -10,7 +10,9 @@ import grpc
 from kvdepot import channel, trace
 from kvdepot.credentials import Bearer, Credentials
 from kvdepot.errors import depot_error
+from kvdepot.pieces import Piece, parsed_retrieve
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
+from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
 
@@ -31,6 +33,15 @@ class Calls:
         self._channel = channel.opened(address, credentials)
         self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
         self.cache = CacheServiceStub(self._channel)
+        self.store_inline: grpc.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
+            "/kvdepot.v1.CacheService/StoreInline",
+            response_deserializer=StoreInlineResponse.FromString,
+        )
+        self.retrieve_inline: grpc.UnaryStreamMultiCallable[RetrieveInlineRequest, Piece] = self._channel.unary_stream(
+            "/kvdepot.v1.CacheService/RetrieveInline",
+            request_serializer=RetrieveInlineRequest.SerializeToString,
+            response_deserializer=parsed_retrieve,
+        )
         self.observability = ObservabilityServiceStub(self._channel)
         self.admin = AdminServiceStub(self._channel)
 

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import grpc
 
 from kvdepot.errors import DepotError
-from kvdepot.v1.cache_pb2 import RetrieveInlineResponse, StoreInlineRequest
+from kvdepot.pieces import MAX_PIECE_BYTES, Piece, store_piece
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-MAX_PIECE_BYTES = 1 << 20
 
-
-def messages(data: Buffer | Iterable[Buffer]) -> Iterator[StoreInlineRequest]:
-    """Cuts one buffer, or each of several, into messages of at most 1 MiB."""
+def messages(data: Buffer | Iterable[Buffer]) -> Iterator[bytes]:
+    """Cuts one buffer, or each of several, into serialised messages of at most 1 MiB of data."""
     try:
         memoryview(data)  # type: ignore[arg-type]
     except TypeError:  # not a buffer
@@ -27,17 +25,14 @@ def messages(data: Buffer | Iterable[Buffer]) -> Iterator[StoreInlineRequest]:
         yield from pieces(data)  # type: ignore[arg-type]
 
 
-def pieces(data: Buffer) -> Iterator[StoreInlineRequest]:
-    """Cuts C-contiguous bytes into messages of at most 1 MiB; each byte is copied once, into its message."""
+def pieces(data: Buffer) -> Iterator[bytes]:
+    """Cuts C-contiguous bytes into serialised messages; each byte is copied once, into its message."""
     view = memoryview(data)
     if view.nbytes == 0:  # cannot be cast
         return
-    if isinstance(data, bytes) and view.nbytes <= MAX_PIECE_BYTES:
-        yield StoreInlineRequest(data=data)
-        return
     flat = view.cast("B")
     for start in range(0, flat.nbytes, MAX_PIECE_BYTES):
-        yield StoreInlineRequest(data=bytes(flat[start : start + MAX_PIECE_BYTES]))
+        yield store_piece(flat[start : start + MAX_PIECE_BYTES])
 
 
 class PieceOrder:
@@ -51,7 +46,7 @@ class PieceOrder:
         self._chunk = first_chunk
         self._offset_bytes = 0
 
-    def accept(self, piece: RetrieveInlineResponse) -> None:
+    def accept(self, piece: Piece) -> None:
         """Takes the next piece.
 
         Raises:
@@ -93,7 +88,7 @@ class Filling:
         self._target = view.cast("B") if view.nbytes else memoryview(bytearray())
         self._filled_bytes = 0
 
-    def accept(self, data: bytes) -> None:
+    def accept(self, data: memoryview) -> None:
         """Copies the next piece.
 
         Raises:
