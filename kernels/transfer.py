@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 
 from kernels.errors import TransferCancelled
 from kernels.step_time import StepName, StepTime
+
+# A thread that copies would keep a core for all of its time slice, 3 ms and more, while the event loop waits for one.
+_YIELD_SECONDS = 1e-3
+_yield_core = ctypes.CDLL(None).sched_yield  # lets go of the GIL, which os.sched_yield does not before Python 3.13
 
 Piece = Callable[[], object]
 """Copies a few MiB at most, and lets go of the GIL meanwhile."""
@@ -151,6 +156,11 @@ class Lane:
             thread.join()
 
     def _work(self) -> None:
+        yielded_at = time.thread_time()
         while (transfer := self._turns.get()) is not None:
             if transfer.take_turn():
                 self._turns.put(transfer)
+            ran_until = time.thread_time()
+            if ran_until - yielded_at >= _YIELD_SECONDS:
+                _yield_core()
+                yielded_at = ran_until
