@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 4096
 MAX_TOKENS = 4096
@@ -92,9 +93,12 @@ def write_latent(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, python: Path) -> Path:
-    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder."""
+def write(folder: Path, python: Path, **changes: Any) -> Path:
+    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder.
+
+    ``changes`` of its configuration leave the weights as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "config.json").write_text(json.dumps({**_CONFIG, **changes}))
     subprocess.run([python, "-c", _WEIGHTS, folder], check=True)
     return folder
