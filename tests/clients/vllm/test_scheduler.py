@@ -8,7 +8,7 @@ import pytest
 
 from kvdepot.vllm.allocations import Allocation
 from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.orders import LoadOrder, StoreOrder, WorkerReport
+from kvdepot.vllm.orders import LoadOrder, StoreOrder, Table, WorkerReport
 from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
 
 TABLE = (list(range(10, 20)),)
@@ -432,6 +432,87 @@ def test_groups_have_block_sizes_of_their_own() -> None:
     (order,) = engine.step({request: 20}).stores
     assert ids_of(order) == ([5, 1, 2, 3], [10, 11])
     assert engine.pool.kept == dict.fromkeys([5, 1, 2, 3, 10, 11], 1)
+
+
+WINDOWS = (CacheGroup(block_size=4), CacheGroup(block_size=4, window=5))
+HYBRID_TABLES = ([10, 11, 12, 13, 14], [0, 0, 22, 23, 24])
+
+
+def test_store_leaves_out_the_blocks_that_the_window_has_left() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(20)
+    engine.tables["request"] = ([10, 11], [20, 21])
+    (first,) = engine.step({request: 8}).stores
+    engine.settle(first.operation_id)
+    engine.tables["request"] = HYBRID_TABLES
+    (second,) = engine.step({request: 12}).stores
+    assert (second.start_token, second.tables) == (
+        8,
+        (Table(absent_blocks=0, block_ids=[12, 13]), Table(absent_blocks=0, block_ids=[22, 23])),
+    )
+    assert engine.pool.kept == dict.fromkeys([12, 13, 22, 23], 1)
+
+
+def test_chunk_whose_window_is_gone_is_never_stored() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(20, num_computed_tokens=12)
+    engine.tables["request"] = HYBRID_TABLES
+    (order,) = engine.step({request: 8}).stores  # the first time: its first chunk was vLLM's own
+    assert (order.start_token, len(order.chunk_hashes)) == (8, 2)
+    request.tokens += range(12)
+    engine.tables["request"] = ([*range(10, 18)], [0] * 6 + [26, 27])
+    (later,) = engine.step({request: 12}).stores
+    assert later.start_token == 24
+    assert [table.absent_blocks for table in later.tables] == [0, 0]
+    engine.settle(order.operation_id, later.operation_id, failed=[order.operation_id])
+    request.tokens += [7]
+    (again,) = engine.step({request: 1}).stores
+    assert again.start_token == 24  # what is lost is lost
+
+
+def test_load_fills_the_window_and_never_the_null_block() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(24)
+    engine.side.matched_tokens(request, 8)
+    engine.asks.answer(24)
+    assert engine.side.matched_tokens(request, 8) == (8, True)  # not the whole prompt: see below
+    engine.side.allocated(request, ([10, 11, 12, 13], [0, 0, 22, 23]), 8)
+    (order,) = engine.step({}).loads
+    assert (order.num_tokens, order.skip_tokens) == (16, 8)
+    assert order.tables == (
+        Table(absent_blocks=0, block_ids=[10, 11, 12, 13]),
+        Table(absent_blocks=2, block_ids=[22, 23]),
+    )
+    assert engine.pool.kept == dict.fromkeys([12, 13, 22, 23], 1)
+    engine.settle(order.operation_id)
+    assert not engine.pool.kept
+
+
+def test_last_chunk_of_a_whole_prompt_is_computed_where_a_window_would_lack_a_block() -> None:
+    for groups, found in ((WINDOWS, 8), (WINDOWS[:1], 16)):
+        engine = Engine(groups=groups)
+        request = request_of(16)
+        engine.side.matched_tokens(request, 0)
+        engine.asks.answer(16)
+        assert engine.side.matched_tokens(request, 0) == (found, True)
+
+
+def test_load_counts_the_blocks_that_it_writes() -> None:
+    one = CacheGroup(block_size=4, window=3)
+    engine = Engine(groups=(one,), num_blocks=4)  # two may be loading
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(32)
+    assert engine.side.matched_tokens(request, 0) == (32, True)
+
+
+def test_blocks_of_full_attention_are_reported_whichever_group_they_are() -> None:
+    engine = Engine(reports=True, groups=WINDOWS[::-1])
+    engine.step({request_of(8): 8}, [("request", ([0, 21], [10, 11]), True)])
+    assert [each.block_ids for each in engine.reports.noted] == [[10, 11]]
+    engine = Engine(reports=True, groups=WINDOWS[1:])
+    engine.step({request_of(8): 8}, [("request", ([0, 21],), True)])
+    assert not engine.reports.noted
 
 
 def test_table_that_is_too_short_is_not_stored(engine: Engine) -> None:

@@ -372,6 +372,37 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
     assert not (await worker.until_settled(1)).failed
 
 
+async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_worker: StartWorker) -> None:
+    groups = [Group(["layer.0"]), Group(["layer.1"])]
+    config = KvCacheConfig(NUM_BLOCKS, groups)
+    workers = [
+        await start_worker(depot.addresses[0], caches=views(kernel_blocks=parts), kv_cache_config=config)
+        for parts in (1, 2)
+    ]
+    for number, worker in enumerate(workers):
+        worker.fill(number)
+    before = content(workers[1].caches, list(range(NUM_BLOCKS)))
+    stored = content(workers[0].caches, [3, 9, 4, 20, 7, 1, 30, 12])
+    order = store_order(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
+    order.tables[1].absent_blocks = 6
+    workers[0].side.store([order])
+    assert not (await workers[0].until_settled(1)).failed
+    load = load_order(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
+    load.tables[1].absent_blocks = 7
+    workers[1].side.load([load])
+    assert await workers[1].until_loaded() == ({"request"}, set())
+    after = content(workers[1].caches, list(range(NUM_BLOCKS))).unflatten(2, (NUM_BLOCKS, BLOCK))
+    expected = before.unflatten(2, (NUM_BLOCKS, BLOCK)).clone()
+    by_block = stored.unflatten(2, (8, BLOCK))
+    expected[0][:, [5, 6, 8, 11, 2, 15, 31, 13]] = by_block[0]
+    expected[1][:, 14] = by_block[1][:, 7]
+    assert torch.equal(after, expected)
+    load.tables[1].absent_blocks, load.tables[1].block_ids = 5, [14, 16, 17]
+    load.operation_id = 3
+    workers[1].side.load([load])
+    assert await workers[1].until_loaded() == ({"request"}, {"request"})  # it was not stored
+
+
 async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_worker: StartWorker) -> None:
     caches = views()
     caches["shared"] = caches["layer.1"].view_as(caches["layer.1"])
