@@ -12,7 +12,7 @@ from tests.e2e_vllm import model
 from tests.e2e_vllm.cases import Proof, together, tokens_of
 from tests.e2e_vllm.engines import RECORD_VARIABLE, Server
 
-WINDOWS = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 4, "sliding_window": 80}
+WINDOWS = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 4, "sliding_window": 20}
 
 
 async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> None:
@@ -20,7 +20,7 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
     server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "1GiB", "--chunk-size", "64"))
     proof = Proof(folder, python, model.write(folder / "model", python, **(WINDOWS if windows else {})), server)
     await server.start()
-    num_blocks = 37 if windows else 17
+    num_blocks, most = (30, 100) if windows else (17, 60)
     small = {
         "block_size": 32,
         "max_num_batched_tokens": 128,
@@ -38,7 +38,7 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
             await engine.generate(prompt[:100], 2)  # leaves 96 tokens with vLLM; its load fails
             await engine.generate(prompt, 2)  # loads what comes after those
             await proof.forget_locally(engine)
-            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], 60)  # more than there is room for
+            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], most)  # more than there is room for
             running = asyncio.create_task(engine.generate(tokens_of(5, 200), 200))
             await asyncio.sleep(1)
             running.cancel()

@@ -43,7 +43,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     def idle(self) -> list[Request]:
         return [request for name, request in self.requests.items() if name not in self.loading]
 
-    @rule(num_tokens=st.integers(1, 40))
+    @rule(num_tokens=st.one_of(st.integers(1, 40), st.integers(33, 40)))
     @precondition(lambda self: len(self.requests) < 4)
     def arrive(self, num_tokens: int) -> None:
         self.count += 1
@@ -151,6 +151,12 @@ class SchedulerWalk(RuleBasedStateMachine):
         del self.requests[request.request_id]
         self.loading.pop(request.request_id, None)
         self.engine.side.finished(request)
+
+    @rule()
+    def all_stores_fail(self) -> None:
+        """They are to be stored once more, from blocks that a window may have left meanwhile."""
+        stores = [number for number, order in self.orders.items() if isinstance(order, StoreOrder)]
+        self.engine.side.reported(WorkerReport(failed=set(stores)))
 
     @rule(trouble=st.sampled_from(["one worker detaches", "another depot", "reset", "late answer"]))
     def trouble(self, trouble: str) -> None:
