@@ -35,6 +35,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     windows.sliding_windows,
     windows.short_windows,
     windows.windows_alone,
+    windows.local_chunks,
 ]
 
 

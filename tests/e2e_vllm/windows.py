@@ -68,6 +68,11 @@ async def windows_alone(proof: Proof) -> str:
     return await _two_engines(alone, "alone")
 
 
+async def local_chunks(proof: Proof) -> str:
+    """Two groups of chunked local attention and one of full attention."""
+    return await _two_engines(_proof(proof, "local", **model.LOCAL_CHUNKS), "local")
+
+
 def _proof(proof: Proof, name: str, **changes: Any) -> Proof:
     """The same server with another model, and with what an engine without a depot says to that."""
     return Proof(
