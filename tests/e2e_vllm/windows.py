@@ -20,6 +20,7 @@ from tests.e2e_vllm.cases import (
     tokens_of,
     whole_chunks,
 )
+from tests.e2e_vllm.engines import Engine
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 SHORTER_THAN_WINDOW = tokens_of(600, 300)
@@ -88,7 +89,7 @@ async def _two_engines(proof: Proof, name: str) -> str:
         return await _found(proof, a, b)
 
 
-async def _found(proof: Proof, a: Any, b: Any) -> str:
+async def _found(proof: Proof, a: Engine, b: Engine) -> str:
     """What one engine computed, the other one finds."""
     prompts = [*ALONE, WHOLE, SHORTER_THAN_WINDOW]
     computed = [await a.generate(prompt) for prompt in prompts]
@@ -105,7 +106,7 @@ async def _found(proof: Proof, a: Any, b: Any) -> str:
     return f"cached {cached}; TTFT {loading * 1000:.0f} ms loading, {computing * 1000:.0f} ms computing; {same}"
 
 
-async def _chat(proof: Proof, engine: Any) -> None:
+async def _chat(proof: Proof, engine: Engine) -> None:
     history: Tokens = ()
     for turn in TURNS:
         history += turn
