@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.figures import Figure, Goal
 from kvdepot.v1.cache_pb2 import Prefix
-from kvdepot.vllm.block_reports import Allocation
+from kvdepot.vllm.allocations import Allocation
+from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
@@ -46,6 +48,7 @@ class _Pool:
 
     def __init__(self, num_blocks: int) -> None:
         self.blocks = range(num_blocks)
+        self.null_block = SimpleNamespace(block_id=num_blocks)
 
     def touch(self, blocks: Sequence[Any]) -> None: ...
 
@@ -93,7 +96,7 @@ def _steps(reports: _Queue | None) -> list[float]:
     side = SchedulerSide(
         SchedulerSettings(
             hash_block_size=BLOCK_SIZE,
-            block_sizes=(BLOCK_SIZE,),
+            groups=(CacheGroup(block_size=BLOCK_SIZE),),
             num_blocks=num_blocks,
             num_workers=1,
             loads=True,

@@ -95,19 +95,17 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
     )
 
 
-def pieces(
-    span: Span, chunk: Bytes, block_ids: NDArray[np.int64], first_block: int, limit_bytes: int
-) -> Iterator[tuple[Blocks, Blocks]]:
-    """Cuts the copy between a span and its part of a chunk into pairs: the engine's blocks, the chunk's.
+def pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], limit_bytes: int) -> Iterator[tuple[Blocks, Blocks]]:
+    """Cuts the copy between a span and the last blocks of its part of a chunk into pairs: the engine's, the chunk's.
 
     A piece is all blocks of some layers, or some blocks of one layer where all of them have more than
-    ``limit_bytes``; it is larger only if it is a single block. Blocks of the chunk before ``first_block`` are left out.
+    ``limit_bytes``; it is larger only if it is a single block.
     """
     num_layers, num_kinds = span.blocks.shape[:2]
     layer_block_bytes = num_kinds * span.plan.block_bytes
     most_blocks = max(1, limit_bytes // layer_block_bytes)
-    places = np.arange(len(block_ids))
-    for begin in range(first_block, len(block_ids), most_blocks):
+    places = np.arange(span.plan.blocks_per_chunk - len(block_ids), span.plan.blocks_per_chunk)
+    for begin in range(0, len(block_ids), most_blocks):
         some = slice(begin, begin + most_blocks)
         step = max(1, limit_bytes // (layer_block_bytes * len(places[some])))
         for layer in range(0, num_layers, step):

@@ -6,13 +6,12 @@ import functools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.address_plan import check_groups, chunk_bytes, plan_groups
 from kernels.block_views import Blocks, Span, pieces, spans
 from kernels.geometry import Group, Region
 from kernels.mapping import Mapping
-from kernels.moves import checked_block_ids
+from kernels.moves import MovedBlocks, checked_blocks
 from kernels.streaming_copy import Copy, best_copy
 from kernels.transfer import ChunkMove, Lane, Transfer
 
@@ -90,18 +89,16 @@ class HostBackend:
         return HostBuffer(groups, Mapping(regions, allow_process_fd=allow_process_fd), chunk_size)
 
     def gather(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
-        """Starts to copy blocks into chunks, all of each.
+        """Starts to copy blocks into chunks.
 
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
         """
-        if any(move.skip_tokens for move in moves):
-            raise ValueError("only a scatter can skip tokens")
         pairs = self._pairs(buffer, moves)
         return self._stores.start(functools.partial(self._copy, chunk, blocks) for blocks, chunk in pairs)
 
     def scatter(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
-        """Starts to copy chunks into blocks, but for those below a move's ``skip_tokens``.
+        """Starts to copy chunks into blocks.
 
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
@@ -119,17 +116,16 @@ class HostBackend:
         """The engine's side with the chunk's side of each piece; checked here and now."""
         if not buffer.spans:
             raise ValueError("the buffer is not mapped")
-        block_ids = checked_block_ids(buffer.plans, buffer.chunk_bytes, self._l1.size, moves)
-        return self._cut(buffer, moves, block_ids)
+        blocks = checked_blocks(buffer.plans, buffer.chunk_bytes, self._l1.size, moves)
+        return self._cut(buffer, moves, blocks)
 
     def _cut(
-        self, buffer: HostBuffer, moves: Sequence[ChunkMove], block_ids: list[NDArray[np.int64]]
+        self, buffer: HostBuffer, moves: Sequence[ChunkMove], blocks: Sequence[MovedBlocks]
     ) -> Iterator[tuple[Blocks, Blocks]]:
         share_bytes = len(moves) * buffer.chunk_bytes // (self._num_threads * _PIECES_PER_THREAD)
         piece_bytes = min(max(share_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
         for index, move in enumerate(moves):
-            for plan, group_spans, group_ids in zip(buffer.plans, buffer.spans, block_ids, strict=True):
-                first_block = move.skip_tokens // plan.block_size
+            for group_spans, group_blocks in zip(buffer.spans, blocks, strict=True):
                 for span in group_spans:
                     chunk = span.chunk_blocks(self._l1, move.l1_offset_bytes)
-                    yield from pieces(span, chunk, group_ids[index], first_block, piece_bytes)
+                    yield from pieces(span, chunk, group_blocks.of_move(index), piece_bytes)

@@ -29,13 +29,12 @@ Piece = Callable[[], object]
 class ChunkMove:
     """One chunk to copy: where it is in L1, and the engine's blocks that hold its tokens.
 
-    ``block_ids`` has an array for each group, ``chunk_size / block_size`` long. Blocks of the chunk's tokens below
-    ``skip_tokens``, a multiple of every block size, are not written.
+    ``block_ids`` has an array for each group, of the blocks of the chunk's last tokens: at most
+    ``chunk_size / block_size``. Where there are fewer, the tokens before them are copied neither way.
     """
 
     l1_offset_bytes: int
     block_ids: tuple[NDArray[np.int64], ...]
-    skip_tokens: int = 0
 
 
 class Transfer:

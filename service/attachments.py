@@ -81,6 +81,12 @@ class Attachment:
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[RunningTransfer] = field(default_factory=set)
 
+    def held_bytes(self, absent_tokens: Sequence[int]) -> int:
+        """The bytes of a chunk that lacks so many of each group's tokens; none of any group if it is empty."""
+        return self.chunk_bytes - sum(
+            absent * group.token_bytes for absent, group in zip(absent_tokens, self.groups, strict=bool(absent_tokens))
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Instance:

@@ -37,8 +37,9 @@ class Chunk:
 
     ``num_pins`` counts leases and transfers; while it is not 0, or a writer is set, the slot is protected. ``last_use``
     is a tick, ``store_time`` and ``release_time`` are monotonic seconds: when it became resident, when its last pin was
-    taken off. ``stored_by`` is the operation that wrote it. ``older`` and ``newer`` are its neighbours in the eviction
-    order while it may be evicted.
+    taken off. ``stored_by`` is the operation that wrote it. ``absent_tokens`` says of each group of how many of the
+    chunk's first tokens nothing was stored, so that the slot has anybody's bytes there; it is empty if the chunk is
+    whole. ``older`` and ``newer`` are its neighbours in the eviction order while it may be evicted.
     """
 
     key: ChunkKey
@@ -46,6 +47,7 @@ class Chunk:
     slot: Slot
     writer: Writer | None
     stored_by: str = ""
+    absent_tokens: tuple[int, ...] = ()
     store_time: float = 0.0
     release_time: float = 0.0
     num_pins: int = 0

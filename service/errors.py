@@ -164,6 +164,13 @@ class NoRegions(DepotError):
     reason = "NO_REGIONS"
 
 
+class BlockAbsent(DepotError):
+    """A chunk was stored without bytes that are asked for."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "BLOCK_ABSENT"
+
+
 class TransferFailed(DepotError):
     """The device failed while bytes were being moved; the attachment ends with it."""
 

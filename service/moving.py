@@ -1,4 +1,4 @@
-"""Moving chunks between an attachment's blocks and L1: checks of block tables, the moves, the transfer itself."""
+"""Moving chunks between an attachment's blocks and L1."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from service.depot import Depot
 from service.errors import (
     BackendUnavailable,
     Detached,
-    FieldViolation,
-    InvalidRequest,
     NoRegions,
     RegionUnavailable,
     SessionNotFound,
     TransferFailed,
 )
 from service.leases import Lease
-from service.requests import BlockTable
 from service.sessions import Operation, Outcome, Session
 from service.transfers import finished
 from telemetry.events import TransferFinished, TransferStarted, TransferStep
@@ -54,40 +51,6 @@ def check_ready_event(attachment: Attachment, ready_event: bytes) -> None:
         raise BackendUnavailable("ready_event: this rank's memory is the host's, and has no CUDA events")
 
 
-def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
-    """Raise InvalidRequest unless there is one table per group, and each block id is one of the group's blocks."""
-    if len(tables) != len(attachment.groups):
-        raise InvalidRequest(
-            FieldViolation("block_tables", f"{len(tables)} tables for {len(attachment.groups)} groups of layers")
-        )
-    violations = [
-        FieldViolation(
-            f"block_tables[{number}].block_ids",
-            f"block id {int(table.max())} is not below the group's num_blocks {group.num_blocks}",
-        )
-        for number, (table, group) in enumerate(zip(tables, attachment.groups, strict=True))
-        if len(table) and int(table.max()) >= group.num_blocks
-    ]
-    if violations:
-        raise InvalidRequest(*violations)
-
-
-def chunk_move(
-    attachment: Attachment,
-    chunk_size: int,
-    tables: Sequence[BlockTable],
-    position: int,
-    l1_offset_bytes: int,
-    skip_tokens: int = 0,
-) -> ChunkMove:
-    """The move of the chunk whose blocks begin at `position` chunks into the tables."""
-    blocks = []
-    for table, group in zip(tables, attachment.groups, strict=True):
-        blocks_per_chunk = chunk_size // group.block_size
-        blocks.append(table[position * blocks_per_chunk : (position + 1) * blocks_per_chunk])
-    return ChunkMove(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(blocks), skip_tokens=skip_tokens)
-
-
 async def move(
     depot: Depot,
     attachment: Attachment,
@@ -98,8 +61,8 @@ async def move(
     operation: Operation,
     ready_event: bytes,
     lease: Lease | None = None,
-) -> None:
-    """Carry the moves out. When this has ended, whichever way, neither blocks nor slots are touched any more.
+) -> int:
+    """Carry the moves out; returns the bytes moved. When this has ended, blocks and slots are not touched any more.
 
     Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile; TransferFailed if the device
         fails, with which the attachment ends; TooManyBytes.
@@ -108,9 +71,9 @@ async def move(
     if session.end is not None:
         raise SessionNotFound(session.instance_id, session.session_id)
     num_bytes = sum(
-        (depot.limits.chunk_size - each.skip_tokens) * group.token_bytes
+        len(ids) * group.block_size * group.token_bytes
         for each in moves
-        for group in attachment.groups
+        for ids, group in zip(each.block_ids, attachment.groups, strict=True)
     )
     with depot.allowance.in_flight(num_bytes):
         start = time.monotonic()
@@ -180,3 +143,4 @@ async def move(
                         ),
                     )
                 )
+    return num_bytes

@@ -14,8 +14,20 @@ from service.identity import Prefix
 from service.index import Drop
 from service.leases import Lease
 
-BlockTable = npt.NDArray[np.int64]
-"""Block ids of one group in token order, shape [num_blocks]."""
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockTable:
+    """Blocks of one group in token order: so many that the engine does not have, then `block_ids`."""
+
+    absent_blocks: int
+    block_ids: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.absent_blocks + len(self.block_ids)
+
+    def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """The ids of some blocks, counted from the table's first one, as far as the engine has them."""
+        return self.block_ids[max(0, first - self.absent_blocks) : max(0, end - self.absent_blocks)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,12 @@ import numpy as np
 
 from kvdepot.pieces import MAX_PIECE_BYTES, Piece
 from service.attachments import Attachment
+from service.block_tables import check_held, check_tables, chunk_move
 from service.chunks import Chunk
 from service.depot import Depot
-from service.errors import Detached, FieldViolation, InvalidRequest, invalid
+from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.leases import Lease
-from service.moving import check_ready_event, check_tables, chunk_move, move, require_buffer
+from service.moving import check_ready_event, move, require_buffer
 from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.sessions import Operation, OperationKind, Outcome, Session
 from service.trace_context import traceparent
@@ -26,7 +27,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     """Copy leased chunks into blocks; those below `skip_tokens` are never written.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, Detached, LeaseNotFound,
-        LeaseExpired, LeaseReleased, LeaseRevoked, TooManyBytes.
+        LeaseExpired, LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment)
@@ -37,6 +38,8 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     num_tokens = _check_coverage(depot, attachment, lease, request)
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
+    for position, chunk in enumerate(chunks, start=first):
+        check_held(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
 
     with _retrieval(depot, lease, request, chunks, inline=False) as (session, operation, answer):
         moves = [
@@ -46,12 +49,12 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
                 request.block_tables,
                 position,
                 chunk.slot.offset_bytes,
-                max(0, request.skip_tokens - position * chunk_size),
+                request.skip_tokens,
             )
             for position, chunk in enumerate(chunks, start=first)
         ]
         if moves:
-            await move(
+            answer.retrieved_bytes = await move(
                 depot,
                 attachment,
                 "retrieve",
@@ -62,7 +65,6 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
                 lease=lease,
             )
         answer.retrieved_tokens = num_tokens - request.skip_tokens
-        answer.retrieved_bytes = answer.retrieved_tokens * sum(group.token_bytes for group in attachment.groups)
     return answer
 
 
@@ -72,7 +74,7 @@ async def retrieve_inline(
     """Send leased chunks piece by piece, as fast as `send` takes them; a piece's bytes are L1's own until it is sent.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
-        LeaseReleased, LeaseRevoked, TooManyBytes.
+        LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     depot.expire()
@@ -84,6 +86,9 @@ async def retrieve_inline(
         raise invalid("skip_tokens", f"beyond the {lease.num_chunks * chunk_size} leased tokens")
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first:]
+    for position, chunk in enumerate(chunks, start=first):
+        if chunk.absent_tokens:
+            raise BlockAbsent(f"of the chunk at token {position * chunk_size} some blocks were not stored")
 
     num_bytes = len(chunks) * attachment.chunk_bytes
     with depot.allowance.in_flight(num_bytes), _retrieval(depot, lease, request, chunks, inline=True) as (_, _, answer):
@@ -179,7 +184,7 @@ def _check_coverage(depot: Depot, attachment: Attachment, lease: Lease, request:
             violations.append(
                 FieldViolation("skip_tokens", f"not a multiple of group {number}'s block_size {group.block_size}")
             )
-        written = table[request.skip_tokens // group.block_size :]
+        written = table.between(request.skip_tokens // group.block_size, len(table))
         if len(np.unique(written)) != len(written):
             violations.append(FieldViolation(field, "a block that would be written stands in it twice"))
     if violations:

@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from service.attachments import Attachment
+from service.block_tables import absent_tokens, check_tables, chunk_move
 from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
-from service.moving import check_ready_event, check_tables, chunk_move, move, require_buffer
+from service.moving import check_ready_event, move, require_buffer
 from service.requests import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.sessions import Operation, OperationKind, Session
 from service.store_plan import StorePlan
@@ -39,15 +40,15 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
         deadline = time.monotonic() + depot.limits.max_wait_seconds
         positions: Sequence[int] = plan.positions
         while positions:
-            claims = {position: plan.claim(position) for position in positions}
-            moves = [
-                chunk_move(
-                    attachment,
-                    depot.limits.chunk_size,
-                    request.block_tables,
-                    position - plan.positions.start,
-                    chunk.slot.offset_bytes,
+            first, chunk_size = plan.positions.start, depot.limits.chunk_size
+            claims = {
+                position: plan.claim(
+                    position, absent_tokens(attachment, chunk_size, request.block_tables, position - first)
                 )
+                for position in positions
+            }
+            moves = [
+                chunk_move(attachment, chunk_size, request.block_tables, position - first, chunk.slot.offset_bytes)
                 for position, chunk in claims.items()
                 if isinstance(chunk, Chunk)
             ]

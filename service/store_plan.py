@@ -57,10 +57,11 @@ class StorePlan:
         self.answer.resident_tokens += self._chunk_size
         return True
 
-    def claim(self, position: int) -> Chunk | Writer | None:
+    def claim(self, position: int, absent_tokens: tuple[int, ...] = ()) -> Chunk | Writer | None:
         """Decide about a chunk: it is resident, or written by somebody else, or reserved for this store, or refused.
 
-        Returns the reserved chunk, or whoever writes it, or None if there is nothing to do for it.
+        Returns the reserved chunk, which will lack `absent_tokens`, or whoever writes it, or None if there is nothing
+        to do for it.
         """
         if self.count_resident(position):
             return None
@@ -74,6 +75,7 @@ class StorePlan:
             self.refuse(position, RefusalReason.NO_SLOT, "every slot is leased, in use or being written")
             return None
         chunk.stored_by = self._operation_id
+        chunk.absent_tokens = absent_tokens
         self._written[position] = chunk
         return chunk
 
@@ -94,7 +96,9 @@ class StorePlan:
             if drop is not None and drop.reason is DropReason.EVICTED:
                 self._seconds_since_eviction.append(max(0.0, now - drop.time))
         self.answer.stored_tokens += len(self._written) * self._chunk_size
-        self.answer.stored_bytes += len(self._written) * self._attachment.chunk_bytes
+        self.answer.stored_bytes += sum(
+            self._attachment.held_bytes(chunk.absent_tokens) for chunk in self._written.values()
+        )
         self._pinned.update(self._written)
         self._stored += self._written.values()
         self._end_writing()

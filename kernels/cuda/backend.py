@@ -23,7 +23,7 @@ from kernels.cuda.steps import chunk_bytes
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferFailed
 from kernels.geometry import CudaIpc, Group, Region
-from kernels.moves import checked_block_ids
+from kernels.moves import checked_blocks
 from kernels.transfer import ChunkMove
 
 logger = logging.getLogger(__name__)
@@ -111,17 +111,15 @@ class CudaBackend:
         return buffer
 
     def gather(self, buffer: CudaBuffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> CudaTransfer:
-        """Starts to copy blocks into chunks, all of each, when the engine's event has happened.
+        """Starts to copy blocks into chunks, when the engine's event has happened.
 
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
         """
-        if any(move.skip_tokens for move in moves):
-            raise ValueError("only a scatter can skip tokens")
         return self._start(buffer, Direction.STORE, moves, ready_event)
 
     def scatter(self, buffer: CudaBuffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> CudaTransfer:
-        """Starts to copy chunks into blocks, but for those below a move's ``skip_tokens``, when the event has happened.
+        """Starts to copy chunks into blocks, when the engine's event has happened.
 
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
@@ -142,10 +140,9 @@ class CudaBackend:
     ) -> CudaTransfer:
         if len(ready_event) not in (0, HANDLE_BYTES):
             raise ValueError(f"a ready_event has {HANDLE_BYTES} bytes")
-        block_ids = checked_block_ids(buffer.plans, buffer.chunk_bytes, self._l1.size_bytes, moves)
+        blocks = checked_blocks(buffer.plans, buffer.chunk_bytes, self._l1.size_bytes, moves)
         l1_offsets = np.array([move.l1_offset_bytes for move in moves], dtype=np.int64)
-        skip_tokens = np.array([move.skip_tokens for move in moves], dtype=np.int64)
-        return buffer.start(direction, Moves(l1_offsets, skip_tokens, block_ids), ready_event)
+        return buffer.start(direction, Moves(l1_offsets, blocks), ready_event)
 
     def _device_of(self, regions: Sequence[Region]) -> CudaDevice:
         uuids = []

@@ -17,6 +17,7 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings, RouteName
 from kernels.cuda.steps import plane_bytes
 from kernels.errors import TransferFailed
+from kernels.moves import MovedBlocks
 
 ZERO_COPY_SHARE = 0.9
 """Of the staged route's time that zero-copy may take: it keeps the engine's SMs busy for as long as the link is."""
@@ -95,8 +96,9 @@ def _scratch_plan(plan: GroupPlan) -> GroupPlan:
 def _time(buffer: CudaBuffer, num_chunks: int) -> Timing:
     """The quickest of some rounds, as a caller sees it; the first round of all is for warming up."""
     (plan,) = buffer.plans
-    blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)[:num_chunks]
-    moves = Moves(np.arange(num_chunks) * buffer.chunk_bytes, np.zeros(num_chunks, dtype=np.int64), [blocks])
+    starts = np.arange(num_chunks + 1) * plan.blocks_per_chunk
+    blocks = MovedBlocks(np.random.default_rng(0).permutation(plan.num_blocks)[: starts[-1]], starts)
+    moves = Moves(np.arange(num_chunks) * buffer.chunk_bytes, [blocks])
     rounds = [_time_round(buffer, moves) for _ in range(1 + _ROUNDS)]
     return Timing(num_chunks * buffer.chunk_bytes, min(rounds[1:]))
 

@@ -11,7 +11,7 @@ from kernels.cuda.kernel import BlockCopy, access_bytes
 from kernels.cuda.routes import Batch, Direction, Moves
 from kernels.cuda.runtime import CudaDevice, Stream
 from kernels.cuda.steps import Step
-from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, wanted_blocks
+from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, offsets_of
 from kernels.step_time import StepName
 
 
@@ -31,10 +31,10 @@ class BlockLaunches:
         """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base, or one aligned like it."""
         table.clear()
         blocks = []
-        for planes, block_ids in zip(self._planes, moves.block_ids, strict=True):
-            starts, ids, offsets = wanted_blocks(planes.plan, block_ids, moves.skip_tokens, chunk_starts)
+        for planes, moved in zip(self._planes, moves.blocks, strict=True):
+            offsets = offsets_of(planes.plan, moved, chunk_starts)
             width = access_bytes(planes.plan, planes.plane_addresses, chunks_base, offsets)
-            blocks.append(BlockTables(starts, table.append(ids), table.append(offsets), width))
+            blocks.append(BlockTables(moved.starts, table.append(moved.ids), table.append(offsets), width))
         table.upload(stream)
         return Batch(moves.l1_offsets, blocks)
 

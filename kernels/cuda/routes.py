@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kernels.cuda.runtime import Event
 from kernels.cuda.steps import Part, Step
 from kernels.cuda.tables import BlockTables, Table
+from kernels.moves import MovedBlocks
 from kernels.step_time import StepName
 
 
@@ -25,17 +26,17 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moves:
-    """Moves as arrays: ``[moves]``, and for each group ``[moves, blocks_per_chunk]``."""
+    """Moves as arrays: where their chunks are, ``[moves]``, and the blocks of each group."""
 
     l1_offsets: NDArray[np.int64]
-    skip_tokens: NDArray[np.int64]
-    block_ids: Sequence[NDArray[np.int64]]
+    blocks: Sequence[MovedBlocks]
 
     def __len__(self) -> int:
         return len(self.l1_offsets)
 
     def __getitem__(self, part: slice) -> Moves:
-        return Moves(self.l1_offsets[part], self.skip_tokens[part], [ids[part] for ids in self.block_ids])
+        first, end, _ = part.indices(len(self))
+        return Moves(self.l1_offsets[part], [blocks.of_moves(first, end) for blocks in self.blocks])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from kernels.cuda.resources import Resources
 from kernels.cuda.routes import Batch, Direction, Marks, Moves
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
-from kernels.cuda.steps import Step, chunk_bytes, cut_chunk
+from kernels.cuda.steps import Step, chunk_bytes, cut_chunk, touched_bytes
 from kernels.cuda.tables import PlaneTables, Table
 from kernels.step_time import StepName
 
@@ -44,7 +44,7 @@ class StagedRoute:
         l1: PinnedL1,
         settings: CudaSettings,
     ) -> None:
-        plans = [group.plan for group in planes]
+        self._plans = plans = [group.plan for group in planes]
         self._pitch_bytes = -(-chunk_bytes(plans) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self.parts = cut_chunk(plans, settings.staging_bytes)
         self.chunks_per_step = max(1, settings.staging_bytes // self._pitch_bytes)
@@ -113,8 +113,10 @@ class StagedRoute:
     def _pieces(self, step: Step, batch: Batch, slot: _Slot) -> Iterator[tuple[Address, Address, int]]:
         """What is contiguous on both sides of a copy: where it is staged, where it is in L1, how many bytes."""
         for number, move in enumerate(step.moves):
-            l1_offset = int(batch.l1_offsets[move]) + step.part.offset_bytes
-            self._l1.register(l1_offset, step.part.size_bytes)
             staged = slot.address + number * self._pitch_bytes
-            for at, size_bytes in self._l1.cut(l1_offset, step.part.size_bytes):
-                yield Address(staged + at - l1_offset), self._l1.address(at), size_bytes
+            l1_offset = int(batch.l1_offsets[move]) + step.part.offset_bytes
+            num_blocks = [int(blocks.starts[move + 1] - blocks.starts[move]) for blocks in batch.blocks]
+            for first, end in touched_bytes(step.part, self._plans, num_blocks):
+                self._l1.register(l1_offset + first, end - first)
+                for at, size_bytes in self._l1.cut(l1_offset + first, end - first):
+                    yield Address(staged + at - l1_offset), self._l1.address(at), size_bytes

@@ -54,6 +54,27 @@ def steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> Iterat
             yield Step(range(first, min(first + chunks_per_step, num_moves)), part)
 
 
+def touched_bytes(part: Part, plans: Sequence[GroupPlan], num_blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the last ``num_blocks`` of each group's planes begin and end in a part; what meets is one."""
+    ranges: list[tuple[int, int]] = []
+    end_bytes = 0
+    for group, planes in part.planes:
+        plan = plans[group]
+        num_planes, size_bytes = len(planes), plane_bytes(plan)
+        last_bytes = num_blocks[group] * plan.block_bytes
+        if last_bytes == size_bytes:
+            last_bytes = size_bytes = num_planes * size_bytes
+            num_planes = 1
+        for _ in range(num_planes):
+            end_bytes += size_bytes
+            first_bytes = end_bytes - last_bytes
+            if ranges and ranges[-1][1] == first_bytes:
+                ranges[-1] = ranges[-1][0], end_bytes
+            elif last_bytes:
+                ranges.append((first_bytes, end_bytes))
+    return ranges
+
+
 def _fill(plans: Sequence[GroupPlan], limit_bytes: int) -> Iterator[list[tuple[int, int]]]:
     """The planes of a chunk, each as group and number, in lists that are as long as the limit allows."""
     planes: list[tuple[int, int]] = []

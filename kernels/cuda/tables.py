@@ -12,6 +12,7 @@ from kernels.address_plan import GroupPlan
 from kernels.cuda.kernel import BlockCopy, block_copy
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import Address, Stream
+from kernels.moves import MovedBlocks
 
 WORD_BYTES = 8
 
@@ -75,24 +76,17 @@ class BlockTables:
     access_bytes: int
 
 
-def wanted_blocks(
-    plan: GroupPlan, block_ids: NDArray[np.int64], skip_tokens: NDArray[np.int64], chunk_starts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks of moves ``[moves, blocks_per_chunk]`` but for those of skipped tokens: starts, ids, chunk offsets.
-
-    A chunk offset is where the block would be if its plane began where the chunk does.
-    """
-    numbers = np.arange(plan.blocks_per_chunk)
-    is_wanted = numbers >= skip_tokens[:, np.newaxis] // plan.block_size
-    chunk_offsets = chunk_starts[:, np.newaxis] + numbers * plan.block_bytes
-    starts = np.concatenate([[0], np.cumsum(is_wanted.sum(axis=1))])
-    return starts, block_ids[is_wanted], chunk_offsets[is_wanted]
+def offsets_of(plan: GroupPlan, blocks: MovedBlocks, chunk_starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each block of moves is whose chunks begin at ``chunk_starts``, if its plane began where the chunk does."""
+    num_blocks = np.diff(blocks.starts)
+    from_end = np.repeat(blocks.starts[1:], num_blocks) - np.arange(blocks.ids.size)
+    return np.repeat(chunk_starts, num_blocks) + (plan.blocks_per_chunk - from_end) * plan.block_bytes
 
 
 def copy_of(
     planes: PlaneTables, blocks: BlockTables, plane_range: range, move_range: range, chunks_base: int
 ) -> BlockCopy | None:
-    """What a launch is told that copies some planes of the blocks of some moves; None if these are all skipped."""
+    """What a launch is told that copies some planes of the blocks of some moves; None if these have none."""
     first, end = int(blocks.starts[move_range.start]), int(blocks.starts[move_range.stop])
     if first == end:
         return None

@@ -266,7 +266,10 @@ def _prefix(message: cache_pb2.Prefix) -> Prefix:
 
 
 def _tables(messages: Iterable[cache_pb2.BlockTable]) -> Sequence[BlockTable]:
-    return [np.array(message.block_ids, dtype=np.int64) for message in messages]
+    return [
+        BlockTable(absent_blocks=message.absent_blocks, block_ids=np.array(message.block_ids, dtype=np.int64))
+        for message in messages
+    ]
 
 
 def _ready_event(wrong: Violations, ready_event: bytes) -> None:

@@ -17,6 +17,7 @@ from kvdepot import (
     DepotClient,
     DepotError,
     allocation_record,
+    block_table,
     hash_prefix,
     token_prefix,
 )
@@ -95,7 +96,11 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     ),
     "Store": (
         "store",
-        ("session", token_prefix([1, 2], cache_salt="salt", adapter="lora"), [[3, 4], np.array([5])]),
+        (
+            "session",
+            token_prefix([1, 2], cache_salt="salt", adapter="lora"),
+            [[3, 4], np.array([5]), block_table(np.array([6]), absent_blocks=7)],
+        ),
         {"start_token": 8, "ready_event": b"event"},
         cache_pb2.StoreRequest(
             instance_id="engine-0",
@@ -103,20 +108,24 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
             session_id="session",
             prefix=cache_pb2.Prefix(token_ids=[1, 2], cache_salt="salt", adapter="lora"),
             start_token=8,
-            block_tables=[cache_pb2.BlockTable(block_ids=[3, 4]), cache_pb2.BlockTable(block_ids=[5])],
+            block_tables=[
+                cache_pb2.BlockTable(block_ids=[3, 4]),
+                cache_pb2.BlockTable(block_ids=[5]),
+                cache_pb2.BlockTable(block_ids=[6], absent_blocks=7),
+            ],
             ready_event=b"event",
         ),
     ),
     "Retrieve": (
         "retrieve",
-        ("session", cache_pb2.Lease(lease_id="lease"), [[3, 4]]),
+        ("session", cache_pb2.Lease(lease_id="lease"), [[3, 4], block_table([], absent_blocks=2)]),
         {"skip_tokens": 16, "ready_event": b"event"},
         cache_pb2.RetrieveRequest(
             instance_id="engine-0",
             rank=1,
             session_id="session",
             lease_id="lease",
-            block_tables=[cache_pb2.BlockTable(block_ids=[3, 4])],
+            block_tables=[cache_pb2.BlockTable(block_ids=[3, 4]), cache_pb2.BlockTable(absent_blocks=2)],
             skip_tokens=16,
             ready_event=b"event",
         ),

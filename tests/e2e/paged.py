@@ -237,9 +237,15 @@ class PagedBuffer:
 
     def write(self, tables: Tables, kv: Kv, skip_tokens: int = 0) -> None:
         """Puts the KV of a prompt into its blocks; those below ``skip_tokens`` are left alone, the last may be part."""
-        for group, tensors, table, content in zip(self.groups, self.tensors, tables, kv, strict=True):
+        self.write_from([skip_tokens] * len(self.groups), tables, kv)
+
+    def write_from(self, first_tokens: Sequence[int], tables: Tables, kv: Kv) -> None:
+        """Puts the KV of a prompt into its blocks, from another token on in each group."""
+        for first_token, group, tensors, table, content in zip(
+            first_tokens, self.groups, self.tensors, tables, kv, strict=True
+        ):
             size = group.shape.block_size
-            first, whole = skip_tokens // size, content.shape[2] // size
+            first, whole = first_token // size, content.shape[2] // size
             for layer, half, plane in _planes(group, tensors):
                 tokens = content[layer, half]
                 plane[table[first:whole]] = tokens[first * size : whole * size].reshape(-1, *plane.shape[1:])

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, model
+from tests.e2e_vllm import cases, model, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -27,7 +27,16 @@ TOGETHER = [
     cases.upgraded_server,
     cases.killed_engine,
 ]
-WITH_ENGINES_OF_THEIR_OWN = [cases.tensor_parallel, cases.latent_attention, cases.preemptions, cases.failed_loads]
+WITH_ENGINES_OF_THEIR_OWN = [
+    cases.tensor_parallel,
+    cases.latent_attention,
+    cases.preemptions,
+    cases.failed_loads,
+    windows.sliding_windows,
+    windows.short_windows,
+    windows.windows_alone,
+    windows.local_chunks,
+]
 
 
 class Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 4096
 MAX_TOKENS = 4096
@@ -30,6 +31,20 @@ _CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "tie_word_embeddings": False,
+}
+
+# Changes that make it a Llama 4 without experts: two layers of three read the tokens since the last multiple of 192.
+LOCAL_CHUNKS = {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "intermediate_size_mlp": 2048,
+    "interleave_moe_layer_step": 0,
+    "moe_layers": [],
+    "num_local_experts": 1,
+    "use_qk_norm": False,
+    "no_rope_layers": [1, 1, 0] * 4,
+    "attention_chunk_size": 192,
+    "attn_temperature_tuning": False,
 }
 
 # Of multi-head latent attention; its weights are vLLM's dummies, so its tokens prove nothing.
@@ -78,8 +93,9 @@ for i in range(c["num_hidden_layers"]):
     p = f"model.layers.{i}."
     for name, shape in {"q_proj": (h, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, h)}.items():
         weights[f"{p}self_attn.{name}.weight"] = normal(*shape, scale=2.0)
+    mlp = "feed_forward" if c["model_type"] == "llama4_text" else "mlp"
     for name, shape in {"gate_proj": (m, h), "up_proj": (m, h), "down_proj": (h, m)}.items():
-        weights[f"{p}mlp.{name}.weight"] = normal(*shape)
+        weights[f"{p}{mlp}.{name}.weight"] = normal(*shape)
     weights[p + "input_layernorm.weight"] = weights[p + "post_attention_layernorm.weight"] = torch.ones(h)
 save_file({name: weight.clone() for name, weight in weights.items()}, folder / "model.safetensors")
 """
@@ -92,9 +108,12 @@ def write_latent(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, python: Path) -> Path:
-    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder."""
+def write(folder: Path, python: Path, **changes: Any) -> Path:
+    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder.
+
+    ``changes`` of its configuration leave the weights as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "config.json").write_text(json.dumps({**_CONFIG, **changes}))
     subprocess.run([python, "-c", _WEIGHTS, folder], check=True)
     return folder

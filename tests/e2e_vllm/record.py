@@ -12,13 +12,21 @@ from tests.e2e_vllm import model
 from tests.e2e_vllm.cases import Proof, together, tokens_of
 from tests.e2e_vllm.engines import RECORD_VARIABLE, Server
 
+WINDOWS = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 4, "sliding_window": 20}
 
-async def record(folder: Path, python: Path, file: Path) -> None:
+
+async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> None:
     os.environ[RECORD_VARIABLE] = str(file)
     server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "1GiB", "--chunk-size", "64"))
-    proof = Proof(folder, python, model.write(folder / "model", python), server)
+    proof = Proof(folder, python, model.write(folder / "model", python, **(WINDOWS if windows else {})), server)
     await server.start()
-    small = {"block_size": 32, "max_num_batched_tokens": 128, "max_model_len": 512, "num_gpu_blocks_override": 17}
+    num_blocks, most = (30, 100) if windows else (17, 60)
+    small = {
+        "block_size": 32,
+        "max_num_batched_tokens": 128,
+        "max_model_len": 512,
+        "num_gpu_blocks_override": num_blocks,
+    }
     prompt = tokens_of(1, 200)
     try:
         async with proof.engine("recorded", "RecordingConnector", "tests.e2e_vllm.recording", **small) as engine:
@@ -30,7 +38,7 @@ async def record(folder: Path, python: Path, file: Path) -> None:
             await engine.generate(prompt[:100], 2)  # leaves 96 tokens with vLLM; its load fails
             await engine.generate(prompt, 2)  # loads what comes after those
             await proof.forget_locally(engine)
-            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], 60)  # more than there is room for
+            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], most)  # more than there is room for
             running = asyncio.create_task(engine.generate(tokens_of(5, 200), 200))
             await asyncio.sleep(1)
             running.cancel()
@@ -44,6 +52,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", type=Path)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--windows", action="store_true", help="of a model with sliding windows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(record(Path(name), arguments.python.absolute(), arguments.file.absolute()))
+        files = arguments.python.absolute(), arguments.file.absolute()
+        asyncio.run(record(Path(name), *files, windows=arguments.windows))

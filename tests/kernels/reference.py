@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,14 @@ class Shape:
     def dims(self) -> tuple[int, int, int, int, int]:
         """Layers, blocks, tokens of a block, heads, elements of a head."""
         return self.num_layers, self.num_blocks, self.block_size, self.num_heads, self.head_size
+
+
+def without_first(
+    block_ids: Sequence[NDArray[np.int64]], groups: Sequence[Group], skip_tokens: Sequence[int]
+) -> tuple[NDArray[np.int64], ...]:
+    """The blocks of a chunk but for those of its first tokens, so many for each group; all if nothing is said."""
+    firsts = [tokens // group.block_size for tokens, group in zip(skip_tokens, groups, strict=bool(skip_tokens))]
+    return tuple(ids[first:] for ids, first in zip(block_ids, firsts or [0] * len(groups), strict=True))
 
 
 NewTensor = Callable[..., Tensor]
@@ -196,25 +204,37 @@ class Engine:
         """All bytes of all regions: those of the planes and the canaries around them."""
         return [memory.bytes.tobytes() for memory in self._memory]
 
-    def read_chunk(self, block_ids: Sequence[NDArray[np.int64]]) -> bytes:
-        """The canonical chunk that is in these blocks."""
-        return b"".join(
-            planes[key][ids].tobytes()
-            for planes, ids in zip(self.planes, block_ids, strict=True)
-            for key in sorted(planes)
+    def read_chunk(self, block_ids: Sequence[NDArray[np.int64]], chunk: bytes = b"") -> bytes:
+        """The canonical chunk that is in these blocks; if these are its last ones only, the rest is ``chunk``'s."""
+        read = bytearray(
+            chunk
+            or sum(
+                planes[key][ids].nbytes for planes, ids in zip(self.planes, block_ids, strict=True) for key in planes
+            )
         )
+        for plane, ids, at in self._last_blocks(len(read), block_ids):
+            values = plane[ids].tobytes()
+            read[at : at + len(values)] = values
+        return bytes(read)
 
-    def write_chunk(self, chunk: bytes, block_ids: Sequence[NDArray[np.int64]], skip_tokens: int = 0) -> None:
-        """Puts a canonical chunk into these blocks."""
+    def write_chunk(self, chunk: bytes, block_ids: Sequence[NDArray[np.int64]]) -> None:
+        """Puts the end of each plane of a canonical chunk into these blocks."""
+        for plane, ids, at in self._last_blocks(len(chunk), block_ids):
+            shape = (len(ids), *plane.shape[1:])
+            plane[ids] = np.frombuffer(chunk, plane.dtype, count=int(np.prod(shape)), offset=at).reshape(shape)
+
+    def _last_blocks(
+        self, chunk_bytes: int, block_ids: Sequence[NDArray[np.int64]]
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64], int]]:
+        """Each plane, the blocks of it, and where the first of these is in a chunk."""
+        chunk_size = chunk_bytes // sum(group.token_bytes for group in self.groups)
         at = 0
         for planes, ids in zip(self.planes, block_ids, strict=True):
             for key in sorted(planes):
                 plane = planes[key]
-                shape = (len(ids), *plane.shape[1:])
-                values = np.frombuffer(chunk, plane.dtype, count=int(np.prod(shape)), offset=at).reshape(shape)
-                at += values.nbytes
-                first = skip_tokens // plane.shape[1]
-                plane[ids[first:]] = values[first:]
+                token_bytes = plane[0, 0].nbytes
+                at += chunk_size * token_bytes
+                yield plane, ids, at - len(ids) * plane.shape[1] * token_bytes
 
     def close(self) -> None:
         while self._memory:

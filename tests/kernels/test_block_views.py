@@ -25,7 +25,7 @@ def spans_of(name: str, *, one_region: bool = True) -> tuple[Span, ...]:
 
 def cut(span: Span, ids: list[int], limit_bytes: int, first_block: int = 0) -> list[tuple[Blocks, Blocks]]:
     chunk = span.chunk_blocks(np.zeros(1 << 20, dtype=np.uint8), 0)
-    return list(pieces(span, chunk, np.array(ids), first_block, limit_bytes))
+    return list(pieces(span, chunk, np.array(ids[first_block:]), limit_bytes))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -64,7 +64,7 @@ def test_pieces_are_bounded_and_every_block_of_every_layer_is_in_one(limit_bytes
     (span,) = spans_of("LBHNC")
     span.blocks[:] = 0
     chunk = span.chunk_blocks(np.zeros(1 << 20, dtype=np.uint8), 0)
-    for of_engine, of_chunk in pieces(span, chunk, np.array(IDS), first_block, limit_bytes):
+    for of_engine, of_chunk in pieces(span, chunk, np.array(IDS[first_block:]), limit_bytes):
         assert len(of_engine.array) * len(of_engine.block_ids) * 2 * BLOCK_BYTES <= max(limit_bytes, 2 * BLOCK_BYTES)
         assert [IDS[place] for place in of_chunk.block_ids] == of_engine.block_ids.tolist()
         for of in (of_engine, of_chunk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from kernels.errors import BackendUnavailable, GeometryError, RegionForbidden, R
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.host import HostBackend, HostBuffer
 from kernels.transfer import ChunkMove
-from tests.kernels.reference import KV_LAYOUTS, LATENT_LAYOUTS, LAYOUTS, Engine, Shape
+from tests.kernels.reference import KV_LAYOUTS, LATENT_LAYOUTS, LAYOUTS, Engine, Shape, without_first
 from tests.kernels.test_mapping import mappings_of
 from tests.kernels.test_transfer import SECONDS, Gate
 
@@ -35,7 +36,7 @@ class Depot:
         return buffer
 
     def random_moves(
-        self, engine: Engine, num_chunks: int, chunk_size: int = CHUNK_SIZE, skip_tokens: int = 0
+        self, engine: Engine, num_chunks: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
     ) -> list[ChunkMove]:
         """Chunks at odd places, one after the other, of blocks in random order, none twice."""
         tables = []
@@ -46,8 +47,7 @@ class Depot:
         return [
             ChunkMove(
                 l1_offset_bytes=ODD + index * pitch,
-                block_ids=tuple(table[index] for table in tables),
-                skip_tokens=skip_tokens,
+                block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
             )
             for index in range(num_chunks)
         ]
@@ -76,9 +76,8 @@ def check_gather(depot: Depot, engine: Engine, moves: Sequence[ChunkMove], chunk
     buffer = depot.attach(engine, chunk_size)
     memory, expected = engine.contents(), bytearray(depot.l1)
     for move in moves:
-        chunk = engine.read_chunk(move.block_ids)
-        expected[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] = chunk
-        assert len(chunk) == buffer.chunk_bytes
+        at = slice(move.l1_offset_bytes, move.l1_offset_bytes + buffer.chunk_bytes)
+        expected[at] = engine.read_chunk(move.block_ids, bytes(expected[at]))
     depot.gather(buffer, moves)
     assert depot.l1 == expected
     assert engine.contents() == memory
@@ -93,7 +92,7 @@ def check_scatter(depot: Depot, engine: Engine, moves: Sequence[ChunkMove], chun
         memory.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
     for move in moves:
         chunk = l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes]
-        engine.write_chunk(chunk, move.block_ids, move.skip_tokens)
+        engine.write_chunk(chunk, move.block_ids)
     assert moved == engine.contents()
     assert depot.l1 == l1
 
@@ -118,9 +117,11 @@ def test_chunks_become_blocks_and_nothing_else_is_written(
 
 @pytest.mark.parametrize("skip_tokens", [4, 8, 12])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_skipped_blocks_are_never_written(depot: Depot, name: str, skip_tokens: int) -> None:
+def test_of_a_chunks_last_blocks_nothing_before_them_is_touched(depot: Depot, name: str, skip_tokens: int) -> None:
     engine = Engine((name, Shape()))
-    check_scatter(depot, engine, depot.random_moves(engine, 2, skip_tokens=skip_tokens))
+    moves = depot.random_moves(engine, 2, skip_tokens=[skip_tokens])
+    check_gather(depot, engine, moves)
+    check_scatter(depot, engine, moves)
 
 
 HYBRID = (
@@ -136,9 +137,12 @@ def test_groups_with_blocks_of_different_sizes_share_a_chunk(depot: Depot, one_r
     check_gather(depot, engine, depot.random_moves(engine, 3))
 
 
-def test_skipped_tokens_are_skipped_in_every_group(depot: Depot) -> None:
-    engine = Engine(*(layout for layout in HYBRID if layout[1].block_size != 4))
-    check_scatter(depot, engine, depot.random_moves(engine, 3, skip_tokens=6))
+@pytest.mark.parametrize("skip_tokens", [(0, 6, 12), (12, 0, 6), (4, 2, 0), (12, 12, 12)], ids=str)
+def test_each_group_has_a_beginning_of_its_own(depot: Depot, skip_tokens: tuple[int, ...]) -> None:
+    engine = Engine(*HYBRID)
+    moves = depot.random_moves(engine, 3, skip_tokens=skip_tokens)
+    check_gather(depot, engine, moves)
+    check_scatter(depot, engine, moves)
 
 
 @pytest.mark.parametrize("chunk_size", [4, 8, 32])
@@ -172,7 +176,7 @@ def test_blocks_that_follow_each_other_are_copied_like_any(depot: Depot, ids: li
     check_gather(depot, engine, [move])
     if len(set(ids)) == len(ids):
         check_scatter(depot, engine, [move])
-        check_scatter(depot, engine, [ChunkMove(l1_offset_bytes=0, block_ids=(np.array(ids),), skip_tokens=4)])
+        check_scatter(depot, engine, [ChunkMove(l1_offset_bytes=0, block_ids=(np.array(ids[1:]),))])
 
 
 @pytest.mark.parametrize("head_size", [1 << 9, 1 << 17, 5 << 17])
@@ -217,45 +221,33 @@ def ids(*values: int) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize(
-    ("l1_offset_bytes", "block_ids", "skip_tokens"),
+    ("l1_offset_bytes", "block_ids"),
     [
-        (-1, [[0, 1, 2]], 0),
-        ((1 << 20) - 100, [[0, 1, 2]], 0),
-        (0, [[0, 1, 8]], 0),
-        (0, [[0, -1, 2]], 0),
-        (0, [[0, 1]], 0),
-        (0, [[0, 1, 2, 3]], 0),
-        (0, [], 0),
-        (0, [[0, 1, 2], [0, 1, 2]], 0),
-        (0, [[0, 1, 2]], 3),
-        (0, [[0, 1, 2]], -4),
-        (0, [[0, 1, 2]], 16),
+        (-1, [[0, 1, 2]]),
+        ((1 << 20) - 100, [[0, 1, 2]]),
+        (0, [[0, 1, 8]]),
+        (0, [[0, -1, 2]]),
+        (0, [[8]]),
+        (0, [[0, 1, 2, 3]]),
+        (0, [[[0, 1, 2]]]),
+        (0, []),
+        (0, [[0, 1, 2], [0, 1, 2]]),
     ],
     ids=str,
 )
 def test_a_move_that_does_not_fit_is_refused_before_a_byte_moves(
-    depot: Depot, l1_offset_bytes: int, block_ids: list[list[int]], skip_tokens: int
+    depot: Depot, l1_offset_bytes: int, block_ids: list[Any]
 ) -> None:
     engine = Engine(("LBNHC", Shape()))
     buffer = depot.attach(engine)
     good = ChunkMove(l1_offset_bytes=0, block_ids=(ids(3, 4, 5),))
-    bad = ChunkMove(
-        l1_offset_bytes=l1_offset_bytes,
-        block_ids=tuple(np.array(table) for table in block_ids),
-        skip_tokens=skip_tokens,
-    )
+    bad = ChunkMove(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(np.array(table) for table in block_ids))
     memory, l1 = engine.contents(), bytes(depot.l1)
     for start in (depot.backend.gather, depot.backend.scatter):
         with pytest.raises(ValueError):
             start(buffer, [good, bad])
     assert engine.contents() == memory
     assert depot.l1 == l1
-
-
-def test_a_chunk_is_gathered_as_a_whole(depot: Depot) -> None:
-    buffer = depot.attach(Engine(("LBNHC", Shape())))
-    with pytest.raises(ValueError, match="skip"):
-        depot.backend.gather(buffer, [ChunkMove(l1_offset_bytes=0, block_ids=(ids(0, 1, 2),), skip_tokens=4)])
 
 
 def test_block_ids_may_change_once_a_transfer_has_begun(depot: Depot) -> None:

@@ -123,11 +123,14 @@ class World:
         await self.attach("pair", lambda request: setattr(request, "world_size", 2))
         await self.attach("inline", lambda request: request.ClearField("regions"))
         await self.attach("shrunk", self.in_shrunk_memory)
-        for salt in ("", "revoked"):
+        for salt in ("", "revoked", "windowed"):
             prefix = cache_pb2.Prefix(token_ids=range(NUM_TOKENS), cache_salt=salt)
             request = self.valid("Store")
             request.session_id = "s"
             request.prefix.CopyFrom(prefix)
+            if salt == "windowed":
+                del request.block_tables[1].block_ids[0]
+                request.block_tables[1].absent_blocks = 1
             assert (await self.call("Store", request)).messages[0].stored_tokens == NUM_TOKENS
         for name, instance_id, session_id, salt in (
             ("", "engine", "s", ""),
@@ -139,6 +142,7 @@ class World:
             ("released", "engine", "s", ""),
             ("session ended", "engine", "ended", ""),
             ("revoked", "engine", "s", "revoked"),
+            ("windowed", "engine", "s", "windowed"),
         ):
             request = self.valid("Lookup")
             request.instance_id, request.session_id, request.prefix.cache_salt = instance_id, session_id, salt
@@ -598,6 +602,10 @@ for number, num_blocks in enumerate((16, 8)):
     bad("Store", f"too few blocks in group {number}", field, put(field, list(range(num_blocks - 1))))
     bad("Store", f"too many blocks in group {number}", field, put(field, [0] * (num_blocks + 1)))
     bad("Store", f"no blocks in group {number}", field, put(field, None))
+    for rpc in ("Store", "Retrieve"):
+        for absent_blocks in (1, 2**32 - 1):
+            absent = put(f"block_tables[{number}].absent_blocks", absent_blocks)
+            bad(rpc, f"{absent_blocks} absent blocks too many in group {number}", field, absent)
 bad(
     "Store",
     "blocks of the whole prompt with a start",
@@ -625,6 +633,7 @@ for rpc in ("Retrieve", "RetrieveInline"):
     refused(rpc, "an expired lease", "NOT_FOUND LEASE_EXPIRED", lease("expired"))
     refused(rpc, "a released lease", "NOT_FOUND LEASE_RELEASED", lease("released"))
     refused(rpc, "a revoked lease", "NOT_FOUND LEASE_REVOKED", lease("revoked"))
+    refused(rpc, "blocks that were not stored", "FAILED_PRECONDITION BLOCK_ABSENT", lease("windowed"))
 
     def put_ended_session(request: Any, world: World) -> None:
         request.session_id, request.lease_id = "ended", world.leases["session ended"]

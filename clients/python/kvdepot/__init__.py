@@ -26,7 +26,7 @@ from kvdepot.attachment import Attachment
 from kvdepot.client import DepotClient
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError, FieldViolation
-from kvdepot.requests import allocation_record, hash_prefix, token_prefix
+from kvdepot.requests import allocation_record, block_table, hash_prefix, token_prefix
 from kvdepot.shapes import KvShape
 from kvdepot.shared_buffer import SharedBuffer
 from kvdepot.sharing import SharedRegions
@@ -43,6 +43,7 @@ __all__ = [
     "SharedBuffer",
     "SharedRegions",
     "allocation_record",
+    "block_table",
     "cuda",
     "hash_prefix",
     "layouts",

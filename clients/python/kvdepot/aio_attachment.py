@@ -85,8 +85,9 @@ class AsyncAttachment(Attached):
     ) -> cache_pb2.StoreResponse:
         """Copies whole chunks of the prefix out of the engine's blocks; the blocks may be reused when it returns.
 
-        ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on. The blocks are read
-        after the ``ready_event`` (see `kvdepot.cuda.ready_event`), if there is one.
+        ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on; where a group lacks
+        blocks of the beginning, see `block_table`. The blocks are read after the ``ready_event`` (see
+        `kvdepot.cuda.ready_event`), if there is one.
         """
         request = requests.store(
             self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event

@@ -15,8 +15,8 @@ from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, Lease, MemoryRegion, Prefi
 PrefixLike: TypeAlias = "Prefix | Ids"
 """A `Prefix`, or the token ids of one that has neither salt nor adapter."""
 
-BlockTables: TypeAlias = "Sequence[Ids]"
-"""The block ids of each group, in the order in which the groups were attached."""
+BlockTables: TypeAlias = "Sequence[BlockTable | Ids]"
+"""The block ids of each group, in the order in which the groups were attached; or see `block_table`."""
 
 LeaseLike: TypeAlias = "Lease | str"
 """A lease as `lookup` returned it, or its id."""
@@ -32,6 +32,14 @@ def hash_prefix(
 ) -> Prefix:
     """A prompt by the engine's own chained block hashes, one for each whole block of ``hash_block_size`` tokens."""
     return Prefix(block_hashes=block_hashes, hash_block_size=hash_block_size, cache_salt=cache_salt, adapter=adapter)
+
+
+def block_table(block_ids: Ids, *, absent_blocks: int = 0) -> BlockTable:
+    """Blocks of one group, after so many that the engine does not have: those before a sliding window, for instance.
+
+    Of absent blocks nothing is stored and nothing is retrieved.
+    """
+    return with_ids(BlockTable(absent_blocks=absent_blocks), block_ids=block_ids)
 
 
 def allocation_record(
@@ -186,7 +194,7 @@ def _prefix(prefix: PrefixLike) -> Prefix:
 
 
 def _block_tables(tables: BlockTables) -> list[BlockTable]:
-    return [with_ids(BlockTable(), block_ids=table) for table in tables]
+    return [table if isinstance(table, BlockTable) else block_table(table) for table in tables]
 
 
 def _lease_id(lease: LeaseLike) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
-from kvdepot.vllm.block_reports import Allocation
+from kvdepot.vllm.allocations import Allocation
+from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
@@ -62,9 +64,11 @@ class Pool:
 
     def __init__(self, num_blocks: int) -> None:
         self.blocks = [Block(number) for number in range(num_blocks)]
+        self.null_block = self.blocks[0]
 
     def touch(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
+            assert block is not self.null_block, "the null block holds nothing"
             block.ref_cnt += 1
 
     def free_blocks(self, ordered_blocks: Iterable[Block]) -> None:
@@ -94,6 +98,7 @@ class Asks:
         self.paused = False
         self.questions: list[Question] = []
         self.leased: set[str] = set()
+        self._lease_numbers = itertools.count(1)
         self.ended_sessions: list[str] = []
         self.given_up: list[Lookup] = []
 
@@ -119,7 +124,7 @@ class Asks:
         question = self.questions[-1]
         lookup = question.lookup
         if matched_tokens > question.computed_tokens:
-            lookup.leases = (f"lease-{len(self.questions)}",)
+            lookup.leases = (f"lease-{next(self._lease_numbers)}",)
             self.leased.update(lookup.leases)
         lookup.good_until = time.monotonic() + good_for_seconds
         lookup.matched_tokens = matched_tokens
@@ -149,7 +154,7 @@ class Engine:
         self.reports = Reports()
         self.tables: dict[str, BlockIds] = {}
         self.arrived: set[str] = set()
-        defaults = {"hash_block_size": BLOCK, "block_sizes": (BLOCK,), "loads": True, "stores": True}
+        defaults = {"hash_block_size": BLOCK, "groups": (CacheGroup(block_size=BLOCK),), "loads": True, "stores": True}
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
         self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None)
         self.side.bind(self.pool)

@@ -13,7 +13,16 @@ import pytest
 
 import kvdepot
 from kvdepot.vllm.config import ConfigError, ConnectorConfig
-from kvdepot.vllm.identity import adapter_of, model_identity, place_of, salt_of, session_of, traceparent_of
+from kvdepot.vllm.groups import CacheGroup, cache_groups
+from kvdepot.vllm.identity import (
+    adapter_of,
+    cache_identity,
+    model_identity,
+    place_of,
+    salt_of,
+    session_of,
+    traceparent_of,
+)
 from kvdepot.vllm.support import Unsupported, check_engine
 from tests.clients.vllm.fake_vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
 
@@ -133,6 +142,20 @@ def test_names_that_are_too_long_for_the_depot_stay_apart() -> None:
 @dataclass(frozen=True)
 class SlidingWindowSpec(FullAttentionSpec):
     sliding_window: int = 128
+    extra_retained_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SlidingWindowMLASpec(SlidingWindowSpec):
+    pass
+
+
+@dataclass(frozen=True)
+class ChunkedLocalAttentionSpec(FullAttentionSpec):
+    attention_chunk_size: int = 64
+
+
+MIXED = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": SlidingWindowSpec()})
 
 
 @dataclass(frozen=True)
@@ -143,9 +166,13 @@ class MambaSpec:
 @pytest.mark.parametrize(
     ("changes", "groups", "message"),
     [
-        ({}, [Group(["a"], SlidingWindowSpec())], "SlidingWindowSpec.*--disable-hybrid-kv-cache-manager"),
-        ({}, [Group(["a"]), Group(["b"], MambaSpec())], "has 2 groups.*group 1 of the KV cache is a MambaSpec"),
-        ({}, [Group(["a"]), Group(["b"])], "has 2 groups, which lie in the same memory"),
+        (
+            {},
+            [Group(["a"]), Group(["b"], MambaSpec())],
+            "group 1 of the KV cache is a MambaSpec: full attention, sliding",
+        ),
+        ({}, [Group(["a"], SlidingWindowMLASpec())], "group 0 of the KV cache is a SlidingWindowMLASpec"),
+        ({}, [Group(["a", "b"], MIXED)], "group 0 .* keep different parts of a prefix"),
         ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
         ({}, [Group(["a"], enable_kv_transfer=False)], "not meant to be moved"),
         ({}, [Group(["a"], host_resident=True)], "not meant to be moved"),
@@ -166,14 +193,52 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
         check_engine(vllm_config(**changes), KvCacheConfig(8, groups))
 
 
+def test_windows_and_local_chunks_start() -> None:
+    groups = [Group(["a"]), Group(["b"], SlidingWindowSpec()), Group(["c"], ChunkedLocalAttentionSpec())]
+    check_engine(vllm_config(), KvCacheConfig(8, groups))
+    assert cache_groups(KvCacheConfig(8, groups)) == (
+        CacheGroup(block_size=4),
+        CacheGroup(block_size=4, window=127),  # vLLM's has the next token in it
+        CacheGroup(block_size=4, local_chunk=64),
+    )
+    wider = Group(["b"], SlidingWindowSpec(extra_retained_tokens=2))
+    assert cache_groups(KvCacheConfig(8, [wider])) == (CacheGroup(block_size=4, window=129),)
+
+
+def test_engines_that_keep_other_parts_of_a_prefix_have_other_names() -> None:
+    def name(*groups: Group, has_all_layers: bool = True) -> str:
+        return cache_identity("model", KvCacheConfig(8, list(groups)), has_all_layers=has_all_layers)
+
+    full, window = Group(["a"]), Group(["b"], SlidingWindowSpec())
+    assert name(full) == name(Group(["a"], FullAttentionSpec(block_size=8))) == "model"
+    others = [
+        name(full, window),
+        name(window, full),
+        name(full, Group(["b"], SlidingWindowSpec(sliding_window=64))),
+        name(full, Group(["b"], SlidingWindowSpec(extra_retained_tokens=1))),
+        name(full, Group(["b"], SlidingWindowSpec(block_size=8))),
+        name(full, Group(["b"], ChunkedLocalAttentionSpec())),
+        name(full, Group(["c"], SlidingWindowSpec())),
+        name(window),
+    ]
+    assert len({"model", *others}) == 9
+    assert name(full, window) == others[0]
+    assert len(cache_identity("x" * 600, KvCacheConfig(8, [window]), has_all_layers=True).encode()) <= 512
+    # The workers of a pipeline have layers of their own, and are one model.
+    others_of_it = Group(["x"]), Group([], SlidingWindowSpec())
+    assert name(full, window, has_all_layers=False) == name(*others_of_it, has_all_layers=False)
+
+
 def test_full_attention_starts() -> None:
-    by_layer = SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": FullAttentionSpec(head_size=4)})
+    by_layer = SimpleNamespace(
+        block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": FullAttentionSpec(head_size=4)}
+    )
     check_engine(vllm_config(), FULL)
     check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
 
 
 def test_layers_of_one_group_are_looked_at_one_by_one() -> None:
-    by_layer = SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": MambaSpec()})
+    by_layer = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": MambaSpec()})
     with pytest.raises(Unsupported, match="MambaSpec"):
         check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
 

@@ -13,7 +13,8 @@ import pytest
 from kvdepot import AsyncDepotClient, hash_prefix
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse
 from kvdepot.vllm import block_reports
-from kvdepot.vllm.block_reports import Allocation, BlockReports
+from kvdepot.vllm.allocations import Allocation
+from kvdepot.vllm.block_reports import BlockReports
 from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.lookups import Lookup, Lookups
 from tests.clients.fake_depot import FakeDepot, failure

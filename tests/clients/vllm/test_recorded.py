@@ -1,7 +1,8 @@
 """How a real vLLM called the scheduler's side, replayed: the same calls must lead to the same answers and orders.
 
-``python -m tests.e2e_vllm.record`` wrote the recording: a prompt that is computed in two steps and stored, found again
-with and without a part that vLLM still has, loads that fail, preemptions, an abort.
+``python -m tests.e2e_vllm.record`` wrote them, of a model of full attention and of one with sliding windows: a
+prompt that is computed in two steps and stored, found again with and without a part that vLLM still has, loads that
+fail, preemptions, an abort.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from typing import Any
 import pytest
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 from tests.clients.vllm.fake_vllm import Asks, Pool
 
-RECORDING = Path(__file__).parent / "recorded" / "vllm-0.32.0.jsonl"
-CALLS = [json.loads(line) for line in RECORDING.read_text().splitlines()]
+RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.jsonl"))
+every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
+
+
+def calls_of(recording: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in recording.read_text().splitlines()]
 
 
 @dataclass
@@ -64,9 +70,8 @@ class Replay:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.pool = Pool(settings["num_blocks"])
         self.asks = RecordedAsks()
-        self.side = SchedulerSide(
-            SchedulerSettings(**{**settings, "block_sizes": tuple(settings["block_sizes"])}), self.asks, None
-        )
+        groups = tuple(CacheGroup(**group) for group in settings["groups"])
+        self.side = SchedulerSide(SchedulerSettings(**{**settings, "groups": groups}), self.asks, None)
         self.side.bind(self.pool)
         self.requests: dict[str, RecordedRequest] = {}
 
@@ -120,33 +125,32 @@ class Replay:
         self.side.finished(self.requests[request["id"]])
 
 
-@pytest.fixture(scope="module")
-def replayed() -> Replay:
-    settings, *calls = CALLS
+@every_recording
+def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(recording: Path) -> None:
+    settings, *calls = calls_of(recording)
     replay = Replay(settings["settings"])
     for number, facts in enumerate(calls):
         rest = dict(facts)
         try:
             replay.carry_out(rest.pop("call"), rest)
         except AssertionError as error:
-            raise AssertionError(f"line {number + 2} of {RECORDING.name}: {error}") from error
-    return replay
+            raise AssertionError(f"line {number + 2} of {recording.name}: {error}") from error
+    assert replay.pool.kept == {}
+    assert replay.asks.leased == set()
+    assert sorted(replay.asks.ended_sessions) == sorted(replay.requests)
 
 
-def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(replayed: Replay) -> None:
-    assert replayed.pool.kept == {}
-    assert replayed.asks.leased == set()
-    assert sorted(replayed.asks.ended_sessions) == sorted(replayed.requests)
-
-
-def test_recording_holds_what_it_is_to_show() -> None:
-    steps = [call["orders"] for call in CALLS if call["call"] == "step"]
+@every_recording
+def test_recording_holds_what_it_is_to_show(recording: Path) -> None:
+    calls = calls_of(recording)
+    has_windows = len(calls[0]["settings"]["groups"]) > 1
+    steps = [call["orders"] for call in calls if call["call"] == "step"]
     loads = [order for orders in steps for order in orders["loads"]]
     stores = [order for orders in steps for order in orders["stores"]]
-    failed = {operation for call in CALLS if call["call"] == "reported" for operation in call["failed"]}
-    loaded_twice = [call for call in CALLS if call["call"] == "allocated" and call["external"] == 0]
+    failed = {operation for call in calls if call["call"] == "reported" for operation in call["failed"]}
+    loaded_twice = [call for call in calls if call["call"] == "allocated" and call["external"] == 0]
     anew: dict[str, int] = {}
-    for call in CALLS:
+    for call in calls:
         for request_id, _, begins in call.get("new_blocks", ()):
             anew[request_id] = anew.get(request_id, 0) + begins
     assert any(order["skip_tokens"] for order in loads)
@@ -155,3 +159,5 @@ def test_recording_holds_what_it_is_to_show() -> None:
     assert {order["operation_id"] for order in loads} - failed
     assert loaded_twice
     assert max(anew.values()) > 1, "no request began anew after a preemption"
+    for orders in (loads, stores):
+        assert has_windows == any(table["absent_blocks"] for order in orders for table in order["tables"])

@@ -6,12 +6,19 @@ import time
 
 import pytest
 
-from kvdepot.vllm.block_reports import Allocation
-from kvdepot.vllm.orders import WorkerReport
+from kvdepot.vllm.allocations import Allocation
+from kvdepot.vllm.groups import CacheGroup
+from kvdepot.vllm.orders import LoadOrder, StoreOrder, Table, WorkerReport
 from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
 
 TABLE = (list(range(10, 20)),)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def ids_of(order: LoadOrder | StoreOrder) -> tuple[list[int], ...]:
+    """Of tables without absent blocks."""
+    assert not any(table.absent_blocks for table in order.tables)
+    return tuple(table.block_ids for table in order.tables)
 
 
 def request_of(count: int, request_id: str = "request", **facts: object) -> Request:
@@ -155,7 +162,7 @@ def test_load_writes_what_is_not_the_engines_own(engine: Engine) -> None:
     engine.side.matched_tokens(request, 4)
     engine.side.allocated(request, TABLE, 12)
     (order,) = engine.step({}).loads
-    assert order.block_ids == ([10, 11, 12, 13],)
+    assert ids_of(order) == ([10, 11, 12, 13],)
     assert (order.num_tokens, order.skip_tokens, order.request_id) == (16, 4, "request")
     assert order.leases == ("lease-1",)
     assert engine.pool.kept == {11: 1, 12: 1, 13: 1}
@@ -211,7 +218,7 @@ def test_load_that_failed_is_computed_and_stored_again(engine: Engine) -> None:
     assert len(engine.asks.questions) == 1
     engine.tables["request"] = TABLE
     (order,) = engine.step({request: 20}).stores
-    assert (order.start_token, order.block_ids) == (0, ([10, 11, 12, 13],))
+    assert (order.start_token, ids_of(order)) == (0, ([10, 11, 12, 13],))
 
 
 def test_loads_leave_half_of_the_blocks_to_others() -> None:
@@ -246,16 +253,16 @@ def test_chunks_are_stored_as_they_become_whole(engine: Engine) -> None:
     engine.tables["request"] = TABLE
     assert not engine.step({request: 6}).stores
     (first,) = engine.step({request: 6}).stores
-    assert (first.start_token, first.block_ids) == (0, ([10, 11],))
+    assert (first.start_token, ids_of(first)) == (0, ([10, 11],))
     assert first.chunk_hashes == [request.block_hashes[1]]
     (second,) = engine.step({request: 8}).stores
-    assert (second.start_token, second.block_ids) == (8, ([12, 13],))
+    assert (second.start_token, ids_of(second)) == (8, ([12, 13],))
     assert second.chunk_hashes == [request.block_hashes[1], request.block_hashes[3]]
     for token in range(4):  # decode
         assert engine.step({request: 1}).stores == [], token
         request.tokens.append(1000 + token)
     (third,) = engine.step({request: 1}).stores
-    assert (third.start_token, third.block_ids) == (16, ([14, 15],))
+    assert (third.start_token, ids_of(third)) == (16, ([14, 15],))
     assert engine.pool.kept == dict.fromkeys(range(10, 16), 1)
 
 
@@ -283,7 +290,7 @@ def test_what_only_the_engine_has_is_stored(engine: Engine) -> None:
     request.num_computed_tokens = 16
     engine.tables["request"] = TABLE
     (order,) = engine.step({request: 8}).stores
-    assert (order.start_token, order.block_ids) == (8, ([12, 13, 14, 15],))
+    assert (order.start_token, ids_of(order)) == (8, ([12, 13, 14, 15],))
 
 
 def test_store_that_failed_is_tried_again_with_the_next_chunk(engine: Engine) -> None:
@@ -298,13 +305,13 @@ def test_store_that_failed_is_tried_again_with_the_next_chunk(engine: Engine) ->
 def test_stores_keep_a_quarter_of_the_blocks_at_most() -> None:
     engine = Engine(num_blocks=16)  # 4 may be kept: 2 chunks
     request = request_of(40)
-    engine.tables["request"] = ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9],)
+    engine.tables["request"] = ([10, 1, 2, 3, 4, 5, 6, 7, 8, 9],)
     (first,) = engine.step({request: 30}).stores
-    assert first.block_ids == ([0, 1, 2, 3],)
+    assert ids_of(first) == ([10, 1, 2, 3],)
     assert not engine.step({request: 1}).stores
     engine.settle(first.operation_id)
     (second,) = engine.step({request: 1}).stores
-    assert (second.start_token, second.block_ids) == (16, ([4, 5, 6, 7],))
+    assert (second.start_token, ids_of(second)) == (16, ([4, 5, 6, 7],))
 
 
 def test_session_ends_when_the_last_store_has_settled(engine: Engine) -> None:
@@ -419,12 +426,93 @@ def test_role_says_what_is_done(loads: bool, stores: bool) -> None:
 
 
 def test_groups_have_block_sizes_of_their_own() -> None:
-    engine = Engine(block_sizes=(4, 8))
+    engine = Engine(groups=(CacheGroup(block_size=4), CacheGroup(block_size=8)))
     request = request_of(20)
-    engine.tables["request"] = ([0, 1, 2, 3, 4], [10, 11, 12])
+    engine.tables["request"] = ([5, 1, 2, 3, 4], [10, 11, 12])
     (order,) = engine.step({request: 20}).stores
-    assert order.block_ids == ([0, 1, 2, 3], [10, 11])
-    assert engine.pool.kept == dict.fromkeys([0, 1, 2, 3, 10, 11], 1)
+    assert ids_of(order) == ([5, 1, 2, 3], [10, 11])
+    assert engine.pool.kept == dict.fromkeys([5, 1, 2, 3, 10, 11], 1)
+
+
+WINDOWS = (CacheGroup(block_size=4), CacheGroup(block_size=4, window=5))
+HYBRID_TABLES = ([10, 11, 12, 13, 14], [0, 0, 22, 23, 24])
+
+
+def test_store_leaves_out_the_blocks_that_the_window_has_left() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(20)
+    engine.tables["request"] = ([10, 11], [20, 21])
+    (first,) = engine.step({request: 8}).stores
+    engine.settle(first.operation_id)
+    engine.tables["request"] = HYBRID_TABLES
+    (second,) = engine.step({request: 12}).stores
+    assert (second.start_token, second.tables) == (
+        8,
+        (Table(absent_blocks=0, block_ids=[12, 13]), Table(absent_blocks=0, block_ids=[22, 23])),
+    )
+    assert engine.pool.kept == dict.fromkeys([12, 13, 22, 23], 1)
+
+
+def test_chunk_whose_window_is_gone_is_never_stored() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(20, num_computed_tokens=12)
+    engine.tables["request"] = HYBRID_TABLES
+    (order,) = engine.step({request: 8}).stores  # the first time: its first chunk was vLLM's own
+    assert (order.start_token, len(order.chunk_hashes)) == (8, 2)
+    request.tokens += range(12)
+    engine.tables["request"] = ([*range(10, 18)], [0] * 6 + [26, 27])
+    (later,) = engine.step({request: 12}).stores
+    assert later.start_token == 24
+    assert [table.absent_blocks for table in later.tables] == [0, 0]
+    engine.settle(order.operation_id, later.operation_id, failed=[order.operation_id])
+    request.tokens += [7]
+    (again,) = engine.step({request: 1}).stores
+    assert again.start_token == 24  # what is lost is lost
+
+
+def test_load_fills_the_window_and_never_the_null_block() -> None:
+    engine = Engine(groups=WINDOWS)
+    request = request_of(24)
+    engine.side.matched_tokens(request, 8)
+    engine.asks.answer(24)
+    assert engine.side.matched_tokens(request, 8) == (8, True)  # not the whole prompt: see below
+    engine.side.allocated(request, ([10, 11, 12, 13], [0, 0, 22, 23]), 8)
+    (order,) = engine.step({}).loads
+    assert (order.num_tokens, order.skip_tokens) == (16, 8)
+    assert order.tables == (
+        Table(absent_blocks=0, block_ids=[10, 11, 12, 13]),
+        Table(absent_blocks=2, block_ids=[22, 23]),
+    )
+    assert engine.pool.kept == dict.fromkeys([12, 13, 22, 23], 1)
+    engine.settle(order.operation_id)
+    assert not engine.pool.kept
+
+
+def test_last_chunk_of_a_whole_prompt_is_computed_where_a_window_would_lack_a_block() -> None:
+    for groups, found in ((WINDOWS, 8), (WINDOWS[:1], 16)):
+        engine = Engine(groups=groups)
+        request = request_of(16)
+        engine.side.matched_tokens(request, 0)
+        engine.asks.answer(16)
+        assert engine.side.matched_tokens(request, 0) == (found, True)
+
+
+def test_load_counts_the_blocks_that_it_writes() -> None:
+    one = CacheGroup(block_size=4, window=3)
+    engine = Engine(groups=(one,), num_blocks=4)  # two may be loading
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(32)
+    assert engine.side.matched_tokens(request, 0) == (32, True)
+
+
+def test_blocks_of_full_attention_are_reported_whichever_group_they_are() -> None:
+    engine = Engine(reports=True, groups=WINDOWS[::-1])
+    engine.step({request_of(8): 8}, [("request", ([0, 21], [10, 11]), True)])
+    assert [each.block_ids for each in engine.reports.noted] == [[10, 11]]
+    engine = Engine(reports=True, groups=WINDOWS[1:])
+    engine.step({request_of(8): 8}, [("request", ([0, 21],), True)])
+    assert not engine.reports.noted
 
 
 def test_table_that_is_too_short_is_not_stored(engine: Engine) -> None:

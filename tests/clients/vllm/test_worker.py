@@ -17,7 +17,7 @@ from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
 from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place, place_of
-from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, WorkerReport
+from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, Table, WorkerReport
 from kvdepot.vllm.worker import WorkerSide
 from service.server import Server
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
@@ -76,10 +76,11 @@ class Worker:
         await until(lambda: set(operation_ids) <= set(self.take().settled))
         return self.report
 
-    async def until_loaded(self) -> set[str]:
-        loaded: set[str] = set()
-        await until(lambda: bool(loaded.update(self.side.take_loaded()) or loaded))
-        return loaded
+    async def until_loaded(self) -> tuple[set[str], set[str]]:
+        """Requests whose load has ended, and those whose load failed."""
+        results: list[tuple[set[str], set[str]]] = []
+        await until(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
+        return results[-1]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -139,7 +140,7 @@ def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int 
         cache_salt="",
         adapter="",
         start_token=start_token,
-        block_ids=block_ids,
+        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
         traceparent="",
     )
 
@@ -150,7 +151,7 @@ def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_t
         request_id="request",
         session_id="session",
         leases=(lease,) if lease else (),
-        block_ids=block_ids,
+        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
         num_tokens=len(block_ids[0]) * BLOCK,
         skip_tokens=skip_tokens,
         traceparent="",
@@ -183,11 +184,10 @@ async def test_blocks_of_one_engine_come_back_in_another(
     assert (report.failed, report.settled) == (set(), {1: 1})
     lease = await leased(depot, "engine-1", 2)
     two.side.load([load_order(lease, (here,), skip_tokens=5 * BLOCK)])
-    assert await two.until_loaded() == {"request"}
+    assert await two.until_loaded() == ({"request"}, set())
     assert await two.until_settled(2)
     assert torch.equal(content(two.caches, here[5:]), content(one.caches, there[5:]))
     assert torch.equal(content(two.caches, here[:5]), before[:, :, : 5 * BLOCK])  # not written
-    assert two.side.take_failed_block_ids() == set()
 
 
 async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
@@ -210,21 +210,18 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
     worker = await start_worker(address, attach_timeout_seconds=0.1)
     worker.side.store([store_order(([1, 2, 3, 4],))])
     worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
-    assert await worker.until_loaded() == {"request"}
+    assert await worker.until_loaded() == ({"request"}, {"request"})
     report = await worker.until_settled(1, 2)
     assert report.failed == {1, 2}
     assert report.chunk_sizes == {}
-    assert worker.side.take_failed_block_ids() == {1, 2, 3, 4}
     await start_server(chunk_size=CHUNK, listen=(address,))
     await until(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
 
-async def test_load_that_fails_names_the_blocks_it_was_to_write(depot: Server, start_worker: StartWorker) -> None:
+async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
     worker.side.load([load_order("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
-    assert await worker.until_loaded() == {"request"}
-    assert worker.side.take_failed_block_ids() == {6, 7, 8}
-    assert worker.side.take_failed_block_ids() == set()
+    assert await worker.until_loaded() == ({"request"}, {"request"})
     report = await worker.until_settled(2)  # the depot answered: it does not touch them
     assert report.failed == {2}
     assert worker.side.chunk_size == CHUNK  # and stays attached
@@ -233,8 +230,7 @@ async def test_load_that_fails_names_the_blocks_it_was_to_write(depot: Server, s
 async def test_load_that_is_known_to_be_impossible_fails_at_once(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
     worker.side.load([load_order("", ([5, 6, 7, 8],))])
-    assert await worker.until_loaded() == {"request"}
-    assert worker.side.take_failed_block_ids() == {5, 6, 7, 8}
+    assert await worker.until_loaded() == ({"request"}, {"request"})
     assert (await worker.until_settled(2)).failed == {2}
 
 
@@ -277,11 +273,9 @@ async def test_load_of_fewer_tokens_than_were_ordered_has_failed(start_worker: S
     with fake_depot("127.0.0.1:0") as depot:  # it answers that it wrote 16 tokens
         worker = await start_worker(depot.address)
         worker.side.load([load_order("lease", ([1, 2, 3, 4, 5, 6, 7, 8],))])
-        assert await worker.until_loaded() == {"request"}
-        assert worker.side.take_failed_block_ids() == set(range(1, 9))
+        assert await worker.until_loaded() == ({"request"}, {"request"})
         worker.side.load([load_order("lease", ([1, 2, 3, 4],), operation_id=3)])
-        assert await worker.until_loaded() == {"request"}
-        assert worker.side.take_failed_block_ids() == set()
+        assert await worker.until_loaded() == ({"request"}, set())
 
 
 @contextmanager
@@ -312,7 +306,7 @@ async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
         depot.failures["Retrieve"] = how
         depot.hanging.add("AttachInstance")  # from now on nothing is settled by attaching again
         worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
-        assert await worker.until_loaded() == {"request"}
+        assert await worker.until_loaded() == ({"request"}, {"request"})
         await until(lambda: worker.take().failed == {2})
         if settles:
             assert await worker.until_settled(2)
@@ -327,7 +321,7 @@ async def test_operation_in_doubt_is_settled_by_attaching_again(start_worker: St
         worker = await start_worker(depot.address, retrieve_timeout_seconds=0.2)
         depot.hanging.add("Retrieve")
         worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
-        assert await worker.until_loaded() == {"request"}  # not later than its timeout
+        assert await worker.until_loaded() == ({"request"}, {"request"})  # not later than its timeout
         assert (await worker.until_settled(2)).failed == {2}
         assert sum(name == "AttachInstance" for name, _ in depot.requests) == 2
 
@@ -376,6 +370,37 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
     ]
     worker.side.store([store_order(([1, 2, 3, 4],))])
     assert not (await worker.until_settled(1)).failed
+
+
+async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_worker: StartWorker) -> None:
+    groups = [Group(["layer.0"]), Group(["layer.1"])]
+    config = KvCacheConfig(NUM_BLOCKS, groups)
+    workers = [
+        await start_worker(depot.addresses[0], caches=views(kernel_blocks=parts), kv_cache_config=config)
+        for parts in (1, 2)
+    ]
+    for number, worker in enumerate(workers):
+        worker.fill(number)
+    before = content(workers[1].caches, list(range(NUM_BLOCKS)))
+    stored = content(workers[0].caches, [3, 9, 4, 20, 7, 1, 30, 12])
+    order = store_order(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
+    order.tables[1].absent_blocks = 6
+    workers[0].side.store([order])
+    assert not (await workers[0].until_settled(1)).failed
+    load = load_order(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
+    load.tables[1].absent_blocks = 7
+    workers[1].side.load([load])
+    assert await workers[1].until_loaded() == ({"request"}, set())
+    after = content(workers[1].caches, list(range(NUM_BLOCKS))).unflatten(2, (NUM_BLOCKS, BLOCK))
+    expected = before.unflatten(2, (NUM_BLOCKS, BLOCK)).clone()
+    by_block = stored.unflatten(2, (8, BLOCK))
+    expected[0][:, [5, 6, 8, 11, 2, 15, 31, 13]] = by_block[0]
+    expected[1][:, 14] = by_block[1][:, 7]
+    assert torch.equal(after, expected)
+    load.tables[1].absent_blocks, load.tables[1].block_ids = 5, [14, 16, 17]
+    load.operation_id = 3
+    workers[1].side.load([load])
+    assert await workers[1].until_loaded() == ({"request"}, {"request"})  # it was not stored
 
 
 async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_worker: StartWorker) -> None:

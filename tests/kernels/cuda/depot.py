@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kernels.geometry import CudaIpc, Region
 from kernels.transfer import ChunkMove
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
 from tests.kernels.cuda.schedule import ManualWorker
-from tests.kernels.reference import Engine, Shape
+from tests.kernels.reference import Engine, Shape, without_first
 
 CHUNK_SIZE = 12
 ODD = 3  # where the first chunk is in the arena, and what is between two
@@ -53,7 +54,7 @@ class CudaDepot:
         engine: Engine,
         num_chunks: int,
         chunk_size: int = CHUNK_SIZE,
-        skip_tokens: int = 0,
+        skip_tokens: Sequence[int] = (),
         some: slice = slice(None),
         l1_offset_bytes: int = 0,
     ) -> list[ChunkMove]:
@@ -67,8 +68,7 @@ class CudaDepot:
         return [
             ChunkMove(
                 l1_offset_bytes=l1_offset_bytes + ODD + index * pitch,
-                block_ids=tuple(table[index] for table in tables),
-                skip_tokens=skip_tokens,
+                block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
             )
             for index in range(num_chunks)
         ]

@@ -158,15 +158,14 @@ class AttachedEngine:
     def start_store(self) -> None:
         """Stores some blocks into slots that nobody uses; the engine writes them when it is ready, maybe later."""
         offsets = self._sample(self._free_slots)
-        self._start(True, offsets, [self._random.randbytes(self.buffer.chunk_bytes) for _ in offsets], 0)
+        self._start(True, offsets, [self._random.randbytes(self.buffer.chunk_bytes) for _ in offsets])
 
     def start_retrieve(self) -> None:
         """Retrieves slots that hold something into blocks that nobody uses."""
         offsets = self._sample(self._free_slots)
-        skip_tokens = self._random.choice((0, 0, max(group.block_size for group in self._engine.groups)))
-        self._start(False, offsets, [self._slots[offset] for offset in offsets], skip_tokens)
+        self._start(False, offsets, [self._slots[offset] for offset in offsets])
 
-    def _start(self, is_store: bool, offsets: list[int], chunks: list[bytes], skip_tokens: int) -> None:
+    def _start(self, is_store: bool, offsets: list[int], chunks: list[bytes]) -> None:
         schedule = self._schedule
         tables = [self._take_blocks(group, len(offsets)) for group in range(len(self._engine.groups))]
         if not offsets or not all(len(table) == len(offsets) for table in tables) or not self._is_usable():
@@ -177,8 +176,10 @@ class AttachedEngine:
         moves = [
             ChunkMove(
                 l1_offset_bytes=offset,
-                block_ids=tuple(np.array(table[number]) for table in tables),
-                skip_tokens=skip_tokens if number == 0 else 0,
+                block_ids=tuple(
+                    np.array(self._last_of(table[number], free), dtype=np.int64)
+                    for table, free in zip(tables, self._free_blocks, strict=True)
+                ),
             )
             for number, offset in enumerate(offsets)
         ]
@@ -245,16 +246,17 @@ class AttachedEngine:
         for move, chunk in zip(request.moves, request.chunks, strict=True):
             at = slice(move.l1_offset_bytes, move.l1_offset_bytes + len(chunk))
             if error is None and request.is_store:
-                if self._schedule.l1[at] != chunk:
+                stored = self._twin.read_chunk(move.block_ids, self._slots[move.l1_offset_bytes])
+                if self._schedule.l1[at] != stored:
                     self._schedule.problems.append("a store is done and its chunk is not in L1")
-                self._slots[move.l1_offset_bytes] = chunk
-                self._schedule.expected_l1[at] = chunk
+                self._slots[move.l1_offset_bytes] = stored
+                self._schedule.expected_l1[at] = stored
             elif error is None:
-                self._twin.write_chunk(chunk, move.block_ids, move.skip_tokens)
+                self._twin.write_chunk(chunk, move.block_ids)
             elif request.is_store:
                 noise = self._slots[move.l1_offset_bytes] = self._random.randbytes(len(chunk))
                 self._schedule.l1[at] = self._schedule.expected_l1[at] = noise
-            if error is None and self._engine.read_chunk(move.block_ids) != self._twin.read_chunk(move.block_ids):
+            if error is None and self._differs(move, chunk):
                 self._schedule.problems.append("a transfer is done and its blocks are not what they should be")
             noise = self._random.randbytes(len(chunk))
             for engine in (self._engine, self._twin):
@@ -264,9 +266,11 @@ class AttachedEngine:
                 free.update(ids.tolist())
 
     def _check_blocks(self, request: Request, problem: str) -> None:
-        for move in request.moves:
-            if self._engine.read_chunk(move.block_ids) != self._twin.read_chunk(move.block_ids):
-                self._schedule.problems.append(f"blocks {problem}")
+        if any(self._differs(move, chunk) for move, chunk in zip(request.moves, request.chunks, strict=True)):
+            self._schedule.problems.append(f"blocks {problem}")
+
+    def _differs(self, move: ChunkMove, chunk: bytes) -> bool:
+        return self._engine.read_chunk(move.block_ids, chunk) != self._twin.read_chunk(move.block_ids, chunk)
 
     def _write_all(self, is_store: bool, moves: list[ChunkMove], chunks: list[bytes]) -> None:
         if is_store:
@@ -283,6 +287,12 @@ class AttachedEngine:
 
     def _sample(self, offsets: set[int]) -> list[int]:
         return self._random.sample(sorted(offsets), min(len(offsets), self._random.randint(1, 4)))
+
+    def _last_of(self, blocks: list[int], free: set[int]) -> list[int]:
+        """All of a chunk's blocks, or some of the last ones; the others are free again."""
+        first = self._random.choice((0, 0, self._random.randint(0, len(blocks))))
+        free.update(blocks[:first])
+        return blocks[first:]
 
     def _take_blocks(self, group: int, num_chunks: int) -> list[list[int]]:
         per_chunk = CHUNK_SIZE // self._engine.groups[group].block_size

@@ -166,8 +166,8 @@ def test_moves_that_do_not_fit_are_refused_at_once(attached: Attached) -> None:
     backend, buffer = attached.depot.backend, attached.buffer
     too_far = ChunkMove(l1_offset_bytes=len(attached.depot.l1), block_ids=move.block_ids)
     no_block = ChunkMove(l1_offset_bytes=0, block_ids=(np.full(3, 144),))
-    skipping = ChunkMove(l1_offset_bytes=0, block_ids=move.block_ids, skip_tokens=4)
-    for wrong in (too_far, no_block, skipping):
+    too_many = ChunkMove(l1_offset_bytes=0, block_ids=(np.arange(4),))
+    for wrong in (too_far, no_block, too_many):
         with pytest.raises(ValueError):
             backend.gather(buffer, [move, wrong])
     with pytest.raises(ValueError, match="64 bytes"):

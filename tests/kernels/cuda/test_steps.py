@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.address_plan import GroupPlan, plan_groups
-from kernels.cuda.steps import chunk_bytes, cut_chunk, plane_bytes, steps
-from kernels.cuda.tables import wanted_blocks
+from kernels.cuda.steps import chunk_bytes, cut_chunk, plane_bytes, steps, touched_bytes
+from kernels.cuda.tables import offsets_of
 from kernels.geometry import Group, Plane, PlaneKind
+from kernels.moves import MovedBlocks
 
 
 def group(num_layers: int, block_size: int, head_bytes: int) -> Group:
@@ -78,10 +79,25 @@ def test_a_chunk_of_several_parts_is_done_before_the_next() -> None:
     ]
 
 
-def test_skipped_blocks_are_in_no_table() -> None:
+def test_blocks_of_a_move_are_the_last_ones_of_its_chunk() -> None:
     plan: GroupPlan = plan_groups([group(2, 2, 3)], 8)[0]
-    ids = np.array([[5, 6, 7, 8], [1, 2, 3, 4], [0, 0, 0, 0]])
-    starts, block_ids, offsets = wanted_blocks(plan, ids, np.array([0, 6, 8]), np.array([100, 1_000, 9_000]))
-    assert starts.tolist() == [0, 4, 5, 5]
-    assert block_ids.tolist() == [5, 6, 7, 8, 4]
-    assert offsets.tolist() == [100, 106, 112, 118, 1_018]
+    blocks = MovedBlocks(np.array([5, 6, 7, 8, 4]), np.array([0, 4, 5, 5]))
+    assert offsets_of(plan, blocks, np.array([100, 1_000, 9_000])).tolist() == [100, 106, 112, 118, 1_018]
+    assert offsets_of(plan, blocks.of_moves(1, 3), np.array([1_000, 9_000])).tolist() == [1_018]
+    assert [blocks.of_moves(1, 3).of_move(number).tolist() for number in range(2)] == [[4], []]
+
+
+@given(GROUPS, st.integers(1, 99), st.data())
+def test_touched_bytes_are_the_last_blocks_of_every_plane(groups: list[Group], limit: int, data: st.DataObject) -> None:
+    plans = plan_groups(groups, 8)
+    num_blocks = [data.draw(st.integers(0, plan.blocks_per_chunk)) for plan in plans]
+    touched, expected = np.zeros(chunk_bytes(plans), dtype=np.int64), np.zeros(chunk_bytes(plans), dtype=np.int64)
+    for plan, count in zip(plans, num_blocks, strict=True):
+        for plane_end in plan.chunk_offsets.ravel() + plane_bytes(plan):
+            expected[plane_end - count * plan.block_bytes : plane_end] = 1
+    for part in cut_chunk(plans, limit):
+        ranges = touched_bytes(part, plans, num_blocks)
+        for first, end in ranges:
+            touched[part.offset_bytes + first : part.offset_bytes + end] += 1
+        assert all(end < first for (_, end), (first, _) in itertools.pairwise(ranges)), "what meets is one"
+    assert (touched == expected).all()

@@ -641,11 +641,19 @@ Global___Prefix: _TypeAlias = Prefix  # noqa: Y015
 
 @_typing.final
 class BlockTable(_message.Message):
-    """Physical blocks of one group, in the order of the tokens."""
+    """Physical blocks of one group, in the order of the tokens.
+
+    A table may begin with blocks that the engine does not have: layers with a sliding window or chunked local attention
+    need the end of a prefix only, and an engine that lets go of the rest, or never makes room for it, has no bytes to
+    store and no place to retrieve to. Wherever the number of a table's blocks counts, both kinds do.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    ABSENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    absent_blocks: _builtins.int
+    """How many blocks the engine does not have, in front of block_ids."""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Each below the group's num_blocks."""
@@ -654,10 +662,11 @@ class BlockTable(_message.Message):
         self,
         *,
         block_ids: _abc.Iterable[_builtins.int] | None = ...,
+        absent_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_blocks", b"absent_blocks", "block_ids", b"block_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,7 +895,7 @@ class StoreResponse(_message.Message):
     tail_tokens: _builtins.int
     """Tokens of the partial chunk at the end, which is never stored."""
     stored_bytes: _builtins.int
-    """Bytes that this call copied."""
+    """Bytes that this call copied; of absent blocks there are none."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Set if refused_tokens is not 0."""
@@ -996,7 +1005,7 @@ class RetrieveResponse(_message.Message):
     retrieved_tokens: _builtins.int
     """Tokens that were written; those below skip_tokens are not counted."""
     retrieved_bytes: _builtins.int
-    """Bytes that were written."""
+    """Bytes that were written; for absent blocks there are none."""
     l1_tokens: _builtins.int
     """Of retrieved_tokens, those that came from L1."""
     l2_tokens: _builtins.int

@@ -89,6 +89,10 @@ class CacheServiceStub:
     Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
+    Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
+    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
+    that keep different parts of a prefix should have different model names.
+
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
     answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
@@ -118,6 +122,7 @@ class CacheServiceStub:
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
       NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
+      FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
@@ -153,13 +158,15 @@ class CacheServiceStub:
     RetrieveInline: _grpc.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
 
-    skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. The stream is complete when it
-    ends with OK: a client must discard what it got if it ends otherwise.
+    skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. Chunks are sent whole, so those of
+    which a group's bytes were not stored are not served. The stream is complete when it ends with OK: a client must
+    discard what it got if it ends otherwise.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
+      FAILED_PRECONDITION BLOCK_ABSENT: a chunk was stored without some of a group's blocks. No bytes were sent.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
       DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                           instead, if it does not take this either.
@@ -219,6 +226,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
     Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
+    Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
+    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
+    that keep different parts of a prefix should have different model names.
+
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
     answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
@@ -248,6 +259,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
       NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
+      FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
       FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                           during the call; seal a memfd, and nobody can.
@@ -283,13 +295,15 @@ class CacheServiceAsyncStub(CacheServiceStub):
     RetrieveInline: _aio.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]  # type: ignore[assignment]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
 
-    skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. The stream is complete when it
-    ends with OK: a client must discard what it got if it ends otherwise.
+    skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. Chunks are sent whole, so those of
+    which a group's bytes were not stored are not served. The stream is complete when it ends with OK: a client must
+    discard what it got if it ends otherwise.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
+      FAILED_PRECONDITION BLOCK_ABSENT: a chunk was stored without some of a group's blocks. No bytes were sent.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
       DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                           instead, if it does not take this either.
@@ -364,6 +378,10 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cache_pb2.StoreResponse, _abc.Awaitable[_cache_pb2.StoreResponse]]:
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
+        Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
+        tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
+        that keep different parts of a prefix should have different model names.
+
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
         fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
         answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
@@ -399,6 +417,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
           NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
           NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
+          FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
           FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
           FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
                               during the call; seal a memfd, and nobody can.
@@ -452,13 +471,15 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_cache_pb2.RetrieveInlineResponse], _abc.AsyncIterator[_cache_pb2.RetrieveInlineResponse]]:
         """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
 
-        skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. The stream is complete when it
-        ends with OK: a client must discard what it got if it ends otherwise.
+        skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. Chunks are sent whole, so those of
+        which a group's bytes were not stored are not served. The stream is complete when it ends with OK: a client must
+        discard what it got if it ends otherwise.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
           NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
+          FAILED_PRECONDITION BLOCK_ABSENT: a chunk was stored without some of a group's blocks. No bytes were sent.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
           DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
                               instead, if it does not take this either.

@@ -9,11 +9,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from kvdepot.aio_client import AsyncDepotClient
 from kvdepot.errors import DepotError
 from kvdepot.requests import allocation_record
+from kvdepot.vllm.allocations import Allocation
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +21,6 @@ BATCH_SECONDS = 0.1
 BATCH_RECORDS = 256
 MAX_RECORDS = 16_384
 TIMEOUT_SECONDS = 5.0
-
-
-class Allocation(NamedTuple):
-    """Blocks that a request was given, and the tokens that they are for."""
-
-    session_id: str
-    block_ids: Sequence[int]
-    reused_block_ids: Sequence[int]
-    token_ids: Sequence[int]
-    resumed: bool
 
 
 class BlockReports:

@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
@@ -20,7 +21,8 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.event_loop import shared_event_loop
-from kvdepot.vllm.identity import instance_ids, model_identity, place_of
+from kvdepot.vllm.groups import cache_groups, reported_group
+from kvdepot.vllm.identity import cache_identity, instance_ids, model_identity, place_of
 from kvdepot.vllm.orders import StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 from kvdepot.vllm.scheduler_calls import SchedulerCalls
@@ -65,21 +67,27 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         parallel = vllm_config.parallel_config
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
         engine_id = self._kv_transfer_config.engine_id
-        model_name = config.model_name or model_identity(vllm_config)
+        model_name = cache_identity(
+            config.model_name or model_identity(vllm_config),
+            kv_cache_config,
+            has_all_layers=parallel.pipeline_parallel_size == 1,
+        )
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
-            block_sizes = tuple(group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups)
+            groups = cache_groups(kv_cache_config)
             settings = SchedulerSettings(
-                hash_block_size=kv_cache_config.hash_block_size or block_sizes[0],
-                block_sizes=block_sizes,
+                hash_block_size=kv_cache_config.hash_block_size or groups[0].block_size,
+                groups=groups,
                 num_blocks=kv_cache_config.num_blocks,
                 num_workers=parallel.world_size,
                 loads=self._kv_transfer_config.is_kv_consumer,
                 stores=self._kv_transfer_config.is_kv_producer,
             )
             instances = instance_ids(engine_id, num_replicas)
-            self._calls = SchedulerCalls(config, instances, model_name, block_sizes[0], shared_event_loop())
+            reported = reported_group(groups)
+            block_size = groups[reported].block_size if reported is not None else None
+            self._calls = SchedulerCalls(config, instances, model_name, block_size, shared_event_loop())
             self._scheduler = SchedulerSide(settings, self._calls.lookups, self._calls.reports)
         else:
             place = place_of(engine_id, parallel.rank, parallel.world_size, num_replicas)
@@ -183,13 +191,11 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None
         self._worker.store(self._orders().stores)
 
-    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Loads fail by request: of which blocks, vLLM takes from caches of a single group only."""
         assert self._worker is not None
-        return None, self._worker.take_loaded() or None
-
-    def get_block_ids_with_load_errors(self) -> set[int]:
-        assert self._worker is not None
-        return self._worker.take_failed_block_ids()
+        loaded, failed = self._worker.take_loaded()
+        return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         report = self._worker.take_report() if self._worker is not None else None

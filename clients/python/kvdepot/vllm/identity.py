@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from kvdepot.vllm.groups import cache_groups
+
 MAX_SESSION_BYTES = 256
 MAX_ADAPTER_BYTES = 512
 MAX_SALT_BYTES = 256
@@ -76,8 +78,23 @@ def model_identity(vllm_config: Any) -> str:
         "draft_model": str(speculative.model) if speculative is not None else "",
         "hash_algorithm": str(vllm_config.cache_config.prefix_caching_hash_algo),
     }
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    return f"{_within(str(model.model), MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
+    return _with_digest(str(model.model), facts)
+
+
+def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
+    """The model's name; where not all is one group of full attention, with a digest of what the groups are.
+
+    Engines keep different blocks of a prefix if their windows or block sizes differ, and a group's chunks are of its
+    layers. What a worker of a pipeline has of these is not the same for all, so it is left out.
+    """
+    groups = cache_groups(kv_cache_config)
+    if len(groups) == 1 and groups[0].is_full:
+        return model_name
+    facts = [
+        [repr(group), list(each.layer_names) if has_all_layers else []]
+        for group, each in zip(groups, kv_cache_config.kv_cache_groups, strict=True)
+    ]
+    return _with_digest(model_name, facts)
 
 
 def session_of(request: Any) -> str:
@@ -102,6 +119,11 @@ def traceparent_of(request: Any) -> str:
     headers = request.trace_headers or {}
     found = next((str(value) for key, value in headers.items() if key.lower() == "traceparent"), "")
     return found if _TRACEPARENT.fullmatch(found) else ""
+
+
+def _with_digest(name: str, facts: Any) -> str:
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    return f"{_within(name, MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
 
 
 def _within(text: str, max_bytes: int) -> str:

@@ -7,18 +7,19 @@ smaller blocks than its scheduler, a view counts those.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvdepot import layouts
 from kvdepot.cuda import CudaRegions
 from kvdepot.layout import Layout
+from kvdepot.requests import block_table
 from kvdepot.shared_buffer import By
 from kvdepot.sharing import SharedRegions
 from kvdepot.strided import Strided, strided
-from kvdepot.v1.cache_pb2 import KvGroup, MemoryRegion
-from kvdepot.vllm.orders import BlockIds
+from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, MemoryRegion
+from kvdepot.vllm.orders import Table, Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class AttachedMemory:
     sources: tuple[TableSource, ...]
     on_gpu: bool
 
-    def tables(self, block_ids: BlockIds) -> list[Sequence[int]]:
+    def block_tables(self, tables: Tables) -> list[BlockTable]:
         """The block table of each group that was attached."""
-        return [_split(block_ids[source.vllm_group], source.blocks_per_block) for source in self.sources]
+        return [_split(tables[source.vllm_group], source.blocks_per_block) for source in self.sources]
 
 
 def share(kv_caches: Mapping[str, Any], kv_cache_config: Any, by: By) -> AttachedMemory:
@@ -88,7 +89,8 @@ def _layout(spec: Any) -> Layout:
     return layouts.VLLM_MLA if spec.head_size_v == 0 else layouts.VLLM_PACKED
 
 
-def _split(block_ids: Sequence[int], parts: int) -> Sequence[int]:
-    if parts == 1:
-        return block_ids
-    return [block_id * parts + part for block_id in block_ids for part in range(parts)]
+def _split(table: Table, parts: int) -> BlockTable:
+    ids = table.block_ids
+    if parts != 1:
+        ids = [block_id * parts + part for block_id in ids for part in range(parts)]
+    return block_table(ids, absent_blocks=table.absent_blocks * parts)

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from kvdepot.v1.cache_pb2 import Prefix
 
 BlockIds = tuple[list[int], ...]
-"""Blocks by KV cache group of vLLM, in the order of the tokens."""
+"""Blocks by KV cache group of vLLM, in the order of the tokens; the null block where there is none."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Table:
+    """Blocks of one group in the order of the tokens, after so many that vLLM has let go of or never had."""
+
+    absent_blocks: int
+    block_ids: list[int]
+
+
+Tables = tuple[Table, ...]
+"""By KV cache group of vLLM."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,14 +31,14 @@ class LoadOrder:
     """Retrieve a leased prefix into blocks; those below ``skip_tokens`` are the engine's own and are not written.
 
     ``leases`` holds one per replica (see `Place`); none of them if the load is known to be impossible, so that it
-    fails at once and is computed. ``block_ids`` cover the tokens from 0 to ``num_tokens``.
+    fails at once and is computed. ``tables`` cover the tokens from 0 to ``num_tokens``.
     """
 
     operation_id: int
     request_id: str
     session_id: str
     leases: tuple[str, ...]
-    block_ids: BlockIds
+    tables: Tables
     num_tokens: int
     skip_tokens: int
     traceparent: str
@@ -34,7 +46,7 @@ class LoadOrder:
 
 @dataclass(slots=True, kw_only=True)
 class StoreOrder:
-    """Store the whole chunks of a prefix from ``start_token`` on; ``block_ids`` cover the tokens from there."""
+    """Store the whole chunks of a prefix from ``start_token`` on; ``tables`` cover the tokens from there."""
 
     operation_id: int
     request_id: str
@@ -44,7 +56,7 @@ class StoreOrder:
     cache_salt: str
     adapter: str
     start_token: int
-    block_ids: BlockIds
+    tables: Tables
     traceparent: str
 
     @property

@@ -1,41 +1,25 @@
-"""The scheduler's side: decides what is loaded and stored. Nothing here waits, and nothing here needs vLLM.
-
-Blocks that an operation touches are kept by a reference of its own in vLLM's block pool until the operation is settled,
-so that neither a request that ends nor a preemption hands them to somebody else while the depot reads or writes them.
-"""
+"""The scheduler's side: decides what is loaded and stored. Nothing here waits, and nothing here needs vLLM."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvdepot.v1.cache_pb2 import Prefix
-from kvdepot.vllm.block_reports import Allocation
+from kvdepot.vllm.allocations import Reports, note_allocation
+from kvdepot.vllm.groups import CacheGroup, reported_group
 from kvdepot.vllm.identity import adapter_of, salt_of, session_of, traceparent_of
 from kvdepot.vllm.lookups import Lookup
-from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, WorkerReport
+from kvdepot.vllm.operations import BlockPool, Operations
+from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
 from kvdepot.vllm.requests import RequestState
+from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
-
-# Shares of all blocks: even a depot that hangs in the middle of everything leaves the engine a quarter.
-MOST_LOADING = 0.5
-MOST_STORING = 0.25
-KEEP_STEPPING_SECONDS = 5.0
-
-
-class BlockPool(Protocol):
-    """vLLM's, as far as references to blocks go."""
-
-    @property
-    def blocks(self) -> Sequence[Any]: ...
-    def touch(self, blocks: Sequence[Any]) -> None: ...
-    def free_blocks(self, ordered_blocks: Iterable[Any]) -> None: ...
 
 
 class Asks(Protocol):
@@ -49,37 +33,16 @@ class Asks(Protocol):
     def end_session(self, session_id: str) -> None: ...
 
 
-class Reports(Protocol):
-    """Where allocations are told; `BlockReports` is one."""
-
-    def note(self, allocation: Allocation) -> None: ...
-    def end(self, session_id: str) -> None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """What is fixed at the engine's start. ``block_sizes`` are those of vLLM's groups, in tokens."""
+    """What is fixed at the engine's start."""
 
     hash_block_size: int
-    block_sizes: tuple[int, ...]
+    groups: tuple[CacheGroup, ...]
     num_blocks: int
     num_workers: int
     loads: bool
     stores: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Operation:
-    """A load or a store that may touch blocks: which, until how many workers have settled it."""
-
-    state: RequestState
-    is_load: bool
-    start_token: int
-    blocks: list[Any]
-    leases: tuple[str, ...]
-    begun: float
-    workers_left: int
-    failed: bool = False
 
 
 class SchedulerSide:
@@ -89,27 +52,21 @@ class SchedulerSide:
         self._settings = settings
         self._asks = asks
         self._reports = reports
-        self._pool: BlockPool | None = None
+        self._operations = Operations(settings.num_blocks, settings.num_workers)
         self._requests: dict[str, RequestState] = {}
         self._asking: set[RequestState] = set()
-        self._operations: dict[int, _Operation] = {}
-        self._next_operation_id = itertools.count(1)
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
         self._generation = ""
-        self._most = {
-            True: int(settings.num_blocks * MOST_LOADING),
-            False: int(settings.num_blocks * MOST_STORING),
-        }
-        self._num_kept = {True: 0, False: 0}
+        self._reported_group = reported_group(settings.groups)
 
     def __repr__(self) -> str:
         return f"<SchedulerSide {len(self._requests)} requests, {len(self._operations)} operations>"
 
     def bind(self, pool: BlockPool) -> None:
         """Takes vLLM's block pool."""
-        self._pool = pool
+        self._operations.bind(pool)
 
     def chunk_sizes_changed(self, chunk_sizes: Mapping[int, int]) -> None:
         """Workers told how the depot cuts tokens into chunks; 0: that it is not there."""
@@ -132,7 +89,7 @@ class SchedulerSide:
         """How many tokens beyond those can be loaded, and whether they will; None: ask again."""
         state = self._state(request)
         state.local_tokens = num_computed_tokens
-        wanted = self._whole_chunks(state)
+        wanted = self._whole_chunks(state, self._loadable_tokens(request))
         if (
             not self._settings.loads
             or not state.may_load
@@ -166,10 +123,10 @@ class SchedulerSide:
             return 0, False
         matched = min(lookup.matched_tokens, wanted)
         state.stored_tokens = max(state.stored_tokens, matched)
-        num_blocks = sum((matched - num_computed_tokens) // size for size in self._settings.block_sizes)
-        if not lookup.leases or num_blocks <= 0 or num_blocks > self._most[True]:
+        num_blocks = num_needed(self._settings.groups, num_computed_tokens, matched)
+        if not lookup.leases or matched <= num_computed_tokens or not self._operations.is_possible(num_blocks):
             return 0, False
-        if self._num_kept[True] + num_blocks > self._most[True]:
+        if num_blocks > self._operations.room(is_load=True):
             return (None if now < lookup.deadline else 0), False  # loads that are under way end soon, or never
         return matched - num_computed_tokens, True
 
@@ -187,17 +144,16 @@ class SchedulerSide:
         if not self._chunk_size or end % self._chunk_size or end > matched:
             self._asks.release(leases)  # not what was found: the load fails, and vLLM computes the tokens
             leases = ()
-        tables = self._tables(block_ids, 0, end)
         written = self._tables(block_ids, state.local_tokens, end)
         state.may_load = False  # should it fail, the tokens are computed
         state.stored_tokens = end
         self._orders.loads.append(
             LoadOrder(
-                operation_id=self._begin(state, written, is_load=True, leases=leases, start_token=0),
+                operation_id=self._operations.begin(state, written, is_load=True, leases=leases, start_token=0),
                 request_id=state.request_id,
                 session_id=state.session_id,
                 leases=leases,
-                block_ids=tables,
+                tables=self._tables(block_ids, 0, end),
                 num_tokens=end,
                 skip_tokens=state.local_tokens,
                 traceparent=traceparent_of(request),
@@ -231,24 +187,23 @@ class SchedulerSide:
                 computed = state.request.num_computed_tokens + num_tokens
                 if computed >= state.stored_tokens + self._chunk_size:  # rarely, in decode: this is all it costs
                     self._store(state, computed, tables)
-            if self._reports is not None:
+            if self._reports is not None and self._reported_group is not None:
                 for request_id, block_ids, anew in new_blocks:
                     if state := self._requests.get(request_id):
-                        self._report(self._reports, state, block_ids[0], num_scheduled_tokens.get(request_id, 0), anew)
+                        num_tokens = num_scheduled_tokens.get(request_id, 0)
+                        ids, group = block_ids[self._reported_group], self._settings.groups[self._reported_group]
+                        note_allocation(self._reports, state, ids, group.block_size, num_tokens, anew)
         orders, self._orders = self._orders, StepOrders()
         return orders
 
     def reported(self, report: WorkerReport) -> None:
         """Takes what workers tell."""
-        for operation_id in report.failed:
-            if operation := self._operations.get(operation_id):
-                operation.failed = True
-                operation.state.stored_tokens = min(operation.state.stored_tokens, operation.start_token)
-        for operation_id, num_workers in report.settled.items():
-            if operation := self._operations.get(operation_id):
-                operation.workers_left -= num_workers
-                if operation.workers_left <= 0:
-                    self._end(operation_id, operation)
+        self._operations.fail(report.failed)
+        for operation in self._operations.settle(report.settled):
+            self._asks.release(operation.leases)
+            if operation.is_load and not operation.failed and operation.state.may_store:
+                operation.state.may_load = True  # again, should it be preempted
+            self._end_session(operation.state)
         if report.chunk_sizes:
             self.chunk_sizes_changed(report.chunk_sizes)
 
@@ -271,8 +226,7 @@ class SchedulerSide:
     @property
     def is_waiting_for_workers(self) -> bool:
         """Whether operations are about to be settled, so that vLLM should go on stepping."""
-        newest = next(reversed(self._operations.values()), None)
-        return newest is not None and time.monotonic() < newest.begun + KEEP_STEPPING_SECONDS
+        return self._operations.is_about_to_settle
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
@@ -280,12 +234,17 @@ class SchedulerSide:
             state = self._requests[request.request_id] = RequestState(request, session_of(request))
         return state
 
-    def _whole_chunks(self, state: RequestState) -> int:
-        """Tokens of the whole chunks whose hashes are known; 0 while there is no depot."""
+    def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
+        """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
         if not self._chunk_size:
             return 0
-        known: int = min(len(state.request.block_hashes) * self._settings.hash_block_size, state.request.num_tokens)
+        known: int = min(len(state.request.block_hashes) * self._settings.hash_block_size, most_tokens)
         return known // self._chunk_size * self._chunk_size
+
+    def _loadable_tokens(self, request: Any) -> int:
+        """Of a prompt that is loaded as a whole vLLM computes the last token again, without what a window had then."""
+        num_tokens: int = request.num_tokens
+        return num_tokens if all(group.is_full for group in self._settings.groups) else num_tokens - 1
 
     def _chunk_hashes(self, state: RequestState, end: int) -> list[bytes]:
         """The hash of each chunk's last block, which covers all tokens up to there."""
@@ -295,9 +254,8 @@ class SchedulerSide:
         ]
         return hashes
 
-    def _tables(self, block_ids: BlockIds, start: int, end: int) -> BlockIds:
-        sizes = self._settings.block_sizes
-        return tuple(list(ids[start // size : end // size]) for ids, size in zip(block_ids, sizes, strict=True))
+    def _tables(self, block_ids: BlockIds, start: int, end: int) -> Tables:
+        return cut(self._settings.groups, block_ids, start, end, self._operations.null_block_id)
 
     def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
         """Orders what is whole once so many tokens are computed; what there is no room for is left to a later step.
@@ -305,24 +263,26 @@ class SchedulerSide:
         Drafts that may be rejected are among the computed ones. They have no hash yet.
         """
         request = state.request
-        end = min(self._whole_chunks(state), computed // self._chunk_size * self._chunk_size)
+        end = min(self._whole_chunks(state, request.num_tokens), computed // self._chunk_size * self._chunk_size)
         start = state.stored_tokens // self._chunk_size * self._chunk_size
         if end <= start or not self._settings.stores or not state.may_store or state.finished:
             return
-        blocks_per_chunk = sum(self._chunk_size // size for size in self._settings.block_sizes)
-        num_chunks = max(0, self._most[False] - self._num_kept[False]) // blocks_per_chunk
-        end = min(end, start + num_chunks * self._chunk_size)
-        block_ids = tables(state.request_id)
-        if end <= start or block_ids is None:
+        room = self._operations.room(is_load=False)
+        block_ids = tables(state.request_id) if room else None
+        groups = self._settings.groups
+        if block_ids is None or any(
+            len(ids) * group.block_size < end for ids, group in zip(block_ids, groups, strict=True)
+        ):
+            return
+        start, end = storable(groups, self._tables(block_ids, start, end), start, end, self._chunk_size, room)
+        state.stored_tokens = end
+        if end <= start:
             return
         part = self._tables(block_ids, start, end)
-        if any(len(ids) * size != end - start for ids, size in zip(part, self._settings.block_sizes, strict=True)):
-            return
-        state.stored_tokens = end
         state.known_to_depot = True
         self._orders.stores.append(
             StoreOrder(
-                operation_id=self._begin(state, part, is_load=False, leases=(), start_token=start),
+                operation_id=self._operations.begin(state, part, is_load=False, leases=(), start_token=start),
                 request_id=state.request_id,
                 session_id=state.session_id,
                 chunk_hashes=self._chunk_hashes(state, end),
@@ -330,66 +290,10 @@ class SchedulerSide:
                 cache_salt=salt_of(request, self._generation),
                 adapter=adapter_of(request),
                 start_token=start,
-                block_ids=part,
+                tables=part,
                 traceparent=traceparent_of(request),
             )
         )
-
-    def _report(
-        self, reports: Reports, state: RequestState, block_ids: Sequence[int], num_tokens: int, anew: bool
-    ) -> None:
-        request = state.request
-        if not (anew or state.is_reported) or request.prompt_embeds is not None:
-            return
-        resumed = anew and state.is_reported
-        num_reused = state.local_tokens // self._settings.block_sizes[0] if anew else 0
-        start = 0 if anew else state.reported_tokens
-        end = min(request.num_computed_tokens + num_tokens, request.num_tokens)
-        reports.note(
-            Allocation(
-                session_id=state.session_id,
-                block_ids=block_ids[num_reused:],
-                reused_block_ids=block_ids[:num_reused],
-                token_ids=request.all_token_ids[start:end],
-                resumed=resumed,
-            )
-        )
-        state.is_reported = state.known_to_depot = True
-        state.reported_tokens = end
-
-    def _begin(
-        self, state: RequestState, tables: BlockIds, *, is_load: bool, leases: tuple[str, ...], start_token: int
-    ) -> int:
-        """Keeps the blocks for an operation."""
-        assert self._pool is not None, "vLLM binds its block pool before it schedules"
-        blocks = [self._pool.blocks[block_id] for table in tables for block_id in table]
-        self._pool.touch(blocks)
-        self._num_kept[is_load] += len(blocks)
-        operation_id = next(self._next_operation_id)
-        state.operations.add(operation_id)
-        self._operations[operation_id] = _Operation(
-            state=state,
-            is_load=is_load,
-            start_token=start_token,
-            blocks=blocks,
-            leases=leases,
-            begun=time.monotonic(),
-            workers_left=self._settings.num_workers,
-        )
-        return operation_id
-
-    def _end(self, operation_id: int, operation: _Operation) -> None:
-        """Lets go of the blocks, those of the tail first, as vLLM does: they are the first to be reused."""
-        assert self._pool is not None
-        del self._operations[operation_id]
-        self._num_kept[operation.is_load] -= len(operation.blocks)
-        self._pool.free_blocks(reversed(operation.blocks))
-        self._asks.release(operation.leases)
-        state = operation.state
-        state.operations.discard(operation_id)
-        if operation.is_load and not operation.failed and state.may_store:
-            state.may_load = True  # again, should it be preempted
-        self._end_session(state)
 
     def _end_session(self, state: RequestState) -> None:
         """Ends the session of a request that is over; not before its stores, which that would stop."""

@@ -17,14 +17,17 @@ CLOSE_SECONDS = 2.0
 
 
 class SchedulerCalls:
-    """Made before the first request; closed with the engine."""
+    """Made before the first request; closed with the engine.
+
+    ``reported_block_size`` is that of the blocks that are reported; None if none are.
+    """
 
     def __init__(
         self,
         config: ConnectorConfig,
         instance_ids: Sequence[str],
         model_name: str,
-        block_size: int,
+        reported_block_size: int | None,
         loop: EventLoop,
     ) -> None:
         self._loop = loop
@@ -37,9 +40,10 @@ class SchedulerCalls:
             hold_seconds=config.lease_hold_seconds,
         )
         self.reports: BlockReports | None = None
-        if config.report_blocks:
-            end_session = self.lookups.end_session
-            self.reports = BlockReports(self._client, instance_ids[0], model_name, block_size, end_session)
+        if config.report_blocks and reported_block_size is not None:
+            self.reports = BlockReports(
+                self._client, instance_ids[0], model_name, reported_block_size, self.lookups.end_session
+            )
         self._sending = self._loop.start(self.reports.run()) if self.reports is not None else None
 
     def close(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-FULL_ATTENTION = {"FullAttentionSpec", "MLAAttentionSpec"}
-HINT = " (with --disable-hybrid-kv-cache-manager, layers of sliding windows are kept like those of full attention)"
+from kvdepot.vllm.groups import cache_group, layer_specs
+
+SERVED = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
 
 
 class Unsupported(ValueError):
@@ -39,25 +40,21 @@ def _failures(vllm_config: Any) -> Iterator[str]:
 
 
 def _groups(kv_cache_config: Any) -> Iterator[str]:
-    num_groups = len(kv_cache_config.kv_cache_groups)
-    if num_groups == 0:
+    if not kv_cache_config.kv_cache_groups:
         yield "the model has no KV cache"
-    if num_groups > 1:
-        yield f"its KV cache has {num_groups} groups, which lie in the same memory{HINT}"
     for number, group in enumerate(kv_cache_config.kv_cache_groups):
         if not getattr(group, "enable_kv_transfer", True) or getattr(group, "host_resident", False):
             yield f"group {number} of the KV cache is not meant to be moved"
+        if len({cache_group(spec) for spec in layer_specs(group)}) > 1:
+            yield f"the layers of group {number} of the KV cache keep different parts of a prefix"
         for spec in layer_specs(group):
             name = type(spec).__name__
-            if name not in FULL_ATTENTION:
-                yield f"group {number} of the KV cache is a {name}, not full attention{HINT}"
+            if name not in SERVED:
+                yield (
+                    f"group {number} of the KV cache is a {name}: "
+                    "full attention, sliding windows and chunked local attention are served"
+                )
                 break
             if getattr(spec, "tokens_per_state", 1) != 1:
                 yield f"group {number} of the KV cache keeps {spec.tokens_per_state} tokens in one state"
                 break
-
-
-def layer_specs(group: Any) -> list[Any]:
-    """The specs of a group's layers; most groups have one for all."""
-    by_layer = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-    return [group.kv_cache_spec] if by_layer is None else list(by_layer.values())

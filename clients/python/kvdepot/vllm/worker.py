@@ -80,7 +80,6 @@ class WorkerSide:
         self._loads: deque[_Loaded] = deque()
         # The engine's thread's.
         self._told_chunk_size = 0
-        self._failed_block_ids: set[int] = set()
         # The loop's.
         self._client: AsyncDepotClient | None = None
         self._link: DepotLink | None = None
@@ -123,21 +122,15 @@ class WorkerSide:
             event = event or self._event()
             self._loop.call(self._begin, self._store(order, event))
 
-    def take_loaded(self) -> set[str]:
-        """Requests whose load has ended since the last call."""
-        loaded = set()
+    def take_loaded(self) -> tuple[set[str], set[str]]:
+        """Requests whose load has ended since the last call, and those of them whose load failed."""
+        loaded, failed = set(), set()
         while self._loads:
-            order, failed = self._loads.popleft()
+            order, has_failed = self._loads.popleft()
             loaded.add(order.request_id)
-            if failed:
-                (block_ids,) = order.block_ids
-                self._failed_block_ids.update(block_ids[len(block_ids) * order.skip_tokens // order.num_tokens :])
-        return loaded
-
-    def take_failed_block_ids(self) -> set[int]:
-        """The blocks that loads were to write which have been taken, and failed."""
-        failed, self._failed_block_ids = self._failed_block_ids, set()
-        return failed
+            if has_failed:
+                failed.add(order.request_id)
+        return loaded, failed
 
     def take_report(self) -> WorkerReport | None:
         """What the scheduler's side has to know; None if it is nothing."""
@@ -215,7 +208,7 @@ class WorkerSide:
         return await attachment.retrieve(
             order.session_id,
             order.leases[self._place.replica],
-            self._memory.tables(order.block_ids),
+            self._memory.block_tables(order.tables),
             skip_tokens=order.skip_tokens,
             ready_event=event.handle,
             timeout_seconds=self._config.retrieve_timeout_seconds,
@@ -235,7 +228,7 @@ class WorkerSide:
         return await attachment.store(
             order.session_id,
             order.prefix,
-            self._memory.tables(order.block_ids),
+            self._memory.block_tables(order.tables),
             start_token=order.start_token,
             ready_event=event.handle,
             timeout_seconds=self._config.store_timeout_seconds,
