@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from kvdepot.pieces import MAX_PIECE_BYTES, Piece
 from service.attachments import Attachment
 from service.block_tables import check_held, check_tables, chunk_move
 from service.chunks import Chunk
@@ -20,6 +19,7 @@ from service.sessions import Operation, OperationKind, Outcome, Session
 from service.trace_context import traceparent
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
+MAX_PIECE_BYTES = 1 << 20
 MAX_STORED_BY = 8  # of the stores that made a prefix: those of its tail
 
 
@@ -69,9 +69,11 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 
 
 async def retrieve_inline(
-    depot: Depot, request: RetrieveInlineRequest, send: Callable[[Piece], Awaitable[None]]
+    depot: Depot, request: RetrieveInlineRequest, send: Callable[[memoryview, int, int], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks piece by piece, as fast as `send` takes them; a piece's bytes are L1's own until it is sent.
+    """Send leased chunks piece by piece, as fast as `send` takes them: the bytes, which chunk's, where in it they begin.
+
+    The bytes are L1's own: they may change once `send` is done.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
         LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
@@ -100,8 +102,8 @@ async def retrieve_inline(
                     raise lease.error()
                 start = chunk.slot.offset_bytes + offset_bytes
                 piece_bytes = min(MAX_PIECE_BYTES, attachment.chunk_bytes - offset_bytes)
-                piece = Piece(depot.l1[start : start + piece_bytes], chunk_index, offset_bytes)
-                await depot.bounded(send(piece), "no piece was taken")
+                data = depot.l1[start : start + piece_bytes]
+                await depot.bounded(send(data, chunk_index, offset_bytes), "no piece was taken")
             answer.retrieved_tokens += chunk_size
             answer.retrieved_bytes += attachment.chunk_bytes
     return answer

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from kvdepot.pieces import MAX_PIECE_BYTES, Piece, parsed_store, serialised_retrieve
+from kvdepot.pieces import Piece, parsed_store, serialised_retrieve
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
@@ -17,7 +17,7 @@ from service.depots import Depots
 from service.errors import Draining, TransferFailed, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
-from service.retrieve import retrieve, retrieve_inline
+from service.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
 from service.security.callers import caller, has_certificate
 from service.servicers import decode, encode
 from service.store import store, store_inline
@@ -97,7 +97,10 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.RetrieveInlineRequest,
         context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, Piece],
     ) -> None:
-        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), context.write)
+        async def send(data: memoryview, chunk_index: int, offset_bytes: int) -> None:
+            await context.write(Piece(data, chunk_index, offset_bytes))
+
+        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), send)
 
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
         session = await self._depots.of_caller().end_session(*decode.session_ids(request))
