@@ -71,7 +71,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 async def retrieve_inline(
     depot: Depot, request: RetrieveInlineRequest, send: Callable[[memoryview, int, int], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks piece by piece, as fast as `send` takes them: the bytes, which chunk's, where in it they begin.
+    """Send leased chunks, as fast as `send` takes pieces: the bytes, of which chunk, and where in it they begin.
 
     The bytes are L1's own: they may change once `send` is done.
 
