@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kernels import transfer as transfer_module
 from kernels.errors import TransferCancelled
 from kernels.transfer import Lane, Piece, Transfer
 
@@ -214,3 +215,23 @@ def test_a_transfer_of_nothing_has_only_waited(lane: Lane) -> None:
     transfer = lane.start(iter(()))
     transfer.future.result(SECONDS)
     assert list(times_of(transfer, begin)) == ["wait"]
+
+
+def test_a_thread_yields_its_core_when_it_has_run_for_a_while_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    yields: list[int] = []
+    monkeypatch.setattr(transfer_module, "_yield_core", lambda: yields.append(len(done)))
+    done: list[int] = []
+
+    def runs_for_a_millisecond() -> None:
+        end = time.thread_time() + 1e-3
+        while time.thread_time() < end:
+            pass
+        done.append(1)
+
+    lane = Lane("test", 1)
+    lane.start(iter([lambda: None] * 20)).future.result(SECONDS)
+    assert len(yields) <= 1
+    yields.clear()
+    lane.start(iter([runs_for_a_millisecond] * 10)).future.result(SECONDS)
+    lane.close()
+    assert yields[:10] == list(range(1, 11))
