@@ -2,12 +2,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 GPU_PYTHON ?= python3
+GPU_PYTHON_VERSION ?= 3.12
+OUT ?= build/gpu-session
 VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check proto docs image gpu-test gpu-sanitize gpu-bench e2e-vllm bench bench-peer clean
+.PHONY: help demo run test test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,15 +71,14 @@ image: ## build the images kvdepot:VERSION, for CPUs, and kvdepot:VERSION-cuda
 	@docker build --target cpu --tag kvdepot:$(VERSION) .
 	@docker build --target cuda --tag kvdepot:$(VERSION)-cuda .
 
-gpu-test: ## run the tests that need a GPU: python3 with numpy, torch, CuPy and pytest will do
-	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . -m gpu tests/gpu
-	@$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu tests/kernels/cuda/test_block_transfer.py
+gpu-wheels: ## fetch the packages that a machine with a GPU lacks, to carry them there: build/gpu-wheels
+	@$(PYTHON) -m tools.gpu_session.packages build/gpu-wheels --python $(GPU_PYTHON_VERSION)
 
-gpu-sanitize: ## run the kernels' GPU tests under compute-sanitizer
-	@for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . --noconftest -m gpu -k "short_runs or groups or worst" tests/kernels/cuda/test_block_transfer.py || exit 1; done
+gpu-session: ## prove and measure everything on a GPU, in eight minutes: OUT=folder, STEPS="routes small" for some of it
+	@$(GPU_PYTHON) -m tools.gpu_session --out $(OUT) $(if $(STEPS),--steps $(STEPS))
 
-gpu-bench: ## measure store and retrieve on a GPU beside the link's limit
-	@$(GPU_PYTHON) -m benchmarks.gpu
+gpu-dry-run: $(VENV)/.installed-demo ## run every step of the GPU session on a simulated card
+	@$(BIN)/python -m tools.gpu_session --out $(OUT) --dry-run $(if $(STEPS),--steps $(STEPS))
 
 # Real vLLM wants a venv of its own, 3 GB.
 .venv-vllm/.installed: tests/e2e_vllm/install.py

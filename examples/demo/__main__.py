@@ -9,7 +9,6 @@ import argparse
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +29,10 @@ QUESTIONS = {
     "a": "\n\nQuestion: what may I do with this work?\nAnswer:",
     "b": "\n\nQuestion: which notices have to stay in the copies that I give to others?\nAnswer:",
 }
-LAYOUTS: dict[str, tuple[Callable[[KvShape], paged.PagedKv], int]] = {"a": (paged.split, 16), "b": (paged.packed, 32)}
+LAYOUTS: dict[str, tuple[Callable[[KvShape, str], paged.PagedKv], int]] = {
+    "a": (paged.split, 16),
+    "b": (paged.packed, 32),
+}
 
 
 def say(event: str, **facts: object) -> None:
@@ -38,11 +40,14 @@ def say(event: str, **facts: object) -> None:
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
-def run(name: str, address: str, size: ModelSize) -> None:
-    """Answers the engine's question; engine B then does it again without the depot, and compares."""
+def run(name: str, address: str, size: ModelSize, device: str, *, stay: bool) -> None:
+    """Answers the engine's question; engine B then does it again without the depot, and compares.
+
+    With ``stay`` the engine is attached until it is stopped.
+    """
     prompt = tokenize(LICENSE.read_text(encoding="utf-8")[: DOCUMENT_TOKENS[size]] + QUESTIONS[name])
     say("started", prompt_tokens=len(prompt))
-    model = build_model(size)
+    model = build_model(size, device)
     prefill(model, DynamicCache(), prompt[:64])  # the first pass is always slow
     make_kv, block_size = LAYOUTS[name]
     shape = SHAPES[size]
@@ -54,7 +59,7 @@ def run(name: str, address: str, size: ModelSize) -> None:
         head_size=shape.head_size,
         dtype="float32",
     )
-    kv = make_kv(kv_shape)
+    kv = make_kv(kv_shape, device)
     with DepotClient(address) as client, Engine(client, f"engine-{name}", model, kv) as engine:
         say(
             "attached",
@@ -64,31 +69,33 @@ def run(name: str, address: str, size: ModelSize) -> None:
             num_weights=model.num_parameters(),
         )
         answer = engine.answer("request-1", prompt, NUM_NEW_TOKENS, lambda done: say("prefilled", num_tokens=done))
-    say(
-        "answered",
-        matched_tokens=answer.matched_tokens,
-        retrieved_bytes=answer.retrieved_bytes,
-        stored_tokens=answer.stored_tokens,
-        stored_bytes=answer.stored_bytes,
-        seconds=answer.seconds,
-        tokens=answer.tokens,
-        summary=MessageToDict(answer.summary),
-    )
-    if name == "b":
-        compare(model, prompt, answer)
+        say(
+            "answered",
+            matched_tokens=answer.matched_tokens,
+            retrieved_bytes=answer.retrieved_bytes,
+            stored_tokens=answer.stored_tokens,
+            stored_bytes=answer.stored_bytes,
+            seconds=answer.seconds,
+            tokens=answer.tokens,
+            summary=MessageToDict(answer.summary),
+        )
+        if name == "b":
+            compare(model, prompt, answer)
+        if stay:
+            engine.stay()
 
 
 def compare(model: LlamaForCausalLM, prompt: list[int], answer: Answer) -> None:
     """Computes the answer from nothing, in the same two steps, and tells how far the two are apart."""
     cache = DynamicCache()
-    start = time.perf_counter()
-    prefill(model, cache, prompt[: answer.matched_tokens], lambda done: say("prefilled", num_tokens=done))
-    prefill_seconds = time.perf_counter() - start
+    again = Answer()
+    with again.timed("prefill"):
+        prefill(model, cache, prompt[: answer.matched_tokens], lambda done: say("prefilled", num_tokens=done))
     logits = prefill(model, cache, prompt)
     tokens, logits = generate(model, cache, logits, NUM_NEW_TOKENS)
     say(
         "compared",
-        prefill_seconds=prefill_seconds,
+        prefill_seconds=again.seconds["prefill"],
         identical=tokens == answer.tokens,
         max_logit_difference=float((logits - answer.logits).abs().max()),
     )
@@ -100,11 +107,16 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="the depot, HOST:PORT or unix:/PATH")
     parser.add_argument("--engine", required=True, choices=sorted(QUESTIONS), help="a asks first, b after it")
     parser.add_argument("--size", type=ModelSize, default=ModelSize.FULL, choices=list(ModelSize))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the model and of its KV")
+    parser.add_argument("--stay", action="store_true", help="stay attached after the answer, until stopped")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no CUDA device that it can use", file=sys.stderr)
+        return 1
     torch.manual_seed(0)
     try:
-        run(arguments.engine, arguments.address, arguments.size)
+        run(arguments.engine, arguments.address, arguments.size, arguments.device, stay=arguments.stay)
     except DepotError as error:
         print(f"{arguments.address}: {error}", file=sys.stderr)
         return 1

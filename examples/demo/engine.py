@@ -20,6 +20,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from examples.demo.model import generate, prefill
 from examples.demo.paged import PagedKv
 from kvdepot import DepotClient, SharedRegions
+from kvdepot.cuda import CudaRegions, ready_event
 from kvdepot.v1.cache_pb2 import SessionSummary
 
 
@@ -41,6 +42,8 @@ class Answer:
         """Takes the time of the block."""
         start = time.perf_counter()
         yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # a GPU works on after a call has returned
         self.seconds[step] = time.perf_counter() - start
 
 
@@ -53,7 +56,8 @@ class Engine:
         num_blocks, self._block_size = kv.keys[0].shape[:2]
         # Out of order, as in an engine that has run for a while.
         self._free_blocks: list[int] = torch.randperm(num_blocks).tolist()
-        shared = SharedRegions()  # kvdepot: moves the buffer into shared memory, in place
+        # kvdepot: on the CPU this moves the buffer into shared memory, in place; on a GPU it stays where it is
+        shared = CudaRegions() if kv.device.type == "cuda" else SharedRegions()
         group = kv.layout.from_tensors(kv.tensors, shared)  # kvdepot
         self._depot = client.attach(  # kvdepot
             instance_id=instance_id, model_name="demo-llama", groups=[group], regions=shared.regions
@@ -70,7 +74,9 @@ class Engine:
         num_matched_blocks = found.matched_tokens // self._block_size
         if found.HasField("lease"):
             with answer.timed("retrieve"):
-                retrieved = self._depot.retrieve(session_id, found.lease, [block_ids[:num_matched_blocks]])  # kvdepot
+                retrieved = self._depot.retrieve(  # kvdepot
+                    session_id, found.lease, [block_ids[:num_matched_blocks]], ready_event=self._ready_event()
+                )
             answer.retrieved_bytes = retrieved.retrieved_bytes
             self._depot.release_lease(found.lease)  # kvdepot
 
@@ -84,7 +90,11 @@ class Engine:
 
         with answer.timed("store"):
             stored = self._depot.store(  # kvdepot
-                session_id, prompt, [block_ids[num_matched_blocks:]], start_token=found.matched_tokens
+                session_id,
+                prompt,
+                [block_ids[num_matched_blocks:]],
+                start_token=found.matched_tokens,
+                ready_event=self._ready_event(),
             )
         answer.stored_tokens, answer.stored_bytes = stored.stored_tokens, stored.stored_bytes
         with answer.timed("generate"):
@@ -92,6 +102,22 @@ class Engine:
         answer.summary = self._depot.end_session(session_id).summary  # kvdepot
         self._free_blocks += block_ids
         return answer
+
+    def stay(self) -> None:
+        """Keeps the attachment until this process is stopped. Raises DepotError if the depot ends it earlier."""
+        if (lost := self._depot.wait_lost()) is not None:
+            raise lost
+
+    def _ready_event(self) -> bytes:
+        """What the depot waits for before it touches blocks: all that the GPU has been given to do so far.
+
+        On the CPU that is done already, and there is no event.
+        """
+        if self._kv.device.type != "cuda":
+            return b""
+        self._event = torch.cuda.Event(interprocess=True)  # kept: it must live until the call has returned
+        self._event.record()
+        return ready_event(self._event)  # kvdepot
 
     def _allocate(self, num_tokens: int) -> list[int]:
         """Blocks for a prompt. Raises MemoryError if there are too few."""

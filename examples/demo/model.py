@@ -45,8 +45,8 @@ SHAPES = {
 }
 
 
-def build_model(size: ModelSize) -> LlamaForCausalLM:
-    """The same weights in every process."""
+def build_model(size: ModelSize, device: str = "cpu") -> LlamaForCausalLM:
+    """The same weights in every process, on every device."""
     transformers_logging.set_verbosity_error()
     shape = SHAPES[size]
     config = LlamaConfig(
@@ -63,7 +63,7 @@ def build_model(size: ModelSize) -> LlamaForCausalLM:
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval().to(device)
 
 
 def tokenize(text: str) -> list[int]:
@@ -87,7 +87,7 @@ def prefill(
     logits = torch.empty(0)
     while start < len(token_ids):
         end = min(len(token_ids), (start // PREFILL_STEP_TOKENS + 1) * PREFILL_STEP_TOKENS)
-        step = torch.tensor([token_ids[start:end]])
+        step = torch.tensor([token_ids[start:end]], device=model.device)
         logits = model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1]
         start = end
         on_progress(end)
@@ -104,9 +104,10 @@ def generate(
         The tokens, and the logits each was chosen from, `[num_tokens, vocabulary]`.
     """
     tokens: list[int] = []
-    steps = []
+    chosen_from = []
     for _ in range(num_tokens):
         tokens.append(int(logits.argmax()))
-        steps.append(logits)
-        logits = model(torch.tensor([tokens[-1:]]), past_key_values=cache).logits[0, -1]
-    return tokens, torch.stack(steps)
+        chosen_from.append(logits)
+        step = torch.tensor([tokens[-1:]], device=model.device)
+        logits = model(step, past_key_values=cache).logits[0, -1]
+    return tokens, torch.stack(chosen_from)

@@ -22,6 +22,11 @@ class PagedKv:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the buffer is."""
+        return self.tensors[0].device
+
     def write(self, cache: DynamicCache, start: int, block_ids: list[int]) -> None:
         """Copies the KV of a prompt's tokens from ``start`` on into its blocks."""
         blocks, offsets = self._slots(start, cache.get_seq_length(), block_ids)
@@ -44,23 +49,23 @@ class PagedKv:
     def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The block and the offset in the block of each token."""
         block_size = self.keys[0].shape[1]
-        tokens = torch.arange(start, end)
-        return torch.tensor(block_ids)[tokens // block_size], tokens % block_size
+        tokens = torch.arange(start, end, device=self.device)
+        return torch.tensor(block_ids, device=self.device)[tokens // block_size], tokens % block_size
 
 
-def split(shape: KvShape) -> PagedKv:
+def split(shape: KvShape, device: str = "cpu") -> PagedKv:
     """Every layer is a tensor `[2, num_blocks, block_size, num_heads, head_size]`: keys, then values."""
     sizes = (2, shape.num_blocks, shape.block_size, shape.num_heads, shape.head_size)
-    tensors = [torch.zeros(sizes) for _ in range(shape.num_layers)]
+    tensors = [torch.zeros(sizes, device=device) for _ in range(shape.num_layers)]
     keys, values = [tensor[0] for tensor in tensors], [tensor[1] for tensor in tensors]
     return PagedKv(layouts.NL_X_TWO_NB_BS_NH_HS, tensors, keys, values)
 
 
-def packed(shape: KvShape) -> PagedKv:
+def packed(shape: KvShape, device: str = "cpu") -> PagedKv:
     """One allocation for all layers; a layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it, with
     the key and the value of a token side by side, as in vLLM."""
     sizes = (shape.num_layers, shape.num_blocks, shape.num_heads, shape.block_size, 2 * shape.head_size)
-    tensors = list(torch.zeros(sizes))
+    tensors = list(torch.zeros(sizes, device=device))
     tokens_first = [tensor.transpose(1, 2) for tensor in tensors]
     keys = [tensor[..., : shape.head_size] for tensor in tokens_first]
     values = [tensor[..., shape.head_size :] for tensor in tokens_first]

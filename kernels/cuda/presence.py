@@ -58,6 +58,6 @@ def _nvrtc() -> tuple[str, str]:
         from cupy_backends.cuda.libs import nvrtc
 
         major, minor = nvrtc.getVersion()
-    except (ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # a CuPy that is not whole raises anything here, AttributeError too
         return "", str(error)
     return f"{major}.{minor}", ""

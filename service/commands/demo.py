@@ -36,6 +36,13 @@ class DemoSize(StrEnum):
     SMALL = "small"
 
 
+class DemoDevice(StrEnum):
+    """Where the demo's engines compute."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     """What one engine told: its events by their name; of those that came often, the last."""
@@ -50,6 +57,7 @@ class _Run:
 
 def demo(
     size: Annotated[DemoSize, typer.Option(help="How big the model is.")] = DemoSize.FULL,
+    device: Annotated[DemoDevice, typer.Option(help="Where the engines compute and have their KV.")] = DemoDevice.CPU,
 ) -> None:
     """Let two engines share a prompt through a depot, and compare the answers."""
     errors = Console(stderr=True)
@@ -61,8 +69,8 @@ def demo(
         with exit_on_terminate(), Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task("starting a depot", total=None)
             with server_process("--l1-size", _L1_SIZE, "--chunk-size", "256") as address:
-                first = _run_engine("a", address, size, progress, task)
-                second = _run_engine("b", address, size, progress, task)
+                first = _run_engine("a", address, size, device, progress, task)
+                second = _run_engine("b", address, size, device, progress, task)
     except ChildFailed as error:
         _say(errors, f"error: {error}")
         raise typer.Exit(1) from error
@@ -79,14 +87,14 @@ def _say(console: Console, text: str) -> None:
     console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _run_engine(name: str, address: str, size: DemoSize, progress: Progress, task: TaskID) -> _Run:
+def _run_engine(name: str, address: str, size: DemoSize, device: DemoDevice, progress: Progress, task: TaskID) -> _Run:
     """Runs one engine as a process, and shows how far it is.
 
     Raises:
         ChildFailed: it failed.
     """
     label = f"engine {name.upper()}"
-    arguments = ("-m", "examples.demo", "--address", address, "--engine", name, "--size", size)
+    arguments = ("-m", "examples.demo", "--address", address, "--engine", name, "--size", size, "--device", device)
     run = _Run(events={})
     with child(label, *arguments, variables=_ENGINE_VARIABLES) as process, process.limit(_ENGINE_LIMIT_SECONDS):
         progress.reset(task, total=None, description=f"{label}: starting")

@@ -40,7 +40,9 @@ class Child:
         self._limit_seconds: float | None = None
         # Settings in the environment are meant for the depot that the user runs, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
-        environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
+        # What the user has on the path, such as packages that are not installed, the child needs too.
+        others = [path for path in (environment.get("PYTHONPATH"),) if path]
+        environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python"), *others))
         environment.update(variables)
         self._process = subprocess.Popen(
             [sys.executable, *arguments],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import weakref
@@ -20,8 +21,8 @@ from kernels.transfer import ChunkMove
 from kvdepot import SharedRegions, cuda, layouts
 from kvdepot.cuda import CudaRegions, CudaUnavailable, NotShareable, ready_event
 from kvdepot.v1 import cache_pb2
+from tests.gpu.simulated.in_process import CardInProcess, card_in_process
 from tests.kernels.cuda.depot import SECONDS, CudaDepot
-from tests.kernels.cuda.fake_libcuda import FakeLibcuda, fake_libcuda
 
 
 class Device:
@@ -56,11 +57,11 @@ class Event:
 
 
 @pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibcuda]:
-    with fake_libcuda(tmp_path) as fake:
-        monkeypatch.setattr(cuda, "_LIBRARY", str(fake.path))
-        fake.library.cuInit(0)  # as torch has done when it has tensors on a device
-        yield fake
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardInProcess]:
+    with card_in_process(tmp_path) as card:
+        monkeypatch.setattr(cuda, "_LIBRARY", str(card.path))
+        card.library.cuInit(0)  # as torch has done when it has tensors on a device
+        yield card
 
 
 def part(memory: torch.Tensor, start: int, end: int) -> torch.Tensor:
@@ -88,7 +89,7 @@ def group_of(message: cache_pb2.KvGroup) -> Group:
     return Group(**(facts | {"planes": tuple(planes)}))
 
 
-def test_a_region_is_where_the_storage_is_in_its_allocation(driver: FakeLibcuda) -> None:
+def test_a_region_is_where_the_storage_is_in_its_allocation(driver: CardInProcess) -> None:
     memory = driver.allocate(4096)
     tensor = OnDevice(part(memory, 512, 2560))
     shared = CudaRegions()
@@ -100,7 +101,7 @@ def test_a_region_is_where_the_storage_is_in_its_allocation(driver: FakeLibcuda)
     assert region.cuda_ipc.device_uuid == "GPU-a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0"
 
 
-def test_tensors_in_one_storage_are_one_region(driver: FakeLibcuda) -> None:
+def test_tensors_in_one_storage_are_one_region(driver: CardInProcess) -> None:
     storage = part(driver.allocate(4096), 256, 4096)
     shared = CudaRegions()
     assert [shared.locate(OnDevice(view)) for view in (storage[1000:], storage[:10], storage[3000:].view(8, -1))] == [
@@ -111,7 +112,7 @@ def test_tensors_in_one_storage_are_one_region(driver: FakeLibcuda) -> None:
     assert len(shared.regions) == 1
 
 
-def test_storages_in_one_allocation_share_its_handle(driver: FakeLibcuda) -> None:
+def test_storages_in_one_allocation_share_its_handle(driver: CardInProcess) -> None:
     memory, other = driver.allocate(4096), driver.allocate(1024)
     shared = CudaRegions()
     places = [
@@ -120,20 +121,20 @@ def test_storages_in_one_allocation_share_its_handle(driver: FakeLibcuda) -> Non
     assert places == [(0, 0), (1, 0), (2, 0)]
     first, elsewhere, second = shared.regions
     assert first.cuda_ipc.handle == second.cuda_ipc.handle != elsewhere.cuda_ipc.handle
-    assert driver.library.fake_num_exports() == 2
+    assert driver.library.card_num_exports() == 2
     assert [region.cuda_ipc.offset_bytes for region in shared.regions] == [0, 512, 1024]
     for region, allocation in ((first, memory), (elsewhere, other), (second, memory)):
         assert allocation_of(region) == (allocation.data_ptr(), allocation.numel())
         assert region.cuda_ipc.offset_bytes + region.size_bytes <= allocation.numel()
 
 
-def test_the_device_is_the_tensors_own(driver: FakeLibcuda) -> None:
+def test_the_device_is_the_tensors_own(driver: CardInProcess) -> None:
     shared = CudaRegions()
     shared.locate(OnDevice(driver.allocate(64), index=1))
     assert shared.regions[0].cuda_ipc.device_uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
 
 
-def test_a_thread_that_never_used_the_device_can_share(driver: FakeLibcuda) -> None:
+def test_a_thread_that_never_used_the_device_can_share(driver: CardInProcess) -> None:
     shared, tensor = CudaRegions(), OnDevice(driver.allocate(64))
     thread = threading.Thread(target=shared.locate, args=(tensor,))
     thread.start()
@@ -141,9 +142,8 @@ def test_a_thread_that_never_used_the_device_can_share(driver: FakeLibcuda) -> N
     assert len(shared.regions) == 1
 
 
-def test_storages_stay_where_they_are_while_they_are_shared(driver: FakeLibcuda) -> None:
-    array = np.zeros(64, dtype=np.uint8)
-    driver.library.fake_allocate(array.ctypes.data, 64, 0)
+def test_storages_stay_where_they_are_while_they_are_shared(driver: CardInProcess) -> None:
+    array = driver.allocate(64).numpy()
     shared, memory = CudaRegions(), weakref.ref(array)
     shared.locate(OnDevice(torch.from_numpy(array)))
     del array
@@ -154,7 +154,7 @@ def test_storages_stay_where_they_are_while_they_are_shared(driver: FakeLibcuda)
     assert memory() is None
 
 
-def test_a_depot_finds_the_bytes_of_every_tensor(driver: FakeLibcuda) -> None:
+def test_a_depot_finds_the_bytes_of_every_tensor(driver: CardInProcess) -> None:
     layers, blocks, tokens, heads, size = 3, 6, 4, 2, 8
     allocations = [driver.allocate(4096) for _ in range(2)]
     storages = [part(memory, start, 4096) for memory, start in zip(allocations, (256, 768), strict=True)]
@@ -180,7 +180,7 @@ def test_a_depot_finds_the_bytes_of_every_tensor(driver: FakeLibcuda) -> None:
     assert depot.fake.faults == []
 
 
-def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: FakeLibcuda) -> None:
+def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: CardInProcess) -> None:
     tensor = OnDevice(driver.allocate(4096, is_mapped_piecewise=True))
     shared = CudaRegions()
     with pytest.raises(NotShareable, match=r"expandable_segments:False.*cuIpcGetMemHandle: CUDA_ERROR_INVALID_VALUE"):
@@ -188,7 +188,7 @@ def test_expandable_segments_are_refused_with_the_setting_that_helps(driver: Fak
     assert shared.regions == ()
 
 
-def test_a_tensor_elsewhere_is_refused(driver: FakeLibcuda) -> None:
+def test_a_tensor_elsewhere_is_refused(driver: CardInProcess) -> None:
     for tensor in (torch.zeros(4), np.zeros(4)):
         with pytest.raises(ValueError, match="CUDA device"):
             CudaRegions().locate(tensor)
@@ -204,27 +204,29 @@ def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) 
         ready_event(Event(1, Device()))
 
 
-def test_a_device_that_died_is_not_taken_for_memory_of_the_wrong_kind(driver: FakeLibcuda) -> None:
+def test_a_device_that_died_is_not_taken_for_memory_of_the_wrong_kind(driver: CardInProcess) -> None:
     tensor = OnDevice(driver.allocate(64))
-    driver.library.fake_event(1, 1)
-    driver.library.fake_fail(700)
-    with pytest.raises(CudaUnavailable, match="cuPointerGetAttribute: CUDA_ERROR_700"):
+    event = driver.event(interprocess=True)
+    driver.library.card_fail(700)
+    with pytest.raises(CudaUnavailable, match="cuPointerGetAttribute: CUDA_ERROR_ILLEGAL_ADDRESS"):
         CudaRegions().locate(tensor)
-    with pytest.raises(CudaUnavailable, match="cuIpcGetEventHandle: CUDA_ERROR_700"):
-        ready_event(Event(1, Device()))
+    with pytest.raises(CudaUnavailable, match="cuIpcGetEventHandle: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        ready_event(Event(event, Device()))
 
 
-def test_an_event_is_its_handle(driver: FakeLibcuda) -> None:
-    driver.library.fake_event(3, 1)
-    assert ready_event(Event(3, Device(1))) == bytes([3]) + bytes(55) + b"\xff" * 8
+def test_an_event_is_its_handle(driver: CardInProcess) -> None:
+    event, handle = driver.event(interprocess=True), (ctypes.c_ubyte * 64)()
+    with driver.device_in_use():
+        assert driver.library.cuIpcGetEventHandle(handle, ctypes.c_uint64(event)) == 0
+    assert ready_event(Event(event, Device(1))) == bytes(handle)
 
 
-def test_an_event_of_this_process_alone_is_refused(driver: FakeLibcuda) -> None:
-    driver.library.fake_event(4, 0)
+def test_an_event_of_this_process_alone_is_refused(driver: CardInProcess) -> None:
+    event = driver.event(interprocess=False)
     with pytest.raises(NotShareable, match="interprocess=True"):
-        ready_event(Event(4, Device()))
+        ready_event(Event(event, Device()))
 
 
-def test_an_event_that_was_never_recorded_is_refused(driver: FakeLibcuda) -> None:
+def test_an_event_that_was_never_recorded_is_refused(driver: CardInProcess) -> None:
     with pytest.raises(NotShareable, match="never recorded"):
         ready_event(Event(0, None))

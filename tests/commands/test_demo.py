@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from kvdepot import DepotClient
 from service.__main__ import app
 from service.commands import demo
-from service.commands.processes import child
+from service.commands.processes import child, server_process
 
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 
@@ -42,3 +46,44 @@ def test_an_engine_without_a_depot_fails_in_one_line(tmp_path: Path) -> None:
         list(engine.lines())
     assert f"{address}: UNAVAILABLE UNREACHABLE" in str(raised.value)
     assert "Traceback" not in str(raised.value)
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_without_cuda_an_engine_for_cuda_fails_in_one_line() -> None:
+    arguments = ("-m", "examples.demo", "--address", "unix:/nowhere", "--engine", "a", "--device", "cuda")
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    with child("engine A", *arguments, variables=hidden) as engine, pytest.raises(demo.ChildFailed) as raised:
+        list(engine.lines())
+    why = "--device cuda: torch finds no CUDA device that it can use"
+    assert str(raised.value) == f"engine A ended with exit code 1\n{why}"
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_an_engine_that_stays_is_attached_until_it_is_stopped(start_server_process: Callable[..., str]) -> None:
+    address = start_server_process("--l1-size", "64MiB")
+    arguments = ("-m", "examples.demo", "--address", address, "--engine", "a", "--size", "small", "--stay")
+    with DepotClient(address) as client:
+        with child("engine A", *arguments) as engine, engine.limit(60):
+            next(line for line in engine.lines() if '"answered"' in line)
+            time.sleep(1)
+            assert client.get_status().num_instances == 1
+        until = time.monotonic() + 5
+        while client.get_status().num_instances:
+            assert time.monotonic() < until
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_an_engine_that_stays_ends_with_its_depot_and_says_why() -> None:
+    arguments = ("-m", "examples.demo", "--engine", "a", "--size", "small", "--stay", "--address")
+    with ExitStack() as depot:
+        address = depot.enter_context(server_process("--l1-size", "64MiB"))
+        with child("engine A", *arguments, address) as engine, engine.limit(60):
+            lines = engine.lines()
+            next(line for line in lines if '"answered"' in line)
+            depot.close()
+            with pytest.raises(demo.ChildFailed) as raised:
+                list(lines)
+    assert f"{address}: UNAVAILABLE DRAINING: the depot has shut down" in str(raised.value)

@@ -44,6 +44,14 @@ def test_variables_of_the_users_depot_do_not_reach_a_child(monkeypatch: pytest.M
         assert list(process.lines()) == ["[] yes"]
 
 
+def test_packages_on_the_users_path_can_be_imported_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here").mkdir()
+    (tmp_path / "only_here" / "__init__.py").write_text("print('imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with child("a test", "-c", "import only_here, service, kvdepot") as process:
+        assert list(process.lines()) == ["imported"]
+
+
 def test_a_depot_that_does_not_start_says_why() -> None:
     with pytest.raises(ChildFailed, match="chunk_size"), server_process("--chunk-size", "0"):
         pass

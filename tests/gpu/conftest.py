@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +16,7 @@ from kernels.cuda.cupy_runtime import CupyRuntime, cuda_available
 from kernels.cuda.settings import CudaSettings
 from tests.gpu.engine_process import EngineProcess
 
-L1_BYTES = 64 << 20
+L1_BYTES = 8 << 20
 
 OpenBackend = Callable[..., CudaBackend]
 
@@ -25,6 +27,14 @@ def runtime() -> CupyRuntime:
     if reason := cuda_available():
         pytest.skip(reason)
     return CupyRuntime()
+
+
+@pytest.fixture(autouse=True)
+def no_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What can't be given back to the device is no more than logged, and must not happen in a test."""
+    yield
+    records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
+    assert [record.getMessage() for record in records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +53,17 @@ def engine(shared_engine: EngineProcess) -> Iterator[EngineProcess]:
 
 
 @pytest.fixture
-def l1() -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An arena full of noise."""
-    return np.random.default_rng(5).integers(0, 256, L1_BYTES, dtype=np.uint8)
+def l1_bytes() -> int:
+    """The size of the arena; a test that needs more has a parameter of this name."""
+    return L1_BYTES
+
+
+@pytest.fixture
+def l1(l1_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An arena full of noise. It begins with a page, as the depot's does, because CUDA pins whole pages."""
+    arena = np.frombuffer(mmap.mmap(-1, l1_bytes), dtype=np.uint8)
+    arena[:] = np.frombuffer(np.random.default_rng(5).bytes(l1_bytes), dtype=np.uint8)
+    return arena
 
 
 @pytest.fixture

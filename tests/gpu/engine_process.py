@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from kernels.geometry import CudaIpc, Region
 
 OWNER = Path(__file__).with_name("owner.py")
 CLIENTS = Path(__file__).parents[2] / "clients" / "python"
+
+
+def python_path() -> str:
+    """Our client, in front of what this process has on its path."""
+    return os.pathsep.join([str(CLIENTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 class EngineProcess:
@@ -28,7 +34,7 @@ class EngineProcess:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(CLIENTS), **variables},
+            env={**os.environ, "PYTHONPATH": python_path(), **variables},
         )
         self._uuid = self.ask("uuid")
 
@@ -66,4 +72,5 @@ class EngineProcess:
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                os.close(pipe.fileno())
+                with suppress(BrokenPipeError):  # an order may be left that was not sent
+                    pipe.close()

@@ -75,7 +75,8 @@ class Owner:
         torch.cuda.synchronize()
         sleep: Any = torch.cuda._sleep
         sleep(int(seconds * 1.5e9))  # cycles of a clock that has about so many a second
-        self.tensors[number].view(torch.uint8).copy_(source)
+        target = self.tensors[number].view(torch.uint8)
+        target.copy_(source.view(target.shape))
         event: Any = torch.cuda.Event(interprocess=True)  # type: ignore[no-untyped-call]
         self.events.append(event)
         event.record()

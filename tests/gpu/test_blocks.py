@@ -128,6 +128,7 @@ def test_groups_that_share_a_chunk(
     check_both_ways(backend, Twin(engine, tmp_path, *HYBRID, one_region=False), l1, gap_bytes, skip_tokens)
 
 
+@pytest.mark.parametrize("l1_bytes", [32 << 20], ids=["32-MiB"])
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
 def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtype: str, route: RouteName) -> None:
@@ -185,6 +186,7 @@ def test_a_store_waits_for_the_engine(
     twin.host.close()
 
 
+@pytest.mark.parametrize("l1_bytes", [32 << 20], ids=["32-MiB"])
 def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, engine: EngineProcess, l1: L1) -> None:
     block_bytes, num_chunks = 1 << 20, 32
     region = engine.region("make", size_bytes=num_chunks * block_bytes)

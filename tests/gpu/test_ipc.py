@@ -78,6 +78,7 @@ def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
     backend.scatter(other, moves).future.result(SECONDS)
 
 
+@pytest.mark.parametrize("l1_bytes", [64 << 20], ids=["64-MiB"])
 def test_an_engine_killed_while_its_blocks_are_moved_does_not_hold_its_memory(
     open_backend: OpenBackend, mortal: EngineProcess
 ) -> None:
@@ -102,7 +103,7 @@ def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     open_backend: OpenBackend, mortal: EngineProcess, tmp_path: Any
 ) -> None:
     backend = open_backend()
-    region = mortal.region("make", size_bytes=GIB)
+    region = mortal.region("make", size_bytes=64 << 20)
     buffer = attach(backend, region)
     path = tmp_path / "late"
     path.write_bytes(bytes(region.size_bytes))

@@ -47,7 +47,7 @@ class Machine(Protocol):
 
 
 class Observation(ctypes.Structure):
-    """As in on_cpu.h."""
+    """As in observation.h."""
 
     _fields_ = [
         ("extents", ctypes.c_void_p),
@@ -59,9 +59,9 @@ class Observation(ctypes.Structure):
     ]
 
 
-_USES = {  # enum Use of on_cpu.h
-    "gather": {Kind.TABLE: 0, Kind.ENGINE: 1, Kind.CHUNKS: 2},
-    "scatter": {Kind.TABLE: 0, Kind.CHUNKS: 1, Kind.ENGINE: 2},
+_USES = {  # enum Use of observation.h
+    "gather": {Kind.TABLE: 1, Kind.ENGINE: 2, Kind.CHUNKS: 4},
+    "scatter": {Kind.TABLE: 1, Kind.CHUNKS: 2, Kind.ENGINE: 4},
 }
 
 FIELDS = [
@@ -144,9 +144,10 @@ class OnGpu:
 
     def place(self, memory: Memory, kind: Kind) -> int:
         cuda = self._cupy.cuda
-        allocate = cuda.alloc_pinned_memory if self._pinned_chunks and kind is Kind.CHUNKS else cuda.alloc
-        owner = allocate(memory.nbytes + 256)
-        at = owner.ptr + (address(memory) - owner.ptr) % 256
+        allocate = cuda.PinnedMemory if self._pinned_chunks and kind is Kind.CHUNKS else cuda.Memory
+        shift_bytes = address(memory) % 256  # allocations begin at multiples of it
+        owner = allocate(shift_bytes + memory.nbytes)  # of no pool: compute-sanitizer sees an access behind the end
+        at = owner.ptr + shift_bytes
         self._copy(at, address(memory), memory.nbytes)
         cuda.runtime.deviceSynchronize()  # a copy from pageable memory may still be on its way when it returns
         self._placed.append((memory, kind, at, owner))

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "observation.h"
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -22,33 +24,25 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
-static dim3 gridDim, blockDim, blockIdx, threadIdx;
-
-// Memory that a launch may use.
-enum Use : uint64_t { kTable, kSource, kTarget };
-struct Extent {
-    uint64_t begin, end, use;
-};
-
-// What a launch may use, and what it did.
-struct Observation {
-    const Extent* extents;
-    uint64_t num_extents;
-    uint64_t misaligned;
-    uint64_t stray;       // accesses outside of all extents of their use, not carried out
-    uint64_t loads[17];   // of sources, by width in bytes
-    uint64_t stores[17];  // of targets
-};
-
-static Observation* observation;
+// Threads of this process may launch at once.
+static thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
+static thread_local Observation* observation;
+static thread_local const Extent* recent[kTarget + 1][2];  // by use: the next access is mostly in one of these
 
 template <typename T>
 static bool is_allowed(const T* pointer, Use use) {
-    const uint64_t address = reinterpret_cast<uint64_t>(pointer);
-    if (address % sizeof(T) != 0) ++observation->misaligned;
+    const uint64_t begin = reinterpret_cast<uint64_t>(pointer), end = begin + sizeof(T);
+    if (begin % sizeof(T) != 0) ++observation->misaligned;
+    for (const Extent* extent : recent[use]) {
+        if (extent->begin <= begin && end <= extent->end) return true;
+    }
     for (uint64_t i = 0; i < observation->num_extents; ++i) {
-        const Extent& extent = observation->extents[i];
-        if (extent.use == use && extent.begin <= address && address + sizeof(T) <= extent.end) return true;
+        const Extent* extent = observation->extents + i;
+        if ((extent->uses & use) && extent->begin <= begin && end <= extent->end) {
+            recent[use][1] = recent[use][0];
+            recent[use][0] = extent;
+            return true;
+        }
     }
     ++observation->stray;
     return false;
@@ -77,6 +71,8 @@ template <typename Arguments>
 static void run_on_cpu(void (*kernel)(Arguments), const Arguments& arguments, unsigned ctas, unsigned threads,
                        Observation& observed) {
     observation = &observed;
+    static const Extent nothing = {1, 0, 0};
+    for (auto& extents : recent) extents[0] = extents[1] = &nothing;
     gridDim.x = ctas;
     blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < ctas; ++blockIdx.x) {

@@ -1,0 +1,31 @@
+"""What a number of CTAs gives a transfer, and what it costs an engine that multiplies matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.figures import Figure
+from benchmarks.gpu.link import link
+from benchmarks.gpu.rates import rate
+from benchmarks.gpu.rig import rig, starts_of
+from benchmarks.gpu.routes import link_bytes
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.slowdown import RUN_KIB, slowed
+from kernels.cuda.settings import CudaSettings, RouteName
+
+
+def measure(sizes: Sizes) -> Iterator[Figure]:
+    """Without goals: the figures choose the default of ``max_ctas``."""
+    num_bytes = sizes.tokens * sizes.token_bytes
+    with rig(sizes, sizes.tokens) as opened, link(opened, link_bytes(sizes)) as limit:
+        for route in RouteName:
+            for max_ctas in sizes.max_ctas:
+                name = f"{route}, {max_ctas} CTAs"
+                with (
+                    opened.backend(CudaSettings(route=route, max_ctas=max_ctas)) as backend,
+                    opened.buffer(backend, RUN_KIB) as buffer,
+                ):
+                    cases = starts_of(backend, buffer, sizes.tokens)
+                    for case in ("store", "retrieve"):
+                        yield rate(f"{case}, {name}", case, cases[case], num_bytes, limit, sizes.rounds, goal=None)
+                    yield from slowed(opened, f"both, {name}", cases["both"], num_bytes, goal=None)

@@ -1,0 +1,142 @@
+"""What every GPU measurement needs: a device, an engine in another process, L1, and buffers of chosen runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from benchmarks.gpu.sizes import CHUNK_SIZE, HEAD_BYTES, NUM_HEADS, ROW_BYTES, Sizes
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.buffer import CudaBuffer
+from kernels.cuda.cupy_runtime import CupyRuntime
+from kernels.cuda.runtime import CudaDevice, CudaRuntime
+from kernels.cuda.settings import CudaSettings
+from kernels.cuda.transfer import CudaTransfer
+from kernels.geometry import Group, Plane, PlaneKind, Region
+from kernels.transfer import ChunkMove
+from service.arena import Arena
+from tests.gpu.engine_process import EngineProcess
+
+TIMEOUT_SECONDS = 60.0
+"""No transfer here takes longer, unless it hangs."""
+
+Start = Callable[[], CudaTransfer]
+
+
+class Rig:
+    """A device and an engine of its own process, until `close`. The engine has one region, of ``num_tokens``."""
+
+    def __init__(self, sizes: Sizes, num_tokens: int) -> None:
+        self.sizes = sizes
+        self.runtime = CupyRuntime()
+        self.device: CudaDevice = next(iter(self.runtime.devices.values()))
+        self.engine = EngineProcess()
+        self.region = self.engine.region("make", size_bytes=num_tokens * sizes.token_bytes)
+        self.arena = Arena(num_tokens * sizes.token_bytes)
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self.engine.close()
+
+    @contextlib.contextmanager
+    def backend(self, settings: CudaSettings, *, runtime: CudaRuntime | None = None) -> Iterator[CudaBackend]:
+        """The depot's backend with all of L1 registered, while the block runs."""
+        backend = CudaBackend(self.arena.view, runtime or self.runtime, settings)
+        backend.register(0, len(self.arena.view))
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    @contextlib.contextmanager
+    def buffer(self, backend: CudaBackend, run_kib: int, region: Region | None = None) -> Iterator[CudaBuffer]:
+        """An attachment with runs of this length, while the block runs."""
+        region = region or self.region
+        group = group_of(region, run_kib, self.sizes)
+        buffer = backend.attach([group], [region], CHUNK_SIZE, allow_process_fd=False)
+        try:
+            yield buffer
+        finally:
+            buffer.close()
+
+
+@contextlib.contextmanager
+def rig(sizes: Sizes, num_tokens: int) -> Iterator[Rig]:
+    """A `Rig` while the block runs."""
+    opened = Rig(sizes, num_tokens)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
+    """All of a region as blocks whose planes have runs of ``run_kib``: a block of a plane is one run."""
+    block_size = run_kib * 1024 // ROW_BYTES
+    num_blocks = region.size_bytes // sizes.token_bytes // block_size
+    kinds = (PlaneKind.K, PlaneKind.V)
+    plane_bytes = num_blocks * block_size * ROW_BYTES
+    return Group(
+        num_layers=sizes.num_layers,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_heads=NUM_HEADS,
+        head_bytes=HEAD_BYTES,
+        dtype="bfloat16",
+        block_stride_bytes=block_size * ROW_BYTES,
+        token_stride_bytes=ROW_BYTES,
+        head_stride_bytes=HEAD_BYTES,
+        planes=tuple(
+            Plane(layer=number // 2, kind=kinds[number % 2], region=0, offset_bytes=number * plane_bytes)
+            for number in range(2 * sizes.num_layers)
+        ),
+    )
+
+
+def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkMove]:
+    """Chunks one behind the other in L1, of blocks in random order."""
+    (plan,) = buffer.plans
+    blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
+    return [
+        ChunkMove(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(ids,))
+        for number, ids in enumerate(blocks[: num_tokens // CHUNK_SIZE])
+    ]
+
+
+def starts_of(backend: CudaBackend, buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
+    """The transfers of each case: a store, a retrieve, and half of each at once."""
+    moves = scattered_moves(buffer, num_tokens)
+    half = len(moves) // 2
+    cases: dict[str, list[Start]] = {
+        "store": [partial(backend.gather, buffer, moves)],
+        "retrieve": [partial(backend.scatter, buffer, moves)],
+    }
+    if half:
+        cases["both"] = [
+            partial(backend.gather, buffer, moves[:half]),
+            partial(backend.scatter, buffer, moves[half:]),
+        ]
+    return cases
+
+
+def finish(starts: Sequence[Start]) -> None:
+    """Starts transfers at once, and waits for all of them."""
+    for transfer in [start() for start in starts]:
+        transfer.future.result(TIMEOUT_SECONDS)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one piece of work takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def in_turns(rounds: int, *works: Callable[[], object]) -> list[list[float]]:
+    """The seconds of each work, one round after the other, after a round that does not count."""
+    times = [[seconds_of(work) for work in works] for _ in range(1 + rounds)][1:]
+    return [list(column) for column in zip(*times, strict=True)]

@@ -1,0 +1,56 @@
+"""How much slower the engine multiplies matrices while its blocks are moved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from benchmarks.figures import Figure, Goal
+from benchmarks.gpu.rig import Rig, Start, finish, rig, starts_of
+from benchmarks.gpu.sizes import Sizes
+from kernels.cuda.settings import CudaSettings, RouteName
+
+RUN_KIB = 4
+"""The shortest runs make the kernels work most."""
+
+ROUNDS = 3
+GOAL = Goal(at_most=1.05)
+
+
+def measure(sizes: Sizes) -> Iterator[Figure]:
+    """The time of one product beside transfers, to its time alone; and the transfers' rate meanwhile."""
+    with rig(sizes, sizes.tokens) as opened:
+        for route in RouteName:
+            settings = CudaSettings(route=route)
+            with opened.backend(settings) as backend, opened.buffer(backend, RUN_KIB) as buffer:
+                for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+                    num_bytes = sizes.tokens * sizes.token_bytes
+                    yield from slowed(opened, f"{case}, {route}", starts, num_bytes, goal=GOAL)
+
+
+def slowed(opened: Rig, name: str, starts: Sequence[Start], num_bytes: int, *, goal: Goal | None) -> list[Figure]:
+    """Rounds of the product alone and beside transfers that follow each other without a pause."""
+    sizes = opened.sizes
+    product = {"size": sizes.matrix, "seconds": sizes.window_seconds}
+    alone, beside, rates = [], [], []
+    opened.engine.ask("multiply", **product)
+    for _ in range(ROUNDS):
+        alone.append(opened.engine.ask("multiply", **product))
+        opened.engine.order("multiply", **product)
+        begin, num_moved = time.perf_counter(), 0
+        while not num_moved or time.perf_counter() < begin + sizes.window_seconds:
+            finish(starts)
+            num_moved += num_bytes
+        rates.append(num_moved / (time.perf_counter() - begin) / 1e9)
+        beside.append(opened.engine.answer())
+    return [
+        Figure(
+            what=f"bf16 product of {sizes.matrix} × {sizes.matrix} beside {name}",
+            unit="ms",
+            values=[seconds * 1e3 for seconds in beside],
+            beside="alone",
+            beside_values=[seconds * 1e3 for seconds in alone],
+            goal=goal,
+        ),
+        Figure(what=f"{name}, beside that product", unit="GB/s", values=rates),
+    ]

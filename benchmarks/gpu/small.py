@@ -1,0 +1,38 @@
+"""The smallest request, one chunk: its time beside the link's time for as many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from benchmarks.figures import Figure, Goal
+from benchmarks.gpu.link import link
+from benchmarks.gpu.rig import finish, in_turns, rig, starts_of
+from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
+from kernels.cuda.settings import CudaSettings, RouteName
+
+LINK_SHARE, LATENCY_SECONDS = 1.3, 150e-6
+ROUNDS_FACTOR = 4
+"""A small request is over soon, so that it is measured more often."""
+
+
+def measure(sizes: Sizes) -> Iterator[Figure]:
+    """Goal: 1.3 times the link's time and 150 µs at most."""
+    num_bytes = SMALL_TOKENS * sizes.token_bytes
+    with rig(sizes, sizes.tokens) as opened, link(opened, num_bytes) as limit:
+        for route in RouteName:
+            with opened.backend(CudaSettings(route=route)) as backend:
+                for run_kib in sizes.run_kib:
+                    with opened.buffer(backend, run_kib) as buffer:
+                        for case, starts in starts_of(backend, buffer, SMALL_TOKENS).items():
+                            linked, moved = in_turns(
+                                ROUNDS_FACTOR * sizes.rounds, limit.copies[case], partial(finish, starts)
+                            )
+                            yield Figure(
+                                what=f"{case}, {route}, {SMALL_TOKENS} tokens, runs of {run_kib} KiB",
+                                unit="µs",
+                                values=[seconds * 1e6 for seconds in moved],
+                                beside="1.3 pinned copies and 150 µs",
+                                beside_values=[(LINK_SHARE * each + LATENCY_SECONDS) * 1e6 for each in linked],
+                                goal=Goal(at_most=1.0),
+                            )

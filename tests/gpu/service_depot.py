@@ -1,0 +1,111 @@
+"""A depot as a process of its own, as a test sees it: its API, its metrics, its spans, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+from typing import Any
+
+from kvdepot import DepotClient
+from kvdepot.v1.admin_pb2 import AttachedRank
+from service.commands.processes import EMPTY, Child, ChildFailed
+from tests.e2e.scraping import Page, get
+
+START_SECONDS = 60.0
+END_SECONDS = 20.0
+
+
+class ServiceDepot:
+    """Starts at once; `client` waits until it serves."""
+
+    def __init__(self, *flags: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kvdepot-")
+        self.address = f"unix:{self._folder.name}/kvdepot.sock"
+        self._metrics = f"127.0.0.1:{_free_port()}"
+        arguments = ("-m", "service", "serve", "--listen", self.address)
+        arguments += ("--prometheus-port", self._metrics.partition(":")[2], *flags)
+        self._child = Child("the depot", arguments, EMPTY)
+        self._client: DepotClient | None = None
+        self._lines: list[str] = []
+        self._serves = threading.Event()
+        self._failure: ChildFailed | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def client(self) -> DepotClient:
+        """A client of it. Raises: ChildFailed if it does not start."""
+        if self._client is None:
+            if not self._serves.wait(START_SECONDS) or self._failure is not None:
+                raise self._failure or ChildFailed("the depot does not start")
+            self._client = DepotClient(self.address)
+        return self._client
+
+    @property
+    def held(self) -> tuple[int, int, int, int]:
+        """Its instances, sessions, leases, protected chunks."""
+        status = self.client.get_status()
+        return status.num_instances, status.num_sessions, status.num_leases, status.tiers[0].num_protected_chunks
+
+    def rank(self, instance_id: str) -> AttachedRank | None:
+        """What it says of the only rank of an instance; None if this is not attached."""
+        instances = self.client.list_instances().instances
+        return next((each.ranks[0] for each in instances if each.instance_id == instance_id), None)
+
+    def num_transfers(self, instance_id: str) -> int:
+        """How many transfers of the instance are on their way."""
+        rank = self.rank(instance_id)
+        return 0 if rank is None else rank.num_transfers
+
+    @property
+    def metrics(self) -> Page:
+        """Its page of metrics, as it is now."""
+        return Page(get(self._metrics))
+
+    @property
+    def spans(self) -> list[dict[str, Any]]:
+        """All that it has written so far, with `--trace-console`."""
+        return [json.loads(line) for line in self._lines if line.startswith("{")]
+
+    def terminate(self) -> None:
+        """Asks it to end, and does not wait for it."""
+        os.kill(self._child.pid, signal.SIGTERM)
+
+    def wait_ended(self, within_seconds: float) -> None:
+        """Waits until it has ended well. Raises: TimeoutError, ChildFailed if its exit code is not 0."""
+        self._reader.join(within_seconds)
+        if self._reader.is_alive():
+            raise TimeoutError(f"the depot has not ended within {within_seconds:g} s")
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Ends it, with SIGKILL if it takes too long."""
+        if self._client is not None:
+            self._client.close()
+        if self._reader.is_alive():
+            self.terminate()
+            self._reader.join(END_SECONDS)
+        self._child.end()
+        self._folder.cleanup()
+
+    def _read(self) -> None:
+        try:
+            for line in self._child.lines():
+                self._lines.append(line)
+                if self.address in line:
+                    self._serves.set()
+        except ChildFailed as failure:
+            self._failure = failure
+        self._serves.set()  # or it never will
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port

@@ -1,0 +1,89 @@
+"""`service_engine.py` as a process of its own, as a test sees it: every wait has a bound, and it may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from service.commands.processes import REPOSITORY
+
+LIMIT_SECONDS = 60.0
+
+
+class EngineError(Exception):
+    """What an engine was asked to do raised an error there; ``name`` is its type, ``reason`` a DepotError's."""
+
+    def __init__(self, name: str, reason: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+        self.reason = reason
+
+
+class ServiceEngine:
+    """Starts at once and does not wait for it: torch takes its time. CUDA is used from the first attach on."""
+
+    def __init__(self, **variables: str) -> None:
+        path = os.pathsep.join(
+            (str(REPOSITORY), str(REPOSITORY / "clients" / "python"), *filter(None, [os.environ.get("PYTHONPATH")]))
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.gpu.service_engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": path, **variables},
+        )
+        self.stored: list[int] = []
+        """Seeds of the prompts that the depot has said to be stored, of `store_on_and_on` and `retrieve_on_and_on`."""
+        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def order(self, do: str, **arguments: Any) -> None:
+        """Has something done, and does not wait for it."""
+        assert self._process.stdin is not None
+        print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        """What the oldest order without an answer came to. Raises: EngineError, queue.Empty if it takes too long."""
+        answer = self._answers.get(timeout=LIMIT_SECONDS)
+        if answer is None:
+            raise EngineError("Ended", "", f"the process ended with exit code {self._process.wait()}")
+        if "error" in answer:
+            raise EngineError(answer["error"], answer["reason"], answer["message"])
+        return answer["answer"]
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Has something done, and waits for it. Raises: as `answer`."""
+        self.order(do, **arguments)
+        return self.answer()
+
+    def kill(self) -> None:
+        """SIGKILL. The process is gone when this returns, and `stored` is complete."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def close(self) -> None:
+        """Ends the process, and its pipes."""
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "stored" in answer:
+                self.stored.append(answer["stored"])
+            else:
+                self._answers.put(answer)
+        self._answers.put(None)

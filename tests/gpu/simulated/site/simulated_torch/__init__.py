@@ -1,0 +1,21 @@
+"""The layer under torch: tensors on "cuda" are tensors of the CPU whose memory is the simulated card's."""
+
+import torch
+
+from . import cuda
+from .tensors import OnCard
+
+
+class _Generator(torch.Generator):
+    """A generator for the card is one for the CPU."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu" if torch.device(device).type == "cuda" else device)
+
+
+def install():
+    """Makes torch take the card for its CUDA device, in the thread that calls this."""
+    for name in cuda.__all__:
+        setattr(torch.cuda, name, getattr(cuda, name))
+    torch.Generator = _Generator
+    OnCard().__enter__()  # until the process ends

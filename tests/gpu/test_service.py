@@ -1,0 +1,331 @@
+"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and tell lies."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kernels.cuda.cupy_runtime import CupyRuntime
+from service.commands.processes import Child, ChildFailed, child
+from tests.gpu.service_engine_process import EngineError, ServiceEngine
+from tests.gpu.service_kv import BUFFER_BYTES, CHUNK_SIZE, IS_SIMULATED, PROMPT_TOKENS
+
+if TYPE_CHECKING:
+    from tests.gpu.service_depot import ServiceDepot  # which needs the server's packages
+
+pytestmark = pytest.mark.gpu
+
+SECONDS = 60.0
+LIMIT_SECONDS = 1.0
+"""How long a depot may hold what a killed engine had."""
+
+DRAIN_SECONDS = 5.0
+FLAGS = ("--chunk-size", str(CHUNK_SIZE), "--lease-ttl", "10m", "--drain-timeout", f"{DRAIN_SECONDS:g}s")
+FLAGS += ("--l1-size", "256MiB" if IS_SIMULATED else "4GiB")
+TRACED = (*FLAGS, "--enable-tracing", "--trace-console")
+LAST_STORES = 4
+"""Prompts that L1 still has for sure while the next one is stored."""
+
+DELAYS_SECONDS = (0.0, 0.001, 0.002, 0.003, 0.004)
+"""From a transfer that is seen to the end of its engine."""
+
+
+@pytest.fixture(scope="module")
+def packages(runtime: CupyRuntime) -> None:
+    """What the server imports."""
+    try:
+        importlib.import_module("service.__main__")
+    except ImportError as error:
+        pytest.skip(f"the server's packages are missing (make gpu-wheels): {error}")
+
+
+# All processes are started before the first one is waited for: torch takes its time.
+
+
+@pytest.fixture(scope="module")
+def engines(packages: None) -> Iterator[list[ServiceEngine]]:
+    """Engines that are not attached: a witness, a spare one, and the victims."""
+    started = [ServiceEngine() for _ in range(2 + len(DELAYS_SECONDS))]
+    yield started
+    for engine in started:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def expandable(packages: None) -> Iterator[ServiceEngine]:
+    """An engine whose torch maps memory piece by piece."""
+    engine = ServiceEngine(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def depots(engines: list[ServiceEngine], expandable: ServiceEngine) -> Iterator[dict[str, ServiceDepot]]:
+    """One that chooses its route, one for each route, and one that a test may end."""
+    from tests.gpu.service_depot import ServiceDepot
+
+    started = {
+        "auto": ServiceDepot(*FLAGS),
+        "staged": ServiceDepot(*TRACED, "--cuda-route", "staged"),
+        "zero-copy": ServiceDepot(*TRACED, "--cuda-route", "zero-copy"),
+        "doomed": ServiceDepot(*FLAGS),
+    }
+    yield started
+    for depot in started.values():
+        depot.close()
+
+
+@pytest.fixture(scope="module")
+def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> ServiceEngine:
+    """An engine that is attached all the time, and has leased a prompt of its own."""
+    engine, depot = engines[0], depots["auto"]
+    assert depot.held == (0, 0, 0, 0)
+    engine.ask("attach", address=depot.address, instance_id="witness")
+    assert engine.ask("store", seed=1) == PROMPT_TOKENS
+    engine.ask("lease", seed=1)
+    return engine
+
+
+@pytest.fixture
+def depot(depots: dict[str, ServiceDepot], witness: ServiceEngine) -> Iterator[ServiceDepot]:
+    """The depot that tests share: after each it holds what it held before, and the witness finds its own bytes."""
+    shared = depots["auto"]
+    before = shared.held
+    yield shared
+    eventually(lambda: shared.held == before, LIMIT_SECONDS)
+    witness.ask("finds_leased")
+
+
+@pytest.fixture
+def spare(engines: list[ServiceEngine]) -> ServiceEngine:
+    """An engine that a test may attach, if it detaches it again."""
+    return engines[1]
+
+
+def eventually(holds: Callable[[], bool], within_seconds: float = SECONDS) -> None:
+    """Waits for something that another process does by itself."""
+    until = time.monotonic() + within_seconds
+    while not holds():
+        assert time.monotonic() < until, f"not within {within_seconds:g} s"
+        time.sleep(0.001)
+
+
+def free_bytes() -> int:
+    """Of the GPU."""
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+# Engines that share a prompt
+
+
+@contextmanager
+def demo_engine(depot: ServiceDepot, name: str) -> Iterator[tuple[Child, Callable[[str], dict[str, Any]]]]:
+    """An engine of the demo on the GPU, and a function that waits for what it says about an event."""
+    arguments = ("-m", "examples.demo", "--address", depot.address, "--device", "cuda", "--engine", name, "--stay")
+    size = "small" if IS_SIMULATED else "full"
+    variables = {"HF_HUB_OFFLINE": "1"}
+    with child(f"engine {name}", *arguments, "--size", size, variables=variables) as process, process.limit(SECONDS):
+        events = (json.loads(line) for line in process.lines() if line.startswith("{"))
+        yield process, lambda event: next(each for each in events if each["event"] == event)
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="the demo needs transformers")
+def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without(depot: ServiceDepot) -> None:
+    with demo_engine(depot, "a") as (process, said):
+        stored = said("answered")
+        rank = depot.rank("engine-a")
+        assert rank is not None
+        assert rank.transfer_backend.startswith("cuda-")
+        free = free_bytes()
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: depot.rank("engine-a") is None, LIMIT_SECONDS)
+        eventually(lambda: free_bytes() >= free + rank.mapped_bytes, LIMIT_SECONDS)
+    with demo_engine(depot, "b") as (_, said):
+        found = said("answered")
+        assert 0 < found["matched_tokens"] == stored["stored_tokens"]
+        assert 0 < found["retrieved_bytes"] == stored["stored_bytes"]
+        assert said("compared")["identical"]
+
+
+# What a transfer's time went into
+
+
+@pytest.mark.parametrize(
+    ("route", "steps"),
+    [
+        ("staged", {"store": {"gather", "copy"}, "retrieve": {"copy", "scatter"}}),
+        ("zero-copy", {"store": {"gather"}, "retrieve": {"scatter"}}),
+    ],
+)
+def test_the_gpu_tells_the_steps_of_each_transfer(
+    depots: dict[str, ServiceDepot], spare: ServiceEngine, route: str, steps: dict[str, set[str]]
+) -> None:
+    depot, backend = depots[route], f"cuda-{route}"
+    assert depot.held == (0, 0, 0, 0)
+    spare.ask("attach", address=depot.address, instance_id="spare")
+    spare.ask("store", seed=2)
+    assert spare.ask("finds", seed=2) == PROMPT_TOKENS
+    spare.ask("detach")
+
+    whole, parts = "kvdepot_transfer_duration_seconds", "kvdepot_transfer_step_duration_seconds"
+    ended = {"backend": backend, "outcome": "ok"}
+    eventually(lambda: depot.metrics.value(f"{whole}_count", direction="retrieve", **ended) == 1)
+    page = depot.metrics
+    for direction, names in steps.items():
+        took = page.sum(f"{whole}_sum", direction=direction, **ended)
+        step_seconds = {
+            step: page.value(f"{parts}_sum", direction=direction, backend=backend, step=step)
+            for step in page.labels(f"{parts}_sum", "step")
+        }
+        measured = {step: seconds for step, seconds in step_seconds.items() if seconds is not None}
+        assert measured.keys() == {"wait", *names}
+        assert all(0 < measured[step] <= took for step in names)
+
+    eventually(lambda: len(transfers_in(depot.spans, "retrieve")) == 1)
+    for direction, names in steps.items():
+        (transfer,) = transfers_in(depot.spans, direction)
+        found = [span for span in depot.spans if span["parent_id"] == transfer["context"]["span_id"]]
+        assert {span["name"] for span in found} == {"wait", *names}
+        begin, end = times(transfer)
+        for first, last in map(times, found):
+            assert begin - 1e-5 <= first <= last <= end + 1e-5
+
+
+def transfers_in(spans: list[dict[str, Any]], operation: str) -> list[dict[str, Any]]:
+    """The transfers of operations of a name."""
+    above = {span["context"]["span_id"] for span in spans if span["name"] == operation}
+    return [span for span in spans if span["name"] == "transfer" and span["parent_id"] in above]
+
+
+def times(span: dict[str, Any]) -> tuple[float, float]:
+    """When a span began and ended, in seconds."""
+    begin, end = (datetime.fromisoformat(span[name]).timestamp() for name in ("start_time", "end_time"))
+    return begin, end
+
+
+def test_a_store_copies_what_comes_before_its_event(depot: ServiceDepot, spare: ServiceEngine) -> None:
+    spare.ask("attach", address=depot.address, instance_id="spare")
+    assert spare.ask("store_late", seed=10, seconds=0.5) > 0.25
+    assert spare.ask("finds", seed=10) == PROMPT_TOKENS
+    spare.ask("detach")
+
+
+# Engines and depots that end
+
+
+def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_no_other(
+    depot: ServiceDepot, witness: ServiceEngine, spare: ServiceEngine, engines: list[ServiceEngine]
+) -> None:
+    from kvdepot.v1.cache_pb2 import OPERATION_KIND_RETRIEVE, OUTCOME_CANCELLED
+
+    before, victims, cut = depot.held, engines[2:], set()
+    victims[0].ask("attach", address=depot.address, instance_id="victim")
+    for number, delay_seconds in enumerate(DELAYS_SECONDS):
+        victim, successor = victims[number], [*victims, spare][number + 1]
+        victim.order(("store_on_and_on", "retrieve_on_and_on")[number % 2], first_seed=100 * (number + 1))
+        wait_until_blocks_move(depot, victim)
+        witness.order("finds_leased")
+        time.sleep(delay_seconds)
+        free = free_bytes()
+        victim.kill()
+        wait_until_all_is_given_back(depot, before, free)
+        witness.answer()
+        operations = depot.client.get_session("victim", "session").session.operations
+        cut |= {operation.kind for operation in operations if operation.outcome == OUTCOME_CANCELLED}
+
+        successor.ask("attach", address=depot.address, instance_id="victim")
+        for seed in victim.stored[-LAST_STORES:]:
+            assert successor.ask("finds", seed=seed) == PROMPT_TOKENS
+        witness.ask("finds_leased")
+    spare.ask("detach")
+    # Stores are often done before the depot learns of the engine's death: Linux closes its connection late.
+    assert OPERATION_KIND_RETRIEVE in cut, "no engine was killed in the middle of a transfer"
+
+
+def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
+    """Waits for the middle of a burst of transfers."""
+    eventually(lambda: depot.num_transfers("victim") > 1)
+
+
+def wait_until_all_is_given_back(depot: ServiceDepot, before: tuple[int, int, int, int], free: int) -> None:
+    """Waits until the depot holds what it held before, and the GPU has the victim's memory again."""
+    eventually(lambda: depot.held == before and free_bytes() >= free + BUFFER_BYTES, LIMIT_SECONDS)
+
+
+def test_a_depot_that_is_stopped_while_blocks_move_ends_well_and_says_so(
+    depots: dict[str, ServiceDepot], spare: ServiceEngine
+) -> None:
+    depot = depots["doomed"]
+    assert depot.held == (0, 0, 0, 0)
+    spare.ask("attach", address=depot.address, instance_id="victim")
+    spare.order("store_on_and_on", first_seed=1)
+    wait_until_blocks_move(depot, spare)
+    depot.terminate()
+    depot.wait_ended(DRAIN_SECONDS + 5)
+    with pytest.raises(EngineError) as ended:
+        spare.answer()
+    assert ended.value.name == "DepotError"
+    assert ended.value.reason in ("DRAINING", "DETACHED", "UNREACHABLE")  # the last, if it called after the end
+    spare.ask("detach")
+
+
+# What is refused
+
+
+def test_memory_of_expandable_segments_is_refused_by_the_name_of_the_setting(
+    depot: ServiceDepot, expandable: ServiceEngine
+) -> None:
+    with pytest.raises(EngineError, match="expandable_segments:False") as refused:
+        expandable.ask("attach", address=depot.address, instance_id="expandable")
+    assert refused.value.name == "NotShareable"
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"handle": random.Random(5).randbytes(64)}, "REGION_UNAVAILABLE"),
+        ({"device_uuid": "GPU-00000000-0000-4000-8000-000000000000"}, "BACKEND_UNAVAILABLE"),
+        ({"offset_bytes": 1 << 40}, "REGION_UNAVAILABLE"),
+        ({"size_bytes": 1 << 40}, "REGION_UNAVAILABLE"),
+    ],
+    ids=["forged", "another-device", "beyond", "too-large"],
+)
+def test_regions_that_are_not_what_is_said_are_refused(
+    depot: ServiceDepot, spare: ServiceEngine, lie: dict[str, Any], reason: str
+) -> None:
+    from kvdepot import DepotError
+    from kvdepot.v1.cache_pb2 import KvGroup, MemoryRegion
+
+    said = spare.ask("describe")
+    group = KvGroup.FromString(bytes.fromhex(said["group"]))
+    regions = [MemoryRegion.FromString(bytes.fromhex(region)) for region in said["regions"]]
+    for name, value in lie.items():
+        for region in regions if name == "device_uuid" else regions[-1:]:
+            setattr(region if name == "size_bytes" else region.cuda_ipc, name, value)
+    with pytest.raises(DepotError) as refused:
+        depot.client.attach(instance_id="liar", model_name="model", groups=[group], regions=regions)
+    assert refused.value.reason == reason
+
+
+def test_doctor_finds_nothing_wrong_with_cuda(packages: None) -> None:
+    arguments = ("-m", "service", "doctor", "--json", "--listen", "unix:/tmp/kvdepot-doctor.sock")
+    lines: list[str] = []
+    with child("doctor", *arguments) as process, process.limit(SECONDS), suppress(ChildFailed):
+        lines.extend(process.lines())  # it fails if anything else is wrong with this machine
+    findings = {each["check"]: each for each in json.loads("\n".join(lines))["findings"]}
+    assert findings["GPU"]["status"] == findings["CuPy"]["status"] == findings["CUDA handles"]["status"] == "ok"
+    bad = [findings[check] for check in ("GPU driver", "NVRTC", "kernel cache")]
+    assert not [each for each in bad if each["status"] in ("warning", "failure")]

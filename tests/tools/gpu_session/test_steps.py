@@ -1,0 +1,23 @@
+"""The steps run what there is."""
+
+from __future__ import annotations
+
+from benchmarks.gpu.__main__ import MEASUREMENTS
+from tools.gpu_session.child import REPOSITORY
+from tools.gpu_session.steps import STEPS, Kind
+
+
+def test_every_measurement_is_in_one_step() -> None:
+    measured = [name for step in STEPS if step.kind is Kind.FIGURES for name in step.arguments[2:]]
+    assert sorted(measured) == sorted(MEASUREMENTS)
+
+
+def test_every_test_of_the_gpu_is_in_a_step() -> None:
+    named = [argument for step in STEPS for argument in step.arguments if argument.startswith("tests/")]
+    assert all((REPOSITORY / name).exists() for name in named)
+    assert {"tests/gpu", "tests/gpu/test_service.py", "tests/kernels/cuda/test_block_transfer.py"} <= set(named)
+
+
+def test_what_is_right_comes_before_what_is_fast() -> None:
+    kinds = [step.kind for step in STEPS if step.name != "racecheck"]
+    assert kinds == sorted(kinds, key=[Kind.FACTS, Kind.TESTS, Kind.FIGURES].index)
