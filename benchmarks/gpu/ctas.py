@@ -13,6 +13,9 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.slowdown import RUN_KIB, slowed
 from kernels.cuda.settings import CudaSettings, RouteName
 
+ROUNDS = 2
+"""Few, because there are many cases."""
+
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Without goals: the figures choose the default of ``max_ctas``."""
@@ -27,5 +30,5 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                 ):
                     cases = starts_of(backend, buffer, sizes.tokens)
                     for case in ("store", "retrieve"):
-                        yield rate(f"{case}, {name}", case, cases[case], num_bytes, limit, sizes.rounds, goal=None)
-                    yield from slowed(opened, f"both, {name}", cases["both"], num_bytes, goal=None)
+                        yield rate(f"{case}, {name}", case, cases[case], num_bytes, limit, ROUNDS, goal=None)
+                    yield from slowed(opened, f"both, {name}", cases["both"], num_bytes, goal=None, rounds=ROUNDS)

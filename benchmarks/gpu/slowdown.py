@@ -28,13 +28,15 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                     yield from slowed(opened, f"{case}, {route}", starts, num_bytes, goal=GOAL)
 
 
-def slowed(opened: Rig, name: str, starts: Sequence[Start], num_bytes: int, *, goal: Goal | None) -> list[Figure]:
+def slowed(
+    opened: Rig, name: str, starts: Sequence[Start], num_bytes: int, *, goal: Goal | None, rounds: int = ROUNDS
+) -> list[Figure]:
     """Rounds of the product alone and beside transfers that follow each other without a pause."""
     sizes = opened.sizes
     product = {"size": sizes.matrix, "seconds": sizes.window_seconds}
     alone, beside, rates = [], [], []
     opened.engine.ask("multiply", **product)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         alone.append(opened.engine.ask("multiply", **product))
         opened.engine.order("multiply", **product)
         begin, num_moved = time.perf_counter(), 0

@@ -15,6 +15,9 @@ from typing import IO
 DUMP_SECONDS = 2.0
 """For a process that passed its limit to write where each of its threads is; PYTHONFAULTHANDLER makes it do so."""
 
+KILL_SECONDS = 5.0
+"""For killed processes to be gone. One that hangs in a driver stays."""
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -28,10 +31,10 @@ class Ended:
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes], limit_seconds: float) -> Ended:
-    """Runs a command from the repository's root, in a process group of its own. Its output goes to ``log``.
+    """Runs a command from the repository's root, in a session of its own. Its output goes to ``log``.
 
-    All processes of the group are killed when the command ends, when it passes its limit, and when this is left by
-    an exception.
+    All processes of that session are killed when the command ends, when it passes its limit, and when this is left
+    by an exception.
     """
     begin = time.monotonic()
     process = subprocess.Popen(
@@ -41,7 +44,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], log: IO[by
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        process_group=0,
+        start_new_session=True,
     )
     is_over_limit = False
     try:
@@ -53,7 +56,30 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], log: IO[by
             with suppress(subprocess.TimeoutExpired):
                 process.wait(DUMP_SECONDS)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return Ended(exit_code=process.returncode, seconds=time.monotonic() - begin, is_over_limit=is_over_limit)
+        _kill_session(process)
+    exit_code = -signal.SIGKILL if process.returncode is None else process.returncode
+    return Ended(exit_code=exit_code, seconds=time.monotonic() - begin, is_over_limit=is_over_limit)
+
+
+def _kill_session(leader: subprocess.Popen[bytes]) -> None:
+    """Kills by session and not by group: a depot that a test starts has a process group of its own."""
+    end = time.monotonic() + KILL_SECONDS
+    while (members := _members(leader.pid)) and time.monotonic() < end:
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        leader.poll()  # else it would stay as a zombie
+        time.sleep(0.01)
+    with suppress(subprocess.TimeoutExpired):
+        leader.wait(KILL_SECONDS)
+
+
+def _members(session_id: int) -> list[int]:
+    """The processes of a session that have not ended; see proc_pid_stat(5)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            if int(session) == session_id and state != "Z":
+                found.append(int(path.parent.name))
+    return found

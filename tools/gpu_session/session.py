@@ -83,7 +83,7 @@ class _Runner:
         command = [sys.executable, *step.arguments]
         if step.kind is Kind.TESTS:
             command += ["-p", "tools.gpu_session.pytest_results"]
-            if find_spec("pytest_timeout") is not None:
+            if find_spec("pytest_timeout") is not None and not step.sanitizer:  # which makes tests slow
                 command += [f"--timeout={TEST_TIMEOUT_SECONDS}"]
         if step.kind is Kind.FIGURES and self._plan.is_dry:
             command += ["--quick"]

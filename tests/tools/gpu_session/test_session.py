@@ -72,7 +72,7 @@ def test_a_step_that_leaves_no_results_fails() -> None:
 def test_a_step_over_its_limit_is_killed_with_its_children_and_keeps_whole_lines(tmp_path: Path) -> None:
     script = (
         WRITE
-        + "import subprocess, time; child = subprocess.Popen(['sleep', '60'])\n"
+        + "import subprocess, time; child = subprocess.Popen(['sleep', '60'], process_group=0)\n"
         + f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))\n"
         + f"results.write_text(json.dumps({FIGURE!r}) + '\\n' + '{{\"what')\n"
         + "def hang_here(): time.sleep(60)\n"
