@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.link import link
+from benchmarks.gpu.link import Link
 from benchmarks.gpu.rates import rate
-from benchmarks.gpu.rig import rig, starts_of
-from benchmarks.gpu.routes import link_bytes
+from benchmarks.gpu.rig import Rig, starts_of
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.slowdown import RUN_KIB, slowed
 from kernels.cuda.settings import CudaSettings, RouteName
@@ -20,7 +20,7 @@ ROUNDS = 2
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Without goals: the figures choose the default of ``max_ctas``."""
     num_bytes = sizes.tokens * sizes.token_bytes
-    with rig(sizes, sizes.tokens) as opened, link(opened, link_bytes(sizes)) as limit:
+    with closing(Rig(sizes, sizes.tokens)) as opened, closing(Link(opened, sizes.link_bytes)) as limit:
         for route in RouteName:
             for max_ctas in sizes.max_ctas:
                 name = f"{route}, {max_ctas} CTAs"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.rig import Rig, finish, in_turns, rig, starts_of
+from benchmarks.gpu.rig import Rig, finish, in_turns, starts_of
 from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
 from kernels.cuda.runtime import CudaDevice, CudaRuntime, Event
 from kernels.cuda.settings import CudaSettings, RouteName
@@ -55,7 +56,7 @@ class UntimedRuntime:
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Transfers with timed events beside the same transfers with events that are not, in turns."""
-    with rig(sizes, sizes.tokens) as opened:
+    with closing(Rig(sizes, sizes.tokens)) as opened:
         untimed: Any = UntimedRuntime(opened)
         for num_tokens in (SMALL_TOKENS, sizes.tokens):
             medians: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.gpu.rig import Rig
-
-LARGE_BYTES = 1 << 30
 
 
 class Link:
@@ -50,13 +46,3 @@ class Link:
             self._device.copy_to_device(self._memory[1], self._host[1], self.size_bytes, to_device)
         for stream in self._streams:
             self._device.drain(stream)
-
-
-@contextlib.contextmanager
-def link(rig: Rig, size_bytes: int) -> Iterator[Link]:
-    """A `Link` while the block runs."""
-    opened = Link(rig, size_bytes)
-    try:
-        yield opened
-    finally:
-        opened.close()

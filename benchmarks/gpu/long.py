@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.link import link
+from benchmarks.gpu.link import Link
 from benchmarks.gpu.rates import GOALS, rate
-from benchmarks.gpu.rig import Rig, finish, in_turns, rig, seconds_of, starts_of
-from benchmarks.gpu.routes import link_bytes
+from benchmarks.gpu.rig import Rig, finish, in_turns, seconds_of, starts_of
 from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.settings import CudaSettings, RouteName
@@ -23,10 +23,10 @@ POPULATE_TIMEOUT_SECONDS = 60.0
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """First what a start costs, then the transfers."""
-    with rig(sizes, sizes.long_tokens) as opened:
+    with closing(Rig(sizes, sizes.long_tokens)) as opened:
         yield populating(opened)
         yield from registering(opened)
-        with link(opened, link_bytes(sizes)) as limit:
+        with closing(Link(opened, sizes.link_bytes)) as limit:
             for route in RouteName:
                 with opened.backend(CudaSettings(route=route)) as backend, opened.buffer(backend, RUN_KIB) as buffer:
                     for case, starts in starts_of(backend, buffer, sizes.long_tokens).items():

@@ -64,16 +64,6 @@ class Rig:
             buffer.close()
 
 
-@contextlib.contextmanager
-def rig(sizes: Sizes, num_tokens: int) -> Iterator[Rig]:
-    """A `Rig` while the block runs."""
-    opened = Rig(sizes, num_tokens)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
 def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
     """All of a region as blocks whose planes have runs of ``run_kib``: a block of a plane is one run."""
     block_size = run_kib * 1024 // ROW_BYTES

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.link import LARGE_BYTES, link
+from benchmarks.gpu.link import Link
 from benchmarks.gpu.rates import GOALS, rate
-from benchmarks.gpu.rig import rig, starts_of
-from benchmarks.gpu.sizes import FULL, Sizes
+from benchmarks.gpu.rig import Rig, starts_of
+from benchmarks.gpu.sizes import Sizes
 from kernels.cuda.settings import CudaSettings, RouteName
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Requests of ``sizes.tokens`` with the number of CTAs that is the default."""
-    with rig(sizes, sizes.tokens) as opened, link(opened, link_bytes(sizes)) as limit:
+    with closing(Rig(sizes, sizes.tokens)) as opened, closing(Link(opened, sizes.link_bytes)) as limit:
         for route in RouteName:
             with opened.backend(CudaSettings(route=route)) as backend:
                 for run_kib in sizes.run_kib:
@@ -31,8 +32,3 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                     seconds = time.perf_counter() - begin
                     what = f"attach with calibration, runs of {run_kib} KiB: chose {buffer.transfer_backend}"
                 yield Figure(what=what, unit="ms", values=[seconds * 1e3])
-
-
-def link_bytes(sizes: Sizes) -> int:
-    """What one pinned copy moves: 1 GiB, less where all is small."""
-    return LARGE_BYTES if sizes is FULL else sizes.tokens * sizes.token_bytes

@@ -18,12 +18,14 @@ class Sizes:
     """One set of sizes for all measurements.
 
     ``run_kib`` are the lengths of a run: a block of one plane. A request has ``tokens``, a long one ``long_tokens``.
-    The matrix product beside a transfer is ``matrix`` by ``matrix``. It is timed for ``window_seconds`` a round.
+    The link's limit is a copy of ``link_bytes``. The matrix product beside a transfer is ``matrix`` by ``matrix``. It is
+    timed for ``window_seconds`` a round.
     """
 
     num_layers: int
     tokens: int
     long_tokens: int
+    link_bytes: int
     run_kib: tuple[int, ...]
     max_ctas: tuple[int, ...]
     rounds: int
@@ -40,6 +42,7 @@ FULL = Sizes(
     num_layers=32,
     tokens=8_192,
     long_tokens=131_072,
+    link_bytes=1 << 30,
     run_kib=(4, 16, 32, 64),
     max_ctas=(1, 2, 4, 8, 16, 32),
     rounds=5,
@@ -52,6 +55,7 @@ QUICK = Sizes(
     num_layers=1,
     tokens=2 * CHUNK_SIZE,
     long_tokens=3 * CHUNK_SIZE,
+    link_bytes=1 << 20,
     run_kib=(4, 64),
     max_ctas=(1, 16),
     rounds=2,

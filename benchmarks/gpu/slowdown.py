@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from benchmarks.figures import Figure, Goal
-from benchmarks.gpu.rig import Rig, Start, finish, rig, starts_of
+from benchmarks.gpu.rig import Rig, Start, finish, starts_of
 from benchmarks.gpu.sizes import Sizes
 from kernels.cuda.settings import CudaSettings, RouteName
 
@@ -19,7 +20,7 @@ GOAL = Goal(at_most=1.05)
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """The time of one product beside transfers, to its time alone; and the transfers' rate meanwhile."""
-    with rig(sizes, sizes.tokens) as opened:
+    with closing(Rig(sizes, sizes.tokens)) as opened:
         for route in RouteName:
             settings = CudaSettings(route=route)
             with opened.backend(settings) as backend, opened.buffer(backend, RUN_KIB) as buffer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 from benchmarks.figures import Figure, Goal
-from benchmarks.gpu.link import link
-from benchmarks.gpu.rig import finish, in_turns, rig, starts_of
+from benchmarks.gpu.link import Link
+from benchmarks.gpu.rig import Rig, finish, in_turns, starts_of
 from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
 from kernels.cuda.settings import CudaSettings, RouteName
 
@@ -19,7 +20,7 @@ ROUNDS_FACTOR = 4
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Goal: 1.3 times the link's time and 150 µs at most."""
     num_bytes = SMALL_TOKENS * sizes.token_bytes
-    with rig(sizes, sizes.tokens) as opened, link(opened, num_bytes) as limit:
+    with closing(Rig(sizes, sizes.tokens)) as opened, closing(Link(opened, num_bytes)) as limit:
         for route in RouteName:
             with opened.backend(CudaSettings(route=route)) as backend:
                 for run_kib in sizes.run_kib:

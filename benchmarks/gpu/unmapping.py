@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.rig import TIMEOUT_SECONDS, Rig, group_of, rig, scattered_moves, seconds_of
+from benchmarks.gpu.rig import TIMEOUT_SECONDS, Rig, group_of, scattered_moves, seconds_of
 from benchmarks.gpu.sizes import CHUNK_SIZE, Sizes
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
@@ -26,7 +26,7 @@ QUEUED_TRANSFERS = 24
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """The time alone, while another attachment's blocks move, and while the engine computes."""
-    with rig(sizes, sizes.tokens) as opened, opened.backend(CudaSettings(route=RouteName.STAGED)) as backend:
+    with closing(Rig(sizes, sizes.tokens)) as opened, opened.backend(CudaSettings(route=RouteName.STAGED)) as backend:
         victim = opened.engine.region("make", size_bytes=VICTIM_BYTES)
         with opened.buffer(backend, RUN_KIB) as other:
             conditions: dict[str, Callable[[], AbstractContextManager[None]]] = {

@@ -21,3 +21,10 @@ def test_every_test_of_the_gpu_is_in_a_step() -> None:
 def test_what_is_right_comes_before_what_is_fast() -> None:
     kinds = [step.kind for step in STEPS if step.name != "racecheck"]
     assert kinds == sorted(kinds, key=[Kind.FACTS, Kind.TESTS, Kind.FIGURES].index)
+
+
+def test_the_page_lists_the_steps_with_their_limits() -> None:
+    page = (REPOSITORY / "docs" / "gpu.md").read_text()
+    rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| `")]
+    listed = [(name.strip("| `"), float(limit)) for name, limit in rows if limit.isdigit()]
+    assert listed == [(step.name, step.limit_seconds) for step in STEPS]
