@@ -18,8 +18,8 @@ class Sizes:
     """One set of sizes for all measurements.
 
     ``run_kib`` are the lengths of a run: a block of one plane. A request has ``tokens``, a long one ``long_tokens``.
-    The link's limit is a copy of ``link_bytes``. The matrix product beside a transfer is ``matrix`` by ``matrix``. It is
-    timed for ``window_seconds`` a round.
+    The link's limit is a copy of ``link_bytes``. The matrix product beside a transfer is ``matrix`` by ``matrix``. It
+    is timed for ``window_seconds`` a round.
     """
 
     num_layers: int
