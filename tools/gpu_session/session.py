@@ -21,9 +21,6 @@ from tools.gpu_session.steps import Kind, Step
 SHORTEST_SECONDS = 10.0
 """A step that has less than this left is not begun."""
 
-TEST_TIMEOUT_SECONDS = 40
-"""Of one test, where pytest-timeout is installed."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -83,8 +80,8 @@ class _Runner:
         command = [sys.executable, *step.arguments]
         if step.kind is Kind.TESTS:
             command += ["-p", "tools.gpu_session.pytest_results"]
-            if find_spec("pytest_timeout") is not None and not step.sanitizer:  # which makes tests slow
-                command += [f"--timeout={TEST_TIMEOUT_SECONDS}"]
+            if step.test_seconds and find_spec("pytest_timeout") is not None:
+                command += [f"--timeout={step.test_seconds:g}"]
         if step.kind is Kind.FIGURES and self._plan.is_dry:
             command += ["--quick"]
         command += ["--results", str(results)]
