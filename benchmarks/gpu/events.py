@@ -1,4 +1,4 @@
-"""What it costs that events on the streams know when they happened."""
+"""What it costs that events on the streams have times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS_FACTOR = 4
 
 
 class UntimedDevice:
-    """A device whose events can be waited for and don't know when they happened."""
+    """A device whose events can be waited for and have no times."""
 
     def __init__(self, device: CudaDevice) -> None:
         import cupy
@@ -39,7 +39,7 @@ class UntimedDevice:
         return Event(self._runtime.eventCreateWithFlags(flags))
 
     def seconds_between(self, first: Event, second: Event) -> float:
-        """Nobody knows."""
+        """Always 0: these events have no times."""
         return 0.0
 
 

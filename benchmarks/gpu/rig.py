@@ -65,7 +65,7 @@ class Rig:
 
 
 def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
-    """All of a region as blocks whose planes have runs of ``run_kib``: a block of a plane is one run."""
+    """Cuts all of a region into blocks. A block of a plane is one run of ``run_kib``."""
     block_size = run_kib * 1024 // ROW_BYTES
     num_blocks = region.size_bytes // sizes.token_bytes // block_size
     kinds = (PlaneKind.K, PlaneKind.V)
