@@ -110,7 +110,8 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the model and of its KV")
     parser.add_argument("--stay", action="store_true", help="stay attached after the answer, until stopped")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: torch finds no CUDA device that it can use", file=sys.stderr)
         return 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -66,12 +68,17 @@ def test_an_engine_that_stays_is_attached_until_it_is_stopped(start_server_proce
     arguments = ("-m", "examples.demo", "--address", address, "--engine", "a", "--size", "small", "--stay")
     with DepotClient(address) as client:
         with child("engine A", *arguments) as engine, engine.limit(60):
-            next(line for line in engine.lines() if '"answered"' in line)
+            lines = engine.lines()
+            next(line for line in lines if '"answered"' in line)
             time.sleep(1)
             assert client.get_status().num_instances == 1
+            os.kill(engine.pid, signal.SIGINT)
+            with pytest.raises(demo.ChildFailed) as raised:
+                list(lines)
         until = time.monotonic() + 5
         while client.get_status().num_instances:
             assert time.monotonic() < until
+    assert str(raised.value) == f"engine A ended with exit code {128 + signal.SIGINT}"
 
 
 @pytest.mark.slow

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from kernels.cuda.presence import CudaPresence
+from kernels.cuda.presence import CudaPresence, cuda_presence
 from service.__main__ import app
 from service.arena import HugePages
 from service.commands.doctor import gathering
@@ -414,6 +416,18 @@ def test_this_machine_can_run_a_small_depot() -> None:
     assert shown.exit_code == 0
     for check in findings:
         assert check in shown.output
+
+
+def test_a_cupy_that_is_not_whole_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError("a piece is missing")
+
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.nvrtc", Broken("nvrtc"))
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(nvrtc=Broken("nvrtc")))
+    assert cuda_presence().why_no_nvrtc == "a piece is missing"
 
 
 def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_process: Callable[..., str]) -> None:

@@ -51,6 +51,12 @@ class ServiceDepot:
         status = self.client.get_status()
         return status.num_instances, status.num_sessions, status.num_leases, status.tiers[0].num_protected_chunks
 
+    @property
+    def is_populated(self) -> bool:
+        """Whether all pages of its L1 are made, and pinned."""
+        tier = self.client.get_status().tiers[0]
+        return tier.populated_bytes == tier.capacity_bytes
+
     def rank(self, instance_id: str) -> AttachedRank | None:
         """What it says of the only rank of an instance; None if this is not attached."""
         instances = self.client.list_instances().instances

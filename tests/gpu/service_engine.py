@@ -32,6 +32,7 @@ class Engine:
         self._say = say
         self._layers: list[torch.Tensor] = []
         self._shared = cuda.CudaRegions()
+        self._client: DepotClient | None = None
 
     def describe(self) -> dict[str, Any]:
         """Allocates the buffer if there is none; its group and regions, as an attach has them."""
@@ -51,8 +52,9 @@ class Engine:
         )
 
     def detach(self) -> None:
-        """Ends the attachment; the buffer stays."""
-        self._client.close()
+        """Ends the attachment, if there is one; the buffer stays."""
+        if self._client is not None:
+            self._client.close()
 
     def store(self, seed: int) -> int:
         """Computes a prompt's KV and stores it: how many tokens were stored."""

@@ -32,8 +32,9 @@ LIMIT_SECONDS = 1.0
 
 DRAIN_SECONDS = 5.0
 FLAGS = ("--chunk-size", str(CHUNK_SIZE), "--lease-ttl", "10m", "--drain-timeout", f"{DRAIN_SECONDS:g}s")
-FLAGS += ("--l1-size", "256MiB" if IS_SIMULATED else "4GiB")
-TRACED = (*FLAGS, "--enable-tracing", "--trace-console")
+LARGE = (*FLAGS, "--l1-size", "256MiB" if IS_SIMULATED else "4GiB")
+SMALL = (*FLAGS, "--l1-size", "128MiB" if IS_SIMULATED else "2GiB")
+TRACED = (*SMALL, "--enable-tracing", "--trace-console")
 LAST_STORES = 4
 """Prompts that L1 still has for sure while the next one is stored."""
 
@@ -76,10 +77,10 @@ def depots(engines: list[ServiceEngine], expandable: ServiceEngine) -> Iterator[
     from tests.gpu.service_depot import ServiceDepot
 
     started = {
-        "auto": ServiceDepot(*FLAGS),
+        "auto": ServiceDepot(*LARGE),
         "staged": ServiceDepot(*TRACED, "--cuda-route", "staged"),
         "zero-copy": ServiceDepot(*TRACED, "--cuda-route", "zero-copy"),
-        "doomed": ServiceDepot(*FLAGS),
+        "doomed": ServiceDepot(*SMALL),
     }
     yield started
     for depot in started.values():
@@ -91,6 +92,8 @@ def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> Se
     """An engine that is attached all the time, and has leased a prompt of its own."""
     engine, depot = engines[0], depots["auto"]
     assert depot.held == (0, 0, 0, 0)
+    # From here on no depot takes more of the GPU's memory but for its attachments.
+    eventually(lambda: all(each.is_populated for each in depots.values()))
     engine.ask("attach", address=depot.address, instance_id="witness")
     assert engine.ask("store", seed=1) == PROMPT_TOKENS
     engine.ask("lease", seed=1)
@@ -108,9 +111,10 @@ def depot(depots: dict[str, ServiceDepot], witness: ServiceEngine) -> Iterator[S
 
 
 @pytest.fixture
-def spare(engines: list[ServiceEngine]) -> ServiceEngine:
-    """An engine that a test may attach, if it detaches it again."""
-    return engines[1]
+def spare(engines: list[ServiceEngine]) -> Iterator[ServiceEngine]:
+    """An engine that a test may attach; it is detached when the test ends."""
+    yield engines[1]
+    engines[1].ask("detach")
 
 
 def eventually(holds: Callable[[], bool], within_seconds: float = SECONDS) -> None:
@@ -144,15 +148,17 @@ def demo_engine(depot: ServiceDepot, name: str) -> Iterator[tuple[Child, Callabl
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="the demo needs transformers")
 def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without(depot: ServiceDepot) -> None:
+    free = free_bytes()
     with demo_engine(depot, "a") as (process, said):
         stored = said("answered")
         rank = depot.rank("engine-a")
         assert rank is not None
         assert rank.transfer_backend.startswith("cuda-")
-        free = free_bytes()
         os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ChildFailed):
+            said("the end")  # the process is gone then, which takes a driver its time
         eventually(lambda: depot.rank("engine-a") is None, LIMIT_SECONDS)
-        eventually(lambda: free_bytes() >= free + rank.mapped_bytes, LIMIT_SECONDS)
+        eventually(lambda: free_bytes() > free - rank.mapped_bytes // 2, LIMIT_SECONDS)
     with demo_engine(depot, "b") as (_, said):
         found = said("answered")
         assert 0 < found["matched_tokens"] == stored["stored_tokens"]
@@ -178,7 +184,6 @@ def test_the_gpu_tells_the_steps_of_each_transfer(
     spare.ask("attach", address=depot.address, instance_id="spare")
     spare.ask("store", seed=2)
     assert spare.ask("finds", seed=2) == PROMPT_TOKENS
-    spare.ask("detach")
 
     whole, parts = "kvdepot_transfer_duration_seconds", "kvdepot_transfer_step_duration_seconds"
     ended = {"backend": backend, "outcome": "ok"}
@@ -220,7 +225,6 @@ def test_a_store_copies_what_comes_before_its_event(depot: ServiceDepot, spare: 
     spare.ask("attach", address=depot.address, instance_id="spare")
     assert spare.ask("store_late", seed=10, seconds=0.5) > 0.25
     assert spare.ask("finds", seed=10) == PROMPT_TOKENS
-    spare.ask("detach")
 
 
 # Engines and depots that end
@@ -231,28 +235,30 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 ) -> None:
     from kvdepot.v1.cache_pb2 import OPERATION_KIND_RETRIEVE, OUTCOME_CANCELLED
 
-    before, victims, cut = depot.held, engines[2:], set()
-    victims[0].ask("attach", address=depot.address, instance_id="victim")
-    for number, delay_seconds in enumerate(DELAYS_SECONDS):
-        victim, successor = victims[number], [*victims, spare][number + 1]
+    before, stored, cut = depot.held, list[int](), set()
+    for number, (victim, delay_seconds) in enumerate(zip(engines[2:], DELAYS_SECONDS, strict=True)):
+        free = free_bytes()
+        attach_again(depot, victim, stored)
         victim.order(("store_on_and_on", "retrieve_on_and_on")[number % 2], first_seed=100 * (number + 1))
         wait_until_blocks_move(depot, victim)
         witness.order("finds_leased")
         time.sleep(delay_seconds)
-        free = free_bytes()
         victim.kill()
         wait_until_all_is_given_back(depot, before, free)
         witness.answer()
+        stored = victim.stored[-LAST_STORES:]
         operations = depot.client.get_session("victim", "session").session.operations
         cut |= {operation.kind for operation in operations if operation.outcome == OUTCOME_CANCELLED}
-
-        successor.ask("attach", address=depot.address, instance_id="victim")
-        for seed in victim.stored[-LAST_STORES:]:
-            assert successor.ask("finds", seed=seed) == PROMPT_TOKENS
-        witness.ask("finds_leased")
-    spare.ask("detach")
+    attach_again(depot, spare, stored)
     # Stores are often done before the depot learns of the engine's death: Linux closes its connection late.
     assert OPERATION_KIND_RETRIEVE in cut, "no engine was killed in the middle of a transfer"
+
+
+def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) -> None:
+    """Attaches an engine in the place of the one that was killed: it finds the prompts that this one had stored."""
+    engine.ask("attach", address=depot.address, instance_id="victim")
+    for seed in stored:
+        assert engine.ask("finds", seed=seed) == PROMPT_TOKENS
 
 
 def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
@@ -261,8 +267,8 @@ def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
 
 
 def wait_until_all_is_given_back(depot: ServiceDepot, before: tuple[int, int, int, int], free: int) -> None:
-    """Waits until the depot holds what it held before, and the GPU has the victim's memory again."""
-    eventually(lambda: depot.held == before and free_bytes() >= free + BUFFER_BYTES, LIMIT_SECONDS)
+    """Waits until the depot holds what it held before the victim came, and the GPU has the victim's memory again."""
+    eventually(lambda: depot.held == before and free_bytes() > free - BUFFER_BYTES // 2, LIMIT_SECONDS)
 
 
 def test_a_depot_that_is_stopped_while_blocks_move_ends_well_and_says_so(
@@ -279,7 +285,6 @@ def test_a_depot_that_is_stopped_while_blocks_move_ends_well_and_says_so(
         spare.answer()
     assert ended.value.name == "DepotError"
     assert ended.value.reason in ("DRAINING", "DETACHED", "UNREACHABLE")  # the last, if it called after the end
-    spare.ask("detach")
 
 
 # What is refused
@@ -316,7 +321,7 @@ def test_regions_that_are_not_what_is_said_are_refused(
         for region in regions if name == "device_uuid" else regions[-1:]:
             setattr(region if name == "size_bytes" else region.cuda_ipc, name, value)
     with pytest.raises(DepotError) as refused:
-        depot.client.attach(instance_id="liar", model_name="model", groups=[group], regions=regions)
+        depot.client.attach(instance_id="liar", model_name="model", groups=[group], regions=regions).close()
     assert refused.value.reason == reason
 
 
