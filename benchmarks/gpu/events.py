@@ -21,7 +21,7 @@ ROUNDS_FACTOR = 4
 
 
 class UntimedDevice:
-    """A device whose events can be waited for and have no times."""
+    """A device with events that can be waited for, but have no times."""
 
     def __init__(self, device: CudaDevice) -> None:
         import cupy

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -45,6 +45,8 @@ def populating(opened: Rig) -> Figure:
         while arena.populated_bytes < size_bytes and time.monotonic() < end:
             time.sleep(0.001)
         arena.stop_populating()
+        if arena.populated_bytes < size_bytes:
+            raise RuntimeError(f"only {arena.populated_bytes} of {size_bytes} bytes of L1 could be populated")
 
     return _seconds_for(f"make the pages of {size_bytes / 2**30:.3g} GiB of L1", seconds_of(populate), size_bytes)
 
@@ -53,16 +55,16 @@ def registering(opened: Rig) -> Iterator[Figure]:
     """Registers L1 in a thread. One-chunk stores into a part that is registered go on meanwhile."""
     size_bytes = len(opened.arena.view)
     backend = CudaBackend(opened.arena.view, opened.runtime, CudaSettings(route=RouteName.STAGED))
-    with opened.buffer(backend, RUN_KIB) as buffer:
+    with ThreadPoolExecutor(1) as thread, opened.buffer(backend, RUN_KIB) as buffer:
         store = partial(finish, starts_of(backend, buffer, SMALL_TOKENS)["store"])
         (idle,) = in_turns(20, store)
-        registered = threading.Thread(target=backend.register, args=(0, size_bytes))
-        begin = time.perf_counter()
         slow: list[float] = []
-        registered.start()
-        while not slow or registered.is_alive():
+        begin = time.perf_counter()
+        registered = thread.submit(backend.register, 0, size_bytes)
+        while not slow or not registered.done():
             slow.append(seconds_of(store))
         seconds = time.perf_counter() - begin
+        registered.result()
     backend.close()
     yield _seconds_for(f"register {size_bytes / 2**30:.3g} GiB of L1 with CUDA", seconds, size_bytes)
     yield Figure(

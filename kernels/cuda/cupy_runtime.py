@@ -26,11 +26,11 @@ def cuda_available() -> str | None:
     """What is missing for blocks to be moved on a GPU; None if nothing is."""
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # a CuPy that is not whole raises anything
         return f"CuPy can't be imported: {error}"
     try:
         return None if cupy.cuda.runtime.getDeviceCount() else "no CUDA device is visible"
-    except RuntimeError as error:
+    except Exception as error:
         return f"no CUDA device can be used: {error}"
 
 

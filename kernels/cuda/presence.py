@@ -21,18 +21,22 @@ class CudaPresence:
 
 
 def cuda_presence() -> CudaPresence:
-    """Asks CuPy, which asks the driver; a device is looked at and not used."""
+    """Asks CuPy, which asks the driver; a device is looked at and not used.
+
+    Each question is asked on its own: a CuPy that is not whole raises anything, AttributeError too.
+    """
     try:
         import cupy
-    except ImportError as error:
+
+        version, runtime = str(cupy.__version__), cupy.cuda.runtime
+    except Exception as error:
         return CudaPresence(why_no_cupy=str(error), why_no_devices="CuPy is missing", why_no_nvrtc="CuPy is missing")
-    runtime = cupy.cuda.runtime
     devices, why_no_devices = _devices(runtime)
     nvrtc_version, why_no_nvrtc = _nvrtc()
     return CudaPresence(
-        cupy_version=cupy.__version__,
-        runtime_version=runtime.runtimeGetVersion(),
-        driver_version=runtime.driverGetVersion(),
+        cupy_version=version,
+        runtime_version=_version(runtime, "runtimeGetVersion"),
+        driver_version=_version(runtime, "driverGetVersion"),
         devices=devices,
         why_no_devices=why_no_devices,
         nvrtc_version=nvrtc_version,
@@ -40,10 +44,17 @@ def cuda_presence() -> CudaPresence:
     )
 
 
+def _version(runtime: Any, name: str) -> int:
+    try:
+        return int(getattr(runtime, name)())
+    except Exception:
+        return 0
+
+
 def _devices(runtime: Any) -> tuple[tuple[str, ...], str]:
     try:
         found = [runtime.getDeviceProperties(ordinal) for ordinal in range(runtime.getDeviceCount())]
-    except RuntimeError as error:
+    except Exception as error:
         return (), str(error)
     names = tuple(
         f"{each['name'].decode(errors='replace')} (compute capability {each['major']}.{each['minor']})"
@@ -58,6 +69,6 @@ def _nvrtc() -> tuple[str, str]:
         from cupy_backends.cuda.libs import nvrtc
 
         major, minor = nvrtc.getVersion()
-    except Exception as error:  # a CuPy that is not whole raises anything here, AttributeError too
+    except Exception as error:
         return "", str(error)
     return f"{major}.{minor}", ""

@@ -21,6 +21,16 @@ def python_path() -> str:
     return os.pathsep.join([str(CLIENTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def end_process(process: subprocess.Popen[str]) -> None:
+    """Kills a process that is given orders over pipes, and closes the pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # an order may be left that was not sent
+                pipe.close()
+
+
 class EngineProcess:
     """Runs `owner.py` with ``variables`` in its environment.
 
@@ -69,8 +79,4 @@ class EngineProcess:
 
     def close(self) -> None:
         """Ends the process, and its pipes."""
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # an order may be left that was not sent
-                    pipe.close()
+        end_process(self._process)

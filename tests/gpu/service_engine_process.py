@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from service.commands.processes import REPOSITORY
+from tests.gpu.engine_process import end_process
 
 LIMIT_SECONDS = 60.0
 
@@ -74,9 +75,7 @@ class ServiceEngine:
     def close(self) -> None:
         """Ends the process, and its pipes."""
         self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        end_process(self._process)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

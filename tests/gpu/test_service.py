@@ -65,7 +65,7 @@ def engines(packages: None) -> Iterator[list[ServiceEngine]]:
 
 @pytest.fixture(scope="module")
 def expandable(packages: None) -> Iterator[ServiceEngine]:
-    """An engine whose torch maps memory piece by piece."""
+    """An engine with expandable segments: torch maps its memory piece by piece."""
     engine = ServiceEngine(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
     yield engine
     engine.close()

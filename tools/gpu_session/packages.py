@@ -20,6 +20,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 LIMIT_BYTES = 48 << 20
 """A machine that is lent takes a tree of some tens of MiB."""
 
+PIP_SECONDS = 120.0
+
 ON_THE_MACHINE = ("numpy", "torch")
 """Every machine with a GPU has these, made for its CUDA and large."""
 
@@ -67,7 +69,10 @@ def install(wheels: Sequence[Path], target: Path) -> None:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise PackagesUnavailable(f"pip takes longer than {PIP_SECONDS:g} s") from error
     if done.returncode != 0:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise PackagesUnavailable(last)

@@ -71,7 +71,7 @@ STEPS: tuple[Step, ...] = (
         "tests/gpu",
         "--ignore=tests/gpu/test_service.py",
     ),
-    # The first test starts a dozen processes, most of which import torch.
+    # The first test starts a dozen processes. Most of them import torch.
     _tests("service", "the real server with real engines", 150, "tests/gpu/test_service.py", test_seconds=100),
     _tests("memcheck", "the kernels under memcheck", 90, *_SHORT_KERNELS, sanitizer="memcheck"),
     _figures("routes", "both routes beside the link, runs of 4 to 64 KiB", 75),

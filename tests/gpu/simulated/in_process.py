@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tests.gpu.engine_process import end_process
 from tests.gpu.simulated.card import compile_driver
 
 NUM_DEVICES = 2
@@ -82,10 +83,7 @@ class SmallOwner:
 
     def close(self) -> None:
         """Ends the process, and its pipes."""
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        end_process(self._process)
 
     def _answer(self) -> list[str]:
         assert self._process.stdout is not None

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from kernels import backends
 from kernels.backends import Backends
 from kernels.cuda import cupy_runtime
+from kernels.cuda.presence import cuda_presence
 from kernels.cuda.runtime import canonical_uuid
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendUnavailable, GeometryError
@@ -108,6 +110,16 @@ def test_a_machine_without_cupy_is_told_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert cupy_runtime.cuda_available() == "CuPy can't be imported: No module named 'cupy'"
     with pytest.raises(BackendUnavailable, match="CuPy"):
         cupy_runtime.CupyRuntime()
+
+
+def test_a_cupy_that_is_not_whole_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))  # as a folder of that name is
+    assert cupy_runtime.cuda_available() == "no CUDA device can be used: module 'cupy' has no attribute 'cuda'"
+    with pytest.raises(BackendUnavailable, match="has no attribute 'cuda'"):
+        cupy_runtime.CupyRuntime()
+    found = cuda_presence()
+    assert (found.cupy_version, found.devices) == ("", ())
+    assert "has no attribute" in found.why_no_cupy
 
 
 @pytest.mark.skipif(HAS_DEVICE, reason="there is a device")

@@ -1,4 +1,4 @@
-"""The layer under torch: tensors on "cuda" are tensors of the CPU whose memory is the simulated card's."""
+"""The layer under torch: a tensor on "cuda" is a CPU tensor in the memory of the simulated card."""
 
 import torch
 
