@@ -66,10 +66,11 @@ class Engine:
         """Has the GPU write a prompt's KV some time after now, and stores it at once: how many seconds that took."""
         blocks = self._blocks()
         self._put(seed + 1, blocks)
+        on_device = blocks.to("cuda")  # a copy from ordinary memory waits for all that the GPU has been given
         torch.cuda.synchronize()
         sleep: Any = torch.cuda._sleep
         sleep(int(seconds * 1.5e9))  # cycles of a clock that has about so many a second
-        self._put(seed, blocks)
+        self._put(seed, on_device)
         begin = time.monotonic()
         self._store(seed, blocks, self._new_event())
         return time.monotonic() - begin

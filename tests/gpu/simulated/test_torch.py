@@ -70,7 +70,16 @@ event.record()
 assert not event.query() and time.monotonic() < begin + 0.2
 assert not any(seen)
 assert target.sum().item() == 16 and time.monotonic() >= begin + 0.3
-event.synchronize()
+for copy in (lambda: torch.ones(2).to("cuda"), lambda: torch.ones(2).cuda(), lambda: target[0].copy_(torch.ones(4))):
+    begin = time.monotonic()
+    torch.cuda._sleep(int(0.1 * 1.5e9))
+    copy()
+    assert time.monotonic() >= begin + 0.1, "a copy from ordinary memory waits for what comes before it"
+begin = time.monotonic()
+torch.cuda._sleep(int(0.3 * 1.5e9))
+torch.ones(2).pin_memory().to("cuda", non_blocking=True)
+assert time.monotonic() < begin + 0.2
+torch.cuda.synchronize()
 try:
     torch.cuda._sleep(int(0.1 * 1.5e9)); target.copy_(torch.zeros(5, 5, device="cuda"))
 except RuntimeError:

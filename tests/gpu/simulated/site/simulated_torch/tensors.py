@@ -102,6 +102,12 @@ def _address(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
+def _wait_as_a_copy_does(source, non_blocking=False):
+    """A copy between the host and the card returns when it is done, unless the memory is pinned and it need not be."""
+    if not is_on_card(source) and not (non_blocking and _is_pinned(source)):
+        line.wait()
+
+
 def _wait_for_values_of(arguments):
     if line.is_busy and any(is_on_card(each) and line.writes_to(_address(each)) for each in arguments):
         line.wait()
@@ -123,6 +129,7 @@ def _get_device(tensor):
 
 
 def _cuda(tensor, *args, **kwargs):
+    _wait_as_a_copy_does(tensor, kwargs.get("non_blocking", False))
     return to_card(tensor)
 
 
@@ -138,6 +145,7 @@ def _to(tensor, *args, **kwargs):
     else:  # the device of another tensor, or a type alone
         wants_card = is_on_card(target if isinstance(target, torch.Tensor) else tensor)
     if wants_card:
+        _wait_as_a_copy_does(tensor, kwargs.get("non_blocking", False))
         _wait_for_values_of([tensor])
     else:
         line.wait()
@@ -197,6 +205,8 @@ class OnCard(TorchFunctionMode):
         if line.is_busy and func.__name__ not in _TOUCH_NO_VALUES:
             if _is_in_place(func) and arguments and all(is_on_card(each) or _is_pinned(each) for each in arguments):
                 return self._do_later(func, args, kwargs)
+            if func is torch.Tensor.copy_:
+                _wait_as_a_copy_does(args[1], kwargs.get("non_blocking", False))
             _wait_for_values_of(arguments)
         result = func(*args, **kwargs)
         return _result_on_card(result, arguments) if on_card else result
