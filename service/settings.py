@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     cuda_route: CudaRoute = Field(CudaRoute.AUTO, description="how a GPU's blocks move: auto, staged or zero-copy")
     cuda_staging_size: Size = Field(8 << 20, ge=1 << 20, le=1 << 30, description="bytes of one staging buffer on a GPU")
     cuda_staging_slots: int = Field(8, ge=2, le=64, description="staging buffers of an attachment, in each direction")
-    cuda_max_ctas: int = Field(16, ge=1, le=1024, description="the most CTAs of a GPU that a copy takes")
+    cuda_max_ctas: int = Field(32, ge=1, le=1024, description="the most CTAs of a GPU that a copy takes")
     cuda_over_tcp: bool = Field(False, description="take CUDA handles from clients that came over TCP")
     lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS, description="how long a lease protects chunks, such as 60s")
     session_idle_timeout: Seconds = Field(

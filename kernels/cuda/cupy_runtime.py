@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from kernels.cuda import driver
-from kernels.cuda.kernel import BlockCopy, BlockKernels
+from kernels.cuda.block_kernels import BlockKernels
+from kernels.cuda.kernel import BlockCopy
 from kernels.cuda.runtime import Address, CudaError, Event, Stream, canonical_uuid
 from kernels.errors import BackendUnavailable
 
@@ -51,12 +52,10 @@ class CupyDevice:
     """A device by its ordinal. Every call makes it the calling thread's current one, which is a cheap thing to do."""
 
     def __init__(self, cupy: Any, ordinal: int) -> None:
-        self._cupy = cupy
         self._runtime = cupy.cuda.runtime
         self._ordinal = ordinal
         self._kernels: BlockKernels | None = None
         self._lock = threading.Lock()
-        self._streams: dict[Stream, Any] = {}
         self.uuid = canonical_uuid(driver.device_uuid(ordinal))
         attribute = self._runtime.cudaDevAttrCanUseHostPointerForRegisteredMem
         self.kernels_reach_host = bool(self._runtime.deviceGetAttribute(attribute, ordinal))
@@ -77,13 +76,10 @@ class CupyDevice:
     @_call
     def new_stream(self) -> Stream:
         self.use()
-        stream = Stream(self._runtime.streamCreateWithPriority(self._runtime.streamNonBlocking, _HIGHEST_PRIORITY))
-        self._streams[stream] = self._cupy.cuda.ExternalStream(stream, self._ordinal)
-        return stream
+        return Stream(self._runtime.streamCreateWithPriority(self._runtime.streamNonBlocking, _HIGHEST_PRIORITY))
 
     @_call
     def destroy_stream(self, stream: Stream) -> None:
-        del self._streams[stream]
         self.use()
         self._runtime.streamDestroy(stream)
 
@@ -153,12 +149,12 @@ class CupyDevice:
     @_call
     def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self.use()
-        self._loaded().gather(copy, max_ctas, self._streams[stream])
+        self._loaded().gather(copy, max_ctas, stream)
 
     @_call
     def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
         self.use()
-        self._loaded().scatter(copy, max_ctas, self._streams[stream])
+        self._loaded().scatter(copy, max_ctas, stream)
 
     @_call
     def open_memory(self, handle: bytes) -> Address:

@@ -1,4 +1,4 @@
-"""Calls of the CUDA driver that CuPy lacks, or makes with the GIL held although they may wait for a device.
+"""Calls of the CUDA driver that CuPy lacks, makes slowly, or makes with the GIL held although they may wait for a GPU.
 
 Opening and closing what another process shares can wait for all that the device has been given to do. ctypes lets go of
 the GIL meanwhile.
@@ -10,7 +10,8 @@ import ctypes
 import functools
 import uuid
 
-from kernels.cuda.runtime import HANDLE_BYTES, Address, CudaError, Event
+from kernels.cuda.kernel import BlockCopy
+from kernels.cuda.runtime import HANDLE_BYTES, Address, CudaError, Event, Stream
 
 # From cuda.h.
 _LAZY_ENABLE_PEER_ACCESS = 1
@@ -64,6 +65,21 @@ def open_event(handle: bytes) -> Event:
 def destroy_event(event: Event) -> None:
     """Lets go of an event."""
     _call("cuEventDestroy_v2", ctypes.c_void_p(event))
+
+
+def launch(function: int, num_ctas: int, threads_per_cta: int, argument: BlockCopy, stream: Stream) -> None:
+    """Starts a kernel that takes one structure by value; the driver copies it before this returns."""
+    one, nothing = ctypes.c_uint(1), ctypes.c_void_p()
+    _call(
+        "cuLaunchKernel",
+        ctypes.c_void_p(function),
+        *(ctypes.c_uint(num_ctas), one, one),
+        *(ctypes.c_uint(threads_per_cta), one, one),
+        ctypes.c_uint(0),
+        ctypes.c_void_p(stream),
+        (ctypes.c_void_p * 1)(argument.ctypes.data),
+        nothing,
+    )
 
 
 def _call(name: str, *arguments: object) -> None:

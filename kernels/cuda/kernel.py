@@ -1,16 +1,14 @@
-"""The CUDA kernels that copy blocks: their source, what a launch of them is told, and how they are loaded."""
+"""The CUDA kernels that copy blocks: their source, and what a launch of them is told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.address_plan import GroupPlan, Loop
-from kernels.errors import BackendUnavailable
 
 THREADS_PER_CTA = 512
 """As the kernels' launch bounds say."""
@@ -132,37 +130,3 @@ def num_vectors(copy: BlockCopy) -> int:
     per_run = int(at["run_bytes"]) // int(at["access_bytes"])
     per_block = per_run * int(at["outer"]["count"]) * int(at["inner"]["count"])
     return per_block * int(at["num_blocks"]) * int(at["num_planes"])
-
-
-class BlockKernels:
-    """Gather and scatter, compiled and loaded for the device that was current; it is again when they are launched.
-
-    Compiling takes about a second, unless the result is in CuPy's cache (``CUPY_CACHE_DIR``).
-
-    Raises:
-        BackendUnavailable: CuPy, NVRTC or a device is missing, or they don't fit each other.
-    """
-
-    def __init__(self) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise BackendUnavailable(f"CuPy can't be imported: {error}") from error
-        try:
-            module = cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
-            self._gather, self._scatter = (module.get_function(name) for name in ("gather_blocks", "scatter_blocks"))
-        except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
-            raise BackendUnavailable(f"the CUDA kernels can't be loaded: {error}") from error
-
-    def gather(self, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
-        """Starts to copy blocks into chunks, on a stream of CuPy's."""
-        _launch(self._gather, copy, max_ctas, stream)
-
-    def scatter(self, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
-        """Starts to copy chunks into blocks, on a stream of CuPy's."""
-        _launch(self._scatter, copy, max_ctas, stream)
-
-
-def _launch(kernel: Any, copy: BlockCopy, max_ctas: int, stream: Any) -> None:
-    with stream:
-        kernel((num_ctas(copy, max_ctas),), (THREADS_PER_CTA,), (copy,))

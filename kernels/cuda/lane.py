@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kernels.cuda.routes import Batch, Marks, Moves, Route, StepEvents
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
 from kernels.cuda.step_clock import StepClock
-from kernels.cuda.steps import Step, steps
+from kernels.cuda.steps import Step, num_steps, steps
 from kernels.cuda.tables import Table
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import TransferFailed
@@ -26,7 +26,8 @@ class _Loaded:
 
     table: Table
     batch: Batch
-    steps: deque[Step]
+    steps: Iterator[Step]
+    num_to_issue: int
     num_in_flight: int = 0
 
 
@@ -181,12 +182,14 @@ class CudaLane:
         table = self._free_tables.pop()
         moves, running.rest = running.rest[: self._moves_per_table], running.rest[self._moves_per_table :]
         batch = self._route.load(moves, table)
-        running.loaded = _Loaded(table, batch, deque(steps(len(moves), self._route.parts, self._route.chunks_per_step)))
+        cut = (len(moves), self._route.parts, self._route.chunks_per_step)
+        running.loaded = _Loaded(table, batch, steps(*cut), num_steps(*cut))
         return running.loaded
 
     def _issue(self, running: _Running, loaded: _Loaded) -> None:
-        step, events = loaded.steps.popleft(), self._free_events.popleft()
-        if not loaded.steps:
+        step, events = next(loaded.steps), self._free_events.popleft()
+        loaded.num_to_issue -= 1
+        if not loaded.num_to_issue:
             running.loaded = None
         is_first, running.is_begun = not running.is_begun, True
         self._route.issue(step, loaded.batch, [Marks(begin if is_first else None, end) for begin, end in events])
@@ -206,7 +209,7 @@ class CudaLane:
         self._note_times(oldest)
         self._issued.popleft()
         self._free_events.append(oldest.events)
-        if not oldest.loaded.num_in_flight and not oldest.loaded.steps:
+        if not oldest.loaded.num_in_flight and not oldest.loaded.num_to_issue:
             self._free_tables.append(oldest.loaded.table)
         return True
 

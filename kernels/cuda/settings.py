@@ -24,8 +24,8 @@ class CudaSettings:
 
     route: RouteName | None = None
     typical_tokens: int = 2_048
-    staging_bytes: int = 8 << 20
-    staging_slots: int = 8
+    staging_bytes: int = 16 << 20
+    staging_slots: int = 4
     steps_ahead: int = 32
-    max_ctas: int = 16
-    pin_bytes: int = 64 << 20
+    max_ctas: int = 32
+    pin_bytes: int = 16 << 20

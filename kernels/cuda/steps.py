@@ -54,6 +54,11 @@ def steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> Iterat
             yield Step(range(first, min(first + chunks_per_step, num_moves)), part)
 
 
+def num_steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> int:
+    """How many `steps` there are."""
+    return -(-num_moves // chunks_per_step) * len(parts)
+
+
 def touched_bytes(part: Part, plans: Sequence[GroupPlan], num_blocks: Sequence[int]) -> list[tuple[int, int]]:
     """Where the last ``num_blocks`` of each group's planes begin and end in a part; what meets is one."""
     ranges: list[tuple[int, int]] = []

@@ -16,7 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.cuda import kernel as cuda_kernel
-from kernels.cuda.kernel import BLOCK_COPY, THREADS_PER_CTA, BlockCopy, BlockKernels, num_ctas, num_vectors
+from kernels.cuda.block_kernels import BlockKernels
+from kernels.cuda.kernel import BLOCK_COPY, THREADS_PER_CTA, BlockCopy, num_ctas, num_vectors
+from kernels.cuda.runtime import Stream
 from tests.kernels.reference import address
 
 Memory = NDArray[Any]
@@ -154,7 +156,7 @@ class OnGpu:
         return int(at)
 
     def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
-        getattr(self._kernels, kernel)(copy, max_ctas, self._stream)
+        getattr(self._kernels, kernel)(copy, max_ctas, Stream(self._stream.ptr))
 
     def finish(self) -> None:
         self._stream.synchronize()

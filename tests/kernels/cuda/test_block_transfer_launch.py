@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.address_plan import GroupPlan, Loop
+from kernels.cuda import driver
 from kernels.cuda import kernel as cuda_kernel
-from kernels.cuda.kernel import BLOCK_COPY, BlockCopy, BlockKernels, access_bytes, block_copy, num_ctas, num_vectors
+from kernels.cuda.block_kernels import BlockKernels
+from kernels.cuda.kernel import BLOCK_COPY, BlockCopy, access_bytes, block_copy, num_ctas, num_vectors
+from kernels.cuda.runtime import Stream
 from kernels.errors import BackendUnavailable
 from tests.kernels.cuda.machines import FIELDS, library
 
@@ -176,42 +179,32 @@ def test_the_source_has_one_text_and_says_which_file_a_line_is_of() -> None:
     assert "#include" not in source
 
 
-class RecordingCuPy:
-    """Stands in for CuPy: kernels that note how they are called, on which stream."""
+class FakeCuPy:
+    """Stands in for CuPy: it compiles nothing, and a kernel's address is its place in ``NAMES``."""
+
+    NAMES = ("", "gather_blocks", "scatter_blocks")
 
     def __init__(self) -> None:
-        self.calls: list[tuple[object, ...]] = []
         self.code = ""
-        self._streams: list[object] = []
         self.cuda = SimpleNamespace(compiler=SimpleNamespace(CompileException=KeyError))
 
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> Any:
         self.code = code
-
-        def get_function(name: str) -> Any:
-            return lambda grid, block, args: self.calls.append((name, grid, block, args, *self._streams))
-
-        return SimpleNamespace(get_function=get_function)
-
-    def __enter__(self) -> None:
-        self._streams.append("stream")
-
-    def __exit__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
-        self._streams.pop()
+        return SimpleNamespace(
+            get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=self.NAMES.index(name)))
+        )
 
 
 def test_a_launch_goes_to_its_stream_with_a_capped_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy = RecordingCuPy()
+    cupy, launched = FakeCuPy(), []
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(driver, "launch", lambda function, *others: launched.append((cupy.NAMES[function], *others)))
     kernels = BlockKernels()
-    copy = copy_of(plan_of(WIDE), num_blocks=2**20)
-    kernels.gather(copy, 12, cupy)
-    kernels.scatter(copy, 16, cupy)
+    copy, stream = copy_of(plan_of(WIDE), num_blocks=2**20), Stream(77)
+    kernels.gather(copy, 12, stream)
+    kernels.scatter(copy, 16, stream)
     assert cupy.code == cuda_kernel.source()
-    assert cupy.calls == [
-        ("gather_blocks", (12,), (512,), (copy,), "stream"),
-        ("scatter_blocks", (16,), (512,), (copy,), "stream"),
-    ]
+    assert launched == [("gather_blocks", 12, 512, copy, stream), ("scatter_blocks", 16, 512, copy, stream)]
 
 
 def test_without_cupy_the_kernels_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

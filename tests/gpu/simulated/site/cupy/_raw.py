@@ -58,11 +58,19 @@ class RawModule:
         return library
 
 
+class _Function:
+    """A kernel as the driver has it."""
+
+    def __init__(self, ptr):
+        self.ptr = ptr
+
+
 class _Kernel:
     """Launches a kernel on the stream that this thread has entered."""
 
     def __init__(self, function):
         self._function = function
+        self.kernel = _Function(function.value)
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         (argument,) = args
