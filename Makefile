@@ -74,7 +74,7 @@ image: ## build the images kvdepot:VERSION, for CPUs, and kvdepot:VERSION-cuda
 gpu-wheels: ## fetch the packages that a machine with a GPU lacks, to carry them there: build/gpu-wheels
 	@$(PYTHON) -m tools.gpu_session.packages build/gpu-wheels --python $(GPU_PYTHON_VERSION)
 
-gpu-session: ## prove and measure everything on a GPU, in eight minutes: OUT=folder, STEPS="routes small" for some of it
+gpu-session: ## prove and measure everything on a GPU, in eight minutes: OUT=folder, STEPS="runs small" for some of it
 	@$(GPU_PYTHON) -m tools.gpu_session --out $(OUT) $(if $(STEPS),--steps $(STEPS))
 
 gpu-dry-run: $(VENV)/.installed-demo ## run every step of the GPU session on a simulated card

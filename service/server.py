@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendUnavailable
 from kvdepot.v1 import (
     admin_pb2,
@@ -214,7 +214,6 @@ class Server:
 
 def _cuda_settings(settings: Settings) -> CudaSettings:
     return CudaSettings(
-        route=None if settings.cuda_route == "auto" else RouteName(f"cuda-{settings.cuda_route}"),
         staging_bytes=settings.cuda_staging_size,
         staging_slots=settings.cuda_staging_slots,
         max_ctas=settings.cuda_max_ctas,

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 from yaml import YAMLError
 
+from kernels.cuda.settings import CudaSettings
 from service.arena import HugePages
 from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
@@ -36,19 +37,13 @@ def _one_or_list(value: object) -> object:
     return value
 
 
+CUDA = CudaSettings()
+
 SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
 DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | SizeText)]
 Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-
-
-class CudaRoute(StrEnum):
-    """How a GPU's blocks move."""
-
-    AUTO = "auto"
-    STAGED = "staged"
-    ZERO_COPY = "zero-copy"
 
 
 class LogFormat(StrEnum):
@@ -101,10 +96,13 @@ class Settings(BaseSettings):
     l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: none, transparent or reserved")
     chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
     transfer_threads: int = Field(2, ge=1, le=256, description="threads that move bytes, for each direction")
-    cuda_route: CudaRoute = Field(CudaRoute.AUTO, description="how a GPU's blocks move: auto, staged or zero-copy")
-    cuda_staging_size: Size = Field(8 << 20, ge=1 << 20, le=1 << 30, description="bytes of one staging buffer on a GPU")
-    cuda_staging_slots: int = Field(8, ge=2, le=64, description="staging buffers of an attachment, in each direction")
-    cuda_max_ctas: int = Field(32, ge=1, le=1024, description="the most CTAs of a GPU that a copy takes")
+    cuda_staging_size: Size = Field(
+        CUDA.staging_bytes, ge=1 << 20, le=1 << 30, description="bytes of one staging buffer on a GPU"
+    )
+    cuda_staging_slots: int = Field(
+        CUDA.staging_slots, ge=2, le=64, description="staging buffers of an attachment, in each direction"
+    )
+    cuda_max_ctas: int = Field(CUDA.max_ctas, ge=1, le=1024, description="the most CTAs of a GPU that a copy takes")
     cuda_over_tcp: bool = Field(False, description="take CUDA handles from clients that came over TCP")
     lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS, description="how long a lease protects chunks, such as 60s")
     session_idle_timeout: Seconds = Field(

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from benchmarks.gpu import ctas, events, long, routes, slowdown, small, unmapping
+from benchmarks.gpu import ctas, events, long, runs, slowdown, small, unmapping
 from benchmarks.gpu.sizes import FULL, QUICK, Sizes
 from kernels.cuda.cupy_runtime import cuda_available
 
 MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
-    "routes": routes.measure,
+    "runs": runs.measure,
     "small": small.measure,
     "slowdown": slowdown.measure,
     "long": long.measure,

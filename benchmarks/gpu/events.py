@@ -13,7 +13,7 @@ from benchmarks.figures import Figure
 from benchmarks.gpu.rig import Rig, finish, in_turns, starts_of
 from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
 from kernels.cuda.runtime import CudaDevice, CudaRuntime, Event
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 
 RUN_KIB = 64
 BLOCKS = 3
@@ -71,8 +71,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 def medians_of(opened: Rig, runtime: CudaRuntime, num_tokens: int) -> dict[str, float]:
     """The median seconds of each case, of a backend of its own: L1 can be registered by one at a time."""
-    settings = CudaSettings(route=RouteName.STAGED)
-    with opened.backend(settings, runtime=runtime) as backend, opened.buffer(backend, RUN_KIB) as buffer:
+    with opened.backend(CudaSettings(), runtime=runtime) as backend, opened.buffer(backend, RUN_KIB) as buffer:
         return {
             case: statistics.median(*in_turns(ROUNDS_FACTOR * opened.sizes.rounds, partial(finish, starts)))
             for case, starts in starts_of(backend, buffer, num_tokens).items()

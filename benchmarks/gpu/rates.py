@@ -10,7 +10,7 @@ from benchmarks.gpu.link import Link
 from benchmarks.gpu.rig import Start, finish, in_turns
 
 GOALS = {"store": Goal(at_least=0.95), "retrieve": Goal(at_least=0.95), "both": Goal(at_least=0.9)}
-"""Of the link, with 16 CTAs at most."""
+"""Of the link."""
 
 LIMITS = {"store": "one pinned copy", "retrieve": "one pinned copy", "both": "pinned copies both ways at once"}
 

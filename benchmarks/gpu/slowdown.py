@@ -9,7 +9,7 @@ from contextlib import closing
 from benchmarks.figures import Figure, Goal
 from benchmarks.gpu.rig import Rig, Start, finish, starts_of
 from benchmarks.gpu.sizes import Sizes
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 
 RUN_KIB = 4
 """The shortest runs make the kernels work most."""
@@ -20,13 +20,13 @@ GOAL = Goal(at_most=1.05)
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """The time of one product beside transfers, to its time alone; and the transfers' rate meanwhile."""
-    with closing(Rig(sizes, sizes.tokens)) as opened:
-        for route in RouteName:
-            settings = CudaSettings(route=route)
-            with opened.backend(settings) as backend, opened.buffer(backend, RUN_KIB) as buffer:
-                for case, starts in starts_of(backend, buffer, sizes.tokens).items():
-                    num_bytes = sizes.tokens * sizes.token_bytes
-                    yield from slowed(opened, f"{case}, {route}", starts, num_bytes, goal=GOAL)
+    with (
+        closing(Rig(sizes, sizes.tokens)) as opened,
+        opened.backend(CudaSettings()) as backend,
+        opened.buffer(backend, RUN_KIB) as buffer,
+    ):
+        for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+            yield from slowed(opened, case, starts, sizes.tokens * sizes.token_bytes, goal=GOAL)
 
 
 def slowed(

@@ -10,7 +10,7 @@ from benchmarks.figures import Figure, Goal
 from benchmarks.gpu.link import Link
 from benchmarks.gpu.rig import Rig, finish, in_turns, starts_of
 from benchmarks.gpu.sizes import SMALL_TOKENS, Sizes
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 
 LINK_SHARE, LATENCY_SECONDS = 1.3, 150e-6
 ROUNDS_FACTOR = 4
@@ -20,20 +20,20 @@ ROUNDS_FACTOR = 4
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Goal: 1.3 times the link's time and 150 µs at most."""
     num_bytes = SMALL_TOKENS * sizes.token_bytes
-    with closing(Rig(sizes, sizes.tokens)) as opened, closing(Link(opened, num_bytes)) as limit:
-        for route in RouteName:
-            with opened.backend(CudaSettings(route=route)) as backend:
-                for run_kib in sizes.run_kib:
-                    with opened.buffer(backend, run_kib) as buffer:
-                        for case, starts in starts_of(backend, buffer, SMALL_TOKENS).items():
-                            linked, moved = in_turns(
-                                ROUNDS_FACTOR * sizes.rounds, limit.copies[case], partial(finish, starts)
-                            )
-                            yield Figure(
-                                what=f"{case}, {route}, {SMALL_TOKENS} tokens, runs of {run_kib} KiB",
-                                unit="µs",
-                                values=[seconds * 1e6 for seconds in moved],
-                                beside="1.3 pinned copies and 150 µs",
-                                beside_values=[(LINK_SHARE * each + LATENCY_SECONDS) * 1e6 for each in linked],
-                                goal=Goal(at_most=1.0),
-                            )
+    with (
+        closing(Rig(sizes, sizes.tokens)) as opened,
+        closing(Link(opened, num_bytes)) as limit,
+        opened.backend(CudaSettings()) as backend,
+    ):
+        for run_kib in sizes.run_kib:
+            with opened.buffer(backend, run_kib) as buffer:
+                for case, starts in starts_of(backend, buffer, SMALL_TOKENS).items():
+                    linked, moved = in_turns(ROUNDS_FACTOR * sizes.rounds, limit.copies[case], partial(finish, starts))
+                    yield Figure(
+                        what=f"{case}, {SMALL_TOKENS} tokens, runs of {run_kib} KiB",
+                        unit="µs",
+                        values=[seconds * 1e6 for seconds in moved],
+                        beside="1.3 pinned copies and 150 µs",
+                        beside_values=[(LINK_SHARE * each + LATENCY_SECONDS) * 1e6 for each in linked],
+                        goal=Goal(at_most=1.0),
+                    )

@@ -12,7 +12,7 @@ from benchmarks.gpu.rig import TIMEOUT_SECONDS, Rig, group_of, scattered_moves, 
 from benchmarks.gpu.sizes import CHUNK_SIZE, Sizes
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 from kernels.geometry import CudaIpc, Region
 
 RUN_KIB = 64
@@ -26,7 +26,7 @@ QUEUED_TRANSFERS = 24
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """The time alone, while another attachment's blocks move, and while the engine computes."""
-    with closing(Rig(sizes, sizes.tokens)) as opened, opened.backend(CudaSettings(route=RouteName.STAGED)) as backend:
+    with closing(Rig(sizes, sizes.tokens)) as opened, opened.backend(CudaSettings()) as backend:
         victim = opened.engine.region("make", size_bytes=VICTIM_BYTES)
         with opened.buffer(backend, RUN_KIB) as other:
             conditions: dict[str, Callable[[], AbstractContextManager[None]]] = {

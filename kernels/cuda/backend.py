@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan, check_groups, plan_groups
+from kernels.address_plan import check_groups, plan_groups
 from kernels.cuda.buffer import CudaBuffer, Spawn, spawn_thread
-from kernels.cuda.calibration import Timing, largest, quicker_route, time_routes
 from kernels.cuda.ipc import ImportedMemory
 from kernels.cuda.l1 import PinnedL1
+from kernels.cuda.moves import Direction, Moves
 from kernels.cuda.resources import Resources
-from kernels.cuda.routes import Direction, Moves
 from kernels.cuda.runtime import HANDLE_BYTES, CudaDevice, CudaError, CudaRuntime, canonical_uuid
-from kernels.cuda.settings import CudaSettings, RouteName
-from kernels.cuda.steps import chunk_bytes
+from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferFailed
+from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.moves import checked_blocks
 from kernels.transfer import ChunkMove
@@ -52,8 +49,6 @@ class CudaBackend:
         self._l1 = PinnedL1(runtime, l1, self._settings.pin_bytes)
         self._imported = ImportedMemory()
         self._buffers: set[CudaBuffer] = set()
-        self._timings: dict[tuple[str, int], Mapping[RouteName, tuple[Timing, Timing]]] = {}
-        self._calibrating = threading.Lock()
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:
         """Registers a range of L1 with CUDA, which takes a while: call it in a thread, ahead of need.
@@ -86,9 +81,6 @@ class CudaBackend:
             undoing.callback(resources.close)
             try:
                 device.prepare()
-                route = self._choose_route(device, plans)
-                if route is RouteName.ZERO_COPY and not device.kernels_reach_host:
-                    raise BackendUnavailable("kernels can't reach the host's memory on this machine: no zero-copy")
                 bases = self._map(resources, regions)
                 addresses = [(bases[plan.regions] + plan.engine_offsets.astype(np.uint64)).ravel() for plan in plans]
                 mapped_bytes = sum(region.size_bytes for region in regions)
@@ -97,13 +89,12 @@ class CudaBackend:
                     plans,
                     addresses,
                     self._l1,
-                    route,
                     self._settings,
                     self._spawn,
                     mapped_bytes=mapped_bytes,
                     objects=frozenset(_allocation(region) for region in regions),
                 )
-            except (CudaError, TransferFailed) as error:
+            except CudaError as error:
                 raise BackendUnavailable(f"the device can't serve the attachment: {error}") from error
             undoing.pop_all()
         self._buffers.add(buffer)
@@ -174,20 +165,6 @@ class CudaBackend:
                 raise RegionUnavailable(f"regions[{index}] reaches beyond its allocation of {allocated_bytes} bytes")
             addresses.append(base + region.handle.offset_bytes)
         return np.array(addresses, dtype=np.uint64)
-
-    def _choose_route(self, device: CudaDevice, plans: Sequence[GroupPlan]) -> RouteName:
-        """What is set, or what is quicker. One attachment at a time measures: two would disturb each other."""
-        if self._settings.route is not None:
-            return self._settings.route
-        if not device.kernels_reach_host:
-            return RouteName.STAGED
-        plan = largest(plans)
-        with self._calibrating:
-            key = (device.uuid, plan.run_bytes)
-            if key not in self._timings:
-                self._timings[key] = time_routes(self._runtime, device, plan, self._settings, self._spawn)
-        tokens_per_chunk = plan.blocks_per_chunk * plan.block_size
-        return quicker_route(self._timings[key], self._settings.typical_tokens * chunk_bytes(plans) // tokens_per_chunk)
 
 
 def _allocation(region: Region) -> bytes:

@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from kernels.address_plan import GroupPlan
 from kernels.cuda.l1 import PinnedL1
 from kernels.cuda.lane import CudaLane
+from kernels.cuda.moves import Direction, Moves
 from kernels.cuda.resources import Resources
-from kernels.cuda.routes import Direction, Moves, Route
-from kernels.cuda.settings import CudaSettings, RouteName
-from kernels.cuda.staged import StagedRoute
+from kernels.cuda.settings import CudaSettings
+from kernels.cuda.staging_ring import StagingRing
 from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import chunk_bytes
 from kernels.cuda.tables import PlaneTables, Table, write_planes
 from kernels.cuda.transfer import CudaTransfer
-from kernels.cuda.zero_copy import ZeroCopyRoute
 from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
 
 logger = logging.getLogger(__name__)
@@ -56,13 +55,14 @@ class CudaBuffer:
     the buffer from then on.
     """
 
+    transfer_backend = "cuda"
+
     def __init__(
         self,
         resources: Resources,
         plans: Sequence[GroupPlan],
         plane_addresses: Sequence[NDArray[np.uint64]],
         l1: PinnedL1,
-        route: RouteName,
         settings: CudaSettings,
         spawn: Spawn,
         *,
@@ -72,7 +72,6 @@ class CudaBuffer:
         self.objects = objects
         self.plans = tuple(plans)
         self.chunk_bytes = chunk_bytes(plans)
-        self.transfer_backend = str(route)
         self.mapped_bytes = mapped_bytes
         self._resources = resources
         self._failure: TransferFailed | None = None
@@ -115,22 +114,18 @@ class CudaBuffer:
         settings: CudaSettings,
     ) -> CudaLane:
         resources = self._resources
-        route: Route
-        if self.transfer_backend == RouteName.STAGED:
-            route = StagedRoute(resources, direction, planes, l1, settings)
-        else:
-            route = ZeroCopyRoute(resources, direction, planes, l1, settings)
+        ring = StagingRing(resources, direction, planes, l1, settings)
         blocks_per_chunk = sum(plan.blocks_per_chunk for plan in self.plans)
         moves_per_table = max(1, min(TABLE_MOVES, TABLE_BLOCKS // blocks_per_chunk))
         num_words = 2 * moves_per_table * blocks_per_chunk
         return CudaLane(
             resources.device,
-            route,
-            StepClock(resources.device, route, resources.event()),
+            ring,
+            StepClock(resources.device, ring, resources.event()),
             tables=[Table(resources, num_words) for _ in range(NUM_TABLES)],
             moves_per_table=moves_per_table,
             step_events=[
-                tuple((resources.event(), resources.event()) for _ in route.works) for _ in range(settings.steps_ahead)
+                tuple((resources.event(), resources.event()) for _ in ring.works) for _ in range(settings.steps_ahead)
             ],
             on_failure=self._fail,
         )

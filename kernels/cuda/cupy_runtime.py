@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # From the CUDA headers; CuPy has no names for them.
-_HOST_REGISTER_PORTABLE_MAPPED = 1 | 2
+_HOST_REGISTER_PORTABLE = 1
 _SUCCESS, _NOT_READY = 0, 600
 
 _HIGHEST_PRIORITY = -1_000  # the driver takes the highest there is
@@ -57,8 +57,6 @@ class CupyDevice:
         self._kernels: BlockKernels | None = None
         self._lock = threading.Lock()
         self.uuid = canonical_uuid(driver.device_uuid(ordinal))
-        attribute = self._runtime.cudaDevAttrCanUseHostPointerForRegisteredMem
-        self.kernels_reach_host = bool(self._runtime.deviceGetAttribute(attribute, ordinal))
 
     def __repr__(self) -> str:
         return f"<CupyDevice {self._ordinal} {self.uuid}>"
@@ -206,9 +204,7 @@ class CupyRuntime:
     @_call
     def allocate_pinned(self, size_bytes: int) -> Address:
         self._home.use()
-        return Address(
-            self._runtime.hostAlloc(size_bytes, self._runtime.hostAllocPortable | self._runtime.hostAllocMapped)
-        )
+        return Address(self._runtime.hostAlloc(size_bytes, self._runtime.hostAllocPortable))
 
     @_call
     def free_pinned(self, address: Address) -> None:
@@ -218,7 +214,7 @@ class CupyRuntime:
     @_call
     def register(self, address: Address, size_bytes: int) -> None:
         self._home.use()
-        self._runtime.hostRegister(address, size_bytes, _HOST_REGISTER_PORTABLE_MAPPED)
+        self._runtime.hostRegister(address, size_bytes, _HOST_REGISTER_PORTABLE)
 
     @_call
     def unregister(self, address: Address) -> None:

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kernels.cuda.routes import Batch, Marks, Moves, Route, StepEvents
+from kernels.cuda.moves import Batch, Marks, Moves, StepEvents
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
+from kernels.cuda.staging_ring import StagingRing
 from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import Step, num_steps, steps
 from kernels.cuda.tables import Table
@@ -67,7 +68,7 @@ class CudaLane:
     def __init__(
         self,
         device: CudaDevice,
-        route: Route,
+        ring: StagingRing,
         clock: StepClock,
         *,
         tables: Sequence[Table],
@@ -76,7 +77,7 @@ class CudaLane:
         on_failure: Callable[[TransferFailed], None],
     ) -> None:
         self._device = device
-        self._route = route
+        self._ring = ring
         self._clock = clock
         self._free_tables = list(tables)
         self._moves_per_table = moves_per_table
@@ -181,8 +182,8 @@ class CudaLane:
             return None
         table = self._free_tables.pop()
         moves, running.rest = running.rest[: self._moves_per_table], running.rest[self._moves_per_table :]
-        batch = self._route.load(moves, table)
-        cut = (len(moves), self._route.parts, self._route.chunks_per_step)
+        batch = self._ring.load(moves, table)
+        cut = (len(moves), self._ring.parts, self._ring.chunks_per_step)
         running.loaded = _Loaded(table, batch, steps(*cut), num_steps(*cut))
         return running.loaded
 
@@ -192,7 +193,7 @@ class CudaLane:
         if not loaded.num_to_issue:
             running.loaded = None
         is_first, running.is_begun = not running.is_begun, True
-        self._route.issue(step, loaded.batch, [Marks(begin if is_first else None, end) for begin, end in events])
+        self._ring.issue(step, loaded.batch, [Marks(begin if is_first else None, end) for begin, end in events])
         self._issued.append(_Issued(running, loaded, events, is_first))
         loaded.num_in_flight += 1
         running.num_in_flight += 1
@@ -216,7 +217,7 @@ class CudaLane:
     def _note_times(self, issued: _Issued) -> None:
         """Only the first begin and the last end count, so most steps have nothing to note."""
         transfer = issued.running.transfer
-        for name, (begin, end) in zip(self._route.works, issued.events, strict=True):
+        for name, (begin, end) in zip(self._ring.works, issued.events, strict=True):
             if issued.is_first:
                 transfer.begun[name] = self._clock.read(begin)
             if not issued.running.num_in_flight:
@@ -228,7 +229,7 @@ class CudaLane:
         self.stop(failure)
         self._on_failure(failure)
         with contextlib.suppress(CudaError):  # then the device does nothing any more
-            self._route.drain()
+            self._ring.drain()
         self._issued.clear()
         for running in self._running:
             running.transfer.stop(failure)

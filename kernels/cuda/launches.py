@@ -1,4 +1,4 @@
-"""Launches of the kernels: one for each group that a step touches, whichever route the chunks take."""
+"""Launches of the kernels: one for each group that a step touches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.cuda.kernel import BlockCopy, access_bytes
-from kernels.cuda.routes import Batch, Direction, Moves
+from kernels.cuda.moves import Batch, Direction, Moves
 from kernels.cuda.runtime import CudaDevice, Stream
 from kernels.cuda.steps import Step
 from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, offsets_of
@@ -25,15 +25,17 @@ class BlockLaunches:
         self._planes = planes
         self._max_ctas = max_ctas
 
-    def load(
-        self, moves: Moves, chunk_starts: NDArray[np.int64], chunks_base: int, table: Table, stream: Stream
-    ) -> Batch:
-        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from a base, or one aligned like it."""
+    def load(self, moves: Moves, chunk_starts: NDArray[np.int64], table: Table, stream: Stream) -> Batch:
+        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from the base that `issue` is given.
+
+        That base is aligned to the widest access, so that it does not count here: memory of the device is, and a part
+        begins where a plane does.
+        """
         table.clear()
         blocks = []
         for planes, moved in zip(self._planes, moves.blocks, strict=True):
             offsets = offsets_of(planes.plan, moved, chunk_starts)
-            width = access_bytes(planes.plan, planes.plane_addresses, chunks_base, offsets)
+            width = access_bytes(planes.plan, planes.plane_addresses, 0, offsets)
             blocks.append(BlockTables(moved.starts, table.append(moved.ids), table.append(offsets), width))
         table.upload(stream)
         return Batch(moves.l1_offsets, blocks)

@@ -32,10 +32,6 @@ class CudaDevice(Protocol):
     def uuid(self) -> str:
         """As `canonical_uuid` writes it."""
 
-    @property
-    def kernels_reach_host(self) -> bool:
-        """Whether kernels find registered host memory at the address it has on the host."""
-
     def prepare(self) -> None:
         """Load the kernels, and compile them the first time. Raises BackendUnavailable."""
 

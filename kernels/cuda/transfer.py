@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from kernels.cuda.routes import Moves
+from kernels.cuda.moves import Moves
 from kernels.errors import TransferCancelled
 from kernels.step_time import StepName, StepTime
 

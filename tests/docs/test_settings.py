@@ -33,7 +33,6 @@ def test_it_says_what_a_setting_takes_and_what_it_is_without() -> None:
     told = rows()
     assert told["l1_size"][:2] == ["size", "`4GiB`"]
     assert told["lease_ttl"][:2] == ["duration", "`60`"]
-    assert told["cuda_route"][:2] == ["`auto`, `staged`, `zero-copy`", "`auto`"]
     assert told["prometheus_port"][:2] == ["number, 0 to 65,535", "`9464`"]
     assert told["max_attachments"][0] == "number, 1 or more"
     assert told["disable_metrics"][0] == "switch"

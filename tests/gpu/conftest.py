@@ -68,7 +68,7 @@ def l1(l1_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 @pytest.fixture
 def open_backend(runtime: CupyRuntime, l1: np.ndarray[Any, np.dtype[np.uint8]]) -> Iterator[OpenBackend]:
-    """`open_backend(route=…)` makes the CUDA backend of that arena with these settings, until the test ends."""
+    """`open_backend(pin_bytes=…)` makes the CUDA backend of that arena with these settings, until the test ends."""
     with ExitStack() as stack:
 
         def open_backend(**settings: Any) -> CudaBackend:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from kernels.cuda.backend import CudaBackend
-from kernels.cuda.settings import RouteName
 from kernels.geometry import Group, Plane, PlaneKind, Region
 from kernels.transfer import ChunkMove
 from tests.gpu.conftest import OpenBackend
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.gpu
 
 CHUNK_SIZE = 32
 SECONDS = 60
-ROUTES = list(RouteName)
 HYBRID = (
     ("LBHNC", Shape(num_layers=4, num_blocks=24, block_size=16, num_heads=8, head_size=64)),
     ("NL_X_NB_BS_HS", Shape(num_layers=5, num_blocks=50, block_size=8, head_size=576)),
@@ -94,7 +92,6 @@ def check_both_ways(
     twin.host.close()
 
 
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("one_region", [True, False], ids=["one-region", "region-per-tensor"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout(
@@ -104,13 +101,11 @@ def test_every_layout(
     tmp_path: Path,
     name: str,
     one_region: bool,
-    route: RouteName,
 ) -> None:
     shape = Shape(num_blocks=12, block_size=16, num_heads=2, head_size=16)
-    check_both_ways(open_backend(route=route), Twin(engine, tmp_path, (name, shape), one_region=one_region), l1)
+    check_both_ways(open_backend(), Twin(engine, tmp_path, (name, shape), one_region=one_region), l1)
 
 
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("gap_bytes", [0, 3, 4096], ids=["dense", "odd", "apart"])
 @pytest.mark.parametrize("staging_bytes", [1, 100_000, 8 << 20], ids=["a-plane", "some-planes", "all"])
 @pytest.mark.parametrize("skip_tokens", [(), (16, 8, 0), (0, 24, 32), (CHUNK_SIZE, 0, CHUNK_SIZE)], ids=str)
@@ -122,16 +117,14 @@ def test_groups_that_share_a_chunk(
     skip_tokens: tuple[int, ...],
     staging_bytes: int,
     gap_bytes: int,
-    route: RouteName,
 ) -> None:
-    backend = open_backend(route=route, staging_bytes=staging_bytes, staging_slots=3, pin_bytes=1 << 20)
+    backend = open_backend(staging_bytes=staging_bytes, staging_slots=3, pin_bytes=1 << 20)
     check_both_ways(backend, Twin(engine, tmp_path, *HYBRID, one_region=False), l1, gap_bytes, skip_tokens)
 
 
 @pytest.mark.parametrize("l1_bytes", [32 << 20], ids=["32-MiB"])
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
-def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtype: str, route: RouteName) -> None:
+def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtype: str) -> None:
     layers, blocks, block_size, heads, head_size = 8, 64, 16, 8, 128
     shape = [layers, 2, blocks, block_size, heads, head_size]
     region = engine.region("random", shape=shape, dtype=dtype, seed=3)
@@ -154,7 +147,7 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
         head_stride_bytes=head_bytes,
         planes=planes,
     )
-    backend = open_backend(route=route)
+    backend = open_backend()
     buffer = backend.attach([group], [region], 256, allow_process_fd=False)
     ids = np.random.default_rng(1).permutation(blocks).reshape(-1, 256 // block_size)
     moves = [
@@ -167,12 +160,9 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
     assert engine.ask("same", number=0, shape=shape, dtype=dtype, seed=3)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_store_waits_for_the_engine(
-    open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path, route: RouteName
-) -> None:
+def test_a_store_waits_for_the_engine(open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path) -> None:
     twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
-    backend = open_backend(route=route)
+    backend = open_backend()
     buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
     (move,) = random_moves(twin.host, 1, 0)
     twin.host.write_chunk(np.random.default_rng(8).bytes(buffer.chunk_bytes), move.block_ids)
@@ -202,7 +192,7 @@ def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, eng
         head_stride_bytes=0,
         planes=(Plane(layer=0, kind=PlaneKind.LATENT, region=0, offset_bytes=0),),
     )
-    backend = open_backend(route=RouteName.STAGED, staging_bytes=block_bytes)
+    backend = open_backend(staging_bytes=block_bytes)
     backend.register(0, l1.size)
     buffer = backend.attach([group], [region], 1, allow_process_fd=False)
     moves = [ChunkMove(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
@@ -218,11 +208,3 @@ def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, eng
         assert 0 < gathering.duration_seconds < life_seconds
         assert num_chunks * block_bytes / 1e12 < copying.duration_seconds < life_seconds
     buffer.close()
-
-
-def test_the_quicker_route_is_measured(open_backend: OpenBackend, engine: EngineProcess, tmp_path: Path) -> None:
-    backend = open_backend()
-    twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
-    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
-    assert buffer.transfer_backend in ROUTES
-    twin.host.close()

@@ -73,13 +73,12 @@ def expandable(packages: None) -> Iterator[ServiceEngine]:
 
 @pytest.fixture(scope="module")
 def depots(engines: list[ServiceEngine], expandable: ServiceEngine) -> Iterator[dict[str, ServiceDepot]]:
-    """One that chooses its route, one for each route, and one that a test may end."""
+    """One that tests share, one that writes its spans to its log, and one that a test may end."""
     from tests.gpu.service_depot import ServiceDepot
 
     started = {
-        "auto": ServiceDepot(*LARGE),
-        "staged": ServiceDepot(*TRACED, "--cuda-route", "staged"),
-        "zero-copy": ServiceDepot(*TRACED, "--cuda-route", "zero-copy"),
+        "shared": ServiceDepot(*LARGE),
+        "traced": ServiceDepot(*TRACED),
         "doomed": ServiceDepot(*SMALL),
     }
     yield started
@@ -90,7 +89,7 @@ def depots(engines: list[ServiceEngine], expandable: ServiceEngine) -> Iterator[
 @pytest.fixture(scope="module")
 def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> ServiceEngine:
     """An engine that is attached all the time, and has leased a prompt of its own."""
-    engine, depot = engines[0], depots["auto"]
+    engine, depot = engines[0], depots["shared"]
     assert depot.held == (0, 0, 0, 0)
     # From here on no depot takes more of the GPU's memory but for its attachments.
     eventually(lambda: all(each.is_populated for each in depots.values()))
@@ -103,7 +102,7 @@ def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> Se
 @pytest.fixture
 def depot(depots: dict[str, ServiceDepot], witness: ServiceEngine) -> Iterator[ServiceDepot]:
     """The depot that tests share: after each it holds what it held before, and the witness finds its own bytes."""
-    shared = depots["auto"]
+    shared = depots["shared"]
     before = shared.held
     yield shared
     eventually(lambda: shared.held == before, LIMIT_SECONDS)
@@ -153,7 +152,7 @@ def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without
         stored = said("answered")
         rank = depot.rank("engine-a")
         assert rank is not None
-        assert rank.transfer_backend.startswith("cuda-")
+        assert rank.transfer_backend == "cuda"
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(ChildFailed):
             said("the end")  # the process is gone then, which takes a driver its time
@@ -169,17 +168,9 @@ def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without
 # What a transfer's time went into
 
 
-@pytest.mark.parametrize(
-    ("route", "steps"),
-    [
-        ("staged", {"store": {"gather", "copy"}, "retrieve": {"copy", "scatter"}}),
-        ("zero-copy", {"store": {"gather"}, "retrieve": {"scatter"}}),
-    ],
-)
-def test_the_gpu_tells_the_steps_of_each_transfer(
-    depots: dict[str, ServiceDepot], spare: ServiceEngine, route: str, steps: dict[str, set[str]]
-) -> None:
-    depot, backend = depots[route], f"cuda-{route}"
+def test_the_gpu_tells_the_steps_of_each_transfer(depots: dict[str, ServiceDepot], spare: ServiceEngine) -> None:
+    depot, backend = depots["traced"], "cuda"
+    steps = {"store": {"gather", "copy"}, "retrieve": {"copy", "scatter"}}
     assert depot.held == (0, 0, 0, 0)
     spare.ask("attach", address=depot.address, instance_id="spare")
     spare.ask("store", seed=2)

@@ -162,7 +162,6 @@ BAD = {
     "enable_tracing": ["x", "true"],
     "trace_console": ["x", "true"],
     "log_format": ["", "xml"],
-    "cuda_route": ["", "fast"],
     "cuda_staging_size": ["0", "1KiB", "2TiB"],
     "cuda_staging_slots": ["1", "65"],
     "cuda_max_ctas": ["0", "1025"],

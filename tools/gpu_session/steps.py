@@ -74,7 +74,7 @@ STEPS: tuple[Step, ...] = (
     # The first test starts a dozen processes. Most of them import torch.
     _tests("service", "the real server with real engines", 150, "tests/gpu/test_service.py", test_seconds=100),
     _tests("memcheck", "the kernels under memcheck", 90, *_SHORT_KERNELS, sanitizer="memcheck"),
-    _figures("routes", "both routes beside the link, runs of 4 to 64 KiB", 75),
+    _figures("runs", "transfers beside the link, runs of 4 to 64 KiB", 75),
     _figures("small", "requests of one chunk", 45),
     _figures("slowdown", "a matrix product beside transfers", 60),
     _figures("long", "16 GiB of L1, requests of 131,072 tokens", 75),

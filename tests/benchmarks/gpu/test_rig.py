@@ -27,4 +27,4 @@ def test_runs_are_as_long_and_regions_as_large_as_is_said(sizes: Sizes) -> None:
 def test_the_full_sizes_are_those_of_the_figures() -> None:
     assert FULL.tokens * FULL.token_bytes == 1 << 30
     assert FULL.long_tokens * FULL.token_bytes == 16 << 30
-    assert (FULL.run_kib, FULL.max_ctas) == ((4, 16, 32, 64), (1, 2, 4, 8, 16, 32))
+    assert (FULL.run_kib, FULL.max_ctas) == ((4, 16, 32, 64), (4, 16, 32, 132))

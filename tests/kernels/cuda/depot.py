@@ -10,7 +10,7 @@ import numpy as np
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer, Worker, spawn_thread
 from kernels.cuda.lane import CudaLane
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
 from kernels.transfer import ChunkMove
@@ -35,7 +35,7 @@ class CudaDepot:
         self.fake = FakeCuda(seed)
         self.workers: dict[str, ManualWorker] = {}
         self._spawn = spawn_thread if has_threads else self._spawn_manual
-        small: dict[str, Any] = {"route": RouteName.STAGED, "staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
+        small: dict[str, Any] = {"staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
         self.backend = CudaBackend(memoryview(self.l1), self.fake, CudaSettings(**(small | settings)), self._spawn)
 
     def _spawn_manual(self, lane: CudaLane, name: str) -> Worker:

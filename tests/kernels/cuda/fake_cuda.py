@@ -40,7 +40,6 @@ class FakeCuda:
     def __init__(self, seed: int = 0) -> None:
         self.uuid = FAKE_UUID
         self.devices: dict[str, FakeCuda] = {FAKE_UUID: self}
-        self.kernels_reach_host = True
         self.calls: list[str] = []
         self.faults: list[str] = []
         self.fail_call = 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.lane import CudaLane
-from kernels.cuda.settings import CudaSettings, RouteName
+from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable, RegionUnavailable, TransferCancelled, TransferFailed
 from kernels.geometry import CudaIpc, Region
@@ -73,7 +73,6 @@ class Schedule:
         self.l1 = memoryview(bytearray(self.random.randbytes(misalignment + size_bytes)))[misalignment:]
         self.expected_l1 = bytearray(self.l1)
         self.settings = CudaSettings(
-            route=self.random.choice(list(RouteName)),
             staging_bytes=self.random.choice((40, 100, 300, 1000)),
             staging_slots=self.random.choice((1, 1, 2, 3, 5)),
             steps_ahead=self.random.choice((1, 2, 3, 8)),

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 
 from kernels.cuda.lane import CudaLane
-from kernels.cuda.settings import RouteName
 from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferCancelled
 from kernels.geometry import CudaIpc, PosixShm, Region
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, Attached, CudaDepot
 from tests.kernels.cuda.fake_cuda import FAKE_UUID
 from tests.kernels.reference import LAYOUTS, Engine, Shape
 
-ROUTES = list(RouteName)
 HYBRID = (
     ("LBHNC", Shape(num_layers=2, num_blocks=9, block_size=4, num_heads=3)),
     ("NL_X_NB_BS_HS", Shape(num_layers=5, num_blocks=30, block_size=2, head_size=7, dtype="uint8")),
@@ -61,18 +59,16 @@ def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_toke
     assert moved == engine.contents()
 
 
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_moves_bit_by_bit(depots: list[CudaDepot], name: str, dtype: str, route: RouteName) -> None:
-    depots.append(CudaDepot(has_threads=True, route=route))
+def test_every_layout_moves_bit_by_bit(depots: list[CudaDepot], name: str, dtype: str) -> None:
+    depots.append(CudaDepot(has_threads=True))
     check_both_ways(depots[0], Engine((name, Shape(num_heads=3, dtype=dtype))), 2)
 
 
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("staging_bytes", [1, 500, 3_000, 1 << 20], ids=["a-plane", "some-planes", "a-chunk", "all"])
-def test_groups_share_a_chunk_however_it_is_cut(depots: list[CudaDepot], staging_bytes: int, route: RouteName) -> None:
-    depots.append(CudaDepot(has_threads=True, route=route, staging_bytes=staging_bytes))
+def test_groups_share_a_chunk_however_it_is_cut(depots: list[CudaDepot], staging_bytes: int) -> None:
+    depots.append(CudaDepot(has_threads=True, staging_bytes=staging_bytes))
     for skip_tokens in ((), (12, 12, 12), (8, 10, 0), (0, 12, 6), (12, 0, 12)):
         check_both_ways(depots[0], Engine(*HYBRID), 2, skip_tokens)
 
@@ -105,9 +101,8 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
     assert "imported memory" not in depot.fake.left_over()
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_dead_engines_memory_is_unmapped_before_anything_else_is_given_back(route: RouteName) -> None:
-    attached = Attached(route=route)
+def test_a_dead_engines_memory_is_unmapped_before_anything_else_is_given_back() -> None:
+    attached = Attached()
     attached.store(20)
     attached.retrieve(20)
     for direction in ("store", "retrieve"):
@@ -143,11 +138,8 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
     assert not {"gather", "scatter"} & set(attached.fake.calls)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_engines_that_leave_while_their_blocks_are_moved_leave_nothing(
-    depots: list[CudaDepot], route: RouteName
-) -> None:
-    depot = CudaDepot(has_threads=True, route=route, steps_ahead=3)
+def test_engines_that_leave_while_their_blocks_are_moved_leave_nothing(depots: list[CudaDepot]) -> None:
+    depot = CudaDepot(has_threads=True, steps_ahead=3)
     depots.append(depot)
     for _ in range(20):
         engine = Engine(LAYOUT)
@@ -237,13 +229,12 @@ def test_regions_are_all_on_one_device(depots: list[CudaDepot]) -> None:
             depot.backend.attach(engine.groups, [here, other], CHUNK_SIZE, allow_process_fd=False)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_an_attach_that_fails_anywhere_leaves_nothing(route: RouteName) -> None:
+def test_an_attach_that_fails_anywhere_leaves_nothing() -> None:
     engine = Engine(LAYOUT)
     number = 0
     while True:
         number += 1
-        depot = CudaDepot(has_threads=True, route=route)
+        depot = CudaDepot(has_threads=True)
         depot.fake.fail_call = number
         try:
             depot.attach(engine)
@@ -267,16 +258,6 @@ def test_closing_the_backend_ends_attachments(depots: list[CudaDepot]) -> None:
     depot.backend.close()
     assert transfer.future.done()
     buffer.close()
-
-
-def test_zero_copy_needs_kernels_that_reach_the_host(depots: list[CudaDepot]) -> None:
-    for route in (RouteName.ZERO_COPY, None):
-        depots.append(CudaDepot(has_threads=True, route=route))
-        depots[-1].fake.kernels_reach_host = False
-    engine = Engine(LAYOUT)
-    with pytest.raises(BackendUnavailable, match="zero-copy"):
-        depots[0].attach(engine)
-    assert depots[1].attach(engine).transfer_backend == "cuda-staged"
 
 
 def test_a_read_only_arena_is_refused(depots: list[CudaDepot]) -> None:

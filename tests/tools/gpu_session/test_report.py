@@ -31,7 +31,7 @@ DONE = [
         Findings(outcome=Outcome.FAILED, summary="1 failed", seconds=12.3, failures=["test_x: wrong bytes"]),
     ),
     (
-        step("routes"),
+        step("runs"),
         Findings(
             outcome=Outcome.PASSED,
             summary="3 figures",
@@ -52,7 +52,7 @@ def test_failures_come_before_figures_and_missed_goals_before_met_ones() -> None
 
 def test_a_long_table_is_cut_and_says_where_the_rest_is() -> None:
     figures = [figure(f"figure number {number} with a long name", 1.0) for number in range(500)]
-    text = report.table([(step("routes"), Findings(outcome=Outcome.PASSED, summary="", figures=figures))], "a session")
+    text = report.table([(step("runs"), Findings(outcome=Outcome.PASSED, summary="", figures=figures))], "a session")
     assert len(text) <= report.TABLE_CHARACTERS + 50
     assert "more lines: see figures.md" in text.splitlines()[-1]
 

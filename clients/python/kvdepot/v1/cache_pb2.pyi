@@ -345,7 +345,7 @@ class AttachInstanceResponse(_message.Message):
     server_version: _builtins.str
     """Version of the depot."""
     transfer_backend: _builtins.str
-    """How bytes are moved for this rank: "host", "cuda-staged", "cuda-zero-copy", or "inline" where no region was given."""
+    """How bytes are moved for this rank: "host", "cuda", or "inline" where no region was given."""
     notice: Global___Notice.ValueType
     """Why this message was sent."""
     def __init__(

@@ -1,4 +1,4 @@
-"""The staged route: kernels between blocks and staging buffers, the copy engine between these and L1."""
+"""The staging ring: kernels copy between blocks and staging buffers, the copy engine between these and L1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cuda.l1 import PinnedL1
 from kernels.cuda.launches import BlockLaunches
+from kernels.cuda.moves import Batch, Direction, Marks, Moves
 from kernels.cuda.resources import Resources
-from kernels.cuda.routes import Batch, Direction, Marks, Moves
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk, touched_bytes
@@ -28,12 +28,15 @@ class _Slot:
     emptied: Event | None = None
 
 
-class StagedRoute:
-    """Fills a ring of staging buffers on one stream and empties them on another.
+class StagingRing:
+    """One direction of one attachment. What is issued is done in the order in which it was issued.
 
-    So the kernel of a step runs while the copy engine is at the step before, and the other way round for a retrieve.
-    The copy engine moves parts of chunks, which are large: the link is full whatever the size of a run, and a few CTAs
-    keep it so.
+    Fills staging buffers on one stream and empties them on another. So the kernel of a step runs while the copy engine
+    is at the step before, and the other way round for a retrieve. The copy engine moves parts of chunks, which are
+    large: the link is full whatever the size of a run, and a few CTAs keep it so.
+
+    ``works`` are the kinds of work that each step has, in the order in which they are done. ``parts`` are a chunk as it
+    is cut into steps. ``chunks_per_step`` chunks go into a step: 1 if a chunk has several parts.
     """
 
     def __init__(
@@ -64,13 +67,15 @@ class StagedRoute:
             self.works = (StepName.COPY, self._launches.work)
 
     def load(self, moves: Moves, table: Table) -> Batch:
-        """See `Route`."""
+        """Writes the blocks of the moves into a table, and starts its upload."""
         chunk_starts = np.arange(len(moves)) % self.chunks_per_step * self._pitch_bytes
-        # Any base is as good as 0: the device's memory is aligned, and a part begins where a plane does.
-        return self._launches.load(moves, chunk_starts, 0, table, self._kernel_stream)
+        return self._launches.load(moves, chunk_starts, table, self._kernel_stream)
 
     def issue(self, step: Step, batch: Batch, marks: Sequence[Marks]) -> None:
-        """See `Route`."""
+        """Starts to copy the step, with marks for each of `works`.
+
+        The end of the last one happens when the step and all that was issued before is copied.
+        """
         slot = self._slots[self._next_slot]
         self._next_slot = (self._next_slot + 1) % len(self._slots)
         (filling, fill), (emptying, empty) = self._filling, self._emptying
@@ -91,11 +96,11 @@ class StagedRoute:
         slot.emptied = emptied.end
 
     def mark(self, event: Event) -> None:
-        """See `Route`."""
+        """Has an event happen before whatever is issued from now on."""
         self._device.record(event, self._filling[0])
 
     def drain(self) -> None:
-        """See `Route`."""
+        """Waits until all that was issued is done. If this raises, it never will be, and nothing is touched."""
         self._device.drain(self._kernel_stream)
         self._device.drain(self._copy_stream)
 
