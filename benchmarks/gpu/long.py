@@ -45,7 +45,7 @@ def starting(opened: Rig) -> Iterator[Figure]:
         slow: list[float] = []
         begin = time.monotonic()
         arena.start_populating(backend.register)
-        while not slow or arena.populated_bytes < size_bytes and time.monotonic() < begin + POPULATE_TIMEOUT_SECONDS:
+        while not slow or (arena.populated_bytes < size_bytes and time.monotonic() < begin + POPULATE_TIMEOUT_SECONDS):
             slow.append(seconds_of(store))
         seconds = time.monotonic() - begin
         arena.stop_populating()
