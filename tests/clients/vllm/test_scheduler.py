@@ -49,15 +49,116 @@ def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
     assert (question.session_id, question.computed_tokens, question.traceparent) == ("request", 4, PARENT)
 
 
-def test_request_is_computed_once_it_has_waited_for_its_lookup(engine: Engine) -> None:
+class Clock:
+    """The time of the scheduler's side, which goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def test_request_is_computed_once_it_has_waited_for_its_lookup(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.side.matched_tokens(request, 0)
-    engine.asks.questions[0].lookup.deadline = time.monotonic()
+    engine.asks.questions[0].lookup.deadline = clock.now + 1.0
+    clock.advance(1.0)
     assert engine.side.matched_tokens(request, 0) == (0, False)
     assert engine.side.matched_tokens(request, 0) == (0, False)
     assert len(engine.asks.questions) == 1
+    engine.side.allocated(request, TABLE, 0)  # vLLM computes it
     engine.asks.answer(16)  # too late
     assert not engine.asks.leased
+
+
+LEASE_SECONDS = 30.0
+
+
+@pytest.mark.parametrize("stored_tokens", [0, 16], ids=["a miss", "a hit"])
+@pytest.mark.parametrize("step_seconds", [0.05, 7.0, 20.0])
+def test_answer_is_used_at_the_next_look_however_long_steps_last(
+    clock: Clock, engine: Engine, step_seconds: float, stored_tokens: int
+) -> None:
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.step({})
+    engine.asks.answer(stored_tokens, good_for_seconds=LEASE_SECONDS)
+    clock.advance(step_seconds)
+    assert engine.side.matched_tokens(request, 0) == (stored_tokens, stored_tokens > 0)
+
+
+@pytest.mark.parametrize("has_room_after", [2, 3, 4, 5, 10, 11, 12])
+@pytest.mark.parametrize("step_seconds", [7.0, 20.0, 40.0])
+def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
+    clock: Clock, engine: Engine, step_seconds: float, has_room_after: int
+) -> None:
+    """The depot answers at once. vLLM has no room at first; then it must not be told to ask again."""
+    request = request_of(20)
+    answers = []
+    for _ in range(has_room_after + 2):
+        num_asked = len(engine.asks.questions)
+        answers.append(engine.side.matched_tokens(request, 0)[0])
+        engine.step({})
+        if len(engine.asks.questions) > num_asked:
+            engine.asks.answer(16, good_for_seconds=LEASE_SECONDS)
+        clock.advance(step_seconds)
+    assert answers[0] is None
+    assert None not in answers[2:], answers
+    if step_seconds < LEASE_SECONDS:
+        assert answers.count(16) >= answers.count(0), "it may load at every second look at least"
+
+
+def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Clock, engine: Engine) -> None:
+    """Answers that vLLM has no room for are let go of and asked for again; that may not hold the request up."""
+    request = request_of(20)
+    waited = 0.0
+    for _ in range(1000):
+        num_asked = len(engine.asks.questions)
+        found, _asynchronous = engine.side.matched_tokens(request, 0)
+        engine.step({})
+        if len(engine.asks.questions) > num_asked:
+            engine.asks.answer(16, good_for_seconds=LEASE_SECONDS)
+        clock.advance(0.3)
+        waited += 0.3 if found is None else 0.0
+    assert 0.3 < waited <= 1.0 + 0.3
+    assert len(engine.asks.questions) > 10  # it still learns of what is stored
+
+
+def test_time_in_which_vllm_did_not_look_is_not_waited(clock: Clock, engine: Engine) -> None:
+    """A request that others stand before loses its lease, and not its hit."""
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    for _ in range(400):
+        engine.step({})
+        if engine.asks.questions[-1].lookup.matched_tokens is None:
+            engine.asks.answer(16)
+        clock.advance(0.05)
+    assert not engine.asks.leased  # for ten of the twenty seconds at least
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(request, 0) == (16, True)
+
+
+def test_preempted_request_may_wait_again(clock: Clock, engine: Engine) -> None:
+    request = request_of(20)
+    engine.side.matched_tokens(request, 0)
+    engine.step({})
+    clock.advance(7.0)
+    engine.asks.answer(0)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    engine.side.allocated(request, TABLE, 0)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +195,15 @@ def test_engine_goes_without_a_depot_until_all_workers_are_attached_alike(chunk_
     assert engine.side.matched_tokens(request_of(20, "other"), 0) == (None, False)
 
 
-def test_miss_is_asked_about_once_while_it_is_fresh(engine: Engine) -> None:
+def test_miss_is_asked_about_once_while_it_is_fresh(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.side.matched_tokens(request, 0)
-    lookup = engine.asks.answer(0)
+    engine.asks.answer(0)
     assert engine.side.matched_tokens(request, 0) == (0, False)
+    engine.step({})
     assert engine.side.matched_tokens(request, 0) == (0, False)
-    lookup.good_until = time.monotonic()
+    clock.advance(5.0)
+    engine.step({})
     assert engine.side.matched_tokens(request, 0) == (None, False)
 
 
@@ -130,13 +233,15 @@ def test_answer_that_comes_after_the_abort_leaves_no_lease(engine: Engine) -> No
     assert not engine.asks.leased
 
 
-def test_lease_is_not_held_for_long_while_vllm_has_no_room(engine: Engine) -> None:
+def test_lease_is_not_held_for_long_while_vllm_has_no_room(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.side.matched_tokens(request, 0)
-    lookup = engine.asks.answer(16)
-    engine.step({})
+    engine.asks.answer(16)
+    for seconds in (0.0, 0.1, 4.8):
+        clock.advance(seconds)
+        engine.step({})
     assert engine.asks.leased
-    lookup.good_until = time.monotonic()
+    clock.advance(0.1)
     engine.step({})
     assert not engine.asks.leased
     assert engine.side.matched_tokens(request, 0) == (None, False)
@@ -320,10 +425,10 @@ def test_session_ends_when_the_last_store_has_settled(engine: Engine) -> None:
     (order,) = engine.step({request: 8}).stores
     engine.side.finished(request)
     assert not engine.asks.ended_sessions
-    assert engine.side.is_waiting_for_workers
+    assert engine.side.needs_steps()
     engine.settle(order.operation_id)
     assert engine.asks.ended_sessions == ["request"]
-    assert not engine.side.is_waiting_for_workers
+    assert not engine.side.needs_steps()
     assert not engine.pool.kept
 
 
@@ -335,7 +440,7 @@ def test_request_that_the_depot_never_heard_of_ends_no_session(engine: Engine) -
     assert not engine.asks.ended_sessions
 
 
-def test_id_that_comes_again_is_another_request(engine: Engine) -> None:
+def test_id_that_comes_again_is_another_request_and_session(engine: Engine) -> None:
     first = request_of(8)
     engine.tables["request"] = TABLE
     (order,) = engine.step({first: 8}).stores
@@ -343,9 +448,21 @@ def test_id_that_comes_again_is_another_request(engine: Engine) -> None:
     second = request_of(20)
     engine.side.arrived(second)
     assert engine.side.matched_tokens(second, 0) == (None, False)
+    assert engine.asks.questions[-1].session_id == "request#2"
     engine.settle(order.operation_id)
+    assert engine.asks.ended_sessions == ["request"]  # and not that of its successor
     engine.asks.answer(16)
     assert engine.side.matched_tokens(second, 0) == (16, True)
+
+
+def test_id_that_comes_again_before_the_end_is_told_is_another_session(engine: Engine) -> None:
+    for session_id in ("request", "request#2", "request#3"):
+        request = request_of(20)
+        engine.side.arrived(request)
+        engine.side.matched_tokens(request, 0)
+        assert engine.asks.questions[-1].session_id == session_id
+        engine.side.finished(request)
+    assert engine.asks.ended_sessions == ["request", "request#2", "request#3"]
 
 
 def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
@@ -359,6 +476,70 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
     engine.asks.answer(16)
     assert engine.side.matched_tokens(request, 0) == (16, True)
     engine.settle(order.operation_id)
+
+
+def stored_of(engine: Engine, request: Request, num_tokens: int) -> list[int]:
+    """What a step that computes so many tokens stores: the first token, and where it ends."""
+    engine.tables["request"] = TABLE
+    return [
+        token
+        for order in engine.step({request: num_tokens}).stores
+        for token in (order.start_token, len(order.chunk_hashes) * CHUNK)
+    ]
+
+
+def test_chunks_that_were_evicted_before_there_was_room_are_stored_again(clock: Clock, engine: Engine) -> None:
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(32)
+    assert engine.side.matched_tokens(request, 0) == (32, True)  # and vLLM has no room
+    engine.step({})
+    clock.advance(5.0)
+    engine.step({})
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(8)  # the others were evicted
+    assert engine.side.matched_tokens(request, 0) == (8, True)
+    engine.side.allocated(request, TABLE, 0)  # another connector has more, or vLLM has no room for a load
+    assert stored_of(engine, request, 40) == [8, 40]
+
+
+def test_chunks_that_were_evicted_while_the_request_was_preempted_are_stored_again(engine: Engine) -> None:
+    request = request_of(40)
+    assert stored_of(engine, request, 40) == [0, 40]
+    engine.settle(1)
+    request.num_computed_tokens = 0  # preempted
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(request, 0) == (16, True)
+    engine.side.allocated(request, TABLE, 16)
+    engine.step({})
+    engine.settle(2)
+    request.num_computed_tokens = 16
+    assert stored_of(engine, request, 24) == [16, 40]
+
+
+def test_everything_is_stored_again_where_no_answer_tells_what_there_is(engine: Engine) -> None:
+    request = request_of(40)
+    assert stored_of(engine, request, 40) == [0, 40]
+    engine.settle(1)
+    request.num_computed_tokens = 0  # preempted
+    engine.asks.paused = True
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert stored_of(engine, request, 40) == [0, 40]
+
+
+def test_chunks_that_are_being_stored_are_not_stored_twice(engine: Engine) -> None:
+    request = request_of(32)
+    assert stored_of(engine, request, 16) == [0, 16]
+    assert stored_of(engine, request, 16) == [16, 32]
+    request.num_computed_tokens = 0  # preempted; the depot has not got them yet
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(0)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert stored_of(engine, request, 32) == []
+    engine.settle(2, failed=[2])
+    request.tokens += range(8)
+    assert stored_of(engine, request, 8) == [16, 40]
 
 
 def test_request_that_has_loaded_may_load_again_after_a_preemption(engine: Engine) -> None:
@@ -414,6 +595,61 @@ def test_reset_engine_neither_finds_nor_stores_what_was_computed_before(engine: 
     salt = engine.asks.questions[-1].prefix.cache_salt
     assert salt.startswith("salt#")
     assert [order.cache_salt for order in engine.step({new: 16}).stores] == [salt]
+
+
+def test_what_builds_on_an_old_cache_of_vllms_is_not_stored(engine: Engine) -> None:
+    """vLLM refused the reset: what it still has was computed before."""
+    engine.side.reset()
+    on_old, anew = request_of(16, "on old"), request_of(16, "anew")
+    engine.tables |= {"on old": TABLE, "anew": TABLE}
+    engine.side.matched_tokens(on_old, 8)
+    engine.side.matched_tokens(anew, 0)
+    on_old.num_computed_tokens = 8
+    assert [order.request_id for order in engine.step({on_old: 8, anew: 16}).stores] == ["anew"]
+    engine.side.emptied()
+    later = request_of(16, "later")
+    engine.tables["later"] = TABLE
+    engine.side.matched_tokens(later, 8)
+    later.num_computed_tokens = 8
+    assert [order.request_id for order in engine.step({later: 8}).stores] == ["later"]
+
+
+def test_idle_engine_steps_on_until_its_operations_are_settled(clock: Clock, engine: Engine) -> None:
+    request = request_of(8)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 8}).stores
+    engine.side.finished(request)
+    for _ in range(60):  # the depot hangs
+        assert engine.side.needs_steps()
+        clock.advance(0.5)
+    engine.settle(order.operation_id, failed=[order.operation_id])
+    assert not engine.side.needs_steps()
+    assert not engine.pool.kept
+
+
+def test_idle_engine_stops_in_the_end_and_goes_on_whenever_a_call_wakes_it(clock: Clock, engine: Engine) -> None:
+    """A pause waits until vLLM has nothing to do, so that this must come."""
+    request = request_of(8)
+    engine.tables["request"] = TABLE
+    (order,) = engine.step({request: 8}).stores
+    engine.side.finished(request)
+
+    def steps_for() -> float:
+        start = clock.now
+        while engine.side.needs_steps():
+            assert clock.now < start + 1000
+            clock.advance(0.01)
+        assert not engine.side.needs_steps()
+        return clock.now - start
+
+    assert 30 < steps_for() < 120
+    for _ in range(3):
+        clock.advance(600)  # nobody calls, until somebody does
+        assert 30 < steps_for() < 120
+    clock.advance(600)
+    assert engine.side.needs_steps()
+    engine.settle(order.operation_id)
+    assert not engine.side.needs_steps()
 
 
 @pytest.mark.parametrize(("loads", "stores"), [(True, False), (False, True)])

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
-from kvdepot.vllm.identity import adapter_of, salt_of, session_of, traceparent_of
+from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
@@ -27,10 +27,12 @@ class Asks(Protocol):
 
     @property
     def paused(self) -> bool: ...
+    def open_session(self, request: Any) -> str: ...
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup: ...
     def give_up(self, lookup: Lookup) -> None: ...
     def release(self, leases: Sequence[str]) -> None: ...
     def end_session(self, session_id: str) -> None: ...
+    def drop_session(self, session_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,9 @@ class SchedulerSettings:
     num_workers: int
     loads: bool
     stores: bool
+    lookup_timeout_seconds: float
+    lease_hold_seconds: float
+    longest_operation_seconds: float
 
 
 class SchedulerSide:
@@ -52,13 +57,15 @@ class SchedulerSide:
         self._settings = settings
         self._asks = asks
         self._reports = reports
-        self._operations = Operations(settings.num_blocks, settings.num_workers)
+        self._operations = Operations(settings.num_blocks, settings.num_workers, settings.longest_operation_seconds)
         self._requests: dict[str, RequestState] = {}
         self._asking: set[RequestState] = set()
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
         self._generation = ""
+        self._engine_is_stale = False
+        self._last_step = 0.0
         self._reported_group = reported_group(settings.groups)
 
     def __repr__(self) -> str:
@@ -86,53 +93,36 @@ class SchedulerSide:
         self._state(request)
 
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens beyond those can be loaded, and whether they will; None: ask again."""
+        """How many tokens beyond those can be loaded, and whether they will; None: ask again.
+
+        A request is computed if it has waited for answers for as long as it may, counted from its first lookup.
+        """
         state = self._state(request)
-        state.local_tokens = num_computed_tokens
-        wanted = self._whole_chunks(state, self._loadable_tokens(request))
-        if (
-            not self._settings.loads
-            or not state.may_load
-            or request.skip_reading_prefix_cache
-            or wanted <= num_computed_tokens
-        ):
-            self._give_up(state)
-            return 0, False
-        lookup = state.lookup
         now = time.monotonic()
-        if lookup is not None and lookup.matched_tokens is not None and now >= lookup.good_until:
-            self._give_up(state)
-            lookup = None
+        state.end_wait(now)
+        state.local_tokens = num_computed_tokens
+        if self._engine_is_stale and num_computed_tokens:
+            state.may_store = False  # what it builds on was computed before the reset
+        wanted = self._whole_chunks(state, self._loadable_tokens(request))
+        lookup = self._lookup(state, wanted, now)
+        found = (lookup.matched_tokens or 0) if lookup is not None else 0
+        state.stored_tokens = self._operations.stored_end(state, found)
         if lookup is None:
-            if self._asks.paused:
-                return 0, False
-            prefix = Prefix(
-                block_hashes=self._chunk_hashes(state, wanted),
-                hash_block_size=self._chunk_size,
-                cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
-            )
-            state.lookup = self._asks.begin(state.session_id, prefix, num_computed_tokens, traceparent_of(request))
-            state.known_to_depot = True
-            self._asking.add(state)
-            return None, False
-        if lookup.matched_tokens is None:
-            if now < lookup.deadline:
-                return None, False
-            state.may_load = False  # it has waited long enough
             return 0, False
-        matched = min(lookup.matched_tokens, wanted)
-        state.stored_tokens = max(state.stored_tokens, matched)
+        if lookup.matched_tokens is None:
+            return self._wait(state, lookup, now)
+        matched = min(found, wanted)
         num_blocks = num_needed(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._operations.is_possible(num_blocks):
             return 0, False
         if num_blocks > self._operations.room(is_load=True):
-            return (None if now < lookup.deadline else 0), False  # loads that are under way end soon, or never
+            return self._wait(state, lookup, now)  # loads that are under way end soon, or never
         return matched - num_computed_tokens, True
 
     def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:
         """vLLM made room: for the tokens to load, or, if there are none, for others."""
         state = self._state(request)
+        state.waited_seconds = 0.0
         if num_external_tokens == 0:
             self._give_up(state)  # after a load there is none
             return
@@ -147,9 +137,10 @@ class SchedulerSide:
         written = self._tables(block_ids, state.local_tokens, end)
         state.may_load = False  # should it fail, the tokens are computed
         state.stored_tokens = end
+        operation_id = self._operations.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
         self._orders.loads.append(
             LoadOrder(
-                operation_id=self._operations.begin(state, written, is_load=True, leases=leases, start_token=0),
+                operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
                 leases=leases,
@@ -217,22 +208,58 @@ class SchedulerSide:
         self._end_session(state)
 
     def reset(self) -> None:
-        """What is stored is not of this model any more: from now on the engine has a salt of its own."""
+        """What is stored is not of this model any more: from now on the engine has a salt of its own.
+
+        Until `emptied`, vLLM's own cache may hold what was computed before: nothing that builds on it is stored.
+        """
         self._generation = uuid.uuid4().hex
+        self._engine_is_stale = True
         for state in self._requests.values():
             self._give_up(state)
             state.may_load = state.may_store = False
 
-    @property
-    def is_waiting_for_workers(self) -> bool:
-        """Whether operations are about to be settled, so that vLLM should go on stepping."""
-        return self._operations.is_about_to_settle
+    def emptied(self) -> None:
+        """vLLM has emptied its own cache."""
+        self._engine_is_stale = False
+
+    def needs_steps(self) -> bool:
+        """Whether vLLM should step on, so that workers report; see `Operations.need_steps`."""
+        return self._operations.need_steps()
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
         if state is None or state.finished:  # an id may come again while operations of the last one are under way
-            state = self._requests[request.request_id] = RequestState(request, session_of(request))
+            state = self._requests[request.request_id] = RequestState(request, self._asks.open_session(request))
         return state
+
+    def _lookup(self, state: RequestState, wanted: int, now: float) -> Lookup | None:
+        """The request's lookup, answered or not, begun here if there is none; None if there is nothing to load."""
+        request = state.request
+        may_ask = self._settings.loads and state.may_load and not request.skip_reading_prefix_cache
+        if not may_ask or wanted <= state.local_tokens:
+            self._give_up(state)
+            return None
+        if state.lookup is not None and now >= state.lookup.lease_until:
+            self._give_up(state)
+        if state.lookup is None and not self._asks.paused:
+            known = self._whole_chunks(state, request.num_tokens)  # to learn of all that is stored
+            prefix = Prefix(
+                block_hashes=self._chunk_hashes(state, known),
+                hash_block_size=self._chunk_size,
+                cache_salt=salt_of(request, self._generation),
+                adapter=adapter_of(request),
+            )
+            state.lookup = self._asks.begin(state.session_id, prefix, state.local_tokens, traceparent_of(request))
+            state.known_to_depot = True
+            self._asking.add(state)
+        return state.lookup
+
+    def _wait(self, state: RequestState, lookup: Lookup, now: float) -> tuple[int | None, bool]:
+        """Lets vLLM ask again, unless the request has waited for long enough: then it is computed."""
+        if now >= lookup.deadline or state.waited_seconds >= self._settings.lookup_timeout_seconds:
+            return 0, False
+        state.waits_since = now
+        return None, False
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -280,9 +307,10 @@ class SchedulerSide:
             return
         part = self._tables(block_ids, start, end)
         state.known_to_depot = True
+        operation_id = self._operations.begin(state, part, is_load=False, leases=(), start_token=start, end_token=end)
         self._orders.stores.append(
             StoreOrder(
-                operation_id=self._operations.begin(state, part, is_load=False, leases=(), start_token=start),
+                operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
                 chunk_hashes=self._chunk_hashes(state, end),
@@ -302,8 +330,8 @@ class SchedulerSide:
         if self._requests.get(state.request_id) is state:
             del self._requests[state.request_id]
         if not state.known_to_depot:
-            return
-        if self._reports is not None:
+            self._asks.drop_session(state.session_id)
+        elif self._reports is not None:
             self._reports.end(state.session_id)  # after what was noted of it
         else:
             self._asks.end_session(state.session_id)
@@ -315,9 +343,19 @@ class SchedulerSide:
             self._asking.discard(state)
 
     def _expire(self) -> None:
-        """Lets go of what has been leased for long for requests that vLLM finds no room for."""
+        """Lets go of answers that vLLM had the time to use, and had no room.
+
+        Each is kept for a whole step at least, however long steps last.
+        """
         now = time.monotonic()
         for state in list(self._asking):
+            if state.waits_since is not None and state.waits_since <= self._last_step:
+                state.end_wait(now)  # vLLM could have asked again in this step
             lookup = state.lookup
-            if lookup is not None and lookup.matched_tokens is not None and now >= lookup.good_until:
+            if lookup is None or lookup.matched_tokens is None:
+                continue
+            if lookup.noticed is None:
+                lookup.noticed = now
+            elif now >= lookup.noticed + self._settings.lease_hold_seconds:
                 self._give_up(state)
+        self._last_step = now
