@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, model, windows
+from tests.e2e_vllm import cases, model, progress, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -24,7 +24,11 @@ TOGETHER = [
     cases.aborts,
     cases.killed_server,
     cases.hung_server,
+    progress.idle_after_hang,
+    progress.early_aborts,
+    progress.evicted_chunks,
     cases.upgraded_server,
+    progress.refused_reset,
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
@@ -32,6 +36,8 @@ WITH_ENGINES_OF_THEIR_OWN = [
     cases.latent_attention,
     cases.preemptions,
     cases.failed_loads,
+    progress.long_steps,
+    progress.reused_ids,
     windows.sliding_windows,
     windows.short_windows,
     windows.windows_alone,

@@ -51,7 +51,7 @@ class Operation:
 
 
 class Operations:
-    """Those of one engine that are not settled, oldest first; unless the depot hangs each ends in ``longest_seconds``."""
+    """Those of one engine that are not settled, oldest first; each has ``longest_seconds`` until its deadline."""
 
     def __init__(self, num_blocks: int, num_workers: int, longest_seconds: float) -> None:
         self._num_workers = num_workers
