@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.allocations import Reports, note_allocation
@@ -16,23 +15,11 @@ from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
+from kvdepot.vllm.pending_lookups import Asks, PendingLookups
 from kvdepot.vllm.requests import RequestState
 from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
-
-
-class Asks(Protocol):
-    """Questions to the depot; `Lookups` is one."""
-
-    @property
-    def paused(self) -> bool: ...
-    def open_session(self, request: Any) -> str: ...
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup: ...
-    def give_up(self, lookup: Lookup) -> None: ...
-    def release(self, leases: Sequence[str]) -> None: ...
-    def end_session(self, session_id: str) -> None: ...
-    def drop_session(self, session_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +46,12 @@ class SchedulerSide:
         self._reports = reports
         self._operations = Operations(settings.num_blocks, settings.num_workers, settings.longest_operation_seconds)
         self._requests: dict[str, RequestState] = {}
-        self._asking: set[RequestState] = set()
+        self._lookups = PendingLookups(asks, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
         self._generation = ""
         self._engine_is_stale = False
-        self._last_step = 0.0
         self._reported_group = reported_group(settings.groups)
 
     def __repr__(self) -> str:
@@ -98,25 +84,23 @@ class SchedulerSide:
         A request is computed if it has waited for answers for as long as it may, counted from its first lookup.
         """
         state = self._state(request)
-        now = time.monotonic()
-        state.end_wait(now)
         state.local_tokens = num_computed_tokens
         if self._engine_is_stale and num_computed_tokens:
             state.may_store = False  # what it builds on was computed before the reset
         wanted = self._whole_chunks(state, self._loadable_tokens(request))
-        lookup = self._lookup(state, wanted, now)
+        lookup = self._lookup(state, wanted)
         found = (lookup.matched_tokens or 0) if lookup is not None else 0
         state.stored_tokens = self._operations.stored_end(state, found)
         if lookup is None:
             return 0, False
         if lookup.matched_tokens is None:
-            return self._wait(state, lookup, now)
+            return (None if self._lookups.may_wait(state) else 0), False
         matched = min(found, wanted)
         num_blocks = num_needed(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._operations.is_possible(num_blocks):
             return 0, False
-        if num_blocks > self._operations.room(is_load=True):
-            return self._wait(state, lookup, now)  # loads that are under way end soon, or never
+        if num_blocks > self._operations.room(is_load=True):  # loads that are under way end soon, or never
+            return (None if self._lookups.may_wait(state) else 0), False
         return matched - num_computed_tokens, True
 
     def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:
@@ -124,10 +108,9 @@ class SchedulerSide:
         state = self._state(request)
         state.waited_seconds = 0.0
         if num_external_tokens == 0:
-            self._give_up(state)  # after a load there is none
+            self._lookups.give_up(state)  # after a load there is none
             return
-        lookup, state.lookup = state.lookup, None
-        self._asking.discard(state)
+        lookup = self._lookups.take(state)
         end = state.local_tokens + num_external_tokens
         leases = lookup.leases if lookup is not None else ()
         matched = (lookup.matched_tokens or 0) if lookup is not None else 0
@@ -165,7 +148,7 @@ class SchedulerSide:
         they have where they start anew. In a step in which another connector loads while it computes, requests that
         start anew may not be stored: should that load fail, what they compute is wrong.
         """
-        self._expire()
+        self._lookups.end_step()
         if not may_store:
             for request_id, _, anew in new_blocks:
                 if anew and (state := self._requests.get(request_id)):
@@ -203,7 +186,7 @@ class SchedulerSide:
         state = self._requests.get(request.request_id)
         if state is None:
             return
-        self._give_up(state)
+        self._lookups.give_up(state)
         state.finished = True
         self._end_session(state)
 
@@ -215,7 +198,7 @@ class SchedulerSide:
         self._generation = uuid.uuid4().hex
         self._engine_is_stale = True
         for state in self._requests.values():
-            self._give_up(state)
+            self._lookups.give_up(state)
             state.may_load = state.may_store = False
 
     def emptied(self) -> None:
@@ -232,34 +215,24 @@ class SchedulerSide:
             state = self._requests[request.request_id] = RequestState(request, self._asks.open_session(request))
         return state
 
-    def _lookup(self, state: RequestState, wanted: int, now: float) -> Lookup | None:
+    def _lookup(self, state: RequestState, wanted: int) -> Lookup | None:
         """The request's lookup, answered or not, begun here if there is none; None if there is nothing to load."""
         request = state.request
+        lookup = self._lookups.look(state)
         may_ask = self._settings.loads and state.may_load and not request.skip_reading_prefix_cache
         if not may_ask or wanted <= state.local_tokens:
-            self._give_up(state)
+            self._lookups.give_up(state)
             return None
-        if state.lookup is not None and now >= state.lookup.lease_until:
-            self._give_up(state)
-        if state.lookup is None and not self._asks.paused:
-            known = self._whole_chunks(state, request.num_tokens)  # to learn of all that is stored
-            prefix = Prefix(
-                block_hashes=self._chunk_hashes(state, known),
-                hash_block_size=self._chunk_size,
-                cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
-            )
-            state.lookup = self._asks.begin(state.session_id, prefix, state.local_tokens, traceparent_of(request))
-            state.known_to_depot = True
-            self._asking.add(state)
-        return state.lookup
-
-    def _wait(self, state: RequestState, lookup: Lookup, now: float) -> tuple[int | None, bool]:
-        """Lets vLLM ask again, unless the request has waited for long enough: then it is computed."""
-        if now >= lookup.deadline or state.waited_seconds >= self._settings.lookup_timeout_seconds:
-            return 0, False
-        state.waits_since = now
-        return None, False
+        if lookup is not None or self._asks.paused:
+            return lookup
+        known = self._whole_chunks(state, request.num_tokens)  # to learn of all that is stored
+        prefix = Prefix(
+            block_hashes=self._chunk_hashes(state, known),
+            hash_block_size=self._chunk_size,
+            cache_salt=salt_of(request, self._generation),
+            adapter=adapter_of(request),
+        )
+        return self._lookups.begin(state, prefix, traceparent_of(request))
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -335,27 +308,3 @@ class SchedulerSide:
             self._reports.end(state.session_id)  # after what was noted of it
         else:
             self._asks.end_session(state.session_id)
-
-    def _give_up(self, state: RequestState) -> None:
-        if state.lookup is not None:
-            self._asks.give_up(state.lookup)
-            state.lookup = None
-            self._asking.discard(state)
-
-    def _expire(self) -> None:
-        """Lets go of answers that vLLM had the time to use, and had no room.
-
-        Each is kept for a whole step at least, however long steps last.
-        """
-        now = time.monotonic()
-        for state in list(self._asking):
-            if state.waits_since is not None and state.waits_since <= self._last_step:
-                state.end_wait(now)  # vLLM could have asked again in this step
-            lookup = state.lookup
-            if lookup is None or lookup.matched_tokens is None:
-                continue
-            if lookup.noticed is None:
-                lookup.noticed = now
-            elif now >= lookup.noticed + self._settings.lease_hold_seconds:
-                self._give_up(state)
-        self._last_step = now
