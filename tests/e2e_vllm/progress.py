@@ -9,8 +9,7 @@ import time
 from contextlib import suppress
 
 from tests.e2e_vllm.cases import ALONE, Proof, together, tokens_of, until, whole_chunks
-from tests.e2e_vllm.engines import Engine
-from tests.e2e_vllm.slow import STEP_SECONDS, slow_file
+from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, Engine, slow_file
 
 HANG_SECONDS = 10.0  # longer than the stores' timeout, and than what an engine is busy for after its last request
 
@@ -112,7 +111,7 @@ async def long_steps(proof: Proof) -> str:
         slow = slow_file(proof.server.address)
         slow.touch()
         try:
-            async with asyncio.timeout(20 * STEP_SECONDS):
+            async with asyncio.timeout(20 * SLOW_STEP_SECONDS):
                 hit, miss = await asyncio.gather(engine.generate(ALONE[0], 1), engine.generate(tokens_of(690, 300), 1))
         finally:
             slow.unlink()
@@ -120,8 +119,8 @@ async def long_steps(proof: Proof) -> str:
     assert hit.cached == whole_chunks(1900), hit.cached
     assert not miss.error
     return (
-        f"steps of {STEP_SECONDS:g} s: a hit after {hit.first_seconds / STEP_SECONDS:.1f}, "
-        f"a miss after {miss.first_seconds / STEP_SECONDS:.1f} of them"
+        f"steps of {SLOW_STEP_SECONDS:g} s: a hit after {hit.first_seconds / SLOW_STEP_SECONDS:.1f}, "
+        f"a miss after {miss.first_seconds / SLOW_STEP_SECONDS:.1f} of them"
     )
 
 

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from kvdepot.vllm.connector import KvdepotConnector
-
-STEP_SECONDS = 6.0
-
-
-def slow_file(address: str) -> Path:
-    """While it is there, steps are slow."""
-    return Path(address.removeprefix("unix:") + ".slow")
+from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, slow_file
 
 
 class SlowConnector(KvdepotConnector):
@@ -21,4 +14,4 @@ class SlowConnector(KvdepotConnector):
     def wait_for_save(self) -> None:
         super().wait_for_save()
         if slow_file(self._kv_transfer_config.kv_connector_extra_config["kvdepot.address"]).exists():
-            time.sleep(STEP_SECONDS)
+            time.sleep(SLOW_STEP_SECONDS)

@@ -12,7 +12,6 @@ from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
 from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
-from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
 from kvdepot.vllm.pending_lookups import Asks, PendingLookups
@@ -87,15 +86,19 @@ class SchedulerSide:
         state.local_tokens = num_computed_tokens
         if self._engine_is_stale and num_computed_tokens:
             state.may_store = False  # what it builds on was computed before the reset
-        wanted = self._whole_chunks(state, self._loadable_tokens(request))
-        lookup = self._lookup(state, wanted)
-        found = (lookup.matched_tokens or 0) if lookup is not None else 0
-        state.stored_tokens = self._operations.stored_end(state, found)
-        if lookup is None:
+        wanted = self._wanted(state)
+        if wanted <= num_computed_tokens:
+            self._lookups.give_up(state)
+            state.stored_tokens = self._operations.stored_end(state, 0)
             return 0, False
-        if lookup.matched_tokens is None:
+        lookup = self._lookups.look(state)
+        answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
+        state.stored_tokens = self._operations.stored_end(state, answer or 0)
+        if lookup is None and not self._asks.paused:
+            self._ask(state)
+        if lookup is None or answer is None:
             return (None if self._lookups.may_wait(state) else 0), False
-        matched = min(found, wanted)
+        matched = min(answer, wanted)
         num_blocks = num_needed(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._operations.is_possible(num_blocks):
             return 0, False
@@ -215,24 +218,16 @@ class SchedulerSide:
             state = self._requests[request.request_id] = RequestState(request, self._asks.open_session(request))
         return state
 
-    def _lookup(self, state: RequestState, wanted: int) -> Lookup | None:
-        """The request's lookup, answered or not, begun here if there is none; None if there is nothing to load."""
+    def _ask(self, state: RequestState) -> None:
+        """Asks for all chunks that are known, to learn of all that is stored."""
         request = state.request
-        lookup = self._lookups.look(state)
-        may_ask = self._settings.loads and state.may_load and not request.skip_reading_prefix_cache
-        if not may_ask or wanted <= state.local_tokens:
-            self._lookups.give_up(state)
-            return None
-        if lookup is not None or self._asks.paused:
-            return lookup
-        known = self._whole_chunks(state, request.num_tokens)  # to learn of all that is stored
         prefix = Prefix(
-            block_hashes=self._chunk_hashes(state, known),
+            block_hashes=self._chunk_hashes(state, self._whole_chunks(state, request.num_tokens)),
             hash_block_size=self._chunk_size,
             cache_salt=salt_of(request, self._generation),
             adapter=adapter_of(request),
         )
-        return self._lookups.begin(state, prefix, traceparent_of(request))
+        self._lookups.begin(state, prefix, traceparent_of(request))
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -241,10 +236,17 @@ class SchedulerSide:
         known: int = min(len(state.request.block_hashes) * self._settings.hash_block_size, most_tokens)
         return known // self._chunk_size * self._chunk_size
 
-    def _loadable_tokens(self, request: Any) -> int:
-        """Of a prompt that is loaded as a whole vLLM computes the last token again, without what a window had then."""
+    def _wanted(self, state: RequestState) -> int:
+        """Tokens that may be loaded, if the depot has them, those that vLLM has itself included.
+
+        Of a prompt that is loaded as a whole vLLM computes the last token again, without what a window had then.
+        """
+        request = state.request
+        if not self._settings.loads or not state.may_load or request.skip_reading_prefix_cache:
+            return 0
         num_tokens: int = request.num_tokens
-        return num_tokens if all(group.is_full for group in self._settings.groups) else num_tokens - 1
+        is_full = all(group.is_full for group in self._settings.groups)
+        return self._whole_chunks(state, num_tokens if is_full else num_tokens - 1)
 
     def _chunk_hashes(self, state: RequestState, end: int) -> list[bytes]:
         """The hash of each chunk's last block, which covers all tokens up to there."""
