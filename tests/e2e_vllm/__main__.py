@@ -24,11 +24,11 @@ TOGETHER = [
     cases.aborts,
     cases.killed_server,
     cases.hung_server,
-    progress.idle_after_hang,
     progress.early_aborts,
     progress.evicted_chunks,
     cases.upgraded_server,
     progress.refused_reset,
+    progress.idle_after_hang,  # a pause resets: from now on the first engine shares nothing
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [

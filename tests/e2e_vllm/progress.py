@@ -132,10 +132,10 @@ async def reused_ids(proof: Proof) -> str:
             await engine.generate(ALONE[0], 1)
             await proof.until_quiet()
             answers = []
-            for number in range(10):
+            for number in range(6):
                 await proof.forget_locally(engine)
                 first = asyncio.create_task(engine.generate(ALONE[0], 16, id="the same"))
-                await asyncio.sleep(0.02 * number)
+                await asyncio.sleep(0.04 * number)
                 first.cancel()
                 await asyncio.gather(first, return_exceptions=True)
                 answers.append(await engine.generate(ALONE[0], id="the same"))
@@ -143,5 +143,6 @@ async def reused_ids(proof: Proof) -> str:
     finally:
         del os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"]
     cached = [answer.cached for answer in answers]
-    assert set(cached) == {whole_chunks(1900)}, cached
-    return f"{len(answers)} attempts after an abort, each hit; {proof.plain.check([ALONE[0]] * 10, answers)}"
+    assert min(cached) >= whole_chunks(1900), cached
+    same = proof.plain.check([ALONE[0]] * len(answers), answers)
+    return f"{len(answers)} attempts after an abort, each hit; {same}"
