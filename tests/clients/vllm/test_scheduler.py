@@ -150,6 +150,21 @@ def test_time_in_which_vllm_did_not_look_is_not_waited(clock: Clock, engine: Eng
     assert engine.side.matched_tokens(request, 0) == (16, True)
 
 
+def test_step_that_a_request_waited_for_counts_though_vllm_did_not_look_at_it_then(
+    clock: Clock, engine: Engine
+) -> None:
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.step({})
+    engine.asks.answer(16)
+    for _ in range(2):
+        clock.advance(7.0)
+        engine.step({})
+    assert not engine.asks.leased
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert len(engine.asks.questions) == 2
+
+
 def test_preempted_request_may_wait_again(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.side.matched_tokens(request, 0)

@@ -65,6 +65,7 @@ class PendingLookups:
     def take(self, state: RequestState) -> Lookup | None:
         """The lookup that vLLM has made room for; what it leases is the caller's from now on."""
         lookup, state.lookup = state.lookup, None
+        state.waits_since = None
         self._asking.discard(state)
         return lookup
 

@@ -122,7 +122,6 @@ class SchedulerSide:
             leases = ()
         written = self._tables(block_ids, state.local_tokens, end)
         state.may_load = False  # should it fail, the tokens are computed
-        state.stored_tokens = end
         operation_id = self._operations.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
         self._orders.loads.append(
             LoadOrder(
