@@ -54,6 +54,27 @@ class Request:
         return hashes
 
 
+TABLE: BlockIds = (list(range(10, 20)),)
+
+
+def request_of(count: int, request_id: str = "request", **facts: Any) -> Request:
+    """A request with so many tokens."""
+    return Request(request_id=request_id, tokens=list(range(count)), **facts)
+
+
+class Clock:
+    """The time, which goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @dataclass
 class Block:
     block_id: int
