@@ -8,7 +8,7 @@ import signal
 import time
 from contextlib import suppress
 
-from tests.e2e_vllm.cases import ALONE, Proof, together, tokens_of, until, whole_chunks
+from tests.e2e_vllm.cases import ALONE, Proof, Tokens, together, tokens_of, until, whole_chunks
 from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, Engine, slow_file
 
 HANG_SECONDS = 10.0  # longer than the stores' timeout, and than what an engine is busy for after its last request
@@ -47,29 +47,17 @@ async def refused_reset(proof: Proof, a: Engine, b: Engine) -> str:
     finally:
         proof.server.send(signal.SIGCONT)
     assert "error" in refused, refused
-    await proof.forget_locally(a)
+    fresh = tokens_of(612, 600)
+
+    async def shares() -> bool:
+        await proof.forget_locally(a)
+        return (await a.generate(fresh, 1)).cached >= whole_chunks(600)
+
+    await until(shares, "the engine finds what it has stored since")
     after, other = await a.generate(prompt, 4), await b.generate(prompt, 4)
     assert after.tokens == before.tokens == other.tokens
     assert (after.cached, other.cached) == (0, whole_chunks(600)), (after.cached, other.cached)
-    await proof.until_quiet()
-    await proof.forget_locally(a)
-    again = await a.generate(prompt, 4)
-    assert again.cached == whole_chunks(600), again.cached
-    return f"refused ({refused['error'][:60]}…); cached 0 after it, {again.cached} of what was stored since"
-
-
-async def early_aborts(proof: Proof, a: Engine, b: Engine) -> str:
-    """Requests that are aborted while the depot is asked about them leave no session."""
-    await proof.until_quiet()
-    running = []
-    for number in range(40):
-        running.append(asyncio.create_task(b.generate(tokens_of(620 + number, 300), 4)))
-        await asyncio.sleep(0.002 * (number % 10))
-        running[-1].cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    await proof.until_quiet()
-    await proof.forget_locally(b)
-    return f"{len(running)} aborted at once, no session left"
+    return f"refused ({refused['error'][:60]}…); afterwards cached 0 of what was stored before"
 
 
 async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
@@ -124,25 +112,39 @@ async def long_steps(proof: Proof) -> str:
     )
 
 
-async def reused_ids(proof: Proof) -> str:
-    """Ids of requests come again at once: the end of an old attempt leaves its successor's session alone."""
+async def early_aborts(proof: Proof) -> str:
+    """Requests are aborted while the depot is asked about them, and their ids come again at once.
+
+    No session is left, and the end of an attempt leaves its successor's session alone. Blocks are not reported, so
+    that nothing delays the end of a session.
+    """
+    transfer = proof.transfer("KvdepotConnector")
+    transfer["kv_connector_extra_config"]["kvdepot.report_blocks"] = False
     os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"
     try:
-        async with proof.engine("reused") as engine:
-            await engine.generate(ALONE[0], 1)
+        async with proof.engine("aborted", kv_transfer_config=transfer) as engine:
+            first = await engine.generate(ALONE[0])
+            await proof.until_quiet()
+            for number in range(40):
+                await _aborted(engine, 0.002 * (number % 10), tokens_of(620 + number, 600))
             await proof.until_quiet()
             answers = []
             for number in range(6):
                 await proof.forget_locally(engine)
-                first = asyncio.create_task(engine.generate(ALONE[0], 16, id="the same"))
-                await asyncio.sleep(0.04 * number)
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
+                await _aborted(engine, 0.04 * number, ALONE[0], id="the same")
                 answers.append(await engine.generate(ALONE[0], id="the same"))
             await proof.until_quiet()
     finally:
         del os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"]
     cached = [answer.cached for answer in answers]
     assert min(cached) >= whole_chunks(1900), cached
-    same = proof.plain.check([ALONE[0]] * len(answers), answers)
-    return f"{len(answers)} attempts after an abort, each hit; {same}"
+    assert all(answer.tokens == first.tokens for answer in answers)
+    return f"40 aborted at once, no session left; {len(answers)} attempts after an abort of the same id, each hit"
+
+
+async def _aborted(engine: Engine, seconds: float, prompt: Tokens, **more: str) -> None:
+    """A request that is aborted after so long."""
+    running = asyncio.create_task(engine.generate(prompt, **more))
+    await asyncio.sleep(seconds)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
