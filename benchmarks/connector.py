@@ -60,6 +60,9 @@ class _Nobody:
 
     paused = True
 
+    def open_session(self, request: _Request) -> str:
+        return request.request_id
+
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
         raise AssertionError(session_id)
 
@@ -68,6 +71,8 @@ class _Nobody:
     def release(self, leases: Sequence[str]) -> None: ...
 
     def end_session(self, session_id: str) -> None: ...
+
+    def drop_session(self, session_id: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -101,6 +106,9 @@ def _steps(reports: _Queue | None) -> list[float]:
             num_workers=1,
             loads=True,
             stores=True,
+            lookup_timeout_seconds=1.0,
+            lease_hold_seconds=5.0,
+            longest_operation_seconds=30.0,
         ),
         _Nobody(),
         reports,

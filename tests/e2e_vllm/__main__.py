@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, model, windows
+from tests.e2e_vllm import cases, model, progress, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -24,7 +24,10 @@ TOGETHER = [
     cases.aborts,
     cases.killed_server,
     cases.hung_server,
+    progress.evicted_chunks,
     cases.upgraded_server,
+    progress.refused_reset,
+    progress.idle_after_hang,  # a pause resets: from now on the first engine shares nothing
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
@@ -32,6 +35,8 @@ WITH_ENGINES_OF_THEIR_OWN = [
     cases.latent_attention,
     cases.preemptions,
     cases.failed_loads,
+    progress.long_steps,
+    progress.early_aborts,
     windows.sliding_windows,
     windows.short_windows,
     windows.windows_alone,

@@ -47,7 +47,14 @@ async def carry_out(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
             counters = [each for each in get_metrics_snapshot() if isinstance(each, Counter)]
             return {"count": sum(each.value for each in counters if each.name == "vllm:num_preemptions")}
         case "reset":
-            return {"done": await engine.reset_prefix_cache(reset_connector=command["connector"])}
+            running = command.get("running", False)
+            return {"done": await engine.reset_prefix_cache(running, reset_connector=command["connector"])}
+        case "pause":
+            await engine.pause_generation()
+            return {}
+        case "resume":
+            await engine.resume_generation()
+            return {}
         case unknown:
             raise ValueError(f"there is no command {unknown!r}")
 

@@ -20,6 +20,7 @@ ENGINE = Path(__file__).parent / "engine_main.py"
 START_SECONDS = 900.0
 ANSWER_SECONDS = 900.0
 RECORD_VARIABLE = "RECORD_TO"  # where a RecordingConnector writes
+SLOW_STEP_SECONDS = 6.0  # how long a SlowConnector's steps last while there is its `slow_file`
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -28,6 +29,11 @@ QUIET = {
     "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1",  # vLLM has it off for its speed
 }
 PATHS = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
+
+
+def slow_file(address: str) -> Path:
+    """While it is there, steps of a SlowConnector of this depot are slow."""
+    return Path(address.removeprefix("unix:") + ".slow")
 
 
 class EngineFailed(Exception):

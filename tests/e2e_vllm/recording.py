@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSide
 from tests.e2e_vllm.engines import RECORD_VARIABLE
@@ -45,8 +46,9 @@ class _Recorder:
 
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         lookup = self._side._requests[request.request_id].lookup
-        answer = None if lookup is None or lookup.matched_tokens is None else [lookup.matched_tokens, lookup.leases]
+        before = _answer(lookup)
         result = self._side.matched_tokens(request, num_computed_tokens)
+        answer = before if result[0] is None else _answer(lookup)  # it may have come meanwhile
         facts = _facts(request)
         self._write("matched_tokens", request=facts, computed=num_computed_tokens, answer=answer, result=result)
         return result
@@ -92,6 +94,10 @@ class _Recorder:
 
     def _write(self, call: str, **facts: Any) -> None:
         self._file.write(json.dumps({"call": call, **facts}, default=_plain, separators=(",", ":")) + "\n")
+
+
+def _answer(lookup: Lookup | None) -> tuple[int, tuple[str, ...]] | None:
+    return None if lookup is None or lookup.matched_tokens is None else (lookup.matched_tokens, lookup.leases)
 
 
 def _facts(request: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+from kvdepot.vllm.sessions import SessionIds
 
 BLOCK = 4
 CHUNK = 8
@@ -51,6 +52,27 @@ class Request:
             parent = hashlib.sha256(text).digest()
             hashes.append(parent)
         return hashes
+
+
+TABLE: BlockIds = (list(range(10, 20)),)
+
+
+def request_of(count: int, request_id: str = "request", **facts: Any) -> Request:
+    """A request with so many tokens."""
+    return Request(request_id=request_id, tokens=list(range(count)), **facts)
+
+
+class Clock:
+    """The time, which goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @dataclass
@@ -99,8 +121,13 @@ class Asks:
         self.questions: list[Question] = []
         self.leased: set[str] = set()
         self._lease_numbers = itertools.count(1)
+        self.session_ids = SessionIds()
         self.ended_sessions: list[str] = []
+        self.dropped_sessions: list[str] = []
         self.given_up: list[Lookup] = []
+
+    def open_session(self, request: Any) -> str:
+        return self.session_ids.open(request)
 
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
         lookup = Lookup(deadline=time.monotonic() + 60)
@@ -119,14 +146,18 @@ class Asks:
     def end_session(self, session_id: str) -> None:
         self.ended_sessions.append(session_id)
 
+    def drop_session(self, session_id: str) -> None:
+        self.dropped_sessions.append(session_id)
+        self.session_ids.close(session_id)
+
     def answer(self, matched_tokens: int, *, good_for_seconds: float = 60.0) -> Lookup:
-        """Answers the last question; what matches more than is computed is leased."""
+        """Answers the last question; what matches more than is computed is leased for so long."""
         question = self.questions[-1]
         lookup = question.lookup
         if matched_tokens > question.computed_tokens:
             lookup.leases = (f"lease-{next(self._lease_numbers)}",)
             self.leased.update(lookup.leases)
-        lookup.good_until = time.monotonic() + good_for_seconds
+            lookup.lease_until = time.monotonic() + good_for_seconds
         lookup.matched_tokens = matched_tokens
         if lookup.given_up:
             self.release(lookup.leases)
@@ -154,7 +185,15 @@ class Engine:
         self.reports = Reports()
         self.tables: dict[str, BlockIds] = {}
         self.arrived: set[str] = set()
-        defaults = {"hash_block_size": BLOCK, "groups": (CacheGroup(block_size=BLOCK),), "loads": True, "stores": True}
+        defaults = {
+            "hash_block_size": BLOCK,
+            "groups": (CacheGroup(block_size=BLOCK),),
+            "loads": True,
+            "stores": True,
+            "lookup_timeout_seconds": 1.0,
+            "lease_hold_seconds": 5.0,
+            "longest_operation_seconds": 30.0,
+        }
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
         self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None)
         self.side.bind(self.pool)

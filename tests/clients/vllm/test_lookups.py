@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from kvdepot.vllm.block_reports import BlockReports
 from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.lookups import Lookup, Lookups
 from tests.clients.fake_depot import FakeDepot, failure
+from tests.clients.vllm.fake_vllm import Request
 
 PREFIX = hash_prefix([b"hash" * 8], 16)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -31,10 +33,13 @@ class LeasingDepot(FakeDepot):
         self.matched: dict[str, int] = {}
         self.metadata: dict[str, Any] = {}
         self.lease_seconds = 60.0
+        self.answering = threading.Event()
+        self.answering.set()
 
     def Lookup(self, request: Any, context: Any) -> LookupResponse:
         self.metadata.update(context.invocation_metadata())
         self._enter("Lookup", request, context)
+        self.answering.wait(10)
         matched_tokens = self.matched[request.instance_id]
         if matched_tokens <= request.computed_tokens:
             return LookupResponse(matched_tokens=matched_tokens)
@@ -63,7 +68,7 @@ async def client(depot: LeasingDepot) -> AsyncIterator[AsyncDepotClient]:
 
 def lookups_of(client: AsyncDepotClient, *instances: str, timeout_seconds: float = 5.0) -> Lookups:
     loop = EventLoop(asyncio.get_running_loop())
-    return Lookups(client, loop, instances or ("one",), timeout_seconds=timeout_seconds, hold_seconds=7.0)
+    return Lookups(client, loop, instances or ("one",), timeout_seconds=timeout_seconds)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -84,7 +89,6 @@ async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepo
     assert lookup.matched_tokens is None
     await answered(lookup)
     assert (lookup.matched_tokens, lookup.leases) == (16, ("lease-of-one",))
-    assert 5 < lookup.good_until - time.monotonic() <= 7
     assert depot.metadata["traceparent"] == PARENT
     assert depot.last("Lookup").session_id == "session"
 
@@ -92,7 +96,7 @@ async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepo
 async def test_lease_is_left_before_it_expires(depot: LeasingDepot, client: AsyncDepotClient) -> None:
     depot.matched, depot.lease_seconds = {"one": 16}, 4.0
     lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))
-    assert 1 < lookup.good_until - time.monotonic() <= 2
+    assert 1 < lookup.lease_until - time.monotonic() <= 2
     assert "traceparent" not in depot.metadata
 
 
@@ -112,12 +116,56 @@ async def test_lookup_that_is_given_up_leaves_no_lease(
     depot: LeasingDepot, client: AsyncDepotClient, before_the_answer: bool
 ) -> None:
     depot.matched = {"one": 16}
+    depot.answering.clear()
     lookups = lookups_of(client)
     lookup = lookups.begin("session", PREFIX, 0, "")
+    await until(lambda: depot.requests != [])
     if not before_the_answer:
+        depot.answering.set()
         await answered(lookup)
     lookups.give_up(lookup)
+    depot.answering.set()
     await until(lambda: depot.released == ["lease-of-one"])
+
+
+async def test_lookup_that_is_given_up_before_its_turn_is_not_made(
+    depot: LeasingDepot, client: AsyncDepotClient
+) -> None:
+    lookups = lookups_of(client)
+    lookup = lookups.begin("session", PREFIX, 0, "")
+    lookups.give_up(lookup)
+    assert (await answered(lookup)).matched_tokens == 0
+    assert depot.requests == []
+    assert not lookups.paused
+
+
+async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    """A lookup that the depot takes up after the end of its session would begin the session anew."""
+    depot.matched = {"one": 16}
+    depot.answering.clear()
+    lookups = lookups_of(client)
+    session_id = lookups.open_session(Request("request"))
+    lookup = lookups.begin(session_id, PREFIX, 0, "")
+    await until(lambda: depot.requests != [])
+    lookups.give_up(lookup)
+    lookups.end_session(session_id)
+    lookups.begin("other", PREFIX, 0, "")  # goes the same way: by its arrival the end would have come, too
+    lookups.end_session("another")
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    assert depot.last("EndSession").session_id == "another"
+    depot.answering.set()
+    await until(lambda: depot.last("EndSession").session_id == session_id)
+
+
+async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    lookups = lookups_of(client)
+    first, second = (lookups.open_session(Request("request")) for _ in range(2))
+    assert (first, second) == ("request", "request#2")
+    lookups.end_session(first)
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    await until(lambda: lookups.open_session(Request("request")) == first)
+    lookups.drop_session(second)
+    assert lookups.open_session(Request("request")) == second
 
 
 async def test_failures_are_followed_by_pauses_that_get_longer(depot: LeasingDepot, client: AsyncDepotClient) -> None:

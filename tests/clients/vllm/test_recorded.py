@@ -8,7 +8,6 @@ fail, preemptions, an abort.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ class RecordedAsks(Asks):
             matched_tokens, leases = answer
             lookup.leases = tuple(leases)
             self.leased.update(leases)
-            lookup.good_until = time.monotonic() + 3600
             lookup.matched_tokens = matched_tokens
 
 
@@ -71,7 +69,8 @@ class Replay:
         self.pool = Pool(settings["num_blocks"])
         self.asks = RecordedAsks()
         groups = tuple(CacheGroup(**group) for group in settings["groups"])
-        self.side = SchedulerSide(SchedulerSettings(**{**settings, "groups": groups}), self.asks, None)
+        waits = dict.fromkeys(("lookup_timeout_seconds", "lease_hold_seconds", "longest_operation_seconds"), 3600.0)
+        self.side = SchedulerSide(SchedulerSettings(**{**settings, **waits, "groups": groups}), self.asks, None)
         self.side.bind(self.pool)
         self.requests: dict[str, RecordedRequest] = {}
 

@@ -9,9 +9,8 @@ import pytest
 from kvdepot.vllm.allocations import Allocation
 from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.orders import LoadOrder, StoreOrder, Table, WorkerReport
-from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
+from tests.clients.vllm.fake_vllm import CHUNK, TABLE, Clock, Engine, Request, request_of
 
-TABLE = (list(range(10, 20)),)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -19,10 +18,6 @@ def ids_of(order: LoadOrder | StoreOrder) -> tuple[list[int], ...]:
     """Of tables without absent blocks."""
     assert not any(table.absent_blocks for table in order.tables)
     return tuple(table.block_ids for table in order.tables)
-
-
-def request_of(count: int, request_id: str = "request", **facts: object) -> Request:
-    return Request(request_id=request_id, tokens=list(range(count)), **facts)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -47,17 +42,6 @@ def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
     assert list(question.prefix.block_hashes) == [request.block_hashes[1], request.block_hashes[3]]
     assert (question.prefix.hash_block_size, question.prefix.cache_salt) == (CHUNK, "salt")
     assert (question.session_id, question.computed_tokens, question.traceparent) == ("request", 4, PARENT)
-
-
-def test_request_is_computed_once_it_has_waited_for_its_lookup(engine: Engine) -> None:
-    request = request_of(20)
-    engine.side.matched_tokens(request, 0)
-    engine.asks.questions[0].lookup.deadline = time.monotonic()
-    assert engine.side.matched_tokens(request, 0) == (0, False)
-    assert engine.side.matched_tokens(request, 0) == (0, False)
-    assert len(engine.asks.questions) == 1
-    engine.asks.answer(16)  # too late
-    assert not engine.asks.leased
 
 
 @pytest.mark.parametrize(
@@ -94,16 +78,6 @@ def test_engine_goes_without_a_depot_until_all_workers_are_attached_alike(chunk_
     assert engine.side.matched_tokens(request_of(20, "other"), 0) == (None, False)
 
 
-def test_miss_is_asked_about_once_while_it_is_fresh(engine: Engine) -> None:
-    request = request_of(20)
-    engine.side.matched_tokens(request, 0)
-    lookup = engine.asks.answer(0)
-    assert engine.side.matched_tokens(request, 0) == (0, False)
-    assert engine.side.matched_tokens(request, 0) == (0, False)
-    lookup.good_until = time.monotonic()
-    assert engine.side.matched_tokens(request, 0) == (None, False)
-
-
 def test_lease_is_given_back_when_nothing_is_loaded(engine: Engine) -> None:
     request = request_of(20)
     engine.side.matched_tokens(request, 0)
@@ -128,18 +102,6 @@ def test_answer_that_comes_after_the_abort_leaves_no_lease(engine: Engine) -> No
     engine.side.finished(request)
     engine.asks.answer(16)
     assert not engine.asks.leased
-
-
-def test_lease_is_not_held_for_long_while_vllm_has_no_room(engine: Engine) -> None:
-    request = request_of(20)
-    engine.side.matched_tokens(request, 0)
-    lookup = engine.asks.answer(16)
-    engine.step({})
-    assert engine.asks.leased
-    lookup.good_until = time.monotonic()
-    engine.step({})
-    assert not engine.asks.leased
-    assert engine.side.matched_tokens(request, 0) == (None, False)
 
 
 def load(engine: Engine, request: Request, *, local_tokens: int = 0, matched_tokens: int = 16) -> int:
@@ -320,10 +282,10 @@ def test_session_ends_when_the_last_store_has_settled(engine: Engine) -> None:
     (order,) = engine.step({request: 8}).stores
     engine.side.finished(request)
     assert not engine.asks.ended_sessions
-    assert engine.side.is_waiting_for_workers
+    assert engine.side.needs_steps()
     engine.settle(order.operation_id)
     assert engine.asks.ended_sessions == ["request"]
-    assert not engine.side.is_waiting_for_workers
+    assert not engine.side.needs_steps()
     assert not engine.pool.kept
 
 
@@ -335,7 +297,7 @@ def test_request_that_the_depot_never_heard_of_ends_no_session(engine: Engine) -
     assert not engine.asks.ended_sessions
 
 
-def test_id_that_comes_again_is_another_request(engine: Engine) -> None:
+def test_id_that_comes_again_is_another_request_and_session(engine: Engine) -> None:
     first = request_of(8)
     engine.tables["request"] = TABLE
     (order,) = engine.step({first: 8}).stores
@@ -343,9 +305,21 @@ def test_id_that_comes_again_is_another_request(engine: Engine) -> None:
     second = request_of(20)
     engine.side.arrived(second)
     assert engine.side.matched_tokens(second, 0) == (None, False)
+    assert engine.asks.questions[-1].session_id == "request#2"
     engine.settle(order.operation_id)
+    assert engine.asks.ended_sessions == ["request"]  # and not that of its successor
     engine.asks.answer(16)
     assert engine.side.matched_tokens(second, 0) == (16, True)
+
+
+def test_id_that_comes_again_before_the_end_is_told_is_another_session(engine: Engine) -> None:
+    for session_id in ("request", "request#2", "request#3"):
+        request = request_of(20)
+        engine.side.arrived(request)
+        engine.side.matched_tokens(request, 0)
+        assert engine.asks.questions[-1].session_id == session_id
+        engine.side.finished(request)
+    assert engine.asks.ended_sessions == ["request", "request#2", "request#3"]
 
 
 def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
@@ -359,6 +333,70 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
     engine.asks.answer(16)
     assert engine.side.matched_tokens(request, 0) == (16, True)
     engine.settle(order.operation_id)
+
+
+def stored_of(engine: Engine, request: Request, num_tokens: int) -> list[int]:
+    """What a step that computes so many tokens stores: the first token, and where it ends."""
+    engine.tables["request"] = TABLE
+    return [
+        token
+        for order in engine.step({request: num_tokens}).stores
+        for token in (order.start_token, len(order.chunk_hashes) * CHUNK)
+    ]
+
+
+def test_chunks_that_were_evicted_before_there_was_room_are_stored_again(clock: Clock, engine: Engine) -> None:
+    request = request_of(40)
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(32)
+    assert engine.side.matched_tokens(request, 0) == (32, True)  # and vLLM has no room
+    engine.step({})
+    clock.advance(5.0)
+    engine.step({})
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(8)  # the others were evicted
+    assert engine.side.matched_tokens(request, 0) == (8, True)
+    engine.side.allocated(request, TABLE, 0)  # another connector has more, or vLLM has no room for a load
+    assert stored_of(engine, request, 40) == [8, 40]
+
+
+def test_chunks_that_were_evicted_while_the_request_was_preempted_are_stored_again(engine: Engine) -> None:
+    request = request_of(40)
+    assert stored_of(engine, request, 40) == [0, 40]
+    engine.settle(1)
+    request.num_computed_tokens = 0  # preempted
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    assert engine.side.matched_tokens(request, 0) == (16, True)
+    engine.side.allocated(request, TABLE, 16)
+    engine.step({})
+    engine.settle(2)
+    request.num_computed_tokens = 16
+    assert stored_of(engine, request, 24) == [16, 40]
+
+
+def test_everything_is_stored_again_where_no_answer_tells_what_there_is(engine: Engine) -> None:
+    request = request_of(40)
+    assert stored_of(engine, request, 40) == [0, 40]
+    engine.settle(1)
+    request.num_computed_tokens = 0  # preempted
+    engine.asks.paused = True
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert stored_of(engine, request, 40) == [0, 40]
+
+
+def test_chunks_that_are_being_stored_are_not_stored_twice(engine: Engine) -> None:
+    request = request_of(32)
+    assert stored_of(engine, request, 16) == [0, 16]
+    assert stored_of(engine, request, 16) == [16, 32]
+    request.num_computed_tokens = 0  # preempted; the depot has not got them yet
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(0)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert stored_of(engine, request, 32) == []
+    engine.settle(2, failed=[2])
+    request.tokens += range(8)
+    assert stored_of(engine, request, 8) == [16, 40]
 
 
 def test_request_that_has_loaded_may_load_again_after_a_preemption(engine: Engine) -> None:
@@ -414,6 +452,23 @@ def test_reset_engine_neither_finds_nor_stores_what_was_computed_before(engine: 
     salt = engine.asks.questions[-1].prefix.cache_salt
     assert salt.startswith("salt#")
     assert [order.cache_salt for order in engine.step({new: 16}).stores] == [salt]
+
+
+def test_what_builds_on_an_old_cache_of_vllms_is_not_stored(engine: Engine) -> None:
+    """vLLM refused the reset: what it still has was computed before."""
+    engine.side.reset()
+    on_old, anew = request_of(16, "on old"), request_of(16, "anew")
+    engine.tables |= {"on old": TABLE, "anew": TABLE}
+    engine.side.matched_tokens(on_old, 8)
+    engine.side.matched_tokens(anew, 0)
+    on_old.num_computed_tokens = 8
+    assert [order.request_id for order in engine.step({on_old: 8, anew: 16}).stores] == ["anew"]
+    engine.side.emptied()
+    later = request_of(16, "later")
+    engine.tables["later"] = TABLE
+    engine.side.matched_tokens(later, 8)
+    later.num_computed_tokens = 8
+    assert [order.request_id for order in engine.step({later: 8}).stores] == ["later"]
 
 
 @pytest.mark.parametrize(("loads", "stores"), [(True, False), (False, True)])

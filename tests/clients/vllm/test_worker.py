@@ -18,7 +18,7 @@ from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place, place_of
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, Table, WorkerReport
-from kvdepot.vllm.worker import WorkerSide
+from kvdepot.vllm.worker import MAX_STORES, WorkerSide
 from service.server import Server
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
 from tests.clients.vllm.fake_vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
@@ -336,6 +336,37 @@ async def test_operation_in_doubt_is_settled_when_nobody_listens_any_more(
         await until(lambda: any(name == "Store" for name, _ in depot.requests))
         assert not worker.take().settled
     assert (await worker.until_settled(1)).failed == {1}
+
+
+async def test_store_whose_time_is_over_before_its_turn_is_not_made(start_worker: StartWorker) -> None:
+    class SlowDepot(FakeDepot):
+        def Store(self, request: Any, context: Any) -> StoreResponse:
+            self.requests.append(("Store", request))
+            self.reading.wait(0.4)
+            return StoreResponse(stored_tokens=CHUNK)
+
+    with fake_depot("127.0.0.1:0", SlowDepot()) as depot:
+        worker = await start_worker(depot.address, store_timeout_seconds=0.6)
+        numbers = range(1, 4 * MAX_STORES + 1)
+        worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
+        report = await worker.until_settled(*numbers)
+        num_made = sum(name == "Store" for name, _ in depot.requests)
+    assert num_made <= 2 * MAX_STORES
+    assert len(report.failed) >= 2 * MAX_STORES
+
+
+async def test_operations_of_a_cache_that_is_replaced_are_settled_by_the_next_attachment(
+    start_worker: StartWorker,
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.hanging.add("Store")
+        numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
+        worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
+        await until(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
+        await asyncio.to_thread(worker.side.register, views(), CONFIG)
+        report = await worker.until_settled(*numbers)
+    assert report.failed == set(numbers)
 
 
 async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) -> None:

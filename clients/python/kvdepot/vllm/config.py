@@ -35,7 +35,7 @@ class ConnectorConfig:
     attach_timeout_seconds: float = 10.0
     """How long the engine's start waits for the depot; it goes on without it after that."""
     lookup_timeout_seconds: float = 1.0
-    """How long a request waits for the answer to its lookup; it is computed after that."""
+    """How long a request waits for the answers to its lookups; it is computed after that."""
     retrieve_timeout_seconds: float = 10.0
     """How long a request waits for its chunks; it is computed after that."""
     store_timeout_seconds: float = 30.0

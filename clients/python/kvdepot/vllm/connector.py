@@ -24,6 +24,7 @@ from kvdepot.vllm.event_loop import shared_event_loop
 from kvdepot.vllm.groups import cache_groups, reported_group
 from kvdepot.vllm.identity import cache_identity, instance_ids, model_identity, place_of
 from kvdepot.vllm.orders import StepOrders, WorkerReport
+from kvdepot.vllm.resets import follow
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 from kvdepot.vllm.scheduler_calls import SchedulerCalls
 from kvdepot.vllm.support import check_engine
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -83,6 +84,9 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                 num_workers=parallel.world_size,
                 loads=self._kv_transfer_config.is_kv_consumer,
                 stores=self._kv_transfer_config.is_kv_producer,
+                lookup_timeout_seconds=config.lookup_timeout_seconds,
+                lease_hold_seconds=config.lease_hold_seconds,
+                longest_operation_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
             )
             instances = instance_ids(engine_id, num_replicas)
             reported = reported_group(groups)
@@ -99,6 +103,13 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         return False
 
     # The scheduler's side.
+
+    def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        if self._scheduler is not None:
+            from vllm.v1.core.sched.scheduler import Scheduler
+
+            follow(Scheduler, kv_cache_manager, self._scheduler)
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         if self._scheduler is not None:
@@ -160,9 +171,10 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         return False, None
 
     def has_pending_push_work(self) -> bool:
-        return self._scheduler is not None and self._scheduler.is_waiting_for_workers
+        return self._scheduler is not None and self._scheduler.needs_steps()
 
     def reset_cache(self) -> bool | None:
+        """vLLM calls it for resets that it carries out; `resets` tells of all."""
         if self._scheduler is not None:
             self._scheduler.reset()
         return True

@@ -97,9 +97,9 @@ def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: boo
     return _with_digest(model_name, facts)
 
 
-def session_of(request: Any) -> str:
-    """The session that a request is to the depot."""
-    return _within(str(request.request_id), MAX_SESSION_BYTES)
+def session_of(request: Any, attempt: int = 1) -> str:
+    """The session that a request is to the depot: the first of its id, or a later one."""
+    return _within(f"{request.request_id}#{attempt}" if attempt > 1 else str(request.request_id), MAX_SESSION_BYTES)
 
 
 def adapter_of(request: Any) -> str:

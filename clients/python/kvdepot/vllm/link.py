@@ -39,12 +39,16 @@ class LinkSettings:
 
 
 class DepotLink:
-    """Runs on the event loop. ``on_settled`` is called with operations, ``on_change`` with the chunk size or 0."""
+    """Runs on the event loop. ``on_settled`` is called with operations, ``on_change`` with the chunk size or 0.
+
+    ``unsettled`` are the worker's operations in doubt; they outlive a link that is closed.
+    """
 
     def __init__(
         self,
         client: AsyncDepotClient,
         settings: LinkSettings,
+        unsettled: set[int],
         on_settled: Callable[[Iterable[int]], None],
         on_change: Callable[[int], None],
     ) -> None:
@@ -53,7 +57,7 @@ class DepotLink:
         self._on_settled = on_settled
         self._on_change = on_change
         self._attachment: AsyncAttachment | None = None
-        self._unsettled: set[int] = set()
+        self._unsettled = unsettled
         self._doubt = asyncio.Event()
         self._complaint = ""
 
@@ -118,8 +122,8 @@ class DepotLink:
         logger.warning("detached from the depot, the engine goes on without it: %s", attachment.lost_reason or "slow")
 
     def _settle(self) -> None:
-        settled, self._unsettled = self._unsettled, set()
-        self._on_settled(settled)
+        self._on_settled(tuple(self._unsettled))
+        self._unsettled.clear()
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:  # once, and not at each attempt

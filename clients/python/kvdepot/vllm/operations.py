@@ -19,7 +19,10 @@ from kvdepot.vllm.requests import RequestState
 # Shares of all blocks: even a depot that hangs in the middle of everything leaves the engine a quarter.
 MOST_LOADING = 0.5
 MOST_STORING = 0.25
-KEEP_STEPPING_SECONDS = 5.0
+# How long vLLM steps on for operations whose time is over. A depot that goes on meanwhile is attached to again in it.
+SETTLE_SECONDS = 60.0
+# vLLM asks whether to step on at least this often; after a longer pause a call has woken it.
+IDLE_SECONDS = 1.0
 
 
 class BlockPool(Protocol):
@@ -40,23 +43,26 @@ class Operation:
     state: RequestState
     is_load: bool
     start_token: int
+    end_token: int
     blocks: list[Any]
     leases: tuple[str, ...]
-    begun: float
     workers_left: int
     failed: bool = False
 
 
 class Operations:
-    """Those of one engine that are not settled, oldest first."""
+    """Those of one engine that are not settled, oldest first; each has ``longest_seconds`` until its deadline."""
 
-    def __init__(self, num_blocks: int, num_workers: int) -> None:
+    def __init__(self, num_blocks: int, num_workers: int, longest_seconds: float) -> None:
         self._num_workers = num_workers
+        self._longest_seconds = longest_seconds
         self._pool: BlockPool | None = None
         self._operations: dict[int, Operation] = {}
         self._next_operation_id = itertools.count(1)
         self._most = {True: int(num_blocks * MOST_LOADING), False: int(num_blocks * MOST_STORING)}
         self._num_kept = {True: 0, False: 0}
+        self._step_until = 0.0
+        self._last_question = 0.0
 
     def __len__(self) -> int:
         return len(self._operations)
@@ -78,14 +84,37 @@ class Operations:
         """Whether a load of so many blocks would have room if it were the only one."""
         return num_blocks <= self._most[True]
 
-    @property
-    def is_about_to_settle(self) -> bool:
-        """Whether there is one so new that it may be settled soon."""
-        newest = next(reversed(self._operations.values()), None)
-        return newest is not None and time.monotonic() < newest.begun + KEEP_STEPPING_SECONDS
+    def need_steps(self) -> bool:
+        """Whether vLLM should step on for operations to be settled, though it has nothing else to do.
+
+        Workers report in steps alone. While the depot hangs, steps end some time after the last operation's deadline.
+        vLLM then asks again only when a call wakes it, such as a reset or a pause: they go on from there.
+        """
+        if not self._operations:
+            return False
+        now = time.monotonic()
+        if now >= max(self._step_until, self._last_question + IDLE_SECONDS):
+            self._step_until = now + SETTLE_SECONDS
+        self._last_question = now
+        return now < self._step_until
+
+    def stored_end(self, state: RequestState, num_tokens: int) -> int:
+        """Up to where a request's prefix is stored if so many tokens are, and what is under way ends well."""
+        for operation_id in sorted(state.operations):
+            operation = self._operations[operation_id]
+            if not (operation.is_load or operation.failed) and operation.start_token <= num_tokens:
+                num_tokens = max(num_tokens, operation.end_token)
+        return num_tokens
 
     def begin(
-        self, state: RequestState, tables: Tables, *, is_load: bool, leases: tuple[str, ...], start_token: int
+        self,
+        state: RequestState,
+        tables: Tables,
+        *,
+        is_load: bool,
+        leases: tuple[str, ...],
+        start_token: int,
+        end_token: int,
     ) -> int:
         """Keeps the blocks for an operation; returns its id."""
         blocks = [self._bound_pool.blocks[block_id] for table in tables for block_id in table.block_ids]
@@ -93,13 +122,14 @@ class Operations:
         self._num_kept[is_load] += len(blocks)
         operation_id = next(self._next_operation_id)
         state.operations.add(operation_id)
+        self._step_until = time.monotonic() + self._longest_seconds + SETTLE_SECONDS
         self._operations[operation_id] = Operation(
             state=state,
             is_load=is_load,
             start_token=start_token,
+            end_token=end_token,
             blocks=blocks,
             leases=leases,
-            begun=time.monotonic(),
             workers_left=self._num_workers,
         )
         return operation_id

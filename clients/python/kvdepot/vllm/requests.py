@@ -12,12 +12,15 @@ from kvdepot.vllm.lookups import Lookup
 class RequestState:
     """One request, from its arrival until vLLM has finished it and its last operation is settled.
 
-    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well.
+    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well. ``waited_seconds``
+    were spent on answers since vLLM last made room for it; the wait that has not ended began at ``waits_since``.
     """
 
     request: Any
     session_id: str
     lookup: Lookup | None = None
+    waits_since: float | None = None
+    waited_seconds: float = 0.0
     local_tokens: int = 0
     stored_tokens: int = 0
     reported_tokens: int = 0
@@ -32,3 +35,9 @@ class RequestState:
     def request_id(self) -> str:
         """vLLM's id of it."""
         return str(self.request.request_id)
+
+    def end_wait(self, now: float) -> None:
+        """Counts the time since vLLM was last told to ask again; ``now`` is monotonic."""
+        if self.waits_since is not None:
+            self.waited_seconds += now - self.waits_since
+            self.waits_since = None

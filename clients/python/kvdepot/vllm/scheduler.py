@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
-from kvdepot.vllm.identity import adapter_of, salt_of, session_of, traceparent_of
-from kvdepot.vllm.lookups import Lookup
+from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
+from kvdepot.vllm.pending_lookups import Asks, PendingLookups
 from kvdepot.vllm.requests import RequestState
 from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
-
-
-class Asks(Protocol):
-    """Questions to the depot; `Lookups` is one."""
-
-    @property
-    def paused(self) -> bool: ...
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup: ...
-    def give_up(self, lookup: Lookup) -> None: ...
-    def release(self, leases: Sequence[str]) -> None: ...
-    def end_session(self, session_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +31,9 @@ class SchedulerSettings:
     num_workers: int
     loads: bool
     stores: bool
+    lookup_timeout_seconds: float
+    lease_hold_seconds: float
+    longest_operation_seconds: float
 
 
 class SchedulerSide:
@@ -52,13 +43,14 @@ class SchedulerSide:
         self._settings = settings
         self._asks = asks
         self._reports = reports
-        self._operations = Operations(settings.num_blocks, settings.num_workers)
+        self._operations = Operations(settings.num_blocks, settings.num_workers, settings.longest_operation_seconds)
         self._requests: dict[str, RequestState] = {}
-        self._asking: set[RequestState] = set()
+        self._lookups = PendingLookups(asks, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
         self._generation = ""
+        self._engine_is_stale = False
         self._reported_group = reported_group(settings.groups)
 
     def __repr__(self) -> str:
@@ -86,58 +78,42 @@ class SchedulerSide:
         self._state(request)
 
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens beyond those can be loaded, and whether they will; None: ask again."""
+        """How many tokens beyond those can be loaded, and whether they will; None: ask again.
+
+        A request is computed if it has waited for answers for as long as it may, counted from its first lookup.
+        """
         state = self._state(request)
         state.local_tokens = num_computed_tokens
-        wanted = self._whole_chunks(state, self._loadable_tokens(request))
-        if (
-            not self._settings.loads
-            or not state.may_load
-            or request.skip_reading_prefix_cache
-            or wanted <= num_computed_tokens
-        ):
-            self._give_up(state)
+        if self._engine_is_stale and num_computed_tokens:
+            state.may_store = False  # what it builds on was computed before the reset
+        wanted = self._wanted(state)
+        if wanted <= num_computed_tokens:
+            self._lookups.give_up(state)
+            state.stored_tokens = self._operations.stored_end(state, 0)
             return 0, False
-        lookup = state.lookup
-        now = time.monotonic()
-        if lookup is not None and lookup.matched_tokens is not None and now >= lookup.good_until:
-            self._give_up(state)
-            lookup = None
-        if lookup is None:
-            if self._asks.paused:
-                return 0, False
-            prefix = Prefix(
-                block_hashes=self._chunk_hashes(state, wanted),
-                hash_block_size=self._chunk_size,
-                cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
-            )
-            state.lookup = self._asks.begin(state.session_id, prefix, num_computed_tokens, traceparent_of(request))
-            state.known_to_depot = True
-            self._asking.add(state)
-            return None, False
-        if lookup.matched_tokens is None:
-            if now < lookup.deadline:
-                return None, False
-            state.may_load = False  # it has waited long enough
-            return 0, False
-        matched = min(lookup.matched_tokens, wanted)
-        state.stored_tokens = max(state.stored_tokens, matched)
+        lookup = self._lookups.look(state)
+        answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
+        state.stored_tokens = self._operations.stored_end(state, answer or 0)
+        if lookup is None and not self._asks.paused:
+            self._ask(state)
+        if lookup is None or answer is None:
+            return (None if self._lookups.may_wait(state) else 0), False
+        matched = min(answer, wanted)
         num_blocks = num_needed(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._operations.is_possible(num_blocks):
             return 0, False
-        if num_blocks > self._operations.room(is_load=True):
-            return (None if now < lookup.deadline else 0), False  # loads that are under way end soon, or never
+        if num_blocks > self._operations.room(is_load=True):  # loads that are under way end soon, or never
+            return (None if self._lookups.may_wait(state) else 0), False
         return matched - num_computed_tokens, True
 
     def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:
         """vLLM made room: for the tokens to load, or, if there are none, for others."""
         state = self._state(request)
+        state.waited_seconds = 0.0
         if num_external_tokens == 0:
-            self._give_up(state)  # after a load there is none
+            self._lookups.give_up(state)  # after a load there is none
             return
-        lookup, state.lookup = state.lookup, None
-        self._asking.discard(state)
+        lookup = self._lookups.take(state)
         end = state.local_tokens + num_external_tokens
         leases = lookup.leases if lookup is not None else ()
         matched = (lookup.matched_tokens or 0) if lookup is not None else 0
@@ -146,10 +122,10 @@ class SchedulerSide:
             leases = ()
         written = self._tables(block_ids, state.local_tokens, end)
         state.may_load = False  # should it fail, the tokens are computed
-        state.stored_tokens = end
+        operation_id = self._operations.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
         self._orders.loads.append(
             LoadOrder(
-                operation_id=self._operations.begin(state, written, is_load=True, leases=leases, start_token=0),
+                operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
                 leases=leases,
@@ -174,7 +150,7 @@ class SchedulerSide:
         they have where they start anew. In a step in which another connector loads while it computes, requests that
         start anew may not be stored: should that load fail, what they compute is wrong.
         """
-        self._expire()
+        self._lookups.end_step()
         if not may_store:
             for request_id, _, anew in new_blocks:
                 if anew and (state := self._requests.get(request_id)):
@@ -212,27 +188,45 @@ class SchedulerSide:
         state = self._requests.get(request.request_id)
         if state is None:
             return
-        self._give_up(state)
+        self._lookups.give_up(state)
         state.finished = True
         self._end_session(state)
 
     def reset(self) -> None:
-        """What is stored is not of this model any more: from now on the engine has a salt of its own."""
+        """What is stored is not of this model any more: from now on the engine has a salt of its own.
+
+        Until `emptied`, vLLM's own cache may hold what was computed before: nothing that builds on it is stored.
+        """
         self._generation = uuid.uuid4().hex
+        self._engine_is_stale = True
         for state in self._requests.values():
-            self._give_up(state)
+            self._lookups.give_up(state)
             state.may_load = state.may_store = False
 
-    @property
-    def is_waiting_for_workers(self) -> bool:
-        """Whether operations are about to be settled, so that vLLM should go on stepping."""
-        return self._operations.is_about_to_settle
+    def emptied(self) -> None:
+        """vLLM has emptied its own cache."""
+        self._engine_is_stale = False
+
+    def needs_steps(self) -> bool:
+        """Whether vLLM should step on, so that workers report; see `Operations.need_steps`."""
+        return self._operations.need_steps()
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
         if state is None or state.finished:  # an id may come again while operations of the last one are under way
-            state = self._requests[request.request_id] = RequestState(request, session_of(request))
+            state = self._requests[request.request_id] = RequestState(request, self._asks.open_session(request))
         return state
+
+    def _ask(self, state: RequestState) -> None:
+        """Asks for all chunks that are known, to learn of all that is stored."""
+        request = state.request
+        prefix = Prefix(
+            block_hashes=self._chunk_hashes(state, self._whole_chunks(state, request.num_tokens)),
+            hash_block_size=self._chunk_size,
+            cache_salt=salt_of(request, self._generation),
+            adapter=adapter_of(request),
+        )
+        self._lookups.begin(state, prefix, traceparent_of(request))
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -241,10 +235,17 @@ class SchedulerSide:
         known: int = min(len(state.request.block_hashes) * self._settings.hash_block_size, most_tokens)
         return known // self._chunk_size * self._chunk_size
 
-    def _loadable_tokens(self, request: Any) -> int:
-        """Of a prompt that is loaded as a whole vLLM computes the last token again, without what a window had then."""
+    def _wanted(self, state: RequestState) -> int:
+        """Tokens that may be loaded, if the depot has them, those that vLLM has itself included.
+
+        Of a prompt that is loaded as a whole vLLM computes the last token again, without what a window had then.
+        """
+        request = state.request
+        if not self._settings.loads or not state.may_load or request.skip_reading_prefix_cache:
+            return 0
         num_tokens: int = request.num_tokens
-        return num_tokens if all(group.is_full for group in self._settings.groups) else num_tokens - 1
+        is_full = all(group.is_full for group in self._settings.groups)
+        return self._whole_chunks(state, num_tokens if is_full else num_tokens - 1)
 
     def _chunk_hashes(self, state: RequestState, end: int) -> list[bytes]:
         """The hash of each chunk's last block, which covers all tokens up to there."""
@@ -280,9 +281,10 @@ class SchedulerSide:
             return
         part = self._tables(block_ids, start, end)
         state.known_to_depot = True
+        operation_id = self._operations.begin(state, part, is_load=False, leases=(), start_token=start, end_token=end)
         self._orders.stores.append(
             StoreOrder(
-                operation_id=self._operations.begin(state, part, is_load=False, leases=(), start_token=start),
+                operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
                 chunk_hashes=self._chunk_hashes(state, end),
@@ -302,22 +304,8 @@ class SchedulerSide:
         if self._requests.get(state.request_id) is state:
             del self._requests[state.request_id]
         if not state.known_to_depot:
-            return
-        if self._reports is not None:
+            self._asks.drop_session(state.session_id)
+        elif self._reports is not None:
             self._reports.end(state.session_id)  # after what was noted of it
         else:
             self._asks.end_session(state.session_id)
-
-    def _give_up(self, state: RequestState) -> None:
-        if state.lookup is not None:
-            self._asks.give_up(state.lookup)
-            state.lookup = None
-            self._asking.discard(state)
-
-    def _expire(self) -> None:
-        """Lets go of what has been leased for long for requests that vLLM finds no room for."""
-        now = time.monotonic()
-        for state in list(self._asking):
-            lookup = state.lookup
-            if lookup is not None and lookup.matched_tokens is not None and now >= lookup.good_until:
-                self._give_up(state)

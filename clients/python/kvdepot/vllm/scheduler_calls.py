@@ -32,13 +32,7 @@ class SchedulerCalls:
     ) -> None:
         self._loop = loop
         self._client = self._loop.run(_client(config), CLOSE_SECONDS)
-        self.lookups = Lookups(
-            self._client,
-            self._loop,
-            instance_ids,
-            timeout_seconds=config.lookup_timeout_seconds,
-            hold_seconds=config.lease_hold_seconds,
-        )
+        self.lookups = Lookups(self._client, self._loop, instance_ids, timeout_seconds=config.lookup_timeout_seconds)
         self.reports: BlockReports | None = None
         if config.report_blocks and reported_block_size is not None:
             self.reports = BlockReports(

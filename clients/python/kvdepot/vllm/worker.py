@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
@@ -83,6 +84,7 @@ class WorkerSide:
         # The loop's.
         self._client: AsyncDepotClient | None = None
         self._link: DepotLink | None = None
+        self._unsettled: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._store_turns = asyncio.Semaphore(MAX_STORES)
         self._complaints: set[str] = set()
@@ -170,7 +172,7 @@ class WorkerSide:
             memory=memory,
             attach_timeout_seconds=self._config.attach_timeout_seconds,
         )
-        self._link = DepotLink(self._client, settings, self._settle, self._attached)
+        self._link = DepotLink(self._client, settings, self._unsettled, self._settle, self._attached)
         try:
             await self._link.run()
         except Exception:  # a bug: the engine goes on without the depot
@@ -215,15 +217,26 @@ class WorkerSide:
         )
 
     async def _store(self, order: StoreOrder, event: _ReadyEvent) -> None:
+        """One store; its time begins before its turn comes."""
         response: StoreResponse | None = None
+        deadline = time.monotonic() + self._config.store_timeout_seconds
+        had_its_turn = False
         try:
             async with self._store_turns:
-                response = await self._call(order, lambda attachment: self._send(attachment, order, event))
+                if (left_seconds := deadline - time.monotonic()) > 0:
+                    had_its_turn = True
+                    response = await self._call(
+                        order, lambda attachment: self._send(attachment, order, event, left_seconds)
+                    )
         finally:
+            if not had_its_turn:
+                self._settle([order.operation_id])
             if response is None or response.refused_tokens:
                 self._results.append(_Result(order.operation_id, failed=True, settled=False))
 
-    async def _send(self, attachment: AsyncAttachment, order: StoreOrder, event: _ReadyEvent) -> StoreResponse:
+    async def _send(
+        self, attachment: AsyncAttachment, order: StoreOrder, event: _ReadyEvent, timeout_seconds: float
+    ) -> StoreResponse:
         assert self._memory is not None
         return await attachment.store(
             order.session_id,
@@ -231,7 +244,7 @@ class WorkerSide:
             self._memory.block_tables(order.tables),
             start_token=order.start_token,
             ready_event=event.handle,
-            timeout_seconds=self._config.store_timeout_seconds,
+            timeout_seconds=timeout_seconds,
         )
 
     async def _call(
@@ -264,8 +277,12 @@ class WorkerSide:
             logger.warning("%s of request %s failed: %s", type(order).__name__, order.request_id, error)
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        """Operations that run are in doubt; the next attachment of this worker settles them."""
+        await asyncio.sleep(0)  # what was just begun must have started, or else nothing would tell of its end
+        if tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         if self._client is not None:
             await self._client.close()
 
