@@ -12,11 +12,13 @@ from kvdepot.vllm.lookups import Lookup
 class RequestState:
     """One request, from its arrival until vLLM has finished it and its last operation is settled.
 
-    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well.
+    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well. ``adapter`` is the
+    identity of its LoRA adapter when it arrived; None if it can't be told from others.
     """
 
     request: Any
     session_id: str
+    adapter: str | None = ""
     lookup: Lookup | None = None
     local_tokens: int = 0
     stored_tokens: int = 0

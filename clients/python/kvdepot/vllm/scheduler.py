@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
-from kvdepot.vllm.identity import adapter_of, salt_of, session_of, traceparent_of
+from kvdepot.vllm.identity import salt_of, session_of, traceparent_of
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
@@ -20,6 +21,8 @@ from kvdepot.vllm.requests import RequestState
 from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
+
+FIRST_REPORT_SECONDS = 5.0
 
 
 class Asks(Protocol):
@@ -48,16 +51,20 @@ class SchedulerSettings:
 class SchedulerSide:
     """One engine's requests, and the operations that are not settled."""
 
-    def __init__(self, settings: SchedulerSettings, asks: Asks, reports: Reports | None) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, asks: Asks, reports: Reports | None, adapters: Adapters | None = None
+    ) -> None:
         self._settings = settings
         self._asks = asks
         self._reports = reports
+        self._adapters = adapters if adapters is not None else Adapters()
         self._operations = Operations(settings.num_blocks, settings.num_workers)
         self._requests: dict[str, RequestState] = {}
         self._asking: set[RequestState] = set()
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
+        self._workers_heard_by: float | None = None
         self._generation = ""
         self._reported_group = reported_group(settings.groups)
 
@@ -89,6 +96,10 @@ class SchedulerSide:
         """How many tokens beyond those can be loaded, and whether they will; None: ask again."""
         state = self._state(request)
         state.local_tokens = num_computed_tokens
+        if self._is_waiting_to_hear:
+            return None, False
+        if request.lora_request is not None:
+            self._check_adapter(state)
         wanted = self._whole_chunks(state, self._loadable_tokens(request))
         if (
             not self._settings.loads
@@ -110,7 +121,7 @@ class SchedulerSide:
                 block_hashes=self._chunk_hashes(state, wanted),
                 hash_block_size=self._chunk_size,
                 cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
+                adapter=state.adapter or "",
             )
             state.lookup = self._asks.begin(state.session_id, prefix, num_computed_tokens, traceparent_of(request))
             state.known_to_depot = True
@@ -219,20 +230,41 @@ class SchedulerSide:
     def reset(self) -> None:
         """What is stored is not of this model any more: from now on the engine has a salt of its own."""
         self._generation = uuid.uuid4().hex
+        self._adapters.reset()
         for state in self._requests.values():
             self._give_up(state)
             state.may_load = state.may_store = False
 
     @property
     def is_waiting_for_workers(self) -> bool:
-        """Whether operations are about to be settled, so that vLLM should go on stepping."""
-        return self._operations.is_about_to_settle
+        """Whether workers are about to report something, so that vLLM should go on stepping."""
+        return self._operations.is_about_to_settle or self._is_waiting_to_hear
+
+    @property
+    def _is_waiting_to_hear(self) -> bool:
+        """Whether not all workers have told whether they are attached, which they do with the first step."""
+        if len(self._chunk_sizes) == self._settings.num_workers:
+            return False
+        if self._workers_heard_by is None:
+            self._workers_heard_by = time.monotonic() + FIRST_REPORT_SECONDS
+        return time.monotonic() < self._workers_heard_by
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
         if state is None or state.finished:  # an id may come again while operations of the last one are under way
-            state = self._requests[request.request_id] = RequestState(request, session_of(request))
+            adapter = self._adapters.identity_of(request.lora_request)
+            state = self._requests[request.request_id] = RequestState(request, session_of(request), adapter)
         return state
+
+    def _check_adapter(self, state: RequestState) -> None:
+        """KV of an adapter that is not known, or not the one that the request came for, is neither loaded nor stored.
+
+        Nor is KV that goes on from vLLM's own prefix cache, which may have it of an adapter that was replaced.
+        """
+        lora = state.request.lora_request
+        is_known = state.adapter is not None and self._adapters.identity_of(lora) == state.adapter
+        if not is_known or (state.local_tokens and self._adapters.has_changed(lora)):
+            state.may_load = state.may_store = False
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -278,6 +310,10 @@ class SchedulerSide:
         state.stored_tokens = end
         if end <= start:
             return
+        if request.lora_request is not None:
+            self._check_adapter(state)
+            if not state.may_store:
+                return
         part = self._tables(block_ids, start, end)
         state.known_to_depot = True
         self._orders.stores.append(
@@ -288,7 +324,7 @@ class SchedulerSide:
                 chunk_hashes=self._chunk_hashes(state, end),
                 chunk_size=self._chunk_size,
                 cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
+                adapter=state.adapter or "",
                 start_token=start,
                 tables=part,
                 traceparent=traceparent_of(request),
