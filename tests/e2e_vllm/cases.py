@@ -113,19 +113,23 @@ class Proof:
             "enforce_eager": True,
             **more,
         }
-        if connector is not None:
-            options["kv_transfer_config"] = {
-                "kv_connector": connector,
-                "kv_connector_module_path": module,
-                "kv_role": "kv_both",
-                "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": {
-                    "kvdepot.address": self.server.address,
-                    "kvdepot.retrieve_timeout_seconds": 3,
-                    "kvdepot.store_timeout_seconds": 3,
-                },
-            }
+        if connector is not None and "kv_transfer_config" not in more:
+            options["kv_transfer_config"] = self.transfer(connector, module)
         return options
+
+    def transfer(self, connector: str, module: str = "kvdepot.vllm") -> dict[str, Any]:
+        """The option that has vLLM load a connector."""
+        return {
+            "kv_connector": connector,
+            "kv_connector_module_path": module,
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {
+                "kvdepot.address": self.server.address,
+                "kvdepot.retrieve_timeout_seconds": 3,
+                "kvdepot.store_timeout_seconds": 3,
+            },
+        }
 
     @asynccontextmanager
     async def engine(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, WorkerReport
@@ -71,7 +72,7 @@ class Replay:
         self.pool = Pool(settings["num_blocks"])
         self.asks = RecordedAsks()
         groups = tuple(CacheGroup(**group) for group in settings["groups"])
-        self.side = SchedulerSide(SchedulerSettings(**{**settings, "groups": groups}), self.asks, None)
+        self.side = SchedulerSide(SchedulerSettings(**{**settings, "groups": groups}), self.asks, None, Adapters())
         self.side.bind(self.pool)
         self.requests: dict[str, RecordedRequest] = {}
 

@@ -51,13 +51,11 @@ class SchedulerSettings:
 class SchedulerSide:
     """One engine's requests, and the operations that are not settled."""
 
-    def __init__(
-        self, settings: SchedulerSettings, asks: Asks, reports: Reports | None, adapters: Adapters | None = None
-    ) -> None:
+    def __init__(self, settings: SchedulerSettings, asks: Asks, reports: Reports | None, adapters: Adapters) -> None:
         self._settings = settings
         self._asks = asks
         self._reports = reports
-        self._adapters = adapters if adapters is not None else Adapters()
+        self._adapters = adapters
         self._operations = Operations(settings.num_blocks, settings.num_workers)
         self._requests: dict[str, RequestState] = {}
         self._asking: set[RequestState] = set()
