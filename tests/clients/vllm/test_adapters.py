@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +174,30 @@ def test_what_vllms_own_prefix_cache_has_of_a_replaced_adapter_is_not_stored_as_
         engine.side.matched_tokens(request, local_tokens)
         request.num_computed_tokens = local_tokens
         assert len(engine.step({request: 20 - local_tokens}).stores) == num_stores
+
+
+def test_mount_that_hangs_costs_the_scheduler_a_bounded_time_once(
+    tmp_path: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "sql", b"one")
+    adapters = Adapters()
+    one = adapters.identity_of(lora())
+    goes_on = threading.Event()
+    scandir = os.scandir
+
+    def hanging(path: Path) -> Any:
+        goes_on.wait()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", hanging)
+    try:
+        start = time.monotonic()
+        assert [adapters.identity_of(lora()) for _ in range(1000)] == [None] * 1000
+        assert time.monotonic() - start < 10  # of 250 s, if each of them waited
+    finally:
+        goes_on.set()
+    monkeypatch.setattr(os, "scandir", scandir)
+    deadline = time.monotonic() + 30
+    while (found := adapters.identity_of(lora())) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found == one

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvdepot.vllm.bounded_read import BoundedRead
 from kvdepot.vllm.files import Signature, content, files_in, signature
 from kvdepot.vllm.identity import within
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_READ_BYTES = 64 << 20  # read in less time than vLLM takes to load it
 MAX_ADAPTER_BYTES = 512
+READ_SECONDS = 0.25
 GOOD_FOR_SECONDS = 0.01
 
 
@@ -45,6 +47,7 @@ class Adapters:
         self._settings = settings
         self._adapters: dict[tuple[int, str, str], _Adapter] = {}
         self._contents: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._reading = BoundedRead[tuple[Signature, str]](READ_SECONDS)
         self._complaints: set[tuple[str, str]] = set()
 
     def identity_of(self, lora: Any) -> str | None:
@@ -70,36 +73,39 @@ class Adapters:
         self._contents.clear()
 
     def _loaded(self, lora: Any) -> str:
-        key = (lora.lora_int_id, lora.lora_name, lora.lora_path)
+        key, contents = (
+            (lora.lora_int_id, lora.lora_name, lora.lora_path),
+            self._contents[lora.lora_name, lora.lora_path],
+        )
         adapter, now = self._adapters.get(key), time.monotonic()
         if adapter is None or now >= adapter.checked_at + GOOD_FOR_SECONDS:
-            files = files_in(_folder(lora.lora_path), lambda name: name.startswith("adapter_"))
-            if not files:
-                raise _Unsure("there are no adapter_* files")
-            found = signature(files)
-            if adapter is None or found != adapter.files:
-                on_disk = self._identity(lora, files)
-                if signature(files) != found:
-                    raise _Unsure("its files are being written")
-                loaded = adapter.loaded if adapter is not None and not lora.load_inplace else on_disk
-                adapter = self._adapters[key] = _Adapter(found, on_disk, loaded, now)
-                self._contents[lora.lora_name, lora.lora_path].add(loaded)
-            adapter.checked_at = now
+            known = adapter
+            files, on_disk = self._reading.call(lambda: self._look(lora, known))
+            loaded = adapter.loaded if adapter is not None and not lora.load_inplace else on_disk
+            adapter = self._adapters[key] = _Adapter(files, on_disk, loaded, now)
+            contents.add(loaded)
         if adapter.on_disk != adapter.loaded:
             if not lora.load_inplace:
                 raise _Unsure("its files have changed since it was loaded; load it in place, or under another name")
             adapter.loaded = adapter.on_disk
-            self._contents[lora.lora_name, lora.lora_path].add(adapter.loaded)
+            contents.add(adapter.loaded)
         return adapter.loaded
 
-    def _identity(self, lora: Any, files: list[Path]) -> str:
-        facts = [
-            self._settings,
-            getattr(lora, "is_3d_lora_weight", False),
-            *(content(f, MAX_READ_BYTES) for f in files),
-        ]
+    def _look(self, lora: Any, known: _Adapter | None) -> tuple[Signature, str]:
+        """The adapter's files and identity; they are read if they are not those that are known."""
+        files = files_in(_folder(lora.lora_path), lambda name: name.startswith("adapter_"))
+        if not files:
+            raise _Unsure("there are no adapter_* files")
+        found = signature(files)
+        if known is not None and found == known.files:
+            return found, known.on_disk
+        contents = [content(path, MAX_READ_BYTES) for path in files]
+        if signature(files) != found:
+            raise _Unsure("its files are being written")
+        facts = [self._settings, getattr(lora, "is_3d_lora_weight", False), contents]
         digest = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
-        return f"{within(f'{lora.lora_name}={lora.lora_path}', MAX_ADAPTER_BYTES - len(digest) - 1)}#{digest}"
+        name = within(f"{lora.lora_name}={lora.lora_path}", MAX_ADAPTER_BYTES - len(digest) - 1)
+        return found, f"{name}#{digest}"
 
     def _complain(self, lora: Any, complaint: str) -> None:
         if (lora.lora_name, complaint) not in self._complaints:  # once, and not for each request
