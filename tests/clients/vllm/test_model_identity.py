@@ -206,6 +206,20 @@ def test_snapshot_of_the_hub_is_named_by_its_content_wherever_it_is(tmp_path: Pa
     assert name == snapshot(tmp_path / "b", "c2", "b1") != snapshot(tmp_path / "c", "c1", "b2")
 
 
+def test_weights_of_an_object_store_are_named_by_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")  # pulled while the engine started
+    names = [
+        name_of(model_config__model=folder, model_config__model_weights=source, engine_id=engine)
+        for folder, source, engine in (
+            (str(tmp_path), "s3://models/a", "one"),
+            ("/elsewhere", "s3://models/a", "two"),
+            (str(tmp_path), "s3://models/b", "one"),
+        )
+    ]
+    assert names[0].startswith("s3://models/a#")
+    assert names[0] == names[1] != names[2]
+
+
 def test_engine_whose_files_changed_while_it_started_shares_with_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,7 +65,7 @@ class Adapters:
 
         vLLM's block hashes cover an adapter's name and path only.
         """
-        return lora is not None and len(self._contents[lora.lora_name, lora.lora_path]) > 1
+        return lora is not None and len(self._contents[_name(lora)]) > 1
 
     def reset(self) -> None:
         """vLLM's caches were reset: what is loaded now is what counts."""
@@ -73,10 +73,7 @@ class Adapters:
         self._contents.clear()
 
     def _loaded(self, lora: Any) -> str:
-        key, contents = (
-            (lora.lora_int_id, lora.lora_name, lora.lora_path),
-            self._contents[lora.lora_name, lora.lora_path],
-        )
+        key, contents = (lora.lora_int_id, *_name(lora)), self._contents[_name(lora)]
         adapter, now = self._adapters.get(key), time.monotonic()
         if adapter is None or now >= adapter.checked_at + GOOD_FOR_SECONDS:
             known = adapter
@@ -111,6 +108,11 @@ class Adapters:
         if (lora.lora_name, complaint) not in self._complaints:  # once, and not for each request
             self._complaints.add((lora.lora_name, complaint))
             logger.warning("KV of the adapter %s (%s) is not cached: %s", lora.lora_name, lora.lora_path, complaint)
+
+
+def _name(lora: Any) -> tuple[str, str]:
+    """What vLLM's block hashes have of an adapter."""
+    return lora.lora_name, lora.lora_path
 
 
 def _folder(lora_path: str) -> Path:

@@ -52,7 +52,7 @@ def model_identity(vllm_config: Any, *, engine_id: str, vllm_version: str, weigh
         "attention": _attention(vllm_config),
         "pipeline": [pipeline, os.environ.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
     }
-    return with_digest(weights_name or hub_name(str(model.model)), facts)
+    return with_digest(weights_name or hub_name(_source(model)), facts)
 
 
 def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
@@ -120,10 +120,14 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _mappings(each)
 
 
-def _weights(vllm_config: Any, model: Any, engine_id: str) -> Any:
+def _source(model: Any) -> str:
+    """Where the weights are; of an object store vLLM has the configuration alone in a folder."""
+    return str(getattr(model, "model_weights", "") or model.model)
+
+
+def _weights(vllm_config: Any, model: Any, engine_id: str) -> list[Any]:
     download_dir = getattr(vllm_config.load_config, "download_dir", None)
-    facts = weights_facts(str(model.model), model.revision, download_dir, engine_id)
-    return [facts, str(getattr(model, "model_weights", ""))]
+    return weights_facts(_source(model), model.revision, download_dir, engine_id)
 
 
 def _load(load: Any, model: Any) -> list[Any]:
