@@ -26,9 +26,21 @@ class Kind(Enum):
     TWO = 2
 
 
-def name_of(*, engine_id: str = "engine", vllm_version: str = "0.32.0", weights_name: str = "", **changes: Any) -> str:
-    config = vllm_config(**changes)
-    return model_identity(config, engine_id=engine_id, vllm_version=vllm_version, weights_name=weights_name)
+def name_of(
+    *,
+    engine_id: str = "engine",
+    vllm_version: str = "0.32.0",
+    weights_name: str = "",
+    environment: dict[str, str] | None = None,
+    **changes: Any,
+) -> str:
+    return model_identity(
+        vllm_config(**changes),
+        engine_id=engine_id,
+        vllm_version=vllm_version,
+        weights_name=weights_name,
+        environment=environment or {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,12 +136,11 @@ def test_packing_of_quantized_kv_is_the_backends_own() -> None:
     assert one != two
 
 
-def test_workers_of_a_pipeline_that_is_cut_elsewhere_have_other_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_pipeline_that_is_cut_elsewhere_have_other_layers() -> None:
+    one, two = {"VLLM_PP_LAYER_PARTITION": "10,12,10"}, {"VLLM_PP_LAYER_PARTITION": "8,12,12"}
     pipeline = {"parallel_config__pipeline_parallel_size": 3}
-    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", "10,12,10")
-    name = name_of(**pipeline)
-    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", "8,12,12")
-    assert name_of(**pipeline) != name
+    assert name_of(environment=one, **pipeline) != name_of(environment=two, **pipeline)
+    assert name_of(environment=one) == name_of(environment=two)
 
 
 def test_name_is_the_same_in_every_process_and_the_depot_takes_it() -> None:

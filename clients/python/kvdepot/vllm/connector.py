@@ -62,7 +62,13 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
         engine_id = self._kv_transfer_config.engine_id
         model_name = cache_identity(
-            model_identity(vllm_config, engine_id=engine_id, vllm_version=vllm_version, weights_name=config.model_name),
+            model_identity(
+                vllm_config,
+                engine_id=engine_id,
+                vllm_version=vllm_version,
+                weights_name=config.model_name,
+                environment=os.environ,
+            ),
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -34,7 +33,9 @@ _DRAFTS_WITHOUT_LAYERS = {None, "ngram", "ngram_gpu", "suffix"}
 _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 
 
-def model_identity(vllm_config: Any, *, engine_id: str, vllm_version: str, weights_name: str = "") -> str:
+def model_identity(
+    vllm_config: Any, *, engine_id: str, vllm_version: str, weights_name: str, environment: Mapping[str, str]
+) -> str:
     """The model's name, and a digest of what makes KV differ for equal tokens and equal geometry.
 
     A ``weights_name`` takes the place of the model's path, revision and files, and of nothing else.
@@ -50,7 +51,7 @@ def model_identity(vllm_config: Any, *, engine_id: str, vllm_version: str, weigh
         "draft": _draft(vllm_config, engine_id),
         "cache": _settings(cache, CACHE_WITHOUT_EFFECT),
         "attention": _attention(vllm_config),
-        "pipeline": [pipeline, os.environ.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
+        "pipeline": [pipeline, environment.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
     }
     return with_digest(weights_name or hub_name(_source(model)), facts)
 
