@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_READ_BYTES = 64 << 20  # read in less time than vLLM takes to load it
 MAX_ADAPTER_BYTES = 512
-READ_SECONDS = 0.25
+READ_SECONDS = 0.5  # a mount that hangs costs the scheduler so much, once
 GOOD_FOR_SECONDS = 0.01
 
 

@@ -96,7 +96,7 @@ class SchedulerSide:
         state.local_tokens = num_computed_tokens
         if self._is_waiting_to_hear:
             return None, False
-        if request.lora_request is not None:
+        if request.lora_request is not None and (state.lookup is None or state.lookup.matched_tokens is not None):
             self._check_adapter(state)
         wanted = self._whole_chunks(state, self._loadable_tokens(request))
         if (
