@@ -89,9 +89,12 @@ def test_files_that_changed_in_a_live_engine_count_once_they_are_loaded_in_place
     assert adapters.has_changed(lora())
     assert adapters.identity_of(lora(number=2)) == two  # loaded anew, under the same name
     assert adapters.has_changed(lora(number=2))
-    adapters.reset()
+    adapters.emptied()
     assert adapters.identity_of(lora()) == two
     assert not adapters.has_changed(lora())
+    train(tmp_path / "sql", b"three")
+    adapters.emptied()
+    assert adapters.identity_of(lora()) is None  # an empty cache does not load it
 
 
 def test_adapter_that_can_not_be_read_is_not_cached_and_that_is_said_once(

@@ -67,25 +67,23 @@ class Adapters:
         """
         return lora is not None and len(self._contents[_name(lora)]) > 1
 
-    def reset(self) -> None:
-        """vLLM's caches were reset: what is loaded now is what counts."""
-        self._adapters.clear()
+    def emptied(self) -> None:
+        """vLLM has emptied its own prefix cache: nothing of replaced weights is left in it."""
         self._contents.clear()
 
     def _loaded(self, lora: Any) -> str:
-        key, contents = (lora.lora_int_id, *_name(lora)), self._contents[_name(lora)]
-        adapter, now = self._adapters.get(key), time.monotonic()
+        key, now = (lora.lora_int_id, *_name(lora)), time.monotonic()
+        adapter = self._adapters.get(key)
         if adapter is None or now >= adapter.checked_at + GOOD_FOR_SECONDS:
             known = adapter
             files, on_disk = self._reading.call(lambda: self._look(lora, known))
             loaded = adapter.loaded if adapter is not None and not lora.load_inplace else on_disk
             adapter = self._adapters[key] = _Adapter(files, on_disk, loaded, now)
-            contents.add(loaded)
         if adapter.on_disk != adapter.loaded:
             if not lora.load_inplace:
                 raise _Unsure("its files have changed since it was loaded; load it in place, or under another name")
             adapter.loaded = adapter.on_disk
-            contents.add(adapter.loaded)
+        self._contents[_name(lora)].add(adapter.loaded)
         return adapter.loaded
 
     def _look(self, lora: Any, known: _Adapter | None) -> tuple[Signature, str]:

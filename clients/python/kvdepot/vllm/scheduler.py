@@ -228,7 +228,6 @@ class SchedulerSide:
     def reset(self) -> None:
         """What is stored is not of this model any more: from now on the engine has a salt of its own."""
         self._generation = uuid.uuid4().hex
-        self._adapters.reset()
         for state in self._requests.values():
             self._give_up(state)
             state.may_load = state.may_store = False
