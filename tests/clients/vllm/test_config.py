@@ -14,16 +14,9 @@ import pytest
 import kvdepot
 from kvdepot.vllm.config import ConfigError, ConnectorConfig
 from kvdepot.vllm.groups import CacheGroup, cache_groups
-from kvdepot.vllm.identity import (
-    adapter_of,
-    cache_identity,
-    model_identity,
-    place_of,
-    salt_of,
-    session_of,
-    traceparent_of,
-)
-from kvdepot.vllm.support import Unsupported, check_engine
+from kvdepot.vllm.identity import place_of, salt_of, session_of, traceparent_of
+from kvdepot.vllm.model_identity import cache_identity
+from kvdepot.vllm.support import Unsupported, check_engine, warn_of_hashes
 from tests.clients.vllm.fake_vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
 
 FULL = KvCacheConfig(8, [Group(["layer"])])
@@ -70,32 +63,6 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         ConnectorConfig.of({"kvdepot.adress": "x", "kvdepot.report_blocks": 1}, {})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_config__model": "org/other"},
-        {"model_config__revision": "v2"},
-        {"model_config__dtype": "torch.float16"},
-        {"model_config__quantization": "fp8"},
-        {"cache_config__cache_dtype": "fp8"},
-        {"model_config__hf_config__rope_theta": 1.0},
-        {"load_config__load_format": "dummy"},
-        {"speculative_config": SimpleNamespace(model="draft")},
-        {"cache_config__prefix_caching_hash_algo": "xxhash"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_whatever_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
-    assert model_identity(vllm_config(**change)) != model_identity(vllm_config())
-
-
-def test_model_is_the_same_in_every_process_and_with_another_library() -> None:
-    name = model_identity(vllm_config())
-    assert name == model_identity(vllm_config(model_config__hf_config__transformers_version="6.0"))
-    assert name.startswith("org/model#")
-    assert len(model_identity(vllm_config(model_config__model="x" * 2000)).encode()) <= 512
-
-
 def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
     places = [place_of("engine", worker, 4, 2) for worker in range(4)]
     assert [(place.instance_id, place.rank, place.stores) for place in places] == [
@@ -109,16 +76,10 @@ def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
     assert (alone.instance_id, alone.rank, alone.world_size, alone.stores) == ("engine", 1, 2, True)
 
 
-def test_adapters_salts_and_traces_are_taken_from_the_request() -> None:
-    lora = SimpleNamespace(lora_name="sql", lora_path="/loras/sql")
-    request = Request(lora_request=lora, cache_salt="salt", trace_headers={"TraceParent": PARENT})
-    assert adapter_of(request) == "sql=/loras/sql"
-    assert adapter_of(Request(lora_request=SimpleNamespace(lora_name="sql", lora_path="/loras/v2"))) != adapter_of(
-        request
-    )
+def test_salts_and_traces_are_taken_from_the_request() -> None:
+    request = Request(cache_salt="salt", trace_headers={"TraceParent": PARENT})
     assert (salt_of(request, ""), salt_of(request, "g1"), salt_of(Request(), "")) == ("salt", "salt#g1", "")
     assert (traceparent_of(request), traceparent_of(Request())) == (PARENT, "")
-    assert adapter_of(Request()) == ""
 
 
 @pytest.mark.parametrize("sent", ["", "00-1-2-01", PARENT + "\n", PARENT + "é", PARENT.upper().replace("0", "G")])
@@ -191,6 +152,25 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
 ) -> None:
     with pytest.raises(Unsupported, match=message):
         check_engine(vllm_config(**changes), KvCacheConfig(8, groups))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "environment", "is_warned"),
+    [
+        ("xxhash", {}, True),
+        ("xxhash_cbor", {}, True),
+        ("xxhash", {"PYTHONHASHSEED": "0"}, False),
+        ("sha256", {}, False),
+        ("sha256_cbor", {}, False),
+    ],
+)
+def test_engine_whose_hashes_nobody_shares_says_so_with_both_remedies(
+    algorithm: str, environment: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_hashes(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
+    assert len(caplog.records) == is_warned
+    if is_warned:
+        assert all(text in caplog.text for text in (algorithm, "use sha256", "set PYTHONHASHSEED", "shares no KV"))
 
 
 def test_windows_and_local_chunks_start() -> None:

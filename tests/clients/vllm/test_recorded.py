@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.groups import CacheGroup
 from kvdepot.vllm.lookups import Lookup
 from kvdepot.vllm.orders import BlockIds, WorkerReport
@@ -70,7 +71,8 @@ class Replay:
         self.asks = RecordedAsks()
         groups = tuple(CacheGroup(**group) for group in settings["groups"])
         waits = dict.fromkeys(("lookup_timeout_seconds", "lease_hold_seconds", "longest_operation_seconds"), 3600.0)
-        self.side = SchedulerSide(SchedulerSettings(**{**settings, **waits, "groups": groups}), self.asks, None)
+        told = SchedulerSettings(**{**settings, **waits, "groups": groups})
+        self.side = SchedulerSide(told, self.asks, None, Adapters())
         self.side.bind(self.pool)
         self.requests: dict[str, RecordedRequest] = {}
 

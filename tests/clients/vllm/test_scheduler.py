@@ -615,3 +615,27 @@ def test_prompt_of_embeddings_has_no_tokens_to_report() -> None:
     engine = Engine(reports=True)
     engine.step({request_of(8, prompt_embeds=object()): 8}, [("request", ([1, 2],), True)])
     assert not engine.reports.noted
+
+
+def test_first_request_waits_until_the_workers_have_told_whether_they_are_attached() -> None:
+    engine = Engine(num_workers=2, is_heard=False)
+    assert engine.side.needs_steps()  # so that vLLM makes a step, in which they tell
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.side.reported(WorkerReport(chunk_sizes={0: CHUNK}))
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    assert not engine.asks.questions
+    engine.side.reported(WorkerReport(chunk_sizes={1: CHUNK}))
+    assert not engine.side.needs_steps()
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    assert engine.asks.questions
+
+
+def test_workers_that_never_tell_are_waited_for_with_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(is_heard=False)
+    request = request_of(20)
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert not engine.side.needs_steps()

@@ -27,7 +27,7 @@ class ConnectorConfig:
     address: str = DEFAULT_ADDRESS
     """Of the depot; without it the variable KVDEPOT_ADDRESS counts."""
     model_name: str = ""
-    """Instances share chunks if it is equal; by default made of all that vLLM knows to make KV differ."""
+    """Names the weights, in place of their path, revision and files; what else makes KV differ is always covered."""
     share_memory_by: By = "name"
     """How the KV cache of a CPU is shared: by ``name`` in /dev/shm, or by ``fd`` (one pid namespace, one user)."""
     report_blocks: bool = True

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
-    KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
@@ -18,16 +17,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
+from vllm.version import __version__ as vllm_version
 
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.event_loop import shared_event_loop
 from kvdepot.vllm.groups import cache_groups, reported_group
-from kvdepot.vllm.identity import cache_identity, instance_ids, model_identity, place_of
+from kvdepot.vllm.identity import instance_ids, place_of
+from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.orders import StepOrders, WorkerReport
 from kvdepot.vllm.resets import follow
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 from kvdepot.vllm.scheduler_calls import SchedulerCalls
-from kvdepot.vllm.support import check_engine
+from kvdepot.vllm.support import check_engine, warn_of_hashes
 from kvdepot.vllm.worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -40,14 +42,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-
-@dataclass
-class Handshake(KVConnectorHandshakeMetadata):
-    """What a worker tells when the engine starts: how the depot cuts tokens into chunks; 0: it is not there."""
-
-    worker: int
-    chunk_size: int
 
 
 class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
@@ -69,13 +63,20 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
         engine_id = self._kv_transfer_config.engine_id
         model_name = cache_identity(
-            config.model_name or model_identity(vllm_config),
+            model_identity(
+                vllm_config,
+                engine_id=engine_id,
+                vllm_version=vllm_version,
+                weights_name=config.model_name,
+                environment=os.environ,
+            ),
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
+            warn_of_hashes(vllm_config, os.environ)
             groups = cache_groups(kv_cache_config)
             settings = SchedulerSettings(
                 hash_block_size=kv_cache_config.hash_block_size or groups[0].block_size,
@@ -92,7 +93,9 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             reported = reported_group(groups)
             block_size = groups[reported].block_size if reported is not None else None
             self._calls = SchedulerCalls(config, instances, model_name, block_size, shared_event_loop())
-            self._scheduler = SchedulerSide(settings, self._calls.lookups, self._calls.reports)
+            self._scheduler = SchedulerSide(
+                settings, self._calls.lookups, self._calls.reports, Adapters(lora_settings(vllm_config))
+            )
         else:
             place = place_of(engine_id, parallel.rank, parallel.world_size, num_replicas)
             self._worker = WorkerSide(config, model_name, place, parallel.rank, shared_event_loop(), _recorded_event)
@@ -115,13 +118,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.bind(gpu_block_pool)
 
-    def set_xfer_handshake_metadata_pp_aware(self, metadata: Mapping[tuple[int, int], Handshake]) -> None:
-        assert self._scheduler is not None
-        self._scheduler.chunk_sizes_changed({each.worker: each.chunk_size for each in metadata.values()})
-
-    def set_xfer_handshake_metadata(self, metadata: Mapping[int, Handshake]) -> None:
-        assert self._scheduler is not None
-        self._scheduler.chunk_sizes_changed({each.worker: each.chunk_size for each in metadata.values()})
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: Mapping[tuple[int, int], Any]) -> None:
+        """Within a MultiConnector this is another connector's; our workers report with the steps."""
 
     def on_new_request(self, request: Request) -> None:
         assert self._scheduler is not None
@@ -184,10 +182,6 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         assert self._worker is not None
         self._worker.register(kv_caches, self._kv_cache_config)
-
-    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        assert self._worker is not None
-        return Handshake(self._vllm_config.parallel_config.rank, self._worker.chunk_size)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         assert self._worker is not None

@@ -84,7 +84,7 @@ class WorkerReport:
 
     An operation is settled at a worker once the depot is known not to touch its blocks any more; `settled` counts
     workers. `failed` operations did not do what they were to do. `chunk_sizes` tells, by worker, how the depot cuts
-    tokens into chunks, 0 while the worker is not attached; it is sent when it changes.
+    tokens into chunks, 0 while the worker is not attached; it is sent with the first step and when it changes.
     """
 
     settled: Counter[int] = field(default_factory=Counter)

@@ -14,10 +14,12 @@ class RequestState:
 
     ``stored_tokens`` are those that the depot has, or will have when what is under way ends well. ``waited_seconds``
     were spent on answers since vLLM last made room for it; the wait that has not ended began at ``waits_since``.
+    ``adapter`` is the identity of its LoRA adapter when it arrived; None if it can't be told from others.
     """
 
     request: Any
     session_id: str
+    adapter: str | None = ""
     lookup: Lookup | None = None
     waits_since: float | None = None
     waited_seconds: float = 0.0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
-from kvdepot.vllm.identity import adapter_of, salt_of, traceparent_of
+from kvdepot.vllm.identity import salt_of, traceparent_of
 from kvdepot.vllm.operations import BlockPool, Operations
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
 from kvdepot.vllm.pending_lookups import Asks, PendingLookups
@@ -19,6 +21,8 @@ from kvdepot.vllm.requests import RequestState
 from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
+
+FIRST_REPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +43,18 @@ class SchedulerSettings:
 class SchedulerSide:
     """One engine's requests, and the operations that are not settled."""
 
-    def __init__(self, settings: SchedulerSettings, asks: Asks, reports: Reports | None) -> None:
+    def __init__(self, settings: SchedulerSettings, asks: Asks, reports: Reports | None, adapters: Adapters) -> None:
         self._settings = settings
         self._asks = asks
         self._reports = reports
+        self._adapters = adapters
         self._operations = Operations(settings.num_blocks, settings.num_workers, settings.longest_operation_seconds)
         self._requests: dict[str, RequestState] = {}
         self._lookups = PendingLookups(asks, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
+        self._workers_heard_by: float | None = None
         self._generation = ""
         self._engine_is_stale = False
         self._reported_group = reported_group(settings.groups)
@@ -84,6 +90,10 @@ class SchedulerSide:
         """
         state = self._state(request)
         state.local_tokens = num_computed_tokens
+        if self._is_waiting_to_hear:
+            return None, False
+        if request.lora_request is not None and (state.lookup is None or state.lookup.matched_tokens is not None):
+            self._check_adapter(state)
         if self._engine_is_stale and num_computed_tokens:
             state.may_store = False  # what it builds on was computed before the reset
         wanted = self._wanted(state)
@@ -206,15 +216,27 @@ class SchedulerSide:
     def emptied(self) -> None:
         """vLLM has emptied its own cache."""
         self._engine_is_stale = False
+        self._adapters.emptied()
 
     def needs_steps(self) -> bool:
         """Whether vLLM should step on, so that workers report; see `Operations.need_steps`."""
-        return self._operations.need_steps()
+        return self._operations.need_steps() or self._is_waiting_to_hear
+
+    @property
+    def _is_waiting_to_hear(self) -> bool:
+        """Whether not all workers have told whether they are attached, which they do with the first step."""
+        if len(self._chunk_sizes) == self._settings.num_workers:
+            return False
+        if self._workers_heard_by is None:
+            self._workers_heard_by = time.monotonic() + FIRST_REPORT_SECONDS
+        return time.monotonic() < self._workers_heard_by
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)
         if state is None or state.finished:  # an id may come again while operations of the last one are under way
-            state = self._requests[request.request_id] = RequestState(request, self._asks.open_session(request))
+            adapter = self._adapters.identity_of(request.lora_request)
+            session_id = self._asks.open_session(request)
+            state = self._requests[request.request_id] = RequestState(request, session_id, adapter)
         return state
 
     def _ask(self, state: RequestState) -> None:
@@ -224,9 +246,19 @@ class SchedulerSide:
             block_hashes=self._chunk_hashes(state, self._whole_chunks(state, request.num_tokens)),
             hash_block_size=self._chunk_size,
             cache_salt=salt_of(request, self._generation),
-            adapter=adapter_of(request),
+            adapter=state.adapter or "",
         )
         self._lookups.begin(state, prefix, traceparent_of(request))
+
+    def _check_adapter(self, state: RequestState) -> None:
+        """KV of an adapter that is not known, or not the one that the request came for, is neither loaded nor stored.
+
+        Nor is KV that goes on from vLLM's own prefix cache, which may have it of an adapter that was replaced.
+        """
+        lora = state.request.lora_request
+        is_known = state.adapter is not None and self._adapters.identity_of(lora) == state.adapter
+        if not is_known or (state.local_tokens and self._adapters.has_changed(lora)):
+            state.may_load = state.may_store = False
 
     def _whole_chunks(self, state: RequestState, most_tokens: int) -> int:
         """Tokens of the whole chunks within those whose hashes are known; 0 while there is no depot."""
@@ -279,6 +311,10 @@ class SchedulerSide:
         state.stored_tokens = end
         if end <= start:
             return
+        if request.lora_request is not None:
+            self._check_adapter(state)
+            if not state.may_store:
+                return
         part = self._tables(block_ids, start, end)
         state.known_to_depot = True
         operation_id = self._operations.begin(state, part, is_load=False, leases=(), start_token=start, end_token=end)
@@ -290,7 +326,7 @@ class SchedulerSide:
                 chunk_hashes=self._chunk_hashes(state, end),
                 chunk_size=self._chunk_size,
                 cache_salt=salt_of(request, self._generation),
-                adapter=adapter_of(request),
+                adapter=state.adapter or "",
                 start_token=start,
                 tables=part,
                 traceparent=traceparent_of(request),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvdepot.vllm.groups import cache_group, layer_specs
 
+logger = logging.getLogger(__name__)
+
+REPRODUCIBLE_HASHES = {"sha256", "sha256_cbor"}
 SERVED = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
 
 
@@ -21,6 +25,17 @@ def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
         faults.append("calculate_kv_scales makes KV that only this engine can read")
     if faults:
         raise Unsupported("the kvdepot connector can't serve this engine: " + "; ".join(faults))
+
+
+def warn_of_hashes(vllm_config: Any, environment: Mapping[str, str]) -> None:
+    """Warns of hashes that no other process computes; the engine itself finds what it stored, until it ends."""
+    algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
+    if algorithm not in REPRODUCIBLE_HASHES and "PYTHONHASHSEED" not in environment:
+        logger.warning(
+            "this engine shares no KV with others, and none with itself after a restart: --prefix-caching-hash-algo %s "
+            "hashes differently in each process; use sha256, or set PYTHONHASHSEED to the same value for all engines",
+            algorithm,
+        )
 
 
 def _parallelism(vllm_config: Any) -> Iterator[str]:

@@ -80,7 +80,7 @@ class WorkerSide:
         self._results: deque[_Result] = deque()
         self._loads: deque[_Loaded] = deque()
         # The engine's thread's.
-        self._told_chunk_size = 0
+        self._told_chunk_size: int | None = None
         # The loop's.
         self._client: AsyncDepotClient | None = None
         self._link: DepotLink | None = None

@@ -1,0 +1,186 @@
+"""What makes the KV of two engines the same for equal tokens: a digest of all that vLLM decided about its model.
+
+Settings are part of it unless they are known to leave KV as it is, so that a setting of a later vLLM keeps engines
+apart until it is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from kvdepot.vllm.groups import cache_groups
+from kvdepot.vllm.identity import within
+from kvdepot.vllm.neutral_settings import (
+    CACHE_WITHOUT_EFFECT,
+    LORA_WITHOUT_EFFECT,
+    MODEL_TOLD_OTHERWISE,
+    MODEL_WITHOUT_EFFECT,
+    MULTIMODAL_WITHOUT_EFFECT,
+    ROPES_OF_ANY_LENGTH,
+)
+from kvdepot.vllm.weights import hub_name, weights_facts
+
+MAX_MODEL_BYTES = 512
+MAX_DEPTH = 16
+
+_NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version", "_commit_hash"}
+_DRAFTS_WITHOUT_LAYERS = {None, "ngram", "ngram_gpu", "suffix"}
+_UNQUANTIZED = {"auto", "float16", "bfloat16"}
+
+
+def model_identity(
+    vllm_config: Any, *, engine_id: str, vllm_version: str, weights_name: str, environment: Mapping[str, str]
+) -> str:
+    """The model's name, and a digest of what makes KV differ for equal tokens and equal geometry.
+
+    A ``weights_name`` takes the place of the model's path, revision and files, and of nothing else.
+    """
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    pipeline = getattr(parallel, "pipeline_parallel_size", 1)
+    cache = vllm_config.cache_config
+    facts = {
+        "vllm": vllm_version,
+        "weights": weights_name or _weights(vllm_config, model, engine_id),
+        "model": _model(model),
+        "loaded_by": _load(vllm_config.load_config, model),
+        "draft": _draft(vllm_config, engine_id),
+        "cache": _settings(cache, CACHE_WITHOUT_EFFECT),
+        "attention": _attention(vllm_config),
+        "pipeline": [pipeline, environment.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
+    }
+    return with_digest(weights_name or hub_name(_source(model)), facts)
+
+
+def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
+    """The model's name; where not all is one group of full attention, with a digest of what the groups are.
+
+    Engines keep different blocks of a prefix if their windows or block sizes differ, and a group's chunks are of its
+    layers. What a worker of a pipeline has of these is not the same for all, so it is left out.
+    """
+    groups = cache_groups(kv_cache_config)
+    if len(groups) == 1 and groups[0].is_full:
+        return model_name
+    facts = [
+        [repr(group), list(each.layer_names) if has_all_layers else []]
+        for group, each in zip(groups, kv_cache_config.kv_cache_groups, strict=True)
+    ]
+    return with_digest(model_name, facts)
+
+
+def lora_settings(vllm_config: Any) -> str:
+    """What an engine does with the weights of any adapter, as text."""
+    return json.dumps(_settings(getattr(vllm_config, "lora_config", None), LORA_WITHOUT_EFFECT), sort_keys=True)
+
+
+def with_digest(name: str, facts: Any) -> str:
+    """A name of at most 512 bytes that tells facts apart."""
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return f"{within(name, MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
+
+
+def _model(model: Any) -> dict[str, Any]:
+    """The model as vLLM runs it: its final configuration, after overrides, and what vLLM adds to it."""
+    facts = _settings(model, MODEL_TOLD_OTHERWISE | MODEL_WITHOUT_EFFECT)
+    facts["hf_config"] = config = _canonical(model.hf_config)
+    text_config = getattr(model, "hf_text_config", None)
+    facts["hf_text_config"] = _canonical(text_config) if text_config is not model.hf_config else None
+    facts["multimodal"] = _settings(getattr(model, "multimodal_config", None), MULTIMODAL_WITHOUT_EFFECT)
+    if not _rope_types([config, facts["hf_text_config"]]) <= ROPES_OF_ANY_LENGTH:
+        # A length that is fitted to the memory is known only after the model was made, with the longest one.
+        is_fitted = getattr(model, "original_max_model_len", None) == -1
+        facts["max_model_len"] = "fitted" if is_fitted else model.max_model_len
+    return facts
+
+
+def _rope_types(value: Any) -> set[str]:
+    """All kinds of rotary embeddings within a configuration."""
+    return {kind for config in _mappings(value) for kind in _kinds(config)}
+
+
+def _kinds(config: Mapping[str, Any]) -> Iterator[str]:
+    if "rope_type" in config:
+        yield str(config["rope_type"])
+    for scaling in (config.get("rope_scaling"), config.get("rope_parameters")):
+        if isinstance(scaling, Mapping) and "type" in scaling:  # as older checkpoints say it
+            yield str(scaling["type"])
+    if config.get("use_fope"):
+        yield "fope"
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _mappings(each)
+
+
+def _source(model: Any) -> str:
+    """Where the weights are; of an object store vLLM has the configuration alone in a folder."""
+    return str(getattr(model, "model_weights", "") or model.model)
+
+
+def _weights(vllm_config: Any, model: Any, engine_id: str) -> list[Any]:
+    download_dir = getattr(vllm_config.load_config, "download_dir", None)
+    return weights_facts(_source(model), model.revision, download_dir, engine_id)
+
+
+def _load(load: Any, model: Any) -> list[Any]:
+    load_format = str(getattr(load, "load_format", ""))
+    extra = _canonical(getattr(load, "model_loader_extra_config", None))
+    return [load_format, extra, str(model.seed) if "dummy" in load_format else ""]
+
+
+def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
+    """A draft model whose layers are in the KV cache, too."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or (method := speculative.method) in _DRAFTS_WITHOUT_LAYERS:
+        return []
+    draft = getattr(speculative, "draft_model_config", None)
+    if draft is None:
+        return [method, str(speculative.model)]
+    return [method, _weights(vllm_config, draft, engine_id), _model(draft), str(getattr(speculative, "revision", None))]
+
+
+def _attention(vllm_config: Any) -> list[Any]:
+    """How backends pack what is quantized is their own; all others keep K and V alike."""
+    attention = getattr(vllm_config, "attention_config", None)
+    is_quantized = str(vllm_config.cache_config.cache_dtype) not in _UNQUANTIZED
+    names = ["use_non_causal", "indexer_kv_dtype", *(["backend", "backend_per_kind"] if is_quantized else [])]
+    return [[name, _canonical(getattr(attention, name, None))] for name in names]
+
+
+def _settings(config: Any, left_out: frozenset[str]) -> dict[str, Any]:
+    """A part of vLLM's configuration, without the settings that are named."""
+    if config is None:
+        return {}
+    names = [field.name for field in fields(config)] if is_dataclass(config) else list(vars(config))
+    return {name: _canonical(getattr(config, name, None)) for name in names if name not in left_out}
+
+
+def _canonical(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """A value as JSON knows it, the same in every process."""
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+        return value
+    if isinstance(value, Mapping):
+        kept = {str(key): each for key, each in value.items() if str(key) not in _NOT_OF_THE_MODEL}
+        return {key: _canonical(each, depth - 1) for key, each in kept.items()} if depth else {}
+    if isinstance(value, list | tuple):
+        return [_canonical(each, depth - 1) for each in value] if depth else []
+    if isinstance(value, set | frozenset):
+        return sorted((_canonical(each, depth - 1) for each in value), key=repr) if depth else []
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if hasattr(value, "__qualname__"):  # a class or a function
+        return f"{value.__module__}.{value.__qualname__}"
+    if callable(to_dict := getattr(value, "to_dict", None)):
+        return _canonical(to_dict(), depth)
+    if hasattr(value, "__dict__"):
+        return [type(value).__qualname__, _canonical(vars(value), depth)]
+    return str(value)

@@ -1,0 +1,209 @@
+"""An adapter is what its files hold: KV of another one is never taken for its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvdepot.vllm import adapters as module
+from kvdepot.vllm.adapters import Adapters
+from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
+
+TABLE = ([1, 2, 3, 4, 5],)
+Lora = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GOOD_FOR_SECONDS", 0.0)
+    monkeypatch.setattr(module, "READ_SECONDS", 30.0)  # a machine under load may be slow
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Lora:
+    """A request's adapter; ``train`` it to write weights."""
+
+    def made(path: Path = tmp_path / "sql", number: int = 1, load_inplace: bool = False) -> Any:
+        return SimpleNamespace(lora_int_id=number, lora_name="sql", lora_path=str(path), load_inplace=load_inplace)
+
+    return made
+
+
+def train(folder: Path, weights: bytes) -> None:
+    """Writes weights of the same size and time, as tools do that keep times."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    new = folder / "new"
+    new.write_bytes(weights)
+    os.utime(new, (1, 1))
+    new.rename(folder / "adapter_model.safetensors")
+
+
+def request_with(lora: Any, request_id: str = "request") -> Request:
+    return Request(request_id, list(range(20)), lora_request=lora)
+
+
+def test_adapter_that_was_trained_again_is_another_one_after_a_restart(tmp_path: Path, lora: Lora) -> None:
+    train(tmp_path / "sql", b"one")
+    one = Adapters().identity_of(lora())
+    assert one is not None
+    assert one.startswith(f"sql={tmp_path}/sql#")
+    assert one == Adapters().identity_of(lora())
+    train(tmp_path / "sql", b"two")
+    assert Adapters().identity_of(lora()) not in (one, None)
+    train(tmp_path / "sql", b"one")
+    assert Adapters().identity_of(lora()) == one
+    assert Adapters("other settings").identity_of(lora()) != one
+    assert Adapters().identity_of(None) == ""
+
+
+def test_files_of_training_do_not_count(tmp_path: Path, lora: Lora) -> None:
+    train(tmp_path / "sql", b"one")
+    adapters = Adapters()
+    one = adapters.identity_of(lora())
+    (tmp_path / "sql" / "optimizer.pt").write_bytes(b"state")
+    (tmp_path / "sql" / "adapter_config.json").touch()
+    assert adapters.identity_of(lora()) == one
+
+
+def test_files_that_changed_in_a_live_engine_count_once_they_are_loaded_in_place(
+    tmp_path: Path, lora: Lora, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "sql", b"one")
+    adapters = Adapters()
+    one = adapters.identity_of(lora())
+    assert not adapters.has_changed(lora())
+    train(tmp_path / "sql", b"two")
+    assert [adapters.identity_of(lora()) for _ in range(3)] == [None] * 3
+    assert caplog.text.count("its files have changed since it was loaded") == 1
+    two = adapters.identity_of(lora(load_inplace=True))
+    assert two not in (one, None)
+    assert adapters.identity_of(lora()) == two
+    assert adapters.has_changed(lora())
+    assert adapters.identity_of(lora(number=2)) == two  # loaded anew, under the same name
+    assert adapters.has_changed(lora(number=2))
+    adapters.emptied()
+    assert adapters.identity_of(lora()) == two
+    assert not adapters.has_changed(lora())
+    train(tmp_path / "sql", b"three")
+    adapters.emptied()
+    assert adapters.identity_of(lora()) is None  # an empty cache does not load it
+
+
+def test_adapter_that_can_not_be_read_is_not_cached_and_that_is_said_once(
+    lora: Lora, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapters = Adapters()
+    assert [adapters.identity_of(lora()) for _ in range(3)] == [None] * 3
+    assert caplog.text.count("its folder can't be read") == 1
+    (tmp_path / "sql").mkdir()
+    assert adapters.identity_of(lora()) is None
+    train(tmp_path / "sql", b"one")
+    assert adapters.identity_of(lora()) is not None
+
+
+def test_long_names_stay_apart_and_the_depot_takes_them(tmp_path: Path, lora: Lora) -> None:
+    long = tmp_path / ("x" * 200) / ("y" * 200) / ("z" * 200)
+    long.mkdir(parents=True)
+    identities = []
+    for name in ("a", "b"):
+        train(long / name, b"one")
+        identities.append(Adapters().identity_of(lora(long / name)))
+    assert all(each is not None and len(each.encode()) <= 512 for each in identities)
+    assert identities[0] != identities[1]
+
+
+def test_requests_ask_and_store_under_what_their_adapter_holds(tmp_path: Path, lora: Lora) -> None:
+    train(tmp_path / "sql", b"one")
+    engine, request = Engine(), request_with(lora())
+    assert engine.side.matched_tokens(request, 0) == (None, False)
+    engine.asks.answer(0)
+    engine.tables["request"] = TABLE
+    (store,) = engine.step({request: 20}).stores
+    expected = Adapters().identity_of(lora())
+    assert (engine.asks.questions[-1].prefix.adapter, store.adapter) == (expected, expected)
+
+
+def test_request_whose_adapter_is_not_known_is_computed_and_not_stored(lora: Lora) -> None:
+    engine, request = Engine(), request_with(lora())
+    engine.tables["request"] = TABLE
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert not engine.step({request: 20}).stores
+    assert not engine.asks.questions
+
+
+def test_request_that_is_under_way_when_its_adapter_changes_stores_no_more(tmp_path: Path, lora: Lora) -> None:
+    train(tmp_path / "sql", b"one")
+    engine, request = Engine(), request_with(lora(load_inplace=True))
+    engine.tables["request"] = TABLE
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(0)
+    (store,) = engine.step({request: CHUNK}).stores
+    train(tmp_path / "sql", b"two")
+    assert not engine.step({request: CHUNK}).stores
+    waiting = request_with(lora(load_inplace=True), "waiting")
+    engine.side.arrived(waiting)
+    train(tmp_path / "sql", b"three")
+    assert engine.side.matched_tokens(waiting, 0) == (0, False)
+    assert store.adapter != Adapters().identity_of(lora())
+
+
+def test_answer_for_an_adapter_that_was_replaced_since_is_not_loaded(tmp_path: Path, lora: Lora) -> None:
+    train(tmp_path / "sql", b"one")
+    engine, request = Engine(), request_with(lora(load_inplace=True))
+    engine.side.matched_tokens(request, 0)
+    engine.asks.answer(16)
+    train(tmp_path / "sql", b"two")
+    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert not engine.asks.leased
+
+
+def test_what_vllms_own_prefix_cache_has_of_a_replaced_adapter_is_not_stored_as_the_new_one(
+    tmp_path: Path, lora: Lora
+) -> None:
+    train(tmp_path / "sql", b"one")
+    engine = Engine()
+    engine.side.matched_tokens(request_with(lora(), "before"), 0)
+    train(tmp_path / "sql", b"two")
+    stale, fresh = (request_with(lora(load_inplace=True), name) for name in ("stale", "fresh"))
+    for request, local_tokens, num_stores in ((stale, CHUNK, 0), (fresh, 0, 1)):
+        engine.tables[request.request_id] = TABLE
+        engine.side.matched_tokens(request, local_tokens)
+        request.num_computed_tokens = local_tokens
+        assert len(engine.step({request: 20 - local_tokens}).stores) == num_stores
+
+
+def test_mount_that_hangs_costs_the_scheduler_a_bounded_time_once(
+    tmp_path: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "sql", b"one")
+    adapters = Adapters()
+    one = adapters.identity_of(lora())
+    adapters._reading._timeout_seconds = 0.25
+    goes_on = threading.Event()
+    scandir = os.scandir
+
+    def hanging(path: Path) -> Any:
+        goes_on.wait()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", hanging)
+    try:
+        start = time.monotonic()
+        assert [adapters.identity_of(lora()) for _ in range(1000)] == [None] * 1000
+        assert time.monotonic() - start < 10  # of 250 s, if each of them waited
+    finally:
+        goes_on.set()
+    monkeypatch.setattr(os, "scandir", scandir)
+    adapters._reading._timeout_seconds = 30.0
+    deadline = time.monotonic() + 30
+    while (found := adapters.identity_of(lora())) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found == one
