@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -21,10 +20,9 @@ from service.commands.selftest import selftest
 from service.commands.sessions import sessions
 from service.commands.setting_options import load_given, with_setting_options
 from service.commands.status import status
+from service.observing.output import Output
 from service.server import CannotListen, Server, serve
-from service.settings import BadSettings, LogFormat, Settings
-from telemetry.logs.line_format import JsonFormat, TextFormat
-from telemetry.logs.storm import StormLimit
+from service.settings import BadSettings
 
 app = typer.Typer(
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
@@ -36,10 +34,11 @@ app = typer.Typer(
 
 def serve_command(**given: Any) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
+    output = Output.detached()
     try:
         settings = load_given(given)
-        _log_as(settings)
-        uvloop.run(serve(settings, ready=_say_ready))
+        output.log_as(settings)
+        uvloop.run(serve(settings, ready=_say_ready, gauges=(output.read,)))
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
     except (MemoryUnavailable, CannotListen) as error:
@@ -57,13 +56,6 @@ def doctor_command(
     Exits with 0 if nothing fails, with 1 if something does, with 2 for bad settings.
     """
     doctor(given, os.environ, as_json=json_output, strict=strict)
-
-
-def _log_as(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat())
-    handler.addFilter(StormLimit())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 def _say_ready(server: Server) -> None:

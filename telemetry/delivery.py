@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,10 @@ class Subscriber(Protocol):
 
     def close(self) -> None:
         """The bus has stopped, and the last batch was handed over."""
+        return
+
+    async def closed(self) -> None:
+        """Wait for what ``close`` began, where that is more than it could do at once; with a bound of one's own."""
         return
 
 
@@ -72,6 +77,16 @@ class Delivery:
                 subscriber.close()
             except Exception:
                 self._count_error(subscriber, num_events=0)
+
+    async def closed(self) -> None:
+        """Wait for all subscribers at once."""
+        await asyncio.gather(*map(self._closed, self.subscribers))
+
+    async def _closed(self, subscriber: Subscriber) -> None:
+        try:
+            await subscriber.closed()
+        except Exception:
+            self._count_error(subscriber, num_events=0)
 
     def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> float:
         """Returns the seconds it took."""
