@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from telemetry.events import Event
 from telemetry.rate_limit import RateLimit
@@ -36,9 +36,13 @@ class Subscriber(Protocol):
         """The bus has stopped, and the last batch was handed over."""
         return
 
+
+@runtime_checkable
+class ClosesLater(Protocol):
+    """A subscriber whose ``close`` only begins what takes longer."""
+
     async def closed(self) -> None:
-        """Wait for what ``close`` began, where that is more than it could do at once; with a bound of one's own."""
-        return
+        """Wait for that, for a bounded time."""
 
 
 class Delivery:
@@ -79,10 +83,12 @@ class Delivery:
                 self._count_error(subscriber, num_events=0)
 
     async def closed(self) -> None:
-        """Wait for all subscribers at once."""
+        """Wait for those that close later, all at once."""
         await asyncio.gather(*map(self._closed, self.subscribers))
 
     async def _closed(self, subscriber: Subscriber) -> None:
+        if not isinstance(subscriber, ClosesLater):
+            return
         try:
             await subscriber.closed()
         except Exception:

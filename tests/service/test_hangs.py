@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,7 @@ from typing import IO, Any
 import pytest
 
 from kvdepot import Credentials, DepotClient, DepotError
+from telemetry.events import Event
 from tests.e2e.scraping import Page, get
 from tests.service.security.calling import write_tenants
 from tests.service.security.conftest import BLUE, OPS, RED
@@ -199,7 +202,23 @@ def test_a_tenants_file_that_is_a_fifo_refuses_to_start(serve: Serve, tmp_path: 
 # Who is sent telemetry, or takes it
 
 
-def test_a_collector_that_never_answers_does_not_hold_up_the_end(serve: Serve) -> None:
+class LeavesThread:
+    """A subscriber with a thread that never ends, and that Python waits for at exit."""
+
+    name = "leaves thread"
+
+    def __init__(self) -> None:
+        threading.Thread(target=threading.Event().wait, name="left").start()
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_collector_that_never_answers_does_not_hold_up_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         server = serve(
@@ -224,3 +243,11 @@ def test_subscribers_that_never_return_do_not_hold_up_the_end(serve: Serve) -> N
     server.send(signal.SIGTERM)
     assert server.process.wait(END_SECONDS) == 0
     assert "SubscriberAbandoned subscriber='blocking'" in server.said()
+
+
+def test_a_thread_that_never_ends_does_not_hold_up_the_end(serve: Serve) -> None:
+    server = serve("--listen", "127.0.0.1:0", *DRAIN, "--subscriber", "tests.service.test_hangs:LeavesThread")
+    server.addresses()
+    server.send(signal.SIGTERM)
+    assert server.process.wait(END_SECONDS) == 0
+    assert re.search("EndedByForce exit_code=0 threads={.*'left': '.*threading.py", server.said())
