@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -20,9 +21,12 @@ from service.commands.selftest import selftest
 from service.commands.sessions import sessions
 from service.commands.setting_options import load_given, with_setting_options
 from service.commands.status import status
+from service.misspelt import misspelt
 from service.observing.output import Output
 from service.server import CannotListen, Server, serve
 from service.settings import BadSettings
+
+logger = logging.getLogger("service")  # __name__ is __main__ here
 
 app = typer.Typer(
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
@@ -38,6 +42,8 @@ def serve_command(**given: Any) -> None:
     try:
         settings = load_given(given)
         output.log_as(settings)
+        for variable, meant in misspelt(os.environ):
+            logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
         uvloop.run(serve(settings, ready=_say_ready, gauges=(output.read,)))
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
