@@ -231,6 +231,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(serve: Serve, m
         silent.accept()
         server.send(signal.SIGTERM)
         assert server.process.wait(END_SECONDS) == 0
+        assert "EndedByForce" not in server.said()
 
 
 def test_subscribers_that_never_return_do_not_hold_up_the_end(serve: Serve) -> None:
