@@ -21,10 +21,12 @@ from service.commands.selftest import selftest
 from service.commands.sessions import sessions
 from service.commands.setting_options import load_given, with_setting_options
 from service.commands.status import status
+from service.misspelt import misspelt
+from service.observing.output import Output
 from service.server import CannotListen, Server, serve
-from service.settings import BadSettings, LogFormat, Settings
-from telemetry.logs.line_format import JsonFormat, TextFormat
-from telemetry.logs.storm import StormLimit
+from service.settings import BadSettings
+
+logger = logging.getLogger("service")  # __name__ is __main__ here
 
 app = typer.Typer(
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
@@ -36,10 +38,13 @@ app = typer.Typer(
 
 def serve_command(**given: Any) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
+    output = Output.detached()
     try:
         settings = load_given(given)
-        _log_as(settings)
-        uvloop.run(serve(settings, ready=_say_ready))
+        output.log_as(settings)
+        for variable, meant in misspelt(os.environ):
+            logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
+        uvloop.run(serve(settings, ready=_say_ready, gauges=(output.read,)))
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
     except (MemoryUnavailable, CannotListen) as error:
@@ -57,13 +62,6 @@ def doctor_command(
     Exits with 0 if nothing fails, with 1 if something does, with 2 for bad settings.
     """
     doctor(given, os.environ, as_json=json_output, strict=strict)
-
-
-def _log_as(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat())
-    handler.addFilter(StormLimit())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 def _say_ready(server: Server) -> None:

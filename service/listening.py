@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
+MAX_SOCKET_PATH_BYTES = 107
+_KINDS = (
+    (stat.S_ISREG, "an ordinary file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class CannotListen(Exception):
@@ -80,6 +89,9 @@ def _listen_on_socket(server: grpc.aio.Server, address: str, settings: Settings)
     path = Path(address.removeprefix("unix:").removeprefix("//"))
     if not path.parent.is_dir():
         raise CannotListen(f"{address}: there is no folder {path.parent}")
+    obstacle = _obstacle(path)
+    if obstacle:
+        raise CannotListen(f"{address}: {obstacle}")
     if _is_served(path):
         raise CannotListen(f"{address} is taken: another process serves there")
     # Nobody may connect between the socket's making and its chmod.
@@ -87,12 +99,32 @@ def _listen_on_socket(server: grpc.aio.Server, address: str, settings: Settings)
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
-        raise CannotListen(f"{address} can't be bound: is another depot serving there?") from error
+        raise CannotListen(f"{address} can't be bound") from error
     finally:
         os.umask(before)
     if settings.unix_socket_owner:
         _give_to(path, settings.unix_socket_owner)
     return address
+
+
+def _obstacle(path: Path) -> str:
+    """What keeps a socket from being made at a path, but for another process; empty if nothing does."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        return f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"{path} is a symbolic link that leads nowhere. Remove it, or choose another path"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    else:
+        if not stat.S_ISSOCK(mode):
+            what = next((what for is_such, what in _KINDS if is_such(mode)), "no socket")
+            return f"{path} is {what}, which is left as it is. Remove it, or choose another path"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"nothing can be made in the folder {path.parent}: permission denied"
+    return ""
 
 
 def _give_to(path: Path, owner: str) -> None:

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import grpc
@@ -33,6 +33,7 @@ from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.depots import Depots
 from service.heap import keep_freed_memory
+from service.last_resort import LastResort
 from service.listening import CannotListen as CannotListen
 from service.listening import listen
 from service.observing.access_gauges import AccessGauges
@@ -49,6 +50,7 @@ from service.servicers.observability import ObservabilityServicer
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
 from telemetry.metrics.prometheus import CannotServeMetrics
+from telemetry.metrics.readings import Scalars
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +65,20 @@ SERVICES = tuple(
 
 
 GOODBYE_SECONDS = 1.0
+END_SECONDS = 8.0  # for what comes after the drain; whoever supervises the process waits for 10
+EXIT_SECONDS = 3.0
 GIL_SWITCH_SECONDS = 0.0005
 
 
 class Server:
     """One depot behind its listeners. `addresses` are those it listens on, with the ports that were chosen.
 
-    Made on the event loop that it will run on. Raises: MemoryUnavailable, CannotListen, BadSettings.
+    `gauges` are read with the depot's own, on the event loop. Made on the event loop that it will run on.
+
+    Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = ()) -> None:
         self._settings = settings
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         self._backends = Backends.open(self._arena.view, settings.transfer_threads, _cuda_settings(settings))
@@ -101,7 +107,7 @@ class Server:
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = listen(self._grpc, settings, self._access)
-        self._watch()
+        self._watch(gauges)
 
     @property
     def depot(self) -> Depot:
@@ -172,9 +178,9 @@ class Server:
         self._backends.close()
         self._arena.stop_populating()
 
-    def _watch(self) -> None:
+    def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         depot_gauges = DepotGauges(self.depots, self._boundary, lambda: self._arena.populated_bytes)
-        gauges = (depot_gauges.read, AccessGauges(self._access).read)
+        gauges = (depot_gauges.read, AccessGauges(self._access).read, *more_gauges)
         try:
             self._observability.watch(self.depots.sessions_of, gauges)
         except CannotServeMetrics as error:
@@ -220,8 +226,12 @@ def _cuda_settings(settings: Settings) -> CudaSettings:
     )
 
 
-async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
+async def serve(
+    settings: Settings, ready: Callable[[Server], None], gauges: Iterable[Callable[[], Scalars]] = ()
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
+
+    Whatever hangs, the process ends `END_SECONDS` after the drain timeout, and `EXIT_SECONDS` after this has returned.
 
     Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
@@ -231,13 +241,16 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a region that is attached keeps one open
 
-    server = Server(settings)
+    server = Server(settings, gauges)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    last_resort = LastResort()
 
     def on_signal() -> None:
         if stop.is_set():
             os._exit(1)
+        last_resort.end_within(settings.drain_timeout + END_SECONDS, exit_code=1)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -250,3 +263,4 @@ async def serve(settings: Settings, ready: Callable[[Server], None]) -> None:
             logger.info("no CUDA: %s", server.why_not_cuda)
         ready(server)
         await stop.wait()
+    last_resort.end_within(EXIT_SECONDS, exit_code=0)  # all is done; only a thread that hangs can be left

@@ -32,9 +32,14 @@ def _split(value: object) -> object:
 
 def _one_or_list(value: object) -> object:
     """A variable holds one text, or a JSON array of texts: these have commas in them."""
-    if isinstance(value, str):
-        return json.loads(value) if value.startswith("[") else (value,) if value else ()
-    return value
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("["):
+        return (value,) if value else ()
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"what begins with [ is not a JSON array: {error}") from error
 
 
 CUDA = CudaSettings()
@@ -155,7 +160,7 @@ class Settings(BaseSettings):
     @field_validator("unix_socket_mode")
     @classmethod
     def _octal(cls, value: str) -> str:
-        if not value.isdecimal() or int(value, 8) > 0o777:
+        if not re.fullmatch("0{0,3}[0-7]{1,3}", value):
             raise ValueError(f"{value!r} is not an octal mode such as 600 or 660")
         return value
 

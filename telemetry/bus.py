@@ -125,6 +125,7 @@ class EventBus:
         if self._loop is None:
             await self.run()
         await self._finished.wait()
+        await self._delivery.closed()
 
     def stats(self) -> BusStats:
         """A snapshot, consistent in itself."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from telemetry.events import Event
 from telemetry.rate_limit import RateLimit
@@ -34,6 +35,14 @@ class Subscriber(Protocol):
     def close(self) -> None:
         """The bus has stopped, and the last batch was handed over."""
         return
+
+
+@runtime_checkable
+class ClosesLater(Protocol):
+    """A subscriber whose ``close`` only begins what takes longer."""
+
+    async def closed(self) -> None:
+        """Wait for that, for a bounded time."""
 
 
 class Delivery:
@@ -72,6 +81,18 @@ class Delivery:
                 subscriber.close()
             except Exception:
                 self._count_error(subscriber, num_events=0)
+
+    async def closed(self) -> None:
+        """Wait for those that close later, all at once."""
+        await asyncio.gather(*map(self._closed, self.subscribers))
+
+    async def _closed(self, subscriber: Subscriber) -> None:
+        if not isinstance(subscriber, ClosesLater):
+            return
+        try:
+            await subscriber.closed()
+        except Exception:
+            self._count_error(subscriber, num_events=0)
 
     def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> float:
         """Returns the seconds it took."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from telemetry.delivery import Subscriber
 from telemetry.events import Event
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 
 
 class FellBehind(Exception):
@@ -23,7 +25,7 @@ class OwnThread(Subscriber):
     """Hands batches on to ``subscriber`` in a thread, of which at most ``capacity`` events wait; more are lost.
 
     What the subscriber raises, and that it lost events, is raised to the bus with the next batch, which counts and
-    logs it as it does for others. `close` waits at most ``CLOSE_SECONDS`` for the subscriber to take what waits.
+    logs it as it does for others. `closed` waits at most ``CLOSE_SECONDS`` for the subscriber to take what waits.
     """
 
     def __init__(self, subscriber: Subscriber, *, capacity: int = 10_000) -> None:
@@ -36,7 +38,9 @@ class OwnThread(Subscriber):
         self._error: Exception | None = None
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name=f"subscriber-{subscriber.name}", daemon=True)
+        self._ended: Future[None] = Future()
+        self._ended.set_running_or_notify_cancel()
+        self._thread = threading.Thread(target=self._run, name=f"subscriber-{subscriber.name}", daemon=True)
         self._thread.start()
 
     def __repr__(self) -> str:
@@ -57,15 +61,24 @@ class OwnThread(Subscriber):
             raise error
 
     def close(self) -> None:
-        """Let the subscriber take what waits, and close it. Raises: what it raised since the last batch."""
+        """Let the subscriber take what waits, and close it, in its thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():
+
+    async def closed(self) -> None:
+        """Wait until the subscriber has closed. Raises: what it raised since the last batch."""
+        await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=CLOSE_SECONDS)
+        if not self._ended.done():
             logger.warning("SubscriberAbandoned subscriber=%r num_events=%d", self.name, self._num_waiting)
         if self._error is not None:
             raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set_result(None)
 
     def _work(self) -> None:
         while True:

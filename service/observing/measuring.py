@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,6 +11,7 @@ from opentelemetry.sdk.resources import Resource
 from service.observing.rpc_durations import RpcDurations
 from service.settings import Settings
 from telemetry.bus import EventBus
+from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
 from telemetry.metrics.blocks import read_blocks
 from telemetry.metrics.event_queue import read_bus
@@ -73,7 +73,7 @@ class Measuring:
         self._loop_lag.start()
 
     async def close(self) -> None:
-        """Export for the last time; takes a few seconds at most."""
+        """Export for the last time."""
         self._loop_lag.stop()
         if self._export is not None:
-            await asyncio.to_thread(self._export.close)
+            await in_daemon_thread(self._export.close, "close metrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from service import __version__
@@ -10,6 +11,7 @@ from service.observing.measuring import Measuring
 from service.observing.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
+from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
 from telemetry.logs.line_format import SpanOf, no_span
@@ -19,6 +21,10 @@ from telemetry.resource import server_resource
 from telemetry.spans.tracing import Tracing
 from telemetry.subscribers.log import LogSubscriber
 from telemetry.subscribers.tracing import TracingSubscriber
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 3.5  # an exporter needs less, unless it hangs
 
 
 class Observability:
@@ -62,12 +68,15 @@ class Observability:
             self.measuring.start(self.bus, gauges)
 
     async def close(self) -> None:
-        """Send what was not sent yet, for a few seconds at most; the bus has stopped."""
-        async with asyncio.TaskGroup() as closing:
-            if self.tracing is not None:
-                closing.create_task(asyncio.to_thread(self.tracing.close))
-            if self.measuring is not None:
-                closing.create_task(self.measuring.close())
+        """Send what was not sent yet, in `CLOSE_SECONDS` at most; the bus has stopped."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as closing:
+                if self.tracing is not None:
+                    closing.create_task(in_daemon_thread(self.tracing.close, "close spans"))
+                if self.measuring is not None:
+                    closing.create_task(self.measuring.close())
+        except TimeoutError:
+            logger.warning("TelemetryAbandoned seconds=%g", CLOSE_SECONDS)
 
 
 def _own_subscribers(settings: Settings) -> list[Subscriber]:

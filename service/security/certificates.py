@@ -12,6 +12,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from service.security.files import read_file
+
 
 class BadCertificate(Exception):
     """The files can't be used; the message says which and why, and nothing of a key."""
@@ -95,7 +97,7 @@ def server_credentials(current: Callable[[], Certificate]) -> grpc.ServerCredent
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise BadCertificate(f"{path}: {error.strerror}") from error
 

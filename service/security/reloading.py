@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from service.security.files import read_file
+from telemetry.daemon_thread import in_daemon_thread
 from telemetry.events import Event, FileRefused, FileReloaded
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 0.5
+HANG_SECONDS = 5.0  # of a read, until it is said that the file can't be read
 
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 class Publisher(Protocol):
@@ -29,7 +33,7 @@ class ReloadedFiles(Generic[Value]):
 
     Their contents are compared, and not their times: a Secret of Kubernetes changes behind symbolic links. They are
     read when two looks in a row have seen the same: a certificate and its key may be written one after the other. What
-    is broken is tried again whenever it changes.
+    is broken is tried again whenever it changes. A file system that does not answer costs one thread, until it does.
     """
 
     def __init__(
@@ -44,7 +48,8 @@ class ReloadedFiles(Generic[Value]):
         self.name = name
         self.num_reloads = 0
         self.num_refusals = 0
-        self.is_broken = False
+        self._is_refused = False
+        self._hangs = False
         self._paths = paths
         self._read = read
         self._refusal = refusal
@@ -55,17 +60,22 @@ class ReloadedFiles(Generic[Value]):
     def __repr__(self) -> str:
         return f"<ReloadedFiles {self.name}, {'broken' if self.is_broken else 'in use'}>"
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether what is in the files now can't be used."""
+        return self._is_refused or self._hangs
+
     async def watch(self, changed: Callable[[Value], None]) -> None:
         """Look for ever, and tell of each value that is new."""
         seen = self._contents
         while True:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
-            before, seen = seen, await asyncio.to_thread(self._look)
+            before, seen = seen, await self._outside(self._look)
             if seen != before or seen == self._contents:
                 continue
             self._contents = seen
             try:
-                value = await asyncio.to_thread(self._read)
+                value = await self._outside(self._read)
             except self._refusal as error:
                 self._refused(str(error))
                 continue
@@ -75,17 +85,37 @@ class ReloadedFiles(Generic[Value]):
                 self._refused(f"{type(error).__name__}, see above")
                 continue
             self.value = value
-            self.is_broken = False
+            self._is_refused = False
             self.num_reloads += 1
             logger.info("%s: read again: %r", self.name, value)
             if self._bus is not None:
                 self._bus.publish(FileReloaded(file=self.name))
             changed(value)
 
+    async def _outside(self, work: Callable[[], Result]) -> Result:
+        """Do what reads the files in a thread, which nobody waits for at exit."""
+        hang = asyncio.get_running_loop().call_later(HANG_SECONDS, self._hang)
+        try:
+            return await in_daemon_thread(work, f"read {self.name}")
+        finally:
+            hang.cancel()
+            if self._hangs:
+                self._hangs = False
+                logger.warning("%s: the file can be read again", self.name)
+
+    def _hang(self) -> None:
+        self._hangs = True
+        why = f"its file system has not answered for {HANG_SECONDS:g} s"
+        logger.error("%s: the file can't be read, what was read before goes on: %s", self.name, why)
+        self._count_refusal(why)
+
     def _refused(self, why: str) -> None:
-        self.is_broken = True
-        self.num_refusals += 1
+        self._is_refused = True
         logger.error("%s: what is in the file now is refused, what was read before goes on: %s", self.name, why)
+        self._count_refusal(why)
+
+    def _count_refusal(self, why: str) -> None:
+        self.num_refusals += 1
         if self._bus is not None:
             self._bus.publish(FileRefused(file=self.name, reason=why))
 
@@ -95,6 +125,6 @@ class ReloadedFiles(Generic[Value]):
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError:
         return None

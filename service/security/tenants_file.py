@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from service.security.files import MAX_FILE_BYTES, read_file
 from service.security.tenants import Tenant, TenantLimits, Tenants, Token, TokenHash
 from service.units import parse_size
 
-MAX_FILE_BYTES = 16 << 20
 NAME = re.compile(r"[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?")
 TOKEN_HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -81,7 +81,7 @@ class _FilePart(_Part):
 def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
     """The tenants of a YAML file, or of a JSON file if its name ends so. Raises: BadTenants."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise BadTenants(f"{path}: {error.strerror}") from error
     return parse_tenants(data, defaults, is_json=path.suffix == ".json")

@@ -72,6 +72,7 @@ RPC_KIND = Attribute(
 )
 EVENT_TYPE = Attribute("event_type", "a type of docs/events.md", tuple(EVENT_TYPES))
 SUBSCRIBER = Attribute("subscriber", "its name; there is one for each that was built in or set")
+STREAM = Attribute("stream", "where it would have been written; the log is in stderr", ("stdout", "stderr"))
 CPU_MODE = Attribute("cpu.mode", "who ran", ("user", "system"))
 GENERATION = Attribute("cpython.gc.generation", "of objects", ("0", "1", "2"))
 
@@ -269,6 +270,12 @@ EVENTS_DROPPED = counter(
 )
 SUBSCRIBER_ERRORS = counter(
     "kvdepot.subscriber.errors", "{error}", "Batches of events that a subscriber failed to take.", SUBSCRIBER
+)
+LOG_LINES_DROPPED = counter(
+    "kvdepot.log.lines.dropped",
+    "{line}",
+    "Lines of the log, and what else is printed, that were dropped: nobody read them, or they could not be written.",
+    STREAM,
 )
 PROCESS_CPU_TIME = counter("process.cpu.time", "s", "CPU time that the process took.", CPU_MODE)
 PROCESS_MEMORY_USAGE = gauge("process.memory.usage", "By", "Bytes of memory that are resident, L1's included.")

@@ -18,7 +18,7 @@ from telemetry.metrics.otlp import WithHistograms
 from telemetry.metrics.prometheus import HistogramCollector, Page, PrometheusEndpoint
 from telemetry.metrics.readings import Readings
 
-FLUSH_SECONDS = 3.0  # for what is left at the end; a collector that is down gets no more
+FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
 
 
 class MetricsExport:

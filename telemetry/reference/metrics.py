@@ -31,7 +31,15 @@ _SECTIONS = {
     "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
-    "The server": ("rpc.", "kvdepot.rpcs", "kvdepot.draining", "kvdepot.event_loop", "process.", "cpython."),
+    "The server": (
+        "rpc.",
+        "kvdepot.rpcs",
+        "kvdepot.draining",
+        "kvdepot.event_loop",
+        "kvdepot.log",
+        "process.",
+        "cpython.",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 SEND_EVERY_MS = 1_000
-FLUSH_SECONDS = 3.0  # for what is left at the end; a collector that is down gets no more
+FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
 GIVE_UP_SECONDS = 1.0
 CALLERS_REMEMBERED = 1024
 
@@ -39,7 +40,7 @@ class Tracing:
         if otlp_endpoint:
             exporters.append(OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://")))
         if console:
-            exporters.append(ConsoleSpanExporter(formatter=_line))
+            exporters.append(ConsoleSpanExporter(out=sys.stdout, formatter=_line))
         return cls(exporters, resource)
 
     def close(self) -> None:

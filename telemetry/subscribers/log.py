@@ -41,21 +41,31 @@ INFO_EVENTS = frozenset(
     }
 )
 COUNTED_FIELDS = ("keys", "records")  # a line tells how many, nothing per chunk or block
-LINES_PER_SECOND = 20  # of one event type at one level; a line costs the event loop some 20 µs
+LINES_PER_SECOND = 20  # of one event type; a line costs the event loop some 20 µs
+WARNINGS_PER_MINUTE = 10  # of one event type and tenant: a full L1 refuses stores for hours
+MAX_TENANTS = 1_024  # that are told apart by the limit, times types
 
 
 class LogSubscriber(Subscriber):
     """Logs what was refused or failed as WARNING, ``INFO_EVENTS`` as INFO, the rest as DEBUG.
 
-    At INFO and above at most ``lines_per_second`` of a type; the next line tells ``num_suppressed``. DEBUG is not
-    limited: who asks for it wants everything. ``span_of`` tells which span an event belongs to, if any.
+    At INFO at most ``lines_per_second`` of a type, at WARNING at most ``warnings_per_minute`` of a type and tenant; the
+    next line tells ``num_suppressed``. DEBUG is not limited: who asks for it wants everything. ``span_of`` tells which
+    span an event belongs to, if any.
     """
 
     name = "log"
 
-    def __init__(self, *, span_of: SpanOf = no_span, lines_per_second: int = LINES_PER_SECOND) -> None:
+    def __init__(
+        self,
+        *,
+        span_of: SpanOf = no_span,
+        lines_per_second: int = LINES_PER_SECOND,
+        warnings_per_minute: int = WARNINGS_PER_MINUTE,
+    ) -> None:
         self._span_of = span_of
-        self._limit = RateLimit[tuple[str, int]](lines_per_second, period_seconds=1.0)
+        self._limit = RateLimit[str](lines_per_second, period_seconds=1.0)
+        self._warning_limit = RateLimit[tuple[str, str]](warnings_per_minute, period_seconds=60.0, max_keys=MAX_TENANTS)
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Log each event that its level lets through."""
@@ -66,15 +76,20 @@ class LogSubscriber(Subscriber):
 
     def close(self) -> None:
         """Tell of the lines that were held back and that no later line told of."""
-        for (type_name, level), num_suppressed in self._limit.untold().items():
-            facts: dict[str, Plain] = {"num_suppressed": num_suppressed}
-            self._write(level, type_name, facts, {})
+        for type_name, num_suppressed in self._limit.untold().items():
+            self._write(logging.INFO, type_name, {"num_suppressed": num_suppressed}, {})
+        for (type_name, tenant), num_suppressed in self._warning_limit.untold().items():
+            facts: dict[str, Plain] = {"tenant": tenant} if tenant else {}
+            self._write(logging.WARNING, type_name, facts | {"num_suppressed": num_suppressed}, {})
 
     def _log(self, event: Event, level: int) -> None:
         type_name = type(event).__name__
         num_suppressed = 0
         if level > logging.DEBUG:
-            admitted = self._limit.admit((type_name, level), event.monotonic)
+            if level >= logging.WARNING:
+                admitted = self._warning_limit.admit((type_name, event.tenant), event.monotonic)
+            else:
+                admitted = self._limit.admit(type_name, event.monotonic)
             if admitted is None:
                 return
             num_suppressed = admitted

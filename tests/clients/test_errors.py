@@ -48,6 +48,17 @@ async def test_reason_fields_and_delay_are_read_from_the_details(side: Side, cli
         assert part in str(error)
 
 
+async def test_fields_that_the_message_names_are_told_once(side: Side, client: Any, depot: FakeDepot) -> None:
+    depot.failures["GetStatus"] = failure(
+        CODES.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        "rank: is negative; session_id: is empty",
+        violations=(("rank", "is negative"), ("session_id", "is empty")),
+    )
+    error = await failed(side, client)
+    assert str(error) == "INVALID_ARGUMENT INVALID_REQUEST: rank: is negative; session_id: is empty"
+
+
 async def test_unavailable_with_a_reason_is_not_called_unreachable(side: Side, client: Any, depot: FakeDepot) -> None:
     depot.failures["GetStatus"] = failure(CODES.UNAVAILABLE, "DRAINING")
     error = await failed(side, client)

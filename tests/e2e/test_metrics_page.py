@@ -27,8 +27,12 @@ from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
 CHUNK_BYTES = 3_072
 OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
-ELSEWHERE = {metric.prometheus_name for metric in catalogue.METRICS if metric.name.startswith(OF_TENANTS)}
-"""What a depot without tenants and TLS has nothing to tell of: see tests/service/security."""
+OF_PROCESSES = catalogue.LOG_LINES_DROPPED.name
+ELSEWHERE = {
+    metric.prometheus_name for metric in catalogue.METRICS if metric.name.startswith((*OF_TENANTS, OF_PROCESSES))
+}
+"""What a depot without tenants and TLS has nothing to tell of: see tests/service/security; nor has one that is no
+process of its own: see tests/service/test_hangs.py."""
 
 
 @pytest.fixture

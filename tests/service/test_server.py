@@ -281,8 +281,17 @@ def test_a_socket_in_a_folder_that_is_not_there_is_refused_in_one_line(serve: Se
 def test_a_socket_where_a_file_is_is_refused_and_the_file_is_left(serve: Serve, folder: Path) -> None:
     path = folder / "precious"
     path.write_text("data")
-    assert_refuses(serve("--listen", f"unix:{path}"), str(path))
+    assert_refuses(serve("--listen", f"unix:{path}"), str(path), "an ordinary file")
     assert path.read_text() == "data"
+
+
+def test_what_keeps_a_socket_from_being_made_is_told(serve: Serve, folder: Path) -> None:
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("nowhere")
+    os.mkfifo(folder / "fifo")
+    long = "x" * 108
+    for name, what in (("folder", "a folder"), ("link", "leads nowhere"), ("fifo", "a FIFO"), (long, "107 bytes")):
+        assert_refuses(serve("--listen", f"unix:{folder}/{name}"), name, what)
 
 
 def test_a_socket_that_a_depot_serves_is_refused_and_left(serve: Serve, shared: list[str]) -> None:

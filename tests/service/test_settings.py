@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typer.testing import CliRunner
 
 from service.__main__ import app
 from service.arena import HugePages
-from service.commands.processes import child
+from service.commands.processes import ANY_PORT, child
+from service.misspelt import misspelt
 from service.settings import BadSettings, LogLevel, Settings, load
 
 
@@ -129,7 +132,7 @@ def test_what_subscribers_are_given_is_not_described() -> None:
 
 BAD = {
     "listen": ["", "localhost", "localhost:", "localhost:http", "50051", "127.0.0.1:70000", "unix:"],
-    "unix_socket_mode": ["", "rw", "888", "0o600", "1777", "-1"],
+    "unix_socket_mode": ["", "rw", "999", "60٠", "0o600", "1777", "-1"],
     "unix_socket_owner": ["a b", ":", "a:", "a:b:c"],
     "tls_cert": ["cert.pem"],
     "tls_key": ["key.pem"],
@@ -154,7 +157,7 @@ BAD = {
     "disable_logging": ["2"],
     "event_queue_size": ["0", "1000000000000"],
     "l0_sample_rate": ["-0.1", "1.1", "nan"],
-    "subscriber": ["csv", "csv:", ":writer", "csv:writer=", "csv:writer=[1]", "csv:writer={", "a b:c", "../x:y"],
+    "subscriber": ["csv", "csv:", ":writer", "csv:writer=", "csv:writer=[1]", "csv:writer={", "[x", "a b:c", "../x:y"],
     "prometheus_host": ["", "a b"],
     "prometheus_port": ["-1", "65536"],
     "otlp_endpoint": ["localhost:4317", "ftp://collector", "unix:/run/otlp.sock"],
@@ -176,6 +179,9 @@ def test_a_bad_value_is_told_with_its_name(name: str, value: str) -> None:
         load({name: value})
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
+    assert not re.search(
+        "invalid literal|could not convert|base 8|^subscriber: Expecting", str(caught.value)
+    )  # Python's words
 
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
@@ -229,6 +235,45 @@ def test_an_unknown_flag_is_refused() -> None:
     result = serve("--chunksize", "1")
     assert result.exit_code == 2
     assert "--chunksize" in result.stderr
+
+
+# Variables that are no settings
+
+
+def test_a_variable_that_is_nearly_a_setting_is_found_with_what_is_meant() -> None:
+    variables = {"KVDEPOT_L1_SIZ": "8GiB", "KVDEPOT_LEASE_TLL": "1s", "kvdepot_chunk_sizes": "1"}
+    assert dict(misspelt(variables)) == {
+        "KVDEPOT_L1_SIZ": "KVDEPOT_L1_SIZE",
+        "KVDEPOT_LEASE_TLL": "KVDEPOT_LEASE_TTL",
+        "kvdepot_chunk_sizes": "KVDEPOT_CHUNK_SIZE",
+    }
+
+
+def test_settings_and_what_others_set_are_not_taken_for_misspelt() -> None:
+    names = (*Settings.model_fields, "config", "address", "client_tls_cert", "node", "prometheus_service_port_http")
+    links = {
+        "KVDEPOT_PORT": "tcp://10.0.0.1:50051",
+        "KVDEPOT_PROMETHEUS_PORTS": "tcp://10.0.0.1:9464",
+        "KVDEPOT_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "KVDEPOT_PORT_50051_TCP_PROTO": "tcp",
+        "KVDEPOT_PORT_50051_TCP_PORT": "50051",
+        "KVDEPOT_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "KVDEPOT_SERVICE_HOST": "10.0.0.1",
+        "KVDEPOT_SERVICE_PORT": "50051",
+        "KVDEPOT_SERVICE_PORT_GRPC": "50051",
+        "KVDEPOT_PROMETHEUS_SERVICE_HOST": "10.0.0.1",
+        "L1_SIZ": "8GiB",
+    }
+    assert list(misspelt({f"KVDEPOT_{name.upper()}": "1" for name in names} | links)) == []
+
+
+def test_a_server_warns_of_a_variable_that_is_nearly_a_setting() -> None:
+    variables = {"KVDEPOT_L1_SIZ": "8GiB"}
+    arguments = ("-m", "service", "serve", "--listen", "127.0.0.1:0", *ANY_PORT, "--l1-size", "16MiB")
+    with child("the depot", *arguments, variables=variables) as server:
+        next(server.lines())
+        os.kill(server.pid, signal.SIGTERM)
+        assert "KVDEPOT_L1_SIZ is no setting and is ignored: is KVDEPOT_L1_SIZE meant?" in str(server.failure())
 
 
 # The command line

@@ -47,8 +47,10 @@ class DepotError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        fields = "".join(f"; {violation.field}: {violation.description}" for violation in self.violations)
-        return f"{self.code.name} {self.reason}: {self.message}{fields}"
+        fields = (f"{violation.field}: {violation.description}" for violation in self.violations)
+        # The depot's message names them already, as far as there is room.
+        unnamed = "".join(f"; {field}" for field in fields if field.removesuffix("...") not in self.message)
+        return f"{self.code.name} {self.reason}: {self.message}{unnamed}"
 
 
 def depot_error(call: grpc.RpcError) -> DepotError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 from kvdepot import KvShape, layouts
 from kvdepot.errors import depot_error
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from service.security.files import read_file
 from service.security.reloading import ReloadedFiles
 from tests.e2e.engines import eventually
 from tests.service.security.calling import Calling, Denied, sha256, write_tenants
@@ -224,6 +228,53 @@ async def test_what_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) -> 
         await asyncio.sleep(0.2)
     assert (watched.value, seen, watched.num_refusals) == (3, [3], 2)
     watching.cancel()
+
+
+async def test_a_read_that_hangs_is_told_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a file system of a network that does not answer."""
+    monkeypatch.setattr("service.security.reloading.HANG_SECONDS", 0.05)
+    path, answers, threads = tmp_path / "file", threading.Event(), set(threading.enumerate())
+    path.write_text("1")
+
+    def read() -> str:
+        if path.read_text() != "1":
+            answers.wait()
+        return path.read_text()
+
+    watched = ReloadedFiles("text", [path], read, ValueError, None)
+    watching = asyncio.create_task(watched.watch(lambda _: None))
+    path.write_text("2")
+    await eventually(lambda: watched.is_broken)
+    assert (watched.value, watched.num_refusals) == ("1", 1)
+    assert "text: the file can't be read" in caplog.text
+    assert all(thread.daemon for thread in set(threading.enumerate()) - threads)  # Python does not wait for it at exit
+    answers.set()
+    await eventually(lambda: watched.value == "2")
+    assert not watched.is_broken
+
+    answers.clear()
+    path.write_text("3")
+    await eventually(lambda: watched.is_broken)
+    watching.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([watching])
+    answers.set()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_ordinary_file_is_not_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=r"ordinary file|directory"):
+        read_file(tmp_path / "it")
+
+
+def test_of_a_file_without_end_little_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="is larger than 16777216 bytes"):
+        read_file(tmp_path / "large")
 
 
 async def test_what_is_being_written_is_not_read(tmp_path: Path) -> None:

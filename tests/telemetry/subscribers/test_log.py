@@ -107,11 +107,26 @@ def test_storm_is_held_back_and_told_of(caplog):
 
 
 def test_what_was_held_back_last_is_told_at_the_end(caplog):
-    log = LogSubscriber(lines_per_second=1)
+    log = LogSubscriber(warnings_per_minute=1)
     log.handle([stored(monotonic=100, outcome="failed") for _ in range(5)])
     log.close()
     assert caplog.messages[-1] == "StoreFinished num_suppressed=4"
     assert caplog.records[-1].levelno == logging.WARNING
+
+
+def test_stores_that_are_refused_for_hours_are_few_lines_that_tell_how_many(caplog):
+    log = LogSubscriber()
+    log.handle([stored(monotonic=100 + i / 10, outcome="partial", refused_tokens=256) for i in range(36_000)])
+    assert 100 < len(caplog.records) <= 10 * 61
+    told = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
+    log.close()
+    assert len(caplog.records) - 1 + told + caplog.records[-1].args["num_suppressed"] == 36_000
+
+
+def test_refusals_of_one_tenant_do_not_hide_those_of_another(caplog):
+    log = LogSubscriber(warnings_per_minute=1)
+    log.handle([stored(monotonic=100, outcome="refused", tenant=tenant) for tenant in ("red", "red", "red", "blue")])
+    assert [record.args["tenant"] for record in caplog.records] == ["red", "blue"]
 
 
 def test_debug_is_not_held_back(caplog):
