@@ -58,7 +58,7 @@ class SharedBuffer:
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
             try:
                 array = _map(fd, size_bytes)
-                # Memory that shrinks while it is mapped elsewhere kills whoever reads it there.
+                # Memory that shrinks costs the engine its attachment, and kills who else has it mapped.
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
                 return cls(array, region, fd, None)
             except BaseException:
