@@ -122,15 +122,15 @@ typedef struct {
 } Walk;
 
 static void walk(Walk *all, const Loop *loop, char *dst, const char *src) {
-    if (loop == all->end) {
-        add_run(&all->batch, dst, src, all->run_bytes);
-        return;
-    }
-    for (int64_t i = 0; i < loop->count; i++)
-        if (loop == all->listed)
-            walk(all, loop + 1, dst + all->dst_offsets[i], src + all->src_offsets[i]);
+    for (int64_t i = 0; i < loop->count; i++) {
+        int is_listed = loop == all->listed;
+        char *to = dst + (is_listed ? all->dst_offsets[i] : i * loop->dst_stride_bytes);
+        const char *from = src + (is_listed ? all->src_offsets[i] : i * loop->src_stride_bytes);
+        if (loop + 1 == all->end)
+            add_run(&all->batch, to, from, all->run_bytes);
         else
-            walk(all, loop + 1, dst + i * loop->dst_stride_bytes, src + i * loop->src_stride_bytes);
+            walk(all, loop + 1, to, from);
+    }
 }
 
 typedef struct {
