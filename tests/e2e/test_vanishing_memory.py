@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ async def test_memory_that_shrinks_during_a_copy_fails_the_call(
         tables = [np.random.default_rng(1).permutation(SLOW_TOKENS) for _ in SLOW]
         if direction == "retrieve":
             lease = (await victim.lookup("s", tokens)).lease
-            call = asyncio.create_task(attachment.retrieve("s", lease, tables))
+            call: asyncio.Task[Any] = asyncio.create_task(attachment.retrieve("s", lease, tables))
         else:
             call = asyncio.create_task(attachment.store("s", tokens, tables))
         while not call.done() and not await is_copying():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -46,7 +47,7 @@ def test_memory_of_a_tenant_is_forbidden_to_others_until_its_last_attachment_end
 
 
 def test_half_of_the_descriptors_are_left_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attached_memory.resource, "getrlimit", lambda _: (100, 1 << 20))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 1 << 20))
     assert most_objects() == 50
-    monkeypatch.setattr(attached_memory.resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
     assert most_objects() < 1 << 39
