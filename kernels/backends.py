@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
@@ -12,6 +13,7 @@ from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.host import HostBackend, HostBuffer
+from kernels.mapping import Reserve
 from kernels.transfer import ChunkMove, Transfer
 
 Buffer = HostBuffer | CudaBuffer
@@ -26,9 +28,9 @@ class Backends:
         self._why_not_cuda = why_not_cuda
 
     @classmethod
-    def open(cls, l1: memoryview, num_threads: int, settings: CudaSettings) -> Backends:
+    def open(cls, l1: memoryview, num_threads: int, settings: CudaSettings, reserve: Reserve = nullcontext) -> Backends:
         """Whatever this machine has. Compiles the kernels if it has a GPU, which takes about a second."""
-        host = HostBackend(l1, num_threads)
+        host = HostBackend(l1, num_threads, reserve=reserve)
         try:
             return cls(host, CudaBackend(l1, CupyRuntime(), settings))
         except BackendUnavailable as error:

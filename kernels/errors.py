@@ -19,6 +19,13 @@ class RegionUnavailable(Exception):
     """The memory can't be opened, or its size is not what was said."""
 
 
+class MemoryVanished(RegionUnavailable):
+    """The engine took memory away that is attached: it shrank the object, or punched a hole that can't be filled."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine's memory is not there any more: it was shrunk, or a hole in it can't be filled")
+
+
 class RegionForbidden(Exception):
     """The memory belongs to somebody the depot may not act for."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
 from kernels.address_plan import check_groups, chunk_bytes, plan_groups
 from kernels.block_views import Blocks, Span, pieces, spans
+from kernels.errors import BackendUnavailable
 from kernels.geometry import Group, Region
-from kernels.mapping import Mapping
+from kernels.mapping import Mapping, Reserve
 from kernels.moves import MovedBlocks, checked_blocks
 from kernels.streaming_copy import Copy, best_copy
 from kernels.transfer import ChunkMove, Lane, Transfer
@@ -44,6 +46,11 @@ class HostBuffer:
         return self._mapping.mapped_bytes
 
     @property
+    def addresses(self) -> range:
+        """Where the engine's memory is in this process."""
+        return self._mapping.addresses
+
+    @property
     def objects(self) -> frozenset[Hashable]:
         """The objects that are mapped, by device and inode: two buffers that share one share memory."""
         return self._mapping.objects
@@ -62,15 +69,24 @@ class HostBackend:
     """Copies between engines' blocks and the L1 arena without the GIL.
 
     ``l1`` is the whole arena, writable. Stores and retrieves have ``num_threads`` threads each, so that neither waits
-    for the other. ``copy`` copies; by default it is the quickest that there is.
+    for the other. ``copy`` copies; by default it is the quickest that there is. Where there is none, no memory can be
+    attached. ``reserve`` sets memory aside before pages of an engine's memory are made.
     """
 
     name = "host"
 
-    def __init__(self, l1: memoryview, num_threads: int, copy: Copy | None = None) -> None:
+    def __init__(
+        self, l1: memoryview, num_threads: int, copy: Copy | None = None, reserve: Reserve = nullcontext
+    ) -> None:
         if l1.readonly:
             raise ValueError("the L1 arena is not writable")
-        self._copy = copy or best_copy()
+        self._copy, self._why_no_copy = copy, ""
+        if copy is None:
+            try:
+                self._copy = best_copy()
+            except BackendUnavailable as error:
+                self._why_no_copy = str(error)
+        self._reserve = reserve
         self._l1 = np.frombuffer(l1, dtype=np.uint8)
         self._num_threads = num_threads
         self._stores = Lane("store", num_threads)
@@ -83,10 +99,13 @@ class HostBackend:
 
         Raises:
             GeometryError: see `check_groups`.
-            RegionUnavailable, RegionForbidden, BackendUnavailable: see `Mapping`.
+            RegionUnavailable, RegionForbidden, BackendUnavailable, GeometryError: see `Mapping`.
         """
         check_groups(groups, [region.size_bytes for region in regions], chunk_size)
-        return HostBuffer(groups, Mapping(regions, allow_process_fd=allow_process_fd), chunk_size)
+        if regions:
+            self._require_copy()
+        mapping = Mapping(regions, allow_process_fd=allow_process_fd, reserve=self._reserve)
+        return HostBuffer(groups, mapping, chunk_size)
 
     def gather(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
         """Starts to copy blocks into chunks.
@@ -94,8 +113,8 @@ class HostBackend:
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
         """
-        pairs = self._pairs(buffer, moves)
-        return self._stores.start(functools.partial(self._copy, chunk, blocks) for blocks, chunk in pairs)
+        copy, pairs, foreign = self._require_copy(), self._pairs(buffer, moves), buffer.addresses
+        return self._stores.start(functools.partial(copy, chunk, blocks, foreign) for blocks, chunk in pairs)
 
     def scatter(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Transfer:
         """Starts to copy chunks into blocks.
@@ -103,14 +122,19 @@ class HostBackend:
         Raises:
             ValueError: a move does not fit the buffer or the arena. Nothing was written.
         """
-        pairs = self._pairs(buffer, moves)
-        return self._retrieves.start(functools.partial(self._copy, blocks, chunk) for blocks, chunk in pairs)
+        copy, pairs, foreign = self._require_copy(), self._pairs(buffer, moves), buffer.addresses
+        return self._retrieves.start(functools.partial(copy, blocks, chunk, foreign) for blocks, chunk in pairs)
 
     def close(self) -> None:
         """Cancels what is running, waits for it, ends the threads, lets go of the arena."""
         self._stores.close()
         self._retrieves.close()
         self._l1 = np.empty(0, dtype=np.uint8)
+
+    def _require_copy(self) -> Copy:
+        if self._copy is None:
+            raise BackendUnavailable(f"memory of the host can't be copied: no compiler, and {self._why_no_copy}")
+        return self._copy
 
     def _pairs(self, buffer: HostBuffer, moves: Sequence[ChunkMove]) -> Iterator[tuple[Blocks, Blocks]]:
         """The engine's side with the chunk's side of each piece; checked here and now."""

@@ -1,4 +1,4 @@
-"""Scattered blocks copied as quickly as one large memcpy: by a compiled part where a compiler is or was, else NumPy."""
+"""Scattered blocks copied as quickly as one large memcpy, by a compiled part, where a compiler is or was."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from kernels.block_views import Blocks
+from kernels.errors import MemoryVanished
+from kernels.system_copy import SystemCopy
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +23,15 @@ SOURCE = Path(__file__).with_suffix(".c")
 BUILT = Path(__file__).parents[1] / "build"
 FLAGS = ("-O2", "-shared", "-fPIC")
 COMPILE_SECONDS = 60.0
-MIN_RUN_BYTES = 256
-"""NumPy copies shorter runs as quickly."""
 
 BLOCKS_LOOP = 2  # of the loops over [layers, kinds, blocks, …]
 
-Copy = Callable[[Blocks, Blocks], None]
-"""Copies the second blocks into the first, as many of the same shape, without the GIL."""
+Copy = Callable[[Blocks, Blocks, range], None]
+"""Copies the second blocks into the first, as many of the same shape, without the GIL.
+
+The range has the addresses of the engine's memory, which one side is in. Raises MemoryVanished if the engine took some
+of it away; what was to be written is undefined then.
+"""
 
 
 class StreamingCopy:
@@ -39,43 +43,36 @@ class StreamingCopy:
         self._copy.argtypes = [
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
             *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
-            *(ctypes.c_int64, ctypes.c_int),
+            *(ctypes.c_int64, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t),
         ]
-        self._copy.restype = None
+        self._copy.restype = ctypes.c_int
         self.level: int = compiled.kvdepot_copy_level() if level is None else level
 
-    def __call__(self, to: Blocks, source: Blocks) -> None:
+    def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
         """See `Copy`."""
         num_layers, num_kinds, _, *counts, run_bytes = to.array.shape
-        if run_bytes < MIN_RUN_BYTES:
-            copy_with_numpy(to, source)
-            return
         counts = [num_layers, num_kinds, len(to.block_ids), *counts]
         loops = np.array((counts, to.array.strides[:-1], source.array.strides[:-1]), dtype=np.int64).T.copy()
         to_offsets, source_offsets = to.offsets_bytes, source.offsets_bytes
-        self._copy(
+        is_gone = self._copy(
             *(to.array.ctypes.data, source.array.ctypes.data, loops.ctypes.data, len(loops)),
             *(BLOCKS_LOOP, to_offsets.ctypes.data, source_offsets.ctypes.data),
-            *(run_bytes, self.level),
+            *(run_bytes, self.level, foreign.start, foreign.stop),
         )
-
-
-def copy_with_numpy(to: Blocks, source: Blocks) -> None:
-    """See `Copy`: blocks that follow each other on both sides at once."""
-    follows = (np.diff(to.block_ids) == 1) & (np.diff(source.block_ids) == 1)
-    cuts = (np.flatnonzero(~follows) + 1).tolist()
-    for begin, end in zip([0, *cuts], [*cuts, len(to.block_ids)], strict=True):
-        to_id, source_id, count = int(to.block_ids[begin]), int(source.block_ids[begin]), end - begin
-        np.copyto(to.array[:, :, to_id : to_id + count], source.array[:, :, source_id : source_id + count])
+        if is_gone:
+            raise MemoryVanished
 
 
 def best_copy() -> Copy:
-    """The quickest that there is on this machine; may compile, which takes half a second, once."""
+    """The quickest that there is on this machine; may compile, which takes half a second, once.
+
+    Raises: BackendUnavailable if there is none.
+    """
     try:
         return StreamingCopy(built_library())
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("NumPy copies on the host, which takes about 1.5 times as long: %s", error)
-        return copy_with_numpy
+        logger.info("the system copies on the host, which takes two to four times as long: %s", error)
+        return SystemCopy()
 
 
 def built_library() -> Path:

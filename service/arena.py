@@ -11,6 +11,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from kvdepot.memory_left import check_memory
+
 logger = logging.getLogger(__name__)
 
 POPULATE_PIECE_BYTES = 16 << 20
@@ -37,13 +39,15 @@ class Arena:
 
     A first touch costs about twenty times a copy, so the pages are made before a store needs them.
 
-    Raises: MemoryUnavailable if the machine or its cgroup lacks the memory.
+    Raises: MemoryUnavailable if the machine or a cgroup around the process lacks the memory.
     """
 
     def __init__(self, size_bytes: int, huge_pages: HugePages = HugePages.TRANSPARENT) -> None:
-        available_bytes = available_memory_bytes()
-        if huge_pages is not HugePages.RESERVED and size_bytes > available_bytes:
-            raise MemoryUnavailable(f"{size_bytes} bytes of L1 do not fit: {available_bytes} bytes are available")
+        if huge_pages is not HugePages.RESERVED:
+            try:
+                check_memory(size_bytes)
+            except OSError as error:
+                raise MemoryUnavailable(f"L1 does not fit: {error.strerror}") from error
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         if huge_pages is HugePages.RESERVED:
             flags |= MAP_HUGETLB
@@ -55,9 +59,17 @@ class Arena:
         if huge_pages is HugePages.TRANSPARENT:
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
+        self._is_reserved = huge_pages is HugePages.RESERVED
         self.populated_bytes = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What L1 will still take of the memory that is left; at most, since stores make pages, too."""
+        if self._is_reserved or self.populated_bytes == len(self._map):
+            return 0
+        return max(0, len(self._map) - max(self.populated_bytes, _anonymous_bytes()))
 
     def start_populating(self, populated: Callable[[int, int], None] = lambda offset_bytes, size_bytes: None) -> None:
         """Begin to make the pages, in the background; `populated` is told, there, each offset and size that is done."""
@@ -87,13 +99,7 @@ class Arena:
             populated(offset_bytes, piece_bytes)
 
 
-def available_memory_bytes() -> int:
-    """What this process may still allocate: the machine's available memory, or less if its cgroup says so."""
-    with Path("/proc/meminfo").open() as lines:
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except OSError:  # no cgroup v2, or not in one with a memory controller
-        return available
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
+def _anonymous_bytes() -> int:
+    """What this process has in memory of its own, L1's pages of any making included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)

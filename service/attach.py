@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import kernels.errors
 from kernels.address_plan import check_groups, chunk_bytes
 from kernels.geometry import CudaIpc
+from service.attached_memory import AttachedMemory, most_objects
 from service.attachments import Attachment, MappedBuffer
 from service.depot import Depot
 from service.errors import (
@@ -53,7 +53,7 @@ class Attaching:
     def __init__(self, *, cuda_over_tcp: bool) -> None:
         self._cuda_over_tcp = cuda_over_tcp
         self._places: dict[Place, asyncio.Future[None]] = {}
-        self._attached_objects: Counter[tuple[Hashable, str]] = Counter()
+        self._memory = AttachedMemory(most_objects())
         # Apart, so that the memory of an engine that died is not kept until others have been mapped.
         self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
         self._unmappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-unmap")
@@ -66,7 +66,7 @@ class Attaching:
         this order, and this is not cut short by a cancellation.
 
         Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RankAttached, InstanceMismatch, RegionUnavailable,
-            RegionForbidden, BackendUnavailable.
+            RegionForbidden, BackendUnavailable, TooManyObjects.
         """
         # In a thread: to prove that a thousand planes are apart takes a while.
         one_chunk_bytes = await asyncio.get_running_loop().run_in_executor(self._mappers, self._check, depot, request)
@@ -76,34 +76,31 @@ class Attaching:
         try:
             depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
             buffer = await self._map(depot, request)
-            objects = [(each, depot.tenant) for each in buffer.objects] if buffer is not None else []
             try:
-                self._check_whose(buffer, depot.tenant)
-                # Looked at again: another rank of the instance may have attached while this one was mapped.
-                depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
-                attachment = Attachment(
-                    instance_id=request.instance_id,
-                    model_name=request.model_name,
-                    world_size=request.world_size,
-                    rank=request.rank,
-                    groups=request.groups,
-                    identity=RankIdentity.of(
-                        request.model_name, request.world_size, request.rank, request.groups, depot.tenant
-                    ),
-                    chunk_bytes=one_chunk_bytes,
-                    slot_bytes=slot_bytes_for(one_chunk_bytes),
-                    buffer=buffer,
-                    transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
-                )
-                depot.instances.add(attachment)
-                self._attached_objects.update(objects)
-                _publish_attached(depot, attachment)
-                try:
-                    yield attachment
-                finally:
-                    _remove(depot, attachment)
-                    await stopped(list(attachment.transfers))
-                    self._attached_objects -= Counter(objects)
+                with self._memory.attached(buffer.objects if buffer is not None else (), depot.tenant):
+                    # Looked at again: another rank of the instance may have attached while this one was mapped.
+                    depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
+                    attachment = Attachment(
+                        instance_id=request.instance_id,
+                        model_name=request.model_name,
+                        world_size=request.world_size,
+                        rank=request.rank,
+                        groups=request.groups,
+                        identity=RankIdentity.of(
+                            request.model_name, request.world_size, request.rank, request.groups, depot.tenant
+                        ),
+                        chunk_bytes=one_chunk_bytes,
+                        slot_bytes=slot_bytes_for(one_chunk_bytes),
+                        buffer=buffer,
+                        transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
+                    )
+                    depot.instances.add(attachment)
+                    _publish_attached(depot, attachment)
+                    try:
+                        yield attachment
+                    finally:
+                        _remove(depot, attachment)
+                        await stopped(list(attachment.transfers))
             finally:
                 if buffer is not None:
                     await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
@@ -115,12 +112,6 @@ class Attaching:
         """Wait until no rank is attached."""
         while self._places:
             await asyncio.wait(list(self._places.values()))
-
-    def _check_whose(self, buffer: MappedBuffer | None, tenant: str) -> None:
-        """Raise RegionForbidden if another tenant has attached any of the memory."""
-        mine = buffer.objects if buffer is not None else frozenset()
-        if any(each in mine and whose != tenant for each, whose in self._attached_objects):
-            raise RegionForbidden("the memory is attached by another tenant")
 
     def _check(self, depot: Depot, request: AttachRequest) -> int:
         chunk_size = depot.limits.chunk_size
@@ -175,6 +166,8 @@ class Attaching:
                 buffer = mapping.result()
                 await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
             raise
+        except kernels.errors.GeometryError as error:
+            raise invalid(error.field, error.description) from error
         except tuple(_ERRORS) as error:
             raise _ERRORS[type(error)](str(error)) from error
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from kernels.geometry import Group, Region
 from kernels.transfer import ChunkMove
-from service.errors import InstanceMismatch, InstanceNotFound, RankNotFound
+from service.errors import DepotError, InstanceMismatch, InstanceNotFound, RankNotFound
 from service.identity import RankIdentity
 from service.transfers import RunningTransfer
 
@@ -31,7 +31,7 @@ class MappedBuffer(Protocol):
         """What the memory is, whichever name it was given by: two buffers that share any share memory."""
 
     def check_size(self) -> None:
-        """Raise kernels.errors.RegionUnavailable if the engine has shrunk its memory, or its device has failed."""
+        """Raise kernels.errors.RegionUnavailable if the engine took memory away, or its device has failed."""
 
     def close(self) -> None:
         """Unmap; no transfer may be running."""
@@ -63,7 +63,7 @@ class TransferBackend(Protocol):
 class Attachment:
     """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
 
-    `failed` is set when its device has failed, so that the attachment must end.
+    `failed` is set when its memory can't be used any more, so that the attachment must end; `failure` says why.
     """
 
     instance_id: str
@@ -79,7 +79,15 @@ class Attachment:
     attach_time: float = field(default_factory=time.time)
     detached: bool = False
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: DepotError | None = None
     transfers: set[RunningTransfer] = field(default_factory=set)
+
+    def fail(self, error: DepotError) -> DepotError:
+        """End the attachment with an error, which is returned; the first one counts."""
+        if self.failure is None:
+            self.failure = error
+        self.failed.set()
+        return error
 
     def held_bytes(self, absent_tokens: Sequence[int]) -> int:
         """The bytes of a chunk that lacks so many of each group's tokens; none of any group if it is empty."""

@@ -137,7 +137,7 @@ class InstanceMismatch(DepotError):
 
 
 class RegionUnavailable(DepotError):
-    """The engine's memory can't be opened, or has another size than was said."""
+    """The engine's memory can't be opened or held, has another size than was said, or is not there any more."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "REGION_UNAVAILABLE"
@@ -213,6 +213,13 @@ class TooManyBytes(DepotError):
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_BYTES"
     retry_after_seconds = 0.1
+
+
+class TooManyObjects(DepotError):
+    """So many objects of shared memory are attached that the depot would lack descriptors for others."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_OBJECTS"
 
 
 class CredentialsMissing(DepotError):

@@ -32,7 +32,7 @@ Direction = Literal["store", "retrieve"]
 def require_buffer(attachment: Attachment) -> MappedBuffer:
     """The attachment's memory, which must be as large as when it was mapped.
 
-    Raises: NoRegions, RegionUnavailable, Detached.
+    Raises: NoRegions, Detached; RegionUnavailable, with which the attachment ends.
     """
     if attachment.detached:
         raise Detached(f"rank {attachment.rank} has detached")
@@ -41,7 +41,7 @@ def require_buffer(attachment: Attachment) -> MappedBuffer:
     try:
         attachment.buffer.check_size()
     except KernelsRegionUnavailable as error:
-        raise RegionUnavailable(str(error)) from error
+        raise attachment.fail(RegionUnavailable(str(error))) from error
     return attachment.buffer
 
 
@@ -65,7 +65,7 @@ async def move(
     """Carry the moves out; returns the bytes moved. When this has ended, blocks and slots are not touched any more.
 
     Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile; TransferFailed if the device
-        fails, with which the attachment ends; TooManyBytes.
+        fails and RegionUnavailable if the engine took its memory away, with which the attachment ends; TooManyBytes.
     """
     buffer = require_buffer(attachment)
     if session.end is not None:
@@ -111,8 +111,10 @@ async def move(
             raise SessionNotFound(session.instance_id, session.session_id) from error
         except KernelsTransferFailed as error:
             outcome = Outcome.FAILED
-            attachment.failed.set()
-            raise TransferFailed(str(error)) from error
+            raise attachment.fail(TransferFailed(str(error))) from error
+        except KernelsRegionUnavailable as error:
+            outcome = Outcome.FAILED
+            raise attachment.fail(RegionUnavailable(str(error))) from error
         except Exception:
             outcome = Outcome.FAILED
             raise

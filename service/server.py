@@ -36,6 +36,7 @@ from service.heap import keep_freed_memory
 from service.last_resort import LastResort
 from service.listening import CannotListen as CannotListen
 from service.listening import listen
+from service.memory_budget import MemoryBudget
 from service.observing.access_gauges import AccessGauges
 from service.observing.call_spans import CallSpans
 from service.observing.gauges import DepotGauges
@@ -81,7 +82,10 @@ class Server:
     def __init__(self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = ()) -> None:
         self._settings = settings
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
-        self._backends = Backends.open(self._arena.view, settings.transfer_threads, _cuda_settings(settings))
+        budget = MemoryBudget(lambda: self._arena.missing_bytes)
+        self._backends = Backends.open(
+            self._arena.view, settings.transfer_threads, _cuda_settings(settings), budget.reserve
+        )
         self._observability = Observability(settings)
         self.bus = self._observability.bus
         limits = DepotLimits(

@@ -14,7 +14,7 @@ from service import __version__
 from service.attach import Attaching
 from service.depot import Depot
 from service.depots import Depots
-from service.errors import Draining, TransferFailed, invalid
+from service.errors import Draining, invalid
 from service.lookup import lookup
 from service.requests import StoreHeader
 from service.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
@@ -56,8 +56,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             )
             await context.write(response)
             await self._first_of(attachment.failed, self._draining)
-            if attachment.failed.is_set():
-                raise TransferFailed("the device failed while it moved this rank's bytes: attach again")
+            if attachment.failure is not None:
+                raise attachment.failure
             response.notice = cache_pb2.NOTICE_DRAINING
             await context.write(response)
             await self._drained.wait()

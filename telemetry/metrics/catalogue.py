@@ -59,7 +59,7 @@ DENIED_REASON = Attribute(
         *("CREDENTIALS_REVOKED", "INSECURE_TRANSPORT", "ADMIN_ONLY", "OTHER_TENANT", "REGION_FORBIDDEN"),
     ),
 )
-LIMIT_REASON = Attribute("reason", "as the error tells it", ("TOO_MANY_RPCS", "TOO_MANY_BYTES"))
+LIMIT_REASON = Attribute("reason", "as the error tells it", ("TOO_MANY_RPCS", "TOO_MANY_BYTES", "TOO_MANY_OBJECTS"))
 FILE = Attribute("file", "what is in it", ("tenants", "certificate"))
 READ_RESULT = Attribute("result", "what became of the new content", ("used", "refused"))
 RPC_SYSTEM = Attribute("rpc.system.name", "the system", ("grpc",))

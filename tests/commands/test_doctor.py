@@ -20,7 +20,7 @@ from kernels.cuda.presence import CudaPresence, cuda_presence
 from service.__main__ import app
 from service.arena import HugePages
 from service.commands.doctor import gathering
-from service.commands.doctor.cgroup import cpu_quota, memory_limit
+from service.commands.doctor.cgroup import cpu_quota
 from service.commands.doctor.examination import CHECKS, examine
 from service.commands.doctor.facts import (
     AddressFacts,
@@ -360,28 +360,23 @@ def group(folder: Path, **files: str) -> None:
         (folder / name.replace("__", ".")).write_text(content)
 
 
-def test_the_limit_that_leaves_least_counts_in_version_2(tmp_path: Path) -> None:
+def test_the_lowest_quota_counts_in_version_2(tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("0::/kubepods/pod1\n")
-    group(tmp_path / "kubepods", memory__max="1000\n", memory__current="900\n", cpu__max="max 100000\n")
-    group(tmp_path / "kubepods/pod1", memory__max="500\n", memory__current="300\n", cpu__max="150000 100000\n")
-    assert memory_limit(tmp_path, tmp_path / "membership") == (1000, 900)
+    group(tmp_path / "kubepods", cpu__max="max 100000\n")
+    group(tmp_path / "kubepods/pod1", cpu__max="150000 100000\n")
     assert cpu_quota(tmp_path, tmp_path / "membership") == 1.5
 
 
-def test_limits_of_version_1_count_where_their_controller_is(tmp_path: Path) -> None:
+def test_quotas_of_version_1_count_where_their_controller_is(tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("4:memory:/pod\n3:cpuset:/other\n2:cpu,cpuacct:/pod\n0::/\n")
-    group(tmp_path / "memory/pod", memory__limit_in_bytes="700", memory__usage_in_bytes="7")
-    group(tmp_path / "memory", memory__limit_in_bytes=str((1 << 63) - 4096), memory__usage_in_bytes="9")
     group(tmp_path / "cpu/pod", cpu__cfs_quota_us="50000", cpu__cfs_period_us="100000")
-    assert memory_limit(tmp_path, tmp_path / "membership") == (700, 7)
     assert cpu_quota(tmp_path, tmp_path / "membership") == 0.5
 
 
-def test_without_a_limit_there_is_none(tmp_path: Path) -> None:
+def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("0::/\n")
-    group(tmp_path, memory__max="max\n", memory__current="5\n", cpu__max="max 100000\n")
+    group(tmp_path, cpu__max="max 100000\n")
     for membership in (tmp_path / "membership", tmp_path / "none"):
-        assert memory_limit(tmp_path, membership) == (None, 0)
         assert cpu_quota(tmp_path, membership) == float("inf")
 
 

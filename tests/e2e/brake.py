@@ -40,9 +40,9 @@ def install(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
     def braked_copy() -> Copy:
         copy = best_copy()
 
-        def copied(to: Blocks, source: Blocks) -> None:
+        def copied(to: Blocks, source: Blocks, foreign: range) -> None:
             brake.wait()
-            copy(to, source)
+            copy(to, source, foreign)
 
         return copied
 

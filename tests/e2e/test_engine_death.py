@@ -185,17 +185,23 @@ async def test_ranks_that_contradict_each_other_are_refused(depot: Site, contrad
     await depot.attach(instance_id="tp", world_size=2, rank=1)
 
 
-async def test_an_engine_that_shrinks_its_memory_is_refused_and_others_are_served(depot: Site) -> None:
+@pytest.mark.parametrize("rpc", ["Store", "Retrieve"])
+async def test_an_engine_that_shrinks_its_memory_ends_its_attachment_and_others_are_served(
+    depot: Site, rpc: str
+) -> None:
     engine, other = await depot.attach(), await depot.attach()
     kv = other.kv(64, seed=1)
     await other.store("s", prompt(64), kv)
     found = await engine.lookup("s", prompt(64))
     os.truncate(f"/dev/shm/{engine.buffer.buffers[0].region.posix_shm.name}", 4096)
-    tables = engine.tables(64)
     with refused("FAILED_PRECONDITION", "REGION_UNAVAILABLE"):
-        await engine.attachment.store("s", prompt(64, seed=2), tables)
-    with refused("FAILED_PRECONDITION", "REGION_UNAVAILABLE"):
-        await engine.attachment.retrieve("s", found.lease, tables)
+        if rpc == "Store":
+            await engine.attachment.store("s", prompt(64, seed=2), engine.tables(64))
+        else:
+            await engine.attachment.retrieve("s", found.lease, engine.tables(64))
+    reason = await engine.attachment.wait_lost(10)
+    assert reason is not None
+    assert reason.reason == "REGION_UNAVAILABLE"
     assert await other.holds("s", prompt(64, seed=2), kv) == 0
     assert await other.holds("s", prompt(64), kv) == 64
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import kernels.mapping
-from kernels.errors import BackendUnavailable, RegionForbidden, RegionUnavailable
+from kernels.errors import BackendUnavailable, GeometryError, RegionForbidden, RegionUnavailable
 from kernels.geometry import CudaIpc, PosixShm, ProcessFd, Region
 from kernels.mapping import Mapping
 
@@ -36,11 +37,19 @@ def name() -> Iterator[str]:
 
 
 @pytest.fixture
-def memfd() -> Iterator[int]:
-    fd = os.memfd_create(f"kvdepot-test-{uuid.uuid4().hex}")
-    os.ftruncate(fd, SIZE)
-    yield fd
-    os.close(fd)
+def memfds() -> Iterator[list[int]]:
+    """Three objects of one size."""
+    fds = [os.memfd_create(f"kvdepot-test-{uuid.uuid4().hex}") for _ in range(3)]
+    for fd in fds:
+        os.ftruncate(fd, SIZE)
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.fixture
+def memfd(memfds: list[int]) -> int:
+    return memfds[0]
 
 
 def shm(name: str, size_bytes: int = SIZE) -> Region:
@@ -88,13 +97,13 @@ def test_a_posix_object_is_found_by_name(name: str) -> None:
     mapping.close()
 
 
-def test_regions_of_one_size_are_at_equal_distances_with_a_faulting_page_between(memfd: int) -> None:
-    mapping = map_all(own(memfd), own(memfd), own(memfd))
+def test_regions_of_one_size_are_at_equal_distances_with_a_faulting_page_between(memfds: list[int]) -> None:
+    mapping = map_all(*map(own, memfds))
     first, second, third = mapping.offsets
     assert second - first == third - second == 5 * PAGE
     assert mapping.mapped_bytes == 3 * SIZE
-    assert [line.split()[1] for line in mappings_of(memfd)] == ["rw-s"] * 3
-    start = int(mappings_of(memfd)[0].split("-")[0], 16)
+    assert [line.split()[1] for fd in memfds for line in mappings_of(fd)] == ["rw-s"] * 3
+    start = int(mappings_of(memfds[0])[0].split("-")[0], 16)
     protection = {
         line.split("-")[0]: line.split()[1] for line in Path("/proc/self/maps").read_text().splitlines() if line
     }
@@ -121,13 +130,83 @@ def test_memory_is_made_sure_of_where_linux_cannot_populate(memfd: int, monkeypa
 
 def test_closing_unmaps_at_once_whatever_views_exist(memfd: int) -> None:
     fds = num_open_fds(memfd)
-    mapping = map_all(own(memfd), own(memfd))
+    mapping = map_all(own(memfd))
     view = mapping.memory()[10:20]
-    assert len(mappings_of(memfd)) == 2
+    assert len(mappings_of(memfd)) == 1
     mapping.close()
     assert mappings_of(memfd) == []
     assert view.size == 10
     assert (mapping.mapped_bytes, num_open_fds(memfd)) == (0, fds)
+    mapping.close()
+
+
+def test_regions_of_one_object_are_open_once_and_mapped_once(memfds: list[int]) -> None:
+    memfd, other, _ = memfds
+    fds, another_fd = num_open_fds(memfd), os.dup(memfd)
+    regions = [own(memfd), own(other), own(another_fd), *[own(memfd)] * 20_000]
+    mapping = map_all(*regions)
+    assert len(mappings_of(memfd)) == 1
+    assert num_open_fds(memfd) == fds + 2  # another_fd, and the depot's
+    assert mapping.mapped_bytes == 2 * SIZE
+    assert mapping.offsets[0] != mapping.offsets[1]
+    assert {*mapping.offsets[2:]} == {mapping.offsets[0]}
+    mapping.close()
+    os.close(another_fd)
+    assert num_open_fds(memfd) == fds
+
+
+def test_regions_of_too_many_objects_are_refused_and_let_go(monkeypatch: pytest.MonkeyPatch, memfds: list[int]) -> None:
+    monkeypatch.setattr(kernels.mapping, "MAX_OBJECTS", 2)
+    fds = [num_open_fds(fd) for fd in memfds]
+    map_all(*map(own, memfds[:2])).close()
+    with pytest.raises(GeometryError, match="more than 2 objects"):
+        map_all(*map(own, memfds))
+    assert [num_open_fds(fd) for fd in memfds] == fds
+
+
+class Reserved:
+    """Memory of so many bytes."""
+
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
+        self.asked: list[int] = []
+
+    @contextlib.contextmanager
+    def __call__(self, num_bytes: int) -> Iterator[None]:
+        self.asked.append(num_bytes)
+        if num_bytes > self.left_bytes:
+            raise OSError(errno.ENOMEM, f"{self.left_bytes} bytes are left")
+        yield
+
+
+def test_only_pages_that_nobody_touched_are_reserved_once_for_each_object(memfds: list[int]) -> None:
+    os.pwrite(memfds[0], b"x", 0)
+    os.pwrite(memfds[1], b"x" * SIZE, 0)
+    reserved = Reserved(1 << 20)
+    regions = [*map(own, memfds), own(memfds[0])]
+    mapping = Mapping(regions, allow_process_fd=True, reserve=reserved)
+    assert reserved.asked == [2 * SIZE - PAGE]
+    mapping.check_size()
+    assert len(reserved.asked) == 1  # all are there now
+    mapping.close()
+
+
+def test_memory_that_is_not_left_is_refused_before_it_is_touched(memfd: int) -> None:
+    with pytest.raises(RegionUnavailable, match=f"{SIZE} bytes .* not populated: {SIZE - 1} bytes are left"):
+        Mapping([own(memfd)], allow_process_fd=True, reserve=Reserved(SIZE - 1))
+    assert os.fstat(memfd).st_blocks == 0
+    assert mappings_of(memfd) == []
+
+
+def test_holes_that_are_punched_later_need_memory_too(memfd: int) -> None:
+    reserved = Reserved(SIZE)
+    mapping = Mapping([own(memfd)], allow_process_fd=True, reserve=reserved)
+    os.ftruncate(memfd, 0)
+    os.ftruncate(memfd, SIZE)
+    mapping.check_size()
+    reserved.left_bytes = SIZE - 1
+    with pytest.raises(RegionUnavailable, match=f"{SIZE} bytes"):
+        mapping.check_size()
     mapping.close()
 
 

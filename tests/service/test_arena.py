@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.arena import Arena, HugePages, MemoryUnavailable, available_memory_bytes
+from kvdepot.memory_left import memory_left
+from service.arena import Arena, HugePages, MemoryUnavailable
 
 SIZE_BYTES = 40 << 20  # more than two pieces
 
@@ -51,8 +52,9 @@ def test_the_view_is_all_of_the_memory_and_writable_and_zeroed() -> None:
 
 
 def test_more_than_the_machine_has_is_refused_in_bytes() -> None:
-    with pytest.raises(MemoryUnavailable, match="bytes are available"):
-        Arena(available_memory_bytes() + (1 << 40))
+    size_bytes = memory_left().limit_bytes + 1
+    with pytest.raises(MemoryUnavailable, match=rf"{size_bytes} bytes .* are needed, the .* has \d+ left"):
+        Arena(size_bytes)
 
 
 @pytest.mark.parametrize("size_bytes", [1 << 50, 1 << 62, 1 << 70])
@@ -62,9 +64,13 @@ def test_more_than_an_address_space_is_refused(huge_pages: HugePages, size_bytes
         Arena(size_bytes, huge_pages)
 
 
-def test_what_is_available_is_no_more_than_the_machine_has() -> None:
-    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert 0 < available_memory_bytes() <= total
+@pytest.mark.parametrize("huge_pages", [HugePages.NONE, HugePages.TRANSPARENT])
+def test_what_is_missing_is_what_has_no_pages_yet(huge_pages: HugePages) -> None:
+    large = resident_bytes() + (1 << 30)  # L1's pages and others' are not told apart
+    arena = Arena(large, huge_pages)
+    assert 0.9 * (1 << 30) < arena.missing_bytes <= large
+    arena = Arena(SIZE_BYTES, huge_pages)
+    assert populated(arena).missing_bytes == 0
 
 
 def test_populating_that_is_stopped_ends_before_all_pages_are_made() -> None:

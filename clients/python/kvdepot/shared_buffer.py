@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvdepot import room
+from kvdepot.memory_left import check_memory
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
 By: TypeAlias = Literal["name", "fd"]
@@ -52,12 +53,12 @@ class SharedBuffer:
             raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")
         region = MemoryRegion(size_bytes=size_bytes)
         if by == "fd":
-            room.check_memory(size_bytes)
+            check_memory(size_bytes)
             fd = os.memfd_create("kvdepot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
             try:
                 array = _map(fd, size_bytes)
-                # Memory that shrinks while it is mapped elsewhere kills whoever reads it there.
+                # Memory that shrinks costs the engine its attachment, and kills who else has it mapped.
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
                 return cls(array, region, fd, None)
             except BaseException:

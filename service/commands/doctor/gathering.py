@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from kernels.cuda.presence import cuda_presence
 from kernels.streaming_copy import built_library
 from kvdepot import DepotClient, DepotError
-from service.arena import available_memory_bytes
-from service.commands.doctor.cgroup import cpu_quota, memory_limit
+from kvdepot.memory_left import in_control_groups, in_machine
+from service.commands.doctor.cgroup import cpu_quota
 from service.commands.doctor.facts import (
     AddressFacts,
     CertificateFacts,
@@ -68,15 +68,15 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
 
 
 def _memory() -> MemoryFacts:
-    limit_bytes, used_bytes = memory_limit()
+    group = in_control_groups()
     free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     transparent = _read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     may_lock = bool(int(_status_line("CapEff"), 16) >> _CAP_IPC_LOCK & 1)
     return MemoryFacts(
-        available_bytes=available_memory_bytes(),
-        cgroup_limit_bytes=limit_bytes,
-        cgroup_used_bytes=used_bytes,
+        available_bytes=in_machine().left_bytes,
+        cgroup_limit_bytes=group.limit_bytes if group is not None else None,
+        cgroup_used_bytes=group.limit_bytes - group.left_bytes if group is not None else 0,
         transparent_huge_pages=transparent.partition("[")[2].partition("]")[0],
         reserved_huge_page_bytes=int(_read(free) or 0) << 21,
         memlock_bytes=None if may_lock or soft == resource.RLIM_INFINITY else soft,

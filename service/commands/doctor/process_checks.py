@@ -64,7 +64,7 @@ def streaming_copy(facts: Facts, settings: Settings) -> Finding:
         return ok(check, "compiled")
     return warning(
         check,
-        f"NumPy copies on the host, which takes about 1.5 times as long: {facts.why_no_streaming_copy}",
+        f"the system copies on the host, which takes two to four times as long: {facts.why_no_streaming_copy}",
         "install a C compiler, or run `python -m kernels.streaming_copy` when the image is made",
     )
 

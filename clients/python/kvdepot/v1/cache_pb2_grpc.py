@@ -97,13 +97,17 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
         FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
         FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes; or nobody has
+        touched some of it yet, and the depot lacks the memory to. Later: the engine took some of it
+        away, which ends the attachment.
         FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
         cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
         are taken over TLS, too, from a client with a certificate. Memory that another tenant has
         attached.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+        RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
+        one; let layers share an object.
         UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,8 +147,8 @@ class CacheServiceServicer(object):
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-        during the call; seal a memfd, and nobody can.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+        be filled; the attachment ends too.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -168,8 +172,8 @@ class CacheServiceServicer(object):
         NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
         FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-        during the call; seal a memfd, and nobody can.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+        be filled; the attachment ends too. Bytes may have been written.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.

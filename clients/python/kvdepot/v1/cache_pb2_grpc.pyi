@@ -65,13 +65,17 @@ class CacheServiceStub:
       FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
       FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes; or nobody has
+                          touched some of it yet, and the depot lacks the memory to. Later: the engine took some of it
+                          away, which ends the attachment.
       FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
                           cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
                           are taken over TLS, too, from a client with a certificate. Memory that another tenant has
                           attached.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+      RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
+                          one; let layers share an object.
       UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
     """
     Lookup: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]
@@ -103,8 +107,8 @@ class CacheServiceStub:
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                          during the call; seal a memfd, and nobody can.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                          be filled; the attachment ends too.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -124,8 +128,8 @@ class CacheServiceStub:
       NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
       FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                          during the call; seal a memfd, and nobody can.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                          be filled; the attachment ends too. Bytes may have been written.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -202,13 +206,17 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
       FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
       FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes; or nobody has
+                          touched some of it yet, and the depot lacks the memory to. Later: the engine took some of it
+                          away, which ends the attachment.
       FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
                           cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
                           are taken over TLS, too, from a client with a certificate. Memory that another tenant has
                           attached.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+      RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
+                          one; let layers share an object.
       UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
     """
     Lookup: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]  # type: ignore[assignment]
@@ -240,8 +248,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
       NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                          during the call; seal a memfd, and nobody can.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                          be filled; the attachment ends too.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -261,8 +269,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
       NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
       FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
       FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                          during the call; seal a memfd, and nobody can.
+      FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                          be filled; the attachment ends too. Bytes may have been written.
       FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -342,13 +350,17 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
           FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
           FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
-          FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes.
+          FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes; or nobody has
+                              touched some of it yet, and the depot lacks the memory to. Later: the engine took some of it
+                              away, which ends the attachment.
           FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
                               cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
                               are taken over TLS, too, from a client with a certificate. Memory that another tenant has
                               attached.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
+          RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
+                              one; let layers share an object.
           UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
         """
 
@@ -392,8 +404,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
           NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
           FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-          FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                              during the call; seal a memfd, and nobody can.
+          FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                              be filled; the attachment ends too.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
@@ -419,8 +431,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
           FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
           FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-          FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached. It must not shrink
-                              during the call; seal a memfd, and nobody can.
+          FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
+                              be filled; the attachment ends too. Bytes may have been written.
           FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
