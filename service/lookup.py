@@ -38,7 +38,7 @@ class Match:
 async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     """Find, wait at most `max_wait_seconds` for chunks that are being stored, and lease what is worth retrieving.
 
-    Raises: InvalidRequest, InstanceNotFound.
+    Raises: InvalidRequest, InstanceNotFound, TooManySessions.
     """
     instance = depot.instances.require(request.instance_id)
     depot.check_prefix(request.prefix)

@@ -735,7 +735,7 @@ async def test_bytes_that_are_no_message_are_refused_and_change_nothing(rpc: str
 def test_each_documented_answer_to_a_bad_request_has_a_row() -> None:
     # The others answer to what happens while a request is carried out, or to who calls: see tests/service/security.
     while_running = {"DETACHED", "TRANSFER_FAILED", "STREAM_STALLED", "OBSERVABILITY_DISABLED", "TOO_MANY_BYTES"}
-    while_running |= {"CREDENTIALS_REVOKED", "ADMIN_ONLY", "OTHER_TENANT"}
+    while_running |= {"CREDENTIALS_REVOKED", "ADMIN_ONLY", "OTHER_TENANT", "TOO_MANY_SESSIONS"}
     tabled = {(row.rpc, row.reason) for row in BAD}
     documented = {(rpc, reason) for rpc, listed in DOCUMENTED.items() for _, reason in listed if rpc}
     while_waiting = {(rpc, "SESSION_NOT_FOUND") for rpc in ("Lookup", "Store", "StoreInline")}

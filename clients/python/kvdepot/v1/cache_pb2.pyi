@@ -196,7 +196,9 @@ class _SessionEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionEnd
     SESSION_END_REQUESTED: _SessionEnd.ValueType  # 1
     """EndSession was called."""
     SESSION_END_IDLE: _SessionEnd.ValueType  # 2
-    """It did nothing for the server's session idle timeout."""
+    """It did nothing for the server's session idle timeout; or the depot's limit on sessions was reached, and it had done
+    nothing for longest of those that held no lease and ran no call.
+    """
     SESSION_END_INSTANCE_DETACHED: _SessionEnd.ValueType  # 3
     """The last rank of its instance detached."""
 
@@ -208,7 +210,9 @@ SESSION_END_UNSPECIFIED: SessionEnd.ValueType  # 0
 SESSION_END_REQUESTED: SessionEnd.ValueType  # 1
 """EndSession was called."""
 SESSION_END_IDLE: SessionEnd.ValueType  # 2
-"""It did nothing for the server's session idle timeout."""
+"""It did nothing for the server's session idle timeout; or the depot's limit on sessions was reached, and it had done
+nothing for longest of those that held no lease and ran no call.
+"""
 SESSION_END_INSTANCE_DETACHED: SessionEnd.ValueType  # 3
 """The last rank of its instance detached."""
 Global___SessionEnd: _TypeAlias = SessionEnd  # noqa: Y015

@@ -121,6 +121,7 @@ class CacheServiceServicer(object):
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +150,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +208,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
         RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

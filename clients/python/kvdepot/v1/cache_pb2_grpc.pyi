@@ -85,6 +85,7 @@ class CacheServiceStub:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
@@ -109,6 +110,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Retrieve: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]
     """Copies leased chunks into the engine's blocks.
@@ -154,6 +156,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     RetrieveInline: _grpc.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -222,6 +225,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
@@ -246,6 +250,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Retrieve: _aio.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]  # type: ignore[assignment]
     """Copies leased chunks into the engine's blocks.
@@ -291,6 +296,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     RetrieveInline: _aio.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]  # type: ignore[assignment]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -368,6 +374,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
           NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod
@@ -398,6 +405,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
           RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod
@@ -461,6 +469,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
           DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
           RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod
