@@ -56,6 +56,11 @@ class Chunk:
     older: Chunk | None = None
     newer: Chunk | None = None
 
+    @property
+    def evictable(self) -> bool:
+        """Whether it may go for another chunk."""
+        return self.num_pins == 0 and self.writer is None
+
     def __repr__(self) -> str:
         state = "dropped" if self.dropped else "being written" if self.writer is not None else "resident"
         return f"<Chunk {self.key.hex()[:12]} {state}, {self.num_pins} pins>"

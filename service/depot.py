@@ -278,7 +278,7 @@ class Depot:
                     model_name=model_name,
                     tier=L1,
                     keys=tuple(chunk.key for chunk in evicted),
-                    num_bytes=sum(chunk.slot.extent.slot_bytes for chunk in evicted),
+                    num_bytes=sum(chunk.slot.size_bytes for chunk in evicted),
                     lifetime_seconds=now - np.array([chunk.store_time for chunk in evicted]),
                     idle_seconds=now - np.array([chunk.release_time for chunk in evicted]),
                 )
@@ -315,7 +315,7 @@ class Depot:
         ]
         for lease in revoked:
             self.end_lease(lease, LeaseEnd.REVOKED)
-        cleared_bytes = sum(chunk.slot.extent.slot_bytes for chunk in going)
+        cleared_bytes = sum(chunk.slot.size_bytes for chunk in going)
         for chunk in going:
             self.index.drop(chunk, DropReason.CLEARED)
         if self.bus is not None:

@@ -74,9 +74,9 @@ class Operation:
 class Session:
     """The life of one request. `num_running` operations keep it from being idle.
 
-    `number` is greater than that of every session of this depot that began before. Times are
-    monotonic seconds: `last_report` of the last report of blocks, `last_use` of the last operation, or of the last report
-    if the session is known from reports alone.
+    `number` is greater than that of every session of this depot that began before. `last_report` and `last_use` are
+    monotonic seconds: of the last report of blocks, and of the last operation, or of the last report if the session is
+    known from reports alone.
     """
 
     number: int
