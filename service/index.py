@@ -30,6 +30,7 @@ class DropReason(StrEnum):
 
     EVICTED = "evicted"
     CLEARED = "cleared"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,11 @@ from service.sessions import Operation, OperationKind, Outcome
 from service.trace_context import traceparent
 from telemetry.events import LookupFinished, LookupStarted
 
-_DROPPED = {DropReason.EVICTED: MissReason.EVICTED, DropReason.CLEARED: MissReason.CLEARED}
+_DROPPED = {
+    DropReason.EVICTED: MissReason.EVICTED,
+    DropReason.CLEARED: MissReason.CLEARED,
+    DropReason.REPLACED: MissReason.EVICTED,  # and the store that was to replace it failed
+}
 
 
 @dataclass(frozen=True, slots=True)

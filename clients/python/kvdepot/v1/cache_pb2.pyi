@@ -106,7 +106,7 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_NEVER_STORED: _MissReason.ValueType  # 2
     """Nobody stored the chunk, as far as is remembered."""
     MISS_REASON_EVICTED: _MissReason.ValueType  # 3
-    """It was stored, and evicted since."""
+    """It was stored, and evicted since; or a store with more bytes was to replace it, and failed."""
     MISS_REASON_BEING_STORED: _MissReason.ValueType  # 4
     """It is being stored at this moment."""
     MISS_REASON_RANK_MISSING: _MissReason.ValueType  # 5
@@ -126,7 +126,7 @@ MISS_REASON_SHORTER_THAN_CHUNK: MissReason.ValueType  # 1
 MISS_REASON_NEVER_STORED: MissReason.ValueType  # 2
 """Nobody stored the chunk, as far as is remembered."""
 MISS_REASON_EVICTED: MissReason.ValueType  # 3
-"""It was stored, and evicted since."""
+"""It was stored, and evicted since; or a store with more bytes was to replace it, and failed."""
 MISS_REASON_BEING_STORED: MissReason.ValueType  # 4
 """It is being stored at this moment."""
 MISS_REASON_RANK_MISSING: MissReason.ValueType  # 5
@@ -170,9 +170,13 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     REFUSAL_REASON_UNSPECIFIED: _RefusalReason.ValueType  # 0
     """Not set."""
     REFUSAL_REASON_NO_SLOT: _RefusalReason.ValueType  # 1
-    """Every slot is leased, in use or being written, so none can be freed."""
+    """What L1 has is leased, in use or being written, so that no slot can be freed: there are not enough bytes side by side
+    of which none are. A larger chunk needs more of them.
+    """
     REFUSAL_REASON_STORE_TIMEOUT: _RefusalReason.ValueType  # 2
     """Another call is storing the chunk and did not finish within the server's limit."""
+    REFUSAL_REASON_NO_BYTES: _RefusalReason.ValueType  # 3
+    """Every block of the chunk is absent, of every group, so that there is nothing to store."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
     """Why a chunk was not stored."""
@@ -180,9 +184,13 @@ class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
 REFUSAL_REASON_UNSPECIFIED: RefusalReason.ValueType  # 0
 """Not set."""
 REFUSAL_REASON_NO_SLOT: RefusalReason.ValueType  # 1
-"""Every slot is leased, in use or being written, so none can be freed."""
+"""What L1 has is leased, in use or being written, so that no slot can be freed: there are not enough bytes side by side
+of which none are. A larger chunk needs more of them.
+"""
 REFUSAL_REASON_STORE_TIMEOUT: RefusalReason.ValueType  # 2
 """Another call is storing the chunk and did not finish within the server's limit."""
+REFUSAL_REASON_NO_BYTES: RefusalReason.ValueType  # 3
+"""Every block of the chunk is absent, of every group, so that there is nothing to store."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 class _SessionEnd:

@@ -91,8 +91,10 @@ class CacheServiceStub:
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-    that keep different parts of a prefix should have different model names.
+    tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+    one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+    counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+    Engines that keep different parts of a prefix should have different model names.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -147,7 +149,8 @@ class CacheServiceStub:
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
     the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-    fails, stalls or is cancelled before stores nothing.
+    fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+    that lack some, as in Store.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -231,8 +234,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-    that keep different parts of a prefix should have different model names.
+    tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+    one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+    counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+    Engines that keep different parts of a prefix should have different model names.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -287,7 +292,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
     the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-    fails, stalls or is cancelled before stores nothing.
+    fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+    that lack some, as in Store.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -386,8 +392,10 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
         Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-        tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-        that keep different parts of a prefix should have different model names.
+        tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+        one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+        counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+        Engines that keep different parts of a prefix should have different model names.
 
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
         fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -460,7 +468,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
 
         First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
         the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-        fails, stalls or is cancelled before stores nothing.
+        fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+        that lack some, as in Store.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
