@@ -583,7 +583,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     server: Server = await start_server(
         listen=("127.0.0.1:0", f"unix:{folder}/depot.sock"),
         chunk_size=CHUNK_SIZE,
-        l1_size="8MiB",
+        l1_size="5MiB",
         transfer_threads=1,
         lease_ttl="1s",
         session_idle_timeout="1s",
