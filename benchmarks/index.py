@@ -1,10 +1,12 @@
-"""The index with ten thousand, a hundred thousand and a million chunks: what its steps take, and its memory."""
+"""The index with ten thousand to a million chunks, and with two sizes of them: what its steps take, and its memory."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
+import statistics
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -21,6 +23,9 @@ PROMPTS = 300
 ROUNDS = 5
 SLOT_BYTES = 4_096
 FLAT = Goal(at_most=2.0)
+SHARED_BYTES = 8 << 30
+SHARED_SLOT_BYTES = (7 << 20, 9 << 20)
+SHARED_TURNS = 40
 
 
 class Filled:
@@ -87,12 +92,38 @@ async def measure() -> list[Figure]:
             store_us.append(filled.store_us())
     gc.enable()
     del indexes
+    shared_us, shared_percent = zip(*(_shared() for _ in range(ROUNDS)), strict=True)
     return [
         *_beside_the_smallest(f"index: a lookup's {PROMPT_CHUNKS} chunks found, pinned, unpinned", look_ups),
         *_beside_the_smallest(f"index: {PROMPT_CHUNKS} chunks planned, evicting as many, committed", stores),
+        Figure(what="index: a chunk stored, two sizes by turns in 8 GiB", unit="µs", values=shared_us),
+        Figure(what="index: of L1 in use then", unit="percent", values=shared_percent, goal=Goal(at_least=85)),
         Figure(what="index: memory per chunk", unit="bytes", values=[_bytes_per_chunk()], goal=Goal(at_most=400)),
         Figure(what=f"a full garbage collection, {NUM_CHUNKS[1]:,} chunks", unit="ms", values=[_collection_ms()]),
     ]
+
+
+def _shared() -> tuple[float, float]:
+    """Models of two sizes store by turns: µs per chunk, and the share of L1 that chunks take in percent."""
+    index = Index(Pool(SHARED_BYTES))
+    writer = Writer(asyncio.get_running_loop().create_future())
+    numbers = itertools.count()
+    shares = []
+    begin = time.perf_counter()
+    for turn in range(SHARED_TURNS):
+        slot_bytes = SHARED_SLOT_BYTES[turn % 2]
+        entry = index.entry(Namespace(b"%d" % slot_bytes), model_name="m", cache_salt="", rank=0)
+        for _ in range(random.randrange(100)):
+            chunks = []
+            for _ in range(PROMPT_CHUNKS):
+                chunk, _ = index.reserve(ChunkKey(b"%d" % next(numbers)), entry, slot_bytes, writer)
+                assert chunk is not None
+                index.commit(chunk)
+                chunks.append(chunk)
+            index.unpin(chunks)
+        shares.append(index.pool.used_bytes / SHARED_BYTES)
+    seconds = time.perf_counter() - begin
+    return seconds / next(numbers) * 1e6, statistics.median(shares) * 100
 
 
 def _beside_the_smallest(what: str, rounds: Sequence[Sequence[float]]) -> list[Figure]:

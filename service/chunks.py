@@ -56,6 +56,17 @@ class Chunk:
     older: Chunk | None = None
     newer: Chunk | None = None
 
+    @property
+    def evictable(self) -> bool:
+        """Whether it may go for another chunk."""
+        return self.num_pins == 0 and self.writer is None
+
+    def is_improved_by(self, absent_tokens: tuple[int, ...]) -> bool:
+        """Whether a chunk that lacks `absent_tokens` has all bytes that this one has, and more."""
+        if not self.absent_tokens or absent_tokens == self.absent_tokens:
+            return False
+        return not absent_tokens or all(map(int.__le__, absent_tokens, self.absent_tokens))
+
     def __repr__(self) -> str:
         state = "dropped" if self.dropped else "being written" if self.writer is not None else "resident"
         return f"<Chunk {self.key.hex()[:12]} {state}, {self.num_pins} pins>"

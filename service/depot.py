@@ -22,7 +22,7 @@ from service.pool import Pool
 from service.requests import ClearAnswer
 from service.security.allowance import Allowance
 from service.security.callers import WITHOUT_LIMIT
-from service.sessions import MAX_LIVE, Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.sessions import Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
 from service.trace_context import traceparent
 from service.transfers import RunningTransfer, stopped
 from telemetry.events import (
@@ -107,22 +107,40 @@ class Depot:
             )
 
     def session(self, instance_id: str, session_id: str, model_name: str) -> Session:
-        """The instance's session; it begins here if there is none."""
+        """The instance's session, for an operation; it begins here if there is none. Raises: TooManySessions."""
         session = self.sessions.find(instance_id, session_id)
+        in_the_way = self.sessions.in_the_way(session)
+        if in_the_way is not None:
+            self.close_session(in_the_way, SessionEnd.IDLE)
         if session is None:
-            session = self.sessions.begin(instance_id, session_id, model_name)
-            if len(self.sessions) > MAX_LIVE:
-                self.expire()
-            self._expire_by(self.sessions.idle_at(session))
-            if self.bus is not None:
-                self.bus.publish(
-                    SessionStarted(
-                        instance_id=instance_id,
-                        session_id=session_id,
-                        model_name=model_name,
-                        traceparent=traceparent.get(),
-                    )
+            session = self._begun(self.sessions.begin(instance_id, session_id, model_name))
+        return session
+
+    def report_session(self, instance_id: str, session_id: str, model_name: str) -> None:
+        """Note that an engine reported blocks of a session; it begins here if there is none.
+
+        Never changes what the cache does: a session that uses the cache neither ends because of it nor lives longer.
+        """
+        session = self.sessions.find(instance_id, session_id)
+        if session is not None:
+            self.sessions.reported(session)
+            return
+        in_the_way = self.sessions.in_the_way_of_reports()
+        if in_the_way is not None:
+            self.close_session(in_the_way, SessionEnd.IDLE)
+        self._begun(self.sessions.begin_reported(instance_id, session_id, model_name))
+
+    def _begun(self, session: Session) -> Session:
+        self._expire_by(self.sessions.idle_at(session))
+        if self.bus is not None:
+            self.bus.publish(
+                SessionStarted(
+                    instance_id=session.instance_id,
+                    session_id=session.session_id,
+                    model_name=session.model_name,
+                    traceparent=traceparent.get(),
                 )
+            )
         return session
 
     @contextmanager
@@ -191,6 +209,7 @@ class Depot:
         session = self.sessions.find(lease.instance_id, lease.session_id)
         if session is not None:
             session.lease_ids.discard(lease.lease_id)
+            self.sessions.used(session)
         if self.bus is not None:
             self.bus.publish(
                 LeaseEnded(
@@ -221,10 +240,7 @@ class Depot:
 
     def close_session(self, session: Session, why: SessionEnd) -> list[RunningTransfer]:
         """End a session and its leases; returns its transfers that still run."""
-        for lease_id in list(session.lease_ids):
-            lease = self.leases.find(lease_id)
-            if lease is not None and lease.end is None:
-                self.end_lease(lease, LeaseEnd.SESSION_ENDED)
+        self._end_leases(session)
         self.sessions.end(session, why)
         if self.bus is not None:
             self.bus.publish(
@@ -238,6 +254,12 @@ class Depot:
                 )
             )
         return list(session.transfers)
+
+    def _end_leases(self, session: Session) -> None:
+        for lease_id in list(session.lease_ids):
+            lease = self.leases.find(lease_id)
+            if lease is not None and lease.end is None:
+                self.end_lease(lease, LeaseEnd.SESSION_ENDED)
 
     # Chunks
 
@@ -256,7 +278,7 @@ class Depot:
                     model_name=model_name,
                     tier=L1,
                     keys=tuple(chunk.key for chunk in evicted),
-                    num_bytes=sum(chunk.slot.extent.slot_bytes for chunk in evicted),
+                    num_bytes=sum(chunk.slot.size_bytes for chunk in evicted),
                     lifetime_seconds=now - np.array([chunk.store_time for chunk in evicted]),
                     idle_seconds=now - np.array([chunk.release_time for chunk in evicted]),
                 )
@@ -293,7 +315,7 @@ class Depot:
         ]
         for lease in revoked:
             self.end_lease(lease, LeaseEnd.REVOKED)
-        cleared_bytes = sum(chunk.slot.extent.slot_bytes for chunk in going)
+        cleared_bytes = sum(chunk.slot.size_bytes for chunk in going)
         for chunk in going:
             self.index.drop(chunk, DropReason.CLEARED)
         if self.bus is not None:
@@ -318,13 +340,18 @@ class Depot:
     def expire(self) -> None:
         """End the leases whose time is over and the sessions that were idle for too long.
 
-        Transfers under a lease that expires go on: their chunks are pinned by the transfer too.
+        Transfers under a lease that expires go on: their chunks are pinned by the transfer too. A session that is still
+        reported lives on for its reports; its leases end as if it had ended.
         """
         now = time.monotonic()
         for lease in self.leases.expired(now):
             self.end_lease(lease, LeaseEnd.EXPIRED)
         for session in self.sessions.idle(now):
-            self.close_session(session, SessionEnd.IDLE)
+            if self.sessions.is_reported(session, now):
+                self._end_leases(session)
+                self.sessions.leave_to_reports(session)
+            else:
+                self.close_session(session, SessionEnd.IDLE)
 
     def stop(self) -> None:
         """End the timer; the depot is used no more."""

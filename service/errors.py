@@ -222,6 +222,14 @@ class TooManyObjects(DepotError):
     reason = "TOO_MANY_OBJECTS"
 
 
+class TooManySessions(DepotError):
+    """As many sessions as there may be hold leases or run operations, so that none can end for a new one."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_SESSIONS"
+    retry_after_seconds = 1.0
+
+
 class CredentialsMissing(DepotError):
     """The call shows neither a token nor a certificate."""
 

@@ -3,6 +3,7 @@ touches it, and each method is one step."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,10 @@ from service.identity import ChunkKey, Namespace
 from service.pool import Pool, Slot
 
 MAX_REMEMBERED = 65_536
+# Slots that are looked at for one of another size: a few microseconds' worth where the size has a chunk of its own that
+# can go instead, and 30 milliseconds' worth where it has none and would be refused.
+SWEPT_FOR_AGE = 32
+SWEPT_FOR_ROOM = 200_000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,6 +30,7 @@ class DropReason(StrEnum):
 
     EVICTED = "evicted"
     CLEARED = "cleared"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,14 @@ class Index:
         self.pool = pool
         self.num_resident = 0
         self.num_protected = 0
+        self.protected_bytes = 0
         self.num_evicted = 0
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """The chunk of a key, resident or being written: a lookup asks for hundreds."""
         self._namespaces: dict[Namespace, NamespaceEntry] = {}
-        self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)
+        self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)  # by size of slot; none is empty
+        self._no_run_bytes = math.inf  # since nothing was let go of, no run of so many bytes may go
         self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
         self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
         self._tick = 0
@@ -88,11 +96,11 @@ class Index:
 
     def reserve(
         self, key: ChunkKey, entry: NamespaceEntry, slot_bytes: int, writer: Writer
-    ) -> tuple[Chunk | None, list[Chunk]]:
+    ) -> tuple[Chunk | None, Sequence[Chunk]]:
         """Find a slot for a chunk that is not there, and evict what must go for it.
 
-        Returns the chunk, which is being written until `commit` or `abandon`, and the chunks that were evicted; no
-        chunk if every slot is protected.
+        Returns the chunk, which is being written until `commit` or `abandon`, and the chunks that were evicted. It
+        returns no chunk if L1 has not enough bytes side by side of which none is protected.
         """
         assert key not in self._chunks, "a chunk is reserved once"
         slot, evicted = self._find_slot(slot_bytes)
@@ -100,10 +108,10 @@ class Index:
             return None, evicted
         # Looked up again: the eviction may just have removed the namespace's last chunk.
         entry = self._namespaces.setdefault(entry.namespace, entry)
-        chunk = Chunk(key, entry, slot, writer)
+        chunk = slot.chunk = Chunk(key, entry, slot, writer)
         self._chunks[key] = chunk
         entry.num_chunks += 1
-        entry.used_bytes += slot.extent.slot_bytes
+        entry.used_bytes += slot.size_bytes
         self._protect(chunk)
         return chunk, evicted
 
@@ -135,7 +143,7 @@ class Index:
         """Keep resident chunks from eviction until as many calls of `unpin`."""
         for chunk in chunks:
             if chunk.num_pins == 0:
-                self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
+                self._leave_order(chunk)
                 self._protect(chunk)
             chunk.num_pins += 1
 
@@ -166,7 +174,7 @@ class Index:
             return
         self.num_resident -= 1
         if chunk.num_pins == 0:
-            self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
+            self._leave_order(chunk)
             self.pool.give_back(chunk.slot)
 
     def check(self) -> None:
@@ -179,51 +187,92 @@ class Index:
         assert len(resident) == self.num_resident
         assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
         assert not any(chunk.dropped for chunk in self._chunks.values())
+        assert all(order.oldest is not None for order in self._orders.values())
+        assert all(chunk.slot.chunk is chunk for chunk in self._chunks.values())
+        evictable_bytes = sum(chunk.slot.size_bytes for chunk in evictable)
+        assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
         assert sum(entry.num_chunks for entry in self._namespaces.values()) == len(self._chunks)
 
-    def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, list[Chunk]]:
-        evicted: list[Chunk] = []
-        while (slot := self.pool.take(slot_bytes)) is None:
-            own = self._orders[slot_bytes].oldest
-            # Another class's extent is taken if all of it is older than what this class would have to evict.
-            idle = [extent for extent in self.pool.extents(other_than=slot_bytes) if extent.num_protected == 0]
-            extent = min(idle, key=lambda extent: extent.last_use, default=None)
-            if extent is not None and (own is None or extent.last_use < own.last_use):
-                victims = [chunk for chunk in self._orders[extent.slot_bytes] if chunk.slot.extent is extent]
-            elif own is not None:
-                extent, victims = None, [own]
-            else:
-                return None, evicted
-            for victim in victims:
-                self.drop(victim, DropReason.EVICTED)
-            evicted += victims
-            if extent is not None:
-                self.pool.release(extent)
-        return slot, evicted
+    def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, Sequence[Chunk]]:
+        slot = self.pool.take(slot_bytes)
+        if slot is not None:
+            return slot, ()
+        own_order = self._orders.get(slot_bytes)
+        own = own_order.oldest if own_order is not None else None
+        run = self._run_of_others(slot_bytes, own)
+        victims = [slot.chunk for slot in run if slot.chunk is not None] if run or own is None else [own]
+        if not run and not victims:
+            return None, ()
+        for victim in victims:
+            self.drop(victim, DropReason.EVICTED)
+        if run:
+            self.pool.release(run)
+        return self.pool.take(slot_bytes), victims
+
+    def _run_of_others(self, slot_bytes: int, own: Chunk | None) -> Sequence[Slot]:
+        """Neighbours of other sizes to make a slot of: all were used less recently than this size's own oldest chunk.
+
+        Where there is no such chunk, neighbours of any age are taken. If there are such they are found: at the first
+        try if L1 has `SWEPT_FOR_ROOM` slots at most, otherwise by the tries that follow.
+        """
+        oldest = min(
+            (order.oldest for size, order in self._orders.items() if size != slot_bytes and order.oldest is not None),
+            key=lambda chunk: chunk.last_use,
+            default=None,
+        )
+        used_before = own.last_use if own is not None else math.inf
+        free = self.pool.any_free()
+        if oldest is not None and oldest.last_use >= used_before:
+            oldest = None
+        if oldest is None and free is None:
+            return ()
+        unprotected_bytes = self.pool.capacity_bytes - self.protected_bytes
+        if own is None and (slot_bytes > unprotected_bytes or slot_bytes >= self._no_run_bytes):
+            return ()
+
+        def may_go(slot: Slot) -> bool:
+            chunk = slot.chunk
+            return chunk is None or (chunk.evictable and chunk.last_use < used_before)
+
+        for seed in (free, oldest.slot if oldest is not None else None):
+            if seed is not None and (run := self.pool.run_around(seed, slot_bytes, may_go)):
+                return run
+        if own is not None:
+            return self.pool.sweep(slot_bytes, may_go, SWEPT_FOR_AGE)
+        run = self.pool.sweep(slot_bytes, may_go, SWEPT_FOR_ROOM)
+        if not run and self.pool.num_stretches <= SWEPT_FOR_ROOM:
+            self._no_run_bytes = slot_bytes
+        return run
+
+    def _leave_order(self, chunk: Chunk) -> None:
+        order = self._orders[chunk.slot.size_bytes]
+        order.remove(chunk)
+        if order.oldest is None:
+            del self._orders[chunk.slot.size_bytes]
 
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
         chunk.dropped = True
         chunk.entry.num_chunks -= 1
-        chunk.entry.used_bytes -= chunk.slot.extent.slot_bytes
+        chunk.entry.used_bytes -= chunk.slot.size_bytes
         if chunk.entry.num_chunks == 0:
             del self._namespaces[chunk.entry.namespace]
             if chunk.entry.ever_stored:
                 _remember(self._past_namespaces, chunk.entry.namespace, None)
 
     def _protect(self, chunk: Chunk) -> None:
-        chunk.slot.extent.num_protected += 1
         self.num_protected += 1
+        self.protected_bytes += chunk.slot.size_bytes
 
     def _unprotect(self, chunk: Chunk) -> None:
-        extent = chunk.slot.extent
-        extent.num_protected -= 1
         self.num_protected -= 1
+        self.protected_bytes -= chunk.slot.size_bytes
+        self._no_run_bytes = math.inf
         if chunk.dropped:
             self.pool.give_back(chunk.slot)
             return
-        chunk.last_use = extent.last_use = self._tick
-        self._orders[extent.slot_bytes].append(chunk)
+        chunk.last_use = self._tick
+        self._orders[chunk.slot.size_bytes].append(chunk)
 
 
 def _remember(past: OrderedDict[K, V], key: K, value: V) -> None:

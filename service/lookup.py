@@ -18,7 +18,11 @@ from service.sessions import Operation, OperationKind, Outcome
 from service.trace_context import traceparent
 from telemetry.events import LookupFinished, LookupStarted
 
-_DROPPED = {DropReason.EVICTED: MissReason.EVICTED, DropReason.CLEARED: MissReason.CLEARED}
+_DROPPED = {
+    DropReason.EVICTED: MissReason.EVICTED,
+    DropReason.CLEARED: MissReason.CLEARED,
+    DropReason.REPLACED: MissReason.EVICTED,  # and the store that was to replace it failed
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Match:
 async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     """Find, wait at most `max_wait_seconds` for chunks that are being stored, and lease what is worth retrieving.
 
-    Raises: InvalidRequest, InstanceNotFound.
+    Raises: InvalidRequest, InstanceNotFound, TooManySessions.
     """
     instance = depot.instances.require(request.instance_id)
     depot.check_prefix(request.prefix)

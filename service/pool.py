@@ -1,48 +1,45 @@
-"""L1's bytes cut into slots: extents of equal slots, one size class per chunk size."""
+"""L1's bytes cut into slots of any sizes, side by side in the order of their addresses."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.chunks import Chunk
 
 EXTENT_BYTES = 64 << 20
 MAX_SLOTS_PER_EXTENT = 1024
 SLOT_ALIGNMENT_BYTES = 64
 
 
-@dataclass(slots=True, eq=False)
-class Extent:
-    """Neighbouring slots of one size.
+class SlotState(StrEnum):
+    """What the bytes are for. A gap is of no size class."""
 
-    ``last_use`` is the tick of the latest use of any chunk in it, ``num_protected`` counts the chunks that may not be
-    evicted: together they say whether the extent as a whole may be taken for another size class.
+    GAP = "gap"
+    FREE = "free"
+    TAKEN = "taken"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Slot:
+    """Neighbouring bytes of L1: room for one chunk, or a gap.
+
+    ``below`` and ``above`` are the neighbours by address. ``chunk`` is what a taken slot is for; its owner sets it.
     """
 
     offset_bytes: int
-    slot_bytes: int
-    num_slots: int
-    num_used: int = 0
-    num_protected: int = 0
-    last_use: int = 0
+    size_bytes: int
+    state: SlotState
+    below: Slot | None = None
+    above: Slot | None = None
+    chunk: Chunk | None = None
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes from the first slot to the end of the last one."""
-        return self.slot_bytes * self.num_slots
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Room for one chunk, at an offset in L1."""
-
-    extent: Extent
-    offset_bytes: int
-
-
-@dataclass(slots=True)
-class _SizeClass:
-    extents: list[Extent] = field(default_factory=list)
-    free: list[Slot] = field(default_factory=list)
+    def __repr__(self) -> str:
+        return f"<Slot {self.offset_bytes}+{self.size_bytes} bytes, {self.state}>"
 
 
 def slot_bytes_for(chunk_bytes: int) -> int:
@@ -53,87 +50,188 @@ def slot_bytes_for(chunk_bytes: int) -> int:
 class Pool:
     """Hands out slots, lowest addresses first, and takes them back. Knows nothing of chunks.
 
-    One size class alone gets every slot that fits into L1. Several share it extent by extent: a class takes a new
-    extent while room is left, and `release` makes an extent whose slots are all free available to any class.
+    A size class cuts slots from a gap, an extent at a time. One size class alone gets every slot that fits into L1.
+    Another one gets what `release` makes a gap again: neighbours that are free, whatever their sizes.
     """
 
     def __init__(self, capacity_bytes: int, *, extent_bytes: int = EXTENT_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.num_used_slots = 0
+        self.num_free_slots = 0
         self._extent_bytes = extent_bytes
-        self._classes: dict[int, _SizeClass] = defaultdict(_SizeClass)
-        self._gaps: list[tuple[int, int]] = [(0, capacity_bytes)]  # (offset, size) of what no class has, by offset
+        self._lowest = self._sweep_from = Slot(0, capacity_bytes, SlotState.GAP)
+        self._free: dict[int, dict[Slot, None]] = {}  # by size; the last one is handed out next
+        self._gaps: dict[Slot, None] = {self._lowest: None}  # the last one is cut next
+        self._largest_gap_bytes = capacity_bytes  # no gap is larger
 
     def __repr__(self) -> str:
-        return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {len(self._classes)} size classes>"
+        return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {self.num_used_slots} slots>"
 
     def take(self, slot_bytes: int) -> Slot | None:
-        """A free slot, from a new extent if need be; None if there is neither."""
-        size_class = self._classes[slot_bytes]
-        if not size_class.free and not self._grow(size_class, slot_bytes):
+        """A free slot of this size, cut from a gap if need be; None if there is neither."""
+        if slot_bytes not in self._free and not self._cut(slot_bytes):
             return None
-        slot = size_class.free.pop()
-        slot.extent.num_used += 1
+        slot, _ = self._free[slot_bytes].popitem()
+        if not self._free[slot_bytes]:
+            del self._free[slot_bytes]
+        slot.state = SlotState.TAKEN
+        self.num_free_slots -= 1
+        self.num_used_slots += 1
         self.used_bytes += slot_bytes
         return slot
 
     def give_back(self, slot: Slot) -> None:
         """Make a slot that was taken free again."""
-        slot.extent.num_used -= 1
-        self.used_bytes -= slot.extent.slot_bytes
-        self._classes[slot.extent.slot_bytes].free.append(slot)
+        slot.state = SlotState.FREE
+        slot.chunk = None
+        self.num_used_slots -= 1
+        self.used_bytes -= slot.size_bytes
+        self._add_free(slot)
 
-    def extents(self, *, other_than: int) -> list[Extent]:
-        """The extents of every size class but one."""
-        return [e for size, size_class in self._classes.items() if size != other_than for e in size_class.extents]
+    @property
+    def num_stretches(self) -> int:
+        """Slots and gaps."""
+        return self.num_used_slots + self.num_free_slots + len(self._gaps)
 
-    def release(self, extent: Extent) -> None:
-        """Give the bytes of an extent, none of whose slots is used, to whichever class needs them next."""
-        assert extent.num_used == 0, "an extent with a used slot can't be released"
-        size_class = self._classes[extent.slot_bytes]
-        size_class.extents.remove(extent)
-        size_class.free = [slot for slot in size_class.free if slot.extent is not extent]
-        self._gaps.append((extent.offset_bytes, extent.size_bytes))
-        self._merge_gaps()
+    def any_free(self) -> Slot | None:
+        """A slot that is free, of any size."""
+        return next((next(reversed(slots)) for slots in self._free.values()), None)
+
+    def run_around(self, slot: Slot, num_bytes: int, may_go: Callable[[Slot], bool]) -> Sequence[Slot]:
+        """Neighbours that may all go, a slot among them, of at least so many bytes; none if there are too few bytes."""
+        if not may_go(slot):
+            return ()
+        run, run_bytes = deque([slot]), slot.size_bytes
+        while run_bytes < num_bytes and (above := run[-1].above) is not None and may_go(above):
+            run.append(above)
+            run_bytes += above.size_bytes
+        while run_bytes < num_bytes and (below := run[0].below) is not None and may_go(below):
+            run.appendleft(below)
+            run_bytes += below.size_bytes
+        return run if run_bytes >= num_bytes else ()
+
+    def sweep(self, num_bytes: int, may_go: Callable[[Slot], bool], most_slots: int) -> Sequence[Slot]:
+        """Like `run_around`, anywhere: looks at so many slots and gaps, or at all, and goes on there the next time."""
+        slot = self._sweep_from
+        if run := self.run_around(slot, num_bytes, may_go):
+            return run
+        neighbours: list[Slot] = []
+        run_bytes = 0
+        for _ in range(min(most_slots, self.num_stretches)):
+            if may_go(slot):
+                neighbours.append(slot)
+                run_bytes += slot.size_bytes
+                if run_bytes >= num_bytes:
+                    break
+            else:
+                neighbours, run_bytes = [], 0
+            if slot.above is None:
+                neighbours, run_bytes = [], 0
+            slot = slot.above or self._lowest
+        self._sweep_from = slot
+        return neighbours if run_bytes >= num_bytes else ()
+
+    def release(self, run: Sequence[Slot]) -> None:
+        """Make one gap of neighbours that are free or gaps, for whichever size is needed next."""
+        first, last = run[0], run[-1]
+        if first.below is not None and first.below.state is SlotState.GAP:
+            first = first.below
+        if last.above is not None and last.above.state is SlotState.GAP:
+            last = last.above
+        gap = Slot(first.offset_bytes, 0, SlotState.GAP, first.below, last.above)
+        slot: Slot | None = first
+        while slot is not last.above:
+            assert slot is not None and slot.state is not SlotState.TAKEN, "a slot that is taken can't be released"
+            gap.size_bytes += slot.size_bytes
+            self._forget(slot)
+            if slot is self._sweep_from:
+                self._sweep_from = gap
+            slot = slot.above
+        self._link(gap.below, gap)
+        self._link(gap, gap.above)
+        self._gaps[gap] = None
+        self._largest_gap_bytes = max(self._largest_gap_bytes, gap.size_bytes)
 
     def check(self) -> None:
         """Assert that each byte belongs to exactly one slot or gap, and that the counts are right."""
-        pieces = list(self._gaps)
-        used_bytes = 0
-        for slot_bytes, size_class in self._classes.items():
-            free = {slot.offset_bytes for slot in size_class.free}
-            assert len(free) == len(size_class.free), "a slot is free twice"
-            num_slots = sum(extent.num_slots for extent in size_class.extents)
-            num_used = sum(extent.num_used for extent in size_class.extents)
-            assert num_slots == num_used + len(free), "a slot is neither free nor used"
-            used_bytes += num_used * slot_bytes
-            pieces += [(extent.offset_bytes, extent.size_bytes) for extent in size_class.extents]
-        assert used_bytes == self.used_bytes
-        end = 0
-        for offset_bytes, size_bytes in sorted(pieces):
-            assert offset_bytes == end, "bytes are lost or belong to two"
-            end += size_bytes
-        assert end == self.capacity_bytes
+        slots: list[Slot] = []
+        slot: Slot | None = self._lowest
+        end_bytes = 0
+        while slot is not None:
+            assert slot.offset_bytes == end_bytes, "bytes are lost or belong to two"
+            assert slot.below is (slots[-1] if slots else None)
+            assert slot.size_bytes > 0
+            end_bytes += slot.size_bytes
+            slots.append(slot)
+            slot = slot.above
+        assert end_bytes == self.capacity_bytes
+        by_state = {state: [slot for slot in slots if slot.state is state] for state in SlotState}
+        assert set(by_state[SlotState.GAP]) == set(self._gaps)
+        assert not any(gap.above is not None and gap.above.state is SlotState.GAP for gap in self._gaps)
+        assert all(gap.size_bytes <= self._largest_gap_bytes for gap in self._gaps)
+        assert {slot: slot.size_bytes for slot in by_state[SlotState.FREE]} == {
+            slot: slot_bytes for slot_bytes, free in self._free.items() for slot in free
+        }
+        assert all(self._free.values())
+        assert len(by_state[SlotState.FREE]) == self.num_free_slots
+        assert len(by_state[SlotState.TAKEN]) == self.num_used_slots
+        assert sum(slot.size_bytes for slot in by_state[SlotState.TAKEN]) == self.used_bytes
+        assert all((slot.chunk is None) or slot.state is SlotState.TAKEN for slot in slots)
+        assert self._sweep_from in slots
 
-    def _grow(self, size_class: _SizeClass, slot_bytes: int) -> bool:
-        for position, (offset_bytes, gap_bytes) in enumerate(self._gaps):
-            if gap_bytes < slot_bytes:
-                continue
-            num_slots = min(max(1, min(self._extent_bytes, gap_bytes) // slot_bytes), MAX_SLOTS_PER_EXTENT)
-            extent = Extent(offset_bytes, slot_bytes, num_slots)
-            rest_bytes = gap_bytes - extent.size_bytes
-            self._gaps[position : position + 1] = [(offset_bytes + extent.size_bytes, rest_bytes)] if rest_bytes else []
-            size_class.extents.append(extent)
-            # Popped from the end: the lowest address goes first, because it is the first to be populated.
-            size_class.free += [Slot(extent, offset_bytes + i * slot_bytes) for i in reversed(range(num_slots))]
-            return True
-        return False
+    def _cut(self, slot_bytes: int) -> bool:
+        gap = self._find_gap(slot_bytes)
+        if gap is None:
+            return False
+        num_slots = min(max(1, min(self._extent_bytes, gap.size_bytes) // slot_bytes), MAX_SLOTS_PER_EXTENT)
+        begin_bytes = gap.offset_bytes
+        slots = [Slot(begin_bytes + i * slot_bytes, slot_bytes, SlotState.FREE) for i in range(num_slots)]
+        gap.offset_bytes += num_slots * slot_bytes
+        gap.size_bytes -= num_slots * slot_bytes
+        above: Slot | None = gap
+        if gap.size_bytes == 0:
+            self._forget(gap)
+            above = gap.above
+            if self._sweep_from is gap:
+                self._sweep_from = slots[0]
+        below = gap.below
+        for slot in slots:
+            self._link(below, slot)
+            below = slot
+        self._link(below, above)
+        # The last one is handed out next: that of the lowest address, because it is the first to be populated.
+        for slot in reversed(slots):
+            self._add_free(slot)
+        return True
 
-    def _merge_gaps(self) -> None:
-        merged: list[tuple[int, int]] = []
-        for offset_bytes, size_bytes in sorted(self._gaps):
-            if merged and sum(merged[-1]) == offset_bytes:
-                merged[-1] = (merged[-1][0], merged[-1][1] + size_bytes)
-            else:
-                merged.append((offset_bytes, size_bytes))
-        self._gaps = merged
+    def _find_gap(self, slot_bytes: int) -> Slot | None:
+        if slot_bytes > self._largest_gap_bytes:
+            return None
+        for gap in reversed(self._gaps):
+            if gap.size_bytes >= slot_bytes:
+                return gap
+        self._largest_gap_bytes = max((gap.size_bytes for gap in self._gaps), default=0)
+        return None
+
+    def _add_free(self, slot: Slot) -> None:
+        self.num_free_slots += 1
+        self._free.setdefault(slot.size_bytes, {})[slot] = None
+
+    def _forget(self, slot: Slot) -> None:
+        if slot.state is SlotState.GAP:
+            del self._gaps[slot]
+            return
+        self.num_free_slots -= 1
+        free = self._free[slot.size_bytes]
+        del free[slot]
+        if not free:
+            del self._free[slot.size_bytes]
+
+    def _link(self, below: Slot | None, above: Slot | None) -> None:
+        if below is not None:
+            below.above = above
+        if above is not None:
+            above.below = below
+        if below is None and above is not None:
+            self._lowest = above

@@ -114,6 +114,7 @@ class RefusalReason(StrEnum):
 
     NO_SLOT = "no slot"
     STORE_TIMEOUT = "store timeout"
+    NO_BYTES = "no bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,21 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 from service.begin_order import BeginOrder
-from service.errors import SessionNotFound
+from service.errors import SessionNotFound, TooManySessions
 from service.transfers import RunningTransfer
 
 MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
 MAX_LIVE = 100_000
+MAX_REPORTED = 16_384
+MAX_IDLE_AT_ONCE = 1_000  # to end so many takes about ten milliseconds
+
+
+SessionIds = tuple[str, str]
+"""Of the instance, and of the session."""
 
 
 class OperationKind(StrEnum):
@@ -67,7 +74,9 @@ class Operation:
 class Session:
     """The life of one request. `num_running` operations keep it from being idle.
 
-    `number` is greater than that of every session of this depot that began before.
+    `number` is greater than that of every session of this depot that began before. `last_report` and `last_use` are
+    monotonic seconds: of the last report of blocks, and of the last operation, or of the last report if the session is
+    known from reports alone.
     """
 
     number: int
@@ -77,6 +86,7 @@ class Session:
     start_time: float = field(default_factory=time.time)
     start: float = field(default_factory=time.monotonic)
     last_use: float = field(default_factory=time.monotonic)
+    last_report: float = float("-inf")
     end: SessionEnd | None = None
     duration_seconds: float = 0.0
     operations: list[Operation] = field(default_factory=list)
@@ -84,6 +94,16 @@ class Session:
     num_running: int = 0
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[RunningTransfer] = field(default_factory=set)
+
+    @property
+    def ids(self) -> SessionIds:
+        """The instance's and its own."""
+        return self.instance_id, self.session_id
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation of it runs, or it holds a lease: then it is never ended to make room."""
+        return self.num_running > 0 or bool(self.lease_ids)
 
     def age_seconds(self) -> float:
         """How long it lived, or has lived so far."""
@@ -99,14 +119,24 @@ class Session:
 
 
 class Sessions:
-    """Live sessions, least recently used first, and the last ones that ended."""
+    """Live sessions, and the last ones that ended.
+
+    Each live one is in one of three orders, least recently used first: *busy* (an operation runs, or it holds a lease),
+    *quiet* (it used the cache before), or *reported* (known from reports of blocks alone). At most `MAX_LIVE` are busy
+    or quiet, and a quiet one ends where there are more. At most `MAX_REPORTED` are reported, in an order of their own:
+    so reports never end a session that uses the cache.
+    """
 
     def __init__(self, idle_timeout_seconds: float) -> None:
         self._idle_timeout_seconds = idle_timeout_seconds
         self._numbers = itertools.count(1)
-        self._live: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._live: dict[SessionIds, Session] = {}
+        self._busy: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._quiet: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._reported: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._orders = (self._busy, self._quiet, self._reported)
         self._ended: deque[Session] = deque()
-        self._last_ended: dict[tuple[str, str], Session] = {}
+        self._last_ended: dict[SessionIds, Session] = {}
         # Both hold every session that is live or remembered.
         self._all: BeginOrder[Session] = BeginOrder()
         self._of_instance: dict[str, BeginOrder[Session]] = {}
@@ -115,19 +145,25 @@ class Sessions:
         return len(self._live)
 
     def __repr__(self) -> str:
-        return f"<Sessions {len(self._live)} live, {len(self._ended)} ended>"
+        return (
+            f"<Sessions {len(self._busy)} busy, {len(self._quiet)} quiet, {len(self._reported)} reported, "
+            f"{len(self._ended)} ended>"
+        )
 
     def find(self, instance_id: str, session_id: str) -> Session | None:
         """The live session."""
         return self._live.get((instance_id, session_id))
 
     def begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
-        """Make a session live; there must be none of this id."""
-        number = next(self._numbers)
-        session = Session(number=number, instance_id=instance_id, session_id=session_id, model_name=model_name)
-        self._live[instance_id, session_id] = session
-        self._all.add(number, session)
-        self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
+        """Begin a session that uses the cache; there must be room, and none of this id."""
+        session = self._begin(instance_id, session_id, model_name)
+        self.used(session)
+        return session
+
+    def begin_reported(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        """Begin a session that is known from a report of blocks; there must be room, and none of this id."""
+        session = self._begin(instance_id, session_id, model_name)
+        self.reported(session)
         return session
 
     def require(self, instance_id: str, session_id: str) -> Session:
@@ -156,19 +192,50 @@ class Sessions:
         return sessions.newest_first(before) if sessions is not None else iter(())
 
     def used(self, session: Session) -> None:
-        """Note that a session did something."""
+        """Note that an operation of a session began or ended, or a lease of it ended."""
         if session.end is None:
-            session.last_use = time.monotonic()
-            self._live.move_to_end((session.instance_id, session.session_id))
+            self._place(session, self._busy if session.is_busy else self._quiet)
+
+    def reported(self, session: Session) -> None:
+        """Note a report of blocks. It moves a session only among those that are known from reports alone."""
+        session.last_report = time.monotonic()
+        if session.ids not in self._busy and session.ids not in self._quiet:
+            self._place(session, self._reported)
+
+    def is_reported(self, session: Session, now: float) -> bool:
+        """Whether a report of blocks came within the idle timeout before `now` (monotonic)."""
+        return session.last_report + self._idle_timeout_seconds > now
+
+    def leave_to_reports(self, session: Session) -> None:
+        """Keep a session that is not busy for its reports alone."""
+        self._place(session, self._reported)
+
+    def in_the_way(self, session: Session | None) -> Session | None:
+        """The session that must end before this one (None: a new one) uses the cache; None if there is room.
+
+        Raises: TooManySessions if all are busy.
+        """
+        has_place = session is not None and session.ids not in self._reported
+        if has_place or len(self._busy) + len(self._quiet) < MAX_LIVE:
+            return None
+        oldest = next(iter(self._quiet.values()), None)
+        if oldest is None:
+            raise TooManySessions(f"{MAX_LIVE} sessions hold leases or run operations")
+        return oldest
+
+    def in_the_way_of_reports(self) -> Session | None:
+        """The session that must end before another is known from reports alone; None if there is room."""
+        return next(iter(self._reported.values())) if len(self._reported) >= MAX_REPORTED else None
 
     def end(self, session: Session, why: SessionEnd) -> None:
         """End a live session; it is remembered until enough others have ended after it."""
-        ids = (session.instance_id, session.session_id)
-        del self._live[ids]
+        del self._live[session.ids]
+        for order in self._orders:
+            order.pop(session.ids, None)
         session.end = why
         session.duration_seconds = time.monotonic() - session.start
         self._ended.append(session)
-        self._last_ended[ids] = session
+        self._last_ended[session.ids] = session
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             self._forget(self._ended.popleft())
 
@@ -177,30 +244,45 @@ class Sessions:
         return [session for session in self.newest_first(instance_id) if session.end is None]
 
     def idle(self, now: float) -> list[Session]:
-        """Sessions that did nothing for the idle timeout, and the most idle ones of too many."""
+        """Sessions that did nothing for the idle timeout and run no operation; of many the first ones.
+
+        One whose `is_reported` says so goes on living, and is not to use the cache any more.
+        """
         over: list[Session] = []
-        num_too_many = len(self._live) - MAX_LIVE
-        for session in self._live.values():
-            is_idle = self.idle_at(session) <= now
-            if not is_idle and len(over) >= num_too_many:
-                break
-            if session.num_running == 0:
-                over.append(session)
+        for order in self._orders:
+            for session in order.values():
+                if len(over) >= MAX_IDLE_AT_ONCE or self.idle_at(session) > now:
+                    break
+                if session.num_running == 0:
+                    over.append(session)
         return over
 
     def next_idle(self) -> float | None:
-        """When the least recently used session will have been idle for too long (monotonic)."""
-        session = next(iter(self._live.values()), None)
-        return self.idle_at(session) if session is not None else None
+        """When the next session will have been idle for too long (monotonic)."""
+        oldest = [self.idle_at(session) for order in self._orders for session in islice(order.values(), 1)]
+        return min(oldest, default=None)
 
     def idle_at(self, session: Session) -> float:
         """When the session will have been idle for too long, unless it is used (monotonic)."""
         return session.last_use + self._idle_timeout_seconds
 
+    def _begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        number = next(self._numbers)
+        session = Session(number=number, instance_id=instance_id, session_id=session_id, model_name=model_name)
+        self._live[session.ids] = session
+        self._all.add(number, session)
+        self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
+        return session
+
+    def _place(self, session: Session, into: OrderedDict[SessionIds, Session]) -> None:
+        for order in self._orders:
+            order.pop(session.ids, None)
+        into[session.ids] = session
+        session.last_use = time.monotonic()
+
     def _forget(self, session: Session) -> None:
-        ids = (session.instance_id, session.session_id)
-        if self._last_ended[ids] is session:
-            del self._last_ended[ids]
+        if self._last_ended[session.ids] is session:
+            del self._last_ended[session.ids]
         self._all.remove(session.number)
         of_instance = self._of_instance[session.instance_id]
         of_instance.remove(session.number)

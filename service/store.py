@@ -27,7 +27,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     Chunks that another store is writing are waited for, and written here if that one fails.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
-        TransferFailed, Detached, TooManyBytes.
+        TransferFailed, Detached, TooManyBytes, TooManySessions.
     """
     header = request.header
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
@@ -74,7 +74,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
 
     The copies are made on the event loop: a piece is small, and a hop to a thread costs more than its copy.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, TooManyBytes.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, TooManyBytes, TooManySessions.
     """
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     _check_header(depot, header)

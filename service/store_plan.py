@@ -61,18 +61,26 @@ class StorePlan:
         """Decide about a chunk: it is resident, or written by somebody else, or reserved for this store, or refused.
 
         Returns the reserved chunk, which will lack `absent_tokens`, or whoever writes it, or None if there is nothing
-        to do for it.
+        to do for it. A resident chunk that has fewer bytes is replaced, unless somebody has pinned it.
         """
-        if self.count_resident(position):
-            return None
         index = self._depot.index
         found = index.get(self._keys[position])
-        if found is not None:
+        if found is not None and found.writer is not None:
             return found.writer
+        replaces = found is not None and found.evictable and found.is_improved_by(absent_tokens)
+        if not replaces and self.count_resident(position):
+            return None
+        if not self._attachment.held_bytes(absent_tokens):
+            self.refuse(position, RefusalReason.NO_BYTES, "every block is absent, of every group")
+            return None
+        if found is not None:
+            index.drop(found, DropReason.REPLACED)
         chunk, evicted = index.reserve(self._keys[position], self._entry, self._attachment.slot_bytes, self._writer)
         self._depot.report_evicted(evicted)
         if chunk is None:
-            self.refuse(position, RefusalReason.NO_SLOT, "every slot is leased, in use or being written")
+            self.refuse(
+                position, RefusalReason.NO_SLOT, "no slot can be freed: what L1 has is leased, in use or being written"
+            )
             return None
         chunk.stored_by = self._operation_id
         chunk.absent_tokens = absent_tokens
@@ -81,7 +89,8 @@ class StorePlan:
 
     def refuse(self, position: int, reason: RefusalReason, detail: str) -> None:
         """Count a chunk as refused; the first reason is the one that is told."""
-        self._depot.num_refused_chunks += 1
+        if reason is not RefusalReason.NO_BYTES:  # which no larger L1 would take
+            self._depot.num_refused_chunks += 1
         self.answer.refused_tokens += self._chunk_size
         if self.answer.refusal is None:
             self.answer.refusal = Refusal(

@@ -24,15 +24,13 @@ class DepotGauges:
 
     def _l1(self) -> Scalars:
         index = self._depots.index
-        extents = index.pool.extents(other_than=0)  # no slot has 0 bytes: all of them
-        num_used_slots = sum(extent.num_used for extent in extents)
         return {
             catalogue.L1_USED: {(): index.pool.used_bytes},
             catalogue.L1_CAPACITY: {(): index.pool.capacity_bytes},
             catalogue.L1_POPULATED: {(): self._populated_bytes()},
             catalogue.L1_SLOTS: {
-                ("used",): num_used_slots,
-                ("free",): sum(extent.num_slots for extent in extents) - num_used_slots,
+                ("used",): index.pool.num_used_slots,
+                ("free",): index.pool.num_free_slots,
             },
             catalogue.L1_RESIDENT: {(): index.num_resident},
             catalogue.L1_PROTECTED: {(): index.num_protected},

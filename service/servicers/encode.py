@@ -22,6 +22,7 @@ _MISS_REASONS = {
 _REFUSAL_REASONS = {
     RefusalReason.NO_SLOT: cache_pb2.REFUSAL_REASON_NO_SLOT,
     RefusalReason.STORE_TIMEOUT: cache_pb2.REFUSAL_REASON_STORE_TIMEOUT,
+    RefusalReason.NO_BYTES: cache_pb2.REFUSAL_REASON_NO_BYTES,
 }
 _OPERATION_KINDS = {
     OperationKind.LOOKUP: cache_pb2.OPERATION_KIND_LOOKUP,

@@ -39,7 +39,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         decode.check_block_report(request)
         depot = self._depots.of_caller()
         for session_id in {record.session_id for record in request.records}:
-            depot.sessions.used(depot.session(request.instance_id, session_id, request.model_name))
+            depot.report_session(request.instance_id, session_id, request.model_name)
         if depot.bus is not None:
             depot.bus.publish(
                 BlocksAllocated(

@@ -30,7 +30,7 @@ MISS_REASON = Attribute(
     ),
 )
 RESULT = Attribute("result", "what became of them; tail: less than a chunk", ("stored", "resident", "refused", "tail"))
-REFUSAL_REASON = Attribute("reason", "why the first chunk was refused", ("no slot", "store timeout"))
+REFUSAL_REASON = Attribute("reason", "why the first chunk was refused", ("no slot", "store timeout", "no bytes"))
 DIRECTION = Attribute("direction", "store: out of the engine's blocks; retrieve: into them", ("store", "retrieve"))
 BACKEND = Attribute("backend", "what moved the bytes: one of the few that this machine has, such as `host`")
 STEP = Attribute("step", "what was done; steps overlap where they can", ("wait", "gather", "scatter", "copy"))
@@ -148,7 +148,9 @@ L1_PROTECTED = gauge(
 )
 L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", MODEL)
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
-L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
+L1_REFUSED = counter(
+    "kvdepot.l1.chunks.refused", "{chunk}", "Chunks with bytes that were to be stored and were refused."
+)
 L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearCache dropped.")
 CHUNK_LIFETIME = histogram(
     "kvdepot.l1.chunk.lifetime",

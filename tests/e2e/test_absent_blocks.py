@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvdepot import DepotError, KvShape, block_table
-from kvdepot.v1.cache_pb2 import BlockTable
-from tests.e2e.engines import Engine, Site, prompt, refused
-from tests.e2e.paged import Group, Kv, Tables
+from kvdepot.v1.cache_pb2 import MISS_REASON_EVICTED, REFUSAL_REASON_NO_BYTES, BlockTable
+from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused
+from tests.e2e.paged import Group, Kv, Tables, canonical
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 64
@@ -51,7 +51,8 @@ async def store(
     tables = engine.put([content[:, :, start_token:] for content in kv])
     answer = await engine.attachment.store("s", prefix, without(engine, tables, absent_tokens), start_token=start_token)
     num_tokens = NUM_TOKENS - start_token
-    assert answer.stored_tokens == num_tokens
+    without_bytes = min(absent_tokens) // CHUNK_SIZE * CHUNK_SIZE
+    assert (answer.stored_tokens, answer.refused_tokens) == (num_tokens - without_bytes, without_bytes)
     present = [num_tokens - absent for absent in absent_tokens]
     assert answer.stored_bytes == sum(map(int.__mul__, present, map(token_bytes, engine.groups)))
     return kv
@@ -146,13 +147,87 @@ async def test_absent_blocks_count_from_start_token(depot: Site) -> None:
     await retrieve(engine, kv, (0, 40, 48))
 
 
-async def test_a_chunk_that_is_resident_stays_as_it_is(depot: Site) -> None:
+async def test_a_chunk_with_fewer_bytes_is_replaced_by_one_with_all_of_them_and_more(depot: Site) -> None:
     engine = await depot.attach(*MODEL)
     kv = await store(engine, (0, 40, 32))
+    used_bytes = depot.depot.index.pool.used_bytes
+    answer = await engine.attachment.store("s", TOKENS, engine.put(kv))
+    # The first three chunks lacked bytes, the last one lacked none.
+    assert (answer.stored_tokens, answer.resident_tokens, answer.refused_tokens) == (48, 16, 0)
+    assert answer.stored_bytes == 3 * engine.attachment.chunk_bytes
+    await retrieve(engine, kv, (0, 0, 0))
+    assert depot.depot.index.pool.used_bytes == used_bytes
+    assert depot.depot.index.num_evicted == 0
+    depot.depot.index.check()
+
+
+async def test_chunks_that_come_inline_replace_those_with_fewer_bytes(depot: Site) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = await store(engine, (0, 40, 32))
+    chunks = canonical(kv, CHUNK_SIZE)
+    answer = await engine.attachment.store_inline("s", TOKENS, chunks)
+    assert (answer.stored_tokens, answer.resident_tokens) == (48, 16)
+    await retrieve(engine, kv, (0, 0, 0))
+
+
+@pytest.mark.parametrize("absent_tokens", [(0, 40, 32), (0, 48, 32), (0, 40, 64), (64, 0, 0)], ids=str)
+async def test_a_chunk_stays_if_the_new_one_lacks_any_of_its_bytes(depot: Site, absent_tokens: tuple[int, ...]) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = await store(engine, (0, 40, 32))
+    answer = await engine.attachment.store("s", TOKENS, without(engine, engine.put(kv), absent_tokens))
+    assert (answer.stored_tokens, answer.resident_tokens, answer.stored_bytes) == (0, NUM_TOKENS, 0)
+    await retrieve(engine, kv, (0, 40, 32))
+
+
+async def test_a_leased_chunk_with_fewer_bytes_stays_until_its_lease_ends(depot: Site) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = await store(engine, (0, 40, 32))
+    lease = (await engine.lookup("reader", TOKENS)).lease
     answer = await engine.attachment.store("s", TOKENS, engine.put(kv))
     assert (answer.stored_tokens, answer.resident_tokens, answer.stored_bytes) == (0, NUM_TOKENS, 0)
     await assert_refused(engine, (0, 0, 0))
     await retrieve(engine, kv, (0, 40, 32))
+    await engine.end_session("s")
+    await engine.attachment.release_lease(lease)
+    assert (await engine.attachment.store("s", TOKENS, engine.put(kv))).stored_tokens == 48
+    await retrieve(engine, kv, (0, 0, 0))
+
+
+async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_room(depot: Site) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = await store(engine, (0, 40, 32))
+    stream = InlineStore(depot.stub)
+    await stream.header(engine, "t", TOKENS)
+    await stream.data(canonical(kv, CHUNK_SIZE)[0])
+    await eventually(lambda: depot.depot.index.num_protected == 1)
+    stream.cancel()
+    await eventually(lambda: depot.depot.index.num_protected == 0)
+    found = await engine.lookup("u", TOKENS)
+    assert (found.matched_tokens, found.miss.reason) == (0, MISS_REASON_EVICTED)
+    assert (await engine.attachment.store("s", TOKENS, engine.put(kv))).stored_tokens == 48
+    await retrieve(engine, kv, (0, 0, 0))
+    depot.depot.index.check()
+
+
+async def test_a_chunk_without_any_bytes_is_refused_and_whoever_has_some_stores_it(depot: Site) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = engine.kv(NUM_TOKENS, seed=1)
+    answer = await engine.attachment.store("s", TOKENS, without(engine, engine.put(kv), (32, 40, 32)))
+    assert (answer.stored_tokens, answer.resident_tokens, answer.refused_tokens) == (32, 0, 32)
+    assert answer.refusal.reason == REFUSAL_REASON_NO_BYTES
+    assert "from token 0 on" in answer.refusal.detail
+    assert (await engine.lookup("s", TOKENS)).matched_tokens == 0
+    assert depot.depot.num_refused_chunks == 0  # of which an alert says that L1 is too small
+    assert (await engine.attachment.store("s", TOKENS, engine.put(kv))).stored_tokens == 48
+    await retrieve(engine, kv, (0, 0, 0))
+
+
+async def test_a_chunk_that_is_there_is_resident_for_whoever_brings_no_bytes(depot: Site) -> None:
+    engine = await depot.attach(*MODEL)
+    kv = await store(engine, (0, 0, 0))
+    answer = await engine.attachment.store("s", TOKENS, without(engine, engine.put(kv), (64, 64, 64)))
+    assert (answer.resident_tokens, answer.refused_tokens) == (NUM_TOKENS, 0)
+    await retrieve(engine, kv, (0, 0, 0))
 
 
 absent = st.tuples(*(st.integers(0, NUM_TOKENS // 8).map(lambda blocks: 8 * blocks) for _ in MODEL))
@@ -167,7 +242,9 @@ async def test_exactly_what_was_stored_can_be_retrieved(
     prefix = prompt(NUM_TOKENS, seed)
     source, target = [await depot.attach(*data.draw(st.sampled_from([MODEL, ELSEWHERE]))) for _ in range(2)]
     kv = await store(source, stored, seed=seed, prefix=prefix)
-    if any(has > max(wants, skip_tokens) for has, wants in zip(stored, wanted, strict=True)):
+    if min(stored) >= CHUNK_SIZE:
+        assert (await target.lookup("s", prefix)).matched_tokens == 0
+    elif any(has > max(wants, skip_tokens) for has, wants in zip(stored, wanted, strict=True)):
         await assert_refused(target, wanted, skip_tokens=skip_tokens, prefix=prefix)
     else:
         await retrieve(target, kv, wanted, skip_tokens=skip_tokens, prefix=prefix)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.chunks import Chunk, Writer
 from service.identity import ChunkKey, Namespace
 from service.index import DropReason, Index
-from service.pool import Pool
+from service.pool import Pool, Slot
 
 SLOT_BYTES = 64
 LARGE_SLOT_BYTES = 192
@@ -138,6 +139,15 @@ def test_another_size_takes_memory_that_is_older_than_its_own(writer: Writer) ->
     index.check()
 
 
+def test_another_size_takes_what_was_used_least_recently(writer: Writer) -> None:
+    index = Index(Pool(12 * SLOT_BYTES))
+    chunks = [chunk for number in range(12) for chunk in put(index, writer, [f"small{number}"]) if chunk is not None]
+    index.touch(chunks[:6])
+    for number in range(2):
+        put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)
+    assert resident(index) == {*(f"small{number}" for number in range(6)), "large0", "large1"}
+
+
 def test_a_size_whose_own_chunks_are_older_evicts_those(writer: Writer) -> None:
     index = Index(Pool(2 * LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES))
     put(index, writer, ["large0"], LARGE_SLOT_BYTES)
@@ -147,24 +157,80 @@ def test_a_size_whose_own_chunks_are_older_evicts_those(writer: Writer) -> None:
     assert resident(index) == {"small0", "small1", "small2", "large1"}
 
 
-def test_an_extent_with_a_pinned_chunk_is_not_taken(writer: Writer) -> None:
-    index = Index(Pool(LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES))
-    (pinned,) = put(index, writer, ["small"])
-    assert pinned is not None
-    index.pin([pinned])
-    assert put(index, writer, ["large"], LARGE_SLOT_BYTES) == [None]
-    index.unpin([pinned])
+def test_a_pinned_chunk_blocks_its_own_bytes_alone(writer: Writer) -> None:
+    index = Index(Pool(8 * SLOT_BYTES))
+    chunks = put(index, writer, [f"small{number}" for number in range(8)])
+    first, last = chunks[0], chunks[4]
+    assert first is not None and last is not None
+    index.pin([first, last])
+    assert put(index, writer, ["large0", "large1"], LARGE_SLOT_BYTES).count(None) == 0
+    assert resident(index) == {"small0", "small4", "large0", "large1"}
+    index.check()
+
+
+def test_a_slot_is_found_wherever_enough_bytes_side_by_side_may_go(writer: Writer) -> None:
+    index = Index(Pool(100 * SLOT_BYTES))
+    chunks = [chunk for name in range(100) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    index.pin([chunk for number, chunk in enumerate(chunks) if number % 3 == 0 and number != 90])
+    assert put(index, writer, ["large"], LARGE_SLOT_BYTES)[0] is not None
+    assert len(resident(index) & {f"small{number}" for number in range(88, 93)}) == 2
+    assert put(index, writer, ["larger"], 2 * LARGE_SLOT_BYTES) == [None]
+
+
+def test_a_size_is_tried_again_once_a_chunk_was_let_go_of(writer: Writer) -> None:
+    index = Index(Pool(5 * SLOT_BYTES))
+    chunks = [chunk for number in range(5) for chunk in put(index, writer, [f"small{number}"]) if chunk is not None]
+    index.pin([chunks[1], chunks[3]])
+    for _ in range(2):
+        assert put(index, writer, ["large"], LARGE_SLOT_BYTES) == [None]
+    assert len(resident(index)) == 5
+    index.unpin([chunks[1]])
     assert put(index, writer, ["large"], LARGE_SLOT_BYTES)[0] is not None
 
 
+def test_idle_chunks_of_another_size_are_found_behind_ones_that_are_in_the_way(writer: Writer) -> None:
+    index = Index(Pool(400 * SLOT_BYTES))
+    chunks = [chunk for name in range(397) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    index.pin([chunk for number, chunk in enumerate(chunks[:300]) if number % 2])  # the oldest ones stand apart
+    for number in range(40):
+        assert put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
+    num_large = sum(name.startswith("large") for name in resident(index))
+    assert num_large > 20
+    index.check()
+
+
+def test_with_two_sizes_a_store_looks_at_few_slots(writer: Writer) -> None:
+    num_seen = 0
+    index = Index(Pool(10_000 * SLOT_BYTES))
+    sweep = index.pool.sweep
+
+    def counted(num_bytes: int, may_go: Callable[[Slot], bool], most_slots: int) -> Sequence[Slot]:
+        def seen(slot: Slot) -> bool:
+            nonlocal num_seen
+            num_seen += 1
+            return may_go(slot)
+
+        return sweep(num_bytes, seen, most_slots)
+
+    index.pool.sweep = counted  # type: ignore[method-assign]
+    chunks = [chunk for name in range(9_000) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    index.pin(chunks[::3])
+    for number in range(2_000):
+        assert put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
+    assert num_seen < 100 * 2_000
+
+
 class AnyUse(RuleBasedStateMachine):
-    """Reserves, commits, abandons, pins, unpins and drops at random, over two slot sizes."""
+    """Reserves, commits, abandons, pins, unpins and drops at random, over three slot sizes.
+
+    A slot is found exactly if there are so many bytes side by side of which none is protected.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.writer = Writer(self.loop.create_future())
-        self.index = Index(Pool(2_048, extent_bytes=384))
+        self.index = Index(Pool(2_048 + 8, extent_bytes=384))
         self.written: list[Chunk] = []
         self.pinned: list[Chunk] = []
         self.num_keys = 0
@@ -178,16 +244,19 @@ class AnyUse(RuleBasedStateMachine):
         assert self.index.num_protected == 0
         self.loop.close()
 
-    @rule(slot_bytes=st.sampled_from([SLOT_BYTES, LARGE_SLOT_BYTES]), namespace=st.sampled_from([b"x", b"y"]))
+    @rule(
+        slot_bytes=st.sampled_from([SLOT_BYTES, LARGE_SLOT_BYTES, 5 * SLOT_BYTES]),
+        namespace=st.sampled_from([b"x", b"y"]),
+    )
     def reserve(self, slot_bytes: int, namespace: bytes) -> None:
         self.num_keys += 1
         entry = self.index.entry(Namespace(namespace), model_name="m", cache_salt="", rank=0)
+        most_bytes = self.most_unprotected_bytes_together()
         chunk, evicted = self.index.reserve(key(str(self.num_keys)), entry, slot_bytes, self.writer)
         assert not set(evicted) & {*self.written, *self.pinned}
+        assert (chunk is not None) == (most_bytes >= slot_bytes)
         if chunk is not None:
             self.written.append(chunk)
-        else:
-            assert self.index.num_protected > 0
 
     @precondition(lambda self: self.written)
     @rule(pin=st.booleans())
@@ -222,6 +291,12 @@ class AnyUse(RuleBasedStateMachine):
         chunks = [chunk for chunk in self.index.chunks() if chunk.writer is None]
         if chunks:
             self.index.drop(data.draw(st.sampled_from(chunks)), DropReason.CLEARED)
+
+    def most_unprotected_bytes_together(self) -> int:
+        protected = {chunk.slot for chunk in (*self.written, *self.pinned)}
+        spans = sorted((slot.offset_bytes, slot.offset_bytes + slot.size_bytes) for slot in protected)
+        bounds = [(0, 0), *spans, (self.index.pool.capacity_bytes, 0)]
+        return max(start - end for (_, end), (start, _) in pairwise(bounds))
 
     @invariant()
     def everything_has_one_place(self) -> None:

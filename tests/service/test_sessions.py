@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.errors import SessionNotFound
+from service.errors import SessionNotFound, TooManySessions
 from service.server import Server
 from service.sessions import (
     MAX_ENDED_REMEMBERED,
+    MAX_IDLE_AT_ONCE,
     MAX_LIVE,
     MAX_OPERATIONS,
+    MAX_REPORTED,
     Operation,
     OperationKind,
     Session,
@@ -123,12 +124,58 @@ def test_a_running_operation_keeps_a_session_from_being_idle(sessions: Sessions)
     assert sessions.idle(time.monotonic() + 2 * IDLE_SECONDS) == [session]
 
 
-def test_of_too_many_sessions_the_least_recently_used_ones_are_over(sessions: Sessions) -> None:
-    for number in range(MAX_LIVE + 3):
+def test_of_too_many_sessions_the_least_recently_used_one_that_is_not_busy_is_in_the_way(sessions: Sessions) -> None:
+    for number in range(MAX_LIVE):
+        assert sessions.in_the_way(None) is None
         sessions.begin("i", str(number), "m")
-    sessions.used(sessions.require("i", "0"))
-    sessions.require("i", "1").begin(operation())
-    assert [session.session_id for session in sessions.idle(time.monotonic())] == ["2", "3", "4"]
+    running, leasing, used, quiet = (sessions.require("i", str(number)) for number in range(4))
+    running.begin(operation())
+    leasing.lease_ids.add("lease")
+    for session in (running, leasing, used):
+        sessions.used(session)
+    assert sessions.in_the_way(None) is quiet
+    assert sessions.in_the_way(running) is None
+    assert sessions.idle(time.monotonic()) == []
+
+
+def test_where_all_sessions_are_busy_a_new_one_is_refused_until_one_is_not(sessions: Sessions) -> None:
+    for number in range(MAX_LIVE):
+        session = sessions.begin("i", str(number), "m")
+        session.lease_ids.add("lease")
+        sessions.used(session)
+    reported = sessions.begin_reported("i", "reported", "m")
+    for new in (None, reported):
+        with pytest.raises(TooManySessions):
+            sessions.in_the_way(new)
+    session.lease_ids.clear()
+    sessions.used(session)
+    assert sessions.in_the_way(None) is session
+
+
+def test_reported_sessions_are_in_the_way_of_each_other_alone(sessions: Sessions) -> None:
+    sessions.begin("i", "s", "m")
+    first, second, *_ = [sessions.begin_reported("i", str(number), "m") for number in range(MAX_REPORTED)]
+    assert sessions.in_the_way(None) is None
+    assert sessions.in_the_way_of_reports() is first
+    sessions.reported(first)
+    assert sessions.in_the_way_of_reports() is second
+    sessions.used(second)
+    assert sessions.in_the_way_of_reports() is None
+
+
+def test_a_report_makes_no_session_that_uses_the_cache_younger(sessions: Sessions) -> None:
+    first, second = sessions.begin("i", "s", "m"), sessions.begin("i", "t", "m")
+    over_at = sessions.idle_at(second)
+    sessions.reported(first)
+    assert sessions.idle(over_at) == [first, second]
+    assert [sessions.is_reported(session, over_at) for session in (first, second)] == [True, False]
+    sessions.leave_to_reports(first)
+    assert sessions.idle(over_at) == [second]
+
+
+def test_not_all_of_many_idle_sessions_are_named_at_once(sessions: Sessions) -> None:
+    live = [sessions.begin("i", str(number), "m") for number in range(MAX_IDLE_AT_ONCE + 1)]
+    assert sessions.idle(sessions.idle_at(live[-1])) == live[:-1]
 
 
 def test_the_use_of_an_ended_session_does_not_revive_it(sessions: Sessions) -> None:
@@ -139,60 +186,87 @@ def test_the_use_of_an_ended_session_does_not_revive_it(sessions: Sessions) -> N
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Begins, uses, ends and idles at random; the model is two lists: the live, least recently used first, and all."""
+    """Begins, uses, reports, ends and idles at random; the model is two lists: the live, least recently used first, and
+    all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sessions = Sessions(IDLE_SECONDS)
         self.live: list[Session] = []
+        self.reported: list[Session] = []
         self.all: list[Session] = []
 
     @rule(instance_id=st.sampled_from("ij"), session_id=st.sampled_from("stuv"))
     def begin(self, instance_id: str, session_id: str) -> None:
-        if self.sessions.find(instance_id, session_id) is None:
+        session = self.sessions.find(instance_id, session_id)
+        if session is None:
             session = self.sessions.begin(instance_id, session_id, "m")
             self.live.append(session)
             self.all.append(session)
 
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), change=st.sampled_from([-1, 0, 1]))
-    def use(self, data: st.DataObject, change: int) -> None:
-        session = data.draw(st.sampled_from(self.live))
-        if change == 1:
-            session.begin(operation())
-        elif change == -1 and session.num_running:
-            session.num_running -= 1
+    @rule(instance_id=st.sampled_from("ij"), session_id=st.sampled_from("stuv"))
+    def report(self, instance_id: str, session_id: str) -> None:
+        session = self.sessions.find(instance_id, session_id)
+        if session is None:
+            session = self.sessions.begin_reported(instance_id, session_id, "m")
+            self.all.append(session)
+        else:
+            self.sessions.reported(session)
+        if session not in self.live:
+            self.reported = [*(each for each in self.reported if each is not session), session]
+
+    @precondition(lambda self: self.live or self.reported)
+    @rule(data=st.data(), change=st.sampled_from(["begin", "end", "lease", "release", "nothing"]))
+    def use(self, data: st.DataObject, change: str) -> None:
+        session = data.draw(st.sampled_from(self.live + self.reported))
+        match change:
+            case "begin":
+                session.begin(operation())
+            case "end" if session.num_running:
+                session.num_running -= 1
+            case "lease":
+                session.lease_ids.add("lease")
+            case "release":
+                session.lease_ids.clear()
         self.sessions.used(session)
-        self.live.remove(session)
+        self.forget(session)
         self.live.append(session)
 
-    @precondition(lambda self: self.live)
+    @precondition(lambda self: self.live or self.reported)
     @rule(data=st.data(), why=st.sampled_from(SessionEnd))
     def end(self, data: st.DataObject, why: SessionEnd) -> None:
-        session = data.draw(st.sampled_from(self.live))
+        session = data.draw(st.sampled_from(self.live + self.reported))
         self.sessions.end(session, why)
-        self.live.remove(session)
+        self.forget(session)
 
-    @precondition(lambda self: self.live)
+    @precondition(lambda self: self.live or self.reported)
     @rule(data=st.data())
     def time_passes(self, data: st.DataObject) -> None:
-        now = data.draw(st.sampled_from(self.live)).last_use + IDLE_SECONDS
+        now = data.draw(st.sampled_from(self.live + self.reported)).last_use + IDLE_SECONDS
         over = self.sessions.idle(now)
-        assert over == [s for s in self.live if s.last_use + IDLE_SECONDS <= now and s.num_running == 0]
+        expected = [s for s in self.live + self.reported if s.last_use + IDLE_SECONDS <= now and s.num_running == 0]
+        assert sorted(over, key=id) == sorted(expected, key=id)
         for session in over:
             self.sessions.end(session, SessionEnd.IDLE)
-            self.live.remove(session)
+            self.forget(session)
+
+    def forget(self, session: Session) -> None:
+        self.live = [each for each in self.live if each is not session]
+        self.reported = [each for each in self.reported if each is not session]
 
     @invariant()
     def each_session_has_one_place(self) -> None:
         assert list(self.sessions.newest_first()) == [*reversed(self.all)]
+        live = {*self.live, *self.reported}
         for instance_id in "ij":
             of_instance = [session for session in reversed(self.all) if session.instance_id == instance_id]
             assert list(self.sessions.newest_first(instance_id)) == of_instance
-            assert self.sessions.of_instance(instance_id) == [s for s in of_instance if s in self.live]
-        assert len(self.sessions) == len(self.live)
-        assert self.sessions.next_idle() == (self.live[0].last_use + IDLE_SECONDS if self.live else None)
+            assert self.sessions.of_instance(instance_id) == [s for s in of_instance if s in live]
+        assert len(self.sessions) == len(live)
+        assert self.sessions.next_idle() == min((s.last_use + IDLE_SECONDS for s in live), default=None)
         assert [s.last_use for s in self.live] == sorted(s.last_use for s in self.live)
+        quiet = [session for session in self.live if not session.is_busy]
+        assert list(self.sessions._quiet.values()) == quiet
 
 
 TestAnyUse = AnyUse.TestCase
@@ -203,7 +277,6 @@ async def test_sessions_beyond_the_limit_end_though_none_was_idle(start_server: 
     server: Server = await start_server(disable_observability=True)
     for number in range(MAX_LIVE + 3):
         server.depot.session("i", str(number), "m")
-    async with asyncio.timeout(5):
-        while len(server.depot.sessions) > MAX_LIVE:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
-    assert server.depot.sessions.latest("i", "0").end is SessionEnd.IDLE
+    assert len(server.depot.sessions) == MAX_LIVE
+    assert server.depot.sessions.latest("i", "2").end is SessionEnd.IDLE
+    assert server.depot.sessions.latest("i", "3").end is None

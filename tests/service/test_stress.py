@@ -583,7 +583,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     server: Server = await start_server(
         listen=("127.0.0.1:0", f"unix:{folder}/depot.sock"),
         chunk_size=CHUNK_SIZE,
-        l1_size="8MiB",
+        l1_size="5MiB",
         transfer_threads=1,
         lease_ttl="1s",
         session_idle_timeout="1s",
@@ -616,7 +616,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     depot.index.check()
     assert depot.index.num_protected == 0
     assert all(chunk.writer is None and chunk.num_pins == 0 for chunk in depot.index.chunks())
-    assert depot.index.pool.used_bytes == sum(chunk.slot.extent.slot_bytes for chunk in depot.index.chunks())
+    assert depot.index.pool.used_bytes == sum(chunk.slot.size_bytes for chunk in depot.index.chunks())
     assert (len(depot.leases), len(depot.sessions), len(depot.instances)) == (0, 0, 0)
     assert +tally.open == Counter()
     assert bus.stats().num_dropped_by_type == bus.stats().num_errors_by_subscriber == {}

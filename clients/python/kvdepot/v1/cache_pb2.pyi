@@ -106,7 +106,7 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_NEVER_STORED: _MissReason.ValueType  # 2
     """Nobody stored the chunk, as far as is remembered."""
     MISS_REASON_EVICTED: _MissReason.ValueType  # 3
-    """It was stored, and evicted since."""
+    """It was stored, and evicted since; or a store with more bytes was to replace it, and failed."""
     MISS_REASON_BEING_STORED: _MissReason.ValueType  # 4
     """It is being stored at this moment."""
     MISS_REASON_RANK_MISSING: _MissReason.ValueType  # 5
@@ -126,7 +126,7 @@ MISS_REASON_SHORTER_THAN_CHUNK: MissReason.ValueType  # 1
 MISS_REASON_NEVER_STORED: MissReason.ValueType  # 2
 """Nobody stored the chunk, as far as is remembered."""
 MISS_REASON_EVICTED: MissReason.ValueType  # 3
-"""It was stored, and evicted since."""
+"""It was stored, and evicted since; or a store with more bytes was to replace it, and failed."""
 MISS_REASON_BEING_STORED: MissReason.ValueType  # 4
 """It is being stored at this moment."""
 MISS_REASON_RANK_MISSING: MissReason.ValueType  # 5
@@ -170,9 +170,13 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     REFUSAL_REASON_UNSPECIFIED: _RefusalReason.ValueType  # 0
     """Not set."""
     REFUSAL_REASON_NO_SLOT: _RefusalReason.ValueType  # 1
-    """Every slot is leased, in use or being written, so none can be freed."""
+    """What L1 has is leased, in use or being written, so that no slot can be freed: there are not enough bytes side by side
+    of which none are. A larger chunk needs more of them.
+    """
     REFUSAL_REASON_STORE_TIMEOUT: _RefusalReason.ValueType  # 2
     """Another call is storing the chunk and did not finish within the server's limit."""
+    REFUSAL_REASON_NO_BYTES: _RefusalReason.ValueType  # 3
+    """Every block of the chunk is absent, of every group, so that there is nothing to store."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
     """Why a chunk was not stored."""
@@ -180,9 +184,13 @@ class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
 REFUSAL_REASON_UNSPECIFIED: RefusalReason.ValueType  # 0
 """Not set."""
 REFUSAL_REASON_NO_SLOT: RefusalReason.ValueType  # 1
-"""Every slot is leased, in use or being written, so none can be freed."""
+"""What L1 has is leased, in use or being written, so that no slot can be freed: there are not enough bytes side by side
+of which none are. A larger chunk needs more of them.
+"""
 REFUSAL_REASON_STORE_TIMEOUT: RefusalReason.ValueType  # 2
 """Another call is storing the chunk and did not finish within the server's limit."""
+REFUSAL_REASON_NO_BYTES: RefusalReason.ValueType  # 3
+"""Every block of the chunk is absent, of every group, so that there is nothing to store."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 class _SessionEnd:
@@ -196,7 +204,9 @@ class _SessionEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionEnd
     SESSION_END_REQUESTED: _SessionEnd.ValueType  # 1
     """EndSession was called."""
     SESSION_END_IDLE: _SessionEnd.ValueType  # 2
-    """It did nothing for the server's session idle timeout."""
+    """It did nothing for the server's session idle timeout; or the depot's limit on sessions was reached, and it had done
+    nothing for longest of those that held no lease and ran no call.
+    """
     SESSION_END_INSTANCE_DETACHED: _SessionEnd.ValueType  # 3
     """The last rank of its instance detached."""
 
@@ -208,7 +218,9 @@ SESSION_END_UNSPECIFIED: SessionEnd.ValueType  # 0
 SESSION_END_REQUESTED: SessionEnd.ValueType  # 1
 """EndSession was called."""
 SESSION_END_IDLE: SessionEnd.ValueType  # 2
-"""It did nothing for the server's session idle timeout."""
+"""It did nothing for the server's session idle timeout; or the depot's limit on sessions was reached, and it had done
+nothing for longest of those that held no lease and ran no call.
+"""
 SESSION_END_INSTANCE_DETACHED: SessionEnd.ValueType  # 3
 """The last rank of its instance detached."""
 Global___SessionEnd: _TypeAlias = SessionEnd  # noqa: Y015

@@ -125,6 +125,7 @@ class CacheServiceServicer(object):
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +135,10 @@ class CacheServiceServicer(object):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
         Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-        tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-        that keep different parts of a prefix should have different model names.
+        tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+        one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+        counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+        Engines that keep different parts of a prefix should have different model names.
 
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
         fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -153,6 +156,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
         RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,7 +205,8 @@ class CacheServiceServicer(object):
 
         First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
         the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-        fails, stalls or is cancelled before stores nothing.
+        fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+        that lack some, as in Store.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -210,6 +215,7 @@ class CacheServiceServicer(object):
         FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
         RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

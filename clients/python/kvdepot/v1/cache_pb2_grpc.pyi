@@ -89,13 +89,16 @@ class CacheServiceStub:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-    that keep different parts of a prefix should have different model names.
+    tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+    one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+    counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+    Engines that keep different parts of a prefix should have different model names.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -113,6 +116,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Retrieve: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]
     """Copies leased chunks into the engine's blocks.
@@ -149,7 +153,8 @@ class CacheServiceStub:
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
     the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-    fails, stalls or is cancelled before stores nothing.
+    fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+    that lack some, as in Store.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -158,6 +163,7 @@ class CacheServiceStub:
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     RetrieveInline: _grpc.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -230,13 +236,16 @@ class CacheServiceAsyncStub(CacheServiceStub):
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
       NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
     """Copies whole chunks of a prefix from the engine's blocks into L1.
 
     Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-    tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-    that keep different parts of a prefix should have different model names.
+    tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+    one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+    counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+    Engines that keep different parts of a prefix should have different model names.
 
     The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
     fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -254,6 +263,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     Retrieve: _aio.UnaryUnaryMultiCallable[_cache_pb2.RetrieveRequest, _cache_pb2.RetrieveResponse]  # type: ignore[assignment]
     """Copies leased chunks into the engine's blocks.
@@ -290,7 +300,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
 
     First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
     the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-    fails, stalls or is cancelled before stores nothing.
+    fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+    that lack some, as in Store.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -299,6 +310,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
       FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
       DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
       RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+      RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
     """
     RetrieveInline: _aio.UnaryStreamMultiCallable[_cache_pb2.RetrieveInlineRequest, _cache_pb2.RetrieveInlineResponse]  # type: ignore[assignment]
     """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
@@ -380,6 +392,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
           NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod
@@ -391,8 +404,10 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
         Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-        tokens each group has no bytes. A chunk that is resident stays as it is, whether it has more bytes or fewer: engines
-        that keep different parts of a prefix should have different model names.
+        tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
+        one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
+        counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
+        Engines that keep different parts of a prefix should have different model names.
 
         The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
         fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
@@ -410,6 +425,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
           RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod
@@ -464,7 +480,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
 
         First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
         the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-        fails, stalls or is cancelled before stores nothing.
+        fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
+        that lack some, as in Store.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
@@ -473,6 +490,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
           DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
           RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+          RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
         """
 
     @_abc_1.abstractmethod

@@ -36,7 +36,9 @@ class ObservabilityServiceStub:
     ReportBlockAllocation: _grpc.UnaryUnaryMultiCallable[_observability_pb2.ReportBlockAllocationRequest, _observability_pb2.ReportBlockAllocationResponse]
     """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
     only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
-    report is published as an event and never waited for.
+    report is published as an event and never waited for. It changes nothing that the cache does: a session that uses
+    the cache neither ends because of it nor keeps its leases for longer. Of sessions that are known from reports alone
+    the last 16,384 of each tenant live.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -75,7 +77,9 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     ReportBlockAllocation: _aio.UnaryUnaryMultiCallable[_observability_pb2.ReportBlockAllocationRequest, _observability_pb2.ReportBlockAllocationResponse]  # type: ignore[assignment]
     """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
     only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
-    report is published as an event and never waited for.
+    report is published as an event and never waited for. It changes nothing that the cache does: a session that uses
+    the cache neither ends because of it nor keeps its leases for longer. Of sessions that are known from reports alone
+    the last 16,384 of each tenant live.
 
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
@@ -117,7 +121,9 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_observability_pb2.ReportBlockAllocationResponse, _abc.Awaitable[_observability_pb2.ReportBlockAllocationResponse]]:
         """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
         only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
-        report is published as an event and never waited for.
+        report is published as an event and never waited for. It changes nothing that the cache does: a session that uses
+        the cache neither ends because of it nor keeps its leases for longer. Of sessions that are known from reports alone
+        the last 16,384 of each tenant live.
 
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
