@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from service.errors import CredentialsRevoked, DepotError, Draining, RegionForbidden, TooManyRpcs
+from service.errors import (
+    CredentialsRevoked,
+    DepotError,
+    Draining,
+    NoMessage,
+    RegionForbidden,
+    StreamStalled,
+    TooManyBytes,
+    TooManyRpcs,
+)
+from service.receiving import Place, Room
 from service.security.access import Access
 from service.security.allowance import Allowance
 from service.security.callers import Caller, Context, caller
+from service.security.peers import PeerLimit, peer_of
 from service.security.tenants import Tenant
 from service.security.turns import Turns
 
@@ -44,6 +57,19 @@ DENIED_AFTER_SECONDS = 0.1  # so that who calls again at once, whatever the answ
 MAX_MESSAGE_BYTES = 1_000
 MAX_FIELD_BYTES = 200
 
+RECEIVE_SECONDS = 10.0  # in which a request has to arrive, once its call was let in
+NUM_LARGEST_REQUESTS = 16  # that there is room for at once; as much again for those of streams
+VISIT_SECONDS = 1.0
+LONGEST_VISIT_SECONDS = 60.0
+MAX_VISIT_BYTES = 4_096
+NUM_LARGEST_VISITS = 8
+VISITS = {  # calls that are open at once, of one peer and in all
+    "/grpc.health.v1.Health/Check": (64, 512),
+    "/grpc.health.v1.Health/Watch": (32, 256),
+}
+OTHER_VISITS = (4, 16)
+MAX_DENIED = 256  # that wait for their answer; others have it at once
+
 Behavior = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -70,6 +96,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
+        max_message_bytes: int,
         open_reflection: bool,
     ) -> None:
         self.draining = False
@@ -82,6 +109,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._open_reflection = open_reflection
         self._num_busy_tenants = 0
         self._turns = turns
+        self._room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._stream_room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._visit_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._reflection_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._num_denied = 0
         self._streams: dict[asyncio.Timeout, Caller] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,7 +135,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap a handler of ours, once."""
+        """Wrap a handler, once."""
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
         if wrapped is not None:
@@ -111,44 +143,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if method.startswith(OURS):
-            wrapped = self._wrap(method, handler)
-        elif method.startswith(REFLECTION) and not self._open_reflection:
-            wrapped = self._guarded(method, handler)
+        if not method.startswith(OURS):
+            serve = self._visited
+        elif method in STANDING:
+            serve = self._standing
         else:
-            return handler
-        self._handlers[method] = wrapped
+            serve = self._counted
+        wrapped = self._handlers[method] = _handler(handler, serve(method, _Rpc.of(method, handler)))
         return wrapped
-
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        make, behavior = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-        }[handler.request_streaming, handler.response_streaming]
-        serve = self._standing if method in STANDING else self._counted
-        return make(
-            serve(method, behavior),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-    def _guarded(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        """Of a service that is not ours, for whoever is a tenant."""
-
-        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
-            try:
-                await self._identify(method, context)
-            except DepotError as error:
-                await self._refuse(method, context, error)
-            async for response in handler.stream_stream(requests, context):
-                yield response
-
-        return grpc.stream_stream_rpc_method_handler(
-            call,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
 
     async def _identify(self, method: str, context: Context) -> Caller:
         """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
@@ -165,26 +167,33 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise
         return who
 
-    def _counted(self, method: str, behavior: Behavior) -> Behavior:
+    def _counted(self, method: str, rpc: _Rpc) -> Behavior:
         may_always = method in ALWAYS
+        room = self._stream_room if rpc.request_streaming else self._room
 
-        async def call(request: Any, context: Context) -> Any:
+        async def call(messages: Any, context: Context) -> Any:
             self.num_running += 1
             self._idle.clear()
             allowance: Allowance | None = None
+            request: Any = None
             try:
                 who = await self._identify(method, context)
+                client = who.tenant.name
                 allowance = self._allowance_of(who.tenant)
                 self._num_busy_tenants += allowance.num_running == 0
                 allowance.num_running += 1
-                turn = self._turns.take(who.tenant.name or getattr(request, "instance_id", ""))
-                if turn is not None:
-                    await turn
                 if not may_always:
-                    self._check_limits(allowance)
-                return await behavior(request, context)
+                    await self._check_limits(allowance, client)
+                with room.of(client or peer_of(context.peer())) as place:
+                    request = await rpc.received(messages, place, RECEIVE_SECONDS)
+                    turn = self._turns.take(client or getattr(request, "instance_id", ""))
+                    if turn is not None:
+                        await turn
+                    if self.draining and not may_always:
+                        raise Draining("the depot is shutting down")
+                    return await rpc.behavior(request, context)
             except DepotError as error:
-                await self._refuse(method, context, error, allowance)
+                await self._refuse(method, context, error, allowance, request)
             except Exception:
                 await _abort_internal(context, method)
             finally:
@@ -197,44 +206,79 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _check_limits(self, allowance: Allowance) -> None:
+    async def _check_limits(self, allowance: Allowance, client: str) -> None:
         """Raise Draining or TooManyRpcs; of too many calls those go that are more than their tenant's even share."""
         if self.draining:
             raise Draining("the depot is shutting down")
-        if allowance.num_running > allowance.limits.max_concurrent_rpcs:
-            raise TooManyRpcs(f"{allowance.limits.max_concurrent_rpcs} calls of the tenant are running")
-        if (
+        limit = allowance.limits.max_concurrent_rpcs
+        if allowance.num_running > limit:
+            told = f"{limit} calls of the tenant are running"
+        elif (
             self.num_running > self._max_concurrent_rpcs
             and allowance.num_running > self._max_concurrent_rpcs // self._num_busy_tenants
         ):
-            raise TooManyRpcs(f"{self._max_concurrent_rpcs} calls are running")
+            told = f"{self._max_concurrent_rpcs} calls are running"
+        else:
+            return
+        turn = self._turns.take(client)
+        if turn is not None:
+            await turn
+        raise TooManyRpcs(told)
 
-    def _standing(self, method: str, behavior: Behavior) -> Behavior:
-        async def call(request: Any, context: Context) -> None:
+    def _standing(self, method: str, rpc: _Rpc) -> Behavior:
+        async def call(messages: Any, context: Context) -> None:
             self.num_standing += 1
             allowance: Allowance | None = None
+            request: Any = None
             try:
                 who = await self._identify(method, context)
+                client = who.tenant.name
                 allowance = self._allowance_of(who.tenant)
                 allowance.num_standing += 1
-                turn = self._turns.take(who.tenant.name or request.instance_id)
-                if turn is not None:
-                    await turn
-                if self.draining:
-                    raise Draining("the depot is shutting down")
                 if allowance.num_standing > allowance.limits.max_attachments:
                     raise TooManyRpcs(f"{allowance.limits.max_attachments} streams of the tenant are open")
                 if self.num_standing > self._max_standing_rpcs:
                     raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
-                await self._while_still(who, behavior(request, context))
+                with self._room.of(client or peer_of(context.peer())) as place:
+                    request = await rpc.received(messages, place, RECEIVE_SECONDS)
+                    turn = self._turns.take(client or request.instance_id)
+                    if turn is not None:
+                        await turn
+                    if self.draining:
+                        raise Draining("the depot is shutting down")
+                    await self._while_still(who, rpc.behavior(request, context))
             except DepotError as error:
-                await self._refuse(method, context, error, allowance)
+                await self._refuse(method, context, error, allowance, request)
             except Exception:
                 await _abort_internal(context, method)
             finally:
                 if allowance is not None:
                     allowance.num_standing -= 1
                 self.num_standing -= 1
+
+        return call
+
+    def _visited(self, method: str, rpc: _Rpc) -> Behavior:
+        """Of a service that is not ours: whoever has no tenant may ask little, and not for long."""
+        limit = PeerLimit(*VISITS.get(method, OTHER_VISITS))
+        room = self._reflection_room if rpc.request_streaming else self._visit_room
+        is_for_tenants = method.startswith(REFLECTION) and not self._open_reflection
+
+        async def call(messages: Any, context: Context) -> Any:
+            try:
+                if is_for_tenants:
+                    await self._identify(method, context)
+                peer = peer_of(context.peer())
+                with limit.counted(peer):
+                    with room.of(peer) as place:
+                        request = await rpc.received(messages, place, VISIT_SECONDS, MAX_VISIT_BYTES)
+                        if rpc.request_streaming:
+                            return await _answer_all(rpc.behavior(request, context), context)
+                    return await rpc.behavior(request, context)
+            except DepotError as error:
+                await self._refuse(method, context, error)
+            except Exception:
+                await _abort_internal(context, method)
 
         return call
 
@@ -253,7 +297,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise
 
     async def _refuse(
-        self, method: str, context: Context, error: DepotError, allowance: Allowance | None = None
+        self,
+        method: str,
+        context: Context,
+        error: DepotError,
+        allowance: Allowance | None = None,
+        request: Any = None,
     ) -> None:
         """End a call with an error, of which those are told that should know."""
         if error.status in DENIALS or isinstance(error, RegionForbidden):
@@ -261,9 +310,92 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._access.audit.denied(method, context.peer(), who.tenant.name if who is not None else "", error)
         elif allowance is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
             allowance.num_refused[error.reason] += 1
-        if error.status in DENIALS:
-            await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
+        if error.status in DENIALS and self._num_denied < MAX_DENIED:
+            self._num_denied += 1
+            try:
+                await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
+            finally:
+                self._num_denied -= 1
         await abort(context, error)
+
+
+class _Requests:
+    """The messages of a stream of requests, parsed as they are asked for."""
+
+    def __init__(self, rpc: _Rpc, messages: Any, max_bytes: int | None) -> None:
+        self._rpc = rpc
+        self._messages = messages
+        self._max_bytes = max_bytes
+
+    def __aiter__(self) -> _Requests:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._rpc.parsed(await anext(self._messages), self._max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rpc:
+    """One method: its behavior, and how its requests are received.
+
+    gRPC would receive a request before anybody is asked whose it is. So to gRPC every request is a stream of
+    messages, of which nothing is received until it is asked for.
+    """
+
+    request_streaming: bool
+    behavior: Behavior
+    parse: Callable[[bytes], Any]
+    message_name: str
+
+    @classmethod
+    def of(cls, method: str, handler: Any) -> _Rpc:
+        """Made of gRPC's handler."""
+        behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        (behavior,) = (each for each in behaviors if each is not None)
+        return cls(handler.request_streaming, behavior, handler.request_deserializer, method.removeprefix("/"))
+
+    async def received(self, messages: Any, place: Place, seconds: float, max_bytes: int | None = None) -> Any:
+        """The request; of a stream what yields its messages. Raises: InvalidRequest, TooManyBytes, StreamStalled."""
+        try:
+            async with asyncio.timeout(seconds):
+                await place.take()
+                if self.request_streaming:
+                    return _Requests(self, messages, max_bytes)
+                message = await anext(messages, None)
+        except TimeoutError as error:
+            if not place.is_taken:
+                raise TooManyBytes("too many bytes of requests arrive already") from error
+            raise StreamStalled(f"the request did not arrive within {seconds:g} seconds") from error
+        if message is None:
+            await asyncio.sleep(0)  # grpc.aio ends the messages of a call that is cut off before it cancels the call
+            raise NoMessage("the call ended without a request")
+        place.shrink(len(message))
+        return self.parsed(message, max_bytes)
+
+    def parsed(self, message: bytes, max_bytes: int | None) -> Any:
+        """A message. Raises: NoMessage."""
+        if max_bytes is not None and len(message) > max_bytes:
+            raise NoMessage(f"a request of {len(message)} bytes is too long: {max_bytes} are taken")
+        try:
+            return self.parse(message)
+        except DecodeError as error:
+            raise NoMessage(f"{len(message)} bytes are not a request of {self.message_name}") from error
+
+
+async def _answer_all(responses: Any, context: Context) -> None:
+    """Send what an async generator yields, for as long as a visit may last. Raises: StreamStalled."""
+    try:
+        async with asyncio.timeout(LONGEST_VISIT_SECONDS):
+            async for response in responses:
+                await context.write(response)
+    except TimeoutError as error:
+        raise StreamStalled(f"the stream was open for {LONGEST_VISIT_SECONDS:g} seconds") from error
+
+
+def _handler(handler: Any, call: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
+    """What gRPC is given: it parses no request."""
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    return make(call, request_deserializer=None, response_serializer=handler.response_serializer)
 
 
 async def abort(context: Context, error: DepotError) -> None:

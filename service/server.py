@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
@@ -45,6 +45,7 @@ from service.security.tenants import Tenants
 from service.security.turns import Turns
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer, add_cache_servicer
+from service.servicers.health import HealthServicer
 from service.servicers.observability import ObservabilityServicer
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
@@ -62,6 +63,8 @@ SERVICES = tuple(
 )
 
 
+STREAMS_PER_CONNECTION = 1_024
+CONNECTIONS_PER_LISTENER = 4_096
 GOODBYE_SECONDS = 1.0
 GIL_SWITCH_SECONDS = 0.0005
 
@@ -94,9 +97,10 @@ class Server:
             self._turns,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
+            max_message_bytes=settings.max_message_size,
             open_reflection=settings.open_reflection,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(SERVICES)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
@@ -129,8 +133,7 @@ class Server:
             try:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
-                for name in ("", *SERVICES):
-                    await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+                self._health.serve()
                 if self.bus is not None:
                     self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
                 yield self
@@ -153,7 +156,7 @@ class Server:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
         if self.bus is not None:
             self.bus.publish(ServerDraining())
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._boundary.draining = True
         self.depots.drain()
         self._draining.set()  # engines are told
@@ -190,6 +193,11 @@ class Server:
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),
+                # Of a request that nobody has asked for yet gRPC takes 64 KiB: with this it would take megabytes.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+                ("grpc.max_allowed_incoming_connections", CONNECTIONS_PER_LISTENER),
+                ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error
                 # An engine whose machine went away sends no FIN: it is noticed by pings that are not answered.
                 ("grpc.keepalive_time_ms", 10_000),
