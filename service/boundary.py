@@ -6,12 +6,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -19,19 +17,19 @@ from service.errors import (
     CredentialsRevoked,
     DepotError,
     Draining,
-    NoMessage,
     RegionForbidden,
     StreamStalled,
-    TooManyBytes,
     TooManyRpcs,
 )
-from service.receiving import Place, Room
+from service.observing.refusals import Refusals
+from service.room import Room
 from service.security.access import Access
 from service.security.allowance import Allowance
 from service.security.callers import Caller, Context, caller
 from service.security.peers import PeerLimit, peer_of
 from service.security.tenants import Tenant
 from service.security.turns import Turns
+from service.servicers.receiving import Asked, Behavior, Rpc, as_stream
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +68,6 @@ VISITS = {  # calls that are open at once, of one peer and in all
 OTHER_VISITS = (4, 16)
 MAX_DENIED = 256  # that wait for their answer; others have it at once
 
-Behavior = Callable[[Any, Any], Awaitable[Any]]
-
 
 class _InternalError(DepotError):
     """Something that is a bug."""
@@ -93,6 +89,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         access: Access,
         allowance_of: Callable[[Tenant], Allowance],
         turns: Turns,
+        refusals: Refusals,
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
@@ -102,6 +99,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self.draining = False
         self.num_running = 0
         self.num_standing = 0
+        self.refusals = refusals
         self._access = access
         self._allowance_of = allowance_of
         self._max_concurrent_rpcs = max_concurrent_rpcs
@@ -143,14 +141,33 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        rpc = Rpc.of(method, handler)
         if not method.startswith(OURS):
-            serve = self._visited
+            serve = self._visited(method, rpc)
         elif method in STANDING:
-            serve = self._standing
+            serve = self._standing(method, rpc)
         else:
-            serve = self._counted
-        wrapped = self._handlers[method] = _handler(handler, serve(method, _Rpc.of(method, handler)))
+            serve = self._counted(method, rpc)
+        wrapped = self._handlers[method] = as_stream(handler, self._refusing(method, serve))
         return wrapped
+
+    def _refusing(self, method: str, serve: Behavior) -> Behavior:
+        """Serve, and end the call with a status for whatever is raised."""
+
+        async def call(messages: Any, context: Context) -> Any:
+            asked = Asked()
+            try:
+                return await serve(messages, context, asked)
+            except DepotError as error:
+                refusal = error
+            except Exception:
+                logger.exception("unexpected error in %s", method)
+                refusal = _InternalError("an unexpected error; the depot's log has the details")
+            # gRPC keeps the exception that ends the call until garbage is collected. It must not lead to the request.
+            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+            return await self._refuse(method, context, refusal, asked)
+
+        return call
 
     async def _identify(self, method: str, context: Context) -> Caller:
         """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
@@ -167,15 +184,14 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise
         return who
 
-    def _counted(self, method: str, rpc: _Rpc) -> Behavior:
+    def _counted(self, method: str, rpc: Rpc) -> Behavior:
         may_always = method in ALWAYS
         room = self._stream_room if rpc.request_streaming else self._room
 
-        async def call(messages: Any, context: Context) -> Any:
+        async def serve(messages: Any, context: Context, asked: Asked) -> Any:
             self.num_running += 1
             self._idle.clear()
             allowance: Allowance | None = None
-            request: Any = None
             try:
                 who = await self._identify(method, context)
                 client = who.tenant.name
@@ -185,17 +201,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if not may_always:
                     await self._check_limits(allowance, client)
                 with room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(messages, place, RECEIVE_SECONDS)
-                    turn = self._turns.take(client or getattr(request, "instance_id", ""))
+                    request = await rpc.received(messages, place, RECEIVE_SECONDS, asked)
+                    turn = self._turns.take(client or asked.instance_id)
                     if turn is not None:
                         await turn
                     if self.draining and not may_always:
                         raise Draining("the depot is shutting down")
                     return await rpc.behavior(request, context)
-            except DepotError as error:
-                await self._refuse(method, context, error, allowance, request)
-            except Exception:
-                await _abort_internal(context, method)
             finally:
                 if allowance is not None:
                     allowance.num_running -= 1
@@ -204,7 +216,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if self.num_running == 0:
                     self._idle.set()
 
-        return call
+        return serve
 
     async def _check_limits(self, allowance: Allowance, client: str) -> None:
         """Raise Draining or TooManyRpcs; of too many calls those go that are more than their tenant's even share."""
@@ -225,11 +237,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             await turn
         raise TooManyRpcs(told)
 
-    def _standing(self, method: str, rpc: _Rpc) -> Behavior:
-        async def call(messages: Any, context: Context) -> None:
+    def _standing(self, method: str, rpc: Rpc) -> Behavior:
+        async def serve(messages: Any, context: Context, asked: Asked) -> None:
             self.num_standing += 1
             allowance: Allowance | None = None
-            request: Any = None
             try:
                 who = await self._identify(method, context)
                 client = who.tenant.name
@@ -240,47 +251,38 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if self.num_standing > self._max_standing_rpcs:
                     raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
                 with self._room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(messages, place, RECEIVE_SECONDS)
-                    turn = self._turns.take(client or request.instance_id)
+                    request = await rpc.received(messages, place, RECEIVE_SECONDS, asked)
+                    turn = self._turns.take(client or asked.instance_id)
                     if turn is not None:
                         await turn
                     if self.draining:
                         raise Draining("the depot is shutting down")
                     await self._while_still(who, rpc.behavior(request, context))
-            except DepotError as error:
-                await self._refuse(method, context, error, allowance, request)
-            except Exception:
-                await _abort_internal(context, method)
             finally:
                 if allowance is not None:
                     allowance.num_standing -= 1
                 self.num_standing -= 1
 
-        return call
+        return serve
 
-    def _visited(self, method: str, rpc: _Rpc) -> Behavior:
-        """Of a service that is not ours: whoever has no tenant may ask little, and not for long."""
+    def _visited(self, method: str, rpc: Rpc) -> Behavior:
+        """Of a service that is not ours: who need not be a tenant may ask little, and not for long."""
         limit = PeerLimit(*VISITS.get(method, OTHER_VISITS))
         room = self._reflection_room if rpc.request_streaming else self._visit_room
         is_for_tenants = method.startswith(REFLECTION) and not self._open_reflection
 
-        async def call(messages: Any, context: Context) -> Any:
-            try:
-                if is_for_tenants:
-                    await self._identify(method, context)
-                peer = peer_of(context.peer())
-                with limit.counted(peer):
-                    with room.of(peer) as place:
-                        request = await rpc.received(messages, place, VISIT_SECONDS, MAX_VISIT_BYTES)
-                        if rpc.request_streaming:
-                            return await _answer_all(rpc.behavior(request, context), context)
-                    return await rpc.behavior(request, context)
-            except DepotError as error:
-                await self._refuse(method, context, error)
-            except Exception:
-                await _abort_internal(context, method)
+        async def serve(messages: Any, context: Context, asked: Asked) -> Any:
+            if is_for_tenants:
+                await self._identify(method, context)
+            peer = peer_of(context.peer())
+            with limit.counted(peer):
+                with room.of(peer) as place:
+                    request = await rpc.received(messages, place, VISIT_SECONDS, asked, MAX_VISIT_BYTES)
+                    if rpc.request_streaming:
+                        return await _answer_all(rpc.behavior(request, context), context)
+                return await rpc.behavior(request, context)
 
-        return call
+        return serve
 
     async def _while_still(self, who: Caller, stream: Awaitable[Any]) -> None:
         """Serve a stream until what its caller showed expires or is revoked. Raises: CredentialsRevoked."""
@@ -296,20 +298,15 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise CredentialsRevoked("what the stream was opened with has expired or was taken back") from None
             raise
 
-    async def _refuse(
-        self,
-        method: str,
-        context: Context,
-        error: DepotError,
-        allowance: Allowance | None = None,
-        request: Any = None,
-    ) -> None:
+    async def _refuse(self, method: str, context: Context, error: DepotError, asked: Asked) -> None:
         """End a call with an error, of which those are told that should know."""
+        who = caller.get(None)
+        tenant = who.tenant.name if who is not None else ""
+        self.refusals.refused(method, context.peer(), tenant, asked.instance_id, error)
         if error.status in DENIALS or isinstance(error, RegionForbidden):
-            who = caller.get(None)
-            self._access.audit.denied(method, context.peer(), who.tenant.name if who is not None else "", error)
-        elif allowance is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            allowance.num_refused[error.reason] += 1
+            self._access.audit.denied(method, context.peer(), tenant, error)
+        elif who is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._allowance_of(who.tenant).num_refused[error.reason] += 1
         if error.status in DENIALS and self._num_denied < MAX_DENIED:
             self._num_denied += 1
             try:
@@ -317,69 +314,6 @@ class Boundary(grpc.aio.ServerInterceptor):
             finally:
                 self._num_denied -= 1
         await abort(context, error)
-
-
-class _Requests:
-    """The messages of a stream of requests, parsed as they are asked for."""
-
-    def __init__(self, rpc: _Rpc, messages: Any, max_bytes: int | None) -> None:
-        self._rpc = rpc
-        self._messages = messages
-        self._max_bytes = max_bytes
-
-    def __aiter__(self) -> _Requests:
-        return self
-
-    async def __anext__(self) -> Any:
-        return self._rpc.parsed(await anext(self._messages), self._max_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rpc:
-    """One method: its behavior, and how its requests are received.
-
-    gRPC would receive a request before anybody is asked whose it is. So to gRPC every request is a stream of
-    messages, of which nothing is received until it is asked for.
-    """
-
-    request_streaming: bool
-    behavior: Behavior
-    parse: Callable[[bytes], Any]
-    message_name: str
-
-    @classmethod
-    def of(cls, method: str, handler: Any) -> _Rpc:
-        """Made of gRPC's handler."""
-        behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-        (behavior,) = (each for each in behaviors if each is not None)
-        return cls(handler.request_streaming, behavior, handler.request_deserializer, method.removeprefix("/"))
-
-    async def received(self, messages: Any, place: Place, seconds: float, max_bytes: int | None = None) -> Any:
-        """The request; of a stream what yields its messages. Raises: InvalidRequest, TooManyBytes, StreamStalled."""
-        try:
-            async with asyncio.timeout(seconds):
-                await place.take()
-                if self.request_streaming:
-                    return _Requests(self, messages, max_bytes)
-                message = await anext(messages, None)
-        except TimeoutError as error:
-            if not place.is_taken:
-                raise TooManyBytes("too many bytes of requests arrive already") from error
-            raise StreamStalled(f"the request did not arrive within {seconds:g} seconds") from error
-        if message is None:
-            await asyncio.sleep(0)  # grpc.aio ends the messages of a call that is cut off before it cancels the call
-            raise NoMessage("the call ended without a request")
-        place.shrink(len(message))
-        return self.parsed(message, max_bytes)
-
-    def parsed(self, message: bytes, max_bytes: int | None) -> Any:
-        """A message. Raises: NoMessage."""
-        if max_bytes is not None and len(message) > max_bytes:
-            raise NoMessage(f"a request of {len(message)} bytes is too long: {max_bytes} are taken")
-        try:
-            return self.parse(message)
-        except DecodeError as error:
-            raise NoMessage(f"{len(message)} bytes are not a request of {self.message_name}") from error
 
 
 async def _answer_all(responses: Any, context: Context) -> None:
@@ -390,12 +324,6 @@ async def _answer_all(responses: Any, context: Context) -> None:
                 await context.write(response)
     except TimeoutError as error:
         raise StreamStalled(f"the stream was open for {LONGEST_VISIT_SECONDS:g} seconds") from error
-
-
-def _handler(handler: Any, call: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
-    """What gRPC is given: it parses no request."""
-    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-    return make(call, request_deserializer=None, response_serializer=handler.response_serializer)
 
 
 async def abort(context: Context, error: DepotError) -> None:
@@ -443,8 +371,3 @@ def _told(text: str, most_bytes: int) -> str:
     """As much of what may be a client's own text as fits: errors ride in headers, of which a client takes 8 KiB."""
     plain = text.encode("ascii", "backslashreplace").decode()
     return plain if len(plain) <= most_bytes else f"{plain[: most_bytes - 3]}..."
-
-
-async def _abort_internal(context: Context, method: str) -> None:
-    logger.exception("unexpected error in %s", method)
-    await abort(context, _InternalError("an unexpected error; the depot's log has the details"))

@@ -39,6 +39,7 @@ from service.observing.access_gauges import AccessGauges
 from service.observing.call_spans import CallSpans
 from service.observing.gauges import DepotGauges
 from service.observing.observability import Observability
+from service.observing.refusals import Refusals
 from service.security.access import Access
 from service.security.handovers import Handovers
 from service.security.tenants import Tenants
@@ -95,6 +96,7 @@ class Server:
             self._access,
             lambda tenant: self.depots.of(tenant).allowance,
             self._turns,
+            Refusals(self.bus),
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
             max_message_bytes=settings.max_message_size,

@@ -94,6 +94,20 @@ class CallDenied(Event):
 
 
 @fact
+class CallRefused(Event):
+    """An attach or a store was refused: ``reason`` and ``detail`` are what the caller is told.
+
+    ``peer`` is where it came from. The instance is the one that the request names, empty if it was not received.
+    """
+
+    rpc: str
+    peer: str
+    status: str
+    reason: str
+    detail: str
+
+
+@fact
 class InstanceAttached(Event):
     """One rank of an instance is registered, its memory mapped."""
 
@@ -363,6 +377,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         FileReloaded,
         FileRefused,
         CallDenied,
+        CallRefused,
         InstanceAttached,
         InstanceDetached,
         SessionStarted,

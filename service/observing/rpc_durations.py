@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from service.boundary import OURS, STANDING, Behavior
+from service.boundary import OURS, STANDING
+from service.servicers.receiving import Behavior
 from telemetry.metrics import catalogue
 from telemetry.metrics.figures import Distribution
 

@@ -66,6 +66,10 @@ RPC_SYSTEM = Attribute("rpc.system.name", "the system", ("grpc",))
 RPC_METHOD = Attribute(
     "rpc.method", "a method of ours, such as `kvdepot.v1.CacheService/Lookup`; others are not measured"
 )
+REFUSED_METHOD = Attribute("rpc.method", "any method that the depot serves, such as `kvdepot.v1.CacheService/Store`")
+REFUSED_REASON = Attribute(
+    "reason", "as the error tells it, such as `RANK_ATTACHED`; the comments of protos/ say what each means"
+)
 RPC_STATUS = Attribute("rpc.response.status_code", "the gRPC status that the call ended with, such as `OK`")
 RPC_KIND = Attribute(
     "kind", "stream: AttachInstance and WatchEvents, which stay open; call: all others", ("call", "stream")
@@ -249,6 +253,12 @@ RPC_DURATION = histogram(
     boundaries=CALL_BOUNDARIES_SECONDS,
 )
 RPCS_RUNNING = gauge("kvdepot.rpcs.running", "{call}", "Calls of ours that run now.", RPC_KIND)
+RPCS_REFUSED = counter(
+    "kvdepot.rpcs.refused",
+    "{call}",
+    "Calls that were refused, also of the streams that stay open.",
+    *(REFUSED_METHOD, REFUSED_REASON),
+)
 DRAINING = gauge("kvdepot.draining", "", "1 while the depot lets its work end and takes no more; else 0.")
 EVENT_LOOP_LAG = histogram(
     "kvdepot.event_loop.lag",
