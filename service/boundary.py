@@ -117,6 +117,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._idle.set()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
+    @property
+    def num_left_behind(self) -> int:
+        """Calls that ended and may have left memory behind: they were refused, or their request was large."""
+        rooms = (self._room, self._stream_room, self._visit_room, self._reflection_room)
+        return self.refusals.num_refused.total() + sum(room.num_large for room in rooms)
+
     async def idle(self) -> None:
         """Wait until no call runs; standing streams don't count."""
         await self._idle.wait()
@@ -140,6 +146,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:
+            self.refusals.unknown()
             return None
         rpc = Rpc.of(method, handler)
         if not method.startswith(OURS):
@@ -154,10 +161,10 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _refusing(self, method: str, serve: Behavior) -> Behavior:
         """Serve, and end the call with a status for whatever is raised."""
 
-        async def call(messages: Any, context: Context) -> Any:
+        async def call(_: Any, context: Context) -> Any:
             asked = Asked()
             try:
-                return await serve(messages, context, asked)
+                return await serve(context, asked)
             except DepotError as error:
                 refusal = error
             except Exception:
@@ -188,7 +195,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         may_always = method in ALWAYS
         room = self._stream_room if rpc.request_streaming else self._room
 
-        async def serve(messages: Any, context: Context, asked: Asked) -> Any:
+        async def serve(context: Context, asked: Asked) -> Any:
             self.num_running += 1
             self._idle.clear()
             allowance: Allowance | None = None
@@ -201,7 +208,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if not may_always:
                     await self._check_limits(allowance, client)
                 with room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(messages, place, RECEIVE_SECONDS, asked)
+                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
                     turn = self._turns.take(client or asked.instance_id)
                     if turn is not None:
                         await turn
@@ -238,7 +245,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         raise TooManyRpcs(told)
 
     def _standing(self, method: str, rpc: Rpc) -> Behavior:
-        async def serve(messages: Any, context: Context, asked: Asked) -> None:
+        async def serve(context: Context, asked: Asked) -> None:
             self.num_standing += 1
             allowance: Allowance | None = None
             try:
@@ -251,7 +258,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if self.num_standing > self._max_standing_rpcs:
                     raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
                 with self._room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(messages, place, RECEIVE_SECONDS, asked)
+                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
                     turn = self._turns.take(client or asked.instance_id)
                     if turn is not None:
                         await turn
@@ -271,13 +278,13 @@ class Boundary(grpc.aio.ServerInterceptor):
         room = self._reflection_room if rpc.request_streaming else self._visit_room
         is_for_tenants = method.startswith(REFLECTION) and not self._open_reflection
 
-        async def serve(messages: Any, context: Context, asked: Asked) -> Any:
+        async def serve(context: Context, asked: Asked) -> Any:
             if is_for_tenants:
                 await self._identify(method, context)
             peer = peer_of(context.peer())
             with limit.counted(peer):
                 with room.of(peer) as place:
-                    request = await rpc.received(messages, place, VISIT_SECONDS, asked, MAX_VISIT_BYTES)
+                    request = await rpc.received(context, place, VISIT_SECONDS, asked, MAX_VISIT_BYTES)
                     if rpc.request_streaming:
                         return await _answer_all(rpc.behavior(request, context), context)
                 return await rpc.behavior(request, context)

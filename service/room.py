@@ -11,6 +11,8 @@ from collections import Counter, OrderedDict, deque
 from types import TracebackType
 from typing import Self
 
+UNREAD_BYTES = 64 << 10  # that gRPC takes of a message unasked
+
 
 class Room:
     """Room for `num_messages` of the longest messages. One client has at most half of it.
@@ -21,6 +23,8 @@ class Room:
     def __init__(self, num_messages: int, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
         self.taken_bytes = 0
+        self.num_large = 0
+        """Requests that were received and were larger than what gRPC takes of a request unasked."""
         self._size_bytes = num_messages * max_message_bytes
         self._share_bytes = max(num_messages // 2, 1) * max_message_bytes
         self._taken_bytes_by_client: Counter[str] = Counter()
@@ -105,6 +109,7 @@ class Place:
 
     def shrink(self, num_bytes: int) -> None:
         """Keep what the message that has arrived needs."""
+        self._room.num_large += num_bytes > UNREAD_BYTES
         self._room.take(self._client, num_bytes - self._num_bytes)
         self._num_bytes = num_bytes
 

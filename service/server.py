@@ -32,7 +32,7 @@ from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.depots import Depots
-from service.heap import keep_freed_memory
+from service.heap import give_back_freed_memory, keep_freed_memory
 from service.listening import CannotListen as CannotListen
 from service.listening import listen
 from service.observing.access_gauges import AccessGauges
@@ -132,6 +132,7 @@ class Server:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
             watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
+            trimming = tasks.create_task(give_back_freed_memory(lambda: self._boundary.num_left_behind), name="heap")
             try:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
@@ -141,6 +142,7 @@ class Server:
                 yield self
             finally:
                 watching.cancel()
+                trimming.cancel()
                 await self._drain()
 
     def _use_tenants(self, tenants: Tenants) -> None:

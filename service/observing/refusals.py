@@ -19,6 +19,7 @@ TOLD = frozenset(
 LINES_PER_MINUTE = 5  # of one instance, RPC and reason
 MAX_KEYS = 1_024  # that are told apart by the limit
 MAX_DETAIL_CHARS = 1_000
+UNKNOWN_METHOD = ("other", "UNIMPLEMENTED")
 
 
 class Publisher(Protocol):
@@ -35,6 +36,10 @@ class Refusals:
         self.num_refused: Counter[tuple[str, str]] = Counter()
         self._bus = bus
         self._limit = RateLimit[tuple[str, str, str]](LINES_PER_MINUTE, period_seconds=60.0, max_keys=MAX_KEYS)
+
+    def unknown(self) -> None:
+        """A call of a method that the depot does not have was refused by gRPC."""
+        self.num_refused[UNKNOWN_METHOD] += 1
 
     def refused(self, method: str, peer: str, tenant: str, instance_id: str, error: DepotError) -> None:
         """A call was refused. `instance_id` is empty where its request was not received."""

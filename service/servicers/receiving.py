@@ -1,13 +1,14 @@
 """How requests are received: when the boundary asks for them, and not before it knows who calls.
 
 gRPC receives the request of a call before the call can be looked at. Of a stream of requests it receives nothing that
-was not asked for. So to gRPC every request is a stream, of which a call with one request takes one message.
+was not asked for. So to gRPC every request is a stream, of which a call with one request takes one message. Messages
+are read from the context: the iterator that gRPC offers keeps the last one for as long as it lives.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from service.errors import NoMessage, StreamStalled, TooManyBytes
 from service.room import Place
+from service.security.callers import Context
 
 Behavior = Callable[..., Any]
 MAX_ID_CHARS = 256
@@ -50,7 +52,7 @@ class Rpc:
         return cls(method.removeprefix("/"), handler.request_streaming, behavior, handler.request_deserializer)
 
     async def received(
-        self, messages: AsyncIterator[bytes], place: Place, seconds: float, asked: Asked, max_bytes: int | None = None
+        self, context: Context, place: Place, seconds: float, asked: Asked, max_bytes: int | None = None
     ) -> Any:
         """The request; of a stream of requests an iterator of its messages.
 
@@ -60,13 +62,13 @@ class Rpc:
             async with asyncio.timeout(seconds):
                 await place.take()
                 if self.request_streaming:
-                    return _Requests(self, messages, asked, max_bytes)
-                message = await anext(messages, None)
+                    return _Requests(self, context, asked, max_bytes)
+                message = await context.read()
         except TimeoutError:
             if place.is_taken:
                 raise StreamStalled(f"the request did not arrive within {seconds:g} seconds") from None
             raise TooManyBytes("too many requests are arriving") from None
-        if message is None:
+        if not isinstance(message, bytes):  # EOF
             await asyncio.sleep(0)  # grpc.aio ends the messages of a call that is cut off before it cancels the call
             raise NoMessage("the call ended without a request")
         place.shrink(len(message))
@@ -87,9 +89,9 @@ class Rpc:
 class _Requests:
     """The messages of a stream of requests."""
 
-    def __init__(self, rpc: Rpc, messages: AsyncIterator[bytes], asked: Asked, max_bytes: int | None) -> None:
+    def __init__(self, rpc: Rpc, context: Context, asked: Asked, max_bytes: int | None) -> None:
         self._rpc = rpc
-        self._messages = messages
+        self._context = context
         self._asked = asked
         self._max_bytes = max_bytes
 
@@ -97,7 +99,10 @@ class _Requests:
         return self
 
     async def __anext__(self) -> Any:
-        return self._rpc.parsed(await anext(self._messages), self._asked, self._max_bytes)
+        message = await self._context.read()
+        if not isinstance(message, bytes):  # EOF
+            raise StopAsyncIteration
+        return self._rpc.parsed(message, self._asked, self._max_bytes)
 
 
 def as_stream(handler: Any, call: Behavior) -> grpc.RpcMethodHandler[Any, Any]:

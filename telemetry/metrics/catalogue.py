@@ -66,7 +66,9 @@ RPC_SYSTEM = Attribute("rpc.system.name", "the system", ("grpc",))
 RPC_METHOD = Attribute(
     "rpc.method", "a method of ours, such as `kvdepot.v1.CacheService/Lookup`; others are not measured"
 )
-REFUSED_METHOD = Attribute("rpc.method", "any method that the depot serves, such as `kvdepot.v1.CacheService/Store`")
+REFUSED_METHOD = Attribute(
+    "rpc.method", "a method that the depot serves, such as `kvdepot.v1.CacheService/Store`; all others are `other`"
+)
 REFUSED_REASON = Attribute(
     "reason", "as the error tells it, such as `RANK_ATTACHED`; the comments of protos/ say what each means"
 )
