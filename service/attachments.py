@@ -63,7 +63,7 @@ class TransferBackend(Protocol):
 class Attachment:
     """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
 
-    `failed` is set when its device has failed, so that the attachment must end.
+    `failed` is set when its device has failed, so that the attachment must end; `closing` when its engine wants that.
     """
 
     instance_id: str
@@ -79,6 +79,7 @@ class Attachment:
     attach_time: float = field(default_factory=time.time)
     detached: bool = False
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[RunningTransfer] = field(default_factory=set)
 
     def held_bytes(self, absent_tokens: Sequence[int]) -> int:

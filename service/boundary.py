@@ -45,6 +45,7 @@ ALWAYS = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
+        "/kvdepot.v1.CacheService/DetachInstance",
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
     }

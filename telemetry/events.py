@@ -97,7 +97,8 @@ class CallDenied(Event):
 class CallRefused(Event):
     """An attach or a store was refused: ``reason`` and ``detail`` are what the caller is told.
 
-    ``peer`` is where it came from. The instance is the one that the request names, empty if it was not received.
+    ``peer`` is where it came from, without the port. The instance is the one that the request names; it is empty if the
+    call was refused before its request was received.
     """
 
     rpc: str

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Protocol
 
 from service.errors import DepotError
+from service.security.audit import host_of
 from telemetry.events import CallRefused, Event
 from telemetry.rate_limit import RateLimit
 
@@ -52,7 +53,7 @@ class Refusals:
             instance_id=instance,
             tenant=tenant,
             rpc=rpc,
-            peer=peer,
+            peer=host_of(peer),
             status=error.status.name,
             reason=error.reason,
             detail=str(error)[:MAX_DETAIL_CHARS],
@@ -61,12 +62,12 @@ class Refusals:
             self._bus.publish(event)
         num_suppressed = self._limit.admit((instance, rpc, error.reason), time.monotonic())
         if num_suppressed is not None:
-            _write(event, num_suppressed)
+            _write(event, peer, num_suppressed)
 
 
-def _write(event: CallRefused, num_suppressed: int) -> None:
+def _write(event: CallRefused, peer: str, num_suppressed: int) -> None:
     names = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
-    facts = {name: getattr(event, name) for name in names} | {"num_suppressed": num_suppressed}
+    facts = {name: getattr(event, name) for name in names} | {"peer": peer, "num_suppressed": num_suppressed}
     # repr, so that nothing that came over the wire can forge a line of its own
     message = " ".join(["CallRefused", *(f"{name}=%({name})r" for name in facts)])
     logger.warning(message, facts, extra={"event": "CallRefused"})
