@@ -365,7 +365,7 @@ _RPCS = (
     ),
     lines(
         "Stores refused",
-        "Refused as a whole; chunks that find no slot are in the row of L1. The log's CallRefused tells whose, and why.",
+        "As a whole; chunks that find no slot are in the row of L1. The log's CallRefused tells whose, and why.",
         "reqps",
         {"{{instance}} {{reason}}": rate(_REFUSED_STORES, "instance", "reason")},
     ),
