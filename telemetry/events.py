@@ -124,8 +124,8 @@ class InstanceAttached(Event):
 class InstanceDetached(Event):
     """The attachment of one rank ended and its memory is unmapped. With ``num_ranks_left`` 0 the instance is gone.
 
-    ``reason``: closed; lost, if sessions, leases or transfers of its instance were still alive; failed, if its device
-    was; drained, if the depot shuts down.
+    ``reason``: closed; lost, if no DetachInstance came and sessions, leases or transfers of its instance were still
+    alive; failed, if its device was; drained, if the depot shuts down.
     """
 
     model_name: str

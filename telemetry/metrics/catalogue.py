@@ -40,7 +40,8 @@ LEASE_END = Attribute(
 SESSION_END = Attribute("reason", "why it ended", ("requested", "idle", "instance detached"))
 DETACH_REASON = Attribute(
     "reason",
-    "why it ended; lost: with work left, as when the engine died; failed: its device did; drained: the depot shut down",
+    "why it ended; lost: with work left and no DetachInstance, as when the engine died; failed: its device did; "
+    "drained: the depot shut down",
     ("closed", "lost", "failed", "drained"),
 )
 SLOT_STATE = Attribute("state", "of slots that memory was cut into so far", ("used", "free"))
