@@ -108,6 +108,16 @@ class Attaching:
             del self._places[place]
             free.set_result(None)
 
+    async def detach(self, depot: Depot, instance_id: str, rank: int) -> None:
+        """End a rank's attachment in order, and wait until nothing is left of it.
+
+        Raises: InstanceNotFound, RankNotFound, StreamStalled.
+        """
+        attachment = depot.instances.require(instance_id).require_rank(rank)
+        attachment.closing.set()
+        ended = asyncio.shield(self._places[depot.tenant, instance_id, rank])
+        await depot.bounded(ended, f"rank {rank} of instance {instance_id!r} has been detaching")
+
     async def all_detached(self) -> None:
         """Wait until no rank is attached."""
         while self._places:
@@ -209,9 +219,11 @@ def _publish_attached(depot: Depot, attachment: Attachment) -> None:
 
 
 def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:
-    """A stream does not tell whether its client closed it or died; one that closes it has ended its work before."""
+    """The end of a stream does not tell whether its client closed it or died: one that left work is taken for dead."""
     if attachment.failed.is_set():
         return "failed"
     if draining:
         return "drained"
+    if attachment.closing.is_set():
+        return "closed"
     return "lost" if has_work or attachment.transfers else "closed"

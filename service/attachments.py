@@ -64,6 +64,7 @@ class Attachment:
     """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
 
     `failed` is set when its memory can't be used any more, so that the attachment must end; `failure` says why.
+    `closing` is set when its engine wants it to end.
     """
 
     instance_id: str
@@ -80,6 +81,7 @@ class Attachment:
     detached: bool = False
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     failure: DepotError | None = None
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[RunningTransfer] = field(default_factory=set)
 
     def fail(self, error: DepotError) -> DepotError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,12 +13,23 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from service.errors import CredentialsRevoked, DepotError, Draining, RegionForbidden, TooManyRpcs
+from service.errors import (
+    CredentialsRevoked,
+    DepotError,
+    Draining,
+    RegionForbidden,
+    StreamStalled,
+    TooManyRpcs,
+)
+from service.observing.refusals import Refusals
+from service.room import Room
 from service.security.access import Access
 from service.security.allowance import Allowance
 from service.security.callers import Caller, Context, caller
+from service.security.peers import PeerLimit, peer_of
 from service.security.tenants import Tenant
 from service.security.turns import Turns
+from service.servicers.receiving import Asked, Behavior, Rpc, as_stream
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +45,7 @@ ALWAYS = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
+        "/kvdepot.v1.CacheService/DetachInstance",
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
     }
@@ -44,7 +56,18 @@ DENIED_AFTER_SECONDS = 0.1  # so that who calls again at once, whatever the answ
 MAX_MESSAGE_BYTES = 1_000
 MAX_FIELD_BYTES = 200
 
-Behavior = Callable[[Any, Any], Awaitable[Any]]
+RECEIVE_SECONDS = 10.0  # in which a request has to arrive, once its call was let in
+NUM_LARGEST_REQUESTS = 16  # that there is room for at once; as much again for those of streams
+VISIT_SECONDS = 1.0
+LONGEST_VISIT_SECONDS = 60.0
+MAX_VISIT_BYTES = 4_096
+NUM_LARGEST_VISITS = 8
+VISITS = {  # calls that are open at once, of one peer and in all
+    "/grpc.health.v1.Health/Check": (64, 512),
+    "/grpc.health.v1.Health/Watch": (32, 256),
+}
+OTHER_VISITS = (4, 16)
+MAX_DENIED = 256  # that wait for their answer; others have it at once
 
 
 class _InternalError(DepotError):
@@ -67,14 +90,17 @@ class Boundary(grpc.aio.ServerInterceptor):
         access: Access,
         allowance_of: Callable[[Tenant], Allowance],
         turns: Turns,
+        refusals: Refusals,
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
+        max_message_bytes: int,
         open_reflection: bool,
     ) -> None:
         self.draining = False
         self.num_running = 0
         self.num_standing = 0
+        self.refusals = refusals
         self._access = access
         self._allowance_of = allowance_of
         self._max_concurrent_rpcs = max_concurrent_rpcs
@@ -82,10 +108,21 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._open_reflection = open_reflection
         self._num_busy_tenants = 0
         self._turns = turns
+        self._room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._stream_room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._visit_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._reflection_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._num_denied = 0
         self._streams: dict[asyncio.Timeout, Caller] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    @property
+    def num_left_behind(self) -> int:
+        """Calls that ended and may have left memory behind: they were refused, or their request was large."""
+        rooms = (self._room, self._stream_room, self._visit_room, self._reflection_room)
+        return self.refusals.num_refused.total() + sum(room.num_large for room in rooms)
 
     async def idle(self) -> None:
         """Wait until no call runs; standing streams don't count."""
@@ -103,52 +140,42 @@ class Boundary(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap a handler of ours, once."""
+        """Wrap a handler, once."""
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None:
+            self.refusals.unknown()
             return None
-        if method.startswith(OURS):
-            wrapped = self._wrap(method, handler)
-        elif method.startswith(REFLECTION) and not self._open_reflection:
-            wrapped = self._guarded(method, handler)
+        rpc = Rpc.of(method, handler)
+        if not method.startswith(OURS):
+            serve = self._visited(method, rpc)
+        elif method in STANDING:
+            serve = self._standing(method, rpc)
         else:
-            return handler
-        self._handlers[method] = wrapped
+            serve = self._counted(method, rpc)
+        wrapped = self._handlers[method] = as_stream(handler, self._refusing(method, serve))
         return wrapped
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        make, behavior = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-        }[handler.request_streaming, handler.response_streaming]
-        serve = self._standing if method in STANDING else self._counted
-        return make(
-            serve(method, behavior),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+    def _refusing(self, method: str, serve: Behavior) -> Behavior:
+        """Serve, and end the call with a status for whatever is raised."""
 
-    def _guarded(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        """Of a service that is not ours, for whoever is a tenant."""
-
-        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
+        async def call(_: Any, context: Context) -> Any:
+            asked = Asked()
             try:
-                await self._identify(method, context)
+                return await serve(context, asked)
             except DepotError as error:
-                await self._refuse(method, context, error)
-            async for response in handler.stream_stream(requests, context):
-                yield response
+                refusal = error
+            except Exception:
+                logger.exception("unexpected error in %s", method)
+                refusal = _InternalError("an unexpected error; the depot's log has the details")
+            # gRPC keeps the exception that ends the call until garbage is collected. It must not lead to the request.
+            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+            return await self._refuse(method, context, refusal, asked)
 
-        return grpc.stream_stream_rpc_method_handler(
-            call,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return call
 
     async def _identify(self, method: str, context: Context) -> Caller:
         """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
@@ -165,28 +192,30 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise
         return who
 
-    def _counted(self, method: str, behavior: Behavior) -> Behavior:
+    def _counted(self, method: str, rpc: Rpc) -> Behavior:
         may_always = method in ALWAYS
+        room = self._stream_room if rpc.request_streaming else self._room
 
-        async def call(request: Any, context: Context) -> Any:
+        async def serve(context: Context, asked: Asked) -> Any:
             self.num_running += 1
             self._idle.clear()
             allowance: Allowance | None = None
             try:
                 who = await self._identify(method, context)
+                client = who.tenant.name
                 allowance = self._allowance_of(who.tenant)
                 self._num_busy_tenants += allowance.num_running == 0
                 allowance.num_running += 1
-                turn = self._turns.take(who.tenant.name or getattr(request, "instance_id", ""))
-                if turn is not None:
-                    await turn
                 if not may_always:
-                    self._check_limits(allowance)
-                return await behavior(request, context)
-            except DepotError as error:
-                await self._refuse(method, context, error, allowance)
-            except Exception:
-                await _abort_internal(context, method)
+                    await self._check_limits(allowance, client)
+                with room.of(client or peer_of(context.peer())) as place:
+                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
+                    turn = self._turns.take(client or asked.instance_id)
+                    if turn is not None:
+                        await turn
+                    if self.draining and not may_always:
+                        raise Draining("the depot is shutting down")
+                    return await rpc.behavior(request, context)
             finally:
                 if allowance is not None:
                     allowance.num_running -= 1
@@ -195,48 +224,73 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if self.num_running == 0:
                     self._idle.set()
 
-        return call
+        return serve
 
-    def _check_limits(self, allowance: Allowance) -> None:
+    async def _check_limits(self, allowance: Allowance, client: str) -> None:
         """Raise Draining or TooManyRpcs; of too many calls those go that are more than their tenant's even share."""
         if self.draining:
             raise Draining("the depot is shutting down")
-        if allowance.num_running > allowance.limits.max_concurrent_rpcs:
-            raise TooManyRpcs(f"{allowance.limits.max_concurrent_rpcs} calls of the tenant are running")
-        if (
+        limit = allowance.limits.max_concurrent_rpcs
+        if allowance.num_running > limit:
+            told = f"{limit} calls of the tenant are running"
+        elif (
             self.num_running > self._max_concurrent_rpcs
             and allowance.num_running > self._max_concurrent_rpcs // self._num_busy_tenants
         ):
-            raise TooManyRpcs(f"{self._max_concurrent_rpcs} calls are running")
+            told = f"{self._max_concurrent_rpcs} calls are running"
+        else:
+            return
+        turn = self._turns.take(client)
+        if turn is not None:
+            await turn
+        raise TooManyRpcs(told)
 
-    def _standing(self, method: str, behavior: Behavior) -> Behavior:
-        async def call(request: Any, context: Context) -> None:
+    def _standing(self, method: str, rpc: Rpc) -> Behavior:
+        async def serve(context: Context, asked: Asked) -> None:
             self.num_standing += 1
             allowance: Allowance | None = None
             try:
                 who = await self._identify(method, context)
+                client = who.tenant.name
                 allowance = self._allowance_of(who.tenant)
                 allowance.num_standing += 1
-                turn = self._turns.take(who.tenant.name or request.instance_id)
-                if turn is not None:
-                    await turn
-                if self.draining:
-                    raise Draining("the depot is shutting down")
                 if allowance.num_standing > allowance.limits.max_attachments:
                     raise TooManyRpcs(f"{allowance.limits.max_attachments} streams of the tenant are open")
                 if self.num_standing > self._max_standing_rpcs:
                     raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
-                await self._while_still(who, behavior(request, context))
-            except DepotError as error:
-                await self._refuse(method, context, error, allowance)
-            except Exception:
-                await _abort_internal(context, method)
+                with self._room.of(client or peer_of(context.peer())) as place:
+                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
+                    turn = self._turns.take(client or asked.instance_id)
+                    if turn is not None:
+                        await turn
+                    if self.draining:
+                        raise Draining("the depot is shutting down")
+                    await self._while_still(who, rpc.behavior(request, context))
             finally:
                 if allowance is not None:
                     allowance.num_standing -= 1
                 self.num_standing -= 1
 
-        return call
+        return serve
+
+    def _visited(self, method: str, rpc: Rpc) -> Behavior:
+        """Of a service that is not ours: who need not be a tenant may ask little, and not for long."""
+        limit = PeerLimit(*VISITS.get(method, OTHER_VISITS))
+        room = self._reflection_room if rpc.request_streaming else self._visit_room
+        is_for_tenants = method.startswith(REFLECTION) and not self._open_reflection
+
+        async def serve(context: Context, asked: Asked) -> Any:
+            if is_for_tenants:
+                await self._identify(method, context)
+            peer = peer_of(context.peer())
+            with limit.counted(peer):
+                with room.of(peer) as place:
+                    request = await rpc.received(context, place, VISIT_SECONDS, asked, MAX_VISIT_BYTES)
+                    if rpc.request_streaming:
+                        return await _answer_all(rpc.behavior(request, context), context)
+                return await rpc.behavior(request, context)
+
+        return serve
 
     async def _while_still(self, who: Caller, stream: Awaitable[Any]) -> None:
         """Serve a stream until what its caller showed expires or is revoked. Raises: CredentialsRevoked."""
@@ -252,18 +306,32 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise CredentialsRevoked("what the stream was opened with has expired or was taken back") from None
             raise
 
-    async def _refuse(
-        self, method: str, context: Context, error: DepotError, allowance: Allowance | None = None
-    ) -> None:
+    async def _refuse(self, method: str, context: Context, error: DepotError, asked: Asked) -> None:
         """End a call with an error, of which those are told that should know."""
+        who = caller.get(None)
+        tenant = who.tenant.name if who is not None else ""
+        self.refusals.refused(method, context.peer(), tenant, asked.instance_id, error)
         if error.status in DENIALS or isinstance(error, RegionForbidden):
-            who = caller.get(None)
-            self._access.audit.denied(method, context.peer(), who.tenant.name if who is not None else "", error)
-        elif allowance is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            allowance.num_refused[error.reason] += 1
-        if error.status in DENIALS:
-            await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
+            self._access.audit.denied(method, context.peer(), tenant, error)
+        elif who is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._allowance_of(who.tenant).num_refused[error.reason] += 1
+        if error.status in DENIALS and self._num_denied < MAX_DENIED:
+            self._num_denied += 1
+            try:
+                await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
+            finally:
+                self._num_denied -= 1
         await abort(context, error)
+
+
+async def _answer_all(responses: Any, context: Context) -> None:
+    """Send what an async generator yields, for as long as a visit may last. Raises: StreamStalled."""
+    try:
+        async with asyncio.timeout(LONGEST_VISIT_SECONDS):
+            async for response in responses:
+                await context.write(response)
+    except TimeoutError as error:
+        raise StreamStalled(f"the stream was open for {LONGEST_VISIT_SECONDS:g} seconds") from error
 
 
 async def abort(context: Context, error: DepotError) -> None:
@@ -311,8 +379,3 @@ def _told(text: str, most_bytes: int) -> str:
     """As much of what may be a client's own text as fits: errors ride in headers, of which a client takes 8 KiB."""
     plain = text.encode("ascii", "backslashreplace").decode()
     return plain if len(plain) <= most_bytes else f"{plain[: most_bytes - 3]}..."
-
-
-async def _abort_internal(context: Context, method: str) -> None:
-    logger.exception("unexpected error in %s", method)
-    await abort(context, _InternalError("an unexpected error; the depot's log has the details"))

@@ -46,6 +46,20 @@ def invalid(field: str, description: str) -> InvalidRequest:
     return InvalidRequest(FieldViolation(field, description))
 
 
+class NoMessage(DepotError):
+    """The bytes that came are no message of the RPC, or none came."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+
+class ServiceUnknown(DepotError):
+    """A health check names a service that the depot does not have."""
+
+    status = grpc.StatusCode.NOT_FOUND
+    reason = "SERVICE_UNKNOWN"
+
+
 class InstanceNotFound(DepotError):
     """No rank of the instance is attached."""
 
@@ -208,7 +222,7 @@ class TooManyRpcs(DepotError):
 
 
 class TooManyBytes(DepotError):
-    """The tenant's limit on bytes in flight is reached."""
+    """Too many bytes are moving or arriving, of the tenant or in all."""
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_BYTES"

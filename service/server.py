@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
@@ -32,7 +32,7 @@ from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.depots import Depots
-from service.heap import keep_freed_memory
+from service.heap import give_back_freed_memory, keep_freed_memory
 from service.last_resort import LastResort
 from service.listening import CannotListen as CannotListen
 from service.listening import listen
@@ -41,12 +41,14 @@ from service.observing.access_gauges import AccessGauges
 from service.observing.call_spans import CallSpans
 from service.observing.gauges import DepotGauges
 from service.observing.observability import Observability
+from service.observing.refusals import Refusals
 from service.security.access import Access
 from service.security.handovers import Handovers
 from service.security.tenants import Tenants
 from service.security.turns import Turns
 from service.servicers.admin import AdminServicer
 from service.servicers.cache import CacheServicer, add_cache_servicer
+from service.servicers.health import HealthServicer
 from service.servicers.observability import ObservabilityServicer
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
@@ -65,6 +67,8 @@ SERVICES = tuple(
 )
 
 
+STREAMS_PER_CONNECTION = 1_024
+CONNECTIONS_PER_LISTENER = 4_096
 GOODBYE_SECONDS = 1.0
 END_SECONDS = 8.0  # for what comes after the drain; whoever supervises the process waits for 10
 EXIT_SECONDS = 3.0
@@ -102,11 +106,13 @@ class Server:
             self._access,
             lambda tenant: self.depots.of(tenant).allowance,
             self._turns,
+            Refusals(self.bus),
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
+            max_message_bytes=settings.max_message_size,
             open_reflection=settings.open_reflection,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(SERVICES)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
@@ -136,16 +142,17 @@ class Server:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
             watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
+            trimming = tasks.create_task(give_back_freed_memory(lambda: self._boundary.num_left_behind), name="heap")
             try:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
-                for name in ("", *SERVICES):
-                    await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+                self._health.serve()
                 if self.bus is not None:
                     self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
                 yield self
             finally:
                 watching.cancel()
+                trimming.cancel()
                 await self._drain()
 
     def _use_tenants(self, tenants: Tenants) -> None:
@@ -163,7 +170,7 @@ class Server:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
         if self.bus is not None:
             self.bus.publish(ServerDraining())
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._boundary.draining = True
         self.depots.drain()
         self._draining.set()  # engines are told
@@ -200,6 +207,11 @@ class Server:
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),
+                # Of a request that nobody has asked for yet gRPC takes 64 KiB: with this it would take megabytes.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+                ("grpc.max_allowed_incoming_connections", CONNECTIONS_PER_LISTENER),
+                ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error
                 # An engine whose machine went away sends no FIN: it is noticed by pings that are not answered.
                 ("grpc.keepalive_time_ms", 10_000),

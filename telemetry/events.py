@@ -94,6 +94,21 @@ class CallDenied(Event):
 
 
 @fact
+class CallRefused(Event):
+    """An attach or a store was refused: ``reason`` and ``detail`` are what the caller is told.
+
+    ``peer`` is where it came from, without the port. The instance is the one that the request names; it is empty if the
+    call was refused before its request was received.
+    """
+
+    rpc: str
+    peer: str
+    status: str
+    reason: str
+    detail: str
+
+
+@fact
 class InstanceAttached(Event):
     """One rank of an instance is registered, its memory mapped."""
 
@@ -109,8 +124,8 @@ class InstanceAttached(Event):
 class InstanceDetached(Event):
     """The attachment of one rank ended and its memory is unmapped. With ``num_ranks_left`` 0 the instance is gone.
 
-    ``reason``: closed; lost, if sessions, leases or transfers of its instance were still alive; failed, if its device
-    was; drained, if the depot shuts down.
+    ``reason``: closed; lost, if no DetachInstance came and sessions, leases or transfers of its instance were still
+    alive; failed, if its device was; drained, if the depot shuts down.
     """
 
     model_name: str
@@ -363,6 +378,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         FileReloaded,
         FileRefused,
         CallDenied,
+        CallRefused,
         InstanceAttached,
         InstanceDetached,
         SessionStarted,

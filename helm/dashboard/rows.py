@@ -21,6 +21,9 @@ _MATCHED = "kvdepot_lookup_matched_tokens_total{MODEL}"
 _MISSED = "kvdepot_lookup_missed_tokens_total{MODEL}"
 _RETRIEVED = "kvdepot_retrieve_tokens_total{MODEL}"
 _STORED = "kvdepot_l1_chunks_stored_total{MODEL}"
+_REFUSED_CALLS = "kvdepot_rpcs_refused_total{DEPOT}"
+_REFUSED_ATTACHES = 'kvdepot_rpcs_refused_total{DEPOT, rpc_method="kvdepot.v1.CacheService/AttachInstance"}'
+_REFUSED_STORES = 'kvdepot_rpcs_refused_total{DEPOT, rpc_method=~"kvdepot[.]v1[.]CacheService/Store(Inline)?"}'
 _REFUSED = "kvdepot_l1_chunks_refused_total{DEPOT}"
 _STORED_AGAIN = 'kvdepot_l1_chunk_reuse_after_evict_seconds_bucket{{MODEL, le=~"{}([.]0)?"}}'
 _TRANSFERRED = "kvdepot_transfer_io_bytes_total{DEPOT}"
@@ -347,6 +350,24 @@ _RPCS = (
         "In the server. A store and a retrieve contain their transfer.",
         "s",
         {"{{rpc_method}}": quantile(0.99, _CALL_BUCKET, "rpc_method")},
+    ),
+    lines(
+        "Calls refused",
+        "All of them, by the reason that the error tells; health checks and reflection, too.",
+        "reqps",
+        {"{{rpc_method}} {{reason}}": rate(_REFUSED_CALLS, "rpc_method", "reason")},
+    ),
+    lines(
+        "Attaches refused",
+        "These engines run without the cache. The log's CallRefused tells which, and why.",
+        "reqps",
+        {"{{instance}} {{reason}}": rate(_REFUSED_ATTACHES, "instance", "reason")},
+    ),
+    lines(
+        "Stores refused",
+        "As a whole; chunks that find no slot are in the row of L1. The log's CallRefused tells whose, and why.",
+        "reqps",
+        {"{{instance}} {{reason}}": rate(_REFUSED_STORES, "instance", "reason")},
     ),
     heat("Lookup", "In the server.", "s", _LOOKUP_BUCKET),
     lines(

@@ -47,6 +47,7 @@ def _traced(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
         (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
         (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
+        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
     }[handler.request_streaming, handler.response_streaming]
 
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

@@ -53,6 +53,7 @@ class DepotGauges:
                 ("call",): self._boundary.num_running,
                 ("stream",): self._boundary.num_standing,
             },
+            catalogue.RPCS_REFUSED: dict(self._boundary.refusals.num_refused.items()),
         }
 
     def _tenants(self) -> Scalars:

@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from service.boundary import OURS, STANDING, Behavior
+from service.boundary import OURS, STANDING
+from service.servicers.receiving import Behavior
 from telemetry.metrics import catalogue
 from telemetry.metrics.figures import Distribution
 
@@ -49,6 +50,7 @@ class RpcDurations(grpc.aio.ServerInterceptor):
             (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
             (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
             (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
+            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
         }[handler.request_streaming, handler.response_streaming]
         return make(
             self._measured(method.removeprefix("/"), behavior),

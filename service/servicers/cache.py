@@ -55,13 +55,22 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 notice=cache_pb2.NOTICE_ATTACHED,
             )
             await context.write(response)
-            await self._first_of(attachment.failed, self._draining)
+            await self._first_of(attachment.failed, attachment.closing, self._draining)
             if attachment.failure is not None:
                 raise attachment.failure
-            response.notice = cache_pb2.NOTICE_DRAINING
-            await context.write(response)
-            await self._drained.wait()
+            if not attachment.closing.is_set():
+                response.notice = cache_pb2.NOTICE_DRAINING
+                await context.write(response)
+                await self._first_of(attachment.closing, self._drained)
+        if attachment.closing.is_set():
+            return
         raise Draining("the depot has shut down")
+
+    async def DetachInstance(
+        self, request: cache_pb2.DetachInstanceRequest, context: object
+    ) -> cache_pb2.DetachInstanceResponse:
+        await self._attaching.detach(self._depots.of_caller(), decode.instance_id(request), request.rank)
+        return cache_pb2.DetachInstanceResponse()
 
     async def Lookup(self, request: cache_pb2.LookupRequest, context: object) -> cache_pb2.LookupResponse:
         return encode.lookup_response(await lookup(self._depots.of_caller(), decode.lookup_request(request)))

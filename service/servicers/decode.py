@@ -215,6 +215,14 @@ class _WithIds(Protocol):
     def session_id(self) -> str: ...
 
 
+def instance_id(message: cache_pb2.DetachInstanceRequest) -> str:
+    """The instance. Raises: InvalidRequest."""
+    wrong = Violations()
+    wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
+    wrong.raise_any()
+    return message.instance_id
+
+
 def session_ids(message: _WithIds) -> tuple[str, str]:
     """The instance and the session. Raises: InvalidRequest."""
     wrong = Violations()

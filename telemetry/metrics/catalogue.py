@@ -40,7 +40,8 @@ LEASE_END = Attribute(
 SESSION_END = Attribute("reason", "why it ended", ("requested", "idle", "instance detached"))
 DETACH_REASON = Attribute(
     "reason",
-    "why it ended; lost: with work left, as when the engine died; failed: its device did; drained: the depot shut down",
+    "why it ended; lost: with work left and no DetachInstance, as when the engine died; failed: its device did; "
+    "drained: the depot shut down",
     ("closed", "lost", "failed", "drained"),
 )
 SLOT_STATE = Attribute("state", "of slots that memory was cut into so far", ("used", "free"))
@@ -65,6 +66,12 @@ READ_RESULT = Attribute("result", "what became of the new content", ("used", "re
 RPC_SYSTEM = Attribute("rpc.system.name", "the system", ("grpc",))
 RPC_METHOD = Attribute(
     "rpc.method", "a method of ours, such as `kvdepot.v1.CacheService/Lookup`; others are not measured"
+)
+REFUSED_METHOD = Attribute(
+    "rpc.method", "a method that the depot serves, such as `kvdepot.v1.CacheService/Store`; all others are `other`"
+)
+REFUSED_REASON = Attribute(
+    "reason", "as the error tells it, such as `RANK_ATTACHED`; the comments of protos/ say what each means"
 )
 RPC_STATUS = Attribute("rpc.response.status_code", "the gRPC status that the call ended with, such as `OK`")
 RPC_KIND = Attribute(
@@ -252,6 +259,12 @@ RPC_DURATION = histogram(
     boundaries=CALL_BOUNDARIES_SECONDS,
 )
 RPCS_RUNNING = gauge("kvdepot.rpcs.running", "{call}", "Calls of ours that run now.", RPC_KIND)
+RPCS_REFUSED = counter(
+    "kvdepot.rpcs.refused",
+    "{call}",
+    "Calls that were refused, also of the streams that stay open.",
+    *(REFUSED_METHOD, REFUSED_REASON),
+)
 DRAINING = gauge("kvdepot.draining", "", "1 while the depot lets its work end and takes no more; else 0.")
 EVENT_LOOP_LAG = histogram(
     "kvdepot.event_loop.lag",

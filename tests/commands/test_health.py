@@ -35,7 +35,7 @@ def test_a_depot_that_serves(start_server_process: Callable[..., str]) -> None:
 @pytest.mark.parametrize("service", ["", "kvdepot.v1.CacheService"])
 async def test_a_depot_that_drains_does_not_serve(start_server: StartServer, service: str) -> None:
     server: Server = await start_server()
-    await server._health.enter_graceful_shutdown()
+    server._health.drain()
     told = await asyncio.to_thread(health, "--address", server.addresses[0], "--service", service)
     assert (told.exit_code, told.stdout) == (1, "NOT_SERVING\n")
 

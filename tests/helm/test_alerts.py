@@ -27,6 +27,7 @@ RECORDED = {rule["record"] for rule in ALL_RULES if "record" in rule}
 TARGET = {"instance": "10.0.0.1:9464", "job": "kvdepot"}
 CERTIFICATE = "kvdepot_tls_certificate_time_left_seconds"
 RPCS = "rpc_server_call_duration_seconds_count"
+REFUSED = 'kvdepot_rpcs_refused_total{{rpc_method="kvdepot.v1.CacheService/{}", reason="{}"}}'
 CALLS = RPCS + '{{rpc_method="kvdepot.v1.CacheService/{}", rpc_response_status_code="{}", rpc_system_name="grpc"}}'
 
 
@@ -101,6 +102,11 @@ HEALTHY: Mapping[str, str] = {
     'kvdepot_transfer_duration_seconds_sum{direction="store", outcome="ok"}': "0+20x480",
     'kvdepot_attachments_ended_total{reason="closed", model_name="m"}': "0+5x480",
     'kvdepot_attachments_ended_total{reason="lost", model_name="m"}': "0 0 1 1 1 1 2+0x480",
+    REFUSED.format("AttachInstance", "DRAINING"): "0+5x480",
+    REFUSED.format("AttachInstance", "RANK_ATTACHED"): "0 0 1 1 1 1 2+0x480",
+    REFUSED.format("Store", "DRAINING"): "0+50x480",
+    REFUSED.format("StoreInline", "INSTANCE_NOT_FOUND"): "0 9+0x480",
+    REFUSED.format("Lookup", "INSTANCE_NOT_FOUND"): "0+50x480",
     "kvdepot_l1_chunks_refused_total": "0+5x480",
     'kvdepot_l1_chunks_stored_total{model_name="m"}': "0+1000x480",
     'kvdepot_l1_chunk_reuse_after_evict_seconds_bucket{le="300.0", model_name="m", tier="l1"}': "0+150x480",
@@ -181,6 +187,12 @@ QUIET = [
         "long ago",
         "40m",
         {'kvdepot_attachments_ended_total{reason="lost", model_name="m"}': "_x10 5+0x40"},
+    ),
+    Case(
+        "KvdepotAttachmentsRefused",
+        "long ago",
+        "40m",
+        {REFUSED.format("AttachInstance", "RANK_ATTACHED"): "_x10 5+0x40"},
     ),
     Case(
         "KvdepotDeviceFailed",
@@ -279,6 +291,30 @@ FIRING = [
         "20m",
         {CALLS.format("Lookup", "OK"): "0+80x30", CALLS.format("Lookup", "RESOURCE_EXHAUSTED"): "0+20x30"},
         "The depot 10.0.0.1:9464 refuses 20% of its calls.",
+    ),
+    Case(
+        "KvdepotAttachmentsRefused",
+        "an engine that tries again",
+        "14m",
+        {REFUSED.format("AttachInstance", "REGION_UNAVAILABLE"): "_x10 1 2 3 4+0x40"},
+        "Engines can't attach to 10.0.0.1:9464.",
+    ),
+    Case(
+        "KvdepotAttachmentsRefused",
+        "for two reasons, again",
+        "62m",
+        {
+            REFUSED.format("AttachInstance", "RANK_ATTACHED"): "9+0x58 9 10 11+0x40",
+            REFUSED.format("AttachInstance", "REGION_UNAVAILABLE"): "9+0x58 9 10 11+0x40",
+        },
+        "Engines can't attach to 10.0.0.1:9464.",
+    ),
+    Case(
+        "KvdepotStoreCallsRefused",
+        "a connector that is wrong",
+        "14m",
+        {REFUSED.format("Store", "INVALID_REQUEST"): "_x10 5 10 15+0x40"},
+        "The depot 10.0.0.1:9464 refuses to store.",
     ),
     Case(
         "KvdepotTransfersFail",

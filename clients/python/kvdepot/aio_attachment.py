@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
 from kvdepot import inline, requests
-from kvdepot.attached import Attached, ended, unacknowledged
+from kvdepot.attached import DETACH_SECONDS, Attached, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
 from kvdepot.pieces import Piece
 from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
@@ -185,9 +185,16 @@ class AsyncAttachment(Attached):
         return self.lost_reason
 
     async def close(self) -> None:
-        """Detaches the rank: the depot unmaps its memory. Idempotent."""
+        """Detaches the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
+        is_attached = self._acknowledgement is not None and not self._closed and not self._ended.is_set()
         self._closed = True
-        self._stream.cancel()
+        try:
+            if is_attached:
+                request = cache_pb2.DetachInstanceRequest(instance_id=self.instance_id, rank=self.rank)
+                with suppress(DepotError):  # the depot detaches the rank when the stream ends, too
+                    await self._calls.unary(self._calls.cache.DetachInstance, request, DETACH_SECONDS)
+        finally:
+            self._stream.cancel()
         await asyncio.wait([self._reader])
         self._ended.set()
 

@@ -8,6 +8,8 @@ from kvdepot import inline
 from kvdepot.errors import DepotError
 from kvdepot.v1 import cache_pb2
 
+DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
+
 
 class Attached:
     """One rank that is attached, for as long as its stream lives."""

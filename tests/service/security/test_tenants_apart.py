@@ -145,6 +145,14 @@ async def attach(site: Site, party: Party, step: Step) -> Any:
     return message
 
 
+async def detach(site: Site, party: Party, step: Step) -> Any:
+    stream = party.attachments.pop(step.instance, None)
+    answer = await party.call("DetachInstance", cache_pb2.DetachInstanceRequest(instance_id=step.instance))
+    if stream is not None:
+        assert await stream.read() is grpc.aio.EOF
+    return answer
+
+
 async def lookup(site: Site, party: Party, step: Step) -> Any:
     request = cache_pb2.LookupRequest(
         **ids(step), prefix=cache_pb2.Prefix(token_ids=PROMPTS[step.prompt], cache_salt="salt" * (step.lease % 2))
@@ -246,6 +254,7 @@ def ids(step: Step) -> dict[str, Any]:
 
 ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "AttachInstance": attach,
+    "DetachInstance": detach,
     "Lookup": lookup,
     "Store": store,
     "Retrieve": retrieve,

@@ -340,6 +340,49 @@ class AttachInstanceRequest(_message.Message):
 Global___AttachInstanceRequest: _TypeAlias = AttachInstanceRequest  # noqa: Y015
 
 @_typing.final
+class DetachInstanceRequest(_message.Message):
+    """Ends the attachment of one rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """As it was attached."""
+    rank: _builtins.int
+    """As it was attached."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachInstanceRequest: _TypeAlias = DetachInstanceRequest  # noqa: Y015
+
+@_typing.final
+class DetachInstanceResponse(_message.Message):
+    """Nothing: the rank is detached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachInstanceResponse: _TypeAlias = DetachInstanceResponse  # noqa: Y015
+
+@_typing.final
 class AttachInstanceResponse(_message.Message):
     """The acknowledgement, then notices."""
 

@@ -40,6 +40,11 @@ class CacheServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_cache__pb2.AttachInstanceRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_cache__pb2.AttachInstanceResponse.FromString,
                 _registered_method=True)
+        self.DetachInstance = channel.unary_unary(
+                '/kvdepot.v1.CacheService/DetachInstance',
+                request_serializer=kvdepot_dot_v1_dot_cache__pb2.DetachInstanceRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_cache__pb2.DetachInstanceResponse.FromString,
+                _registered_method=True)
         self.Lookup = channel.unary_unary(
                 '/kvdepot.v1.CacheService/Lookup',
                 request_serializer=kvdepot_dot_v1_dot_cache__pb2.LookupRequest.SerializeToString,
@@ -109,6 +114,22 @@ class CacheServiceServicer(object):
         RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
         one; let layers share an object.
         UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachInstance(self, request, context):
+        """Ends the attachment of a rank in order, as an engine does that stops.
+
+        When this answers, the depot has given back all of it and its stream ends with OK. A stream that its client merely
+        closes ends the attachment too, but looks as if the engine had died: if sessions, leases or transfers of it are left
+        it is counted as lost.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+        DEADLINE_EXCEEDED   STREAM_STALLED: the attachment is still ending after the server's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,6 +283,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     request_deserializer=kvdepot_dot_v1_dot_cache__pb2.AttachInstanceRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_cache__pb2.AttachInstanceResponse.SerializeToString,
             ),
+            'DetachInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachInstance,
+                    request_deserializer=kvdepot_dot_v1_dot_cache__pb2.DetachInstanceRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_cache__pb2.DetachInstanceResponse.SerializeToString,
+            ),
             'Lookup': grpc.unary_unary_rpc_method_handler(
                     servicer.Lookup,
                     request_deserializer=kvdepot_dot_v1_dot_cache__pb2.LookupRequest.FromString,
@@ -326,6 +352,33 @@ class CacheService(object):
             '/kvdepot.v1.CacheService/AttachInstance',
             kvdepot_dot_v1_dot_cache__pb2.AttachInstanceRequest.SerializeToString,
             kvdepot_dot_v1_dot_cache__pb2.AttachInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.CacheService/DetachInstance',
+            kvdepot_dot_v1_dot_cache__pb2.DetachInstanceRequest.SerializeToString,
+            kvdepot_dot_v1_dot_cache__pb2.DetachInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

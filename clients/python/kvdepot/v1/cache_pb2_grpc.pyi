@@ -78,6 +78,18 @@ class CacheServiceStub:
                           one; let layers share an object.
       UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
     """
+    DetachInstance: _grpc.UnaryUnaryMultiCallable[_cache_pb2.DetachInstanceRequest, _cache_pb2.DetachInstanceResponse]
+    """Ends the attachment of a rank in order, as an engine does that stops.
+
+    When this answers, the depot has given back all of it and its stream ends with OK. A stream that its client merely
+    closes ends the attachment too, but looks as if the engine had died: if sessions, leases or transfers of it are left
+    it is counted as lost.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      DEADLINE_EXCEEDED   STREAM_STALLED: the attachment is still ending after the server's limit.
+    """
     Lookup: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
 
@@ -224,6 +236,18 @@ class CacheServiceAsyncStub(CacheServiceStub):
       RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
                           one; let layers share an object.
       UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+    """
+    DetachInstance: _aio.UnaryUnaryMultiCallable[_cache_pb2.DetachInstanceRequest, _cache_pb2.DetachInstanceResponse]  # type: ignore[assignment]
+    """Ends the attachment of a rank in order, as an engine does that stops.
+
+    When this answers, the depot has given back all of it and its stream ends with OK. A stream that its client merely
+    closes ends the attachment too, but looks as if the engine had died: if sessions, leases or transfers of it are left
+    it is counted as lost.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+      DEADLINE_EXCEEDED   STREAM_STALLED: the attachment is still ending after the server's limit.
     """
     Lookup: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]  # type: ignore[assignment]
     """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
@@ -374,6 +398,24 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
           RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
                               one; let layers share an object.
           UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+        """
+
+    @_abc_1.abstractmethod
+    def DetachInstance(
+        self,
+        request: _cache_pb2.DetachInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.DetachInstanceResponse, _abc.Awaitable[_cache_pb2.DetachInstanceResponse]]:
+        """Ends the attachment of a rank in order, as an engine does that stops.
+
+        When this answers, the depot has given back all of it and its stream ends with OK. A stream that its client merely
+        closes ends the attachment too, but looks as if the engine had died: if sessions, leases or transfers of it are left
+        it is counted as lost.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
+          DEADLINE_EXCEEDED   STREAM_STALLED: the attachment is still ending after the server's limit.
         """
 
     @_abc_1.abstractmethod

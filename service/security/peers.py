@@ -1,0 +1,67 @@
+"""Peers: the hosts that calls come from, and how many calls each may have open where no tenant is asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote
+
+from service.errors import TooManyRpcs
+
+SITE_BITS = 64  # of an IPv6 address; the rest is the host's own choice
+
+
+def peer_of(address: str) -> str:
+    """The host of an address as gRPC writes it: without the port, and of IPv6 the network that one site has.
+
+    All clients of a unix socket are one peer.
+    """
+    kind, _, rest = address.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    host = unquote(rest.rpartition(":")[0]).strip("[]").partition("%")[0]
+    if kind == "ipv4":
+        return host
+    try:
+        ip = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, SITE_BITS), strict=False).network_address)
+
+
+class PeerLimit:
+    """Counts open calls by peer, and refuses those beyond `per_peer`, or beyond a peer's even share of `in_all`.
+
+    A peer that has no call open is never refused, so that others can't shut it out.
+    """
+
+    def __init__(self, per_peer: int, in_all: int) -> None:
+        self._per_peer = per_peer
+        self._in_all = in_all
+        self._num_open: Counter[str] = Counter()
+        self._num_open_in_all = 0
+
+    def __repr__(self) -> str:
+        return f"<PeerLimit {self._num_open_in_all}/{self._in_all} calls of {len(self._num_open)} peers>"
+
+    @contextmanager
+    def counted(self, peer: str) -> Iterator[None]:
+        """Count a call for as long as the block runs. Raises: TooManyRpcs."""
+        num_open = self._num_open[peer]
+        if num_open >= self._per_peer:
+            raise TooManyRpcs(f"{self._per_peer} calls of this peer are open")
+        if self._num_open_in_all >= self._in_all and num_open and num_open >= self._in_all // len(self._num_open):
+            raise TooManyRpcs(f"{self._in_all} calls are open")
+        self._num_open[peer] += 1
+        self._num_open_in_all += 1
+        try:
+            yield
+        finally:
+            self._num_open_in_all -= 1
+            self._num_open[peer] -= 1
+            if not self._num_open[peer]:
+                del self._num_open[peer]
