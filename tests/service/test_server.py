@@ -300,7 +300,7 @@ def test_a_socket_that_a_depot_serves_is_refused_and_left(serve: Serve, shared: 
 
 
 def test_more_memory_than_there_is_is_refused_in_one_line(serve: Serve) -> None:
-    assert_refuses(serve("--listen", "127.0.0.1:0", "--l1-size", "512TiB"), "L1", "available")
+    assert_refuses(serve("--listen", "127.0.0.1:0", "--l1-size", "512TiB"), "L1", "left")
 
 
 # The end
