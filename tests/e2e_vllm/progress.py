@@ -64,7 +64,7 @@ async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
     """What the depot has lost of a request that is preempted is stored again."""
     await proof.forget_locally(a, b)
     prompt = tokens_of(670, 600)
-    running = asyncio.create_task(a.generate(prompt, 600))
+    running = asyncio.create_task(a.generate(prompt, 200))
 
     async def stored() -> bool:
         async with proof.depot() as depot:
