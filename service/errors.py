@@ -53,13 +53,6 @@ class NoMessage(DepotError):
     reason = "INVALID_REQUEST"
 
 
-class ServiceUnknown(DepotError):
-    """A health check names a service that the depot does not have."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "SERVICE_UNKNOWN"
-
-
 class InstanceNotFound(DepotError):
     """No rank of the instance is attached."""
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.errors import ServiceUnknown
+from service.errors import DepotError
+
+
+class ServiceUnknown(DepotError):
+    """A health check names a service that the depot does not have."""
+
+    status = grpc.StatusCode.NOT_FOUND
+    reason = "SERVICE_UNKNOWN"
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it is not typed

@@ -33,7 +33,7 @@ async def ends(client: AsyncDepotClient) -> AsyncIterator[asyncio.Queue[str]]:
 
     async def watch() -> None:
         async for response in call:
-            reasons.put_nowait(response.event.attributes["reason"])
+            reasons.put_nowait(str(response.event.attributes["reason"]))
 
     watching = asyncio.create_task(watch())
     try:

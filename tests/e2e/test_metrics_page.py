@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 import pytest
 
-from kvdepot import allocation_record
+from kvdepot import DepotError, allocation_record
 from service.leases import LeaseEnd
 from service.requests import MissReason, RefusalReason
 from service.server import CannotListen
@@ -60,6 +60,8 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
         record = [allocation_record(session_id, block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("e", "m", 2, record)
         await depot.client.end_session("e", session_id)
+    with pytest.raises(DepotError, match="SESSION_NOT_FOUND"):
+        await depot.client.end_session("e", "none")
     await asyncio.sleep(0.15)  # the loop's lag is noted ten times a second
     page = await scrape(depot.server)
     assert page.names - {"target"} - {"target_info"} == {metric.prometheus_name for metric in all_metrics()} - ELSEWHERE

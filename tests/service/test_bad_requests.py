@@ -198,6 +198,8 @@ class World:
                 ]
             case "RetrieveInline":
                 return cache_pb2.RetrieveInlineRequest(**ids, lease_id=lease_id)
+            case "DetachInstance":
+                return cache_pb2.DetachInstanceRequest(instance_id="engine")
             case "EndSession":
                 return cache_pb2.EndSessionRequest(**ids)
             case "ReportBlockAllocation":
@@ -418,6 +420,7 @@ for rpc, names in {
     "Store": ("instance_id", "session_id"),
     "Retrieve": ("instance_id", "session_id", "lease_id"),
     "RetrieveInline": ("instance_id", "session_id", "lease_id"),
+    "DetachInstance": ("instance_id",),
     "EndSession": ("instance_id", "session_id"),
     "ReportBlockAllocation": ("instance_id", "model_name"),
     "GetSession": ("instance_id", "session_id"),
@@ -648,6 +651,9 @@ for what, field, change in (
     ("too much data in another piece", "data", lambda messages, _: messages.append(messages[-1])),
 ):
     bad("StoreInline", what, field, change, notes_operation=True)
+
+refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "nobody"))
+refused("DetachInstance", "an unknown rank", "NOT_FOUND RANK_NOT_FOUND", put("rank", 7))
 
 for rpc in ("EndSession", "GetSession"):
     for what, name in (("an unknown session", "session_id"), ("a session of nobody", "instance_id")):

@@ -133,7 +133,9 @@ async def test_a_stream_of_requests_without_credentials_is_refused_unread(depot:
             yield bytes(MIB)
 
     call = channel.stream_unary("/kvdepot.v1.CacheService/StoreInline")(endless())
-    assert (await asyncio.wait_for(call.code(), SECONDS)).name == "UNAUTHENTICATED"
+    code = await asyncio.wait_for(call.code(), SECONDS)
+    assert code.name in ("UNAUTHENTICATED", "INTERNAL"), call.details()  # a client that goes on sending may miss why
+    assert resident_mib(depot.pid) < depot.base_mib + 100
 
 
 async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: Depot) -> None:
