@@ -1,0 +1,133 @@
+"""Faults that are put into a depot on purpose, to see that the fuzzer notices each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from service.chunks import Chunk
+from service.depot import Depot
+from service.errors import DepotError, InvalidRequest
+from service.index import Index
+from service.leases import Lease
+from service.servicers import cache, decode
+from service.servicers.admin import AdminServicer
+from service.servicers.observability import ObservabilityServicer
+
+_EVERY = 10
+
+
+def _every(number: int, original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """The original, but for each so-manieth call."""
+    calls = 0
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (original if calls % number else instead)(*args, **kwargs)
+
+    return either
+
+
+def _a_pin_stays() -> None:
+    unpin = Index.unpin
+
+    def all_but_one(index: Index, chunks: Sequence[Chunk]) -> None:
+        unpin(index, list(chunks)[1:])
+
+    Index.unpin = _every(_EVERY, unpin, all_but_one)  # type: ignore[method-assign]
+
+
+def _a_lease_is_forgotten_by_its_session() -> None:
+    grant = Depot.grant
+
+    def granted(depot: Depot, session: Any, chunks_by_rank: Any) -> Lease:
+        lease = grant(depot, session, chunks_by_rank)
+        session.lease_ids.clear()
+        return lease
+
+    Depot.grant = _every(_EVERY, grant, granted)  # type: ignore[method-assign]
+
+
+def _a_bug_in_a_servicer() -> None:
+    def broken(request: Any) -> Any:
+        raise KeyError(request.session_id)
+
+    decode.lookup_request = _every(_EVERY, decode.lookup_request, broken)
+
+
+def _the_loop_is_held() -> None:
+    async def status(servicer: Any, request: Any, context: Any) -> Any:
+        time.sleep(5)  # noqa: ASYNC251 - that is the fault
+        return await get_session(servicer, request, context)
+
+    get_session = ObservabilityServicer.GetSession
+    ObservabilityServicer.GetSession = _every(_EVERY, get_session, status)  # type: ignore[method-assign]
+
+
+def _a_reason_that_is_not_documented() -> None:
+    class Weather(DepotError):
+        status = InvalidRequest.status
+        reason = "WEATHER"
+
+    async def clear(servicer: Any, request: Any, context: Any) -> Any:
+        raise Weather("it rains")
+
+    AdminServicer.ClearCache = _every(_EVERY, AdminServicer.ClearCache, clear)  # type: ignore[method-assign]
+
+
+def _a_field_that_does_not_exist() -> None:
+    def wrong(request: Any) -> Any:
+        raise cache.invalid("tokens", "is not the field's name")
+
+    decode.store_request = _every(_EVERY, decode.store_request, wrong)
+
+
+def _wrong_bytes() -> None:
+    commit = Index.commit
+
+    def committed(index: Index, chunk: Chunk) -> Any:
+        from service.server import Server  # noqa: F401 - so that this is the depot's process
+
+        chunk.slot = type(chunk.slot)(chunk.slot.extent, chunk.slot.offset_bytes)
+        _L1[0][chunk.slot.offset_bytes] ^= 1
+        return commit(index, chunk)
+
+    init = Depot.__init__
+
+    def remembered(depot: Depot, l1: memoryview, *args: Any, **kwargs: Any) -> None:
+        init(depot, l1, *args, **kwargs)
+        _L1[:] = [l1]
+
+    Depot.__init__ = remembered  # type: ignore[method-assign]
+    Index.commit = _every(3, commit, committed)  # type: ignore[method-assign]
+
+
+def _a_call_that_is_not_answered() -> None:
+    async def listed(servicer: Any, request: Any, context: Any) -> Any:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+    list_instances = AdminServicer.ListInstances
+    AdminServicer.ListInstances = _every(_EVERY, list_instances, listed)  # type: ignore[method-assign]
+
+
+_L1: list[memoryview] = []
+KINDS: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "a pin stays": _a_pin_stays,
+    "a lease is forgotten by its session": _a_lease_is_forgotten_by_its_session,
+    "a bug in a servicer": _a_bug_in_a_servicer,
+    "the loop is held": _the_loop_is_held,
+    "a reason that is not documented": _a_reason_that_is_not_documented,
+    "a field that does not exist": _a_field_that_does_not_exist,
+    "wrong bytes": _wrong_bytes,
+    "a call that is not answered": _a_call_that_is_not_answered,
+}
+
+
+def install(kind: str) -> None:
+    """Break the depot of this process; "none" leaves it whole."""
+    KINDS[kind]()
