@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ class Finding:
     @property
     def key(self) -> str:
         """Equal for findings that are likely of one cause."""
-        return "".join(letter for letter in self.what if not letter.isdigit())[:80]
+        return re.sub(r"'[^']*'|\b[0-9a-f]{6,}\b|\d+", "#", self.what)[:80]
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.chunks import Chunk
@@ -16,10 +18,11 @@ from service.servicers.admin import AdminServicer
 from service.servicers.observability import ObservabilityServicer
 
 _EVERY = 10
+_OF_FEW = 3
 
 
 def _every(number: int, original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """The original, but for each so-manieth call."""
+    """The original, but for one call in so many."""
     calls = 0
 
     def either(*args: Any, **kwargs: Any) -> Any:
@@ -58,12 +61,12 @@ def _a_bug_in_a_servicer() -> None:
 
 
 def _the_loop_is_held() -> None:
-    async def status(servicer: Any, request: Any, context: Any) -> Any:
+    async def slow(servicer: Any, request: Any, context: Any) -> Any:
         time.sleep(5)  # noqa: ASYNC251 - that is the fault
         return await get_session(servicer, request, context)
 
     get_session = ObservabilityServicer.GetSession
-    ObservabilityServicer.GetSession = _every(_EVERY, get_session, status)  # type: ignore[method-assign]
+    ObservabilityServicer.GetSession = _every(_OF_FEW, get_session, slow)  # type: ignore[method-assign]
 
 
 def _a_reason_that_is_not_documented() -> None:
@@ -74,7 +77,7 @@ def _a_reason_that_is_not_documented() -> None:
     async def clear(servicer: Any, request: Any, context: Any) -> Any:
         raise Weather("it rains")
 
-    AdminServicer.ClearCache = _every(_EVERY, AdminServicer.ClearCache, clear)  # type: ignore[method-assign]
+    AdminServicer.ClearCache = _every(_OF_FEW, AdminServicer.ClearCache, clear)  # type: ignore[method-assign]
 
 
 def _a_field_that_does_not_exist() -> None:
@@ -88,9 +91,6 @@ def _wrong_bytes() -> None:
     commit = Index.commit
 
     def committed(index: Index, chunk: Chunk) -> Any:
-        from service.server import Server  # noqa: F401 - so that this is the depot's process
-
-        chunk.slot = type(chunk.slot)(chunk.slot.extent, chunk.slot.offset_bytes)
         _L1[0][chunk.slot.offset_bytes] ^= 1
         return commit(index, chunk)
 
@@ -101,33 +101,39 @@ def _wrong_bytes() -> None:
         _L1[:] = [l1]
 
     Depot.__init__ = remembered  # type: ignore[method-assign]
-    Index.commit = _every(3, commit, committed)  # type: ignore[method-assign]
+    Index.commit = _every(_OF_FEW, commit, committed)  # type: ignore[method-assign]
 
 
 def _a_call_that_is_not_answered() -> None:
     async def listed(servicer: Any, request: Any, context: Any) -> Any:
-        import asyncio
-
         await asyncio.Event().wait()
 
     list_instances = AdminServicer.ListInstances
-    AdminServicer.ListInstances = _every(_EVERY, list_instances, listed)  # type: ignore[method-assign]
+    AdminServicer.ListInstances = _every(_OF_FEW, list_instances, listed)  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a fault is put into the depot of this process, and words of the finding that tells of it."""
+
+    install: Callable[[], None]
+    told_as: str
 
 
 _L1: list[memoryview] = []
-KINDS: dict[str, Callable[[], None]] = {
-    "none": lambda: None,
-    "a pin stays": _a_pin_stays,
-    "a lease is forgotten by its session": _a_lease_is_forgotten_by_its_session,
-    "a bug in a servicer": _a_bug_in_a_servicer,
-    "the loop is held": _the_loop_is_held,
-    "a reason that is not documented": _a_reason_that_is_not_documented,
-    "a field that does not exist": _a_field_that_does_not_exist,
-    "wrong bytes": _wrong_bytes,
-    "a call that is not answered": _a_call_that_is_not_answered,
+KINDS: dict[str, Fault] = {
+    "none": Fault(lambda: None, ""),
+    "a pin stays": Fault(_a_pin_stays, "pins, "),
+    "a lease is forgotten by its session": Fault(_a_lease_is_forgotten_by_its_session, "is not its session's"),
+    "a bug in a servicer": Fault(_a_bug_in_a_servicer, "INTERNAL INTERNAL"),
+    "the loop is held": Fault(_the_loop_is_held, "the witness waited"),
+    "a reason that is not documented": Fault(_a_reason_that_is_not_documented, "WEATHER"),
+    "a field that does not exist": Fault(_a_field_that_does_not_exist, "fields that do not exist"),
+    "wrong bytes": Fault(_wrong_bytes, "wrong bytes"),
+    "a call that is not answered": Fault(_a_call_that_is_not_answered, "no answer in"),
 }
 
 
 def install(kind: str) -> None:
     """Break the depot of this process; "none" leaves it whole."""
-    KINDS[kind]()
+    KINDS[kind].install()
