@@ -52,7 +52,7 @@ def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives
         lives.take(block_id, identity, now, mine=owns(block_id))
         if not owns(block_id):
             note(block_id, entry)
-    session.has_duplicates = len(set(session.block_ids[: session.num_blocks].tolist())) < session.num_blocks
+    session.has_duplicates = len(owning) < session.num_blocks
 
 
 def _take_together(
