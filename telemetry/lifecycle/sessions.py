@@ -24,6 +24,7 @@ class SessionTable:
         *("block_ids", "generations", "has_duplicates", "is_pending", "last_time", "num_blocks", "num_scanned"),
         *("num_tokens", "owning", "total"),
     )
+    owning: dict[int, int] | None
 
     def __init__(self) -> None:
         self.block_ids = self.generations = NOTHING
@@ -86,7 +87,7 @@ class SessionTable:
 
     def forget_owning(self) -> None:
         """Give its memory back."""
-        self.owning: dict[int, int] | None = None
+        self.owning = None
         self.num_scanned = 0
 
 

@@ -79,7 +79,7 @@ PLAIN = Manner(
 def manner(rpc: Rpc, random: Random) -> Manner:
     """Mostly patient: a call that is cut short tells less."""
     standing = rpc.streams_responses and rpc.name != "RetrieveInline"
-    deadline = random.choice((None, None, *[30.0] * 6, 1e-6, random.choice((0.0005, 0.002, 0.01, 0.05))))
+    deadline = random.choice((*[None] * 6, *[30.0] * 12, 1e-6, random.choice((0.0005, 0.002, 0.01, 0.05))))
     moments = (*[None] * 27, 0.0, random.random() * 0.003, random.random() * 0.03)
     reads = random.choice((0, 1, 1, 3) if standing else (1, *[None] * 9) if rpc.streams_responses else (None,))
     return Manner(

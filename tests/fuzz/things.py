@@ -150,13 +150,12 @@ class Things:
         return self._sessions[int(at * len(self._sessions))] if self._sessions else ("home-name", "s0")
 
     def learn(self, request: Message, answer: Message) -> None:
-        """Remember every name in an answer, by its field; the lease of a lookup; the session that was at work."""
-        if request is not None and {"instance_id", "session_id"} <= set(request.DESCRIPTOR.fields_by_name):
-            self._sessions.append((request.instance_id, request.session_id))
-        if isinstance(answer, cache_pb2.LookupResponse) and answer.lease.lease_id:
-            self.grants.append(
-                Grant(request.instance_id, request.session_id, answer.lease.lease_id, answer.matched_tokens)
-            )
+        """Remember every name in an answer, by its field, and the session and the lease of a lookup."""
+        if isinstance(answer, cache_pb2.LookupResponse):
+            session = request.instance_id, request.session_id
+            self._sessions.append(session)
+            if answer.lease.lease_id:
+                self.grants.append(Grant(*session, answer.lease.lease_id, answer.matched_tokens))
         for field, name in _names_in(answer):
             if not name.startswith(WITNESS):
                 self._learnt[field.removeprefix("next_")].append(name)
