@@ -106,6 +106,8 @@ def fault_in(answer: Answer, rpc: Rpc, expected: Expected) -> str:
 def _is_of_the_clients_making(answer: Answer, expected: Expected) -> bool:
     if not expected.is_message and answer.code in TO_NO_MESSAGE:
         return True
+    if expected.has_wrong_arity and answer.code in TO_A_WRONG_NUMBER_OF_MESSAGES:
+        return answer.reason != "INTERNAL"
     if answer.has_details:
         return False
     return (
@@ -114,7 +116,6 @@ def _is_of_the_clients_making(answer: Answer, expected: Expected) -> bool:
         or (expected.is_too_large and answer.code == "RESOURCE_EXHAUSTED")
         or (expected.has_huge_metadata and answer.code == "RESOURCE_EXHAUSTED")
         or (expected.is_stream and answer.message == CROSSED)
-        or (expected.has_wrong_arity and answer.code in TO_A_WRONG_NUMBER_OF_MESSAGES)
     )
 
 
