@@ -35,7 +35,7 @@ FLAGS = {
     "l1-size": "1MiB",
     "l1-huge-pages": "none",
     "chunk-size": "16",
-    "lease-ttl": "1s",
+    "lease-ttl": "2s",
     "session-idle-timeout": "2s",
     "max-wait": "100ms",
     "max-message-size": "2MiB",
@@ -86,10 +86,12 @@ class Depot:
         """Whether the process runs."""
         return self._process.returncode is None
 
-    @property
-    def exit_code(self) -> int | None:
-        """Of the process, once it has ended; negative for a signal."""
-        return self._process.returncode
+    async def last_words(self) -> str:
+        """How the process ended, if it did, and the end of its log."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._process.wait()
+        return f"exit code {self._process.returncode}, its log ends with\n{_end_of(self._log)}"
 
     async def ask(self, question: str) -> Any:
         """What the audit answers. Raises: ConnectionError if the process has died, TimeoutError if its loop hangs."""
@@ -130,7 +132,6 @@ async def depot(sabotage: str = "none") -> AsyncIterator[Depot]:
             writer.write(b"addresses\n")
             addresses = json.loads(await reader.readline())["grpc"]
             yield Depot(process, log, addresses, streams)
-            writer.close()
         finally:
             if not await _end(process):
                 raise RuntimeError("the depot did not end when it was asked to")

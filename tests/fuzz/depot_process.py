@@ -59,6 +59,8 @@ async def auditing(server: Server, path: str) -> AsyncIterator[None]:
                 return {"grpc": server.addresses, "metrics": server.prometheus_address}
             case "always":
                 return {"faults": audit.always(server), "held": holds.take()}
+            case "soon":
+                return audit.soon(server)
             case "at rest":
                 return audit.at_rest(server)
             case "usage":

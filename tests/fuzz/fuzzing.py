@@ -25,6 +25,7 @@ BATCH = 100
 MOST_OPEN_CALLS = 4  # of a client
 MOST_FINDINGS = 10
 REST_SECONDS = 5.0
+SOON_SECONDS = 1.0  # less than a lease lives
 WARM_CALLS = 300
 MOST_DESCRIPTORS = 8
 """More than at the start, which the depot may keep open: of threads' loops, of gRPC's pollers."""
@@ -159,8 +160,8 @@ class Fuzzer:
         if self._depot is not None:
             try:
                 audited = await self._depot.ask("always")
-            except (ConnectionError, TimeoutError) as error:
-                self._found(f"{error or 'the depot does not answer'}, exit code {self._depot.exit_code}", call)
+            except (ConnectionError, TimeoutError):
+                self._found(f"the depot does not answer, {await self._depot.last_words()}", call)
                 raise
             for fault in audited["faults"]:
                 self._found(fault, call)
@@ -180,9 +181,9 @@ class Fuzzer:
     async def _comes_to_rest(self, batch: Sequence[int]) -> None:
         if self._depot is None:
             return
-        faults = await until_empty(lambda: self._depot_asked("at rest"))
-        for fault in faults:
-            self._add(Finding(f"after a batch of calls: {fault}", tuple(batch)))
+        faults = await until_empty(lambda: self._depot_asked("soon"), SOON_SECONDS)
+        for fault in faults + await until_empty(lambda: self._depot_asked("at rest"), REST_SECONDS):
+            self._add(Finding(f"after the calls {batch[0]} to {batch[-1]}: {fault}", ()))
 
     async def _depot_asked(self, question: str) -> Any:
         assert self._depot is not None
@@ -240,7 +241,7 @@ async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], 
             if number > before[what] + slack.get(what, 0)
         ]
 
-    for fault in await until_empty(left):
+    for fault in await until_empty(left, REST_SECONDS):
         fuzzer._add(Finding(f"when all clients were gone: {fault}", ()))
     fuzzer.report.usage.append(await depot.ask("usage"))
     first, last = fuzzer.report.usage[0], fuzzer.report.usage[-1]
@@ -249,10 +250,10 @@ async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], 
         fuzzer._add(Finding(f"the depot's memory grew by {grown >> 20} MiB", ()))
 
 
-async def until_empty(faults: Callable[[], Any]) -> list[str]:
+async def until_empty(faults: Callable[[], Any], seconds: float) -> list[str]:
     """Ask until the answer is empty; the last answer if that takes too long."""
     last: list[str] = []
-    for _ in range(int(REST_SECONDS / 0.02)):
+    for _ in range(int(seconds / 0.02)):
         last = await faults()
         if not last:
             return []
