@@ -168,7 +168,7 @@ class Fuzzer:
             seconds, cpu_seconds = audited["held"]
             self.report.held(seconds, cpu_seconds, under_way)
             if cpu_seconds > self._options.hold_seconds:
-                self._found(f"the loop was held for {cpu_seconds:.2f} s of CPU time", call)
+                self._found(f"the loop was held for {cpu_seconds:.2f} s of CPU time", self._largest())
             complaints = self._depot.complaints()
             if complaints:
                 self._found("the depot logged\n" + "\n".join(complaints), call)
@@ -176,7 +176,11 @@ class Fuzzer:
             if "fault" in said:
                 self._found(f"the witness: {said['fault']}", call)
             elif said["slow"] > self._options.latency_seconds:
-                self._found(f"the witness waited {said['slow']:.2f} s for {said['rpc']}", call)
+                self._found(f"the witness waited {said['slow']:.2f} s for {said['rpc']}", self._largest())
+
+    def _largest(self) -> Call:
+        """Of the calls under way the one that is most likely to take long."""
+        return max(self._under_way.values(), key=lambda call: sum(map(len, call.wires)))
 
     async def _comes_to_rest(self, batch: Sequence[int]) -> None:
         if self._depot is None:

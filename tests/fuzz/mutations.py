@@ -110,7 +110,10 @@ class Mutator:
     def _many(self, field: values.Field, parts: list[Any]) -> list[Any]:
         part = self._random.choice(parts) if parts and self._random.random() < 0.7 else self._element(field)
         most = max(1, self._most_bytes // _size_bytes(part))
-        return [part] * min(most, self._random.choice(_REPEATS))
+        num_parts = min(most, self._random.choice(_REPEATS))
+        if self._random.random() < 0.5:
+            return [part] * num_parts
+        return [_numbered(part, number) for number in range(num_parts)]
 
     def _shuffled(self, field: values.Field, parts: list[Any]) -> list[Any]:
         return self._random.sample(parts, len(parts))
@@ -120,6 +123,26 @@ class Mutator:
             return [self._element(field)]
         parts[self._random.randrange(len(parts))] = self._element(field)
         return parts
+
+
+def _numbered(part: Any, number: int) -> Any:
+    """An element like another, with a number in each text and in place of each number."""
+    if isinstance(part, bool):
+        return part
+    if isinstance(part, int):
+        return number
+    if isinstance(part, str):
+        return f"{number}{part[:16]}"
+    if isinstance(part, bytes):
+        return number.to_bytes(8, "little") + part[8:64]
+    if not hasattr(part, "ListFields"):
+        return part
+    another = type(part)()
+    another.CopyFrom(part)
+    for field, value in part.ListFields():
+        if field.message_type is None and not field.is_repeated and field.enum_type is None:
+            setattr(another, field.name, _numbered(value, number))
+    return another
 
 
 def _size_bytes(part: Any) -> int:
