@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -254,15 +255,19 @@ async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], 
         fuzzer._add(Finding(f"the depot's memory grew by {grown >> 20} MiB", ()))
 
 
-async def until_empty(faults: Callable[[], Any], seconds: float) -> list[str]:
-    """Ask until the answer is empty; the last answer if that takes too long."""
-    last: list[str] = []
+async def until_empty(faults: Callable[[], Awaitable[Sequence[str]]], seconds: float) -> list[str]:
+    """Ask until each fault was missing once; those that were there each time, whatever their numbers, at the end.
+
+    The witness is at work all the time, so that there may be no moment without any fault.
+    """
+    lasting: dict[str, str] | None = None
     for _ in range(int(seconds / 0.02)):
-        last = await faults()
-        if not last:
+        now = {re.sub(r"\d+", "#", fault): fault for fault in await faults()}
+        lasting = now if lasting is None else {kind: now[kind] for kind in lasting if kind in now}
+        if not lasting:
             return []
         await asyncio.sleep(0.02)
-    return last
+    return list((lasting or {}).values())
 
 
 @asynccontextmanager
