@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from tests.fuzz import depot as processes
 from tests.fuzz.answers import Expected, fault_in
-from tests.fuzz.calls import ATTACH, LOOKUP, STORE_INLINE, Call
+from tests.fuzz.calls import LOOKUP, STORE_INLINE, Call
+from tests.fuzz.clients import Homes, connected
 from tests.fuzz.depot import Depot, Witness
 from tests.fuzz.findings import Finding, Report
 from tests.fuzz.rpcs import Rpc
@@ -30,8 +31,6 @@ SOON_SECONDS = 1.0  # less than a lease lives
 WARM_CALLS = 300
 MOST_DESCRIPTORS = 8
 """More than at the start, which the depot may keep open: of threads' loops, of gRPC's pollers."""
-
-_STANDING = replace(PLAIN, deadline_seconds=None, reads=1, stays_open=True)
 
 Say = Callable[[str], None]
 
@@ -61,16 +60,22 @@ class Fuzzer:
     """The state of one run."""
 
     def __init__(
-        self, options: Options, depot: Depot | None, witness: Witness, clients: Sequence[Client], say: Say
+        self,
+        options: Options,
+        depot: Depot | None,
+        witness: Witness,
+        clients: Sequence[Client],
+        homes: Homes,
+        say: Say,
     ) -> None:
         self.report = Report(options.seed)
         self._options = options
         self._depot = depot
         self._witness = witness
         self._clients = clients
+        self._homes = homes
         self._say = say
         self._under_way: dict[int, Call] = {}
-        self._last: tuple[int, ...] = ()
 
     async def run(self, existing: Things) -> None:
         """Make all calls, batch by batch; after each batch the depot must come to rest."""
@@ -78,6 +83,7 @@ class Fuzzer:
         numbers = range(self._options.calls) if only is None else range(only, only + 1)
         for first in range(0, len(numbers), BATCH):
             batch = numbers[first : first + BATCH]
+            await self._homes.attach()
             async with asyncio.TaskGroup() as tasks:
                 for position, client in enumerate(self._clients):
                     share = [number for number in batch if number % len(self._clients) == position]
@@ -218,9 +224,9 @@ async def fuzz(options: Options, say: Say) -> Report:
             before = await depot.ask("usage") if depot is not None else {}
             async with (
                 processes.witness(addresses[-1]) as witness,
-                _clients(addresses, options.clients, existing) as clients,
+                connected(addresses, options.clients, existing) as (clients, homes),
             ):
-                fuzzer = Fuzzer(options, depot, witness, clients, say)
+                fuzzer = Fuzzer(options, depot, witness, clients, homes, say)
                 try:
                     await fuzzer.run(existing)
                 except* (ConnectionError, TimeoutError):
@@ -268,22 +274,6 @@ async def until_empty(faults: Callable[[], Awaitable[Sequence[str]]], seconds: f
             return []
         await asyncio.sleep(0.02)
     return list((lasting or {}).values())
-
-
-@asynccontextmanager
-async def _clients(addresses: Sequence[str], num_clients: int, existing: Things) -> AsyncIterator[Sequence[Client]]:
-    """Clients of each address in turn, and the engines that stay attached."""
-    async with AsyncExitStack() as stack:
-        host = Client(addresses[-1])
-        stack.push_async_callback(host.close)
-        for rank in existing.homes:
-            attached = await host.call(ATTACH, [rank.request.SerializeToString()], _STANDING)
-            if attached.code != "OK":
-                raise RuntimeError(f"{rank.request.instance_id} was not attached: {attached}")
-        clients = [Client(addresses[number % len(addresses)]) for number in range(num_clients)]
-        for client in clients:
-            stack.push_async_callback(client.close)
-        yield clients
 
 
 def _each_rank(messages: Sequence[Any]) -> list[list[Any]]:

@@ -95,6 +95,7 @@ class Things:
             "instance_id": [rank.request.instance_id for rank in (*self.homes, *self.homes, *self.visitors[::4])],
             "session_id": [f"s{number}" for number in range(6)],
             "model_name": ["model", "hybrid", "pair", "latent"],
+            "tenant": [""],
             "cache_salt": ["", "salt"],
             "adapter": ["", "adapter"],
             "dtype": ["uint16", "bfloat16", "float8_e4m3fn"],
