@@ -10,10 +10,10 @@ from typing import Any
 
 from service.chunks import Chunk
 from service.depot import Depot
-from service.errors import DepotError, InvalidRequest
+from service.errors import DepotError, InvalidRequest, invalid
 from service.index import Index
 from service.leases import Lease
-from service.servicers import cache, decode
+from service.servicers import decode
 from service.servicers.admin import AdminServicer
 from service.servicers.observability import ObservabilityServicer
 
@@ -82,7 +82,7 @@ def _a_reason_that_is_not_documented() -> None:
 
 def _a_field_that_does_not_exist() -> None:
     def wrong(request: Any) -> Any:
-        raise cache.invalid("tokens", "is not the field's name")
+        raise invalid("tokens", "is not the field's name")
 
     decode.store_request = _every(_EVERY, decode.store_request, wrong)
 
