@@ -17,6 +17,7 @@ from telemetry.lifecycle.takings import carry_out, take_in_order
 MAX_SESSIONS = 16_384
 # Longer than any context that is served; the keys of so many positions take 48 MiB.
 MAX_SESSION_TOKENS = 1 << 22
+SCANS_OF_A_TABLE = 500  # take as long as to index it
 NOTHING = np.zeros(0, dtype=np.uint64)
 ONE = np.uint32(1)
 
@@ -47,6 +48,7 @@ class InstanceBlocks:
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
         self._no_deadline_before = float("-inf")
         self._sessions: dict[str, SessionTable] = {}  # the one that was quiet for longest comes first
+        self._recorded: list[SessionTable] = []  # since the last `settle`, once for each record
         self._keys = keys
         self._pending = pending  # shared by all instances: empty whenever another one's turn comes
 
@@ -83,6 +85,7 @@ class InstanceBlocks:
                 self._release(session, now)
                 session.restart()
         self._sessions[record.session_id] = session
+        self._recorded.append(session)
         session.last_time = now
         self._fill(session, record, now)
 
@@ -113,6 +116,13 @@ class InstanceBlocks:
         """Carry out what waits."""
         carry_out(self._pending, self.blocks, self.lives)
 
+    def settle(self) -> None:
+        """Carry out what waits, and give back what made many records of a session quick."""
+        self.flush()
+        for session in self._recorded:
+            session.forget_owning()
+        self._recorded.clear()
+
     def _make_rows(self, record: BlockAllocation) -> bool:
         """Returns False if an id is too large for that."""
         for block_ids in (record.reused_block_ids, record.block_ids):
@@ -141,11 +151,13 @@ class InstanceBlocks:
         if not num_taken:
             session.total = fingerprints(self._keys, session.total, first_token, token_ids, self.block_size, NOTHING)
             return
+        if session.is_pending:
+            self.flush()
         repeats = self._repeats(session, appended)
         num_claimed = len(record.reused_block_ids)
         session.has_duplicates |= repeats
         alone = session.has_duplicates or appended + num_claimed > max(appended, full_end)
-        if alone or session.is_pending or self._pending.num_blocks + num_taken > MOST_TOGETHER:
+        if alone or self._pending.num_blocks + num_taken > MOST_TOGETHER:
             self.flush()
             self._pending.make_room(num_taken)
         first = self._pending.num_blocks
@@ -177,6 +189,12 @@ class InstanceBlocks:
         """Whether a block that was appended to a table is in it already."""
         if not appended or appended == session.num_blocks:
             return False
+        if session.has_duplicates:
+            return True
+        self._note_scan(session, appended)
+        if session.owning is not None:
+            new = session.block_ids[appended : session.num_blocks]
+            return not session.owning.keys().isdisjoint(new.tolist())
         table, new = session.block_ids[:appended], session.block_ids[appended : session.num_blocks]
         if len(new) == 1:
             return bool((table == new[0]).any())
@@ -185,6 +203,12 @@ class InstanceBlocks:
         entries = mark[new]
         is_entry = entries < appended  # or else the mark is an old one
         return bool((table[entries[is_entry]] == new[is_entry]).any())
+
+    def _note_scan(self, session: SessionTable, num_entries: int) -> None:
+        """Once a table was looked through often enough to pay for it, find out by which entry it owns each block."""
+        session.num_scanned += num_entries
+        if session.num_scanned > SCANS_OF_A_TABLE * num_entries:
+            session.owning_entries()
 
     def _release(self, session: SessionTable, now: float) -> None:
         """Let go of a session's blocks: before what waits, if it makes no difference to that, else after it.

@@ -103,7 +103,7 @@ class L0Lifecycle:
                     self._forget(instance)
                     instance = None
         if instance is not None:
-            instance.flush()
+            instance.settle()
             self._instances[instance_id] = instance
             if len(self._instances) > MAX_INSTANCES:
                 self._forget(self._instances.pop(self._least_wanted()))

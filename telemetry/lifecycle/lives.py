@@ -89,11 +89,18 @@ class Lives:
 
     def claim(self, block_id: int, now: float, *, mine: bool) -> None:
         """A session was given the block from the engine's prefix cache, whatever it holds."""
-        one, time = np.array([block_id]), np.array([now])
-        if not self._blocks.num_owners[block_id] and not self._blocks.identity[block_id]:
-            self._begin(one, time)
-        elif not mine:
-            self._access(one, time)
+        is_new = not self._blocks.num_owners[block_id] and not self._blocks.identity[block_id]
+        if is_new or not mine:
+            carry_out = self._begin if is_new else self._access
+            carry_out(np.array([block_id]), np.array([now]))
+
+    def claim_many(self, block_ids: BlockIds, now: float) -> None:
+        """What `claim` does, for different blocks of which the session owns none."""
+        blocks = self._blocks
+        is_new = (blocks.num_owners[block_ids] == 0) & (blocks.identity[block_ids] == 0)
+        times = np.full(len(block_ids), now)
+        self._begin(block_ids[is_new], times[is_new])
+        self._access(block_ids[~is_new], times[~is_new])
 
     def _begin(self, block_ids: BlockIds, times: NDArray[np.float64]) -> None:
         blocks = self._blocks

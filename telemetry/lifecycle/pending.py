@@ -35,8 +35,8 @@ class PendingRecord:
         """Remember in the table the generations in which the blocks were taken, one per element."""
         num_filled = self.filled_end - self.filled
         if num_filled:
-            self.session.generations[self.filled : self.filled_end] = generations[:num_filled]
-        self.session.generations[self.appended : self.appended_end] = generations[num_filled:]
+            self.session.write_generations(self.filled, generations[:num_filled])
+        self.session.write_generations(self.appended, generations[num_filled:])
 
 
 class Pending:

@@ -16,11 +16,15 @@ class SessionTable:
     ``generations[i]``: the generation of the block in which this entry took it; 0 if the session owned it already by
     another entry, so that every block it owns is named by one entry that is up to date.
     ``num_tokens``, ``total``: tokens so far and their fingerprint. ``last_time``: of the last record.
+    ``owning``: the entry by which each block was taken last, if that was asked for; it is kept up to date from then on,
+    until `forget_owning`, so that many records of a long table don't look through all of it each.
     """
 
     __slots__ = (
-        *("block_ids", "generations", "has_duplicates", "is_pending", "last_time", "num_blocks", "num_tokens", "total"),
+        *("block_ids", "generations", "has_duplicates", "is_pending", "last_time", "num_blocks", "num_scanned"),
+        *("num_tokens", "owning", "total"),
     )
+    owning: dict[int, int] | None
 
     def __init__(self) -> None:
         self.block_ids = self.generations = NOTHING
@@ -39,6 +43,7 @@ class SessionTable:
         self.num_tokens = 0
         self.total = 0
         self.has_duplicates = False
+        self.forget_owning()
 
     def append(self, reused_block_ids: NDArray[np.uint32], block_ids: NDArray[np.uint32]) -> None:
         """Make the table longer by the reused blocks, then by the others; nothing is owned by them yet."""
@@ -66,10 +71,24 @@ class SessionTable:
         return block_ids if np.count_nonzero(mine) == len(mine) else block_ids[mine]
 
     def owning_entries(self) -> dict[int, int]:
-        """The entry by which each block was taken last."""
-        generations = self.generations[: self.num_blocks]
-        taken = np.argsort(generations)[np.count_nonzero(generations == 0) :]
-        return dict(zip(self.block_ids[taken].tolist(), taken.tolist(), strict=True))
+        """The entry by which each block was taken last; the table must not be pending."""
+        if self.owning is None:
+            generations = self.generations[: self.num_blocks]
+            taken = np.argsort(generations)[np.count_nonzero(generations == 0) :]
+            self.owning = dict(zip(self.block_ids[taken].tolist(), taken.tolist(), strict=True))
+        return self.owning
+
+    def write_generations(self, first: int, generations: NDArray[np.uint32]) -> None:
+        """Remember the generations in which the blocks from an entry on were taken; none of them is there twice."""
+        last = first + len(generations)
+        self.generations[first:last] = generations
+        if self.owning is not None:
+            self.owning.update(zip(self.block_ids[first:last].tolist(), range(first, last), strict=True))
+
+    def forget_owning(self) -> None:
+        """Give its memory back."""
+        self.owning = None
+        self.num_scanned = 0
 
 
 def _grown(column: NDArray[np.uint32], num_used: int, capacity: int) -> NDArray[np.uint32]:

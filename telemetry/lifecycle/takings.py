@@ -36,12 +36,17 @@ def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives
         session.generations[entry] = generation[block_id]
 
     claimed = range(record.appended, record.appended + record.num_claimed)
-    for entry in claimed:
-        block_id = int(session.block_ids[entry])
-        mine = owns(block_id)
-        lives.claim(block_id, now, mine=mine)
-        if not mine:
-            note(block_id, entry)
+    block_ids = session.block_ids[claimed.start : claimed.stop].tolist()
+    if len(set(block_ids)) == len(block_ids) and owning.keys().isdisjoint(block_ids):
+        several = np.array(block_ids, dtype=np.intp)
+        lives.claim_many(several, now)
+        session.write_generations(claimed.start, generation[several])
+    else:
+        for block_id, entry in zip(block_ids, claimed, strict=True):
+            mine = owns(block_id)
+            lives.claim(block_id, now, mine=mine)
+            if not mine:
+                note(block_id, entry)
 
     identities = pending.identities[record.first : record.last].tolist()
     entries = [*range(record.filled, record.filled_end), *range(record.appended, record.appended_end)]
@@ -52,7 +57,7 @@ def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives
         lives.take(block_id, identity, now, mine=owns(block_id))
         if not owns(block_id):
             note(block_id, entry)
-    session.has_duplicates = len(set(session.block_ids[: session.num_blocks].tolist())) < session.num_blocks
+    session.has_duplicates = len(owning) < session.num_blocks
 
 
 def _take_together(

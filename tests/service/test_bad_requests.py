@@ -28,8 +28,8 @@ from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
 from service.leases import LeaseEnd
 from service.server import Server
 from tests.conftest import running_server
+from tests.documented import DOCUMENTED, PROTOS
 
-PROTOS = Path(__file__).parents[2] / "protos" / "kvdepot" / "v1"
 CHUNK_SIZE = 16
 NUM_TOKENS = 64
 MIB = 1 << 20
@@ -44,28 +44,6 @@ SERVICES = {
 METHODS = {method.name: method for service in SERVICES for method in service.methods}
 
 # What is documented, and what can be raised
-
-
-def documented_errors() -> dict[str, set[tuple[str, str]]]:
-    """The (code, reason) pairs that the protos name for each RPC; under "" those of every RPC."""
-    documented: dict[str, set[tuple[str, str]]] = {"": set()}
-    for path in sorted(PROTOS.glob("*.proto")):
-        found: set[tuple[str, str]] = set()
-        for line in path.read_text().splitlines():
-            line = line.strip()
-            listed = re.fullmatch(r"// +([A-Z_]{6,}) +([A-Z_]{6,}(?:, [A-Z_]{6,})*)(?::.*)?", line)
-            if listed and hasattr(grpc.StatusCode, listed[1]):
-                found |= {(listed[1], reason) for reason in listed[2].split(", ")}
-            elif line.startswith("rpc "):
-                documented[re.split(r"[ (]", line)[1]] = found
-                found = set()
-            elif line.startswith("syntax"):
-                documented[""] |= found
-                found = set()
-    return documented
-
-
-DOCUMENTED = documented_errors()
 
 
 def test_every_rpc_lists_its_errors() -> None:

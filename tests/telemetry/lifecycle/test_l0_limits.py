@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_only_sampled_blocks_are_observed_and_all_are_counted():
     (evictions,) = seen.evictions.values()
     assert [block_id for block_id, _, _ in evictions] == sampled("a", 0, 1_000, 0.1).nonzero()[0].tolist()
     assert lifecycle.counts()["a"].evictions == 1_000
+
+
+NUM_RECORDS = 8_192
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param([record("s", [], [], [1, 2])] * NUM_RECORDS, id="the same blocks"),
+        pytest.param([record("s", [], [], [number]) for number in range(NUM_RECORDS)], id="reused blocks"),
+        pytest.param([record("s", [number], []) for number in range(NUM_RECORDS)], id="new blocks"),
+        pytest.param([record(f"s{number}", [], [], range(100)) for number in range(10_000)], id="shared blocks"),
+    ],
+)
+def test_a_record_costs_as_much_for_a_long_table_as_for_a_short_one(records):
+    subscriber = a_subscriber()
+    start = time.thread_time()
+    subscriber.handle([report(NOW, "a", *records, block_size=16)])
+    assert time.thread_time() - start < 3.0  # 5 to 15 s if each record looks through the table, or at block after block
 
 
 def test_surplus_tokens_are_ignored_and_counted():

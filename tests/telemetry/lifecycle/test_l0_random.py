@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry.events import BlockAllocation, Event
+from telemetry.lifecycle import instance
 from telemetry.lifecycle.l0 import L0Lifecycle
 from tests.telemetry.lifecycle.l0_model import Model, Observations, detached, record, report, session_ended
 
@@ -74,6 +75,14 @@ def batches_of_events(draw: st.DrawFn) -> list[list[Event]]:
 @given(batches_of_events())
 def test_whatever_a_client_reports_is_followed_as_the_table_says(batches):
     compare(batches)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches_of_events())
+def test_tables_that_are_indexed_are_followed_as_well(batches):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instance, "SCANS_OF_A_TABLE", 0)
+        compare(batches)
 
 
 class Engine:

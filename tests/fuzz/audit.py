@@ -1,0 +1,138 @@
+"""What must hold in a depot's state: at every moment, and when no call runs. It runs in the depot's process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from service.chunks import Chunk
+from service.depot import Depot
+from service.server import Server
+
+Faults = list[str]
+
+
+def always(server: Server) -> Faults:
+    """What is wrong at this moment, whatever runs."""
+    faults: Faults = []
+    _try(faults, "index", server.depots.index.check)
+    leased = _leased(server)
+    faults += [f"{chunk!r} is leased {leased[chunk]} times" for chunk in leased if chunk.num_pins < leased[chunk]]
+    faults += _books(server, exactly=False)
+    for depot in server.depots:
+        allowance = depot.allowance
+        if min(allowance.num_running, allowance.num_standing, allowance.bytes_in_flight) < 0:
+            faults.append(f"{allowance!r} with {allowance.num_standing} streams: more was given back than taken")
+    if server.bus is not None and server.bus.stats().num_errors_by_subscriber:
+        faults.append(f"subscribers raised: {server.bus.stats().num_errors_by_subscriber}")
+    return faults
+
+
+def soon(server: Server) -> Faults:
+    """What may be so for a moment, while leases of a session that has ended are ended one by one."""
+    return [fault for depot in server.depots for fault in (*_leases(depot), *_sessions(depot))]
+
+
+def at_rest(server: Server) -> Faults:
+    """What is still taken though no call runs."""
+    faults: Faults = []
+    boundary, index = server._boundary, server.depots.index
+    if boundary.num_running:
+        faults.append(f"{boundary.num_running} calls run")
+    for depot in server.depots:
+        allowance = depot.allowance
+        if allowance.num_running or allowance.bytes_in_flight:
+            faults.append(f"{allowance!r}")
+        ranks = [rank for instance in depot.instances for rank in instance.ranks.values()]
+        moving = [f"{rank.instance_id}/{rank.rank}" for rank in ranks if rank.transfers]
+        if moving:
+            faults.append(f"transfers of {moving}")
+        working = [each for each in depot.sessions.newest_first() if each.num_running or each.transfers]
+        faults += [f"session {each.session_id!r} of {each.instance_id!r} is at work" for each in working]
+    leased = _leased(server)
+    for chunk in index.chunks():
+        if chunk.writer is not None or chunk.num_pins != leased[chunk]:
+            faults.append(f"{chunk!r}, {leased[chunk]} leases")
+    faults += _books(server, exactly=True)
+    return faults
+
+
+def usage(server: Server) -> dict[str, int]:
+    """What there is, by name: of the depot's state, and of the process."""
+    depots = list(server.depots)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {
+        "instances": sum(len(depot.instances) for depot in depots),
+        "sessions": sum(len(depot.sessions) for depot in depots),
+        "leases": sum(len(depot.leases) for depot in depots),
+        "streams": server._boundary.num_standing,
+        "places": len(server._attaching._places),
+        "pinned chunks": server.depots.index.num_protected,
+        "tasks": len(asyncio.all_tasks()),
+        "threads": threading.active_count(),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "mapped regions": sum("/dev/shm/kvdepot-" in line or "/memfd:kvdepot" in line for line in maps),
+        "resident bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def _try(faults: Faults, what: str, check: Callable[[], None]) -> None:
+    try:
+        check()
+    except AssertionError as error:
+        faults.append(f"{what}: {error or 'does not hold'}")
+
+
+def _leased(server: Server) -> Counter[Chunk]:
+    """How many leases each chunk is in."""
+    return Counter(
+        chunk
+        for depot in server.depots
+        for lease in depot.leases.live()
+        for chunks in lease.chunks_by_rank
+        for chunk in chunks
+    )
+
+
+def _books(server: Server, *, exactly: bool) -> Iterator[str]:
+    """Sums that the pool and the index keep. Chunks that were dropped while they are read are in these sums alone."""
+    index = server.depots.index
+    chunks = list(index.chunks())
+    num_protected = sum(chunk.num_pins > 0 or chunk.writer is not None for chunk in chunks)
+    used_bytes = sum(num_bytes for _, num_bytes in index.chunks_and_bytes_by_tenant().values())
+    for what, booked, counted in (
+        ("protected chunks", index.num_protected, num_protected),
+        ("used bytes", index.pool.used_bytes, used_bytes),
+    ):
+        if booked < counted or (exactly and booked != counted):
+            yield f"{booked} {what} are booked, {counted} are there"
+
+
+def _leases(depot: Depot) -> Faults:
+    faults: Faults = []
+    for lease in depot.leases.live():
+        session = depot.sessions.find(lease.instance_id, lease.session_id)
+        name = f"lease {lease.lease_id} of {lease.instance_id!r}, {lease.session_id!r}"
+        if session is None or lease.lease_id not in session.lease_ids:
+            faults.append(f"{name} is not its session's")
+        if all(instance.instance_id != lease.instance_id for instance in depot.instances):
+            faults.append(f"{name} outlives its instance")
+        if lease.end is not None:
+            faults.append(f"{name} lives and has ended: {lease.end}")
+    return faults
+
+
+def _sessions(depot: Depot) -> Faults:
+    faults: Faults = []
+    live = {lease.lease_id for lease in depot.leases.live()}
+    for session in depot.sessions.newest_first():
+        name = f"session {session.session_id!r} of {session.instance_id!r}"
+        if session.num_running < 0:
+            faults.append(f"{name} has {session.num_running} operations running")
+        if session.end is None and not session.lease_ids <= live:
+            faults.append(f"{name} has leases that have ended")
+    return faults
