@@ -19,6 +19,8 @@ from service.security.allowance import Allowance
 from service.security.callers import Caller, Context, caller
 from service.security.tenants import Tenant
 from service.security.turns import Turns
+from service.servicers.wire import leaving_long_ones, whole
+from service.slices import Slices
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         access: Access,
         allowance_of: Callable[[Tenant], Allowance],
         turns: Turns,
+        slices: Slices,
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
@@ -82,6 +85,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._open_reflection = open_reflection
         self._num_busy_tenants = 0
         self._turns = turns
+        self._slices = slices
         self._streams: dict[asyncio.Timeout, Caller] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -129,7 +133,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         serve = self._standing if method in STANDING else self._counted
         return make(
             serve(method, behavior),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=leaving_long_ones(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -182,7 +186,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                     await turn
                 if not may_always:
                     self._check_limits(allowance)
-                return await behavior(request, context)
+                return await behavior(await whole(request, self._slices), context)
             except DepotError as error:
                 await self._refuse(method, context, error, allowance)
             except Exception:
@@ -226,6 +230,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                     raise TooManyRpcs(f"{allowance.limits.max_attachments} streams of the tenant are open")
                 if self.num_standing > self._max_standing_rpcs:
                     raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
+                request = await whole(request, self._slices)
                 await self._while_still(who, behavior(request, context))
             except DepotError as error:
                 await self._refuse(method, context, error, allowance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -15,6 +15,7 @@ from service.identity import ChunkKey, Namespace
 from service.pool import Pool, Slot
 
 MAX_REMEMBERED = 65_536
+CHUNKS_A_STEP = 256  # a tenth of a millisecond
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,10 +48,13 @@ class Index:
         self.num_resident = 0
         self.num_protected = 0
         self.num_evicted = 0
+        self.num_dropped_pinned = 0
+        """Drops of chunks that were pinned: who has pinned some and finds this changed looks at them again."""
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """The chunk of a key, resident or being written: a lookup asks for hundreds."""
         self._namespaces: dict[Namespace, NamespaceEntry] = {}
+        self._by_tenant: dict[str, tuple[int, int]] = {}
         self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)
         self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
         self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
@@ -80,11 +84,7 @@ class Index:
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
         """Of each tenant that has any, its chunks, resident or being written, and the bytes of their slots."""
-        totals: dict[str, tuple[int, int]] = {}
-        for entry in self._namespaces.values():
-            num_chunks, num_bytes = totals.get(entry.tenant, (0, 0))
-            totals[entry.tenant] = num_chunks + entry.num_chunks, num_bytes + entry.used_bytes
-        return totals
+        return {tenant: totals for tenant, totals in self._by_tenant.items() if totals[0]}
 
     def reserve(
         self, key: ChunkKey, entry: NamespaceEntry, slot_bytes: int, writer: Writer
@@ -102,8 +102,7 @@ class Index:
         entry = self._namespaces.setdefault(entry.namespace, entry)
         chunk = Chunk(key, entry, slot, writer)
         self._chunks[key] = chunk
-        entry.num_chunks += 1
-        entry.used_bytes += slot.extent.slot_bytes
+        self._count(entry, 1, slot.extent.slot_bytes)
         self._protect(chunk)
         return chunk, evicted
 
@@ -150,6 +149,13 @@ class Index:
                 chunk.release_time = now
                 self._unprotect(chunk)
 
+    def unpinning(self, chunks_by_rank: Iterable[Sequence[Chunk]]) -> Iterator[None]:
+        """Unpin prefixes in short steps; the tail of each counts as used before its head."""
+        for chunks in chunks_by_rank:
+            for end in range(len(chunks), 0, -CHUNKS_A_STEP):
+                self.unpin(chunks[max(0, end - CHUNKS_A_STEP) : end])
+                yield
+
     def touch(self, chunks: Sequence[Chunk]) -> None:
         """Note the use of resident chunks of a prefix, given head first."""
         self.pin(chunks)
@@ -165,6 +171,7 @@ class Index:
         if chunk.writer is not None:
             return
         self.num_resident -= 1
+        self.num_dropped_pinned += chunk.num_pins > 0
         if chunk.num_pins == 0:
             self._orders[chunk.slot.extent.slot_bytes].remove(chunk)
             self.pool.give_back(chunk.slot)
@@ -180,6 +187,7 @@ class Index:
         assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
         assert not any(chunk.dropped for chunk in self._chunks.values())
         assert sum(entry.num_chunks for entry in self._namespaces.values()) == len(self._chunks)
+        assert sum(num_chunks for num_chunks, _ in self._by_tenant.values()) == len(self._chunks)
 
     def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, list[Chunk]]:
         evicted: list[Chunk] = []
@@ -204,12 +212,16 @@ class Index:
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
         chunk.dropped = True
-        chunk.entry.num_chunks -= 1
-        chunk.entry.used_bytes -= chunk.slot.extent.slot_bytes
+        self._count(chunk.entry, -1, -chunk.slot.extent.slot_bytes)
         if chunk.entry.num_chunks == 0:
             del self._namespaces[chunk.entry.namespace]
             if chunk.entry.ever_stored:
                 _remember(self._past_namespaces, chunk.entry.namespace, None)
+
+    def _count(self, entry: NamespaceEntry, num_chunks: int, num_bytes: int) -> None:
+        entry.num_chunks += num_chunks
+        num_chunks_so_far, num_bytes_so_far = self._by_tenant.get(entry.tenant, (0, 0))
+        self._by_tenant[entry.tenant] = num_chunks_so_far + num_chunks, num_bytes_so_far + num_bytes
 
     def _protect(self, chunk: Chunk) -> None:
         chunk.slot.extent.num_protected += 1

@@ -92,6 +92,7 @@ class Server:
             self._access,
             lambda tenant: self.depots.of(tenant).allowance,
             self._turns,
+            self.depots.slices,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
             open_reflection=settings.open_reflection,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +16,7 @@ from service.transfers import RunningTransfer
 MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
 MAX_LIVE = 100_000
+ENDS_AT_ONCE = 256
 
 
 class OperationKind(StrEnum):
@@ -105,6 +106,7 @@ class Sessions:
         self._idle_timeout_seconds = idle_timeout_seconds
         self._numbers = itertools.count(1)
         self._live: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._num_live: Counter[str] = Counter()
         self._ended: deque[Session] = deque()
         self._last_ended: dict[tuple[str, str], Session] = {}
         # Both hold every session that is live or remembered.
@@ -126,6 +128,7 @@ class Sessions:
         number = next(self._numbers)
         session = Session(number=number, instance_id=instance_id, session_id=session_id, model_name=model_name)
         self._live[instance_id, session_id] = session
+        self._num_live[instance_id] += 1
         self._all.add(number, session)
         self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
         return session
@@ -165,6 +168,9 @@ class Sessions:
         """End a live session; it is remembered until enough others have ended after it."""
         ids = (session.instance_id, session.session_id)
         del self._live[ids]
+        self._num_live[session.instance_id] -= 1
+        if not self._num_live[session.instance_id]:
+            del self._num_live[session.instance_id]
         session.end = why
         session.duration_seconds = time.monotonic() - session.start
         self._ended.append(session)
@@ -176,13 +182,17 @@ class Sessions:
         """The live sessions of an instance, the last that began first."""
         return [session for session in self.newest_first(instance_id) if session.end is None]
 
+    def num_of_instance(self, instance_id: str) -> int:
+        """How many live sessions an instance has."""
+        return self._num_live[instance_id]
+
     def idle(self, now: float) -> list[Session]:
-        """Sessions that did nothing for the idle timeout, and the most idle ones of too many."""
+        """Sessions that did nothing for the idle timeout, and the most idle ones of too many: the first of them."""
         over: list[Session] = []
         num_too_many = len(self._live) - MAX_LIVE
         for session in self._live.values():
             is_idle = self.idle_at(session) <= now
-            if not is_idle and len(over) >= num_too_many:
+            if len(over) == ENDS_AT_ONCE or (not is_idle and len(over) >= num_too_many):
                 break
             if session.num_running == 0:
                 over.append(session)

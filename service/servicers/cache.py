@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from kvdepot.pieces import Piece, parsed_store, serialised_retrieve
+from kvdepot.pieces import Piece, parsed_store, serialised_retrieve, store_data
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
@@ -20,9 +20,13 @@ from service.requests import StoreHeader
 from service.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
 from service.security.callers import caller, has_certificate
 from service.servicers import decode, encode
+from service.servicers.wire import SHORT_BYTES, Unread, whole
+from service.slices import Slices
 from service.store import store, store_inline
 
-InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the data of a message
+InlineMessage = (
+    cache_pb2.StoreInlineRequest | Unread[cache_pb2.StoreInlineRequest] | memoryview
+)  # a memoryview is the data of a message
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
@@ -90,7 +94,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.StoreInlineResponse:
         depot = self._depots.of_caller()
         header = await _header(depot, request_iterator)
-        return encode.store_inline_response(await store_inline(depot, header, _pieces(request_iterator)))
+        pieces = _pieces(depot.slices, request_iterator)
+        return encode.store_inline_response(await store_inline(depot, header, pieces))
 
     async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Boundary
         self,
@@ -121,7 +126,7 @@ def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None
     inline: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "StoreInline": grpc.stream_unary_rpc_method_handler(
             servicer.StoreInline,
-            request_deserializer=parsed_store,
+            request_deserializer=_inline_message,
             response_serializer=cache_pb2.StoreInlineResponse.SerializeToString,
         ),
         "RetrieveInline": grpc.unary_stream_rpc_method_handler(
@@ -135,14 +140,24 @@ def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None
 
 
 async def _header(depot: Depot, messages: AsyncIterator[InlineMessage]) -> StoreHeader:
-    first = await depot.bounded(anext(messages, None), "no header")
+    first = await whole(await depot.bounded(anext(messages, None), "no header"), depot.slices)
     if not isinstance(first, cache_pb2.StoreInlineRequest) or first.WhichOneof("payload") != "header":
         raise invalid("header", "is not the first message of the stream")
     return decode.store_header(first.header, "header.")
 
 
-async def _pieces(messages: AsyncIterator[InlineMessage]) -> AsyncIterator[memoryview]:
+def _inline_message(wire: bytes) -> InlineMessage:
+    if len(wire) <= SHORT_BYTES:
+        return parsed_store(wire)
+    data = store_data(wire)
+    return data if data is not None else Unread(cache_pb2.StoreInlineRequest, wire)
+
+
+async def _pieces(slices: Slices, messages: AsyncIterator[InlineMessage]) -> AsyncIterator[memoryview]:
     async for message in messages:
+        if isinstance(message, Unread):
+            read = await message.read(slices)
+            message = memoryview(read.data) if read.WhichOneof("payload") == "data" else read
         if not isinstance(message, memoryview):
             raise invalid("header", "came a second time, or the message is empty")
         if not 1 <= len(message) <= MAX_PIECE_BYTES:

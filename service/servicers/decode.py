@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Protocol
 
 import numpy as np
 
+from kernels.address_plan import MAX_PLANES
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, PosixShm, ProcessFd, Region
 from kvdepot.v1 import cache_pb2, observability_pb2
 from service.errors import FieldViolation, InvalidRequest
@@ -20,13 +21,19 @@ from service.requests import (
     StoreHeader,
     StoreRequest,
 )
+from service.servicers.bounds import (
+    MAX_BLOCK_HASHES,
+    MAX_GROUPS,
+    MAX_RECORDS,
+    MAX_REGIONS,
+    MAX_TABLES,
+    MAX_TOKEN_IDS,
+)
 
 MAX_UTF8_BYTES = 4  # of a character
 MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 512
 MAX_WORLD_SIZE = 4096
-MAX_GROUPS = 256
-MAX_REGIONS = 65_536
 HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
 PLANE_KINDS = frozenset(map(int, PlaneKind))
@@ -52,6 +59,10 @@ class Violations:
         self.expect(bool(value) or not required, field, "is missing")
         self.expect(len(value.encode()) <= most_bytes, field, f"is longer than {most_bytes} bytes")
 
+    def at_most(self, most: int, field: str, values: Sized) -> None:
+        """A field that is not there too often: to be expected before it is looked at."""
+        self.expect(len(values) <= most, field, f"has {len(values)}, more than {most}")
+
     def raise_any(self) -> None:
         """Raise InvalidRequest if anything was noted."""
         if self._violations:
@@ -68,7 +79,9 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     )
     wrong.expect(message.rank < max(1, message.world_size), "rank", f"is not below world_size {message.world_size}")
     wrong.expect(1 <= len(message.groups) <= MAX_GROUPS, "groups", f"has {len(message.groups)}, not 1 to {MAX_GROUPS}")
-    wrong.expect(len(message.regions) <= MAX_REGIONS, "regions", f"has more than {MAX_REGIONS}")
+    wrong.at_most(MAX_REGIONS, "regions", message.regions)
+    num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
+    wrong.expect(num_planes <= MAX_PLANES, "groups", f"have {num_planes} planes, more than {MAX_PLANES}")
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -153,6 +166,7 @@ def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     _ready_event(wrong, message.ready_event)
+    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
     header = store_header(message, wrong=wrong)
     return StoreRequest(header=header, block_tables=_tables(message.block_tables), ready_event=message.ready_event)
 
@@ -181,6 +195,7 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
     _ids(wrong, message)
     wrong.text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
     _ready_event(wrong, message.ready_event)
+    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
     wrong.raise_any()
     return RetrieveRequest(
         instance_id=message.instance_id,
@@ -232,9 +247,11 @@ def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> N
     has_tokens, has_hashes = bool(message.token_ids), bool(message.block_hashes)
     wrong.expect(has_tokens or has_hashes, field, "has neither token_ids nor block_hashes")
     wrong.expect(not (has_tokens and has_hashes), field, "has both token_ids and block_hashes")
-    if has_hashes:
+    wrong.at_most(MAX_TOKEN_IDS, f"{field}.token_ids", message.token_ids)
+    wrong.at_most(MAX_BLOCK_HASHES, f"{field}.block_hashes", message.block_hashes)
+    if has_hashes and len(message.block_hashes) <= MAX_BLOCK_HASHES:
         _block_hashes_shape(wrong, field, message)
-    else:
+    elif not has_hashes:
         wrong.expect(message.hash_block_size == 0, f"{field}.hash_block_size", "is set without block_hashes")
     if message.cache_salt or message.adapter:
         wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
@@ -244,7 +261,7 @@ def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> N
 def _block_hashes_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
     wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
     wrong.expect(
-        all(len(block_hash) in HASH_BYTES for block_hash in message.block_hashes),
+        all(length in HASH_BYTES for length in set(map(len, message.block_hashes))),
         f"{field}.block_hashes",
         f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
     )
@@ -286,6 +303,8 @@ def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) 
     wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
     wrong.text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
     wrong.expect(message.block_size > 0, "block_size", "is 0")
+    wrong.at_most(MAX_RECORDS, "records", message.records)
+    wrong.raise_any()
     for n, record in enumerate(message.records):
         wrong.text(f"records[{n}].session_id", record.session_id, most_bytes=MAX_ID_BYTES)
     wrong.raise_any()
