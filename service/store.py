@@ -42,25 +42,29 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
         deadline = time.monotonic() + depot.limits.max_wait_seconds
         positions: Sequence[int] = plan.positions
         while positions:
-            claims = await claimed(plan, positions)
-            mine = [(position, claim) for position, claim in claims.items() if isinstance(claim, Chunk)]
+            mine, others = await claimed(plan, positions)
             for first in range(0, len(mine), at_once):
                 await write_some(plan, session, operation, mine[first : first + at_once])
             if mine:
                 await plan.commit(depot.slices.pace())
-            others = {position: claim for position, claim in claims.items() if isinstance(claim, Writer)}
             positions = await _wait_for_others(plan, others, deadline)
 
-    async def claimed(plan: StorePlan, positions: Sequence[int]) -> dict[int, Chunk | Writer | None]:
+    async def claimed(plan: StorePlan, positions: Sequence[int]) -> tuple[list[tuple[int, Chunk]], dict[int, Writer]]:
+        """Which chunks this store is to write, and who writes others."""
         pace = depot.slices.pace()
-        claims: dict[int, Chunk | Writer | None] = {}
+        mine: list[tuple[int, Chunk]] = []
+        others: dict[int, Writer] = {}
         for number, position in enumerate(positions):
             if number % CHECK_EVERY == 0 and pace.is_over():
                 await pace.next()
             number_in_tables = position - plan.positions.start
             absent = absent_tokens(attachment, chunk_size, request.block_tables, number_in_tables)
-            claims[position] = plan.claim(position, absent)
-        return claims
+            claim = plan.claim(position, absent)
+            if isinstance(claim, Chunk):
+                mine.append((position, claim))
+            elif claim is not None:
+                others[position] = claim
+        return mine, others
 
     async def write_some(
         plan: StorePlan, session: Session, operation: Operation, chunks: Sequence[tuple[int, Chunk]]

@@ -12,7 +12,7 @@ from service.attachments import Attachment
 from service.chunks import Chunk, NamespaceEntry, Writer
 from service.depot import Depot
 from service.identity import ChunkKey, chunk_keys
-from service.index import DropReason
+from service.index import CHUNKS_A_STEP, DropReason
 from service.requests import Refusal, RefusalReason, StoreAnswer, StoreHeader
 from service.sessions import Outcome
 from service.slices import Pace
@@ -179,7 +179,10 @@ class StorePlan:
             if number % CHECK_EVERY == 0:
                 yield
         self._end_writing()
-        yield from self._depot.index.unpinning([[chunk for _, chunk in sorted(self._pinned.items())]])
+        positions = sorted(self._pinned)
+        for end in range(len(positions), 0, -CHUNKS_A_STEP):
+            self._depot.index.unpin([self._pinned[each] for each in positions[max(0, end - CHUNKS_A_STEP) : end]])
+            yield
 
     def _end_writing(self) -> None:
         self._writer.done.set_result(None)

@@ -149,14 +149,14 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     _ids(wrong, message)
-    _prefix_shape(wrong, "prefix", message.prefix)
+    prefix = _prefix(wrong, "prefix", message.prefix)
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
     wrong.expect(max_wait_seconds >= 0, "max_wait", "is negative")
     wrong.raise_any()
     return LookupRequest(
         instance_id=message.instance_id,
         session_id=message.session_id,
-        prefix=_prefix(message.prefix),
+        prefix=prefix,
         computed_tokens=message.computed_tokens,
         max_wait_seconds=max_wait_seconds,
     )
@@ -177,13 +177,13 @@ def store_header(
     """Raises: InvalidRequest, with fields that are named from `path` on, and with what is `wrong` already."""
     wrong = wrong or Violations()
     _ids(wrong, message, path)
-    _prefix_shape(wrong, f"{path}prefix", message.prefix)
+    prefix = _prefix(wrong, f"{path}prefix", message.prefix)
     wrong.raise_any()
     return StoreHeader(
         instance_id=message.instance_id,
         rank=message.rank,
         session_id=message.session_id,
-        prefix=_prefix(message.prefix),
+        prefix=prefix,
         start_token=message.start_token,
         path=path,
     )
@@ -243,39 +243,34 @@ def _ids(wrong: Violations, message: _WithIds, path: str = "") -> None:
     wrong.text(f"{path}session_id", message.session_id, most_bytes=MAX_ID_BYTES)
 
 
-def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
-    has_tokens, has_hashes = bool(message.token_ids), bool(message.block_hashes)
-    wrong.expect(has_tokens or has_hashes, field, "has neither token_ids nor block_hashes")
-    wrong.expect(not (has_tokens and has_hashes), field, "has both token_ids and block_hashes")
+def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
+    """The prefix, which is worth nothing if anything is wrong with it."""
+    num_tokens, num_hashes = len(message.token_ids), len(message.block_hashes)
     wrong.at_most(MAX_TOKEN_IDS, f"{field}.token_ids", message.token_ids)
     wrong.at_most(MAX_BLOCK_HASHES, f"{field}.block_hashes", message.block_hashes)
-    if has_hashes and len(message.block_hashes) <= MAX_BLOCK_HASHES:
-        _block_hashes_shape(wrong, field, message)
-    elif not has_hashes:
+    block_hashes = tuple(message.block_hashes) if 0 < num_hashes <= MAX_BLOCK_HASHES else ()
+    wrong.expect(bool(num_tokens or num_hashes), field, "has neither token_ids nor block_hashes")
+    wrong.expect(not (num_tokens and num_hashes), field, "has both token_ids and block_hashes")
+    if num_hashes:
+        wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
+        wrong.expect(
+            all(length in HASH_BYTES for length in set(map(len, block_hashes))),
+            f"{field}.block_hashes",
+            f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
+        )
+        wrong.expect(
+            num_hashes * message.hash_block_size <= MAX_TOKENS,
+            f"{field}.hash_block_size",
+            f"makes the prompt longer than {MAX_TOKENS} tokens",
+        )
+    else:
         wrong.expect(message.hash_block_size == 0, f"{field}.hash_block_size", "is set without block_hashes")
     if message.cache_salt or message.adapter:
         wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
         wrong.text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
-
-
-def _block_hashes_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
-    wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
-    wrong.expect(
-        all(length in HASH_BYTES for length in set(map(len, message.block_hashes))),
-        f"{field}.block_hashes",
-        f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
-    )
-    wrong.expect(
-        len(message.block_hashes) * message.hash_block_size <= MAX_TOKENS,
-        f"{field}.hash_block_size",
-        f"makes the prompt longer than {MAX_TOKENS} tokens",
-    )
-
-
-def _prefix(message: cache_pb2.Prefix) -> Prefix:
     return Prefix(
         token_ids=np.array(message.token_ids, dtype=np.uint32),
-        block_hashes=tuple(message.block_hashes),
+        block_hashes=block_hashes,
         hash_block_size=message.hash_block_size,
         cache_salt=message.cache_salt,
         adapter=message.adapter,

@@ -56,9 +56,11 @@ class Unread(Generic[M]):
                 await pace.next()
         await pace.next()  # to read it may take longer than a slice
         try:
-            return self._message_type.FromString(self._wire)
+            message = self._message_type.FromString(self._wire)
         except DecodeError as error:
             raise invalid("the message", f"is no {self._message_type.__name__}") from error
+        await pace.next()  # so may what is done with it first
+        return message
 
 
 def leaving_long_ones(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
