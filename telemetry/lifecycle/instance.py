@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from telemetry.events import BlockAllocation
-from telemetry.lifecycle.blocks import MAX_BLOCKS, Blocks
+from telemetry.lifecycle.blocks import Blocks
 from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
 from telemetry.lifecycle.lives import Lives
 from telemetry.lifecycle.observer import Observer, Source
-from telemetry.lifecycle.pending import MOST_TOGETHER, Pending, PendingRecord
+from telemetry.lifecycle.pending import Pending, PendingRecord
 from telemetry.lifecycle.sessions import SessionTable
 from telemetry.lifecycle.takings import carry_out, take_in_order
 
@@ -17,6 +17,8 @@ from telemetry.lifecycle.takings import carry_out, take_in_order
 MAX_SESSIONS = 16_384
 # Longer than any context that is served; the keys of so many positions take 48 MiB.
 MAX_SESSION_TOKENS = 1 << 22
+MAX_SESSION_BLOCKS = 1 << 18
+ENDS_AT_ONCE = 256
 NOTHING = np.zeros(0, dtype=np.uint64)
 ONE = np.uint32(1)
 
@@ -64,13 +66,21 @@ class InstanceBlocks:
         return self.blocks.nbytes + sum(session.nbytes for session in self._sessions.values())
 
     def record(self, record: BlockAllocation, now: float) -> None:
-        """Follow one record; one that can't be followed changes nothing and is counted, as are surplus tokens."""
+        """Follow one record; one that can't be followed changes nothing and is counted, as are surplus tokens.
+
+        So is one that would have to be followed block by block, and is too long for that.
+        """
         now = self.advance(now)
         known = self._sessions.get(record.session_id)
         num_blocks = len(record.reused_block_ids) + len(record.block_ids)
         if known is not None and not record.resumed:
             num_blocks += known.num_blocks
-        if num_blocks * self.block_size > MAX_SESSION_TOKENS or not self._make_rows(record):
+        if (
+            num_blocks > MAX_SESSION_BLOCKS
+            or num_blocks * self.block_size > MAX_SESSION_TOKENS
+            or not self.blocks.make_room(record.reused_block_ids)
+            or not self.blocks.make_room(record.block_ids)
+        ):
             self.num_malformed += 1
             return
         if known is None:
@@ -98,7 +108,7 @@ class InstanceBlocks:
         self.last_time = now = max(now, self.last_time)
         if now < self._no_deadline_before:
             return now
-        while self._sessions:
+        for _ in range(min(ENDS_AT_ONCE, len(self._sessions))):
             session_id, session = next(iter(self._sessions.items()))
             deadline = session.last_time + self._session_idle_timeout_seconds
             if deadline > now:
@@ -106,22 +116,14 @@ class InstanceBlocks:
                 return now
             del self._sessions[session_id]
             self._release(session, deadline)
+        if self._sessions:
+            return now
         self._no_deadline_before = now + self._session_idle_timeout_seconds
         return now
 
     def flush(self) -> None:
         """Carry out what waits."""
-        carry_out(self._pending, self.blocks, self.lives)
-
-    def _make_rows(self, record: BlockAllocation) -> bool:
-        """Returns False if an id is too large for that."""
-        for block_ids in (record.reused_block_ids, record.block_ids):
-            if len(block_ids):
-                largest = int(block_ids.max())
-                if largest >= MAX_BLOCKS:
-                    return False
-                self.blocks.make_room(largest + 1)
-        return True
+        self.num_malformed += carry_out(self._pending, self.blocks, self.lives)
 
     def _fill(self, session: SessionTable, record: BlockAllocation, now: float) -> None:
         """Lengthen the table, and let wait what that and the tokens mean for its blocks."""
@@ -145,7 +147,7 @@ class InstanceBlocks:
         num_claimed = len(record.reused_block_ids)
         session.has_duplicates |= repeats
         alone = session.has_duplicates or appended + num_claimed > max(appended, full_end)
-        if alone or session.is_pending or self._pending.num_blocks + num_taken > MOST_TOGETHER:
+        if alone or session.is_pending or not self._pending.has_room(num_taken):
             self.flush()
             self._pending.make_room(num_taken)
         first = self._pending.num_blocks
@@ -168,7 +170,7 @@ class InstanceBlocks:
         )
         if alone:
             (taken,) = self._pending.take_all()
-            take_in_order(taken, self._pending, self.blocks, self.lives)
+            self.num_malformed += not take_in_order(taken, self._pending, self.blocks, self.lives)
             self._pending.shrink()
         else:
             self.blocks.waits[self._pending.block_ids[first : first + num_taken]] = True

@@ -9,21 +9,36 @@ from telemetry.lifecycle.blocks import BlockIds, Blocks
 from telemetry.lifecycle.lives import Lives
 from telemetry.lifecycle.pending import Pending, PendingRecord
 
+MOST_IN_ORDER = 1_024  # blocks, of 10 µs each; of all records that wait, too
+LONGEST_TABLE_IN_ORDER = 16_384
 
-def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> None:
-    """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one."""
+
+def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> int:
+    """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one.
+
+    Returns the number of records that were too long for that: of those nothing is known but their tokens.
+    """
+    num_left_out = num_in_order = 0
     num_blocks = pending.num_blocks
     records = pending.take_all()
     blocks.waits[pending.block_ids[:num_blocks]] = False
     if records and not _take_together(records, slice(0, num_blocks), pending, blocks, lives):
         for record in records:
             if not _take_together([record], slice(record.first, record.last), pending, blocks, lives):
-                take_in_order(record, pending, blocks, lives)
+                num_in_order += record.last - record.first
+                is_taken = num_in_order <= MOST_IN_ORDER and take_in_order(record, pending, blocks, lives)
+                num_left_out += not is_taken
     pending.shrink()
+    return num_left_out
 
 
-def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives: Lives) -> None:
-    """The law, one block after the other: those that are reused first, then all from the first that becomes full on."""
+def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives: Lives) -> bool:
+    """The law, one block after the other: those that are reused first, then all from the first that becomes full on.
+
+    Returns False, with nothing changed, if the record or its session's table is too long for that.
+    """
+    if record.last - record.first > MOST_IN_ORDER or record.session.num_blocks > LONGEST_TABLE_IN_ORDER:
+        return False
     session, now, generation = record.session, record.time, blocks.generation
     owning = session.owning_entries()
 
@@ -53,6 +68,7 @@ def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives
         if not owns(block_id):
             note(block_id, entry)
     session.has_duplicates = len(set(session.block_ids[: session.num_blocks].tolist())) < session.num_blocks
+    return True
 
 
 def _take_together(
