@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
+from telemetry.lifecycle.columns import column
 from telemetry.lifecycle.fingerprints import sampled
 
 BlockIds = NDArray[np.intp]
-T = TypeVar("T", bound=np.generic)
 
 # 4 Mi blocks are 64 Mi tokens in blocks of 16. Rows are zeros that the kernel backs when they are written, so that
 # all of them cost an instance address space, 193 MB, and none is ever copied.
@@ -34,15 +30,15 @@ class Blocks:
         self._instance_id = instance_id
         self._sample_rate = sample_rate
         self.num_rows = 0
-        self.identity = _column(np.uint64)
-        self.alloc_time = _column(np.float64)
-        self.last_access = _column(np.float64)
-        self.release_time = _column(np.float64)
-        self.num_owners = _column(np.uint32)
-        self.generation = _column(np.uint32)
-        self.mark = _column(np.uint32)
-        self.waits = _column(np.bool_)
-        self.sampled = _column(np.bool_)
+        self.identity = column(np.uint64, MAX_BLOCKS)
+        self.alloc_time = column(np.float64, MAX_BLOCKS)
+        self.last_access = column(np.float64, MAX_BLOCKS)
+        self.release_time = column(np.float64, MAX_BLOCKS)
+        self.num_owners = column(np.uint32, MAX_BLOCKS)
+        self.generation = column(np.uint32, MAX_BLOCKS)
+        self.mark = column(np.uint32, MAX_BLOCKS)
+        self.waits = column(np.bool_, MAX_BLOCKS)
+        self.sampled = column(np.bool_, MAX_BLOCKS)
         self._has_page = np.zeros(MAX_BLOCKS // PAGE_ROWS, dtype=np.bool_)
 
     @property
@@ -80,11 +76,3 @@ class Blocks:
     def num_unknown(self) -> int:
         """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
         return int(np.count_nonzero(self.generation[: self.num_rows])) - self.num_owned() - self.num_released()
-
-
-def _column(of: type[T]) -> NDArray[T]:
-    """Zeros for all rows, in pages that are backed when they are written: small ones, for there are few blocks."""
-    memory = mmap.mmap(-1, MAX_BLOCKS * np.dtype(of).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype=of)

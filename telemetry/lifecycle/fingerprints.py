@@ -15,6 +15,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from telemetry.lifecycle.columns import column
+
 MASK = (1 << 64) - 1
 LENGTH_KEY = 0x9E3779B97F4A7C15  # odd, so that a prefix and the same with zeros after it differ
 FIRST_KEYS = 1 << 12
@@ -30,15 +32,12 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class PositionKeys:
-    """A key for each position of a token; made as they are needed, 12 bytes each, the same in every process.
-
-    The arrays have all elements from the beginning: the kernel backs those that are written.
-    """
+    """A key for each position of a token; made as they are needed, 12 bytes each, the same in every process."""
 
     def __init__(self) -> None:
         self._num_made = 0
-        self._keys = np.empty(MAX_KEYS, dtype=np.uint64)
-        self._pair_keys = np.empty(MAX_KEYS // 2, dtype=np.uint64)
+        self._keys = column(np.uint64, MAX_KEYS)
+        self._pair_keys = column(np.uint64, MAX_KEYS // 2)
         self._make(FIRST_KEYS)
 
     @property

@@ -41,8 +41,8 @@ def test_a_block_takes_at_most_64_bytes_with_the_tables_of_the_sessions_that_hol
     finally:
         tracemalloc.stop()
     assert subscriber.counts()["a"].owned == num_blocks
-    assert (after - before) / num_blocks <= 64
-    assert subscriber.nbytes <= after - before
+    assert subscriber.nbytes / num_blocks <= 64  # the rows, too, which are not Python's
+    assert (after - before) / num_blocks <= 16
 
 
 def test_a_share_of_the_blocks_is_sampled():
