@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from telemetry.lifecycle.columns import column
 MASK = (1 << 64) - 1
 LENGTH_KEY = 0x9E3779B97F4A7C15  # odd, so that a prefix and the same with zeros after it differ
 FIRST_KEYS = 1 << 12
+KEYS_A_STEP = 1 << 16
 MAX_KEYS = 1 << 22  # as many as a session has tokens at most
 SAMPLED_AT_ONCE = 1 << 16  # so that it takes little memory on the way
 
@@ -44,6 +46,12 @@ class PositionKeys:
     def nbytes(self) -> int:
         """Bytes of all keys."""
         return self._num_made * (self._keys.itemsize + self._pair_keys.itemsize // 2)
+
+    def making(self, count: int) -> Iterator[None]:
+        """Have that many in steps of a millisecond, so that who needs them next finds them."""
+        while self._num_made < min(count, MAX_KEYS):
+            self._make(min(count, self._num_made + KEYS_A_STEP))
+            yield
 
     def between(self, first: int, last: int) -> NDArray[np.uint64]:
         """The keys of positions ``first`` to ``last - 1``: a view."""

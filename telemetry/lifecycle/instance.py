@@ -96,6 +96,11 @@ class InstanceBlocks:
         session.last_time = now
         self._fill(session, record, now)
 
+    def num_tokens_after(self, record: BlockAllocation) -> int:
+        """How many tokens the record's session has with it, at most."""
+        known = self._sessions.get(record.session_id)
+        return len(record.token_ids) + (known.num_tokens if known is not None else 0)
+
     def end_session(self, session_id: str, now: float) -> None:
         """The session lets go of its blocks; one that is not known is ignored."""
         now = self.advance(now)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
-from telemetry.lifecycle.fingerprints import PositionKeys
+from telemetry.lifecycle.fingerprints import KEYS_A_STEP, PositionKeys
 from telemetry.lifecycle.instance import InstanceBlocks
 from telemetry.lifecycle.observer import Observer, Source
 from telemetry.lifecycle.pending import Pending
@@ -103,6 +103,8 @@ class L0Lifecycle:
         step_end = monotonic() + STEP_SECONDS
         instance = self._instances.pop(instance_id, None)
         for event, record in _one_by_one(events):
+            if record is not None and len(record.token_ids) > KEYS_A_STEP:
+                instance = yield from self._make_keys(instance_id, instance, record)
             match event:
                 case BlocksAllocated():
                     instance = self._report(instance, event, record)
@@ -123,6 +125,18 @@ class L0Lifecycle:
             self._instances[instance_id] = instance
             if len(self._instances) > MAX_INSTANCES:
                 self._forget(self._instances.pop(self._least_wanted()))
+
+    def _make_keys(
+        self, instance_id: str, instance: InstanceBlocks | None, record: BlockAllocation
+    ) -> Generator[None, None, InstanceBlocks | None]:
+        """Make the keys that a long record needs; meanwhile the instance is where others find it."""
+        num_tokens = len(record.token_ids)
+        if instance is not None:
+            num_tokens = instance.num_tokens_after(record)
+            instance.flush()
+            self._instances[instance_id] = instance
+        yield from self._keys.making(num_tokens)
+        return self._instances.pop(instance_id, None)
 
     def _report(
         self, instance: InstanceBlocks | None, event: BlocksAllocated, record: BlockAllocation | None
