@@ -54,7 +54,7 @@ def field_of(error: grpc.aio.AioRpcError) -> str:
     status = Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
     bad = BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details)
-    return bad.field_violations[0].field
+    return str(bad.field_violations[0].field)
 
 
 @pytest.mark.parametrize(

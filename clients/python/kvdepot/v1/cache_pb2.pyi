@@ -6,7 +6,9 @@ What an engine speaks: attach memory, look up, store, retrieve, end the session.
 A failed call carries google.rpc.Status in `grpc-status-details-bin`: always an ErrorInfo with domain "kvdepot" and
 the `reason` that the Errors: list of the RPC names, a BadRequest where fields are at fault, a RetryInfo where
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
-(RESOURCE_EXHAUSTED), bytes that are no message. Every RPC may also answer
+(RESOURCE_EXHAUSTED), bytes that are no message. A message may have so many of each thing as the comments of its
+fields say, and 524,288 fields in all; INVALID_REQUEST names the field of which there are too many. Every RPC may also
+answer
   UNAVAILABLE        DRAINING: the depot is shutting down.
   RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached, the depot's or the tenant's.
   UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_UNKNOWN, TOKEN_EXPIRED, CERTIFICATE_UNKNOWN: nobody knows who calls.
@@ -303,11 +305,11 @@ class AttachInstanceRequest(_message.Message):
     """This rank, below world_size."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
-        """The layers of this rank, in the order in which block tables are sent. At least one."""
+        """The layers of this rank, in the order in which block tables are sent. 1 to 256."""
 
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryRegion]:
-        """The memory that the planes lie in. None: this rank moves bytes inline only."""
+        """The memory that the planes lie in; at most 1,024. None: this rank moves bytes inline only."""
 
     def __init__(
         self,
@@ -407,7 +409,9 @@ class KvGroup(_message.Message):
     """Bytes from a head to the next within a token."""
     @_builtins.property
     def planes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plane]:
-        """The planes, in any order; every layer below num_layers has the same kinds, each once."""
+        """The planes, in any order; every layer below num_layers has the same kinds, each once. At most 1,024 of all groups
+        together.
+        """
 
     def __init__(
         self,
@@ -616,11 +620,13 @@ class Prefix(_message.Message):
     """The LoRA adapter; prompts with different ones never share chunks. At most 512 bytes."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """All token ids of the prompt, from token 0. Ids are fixed32: on the wire they are the array that clients have."""
+        """All token ids of the prompt, from token 0; at most 4,194,304. Ids are fixed32: on the wire they are the array that
+        clients have, packed.
+        """
 
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One hash per whole block of the prompt, from block 0, each of 4 to 64 bytes."""
+        """One hash per whole block of the prompt, from block 0, each of 4 to 64 bytes; at most 262,144."""
 
     def __init__(
         self,
@@ -853,7 +859,7 @@ class StoreRequest(_message.Message):
 
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
-        """One table per group, in group order, for the tokens from start_token on."""
+        """One table per group, in group order, for the tokens from start_token on; at most 256."""
 
     def __init__(
         self,
@@ -971,7 +977,9 @@ class RetrieveRequest(_message.Message):
     """A CUDA interprocess event to wait for before the blocks are written; empty: none."""
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
-        """One table per group, in group order, from token 0: for the leased prefix or a shorter, chunk-aligned part of it."""
+        """One table per group, in group order, from token 0: for the leased prefix or a shorter, chunk-aligned part of it. At
+        most 256.
+        """
 
     def __init__(
         self,

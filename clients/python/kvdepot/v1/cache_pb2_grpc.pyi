@@ -6,7 +6,9 @@ What an engine speaks: attach memory, look up, store, retrieve, end the session.
 A failed call carries google.rpc.Status in `grpc-status-details-bin`: always an ErrorInfo with domain "kvdepot" and
 the `reason` that the Errors: list of the RPC names, a BadRequest where fields are at fault, a RetryInfo where
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
-(RESOURCE_EXHAUSTED), bytes that are no message. Every RPC may also answer
+(RESOURCE_EXHAUSTED), bytes that are no message. A message may have so many of each thing as the comments of its
+fields say, and 524,288 fields in all; INVALID_REQUEST names the field of which there are too many. Every RPC may also
+answer
   UNAVAILABLE        DRAINING: the depot is shutting down.
   RESOURCE_EXHAUSTED TOO_MANY_RPCS: the limit on concurrent RPCs is reached, the depot's or the tenant's.
   UNAUTHENTICATED    CREDENTIALS_MISSING, TOKEN_UNKNOWN, TOKEN_EXPIRED, CERTIFICATE_UNKNOWN: nobody knows who calls.
