@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from telemetry.events import Event
 from telemetry.rate_limit import RateLimit
@@ -31,14 +31,17 @@ class Subscriber(Protocol):
     def handle(self, batch: Sequence[Event]) -> None:
         """Take events, of one thread in the order in which it published them."""
 
-    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """What `handle` does, in steps, between which others have the event loop: for one that may need longer."""
-        self.handle(batch)
-        yield
-
     def close(self) -> None:
         """The bus has stopped, and the last batch was handed over."""
         return
+
+
+@runtime_checkable
+class InSteps(Protocol):
+    """A subscriber that may need long for one event."""
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """What `handle` does, in steps, between which others have the event loop."""
 
 
 class Delivery:
@@ -84,7 +87,7 @@ class Delivery:
 
     def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[float]:
         """Yields the seconds that each step took."""
-        steps = iter(subscriber.steps(batch))
+        steps = subscriber.steps(batch) if isinstance(subscriber, InSteps) else _in_one_step(subscriber, batch)
         is_done = False
         while not is_done:
             start = monotonic()
@@ -113,3 +116,8 @@ class Delivery:
                 *(message, subscriber.name, num_events, num_suppressed),
                 exc_info=level == logging.ERROR,
             )
+
+
+def _in_one_step(subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[None]:
+    subscriber.handle(batch)
+    yield
