@@ -7,11 +7,13 @@ and whose oldest chunk goes, whoever's it is, when room is needed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from service.attachments import TransferBackend
+from service.chunks import Chunk
 from service.depot import Depot, DepotLimits, Publisher
-from service.index import Index
+from service.index import CHUNKS_A_STEP, Index
 from service.pool import Pool
 from service.requests import ClearAnswer
 from service.security.allowance import Allowance
@@ -113,9 +115,14 @@ class Depots:
     def _clearing(
         self, depots: Sequence[Depot], model_name: str, cache_salt: str | None, *, force: bool, answer: ClearAnswer
     ) -> Iterator[None]:
-        chunks = list(self.index.chunks())
+        chunks: dict[str, list[Chunk]] = defaultdict(list)
+        for number, chunk in enumerate(list(self.index.chunks())):
+            chunks[chunk.entry.tenant].append(chunk)
+            if number % CHUNKS_A_STEP == 0:
+                yield
         for depot in depots:
-            yield from depot.clearing(chunks, model_name, cache_salt, force=force, answer=answer)
+            of_depot = chunks[depot.tenant]
+            yield from depot.clearing(of_depot, model_name, cache_salt, force=force, answer=answer)
 
     def chunks_and_bytes(self) -> dict[str, tuple[int, int]]:
         """Of each tenant that has called, its chunks in L1 and the bytes of their slots."""
