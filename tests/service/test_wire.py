@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ async def read(message: Message) -> Message:
     return read_message
 
 
-def lookup(**prefix: object) -> cache_pb2.LookupRequest:
+def lookup(**prefix: Any) -> cache_pb2.LookupRequest:
     return cache_pb2.LookupRequest(
         instance_id="i", session_id="s", prefix=cache_pb2.Prefix(adapter=LONG_NAME, **prefix)
     )
