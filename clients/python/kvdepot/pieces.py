@@ -34,7 +34,7 @@ def store_piece(data: Buffer) -> bytes:
 
 
 def store_data(wire: bytes) -> memoryview | None:
-    """The bytes of a StoreInlineRequest that holds `data` and nothing else, encoded as `store_piece` does; else None."""
+    """The bytes of a StoreInlineRequest that holds `data` alone, encoded as `store_piece` does; of others None."""
     found = _leading_bytes(wire, _STORE_TAG)
     return found[0] if found is not None and found[1] == len(wire) else None
 
