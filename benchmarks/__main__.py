@@ -10,7 +10,7 @@ from types import ModuleType
 
 import uvloop
 
-from benchmarks import connector, index, inline, keys, load, lookups, startup, telemetry, transfers
+from benchmarks import connector, holds, index, inline, keys, load, lookups, startup, telemetry, transfers
 from benchmarks.figures import Report
 
 BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "lookups": ("Lookups", lookups),
     "inline": ("Bytes that ride on the call", inline),
     "load": ("The tail under load", load),
+    "holds": ("How long a message holds up others", holds),
     "keys": ("Chunk keys", keys),
     "index": ("The index", index),
     "connector": ("vLLM's connector", connector),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -99,8 +99,10 @@ class Attaching:
                     try:
                         yield attachment
                     finally:
-                        _remove(depot, attachment)
+                        removed = _remove(depot, attachment)
                         await stopped(list(attachment.transfers))
+                        if removed is not None:
+                            await to_the_end(removed)
             finally:
                 if buffer is not None:
                     await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
@@ -182,25 +184,38 @@ class Attaching:
             raise _ERRORS[type(error)](str(error)) from error
 
 
-def _remove(depot: Depot, attachment: Attachment) -> None:
+def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None:
+    """Take the rank out now, and end its leases, and with the last rank the instance's sessions.
+
+    Returns a future that ends when all of these have; None if they have.
+    """
     attachment.detached = True
     leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
-    for lease in leases:
-        depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
     num_ranks_left = depot.instances.remove(attachment)
     sessions = [] if num_ranks_left else depot.sessions.of_instance(attachment.instance_id)
-    for session in sessions:
-        depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
-    if depot.bus is not None:
-        depot.bus.publish(
-            InstanceDetached(
-                instance_id=attachment.instance_id,
-                model_name=attachment.model_name,
-                rank=attachment.rank,
-                reason=_reason(attachment, depot.draining, has_work=bool(leases or sessions)),
-                num_ranks_left=num_ranks_left,
+    reason = _reason(attachment, depot.draining, has_work=bool(leases or sessions))
+
+    def ending() -> Iterator[None]:
+        for lease in leases:
+            if lease.end is None:
+                depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
+                yield
+        for session in sessions:
+            if session.end is None:
+                depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
+                yield
+        if depot.bus is not None:
+            depot.bus.publish(
+                InstanceDetached(
+                    instance_id=attachment.instance_id,
+                    model_name=attachment.model_name,
+                    rank=attachment.rank,
+                    reason=reason,
+                    num_ranks_left=num_ranks_left,
+                )
             )
-        )
+
+    return depot.slices.run(ending())
 
 
 def _publish_attached(depot: Depot, attachment: Attachment) -> None:

@@ -30,6 +30,7 @@ from service.security.peers import PeerLimit, peer_of
 from service.security.tenants import Tenant
 from service.security.turns import Turns
 from service.servicers.receiving import Asked, Behavior, Rpc, as_stream
+from service.slices import Slices
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         allowance_of: Callable[[Tenant], Allowance],
         turns: Turns,
         refusals: Refusals,
+        slices: Slices,
         *,
         max_concurrent_rpcs: int,
         max_standing_rpcs: int,
@@ -112,6 +114,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._stream_room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
         self._visit_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
         self._reflection_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._slices = slices
         self._num_denied = 0
         self._streams: dict[asyncio.Timeout, Caller] = {}
         self._idle = asyncio.Event()
@@ -149,7 +152,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None:
             self.refusals.unknown()
             return None
-        rpc = Rpc.of(method, handler)
+        rpc = Rpc.of(method, handler, self._slices)
         if not method.startswith(OURS):
             serve = self._visited(method, rpc)
         elif method in STANDING:

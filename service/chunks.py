@@ -12,7 +12,7 @@ from service.pool import Slot
 
 @dataclass(slots=True, eq=False)
 class NamespaceEntry:
-    """What the chunks of one namespace share. `used_bytes` are those of their slots."""
+    """What the chunks of one namespace share."""
 
     namespace: Namespace
     model_name: str
@@ -20,7 +20,6 @@ class NamespaceEntry:
     rank: int
     tenant: str = ""
     num_chunks: int = 0
-    used_bytes: int = 0
     ever_stored: bool = False
 
 

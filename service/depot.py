@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -13,18 +13,19 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from service.attachments import Instances, TransferBackend
-from service.chunks import Chunk
+from service.chunks import Chunk, NamespaceEntry
 from service.errors import StreamStalled, invalid
 from service.identity import Prefix
-from service.index import DropReason, Index
+from service.index import CHUNKS_A_STEP, DropReason, Index
 from service.leases import Lease, LeaseEnd, Leases
 from service.pool import Pool
 from service.requests import ClearAnswer
 from service.security.allowance import Allowance
 from service.security.callers import WITHOUT_LIMIT
 from service.sessions import Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.slices import Slices
 from service.trace_context import traceparent
-from service.transfers import RunningTransfer, stopped
+from service.transfers import stopped, to_the_end
 from telemetry.events import (
     CacheCleared,
     ChunksEvicted,
@@ -48,6 +49,17 @@ class Publisher(Protocol):
         """Never blocks, never raises."""
 
 
+class OpenPlan(Protocol):
+    """A store that is under way."""
+
+    is_cleared: bool
+    """Whether what it claims from now on is to be dropped at once."""
+
+    @property
+    def entry(self) -> NamespaceEntry:
+        """What its chunks share."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepotLimits:
     """How large chunks are, and how long things live. `max_wait_seconds` bounds every wait for somebody else."""
@@ -64,7 +76,7 @@ class Depot:
     L1 and the `index` are all tenants'; the rest is this tenant's own. Alone, it is the depot of nobody in particular.
 
     Every method is one step, without an `await` between reading state and writing it, unless it is `async`; those
-    change the state first and wait after.
+    change the state first and wait after. What may concern very many chunks, leases or sessions goes on in `slices`.
     """
 
     def __init__(
@@ -76,6 +88,7 @@ class Depot:
         *,
         index: Index | None = None,
         allowance: Allowance | None = None,
+        slices: Slices | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
@@ -84,9 +97,11 @@ class Depot:
         self.index = index if index is not None else Index(Pool(len(l1)))
         self.allowance = allowance or Allowance("", WITHOUT_LIMIT)
         self.tenant = self.allowance.tenant
-        self.leases = Leases(self.index, limits.lease_ttl_seconds)
+        self.slices = slices or Slices()
+        self.leases = Leases(self.index, limits.lease_ttl_seconds, self.slices)
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
+        self.open_plans: set[OpenPlan] = set()
         self.num_refused_chunks = 0
         self.draining = False
         self._operation_numbers = itertools.count(1)
@@ -184,10 +199,19 @@ class Depot:
 
     # Leases
 
-    def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
-        """Lease the chunks of a prefix to a session."""
-        if self.bus is not None:
-            self._report_reused([chunk for chunks in chunks_by_rank for chunk in chunks if chunk.num_pins == 0])
+    def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]], idle_since: Sequence[float]) -> Lease:
+        """Lease the chunks of a prefix, which are pinned, to a session.
+
+        `idle_since` has the release times of those that nobody had pinned before.
+        """
+        if self.bus is not None and idle_since:
+            self.bus.publish(
+                ChunksReused(
+                    model_name=session.model_name,
+                    tier=L1,
+                    reuse_gap_seconds=time.monotonic() - np.array(idle_since),
+                )
+            )
         lease = self.leases.grant(session.instance_id, session.session_id, chunks_by_rank)
         session.lease_ids.add(lease.lease_id)
         self._expire_by(lease.expire_monotonic)
@@ -203,9 +227,19 @@ class Depot:
             )
         return lease
 
-    def end_lease(self, lease: Lease, why: LeaseEnd) -> None:
-        """End a lease that lives. Transfers under it go on, with the pins of their own."""
-        self.leases.end(lease, why)
+    def require_lease(self, lease_id: str, instance_id: str, session_id: str) -> Lease:
+        """The lease of this session. Raises: LeaseExpired, LeaseReleased, LeaseRevoked, LeaseNotFound."""
+        lease = self.leases.find(lease_id)
+        if lease is not None and lease.end is None and lease.expire_monotonic <= time.monotonic():
+            self.end_lease(lease, LeaseEnd.EXPIRED)
+        return self.leases.require(lease_id, instance_id, session_id)
+
+    def end_lease(self, lease: Lease, why: LeaseEnd) -> asyncio.Future[None] | None:
+        """End a lease that lives. Transfers under it go on, with the pins of their own.
+
+        Returns a future that ends when all its chunks are unpinned; None if they are.
+        """
+        unpinned = self.leases.end(lease, why)
         session = self.sessions.find(lease.instance_id, lease.session_id)
         if session is not None:
             session.lease_ids.discard(lease.lease_id)
@@ -220,27 +254,38 @@ class Depot:
                     num_chunks=lease.num_chunks,
                 )
             )
+        return unpinned
 
     async def release_lease(self, lease_id: str) -> None:
         """End a lease, unless it has ended, and stop the transfers under it; nothing if it is unknown."""
         lease = self.leases.find(lease_id)
         if lease is None:
             return
-        if lease.end is None:
-            self.end_lease(lease, LeaseEnd.RELEASED)
+        unpinned = self.end_lease(lease, LeaseEnd.RELEASED) if lease.end is None else None
         await stopped(list(lease.transfers))
+        if unpinned is not None:
+            await to_the_end(unpinned)
 
     # Sessions
 
     async def end_session(self, instance_id: str, session_id: str) -> Session:
         """End a session and its leases, and stop its transfers. Raises: SessionNotFound."""
         session = self.sessions.require(instance_id, session_id)
-        await stopped(self.close_session(session, SessionEnd.REQUESTED))
+        ends = self.close_session(session, SessionEnd.REQUESTED)
+        await stopped(list(session.transfers))
+        while ends:
+            await to_the_end(ends.pop(0))
         return session
 
-    def close_session(self, session: Session, why: SessionEnd) -> list[RunningTransfer]:
-        """End a session and its leases; returns its transfers that still run."""
-        self._end_leases(session)
+    def close_session(self, session: Session, why: SessionEnd) -> list[asyncio.Future[None]]:
+        """End a session and its leases; its transfers still run.
+
+        Returns what to wait for, one after the other, while there is any: then its chunks are unpinned.
+        """
+        ends: list[asyncio.Future[None]] = []
+        leases_ended = self.slices.run(self._ending(session, ends))
+        if leases_ended is not None:
+            ends.insert(0, leases_ended)
         self.sessions.end(session, why)
         if self.bus is not None:
             self.bus.publish(
@@ -253,13 +298,17 @@ class Depot:
                     num_operations=len(session.operations) + session.num_dropped_operations,
                 )
             )
-        return list(session.transfers)
+        return ends
 
-    def _end_leases(self, session: Session) -> None:
+    def _ending(self, session: Session, ends: list[asyncio.Future[None]]) -> Iterator[None]:
+        """End the session's leases, one a step."""
         for lease_id in list(session.lease_ids):
             lease = self.leases.find(lease_id)
             if lease is not None and lease.end is None:
-                self.end_lease(lease, LeaseEnd.SESSION_ENDED)
+                unpinned = self.end_lease(lease, LeaseEnd.SESSION_ENDED)
+                if unpinned is not None:
+                    ends.append(unpinned)
+                yield
 
     # Chunks
 
@@ -284,74 +333,76 @@ class Depot:
                 )
             )
 
-    def _report_reused(self, chunks: Sequence[Chunk]) -> None:
-        if self.bus is not None and chunks:
-            self.bus.publish(
-                ChunksReused(
-                    model_name=chunks[0].entry.model_name,
-                    tier=L1,
-                    reuse_gap_seconds=time.monotonic() - np.array([chunk.release_time for chunk in chunks]),
-                )
-            )
-
-    def clear(self, chunks: Iterable[Chunk], model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
+    def clearing(
+        self, chunks: Sequence[Chunk], model_name: str, cache_salt: str | None, *, force: bool, answer: ClearAnswer
+    ) -> Iterator[None]:
         """Drop those of this tenant's chunks that are of a model ("": of any) and a salt (None: of any), being written
-        or not.
+        or not, in short steps; counts in `answer`.
 
         Pinned ones stay unless `force`: then their leases end, and their slots are freed when the transfers that read
-        them are done.
+        them are done. Of stores that are under way nothing becomes visible, whatever they claim after this began.
         """
-        matching = [
-            chunk
-            for chunk in chunks
-            if model_name in ("", chunk.entry.model_name) and cache_salt in (None, chunk.entry.cache_salt)
-        ]
-        going = [chunk for chunk in matching if force or chunk.num_pins == 0]
-        gone = set(going)
-        revoked = [
-            lease
-            for lease in (list(self.leases.live()) if force else ())
-            if any(chunk in gone for leased in lease.chunks_by_rank for chunk in leased)
-        ]
-        for lease in revoked:
-            self.end_lease(lease, LeaseEnd.REVOKED)
-        cleared_bytes = sum(chunk.slot.size_bytes for chunk in going)
-        for chunk in going:
-            self.index.drop(chunk, DropReason.CLEARED)
+
+        def matches(entry: NamespaceEntry) -> bool:
+            return (
+                entry.tenant == self.tenant
+                and model_name in ("", entry.model_name)
+                and cache_salt in (None, entry.cache_salt)
+            )
+
+        for plan in self.open_plans:
+            if matches(plan.entry):
+                plan.is_cleared = True
+        before = answer.num_cleared_chunks, answer.cleared_bytes
+        for first in range(0, len(chunks), CHUNKS_A_STEP):
+            for chunk in chunks[first : first + CHUNKS_A_STEP]:
+                if chunk.dropped or not matches(chunk.entry):
+                    continue
+                if chunk.num_pins and not force:
+                    answer.num_kept_chunks += 1
+                    continue
+                answer.num_cleared_chunks += 1
+                answer.cleared_bytes += chunk.slot.size_bytes
+                self.index.drop(chunk, DropReason.CLEARED)
+            yield
+        for lease in list(self.leases.live()) if force else ():
+            if lease.end is None and any(chunk.dropped for leased in lease.chunks_by_rank for chunk in leased):
+                self.end_lease(lease, LeaseEnd.REVOKED)
+                answer.num_revoked_leases += 1
+            yield
         if self.bus is not None:
             self.bus.publish(
                 CacheCleared(
                     model_name=model_name,
                     cache_salt=cache_salt,
-                    num_chunks=len(going),
-                    num_bytes=cleared_bytes,
+                    num_chunks=answer.num_cleared_chunks - before[0],
+                    num_bytes=answer.cleared_bytes - before[1],
                     force=force,
                 )
             )
-        return ClearAnswer(
-            num_cleared_chunks=len(going),
-            cleared_bytes=cleared_bytes,
-            num_kept_chunks=len(matching) - len(going),
-            num_revoked_leases=len(revoked),
-        )
 
     # Time
 
     def expire(self) -> None:
-        """End the leases whose time is over and the sessions that were idle for too long.
+        """End leases whose time is over and sessions that were idle for too long, as many as a slice has time for.
 
         Transfers under a lease that expires go on: their chunks are pinned by the transfer too. A session that is still
         reported lives on for its reports; its leases end as if it had ended.
         """
         now = time.monotonic()
+        pace = self.slices.pace()
         for lease in self.leases.expired(now):
             self.end_lease(lease, LeaseEnd.EXPIRED)
+            if pace.is_over():
+                return
         for session in self.sessions.idle(now):
             if self.sessions.is_reported(session, now):
-                self._end_leases(session)
+                self.slices.run(self._ending(session, []))
                 self.sessions.leave_to_reports(session)
             else:
                 self.close_session(session, SessionEnd.IDLE)
+            if pace.is_over():
+                return
 
     def stop(self) -> None:
         """End the timer; the depot is used no more."""

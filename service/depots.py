@@ -8,18 +8,20 @@ and whose oldest chunk goes, whoever's it is, when room is needed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from service.attachments import TransferBackend
 from service.chunks import Chunk
 from service.depot import Depot, DepotLimits, Publisher
-from service.index import Index
+from service.index import CHUNKS_A_STEP, Index
 from service.pool import Pool
 from service.requests import ClearAnswer
 from service.security.allowance import Allowance
 from service.security.callers import NOBODY_IN_PARTICULAR, caller
 from service.security.tenants import Tenant, Tenants
 from service.sessions import Sessions
+from service.slices import Slices
+from service.transfers import to_the_end
 from telemetry.events import Event
 
 
@@ -45,6 +47,7 @@ class Depots:
     def __init__(self, l1: memoryview, backend: TransferBackend, limits: DepotLimits, bus: Publisher | None) -> None:
         self.index = Index(Pool(len(l1)))
         self.backend = backend
+        self.slices = Slices()
         self._l1 = l1
         self._limits = limits
         self._bus = bus
@@ -68,6 +71,7 @@ class Depots:
                 self._limits,
                 bus,
                 index=self.index,
+                slices=self.slices,
                 allowance=Allowance(tenant.name, tenant.limits),
             )
             depot.draining = self.draining
@@ -93,27 +97,32 @@ class Depots:
     def set_tenants(self, tenants: Tenants) -> None:
         """Apply new limits; what a tenant that is gone has in L1 is cleared: the name may be another's one day."""
         gone = [depot for name, depot in self._depots.items() if name not in tenants.by_name]
-        chunks = self._chunks_by_tenant() if gone else {}
-        for depot in gone:
-            depot.clear(chunks.get(depot.tenant, ()), "", None, force=True)
+        if gone:
+            self.slices.run(self._clearing(gone, "", None, force=True, answer=ClearAnswer()))
         for name, tenant in tenants.by_name.items():
             if name in self._depots:
                 self._depots[name].allowance.limits = tenant.limits
 
-    def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
-        """Drop chunks of a tenant ("": of all), see `Depot.clear`."""
-        chunks = self._chunks_by_tenant()
-        answers = [
-            depot.clear(chunks.get(name, ()), model_name, cache_salt, force=force)
-            for name, depot in self._depots.items()
-            if tenant in ("", name)
-        ]
-        return ClearAnswer(
-            num_cleared_chunks=sum(answer.num_cleared_chunks for answer in answers),
-            cleared_bytes=sum(answer.cleared_bytes for answer in answers),
-            num_kept_chunks=sum(answer.num_kept_chunks for answer in answers),
-            num_revoked_leases=sum(answer.num_revoked_leases for answer in answers),
-        )
+    async def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearAnswer:
+        """Drop chunks of a tenant ("": of all), see `Depot.clearing`. A call that is cancelled clears to the end."""
+        answer = ClearAnswer()
+        depots = [depot for name, depot in self._depots.items() if tenant in ("", name)]
+        cleared = self.slices.run(self._clearing(depots, model_name, cache_salt, force=force, answer=answer))
+        if cleared is not None:
+            await to_the_end(cleared)
+        return answer
+
+    def _clearing(
+        self, depots: Sequence[Depot], model_name: str, cache_salt: str | None, *, force: bool, answer: ClearAnswer
+    ) -> Iterator[None]:
+        chunks: dict[str, list[Chunk]] = defaultdict(list)
+        for number, chunk in enumerate(list(self.index.chunks())):
+            chunks[chunk.entry.tenant].append(chunk)
+            if number % CHUNKS_A_STEP == 0:
+                yield
+        for depot in depots:
+            of_depot = chunks[depot.tenant]
+            yield from depot.clearing(of_depot, model_name, cache_salt, force=force, answer=answer)
 
     def chunks_and_bytes(self) -> dict[str, tuple[int, int]]:
         """Of each tenant that has called, its chunks in L1 and the bytes of their slots."""
@@ -129,9 +138,3 @@ class Depots:
         """End the timers; the depots are used no more."""
         for depot in self:
             depot.stop()
-
-    def _chunks_by_tenant(self) -> dict[str, list[Chunk]]:
-        chunks: dict[str, list[Chunk]] = defaultdict(list)
-        for chunk in self.index.chunks():
-            chunks[chunk.entry.tenant].append(chunk)
-        return chunks

@@ -24,6 +24,7 @@ ChunkKey = NewType("ChunkKey", bytes)
 Namespace = NewType("Namespace", bytes)
 
 NUM_NAMESPACES_KEPT = 1_024
+CHUNKS_AT_ONCE = 64  # whose tokens are copied, so that the first key of a long prompt costs no more than others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +88,19 @@ def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterato
     """The keys of the prefix's whole chunks, from token 0; lazy, so that a lookup stops at its first miss."""
     if prefix.hash_block_size:
         blocks_per_chunk = chunk_size // prefix.hash_block_size
-        for block_hash in prefix.block_hashes[blocks_per_chunk - 1 :: blocks_per_chunk]:
-            yield ChunkKey(blake3(namespace + block_hash).digest())
+        for last in range(blocks_per_chunk - 1, len(prefix.block_hashes), blocks_per_chunk):
+            yield ChunkKey(blake3(namespace + prefix.block_hashes[last]).digest())
         return
-    token_bytes = prefix.token_ids.astype("<u4", copy=False).tobytes()
     chunk_token_bytes = 4 * chunk_size
     parent: bytes = namespace
-    for start in range(0, len(token_bytes) - chunk_token_bytes + 1, chunk_token_bytes):
-        parent = blake3(parent + token_bytes[start : start + chunk_token_bytes]).digest()
-        yield parent  # type: ignore[misc]  # a ChunkKey, without the cost of a call that says so
+    num_tokens = len(prefix.token_ids) // chunk_size * chunk_size
+    tokens_at_once = CHUNKS_AT_ONCE * chunk_size
+    for first in range(0, num_tokens, tokens_at_once):
+        token_ids = prefix.token_ids[first : min(first + tokens_at_once, num_tokens)]
+        token_bytes = token_ids.astype("<u4", copy=False).tobytes()
+        for start in range(0, len(token_bytes), chunk_token_bytes):
+            parent = blake3(parent + token_bytes[start : start + chunk_token_bytes]).digest()
+            yield parent  # type: ignore[misc]  # a ChunkKey, without the cost of a call that says so
 
 
 def _encode(value: str | int) -> bytes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -20,6 +20,7 @@ MAX_REMEMBERED = 65_536
 # can go instead, and 30 milliseconds' worth where it has none and would be refused.
 SWEPT_FOR_AGE = 32
 SWEPT_FOR_ROOM = 200_000
+CHUNKS_A_STEP = 256  # a tenth of a millisecond
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -54,11 +55,14 @@ class Index:
         self.num_protected = 0
         self.protected_bytes = 0
         self.num_evicted = 0
+        self.num_dropped_pinned = 0
+        """Drops of chunks that were pinned: who has pinned some and finds this changed looks at them again."""
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """The chunk of a key, resident or being written: a lookup asks for hundreds."""
         self._namespaces: dict[Namespace, NamespaceEntry] = {}
         self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)  # by size of slot; none is empty
+        self._by_tenant: dict[str, tuple[int, int]] = {}
         self._no_run_bytes = math.inf  # since nothing was let go of, no run of so many bytes may go
         self._drops: OrderedDict[ChunkKey, Drop] = OrderedDict()
         self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
@@ -88,11 +92,7 @@ class Index:
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
         """Of each tenant that has any, its chunks, resident or being written, and the bytes of their slots."""
-        totals: dict[str, tuple[int, int]] = {}
-        for entry in self._namespaces.values():
-            num_chunks, num_bytes = totals.get(entry.tenant, (0, 0))
-            totals[entry.tenant] = num_chunks + entry.num_chunks, num_bytes + entry.used_bytes
-        return totals
+        return {tenant: totals for tenant, totals in self._by_tenant.items() if totals[0]}
 
     def reserve(
         self, key: ChunkKey, entry: NamespaceEntry, slot_bytes: int, writer: Writer
@@ -110,8 +110,7 @@ class Index:
         entry = self._namespaces.setdefault(entry.namespace, entry)
         chunk = slot.chunk = Chunk(key, entry, slot, writer)
         self._chunks[key] = chunk
-        entry.num_chunks += 1
-        entry.used_bytes += slot.size_bytes
+        self._count(entry, 1, slot.size_bytes)
         self._protect(chunk)
         return chunk, evicted
 
@@ -158,6 +157,13 @@ class Index:
                 chunk.release_time = now
                 self._unprotect(chunk)
 
+    def unpinning(self, chunks_by_rank: Iterable[Sequence[Chunk]]) -> Iterator[None]:
+        """Unpin prefixes in short steps; the tail of each counts as used before its head."""
+        for chunks in chunks_by_rank:
+            for end in range(len(chunks), 0, -CHUNKS_A_STEP):
+                self.unpin(chunks[max(0, end - CHUNKS_A_STEP) : end])
+                yield
+
     def touch(self, chunks: Sequence[Chunk]) -> None:
         """Note the use of resident chunks of a prefix, given head first."""
         self.pin(chunks)
@@ -173,6 +179,7 @@ class Index:
         if chunk.writer is not None:
             return
         self.num_resident -= 1
+        self.num_dropped_pinned += chunk.num_pins > 0
         if chunk.num_pins == 0:
             self._leave_order(chunk)
             self.pool.give_back(chunk.slot)
@@ -192,6 +199,7 @@ class Index:
         evictable_bytes = sum(chunk.slot.size_bytes for chunk in evictable)
         assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
         assert sum(entry.num_chunks for entry in self._namespaces.values()) == len(self._chunks)
+        assert sum(num_chunks for num_chunks, _ in self._by_tenant.values()) == len(self._chunks)
 
     def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, Sequence[Chunk]]:
         slot = self.pool.take(slot_bytes)
@@ -253,12 +261,16 @@ class Index:
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
         chunk.dropped = True
-        chunk.entry.num_chunks -= 1
-        chunk.entry.used_bytes -= chunk.slot.size_bytes
+        self._count(chunk.entry, -1, -chunk.slot.size_bytes)
         if chunk.entry.num_chunks == 0:
             del self._namespaces[chunk.entry.namespace]
             if chunk.entry.ever_stored:
                 _remember(self._past_namespaces, chunk.entry.namespace, None)
+
+    def _count(self, entry: NamespaceEntry, num_chunks: int, num_bytes: int) -> None:
+        entry.num_chunks += num_chunks
+        num_chunks_so_far, num_bytes_so_far = self._by_tenant.get(entry.tenant, (0, 0))
+        self._by_tenant[entry.tenant] = num_chunks_so_far + num_chunks, num_bytes_so_far + num_bytes
 
     def _protect(self, chunk: Chunk) -> None:
         self.num_protected += 1

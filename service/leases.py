@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
@@ -12,9 +13,11 @@ from enum import StrEnum
 from service.chunks import Chunk
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.index import Index
+from service.slices import Slices
 from service.transfers import RunningTransfer
 
 MAX_ENDED_REMEMBERED = 16_384
+ENDS_AT_ONCE = 256
 
 
 class LeaseEnd(StrEnum):
@@ -68,8 +71,9 @@ class Lease:
 class Leases:
     """The leases that live, oldest first; all have the same time to live. Each pins its chunks once."""
 
-    def __init__(self, index: Index, ttl_seconds: float) -> None:
+    def __init__(self, index: Index, ttl_seconds: float, slices: Slices) -> None:
         self._index = index
+        self._slices = slices
         self._ttl_seconds = ttl_seconds
         self._live: OrderedDict[str, Lease] = OrderedDict()
         self._ended: OrderedDict[str, Lease] = OrderedDict()
@@ -85,9 +89,7 @@ class Leases:
         return self._live.values()
 
     def grant(self, instance_id: str, session_id: str, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
-        """Pin the chunks until the lease ends."""
-        for chunks in chunks_by_rank:
-            self._index.pin(chunks)
+        """Protect chunks until the lease ends, which takes over one pin of each from the caller."""
         lease = Lease(
             lease_id=secrets.token_hex(16),
             instance_id=instance_id,
@@ -117,22 +119,24 @@ class Leases:
             raise lease.error()
         return lease
 
-    def end(self, lease: Lease, why: LeaseEnd) -> None:
-        """End a lease that lives; its chunks may be evicted, once no transfer reads them."""
+    def end(self, lease: Lease, why: LeaseEnd) -> asyncio.Future[None] | None:
+        """End a lease that lives; its chunks may be evicted, once no transfer reads them.
+
+        Returns a future that ends when all of them are unpinned; None if they are.
+        """
         del self._live[lease.lease_id]
         lease.end = why
         self._ended[lease.lease_id] = lease
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             self._ended.popitem(last=False)
-        for chunks in lease.chunks_by_rank:
-            self._index.unpin(chunks)
-        lease.chunks_by_rank = ()
+        chunks_by_rank, lease.chunks_by_rank = lease.chunks_by_rank, ()
+        return self._slices.run(self._index.unpinning(chunks_by_rank))
 
     def expired(self, now: float) -> list[Lease]:
-        """The leases whose time is over at `now` (monotonic); they live until `end` is called."""
-        over = []
+        """The first leases whose time is over at `now` (monotonic); they live until `end` is called."""
+        over: list[Lease] = []
         for lease in self._live.values():
-            if lease.expire_monotonic > now:
+            if lease.expire_monotonic > now or len(over) == ENDS_AT_ONCE:
                 break
             over.append(lease)
         return over

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 from service.attachments import Instance
 from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.errors import SessionNotFound, invalid
 from service.identity import ChunkKey, Namespace, Prefix, chunk_keys
-from service.index import DropReason, Index
+from service.index import CHUNKS_A_STEP, DropReason, Index
+from service.leases import Lease
 from service.requests import LookupAnswer, LookupRequest, Miss, MissReason
-from service.sessions import Operation, OperationKind, Outcome
+from service.sessions import Operation, OperationKind, Outcome, Session
 from service.trace_context import traceparent
 from telemetry.events import LookupFinished, LookupStarted
 
@@ -25,18 +27,33 @@ _DROPPED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Match:
-    """The chunks of the matched prefix by rank, and why there are not more; `writers` are storing the next one."""
+    """The chunks of the matched prefix by rank, each pinned once, and why there are not more.
 
-    chunks_by_rank: Sequence[Sequence[Chunk]]
-    miss: Miss | None
-    writers: Sequence[Writer] = ()
+    `writers` are storing the next one. `idle_since` has the release times of those that nobody else had pinned.
+    """
+
+    chunks_by_rank: list[list[Chunk]]
+    miss: Miss | None = None
+    writers: list[Writer] = field(default_factory=list)
+    idle_since: list[float] = field(default_factory=list)
 
     @property
     def num_chunks(self) -> int:
         """Chunks of the matched prefix, for one rank."""
         return len(self.chunks_by_rank[0])
+
+    def lease(self, depot: Depot, session: Session) -> Lease:
+        """Lease the chunks, with the pins, to a session."""
+        chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
+        return depot.grant(session, chunks_by_rank, self.idle_since)
+
+    def let_go(self, depot: Depot) -> None:
+        """Unpin the chunks, if they were not leased: they were used."""
+        chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
+        if chunks_by_rank[0]:
+            depot.slices.run(depot.index.unpinning(chunks_by_rank))
 
 
 async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
@@ -79,22 +96,19 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
                     computed_tokens=request.computed_tokens,
                 )
             )
-        match = find(depot, instance, request.prefix)
-        deadline = time.monotonic() + min(request.max_wait_seconds, depot.limits.max_wait_seconds)
-        while match.writers and (left_seconds := deadline - time.monotonic()) > 0:
-            await asyncio.wait([writer.done for writer in match.writers], timeout=left_seconds)
-            instance = depot.instances.require(request.instance_id)
-            match = find(depot, instance, request.prefix)
-        if session.end is not None:  # while this waited; a lease belongs to a session that lives
-            raise SessionNotFound(request.instance_id, request.session_id)
-        matched_tokens = match.num_chunks * depot.limits.chunk_size
-        worth_it = matched_tokens > request.computed_tokens
-        if worth_it:
-            lease = depot.grant(session, match.chunks_by_rank)
-        else:
-            lease = None
-            for chunks in match.chunks_by_rank:
-                depot.index.touch(chunks)
+        match = await find(depot, request.instance_id, request.prefix)
+        try:
+            deadline = time.monotonic() + min(request.max_wait_seconds, depot.limits.max_wait_seconds)
+            while match.writers and (left_seconds := deadline - time.monotonic()) > 0:
+                match.let_go(depot)
+                await asyncio.wait([writer.done for writer in match.writers], timeout=left_seconds)
+                match = await find(depot, request.instance_id, request.prefix)
+            if session.end is not None:  # while this waited; a lease belongs to a session that lives
+                raise SessionNotFound(request.instance_id, request.session_id)
+            matched_tokens = match.num_chunks * depot.limits.chunk_size
+            lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
+        finally:
+            match.let_go(depot)
         answer = LookupAnswer(matched_tokens=matched_tokens, lease=lease, miss=match.miss)
         operation.asked_tokens = num_tokens
         operation.num_tokens = matched_tokens
@@ -102,59 +116,110 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     return answer
 
 
-def find(depot: Depot, instance: Instance, prefix: Prefix) -> Match:
-    """Match the prefix against the index. One step; nothing is changed."""
-    chunk_size = depot.limits.chunk_size
-    if not instance.complete:
-        missing = sorted(set(range(instance.world_size)) - set(instance.ranks))
-        miss = Miss(reason=MissReason.RANK_MISSING, at_token=0, detail=f"ranks {missing} are not attached")
-        return Match([[]], miss)
-    if prefix.num_tokens < chunk_size:
-        detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
-        return Match([[]], Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail))
-    namespaces = [instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)]
-    num_chunks = prefix.num_tokens // chunk_size  # that every rank walked so far has
-    walks: list[_Walk] = []
-    for namespace in namespaces:
-        walk = _walk(depot.index, chunk_keys(namespace, prefix, chunk_size), num_chunks)
-        num_chunks = min(num_chunks, len(walk.chunks))
-        walks.append(walk)
-    chunks_by_rank = [walk.chunks[:num_chunks] for walk in walks]
-    if num_chunks == prefix.num_tokens // chunk_size:
-        return Match(chunks_by_rank, None)
-    keys, found = zip(*(walk.at(num_chunks) for walk in walks), strict=True)
-    writers = [chunk.writer for chunk in found if chunk is not None and chunk.writer is not None]
-    return Match(chunks_by_rank, _miss(depot, namespaces, keys, found, num_chunks * chunk_size), writers)
+async def find(depot: Depot, instance_id: str, prefix: Prefix) -> Match:
+    """Match the prefix against the index, as it is at one moment before this returns.
+
+    A prompt of ordinary length is matched in one step, a longer one in slices. What a slice matched is pinned, so that
+    it is not evicted; if any of it is dropped all the same, or a rank comes or goes, the walk begins anew.
+
+    Raises: InstanceNotFound.
+    """
+    pace = depot.slices.pace()
+    while True:
+        instance = depot.instances.require(instance_id)
+        ranks = dict(instance.ranks)
+        num_dropped = depot.index.num_dropped_pinned
+        walk = _Walk(depot, instance, prefix)
+        try:
+            while not walk.is_done:
+                if pace.is_over():
+                    await pace.next()
+                walk.go_on()
+        except BaseException:
+            walk.match.let_go(depot)
+            raise
+        if depot.index.num_dropped_pinned == num_dropped and instance.ranks == ranks:
+            return walk.match
+        walk.match.let_go(depot)
+
+
+class _Walk:
+    """From token 0 on for as long as every rank has the chunk, `CHUNKS_A_STEP` chunks a step, which are pinned."""
+
+    def __init__(self, depot: Depot, instance: Instance, prefix: Prefix) -> None:
+        self._depot = depot
+        chunk_size = depot.limits.chunk_size
+        self.match = Match([[]])
+        self.is_done = True
+        if not instance.complete:
+            missing = sorted(set(range(instance.world_size)) - set(instance.ranks))
+            detail = f"ranks {missing} are not attached"
+            self.match.miss = Miss(reason=MissReason.RANK_MISSING, at_token=0, detail=detail)
+            return
+        if prefix.num_tokens < chunk_size:
+            detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
+            self.match.miss = Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail)
+            return
+        self.is_done = False
+        self._num_wanted = prefix.num_tokens // chunk_size
+        self._namespaces = [
+            instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)
+        ]
+        self._keys = [chunk_keys(namespace, prefix, chunk_size) for namespace in self._namespaces]
+        self._num_a_step = max(1, CHUNKS_A_STEP // len(self._keys))
+        self.match.chunks_by_rank = [[] for _ in self._keys]
+
+    def go_on(self) -> None:
+        """One step, in which nothing else happens."""
+        index = self._depot.index
+        num_asked = min(self._num_a_step, self._num_wanted - self.match.num_chunks)
+        num_chunks = num_asked  # that every rank looked at so far has
+        parts: list[_Part] = []
+        for keys in self._keys:
+            part = _look_up(index, islice(keys, num_asked), num_chunks)
+            num_chunks = min(num_chunks, len(part.chunks))
+            parts.append(part)
+        for chunks, part in zip(self.match.chunks_by_rank, parts, strict=True):
+            found = part.chunks[:num_chunks]
+            self.match.idle_since += [chunk.release_time for chunk in found if chunk.num_pins == 0]
+            index.pin(found)
+            chunks += found
+        if num_chunks < num_asked:
+            keys_at, found_at = zip(*(part.at(num_chunks) for part in parts), strict=True)
+            self.match.writers = [each.writer for each in found_at if each is not None and each.writer is not None]
+            at_token = self.match.num_chunks * self._depot.limits.chunk_size
+            self.match.miss = _miss(self._depot, self._namespaces, keys_at, found_at, at_token)
+        self.is_done = num_chunks < num_asked or self.match.num_chunks == self._num_wanted
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
-    """A rank's resident chunks from token 0, and the key of what ended the walk: that is not there, or not yet."""
+class _Part:
+    """A rank's resident chunks of a part of the prefix, and the key of what ended them: not there, or not yet."""
 
     chunks: list[Chunk]
     end_key: ChunkKey | None = None
     end_chunk: Chunk | None = None
 
     def at(self, position: int) -> tuple[ChunkKey, Chunk | None]:
-        """What this rank has at a position that the walk came to."""
+        """What this rank has at a position that was looked at."""
         if position < len(self.chunks):
             return self.chunks[position].key, self.chunks[position]
         assert self.end_key is not None
         return self.end_key, self.end_chunk
 
 
-def _walk(index: Index, keys: Iterable[ChunkKey], num_wanted: int) -> _Walk:
+def _look_up(index: Index, keys: Iterable[ChunkKey], num_wanted: int) -> _Part:
     """One chunk more than wanted, if there is one: whoever asks for the reason of a miss wants to know of it."""
     chunks: list[Chunk] = []
     get = index.get
     for key in keys:
         chunk = get(key)
         if chunk is None or chunk.writer is not None:
-            return _Walk(chunks, key, chunk)
+            return _Part(chunks, key, chunk)
         chunks.append(chunk)
         if len(chunks) > num_wanted:
             break
-    return _Walk(chunks)
+    return _Part(chunks)
 
 
 def _miss(

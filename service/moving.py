@@ -26,6 +26,7 @@ from service.transfers import finished
 from telemetry.events import TransferFinished, TransferStarted, TransferStep
 
 HOST = "host"
+MOST_AT_ONCE = 1_024  # chunks of a rank with one group: a longer transfer is made as several
 Direction = Literal["store", "retrieve"]
 
 
@@ -51,6 +52,11 @@ def check_ready_event(attachment: Attachment, ready_event: bytes) -> None:
         raise BackendUnavailable("ready_event: this rank's memory is the host's, and has no CUDA events")
 
 
+def num_at_once(attachment: Attachment) -> int:
+    """How many chunks of a rank are moved in one transfer: to begin it takes a moment for each chunk and group."""
+    return max(1, MOST_AT_ONCE // len(attachment.groups))
+
+
 async def move(
     depot: Depot,
     attachment: Attachment,
@@ -68,6 +74,8 @@ async def move(
         fails and RegionUnavailable if the engine took its memory away, with which the attachment ends; TooManyBytes.
     """
     buffer = require_buffer(attachment)
+    if lease is not None and lease.given_back:
+        raise lease.error()
     if session.end is not None:
         raise SessionNotFound(session.instance_id, session.session_id)
     num_bytes = sum(

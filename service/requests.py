@@ -172,11 +172,11 @@ class RetrieveAnswer:
     retrieved_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ClearAnswer:
-    """What was cleared."""
+    """What was cleared; filled in as it is."""
 
-    num_cleared_chunks: int
-    cleared_bytes: int
-    num_kept_chunks: int
-    num_revoked_leases: int
+    num_cleared_chunks: int = 0
+    cleared_bytes: int = 0
+    num_kept_chunks: int = 0
+    num_revoked_leases: int = 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
 from service.attachments import Attachment
 from service.block_tables import check_held, check_tables, chunk_move
@@ -13,13 +15,15 @@ from service.chunks import Chunk
 from service.depot import Depot
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.leases import Lease
-from service.moving import check_ready_event, move, require_buffer
+from service.moving import check_ready_event, move, num_at_once, require_buffer
 from service.requests import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.sessions import Operation, OperationKind, Outcome, Session
 from service.trace_context import traceparent
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
 MAX_PIECE_BYTES = 1 << 20
+MAX_LOOKED_AT = 4_096  # chunks of a prefix's tail, for who stored them
+MAX_SORTED_HERE = 16_384  # block ids: a millisecond
 MAX_STORED_BY = 8  # of the stores that made a prefix: those of its tail
 
 
@@ -32,29 +36,31 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment)
     check_ready_event(attachment, request.ready_event)
-    depot.expire()
-    lease = depot.leases.require(request.lease_id, request.instance_id, request.session_id)
+    repeats = await _tables_with_repeats(attachment, request)
+    lease = depot.require_lease(request.lease_id, request.instance_id, request.session_id)
     chunk_size = depot.limits.chunk_size
-    num_tokens = _check_coverage(depot, attachment, lease, request)
+    num_tokens = _check_coverage(depot, attachment, lease, request, repeats)
     first = request.skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
     for position, chunk in enumerate(chunks, start=first):
-        check_held(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
+        if chunk.absent_tokens:
+            check_held(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
 
+    at_once = num_at_once(attachment)
     with _retrieval(depot, lease, request, chunks, inline=False) as (session, operation, answer):
-        moves = [
-            chunk_move(
-                attachment,
-                chunk_size,
-                request.block_tables,
-                position,
-                chunk.slot.offset_bytes,
-                request.skip_tokens,
-            )
-            for position, chunk in enumerate(chunks, start=first)
-        ]
-        if moves:
-            answer.retrieved_bytes = await move(
+        for begin in range(0, len(chunks), at_once):
+            moves = [
+                chunk_move(
+                    attachment,
+                    chunk_size,
+                    request.block_tables,
+                    position,
+                    chunk.slot.offset_bytes,
+                    request.skip_tokens,
+                )
+                for position, chunk in enumerate(chunks[begin : begin + at_once], start=first + begin)
+            ]
+            answer.retrieved_bytes += await move(
                 depot,
                 attachment,
                 "retrieve",
@@ -79,8 +85,7 @@ async def retrieve_inline(
         LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
-    depot.expire()
-    lease = depot.leases.require(request.lease_id, request.instance_id, request.session_id)
+    lease = depot.require_lease(request.lease_id, request.instance_id, request.session_id)
     chunk_size = depot.limits.chunk_size
     if request.skip_tokens % chunk_size:
         raise invalid("skip_tokens", f"not a multiple of the depot's chunk_size {chunk_size}")
@@ -148,7 +153,7 @@ def _retrieval(
                     lease_id=lease.lease_id,
                     num_tokens=len(chunks) * depot.limits.chunk_size,
                     skip_tokens=request.skip_tokens,
-                    stored_by=tuple(dict.fromkeys(chunk.stored_by for chunk in reversed(chunks)))[:MAX_STORED_BY],
+                    stored_by=_stored_by(chunks),
                     inline=inline,
                 )
             )
@@ -156,13 +161,40 @@ def _retrieval(
         try:
             yield session, operation, answer
         finally:
-            depot.index.unpin(chunks)
+            depot.slices.run(depot.index.unpinning([chunks]))
             operation.num_tokens = answer.retrieved_tokens
             operation.num_bytes = answer.retrieved_bytes
         operation.outcome = Outcome.OK
 
 
-def _check_coverage(depot: Depot, attachment: Attachment, lease: Lease, request: RetrieveRequest) -> int:
+def _stored_by(chunks: Sequence[Chunk]) -> tuple[str, ...]:
+    tail = chunks[-MAX_LOOKED_AT:]
+    return tuple(dict.fromkeys(chunk.stored_by for chunk in reversed(tail)))[:MAX_STORED_BY]
+
+
+async def _tables_with_repeats(attachment: Attachment, request: RetrieveRequest) -> set[int]:
+    """The numbers of the tables in which a block that would be written stands twice; long ones are sorted in a thread.
+
+    Tables beyond the attachment's groups are somebody else's to refuse.
+    """
+    repeats: set[int] = set()
+    for number, (table, group) in enumerate(zip(request.block_tables, attachment.groups, strict=False)):
+        written = table.between(request.skip_tokens // group.block_size, len(table))
+        is_long = len(written) > MAX_SORTED_HERE
+        has_repeats = await asyncio.to_thread(_has_repeats, written) if is_long else _has_repeats(written)
+        if has_repeats:
+            repeats.add(number)
+    return repeats
+
+
+def _has_repeats(ids: npt.NDArray[np.int64]) -> bool:
+    in_order = np.sort(ids)
+    return bool((in_order[1:] == in_order[:-1]).any())
+
+
+def _check_coverage(
+    depot: Depot, attachment: Attachment, lease: Lease, request: RetrieveRequest, repeats: Container[int]
+) -> int:
     """The tokens that the block tables cover, which must be whole chunks of the lease, each block written once."""
     check_tables(attachment, request.block_tables)
     chunk_size = depot.limits.chunk_size
@@ -186,8 +218,7 @@ def _check_coverage(depot: Depot, attachment: Attachment, lease: Lease, request:
             violations.append(
                 FieldViolation("skip_tokens", f"not a multiple of group {number}'s block_size {group.block_size}")
             )
-        written = table.between(request.skip_tokens // group.block_size, len(table))
-        if len(np.unique(written)) != len(written):
+        if number in repeats:
             violations.append(FieldViolation(field, "a block that would be written stands in it twice"))
     if violations:
         raise InvalidRequest(*violations)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -32,6 +31,7 @@ from service.attach import Attaching
 from service.boundary import Boundary
 from service.depot import Depot, DepotLimits
 from service.depots import Depots
+from service.garbage import freeze_what_stays
 from service.heap import give_back_freed_memory, keep_freed_memory
 from service.last_resort import LastResort
 from service.listening import CannotListen as CannotListen
@@ -107,6 +107,7 @@ class Server:
             lambda tenant: self.depots.of(tenant).allowance,
             self._turns,
             Refusals(self.bus),
+            self.depots.slices,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             max_standing_rpcs=settings.max_attachments,
             max_message_bytes=settings.max_message_size,
@@ -272,8 +273,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with server.running():
-        gc.collect()
-        gc.freeze()  # what is there now will stay: a collection that looked at it would halt the loop for 20 ms
+        freeze_what_stays()
         logger.info("moves bytes by %s", server.depots.backend.name)
         if server.why_not_cuda:
             logger.info("no CUDA: %s", server.why_not_cuda)

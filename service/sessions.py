@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +18,7 @@ MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
 MAX_LIVE = 100_000
 MAX_REPORTED = 16_384
-MAX_IDLE_AT_ONCE = 1_000  # to end so many takes about ten milliseconds
+MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
 
 
 SessionIds = tuple[str, str]
@@ -135,6 +135,7 @@ class Sessions:
         self._quiet: OrderedDict[SessionIds, Session] = OrderedDict()
         self._reported: OrderedDict[SessionIds, Session] = OrderedDict()
         self._orders = (self._busy, self._quiet, self._reported)
+        self._num_live: Counter[str] = Counter()  # by instance
         self._ended: deque[Session] = deque()
         self._last_ended: dict[SessionIds, Session] = {}
         # Both hold every session that is live or remembered.
@@ -232,6 +233,9 @@ class Sessions:
         del self._live[session.ids]
         for order in self._orders:
             order.pop(session.ids, None)
+        self._num_live[session.instance_id] -= 1
+        if not self._num_live[session.instance_id]:
+            del self._num_live[session.instance_id]
         session.end = why
         session.duration_seconds = time.monotonic() - session.start
         self._ended.append(session)
@@ -242,6 +246,10 @@ class Sessions:
     def of_instance(self, instance_id: str) -> list[Session]:
         """The live sessions of an instance, the last that began first."""
         return [session for session in self.newest_first(instance_id) if session.end is None]
+
+    def num_of_instance(self, instance_id: str) -> int:
+        """How many live sessions an instance has."""
+        return self._num_live[instance_id]
 
     def idle(self, now: float) -> list[Session]:
         """Sessions that did nothing for the idle timeout and run no operation; of many the first ones.
@@ -270,6 +278,7 @@ class Sessions:
         number = next(self._numbers)
         session = Session(number=number, instance_id=instance_id, session_id=session_id, model_name=model_name)
         self._live[session.ids] = session
+        self._num_live[instance_id] += 1
         self._all.add(number, session)
         self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
         return session

@@ -11,10 +11,10 @@ from service.block_tables import absent_tokens, check_tables, chunk_move
 from service.chunks import Chunk, Writer
 from service.depot import Depot
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
-from service.moving import check_ready_event, move, require_buffer
+from service.moving import check_ready_event, move, num_at_once, require_buffer
 from service.requests import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.sessions import Operation, OperationKind, Session
-from service.store_plan import StorePlan
+from service.store_plan import CHECK_EVERY, StorePlan
 from service.trace_context import traceparent
 from telemetry.events import StoreFinished, StoreStarted
 
@@ -35,36 +35,54 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     check_ready_event(attachment, request.ready_event)
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
+    at_once = num_at_once(attachment)
+    chunk_size = depot.limits.chunk_size
 
     async def write(plan: StorePlan, session: Session, operation: Operation) -> None:
         deadline = time.monotonic() + depot.limits.max_wait_seconds
         positions: Sequence[int] = plan.positions
         while positions:
-            first, chunk_size = plan.positions.start, depot.limits.chunk_size
-            claims = {
-                position: plan.claim(
-                    position, absent_tokens(attachment, chunk_size, request.block_tables, position - first)
-                )
-                for position in positions
-            }
-            moves = [
-                chunk_move(attachment, chunk_size, request.block_tables, position - first, chunk.slot.offset_bytes)
-                for position, chunk in claims.items()
-                if isinstance(chunk, Chunk)
-            ]
-            if moves:
-                await move(
-                    depot,
-                    attachment,
-                    "store",
-                    moves,
-                    session=session,
-                    operation=operation,
-                    ready_event=request.ready_event,
-                )
-                plan.commit()
-            others = {position: claim for position, claim in claims.items() if isinstance(claim, Writer)}
+            mine, others = await claimed(plan, positions)
+            for first in range(0, len(mine), at_once):
+                await write_some(plan, session, operation, mine[first : first + at_once])
+            if mine:
+                await plan.commit(depot.slices.pace())
             positions = await _wait_for_others(plan, others, deadline)
+
+    async def claimed(plan: StorePlan, positions: Sequence[int]) -> tuple[list[tuple[int, Chunk]], dict[int, Writer]]:
+        """Which chunks this store is to write, and who writes others."""
+        pace = depot.slices.pace()
+        mine: list[tuple[int, Chunk]] = []
+        others: dict[int, Writer] = {}
+        for number, position in enumerate(positions):
+            if number % CHECK_EVERY == 0 and pace.is_over():
+                await pace.next()
+            number_in_tables = position - plan.positions.start
+            absent = absent_tokens(attachment, chunk_size, request.block_tables, number_in_tables)
+            claim = plan.claim(position, absent)
+            if isinstance(claim, Chunk):
+                mine.append((position, claim))
+            elif claim is not None:
+                others[position] = claim
+        return mine, others
+
+    async def write_some(
+        plan: StorePlan, session: Session, operation: Operation, chunks: Sequence[tuple[int, Chunk]]
+    ) -> None:
+        first = plan.positions.start
+        moves = [
+            chunk_move(attachment, chunk_size, request.block_tables, position - first, chunk.slot.offset_bytes)
+            for position, chunk in chunks
+        ]
+        await move(
+            depot,
+            attachment,
+            "store",
+            moves,
+            session=session,
+            operation=operation,
+            ready_event=request.ready_event,
+        )
 
     return await _store(depot, attachment, header, write, inline=False)
 
@@ -84,14 +102,17 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
         received_bytes = 0
         others: dict[int, Writer] = {}
         chunk: Chunk | None = None
+        pace = depot.slices.pace()
         while (rest := await depot.bounded(anext(pieces, None), "no data came")) is not None:
-            if attachment.detached:
-                raise Detached(f"rank {attachment.rank} detached while its bytes were arriving")
-            if session.end is not None:
-                raise SessionNotFound(header.instance_id, header.session_id)
             if received_bytes + len(rest) > total_bytes:
                 raise invalid("data", f"more than the {total_bytes} bytes of {len(plan.positions)} chunks")
             while rest:
+                if pace.is_over():
+                    await pace.next()
+                if attachment.detached:
+                    raise Detached(f"rank {attachment.rank} detached while its bytes were arriving")
+                if session.end is not None:
+                    raise SessionNotFound(header.instance_id, header.session_id)
                 number, filled_bytes = divmod(received_bytes, attachment.chunk_bytes)
                 if filled_bytes == 0:
                     # Claimed when its first byte comes, and not before: a silent client holds no slots.
@@ -108,7 +129,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
                 rest = rest[len(part) :]
         if received_bytes < total_bytes:
             raise invalid("data", f"{received_bytes} of the {total_bytes} bytes of {len(plan.positions)} chunks")
-        plan.commit()
+        await plan.commit(pace)
         deadline = time.monotonic() + depot.limits.max_wait_seconds
         for position in await _wait_for_others(plan, others, deadline):
             if not plan.count_resident(position):
@@ -159,6 +180,7 @@ async def _store(
             )
         plan = StorePlan(depot, attachment, header, operation.operation_id)
         try:
+            await plan.pin_before_start(depot.slices.pace())
             await write(plan, session, operation)
         finally:
             plan.close()

@@ -45,6 +45,14 @@ class ClosesLater(Protocol):
         """Wait for that, for a bounded time."""
 
 
+@runtime_checkable
+class InSteps(Protocol):
+    """A subscriber that may need long for one event."""
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """What `handle` does, in steps, between which others have the event loop."""
+
+
 class Delivery:
     """The subscribers, who may come and go while a batch is handed over. For the event loop's thread."""
 
@@ -63,12 +71,16 @@ class Delivery:
         self.subscribers = tuple(other for other in self.subscribers if other is not subscriber)
 
     def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """Hands the batch to one subscriber a step; then finds the size for the next from how long the slowest took."""
+        """Hands the batch to one subscriber after the other, in a step or several.
+
+        Then it finds the size for the next batch from how long the slowest step took.
+        """
         longest_seconds = 0.0
         for subscriber in self.subscribers:
             if subscriber in self.subscribers:  # not removed since the step before
-                longest_seconds = max(longest_seconds, self._hand(subscriber, batch))
-                yield
+                for seconds in self._hand(subscriber, batch):
+                    longest_seconds = max(longest_seconds, seconds)
+                    yield
         if longest_seconds > TURN_SECONDS:
             self.batch_limit = max(1, self.batch_limit // 2)
         elif longest_seconds < TURN_SECONDS / 4:
@@ -94,17 +106,23 @@ class Delivery:
         except Exception:
             self._count_error(subscriber, num_events=0)
 
-    def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> float:
-        """Returns the seconds it took."""
-        start = monotonic()
-        try:
-            subscriber.handle(batch)
-        except Exception:
-            self._count_error(subscriber, len(batch))
-        seconds = monotonic() - start
-        if seconds > SLOW_SECONDS:
-            self._complain(logging.WARNING, "SubscriberSlow", subscriber, len(batch))
-        return seconds
+    def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[float]:
+        """Yields the seconds that each step took."""
+        steps = subscriber.steps(batch) if isinstance(subscriber, InSteps) else _in_one_step(subscriber, batch)
+        is_done = False
+        while not is_done:
+            start = monotonic()
+            try:
+                next(steps)
+            except StopIteration:
+                return
+            except Exception:
+                self._count_error(subscriber, len(batch))
+                is_done = True
+            seconds = monotonic() - start
+            if seconds > SLOW_SECONDS:
+                self._complain(logging.WARNING, "SubscriberSlow", subscriber, len(batch))
+            yield seconds
 
     def _count_error(self, subscriber: Subscriber, num_events: int) -> None:
         self.num_errors[subscriber.name] += 1
@@ -119,3 +137,8 @@ class Delivery:
                 *(message, subscriber.name, num_events, num_suppressed),
                 exc_info=level == logging.ERROR,
             )
+
+
+def _in_one_step(subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[None]:
+    subscriber.handle(batch)
+    yield

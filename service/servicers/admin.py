@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
 from service import __version__
+from service.attachments import Instance
 from service.depot import Depot
 from service.depots import Depots
 from service.servicers import encode
@@ -62,12 +63,19 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListInstances(
         self, request: admin_pb2.ListInstancesRequest, context: object
     ) -> admin_pb2.ListInstancesResponse:
-        depots = sorted(self._depots, key=lambda depot: depot.tenant)
-        return admin_pb2.ListInstancesResponse(instances=[each for depot in depots for each in _instances(depot)])
+        pace = self._depots.slices.pace()
+        instances: list[admin_pb2.Instance] = []
+        for depot in sorted(self._depots, key=lambda depot: depot.tenant):
+            num_leases = Counter(lease.instance_id for lease in depot.leases.live())
+            for instance in sorted(depot.instances, key=lambda instance: instance.instance_id):
+                instances.append(_instance(depot, instance, num_leases[instance.instance_id]))
+                if pace.is_over():
+                    await pace.next()
+        return admin_pb2.ListInstancesResponse(instances=instances)
 
     async def ClearCache(self, request: admin_pb2.ClearCacheRequest, context: object) -> admin_pb2.ClearCacheResponse:
         cache_salt = request.cache_salt if request.HasField("cache_salt") else None
-        answer = self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
+        answer = await self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
         return admin_pb2.ClearCacheResponse(
             num_cleared_chunks=answer.num_cleared_chunks,
             cleared_bytes=answer.cleared_bytes,
@@ -105,28 +113,24 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         ]
 
 
-def _instances(depot: Depot) -> list[admin_pb2.Instance]:
-    num_leases = Counter(lease.instance_id for lease in depot.leases.live())
-    return [
-        admin_pb2.Instance(
-            tenant=depot.tenant,
-            instance_id=instance.instance_id,
-            model_name=instance.model_name,
-            world_size=instance.world_size,
-            ranks=[
-                admin_pb2.AttachedRank(
-                    rank=rank,
-                    attach_time=encode.timestamp(attachment.attach_time),
-                    chunk_bytes=attachment.chunk_bytes,
-                    transfer_backend=attachment.transfer_backend,
-                    mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
-                    num_groups=len(attachment.groups),
-                    num_transfers=len(attachment.transfers),
-                )
-                for rank, attachment in sorted(instance.ranks.items())
-            ],
-            num_sessions=len(depot.sessions.of_instance(instance.instance_id)),
-            num_leases=num_leases[instance.instance_id],
-        )
-        for instance in sorted(depot.instances, key=lambda instance: instance.instance_id)
-    ]
+def _instance(depot: Depot, instance: Instance, num_leases: int) -> admin_pb2.Instance:
+    return admin_pb2.Instance(
+        tenant=depot.tenant,
+        instance_id=instance.instance_id,
+        model_name=instance.model_name,
+        world_size=instance.world_size,
+        ranks=[
+            admin_pb2.AttachedRank(
+                rank=rank,
+                attach_time=encode.timestamp(attachment.attach_time),
+                chunk_bytes=attachment.chunk_bytes,
+                transfer_backend=attachment.transfer_backend,
+                mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                num_groups=len(attachment.groups),
+                num_transfers=len(attachment.transfers),
+            )
+            for rank, attachment in sorted(instance.ranks.items())
+        ],
+        num_sessions=depot.sessions.num_of_instance(instance.instance_id),
+        num_leases=num_leases,
+    )

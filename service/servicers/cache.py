@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from kvdepot.pieces import Piece, parsed_store, serialised_retrieve
+from kvdepot.pieces import Piece, parsed_store, serialised_retrieve, store_data
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from service import __version__
 from service.attach import Attaching
@@ -20,6 +20,7 @@ from service.requests import StoreHeader
 from service.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
 from service.security.callers import caller, has_certificate
 from service.servicers import decode, encode
+from service.servicers.wire import SHORT_BYTES, Unread
 from service.store import store, store_inline
 
 InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the data of a message
@@ -130,7 +131,7 @@ def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None
     inline: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "StoreInline": grpc.stream_unary_rpc_method_handler(
             servicer.StoreInline,
-            request_deserializer=parsed_store,
+            request_deserializer=_inline_message,
             response_serializer=cache_pb2.StoreInlineResponse.SerializeToString,
         ),
         "RetrieveInline": grpc.unary_stream_rpc_method_handler(
@@ -150,8 +151,17 @@ async def _header(depot: Depot, messages: AsyncIterator[InlineMessage]) -> Store
     return decode.store_header(first.header, "header.")
 
 
+def _inline_message(wire: bytes) -> InlineMessage | Unread[cache_pb2.StoreInlineRequest]:
+    if len(wire) <= SHORT_BYTES:
+        return parsed_store(wire)
+    data = store_data(wire)
+    return data if data is not None else Unread(cache_pb2.StoreInlineRequest, wire)
+
+
 async def _pieces(messages: AsyncIterator[InlineMessage]) -> AsyncIterator[memoryview]:
     async for message in messages:
+        if isinstance(message, cache_pb2.StoreInlineRequest) and message.WhichOneof("payload") == "data":
+            message = memoryview(message.data)
         if not isinstance(message, memoryview):
             raise invalid("header", "came a second time, or the message is empty")
         if not 1 <= len(message) <= MAX_PIECE_BYTES:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Protocol
 
 import numpy as np
 
+from kernels.address_plan import MAX_PLANES
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, PosixShm, ProcessFd, Region
 from kvdepot.v1 import cache_pb2, observability_pb2
 from service.errors import FieldViolation, InvalidRequest
@@ -20,13 +21,19 @@ from service.requests import (
     StoreHeader,
     StoreRequest,
 )
+from service.servicers.bounds import (
+    MAX_BLOCK_HASHES,
+    MAX_GROUPS,
+    MAX_RECORDS,
+    MAX_REGIONS,
+    MAX_TABLES,
+    MAX_TOKEN_IDS,
+)
 
 MAX_UTF8_BYTES = 4  # of a character
 MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 512
 MAX_WORLD_SIZE = 4096
-MAX_GROUPS = 256
-MAX_REGIONS = 65_536
 HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
 PLANE_KINDS = frozenset(map(int, PlaneKind))
@@ -52,6 +59,10 @@ class Violations:
         self.expect(bool(value) or not required, field, "is missing")
         self.expect(len(value.encode()) <= most_bytes, field, f"is longer than {most_bytes} bytes")
 
+    def at_most(self, most: int, field: str, values: Sized) -> None:
+        """A field that is not there too often: to be expected before it is looked at."""
+        self.expect(len(values) <= most, field, f"has {len(values)}, more than {most}")
+
     def raise_any(self) -> None:
         """Raise InvalidRequest if anything was noted."""
         if self._violations:
@@ -68,7 +79,9 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     )
     wrong.expect(message.rank < max(1, message.world_size), "rank", f"is not below world_size {message.world_size}")
     wrong.expect(1 <= len(message.groups) <= MAX_GROUPS, "groups", f"has {len(message.groups)}, not 1 to {MAX_GROUPS}")
-    wrong.expect(len(message.regions) <= MAX_REGIONS, "regions", f"has more than {MAX_REGIONS}")
+    wrong.at_most(MAX_REGIONS, "regions", message.regions)
+    num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
+    wrong.expect(num_planes <= MAX_PLANES, "groups", f"have {num_planes} planes, more than {MAX_PLANES}")
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -136,14 +149,14 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     _ids(wrong, message)
-    _prefix_shape(wrong, "prefix", message.prefix)
+    prefix = _prefix(wrong, "prefix", message.prefix)
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
     wrong.expect(max_wait_seconds >= 0, "max_wait", "is negative")
     wrong.raise_any()
     return LookupRequest(
         instance_id=message.instance_id,
         session_id=message.session_id,
-        prefix=_prefix(message.prefix),
+        prefix=prefix,
         computed_tokens=message.computed_tokens,
         max_wait_seconds=max_wait_seconds,
     )
@@ -153,6 +166,7 @@ def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     _ready_event(wrong, message.ready_event)
+    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
     header = store_header(message, wrong=wrong)
     return StoreRequest(header=header, block_tables=_tables(message.block_tables), ready_event=message.ready_event)
 
@@ -163,13 +177,13 @@ def store_header(
     """Raises: InvalidRequest, with fields that are named from `path` on, and with what is `wrong` already."""
     wrong = wrong or Violations()
     _ids(wrong, message, path)
-    _prefix_shape(wrong, f"{path}prefix", message.prefix)
+    prefix = _prefix(wrong, f"{path}prefix", message.prefix)
     wrong.raise_any()
     return StoreHeader(
         instance_id=message.instance_id,
         rank=message.rank,
         session_id=message.session_id,
-        prefix=_prefix(message.prefix),
+        prefix=prefix,
         start_token=message.start_token,
         path=path,
     )
@@ -181,6 +195,7 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
     _ids(wrong, message)
     wrong.text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
     _ready_event(wrong, message.ready_event)
+    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
     wrong.raise_any()
     return RetrieveRequest(
         instance_id=message.instance_id,
@@ -236,37 +251,34 @@ def _ids(wrong: Violations, message: _WithIds, path: str = "") -> None:
     wrong.text(f"{path}session_id", message.session_id, most_bytes=MAX_ID_BYTES)
 
 
-def _prefix_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
-    has_tokens, has_hashes = bool(message.token_ids), bool(message.block_hashes)
-    wrong.expect(has_tokens or has_hashes, field, "has neither token_ids nor block_hashes")
-    wrong.expect(not (has_tokens and has_hashes), field, "has both token_ids and block_hashes")
-    if has_hashes:
-        _block_hashes_shape(wrong, field, message)
+def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
+    """The prefix, which is worth nothing if anything is wrong with it."""
+    num_tokens, num_hashes = len(message.token_ids), len(message.block_hashes)
+    wrong.at_most(MAX_TOKEN_IDS, f"{field}.token_ids", message.token_ids)
+    wrong.at_most(MAX_BLOCK_HASHES, f"{field}.block_hashes", message.block_hashes)
+    block_hashes = tuple(message.block_hashes) if 0 < num_hashes <= MAX_BLOCK_HASHES else ()
+    wrong.expect(bool(num_tokens or num_hashes), field, "has neither token_ids nor block_hashes")
+    wrong.expect(not (num_tokens and num_hashes), field, "has both token_ids and block_hashes")
+    if num_hashes:
+        wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
+        wrong.expect(
+            all(length in HASH_BYTES for length in set(map(len, block_hashes))),
+            f"{field}.block_hashes",
+            f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
+        )
+        wrong.expect(
+            num_hashes * message.hash_block_size <= MAX_TOKENS,
+            f"{field}.hash_block_size",
+            f"makes the prompt longer than {MAX_TOKENS} tokens",
+        )
     else:
         wrong.expect(message.hash_block_size == 0, f"{field}.hash_block_size", "is set without block_hashes")
     if message.cache_salt or message.adapter:
         wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
         wrong.text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
-
-
-def _block_hashes_shape(wrong: Violations, field: str, message: cache_pb2.Prefix) -> None:
-    wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
-    wrong.expect(
-        all(len(block_hash) in HASH_BYTES for block_hash in message.block_hashes),
-        f"{field}.block_hashes",
-        f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
-    )
-    wrong.expect(
-        len(message.block_hashes) * message.hash_block_size <= MAX_TOKENS,
-        f"{field}.hash_block_size",
-        f"makes the prompt longer than {MAX_TOKENS} tokens",
-    )
-
-
-def _prefix(message: cache_pb2.Prefix) -> Prefix:
     return Prefix(
         token_ids=np.array(message.token_ids, dtype=np.uint32),
-        block_hashes=tuple(message.block_hashes),
+        block_hashes=block_hashes,
         hash_block_size=message.hash_block_size,
         cache_salt=message.cache_salt,
         adapter=message.adapter,
@@ -294,6 +306,8 @@ def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) 
     wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
     wrong.text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
     wrong.expect(message.block_size > 0, "block_size", "is 0")
+    wrong.at_most(MAX_RECORDS, "records", message.records)
+    wrong.raise_any()
     for n, record in enumerate(message.records):
         wrong.text(f"records[{n}].session_id", record.session_id, most_bytes=MAX_ID_BYTES)
     wrong.raise_any()

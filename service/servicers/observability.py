@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import grpc
@@ -11,10 +10,12 @@ import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
 from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
+from service.depot import Depot
 from service.depots import Depots
 from service.errors import ObservabilityDisabled, SessionNotFound, invalid
 from service.security.callers import caller, seen_tenant
 from service.servicers import decode, encode
+from service.servicers.bounds import MAX_EVENT_TYPES
 from service.sessions import Session
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
@@ -23,7 +24,8 @@ from telemetry.subscribers.watch import Watcher
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
-SUMMARIES_A_TURN = 200  # a millisecond of the event loop's time
+SUMMARIES_AT_ONCE = 50
+RECORDS_AN_EVENT = 256
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
@@ -38,7 +40,20 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     ) -> observability_pb2.ReportBlockAllocationResponse:
         decode.check_block_report(request)
         depot = self._depots.of_caller()
-        for session_id in {record.session_id for record in request.records}:
+        pace = depot.slices.pace()
+        for first in range(0, len(request.records), RECORDS_AN_EVENT):
+            if pace.is_over():
+                await pace.next()
+            self._report(depot, request, request.records[first : first + RECORDS_AN_EVENT])
+        return observability_pb2.ReportBlockAllocationResponse()
+
+    def _report(
+        self,
+        depot: Depot,
+        request: observability_pb2.ReportBlockAllocationRequest,
+        records: Sequence[observability_pb2.BlockAllocationRecord],
+    ) -> None:
+        for session_id in {record.session_id for record in records}:
             depot.report_session(request.instance_id, session_id, request.model_name)
         if depot.bus is not None:
             depot.bus.publish(
@@ -46,10 +61,9 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
                     instance_id=request.instance_id,
                     model_name=request.model_name,
                     block_size=request.block_size,
-                    records=tuple(map(_allocation, request.records)),
+                    records=tuple(map(_allocation, records)),
                 )
             )
-        return observability_pb2.ReportBlockAllocationResponse()
 
     async def WatchEvents(  # type: ignore[override]  # sends with context.write, see Boundary
         self,
@@ -58,6 +72,8 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     ) -> None:
         if self._bus is None:
             raise ObservabilityDisabled("the depot was started with --disable-observability")
+        if len(request.event_types) > MAX_EVENT_TYPES:
+            raise invalid("event_types", f"has {len(request.event_types)}, more than {MAX_EVENT_TYPES}")
         unknown = [name for name in request.event_types if name not in EVENT_TYPES]
         if unknown:
             raise invalid("event_types", f"{unknown} do not exist; there are {sorted(EVENT_TYPES)}")
@@ -89,10 +105,11 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         sessions = self._sessions(request.instance_id, seen_tenant(request.tenant), at_tenant, int(number or 0))
         page = list(islice(sessions, page_size + 1))
         summaries: list[cache_pb2.SessionSummary] = []
+        pace = self._depots.slices.pace()
         for tenant, session in page[:page_size]:
             summaries.append(encode.session_summary(session, tenant, with_operations=False))
-            if len(summaries) % SUMMARIES_A_TURN == 0:
-                await asyncio.sleep(0)
+            if len(summaries) % SUMMARIES_AT_ONCE == 0 and pace.is_over():
+                await pace.next()
         is_last = len(page) <= page_size
         return observability_pb2.ListSessionsResponse(
             sessions=summaries, next_page_token="" if is_last else _page_token(*page[page_size - 1])

@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError
 from service.errors import NoMessage, StreamStalled, TooManyBytes
 from service.room import Place
 from service.security.callers import Context
+from service.servicers.wire import leaving_long_ones, whole
+from service.slices import Slices
 
 Behavior = Callable[..., Any]
 MAX_ID_CHARS = 256
@@ -43,13 +45,15 @@ class Rpc:
     request_streaming: bool
     behavior: Behavior
     _parse: Callable[[bytes], Any]
+    _slices: Slices
 
     @classmethod
-    def of(cls, method: str, handler: Any) -> Rpc:
-        """Made of a handler as gRPC has it."""
+    def of(cls, method: str, handler: Any, slices: Slices) -> Rpc:
+        """Made of a handler as gRPC has it. Long messages are read in slices."""
         behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         (behavior,) = (each for each in behaviors if each is not None)
-        return cls(method.removeprefix("/"), handler.request_streaming, behavior, handler.request_deserializer)
+        parse = leaving_long_ones(handler.request_deserializer)
+        return cls(method.removeprefix("/"), handler.request_streaming, behavior, parse, slices)
 
     async def received(
         self, context: Context, place: Place, seconds: float, asked: Asked, max_bytes: int | None = None
@@ -72,14 +76,14 @@ class Rpc:
             await asyncio.sleep(0)  # grpc.aio ends the messages of a call that is cut off before it cancels the call
             raise NoMessage("the call ended without a request")
         place.shrink(len(message))
-        return self.parsed(message, asked, max_bytes)
+        return await self.parsed(message, asked, max_bytes)
 
-    def parsed(self, message: bytes, asked: Asked, max_bytes: int | None) -> Any:
-        """What a message says. Raises: NoMessage."""
+    async def parsed(self, message: bytes, asked: Asked, max_bytes: int | None) -> Any:
+        """What a message says. Raises: NoMessage; InvalidRequest, if it has too many of anything."""
         if max_bytes is not None and len(message) > max_bytes:
             raise NoMessage(f"the request has {len(message)} bytes, more than {max_bytes}")
         try:
-            parsed = self._parse(message)
+            parsed = await whole(self._parse(message), self._slices)
         except DecodeError:
             raise NoMessage(f"the {len(message)} bytes that came are no message of {self.name}") from None
         asked.note(parsed)
@@ -102,7 +106,7 @@ class _Requests:
         message = await self._context.read()
         if not isinstance(message, bytes):  # EOF
             raise StopAsyncIteration
-        return self._rpc.parsed(message, self._asked, self._max_bytes)
+        return await self._rpc.parsed(message, self._asked, self._max_bytes)
 
 
 def as_stream(handler: Any, call: Behavior) -> grpc.RpcMethodHandler[Any, Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
+from telemetry.lifecycle.columns import column
 from telemetry.lifecycle.fingerprints import sampled
 
 BlockIds = NDArray[np.intp]
-T = TypeVar("T", bound=np.generic)
 
-# 16 Mi blocks are a device full of one-token pages. Rows are zeros that the kernel backs when they are written, so that
-# a strange id costs address space, 772 MB at most.
-MAX_BLOCKS = 1 << 24
-FEWEST_ROWS = 1_024
+# 4 Mi blocks are 64 Mi tokens in blocks of 16. Rows are zeros that the kernel backs when they are written, so that
+# all of them cost an instance address space, 193 MB, and none is ever copied.
+MAX_BLOCKS = 1 << 22
+PAGE_ROWS = 1 << 14  # whose sampling is decided together
 
 
 class Blocks:
@@ -32,55 +30,49 @@ class Blocks:
         self._instance_id = instance_id
         self._sample_rate = sample_rate
         self.num_rows = 0
-        self.identity = np.zeros(0, dtype=np.uint64)
-        self.alloc_time = np.zeros(0, dtype=np.float64)
-        self.last_access = np.zeros(0, dtype=np.float64)
-        self.release_time = np.zeros(0, dtype=np.float64)
-        self.num_owners = np.zeros(0, dtype=np.uint32)
-        self.generation = np.zeros(0, dtype=np.uint32)
-        self.mark = np.zeros(0, dtype=np.uint32)
-        self.waits = np.zeros(0, dtype=np.bool_)
-        self.sampled = np.zeros(0, dtype=np.bool_)
+        self.identity = column(np.uint64, MAX_BLOCKS)
+        self.alloc_time = column(np.float64, MAX_BLOCKS)
+        self.last_access = column(np.float64, MAX_BLOCKS)
+        self.release_time = column(np.float64, MAX_BLOCKS)
+        self.num_owners = column(np.uint32, MAX_BLOCKS)
+        self.generation = column(np.uint32, MAX_BLOCKS)
+        self.mark = column(np.uint32, MAX_BLOCKS)
+        self.waits = column(np.bool_, MAX_BLOCKS)
+        self.sampled = column(np.bool_, MAX_BLOCKS)
+        self._has_page = np.zeros(MAX_BLOCKS // PAGE_ROWS, dtype=np.bool_)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
+        """Bytes of the rows up to the largest id that was seen."""
         times = (self.alloc_time, self.last_access, self.release_time)
         columns = (self.identity, *times, self.num_owners, self.generation, self.waits, self.mark, self.sampled)
-        return sum(column.nbytes for column in columns)
+        return self.num_rows * sum(column.itemsize for column in columns)
 
-    def make_room(self, num_rows: int) -> None:
-        """Have at least that many rows."""
-        if num_rows <= self.num_rows:
-            return
-        # By a sixteenth: half of the rows would be idle after doubling, and an engine's ids end where its memory does.
-        num_rows = min(max(num_rows, self.num_rows + self.num_rows // 16, FEWEST_ROWS), MAX_BLOCKS)
-        self.identity = _grown(self.identity, num_rows)
-        self.alloc_time = _grown(self.alloc_time, num_rows)
-        self.last_access = _grown(self.last_access, num_rows)
-        self.release_time = _grown(self.release_time, num_rows)
-        self.num_owners = _grown(self.num_owners, num_rows)
-        self.generation = _grown(self.generation, num_rows)
-        self.waits = _grown(self.waits, num_rows)
-        self.mark = _grown(self.mark, num_rows)
-        new = sampled(self._instance_id, self.num_rows, num_rows, self._sample_rate)
-        self.sampled = np.concatenate([self.sampled, new])
-        self.num_rows = num_rows
+    def make_room(self, block_ids: NDArray[np.uint32]) -> bool:
+        """Have rows for these; returns False if an id is too large for that."""
+        if not len(block_ids):
+            return True
+        largest = int(block_ids.max())
+        if largest >= MAX_BLOCKS:
+            return False
+        if largest >= self.num_rows:
+            self.num_rows = largest + 1
+        pages = block_ids // PAGE_ROWS
+        if not self._has_page[pages].all():
+            for page in np.flatnonzero((np.bincount(pages, minlength=len(self._has_page)) > 0) & ~self._has_page):
+                first, last = int(page) * PAGE_ROWS, (int(page) + 1) * PAGE_ROWS
+                self.sampled[first:last] = sampled(self._instance_id, first, last, self._sample_rate)
+                self._has_page[page] = True
+        return True
 
     def num_owned(self) -> int:
         """Blocks that a session holds."""
-        return int(np.count_nonzero(self.num_owners))
+        return int(np.count_nonzero(self.num_owners[: self.num_rows]))
 
     def num_released(self) -> int:
         """Blocks that no session holds, with contents that the next one could reuse."""
-        return int(np.count_nonzero((self.num_owners == 0) & (self.identity != 0)))
+        return int(np.count_nonzero((self.num_owners[: self.num_rows] == 0) & (self.identity[: self.num_rows] != 0)))
 
     def num_unknown(self) -> int:
         """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
-        return int(np.count_nonzero(self.generation)) - self.num_owned() - self.num_released()
-
-
-def _grown(column: NDArray[T], num_rows: int) -> NDArray[T]:
-    grown = np.zeros(num_rows, dtype=column.dtype)
-    grown[: len(column)] = column
-    return grown
+        return int(np.count_nonzero(self.generation[: self.num_rows])) - self.num_owned() - self.num_released()

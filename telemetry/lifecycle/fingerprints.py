@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from telemetry.lifecycle.columns import column
+
 MASK = (1 << 64) - 1
 LENGTH_KEY = 0x9E3779B97F4A7C15  # odd, so that a prefix and the same with zeros after it differ
 FIRST_KEYS = 1 << 12
+KEYS_A_STEP = 1 << 16
+MAX_KEYS = 1 << 22  # as many as a session has tokens at most
 SAMPLED_AT_ONCE = 1 << 16  # so that it takes little memory on the way
 
 
@@ -32,30 +37,44 @@ class PositionKeys:
     """A key for each position of a token; made as they are needed, 12 bytes each, the same in every process."""
 
     def __init__(self) -> None:
+        self._num_made = 0
+        self._keys = column(np.uint64, MAX_KEYS)
+        self._pair_keys = column(np.uint64, MAX_KEYS // 2)
         self._make(FIRST_KEYS)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all keys."""
-        return self._keys.nbytes + self._pair_keys.nbytes
+        return self._num_made * (self._keys.itemsize + self._pair_keys.itemsize // 2)
+
+    def making(self, count: int) -> Iterator[None]:
+        """Have that many in steps of a millisecond, so that who needs them next finds them."""
+        while self._num_made < min(count, MAX_KEYS):
+            self._make(min(count, self._num_made + KEYS_A_STEP))
+            yield
 
     def between(self, first: int, last: int) -> NDArray[np.uint64]:
         """The keys of positions ``first`` to ``last - 1``: a view."""
-        if last > len(self._keys):
-            self._make(1 << (last - 1).bit_length())
+        if last > self._num_made:
+            self._make(last)
         return self._keys[first:last]
 
     def of_pairs_between(self, first: int, last: int) -> NDArray[np.uint64]:
         """The keys of pairs of tokens, read as one integer each, from and to an even position: a view."""
-        if last > len(self._keys):
-            self._make(1 << (last - 1).bit_length())
+        if last > self._num_made:
+            self._make(last)
         return self._pair_keys[first // 2 : last // 2]
 
     def _make(self, count: int) -> None:
-        self._pair_keys = mix64(np.arange(1, count // 2 + 1, dtype=np.uint64) * np.uint64(LENGTH_KEY)) | np.uint64(1)
-        self._keys = np.empty(count, dtype=np.uint64)
-        self._keys[::2] = self._pair_keys
-        self._keys[1::2] = self._pair_keys << np.uint64(32)
+        """Have at least so many, and an even number."""
+        first = self._num_made // 2
+        last = min(-(-count // FIRST_KEYS) * FIRST_KEYS, MAX_KEYS) // 2
+        numbers = np.arange(first + 1, last + 1, dtype=np.uint64)
+        pair_keys = mix64(numbers * np.uint64(LENGTH_KEY)) | np.uint64(1)
+        self._pair_keys[first:last] = pair_keys
+        self._keys[2 * first : 2 * last : 2] = pair_keys
+        self._keys[2 * first + 1 : 2 * last : 2] = pair_keys << np.uint64(32)
+        self._num_made = 2 * last
 
 
 def fingerprints(

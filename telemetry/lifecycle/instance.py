@@ -5,19 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from telemetry.events import BlockAllocation
-from telemetry.lifecycle.blocks import MAX_BLOCKS, Blocks
+from telemetry.lifecycle.blocks import Blocks
 from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
 from telemetry.lifecycle.lives import Lives
 from telemetry.lifecycle.observer import Observer, Source
-from telemetry.lifecycle.pending import MOST_TOGETHER, Pending, PendingRecord
+from telemetry.lifecycle.pending import Pending, PendingRecord
 from telemetry.lifecycle.sessions import SessionTable
-from telemetry.lifecycle.takings import carry_out, take_in_order
+from telemetry.lifecycle.takings import LONGEST_INDEXED_TABLE, carry_out, take_in_order
 
 # Engines run hundreds of requests at a time; more live sessions than this are ends that were not heard of.
 MAX_SESSIONS = 16_384
 # Longer than any context that is served; the keys of so many positions take 48 MiB.
 MAX_SESSION_TOKENS = 1 << 22
+MAX_SESSION_BLOCKS = 1 << 18
+ENDS_AT_ONCE = 256
 SCANS_OF_A_TABLE = 500  # take as long as to index it
+MOST_INDEXED = 64  # tables: 100 MB at most, given back in 10 ms
 NOTHING = np.zeros(0, dtype=np.uint64)
 ONE = np.uint32(1)
 
@@ -48,7 +51,7 @@ class InstanceBlocks:
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
         self._no_deadline_before = float("-inf")
         self._sessions: dict[str, SessionTable] = {}  # the one that was quiet for longest comes first
-        self._recorded: list[SessionTable] = []  # since the last `settle`, once for each record
+        self._recorded: set[SessionTable] = set()  # since the last `settle`
         self._keys = keys
         self._pending = pending  # shared by all instances: empty whenever another one's turn comes
 
@@ -66,13 +69,21 @@ class InstanceBlocks:
         return self.blocks.nbytes + sum(session.nbytes for session in self._sessions.values())
 
     def record(self, record: BlockAllocation, now: float) -> None:
-        """Follow one record; one that can't be followed changes nothing and is counted, as are surplus tokens."""
+        """Follow one record; one that can't be followed changes nothing and is counted, as are surplus tokens.
+
+        So is one that would have to be followed block by block, and is too long for that.
+        """
         now = self.advance(now)
         known = self._sessions.get(record.session_id)
         num_blocks = len(record.reused_block_ids) + len(record.block_ids)
         if known is not None and not record.resumed:
             num_blocks += known.num_blocks
-        if num_blocks * self.block_size > MAX_SESSION_TOKENS or not self._make_rows(record):
+        if (
+            num_blocks > MAX_SESSION_BLOCKS
+            or num_blocks * self.block_size > MAX_SESSION_TOKENS
+            or not self.blocks.make_room(record.reused_block_ids)
+            or not self.blocks.make_room(record.block_ids)
+        ):
             self.num_malformed += 1
             return
         if known is None:
@@ -85,9 +96,16 @@ class InstanceBlocks:
                 self._release(session, now)
                 session.restart()
         self._sessions[record.session_id] = session
-        self._recorded.append(session)
+        if len(self._recorded) >= MOST_INDEXED:
+            self.settle()
+        self._recorded.add(session)
         session.last_time = now
         self._fill(session, record, now)
+
+    def num_tokens_after(self, record: BlockAllocation) -> int:
+        """How many tokens the record's session has with it, at most."""
+        known = self._sessions.get(record.session_id)
+        return len(record.token_ids) + (known.num_tokens if known is not None else 0)
 
     def end_session(self, session_id: str, now: float) -> None:
         """The session lets go of its blocks; one that is not known is ignored."""
@@ -101,7 +119,7 @@ class InstanceBlocks:
         self.last_time = now = max(now, self.last_time)
         if now < self._no_deadline_before:
             return now
-        while self._sessions:
+        for _ in range(min(ENDS_AT_ONCE, len(self._sessions))):
             session_id, session = next(iter(self._sessions.items()))
             deadline = session.last_time + self._session_idle_timeout_seconds
             if deadline > now:
@@ -109,12 +127,14 @@ class InstanceBlocks:
                 return now
             del self._sessions[session_id]
             self._release(session, deadline)
+        if self._sessions:
+            return now
         self._no_deadline_before = now + self._session_idle_timeout_seconds
         return now
 
     def flush(self) -> None:
         """Carry out what waits."""
-        carry_out(self._pending, self.blocks, self.lives)
+        self.num_malformed += carry_out(self._pending, self.blocks, self.lives)
 
     def settle(self) -> None:
         """Carry out what waits, and give back what made many records of a session quick."""
@@ -122,16 +142,6 @@ class InstanceBlocks:
         for session in self._recorded:
             session.forget_owning()
         self._recorded.clear()
-
-    def _make_rows(self, record: BlockAllocation) -> bool:
-        """Returns False if an id is too large for that."""
-        for block_ids in (record.reused_block_ids, record.block_ids):
-            if len(block_ids):
-                largest = int(block_ids.max())
-                if largest >= MAX_BLOCKS:
-                    return False
-                self.blocks.make_room(largest + 1)
-        return True
 
     def _fill(self, session: SessionTable, record: BlockAllocation, now: float) -> None:
         """Lengthen the table, and let wait what that and the tokens mean for its blocks."""
@@ -157,7 +167,7 @@ class InstanceBlocks:
         num_claimed = len(record.reused_block_ids)
         session.has_duplicates |= repeats
         alone = session.has_duplicates or appended + num_claimed > max(appended, full_end)
-        if alone or self._pending.num_blocks + num_taken > MOST_TOGETHER:
+        if alone or not self._pending.has_room(num_taken):
             self.flush()
             self._pending.make_room(num_taken)
         first = self._pending.num_blocks
@@ -180,7 +190,7 @@ class InstanceBlocks:
         )
         if alone:
             (taken,) = self._pending.take_all()
-            take_in_order(taken, self._pending, self.blocks, self.lives)
+            self.num_malformed += not take_in_order(taken, self._pending, self.blocks, self.lives)
             self._pending.shrink()
         else:
             self.blocks.waits[self._pending.block_ids[first : first + num_taken]] = True
@@ -205,9 +215,14 @@ class InstanceBlocks:
         return bool((table[entries[is_entry]] == new[is_entry]).any())
 
     def _note_scan(self, session: SessionTable, num_entries: int) -> None:
-        """Once a table was looked through often enough to pay for it, find out by which entry it owns each block."""
+        """Once a table was looked through often enough to pay for it, find out by which entry it owns each block.
+
+        A very long table is looked through each time: to index it would be too long a step.
+        """
         session.num_scanned += num_entries
-        if session.num_scanned > SCANS_OF_A_TABLE * num_entries:
+        if session.num_blocks > LONGEST_INDEXED_TABLE:
+            session.forget_owning()
+        elif session.num_scanned > SCANS_OF_A_TABLE * num_entries:
             session.owning_entries()
 
     def _release(self, session: SessionTable, now: float) -> None:

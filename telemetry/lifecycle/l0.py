@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 
-from telemetry.events import BlocksAllocated, Event, InstanceDetached, SessionEnded
-from telemetry.lifecycle.fingerprints import PositionKeys
+from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
+from telemetry.lifecycle.fingerprints import KEYS_A_STEP, PositionKeys
 from telemetry.lifecycle.instance import InstanceBlocks
 from telemetry.lifecycle.observer import Observer, Source
 from telemetry.lifecycle.pending import Pending
 
 # A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
 MAX_INSTANCES = 64
+STEP_SECONDS = 0.002
 
 L0_EVENTS = frozenset({BlocksAllocated, SessionEnded, InstanceDetached})
 
@@ -70,17 +72,23 @@ class L0Lifecycle:
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Follow the events in their order, instance by instance."""
+        for _ in self.steps(batch):
+            pass
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """The same in steps of `STEP_SECONDS`, or of one record; after each step the counts are right."""
         by_instance: dict[str, list[Event]] = {}
         for event in batch:
             if type(event) in L0_EVENTS:
                 by_instance.setdefault(event.instance_id, []).append(event)
         try:
             for instance_id, events in by_instance.items():
-                self._follow(instance_id, events)
+                yield from self._follow(instance_id, events)
         finally:
             self._pending.take_all()  # if an instance failed it is forgotten, and with it what waited
         if batch:
             self.expire(batch[-1].monotonic)
+            yield
 
     def expire(self, now: float) -> None:
         """End the sessions that were quiet for too long, in seconds of the events' clock."""
@@ -91,26 +99,50 @@ class L0Lifecycle:
         """Per instance id; those of instances that went stay for a while, with no blocks."""
         return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
 
-    def _follow(self, instance_id: str, events: Iterable[Event]) -> None:
+    def _follow(self, instance_id: str, events: Iterable[Event]) -> Iterator[None]:
+        step_end = monotonic() + STEP_SECONDS
         instance = self._instances.pop(instance_id, None)
-        for event in events:
+        for event, record in _one_by_one(events):
+            if record is not None and len(record.token_ids) > KEYS_A_STEP:
+                instance = yield from self._make_keys(instance_id, instance, record)
             match event:
                 case BlocksAllocated():
-                    instance = self._report(instance, event)
+                    instance = self._report(instance, event, record)
                 case SessionEnded() if instance is not None:
                     instance.end_session(event.session_id, event.monotonic)
                 case InstanceDetached() if instance is not None and event.num_ranks_left == 0:
                     self._forget(instance)
                     instance = None
+            if monotonic() >= step_end:
+                if instance is not None:
+                    instance.flush()
+                    self._instances[instance_id] = instance
+                yield
+                instance = self._instances.pop(instance_id, None)
+                step_end = monotonic() + STEP_SECONDS
         if instance is not None:
             instance.settle()
             self._instances[instance_id] = instance
             if len(self._instances) > MAX_INSTANCES:
                 self._forget(self._instances.pop(self._least_wanted()))
 
-    def _report(self, instance: InstanceBlocks | None, event: BlocksAllocated) -> InstanceBlocks | None:
+    def _make_keys(
+        self, instance_id: str, instance: InstanceBlocks | None, record: BlockAllocation
+    ) -> Generator[None, None, InstanceBlocks | None]:
+        """Make the keys that a long record needs; meanwhile the instance is where others find it."""
+        num_tokens = len(record.token_ids)
+        if instance is not None:
+            num_tokens = instance.num_tokens_after(record)
+            instance.flush()
+            self._instances[instance_id] = instance
+        yield from self._keys.making(num_tokens)
+        return self._instances.pop(instance_id, None)
+
+    def _report(
+        self, instance: InstanceBlocks | None, event: BlocksAllocated, record: BlockAllocation | None
+    ) -> InstanceBlocks | None:
         if event.block_size < 1:
-            self._num_malformed += len(event.records)
+            self._num_malformed += record is not None
             return instance
         if instance is not None and (
             instance.source.model_name != event.model_name or instance.block_size != event.block_size
@@ -119,7 +151,7 @@ class L0Lifecycle:
             instance = None
         if instance is None:
             instance = self._begin(Source(event.instance_id, event.model_name), event.block_size)
-        for record in event.records:
+        if record is not None:
             instance.record(record, event.monotonic)
         return instance
 
@@ -150,6 +182,16 @@ class L0Lifecycle:
         """The instance that was quiet for longest of those without a live session, if there are such."""
         idle = (name for name, instance in self._instances.items() if not instance.num_sessions)
         return next(idle, next(iter(self._instances)))
+
+
+def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocation | None]]:
+    """Each event, a report once for each of its records."""
+    for event in events:
+        if isinstance(event, BlocksAllocated) and event.records:
+            for record in event.records:
+                yield event, record
+        else:
+            yield event, None
 
 
 def _counts(instance: InstanceBlocks) -> L0Counts:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from telemetry.lifecycle.sessions import SessionTable
 
 MOST_TOGETHER = 8_192  # blocks, at 28 bytes each; twice as many are no quicker
+MOST_RECORDS = 64
 
 
 @dataclass(slots=True)
@@ -51,6 +52,10 @@ class Pending:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return self.block_ids.nbytes + self.identities.nbytes + self.times.nbytes + self.expected.nbytes
+
+    def has_room(self, num_blocks: int) -> bool:
+        """Whether a record of that many blocks can wait together with those that do."""
+        return self.num_blocks + num_blocks <= MOST_TOGETHER and len(self.records) < MOST_RECORDS
 
     def make_room(self, num_blocks: int) -> None:
         """Have room for that many when nothing waits."""

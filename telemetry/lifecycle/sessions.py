@@ -67,7 +67,8 @@ class SessionTable:
     def owned(self, generation: NDArray[np.uint32]) -> BlockIds:
         """The blocks that the session owns, by the generation that each block is in now."""
         block_ids = self.block_ids[: self.num_blocks].astype(np.intp)
-        mine = generation[block_ids] == self.generations[: self.num_blocks]
+        generations = self.generations[: self.num_blocks]
+        mine = (generation[block_ids] == generations) & (generations != 0)  # a block never seen is in generation 0, too
         return block_ids if np.count_nonzero(mine) == len(mine) else block_ids[mine]
 
     def owning_entries(self) -> dict[int, int]:

@@ -9,22 +9,37 @@ from telemetry.lifecycle.blocks import BlockIds, Blocks
 from telemetry.lifecycle.lives import Lives
 from telemetry.lifecycle.pending import Pending, PendingRecord
 
+MOST_IN_ORDER = 1_024  # blocks, of 10 µs each; of all records that wait, too
+LONGEST_INDEXED_TABLE = 16_384  # blocks; to find out by which entries a session owns them takes 1.4 ms
 
-def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> None:
-    """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one."""
+
+def carry_out(pending: Pending, blocks: Blocks, lives: Lives) -> int:
+    """Together; or record by record, if they meet in a block; or block by block, if a record meets itself in one.
+
+    Returns the number of records that were too long for that: of those nothing is known but their tokens.
+    """
+    num_left_out = num_in_order = 0
     num_blocks = pending.num_blocks
     records = pending.take_all()
     blocks.waits[pending.block_ids[:num_blocks]] = False
     if records and not _take_together(records, slice(0, num_blocks), pending, blocks, lives):
         for record in records:
             if not _take_together([record], slice(record.first, record.last), pending, blocks, lives):
-                take_in_order(record, pending, blocks, lives)
+                num_in_order += record.last - record.first
+                is_taken = num_in_order <= MOST_IN_ORDER and take_in_order(record, pending, blocks, lives)
+                num_left_out += not is_taken
     pending.shrink()
+    return num_left_out
 
 
-def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives: Lives) -> None:
-    """The law, one block after the other: those that are reused first, then all from the first that becomes full on."""
+def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives: Lives) -> bool:
+    """The law, one block after the other: those that are reused first, then all from the first that becomes full on.
+
+    Returns False, with nothing changed, if the record or its session's table is too long for that.
+    """
     session, now, generation = record.session, record.time, blocks.generation
+    if session.num_blocks > LONGEST_INDEXED_TABLE:
+        return False
     owning = session.owning_entries()
 
     def owns(block_id: int) -> bool:
@@ -36,28 +51,35 @@ def take_in_order(record: PendingRecord, pending: Pending, blocks: Blocks, lives
         session.generations[entry] = generation[block_id]
 
     claimed = range(record.appended, record.appended + record.num_claimed)
-    block_ids = session.block_ids[claimed.start : claimed.stop].tolist()
-    if len(set(block_ids)) == len(block_ids) and owning.keys().isdisjoint(block_ids):
-        several = np.array(block_ids, dtype=np.intp)
-        lives.claim_many(several, now)
-        session.write_generations(claimed.start, generation[several])
+    reused = session.block_ids[claimed.start : claimed.stop].tolist()
+    are_new = len(set(reused)) == len(reused) and owning.keys().isdisjoint(reused)
+
+    identities = pending.identities[record.first : record.last].tolist()
+    entries = [*range(record.filled, record.filled_end), *range(record.appended, record.appended_end)]
+    # A reused block that is not full yet holds something that nobody has told yet.
+    taken = [pair for pair in zip(entries, identities, strict=True) if pair[1] or pair[0] not in claimed]
+    if len(taken) + (0 if are_new else len(reused)) > MOST_IN_ORDER:
+        return False
+
+    if are_new:
+        block_ids = np.array(reused, dtype=np.intp)
+        lives.claim_many(block_ids, now)
+        session.write_generations(claimed.start, generation[block_ids])
     else:
-        for block_id, entry in zip(block_ids, claimed, strict=True):
+        for block_id, entry in zip(reused, claimed, strict=True):
             mine = owns(block_id)
             lives.claim(block_id, now, mine=mine)
             if not mine:
                 note(block_id, entry)
 
-    identities = pending.identities[record.first : record.last].tolist()
-    entries = [*range(record.filled, record.filled_end), *range(record.appended, record.appended_end)]
-    for entry, identity in zip(entries, identities, strict=True):
-        if not identity and entry in claimed:
-            continue  # it holds something that nobody has told yet
+    for entry, identity in taken:
         block_id = int(session.block_ids[entry])
         lives.take(block_id, identity, now, mine=owns(block_id))
         if not owns(block_id):
             note(block_id, entry)
-    session.has_duplicates = len(owning) < session.num_blocks
+    appended = session.block_ids[record.appended : record.appended_end].tolist()
+    session.has_duplicates |= len(set(appended)) < len(appended)  # with earlier entries they were compared before
+    return True
 
 
 def _take_together(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,10 @@ class L0Subscriber(Subscriber):
     def handle(self, batch: Sequence[Event]) -> None:
         """Follow the blocks."""
         self._lifecycle.handle(batch)
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """The same, a record or a few milliseconds a step."""
+        return self._lifecycle.steps(batch)
 
     def expire(self, now: float) -> None:
         """End the sessions that were quiet for too long; ``now`` in seconds of the monotonic clock.

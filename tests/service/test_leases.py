@@ -18,6 +18,7 @@ from service.identity import ChunkKey, Namespace
 from service.index import DropReason, Index
 from service.leases import MAX_ENDED_REMEMBERED, Lease, LeaseEnd, Leases
 from service.pool import Pool
+from service.slices import Slices
 
 SLOT_BYTES = 64
 NUM_SLOTS = 12
@@ -38,7 +39,7 @@ class LeasedIndex:
         self._loop = asyncio.new_event_loop()
         self.writer = Writer(self._loop.create_future())
         self.index = Index(Pool(num_slots * SLOT_BYTES))
-        self.leases = Leases(self.index, TTL_SECONDS)
+        self.leases = Leases(self.index, TTL_SECONDS, Slices())
 
     def store(self, name: str) -> Chunk | None:
         entry = self.index.entry(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
@@ -51,6 +52,11 @@ class LeasedIndex:
     def stored(self, *names: str) -> list[Chunk]:
         chunks = [self.store(name) for name in names]
         return [chunk for chunk in chunks if chunk is not None]
+
+    def grant(self, session_id: str, chunks_by_rank: list[list[Chunk]]) -> Lease:
+        for chunks in chunks_by_rank:
+            self.index.pin(chunks)
+        return self.leases.grant("i", session_id, chunks_by_rank)
 
     def close(self) -> None:
         self._loop.close()
@@ -65,7 +71,7 @@ def depot() -> Iterator[LeasedIndex]:
 
 def test_leased_chunks_stay_and_may_go_when_the_lease_ends(depot: LeasedIndex) -> None:
     chunks = depot.stored("a", "b", "c", "d")
-    lease = depot.leases.grant("i", "s", [chunks])
+    lease = depot.grant("s", [chunks])
     assert depot.store("e") is None
     depot.leases.end(lease, LeaseEnd.RELEASED)
     assert depot.store("e") is not None
@@ -74,14 +80,14 @@ def test_leased_chunks_stay_and_may_go_when_the_lease_ends(depot: LeasedIndex) -
 
 def test_a_lease_covers_the_chunks_of_every_rank(depot: LeasedIndex) -> None:
     chunks = depot.stored("a", "b", "c", "d")
-    lease = depot.leases.grant("i", "s", [chunks[:2], chunks[2:]])
+    lease = depot.grant("s", [chunks[:2], chunks[2:]])
     assert lease.num_chunks == 2
     assert [chunk.num_pins for chunk in chunks] == [1, 1, 1, 1]
 
 
 def test_two_leases_of_one_chunk_both_protect_it(depot: LeasedIndex) -> None:
     chunks = depot.stored("a", "b", "c", "d")
-    leases = [depot.leases.grant("i", session_id, [chunks]) for session_id in ("s", "t")]
+    leases = [depot.grant(session_id, [chunks]) for session_id in ("s", "t")]
     assert leases[0].lease_id != leases[1].lease_id
     depot.leases.end(leases[0], LeaseEnd.EXPIRED)
     assert depot.store("e") is None
@@ -90,7 +96,7 @@ def test_two_leases_of_one_chunk_both_protect_it(depot: LeasedIndex) -> None:
 
 @pytest.mark.parametrize(("instance_id", "session_id"), [("j", "s"), ("i", "t"), ("s", "i"), ("", "")])
 def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: str, session_id: str) -> None:
-    lease = depot.leases.grant("i", "s", [depot.stored("a")])
+    lease = depot.grant("s", [depot.stored("a")])
     with pytest.raises(LeaseNotFound):
         depot.leases.require(lease.lease_id, instance_id, session_id)
     assert depot.leases.require(lease.lease_id, "i", "s") is lease
@@ -98,7 +104,7 @@ def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: s
 
 @pytest.mark.parametrize("why", LeaseEnd)
 def test_whoever_comes_late_is_told_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> None:
-    lease = depot.leases.grant("i", "s", [depot.stored("a")])
+    lease = depot.grant("s", [depot.stored("a")])
     depot.leases.end(lease, why)
     with pytest.raises(ERRORS[why], match=lease.lease_id):
         depot.leases.require(lease.lease_id, "i", "s")
@@ -110,7 +116,7 @@ def test_whoever_comes_late_is_told_why_it_ended(depot: LeasedIndex, why: LeaseE
 def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: LeasedIndex) -> None:
     given_back = []
     for why in LeaseEnd:
-        lease = depot.leases.grant("i", "s", [[]])
+        lease = depot.grant("s", [[]])
         assert not lease.given_back
         depot.leases.end(lease, why)
         if lease.given_back:
@@ -121,7 +127,7 @@ def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: Leas
 def test_the_oldest_ends_are_forgotten(depot: LeasedIndex) -> None:
     leases = []
     for _ in range(MAX_ENDED_REMEMBERED + 1):
-        leases.append(depot.leases.grant("i", "s", [[]]))
+        leases.append(depot.grant("s", [[]]))
         depot.leases.end(leases[-1], LeaseEnd.RELEASED)
     with pytest.raises(LeaseNotFound):
         depot.leases.require(leases[0].lease_id, "i", "s")
@@ -131,7 +137,7 @@ def test_the_oldest_ends_are_forgotten(depot: LeasedIndex) -> None:
 
 def test_the_expire_time_that_is_told_is_the_ttl_from_now(depot: LeasedIndex) -> None:
     before = time.time(), time.monotonic()
-    lease = depot.leases.grant("i", "s", [[]])
+    lease = depot.grant("s", [[]])
     after = time.time(), time.monotonic()
     assert before[0] <= lease.expire_time - TTL_SECONDS <= after[0]
     assert before[1] <= lease.expire_monotonic - TTL_SECONDS <= after[1]
@@ -176,7 +182,7 @@ class AnyUse(RuleBasedStateMachine):
         chunks = list(self.depot.index.chunks())
         by_rank = [chunks[rank::num_ranks] for rank in range(num_ranks)]
         length = data.draw(st.integers(0, min(map(len, by_rank))))
-        self.held.append(self.depot.leases.grant("i", "s", [each[:length] for each in by_rank]))
+        self.held.append(self.depot.grant("s", [each[:length] for each in by_rank]))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), why=st.sampled_from(LeaseEnd))

@@ -33,15 +33,21 @@ def store_piece(data: Buffer) -> bytes:
     return b"".join((_STORE_TAG, _varint(view.nbytes), view))
 
 
+def store_data(wire: bytes) -> memoryview | None:
+    """The bytes of a StoreInlineRequest that holds `data` alone, encoded as `store_piece` does; of others None."""
+    found = _leading_bytes(wire, _STORE_TAG)
+    return found[0] if found is not None and found[1] == len(wire) else None
+
+
 def parsed_store(wire: bytes) -> StoreInlineRequest | memoryview:
     """A StoreInlineRequest; of one that holds `data`, its bytes.
 
     Raises:
         google.protobuf.message.DecodeError: it is neither.
     """
-    found = _leading_bytes(wire, _STORE_TAG)
-    if found is not None and found[1] == len(wire):
-        return found[0]
+    data = store_data(wire)
+    if data is not None:
+        return data
     message = StoreInlineRequest.FromString(wire)
     return memoryview(message.data) if message.WhichOneof("payload") == "data" else message
 

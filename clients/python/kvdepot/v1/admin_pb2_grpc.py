@@ -79,7 +79,8 @@ class AdminServiceServicer(object):
     def ClearCache(self, request, context):
         """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
         are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
-        either way.
+        either way. New stores and lookups are served while it clears; what was stored before it began is gone when it
+        answers.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.

@@ -48,7 +48,8 @@ class AdminServiceStub:
     ClearCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]
     """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
     are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
-    either way.
+    either way. New stores and lookups are served while it clears; what was stored before it began is gone when it
+    answers.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -74,7 +75,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ClearCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
     are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
-    either way.
+    either way. New stores and lookups are served while it clears; what was stored before it began is gone when it
+    answers.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -115,7 +117,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ClearCacheResponse, _abc.Awaitable[_admin_pb2.ClearCacheResponse]]:
         """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
         are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
-        either way.
+        either way. New stores and lookups are served while it clears; what was stored before it began is gone when it
+        answers.
 
         Errors:
           PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.

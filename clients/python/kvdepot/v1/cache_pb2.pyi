@@ -6,7 +6,8 @@ What an engine speaks: attach memory, look up, store, retrieve, end the session.
 A failed call carries google.rpc.Status in `grpc-status-details-bin`: always an ErrorInfo with domain "kvdepot" and
 the `reason` that the Errors: list of the RPC names, a BadRequest where fields are at fault, a RetryInfo where
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
-(RESOURCE_EXHAUSTED). Every RPC may also answer
+(RESOURCE_EXHAUSTED). A message may have so many of each thing as the comments of its fields say, and 524,288 fields
+in all; INVALID_REQUEST names the field of which there are too many. Every RPC may also answer
   INVALID_ARGUMENT   INVALID_REQUEST: the bytes that came are no message of the RPC, or none came.
   DEADLINE_EXCEEDED  STREAM_STALLED: the request did not arrive within ten seconds.
   RESOURCE_EXHAUSTED TOO_MANY_BYTES: too many requests are arriving.
@@ -318,11 +319,11 @@ class AttachInstanceRequest(_message.Message):
     """This rank, below world_size."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
-        """The layers of this rank, in the order in which block tables are sent. At least one."""
+        """The layers of this rank, in the order in which block tables are sent. 1 to 256."""
 
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryRegion]:
-        """The memory that the planes lie in. None: this rank moves bytes inline only."""
+        """The memory that the planes lie in; at most 1,024. None: this rank moves bytes inline only."""
 
     def __init__(
         self,
@@ -465,7 +466,9 @@ class KvGroup(_message.Message):
     """Bytes from a head to the next within a token."""
     @_builtins.property
     def planes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plane]:
-        """The planes, in any order; every layer below num_layers has the same kinds, each once."""
+        """The planes, in any order; every layer below num_layers has the same kinds, each once. At most 1,024 of all groups
+        together.
+        """
 
     def __init__(
         self,
@@ -674,11 +677,13 @@ class Prefix(_message.Message):
     """The LoRA adapter; prompts with different ones never share chunks. At most 512 bytes."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """All token ids of the prompt, from token 0. Ids are fixed32: on the wire they are the array that clients have."""
+        """All token ids of the prompt, from token 0; at most 4,194,304. Ids are fixed32: on the wire they are the array that
+        clients have, packed.
+        """
 
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One hash per whole block of the prompt, from block 0, each of 4 to 64 bytes."""
+        """One hash per whole block of the prompt, from block 0, each of 4 to 64 bytes; at most 262,144."""
 
     def __init__(
         self,
@@ -911,7 +916,7 @@ class StoreRequest(_message.Message):
 
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
-        """One table per group, in group order, for the tokens from start_token on."""
+        """One table per group, in group order, for the tokens from start_token on; at most 256."""
 
     def __init__(
         self,
@@ -1029,7 +1034,9 @@ class RetrieveRequest(_message.Message):
     """A CUDA interprocess event to wait for before the blocks are written; empty: none."""
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
-        """One table per group, in group order, from token 0: for the leased prefix or a shorter, chunk-aligned part of it."""
+        """One table per group, in group order, from token 0: for the leased prefix or a shorter, chunk-aligned part of it. At
+        most 256.
+        """
 
     def __init__(
         self,

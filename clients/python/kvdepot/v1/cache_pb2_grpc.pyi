@@ -6,7 +6,8 @@ What an engine speaks: attach memory, look up, store, retrieve, end the session.
 A failed call carries google.rpc.Status in `grpc-status-details-bin`: always an ErrorInfo with domain "kvdepot" and
 the `reason` that the Errors: list of the RPC names, a BadRequest where fields are at fault, a RetryInfo where
 waiting helps. A miss is not an error. Only what gRPC itself refuses has no details: a message that is too large
-(RESOURCE_EXHAUSTED). Every RPC may also answer
+(RESOURCE_EXHAUSTED). A message may have so many of each thing as the comments of its fields say, and 524,288 fields
+in all; INVALID_REQUEST names the field of which there are too many. Every RPC may also answer
   INVALID_ARGUMENT   INVALID_REQUEST: the bytes that came are no message of the RPC, or none came.
   DEADLINE_EXCEEDED  STREAM_STALLED: the request did not arrive within ten seconds.
   RESOURCE_EXHAUSTED TOO_MANY_BYTES: too many requests are arriving.

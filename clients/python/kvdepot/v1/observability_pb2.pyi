@@ -39,7 +39,7 @@ class ReportBlockAllocationRequest(_message.Message):
     """Tokens per block, at least 1; never guessed."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockAllocationRecord]:
-        """In the order in which they happened."""
+        """In the order in which they happened; at most 16,384. A long report is published as several events."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class WatchEventsRequest(_message.Message):
     """Only events of this tenant; empty: of all that the caller may see."""
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of event types; none: all of them."""
+        """Names of event types, at most 256; none: all of them."""
 
     def __init__(
         self,
