@@ -65,6 +65,7 @@ MAX_VISIT_BYTES = 4_096
 NUM_LARGEST_VISITS = 8
 VISITS = {  # calls that are open at once, of one peer and in all
     "/grpc.health.v1.Health/Check": (64, 512),
+    "/grpc.health.v1.Health/List": (64, 512),
     "/grpc.health.v1.Health/Watch": (32, 256),
 }
 OTHER_VISITS = (4, 16)

@@ -39,6 +39,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
             raise ServiceUnknown("the depot has no service of this name")
         return _answer(self._status)
 
+    async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
+        return health_pb2.HealthListResponse(statuses={service: _answer(self._status) for service in self._services})
+
     async def Watch(  # sends with context.write, see Boundary
         self,
         request: health_pb2.HealthCheckRequest,

@@ -230,6 +230,11 @@ class Engine:
     async def end_session(self, session_id: str) -> None:
         await self.attachment.end_session(session_id)
 
+    async def die(self) -> None:
+        """End the stream as the kernel does for a process that dies: the depot gets no DetachInstance."""
+        self.attachment._stream.cancel()
+        await asyncio.wait([self.attachment._reader])
+
     async def close(self) -> None:
         await self.attachment.close()
         self.buffer.close()

@@ -116,7 +116,7 @@ async def test_who_is_there_and_how_they_went_is_told(depot: Site) -> None:
     await closes.close()
     dies = await depot.attach(instance_id="dies", model_name="m")
     await dies.lookup("c", prompt(16))
-    await dies.close()  # with a session that it did not end
+    await dies.die()
     await eventually(lambda: len(depot.depot.instances) == 1)
     page = await scrape(depot.server)
     assert page.value("kvdepot_attachments_live") == page.value("kvdepot_instances_live") == 1
@@ -179,7 +179,7 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     async for _ in engine.attachment.retrieve_inline("s", (await engine.lookup("s", prompt(16))).lease):
         pass
     gone = await depot.attach()  # a stream that is measured by other means
-    await gone.close()
+    await gone.close()  # by a call
     await eventually(lambda: len(depot.depot.instances) == 1)
     async with grpc.aio.insecure_channel(depot.server.addresses[0]) as channel:
         for method in (cache + "NoSuch", "no.such.Service/Lookup"):
@@ -192,10 +192,12 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     assert rpcs(page, "Lookup", "NOT_FOUND") == 2
     assert rpcs(page, "Store", "OK") == 1
     assert rpcs(page, "RetrieveInline", "OK") == 1
+    assert rpcs(page, "DetachInstance", "OK") == 1
     assert {method.removeprefix(cache) for method in page.labels(name, "rpc_method")} == {
         "Lookup",
         "Store",
         "RetrieveInline",
+        "DetachInstance",
     }
 
 

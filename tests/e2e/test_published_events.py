@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
+
+import pytest
 
 from kvdepot import token_prefix
 from kvdepot.v1.observability_pb2 import BlockAllocationRecord
@@ -34,6 +36,12 @@ NUM_CHUNKS = 4
 NUM_TOKENS = NUM_CHUNKS * CHUNK
 
 E = TypeVar("E", bound=Event)
+End = Callable[[Engine], Awaitable[None]]
+
+
+async def close(engine: Engine) -> None:
+    """End the attachment as the client does."""
+    await engine.attachment.close()
 
 
 class Seen(Subscriber):
@@ -155,17 +163,22 @@ async def test_a_retrieve_names_the_stores_that_its_chunks_came_from(depot: Site
     assert sorted(retrieve.stored_by) == sorted(stores)
 
 
-async def test_an_attachment_that_ends_without_work_was_closed_and_one_with_work_was_lost(depot: Site) -> None:
-    seen = Seen(depot)
-    tidy, untidy = await depot.attach(), await depot.attach()
-    for engine in (tidy, untidy):
-        await store(engine, "s")
-    await tidy.end_session("s")
-    for engine in (tidy, untidy):
-        await engine.attachment.close()
-    detached = await seen.of(InstanceDetached, 2)
-    assert [(event.reason, event.num_ranks_left) for event in detached] == [("closed", 0), ("lost", 0)]
-    assert (await seen.of(SessionEnded, 2))[1].reason == "instance detached"
+@pytest.mark.parametrize(
+    "end, has_work, reason",
+    [(close, False, "closed"), (close, True, "closed"), (Engine.die, False, "closed"), (Engine.die, True, "lost")],
+)
+async def test_only_an_attachment_that_leaves_work_without_a_detach_was_lost(
+    depot: Site, end: End, has_work: bool, reason: str
+) -> None:
+    seen, engine = Seen(depot), await depot.attach()
+    await store(engine, "s")
+    if not has_work:
+        await engine.end_session("s")
+    await end(engine)
+    (detached,) = await seen.of(InstanceDetached)
+    assert (detached.reason, detached.num_ranks_left) == (reason, 0)
+    (ended,) = await seen.of(SessionEnded)
+    assert ended.reason == ("instance detached" if has_work else "requested")
 
 
 async def test_with_its_last_rank_an_instance_is_gone(depot: Site) -> None:
@@ -176,16 +189,17 @@ async def test_with_its_last_rank_an_instance_is_gone(depot: Site) -> None:
     assert [event.num_ranks_left for event in await seen.of(InstanceDetached, 2)] == [1, 0]
 
 
-async def test_an_attachment_that_goes_while_its_bytes_move_was_lost(open_site: Open) -> None:
+@pytest.mark.parametrize("end, reason", [(close, "closed"), (Engine.die, "lost")])
+async def test_an_attachment_may_end_while_its_bytes_move(open_site: Open, end: End, reason: str) -> None:
     depot = await open_site(transfer_threads=1, l1_size="32MiB")
     seen, engine = Seen(depot), await depot.attach(*SLOW)
     blocks = engine.tables(SLOW_TOKENS)
     storing = engine.attachment.store("s", token_prefix(prompt(SLOW_TOKENS)), blocks)
     moving = await depot.begun(engine, storing)
-    await engine.attachment.close()
+    await end(engine)
     await asyncio.wait([moving])
     assert moving.exception() is not None
-    assert (await seen.of(InstanceDetached))[0].reason == "lost"
+    assert [event.reason for event in await seen.of(InstanceDetached)] == [reason]
     assert (await seen.of(TransferFinished))[0].outcome == "cancelled"
 
 

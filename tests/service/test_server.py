@@ -172,6 +172,14 @@ def health(address: str, service: str = "") -> str:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
+def healths(address: str) -> dict[str, str]:
+    """What Health.List says of each service."""
+    with grpc.insecure_channel(address) as channel:
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=PATIENCE_SECONDS)
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name
+        return {service: name(answer.status) for service, answer in listed.statuses.items()}
+
+
 # A server that runs
 
 
@@ -179,6 +187,10 @@ def health(address: str, service: str = "") -> str:
 def test_each_service_says_that_it_is_healthy(shared: list[str], service: str) -> None:
     assert [health(address, service) for address in shared] == ["SERVING", "SERVING"]
     assert health(shared[0], "kvdepot.v1.NoService") == "NOT_FOUND"
+
+
+def test_the_health_of_all_services_can_be_listed(shared: list[str]) -> None:
+    assert [healths(address) for address in shared] == [dict.fromkeys(("", *SERVICES), "SERVING")] * 2
 
 
 def test_reflection_describes_every_service_with_its_messages(shared: list[str]) -> None:
@@ -189,6 +201,21 @@ def test_reflection_describes_every_service_with_its_messages(shared: list[str])
         methods = [method for name in SERVICES for method in pool.FindServiceByName(name).methods]
         assert {"AttachInstance", "WatchEvents", "ClearCache"} <= {method.name for method in methods}
         assert "token_ids" in pool.FindMessageTypeByName("kvdepot.v1.Prefix").fields_by_name
+
+
+def test_every_rpc_that_reflection_tells_of_is_served(shared: list[str]) -> None:
+    """A servicer that lacks one answers with INTERNAL or UNIMPLEMENTED; an empty request must not."""
+    with grpc.insecure_channel(shared[0]) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool, codes = DescriptorPool(database), {}
+        for name in database.get_services():
+            for method in pool.FindServiceByName(name).methods:
+                call = channel.stream_stream(f"/{name}/{method.name}")(iter([b""]), timeout=1.0)
+                with suppress(grpc.RpcError):
+                    list(call)
+                codes[method.full_name] = call.code().name
+    assert len(codes) > 15
+    assert not set(codes.values()) & {"INTERNAL", "UNIMPLEMENTED", "UNKNOWN"}, codes
 
 
 def test_what_is_printed_are_addresses_to_connect_to(shared: list[str], folder: Path) -> None:
@@ -316,6 +343,7 @@ def test_a_signal_lets_work_end_and_takes_no_new_work(serve: Serve, folder: Path
         server.send(number)
         until(lambda: attachment.draining)
         assert [health(address, service) for service in ("", *SERVICES)] == ["NOT_SERVING"] * 4
+        assert healths(address) == dict.fromkeys(("", *SERVICES), "NOT_SERVING")
         assert client.get_status().state == admin_pb2.SERVER_STATE_DRAINING
         for refused in (
             lambda: client.lookup("engine", "s", range(CHUNK_SIZE)),
