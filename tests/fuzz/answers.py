@@ -16,9 +16,7 @@ from tests.fuzz.rpcs import Message, Rpc
 
 # Of services that are not ours, which have no list.
 CODES_OF_OTHERS = {"OK", "NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"}
-# UNKNOWN is what gRPC answers by itself to bytes that are no message, and INTERNAL what a stream of requests ends with.
-# Both go when the depot refuses these bytes with INVALID_ARGUMENT.
-TO_NO_MESSAGE = {"INVALID_ARGUMENT", "UNKNOWN", "INTERNAL"}
+TO_NO_MESSAGE = {"INVALID_ARGUMENT"}
 TO_A_WRONG_NUMBER_OF_MESSAGES = {"UNIMPLEMENTED", "INTERNAL", "UNKNOWN", "CANCELLED", "INVALID_ARGUMENT"}
 # What grpc.aio makes of a message of ours that crossed the answer; it has lost the answer then.
 CROSSED = "Internal error from Core"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import sys
 import tempfile
 from collections import deque
@@ -20,15 +19,6 @@ END_SECONDS = 15.0
 ANSWER_SECONDS = 120.0
 MARKS = ("Traceback (most recent call last)", "unexpected error", "exception was never retrieved", "Task was destroyed")
 _MOST_LINES = 60
-# What the depot logs with a traceback today, and should not: bytes that are no message, and Health.List.
-# The first goes when the depot reads messages itself, the second when it serves or refuses that RPC.
-_KNOWN = (
-    r"^.*Unexpected \[DecodeError\] raised by servicer.*\n(?:.*\n)*?.*DecodeError: .*\n",
-    r"^.*unexpected error in /kvdepot.v1.CacheService/StoreInline\n(?:(?!\d{4}-).*\n)*?.*DecodeError: .*\n",
-    r"^Traceback .*\n(?:(?!\d{4}-).*\n)*?.*ExecuteBatchError: .*SendStatusFromServerOperation.*\n",
-    r"^.*Unexpected \[NotImplementedError\] raised by servicer .*Health/List.*\n(?:.*\n)*?NotImplementedError: .*\n",
-)
-KNOWN_COMPLAINT = re.compile("|".join(_KNOWN), re.MULTILINE)
 
 # Short times and little memory, so that chunks are evicted and leases, sessions and waits come to their ends.
 FLAGS = {
@@ -108,8 +98,7 @@ class Depot:
             log.seek(self._log_bytes)
             new = log.read()
         self._log_bytes += len(new)
-        text = KNOWN_COMPLAINT.sub("", new.decode(errors="replace"))
-        lines = text.splitlines()
+        lines = new.decode(errors="replace").splitlines()
         first = next((at for at, line in enumerate(lines) if any(mark in line for mark in MARKS)), None)
         return [] if first is None else lines[max(0, first - 1) : first + _MOST_LINES]
 

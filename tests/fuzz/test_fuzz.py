@@ -29,7 +29,7 @@ async def test_two_thousand_calls_find_nothing() -> None:
     calls = {rpc.name: {o: n for (name, o), n in report.outcomes.items() if name == rpc.name} for rpc in RPCS}
     assert all(sum(outcomes.values()) >= 20 for outcomes in calls.values()), said(report)
     shallow = {name for name, outcomes in calls.items() if outcomes.get("OK", 0) < MIN_OK * sum(outcomes.values())}
-    assert shallow <= {"Health.List"}, said(report)
+    assert not shallow, said(report)
     assert len(report.never_changed()) <= 15, said(report)
     assert report.witnessed["compared bytes"] > 100_000
 

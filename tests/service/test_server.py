@@ -210,7 +210,8 @@ def test_every_rpc_that_reflection_tells_of_is_served(shared: list[str]) -> None
         pool, codes = DescriptorPool(database), {}
         for name in database.get_services():
             for method in pool.FindServiceByName(name).methods:
-                call = channel.stream_stream(f"/{name}/{method.name}")(iter([b""]), timeout=1.0)
+                rpc: Any = channel.stream_stream(f"/{name}/{method.name}")
+                call = rpc(iter([b""]), timeout=1.0)
                 with suppress(grpc.RpcError):
                     list(call)
                 codes[method.full_name] = call.code().name
