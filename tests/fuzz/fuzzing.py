@@ -51,7 +51,7 @@ class Options:
     clients: int = 12
     most_bytes: int = 1 << 16
     latency_seconds: float = 3.0
-    hold_seconds: float = 1.0
+    hold_seconds: float = 0.2
     growth_bytes: int = 64 << 20
     sabotage: str = "none"
 
