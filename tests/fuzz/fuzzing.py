@@ -49,8 +49,8 @@ class Options:
     only: int | None = None
     server: str = ""
     clients: int = 12
-    most_bytes: int = 1 << 16
-    latency_seconds: float = 3.0
+    most_bytes: int = 1 << 20
+    latency_seconds: float = 2.0
     hold_seconds: float = 0.2
     growth_bytes: int = 64 << 20
     sabotage: str = "none"

@@ -78,7 +78,7 @@ STEPS: tuple[Step, ...] = (
     _figures("small", "requests of one chunk", 45),
     _figures("slowdown", "a matrix product beside transfers", 60),
     _figures("long", "16 GiB of L1, requests of 131,072 tokens", 75),
-    _figures("ctas", "CTAs from 1 to 32, with a matrix product", 90),
+    _figures("ctas", "CTAs from 4 to 132, with a matrix product", 90),
     _figures("events", "what timing events cost, and whether unmapping waits", 60, "unmapping", "events"),
     _tests("racecheck", "the kernels under racecheck", 60, *_SHORT_KERNELS, sanitizer="racecheck"),
 )
