@@ -116,7 +116,7 @@ def _steps(reports: _Queue | None) -> list[float]:
         Adapters(),
     )
     side.bind(_Pool(num_blocks))
-    side.chunk_sizes_changed({0: CHUNK_SIZE})
+    side.reported(WorkerReport(chunk_sizes={0: CHUNK_SIZE}))
     free = count()
     requests = {}
     for number in range(REQUESTS):  # each at another place in its chunk and block

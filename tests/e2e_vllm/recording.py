@@ -36,10 +36,6 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._side, name)
 
-    def chunk_sizes_changed(self, chunk_sizes: Mapping[int, int]) -> None:
-        self._side.chunk_sizes_changed(chunk_sizes)
-        self._write("chunk_sizes_changed", chunk_sizes=list(chunk_sizes.items()))
-
     def arrived(self, request: Any) -> None:
         self._side.arrived(request)
         self._write("arrived", request=_facts(request))

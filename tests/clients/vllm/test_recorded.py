@@ -87,9 +87,6 @@ class Replay:
         request.num_computed_tokens = facts["num_computed_tokens"]
         request.block_hashes = [bytes.fromhex(each) for each in facts["block_hashes"]]
 
-    def _chunk_sizes_changed(self, chunk_sizes: list[tuple[int, int]]) -> None:
-        self.side.chunk_sizes_changed(dict(chunk_sizes))
-
     def _arrived(self, request: dict[str, Any]) -> None:
         self.side.arrived(self.requests[request["id"]])
 

@@ -68,7 +68,7 @@ def test_nothing_is_asked_of_a_depot_that_just_failed(engine: Engine) -> None:
 @pytest.mark.parametrize("chunk_sizes", [{0: CHUNK}, {0: CHUNK, 1: 0}, {0: CHUNK, 1: 2 * CHUNK}, {0: 6, 1: 6}])
 def test_engine_goes_without_a_depot_until_all_workers_are_attached_alike(chunk_sizes: dict[int, int]) -> None:
     engine = Engine(num_workers=2)
-    engine.side.chunk_sizes_changed({0: 0, 1: 0})
+    engine.side.reported(WorkerReport(chunk_sizes={0: 0, 1: 0}))
     engine.side.reported(WorkerReport(chunk_sizes={**chunk_sizes}))
     request = request_of(20)
     assert engine.side.matched_tokens(request, 0) == (0, False)
@@ -617,9 +617,9 @@ def test_prompt_of_embeddings_has_no_tokens_to_report() -> None:
     assert not engine.reports.noted
 
 
-def test_first_request_waits_until_the_workers_have_told_whether_they_are_attached() -> None:
+def test_first_request_waits_until_all_workers_have_reported_whether_they_are_attached() -> None:
     engine = Engine(num_workers=2, is_heard=False)
-    assert engine.side.needs_steps()  # so that vLLM makes a step, in which they tell
+    assert engine.side.needs_steps()  # so that vLLM makes a step, in which they report
     request = request_of(20)
     assert engine.side.matched_tokens(request, 0) == (None, False)
     engine.side.reported(WorkerReport(chunk_sizes={0: CHUNK}))
@@ -631,7 +631,7 @@ def test_first_request_waits_until_the_workers_have_told_whether_they_are_attach
     assert engine.asks.questions
 
 
-def test_workers_that_never_tell_are_waited_for_with_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_workers_that_never_report_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(is_heard=False)
     request = request_of(20)
     assert engine.side.matched_tokens(request, 0) == (None, False)

@@ -19,6 +19,7 @@ from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place, place_of
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, Table, WorkerReport
 from kvdepot.vllm.worker import MAX_STORES, WorkerSide
+from service.errors import RegionUnavailable
 from service.server import Server
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
 from tests.clients.vllm.fake_vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
@@ -71,6 +72,11 @@ class Worker:
         if report := self.side.take_report():
             self.report = self.report.aggregate(report)
         return self.report
+
+    @property
+    def chunk_size(self) -> int | None:
+        """What it reported last; None if it never did."""
+        return self.take().chunk_sizes.get(0)
 
     async def until_settled(self, *operation_ids: int) -> WorkerReport:
         await until(lambda: set(operation_ids) <= set(self.take().settled))
@@ -194,11 +200,10 @@ async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
-    assert worker.side.chunk_size == CHUNK
     assert worker.side.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
     assert worker.side.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
-        attachment.failed.set()
+        attachment.fail(RegionUnavailable("the engine took its memory away"))
     await until(lambda: 0 in worker.take().chunk_sizes.values())
     await until(lambda: worker.take().chunk_sizes == {0: CHUNK})  # attached again by itself
 
@@ -224,7 +229,7 @@ async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worke
     assert await worker.until_loaded() == ({"request"}, {"request"})
     report = await worker.until_settled(2)  # the depot answered: it does not touch them
     assert report.failed == {2}
-    assert worker.side.chunk_size == CHUNK  # and stays attached
+    assert worker.chunk_size == CHUNK  # and stays attached
 
 
 async def test_load_that_is_known_to_be_impossible_fails_at_once(depot: Server, start_worker: StartWorker) -> None:
@@ -310,9 +315,9 @@ async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
         await until(lambda: worker.take().failed == {2})
         if settles:
             assert await worker.until_settled(2)
-            assert worker.side.chunk_size
+            assert worker.chunk_size
         else:
-            await until(lambda: worker.side.chunk_size == 0)  # detached, to find out
+            await until(lambda: worker.chunk_size == 0)  # detached, to find out
             assert not worker.take().settled
 
 
@@ -439,7 +444,7 @@ async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_work
     caches["shared"] = caches["layer.1"].view_as(caches["layer.1"])
     config = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1", "shared"])])
     worker = await start_worker(depot.addresses[0], caches=caches, kv_cache_config=config)
-    assert worker.side.chunk_size == CHUNK
+    assert worker.chunk_size == CHUNK
 
 
 async def test_another_cache_takes_the_place_of_the_one_before(depot: Server, start_worker: StartWorker) -> None:

@@ -22,6 +22,7 @@ from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
 
+# Requests wait so long at most for the workers' first reports, without which no depot is asked.
 FIRST_REPORT_SECONDS = 5.0
 
 
@@ -54,7 +55,7 @@ class SchedulerSide:
         self._orders = StepOrders()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
-        self._workers_heard_by: float | None = None
+        self._first_reports_until: float | None = None
         self._generation = ""
         self._engine_is_stale = False
         self._reported_group = reported_group(settings.groups)
@@ -66,19 +67,6 @@ class SchedulerSide:
         """Takes vLLM's block pool."""
         self._operations.bind(pool)
 
-    def chunk_sizes_changed(self, chunk_sizes: Mapping[int, int]) -> None:
-        """Workers told how the depot cuts tokens into chunks; 0: that it is not there."""
-        self._chunk_sizes.update(chunk_sizes)
-        sizes = set(self._chunk_sizes.values())
-        whole = len(self._chunk_sizes) == self._settings.num_workers and len(sizes) == 1
-        chunk_size = sizes.pop() if whole else 0
-        if chunk_size % self._settings.hash_block_size:
-            logger.error("chunks of %d tokens don't fit hashes of %d", chunk_size, self._settings.hash_block_size)
-            chunk_size = 0
-        self._chunk_size = chunk_size
-        for state in self._requests.values():  # what attached may be another depot, and empty
-            state.stored_tokens = 0
-
     def arrived(self, request: Any) -> None:
         """A request is new."""
         self._state(request)
@@ -86,11 +74,12 @@ class SchedulerSide:
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond those can be loaded, and whether they will; None: ask again.
 
-        A request is computed if it has waited for answers for as long as it may, counted from its first lookup.
+        A request waits for the workers' first reports, and then for answers. Once it has waited for as long as it may,
+        it is computed; see `PendingLookups`.
         """
         state = self._state(request)
         state.local_tokens = num_computed_tokens
-        if self._is_waiting_to_hear:
+        if self._awaits_first_reports():
             return None, False
         if request.lora_request is not None and (state.lookup is None or state.lookup.matched_tokens is not None):
             self._check_adapter(state)
@@ -183,7 +172,7 @@ class SchedulerSide:
         return orders
 
     def reported(self, report: WorkerReport) -> None:
-        """Takes what workers tell."""
+        """Takes what workers report."""
         self._operations.fail(report.failed)
         for operation in self._operations.settle(report.settled):
             self._asks.release(operation.leases)
@@ -191,7 +180,7 @@ class SchedulerSide:
                 operation.state.may_load = True  # again, should it be preempted
             self._end_session(operation.state)
         if report.chunk_sizes:
-            self.chunk_sizes_changed(report.chunk_sizes)
+            self._chunk_sizes_changed(report.chunk_sizes)
 
     def finished(self, request: Any) -> None:
         """vLLM has finished or aborted a request; it frees the blocks, but for the references of operations."""
@@ -219,17 +208,33 @@ class SchedulerSide:
         self._adapters.emptied()
 
     def needs_steps(self) -> bool:
-        """Whether vLLM should step on, so that workers report; see `Operations.need_steps`."""
-        return self._operations.need_steps() or self._is_waiting_to_hear
+        """Whether vLLM should step on, so that workers report: for the first time, or see `Operations.need_steps`."""
+        return self._operations.need_steps() or self._awaits_first_reports()
 
-    @property
-    def _is_waiting_to_hear(self) -> bool:
-        """Whether not all workers have told whether they are attached, which they do with the first step."""
+    def _awaits_first_reports(self) -> bool:
+        """Whether a worker has not reported yet if it is attached. Workers do so in the engine's first step.
+
+        The first call starts the clock: an engine may need minutes until it can make a step.
+        """
         if len(self._chunk_sizes) == self._settings.num_workers:
             return False
-        if self._workers_heard_by is None:
-            self._workers_heard_by = time.monotonic() + FIRST_REPORT_SECONDS
-        return time.monotonic() < self._workers_heard_by
+        now = time.monotonic()
+        if self._first_reports_until is None:
+            self._first_reports_until = now + FIRST_REPORT_SECONDS
+        return now < self._first_reports_until
+
+    def _chunk_sizes_changed(self, chunk_sizes: Mapping[int, int]) -> None:
+        """Workers report how the depot cuts tokens into chunks; 0 if they are not attached."""
+        self._chunk_sizes.update(chunk_sizes)
+        sizes = set(self._chunk_sizes.values())
+        whole = len(self._chunk_sizes) == self._settings.num_workers and len(sizes) == 1
+        chunk_size = sizes.pop() if whole else 0
+        if chunk_size % self._settings.hash_block_size:
+            logger.error("chunks of %d tokens don't fit hashes of %d", chunk_size, self._settings.hash_block_size)
+            chunk_size = 0
+        self._chunk_size = chunk_size
+        for state in self._requests.values():  # what attached may be another depot, and empty
+            state.stored_tokens = 0
 
     def _state(self, request: Any) -> RequestState:
         state = self._requests.get(request.request_id)

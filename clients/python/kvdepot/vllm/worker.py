@@ -75,7 +75,7 @@ class WorkerSide:
         self._running: Future[None] | None = None
         self._first_attachment = threading.Event()
         self._memory: AttachedMemory | None = None
-        # Written on the loop, read by the engine's thread.
+        # Written on the loop, read by the engine's thread. The chunk size is 0 while this worker is not attached.
         self._chunk_size = 0
         self._results: deque[_Result] = deque()
         self._loads: deque[_Loaded] = deque()
@@ -88,11 +88,6 @@ class WorkerSide:
         self._tasks: set[asyncio.Task[None]] = set()
         self._store_turns = asyncio.Semaphore(MAX_STORES)
         self._complaints: set[str] = set()
-
-    @property
-    def chunk_size(self) -> int:
-        """Tokens per chunk of the depot; 0 while this worker is not attached."""
-        return self._chunk_size
 
     def register(self, kv_caches: Mapping[str, Any], kv_cache_config: Any) -> None:
         """Shares the KV cache and attaches it; waits for that, at most for the setting's time.
