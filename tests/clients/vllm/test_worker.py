@@ -19,7 +19,6 @@ from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place, place_of
 from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, Table, WorkerReport
 from kvdepot.vllm.worker import MAX_STORES, WorkerSide
-from service.errors import RegionUnavailable
 from service.server import Server
 from tests.clients.fake_depot import FakeDepot, bare_failure, failure
 from tests.clients.vllm.fake_vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
@@ -199,7 +198,7 @@ async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
     assert worker.side.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
     assert worker.side.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
-        attachment.fail(RegionUnavailable("the engine took its memory away"))
+        attachment.failed.set()
     await until(lambda: 0 in worker.take().chunk_sizes.values())
     await until(lambda: worker.take().chunk_sizes == {0: CHUNK})  # attached again by itself
 
