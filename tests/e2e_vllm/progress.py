@@ -17,6 +17,7 @@ HANG_SECONDS = 10.0  # longer than the stores' timeout, and than what an engine 
 async def idle_after_hang(proof: Proof, a: Engine, b: Engine) -> str:
     """The depot hangs while it stores, and goes on: an engine without requests pauses, and has all of its blocks."""
     await proof.forget_locally(a)
+    await proof.until_quiet()  # the depot would never hear of sessions that end while it hangs
     proof.server.send(signal.SIGSTOP)
     try:
         stopped = time.monotonic()
