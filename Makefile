@@ -1,4 +1,5 @@
 SHELL := /bin/bash
+export PATH := $(CURDIR)/build/servers/usr/bin:$(PATH)
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 GPU_PYTHON ?= python3
@@ -9,7 +10,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo run test-servers test test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +45,12 @@ demo: $(VENV)/.installed-demo ## two engines share a prompt through the depot, o
 
 run: $(VENV)/.installed ## start the server
 	@$(BIN)/python -m service serve
+
+build/servers/.installed:
+	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+	@touch $@
+
+test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, without installing it: some tests skip without it
 
 test: $(VENV)/.installed-cuda ## run the tests
 	@$(BIN)/python -m pytest -m "not gpu and not slow"

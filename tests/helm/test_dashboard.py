@@ -139,6 +139,8 @@ async def day(depot: Site, number: int) -> None:
     lease = (await engine.lookup("t", prompt(32, 3))).lease
     await engine.store("t", prompt(32, 4), engine.kv(32, 4))  # is refused
     await engine.attachment.release_lease(lease)
+    with pytest.raises(DepotError, match="session_id"):
+        await engine.store("", prompt(32, 4), engine.kv(32, 4))
     with pytest.raises(Exception, match="no rank of instance 'nobody' is attached"):
         await depot.client.lookup("nobody", "s", prompt(16))
     for session, tokens in (("a", [1, 2]), ("b", [1, 2]), ("c", [3, number])):
