@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "kvdepot"
 OURS = "/kvdepot.v1."
 REFLECTION = "/grpc.reflection."
-STRANGERS = ""  # in whose turn calls of nobody that is known are refused
+STRANGERS = ""  # the client in whose turn unknown callers are refused
 DENIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 # Streams that stay open for as long as somebody is there; they do not count as work.
 STANDING = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})

@@ -1,4 +1,4 @@
-"""The CUDA kernels that copy blocks: their source, and what a launch of them is told."""
+"""The CUDA kernels that copy blocks: their source, and the structure that a launch passes to them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class BlockLaunches:
         self._max_ctas = max_ctas
 
     def load(self, moves: Moves, chunk_starts: NDArray[np.int64], table: Table, stream: Stream) -> Batch:
-        """Uploads the blocks of moves whose chunks begin at ``chunk_starts`` from the base that `issue` is given.
+        """Uploads the blocks of moves. Their chunks begin at ``chunk_starts``, counted from the base of `issue`.
 
         That base is aligned to the widest access, so that it does not count here: memory of the device is, and a part
         begins where a plane does.

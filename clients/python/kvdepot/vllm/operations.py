@@ -19,7 +19,7 @@ from kvdepot.vllm.requests import RequestState
 # Shares of all blocks: even a depot that hangs in the middle of everything leaves the engine a quarter.
 MOST_LOADING = 0.5
 MOST_STORING = 0.25
-# How long vLLM steps on for operations whose time is over. A depot that goes on meanwhile is attached to again in it.
+# How long vLLM makes steps for operations whose time is over. A depot that goes on is attached to again within it.
 SETTLE_SECONDS = 60.0
 # vLLM asks whether to step on at least this often; after a longer pause a call has woken it.
 IDLE_SECONDS = 1.0
