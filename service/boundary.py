@@ -172,6 +172,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 return await serve(context, asked)
             except DepotError as error:
                 refusal = error
+            except grpc.aio.InternalError:
+                raise asyncio.CancelledError from None  # the client left while it was answered
             except Exception:
                 logger.exception("unexpected error in %s", method)
                 refusal = _InternalError("an unexpected error; the depot's log has the details")
@@ -350,6 +352,8 @@ async def abort(context: Context, error: DepotError) -> None:
     except TimeoutError as timeout:
         # The status waits behind a message that the client does not take: the call is dropped without one.
         raise asyncio.CancelledError from timeout
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None  # the client left before
 
 
 def details_of(error: DepotError) -> bytes:

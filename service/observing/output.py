@@ -8,6 +8,8 @@ import logging
 import sys
 from time import monotonic
 
+import grpc
+
 from service.settings import LogFormat, Settings
 from telemetry.logs.detached_stream import DetachedStream
 from telemetry.logs.line_format import JsonFormat, TextFormat
@@ -48,6 +50,7 @@ class Output:
         format_of = JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat()
         handler = logging.StreamHandler()
         handler.setFormatter(format_of)
+        handler.addFilter(is_about_the_depot)
         handler.addFilter(StormLimit())
         logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
         logging.captureWarnings(True)
@@ -64,6 +67,15 @@ class Output:
         deadline = monotonic() + FINISH_SECONDS
         for stream in self._streams:
             stream.finish(deadline)
+
+
+def is_about_the_depot(record: logging.LogRecord) -> bool:
+    """Whether a record may be logged: not gRPC's that an answer failed.
+
+    An answer fails when its client has left. gRPC stays silent if it learns that the client left before it learns that
+    the answer failed. In the other order it logs an error with a traceback.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _missing(num_lines: int) -> logging.LogRecord:
