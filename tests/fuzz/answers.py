@@ -36,6 +36,7 @@ class Answer:
     domain: str = ""
     fields: tuple[str, ...] = ()
     has_details: bool = False
+    details_code: int = 0
     fault: str = ""
 
     def __str__(self) -> str:
@@ -68,16 +69,15 @@ def answer_of(error: grpc.aio.AioRpcError) -> Answer:
         if key == "grpc-status-details-bin":
             answer.has_details = True
             try:
-                _read_details(answer, error, bytes(value))
+                _read_details(answer, bytes(value))
             except DecodeError as unreadable:
                 answer.fault = f"details that are no google.rpc.Status: {unreadable}"
     return answer
 
 
-def _read_details(answer: Answer, error: grpc.aio.AioRpcError, details: bytes) -> None:
+def _read_details(answer: Answer, details: bytes) -> None:
     status, info, bad = Status.FromString(details), ErrorInfo(), BadRequest()
-    if status.code != error.code().value[0]:
-        answer.fault = f"the details say code {status.code}, the call {error.code().value[0]}"
+    answer.details_code = status.code
     for detail in status.details:
         if not any(detail.Is(known.DESCRIPTOR) and detail.Unpack(known) for known in (info, bad, RetryInfo())):
             answer.fault = f"a detail of an unknown kind: {detail.type_url}"
@@ -89,6 +89,11 @@ def fault_in(answer: Answer, rpc: Rpc, expected: Expected) -> str:
     """What is wrong with an answer; empty if nothing is."""
     if answer.fault:
         return answer.fault
+    code_number = grpc.StatusCode[answer.code].value[0]
+    if answer.has_details and answer.details_code != code_number:
+        if _was_ended_by_the_client(answer, expected):  # after it had received the details
+            return ""
+        return f"the details say code {answer.details_code}, the call {code_number}"
     if answer.code == "OK" or _is_of_the_clients_making(answer, expected):
         return ""
     if not rpc.is_ours:
@@ -112,11 +117,16 @@ def _is_of_the_clients_making(answer: Answer, expected: Expected) -> bool:
     if answer.has_details:
         return False
     return (
-        (expected.has_deadline and answer.code == "DEADLINE_EXCEEDED")
-        or (expected.is_cancelled and answer.code == "CANCELLED")
+        _was_ended_by_the_client(answer, expected)
         or (expected.is_too_large and answer.code == "RESOURCE_EXHAUSTED")
         or (expected.has_huge_metadata and answer.code == "RESOURCE_EXHAUSTED")
         or (expected.is_stream and answer.message == CROSSED)
+    )
+
+
+def _was_ended_by_the_client(answer: Answer, expected: Expected) -> bool:
+    return (expected.has_deadline and answer.code == "DEADLINE_EXCEEDED") or (
+        expected.is_cancelled and answer.code == "CANCELLED"
     )
 
 

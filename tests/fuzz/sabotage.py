@@ -45,8 +45,8 @@ def _a_pin_stays() -> None:
 def _a_lease_is_forgotten_by_its_session() -> None:
     grant = Depot.grant
 
-    def granted(depot: Depot, session: Any, chunks_by_rank: Any) -> Lease:
-        lease = grant(depot, session, chunks_by_rank)
+    def granted(depot: Depot, session: Any, *args: Any) -> Lease:
+        lease = grant(depot, session, *args)
         session.lease_ids.clear()
         return lease
 
