@@ -95,7 +95,7 @@ class CallDenied(Event):
 
 @fact
 class CallRefused(Event):
-    """An attach or a store was refused: ``reason`` and ``detail`` are what the caller is told.
+    """An attach or a store was refused. The caller received the same ``reason`` and ``detail``.
 
     ``peer`` is where it came from, without the port. The instance is the one that the request names; it is empty if the
     call was refused before its request was received.

@@ -38,7 +38,7 @@ class Moves:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Moves whose blocks are in one table; steps count them from 0."""
+    """Moves whose block ids lie in one table. Steps address the moves by their number in it, from 0."""
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[BlockTables]
@@ -50,7 +50,7 @@ StepEvents = Sequence[tuple[Event, Event]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marks:
-    """Events around one kind of a step's work; nobody asks when it began if ``begin`` is None."""
+    """Events around one kind of a step's work. ``begin`` is None if its start is not measured."""
 
     begin: Event | None
     end: Event

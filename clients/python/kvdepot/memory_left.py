@@ -76,7 +76,7 @@ def in_control_groups(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> Mem
 
 
 def control_groups(controller: str, root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> Iterator[Path]:
-    """The folders of the process's group and of those above it, whose limits count, too.
+    """Yield the cgroup folder of the process and the folders above it. The limits of all of them apply.
 
     In a container the process's own is often the root, whatever the membership says.
     """

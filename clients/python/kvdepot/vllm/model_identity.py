@@ -138,7 +138,7 @@ def _load(load: Any, model: Any) -> list[Any]:
 
 
 def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
-    """A draft model whose layers are in the KV cache, too."""
+    """Identify the draft model, if its layers are part of the KV cache."""
     speculative = vllm_config.speculative_config
     if speculative is None or (method := speculative.method) in _DRAFTS_WITHOUT_LAYERS:
         return []

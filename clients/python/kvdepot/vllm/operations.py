@@ -19,7 +19,8 @@ from kvdepot.vllm.requests import RequestState
 # Shares of all blocks: even a depot that hangs in the middle of everything leaves the engine a quarter.
 MOST_LOADING = 0.5
 MOST_STORING = 0.25
-# How long vLLM makes steps for operations whose time is over. A depot that goes on is attached to again within it.
+# vLLM makes steps for this long after an operation has timed out. The connector attaches again to a depot that recovers
+# within this time.
 SETTLE_SECONDS = 60.0
 # vLLM asks whether to step on at least this often; after a longer pause a call has woken it.
 IDLE_SECONDS = 1.0

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 
 class Follower(Protocol):
-    """Who is told of resets; `SchedulerSide` is one."""
+    """Reacts to resets of a prefix cache. `SchedulerSide` implements it."""
 
     def reset(self) -> None: ...
     def emptied(self) -> None: ...
@@ -24,7 +24,7 @@ _followers: WeakKeyDictionary[Any, Follower] = WeakKeyDictionary()
 
 
 def follow(scheduler_class: Any, kv_cache_manager: Any, follower: Follower) -> None:
-    """From now on the follower is told of the resets of the scheduler that has this KV cache manager."""
+    """Call the follower at each reset of the scheduler that owns this KV cache manager."""
     original = scheduler_class.reset_prefix_cache
     if not hasattr(original, "tells_kvdepot"):
         scheduler_class.reset_prefix_cache = _telling(original)
