@@ -4,7 +4,7 @@
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
-# The compiler makes the host's copies quicker (kernels/streaming_copy.c), and stays behind in this stage.
+# The compiler makes the host's copies quicker (kernels/host/streaming_copy.c), and stays behind in this stage.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -20,7 +20,7 @@ COPY LICENSE LICENSE
 COPY service service
 COPY kernels kernels
 COPY telemetry telemetry
-RUN python -m kernels.streaming_copy \
+RUN python -m kernels.host.streaming_copy \
  && python -m compileall -q .
 
 FROM build AS build-cuda
@@ -51,7 +51,7 @@ EXPOSE 50051 9464
 USER 10001:10001
 # Through the socket, which stays without TLS.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "service.commands.health", "--address", "unix:/run/kvdepot/kvdepot.sock"]
+    CMD ["python", "-m", "kvdepot.cli.health", "--address", "unix:/run/kvdepot/kvdepot.sock"]
 ENTRYPOINT ["python", "-m", "service"]
 CMD ["serve", "--listen", "0.0.0.0:50051", "--listen", "unix:/run/kvdepot/kvdepot.sock", "--prometheus-host", "0.0.0.0"]
 

@@ -68,11 +68,8 @@ check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, fresh
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
 
-docs: $(VENV)/.installed ## write the reference pages from the code: docs/events.md, docs/metrics.md, docs/settings.md, and the chart's
-	@$(BIN)/python -m telemetry.reference docs
-	@$(BIN)/python -m service.reference docs
-	@$(BIN)/python -m helm.reference helm/kvdepot
-	@$(BIN)/python -m helm.dashboard helm/kvdepot/dashboards/kvdepot.json
+docs: $(VENV)/.installed ## write what is generated from the code: reference pages, the chart's schema and README, the dashboard
+	@$(BIN)/python -m tools.generate
 
 image: ## build the images kvdepot:VERSION, for CPUs, and kvdepot:VERSION-cuda
 	@docker build --target cpu --tag kvdepot:$(VERSION) .

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.figures import Figure, Goal
+from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.commands import BlockIds, WorkerReport
+from kvdepot.connector.lookups import Lookup
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.allocations import Allocation
 from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.lookups import Lookup
-from kvdepot.vllm.orders import BlockIds, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 
 REQUESTS = 256

@@ -13,7 +13,7 @@ import grpc
 import uvloop
 
 from kvdepot.pieces import MAX_PIECE_BYTES, Piece, serialised_retrieve
-from service.heap import keep_freed_memory
+from service.process.heap import keep_freed_memory
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 

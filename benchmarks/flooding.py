@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, Credentials, KvShape, layouts
+from kvdepot import AsyncDepotClient, Credentials, KvShape
+from kvdepot.cli.processes import child, server_process
+from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
-from service.commands.processes import child, server_process
 
 NUM_FLOODING = 64
 ROUNDS = 5

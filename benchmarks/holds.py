@@ -10,7 +10,7 @@ import grpc
 from benchmarks import servers
 from benchmarks.figures import Figure, Goal
 from kvdepot import AsyncDepotClient
-from service.servicers.bounds import MAX_BLOCK_HASHES, MAX_RECORDS
+from service.rpc.limits import MAX_BLOCK_HASHES, MAX_RECORDS
 from tests.e2e import long_messages as long
 from tests.e2e.latency import polled
 

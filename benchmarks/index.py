@@ -12,10 +12,10 @@ import tracemalloc
 from collections.abc import Sequence
 
 from benchmarks.figures import Figure, Goal
-from service.chunks import Writer
-from service.identity import ChunkKey, Namespace
-from service.index import Index
-from service.pool import Pool
+from service.l1.chunk import PendingWrite
+from service.l1.index import Index
+from service.l1.keys import ChunkKey, Namespace
+from service.l1.pool import Pool
 
 NUM_CHUNKS = (10_000, 100_000, 1_000_000)
 PROMPT_CHUNKS = 16
@@ -34,7 +34,7 @@ class Filled:
     def __init__(self, num_chunks: int) -> None:
         self.num_chunks = num_chunks
         self.index = Index(Pool(num_chunks * SLOT_BYTES))
-        self._writer = Writer(asyncio.get_running_loop().create_future())
+        self._writer = PendingWrite(asyncio.get_running_loop().create_future())
         self._entry = self.index.entry(Namespace(bytes(32)), model_name="m", cache_salt="", rank=0)
         self._next = 0
         for _ in range(num_chunks // PROMPT_CHUNKS):
@@ -106,7 +106,7 @@ async def measure() -> list[Figure]:
 def _shared() -> tuple[float, float]:
     """Models of two sizes store by turns: µs per chunk, and the share of L1 that chunks take in percent."""
     index = Index(Pool(SHARED_BYTES))
-    writer = Writer(asyncio.get_running_loop().create_future())
+    writer = PendingWrite(asyncio.get_running_loop().create_future())
     numbers = itertools.count()
     shares = []
     begin = time.perf_counter()

@@ -10,8 +10,9 @@ import numpy as np
 from benchmarks import servers
 from benchmarks.figures import Figure, Goal
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, KvShape, layouts
+from kvdepot import AsyncDepotClient, KvShape
 from kvdepot.inline import messages
+from kvdepot.layout import layouts
 from kvdepot.pieces import MAX_PIECE_BYTES
 from kvdepot.v1.cache_pb2 import Lease
 

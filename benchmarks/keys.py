@@ -8,7 +8,7 @@ import numpy as np
 from blake3 import blake3
 
 from benchmarks.figures import Figure, Goal
-from service.identity import Namespace, Prefix, chunk_keys
+from service.l1.keys import Namespace, Prefix, chunk_keys
 
 TOKENS = 131_072
 CHUNK_SIZE = 256

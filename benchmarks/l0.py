@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.figures import Figure, Goal
 from telemetry.delivery import Delivery
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, SessionEnded
-from telemetry.lifecycle.fingerprints import PositionKeys, fingerprints
-from telemetry.subscribers.l0 import L0Subscriber
+from telemetry.l0.fingerprints import PositionKeys, fingerprints
+from telemetry.l0.subscriber import L0Subscriber
 
 NUM_BLOCK_IDS = 50_000
 BLOCK_SIZE = 16

@@ -14,8 +14,9 @@ import numpy as np
 from benchmarks.figures import Figure, Goal
 from benchmarks.servers import running
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, KvShape, layouts, requests
-from service.commands.processes import Child
+from kvdepot import AsyncDepotClient, KvShape, requests
+from kvdepot.cli.processes import Child
+from kvdepot.layout import layouts
 
 TOKENS = 4_096
 ROUNDS = 9

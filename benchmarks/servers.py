@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvdepot import AsyncDepotClient
-from service.commands.processes import Child, child
+from kvdepot.cli.processes import Child, child
 
 QUIET = ("--prometheus-port", "0", "--log-level", "warning")  # all that is on by default, but for INFO lines
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

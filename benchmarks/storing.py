@@ -9,7 +9,8 @@ import numpy as np
 import uvloop
 
 from benchmarks import servers
-from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
+from kvdepot import AsyncDepotClient, KvShape, SharedBuffer
+from kvdepot.layout import layouts
 
 TOKENS = 8_192
 LLAMA_3_8B = KvShape(num_layers=32, num_blocks=1_024, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")

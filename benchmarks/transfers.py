@@ -11,8 +11,9 @@ from benchmarks import servers
 from benchmarks.figures import Figure, Goal
 from benchmarks.memcpy import THREADS, MemcpyLoop, block_addresses, memcpy_seconds
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
-from kvdepot.layout import Layout
+from kvdepot import AsyncDepotClient, KvShape, SharedBuffer
+from kvdepot.layout import layouts
+from kvdepot.layout.layout import Layout
 
 ROUNDS = 9
 

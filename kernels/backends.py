@@ -12,9 +12,9 @@ from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable
 from kernels.geometry import CudaIpc, Group, Region
-from kernels.host import HostBackend, HostBuffer
-from kernels.mapping import Reserve
-from kernels.transfer import ChunkMove, Transfer
+from kernels.host.backend import HostBackend, HostBuffer
+from kernels.map import Reserve
+from kernels.transfer import ChunkCopy, Transfer
 
 Buffer = HostBuffer | CudaBuffer
 
@@ -65,7 +65,7 @@ class Backends:
             raise BackendUnavailable(f"CUDA memory can't be mapped: {self._why_not_cuda}")
         return self._cuda.attach(groups, regions, chunk_size, allow_process_fd=allow_process_fd)
 
-    def gather(self, buffer: Buffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> Transfer | CudaTransfer:
+    def gather(self, buffer: Buffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> Transfer | CudaTransfer:
         """Starts to copy blocks into chunks. Raises: ValueError."""
         if isinstance(buffer, CudaBuffer):
             assert self._cuda is not None
@@ -73,7 +73,7 @@ class Backends:
         _check_no_event(ready_event)
         return self._host.gather(buffer, moves)
 
-    def scatter(self, buffer: Buffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> Transfer | CudaTransfer:
+    def scatter(self, buffer: Buffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> Transfer | CudaTransfer:
         """Starts to copy chunks into blocks. Raises: ValueError."""
         if isinstance(buffer, CudaBuffer):
             assert self._cuda is not None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.errors import TransferCancelled
-from kernels.step_time import StepName, StepTime
+from kernels.phases import Phase, PhaseTime
 
 # A thread that copies would keep a core for all of its time slice, 3 ms and more, while the event loop waits for one.
 _YIELD_SECONDS = 1e-3
@@ -26,7 +26,7 @@ Piece = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ChunkMove:
+class ChunkCopy:
     """One chunk to copy: where it is in L1, and the engine's blocks that hold its tokens.
 
     ``block_ids`` has an array for each group, of the blocks of the chunk's last tokens: at most
@@ -45,7 +45,7 @@ class Transfer:
 
     def __init__(self, pieces: Iterator[Piece], num_turns: int) -> None:
         self.future: Future[None] = Future()
-        self.steps: tuple[StepTime, ...] = ()
+        self.steps: tuple[PhaseTime, ...] = ()
         # A running future refuses Future.cancel(). Cancelling it, as asyncio.wrap_future does, would make it done
         # while threads still write.
         self.future.set_running_or_notify_cancel()
@@ -102,16 +102,16 @@ class Transfer:
         else:
             self.future.set_exception(self._error)
 
-    def _times(self, end: float) -> tuple[StepTime, ...]:
+    def _times(self, end: float) -> tuple[PhaseTime, ...]:
         copying_since = end if self._copying_since is None else self._copying_since
         waited_seconds = copying_since - self._started_at
-        waiting = StepTime(StepName.WAIT, 0.0, waited_seconds)
+        waiting = PhaseTime(Phase.WAIT, 0.0, waited_seconds)
         if self._copying_since is None:
             return (waiting,)
-        return waiting, StepTime(StepName.COPY, waited_seconds, end - copying_since)
+        return waiting, PhaseTime(Phase.COPY, waited_seconds, end - copying_since)
 
 
-class Lane:
+class CopyPool:
     """Threads that take turns at the transfers given to them, so that a short one need not wait for a long one."""
 
     def __init__(self, name: str, num_threads: int) -> None:

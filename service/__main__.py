@@ -12,18 +12,18 @@ import uvloop
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what it can't bind is told by us, once
 
-from service.arena import MemoryUnavailable
-from service.commands.demo import demo
-from service.commands.doctor.command import doctor
-from service.commands.health import health
-from service.commands.replay import replay
-from service.commands.selftest import selftest
-from service.commands.sessions import sessions
-from service.commands.setting_options import load_given, with_setting_options
-from service.commands.status import status
+from kvdepot.cli.health import health
+from kvdepot.cli.replay import replay
+from kvdepot.cli.selftest import selftest
+from kvdepot.cli.sessions import sessions
+from kvdepot.cli.status import status
+from service.demo import demo
+from service.doctor.command import doctor
+from service.l1.arena import MemoryUnavailable
 from service.misspelt import misspelt
-from service.observing.output import Output
+from service.observability.output import Output
 from service.server import CannotListen, Server, serve
+from service.setting_options import load_given, with_setting_options
 from service.settings import BadSettings
 
 logger = logging.getLogger("service")  # __name__ is __main__ here

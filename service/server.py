@@ -26,34 +26,34 @@ from kvdepot.v1 import (
     observability_pb2_grpc,
 )
 from service import __version__
-from service.arena import Arena
-from service.attach import Attaching
-from service.boundary import Boundary
-from service.depot import Depot, DepotLimits
-from service.depots import Depots
-from service.garbage import freeze_what_stays
-from service.heap import give_back_freed_memory, keep_freed_memory
-from service.last_resort import LastResort
-from service.listening import CannotListen as CannotListen
-from service.listening import listen
-from service.memory_budget import MemoryBudget
-from service.observing.access_gauges import AccessGauges
-from service.observing.call_spans import CallSpans
-from service.observing.gauges import DepotGauges
-from service.observing.observability import Observability
-from service.observing.refusals import Refusals
-from service.security.access import Access
-from service.security.handovers import Handovers
-from service.security.tenants import Tenants
-from service.security.turns import Turns
-from service.servicers.admin import AdminServicer
-from service.servicers.cache import CacheServicer, add_cache_servicer
-from service.servicers.health import HealthServicer
-from service.servicers.observability import ObservabilityServicer
+from service.access.access import Access
+from service.access.tenants import Tenants
+from service.depot.attach import Attacher
+from service.depot.depot import Depot, DepotLimits
+from service.depot.tenant_depots import TenantDepots
+from service.l1.arena import Arena
+from service.l1.memory_budget import MemoryBudget
+from service.observability.access_gauges import AccessGauges
+from service.observability.depot_gauges import DepotGauges
+from service.observability.setup import Observability
+from service.process.garbage import freeze_what_stays
+from service.process.heap import give_back_freed_memory, keep_freed_memory
+from service.process.last_resort import LastResort
+from service.rpc.admin import AdminServicer
+from service.rpc.arrivals import Arrivals
+from service.rpc.cache import CacheServicer, add_cache_servicer
+from service.rpc.fair_queue import FairQueue
+from service.rpc.health import HealthServicer
+from service.rpc.interceptor import Admission
+from service.rpc.listen import CannotListen as CannotListen
+from service.rpc.listen import listen
+from service.rpc.observability import ObservabilityServicer
+from service.rpc.refusals import Refusals
+from service.rpc.spans import CallSpans
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
 from telemetry.metrics.prometheus import CannotServeMetrics
-from telemetry.metrics.readings import Scalars
+from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
 
@@ -98,18 +98,18 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
         )
-        self.depots = Depots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
-        self._attaching = Attaching(cuda_over_tcp=settings.cuda_over_tcp)
+        self.depots = TenantDepots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
+        self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         self._access = Access(settings, self.bus)
-        self._turns = Turns()
-        self._boundary = Boundary(
+        self._turns = FairQueue()
+        self._boundary = Admission(
             self._access,
-            lambda tenant: self.depots.of(tenant).allowance,
+            lambda tenant: self.depots.of(tenant).quota,
             self._turns,
             Refusals(self.bus),
             self.depots.slices,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
-            max_standing_rpcs=settings.max_attachments,
+            max_streams=settings.max_attachments,
             max_message_bytes=settings.max_message_size,
             open_reflection=settings.open_reflection,
         )
@@ -123,7 +123,7 @@ class Server:
     @property
     def depot(self) -> Depot:
         """The only depot, where there are no tenants."""
-        return self.depots.of_nobody_in_particular()
+        return self.depots.of_default_tenant()
 
     @property
     def why_not_cuda(self) -> str:
@@ -181,7 +181,7 @@ class Server:
         self._drained.set()  # attachments end
         with suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._attaching.all_detached()
+                await self._attacher.all_detached()
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GOODBYE_SECONDS)
@@ -204,7 +204,7 @@ class Server:
         measuring = self._observability.measuring
         durations = (measuring.rpc_durations,) if measuring is not None else ()
         server = grpc.aio.server(
-            interceptors=(Handovers(self._turns), *spans, *durations, self._boundary),
+            interceptors=(Arrivals(self._turns), *spans, *durations, self._boundary),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),
@@ -222,7 +222,7 @@ class Server:
                 ("grpc.http2.max_ping_strikes", 0),
             ),
         )
-        cache = CacheServicer(self.depots, self._attaching, self._draining, self._drained)
+        cache = CacheServicer(self.depots, self._attacher, self._draining, self._drained)
         add_cache_servicer(cache, server)
         observability = ObservabilityServicer(self.depots, self.bus)
         observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)

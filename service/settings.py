@@ -21,7 +21,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from kernels.cuda.settings import CudaSettings
-from service.arena import HugePages
+from service.l1.arena import HugePages
 from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 

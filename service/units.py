@@ -37,15 +37,6 @@ def format_size(num_bytes: int) -> str:
     return str(num_bytes)
 
 
-def readable_size(num_bytes: int) -> str:
-    """As people read it, in powers of 1024, rounded."""
-    size, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while size >= 1024 and unit != "TiB":
-        size, unit = size / 1024, next(units)
-    return f"{size:.4g} {unit}"
-
-
 def _parse(text: str, units: Mapping[str, int | str], examples: str) -> Decimal:
     match = _NUMBER_AND_UNIT.fullmatch(text)
     unit = match.group(2) if match else ""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvdepot import AsyncDepotClient
-from service.commands.processes import server_process
+from kvdepot.cli.processes import server_process
 from service.server import Server
 from service.settings import load
 

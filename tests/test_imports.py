@@ -17,14 +17,15 @@ REPOSITORY = Path(__file__).parents[1]
 ROOTS = {"kernels": "kernels", "telemetry": "telemetry", "service": "service", "kvdepot": "clients/python/kvdepot"}
 OURS = {*ROOTS, "examples", "benchmarks", "tests"}
 GENERATED = "kvdepot/v1/*"
-COMMANDS = "service/commands/*"
+COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")  # programs, which are clients, too
 CONNECTOR = "kvdepot/vllm/connector.py"  # imported by vLLM alone, which has torch, as its program
 # Who sees the contract's messages; what runs them is the rest.
 CONTRACT = ("kvdepot.v1", "kvdepot.pieces")  # generated, and what of it is made by hand
 # The server and what an engine installs must agree about the memory that is left. The client is installed alone, so the
 # one module that finds it out is the client's. It imports nothing but the standard library.
-MEMORY_LEFT = "kvdepot.memory_left"
-MESSAGES = ("service/servicers/*", "service/boundary.py", "service/server.py", COMMANDS)
+MEMORY_LEFT = "kvdepot.memory.available"
+TIMELINE = "kvdepot.timeline"  # of a session, which both show
+MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 
 
 def modules() -> dict[str, ast.Module]:
@@ -78,7 +79,7 @@ def others(*patterns: str) -> tuple[str, ...]:
 
 def test_the_modules_are_found() -> None:
     assert {path.partition("/")[0] for path in MODULES} == set(ROOTS)
-    assert dict(imports("service/depot.py"))["service.leases.Leases"] > 0
+    assert dict(imports("service/depot/depot.py"))["service.depot.leases.Leases"] > 0
 
 
 @pytest.mark.parametrize("package", ["kernels", "telemetry"])
@@ -88,9 +89,9 @@ def test_the_lower_packages_import_nothing_of_ours(package: str) -> None:
 
 def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
     assert faults("service/*", forbidden=("tests", "benchmarks")) == []
-    assert faults(*others(COMMANDS, "kernels/*", "telemetry/*", "kvdepot/*"), forbidden=("examples",)) == []
-    theirs = faults(*others(COMMANDS, "kvdepot/*"), forbidden=("kvdepot",))
-    assert set(theirs) <= set(faults(*others(COMMANDS, "kvdepot/*"), forbidden=(*CONTRACT, MEMORY_LEFT)))
+    assert faults(*others(*COMMANDS, "kernels/*", "telemetry/*", "kvdepot/*"), forbidden=("examples",)) == []
+    theirs = faults(*others(*COMMANDS, "kvdepot/*"), forbidden=("kvdepot",))
+    assert set(theirs) <= set(faults(*others(*COMMANDS, "kvdepot/*"), forbidden=(*CONTRACT, MEMORY_LEFT, TIMELINE)))
 
 
 def test_the_client_imports_nothing_of_the_servers() -> None:
@@ -117,7 +118,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
         or (isinstance(node, ast.ImportFrom) and node.module == "os")
     }
-    assert readers == {"service/__main__.py", "service/commands/processes.py", CONNECTOR}
+    assert readers == {"service/__main__.py", "kvdepot/cli/processes.py", CONNECTOR}
 
 
 PROBE = """

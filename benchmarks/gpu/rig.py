@@ -17,8 +17,8 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkMove
-from service.arena import Arena
+from kernels.transfer import ChunkCopy
+from service.l1.arena import Arena
 from tests.gpu.engine_process import EngineProcess
 
 TIMEOUT_SECONDS = 60.0
@@ -87,12 +87,12 @@ def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
     )
 
 
-def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkMove]:
+def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
     """Chunks one behind the other in L1, of blocks in random order."""
     (plan,) = buffer.plans
     blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
     return [
-        ChunkMove(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(ids,))
+        ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(ids,))
         for number, ids in enumerate(blocks[: num_tokens // CHUNK_SIZE])
     ]
 

@@ -14,7 +14,7 @@ from benchmarks.peer import rounds, shapes
 from benchmarks.peer.depot import DepotEngine, WrongBytes
 from benchmarks.peer.processes import PeerFailed, Process
 from benchmarks.peer.setups import PRIVATE, STOCK, TUNED, Setup, Transport, driver, server
-from service.commands.processes import exit_on_terminate
+from kvdepot.cli.processes import exit_on_terminate
 
 L1 = "2500MiB"
 WATCHING_SECONDS = 180.0

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from benchmarks.peer import shapes
 from benchmarks.timing import seconds_of
-from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, layouts
-from kvdepot.aio_attachment import AsyncAttachment
+from kvdepot import AsyncDepotClient, KvShape, SharedBuffer
+from kvdepot.aio.attachment import AsyncAttachment
+from kvdepot.layout import layouts
 
 Ids = NDArray[np.int64]
 

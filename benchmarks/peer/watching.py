@@ -23,7 +23,7 @@ from benchmarks import bus, l0
 from benchmarks.figures import Figure, Goal
 from benchmarks.peer import answering
 from telemetry.bus import EventBus
-from telemetry.subscribers.l0 import L0Subscriber
+from telemetry.l0.subscriber import L0Subscriber
 
 ROUNDS = 3
 RECORD_BLOCKS = 264

@@ -20,7 +20,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from examples.demo.model import generate, prefill
 from examples.demo.paged import PagedKv
 from kvdepot import DepotClient, SharedRegions
-from kvdepot.cuda import CudaRegions, ready_event
+from kvdepot.memory.cuda import CudaRegions, ready_event
 from kvdepot.v1.cache_pb2 import SessionSummary
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from kvdepot import KvShape, layouts
+from kvdepot import KvShape
+from kvdepot.layout import layouts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import check_groups, plan_groups
+from kernels.block_copy import checked_blocks
+from kernels.cuda.batch import Direction, Moves
 from kernels.cuda.buffer import CudaBuffer, Spawn, spawn_thread
 from kernels.cuda.ipc import ImportedMemory
 from kernels.cuda.l1 import PinnedL1
-from kernels.cuda.moves import Direction, Moves
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import HANDLE_BYTES, CudaDevice, CudaError, CudaRuntime, canonical_uuid
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable
 from kernels.geometry import CudaIpc, Group, Region
-from kernels.moves import checked_blocks
-from kernels.transfer import ChunkMove
+from kernels.plan import check_groups, plan_groups
+from kernels.transfer import ChunkCopy
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class CudaBackend:
         resources.on_close(self._buffers.discard, buffer)
         return buffer
 
-    def gather(self, buffer: CudaBuffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> CudaTransfer:
+    def gather(self, buffer: CudaBuffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
         """Starts to copy blocks into chunks, when the engine's event has happened.
 
         Raises:
@@ -109,7 +109,7 @@ class CudaBackend:
         """
         return self._start(buffer, Direction.STORE, moves, ready_event)
 
-    def scatter(self, buffer: CudaBuffer, moves: Sequence[ChunkMove], ready_event: bytes = b"") -> CudaTransfer:
+    def scatter(self, buffer: CudaBuffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
         """Starts to copy chunks into blocks, when the engine's event has happened.
 
         Raises:
@@ -127,7 +127,7 @@ class CudaBackend:
             logger.warning("not all of L1 could be unregistered: %s", error)
 
     def _start(
-        self, buffer: CudaBuffer, direction: Direction, moves: Sequence[ChunkMove], ready_event: bytes
+        self, buffer: CudaBuffer, direction: Direction, moves: Sequence[ChunkCopy], ready_event: bytes
     ) -> CudaTransfer:
         if len(ready_event) not in (0, HANDLE_BYTES):
             raise ValueError(f"a ready_event has {HANDLE_BYTES} bytes")

@@ -10,18 +10,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan
+from kernels.cuda.batch import Direction, Moves
 from kernels.cuda.l1 import PinnedL1
-from kernels.cuda.lane import CudaLane
-from kernels.cuda.moves import Direction, Moves
+from kernels.cuda.phase_clock import PhaseClock
 from kernels.cuda.resources import Resources
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.staging_ring import StagingRing
-from kernels.cuda.step_clock import StepClock
 from kernels.cuda.steps import chunk_bytes
+from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.tables import PlaneTables, Table, write_planes
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
+from kernels.plan import GroupPlan
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class Worker(Protocol):
         """Wait until the lane is over."""
 
 
-Spawn = Callable[[CudaLane, str], Worker]
+Spawn = Callable[[StreamWorker, str], Worker]
 """Makes a worker of that name take the lane's turns until it is over."""
 
 
-def spawn_thread(lane: CudaLane, name: str) -> threading.Thread:
+def spawn_thread(lane: StreamWorker, name: str) -> threading.Thread:
     """A thread of its own for each lane."""
     thread = threading.Thread(target=lane.run, name=name, daemon=True)
     thread.start()
@@ -82,7 +82,7 @@ class CudaBuffer:
         table.upload(stream)
         resources.device.drain(stream)
 
-        self._lanes: dict[Direction, CudaLane] = {}
+        self._lanes: dict[Direction, StreamWorker] = {}
         for direction in Direction:
             lane = self._lanes[direction] = self._new_lane(planes, l1, direction, settings)
             worker = spawn(lane, f"kvdepot-{direction}")
@@ -112,16 +112,16 @@ class CudaBuffer:
         l1: PinnedL1,
         direction: Direction,
         settings: CudaSettings,
-    ) -> CudaLane:
+    ) -> StreamWorker:
         resources = self._resources
         ring = StagingRing(resources, direction, planes, l1, settings)
         blocks_per_chunk = sum(plan.blocks_per_chunk for plan in self.plans)
         moves_per_table = max(1, min(TABLE_MOVES, TABLE_BLOCKS // blocks_per_chunk))
         num_words = 2 * moves_per_table * blocks_per_chunk
-        return CudaLane(
+        return StreamWorker(
             resources.device,
             ring,
-            StepClock(resources.device, ring, resources.event()),
+            PhaseClock(resources.device, ring, resources.event()),
             tables=[Table(resources, num_words) for _ in range(NUM_TABLES)],
             moves_per_table=moves_per_table,
             step_events=[

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan, Loop
+from kernels.plan import GroupPlan, Loop
 
 THREADS_PER_CTA = 512
 """As the kernels' launch bounds say."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.cuda.batch import Batch, Direction, Moves
 from kernels.cuda.kernel import BlockCopy, access_bytes
-from kernels.cuda.moves import Batch, Direction, Moves
 from kernels.cuda.runtime import CudaDevice, Stream
 from kernels.cuda.steps import Step
 from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, offsets_of
-from kernels.step_time import StepName
+from kernels.phases import Phase
 
 
 class BlockLaunches:
@@ -20,7 +20,7 @@ class BlockLaunches:
 
     def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneTables], max_ctas: int) -> None:
         is_store = direction is Direction.STORE
-        self.work = StepName.GATHER if is_store else StepName.SCATTER
+        self.work = Phase.GATHER if is_store else Phase.SCATTER
         self._launch: Callable[[BlockCopy, int, Stream], None] = device.gather if is_store else device.scatter
         self._planes = planes
         self._max_ctas = max_ctas

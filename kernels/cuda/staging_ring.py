@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.cuda.batch import Batch, Direction, Marks, Moves
 from kernels.cuda.l1 import PinnedL1
 from kernels.cuda.launches import BlockLaunches
-from kernels.cuda.moves import Batch, Direction, Marks, Moves
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk, touched_bytes
 from kernels.cuda.tables import PlaneTables, Table
-from kernels.step_time import StepName
+from kernels.phases import Phase
 
 _ALIGNMENT_BYTES = 256
 
@@ -61,10 +61,10 @@ class StagingRing:
         kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
         if direction is Direction.STORE:
             self._filling, self._emptying = kernels, copies
-            self.works = (self._launches.work, StepName.COPY)
+            self.works = (self._launches.work, Phase.COPY)
         else:
             self._filling, self._emptying = (self._copy_stream, self._copy_to_device), kernels
-            self.works = (StepName.COPY, self._launches.work)
+            self.works = (Phase.COPY, self._launches.work)
 
     def load(self, moves: Moves, table: Table) -> Batch:
         """Writes the blocks of the moves into a table, and starts its upload."""

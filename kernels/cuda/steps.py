@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from kernels.address_plan import GroupPlan
+from kernels.plan import GroupPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan
+from kernels.block_copy import MovedBlocks
 from kernels.cuda.kernel import BlockCopy, block_copy
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import Address, Stream
-from kernels.moves import MovedBlocks
+from kernels.plan import GroupPlan
 
 WORD_BYTES = 8
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from kernels.cuda.moves import Moves
+from kernels.cuda.batch import Moves
 from kernels.errors import TransferCancelled
-from kernels.step_time import StepName, StepTime
+from kernels.phases import Phase, PhaseTime
 
 
 class CudaTransfer:
@@ -23,9 +23,9 @@ class CudaTransfer:
         self.future: Future[None] = Future()
         # A running future refuses Future.cancel(), which would make it done while the device still writes.
         self.future.set_running_or_notify_cancel()
-        self.steps: tuple[StepTime, ...] = ()
-        self.begun: dict[StepName, float] = {}
-        self.ended: dict[StepName, float] = {}
+        self.steps: tuple[PhaseTime, ...] = ()
+        self.begun: dict[Phase, float] = {}
+        self.ended: dict[Phase, float] = {}
         self.moves = moves
         self.ready_event = ready_event
         self._wake = wake
@@ -57,7 +57,7 @@ class CudaTransfer:
         else:
             self.future.set_exception(self._error)
 
-    def _times(self, settled_at: float) -> tuple[StepTime, ...]:
+    def _times(self, settled_at: float) -> tuple[PhaseTime, ...]:
         ended = {name: self.ended.get(name, max(settled_at, begin)) for name, begin in self.begun.items()}
         first_begin = min(self.begun.values(), default=settled_at)
         worked_seconds = max(ended.values(), default=settled_at) - first_begin
@@ -65,9 +65,9 @@ class CudaTransfer:
         latest_seconds = max(0.0, settled_at - self._started_at - worked_seconds)
         waited_seconds = min(max(0.0, first_begin - self._started_at), latest_seconds)
         return (
-            StepTime(StepName.WAIT, 0.0, waited_seconds),
+            PhaseTime(Phase.WAIT, 0.0, waited_seconds),
             *(
-                StepTime(name, waited_seconds + (begin - first_begin), ended[name] - begin)
+                PhaseTime(name, waited_seconds + (begin - first_begin), ended[name] - begin)
                 for name, begin in self.begun.items()
             ),
         )

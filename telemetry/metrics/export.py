@@ -12,11 +12,11 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
 
-from telemetry.metrics.catalogue import METRICS
+from telemetry.metrics.definitions import METRICS
 from telemetry.metrics.metric import Kind, Metric
 from telemetry.metrics.otlp import WithHistograms
 from telemetry.metrics.prometheus import HistogramCollector, Page, PrometheusEndpoint
-from telemetry.metrics.readings import Readings
+from telemetry.metrics.snapshot import Snapshots
 
 FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
 
@@ -34,14 +34,14 @@ class MetricsExport:
         self.prometheus_address = endpoint.address if endpoint is not None else None
 
     @classmethod
-    def to_collector(cls, readings: Readings, resource: Resource, endpoint: str) -> MetricsExport:
+    def to_collector(cls, readings: Snapshots, resource: Resource, endpoint: str) -> MetricsExport:
         """Send them to an address such as http://localhost:4317, over OTLP, once a minute by default."""
         exporter = OTLPMetricExporter(endpoint, insecure=endpoint.startswith("http://"))
         reader = PeriodicExportingMetricReader(WithHistograms(exporter, readings))
         return cls(_provider(readings, resource, reader), None)
 
     @classmethod
-    def for_prometheus(cls, readings: Readings, resource: Resource, host: str, port: int) -> MetricsExport:
+    def for_prometheus(cls, readings: Snapshots, resource: Resource, host: str, port: int) -> MetricsExport:
         """Serve them at an address; port 0 takes any. Raises: CannotServeMetrics."""
         page = Page()
         endpoint = PrometheusEndpoint(host, port, page)
@@ -59,7 +59,7 @@ class MetricsExport:
 
 
 def _provider(
-    readings: Readings, resource: Resource, reader: MetricReader, views: Iterable[View] = ()
+    readings: Snapshots, resource: Resource, reader: MetricReader, views: Iterable[View] = ()
 ) -> MeterProvider:
     """One with an instrument for each counter and gauge."""
     provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False, views=list(views))
@@ -71,7 +71,7 @@ def _provider(
     return provider
 
 
-def _callback(readings: Readings, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _callback(readings: Snapshots, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
     names = metric.attribute_names
 
     def observe(options: CallbackOptions) -> Iterable[Observation]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from telemetry.metrics import catalogue
-from telemetry.metrics.figures import Distribution
+from telemetry.metrics import definitions as definitions
+from telemetry.metrics.instruments import Distribution
 
 PERIOD_SECONDS = 0.1
 
@@ -15,7 +15,7 @@ class LoopLag:
     """Ten times a second; a loop that is held up for longer is seen once, with all of it."""
 
     def __init__(self) -> None:
-        self.lag = Distribution(catalogue.EVENT_LOOP_LAG)
+        self.lag = Distribution(definitions.EVENT_LOOP_LAG)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from telemetry.lifecycle.histograms import HistogramPoint
+from telemetry.metrics.array_histogram import HistogramPoint
 
 Attributes = tuple[str, ...]
 """The values of a metric's attributes, in the order of their names."""

@@ -17,15 +17,15 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
 )
 
-from telemetry.lifecycle.histograms import HistogramPoint
+from telemetry.metrics.array_histogram import HistogramPoint
 from telemetry.metrics.metric import ReadableHistogram
-from telemetry.metrics.readings import Readings
+from telemetry.metrics.snapshot import Snapshots
 
 
 class WithHistograms(MetricExporter):
     """Exports by ``exporter``. Sums and histograms are cumulative, whatever the environment prefers."""
 
-    def __init__(self, exporter: MetricExporter, readings: Readings) -> None:
+    def __init__(self, exporter: MetricExporter, readings: Snapshots) -> None:
         super().__init__()
         self._exporter = exporter
         self._readings = readings

@@ -8,8 +8,8 @@ import resource
 import time
 from pathlib import Path
 
-from telemetry.metrics import catalogue
-from telemetry.metrics.readings import Scalars
+from telemetry.metrics import definitions as definitions
+from telemetry.metrics.snapshot import Scalars
 
 _PAGE_BYTES = resource.getpagesize()
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -25,12 +25,12 @@ def read_process() -> Scalars:
     start_seconds = int(fields[_START_TIME_FIELD]) / _TICKS_PER_SECOND
     num_resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
-        catalogue.PROCESS_CPU_TIME: {("user",): usage.ru_utime, ("system",): usage.ru_stime},
-        catalogue.PROCESS_MEMORY_USAGE: {(): num_resident_pages * _PAGE_BYTES},
-        catalogue.PROCESS_OPEN_FILES: {(): _num_open_files()},
-        catalogue.PROCESS_THREADS: {(): int(fields[_NUM_THREADS_FIELD])},
-        catalogue.PROCESS_UPTIME: {(): time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds},
-        catalogue.GC_COLLECTIONS: {
+        definitions.PROCESS_CPU_TIME: {("user",): usage.ru_utime, ("system",): usage.ru_stime},
+        definitions.PROCESS_MEMORY_USAGE: {(): num_resident_pages * _PAGE_BYTES},
+        definitions.PROCESS_OPEN_FILES: {(): _num_open_files()},
+        definitions.PROCESS_THREADS: {(): int(fields[_NUM_THREADS_FIELD])},
+        definitions.PROCESS_UPTIME: {(): time.clock_gettime(time.CLOCK_BOOTTIME) - start_seconds},
+        definitions.GC_COLLECTIONS: {
             (str(generation),): stats["collections"] for generation, stats in enumerate(gc.get_stats())
         },
     }

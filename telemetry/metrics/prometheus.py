@@ -16,9 +16,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from telemetry.lifecycle.histograms import HistogramPoint
+from telemetry.metrics.array_histogram import HistogramPoint
 from telemetry.metrics.metric import ReadableHistogram, prometheus_stem, prometheus_unit
-from telemetry.metrics.readings import Readings
+from telemetry.metrics.snapshot import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Page(CollectorRegistry):
 class HistogramCollector(Collector):
     """Adds our histograms to a page, named as OpenTelemetry's exporter names the rest of it."""
 
-    def __init__(self, readings: Readings) -> None:
+    def __init__(self, readings: Snapshots) -> None:
         self._readings = readings
 
     def describe(self) -> Iterable[Family]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvdepot import AsyncDepotClient, DepotClient
-from tests.clients.fake_depot import FakeDepot
+from tests.fakes.depot import FakeDepot
 
 
 class Side:

@@ -14,10 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
-from kvdepot import AsyncDepotClient, DepotError, KvShape, layouts
+from kvdepot import AsyncDepotClient, DepotError, KvShape
+from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
 from tests.clients.conftest import Side, until
-from tests.clients.fake_depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
+from tests.fakes.depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
 
 SHAPE = KvShape(num_layers=2, num_blocks=4, block_size=8, num_heads=2, head_size=16, dtype="bfloat16")
 

@@ -23,7 +23,7 @@ from kvdepot import (
 )
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from tests.clients.conftest import Side
-from tests.clients.fake_depot import FakeDepot
+from tests.fakes.depot import FakeDepot
 
 CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     "Lookup": (

@@ -10,7 +10,7 @@ import pytest
 
 from kvdepot import DepotError, FieldViolation
 from tests.clients.conftest import Side
-from tests.clients.fake_depot import FakeDepot, bare_failure, failure
+from tests.fakes.depot import FakeDepot, bare_failure, failure
 
 CODES = grpc.StatusCode
 

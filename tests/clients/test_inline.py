@@ -14,7 +14,7 @@ from kvdepot import AsyncDepotClient, DepotError
 from kvdepot.pieces import Piece
 from kvdepot.v1 import cache_pb2
 from tests.clients.conftest import Side, until
-from tests.clients.fake_depot import CHUNK_BYTES, FakeDepot, failure
+from tests.fakes.depot import CHUNK_BYTES, FakeDepot, failure
 
 MIB = 1 << 20
 DATA = np.random.default_rng(7).integers(0, 256, 2 * CHUNK_BYTES, np.uint8).tobytes()

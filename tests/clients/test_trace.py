@@ -9,7 +9,7 @@ import pytest
 
 from kvdepot.trace import traceparent
 from tests.clients.conftest import Side
-from tests.clients.fake_depot import FakeDepot
+from tests.fakes.depot import FakeDepot
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

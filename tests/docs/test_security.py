@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.security.tenants import TenantLimits
-from service.security.tenants_file import parse_tenants
+from service.access.tenants import TenantLimits
+from service.access.tenants_file import parse_tenants
 from service.settings import Settings
 from telemetry.events import EVENT_TYPES
-from telemetry.metrics.catalogue import METRICS
+from telemetry.metrics.definitions import METRICS
 
 PAGE = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 DEFAULTS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from service.__main__ import app
-from service.reference.__main__ import main
 from service.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs/settings.md"
@@ -18,11 +17,6 @@ def rows() -> dict[str, list[str]]:
     """The cells of each setting's line, without the name."""
     lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     return {cells[0].strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
-
-
-def test_the_page_is_fresh(tmp_path: Path) -> None:
-    main(tmp_path)
-    assert PAGE.read_text() == (tmp_path / "settings.md").read_text(), "run `make docs`"
 
 
 def test_every_setting_stands_there_once() -> None:

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-import kernels.host
-from kernels.block_views import Blocks
-from kernels.streaming_copy import Copy
+import kernels.host.backend
+from kernels.host.block_views import Blocks
+from kernels.host.streaming_copy import Copy
 
 PIECE_SECONDS = 0.002
 
@@ -35,7 +35,7 @@ class Brake:
 
 def install(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the brake on the depots that this process starts from now on."""
-    best_copy = kernels.host.best_copy
+    best_copy = kernels.host.backend.best_copy
 
     def braked_copy() -> Copy:
         copy = best_copy()
@@ -46,4 +46,4 @@ def install(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return copied
 
-    monkeypatch.setattr(kernels.host, "best_copy", braked_copy)
+    monkeypatch.setattr(kernels.host.backend, "best_copy", braked_copy)

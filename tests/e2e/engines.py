@@ -28,7 +28,7 @@ from kvdepot.v1.cache_pb2 import (
     StoreResponse,
 )
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
-from service.attachments import Attachment
+from service.depot.instances import Attachment
 from service.server import Server
 from tests.e2e.brake import Brake
 from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, first_tokens, random_kv, region_sizes

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 
-from kvdepot import AsyncAttachment, AsyncDepotClient, SharedBuffer, SharedRegions, layouts
-from kvdepot.ids import with_ids
+from kvdepot import AsyncAttachment, AsyncDepotClient, SharedBuffer, SharedRegions
+from kvdepot.layout import layouts
+from kvdepot.packed_ids import with_ids
 from kvdepot.requests import allocation_record
 from kvdepot.v1 import cache_pb2, observability_pb2
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvdepot import KvShape, layouts
-from kvdepot.layouts import Layout
+from kvdepot import KvShape
+from kvdepot.layout import layouts
+from kvdepot.layout.layouts import Layout
 
 Bytes = NDArray[np.uint8]
 Kv = Sequence[NDArray[Any]]

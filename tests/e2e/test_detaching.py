@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from kvdepot import AsyncDepotClient, DepotClient, DepotError, KvShape, layouts, token_prefix
+from kvdepot import AsyncDepotClient, DepotClient, DepotError, KvShape, token_prefix
+from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from service.server import Server
-from tests.commands.test_selftest import selftest
+from tests.e2e.cli.test_selftest import selftest
 from tests.e2e.engines import eventually
 from tests.e2e.test_engine_death import engine_process
 

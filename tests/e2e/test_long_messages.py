@@ -12,8 +12,8 @@ from google.rpc.status_pb2 import Status
 
 from kvdepot import AsyncAttachment, AsyncDepotClient
 from kvdepot.v1.cache_pb2 import LookupResponse, StoreResponse
-from service.servicers.bounds import MAX_BLOCK_HASHES, MAX_RECORDS
-from service.sessions import MAX_REPORTED
+from service.depot.sessions import MAX_REPORTED
+from service.rpc.limits import MAX_BLOCK_HASHES, MAX_RECORDS
 from tests.e2e import long_messages as long
 from tests.e2e.engines import eventually
 from tests.e2e.latency import Polls, polled

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service.sessions import SessionEnd
+from service.depot.sessions import SessionEnd
 from telemetry.events import LeaseEnded
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused

@@ -13,12 +13,12 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
 from kvdepot import allocation_record
-from telemetry.metrics.catalogue import METRICS
-from telemetry.reference.metrics import all_metrics
+from telemetry.metrics.definitions import METRICS
 from tests.conftest import running_server
+from tests.e2e.collector import attributes
 from tests.e2e.engines import eventually, site
 from tests.e2e.scraping import measured, work
-from tests.service.collector import attributes
+from tools.generate.metrics import all_metrics
 
 CHUNK_BYTES = 3_072
 

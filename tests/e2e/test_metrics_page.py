@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service.leases import LeaseEnd
-from service.requests import MissReason, RefusalReason
+from service.depot.leases import LeaseEnd
+from service.depot.sessions import OperationKind, Outcome, SessionEnd
+from service.depot.values import MissReason, RefusalReason
 from service.server import CannotListen
-from service.sessions import OperationKind, Outcome, SessionEnd
-from telemetry.metrics import catalogue
+from telemetry.metrics import definitions as definitions
 from telemetry.metrics.metric import Attribute
-from telemetry.reference.metrics import all_metrics
 from tests.conftest import StartServer, running_server
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Site, eventually, prompt
 from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
+from tools.generate.metrics import all_metrics
 
 CHUNK_BYTES = 3_072
 OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
-OF_PROCESSES = catalogue.LOG_LINES_DROPPED.name
+OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
 ELSEWHERE = {
-    metric.prometheus_name for metric in catalogue.METRICS if metric.name.startswith((*OF_TENANTS, OF_PROCESSES))
+    metric.prometheus_name for metric in definitions.METRICS if metric.name.startswith((*OF_TENANTS, OF_PROCESSES))
 }
 """What a depot without tenants and TLS has nothing to tell of: see tests/service/security; nor has one that is no
-process of its own: see tests/service/test_hangs.py."""
+process of its own: see tests/e2e/test_hangs.py."""
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def test_a_page_is_whole_while_others_scrape_and_the_depot_works(depot: Si
     pages = await asyncio.gather(*(keep_scraping() for _ in range(4)))
     stop.set()
     await worker
-    always_there = {each.prometheus_name for each in catalogue.METRICS if not each.attributes and not each.boundaries}
+    always_there = {each.prometheus_name for each in definitions.METRICS if not each.attributes and not each.boundaries}
     always_there -= ELSEWHERE
     for scraped in pages:
         counts = [page.sum(OPERATION) for page in scraped]
@@ -154,11 +154,11 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
 @pytest.mark.parametrize(
     ("attribute", "values"),
     [
-        (catalogue.OPERATION, OperationKind),
-        (catalogue.OUTCOME, Outcome),
-        (catalogue.LEASE_END, LeaseEnd),
-        (catalogue.SESSION_END, SessionEnd),
-        (catalogue.REFUSAL_REASON, RefusalReason),
+        (definitions.OPERATION, OperationKind),
+        (definitions.OUTCOME, Outcome),
+        (definitions.LEASE_END, LeaseEnd),
+        (definitions.SESSION_END, SessionEnd),
+        (definitions.REFUSAL_REASON, RefusalReason),
     ],
 )
 def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, values: type[StrEnum]) -> None:
@@ -166,7 +166,7 @@ def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, v
 
 
 def test_missed_tokens_have_the_reasons_of_misses_and_one_more() -> None:
-    assert set(catalogue.MISS_REASON.values) == {*map(str, MissReason), "no answer"}
+    assert set(definitions.MISS_REASON.values) == {*map(str, MissReason), "no answer"}
 
 
 async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:

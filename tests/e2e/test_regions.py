@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvdepot import AsyncDepotClient, DepotError, layouts
-from kvdepot.memory_left import in_machine
+from kvdepot import AsyncDepotClient, DepotError
+from kvdepot.layout import layouts
+from kvdepot.memory.available import in_machine
 from kvdepot.v1.cache_pb2 import KvGroup, MemoryRegion, ProcessFd
 from tests.e2e.engines import FAST, SMALL, attach, eventually, listening_pid, prompt
 

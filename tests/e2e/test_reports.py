@@ -8,7 +8,7 @@ import pytest
 
 from kvdepot import AsyncDepotClient
 from kvdepot.requests import allocation_record
-from service.sessions import MAX_LIVE, MAX_REPORTED
+from service.depot.sessions import MAX_LIVE, MAX_REPORTED
 from tests.e2e.conftest import Open
 from tests.e2e.engines import SMALL, attach, eventually, prompt
 

@@ -39,12 +39,12 @@ LARGE = Group(
 
 PUNCH_HOLE, KEEP_SIZE = 2, 1
 WITHOUT_COMPILER = """
-import kernels.streaming_copy
+import kernels.host.streaming_copy
 
 def built_library():
     raise OSError("there is no C compiler")
 
-kernels.streaming_copy.built_library = built_library
+kernels.host.streaming_copy.built_library = built_library
 """
 
 

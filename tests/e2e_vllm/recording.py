@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kvdepot.vllm.lookups import Lookup
-from kvdepot.vllm.orders import BlockIds, StepOrders, WorkerReport
+from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
+from kvdepot.connector.lookups import Lookup
 from kvdepot.vllm.scheduler import SchedulerSide
 from tests.e2e_vllm.engines import RECORD_VARIABLE
 from tests.e2e_vllm.faulty import FaultyConnector
@@ -60,7 +60,7 @@ class _Recorder:
         new_blocks: Sequence[tuple[str, BlockIds, bool]],
         *,
         may_store: bool,
-    ) -> StepOrders:
+    ) -> StepCommands:
         orders = self._side.step(num_scheduled_tokens, tables, new_blocks, may_store=may_store)
         if not num_scheduled_tokens and not orders.loads:  # vLLM steps on while it waits
             return orders

@@ -7,8 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
-from kvdepot import DepotClient, KvShape, SharedBuffer, layouts
-from service.commands.processes import server_process
+from kvdepot import DepotClient, KvShape, SharedBuffer
+from kvdepot.cli.processes import server_process
+from kvdepot.layout import layouts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "subscriber"
 SHAPE = KvShape(num_layers=1, num_blocks=8, block_size=16, num_heads=1, head_size=8, dtype="float32")

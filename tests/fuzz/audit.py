@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.chunks import Chunk
-from service.depot import Depot
+from service.depot.depot import Depot
+from service.l1.chunk import Chunk
 from service.server import Server
 
 Faults = list[str]
@@ -24,9 +24,9 @@ def always(server: Server) -> Faults:
     faults += [f"{chunk!r} is leased {leased[chunk]} times" for chunk in leased if chunk.num_pins < leased[chunk]]
     faults += _books(server, exactly=False)
     for depot in server.depots:
-        allowance = depot.allowance
-        if min(allowance.num_running, allowance.num_standing, allowance.bytes_in_flight) < 0:
-            faults.append(f"{allowance!r} with {allowance.num_standing} streams: more was given back than taken")
+        quota = depot.quota
+        if min(quota.num_running, quota.num_streams, quota.bytes_in_flight) < 0:
+            faults.append(f"{quota!r} with {quota.num_streams} streams: more was given back than taken")
     if server.bus is not None and server.bus.stats().num_errors_by_subscriber:
         faults.append(f"subscribers raised: {server.bus.stats().num_errors_by_subscriber}")
     return faults
@@ -44,9 +44,9 @@ def at_rest(server: Server) -> Faults:
     if boundary.num_running:
         faults.append(f"{boundary.num_running} calls run")
     for depot in server.depots:
-        allowance = depot.allowance
-        if allowance.num_running or allowance.bytes_in_flight:
-            faults.append(f"{allowance!r}")
+        quota = depot.quota
+        if quota.num_running or quota.bytes_in_flight:
+            faults.append(f"{quota!r}")
         ranks = [rank for instance in depot.instances for rank in instance.ranks.values()]
         moving = [f"{rank.instance_id}/{rank.rank}" for rank in ranks if rank.transfers]
         if moving:
@@ -69,8 +69,8 @@ def usage(server: Server) -> dict[str, int]:
         "instances": sum(len(depot.instances) for depot in depots),
         "sessions": sum(len(depot.sessions) for depot in depots),
         "leases": sum(len(depot.leases) for depot in depots),
-        "streams": server._boundary.num_standing,
-        "places": len(server._attaching._places),
+        "streams": server._boundary.num_streams,
+        "places": len(server._attacher._places),
         "pinned chunks": server.depots.index.num_protected,
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import service.__main__ as command_line
-from service.pool import Pool
+from service.l1.pool import Pool
 from service.server import Server
 from tests.fuzz import audit, sabotage
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.chunks import Chunk
-from service.depot import Depot
+from service.depot.depot import Depot
+from service.depot.leases import Lease
 from service.errors import DepotError, InvalidRequest, invalid
-from service.index import Index
-from service.leases import Lease
-from service.servicers import decode
-from service.servicers.admin import AdminServicer
-from service.servicers.observability import ObservabilityServicer
+from service.l1.chunk import Chunk
+from service.l1.index import Index
+from service.rpc import decode
+from service.rpc.admin import AdminServicer
+from service.rpc.observability import ObservabilityServicer
 
 _EVERY = 10
 _OF_FEW = 3

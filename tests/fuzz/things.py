@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kvdepot import KvShape, SharedBuffer, layouts
+from kvdepot import KvShape, SharedBuffer
+from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
 from telemetry.events import EVENT_TYPES
 from tests.fuzz.rpcs import RPCS, Message

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, SharedBuffer, layouts
+from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, SharedBuffer
+from kvdepot.layout import layouts
 from tests.fuzz.things import WITNESS
 
 PAUSE_SECONDS = 0.02

@@ -84,7 +84,8 @@ class Owner:
 
     def share(self, num_layers: int, shape: list[int], dtype: str) -> dict[str, Any]:
         """Makes a tensor for each layer, and describes them with the client: its messages, as bytes."""
-        from kvdepot import cuda, layouts
+        from kvdepot.layout import layouts
+        from kvdepot.memory import cuda
 
         caches = [self._random(shape, dtype, seed) for seed in range(num_layers)]
         self.tensors += caches
@@ -96,13 +97,13 @@ class Owner:
 
     def ready_event(self) -> str:
         """What the client makes of the event that was recorded last."""
-        from kvdepot import cuda
+        from kvdepot.memory import cuda
 
         return cuda.ready_event(self.events[-1]).hex()
 
     def why_memory_is_refused(self) -> str:
         """What the client says of memory that this process allocates."""
-        from kvdepot import cuda
+        from kvdepot.memory import cuda
 
         try:
             cuda.CudaRegions().locate(torch.zeros(1 << 20, device="cuda"))
@@ -112,7 +113,7 @@ class Owner:
 
     def why_event_is_refused(self) -> str:
         """What the client says of an event that is for this process alone."""
-        from kvdepot import cuda
+        from kvdepot.memory import cuda
 
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()

@@ -11,8 +11,8 @@ import threading
 from typing import Any
 
 from kvdepot import DepotClient
+from kvdepot.cli.processes import EMPTY, Child, ChildFailed
 from kvdepot.v1.admin_pb2 import AttachedRank
-from service.commands.processes import EMPTY, Child, ChildFailed
 from tests.e2e.scraping import Page, get
 
 START_SECONDS = 60.0

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from kvdepot import DepotClient, cuda, layouts
+from kvdepot import DepotClient
+from kvdepot.layout import layouts
+from kvdepot.memory import cuda
 from kvdepot.v1.cache_pb2 import LookupResponse, StoreResponse
 from tests.gpu.service_kv import BLOCK_SIZE, HEAD_SIZE, NUM_BLOCKS, NUM_HEADS, NUM_LAYERS, PROMPT_TOKENS, prompt
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from service.commands.processes import REPOSITORY
+from kvdepot.cli.processes import REPOSITORY
 from tests.gpu.engine_process import end_process
 
 LIMIT_SECONDS = 60.0

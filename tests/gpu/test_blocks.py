@@ -12,7 +12,7 @@ import pytest
 
 from kernels.cuda.backend import CudaBackend
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkMove
+from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 from tests.kernels.reference import LAYOUTS, Engine, Shape, without_first
@@ -53,14 +53,14 @@ class Twin:
         return True
 
 
-def random_moves(engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens: Sequence[int] = ()) -> list[ChunkMove]:
+def random_moves(engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens: Sequence[int] = ()) -> list[ChunkCopy]:
     rng = np.random.default_rng(num_chunks)
     tables = [
         rng.permutation(group.num_blocks)[: num_chunks * CHUNK_SIZE // group.block_size].reshape(num_chunks, -1)
         for group in engine.groups
     ]
     return [
-        ChunkMove(
+        ChunkCopy(
             l1_offset_bytes=number * pitch_bytes,
             block_ids=without_first([table[number] for table in tables], engine.groups, skip_tokens),
         )
@@ -151,7 +151,7 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
     buffer = backend.attach([group], [region], 256, allow_process_fd=False)
     ids = np.random.default_rng(1).permutation(blocks).reshape(-1, 256 // block_size)
     moves = [
-        ChunkMove(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
+        ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
     ]
     backend.gather(buffer, moves).future.result(SECONDS)
     engine.ask("zero", number=0)
@@ -195,7 +195,7 @@ def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, eng
     backend = open_backend(staging_bytes=block_bytes)
     backend.register(0, l1.size)
     buffer = backend.attach([group], [region], 1, allow_process_fd=False)
-    moves = [ChunkMove(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
+    moves = [ChunkCopy(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
     for _ in range(3):
         begin = time.monotonic()
         transfer = backend.gather(buffer, moves)

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.cuda.cupy_runtime import CupyRuntime
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkMove
+from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 
@@ -63,7 +63,7 @@ def test_tensors_that_the_client_exports_are_moved(
     buffer = backend.attach([group], regions, CHUNK_BLOCKS * TOKENS, allow_process_fd=False)
     ids = np.random.default_rng(4).permutation(BLOCKS).reshape(-1, CHUNK_BLOCKS)
     moves = [
-        ChunkMove(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
+        ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
     ]
     before = contents(engine, tmp_path)
     backend.gather(buffer, moves).future.result(SECONDS)
@@ -88,7 +88,7 @@ def test_an_event_that_the_client_exports_is_waited_for(
     late.tofile(tmp_path / "late")
     engine.ask("load_late", number=0, path=str(tmp_path / "late"), seconds=0.5)
     ready_event = bytes.fromhex(engine.ask("ready_event"))
-    backend.gather(buffer, [ChunkMove(l1_offset_bytes=0, block_ids=(np.array([3, 1]),))], ready_event).future.result(
+    backend.gather(buffer, [ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([3, 1]),))], ready_event).future.result(
         SECONDS
     )
     expected = late.reshape(2, BLOCKS, -1)[:, [3, 1]].ravel()

@@ -14,7 +14,7 @@ from kernels.cuda.cupy_runtime import CupyRuntime
 from kernels.cuda.runtime import CudaError, canonical_uuid
 from kernels.errors import RegionUnavailable, TransferCancelled
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkMove
+from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 
@@ -65,7 +65,7 @@ def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
     other = attach(backend, engine.region("make", size_bytes=8 << 20))
     region = mortal.region("make", size_bytes=2 * GIB)
     buffer = attach(backend, region)
-    moves = [ChunkMove(l1_offset_bytes=n << 20, block_ids=(np.array([n]),)) for n in range(8)]
+    moves = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([n]),)) for n in range(8)]
     backend.gather(buffer, moves).future.result(SECONDS)
     before = free_bytes()
     mortal.kill()
@@ -86,7 +86,7 @@ def test_an_engine_killed_while_its_blocks_are_moved_does_not_hold_its_memory(
     backend.register(0, 64 << 20)
     buffer = attach(backend, mortal.region("make", size_bytes=2 * GIB))
     before = free_bytes()
-    moves = [ChunkMove(l1_offset_bytes=n << 20, block_ids=(np.array([31 * n]),)) for n in range(64)]
+    moves = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([31 * n]),)) for n in range(64)]
     transfers = [start(buffer, moves) for _ in range(200) for start in (backend.gather, backend.scatter)]
     transfers[0].future.result(SECONDS)
     mortal.kill()
@@ -108,7 +108,7 @@ def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     path = tmp_path / "late"
     path.write_bytes(bytes(region.size_bytes))
     ready_event = bytes.fromhex(mortal.ask("load_late", number=0, path=str(path), seconds=10.0))
-    transfer = backend.gather(buffer, [ChunkMove(l1_offset_bytes=0, block_ids=(np.array([0]),))], ready_event)
+    transfer = backend.gather(buffer, [ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([0]),))], ready_event)
     time.sleep(0.2)
     assert not transfer.future.done()
     mortal.kill()
@@ -150,7 +150,7 @@ def test_two_attachments_may_share_an_allocation(open_backend: OpenBackend, engi
     region = engine.region("make", size_bytes=8 << 20)
     first, second = attach(backend, region), attach(backend, region)
     first.close()
-    move = ChunkMove(l1_offset_bytes=0, block_ids=(np.array([7]),))
+    move = ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([7]),))
     backend.gather(second, [move]).future.result(SECONDS)
 
 

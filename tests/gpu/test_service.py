@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kernels.cuda.cupy_runtime import CupyRuntime
-from service.commands.processes import Child, ChildFailed, child
+from kvdepot.cli.processes import Child, ChildFailed, child
 from tests.gpu.service_engine_process import EngineError, ServiceEngine
 from tests.gpu.service_kv import BUFFER_BYTES, CHUNK_SIZE, IS_SIMULATED, PROMPT_TOKENS
 

@@ -15,7 +15,7 @@ from promql_parser import AggregateExpr, BinaryExpr, Expr, Matcher, MatchOp, Vec
 
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from telemetry.metrics.metric import Attribute, Kind, Metric
-from telemetry.reference.metrics import all_metrics
+from tools.generate.metrics import all_metrics
 
 TARGET_LABELS = {"job", "instance", "namespace", "pod"}
 """What Prometheus adds to each series; the last two on Kubernetes."""

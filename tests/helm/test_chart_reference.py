@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from helm.reference.__main__ import FILES, main
-from helm.reference.readme import Undescribed, read_values
-from helm.reference.settings_schema import SET_BY_THE_CHART
 from service import __version__
 from service.settings import Settings
 from tests.helm.conftest import CHART
+from tools.generate.chart_readme import Undescribed, read_values
+from tools.generate.chart_schema import SET_BY_THE_CHART
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_the_file_is_fresh(name: str, tmp_path: Path) -> None:
-    for source in ("values.yaml", "values.schema.json"):
-        shutil.copy(CHART / source, tmp_path)
-    main(tmp_path)
-    assert (CHART / name).read_text() == (tmp_path / name).read_text(), "run `make docs`"
 
 
 def test_every_setting_is_in_the_schema_or_set_by_the_chart() -> None:

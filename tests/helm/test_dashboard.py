@@ -13,16 +13,15 @@ from typing import Any
 import promql_parser
 import pytest
 
-from helm.dashboard.__main__ import dashboard_json
 from kvdepot import AsyncDepotClient, Credentials, DepotError, allocation_record
 from telemetry.events import ServerDraining
 from tests.conftest import StartServer
+from tests.e2e.access.calling import write_tenants
 from tests.e2e.engines import SMALL, Site, attach, prompt, site
 from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import Failing, measured, work
+from tests.fakes.authority import Authority
 from tests.helm.queries import faults
-from tests.service.security.authority import Authority
-from tests.service.security.calling import write_tenants
 
 REPOSITORY = Path(__file__).parents[2]
 FILE = REPOSITORY / "helm/kvdepot/dashboards/kvdepot.json"
@@ -45,10 +44,6 @@ def asked(query: str, window: str) -> str:
         query = query.replace(f'"${name}"', '".*"')
     assert "$" not in query, query
     return query
-
-
-def test_it_is_what_its_description_makes() -> None:
-    assert FILE.read_text() == dashboard_json(), "run `make docs`"
 
 
 def test_every_metric_and_label_that_it_asks_for_is_there() -> None:

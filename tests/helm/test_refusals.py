@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from helm.reference.settings_schema import SET_BY_THE_CHART
 from tests.helm.conftest import CHART, Install
 from tests.helm.fake_cluster import KINDS, fake_cluster
 from tests.helm.helm_engine import Helm, HelmFailed
+from tools.generate.chart_schema import SET_BY_THE_CHART
 
 GPU = {"gpu": {"mode": "runtimeClass"}}
 

@@ -71,7 +71,7 @@ def test_with_tls_probes_go_through_the_socket(install: Install) -> None:
     release = install({"tls": {"secretName": "cert"}})
     for name, asked in (("startup", ""), ("liveness", ""), ("readiness", "kvdepot.v1.CacheService")):
         command = release.container[f"{name}Probe"]["exec"]["command"]
-        assert command[:3] == ["python", "-m", "service.commands.health"]
+        assert command[:3] == ["python", "-m", "kvdepot.cli.health"]
         assert command[3:] == ["--address", release.settings["listen"][1], "--service", asked]
 
 

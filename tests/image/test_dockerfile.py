@@ -86,5 +86,5 @@ def pairs(line: Instruction) -> list[tuple[str, str]]:
 
 def test_ports_and_probe_are_those_of_the_chart() -> None:
     assert only("EXPOSE").words == [str(VALUES["service"]["port"]), str(VALUES["metrics"]["port"])]
-    assert '"python", "-m", "service.commands.health"' in only("HEALTHCHECK").value
-    assert "[python, -m, service.commands.health, " in POD
+    assert '"python", "-m", "kvdepot.cli.health"' in only("HEALTHCHECK").value
+    assert "[python, -m, kvdepot.cli.health, " in POD

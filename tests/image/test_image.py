@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.authority import Authority
 from tests.helm.conftest import Install, Manifest
 from tests.image.without_docker import Builder, Stage
-from tests.service.security.authority import Authority
 
 REPOSITORY = Path(__file__).parents[2]
 WRITABLE = ("run/kvdepot", "var/cache/kvdepot", "tmp")

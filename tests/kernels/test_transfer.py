@@ -12,7 +12,7 @@ import pytest
 
 from kernels import transfer as transfer_module
 from kernels.errors import TransferCancelled
-from kernels.transfer import Lane, Piece, Transfer
+from kernels.transfer import CopyPool, Piece, Transfer
 
 SECONDS = 30  # a limit for what happens at once
 
@@ -30,8 +30,8 @@ class Gate:
 
 
 @pytest.fixture
-def lane() -> Iterator[Lane]:
-    lane = Lane("test", 2)
+def lane() -> Iterator[CopyPool]:
+    lane = CopyPool("test", 2)
     yield lane
     lane.close()
 
@@ -40,17 +40,17 @@ def endless(done: list[int]) -> Iterator[Piece]:
     return ((lambda index=index: done.append(index)) for index in itertools.count())
 
 
-def test_every_piece_is_carried_out_once(lane: Lane) -> None:
+def test_every_piece_is_carried_out_once(lane: CopyPool) -> None:
     done: list[int] = []
     lane.start((lambda index=index: done.append(index)) for index in range(1000)).future.result(SECONDS)
     assert sorted(done) == list(range(1000))
 
 
-def test_a_transfer_of_nothing_is_done(lane: Lane) -> None:
+def test_a_transfer_of_nothing_is_done(lane: CopyPool) -> None:
     lane.start(iter(())).future.result(SECONDS)
 
 
-def test_the_future_waits_for_the_last_piece(lane: Lane) -> None:
+def test_the_future_waits_for_the_last_piece(lane: CopyPool) -> None:
     gate = Gate()
     transfer = lane.start(iter([gate, lambda: None]))
     assert gate.reached.wait(SECONDS)
@@ -60,7 +60,7 @@ def test_the_future_waits_for_the_last_piece(lane: Lane) -> None:
     transfer.future.result(SECONDS)
 
 
-def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(lane: Lane) -> None:
+def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(lane: CopyPool) -> None:
     gate, later = Gate(), []
     transfer = lane.start(itertools.chain([gate], endless(later)))
     assert gate.reached.wait(SECONDS)
@@ -75,7 +75,7 @@ def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(lane: Lane) -
     assert len(later) == carried_out
 
 
-def test_cancelling_twice_or_when_done_does_nothing(lane: Lane) -> None:
+def test_cancelling_twice_or_when_done_does_nothing(lane: CopyPool) -> None:
     transfer = lane.start(iter([lambda: None]))
     transfer.future.result(SECONDS)
     transfer.cancel()
@@ -83,7 +83,7 @@ def test_cancelling_twice_or_when_done_does_nothing(lane: Lane) -> None:
     assert transfer.future.result() is None
 
 
-def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(lane: Lane) -> None:
+def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(lane: CopyPool) -> None:
     gate, later = Gate(), []
 
     def fail() -> None:
@@ -101,7 +101,7 @@ def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(lane: La
     assert later == []
 
 
-def test_pieces_that_cannot_be_made_fail_the_transfer(lane: Lane) -> None:
+def test_pieces_that_cannot_be_made_fail_the_transfer(lane: CopyPool) -> None:
     def pieces() -> Iterator[Piece]:
         yield lambda: None
         raise IndexError("no such block")
@@ -110,7 +110,7 @@ def test_pieces_that_cannot_be_made_fail_the_transfer(lane: Lane) -> None:
         lane.start(pieces()).future.result(SECONDS)
 
 
-async def test_a_cancelled_await_leaves_the_future_to_the_threads(lane: Lane) -> None:
+async def test_a_cancelled_await_leaves_the_future_to_the_threads(lane: CopyPool) -> None:
     gate = Gate()
     transfer = lane.start(iter([gate]))
     waiting = asyncio.ensure_future(asyncio.wrap_future(transfer.future))
@@ -125,7 +125,7 @@ async def test_a_cancelled_await_leaves_the_future_to_the_threads(lane: Lane) ->
 
 
 def test_a_short_transfer_does_not_wait_for_a_long_one() -> None:
-    lane = Lane("test", 1)
+    lane = CopyPool("test", 1)
     long = lane.start(endless([]))
     lane.start(iter([lambda: None] * 9)).future.result(SECONDS)
     assert not long.future.done()
@@ -133,7 +133,7 @@ def test_a_short_transfer_does_not_wait_for_a_long_one() -> None:
 
 
 def test_closing_cancels_and_waits() -> None:
-    lane, gate = Lane("test", 2), Gate()
+    lane, gate = CopyPool("test", 2), Gate()
     running: list[Transfer] = [lane.start(itertools.chain([gate], endless([]))), lane.start(endless([]))]
     assert gate.reached.wait(SECONDS)
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("test-")]
@@ -164,7 +164,7 @@ def times_of(transfer: Transfer, begin: float) -> dict[str, float]:
 
 
 def test_a_transfer_waits_until_a_thread_takes_its_first_piece_then_copies() -> None:
-    lane, gates = Lane("test", 1), [Gate(), Gate()]
+    lane, gates = CopyPool("test", 1), [Gate(), Gate()]
     first = lane.start(iter([gates[0]]))
     assert gates[0].reached.wait(SECONDS)
     begin = time.monotonic()
@@ -187,7 +187,7 @@ def test_a_transfer_waits_until_a_thread_takes_its_first_piece_then_copies() -> 
 
 
 def test_a_transfer_that_is_cancelled_before_its_turn_has_only_waited() -> None:
-    lane, gate = Lane("test", 1), Gate()
+    lane, gate = CopyPool("test", 1), Gate()
     lane.start(iter([gate]))
     begin = time.monotonic()
     transfer = lane.start(endless([]))
@@ -198,7 +198,7 @@ def test_a_transfer_that_is_cancelled_before_its_turn_has_only_waited() -> None:
     lane.close()
 
 
-def test_a_transfer_that_stops_in_the_middle_has_copied(lane: Lane) -> None:
+def test_a_transfer_that_stops_in_the_middle_has_copied(lane: CopyPool) -> None:
     gate, begin = Gate(), time.monotonic()
     cancelled = lane.start(itertools.chain([gate], endless([])))
     assert gate.reached.wait(SECONDS)
@@ -210,7 +210,7 @@ def test_a_transfer_that_stops_in_the_middle_has_copied(lane: Lane) -> None:
         assert list(times_of(transfer, begin)) == ["wait", "copy"]
 
 
-def test_a_transfer_of_nothing_has_only_waited(lane: Lane) -> None:
+def test_a_transfer_of_nothing_has_only_waited(lane: CopyPool) -> None:
     begin = time.monotonic()
     transfer = lane.start(iter(()))
     transfer.future.result(SECONDS)
@@ -228,7 +228,7 @@ def test_a_thread_yields_its_core_when_it_has_run_for_a_while_and_not_before(mon
             pass
         done.append(1)
 
-    lane = Lane("test", 1)
+    lane = CopyPool("test", 1)
     lane.start(iter([lambda: None] * 20)).future.result(SECONDS)
     assert len(yields) <= 1
     yields.clear()

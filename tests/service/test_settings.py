@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from kvdepot.cli.processes import ANY_PORT, child
 from service.__main__ import app
-from service.arena import HugePages
-from service.commands.processes import ANY_PORT, child
+from service.l1.arena import HugePages
 from service.misspelt import misspelt
 from service.settings import BadSettings, LogLevel, Settings, load
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kernels.cuda.cupy_runtime import cuda_available
-from service.commands.processes import exit_on_terminate
+from kvdepot.cli.processes import exit_on_terminate
 from tools.gpu_session import report
 from tools.gpu_session.child import REPOSITORY
 from tools.gpu_session.findings import Findings

@@ -19,17 +19,18 @@ comments of the .proto files are their manual. torch is never imported: tensors 
 
 from __future__ import annotations
 
-from kvdepot import cuda, layouts
-from kvdepot.aio_attachment import AsyncAttachment
-from kvdepot.aio_client import AsyncDepotClient
-from kvdepot.attachment import Attachment
-from kvdepot.client import DepotClient
+from kvdepot.aio.attachment import AsyncAttachment
+from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError, FieldViolation
+from kvdepot.layout import layouts
+from kvdepot.layout.shape import KvShape
+from kvdepot.memory import cuda
+from kvdepot.memory.shared_buffer import SharedBuffer
+from kvdepot.memory.shared_regions import SharedRegions
 from kvdepot.requests import allocation_record, block_table, hash_prefix, token_prefix
-from kvdepot.shapes import KvShape
-from kvdepot.shared_buffer import SharedBuffer
-from kvdepot.sharing import SharedRegions
+from kvdepot.sync.attachment import Attachment
+from kvdepot.sync.client import DepotClient
 
 __all__ = [
     "AsyncAttachment",

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from kvdepot import rpc_status
+from kvdepot import status_details as rpc_status
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 

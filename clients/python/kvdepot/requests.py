@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
-from kvdepot.ids import Ids, with_ids
+from kvdepot.packed_ids import Ids, with_ids
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, Lease, MemoryRegion, Prefix
 

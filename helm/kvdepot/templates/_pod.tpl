@@ -180,7 +180,7 @@ affinity:
 {{- $root := first . -}}
 {{- if $root.Values.tls.secretName -}}
 exec:
-  command: [python, -m, service.commands.health, --address, {{ include "kvdepot.socket" $root | quote }}, --service, {{ last . | quote }}]
+  command: [python, -m, kvdepot.cli.health, --address, {{ include "kvdepot.socket" $root | quote }}, --service, {{ last . | quote }}]
 {{- else -}}
 grpc:
   port: {{ $root.Values.service.port }}

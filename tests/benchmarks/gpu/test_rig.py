@@ -7,8 +7,8 @@ import pytest
 from benchmarks.gpu.rig import group_of
 from benchmarks.gpu.sizes import CHUNK_SIZE, FULL, QUICK, Sizes
 from benchmarks.gpu.unmapping import VICTIM_BYTES
-from kernels.address_plan import check_groups, plan_groups
 from kernels.geometry import CudaIpc, Region
+from kernels.plan import check_groups, plan_groups
 
 
 @pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.clients.vllm.fake_vllm import Clock
+from tests.fakes.vllm import Clock
 
 
 @pytest.fixture

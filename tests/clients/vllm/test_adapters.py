@@ -14,7 +14,7 @@ import pytest
 
 from kvdepot.vllm import adapters as module
 from kvdepot.vllm.adapters import Adapters
-from tests.clients.vllm.fake_vllm import CHUNK, Engine, Request
+from tests.fakes.vllm import CHUNK, Engine, Request
 
 TABLE = ([1, 2, 3, 4, 5],)
 Lora = Callable[..., Any]

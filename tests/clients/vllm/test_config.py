@@ -17,7 +17,7 @@ from kvdepot.vllm.groups import CacheGroup, cache_groups
 from kvdepot.vllm.identity import place_of, salt_of, session_of, traceparent_of
 from kvdepot.vllm.model_identity import cache_identity
 from kvdepot.vllm.support import Unsupported, check_engine, warn_of_hashes
-from tests.clients.vllm.fake_vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
+from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
 
 FULL = KvCacheConfig(8, [Group(["layer"])])
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -230,7 +230,7 @@ def test_role_that_loads_nothing_may_have_any_policy() -> None:
 
 def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for() -> None:
     script = (
-        "import sys, kvdepot.vllm, kvdepot.vllm.scheduler, kvdepot.vllm.worker, kvdepot.vllm.scheduler_calls\n"
+        "import sys, kvdepot.vllm, kvdepot.vllm.scheduler, kvdepot.vllm.worker, kvdepot.connector.scheduler_client\n"
         "assert not {'torch', 'vllm'} & set(sys.modules)\n"
         "assert kvdepot.vllm.__all__ == ['KvdepotConnector']\n"
         "import threading; assert threading.active_count() == 1\n"

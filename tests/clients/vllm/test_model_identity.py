@@ -16,7 +16,7 @@ import pytest
 import kvdepot
 from kvdepot.vllm import weights
 from kvdepot.vllm.model_identity import model_identity
-from tests.clients.vllm.fake_vllm import vllm_config
+from tests.fakes.vllm import vllm_config
 
 LONG_ROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 

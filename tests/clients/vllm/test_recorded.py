@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from kvdepot.connector.commands import BlockIds, WorkerReport
+from kvdepot.connector.lookups import Lookup
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.lookups import Lookup
-from kvdepot.vllm.orders import BlockIds, WorkerReport
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
-from tests.clients.vllm.fake_vllm import Asks, Pool
+from tests.fakes.vllm import LookupClient, Pool
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.jsonl"))
 every_recording = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
@@ -43,7 +43,7 @@ class RecordedRequest:
     prompt_embeds: None = None
 
 
-class RecordedAsks(Asks):
+class RecordedAsks(LookupClient):
     """Lookups are answered with what the depot answered."""
 
     def __init__(self) -> None:

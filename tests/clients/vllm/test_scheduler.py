@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from kvdepot.vllm.allocations import Allocation
+from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.commands import LoadCommand, StoreCommand, Table, WorkerReport
 from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.orders import LoadOrder, StoreOrder, Table, WorkerReport
-from tests.clients.vllm.fake_vllm import CHUNK, TABLE, Clock, Engine, Request, request_of
+from tests.fakes.vllm import CHUNK, TABLE, Clock, Engine, Request, request_of
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def ids_of(order: LoadOrder | StoreOrder) -> tuple[list[int], ...]:
+def ids_of(order: LoadCommand | StoreCommand) -> tuple[list[int], ...]:
     """Of tables without absent blocks."""
     assert not any(table.absent_blocks for table in order.tables)
     return tuple(table.block_ids for table in order.tables)

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.operations import Operation
 from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.operations import Operation
-from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, WorkerReport
-from tests.clients.vllm.fake_vllm import BLOCK, CHUNK, Engine, Request
+from tests.fakes.vllm import BLOCK, CHUNK, Engine, Request
 
 MOST_BLOCKS = 10  # of a request, in each group
 WORKERS = 2
@@ -36,7 +36,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.engine = Engine(num_blocks=self.num_blocks, num_workers=WORKERS, groups=self.groups)
         self.requests: dict[str, Request] = {}
         self.loading: dict[str, int] = {}
-        self.orders: dict[int, LoadOrder | StoreOrder] = {}
+        self.orders: dict[int, LoadCommand | StoreCommand] = {}
         self.left: Counter[int] = Counter()
         self.count = 0
 
@@ -104,14 +104,14 @@ class SchedulerWalk(RuleBasedStateMachine):
             self.orders[order.operation_id] = order
             self.check(order)
             self.left[order.operation_id] = WORKERS
-            if isinstance(order, LoadOrder) and order.request_id in self.loading:
+            if isinstance(order, LoadCommand) and order.request_id in self.loading:
                 self.loading[order.request_id] = order.operation_id
 
-    def check(self, order: LoadOrder | StoreOrder) -> None:
+    def check(self, order: LoadCommand | StoreCommand) -> None:
         """What is stored is enough for each hit that ends in it; a load fills what vLLM has made room for."""
         for table, group in zip(order.tables, self.groups, strict=True):
             assert 0 not in table.block_ids
-            if isinstance(order, LoadOrder):
+            if isinstance(order, LoadCommand):
                 assert table.absent_blocks == num_dropped(group, order.num_tokens)
                 assert len(table.block_ids) == order.num_tokens // BLOCK - table.absent_blocks
                 continue
@@ -131,7 +131,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         order = self.orders[operation_id]
         if self.left[operation_id] == 0:
             del self.orders[operation_id]
-            if isinstance(order, LoadOrder) and self.loading.get(order.request_id) == operation_id:
+            if isinstance(order, LoadCommand) and self.loading.get(order.request_id) == operation_id:
                 del self.loading[order.request_id]
                 request = self.requests.get(order.request_id)
                 if request is not None and not failed:
@@ -155,7 +155,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     @rule()
     def all_stores_fail(self) -> None:
         """They are to be stored once more, from blocks that a window may have left meanwhile."""
-        stores = [number for number, order in self.orders.items() if isinstance(order, StoreOrder)]
+        stores = [number for number, order in self.orders.items() if isinstance(order, StoreCommand)]
         self.engine.side.reported(WorkerReport(failed=set(stores)))
 
     @rule(trouble=st.sampled_from(["one worker detaches", "another depot", "reset", "late answer"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clients.vllm.fake_vllm import TABLE, Clock, Engine, request_of
+from tests.fakes.vllm import TABLE, Clock, Engine, request_of
 
 LEASE_SECONDS = 30.0
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from kvdepot import AsyncDepotClient, hash_prefix
+from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, Table, WorkerReport
+from kvdepot.connector.event_loop import EventLoop
 from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
 from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place, place_of
-from kvdepot.vllm.orders import BlockIds, LoadOrder, StoreOrder, Table, WorkerReport
 from kvdepot.vllm.worker import MAX_STORES, WorkerSide
 from service.errors import RegionUnavailable
 from service.server import Server
-from tests.clients.fake_depot import FakeDepot, bare_failure, failure
-from tests.clients.vllm.fake_vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
+from tests.fakes.depot import FakeDepot, bare_failure, failure
+from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
 
 CHUNK = 16
 PER_CHUNK = CHUNK // BLOCK
@@ -135,9 +135,9 @@ def hashes(count: int, seed: int = 0) -> list[bytes]:
     return [bytes([seed, number]) * 16 for number in range(count)]
 
 
-def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreOrder:
+def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
     num_chunks = start_token // CHUNK + len(block_ids[0]) // PER_CHUNK
-    return StoreOrder(
+    return StoreCommand(
         operation_id=operation_id,
         request_id="request",
         session_id="session",
@@ -151,8 +151,8 @@ def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int 
     )
 
 
-def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_tokens: int = 0) -> LoadOrder:
-    return LoadOrder(
+def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
+    return LoadCommand(
         operation_id=operation_id,
         request_id="request",
         session_id="session",

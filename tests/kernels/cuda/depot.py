@@ -9,11 +9,11 @@ import numpy as np
 
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer, Worker, spawn_thread
-from kernels.cuda.lane import CudaLane
 from kernels.cuda.settings import CudaSettings
+from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
-from kernels.transfer import ChunkMove
+from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
 from tests.kernels.cuda.schedule import ManualWorker
 from tests.kernels.reference import Engine, Shape, without_first
@@ -38,7 +38,7 @@ class CudaDepot:
         small: dict[str, Any] = {"staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
         self.backend = CudaBackend(memoryview(self.l1), self.fake, CudaSettings(**(small | settings)), self._spawn)
 
-    def _spawn_manual(self, lane: CudaLane, name: str) -> Worker:
+    def _spawn_manual(self, lane: StreamWorker, name: str) -> Worker:
         worker = self.workers[name.removeprefix("kvdepot-")] = ManualWorker(self.fake, lane, name)
         return worker
 
@@ -57,7 +57,7 @@ class CudaDepot:
         skip_tokens: Sequence[int] = (),
         some: slice = slice(None),
         l1_offset_bytes: int = 0,
-    ) -> list[ChunkMove]:
+    ) -> list[ChunkCopy]:
         """Chunks at odd places, one after the other, of some blocks in random order, none twice."""
         tables = []
         for group in engine.groups:
@@ -66,7 +66,7 @@ class CudaDepot:
             tables.append(ids.reshape(num_chunks, blocks))
         pitch = chunk_size * sum(group.token_bytes for group in engine.groups) + ODD
         return [
-            ChunkMove(
+            ChunkCopy(
                 l1_offset_bytes=l1_offset_bytes + ODD + index * pitch,
                 block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
             )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.cuda.backend import CudaBackend
-from kernels.cuda.lane import CudaLane
 from kernels.cuda.settings import CudaSettings
+from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendUnavailable, RegionUnavailable, TransferCancelled, TransferFailed
 from kernels.geometry import CudaIpc, Region
-from kernels.transfer import ChunkMove
+from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
 from tests.kernels.reference import Engine, Shape
 
@@ -32,7 +32,7 @@ LAYOUTS = (
 class ManualWorker:
     """Takes a lane's turns when it is told to, as a thread of its own would."""
 
-    def __init__(self, fake: FakeCuda, lane: CudaLane, name: str) -> None:
+    def __init__(self, fake: FakeCuda, lane: StreamWorker, name: str) -> None:
         self.name = name
         self._fake = fake
         self.lane = lane
@@ -53,7 +53,7 @@ class Request:
     """A transfer, and what its chunks hold, in the order of its moves."""
 
     is_store: bool
-    moves: list[ChunkMove]
+    moves: list[ChunkCopy]
     chunks: list[bytes]
     ready_event: bytes
     is_ready: bool
@@ -81,7 +81,7 @@ class Schedule:
         self.backend = CudaBackend(self.l1, self.fake, self.settings, self._spawn)
         self.engines = [AttachedEngine(self, number * 8192) for number in range(num_engines)]
 
-    def _spawn(self, lane: CudaLane, name: str) -> ManualWorker:
+    def _spawn(self, lane: StreamWorker, name: str) -> ManualWorker:
         self.workers.append(ManualWorker(self.fake, lane, f"{name}-{len(self.workers)}"))
         return self.workers[-1]
 
@@ -173,7 +173,7 @@ class AttachedEngine:
             return
         self._free_slots -= set(offsets)
         moves = [
-            ChunkMove(
+            ChunkCopy(
                 l1_offset_bytes=offset,
                 block_ids=tuple(
                     np.array(self._last_of(table[number], free), dtype=np.int64)
@@ -268,10 +268,10 @@ class AttachedEngine:
         if any(self._differs(move, chunk) for move, chunk in zip(request.moves, request.chunks, strict=True)):
             self._schedule.problems.append(f"blocks {problem}")
 
-    def _differs(self, move: ChunkMove, chunk: bytes) -> bool:
+    def _differs(self, move: ChunkCopy, chunk: bytes) -> bool:
         return self._engine.read_chunk(move.block_ids, chunk) != self._twin.read_chunk(move.block_ids, chunk)
 
-    def _write_all(self, is_store: bool, moves: list[ChunkMove], chunks: list[bytes]) -> None:
+    def _write_all(self, is_store: bool, moves: list[ChunkCopy], chunks: list[bytes]) -> None:
         if is_store:
             for move, chunk in zip(moves, chunks, strict=True):
                 for engine in (self._engine, self._twin):

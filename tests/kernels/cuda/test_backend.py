@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from kernels.cuda.lane import CudaLane
+from kernels.cuda.stream_worker import StreamWorker
 from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferCancelled
 from kernels.geometry import CudaIpc, PosixShm, Region
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, Attached, CudaDepot
@@ -126,9 +126,9 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
         (other,) = (lane for other_name, lane in lanes.items() if other_name != name)
         take_turn = lane.turn
 
-        def turn(take_turn: Callable[[], object] = take_turn, other: CudaLane = other) -> None:
+        def turn(take_turn: Callable[[], object] = take_turn, other: StreamWorker = other) -> None:
             """Both threads run, whichever is waited for."""
-            CudaLane.turn(other)
+            StreamWorker.turn(other)
             take_turn()
 
         lane.turn = turn  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from kernels.cuda.presence import cuda_presence
 from kernels.cuda.runtime import canonical_uuid
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendUnavailable, GeometryError
-from kernels.host import HostBackend
+from kernels.host.backend import HostBackend
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
 from tests.kernels.reference import Engine
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.address_plan import GroupPlan, Loop, chunk_bytes, plan_groups
 from kernels.cuda.kernel import BlockCopy, access_bytes, block_copy
-from kernels.transfer import ChunkMove
+from kernels.plan import GroupPlan, Loop, chunk_bytes, plan_groups
+from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
 from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address, without_first
 
@@ -61,7 +61,7 @@ def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
 
 def random_moves(
     engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
-) -> list[ChunkMove]:
+) -> list[ChunkCopy]:
     """Chunks ``gap`` bytes apart, of blocks in random order, none twice."""
     rng = np.random.default_rng(5)
     tables = []
@@ -70,7 +70,7 @@ def random_moves(
         tables.append(rng.permutation(group.num_blocks)[: num_chunks * blocks].reshape(num_chunks, blocks))
     pitch = chunk_bytes(engine.groups, chunk_size) + gap
     return [
-        ChunkMove(
+        ChunkCopy(
             l1_offset_bytes=gap + index * pitch,
             block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
         )
@@ -78,12 +78,12 @@ def random_moves(
     ]
 
 
-def chunks_for(engine: Engine, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE) -> Bytes:
+def chunks_for(engine: Engine, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE) -> Bytes:
     return noise(moves[-1].l1_offset_bytes + chunk_bytes(engine.groups, chunk_size) + 99)
 
 
 def copies(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int
 ) -> list[BlockCopy]:
     """What to launch to carry out the moves: one launch for each group."""
     regions = np.array([machine.place(memory.bytes, Kind.ENGINE) for memory in engine._memory])
@@ -119,7 +119,7 @@ def copy_of(
 
 
 def check_gather(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
     """Gathers, compares all memory with the reference; the widths of the accesses."""
     memory, expected = engine.contents(), chunks.copy()
@@ -136,7 +136,7 @@ def check_gather(
 
 
 def check_scatter(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkMove], chunk_size: int = CHUNK_SIZE
+    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
     """Scatters, compares all memory with the reference; the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()

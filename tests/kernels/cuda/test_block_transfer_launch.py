@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.address_plan import GroupPlan, Loop
 from kernels.cuda import driver
 from kernels.cuda import kernel as cuda_kernel
 from kernels.cuda.block_kernels import BlockKernels
 from kernels.cuda.kernel import BLOCK_COPY, BlockCopy, access_bytes, block_copy, num_ctas, num_vectors
 from kernels.cuda.runtime import Stream
 from kernels.errors import BackendUnavailable
+from kernels.plan import GroupPlan, Loop
 from tests.kernels.cuda.machines import FIELDS, library
 
 WIDE = {

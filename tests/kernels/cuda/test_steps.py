@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.address_plan import GroupPlan, plan_groups
+from kernels.block_copy import MovedBlocks
 from kernels.cuda.steps import chunk_bytes, cut_chunk, plane_bytes, steps, touched_bytes
 from kernels.cuda.tables import offsets_of
 from kernels.geometry import Group, Plane, PlaneKind
-from kernels.moves import MovedBlocks
+from kernels.plan import GroupPlan, plan_groups
 
 
 def group(num_layers: int, block_size: int, head_bytes: int) -> Group:

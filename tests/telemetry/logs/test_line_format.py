@@ -13,8 +13,8 @@ from opentelemetry.trace import format_span_id, format_trace_id
 
 from telemetry.events import Event, ServerDraining, StoreFinished
 from telemetry.logs.line_format import JsonFormat, TextFormat
-from telemetry.logs.storm import StormLimit
-from telemetry.subscribers.log import LogSubscriber
+from telemetry.logs.subscriber import LogSubscriber
+from telemetry.logs.throttling import LineThrottle
 
 Lines = Callable[[], list[str]]
 
@@ -22,7 +22,7 @@ Lines = Callable[[], list[str]]
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
     """The one of the log subscriber."""
-    logger = logging.getLogger("telemetry.subscribers.log")
+    logger = logging.getLogger("telemetry.logs.subscriber")
     before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -62,7 +62,7 @@ def test_event_is_an_object_with_its_facts(lines_in: Callable[..., Lines], event
     assert stored.pop("time").endswith("+00:00")
     assert stored == {
         "level": "WARNING",
-        "logger": "telemetry.subscribers.log",
+        "logger": "telemetry.logs.subscriber",
         "message": "StoreFinished",
         "tenant": "text",
         "instance_id": "text",
@@ -138,8 +138,8 @@ def test_storm_from_one_place_is_held_back_and_told_of(
     lines_in: Callable[..., Lines], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_000.0]
-    monkeypatch.setattr("telemetry.logs.storm.monotonic", lambda: now[0])
-    lines = lines_in(TextFormat(), StormLimit(lines=2, period_seconds=60.0))
+    monkeypatch.setattr("telemetry.logs.throttling.monotonic", lambda: now[0])
+    lines = lines_in(TextFormat(), LineThrottle(lines=2, period_seconds=60.0))
     for _ in range(10):
         complain(logger)
     logger.warning("another place")
@@ -152,7 +152,7 @@ def test_storm_from_one_place_is_held_back_and_told_of(
 def test_storm_limit_lets_through_what_is_no_complaint_and_what_has_a_limit_of_its_own(
     lines_in: Callable[..., Lines], logger: logging.Logger, event: Event
 ) -> None:
-    lines = lines_in(TextFormat(), StormLimit(lines=1))
+    lines = lines_in(TextFormat(), LineThrottle(lines=1))
     for _ in range(3):
         logger.info("all is well")
         LogSubscriber().handle([event])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from kvdepot.credentials import Bearer, Credentials
-from kvdepot.shared_buffer import By
+from kvdepot.memory.shared_buffer import By
 
 PREFIX = "kvdepot."
 DEFAULT_ADDRESS = "unix:/run/kvdepot/kvdepot.sock"

@@ -19,16 +19,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from vllm.version import __version__ as vllm_version
 
+from kvdepot.connector.commands import StepCommands, WorkerReport
+from kvdepot.connector.event_loop import shared_event_loop
+from kvdepot.connector.scheduler_client import SchedulerCalls
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.event_loop import shared_event_loop
 from kvdepot.vllm.groups import cache_groups, reported_group
 from kvdepot.vllm.identity import instance_ids, place_of
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
-from kvdepot.vllm.orders import StepOrders, WorkerReport
 from kvdepot.vllm.resets import follow
 from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
-from kvdepot.vllm.scheduler_calls import SchedulerCalls
 from kvdepot.vllm.support import check_engine, warn_of_hashes
 from kvdepot.vllm.worker import WorkerSide
 
@@ -215,7 +215,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._calls.close()
 
-    def _orders(self) -> StepOrders:
+    def _orders(self) -> StepCommands:
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, StepMetadata)
         return metadata.orders
@@ -225,7 +225,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 class StepMetadata(KVConnectorMetadata):
     """Orders, as vLLM carries them to its workers."""
 
-    orders: StepOrders
+    orders: StepCommands
 
 
 @dataclass

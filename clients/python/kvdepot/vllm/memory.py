@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvdepot import layouts
-from kvdepot.cuda import CudaRegions
-from kvdepot.layout import Layout
+from kvdepot.connector.commands import Table, Tables
+from kvdepot.layout import layouts
+from kvdepot.layout.layout import Layout
+from kvdepot.layout.strided import Strided, strided
+from kvdepot.memory.cuda import CudaRegions
+from kvdepot.memory.shared_buffer import By
+from kvdepot.memory.shared_regions import SharedRegions
 from kvdepot.requests import block_table
-from kvdepot.shared_buffer import By
-from kvdepot.sharing import SharedRegions
-from kvdepot.strided import Strided, strided
 from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, MemoryRegion
-from kvdepot.vllm.orders import Table, Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def share(kv_caches: Mapping[str, Any], kv_cache_config: Any, by: By) -> Attache
     Raises:
         ValueError: a view is missing, or its shape is not one that is known.
         OSError: there is no room for shared memory.
-        kvdepot.cuda.NotShareable: CUDA can't share this memory.
+        kvdepot.memory.cuda.NotShareable: CUDA can't share this memory.
     """
     first = next(iter(kv_caches.values()))
     on_gpu = first.device.type == "cuda"

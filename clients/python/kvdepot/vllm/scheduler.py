@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvdepot.connector.allocations import Reports, note_allocation
+from kvdepot.connector.block_tables import cut, num_needed, storable
+from kvdepot.connector.commands import BlockIds, LoadCommand, StepCommands, StoreCommand, Tables, WorkerReport
+from kvdepot.connector.operations import BlockPool, Operations
+from kvdepot.connector.pending_lookups import LookupClient, PendingLookups
+from kvdepot.connector.request_state import RequestState
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.allocations import Reports, note_allocation
 from kvdepot.vllm.groups import CacheGroup, reported_group
 from kvdepot.vllm.identity import salt_of, traceparent_of
-from kvdepot.vllm.operations import BlockPool, Operations
-from kvdepot.vllm.orders import BlockIds, LoadOrder, StepOrders, StoreOrder, Tables, WorkerReport
-from kvdepot.vllm.pending_lookups import Asks, PendingLookups
-from kvdepot.vllm.requests import RequestState
-from kvdepot.vllm.tables import cut, num_needed, storable
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ class SchedulerSettings:
 class SchedulerSide:
     """One engine's requests, and the operations that are not settled."""
 
-    def __init__(self, settings: SchedulerSettings, asks: Asks, reports: Reports | None, adapters: Adapters) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, asks: LookupClient, reports: Reports | None, adapters: Adapters
+    ) -> None:
         self._settings = settings
         self._asks = asks
         self._reports = reports
@@ -52,7 +54,7 @@ class SchedulerSide:
         self._operations = Operations(settings.num_blocks, settings.num_workers, settings.longest_operation_seconds)
         self._requests: dict[str, RequestState] = {}
         self._lookups = PendingLookups(asks, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
-        self._orders = StepOrders()
+        self._orders = StepCommands()
         self._chunk_sizes: dict[int, int] = {}
         self._chunk_size = 0
         self._first_reports_until: float | None = None
@@ -123,7 +125,7 @@ class SchedulerSide:
         state.may_load = False  # should it fail, the tokens are computed
         operation_id = self._operations.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
         self._orders.loads.append(
-            LoadOrder(
+            LoadCommand(
                 operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
@@ -142,7 +144,7 @@ class SchedulerSide:
         new_blocks: Sequence[tuple[str, BlockIds, bool]],
         *,
         may_store: bool,
-    ) -> StepOrders:
+    ) -> StepCommands:
         """What the workers are to do in this step.
 
         ``tables`` gives a request's whole block tables; ``new_blocks`` are those that requests got in this step, all
@@ -168,7 +170,7 @@ class SchedulerSide:
                         num_tokens = num_scheduled_tokens.get(request_id, 0)
                         ids, group = block_ids[self._reported_group], self._settings.groups[self._reported_group]
                         note_allocation(self._reports, state, ids, group.block_size, num_tokens, anew)
-        orders, self._orders = self._orders, StepOrders()
+        orders, self._orders = self._orders, StepCommands()
         return orders
 
     def reported(self, report: WorkerReport) -> None:
@@ -324,7 +326,7 @@ class SchedulerSide:
         state.known_to_depot = True
         operation_id = self._operations.begin(state, part, is_load=False, leases=(), start_token=start, end_token=end)
         self._orders.stores.append(
-            StoreOrder(
+            StoreCommand(
                 operation_id=operation_id,
                 request_id=state.request_id,
                 session_id=state.session_id,

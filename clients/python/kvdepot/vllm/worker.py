@@ -14,18 +14,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from kvdepot import cuda
-from kvdepot.aio_attachment import AsyncAttachment
-from kvdepot.aio_client import AsyncDepotClient
+from kvdepot.aio.attachment import AsyncAttachment
+from kvdepot.aio.client import AsyncDepotClient
+from kvdepot.connector.commands import LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.depot_connection import DepotConnection, LinkSettings
+from kvdepot.connector.event_loop import EventLoop
 from kvdepot.errors import DepotError
+from kvdepot.memory import cuda
 from kvdepot.trace import traceparent
 from kvdepot.v1.cache_pb2 import RetrieveResponse, StoreResponse
 from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.event_loop import EventLoop
 from kvdepot.vllm.identity import Place
-from kvdepot.vllm.link import DepotLink, LinkSettings
 from kvdepot.vllm.memory import AttachedMemory, share
-from kvdepot.vllm.orders import LoadOrder, StoreOrder, WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Result(NamedTuple):
 class _Loaded(NamedTuple):
     """A load has ended, as far as its request is concerned."""
 
-    order: LoadOrder
+    order: LoadCommand
     failed: bool
 
 
@@ -83,7 +83,7 @@ class WorkerSide:
         self._told_chunk_size: int | None = None
         # The loop's.
         self._client: AsyncDepotClient | None = None
-        self._link: DepotLink | None = None
+        self._link: DepotConnection | None = None
         self._unsettled: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._store_turns = asyncio.Semaphore(MAX_STORES)
@@ -102,14 +102,14 @@ class WorkerSide:
         if not self._first_attachment.wait(self._config.attach_timeout_seconds):
             logger.warning("not attached after %g s: the engine starts", self._config.attach_timeout_seconds)
 
-    def load(self, orders: Iterable[LoadOrder]) -> None:
+    def load(self, orders: Iterable[LoadCommand]) -> None:
         """Begins loads; `take_loaded` tells when each has ended."""
         event = None
         for order in orders:
             event = event or self._event()
             self._loop.call(self._begin, self._load(order, event))
 
-    def store(self, orders: Iterable[StoreOrder]) -> None:
+    def store(self, orders: Iterable[StoreCommand]) -> None:
         """Begins stores of blocks that are computed, or will be once the device's stream gets there."""
         event = None
         for order in orders:
@@ -167,7 +167,7 @@ class WorkerSide:
             memory=memory,
             attach_timeout_seconds=self._config.attach_timeout_seconds,
         )
-        self._link = DepotLink(self._client, settings, self._unsettled, self._settle, self._attached)
+        self._link = DepotConnection(self._client, settings, self._unsettled, self._settle, self._attached)
         try:
             await self._link.run()
         except Exception:  # a bug: the engine goes on without the depot
@@ -187,7 +187,7 @@ class WorkerSide:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, order: LoadOrder, event: _ReadyEvent) -> None:
+    async def _load(self, order: LoadCommand, event: _ReadyEvent) -> None:
         response: RetrieveResponse | None = None
         try:
             if order.leases:
@@ -200,7 +200,7 @@ class WorkerSide:
                 self._results.append(_Result(order.operation_id, failed=True, settled=False))
             self._loads.append(_Loaded(order, failed))
 
-    async def _retrieve(self, attachment: AsyncAttachment, order: LoadOrder, event: _ReadyEvent) -> RetrieveResponse:
+    async def _retrieve(self, attachment: AsyncAttachment, order: LoadCommand, event: _ReadyEvent) -> RetrieveResponse:
         assert self._memory is not None
         return await attachment.retrieve(
             order.session_id,
@@ -211,7 +211,7 @@ class WorkerSide:
             timeout_seconds=self._config.retrieve_timeout_seconds,
         )
 
-    async def _store(self, order: StoreOrder, event: _ReadyEvent) -> None:
+    async def _store(self, order: StoreCommand, event: _ReadyEvent) -> None:
         """One store; its time begins before its turn comes."""
         response: StoreResponse | None = None
         deadline = time.monotonic() + self._config.store_timeout_seconds
@@ -230,7 +230,7 @@ class WorkerSide:
                 self._results.append(_Result(order.operation_id, failed=True, settled=False))
 
     async def _send(
-        self, attachment: AsyncAttachment, order: StoreOrder, event: _ReadyEvent, timeout_seconds: float
+        self, attachment: AsyncAttachment, order: StoreCommand, event: _ReadyEvent, timeout_seconds: float
     ) -> StoreResponse:
         assert self._memory is not None
         return await attachment.store(
@@ -243,7 +243,7 @@ class WorkerSide:
         )
 
     async def _call(
-        self, order: LoadOrder | StoreOrder, call: Callable[[AsyncAttachment], Awaitable[Response]]
+        self, order: LoadCommand | StoreCommand, call: Callable[[AsyncAttachment], Awaitable[Response]]
     ) -> Response | None:
         """Makes a call, and settles its operation as soon as that is certain; None if it failed."""
         traceparent.set(order.traceparent)  # of this task, and gone with it
@@ -266,7 +266,7 @@ class WorkerSide:
                 self._link.doubt(order.operation_id)
         return response
 
-    def _complain(self, order: LoadOrder | StoreOrder, error: DepotError) -> None:
+    def _complain(self, order: LoadCommand | StoreCommand, error: DepotError) -> None:
         if error.reason not in self._complaints:  # once for each reason: under load there would be thousands
             self._complaints.add(error.reason)
             logger.warning("%s of request %s failed: %s", type(order).__name__, order.request_id, error)

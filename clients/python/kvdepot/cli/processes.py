@@ -1,0 +1,164 @@
+"""Child processes of a command: started, read line by line, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO
+
+ANY_PORT = ("--prometheus-port", "0")  # the usual one is the depot's that the user runs
+EMPTY: Mapping[str, str] = MappingProxyType({})
+REPOSITORY = Path(__file__).parents[4]
+
+_END_SECONDS = 15.0
+_LAST_LINES = 15
+
+
+class ChildFailed(Exception):
+    """A child process ended with an error; the message holds the last lines it wrote."""
+
+
+class Child:
+    """A Python process whose standard output is read as lines, and whose errors are kept for the case that it fails.
+
+    It runs in a process group of its own: Ctrl-C reaches this process alone, which then ends its children in order.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+        self.name = name
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._drain: threading.Thread | None = None
+        self._limit_seconds: float | None = None
+        # Settings in the environment are meant for the depot that the user runs, not for this one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
+        # What the user has on the path, such as packages that are not installed, the child needs too.
+        others = [path for path in (environment.get("PYTHONPATH"),) if path]
+        environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python"), *others))
+        environment.update(variables)
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            process_group=0,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Child {self.name}, pid {self._process.pid}, exit code {self._process.poll()}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def lines(self) -> Iterator[str]:
+        """Lines of its standard output, until it ends.
+
+        Raises:
+            ChildFailed: it ended with an error.
+        """
+        for line in self._output:
+            yield line.decode(errors="replace").rstrip("\n")
+        if self._process.wait() != 0:
+            raise self.failure()
+
+    def drain(self) -> None:
+        """Reads on in the background and forgets it: a full pipe would stop the child."""
+        self._drain = threading.Thread(target=deque, args=(self._output, 0), daemon=True)
+        self._drain.start()
+
+    def failure(self) -> ChildFailed:
+        """What is known of why it ended."""
+        if self._limit_seconds is not None:
+            why = f"{self.name} took longer than {self._limit_seconds:g} s and was killed"
+        else:
+            why = f"{self.name} ended with exit code {self._process.wait()}"
+        self._errors.seek(0)
+        tail = self._errors.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        return ChildFailed("\n".join([why, *tail]))
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """Kills it if the block takes longer."""
+
+        def kill() -> None:
+            self._limit_seconds = seconds
+            self._process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def end(self) -> None:
+        """Asks it to end, and kills it if it does not."""
+        self._process.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._drain is not None:
+            self._drain.join()
+        self._output.close()
+        self._errors.close()
+
+
+@contextmanager
+def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> Iterator[Child]:
+    """Runs ``python ARGUMENTS`` from the repository's root for the duration of the block."""
+    process = Child(name, arguments, variables)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@contextmanager
+def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
+    """A real depot for the duration of the block, on a unix socket of its own: yields its address.
+
+    Raises:
+        ChildFailed: it did not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
+        listen = f"unix:{folder}/kvdepot.sock"
+        with child("the depot", "-m", "service", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
+            with server.limit(start_seconds):
+                if not any(listen in line for line in server.lines()):
+                    raise server.failure()
+            server.drain()
+            yield listen
+
+
+@contextmanager
+def exit_on_terminate() -> Iterator[None]:
+    """Within the block SIGTERM unwinds this process as Ctrl-C does, so that its children end with it."""
+
+    def unwind(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,106 @@
+"""A session's summary as plain values, its names fit for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.duration_pb2 import Duration
+
+from kvdepot.cli.printable import printable
+from kvdepot.timeline import Span
+from kvdepot.v1 import cache_pb2
+
+STATES = {
+    cache_pb2.SESSION_END_UNSPECIFIED: "live",
+    cache_pb2.SESSION_END_REQUESTED: "ended by EndSession",
+    cache_pb2.SESSION_END_IDLE: "ended, was idle",
+    cache_pb2.SESSION_END_INSTANCE_DETACHED: "ended with its instance",
+}
+_OUTCOMES = cache_pb2.Outcome.DESCRIPTOR.values_by_number
+_KINDS = cache_pb2.OperationKind.DESCRIPTOR.values_by_number
+_TIERS = cache_pb2.Tier.DESCRIPTOR.values_by_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationView:
+    """One call of a session; one that still runs ends, for now, where the session does."""
+
+    kind: str
+    rank: int
+    span: Span
+    num_tokens: int
+    num_asked_tokens: int
+    num_bytes: int
+    tier: str
+    outcome: str
+
+    @property
+    def caller(self) -> str:
+        """Who called: lookups are made by no rank."""
+        return "scheduler" if self.kind == "lookup" else f"rank {self.rank}"
+
+    @property
+    def tokens(self) -> str:
+        """How many; of a lookup, of how many."""
+        return f"{self.num_tokens:,}" + (f" of {self.num_asked_tokens:,}" if self.num_asked_tokens else "")
+
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        """How fast bytes moved; None if none did."""
+        return self.num_bytes / self.span.seconds / 1e9 if self.num_bytes and self.span.seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView:
+    """What is known of a session; `num_dropped` operations are not."""
+
+    instance_id: str
+    session_id: str
+    model_name: str
+    start: datetime
+    duration_seconds: float
+    state: str
+    operations: Sequence[OperationView]
+    num_dropped: int
+
+
+def view(summary: cache_pb2.SessionSummary) -> SessionView:
+    """From the wire; enum values that are newer than this program are shown as numbers."""
+    duration_seconds = _seconds(summary.duration)
+    return SessionView(
+        instance_id=printable(summary.instance_id),
+        session_id=printable(summary.session_id),
+        model_name=printable(summary.model_name),
+        start=summary.start_time.ToDatetime(UTC),
+        duration_seconds=duration_seconds,
+        state=STATES.get(summary.end, f"ended ({summary.end})"),
+        operations=[_operation(each, duration_seconds) for each in summary.operations],
+        num_dropped=summary.num_dropped_operations,
+    )
+
+
+def _operation(operation: cache_pb2.Operation, session_seconds: float) -> OperationView:
+    start_seconds = _seconds(operation.start_offset)
+    is_running = operation.outcome == cache_pb2.OUTCOME_UNSPECIFIED
+    end_seconds = session_seconds if is_running else start_seconds + _seconds(operation.duration)
+    return OperationView(
+        kind=_name(_KINDS, operation.kind, "OPERATION_KIND_"),
+        rank=operation.rank,
+        span=Span(start_seconds, max(start_seconds, end_seconds)),
+        num_tokens=operation.num_tokens,
+        num_asked_tokens=operation.num_asked_tokens,
+        num_bytes=operation.num_bytes,
+        tier=_name(_TIERS, operation.tier, "TIER_"),
+        outcome="running" if is_running else _name(_OUTCOMES, operation.outcome, "OUTCOME_"),
+    )
+
+
+def _name(values: object, number: int, prefix: str) -> str:
+    value = values.get(number)  # type: ignore[attr-defined]  # a mapping that the stubs don't describe
+    return value.name.removeprefix(prefix).lower() if value is not None else str(number)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.ToNanoseconds() / 1e9

@@ -1,0 +1,55 @@
+"""The scheduler's connection to the depot, and what uses it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kvdepot.aio.client import AsyncDepotClient
+from kvdepot.connector.block_reports import BlockReports
+from kvdepot.connector.event_loop import EventLoop
+from kvdepot.connector.lookups import Lookups
+from kvdepot.vllm.config import ConnectorConfig
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 2.0
+
+
+class SchedulerCalls:
+    """Made before the first request; closed with the engine.
+
+    ``reported_block_size`` is that of the blocks that are reported; None if none are.
+    """
+
+    def __init__(
+        self,
+        config: ConnectorConfig,
+        instance_ids: Sequence[str],
+        model_name: str,
+        reported_block_size: int | None,
+        loop: EventLoop,
+    ) -> None:
+        self._loop = loop
+        self._client = self._loop.run(_client(config), CLOSE_SECONDS)
+        self.lookups = Lookups(self._client, self._loop, instance_ids, timeout_seconds=config.lookup_timeout_seconds)
+        self.reports: BlockReports | None = None
+        if config.report_blocks and reported_block_size is not None:
+            self.reports = BlockReports(
+                self._client, instance_ids[0], model_name, reported_block_size, self.lookups.end_session
+            )
+        self._sending = self._loop.start(self.reports.run()) if self.reports is not None else None
+
+    def close(self) -> None:
+        """Ends the connection, within a bound."""
+        if self._sending is not None:
+            self._sending.cancel()
+        try:
+            self._loop.run(self._client.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            logger.warning("the connection to the depot did not close within %g s", CLOSE_SECONDS)
+
+
+async def _client(config: ConnectorConfig) -> AsyncDepotClient:
+    """Made on the loop that uses it."""
+    return AsyncDepotClient(config.address, credentials=config.credentials)

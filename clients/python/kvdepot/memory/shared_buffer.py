@@ -1,0 +1,132 @@
+"""Shared memory for an engine that has no torch tensors to share."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from kvdepot.memory import shm_space as room
+from kvdepot.memory.available import check_memory
+from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
+
+By: TypeAlias = Literal["name", "fd"]
+"""How a depot opens the memory: by its name in /dev/shm, or through a descriptor of this process."""
+
+_NAME = re.compile(r"kvdepot-\d+-[0-9a-f]{16}")
+
+
+class SharedBuffer:
+    """Zeroed shared memory, made by `create`.
+
+    ``array`` is all of it, as bytes, and ``region`` is what to attach. `close`, or else the end of the process, takes
+    the name or the descriptor away; memory that is mapped stays valid, so that arrays may outlive the buffer.
+    """
+
+    def __init__(self, array: npt.NDArray[np.uint8], region: MemoryRegion, fd: int | None, path: Path | None) -> None:
+        self.array = array
+        self.region = region
+        self._release = weakref.finalize(self, _release, os.getpid(), fd, path)
+
+    @classmethod
+    def create(cls, size_bytes: int, *, by: By = "name") -> Self:
+        """Allocates memory, all of its pages, so that running out of it is noticed here and not later.
+
+        A process that is killed leaves a named buffer in /dev/shm until another one is made by the same user; one that
+        was made with ``by="fd"`` is gone at once.
+
+        Raises:
+            ValueError: size_bytes is below 1.
+            OSError: there is not enough memory, or no room in /dev/shm.
+        """
+        if size_bytes < 1:
+            raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")
+        region = MemoryRegion(size_bytes=size_bytes)
+        if by == "fd":
+            check_memory(size_bytes)
+            fd = os.memfd_create("kvdepot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
+            try:
+                array = _map(fd, size_bytes)
+                # Memory that shrinks costs the engine its attachment, and kills who else has it mapped.
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                return cls(array, region, fd, None)
+            except BaseException:
+                os.close(fd)
+                raise
+        _remove_orphans()
+        room.check_shm(size_bytes)
+        path, fd = _create_named()
+        region.posix_shm.CopyFrom(PosixSharedMemory(name=path.name))
+        try:
+            return cls(_map(fd, size_bytes), region, None, path)
+        except BaseException:
+            path.unlink()
+            raise
+        finally:
+            os.close(fd)
+
+    def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset_bytes: int = 0) -> npt.NDArray[Any]:
+        """A part of the memory as an array."""
+        return np.ndarray(shape, dtype, self.array.data, offset_bytes)
+
+    def close(self) -> None:
+        """Takes the name or the descriptor away. Idempotent."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _create_named() -> tuple[Path, int]:
+    """Makes an empty object under a new name, locked for as long as somebody has it open or mapped."""
+    while True:
+        path = room.SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)  # it was taken for an orphan before it was locked
+
+
+def _remove_orphans() -> None:
+    """Removes the names of objects whose makers ended without doing so: nobody holds their locks."""
+    for path in room.SHM.iterdir():
+        if not _NAME.fullmatch(path.name):
+            continue
+        with suppress(OSError):  # another user's, in use, or gone
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(fd)
+
+
+def _map(fd: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+    os.posix_fallocate(fd, 0, size_bytes)
+    return np.frombuffer(mmap.mmap(fd, size_bytes), np.uint8)
+
+
+def _release(owner: int, fd: int | None, path: Path | None) -> None:
+    if os.getpid() != owner:  # a fork of the owner ends: the owner still needs it
+        return
+    if fd is not None:
+        os.close(fd)
+    if path is not None:
+        path.unlink(missing_ok=True)

@@ -1,1 +1,0 @@
-"""What is generated of the chart; run with ``python -m helm.reference``."""

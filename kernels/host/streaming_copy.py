@@ -1,0 +1,97 @@
+"""Scattered blocks copied as quickly as one large memcpy, by a compiled part, where a compiler is or was."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kernels.errors import MemoryVanished
+from kernels.host.block_views import Blocks
+from kernels.host.system_copy import SystemCopy
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".c")
+BUILT = Path(__file__).parents[2] / "build"
+FLAGS = ("-O2", "-shared", "-fPIC")
+COMPILE_SECONDS = 60.0
+
+BLOCKS_LOOP = 2  # of the loops over [layers, kinds, blocks, …]
+
+Copy = Callable[[Blocks, Blocks, range], None]
+"""Copies the second blocks into the first, as many of the same shape, without the GIL.
+
+The range has the addresses of the engine's memory, which one side is in. Raises MemoryVanished if the engine took some
+of it away; what was to be written is undefined then.
+"""
+
+
+class StreamingCopy:
+    """Copies with the compiled part; ``level`` is one of those in its source, by default the processor's best."""
+
+    def __init__(self, library: Path, level: int | None = None) -> None:
+        compiled = ctypes.CDLL(str(library))
+        self._copy = compiled.kvdepot_copy
+        self._copy.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
+            *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t),
+        ]
+        self._copy.restype = ctypes.c_int
+        self.level: int = compiled.kvdepot_copy_level() if level is None else level
+
+    def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
+        """See `Copy`."""
+        num_layers, num_kinds, _, *counts, run_bytes = to.array.shape
+        counts = [num_layers, num_kinds, len(to.block_ids), *counts]
+        loops = np.array((counts, to.array.strides[:-1], source.array.strides[:-1]), dtype=np.int64).T.copy()
+        to_offsets, source_offsets = to.offsets_bytes, source.offsets_bytes
+        is_gone = self._copy(
+            *(to.array.ctypes.data, source.array.ctypes.data, loops.ctypes.data, len(loops)),
+            *(BLOCKS_LOOP, to_offsets.ctypes.data, source_offsets.ctypes.data),
+            *(run_bytes, self.level, foreign.start, foreign.stop),
+        )
+        if is_gone:
+            raise MemoryVanished
+
+
+def best_copy() -> Copy:
+    """The quickest that there is on this machine; may compile, which takes half a second, once.
+
+    Raises: BackendUnavailable if there is none.
+    """
+    try:
+        return StreamingCopy(built_library())
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("the system copies on the host, which takes two to four times as long: %s", error)
+        return SystemCopy()
+
+
+def built_library() -> Path:
+    """The compiled part, compiled here and now if it is not there. Raises: OSError, subprocess.SubprocessError."""
+    source = SOURCE.read_bytes()
+    library = BUILT / f"streaming_copy-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise OSError("there is no C compiler")
+    BUILT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+        made = Path(folder) / "made.so"
+        command = (compiler, *FLAGS, "-o", str(made), str(SOURCE))
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        made.replace(library)  # whole or not at all: others may compile at the same time
+    return library
+
+
+if __name__ == "__main__":  # for an image, which has a compiler only while it is made
+    print(built_library())  # noqa: T201

@@ -1,0 +1,148 @@
+"""Who calls: the tenant that a call's token or certificate stands for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from service.access.tenants import Tenant, TenantLimits, Tenants, TokenHash, token_hash
+from service.errors import (
+    CertificateUnknown,
+    CredentialsConflict,
+    CredentialsMissing,
+    InsecureTransport,
+    OtherTenant,
+    TokenExpired,
+    TokenUnknown,
+)
+
+BEARER = "bearer "
+# As gRPC writes peers on this machine; an IPv4 address may be told as one of IPv6.
+ON_THIS_MACHINE = ("unix:", "ipv4:127.", "ipv6:%5B::1%5D:", "ipv6:%5B::ffff:127.")
+WITHOUT_LIMIT = TenantLimits(max_concurrent_rpcs=1 << 62, max_attachments=1 << 62, max_bytes_in_flight=1 << 62)
+DEFAULT_TENANT = Tenant(name="", is_admin=True, limits=WITHOUT_LIMIT)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A tenant, and what showed that it is: `token`, the names of a certificate, or nothing where none is asked for."""
+
+    tenant: Tenant
+    token: TokenHash | None = None
+    certificate: Sequence[bytes] = ()
+    expire_time: float = float("inf")
+
+    def seconds_left(self) -> float | None:
+        """How long what was shown is good for; None if it does not expire."""
+        return max(0.0, self.expire_time - time.time()) if self.expire_time < float("inf") else None
+
+
+ANYBODY = Caller(DEFAULT_TENANT)
+caller: ContextVar[Caller] = ContextVar("caller")
+"""Who made the call that is being served. There is no default: a call that nobody was asked for is not served."""
+
+
+def visible_tenant(asked: str) -> str:
+    """Whose things the caller is shown, of those that it asks for: its own, or for an admin anybody's ("": all).
+
+    Raises: OtherTenant.
+    """
+    own = caller.get().tenant
+    if own.is_admin or asked in ("", own.name):
+        return asked if own.is_admin else own.name
+    raise OtherTenant("only an admin sees other tenants")
+
+
+class Authentication:
+    """Tells who calls. Without `tenants` everybody is one tenant, who may do everything.
+
+    `over_tls` says that TCP is served with TLS alone: then a token can't have been read by others.
+    """
+
+    def __init__(self, tenants: Tenants | None, *, over_tls: bool, tokens_over_plain_tcp: bool) -> None:
+        self._is_transport_open = not over_tls and not tokens_over_plain_tcp
+        self.use(tenants)
+
+    def use(self, tenants: Tenants | None) -> None:
+        """Ask for these tenants from now on."""
+        self._tenants = tenants
+        # Made ahead, because each call asks for one.
+        self._by_token = {
+            token.hash: Caller(tenant, token.hash, (), token.expire_time)
+            for tenant in (tenants.by_name.values() if tenants is not None else ())
+            for token in tenant.tokens
+        }
+
+    def caller_of(self, context: Context) -> Caller:
+        """Who calls, by the token and the certificate shown; if both name a tenant it has to be the same.
+
+        Raises: CredentialsMissing, TokenUnknown, TokenExpired, CertificateUnknown, CredentialsConflict,
+            InsecureTransport.
+        """
+        tenants = self._tenants
+        if tenants is None:
+            return ANYBODY
+        tokens = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        names = _names_of_certificate(context) if tenants.have_certificates else ()
+        if tokens:
+            return self._of_token(tenants, tokens, names, context)
+        if not names and not (tenants.have_certificates and has_certificate(context)):
+            raise CredentialsMissing("this depot asks for a bearer token, or a client certificate, of each caller")
+        found = tenants.of_certificate(names)
+        if not found:
+            raise CertificateUnknown("the client certificate is no tenant's")
+        if len(found) > 1:
+            raise CredentialsConflict("the client certificate has names of several tenants")
+        return Caller(found[0], certificate=names)
+
+    def still(self, earlier: Caller) -> bool:
+        """Whether the one who called is who it was, as the tenants are now."""
+        tenants = self._tenants
+        if tenants is None:
+            return True
+        if earlier.token is not None:
+            by_token = self._by_token.get(earlier.token)
+            now = by_token.tenant if by_token is not None and by_token.expire_time > time.time() else None
+        else:
+            by_certificate = tenants.of_certificate(earlier.certificate)
+            now = by_certificate[0] if len(by_certificate) == 1 else None
+        return now is not None and (now.name, now.is_admin) == (earlier.tenant.name, earlier.tenant.is_admin)
+
+    def _of_token(
+        self, tenants: Tenants, tokens: Sequence[str | bytes], names: Sequence[bytes], context: Context
+    ) -> Caller:
+        value = tokens[0]
+        if len(tokens) > 1 or not isinstance(value, str) or value[: len(BEARER)].lower() != BEARER:
+            raise TokenUnknown("authorization: one value is expected, Bearer and a token")
+        if self._is_transport_open and not context.peer().startswith(ON_THIS_MACHINE):
+            raise InsecureTransport("the token came over TCP without TLS, where others can read it: replace it")
+        # By its hash: how long it takes to look one up tells nothing of a token that is nearly right.
+        found = self._by_token.get(token_hash(value[len(BEARER) :].strip()))
+        if found is None:
+            raise TokenUnknown("the bearer token is no tenant's")
+        if found.expire_time <= time.time():
+            raise TokenExpired("the bearer token has expired")
+        if names and any(each is not found.tenant for each in tenants.of_certificate(names)):
+            raise CredentialsConflict("the bearer token and the client certificate are of different tenants")
+        return found
+
+
+def _names_of_certificate(context: Context) -> Sequence[bytes]:
+    """Names that the peer's certificate was verified with; none if it showed none."""
+    facts = context.auth_context()
+    names = (*facts.get("peer_dns", ()), *facts.get("peer_uri", ()))
+    if names or "x509_subject_alternative_name" in facts:
+        return names
+    return tuple(facts.get("x509_common_name", ()))
+
+
+def has_certificate(context: Context) -> bool:
+    """Whether the peer came over TLS and showed a certificate that was verified."""
+    return "x509_pem_cert" in context.auth_context()

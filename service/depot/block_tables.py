@@ -1,0 +1,77 @@
+"""Block tables of requests: what must hold for them, and which of their blocks belong to a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernels.transfer import ChunkCopy
+from service.depot.instances import Attachment
+from service.depot.values import BlockTable
+from service.errors import BlockAbsent, FieldViolation, InvalidRequest
+from service.l1.chunk import Chunk
+
+
+def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
+    """Raise InvalidRequest unless there is one table per group, and each block id is one of the group's blocks."""
+    if len(tables) != len(attachment.groups):
+        raise InvalidRequest(
+            FieldViolation("block_tables", f"{len(tables)} tables for {len(attachment.groups)} groups of layers")
+        )
+    violations = [
+        FieldViolation(
+            f"block_tables[{number}].block_ids",
+            f"block id {int(table.block_ids.max())} is not below the group's num_blocks {group.num_blocks}",
+        )
+        for number, (table, group) in enumerate(zip(tables, attachment.groups, strict=True))
+        if len(table.block_ids) and int(table.block_ids.max()) >= group.num_blocks
+    ]
+    if violations:
+        raise InvalidRequest(*violations)
+
+
+def chunk_move(
+    attachment: Attachment,
+    chunk_size: int,
+    tables: Sequence[BlockTable],
+    position: int,
+    l1_offset_bytes: int,
+    skip_tokens: int = 0,
+) -> ChunkCopy:
+    """The move of the chunk that is at `position` in the tables, of those of its blocks that are not left out."""
+    blocks = []
+    for table, group in zip(tables, attachment.groups, strict=True):
+        blocks_per_chunk = chunk_size // group.block_size
+        first = max(position * blocks_per_chunk, skip_tokens // group.block_size)
+        blocks.append(table.between(first, (position + 1) * blocks_per_chunk))
+    return ChunkCopy(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(blocks))
+
+
+def absent_tokens(
+    attachment: Attachment, chunk_size: int, tables: Sequence[BlockTable], position: int
+) -> tuple[int, ...]:
+    """Of each group, how many of that chunk's first tokens are in absent blocks; empty if none are of any group."""
+    absent = tuple(
+        min(chunk_size, max(0, table.absent_blocks * group.block_size - position * chunk_size))
+        for table, group in zip(tables, attachment.groups, strict=True)
+    )
+    return absent if any(absent) else ()
+
+
+def check_held(
+    attachment: Attachment,
+    chunk_size: int,
+    tables: Sequence[BlockTable],
+    position: int,
+    chunk: Chunk,
+    skip_tokens: int,
+) -> None:
+    """Raise BlockAbsent unless the chunk at `position` has the bytes of all of its blocks that would be written."""
+    for number, absent in enumerate(chunk.absent_tokens):
+        block_size = attachment.groups[number].block_size
+        first_token = max(skip_tokens, tables[number].absent_blocks * block_size)
+        absent_until = position * chunk_size + absent
+        if absent and first_token < absent_until:
+            raise BlockAbsent(
+                f"block_tables[{number}] has blocks from token {first_token} on, and of tokens "
+                f"{position * chunk_size} to {absent_until} nothing was stored"
+            )

@@ -1,0 +1,170 @@
+"""Who is attached: instances, their ranks, the memory that was mapped for each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kernels.geometry import Group, Region
+from kernels.transfer import ChunkCopy
+from service.depot.running_transfer import RunningTransfer
+from service.errors import DepotError, InstanceMismatch, InstanceNotFound, RankNotFound
+from service.l1.keys import RankIdentity
+
+
+class MappedBuffer(Protocol):
+    """An engine's paged KV buffer, mapped."""
+
+    @property
+    def transfer_backend(self) -> str:
+        """What clients are told moves their bytes."""
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the engine's memory that are mapped."""
+
+    @property
+    def objects(self) -> frozenset[Hashable]:
+        """What the memory is, whichever name it was given by: two buffers that share any share memory."""
+
+    def check_size(self) -> None:
+        """Raise kernels.errors.RegionUnavailable if the engine took memory away, or its device has failed."""
+
+    def close(self) -> None:
+        """Unmap; no transfer may be running."""
+
+
+class TransferBackend(Protocol):
+    """Moves chunks between engines' blocks and L1. A `buffer` is one that `attach` of the same backend gave."""
+
+    @property
+    def name(self) -> str:
+        """What there is on this machine, such as "host, cuda"."""
+
+    def attach(
+        self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
+    ) -> MappedBuffer:
+        """Map an engine's memory; takes time. Raises the errors of kernels.errors."""
+
+    def gather(self, buffer: Any, moves: Sequence[ChunkCopy], ready_event: bytes) -> RunningTransfer:
+        """Start to copy blocks into chunks, once the engine's event has happened; empty: now."""
+
+    def scatter(self, buffer: Any, moves: Sequence[ChunkCopy], ready_event: bytes) -> RunningTransfer:
+        """Start to copy chunks into blocks, once the engine's event has happened; empty: now."""
+
+    def close(self) -> None:
+        """Stop for good."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Attachment:
+    """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
+
+    `failed` is set when its memory can't be used any more, so that the attachment must end; `failure` says why.
+    `closing` is set when its engine wants it to end.
+    """
+
+    instance_id: str
+    model_name: str
+    world_size: int
+    rank: int
+    groups: tuple[Group, ...]
+    identity: RankIdentity
+    chunk_bytes: int
+    slot_bytes: int
+    buffer: MappedBuffer | None
+    transfer_backend: str
+    attach_time: float = field(default_factory=time.time)
+    detached: bool = False
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: DepotError | None = None
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    transfers: set[RunningTransfer] = field(default_factory=set)
+
+    def fail(self, error: DepotError) -> DepotError:
+        """End the attachment with an error, which is returned; the first one counts."""
+        if self.failure is None:
+            self.failure = error
+        self.failed.set()
+        return error
+
+    def held_bytes(self, absent_tokens: Sequence[int]) -> int:
+        """The bytes of a chunk that lacks so many of each group's tokens; none of any group if it is empty."""
+        return self.chunk_bytes - sum(
+            absent * group.token_bytes for absent, group in zip(absent_tokens, self.groups, strict=bool(absent_tokens))
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """The attached ranks of one scheduler."""
+
+    instance_id: str
+    model_name: str
+    world_size: int
+    ranks: dict[int, Attachment] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank is attached."""
+        return len(self.ranks) == self.world_size
+
+    def require_rank(self, rank: int) -> Attachment:
+        """The attachment of a rank. Raises: RankNotFound."""
+        attachment = self.ranks.get(rank)
+        if attachment is None:
+            raise RankNotFound(self.instance_id, rank)
+        return attachment
+
+
+class Instances:
+    """Instances by id; an instance is there while a rank of it is attached."""
+
+    def __init__(self) -> None:
+        self._instances: dict[str, Instance] = {}
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self._instances.values())
+
+    def find(self, instance_id: str, rank: int) -> Attachment | None:
+        """The attachment of a rank."""
+        instance = self._instances.get(instance_id)
+        return instance.ranks.get(rank) if instance is not None else None
+
+    def require(self, instance_id: str) -> Instance:
+        """The instance. Raises: InstanceNotFound."""
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            raise InstanceNotFound(instance_id)
+        return instance
+
+    def check_fits(self, instance_id: str, model_name: str, world_size: int) -> None:
+        """Raise InstanceMismatch if a new rank would contradict those that are attached."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and (instance.model_name, instance.world_size) != (model_name, world_size):
+            raise InstanceMismatch(
+                f"instance {instance_id!r} has model {instance.model_name!r} and {instance.world_size} ranks, "
+                f"this rank says {model_name!r} and {world_size}"
+            )
+
+    def add(self, attachment: Attachment) -> None:
+        """Add a rank that fits and is not attached."""
+        instance = self._instances.setdefault(
+            attachment.instance_id,
+            Instance(attachment.instance_id, attachment.model_name, attachment.world_size),
+        )
+        instance.ranks[attachment.rank] = attachment
+
+    def remove(self, attachment: Attachment) -> int:
+        """Remove a rank; returns how many are left of its instance."""
+        instance = self._instances[attachment.instance_id]
+        del instance.ranks[attachment.rank]
+        if not instance.ranks:
+            del self._instances[attachment.instance_id]
+        return len(instance.ranks)

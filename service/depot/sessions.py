@@ -1,0 +1,299 @@
+"""Sessions: what each request of an engine did, while it lives and for a while after."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import islice
+
+from service.depot.begin_order import BeginOrder
+from service.depot.running_transfer import RunningTransfer
+from service.errors import SessionNotFound, TooManySessions
+
+MAX_OPERATIONS = 1_000
+MAX_ENDED_REMEMBERED = 1_000
+MAX_LIVE = 100_000
+MAX_REPORTED = 16_384
+MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
+
+
+SessionIds = tuple[str, str]
+"""Of the instance, and of the session."""
+
+
+class OperationKind(StrEnum):
+    """What an operation was."""
+
+    LOOKUP = "lookup"
+    STORE = "store"
+    RETRIEVE = "retrieve"
+
+
+class Outcome(StrEnum):
+    """How an operation ended."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    MISS = "miss"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class SessionEnd(StrEnum):
+    """Why a session ended."""
+
+    REQUESTED = "requested"
+    IDLE = "idle"
+    INSTANCE_DETACHED = "instance detached"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Operation:
+    """One call of a session; filled in as it goes on, with the outcome at its end. Times are monotonic seconds.
+
+    `asked_tokens` are those that a lookup was for, `num_tokens` those that matched, were stored or were retrieved.
+    """
+
+    kind: OperationKind
+    operation_id: str
+    rank: int = 0
+    start: float = field(default_factory=time.monotonic)
+    duration_seconds: float = 0.0
+    asked_tokens: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    outcome: Outcome | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """The life of one request. `num_running` operations keep it from being idle.
+
+    `number` is greater than that of every session of this depot that began before. `last_report` and `last_use` are
+    monotonic seconds: of the last report of blocks, and of the last operation, or of the last report if the session is
+    known from reports alone.
+    """
+
+    number: int
+    instance_id: str
+    session_id: str
+    model_name: str
+    start_time: float = field(default_factory=time.time)
+    start: float = field(default_factory=time.monotonic)
+    last_use: float = field(default_factory=time.monotonic)
+    last_report: float = float("-inf")
+    end: SessionEnd | None = None
+    duration_seconds: float = 0.0
+    operations: list[Operation] = field(default_factory=list)
+    num_dropped_operations: int = 0
+    num_running: int = 0
+    lease_ids: set[str] = field(default_factory=set)
+    transfers: set[RunningTransfer] = field(default_factory=set)
+
+    @property
+    def ids(self) -> SessionIds:
+        """The instance's and its own."""
+        return self.instance_id, self.session_id
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation of it runs, or it holds a lease: then it is never ended to make room."""
+        return self.num_running > 0 or bool(self.lease_ids)
+
+    def age_seconds(self) -> float:
+        """How long it lived, or has lived so far."""
+        return self.duration_seconds if self.end is not None else time.monotonic() - self.start
+
+    def begin(self, operation: Operation) -> None:
+        """Note that an operation began."""
+        self.num_running += 1
+        if len(self.operations) < MAX_OPERATIONS:
+            self.operations.append(operation)
+        else:
+            self.num_dropped_operations += 1
+
+
+class Sessions:
+    """Live sessions, and the last ones that ended.
+
+    Each live one is in one of three orders, least recently used first: *busy* (an operation runs, or it holds a lease),
+    *quiet* (it used the cache before), or *reported* (known from reports of blocks alone). At most `MAX_LIVE` are busy
+    or quiet, and a quiet one ends where there are more. At most `MAX_REPORTED` are reported, in an order of their own:
+    so reports never end a session that uses the cache.
+    """
+
+    def __init__(self, idle_timeout_seconds: float) -> None:
+        self._idle_timeout_seconds = idle_timeout_seconds
+        self._numbers = itertools.count(1)
+        self._live: dict[SessionIds, Session] = {}
+        self._busy: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._quiet: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._reported: OrderedDict[SessionIds, Session] = OrderedDict()
+        self._orders = (self._busy, self._quiet, self._reported)
+        self._num_live: Counter[str] = Counter()  # by instance
+        self._ended: deque[Session] = deque()
+        self._last_ended: dict[SessionIds, Session] = {}
+        # Both hold every session that is live or remembered.
+        self._all: BeginOrder[Session] = BeginOrder()
+        self._of_instance: dict[str, BeginOrder[Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sessions {len(self._busy)} busy, {len(self._quiet)} quiet, {len(self._reported)} reported, "
+            f"{len(self._ended)} ended>"
+        )
+
+    def find(self, instance_id: str, session_id: str) -> Session | None:
+        """The live session."""
+        return self._live.get((instance_id, session_id))
+
+    def begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        """Begin a session that uses the cache; there must be room, and none of this id."""
+        session = self._begin(instance_id, session_id, model_name)
+        self.used(session)
+        return session
+
+    def begin_reported(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        """Begin a session that is known from a report of blocks; there must be room, and none of this id."""
+        session = self._begin(instance_id, session_id, model_name)
+        self.reported(session)
+        return session
+
+    def require(self, instance_id: str, session_id: str) -> Session:
+        """The live session. Raises: SessionNotFound."""
+        session = self.find(instance_id, session_id)
+        if session is None:
+            raise SessionNotFound(instance_id, session_id)
+        return session
+
+    def latest(self, instance_id: str, session_id: str) -> Session:
+        """The live session, or the last one of this id that ended. Raises: SessionNotFound."""
+        session = self.find(instance_id, session_id) or self.last_ended(instance_id, session_id)
+        if session is None:
+            raise SessionNotFound(instance_id, session_id)
+        return session
+
+    def last_ended(self, instance_id: str, session_id: str) -> Session | None:
+        """Of the ended sessions of this id that are remembered, the last one."""
+        return self._last_ended.get((instance_id, session_id))
+
+    def newest_first(self, instance_id: str = "", before: int | None = None) -> Iterator[Session]:
+        """Live and ended sessions of an instance ("": of all), the last that began first; from a number down."""
+        if not instance_id:
+            return self._all.newest_first(before)
+        sessions = self._of_instance.get(instance_id)
+        return sessions.newest_first(before) if sessions is not None else iter(())
+
+    def used(self, session: Session) -> None:
+        """Note that an operation of a session began or ended, or a lease of it ended."""
+        if session.end is None:
+            self._place(session, self._busy if session.is_busy else self._quiet)
+
+    def reported(self, session: Session) -> None:
+        """Note a report of blocks. It moves a session only among those that are known from reports alone."""
+        session.last_report = time.monotonic()
+        if session.ids not in self._busy and session.ids not in self._quiet:
+            self._place(session, self._reported)
+
+    def is_reported(self, session: Session, now: float) -> bool:
+        """Whether a report of blocks came within the idle timeout before `now` (monotonic)."""
+        return session.last_report + self._idle_timeout_seconds > now
+
+    def leave_to_reports(self, session: Session) -> None:
+        """Keep a session that is not busy for its reports alone."""
+        self._place(session, self._reported)
+
+    def in_the_way(self, session: Session | None) -> Session | None:
+        """The session that must end before this one (None: a new one) uses the cache; None if there is room.
+
+        Raises: TooManySessions if all are busy.
+        """
+        has_place = session is not None and session.ids not in self._reported
+        if has_place or len(self._busy) + len(self._quiet) < MAX_LIVE:
+            return None
+        oldest = next(iter(self._quiet.values()), None)
+        if oldest is None:
+            raise TooManySessions(f"{MAX_LIVE} sessions hold leases or run operations")
+        return oldest
+
+    def in_the_way_of_reports(self) -> Session | None:
+        """The session that must end before another is known from reports alone; None if there is room."""
+        return next(iter(self._reported.values())) if len(self._reported) >= MAX_REPORTED else None
+
+    def end(self, session: Session, why: SessionEnd) -> None:
+        """End a live session; it is remembered until enough others have ended after it."""
+        del self._live[session.ids]
+        for order in self._orders:
+            order.pop(session.ids, None)
+        self._num_live[session.instance_id] -= 1
+        if not self._num_live[session.instance_id]:
+            del self._num_live[session.instance_id]
+        session.end = why
+        session.duration_seconds = time.monotonic() - session.start
+        self._ended.append(session)
+        self._last_ended[session.ids] = session
+        if len(self._ended) > MAX_ENDED_REMEMBERED:
+            self._forget(self._ended.popleft())
+
+    def of_instance(self, instance_id: str) -> list[Session]:
+        """The live sessions of an instance, the last that began first."""
+        return [session for session in self.newest_first(instance_id) if session.end is None]
+
+    def num_of_instance(self, instance_id: str) -> int:
+        """How many live sessions an instance has."""
+        return self._num_live[instance_id]
+
+    def idle(self, now: float) -> list[Session]:
+        """Sessions that did nothing for the idle timeout and run no operation; of many the first ones.
+
+        One whose `is_reported` says so goes on living, and is not to use the cache any more.
+        """
+        over: list[Session] = []
+        for order in self._orders:
+            for session in order.values():
+                if len(over) >= MAX_IDLE_AT_ONCE or self.idle_at(session) > now:
+                    break
+                if session.num_running == 0:
+                    over.append(session)
+        return over
+
+    def next_idle(self) -> float | None:
+        """When the next session will have been idle for too long (monotonic)."""
+        oldest = [self.idle_at(session) for order in self._orders for session in islice(order.values(), 1)]
+        return min(oldest, default=None)
+
+    def idle_at(self, session: Session) -> float:
+        """When the session will have been idle for too long, unless it is used (monotonic)."""
+        return session.last_use + self._idle_timeout_seconds
+
+    def _begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
+        number = next(self._numbers)
+        session = Session(number=number, instance_id=instance_id, session_id=session_id, model_name=model_name)
+        self._live[session.ids] = session
+        self._num_live[instance_id] += 1
+        self._all.add(number, session)
+        self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
+        return session
+
+    def _place(self, session: Session, into: OrderedDict[SessionIds, Session]) -> None:
+        for order in self._orders:
+            order.pop(session.ids, None)
+        into[session.ids] = session
+        session.last_use = time.monotonic()
+
+    def _forget(self, session: Session) -> None:
+        if self._last_ended[session.ids] is session:
+            del self._last_ended[session.ids]
+        self._all.remove(session.number)
+        of_instance = self._of_instance[session.instance_id]
+        of_instance.remove(session.number)
+        if not of_instance:
+            del self._of_instance[session.instance_id]

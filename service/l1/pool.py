@@ -1,0 +1,237 @@
+"""L1's bytes cut into slots of any sizes, side by side in the order of their addresses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.l1.chunk import Chunk
+
+EXTENT_BYTES = 64 << 20
+MAX_SLOTS_PER_EXTENT = 1024
+SLOT_ALIGNMENT_BYTES = 64
+
+
+class SlotState(StrEnum):
+    """What the bytes are for. A gap is of no size class."""
+
+    GAP = "gap"
+    FREE = "free"
+    TAKEN = "taken"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Slot:
+    """Neighbouring bytes of L1: room for one chunk, or a gap.
+
+    ``below`` and ``above`` are the neighbours by address. ``chunk`` is what a taken slot is for; its owner sets it.
+    """
+
+    offset_bytes: int
+    size_bytes: int
+    state: SlotState
+    below: Slot | None = None
+    above: Slot | None = None
+    chunk: Chunk | None = None
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.offset_bytes}+{self.size_bytes} bytes, {self.state}>"
+
+
+def slot_bytes_for(chunk_bytes: int) -> int:
+    """Bytes of the slot that a chunk is kept in."""
+    return -(-chunk_bytes // SLOT_ALIGNMENT_BYTES) * SLOT_ALIGNMENT_BYTES
+
+
+class Pool:
+    """Hands out slots, lowest addresses first, and takes them back. Knows nothing of chunks.
+
+    A size class cuts slots from a gap, an extent at a time. One size class alone gets every slot that fits into L1.
+    Another one gets what `release` makes a gap again: neighbours that are free, whatever their sizes.
+    """
+
+    def __init__(self, capacity_bytes: int, *, extent_bytes: int = EXTENT_BYTES) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self.num_used_slots = 0
+        self.num_free_slots = 0
+        self._extent_bytes = extent_bytes
+        self._lowest = self._sweep_from = Slot(0, capacity_bytes, SlotState.GAP)
+        self._free: dict[int, dict[Slot, None]] = {}  # by size; the last one is handed out next
+        self._gaps: dict[Slot, None] = {self._lowest: None}  # the last one is cut next
+        self._largest_gap_bytes = capacity_bytes  # no gap is larger
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {self.num_used_slots} slots>"
+
+    def take(self, slot_bytes: int) -> Slot | None:
+        """A free slot of this size, cut from a gap if need be; None if there is neither."""
+        if slot_bytes not in self._free and not self._cut(slot_bytes):
+            return None
+        slot, _ = self._free[slot_bytes].popitem()
+        if not self._free[slot_bytes]:
+            del self._free[slot_bytes]
+        slot.state = SlotState.TAKEN
+        self.num_free_slots -= 1
+        self.num_used_slots += 1
+        self.used_bytes += slot_bytes
+        return slot
+
+    def give_back(self, slot: Slot) -> None:
+        """Make a slot that was taken free again."""
+        slot.state = SlotState.FREE
+        slot.chunk = None
+        self.num_used_slots -= 1
+        self.used_bytes -= slot.size_bytes
+        self._add_free(slot)
+
+    @property
+    def num_stretches(self) -> int:
+        """Slots and gaps."""
+        return self.num_used_slots + self.num_free_slots + len(self._gaps)
+
+    def any_free(self) -> Slot | None:
+        """A slot that is free, of any size."""
+        return next((next(reversed(slots)) for slots in self._free.values()), None)
+
+    def run_around(self, slot: Slot, num_bytes: int, may_go: Callable[[Slot], bool]) -> Sequence[Slot]:
+        """Neighbours that may all go, a slot among them, of at least so many bytes; none if there are too few bytes."""
+        if not may_go(slot):
+            return ()
+        run, run_bytes = deque([slot]), slot.size_bytes
+        while run_bytes < num_bytes and (above := run[-1].above) is not None and may_go(above):
+            run.append(above)
+            run_bytes += above.size_bytes
+        while run_bytes < num_bytes and (below := run[0].below) is not None and may_go(below):
+            run.appendleft(below)
+            run_bytes += below.size_bytes
+        return run if run_bytes >= num_bytes else ()
+
+    def sweep(self, num_bytes: int, may_go: Callable[[Slot], bool], most_slots: int) -> Sequence[Slot]:
+        """Like `run_around`, anywhere: looks at so many slots and gaps, or at all, and goes on there the next time."""
+        slot = self._sweep_from
+        if run := self.run_around(slot, num_bytes, may_go):
+            return run
+        neighbours: list[Slot] = []
+        run_bytes = 0
+        for _ in range(min(most_slots, self.num_stretches)):
+            if may_go(slot):
+                neighbours.append(slot)
+                run_bytes += slot.size_bytes
+                if run_bytes >= num_bytes:
+                    break
+            else:
+                neighbours, run_bytes = [], 0
+            if slot.above is None:
+                neighbours, run_bytes = [], 0
+            slot = slot.above or self._lowest
+        self._sweep_from = slot
+        return neighbours if run_bytes >= num_bytes else ()
+
+    def release(self, run: Sequence[Slot]) -> None:
+        """Make one gap of neighbours that are free or gaps, for whichever size is needed next."""
+        first, last = run[0], run[-1]
+        if first.below is not None and first.below.state is SlotState.GAP:
+            first = first.below
+        if last.above is not None and last.above.state is SlotState.GAP:
+            last = last.above
+        gap = Slot(first.offset_bytes, 0, SlotState.GAP, first.below, last.above)
+        slot: Slot | None = first
+        while slot is not last.above:
+            assert slot is not None and slot.state is not SlotState.TAKEN, "a slot that is taken can't be released"
+            gap.size_bytes += slot.size_bytes
+            self._forget(slot)
+            if slot is self._sweep_from:
+                self._sweep_from = gap
+            slot = slot.above
+        self._link(gap.below, gap)
+        self._link(gap, gap.above)
+        self._gaps[gap] = None
+        self._largest_gap_bytes = max(self._largest_gap_bytes, gap.size_bytes)
+
+    def check(self) -> None:
+        """Assert that each byte belongs to exactly one slot or gap, and that the counts are right."""
+        slots: list[Slot] = []
+        slot: Slot | None = self._lowest
+        end_bytes = 0
+        while slot is not None:
+            assert slot.offset_bytes == end_bytes, "bytes are lost or belong to two"
+            assert slot.below is (slots[-1] if slots else None)
+            assert slot.size_bytes > 0
+            end_bytes += slot.size_bytes
+            slots.append(slot)
+            slot = slot.above
+        assert end_bytes == self.capacity_bytes
+        by_state = {state: [slot for slot in slots if slot.state is state] for state in SlotState}
+        assert set(by_state[SlotState.GAP]) == set(self._gaps)
+        assert not any(gap.above is not None and gap.above.state is SlotState.GAP for gap in self._gaps)
+        assert all(gap.size_bytes <= self._largest_gap_bytes for gap in self._gaps)
+        assert {slot: slot.size_bytes for slot in by_state[SlotState.FREE]} == {
+            slot: slot_bytes for slot_bytes, free in self._free.items() for slot in free
+        }
+        assert all(self._free.values())
+        assert len(by_state[SlotState.FREE]) == self.num_free_slots
+        assert len(by_state[SlotState.TAKEN]) == self.num_used_slots
+        assert sum(slot.size_bytes for slot in by_state[SlotState.TAKEN]) == self.used_bytes
+        assert all((slot.chunk is None) or slot.state is SlotState.TAKEN for slot in slots)
+        assert self._sweep_from in slots
+
+    def _cut(self, slot_bytes: int) -> bool:
+        gap = self._find_gap(slot_bytes)
+        if gap is None:
+            return False
+        num_slots = min(max(1, min(self._extent_bytes, gap.size_bytes) // slot_bytes), MAX_SLOTS_PER_EXTENT)
+        begin_bytes = gap.offset_bytes
+        slots = [Slot(begin_bytes + i * slot_bytes, slot_bytes, SlotState.FREE) for i in range(num_slots)]
+        gap.offset_bytes += num_slots * slot_bytes
+        gap.size_bytes -= num_slots * slot_bytes
+        above: Slot | None = gap
+        if gap.size_bytes == 0:
+            self._forget(gap)
+            above = gap.above
+            if self._sweep_from is gap:
+                self._sweep_from = slots[0]
+        below = gap.below
+        for slot in slots:
+            self._link(below, slot)
+            below = slot
+        self._link(below, above)
+        # The last one is handed out next: that of the lowest address, because it is the first to be populated.
+        for slot in reversed(slots):
+            self._add_free(slot)
+        return True
+
+    def _find_gap(self, slot_bytes: int) -> Slot | None:
+        if slot_bytes > self._largest_gap_bytes:
+            return None
+        for gap in reversed(self._gaps):
+            if gap.size_bytes >= slot_bytes:
+                return gap
+        self._largest_gap_bytes = max((gap.size_bytes for gap in self._gaps), default=0)
+        return None
+
+    def _add_free(self, slot: Slot) -> None:
+        self.num_free_slots += 1
+        self._free.setdefault(slot.size_bytes, {})[slot] = None
+
+    def _forget(self, slot: Slot) -> None:
+        if slot.state is SlotState.GAP:
+            del self._gaps[slot]
+            return
+        self.num_free_slots -= 1
+        free = self._free[slot.size_bytes]
+        del free[slot]
+        if not free:
+            del self._free[slot.size_bytes]
+
+    def _link(self, below: Slot | None, above: Slot | None) -> None:
+        if below is not None:
+            below.above = above
+        if above is not None:
+            above.below = below
+        if below is None and above is not None:
+            self._lowest = above

@@ -1,0 +1,79 @@
+"""Metrics, put together: who takes figures, and where they are exported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from opentelemetry.sdk.resources import Resource
+
+from service.rpc.durations import RpcDurations
+from service.settings import Settings
+from telemetry.bus import EventBus
+from telemetry.daemon_thread import in_daemon_thread
+from telemetry.delivery import Subscriber
+from telemetry.l0.metrics import read_blocks
+from telemetry.l0.subscriber import L0Subscriber
+from telemetry.metrics.chunks import ChunksSubscriber
+from telemetry.metrics.event_queue import read_bus
+from telemetry.metrics.export import MetricsExport
+from telemetry.metrics.label_limiter import LabelLimiter
+from telemetry.metrics.loop_lag import LoopLag
+from telemetry.metrics.process import read_process
+from telemetry.metrics.snapshot import Scalars, Snapshots
+from telemetry.metrics.subscriber import MetricsSubscriber
+
+logger = logging.getLogger(__name__)
+
+
+class Measuring:
+    """Made on the event loop. ``subscribers`` are for the bus, ``rpc_durations`` is for gRPC's server."""
+
+    def __init__(self, settings: Settings, resource: Resource) -> None:
+        self._settings = settings
+        self._resource = resource
+        models = LabelLimiter()
+        events = MetricsSubscriber(models)
+        chunks = ChunksSubscriber(models)
+        l0 = L0Subscriber(
+            sample_rate=settings.l0_sample_rate,
+            session_idle_timeout_seconds=settings.session_idle_timeout,
+            exported=models.exported,
+        )
+        self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
+        self.rpc_durations = RpcDurations()
+        self._loop_lag = LoopLag()
+        self._readings = Snapshots()
+        self._readings.add(events.read)
+        self._readings.add(partial(read_blocks, l0, models))
+        self._readings.add(read_process)
+        self._readings.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
+        self._readings.add_histograms((self.rpc_durations.duration, self._loop_lag.lag))
+        self._export: MetricsExport | None = None
+
+    @property
+    def prometheus_address(self) -> str | None:
+        """HOST:PORT where metrics are served; None where they are sent to a collector, or not exported yet."""
+        return self._export.prometheus_address if self._export is not None else None
+
+    def start(self, bus: EventBus, gauges: Iterable[Callable[[], Scalars]]) -> None:
+        """Export from now on. Raises: CannotServeMetrics."""
+        self._readings.add(partial(read_bus, bus))
+        for read in gauges:
+            self._readings.add(read)
+        settings = self._settings
+        if settings.otlp_endpoint:
+            self._export = MetricsExport.to_collector(self._readings, self._resource, settings.otlp_endpoint)
+            logger.info("sends metrics to %s", settings.otlp_endpoint)
+        else:
+            host, port = settings.prometheus_host, settings.prometheus_port
+            self._export = MetricsExport.for_prometheus(self._readings, self._resource, host, port)
+            logger.info("serves metrics on http://%s/metrics", self._export.prometheus_address)
+        self._loop_lag.start()
+
+    async def close(self) -> None:
+        """Export for the last time."""
+        self._loop_lag.stop()
+        if self._export is not None:
+            await in_daemon_thread(self._export.close, "close metrics")

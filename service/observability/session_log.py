@@ -1,0 +1,73 @@
+"""Logs each session that ended as one readable block.
+
+The block is written from the bus's SessionEnded and not by who ends the session: it takes longer than the rest of
+EndSession, and an engine that dies ends thousands of sessions in one step. A dropped event costs a block in the log;
+what EndSession answers does not come from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from service.depot.sessions import Sessions
+from service.observability.session_report import report
+from telemetry.delivery import Subscriber
+from telemetry.events import Event, SessionEnded, own_instance_id
+from telemetry.logs.line_format import SpanOf, no_span, span_ids
+from telemetry.rate_limit import RateLimit
+
+logger = logging.getLogger(__name__)
+
+SessionsOf = Callable[[str], Sessions | None]
+"""The sessions of a tenant, of whom there may be nothing any more."""
+
+EVENT = "SessionSummary"
+BLOCKS_PER_SECOND = 10  # for each reason why sessions end
+
+
+class SessionLog(Subscriber):
+    """One INFO record per session: its message is the block, its arguments are the facts."""
+
+    name = "session log"
+
+    def __init__(
+        self, sessions_of: SessionsOf, *, span_of: SpanOf = no_span, blocks_per_second: int = BLOCKS_PER_SECOND
+    ) -> None:
+        self._sessions_of = sessions_of
+        self._span_of = span_of
+        self._limit = RateLimit[str](blocks_per_second, period_seconds=1.0)
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Log those that ended, unless too many did."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        for event in batch:
+            if isinstance(event, SessionEnded):
+                self._log(event)
+
+    def close(self) -> None:
+        """Tell of the sessions that were held back and that no later block told of."""
+        for reason, num_suppressed in self._limit.untold().items():
+            facts = {"reason": str(reason), "num_suppressed": num_suppressed}
+            logger.info(f"{EVENT} reason=%(reason)r num_suppressed=%(num_suppressed)d", facts, extra={"event": EVENT})
+
+    def _log(self, event: SessionEnded) -> None:
+        num_suppressed = self._limit.admit(event.reason, event.monotonic)
+        if num_suppressed is None:
+            return
+        sessions = self._sessions_of(event.tenant)
+        if sessions is None:
+            return
+        session = sessions.last_ended(own_instance_id(event), event.session_id)
+        if session is None or session.duration_seconds != event.duration_seconds:
+            return  # forgotten since, or another one of this id has ended since
+        block = report(session)
+        text = block.text
+        if event.tenant:
+            block.facts["tenant"] = event.tenant
+            text += f"\n  of tenant {event.tenant}"
+        if num_suppressed:
+            block.facts["num_suppressed"] = num_suppressed
+            text += f"\n  {num_suppressed:,} sessions that ended before are not shown"
+        logger.info(text.replace("%", "%%"), block.facts, extra={"event": EVENT, **span_ids(self._span_of(event))})

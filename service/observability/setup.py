@@ -1,0 +1,87 @@
+"""Observability: the bus, the subscribers that the settings ask for, and where these send what they know."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from service import __version__
+from service.observability.metrics import Measuring
+from service.observability.session_log import SessionLog, SessionsOf
+from service.settings import BadSettings, Settings
+from telemetry.bus import EventBus
+from telemetry.daemon_thread import in_daemon_thread
+from telemetry.delivery import Subscriber
+from telemetry.loading import CannotLoadSubscriber, SubscriberSource
+from telemetry.logs.line_format import SpanOf, no_span
+from telemetry.logs.subscriber import LogSubscriber
+from telemetry.metrics.snapshot import Scalars
+from telemetry.resource import server_resource
+from telemetry.subscriber_thread import SubscriberThread
+from telemetry.traces.export import Tracing
+from telemetry.traces.subscriber import TracingSubscriber
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 3.5  # an exporter needs less, unless it hangs
+
+
+class Observability:
+    """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run.
+
+    ``tracing`` is None where nothing is traced, ``measuring`` where nothing is measured.
+    Raises: BadSettings, for a subscriber that can't be loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.bus: EventBus | None = None
+        self.tracing: Tracing | None = None
+        self.measuring: Measuring | None = None
+        self._logs = not settings.disable_logging
+        self._span_of: SpanOf = no_span
+        if settings.disable_observability:
+            return
+        own_subscribers = _own_subscribers(settings)
+        resource = server_resource(__version__)
+        subscribers: list[Subscriber] = []
+        if settings.enable_tracing:
+            self.tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
+            spans = TracingSubscriber(self.tracing.provider, patience_seconds=2 * settings.max_wait)
+            subscribers.append(spans)  # before the logs, whose lines tell the spans' ids
+            self._span_of = spans.span_of
+        if self._logs:
+            subscribers.append(LogSubscriber(span_of=self._span_of))
+        if not settings.disable_metrics:
+            self.measuring = Measuring(settings, resource)
+            subscribers += self.measuring.subscribers
+        subscribers += own_subscribers
+        self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
+
+    def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]]) -> None:
+        """Log sessions that end, and export metrics, from now on. Raises: CannotServeMetrics."""
+        if self.bus is None:
+            return
+        if self._logs:
+            self.bus.subscribe(SessionLog(sessions_of, span_of=self._span_of))
+        if self.measuring is not None:
+            self.measuring.start(self.bus, gauges)
+
+    async def close(self) -> None:
+        """Send what was not sent yet, in `CLOSE_SECONDS` at most; the bus has stopped."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as closing:
+                if self.tracing is not None:
+                    closing.create_task(in_daemon_thread(self.tracing.close, "close spans"))
+                if self.measuring is not None:
+                    closing.create_task(self.measuring.close())
+        except TimeoutError:
+            logger.warning("TelemetryAbandoned seconds=%g", CLOSE_SECONDS)
+
+
+def _own_subscribers(settings: Settings) -> list[Subscriber]:
+    """Each in a thread of its own: nobody knows how long it takes."""
+    try:
+        return [SubscriberThread(SubscriberSource.parse(text).load()) for text in settings.subscriber]
+    except CannotLoadSubscriber as error:
+        raise BadSettings(f"subscriber: {error}") from error

@@ -1,1 +1,0 @@
-"""The reference page of the settings, made from the model."""

@@ -1,0 +1,136 @@
+"""AdminService: how the depot is, who is attached, clear the cache."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
+from service import __version__
+from service.depot.depot import Depot
+from service.depot.instances import Instance
+from service.depot.tenant_depots import TenantDepots
+from service.rpc import encode
+from telemetry.bus import EventBus
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Serves operators. `settings` are what the server was started with, without secrets."""
+
+    def __init__(
+        self,
+        depots: TenantDepots,
+        bus: EventBus | None,
+        settings: Mapping[str, str],
+        populated_bytes: Callable[[], int],
+    ) -> None:
+        self._depots = depots
+        self._bus = bus
+        self._settings = settings
+        self._populated_bytes = populated_bytes
+        self._start_time = time.time()
+        self._start = time.monotonic()
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: object) -> admin_pb2.GetStatusResponse:
+        depots = self._depots
+        index = depots.index
+        l1 = admin_pb2.TierStatus(
+            tier=cache_pb2.TIER_L1,
+            used_bytes=index.pool.used_bytes,
+            capacity_bytes=index.pool.capacity_bytes,
+            populated_bytes=self._populated_bytes(),
+            num_chunks=index.num_resident,
+            num_protected_chunks=index.num_protected,
+            num_evicted_chunks=index.num_evicted,
+            num_refused_chunks=sum(depot.num_refused_chunks for depot in depots),
+        )
+        return admin_pb2.GetStatusResponse(
+            version=__version__,
+            start_time=encode.timestamp(self._start_time),
+            uptime=encode.duration(time.monotonic() - self._start),
+            state=admin_pb2.SERVER_STATE_DRAINING if depots.draining else admin_pb2.SERVER_STATE_SERVING,
+            settings=self._settings,
+            tiers=[l1],
+            event_queue=self._event_queue(),
+            transfer_backend=depots.backend.name,
+            num_instances=sum(len(depot.instances) for depot in depots),
+            num_sessions=sum(len(depot.sessions) for depot in depots),
+            num_leases=sum(len(depot.leases) for depot in depots),
+            tenants=self._tenants(),
+        )
+
+    async def ListInstances(
+        self, request: admin_pb2.ListInstancesRequest, context: object
+    ) -> admin_pb2.ListInstancesResponse:
+        pace = self._depots.slices.pace()
+        instances: list[admin_pb2.Instance] = []
+        for depot in sorted(self._depots, key=lambda depot: depot.tenant):
+            num_leases = Counter(lease.instance_id for lease in depot.leases.live())
+            for instance in sorted(depot.instances, key=lambda instance: instance.instance_id):
+                instances.append(_instance(depot, instance, num_leases[instance.instance_id]))
+                if pace.is_over():
+                    await pace.next()
+        return admin_pb2.ListInstancesResponse(instances=instances)
+
+    async def ClearCache(self, request: admin_pb2.ClearCacheRequest, context: object) -> admin_pb2.ClearCacheResponse:
+        cache_salt = request.cache_salt if request.HasField("cache_salt") else None
+        answer = await self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
+        return admin_pb2.ClearCacheResponse(
+            num_cleared_chunks=answer.num_cleared_chunks,
+            cleared_bytes=answer.cleared_bytes,
+            num_kept_chunks=answer.num_kept_chunks,
+            num_revoked_leases=answer.num_revoked_leases,
+        )
+
+    def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
+        if self._bus is None:
+            return None
+        stats = self._bus.stats()
+        return admin_pb2.EventQueueStatus(
+            depth=stats.depth,
+            capacity=stats.capacity,
+            num_published=stats.num_published,
+            num_dropped_by_type=stats.num_dropped_by_type,
+            num_errors_by_subscriber=stats.num_errors_by_subscriber,
+        )
+
+    def _tenants(self) -> list[admin_pb2.TenantStatus]:
+        in_l1 = self._depots.chunks_and_bytes()
+        return [
+            admin_pb2.TenantStatus(
+                name=depot.tenant,
+                num_instances=len(depot.instances),
+                num_sessions=len(depot.sessions),
+                num_leases=len(depot.leases),
+                num_chunks=in_l1[depot.tenant][0],
+                used_bytes=in_l1[depot.tenant][1],
+                num_running_rpcs=depot.quota.num_running,
+                bytes_in_flight=depot.quota.bytes_in_flight,
+            )
+            for depot in sorted(self._depots, key=lambda depot: depot.tenant)
+            if depot.tenant
+        ]
+
+
+def _instance(depot: Depot, instance: Instance, num_leases: int) -> admin_pb2.Instance:
+    return admin_pb2.Instance(
+        tenant=depot.tenant,
+        instance_id=instance.instance_id,
+        model_name=instance.model_name,
+        world_size=instance.world_size,
+        ranks=[
+            admin_pb2.AttachedRank(
+                rank=rank,
+                attach_time=encode.timestamp(attachment.attach_time),
+                chunk_bytes=attachment.chunk_bytes,
+                transfer_backend=attachment.transfer_backend,
+                mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+                num_groups=len(attachment.groups),
+                num_transfers=len(attachment.transfers),
+            )
+            for rank, attachment in sorted(instance.ranks.items())
+        ],
+        num_sessions=depot.sessions.num_of_instance(instance.instance_id),
+        num_leases=num_leases,
+    )

@@ -1,0 +1,173 @@
+"""CacheService: messages in, messages out; what happens is in service/attach, lookup, store and retrieve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from kvdepot.pieces import Piece, parsed_store, serialised_retrieve, store_data
+from kvdepot.v1 import cache_pb2, cache_pb2_grpc
+from service import __version__
+from service.access.credentials import caller, has_certificate
+from service.depot.attach import Attacher
+from service.depot.depot import Depot
+from service.depot.lookup import lookup
+from service.depot.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
+from service.depot.store import store, store_inline
+from service.depot.tenant_depots import TenantDepots
+from service.depot.values import StoreHeader
+from service.errors import Draining, invalid
+from service.rpc import decode, encode
+from service.rpc.wire import SHORT_BYTES, Unread
+
+InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the data of a message
+
+
+class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
+    """Serves engines, each from its tenant's depot.
+
+    `draining` is set when the depots begin to shut down, `drained` when transfers are done.
+    """
+
+    def __init__(
+        self, depots: TenantDepots, attacher: Attacher, draining: asyncio.Event, drained: asyncio.Event
+    ) -> None:
+        self._depots = depots
+        self._attacher = attacher
+        self._draining = draining
+        self._drained = drained
+
+    async def AttachInstance(  # type: ignore[override]  # sends with context.write, see Admission
+        self,
+        request: cache_pb2.AttachInstanceRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.AttachInstanceRequest, cache_pb2.AttachInstanceResponse],
+    ) -> None:
+        """The stream is the attachment: it ends by cancellation when the client is gone, or when the depot drains."""
+        depot = self._depots.of_caller()
+        peer_is_known = context.peer().startswith("unix:") or has_certificate(context)
+        plain = decode.attach_request(request, peer_is_known=peer_is_known)
+        async with self._attacher.attached(depot, plain) as attachment:
+            response = cache_pb2.AttachInstanceResponse(
+                chunk_size=depot.limits.chunk_size,
+                chunk_bytes=attachment.chunk_bytes,
+                server_version=__version__,
+                transfer_backend=attachment.transfer_backend,
+                notice=cache_pb2.NOTICE_ATTACHED,
+            )
+            await context.write(response)
+            await self._first_of(attachment.failed, attachment.closing, self._draining)
+            if attachment.failure is not None:
+                raise attachment.failure
+            if not attachment.closing.is_set():
+                response.notice = cache_pb2.NOTICE_DRAINING
+                await context.write(response)
+                await self._first_of(attachment.closing, self._drained)
+        if attachment.closing.is_set():
+            return
+        raise Draining("the depot has shut down")
+
+    async def DetachInstance(
+        self, request: cache_pb2.DetachInstanceRequest, context: object
+    ) -> cache_pb2.DetachInstanceResponse:
+        await self._attacher.detach(self._depots.of_caller(), decode.instance_id(request), request.rank)
+        return cache_pb2.DetachInstanceResponse()
+
+    async def Lookup(self, request: cache_pb2.LookupRequest, context: object) -> cache_pb2.LookupResponse:
+        return encode.lookup_response(await lookup(self._depots.of_caller(), decode.lookup_request(request)))
+
+    async def Store(self, request: cache_pb2.StoreRequest, context: object) -> cache_pb2.StoreResponse:
+        return encode.store_response(await store(self._depots.of_caller(), decode.store_request(request)))
+
+    async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
+        answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request))
+        return cache_pb2.RetrieveResponse(
+            retrieved_tokens=answer.retrieved_tokens,
+            retrieved_bytes=answer.retrieved_bytes,
+            l1_tokens=answer.retrieved_tokens,
+        )
+
+    async def ReleaseLease(
+        self, request: cache_pb2.ReleaseLeaseRequest, context: object
+    ) -> cache_pb2.ReleaseLeaseResponse:
+        if not request.lease_id:
+            raise invalid("lease_id", "is missing")
+        await self._depots.of_caller().release_lease(request.lease_id)
+        return cache_pb2.ReleaseLeaseResponse()
+
+    async def StoreInline(
+        self, request_iterator: AsyncIterator[InlineMessage], context: object
+    ) -> cache_pb2.StoreInlineResponse:
+        depot = self._depots.of_caller()
+        header = await _header(depot, request_iterator)
+        return encode.store_inline_response(await store_inline(depot, header, _pieces(request_iterator)))
+
+    async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Admission
+        self,
+        request: cache_pb2.RetrieveInlineRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, Piece],
+    ) -> None:
+        async def send(data: memoryview, chunk_index: int, offset_bytes: int) -> None:
+            await context.write(Piece(data, chunk_index, offset_bytes))
+
+        await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), send)
+
+    async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
+        session = await self._depots.of_caller().end_session(*decode.session_ids(request))
+        return cache_pb2.EndSessionResponse(summary=encode.session_summary(session, caller.get().tenant.name))
+
+    @staticmethod
+    async def _first_of(*events: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None:
+    """Serve CacheService; the pieces of its inline calls come and go without protobuf's copies of their bytes."""
+    inline: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "StoreInline": grpc.stream_unary_rpc_method_handler(
+            servicer.StoreInline,
+            request_deserializer=_inline_message,
+            response_serializer=cache_pb2.StoreInlineResponse.SerializeToString,
+        ),
+        "RetrieveInline": grpc.unary_stream_rpc_method_handler(
+            servicer.RetrieveInline,
+            request_deserializer=cache_pb2.RetrieveInlineRequest.FromString,
+            response_serializer=serialised_retrieve,
+        ),
+    }
+    cache_pb2_grpc.add_CacheServiceServicer_to_server(servicer, server)
+    server.add_registered_method_handlers("kvdepot.v1.CacheService", inline)  # in place of the generated ones
+
+
+async def _header(depot: Depot, messages: AsyncIterator[InlineMessage]) -> StoreHeader:
+    first = await depot.bounded(anext(messages, None), "no header")
+    if not isinstance(first, cache_pb2.StoreInlineRequest) or first.WhichOneof("payload") != "header":
+        raise invalid("header", "is not the first message of the stream")
+    return decode.store_header(first.header, "header.")
+
+
+def _inline_message(wire: bytes) -> InlineMessage | Unread[cache_pb2.StoreInlineRequest]:
+    if len(wire) <= SHORT_BYTES:
+        return parsed_store(wire)
+    data = store_data(wire)
+    return data if data is not None else Unread(cache_pb2.StoreInlineRequest, wire)
+
+
+async def _pieces(messages: AsyncIterator[InlineMessage]) -> AsyncIterator[memoryview]:
+    async for message in messages:
+        if isinstance(message, cache_pb2.StoreInlineRequest) and message.WhichOneof("payload") == "data":
+            message = memoryview(message.data)
+        if not isinstance(message, memoryview):
+            raise invalid("header", "came a second time, or the message is empty")
+        if not 1 <= len(message) <= MAX_PIECE_BYTES:
+            raise invalid("data", f"has {len(message)} bytes, not 1 to {MAX_PIECE_BYTES}")
+        yield message
+    # grpc.aio ends the iterator of a cancelled stream a moment before it cancels the handler.
+    await asyncio.sleep(0)

@@ -1,0 +1,137 @@
+"""Plain values to messages."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kvdepot.v1 import cache_pb2
+from service.depot.leases import Lease
+from service.depot.sessions import Operation, OperationKind, Outcome, Session, SessionEnd
+from service.depot.values import LookupAnswer, Miss, MissReason, Refusal, RefusalReason, StoreAnswer
+
+_MISS_REASONS = {
+    MissReason.SHORTER_THAN_CHUNK: cache_pb2.MISS_REASON_SHORTER_THAN_CHUNK,
+    MissReason.NEVER_STORED: cache_pb2.MISS_REASON_NEVER_STORED,
+    MissReason.EVICTED: cache_pb2.MISS_REASON_EVICTED,
+    MissReason.BEING_STORED: cache_pb2.MISS_REASON_BEING_STORED,
+    MissReason.RANK_MISSING: cache_pb2.MISS_REASON_RANK_MISSING,
+    MissReason.CLEARED: cache_pb2.MISS_REASON_CLEARED,
+    MissReason.UNKNOWN_IDENTITY: cache_pb2.MISS_REASON_UNKNOWN_IDENTITY,
+}
+_REFUSAL_REASONS = {
+    RefusalReason.NO_SLOT: cache_pb2.REFUSAL_REASON_NO_SLOT,
+    RefusalReason.STORE_TIMEOUT: cache_pb2.REFUSAL_REASON_STORE_TIMEOUT,
+    RefusalReason.NO_BYTES: cache_pb2.REFUSAL_REASON_NO_BYTES,
+}
+_OPERATION_KINDS = {
+    OperationKind.LOOKUP: cache_pb2.OPERATION_KIND_LOOKUP,
+    OperationKind.STORE: cache_pb2.OPERATION_KIND_STORE,
+    OperationKind.RETRIEVE: cache_pb2.OPERATION_KIND_RETRIEVE,
+}
+_OUTCOMES = {
+    Outcome.OK: cache_pb2.OUTCOME_OK,
+    Outcome.PARTIAL: cache_pb2.OUTCOME_PARTIAL,
+    Outcome.MISS: cache_pb2.OUTCOME_MISS,
+    Outcome.REFUSED: cache_pb2.OUTCOME_REFUSED,
+    Outcome.CANCELLED: cache_pb2.OUTCOME_CANCELLED,
+    Outcome.FAILED: cache_pb2.OUTCOME_FAILED,
+}
+_SESSION_ENDS = {
+    SessionEnd.REQUESTED: cache_pb2.SESSION_END_REQUESTED,
+    SessionEnd.IDLE: cache_pb2.SESSION_END_IDLE,
+    SessionEnd.INSTANCE_DETACHED: cache_pb2.SESSION_END_INSTANCE_DETACHED,
+}
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Seconds since the epoch."""
+    message = Timestamp()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def duration(seconds: float) -> Duration:
+    """A length of time."""
+    message = Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def lookup_response(answer: LookupAnswer) -> cache_pb2.LookupResponse:
+    """What was found; all of it in L1."""
+    return cache_pb2.LookupResponse(
+        matched_tokens=answer.matched_tokens,
+        l1_tokens=answer.matched_tokens,
+        lease=_lease(answer.lease) if answer.lease is not None else None,
+        miss=_miss(answer.miss) if answer.miss is not None else None,
+    )
+
+
+def store_response(answer: StoreAnswer) -> cache_pb2.StoreResponse:
+    """What became of the tokens."""
+    return cache_pb2.StoreResponse(
+        stored_tokens=answer.stored_tokens,
+        resident_tokens=answer.resident_tokens,
+        refused_tokens=answer.refused_tokens,
+        tail_tokens=answer.tail_tokens,
+        stored_bytes=answer.stored_bytes,
+        refusal=_refusal(answer.refusal) if answer.refusal is not None else None,
+    )
+
+
+def store_inline_response(answer: StoreAnswer) -> cache_pb2.StoreInlineResponse:
+    """What became of the tokens."""
+    return cache_pb2.StoreInlineResponse(
+        stored_tokens=answer.stored_tokens,
+        resident_tokens=answer.resident_tokens,
+        refused_tokens=answer.refused_tokens,
+        tail_tokens=answer.tail_tokens,
+        stored_bytes=answer.stored_bytes,
+        refusal=_refusal(answer.refusal) if answer.refusal is not None else None,
+    )
+
+
+def session_summary(session: Session, tenant: str, *, with_operations: bool = True) -> cache_pb2.SessionSummary:
+    """What a session of a tenant did so far."""
+    return cache_pb2.SessionSummary(
+        tenant=tenant,
+        instance_id=session.instance_id,
+        session_id=session.session_id,
+        model_name=session.model_name,
+        start_time=timestamp(session.start_time),
+        duration=duration(session.age_seconds()),
+        operations=[_operation(session, each) for each in session.operations] if with_operations else (),
+        num_dropped_operations=session.num_dropped_operations,
+        end=_SESSION_ENDS[session.end] if session.end is not None else cache_pb2.SESSION_END_UNSPECIFIED,
+    )
+
+
+def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
+    return cache_pb2.Operation(
+        kind=_OPERATION_KINDS[operation.kind],
+        start_offset=duration(operation.start - session.start),
+        duration=duration(operation.duration_seconds),
+        num_tokens=operation.num_tokens,
+        num_bytes=operation.num_bytes,
+        tier=cache_pb2.TIER_L1,
+        outcome=_OUTCOMES[operation.outcome] if operation.outcome is not None else cache_pb2.OUTCOME_UNSPECIFIED,
+        rank=operation.rank,
+        num_asked_tokens=operation.asked_tokens,
+    )
+
+
+def _lease(lease: Lease) -> cache_pb2.Lease:
+    return cache_pb2.Lease(lease_id=lease.lease_id, expire_time=timestamp(lease.expire_time))
+
+
+def _miss(miss: Miss) -> cache_pb2.Miss:
+    message = cache_pb2.Miss(reason=_MISS_REASONS[miss.reason], at_token=miss.at_token, detail=miss.detail)
+    if miss.drop is not None:
+        message.drop_time.CopyFrom(timestamp(miss.drop.time))
+        message.tier = cache_pb2.TIER_L1
+    return message
+
+
+def _refusal(refusal: Refusal) -> cache_pb2.Refusal:
+    return cache_pb2.Refusal(reason=_REFUSAL_REASONS[refusal.reason], detail=refusal.detail)

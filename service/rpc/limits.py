@@ -1,0 +1,39 @@
+"""How many of each thing a message may have: more than any engine has, and few enough to be looked at."""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from kernels.plan import MAX_PLANES
+
+MAX_GROUPS = 256
+MAX_REGIONS = MAX_PLANES  # of which each has a plane
+MAX_TABLES = MAX_GROUPS
+MAX_TOKEN_IDS = 1 << 22  # 4 Mi tokens
+MAX_BLOCK_HASHES = 1 << 18  # 4 Mi tokens in blocks of 16
+MAX_RECORDS = 1 << 14  # an engine schedules hundreds of requests in a step
+MAX_EVENT_TYPES = 256
+MAX_FIELDS = 1 << 19
+"""Of a whole message, in whatever it holds: protobuf reads so many in 30 ms, and nobody else runs meanwhile."""
+
+MAX_UNKNOWN = 1 << 16  # of a field that a newer client knows
+MAX_REPETITIONS = 1 << 10  # of a field that is there once: of several, protobuf takes the last
+
+_MOST_OF = {
+    "kvdepot.v1.AttachInstanceRequest.groups": MAX_GROUPS,
+    "kvdepot.v1.AttachInstanceRequest.regions": MAX_REGIONS,
+    "kvdepot.v1.KvGroup.planes": MAX_PLANES,
+    "kvdepot.v1.Prefix.token_ids": MAX_TOKEN_IDS,
+    "kvdepot.v1.Prefix.block_hashes": MAX_BLOCK_HASHES,
+    "kvdepot.v1.StoreRequest.block_tables": MAX_TABLES,
+    "kvdepot.v1.RetrieveRequest.block_tables": MAX_TABLES,
+    "kvdepot.v1.ReportBlockAllocationRequest.records": MAX_RECORDS,
+    "kvdepot.v1.WatchEventsRequest.event_types": MAX_EVENT_TYPES,
+}
+
+
+def most_of(field: FieldDescriptor | None) -> int:
+    """How often a field may be in a message; None is a field that is not known."""
+    if field is None:
+        return MAX_UNKNOWN
+    return _MOST_OF.get(field.full_name, MAX_FIELDS) if field.is_repeated else MAX_REPETITIONS

@@ -1,0 +1,164 @@
+"""ObservabilityService: takes block reports, shows events and sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import grpc
+import numpy as np
+from google.protobuf.struct_pb2 import Struct
+
+from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
+from service.access.credentials import caller, visible_tenant
+from service.depot.depot import Depot
+from service.depot.sessions import Session
+from service.depot.tenant_depots import TenantDepots
+from service.errors import ObservabilityDisabled, SessionNotFound, invalid
+from service.rpc import decode, encode
+from service.rpc.limits import MAX_EVENT_TYPES
+from telemetry.attributes import attributes
+from telemetry.bus import EventBus
+from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event, own_instance_id
+from telemetry.watch import Watcher
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1_000
+SUMMARIES_AT_ONCE = 50
+RECORDS_AN_EVENT = 256
+
+
+class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
+    """Serves schedulers that report, and people who watch. `bus` is None where observability is disabled."""
+
+    def __init__(self, depots: TenantDepots, bus: EventBus | None) -> None:
+        self._depots = depots
+        self._bus = bus
+
+    async def ReportBlockAllocation(
+        self, request: observability_pb2.ReportBlockAllocationRequest, context: object
+    ) -> observability_pb2.ReportBlockAllocationResponse:
+        decode.check_block_report(request)
+        depot = self._depots.of_caller()
+        pace = depot.slices.pace()
+        for first in range(0, len(request.records), RECORDS_AN_EVENT):
+            if pace.is_over():
+                await pace.next()
+            self._report(depot, request, request.records[first : first + RECORDS_AN_EVENT])
+        return observability_pb2.ReportBlockAllocationResponse()
+
+    def _report(
+        self,
+        depot: Depot,
+        request: observability_pb2.ReportBlockAllocationRequest,
+        records: Sequence[observability_pb2.BlockAllocationRecord],
+    ) -> None:
+        for session_id in {record.session_id for record in records}:
+            depot.report_session(request.instance_id, session_id, request.model_name)
+        if depot.bus is not None:
+            depot.bus.publish(
+                BlocksAllocated(
+                    instance_id=request.instance_id,
+                    model_name=request.model_name,
+                    block_size=request.block_size,
+                    records=tuple(map(_allocation, records)),
+                )
+            )
+
+    async def WatchEvents(  # type: ignore[override]  # sends with context.write, see Admission
+        self,
+        request: observability_pb2.WatchEventsRequest,
+        context: grpc.aio.ServicerContext[observability_pb2.WatchEventsRequest, observability_pb2.WatchEventsResponse],
+    ) -> None:
+        if self._bus is None:
+            raise ObservabilityDisabled("the depot was started with --disable-observability")
+        if len(request.event_types) > MAX_EVENT_TYPES:
+            raise invalid("event_types", f"has {len(request.event_types)}, more than {MAX_EVENT_TYPES}")
+        unknown = [name for name in request.event_types if name not in EVENT_TYPES]
+        if unknown:
+            raise invalid("event_types", f"{unknown} do not exist; there are {sorted(EVENT_TYPES)}")
+        event_types = [EVENT_TYPES[name] for name in request.event_types]
+        with Watcher(
+            self._bus,
+            event_types=event_types,
+            instance_id=request.instance_id,
+            session_id=request.session_id,
+            tenant=visible_tenant(request.tenant),
+        ) as watcher:
+            # Headers now, so that a client knows from when on it sees everything.
+            await context.send_initial_metadata(())
+            async for event, num_lost in watcher:
+                await context.write(
+                    observability_pb2.WatchEventsResponse(event=_event(event), num_lost_events=num_lost)
+                )
+
+    async def ListSessions(
+        self, request: observability_pb2.ListSessionsRequest, context: object
+    ) -> observability_pb2.ListSessionsResponse:
+        # Of the last session on the page before: its tenant, if several are listed, and its number.
+        at_tenant, _, number = request.page_token.rpartition("/")
+        if request.page_token and not (number.isascii() and number.isdecimal() and len(number) < 19):
+            raise invalid("page_token", "is not from an answer of this RPC")
+        if request.page_size > MAX_PAGE_SIZE:
+            raise invalid("page_size", f"is more than {MAX_PAGE_SIZE}")
+        page_size = request.page_size or DEFAULT_PAGE_SIZE
+        sessions = self._sessions(request.instance_id, visible_tenant(request.tenant), at_tenant, int(number or 0))
+        page = list(islice(sessions, page_size + 1))
+        summaries: list[cache_pb2.SessionSummary] = []
+        pace = self._depots.slices.pace()
+        for tenant, session in page[:page_size]:
+            summaries.append(encode.session_summary(session, tenant, with_operations=False))
+            if len(summaries) % SUMMARIES_AT_ONCE == 0 and pace.is_over():
+                await pace.next()
+        is_last = len(page) <= page_size
+        return observability_pb2.ListSessionsResponse(
+            sessions=summaries, next_page_token="" if is_last else _page_token(*page[page_size - 1])
+        )
+
+    async def GetSession(
+        self, request: observability_pb2.GetSessionRequest, context: object
+    ) -> observability_pb2.GetSessionResponse:
+        tenant = visible_tenant(request.tenant) if request.tenant else caller.get().tenant.name
+        ids = decode.session_ids(request)
+        depot = self._depots.named(tenant)
+        if depot is None:
+            raise SessionNotFound(*ids)
+        return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
+
+    def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
+        """Sessions with their tenants, by the tenants' names; from those of `at_tenant` before a number on."""
+        for depot in sorted(self._depots, key=lambda depot: depot.tenant):
+            if tenant in ("", depot.tenant) and depot.tenant >= at_tenant:
+                last = before if before and depot.tenant == (at_tenant or tenant) else None
+                for session in depot.sessions.newest_first(instance_id, before=last):
+                    yield depot.tenant, session
+
+
+def _page_token(tenant: str, session: Session) -> str:
+    return f"{tenant}/{session.number}" if tenant else str(session.number)
+
+
+def _allocation(record: observability_pb2.BlockAllocationRecord) -> BlockAllocation:
+    return BlockAllocation(
+        session_id=record.session_id,
+        block_ids=np.array(record.block_ids, dtype=np.uint32),
+        token_ids=np.array(record.token_ids, dtype=np.uint32),
+        reused_block_ids=np.array(record.reused_block_ids, dtype=np.uint32),
+        resumed=record.resumed,
+    )
+
+
+def _event(event: Event) -> observability_pb2.Event:
+    fields = attributes(event)
+    operation_id = fields.pop("operation_id", "")
+    struct = Struct()
+    struct.update(fields)
+    return observability_pb2.Event(
+        type=type(event).__name__,
+        time=encode.timestamp(event.time),
+        tenant=event.tenant,
+        instance_id=own_instance_id(event),
+        session_id=event.session_id,
+        operation_id=str(operation_id),
+        attributes=struct,
+    )

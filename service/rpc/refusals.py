@@ -1,0 +1,73 @@
+"""Calls that were refused: all are counted, and of attaches and stores each is an event, with a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import Protocol
+
+from service.access.audit import host_of
+from service.errors import DepotError
+from telemetry.events import CallRefused, Event
+from telemetry.rate_limit import RateLimit
+
+logger = logging.getLogger(__name__)
+
+TOLD = frozenset(
+    f"/kvdepot.v1.CacheService/{name}" for name in ("AttachInstance", "Store", "StoreInline")
+)  # what an engine, or whoever runs it, asks about afterwards
+LINES_PER_MINUTE = 5  # of one instance, RPC and reason
+MAX_KEYS = 1_024  # that are told apart by the limit
+MAX_DETAIL_CHARS = 1_000
+UNKNOWN_METHOD = ("other", "UNIMPLEMENTED")
+
+
+class Publisher(Protocol):
+    """Takes events."""
+
+    def publish(self, event: Event) -> None:
+        """Never blocks, never raises."""
+
+
+class Refusals:
+    """`num_refused` counts by RPC and reason, and misses nothing."""
+
+    def __init__(self, bus: Publisher | None) -> None:
+        self.num_refused: Counter[tuple[str, str]] = Counter()
+        self._bus = bus
+        self._limit = RateLimit[tuple[str, str, str]](LINES_PER_MINUTE, period_seconds=60.0, max_keys=MAX_KEYS)
+
+    def unknown(self) -> None:
+        """A call of a method that the depot does not have was refused by gRPC."""
+        self.num_refused[UNKNOWN_METHOD] += 1
+
+    def refused(self, method: str, peer: str, tenant: str, instance_id: str, error: DepotError) -> None:
+        """A call was refused. `instance_id` is empty where its request was not received."""
+        rpc = method.removeprefix("/")
+        self.num_refused[rpc, error.reason] += 1
+        if method not in TOLD:
+            return
+        instance = f"{tenant}/{instance_id}" if tenant and instance_id else instance_id
+        event = CallRefused(
+            instance_id=instance,
+            tenant=tenant,
+            rpc=rpc,
+            peer=host_of(peer),
+            status=error.status.name,
+            reason=error.reason,
+            detail=str(error)[:MAX_DETAIL_CHARS],
+        )
+        if self._bus is not None:
+            self._bus.publish(event)
+        num_suppressed = self._limit.admit((instance, rpc, error.reason), time.monotonic())
+        if num_suppressed is not None:
+            _write(event, peer, num_suppressed)
+
+
+def _write(event: CallRefused, peer: str, num_suppressed: int) -> None:
+    names = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
+    facts = {name: getattr(event, name) for name in names} | {"peer": peer, "num_suppressed": num_suppressed}
+    # repr, so that nothing that came over the wire can forge a line of its own
+    message = " ".join(["CallRefused", *(f"{name}=%({name})r" for name in facts)])
+    logger.warning(message, facts, extra={"event": "CallRefused"})

@@ -1,0 +1,208 @@
+"""The L0 of every instance: who they are, when they go, and what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
+from telemetry.l0.fingerprints import KEYS_A_STEP, PositionKeys
+from telemetry.l0.instance import InstanceBlocks
+from telemetry.l0.observer import Observer, Source
+from telemetry.l0.pending import Pending
+
+# A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
+MAX_INSTANCES = 64
+STEP_SECONDS = 0.002
+
+L0_EVENTS = frozenset({BlocksAllocated, SessionEnded, InstanceDetached})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class L0Counts:
+    """What happened to all blocks of an instance so far, and what its blocks are now."""
+
+    model_name: str
+    allocations: int = 0
+    """Lives begun: contents that a block did not have before, or none yet."""
+    reuses: int = 0
+    shares: int = 0
+    evictions: int = 0
+    owned: int = 0
+    """Blocks that a session holds."""
+    released: int = 0
+    """Blocks that no session holds, with contents that the next one could reuse."""
+    unknown: int = 0
+    """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
+
+
+class L0Lifecycle:
+    """Follows the blocks of all instances, and tells ``observer`` about the sampled ones.
+
+    Sessions that bring no record for ``session_idle_timeout_seconds`` have ended by then, whenever that is noticed. An
+    instance that comes back with another model or block size is another one: what was known of its blocks is forgotten.
+    """
+
+    def __init__(self, observer: Observer, *, sample_rate: float, session_idle_timeout_seconds: float) -> None:
+        if not 0.0 <= sample_rate <= 1.0:
+            raise ValueError(f"a sample rate of {sample_rate} is not a share")
+        self._observer = observer
+        self._sample_rate = sample_rate
+        self._session_idle_timeout_seconds = session_idle_timeout_seconds
+        self._instances: dict[str, InstanceBlocks] = {}  # the one that was quiet for longest comes first
+        self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES; a counter that is read must not go at once
+        self._keys = PositionKeys()
+        self._pending = Pending()
+        self._num_malformed = 0
+
+    def __repr__(self) -> str:
+        return f"<L0Lifecycle {len(self._instances)}/{MAX_INSTANCES} instances, {self.num_malformed} malformed>"
+
+    @property
+    def num_malformed(self) -> int:
+        """Records that could not be followed, or not to their end: ids or tokens that no block table can have."""
+        return self._num_malformed + sum(instance.num_malformed for instance in self._instances.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        instances = sum(instance.nbytes for instance in self._instances.values())
+        return instances + self._keys.nbytes + self._pending.nbytes
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Follow the events in their order, instance by instance."""
+        for _ in self.steps(batch):
+            pass
+
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """The same in steps of `STEP_SECONDS`, or of one record; after each step the counts are right."""
+        by_instance: dict[str, list[Event]] = {}
+        for event in batch:
+            if type(event) in L0_EVENTS:
+                by_instance.setdefault(event.instance_id, []).append(event)
+        try:
+            for instance_id, events in by_instance.items():
+                yield from self._follow(instance_id, events)
+        finally:
+            self._pending.take_all()  # if an instance failed it is forgotten, and with it what waited
+        if batch:
+            self.expire(batch[-1].monotonic)
+            yield
+
+    def expire(self, now: float) -> None:
+        """End the sessions that were quiet for too long, in seconds of the events' clock."""
+        for instance in self._instances.values():
+            instance.advance(now)
+
+    def counts(self) -> Mapping[str, L0Counts]:
+        """Per instance id; those of instances that went stay for a while, with no blocks."""
+        return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
+
+    def _follow(self, instance_id: str, events: Iterable[Event]) -> Iterator[None]:
+        step_end = monotonic() + STEP_SECONDS
+        instance = self._instances.pop(instance_id, None)
+        for event, record in _one_by_one(events):
+            if record is not None and len(record.token_ids) > KEYS_A_STEP:
+                instance = yield from self._make_keys(instance_id, instance, record)
+            match event:
+                case BlocksAllocated():
+                    instance = self._report(instance, event, record)
+                case SessionEnded() if instance is not None:
+                    instance.end_session(event.session_id, event.monotonic)
+                case InstanceDetached() if instance is not None and event.num_ranks_left == 0:
+                    self._forget(instance)
+                    instance = None
+            if monotonic() >= step_end:
+                if instance is not None:
+                    instance.flush()
+                    self._instances[instance_id] = instance
+                yield
+                instance = self._instances.pop(instance_id, None)
+                step_end = monotonic() + STEP_SECONDS
+        if instance is not None:
+            instance.settle()
+            self._instances[instance_id] = instance
+            if len(self._instances) > MAX_INSTANCES:
+                self._forget(self._instances.pop(self._least_wanted()))
+
+    def _make_keys(
+        self, instance_id: str, instance: InstanceBlocks | None, record: BlockAllocation
+    ) -> Generator[None, None, InstanceBlocks | None]:
+        """Make the keys that a long record needs; meanwhile the instance is where others find it."""
+        num_tokens = len(record.token_ids)
+        if instance is not None:
+            num_tokens = instance.num_tokens_after(record)
+            instance.flush()
+            self._instances[instance_id] = instance
+        yield from self._keys.making(num_tokens)
+        return self._instances.pop(instance_id, None)
+
+    def _report(
+        self, instance: InstanceBlocks | None, event: BlocksAllocated, record: BlockAllocation | None
+    ) -> InstanceBlocks | None:
+        if event.block_size < 1:
+            self._num_malformed += record is not None
+            return instance
+        if instance is not None and (
+            instance.source.model_name != event.model_name or instance.block_size != event.block_size
+        ):
+            self._forget(instance)
+            instance = None
+        if instance is None:
+            instance = self._begin(Source(event.instance_id, event.model_name), event.block_size)
+        if record is not None:
+            instance.record(record, event.monotonic)
+        return instance
+
+    def _begin(self, source: Source, block_size: int) -> InstanceBlocks:
+        instance = InstanceBlocks(
+            source,
+            block_size,
+            sample_rate=self._sample_rate,
+            session_idle_timeout_seconds=self._session_idle_timeout_seconds,
+            observer=self._observer,
+            keys=self._keys,
+            pending=self._pending,
+        )
+        before = self._gone.pop(source.instance_id, None)
+        if before is not None and before.model_name == source.model_name:
+            instance.lives.go_on_from(before.allocations, before.reuses, before.shares, before.evictions)
+        return instance
+
+    def _forget(self, instance: InstanceBlocks) -> None:
+        instance.flush()
+        self._num_malformed += instance.num_malformed
+        if len(self._gone) >= MAX_INSTANCES:
+            del self._gone[next(iter(self._gone))]
+        self._gone[instance.source.instance_id] = replace(_counts(instance), owned=0, released=0, unknown=0)
+        self._observer.forgotten(instance.source)
+
+    def _least_wanted(self) -> str:
+        """The instance that was quiet for longest of those without a live session, if there are such."""
+        idle = (name for name, instance in self._instances.items() if not instance.num_sessions)
+        return next(idle, next(iter(self._instances)))
+
+
+def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocation | None]]:
+    """Each event, a report once for each of its records."""
+    for event in events:
+        if isinstance(event, BlocksAllocated) and event.records:
+            for record in event.records:
+                yield event, record
+        else:
+            yield event, None
+
+
+def _counts(instance: InstanceBlocks) -> L0Counts:
+    lives, blocks = instance.lives, instance.blocks
+    return L0Counts(
+        model_name=instance.source.model_name,
+        allocations=lives.num_allocations,
+        reuses=lives.num_reuses,
+        shares=lives.num_shares,
+        evictions=lives.num_evictions,
+        owned=blocks.num_owned(),
+        released=blocks.num_released(),
+        unknown=blocks.num_unknown(),
+    )

@@ -1,0 +1,179 @@
+"""Events as metrics: what each type of event adds to which figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from telemetry.delivery import Subscriber
+from telemetry.events import (
+    CacheCleared,
+    ChunksStored,
+    Event,
+    InstanceAttached,
+    InstanceDetached,
+    LeaseEnded,
+    LeaseGranted,
+    LookupFinished,
+    RetrieveFinished,
+    SessionEnded,
+    SessionStarted,
+    StoreFinished,
+    TransferFinished,
+)
+from telemetry.metrics import definitions as definitions
+from telemetry.metrics.instruments import Distribution, Total
+from telemetry.metrics.label_limiter import LabelLimiter
+from telemetry.metrics.metric import Metric
+from telemetry.metrics.snapshot import Scalars
+
+NO_ANSWER = "no answer"
+SHORTER_THAN_CHUNK = "shorter than chunk"
+
+
+class MetricsSubscriber(Subscriber):
+    """Counts. Nothing of it waits for an exporter: these read the sums when they want them."""
+
+    name = "metrics"
+
+    def __init__(self, models: LabelLimiter) -> None:
+        self._models = models
+        self._totals: list[Total] = []
+        self._operations = self._total(definitions.OPERATIONS)
+        self._operation_io = self._total(definitions.OPERATION_IO)
+        self._lookup_tokens = self._total(definitions.LOOKUP_TOKENS)
+        self._lookup_matched = self._total(definitions.LOOKUP_MATCHED)
+        self._lookup_missed = self._total(definitions.LOOKUP_MISSED)
+        self._store_tokens = self._total(definitions.STORE_TOKENS)
+        self._store_refusals = self._total(definitions.STORE_REFUSALS)
+        self._retrieve_tokens = self._total(definitions.RETRIEVE_TOKENS)
+        self._transfer_io = self._total(definitions.TRANSFER_IO)
+        self._chunks_stored = self._total(definitions.L1_STORED)
+        self._chunks_cleared = self._total(definitions.L1_CLEARED)
+        self._leases_granted = self._total(definitions.LEASES_GRANTED)
+        self._leases_ended = self._total(definitions.LEASES_ENDED)
+        self._sessions_started = self._total(definitions.SESSIONS_STARTED)
+        self._sessions_ended = self._total(definitions.SESSIONS_ENDED)
+        self._attachments_started = self._total(definitions.ATTACHMENTS_STARTED)
+        self._attachments_ended = self._total(definitions.ATTACHMENTS_ENDED)
+        self._tenant_operations = self._total(definitions.TENANT_OPERATIONS)
+        self._tenant_io = self._total(definitions.TENANT_IO)
+        self._operation_duration = Distribution(definitions.OPERATION_DURATION)
+        self._transfer_duration = Distribution(definitions.TRANSFER_DURATION)
+        self._transfer_step_duration = Distribution(definitions.TRANSFER_STEP_DURATION)
+        self._transfer_throughput = Distribution(definitions.TRANSFER_THROUGHPUT)
+        self.histograms = (
+            self._operation_duration,
+            self._transfer_duration,
+            self._transfer_step_duration,
+            self._transfer_throughput,
+        )
+        self._count: dict[type[Event], Callable[[Any], None]] = {
+            InstanceAttached: self._attached,
+            InstanceDetached: self._detached,
+            SessionStarted: self._session_started,
+            SessionEnded: self._session_ended,
+            LookupFinished: self._looked_up,
+            StoreFinished: self._stored,
+            RetrieveFinished: self._retrieved,
+            TransferFinished: self._transferred,
+            LeaseGranted: self._lease_granted,
+            LeaseEnded: self._lease_ended,
+            ChunksStored: self._chunks_came,
+            CacheCleared: self._cleared,
+        }
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Count each event."""
+        for event in batch:
+            count = self._count.get(type(event))
+            if count is not None:
+                count(event)
+
+    def read(self) -> Scalars:
+        """All sums so far."""
+        return {total.metric: dict(total.sums) for total in self._totals}
+
+    def _total(self, metric: Metric) -> Total:
+        total = Total(metric)
+        self._totals.append(total)
+        return total
+
+    def _operation(self, kind: str, event: LookupFinished | StoreFinished | RetrieveFinished) -> str:
+        """Returns the model's name."""
+        model_name = self._models.of(event.instance_id)
+        attributes = (kind, str(event.outcome), model_name)
+        self._operations.add(attributes, 1)
+        self._operation_duration.observe(attributes, event.duration_seconds)
+        if event.tenant:
+            self._tenant_operations.add((kind, str(event.outcome), event.tenant), 1)
+        return model_name
+
+    def _looked_up(self, event: LookupFinished) -> None:
+        model_name = self._operation("lookup", event)
+        self._lookup_tokens.add((model_name,), event.num_tokens)
+        self._lookup_matched.add(("l1", model_name), event.l1_tokens)
+        self._lookup_matched.add(("l2", model_name), event.l2_tokens)
+        num_missed_tokens = event.num_tokens - event.matched_tokens
+        if num_missed_tokens:
+            if event.outcome in ("cancelled", "failed"):
+                reason = NO_ANSWER
+            else:  # where no chunk is missing only a tail can be
+                reason = str(event.miss_reason) or SHORTER_THAN_CHUNK
+            self._lookup_missed.add((reason, model_name), num_missed_tokens)
+
+    def _stored(self, event: StoreFinished) -> None:
+        model_name = self._operation("store", event)
+        self._operation_io.add(("store", model_name), event.stored_bytes)
+        if event.tenant:
+            self._tenant_io.add(("store", event.tenant), event.stored_bytes)
+        self._store_tokens.add(("stored", model_name), event.stored_tokens)
+        self._store_tokens.add(("resident", model_name), event.resident_tokens)
+        self._store_tokens.add(("refused", model_name), event.refused_tokens)
+        self._store_tokens.add(("tail", model_name), event.tail_tokens)
+        if event.refusal_reason:
+            self._store_refusals.add((str(event.refusal_reason), model_name), 1)
+
+    def _retrieved(self, event: RetrieveFinished) -> None:
+        model_name = self._operation("retrieve", event)
+        self._operation_io.add(("retrieve", model_name), event.retrieved_bytes)
+        if event.tenant:
+            self._tenant_io.add(("retrieve", event.tenant), event.retrieved_bytes)
+        self._retrieve_tokens.add(("l1", model_name), event.l1_tokens)
+        self._retrieve_tokens.add(("l2", model_name), event.l2_tokens)
+
+    def _transferred(self, event: TransferFinished) -> None:
+        where = (event.direction, event.backend)
+        self._transfer_duration.observe((*where, str(event.outcome)), event.duration_seconds)
+        for step in event.steps:
+            self._transfer_step_duration.observe((*where, step.name), step.duration_seconds)
+        if event.outcome == "ok":
+            self._transfer_io.add(where, event.num_bytes)
+            if event.duration_seconds > 0:
+                self._transfer_throughput.observe(where, event.num_bytes / event.duration_seconds)
+
+    def _attached(self, event: InstanceAttached) -> None:
+        self._models.note(event.instance_id, event.model_name)
+        self._attachments_started.add((event.transfer_backend, self._models.exported(event.model_name)), 1)
+
+    def _detached(self, event: InstanceDetached) -> None:
+        self._attachments_ended.add((event.reason, self._models.exported(event.model_name)), 1)
+
+    def _session_started(self, event: SessionStarted) -> None:
+        self._models.note(event.instance_id, event.model_name)
+        self._sessions_started.add((self._models.exported(event.model_name),), 1)
+
+    def _session_ended(self, event: SessionEnded) -> None:
+        self._sessions_ended.add((str(event.reason), self._models.exported(event.model_name)), 1)
+
+    def _lease_granted(self, event: LeaseGranted) -> None:
+        self._leases_granted.add((), 1)
+
+    def _lease_ended(self, event: LeaseEnded) -> None:
+        self._leases_ended.add((str(event.reason),), 1)
+
+    def _chunks_came(self, event: ChunksStored) -> None:
+        self._chunks_stored.add((self._models.exported(event.model_name),), len(event.keys))
+
+    def _cleared(self, event: CacheCleared) -> None:
+        self._chunks_cleared.add((), event.num_chunks)

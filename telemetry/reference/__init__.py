@@ -1,1 +1,0 @@
-"""The reference pages of the documentation, made from the code."""

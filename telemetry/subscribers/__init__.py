@@ -1,1 +1,0 @@
-"""Who listens to the bus, one file each."""

@@ -1,0 +1,222 @@
+"""Events as spans: one for each session, in it its operations, in these their transfers with their steps."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TracerProvider, get_current_span
+
+from telemetry.delivery import Subscriber
+from telemetry.events import (
+    Event,
+    LeaseEnded,
+    LeaseGranted,
+    LookupFinished,
+    LookupStarted,
+    RetrieveFinished,
+    RetrieveStarted,
+    SessionEnded,
+    SessionStarted,
+    StoreFinished,
+    StoreStarted,
+    TransferFinished,
+    TransferStarted,
+)
+from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
+from telemetry.traces.export import caller
+from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
+
+OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
+WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished
+
+ENDED_WELL = "requested"  # the one reason of a session's end that is none to worry about
+
+MAX_SESSIONS = 10_000
+MAX_OPEN_WORK = 10_000
+MAX_STORES_REMEMBERED = 65_536
+PATIENCE_SECONDS = 120.0
+
+
+class TracingSubscriber(Subscriber):
+    """Makes spans. That of a session is a child of the call that began the session, if this had a ``traceparent``.
+
+    Work that failed has the status ERROR, and so has a session that did not end by EndSession. Work that was
+    cancelled, refused or missed has none: the caller changed its mind, or was answered as promised; the attribute
+    ``kvdepot.outcome`` tells. What is open is bounded, and so is what never ends because the bus dropped its end:
+    work has ``patience_seconds`` after the end of its session.
+    """
+
+    name = "tracing"
+
+    def __init__(
+        self,
+        provider: TracerProvider,
+        *,
+        max_sessions: int = MAX_SESSIONS,
+        max_open_work: int = MAX_OPEN_WORK,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._tracer = provider.get_tracer("kvdepot")
+        self._max_sessions = max_sessions
+        self._sessions: OrderedDict[tuple[str, str], OpenSpan] = OrderedDict()  # least recently used first
+        self._work = OpenWork(max_open_work, patience_seconds)
+        self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = OrderedDict()  # of which session, by operation
+        self._spans_of_batch: dict[Event, SpanContext] = {}
+        self._on: dict[type[Event], Callable[[Any], Span | None]] = {
+            SessionStarted: self._begin_session,
+            SessionEnded: self._end_session,
+            LookupStarted: self._begin_operation,
+            StoreStarted: self._begin_operation,
+            RetrieveStarted: self._begin_operation,
+            TransferStarted: self._begin_transfer,
+            LookupFinished: self._end_work,
+            StoreFinished: self._end_work,
+            RetrieveFinished: self._end_work,
+            TransferFinished: self._end_transfer,
+            LeaseGranted: self._note,
+            LeaseEnded: self._note,
+        }
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Begin and end spans."""
+        self._spans_of_batch.clear()
+        for event in batch:
+            on = self._on.get(type(event))
+            span = on(event) if on is not None else None
+            if span is not None:
+                self._spans_of_batch[event] = span.get_span_context()
+        self._work.give_up_late(batch[-1].monotonic)
+
+    def span_of(self, event: Event) -> SpanContext | None:
+        """The span that an event of the last batch belongs to, which may have ended."""
+        return self._spans_of_batch.get(event)
+
+    def close(self) -> None:
+        """End what is open: nothing more will be seen of it."""
+        now_ns = time.time_ns()
+        for open_span in (*self._work.take_all(), *self._sessions.values()):
+            open_span.fail("the depot shut down", now_ns)
+        self._sessions.clear()
+
+    # Sessions
+
+    def _begin_session(self, event: SessionStarted) -> Span:
+        earlier = self._sessions.pop((event.instance_id, event.session_id), None)
+        if earlier is not None:
+            self._work.session_ended(earlier, event.monotonic, _ns(event.time))
+            earlier.fail(LOST, _ns(event.time))
+        return self._open_session(event, {f"{PREFIX}model_name": event.model_name}).span
+
+    def _open_session(self, event: SessionStarted | OperationStarted, facts: dict[str, Plain]) -> OpenSpan:
+        if len(self._sessions) >= self._max_sessions:
+            _, oldest = self._sessions.popitem(last=False)
+            self._work.session_ended(oldest, event.monotonic, _ns(event.time))
+            oldest.span.set_attribute(f"{PREFIX}reason", "too many sessions")
+            oldest.end_at(_ns(event.time))
+        session = self._open("session", caller(event.traceparent), event, ids_of(event) | facts)
+        self._sessions[event.instance_id, event.session_id] = session
+        return session
+
+    def _end_session(self, event: SessionEnded) -> Span | None:
+        session = self._sessions.pop((event.instance_id, event.session_id), None)
+        if session is None:
+            return None
+        self._work.session_ended(session, event.monotonic, _ns(event.time))
+        session.span.set_attributes(facts_of(event))
+        if event.reason != ENDED_WELL:
+            session.span.set_status(Status(StatusCode.ERROR, event.reason))
+        session.end_after(event.duration_seconds)
+        return session.span
+
+    def _note(self, event: LeaseGranted | LeaseEnded) -> Span | None:
+        session = self._sessions.get((event.instance_id, event.session_id))
+        if session is None:
+            return None
+        session.span.add_event(type(event).__name__, facts_of(event), timestamp=_ns(event.time))
+        return session.span
+
+    # Work
+
+    def _begin_operation(self, event: OperationStarted) -> Span:
+        key = event.instance_id, event.session_id
+        session = self._sessions.get(key)
+        if session is None:  # its beginning was dropped, or its span was ended as one too many
+            session = self._open_session(event, {})
+        self._sessions.move_to_end(key)
+        session_context = session.span.get_span_context()
+        links = []
+        parent = session.context
+        if event.traceparent:
+            of_caller = get_current_span(caller(event.traceparent)).get_span_context()
+            if of_caller.is_valid and of_caller.trace_id != session_context.trace_id:
+                parent = caller(event.traceparent)
+                links.append(Link(session_context, {SESSION_ID: event.session_id}))
+        if isinstance(event, RetrieveStarted):
+            links.extend(self._links_to_stores(event.stored_by))
+        name = type(event).__name__.removesuffix("Started").lower()
+        operation = self._open(name, parent, event, ids_of(event) | facts_of(event), links)
+        self._work.add(event.operation_id, operation, session)
+        if isinstance(event, StoreStarted) and session_context.trace_flags.sampled:
+            self._remember_store(event, session_context)
+        return operation.span
+
+    def _begin_transfer(self, event: TransferStarted) -> Span:
+        above = self._work.get(event.parent_operation_id) or self._sessions.get((event.instance_id, event.session_id))
+        parent = above.context if above is not None else Context()
+        transfer = self._open("transfer", parent, event, ids_of(event) | facts_of(event))
+        self._work.add(event.operation_id, transfer, self._work.session_of(event.parent_operation_id))
+        return transfer.span
+
+    def _end_transfer(self, event: TransferFinished) -> Span | None:
+        transfer = self._work.get(event.operation_id)
+        if transfer is not None:
+            for step in event.steps:
+                start_ns = transfer.start_ns + round(step.start_seconds * 1e9)
+                span = self._tracer.start_span(step.name, transfer.context, start_time=start_ns)
+                span.end(start_ns + round(step.duration_seconds * 1e9))
+        return self._end_work(event)
+
+    def _end_work(self, event: WorkFinished) -> Span | None:
+        work = self._work.take(event.operation_id)
+        if work is None:
+            return None
+        work.span.set_attributes(facts_of(event))
+        if event.outcome == "failed":
+            work.span.set_status(Status(StatusCode.ERROR, "failed"))
+        work.end_after(event.duration_seconds)
+        return work.span
+
+    def _open(
+        self, name: str, parent: Context, event: Event, facts: dict[str, Plain], links: Sequence[Link] = ()
+    ) -> OpenSpan:
+        start_ns = _ns(event.time)
+        return OpenSpan(
+            self._tracer.start_span(name, parent, attributes=facts, links=links, start_time=start_ns), start_ns
+        )
+
+    # Whose chunks a retrieve reads
+
+    def _remember_store(self, event: StoreStarted, session: SpanContext) -> None:
+        if len(self._stores) >= MAX_STORES_REMEMBERED:
+            self._stores.popitem(last=False)
+        self._stores[event.operation_id] = session, event.instance_id, event.session_id
+
+    def _links_to_stores(self, operation_ids: Sequence[str]) -> list[Link]:
+        """To the sessions' spans, each once."""
+        links: dict[int, Link] = {}
+        for operation_id in operation_ids:
+            stored = self._stores.get(operation_id)
+            if stored is not None:
+                self._stores.move_to_end(operation_id)
+                session, instance_id, session_id = stored
+                facts = {INSTANCE_ID: instance_id, SESSION_ID: session_id}
+                links.setdefault(session.span_id, Link(session, facts))
+        return list(links.values())
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,282 @@
+"""Lookups and block reports, against a depot that does what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from kvdepot import AsyncDepotClient, hash_prefix
+from kvdepot.connector import block_reports
+from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.block_reports import BlockReports
+from kvdepot.connector.event_loop import EventLoop
+from kvdepot.connector.lookups import Lookup, Lookups
+from kvdepot.v1.cache_pb2 import Lease, LookupResponse
+from tests.fakes.depot import FakeDepot, failure
+from tests.fakes.vllm import Request
+
+PREFIX = hash_prefix([b"hash" * 8], 16)
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class LeasingDepot(FakeDepot):
+    """Answers lookups by instance: matched tokens; more than none are leased, for a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matched: dict[str, int] = {}
+        self.metadata: dict[str, Any] = {}
+        self.lease_seconds = 60.0
+        self.answering = threading.Event()
+        self.answering.set()
+
+    def Lookup(self, request: Any, context: Any) -> LookupResponse:
+        self.metadata.update(context.invocation_metadata())
+        self._enter("Lookup", request, context)
+        self.answering.wait(10)
+        matched_tokens = self.matched[request.instance_id]
+        if matched_tokens <= request.computed_tokens:
+            return LookupResponse(matched_tokens=matched_tokens)
+        lease = Lease(lease_id=f"lease-of-{request.instance_id}")
+        lease.expire_time.FromNanoseconds(int((time.time() + self.lease_seconds) * 1e9))
+        return LookupResponse(matched_tokens=matched_tokens, lease=lease)
+
+    @property
+    def released(self) -> list[str]:
+        return [request.lease_id for name, request in self.requests if name == "ReleaseLease"]
+
+
+@pytest.fixture
+def depot() -> Iterator[LeasingDepot]:
+    depot = LeasingDepot()
+    depot.start()
+    yield depot
+    depot.stop()
+
+
+@pytest.fixture
+async def client(depot: LeasingDepot) -> AsyncIterator[AsyncDepotClient]:
+    async with AsyncDepotClient(depot.address) as client:
+        yield client
+
+
+def lookups_of(client: AsyncDepotClient, *instances: str, timeout_seconds: float = 5.0) -> Lookups:
+    loop = EventLoop(asyncio.get_running_loop())
+    return Lookups(client, loop, instances or ("one",), timeout_seconds=timeout_seconds)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it has no event of this loop
+            await asyncio.sleep(0.005)
+
+
+async def answered(lookup: Lookup) -> Lookup:
+    await until(lambda: lookup.matched_tokens is not None)
+    return lookup
+
+
+async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    depot.matched = {"one": 16}
+    lookups = lookups_of(client)
+    lookup = lookups.begin("session", PREFIX, 0, PARENT)
+    assert lookup.matched_tokens is None
+    await answered(lookup)
+    assert (lookup.matched_tokens, lookup.leases) == (16, ("lease-of-one",))
+    assert depot.metadata["traceparent"] == PARENT
+    assert depot.last("Lookup").session_id == "session"
+
+
+async def test_lease_is_left_before_it_expires(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    depot.matched, depot.lease_seconds = {"one": 16}, 4.0
+    lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))
+    assert 1 < lookup.lease_until - time.monotonic() <= 2
+    assert "traceparent" not in depot.metadata
+
+
+async def test_all_replicas_must_match(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    lookups = lookups_of(client, "one", "two")
+    depot.matched = {"one": 16, "two": 32}
+    found = await answered(lookups.begin("session", PREFIX, 0, ""))
+    assert (found.matched_tokens, found.leases) == (16, ("lease-of-one", "lease-of-two"))
+    depot.matched = {"one": 16, "two": 0}
+    missed = await answered(lookups.begin("session", PREFIX, 0, ""))
+    assert (missed.matched_tokens, missed.leases) == (0, ())
+    await until(lambda: depot.released == ["lease-of-one"])
+
+
+@pytest.mark.parametrize("before_the_answer", [True, False])
+async def test_lookup_that_is_given_up_leaves_no_lease(
+    depot: LeasingDepot, client: AsyncDepotClient, before_the_answer: bool
+) -> None:
+    depot.matched = {"one": 16}
+    depot.answering.clear()
+    lookups = lookups_of(client)
+    lookup = lookups.begin("session", PREFIX, 0, "")
+    await until(lambda: depot.requests != [])
+    if not before_the_answer:
+        depot.answering.set()
+        await answered(lookup)
+    lookups.give_up(lookup)
+    depot.answering.set()
+    await until(lambda: depot.released == ["lease-of-one"])
+
+
+async def test_lookup_that_is_given_up_before_its_turn_is_not_made(
+    depot: LeasingDepot, client: AsyncDepotClient
+) -> None:
+    lookups = lookups_of(client)
+    lookup = lookups.begin("session", PREFIX, 0, "")
+    lookups.give_up(lookup)
+    assert (await answered(lookup)).matched_tokens == 0
+    assert depot.requests == []
+    assert not lookups.paused
+
+
+async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    """A lookup that the depot takes up after the end of its session would begin the session anew."""
+    depot.matched = {"one": 16}
+    depot.answering.clear()
+    lookups = lookups_of(client)
+    session_id = lookups.open_session(Request("request"))
+    lookup = lookups.begin(session_id, PREFIX, 0, "")
+    await until(lambda: depot.requests != [])
+    lookups.give_up(lookup)
+    lookups.end_session(session_id)
+    lookups.begin("other", PREFIX, 0, "")  # goes the same way: by its arrival the end would have come, too
+    lookups.end_session("another")
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    assert depot.last("EndSession").session_id == "another"
+    depot.answering.set()
+    await until(lambda: depot.last("EndSession").session_id == session_id)
+
+
+async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    lookups = lookups_of(client)
+    first, second = (lookups.open_session(Request("request")) for _ in range(2))
+    assert (first, second) == ("request", "request#2")
+    lookups.end_session(first)
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    await until(lambda: lookups.open_session(Request("request")) == first)
+    lookups.drop_session(second)
+    assert lookups.open_session(Request("request")) == second
+
+
+async def test_failures_are_followed_by_pauses_that_get_longer(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    lookups = lookups_of(client)
+    assert not lookups.paused
+    depot.failures["Lookup"] = failure(grpc.StatusCode.NOT_FOUND, "INSTANCE_NOT_FOUND")
+    pauses = []
+    for _ in range(3):
+        lookup = await answered(lookups.begin("session", PREFIX, 0, ""))
+        assert (lookup.matched_tokens, lookup.leases) == (0, ())
+        assert lookups.paused
+        pauses.append(lookups._paused_until - time.monotonic())
+        lookups._paused_until = 0.0
+    assert pauses[0] < pauses[1] < pauses[2]
+    del depot.failures["Lookup"]
+    depot.matched = {"one": 0}
+    await answered(lookups.begin("session", PREFIX, 0, ""))
+    assert not lookups.paused
+
+
+async def test_depot_that_hangs_is_not_waited_for(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    depot.hanging.add("Lookup")
+    lookups = lookups_of(client, timeout_seconds=0.1)
+    lookup = lookups.begin("session", PREFIX, 0, "")
+    assert lookup.deadline - time.monotonic() <= 0.1
+    assert (await answered(lookup)).matched_tokens == 0
+    assert lookups.paused
+
+
+async def test_sessions_end_at_every_replica(depot: LeasingDepot, client: AsyncDepotClient) -> None:
+    lookups_of(client, "one", "two").end_session("session")
+
+    def ended() -> list[tuple[str, str]]:
+        return [(request.instance_id, request.session_id) for name, request in depot.requests if name == "EndSession"]
+
+    await until(lambda: len(ended()) == 2)
+    assert ended() == [("one", "session"), ("two", "session")]
+
+
+def allocation(session_id: str, *, resumed: bool = False) -> Allocation:
+    return Allocation(session_id, [4, 5], [3], [7, 8, 9], resumed)
+
+
+def reported(depot: FakeDepot) -> list[str]:
+    requests = [request for name, request in depot.requests if name == "ReportBlockAllocation"]
+    return [record.session_id for request in requests for record in request.records]
+
+
+@pytest.fixture
+async def reports(client: AsyncDepotClient) -> AsyncIterator[BlockReports]:
+    reports = BlockReports(client, "engine", "model", 16, lookups_of(client, "engine").end_session)
+    task = asyncio.create_task(reports.run())
+    yield reports
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockReports) -> None:
+    for number in range(block_reports.BATCH_RECORDS + 10):
+        reports.note(allocation(f"session-{number}"))
+    await until(lambda: len(reported(depot)) == block_reports.BATCH_RECORDS + 10)
+    requests = [request for name, request in depot.requests if name == "ReportBlockAllocation"]
+    assert [len(request.records) for request in requests] == [block_reports.BATCH_RECORDS, 10]
+    request, record = requests[0], requests[0].records[0]
+    assert (request.instance_id, request.model_name, request.block_size) == ("engine", "model", 16)
+    assert (list(record.block_ids), list(record.reused_block_ids)) == ([4, 5], [3])
+    assert list(record.token_ids) == [7, 8, 9]
+
+
+async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, reports: BlockReports) -> None:
+    reports.note(allocation("first"))
+    reports.note(allocation("second"))
+    reports.end("first")
+    reports.note(allocation("third"))
+    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    names = [name for name, _ in depot.requests]
+    assert names == ["ReportBlockAllocation", "EndSession"]
+    assert reported(depot) == ["first", "second", "third"]
+    assert depot.last("EndSession").session_id == "first"
+
+
+async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts_anew(
+    depot: FakeDepot, reports: BlockReports
+) -> None:
+    depot.failures["ReportBlockAllocation"] = failure(grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    reports.note(allocation("broken"))
+    await until(lambda: bool(reports._lost))
+    del depot.failures["ReportBlockAllocation"]
+    reports.note(allocation("broken"))
+    reports.note(allocation("whole"))
+    await until(lambda: reported(depot) == ["broken", "whole"])
+    reports.note(allocation("broken", resumed=True))
+    await until(lambda: reported(depot)[2:] == ["broken"])
+    reports.note(allocation("broken"))
+    await until(lambda: reported(depot)[2:] == ["broken", "broken"])
+
+
+async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_reports, "MAX_RECORDS", 2)
+    ended: list[str] = []
+    reports = BlockReports(client, "engine", "model", 16, ended.append)
+    for session_id in ("one", "two", "three", "three"):
+        reports.note(allocation(session_id))
+    task = asyncio.create_task(reports.run())
+    await until(lambda: len(reported(depot)) == 2)
+    reports.note(allocation("three"))
+    reports.note(allocation("four"))
+    await until(lambda: reported(depot) == ["one", "two", "four"])
+    reports.end("three")  # its id may come again
+    await until(lambda: ended == ["three"])
+    reports.note(allocation("three"))
+    await until(lambda: reported(depot)[-1] == "three")
+    task.cancel()
+    await asyncio.wait([task])

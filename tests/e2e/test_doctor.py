@@ -1,0 +1,554 @@
+"""`doctor` on machines that are broken in one way each, and on this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kernels.cuda.presence import CudaPresence, cuda_presence
+from service.__main__ import app
+from service.doctor import gathering
+from service.doctor.cgroup import cpu_quota
+from service.doctor.examination import CHECKS, examine
+from service.doctor.facts import (
+    AddressFacts,
+    CertificateFacts,
+    Facts,
+    GpuFacts,
+    Holder,
+    MemoryFacts,
+    ProcessFacts,
+    SharedMemoryFacts,
+    SocketFacts,
+)
+from service.doctor.findings import Finding, Status
+from service.l1.arena import HugePages
+from service.settings import Settings
+from tests.fakes.authority import Authority
+
+GIB, DAY_SECONDS = 1 << 30, 86_400.0
+LISTEN, METRICS = "127.0.0.1:50051", "127.0.0.1:9464"
+SOCKET = SocketFacts(path_bytes=24, folder="/run/kvdepot", folder_mode=0o755, folder_is_writable=True)
+
+WELL = Facts(
+    memory=MemoryFacts(
+        available_bytes=200 * GIB,
+        cgroup_limit_bytes=100 * GIB,
+        cgroup_used_bytes=GIB,
+        transparent_huge_pages="madvise",
+        reserved_huge_page_bytes=0,
+        memlock_bytes=None,
+    ),
+    shared_memory=SharedMemoryFacts(size_bytes=100 * GIB, free_bytes=50 * GIB, problem=""),
+    process=ProcessFacts(
+        linux_version=(6, 8),
+        num_cpus=16,
+        max_files=1 << 20,
+        is_in_host_pid_namespace=True,
+        is_in_host_ipc_namespace=True,
+    ),
+    gpu=GpuFacts(
+        driver="NVIDIA UNIX x86_64 Kernel Module  570.10",
+        num_nodes=2,
+        hidden_by="",
+        cuda=CudaPresence(
+            cupy_version="14.2.0",
+            runtime_version=12_090,
+            driver_version=12_080,
+            devices=("H100 (compute capability 9.0)", "H100 (compute capability 9.0)"),
+            nvrtc_version="12.9",
+        ),
+        cache_folder="/home/kvdepot/.cupy",
+        cache_is_writable=True,
+    ),
+    why_no_streaming_copy="",
+    listeners=(
+        AddressFacts(address=LISTEN, holder=Holder.NOBODY),
+        AddressFacts(address="unix:/run/kvdepot/depot.sock", holder=Holder.NOBODY, socket=SOCKET),
+    ),
+    metrics=AddressFacts(address=METRICS, holder=Holder.NOBODY),
+    why_no_collector="",
+    certificate=CertificateFacts(problem="", subject="CN=depot", seconds_left=60 * DAY_SECONDS),
+    why_no_tenants="",
+    why_no_subscribers=(),
+)
+"""A node with two GPUs on which all is as it should be, and everything is set."""
+
+NO_GPU = replace(
+    WELL.gpu,
+    driver="",
+    num_nodes=0,
+    cuda=CudaPresence(why_no_cupy="No module named 'cupy'", why_no_devices="CuPy is missing"),
+)
+
+
+def settings(**given: Any) -> Settings:
+    return Settings.model_construct(
+        **{
+            "l1_size": 64 * GIB,
+            "listen": (LISTEN, "unix:/run/kvdepot/depot.sock"),
+            "subscriber": ("mine:Mine",),
+            "tenants": "/etc/kvdepot/tenants.yaml",
+            "otlp_endpoint": "http://collector:4317",
+            "tls_cert": "tls.crt",
+            **given,
+        }
+    )
+
+
+def memory(**changed: Any) -> Facts:
+    return replace(WELL, memory=replace(WELL.memory, **changed))
+
+
+def shared(**changed: Any) -> Facts:
+    return replace(WELL, shared_memory=replace(WELL.shared_memory, **changed))
+
+
+def process(**changed: Any) -> Facts:
+    return replace(WELL, process=replace(WELL.process, **changed))
+
+
+def gpu(**changed: Any) -> Facts:
+    return replace(WELL, gpu=replace(WELL.gpu, **changed))
+
+
+def cuda(**changed: Any) -> Facts:
+    return gpu(cuda=replace(WELL.gpu.cuda, **changed))
+
+
+def listener(**changed: Any) -> Facts:
+    return replace(WELL, listeners=(replace(WELL.listeners[0], **changed),))
+
+
+def unix(**changed: Any) -> Facts:
+    return replace(WELL, listeners=(replace(WELL.listeners[1], socket=replace(SOCKET, **changed)),))
+
+
+def found(check: str, facts: Facts, **given: Any) -> Finding:
+    """What one check says."""
+    [finding] = [each for each in examine(facts, settings(**given)) if _name(each) == check]
+    return finding
+
+
+def _name(finding: Finding) -> str:
+    """Of the check, without the address that it may be about."""
+    return "listen on" if finding.check.startswith("listen on ") else finding.check
+
+
+def test_of_a_machine_that_is_well_nothing_is_to_be_mended() -> None:
+    findings = examine(WELL, settings())
+    assert {each.status for each in findings} == {Status.OK}
+    assert [each.mend for each in findings if each.mend] == []
+    assert len({each.check for each in findings}) == len(findings) == len(CHECKS) + len(WELL.listeners)
+
+
+BROKEN = [
+    (
+        "memory for L1",
+        memory(available_bytes=63 * GIB, cgroup_limit_bytes=None),
+        {},
+        "failure",
+        "63 GiB are",
+        "l1_size",
+    ),
+    ("memory for L1", memory(cgroup_used_bytes=37 * GIB), {}, "failure", "the cgroup's 100 GiB", "64.5 GiB or more"),
+    ("memory for L1", memory(cgroup_used_bytes=int(35.6 * GIB)), {}, "warning", "may kill the depot", "64.5 GiB"),
+    ("huge pages", memory(transparent_huge_pages="never"), {}, "warning", "are off", "echo madvise >"),
+    (
+        "huge pages",
+        memory(reserved_huge_page_bytes=GIB),
+        {"l1_huge_pages": HugePages.RESERVED},
+        "failure",
+        "1 GiB of reserved pages are free",
+        "vm.nr_hugepages=32768",
+    ),
+    ("populating L1", process(linux_version=(5, 10)), {}, "warning", "Linux 5.10", "5.14"),
+    ("shared memory", shared(problem="it is not there"), {}, "failure", "it is not there", "tmpfs"),
+    ("shared memory", shared(size_bytes=64 << 20), {}, "warning", "64 MiB", "mount the node's /dev/shm"),
+    ("memlock", memory(memlock_bytes=8 << 20), {}, "warning", "8 MiB may be locked", "ulimit -l"),
+    ("CPUs", process(num_cpus=1.5), {"transfer_threads": 4}, "warning", "1.5, and transfer_threads is 4", "CPU limit"),
+    ("open files", process(max_files=1024), {}, "warning", "1024 at most", "LimitNOFILE"),
+    ("PID namespace", process(is_in_host_pid_namespace=False), {}, "warning", "CUDA IPC", "hostPID"),
+    ("streaming copy", replace(WELL, why_no_streaming_copy="no cc"), {}, "warning", "no cc", "C compiler"),
+    (
+        "GPU",
+        gpu(num_nodes=0, cuda=replace(WELL.gpu.cuda, devices=(), why_no_devices="none")),
+        {},
+        "warning",
+        "570.10",
+        "runtimeClassName",
+    ),
+    ("GPU", replace(cuda(devices=()), gpu=replace(cuda(devices=()).gpu, hidden_by="X")), {}, "warning", "X", "unset X"),
+    ("GPU", cuda(devices=(), why_no_devices="error 999"), {}, "failure", "error 999", "nvidia-smi"),
+    ("CuPy", gpu(cuda=CudaPresence(why_no_cupy="No module")), {}, "failure", "No module", "cuda12"),
+    ("GPU driver", cuda(driver_version=0), {}, "failure", "libcuda", "NVIDIA_DRIVER_CAPABILITIES"),
+    ("GPU driver", cuda(driver_version=11_080), {}, "failure", "does CUDA 11.8, and CuPy is for 12.9", "newer driver"),
+    ("NVRTC", cuda(nvrtc_version="", why_no_nvrtc="no libnvrtc"), {}, "failure", "no libnvrtc", "[ctk]"),
+    ("kernel cache", gpu(cache_is_writable=False), {}, "failure", "/home/kvdepot/.cupy", "CUPY_CACHE_DIR"),
+    (
+        "TLS certificate",
+        replace(WELL, certificate=CertificateFacts(problem="tls.key: No such file")),
+        {},
+        "failure",
+        "tls.key: No such file",
+        "tls_key",
+    ),
+    (
+        "TLS certificate",
+        replace(WELL, certificate=CertificateFacts(problem="", subject="CN=a", seconds_left=3.5 * DAY_SECONDS)),
+        {},
+        "warning",
+        "CN=a: 3.5 days left",
+        "renew",
+    ),
+    ("tenants", replace(WELL, why_no_tenants="a: bad\nb: bad"), {}, "failure", "a: bad; b: bad", "tenants.yaml"),
+    (
+        "metrics",
+        replace(WELL, metrics=AddressFacts(address=METRICS, holder=Holder.OTHER)),
+        {},
+        "failure",
+        f"another process has {METRICS}",
+        "prometheus_port",
+    ),
+    (
+        "metrics",
+        replace(WELL, metrics=AddressFacts(address=METRICS, holder=Holder.NOBODY, why_not="Cannot assign")),
+        {},
+        "failure",
+        "Cannot assign",
+        "prometheus_host",
+    ),
+    ("OTLP collector", replace(WELL, why_no_collector="refused"), {}, "failure", "http://collector:4317", "4317"),
+    ("subscribers", replace(WELL, why_no_subscribers=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
+    ("listen on", listener(holder=Holder.OTHER), {}, "failure", "another process", "another address"),
+    ("listen on", listener(why_not="Permission denied"), {}, "failure", "Permission denied", "1023"),
+    (
+        "listen on",
+        listener(address="0.0.0.0:50051"),
+        {"tenants": ""},
+        "warning",
+        "whoever reaches it",
+        "tls_client_ca",
+    ),
+    (
+        "listen on",
+        listener(address="0.0.0.0:50051"),
+        {"tls_cert": ""},
+        "failure",
+        "no tenant can call",
+        "tls_cert",
+    ),
+    (
+        "listen on",
+        listener(address="[::]:50051"),
+        {"tls_cert": "", "tokens_over_plain_tcp": True},
+        "warning",
+        "in the clear",
+        "tls_cert",
+    ),
+    ("CUDA handles", WELL, {"listen": (LISTEN,)}, "warning", "engines on GPUs can't attach", "unix:/run"),
+    ("listen on", unix(why_no_owner="does not know x"), {}, "failure", "does not know x", "numbers"),
+    ("listen on", unix(path_bytes=108), {}, "failure", "108 bytes", "shorten"),
+    ("listen on", unix(folder_mode=None), {}, "failure", "no folder /run/kvdepot", "mkdir"),
+    ("listen on", unix(folder_is_writable=False), {}, "failure", "can't make a socket", "fsGroup"),
+    ("listen on", unix(folder_mode=0o777), {}, "warning", "anybody", "chmod o-w /run/kvdepot"),
+]
+
+
+@pytest.mark.parametrize(("check", "facts", "given", "status", "what", "mend"), BROKEN)
+def test_what_is_broken_is_told_with_how_it_is_mended(
+    check: str, facts: Facts, given: dict[str, Any], status: str, what: str, mend: str
+) -> None:
+    finding = found(check, facts, **given)
+    assert (finding.status, what in finding.what, mend in finding.mend) == (status, True, True), finding
+
+
+JUST_RIGHT = [
+    ("memory for L1", memory(cgroup_used_bytes=int(35.5 * GIB)), {}),
+    ("memory for L1", memory(available_bytes=64 * GIB, cgroup_limit_bytes=None), {}),
+    ("populating L1", process(linux_version=(5, 14)), {}),
+    ("memlock", memory(memlock_bytes=64 * GIB), {}),
+    ("CPUs", process(num_cpus=4), {"transfer_threads": 4}),
+    ("open files", process(max_files=1024 + 256), {}),
+    ("listen on", unix(path_bytes=107), {}),
+    ("listen on", listener(), {"tenants": ""}),
+    ("listen on", listener(address="0.0.0.0:50051"), {}),
+    ("listen on", listener(address="0.0.0.0:50051"), {"tenants": "", "tls_client_ca": "ca.crt"}),
+    ("CUDA handles", WELL, {"listen": (LISTEN,), "tls_client_ca": "ca.crt"}),
+    ("CUDA handles", WELL, {"listen": (LISTEN,), "cuda_over_tcp": True}),
+]
+
+
+@pytest.mark.parametrize(("check", "facts", "given"), JUST_RIGHT)
+def test_what_is_just_enough_is_enough(check: str, facts: Facts, given: dict[str, Any]) -> None:
+    assert found(check, facts, **given).status is Status.OK
+
+
+def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
+    assert found("memory for L1", memory(cgroup_used_bytes=36 * GIB)).status is Status.WARNING
+
+
+def test_where_cupy_is_missing_that_is_told_once() -> None:
+    without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
+    told = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
+    assert {(each.status, each.what) for each in told.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
+
+
+def test_each_check_can_find_something() -> None:
+    checks = {_name(finding) for finding in examine(WELL, settings())}
+    assert checks - {check for check, *_ in BROKEN} == {"IPC namespace"}
+
+
+def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> None:
+    own_namespaces = replace(WELL.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
+    facts = replace(WELL, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None)
+    facts = replace(facts, why_no_collector=None, why_no_tenants=None)
+    findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=()))
+    assert {each.status for each in findings} == {Status.OK, Status.NOT_APPLICABLE}
+    assert {each.check for each in findings if each.status is Status.NOT_APPLICABLE} == {
+        *(
+            "GPU",
+            "CuPy",
+            "GPU driver",
+            "NVRTC",
+            "kernel cache",
+            "CUDA handles",
+            "memlock",
+            "PID namespace",
+            "IPC namespace",
+        ),
+        *("TLS certificate", "tenants", "metrics", "OTLP collector", "subscribers", "huge pages"),
+    }
+
+
+def test_beside_a_depot_that_runs_its_memory_is_not_asked_for_twice() -> None:
+    facts = listener(holder=Holder.DEPOT)
+    facts = replace(facts, memory=replace(WELL.memory, available_bytes=0, cgroup_used_bytes=100 * GIB))
+    assert found("memory for L1", facts).status is Status.NOT_APPLICABLE
+    assert found("huge pages", facts, l1_huge_pages=HugePages.RESERVED).status is Status.NOT_APPLICABLE
+    assert found("listen on", facts).what == "a depot serves there"
+
+
+def test_a_socket_in_a_sticky_folder_that_anybody_writes_to_is_safe() -> None:
+    assert found("listen on", unix(folder_mode=0o1777)).status is Status.OK
+
+
+def test_pages_that_are_reserved_are_counted() -> None:
+    assert (
+        found("huge pages", memory(reserved_huge_page_bytes=64 * GIB), l1_huge_pages=HugePages.RESERVED).status
+        is Status.OK
+    )
+
+
+# Control groups
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+def test_the_lowest_quota_counts_in_version_2(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("0::/kubepods/pod1\n")
+    group(tmp_path / "kubepods", cpu__max="max 100000\n")
+    group(tmp_path / "kubepods/pod1", cpu__max="150000 100000\n")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 1.5
+
+
+def test_quotas_of_version_1_count_where_their_controller_is(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("4:memory:/pod\n3:cpuset:/other\n2:cpu,cpuacct:/pod\n0::/\n")
+    group(tmp_path / "cpu/pod", cpu__cfs_quota_us="50000", cpu__cfs_period_us="100000")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 0.5
+
+
+def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("0::/\n")
+    group(tmp_path, cpu__max="max 100000\n")
+    for membership in (tmp_path / "membership", tmp_path / "none"):
+        assert cpu_quota(tmp_path, membership) == float("inf")
+
+
+# The command, on this machine
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith("KVDEPOT_"):
+            monkeypatch.delenv(name)
+    yield
+
+
+def doctor(*flags: str, **environment: str) -> Result:
+    usual = ("--l1-size", "16MiB", "--prometheus-port", "0", "--listen", "127.0.0.1:0")
+    return CliRunner().invoke(app, ["doctor", *usual, *flags], env={"COLUMNS": "200", **environment})
+
+
+def told(result: Result) -> dict[str, dict[str, str]]:
+    """Findings by their check."""
+    return {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
+
+
+def test_this_machine_can_run_a_small_depot() -> None:
+    result = doctor("--json")
+    findings = told(result)
+    assert result.exit_code == json.loads(result.stdout)["exit_code"] == 0, result.output
+    assert findings["memory for L1"]["status"] == "ok"
+    assert findings["listen on 127.0.0.1:0"]["what"] == "free"
+    shown = doctor()
+    assert shown.exit_code == 0
+    for check in findings:
+        assert check in shown.output
+
+
+def test_a_cupy_that_is_not_whole_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError("a piece is missing")
+
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.nvrtc", Broken("nvrtc"))
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(nvrtc=Broken("nvrtc")))
+    assert cuda_presence().why_no_nvrtc == "a piece is missing"
+
+
+def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_process: Callable[..., str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        tcp = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = str(free.getsockname()[1])
+    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, "--prometheus-port", metrics_port)
+    result = doctor("--listen", unix, "--listen", tcp, "--prometheus-port", metrics_port, "--json")
+    findings = told(result)
+    assert result.exit_code == 0, result.output
+    assert {findings[f"listen on {address}"]["what"] for address in (unix, tcp)} == {"a depot serves there"}
+    assert findings["metrics"]["what"] == f"127.0.0.1:{metrics_port} is served by a depot"
+    assert findings["memory for L1"]["status"] == "not applicable"
+
+
+def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.2)  # with who never answers
+    other_socket = tmp_path / "other.sock"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        closing(socket.socket(socket.AF_UNIX)) as listening,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
+        listening.bind(str(other_socket))
+        listening.listen()
+        port, silent = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        listen = {
+            f"127.0.0.1:{port}": "another process has it",
+            f"unix:{other_socket}": "another process has it",
+            f"unix:{tmp_path}/no/depot.sock": f"there is no folder {tmp_path}/no",
+            f"unix:{tmp_path}/{'x' * 100}": "a socket's 107 at most",
+            "203.0.113.7:50051": "Cannot assign requested address",
+            f"unix:{tmp_path}/depot.sock": "unix_socket_owner: this machine does not know nobody-here",
+        }
+        flags = [each for address in listen for each in ("--listen", address)]
+        result = doctor(
+            *flags,
+            "--otlp-endpoint",
+            f"http://127.0.0.1:{silent}",
+            "--subscriber",
+            "nowhere:Mine",
+            "--unix-socket-owner",
+            "root:nobody-here",
+            "--json",
+        )
+        metrics = doctor("--prometheus-port", str(port), "--json")
+    findings = told(result)
+    assert result.exit_code == 1
+    for address, what in listen.items():
+        assert findings[f"listen on {address}"]["status"] == "failure", findings[f"listen on {address}"]
+        assert what in findings[f"listen on {address}"]["what"]
+    assert "Connection refused" in findings["OTLP collector"]["what"]
+    assert findings["subscribers"]["what"] == "there is no module nowhere"
+    assert told(metrics)["metrics"]["what"] == f"another process has 127.0.0.1:{port}"
+
+
+def test_an_l1_that_does_not_fit_fails() -> None:
+    result = doctor("--l1-size", "1000TiB", "--json")
+    assert result.exit_code == 1
+    assert told(result)["memory for L1"]["status"] == "failure"
+
+
+def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
+    file = tmp_path / "depot.yaml"
+    file.write_text(f"listen: unix:{tmp_path}/from-file.sock\ntransfer_threads: 3\n")
+    result = CliRunner().invoke(
+        app,
+        ["doctor", "--config", str(file), "--json"],
+        env={"KVDEPOT_TRANSFER_THREADS": "1", "KVDEPOT_L1_SIZE": "8MiB"},
+    )
+    findings = told(result)
+    assert f"listen on unix:{tmp_path}/from-file.sock" in findings
+    assert "transfer_threads is 1 " in findings["CPUs"]["what"]
+    assert findings["memory for L1"]["what"].startswith("8 MiB of")
+
+
+def test_with_strict_a_warning_is_enough_for_scripts() -> None:
+    flags = ("--listen", "0.0.0.0:0", "--json")
+    lenient, strict = doctor(*flags), doctor(*flags, "--strict")
+    assert told(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
+    assert (lenient.exit_code, strict.exit_code) == (0, 1)
+
+
+def test_bad_settings_are_a_finding_with_a_code_of_its_own() -> None:
+    result = doctor("--chunk-size", "none", "--l1-size", "x", "--json")
+    [finding] = json.loads(result.stdout)["findings"]
+    assert result.exit_code == 2
+    assert finding["status"] == "failure"
+    assert "chunk_size: " in finding["what"]
+    assert "l1_size: " in finding["what"]
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+    result = doctor("--listen", f"unix:{tmp_path}/\x1b[31m[bold]red\n/depot.sock")
+    assert result.exit_code == 1
+    assert r"\x1b[31m[bold]red\n" in result.output
+    assert "\x1b" not in result.output
+
+
+def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
+    start_server_process: Callable[..., str], tmp_path: Path
+) -> None:
+    cert, key = Authority().issue(days=(-1, 10)).write(tmp_path, "tls")
+    tls = ("--tls-cert", cert, "--tls-key", key)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start_server_process("--l1-size", "8MiB", "--listen", address, *tls)
+    findings = told(doctor("--listen", address, *tls, "--json"))
+    assert findings[f"listen on {address}"]["what"] == "a depot serves there"
+    assert findings["TLS certificate"]["what"] == "CN=depot: 10.0 days left"
+    assert findings["TLS certificate"]["status"] == "warning"
+    cert, key = Authority().issue(days=(-1, 100)).write(tmp_path, "other")
+    findings = told(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
+    assert findings[f"listen on {address}"]["what"] == "another process has it"
+    assert findings["TLS certificate"]["status"] == "ok"
+
+
+def test_files_that_can_not_be_used_are_told_with_what_is_wrong(tmp_path: Path) -> None:
+    cert, _ = Authority().issue().write(tmp_path, "tls")
+    (tmp_path / "tenants.yaml").write_text("tenants: [{name: Bad}]\n")
+    files = ("--tls-cert", cert, "--tls-key", f"{tmp_path}/none.key", "--tenants", f"{tmp_path}/tenants.yaml")
+    result = doctor(*files, "--json")
+    findings = told(result)
+    assert result.exit_code == 1
+    assert findings["TLS certificate"]["what"] == f"{tmp_path}/none.key: No such file or directory"
+    assert findings["tenants"]["status"] == "failure"
+    assert "name" in findings["tenants"]["what"]

@@ -1,0 +1,222 @@
+"""What others do between two slices of long work is seen by it: nothing that is gone is answered, leased or shown."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import service.depot.slices
+from kernels.geometry import Group, Plane, PlaneKind
+from service.depot.depot import Depot, DepotLimits
+from service.depot.instances import Attachment
+from service.depot.lookup import find
+from service.depot.store_plan import StorePlan
+from service.depot.values import ClearAnswer, RefusalReason, StoreHeader
+from service.errors import InstanceNotFound, LeaseExpired
+from service.l1.chunk import Chunk
+from service.l1.index import RemovalReason
+from service.l1.keys import Prefix, RankIdentity
+
+CHUNK_SIZE = 16
+CHUNK_BYTES = 64
+NUM_CHUNKS = 1_000
+GROUP = Group(
+    num_layers=1,
+    num_blocks=1,
+    block_size=CHUNK_SIZE,
+    num_heads=1,
+    head_bytes=4,
+    dtype="uint8",
+    block_stride_bytes=0,
+    token_stride_bytes=4,
+    head_stride_bytes=4,
+    planes=(Plane(layer=0, kind=PlaneKind.KV, region=0, offset_bytes=0),),
+)
+
+
+def prefix(num_chunks: int, seed: int = 1) -> Prefix:
+    tokens = np.random.default_rng(seed).integers(0, 1 << 31, num_chunks * CHUNK_SIZE, np.uint32)
+    return Prefix(token_ids=tokens)
+
+
+async def passes_until(condition: Callable[[], bool]) -> None:
+    """Let the loop go round until something holds, and not once more."""
+    async with asyncio.timeout(10.0):
+        while not condition():  # noqa: ASYNC110 - each pass counts
+            await asyncio.sleep(0)
+
+
+class Site:
+    """A depot with one engine, whose bytes nobody moves."""
+
+    def __init__(self, num_slots: int) -> None:
+        backend: Any = None
+        limits = DepotLimits(chunk_size=CHUNK_SIZE)
+        self.depot = Depot(memoryview(bytearray(num_slots * CHUNK_BYTES)), backend, limits, None)
+        self.attachment = Attachment(
+            instance_id="i",
+            model_name="m",
+            world_size=1,
+            rank=0,
+            groups=(GROUP,),
+            identity=RankIdentity.of("m", 1, 0, (GROUP,)),
+            chunk_bytes=CHUNK_BYTES,
+            slot_bytes=CHUNK_BYTES,
+            buffer=None,
+            transfer_backend="inline",
+        )
+        self.depot.instances.add(self.attachment)
+
+    def plan(self, of: Prefix) -> StorePlan:
+        header = StoreHeader(instance_id="i", rank=0, session_id="s", prefix=of, start_token=0)
+        return StorePlan(self.depot, self.attachment, header, "1")
+
+    async def store(self, of: Prefix) -> StorePlan:
+        plan = self.plan(of)
+        for position in plan.positions:
+            plan.claim(position)
+        await plan.commit(self.depot.slices.pace())
+        plan.close()
+        return plan
+
+    async def settled(self) -> None:
+        """Nobody has pinned anything any more, and everything is as it should be."""
+        await passes_until(lambda: self.depot.index.num_protected == 0)
+        self.depot.index.check()
+
+
+@pytest.fixture
+async def site() -> Site:
+    return Site(NUM_CHUNKS)
+
+
+@pytest.fixture
+def shortest_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of long work is a slice."""
+    monkeypatch.setattr(service.depot.slices, "SLICE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("shortest_slices")
+async def test_a_lookup_does_not_match_what_is_cleared_while_it_goes_on(site: Site) -> None:
+    of = prefix(NUM_CHUNKS)
+    await site.store(of)
+    await site.settled()
+    looking = asyncio.create_task(find(site.depot, "i", of))
+    await passes_until(lambda: site.depot.index.num_protected >= NUM_CHUNKS // 2)
+    cleared = next(iter(site.depot.index.chunks()))  # the first of the prefix, which the lookup has passed
+    assert cleared.num_pins
+    site.depot.index.drop(cleared, RemovalReason.CLEARED)
+    match = await looking
+    assert match.num_chunks == 0
+    match.let_go(site.depot)
+    await site.settled()
+
+
+@pytest.mark.usefixtures("shortest_slices")
+async def test_a_lookup_that_is_cancelled_lets_go_of_what_it_passed(site: Site) -> None:
+    of = prefix(NUM_CHUNKS)
+    await site.store(of)
+    await site.settled()
+    looking = asyncio.create_task(find(site.depot, "i", of))
+    await passes_until(lambda: site.depot.index.num_protected > 0)
+    looking.cancel()
+    await asyncio.wait([looking])
+    assert looking.cancelled()
+    await site.settled()
+
+
+@pytest.mark.usefixtures("shortest_slices")
+async def test_a_lookup_of_an_instance_that_goes_meanwhile_matches_nothing(site: Site) -> None:
+    of = prefix(NUM_CHUNKS)
+    await site.store(of)
+    await site.settled()
+    looking = asyncio.create_task(find(site.depot, "i", of))
+    await passes_until(lambda: site.depot.index.num_protected > 0)
+    site.depot.instances.remove(site.attachment)
+    with pytest.raises(InstanceNotFound):
+        await looking
+    await site.settled()
+
+
+async def test_what_a_store_claims_after_a_clear_began_does_not_become_visible(site: Site) -> None:
+    plan = site.plan(prefix(8))
+    for position in range(4):
+        plan.claim(position)
+    answer = ClearAnswer()
+    clearing = site.depot.clearing(list(site.depot.index.chunks()), "m", None, force=False, answer=answer)
+    next(clearing)
+    for position in range(4, 8):
+        plan.claim(position)
+    for _ in clearing:
+        pass
+    await plan.commit(site.depot.slices.pace())
+    plan.close()
+    await site.settled()
+    assert site.depot.index.num_resident == 0
+    assert answer.num_cleared_chunks == 4
+    assert (await site.store(prefix(8))).answer.stored_tokens == 8 * CHUNK_SIZE
+    assert site.depot.index.num_resident == 8
+
+
+async def test_a_clear_of_another_model_leaves_a_store_alone(site: Site) -> None:
+    plan = site.plan(prefix(8))
+    for _ in site.depot.clearing([], "another", None, force=True, answer=ClearAnswer()):
+        pass
+    assert isinstance(plan.claim(0), Chunk)
+    await plan.commit(site.depot.slices.pace())
+    plan.close()
+    assert site.depot.index.num_resident == 1
+
+
+async def test_a_store_that_finds_no_slot_looks_for_none_any_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = prefix(NUM_CHUNKS)
+    await site.store(stored)
+    in_use = await find(site.depot, "i", stored)
+    index, num_asked = site.depot.index, 0
+    reserve = index.reserve
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        return reserve(*arguments)
+
+    monkeypatch.setattr(index, "reserve", counted)
+    plan = await site.store(prefix(500, seed=2))
+    assert num_asked == 1
+    assert plan.answer.refused_tokens == 500 * CHUNK_SIZE
+    assert plan.answer.refusal is not None
+    assert plan.answer.refusal.reason is RefusalReason.NO_SLOT
+    in_use.let_go(site.depot)
+    await site.settled()
+
+
+async def test_a_lease_that_is_overdue_has_expired_even_if_nobody_has_ended_it_yet(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = prefix(4)
+    await site.store(of)
+    session = site.depot.session("i", "s", "m")
+    lease = (await find(site.depot, "i", of)).lease(site.depot, session)
+    assert site.depot.require_lease(lease.lease_id, "i", "s") is lease
+    lease.expire_monotonic = time.monotonic()
+    with pytest.raises(LeaseExpired):
+        site.depot.require_lease(lease.lease_id, "i", "s")
+    await site.settled()
+    site.depot.stop()
+
+
+async def test_a_session_with_very_many_leases_ends_and_with_it_all_of_them(site: Site) -> None:
+    of = prefix(NUM_CHUNKS)
+    await site.store(of)
+    session = site.depot.session("i", "s", "m")
+    leases = [(await find(site.depot, "i", of)).lease(site.depot, session) for _ in range(100)]
+    await site.depot.end_session("i", "s")
+    assert all(lease.end is not None for lease in leases)
+    assert site.depot.index.num_protected == 0
+    site.depot.index.check()
+    site.depot.stop()

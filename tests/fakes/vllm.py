@@ -1,0 +1,291 @@
+"""What the connector sees of vLLM, and of the depot, in plain Python: requests, the block pool, answers to lookups."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
+from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.session_ids import SessionIds
+from kvdepot.v1.cache_pb2 import Prefix
+from kvdepot.vllm.adapters import Adapters
+from kvdepot.vllm.groups import CacheGroup
+from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+
+BLOCK = 4
+CHUNK = 8
+
+
+@dataclass(eq=False)
+class Request:
+    """Of vLLM: its tokens grow as they are sampled, and with them the hashes of its whole blocks."""
+
+    request_id: str = "request"
+    tokens: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    skip_reading_prefix_cache: bool = False
+    cache_salt: str | None = None
+    lora_request: Any = None
+    trace_headers: dict[str, str] | None = None
+    prompt_embeds: Any = None
+    block_size: int = BLOCK
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def all_token_ids(self) -> list[int]:
+        return self.tokens
+
+    @property
+    def block_hashes(self) -> list[bytes]:
+        hashes, parent = [], b""
+        for start in range(0, len(self.tokens) - self.block_size + 1, self.block_size):
+            text = parent + repr(self.tokens[start : start + self.block_size]).encode()
+            parent = hashlib.sha256(text).digest()
+            hashes.append(parent)
+        return hashes
+
+
+TABLE: BlockIds = (list(range(10, 20)),)
+
+
+def request_of(count: int, request_id: str = "request", **facts: Any) -> Request:
+    """A request with so many tokens."""
+    return Request(request_id=request_id, tokens=list(range(count)), **facts)
+
+
+class Clock:
+    """The time. It begins at the same number in each run, and goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1024.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Block:
+    block_id: int
+    ref_cnt: int = 0
+
+
+class Pool:
+    """vLLM's block pool, as far as references go."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.blocks = [Block(number) for number in range(num_blocks)]
+        self.null_block = self.blocks[0]
+
+    def touch(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            assert block is not self.null_block, "the null block holds nothing"
+            block.ref_cnt += 1
+
+    def free_blocks(self, ordered_blocks: Iterable[Block]) -> None:
+        for block in ordered_blocks:
+            assert block.ref_cnt > 0, f"block {block.block_id} is freed once too often"
+            block.ref_cnt -= 1
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """References by block."""
+        return {block.block_id: block.ref_cnt for block in self.blocks if block.ref_cnt}
+
+
+@dataclass
+class Question:
+    session_id: str
+    prefix: Prefix
+    computed_tokens: int
+    traceparent: str
+    lookup: Lookup
+
+
+class LookupClient:
+    """Answers when a test says so, and knows which leases are out."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.questions: list[Question] = []
+        self.leased: set[str] = set()
+        self._lease_numbers = itertools.count(1)
+        self.session_ids = SessionIds()
+        self.ended_sessions: list[str] = []
+        self.dropped_sessions: list[str] = []
+        self.given_up: list[Lookup] = []
+
+    def open_session(self, request: Any) -> str:
+        return self.session_ids.open(request)
+
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
+        lookup = Lookup(deadline=time.monotonic() + 60)
+        self.questions.append(Question(session_id, prefix, computed_tokens, parent, lookup))
+        return lookup
+
+    def give_up(self, lookup: Lookup) -> None:
+        lookup.given_up = True
+        self.given_up.append(lookup)
+        self.release(lookup.leases)
+
+    def release(self, leases: Sequence[str]) -> None:
+        for lease in leases:
+            self.leased.remove(lease)  # once
+
+    def end_session(self, session_id: str) -> None:
+        self.ended_sessions.append(session_id)
+
+    def drop_session(self, session_id: str) -> None:
+        self.dropped_sessions.append(session_id)
+        self.session_ids.close(session_id)
+
+    def answer(self, matched_tokens: int, *, good_for_seconds: float = 60.0) -> Lookup:
+        """Answers the last question; what matches more than is computed is leased for so long."""
+        question = self.questions[-1]
+        lookup = question.lookup
+        if matched_tokens > question.computed_tokens:
+            lookup.leases = (f"lease-{next(self._lease_numbers)}",)
+            self.leased.update(lookup.leases)
+            lookup.lease_until = time.monotonic() + good_for_seconds
+        lookup.matched_tokens = matched_tokens
+        if lookup.given_up:
+            self.release(lookup.leases)
+        return lookup
+
+
+class Reports:
+    def __init__(self) -> None:
+        self.noted: list[Allocation] = []
+        self.ended: list[str] = []
+
+    def note(self, allocation: Allocation) -> None:
+        self.noted.append(allocation)
+
+    def end(self, session_id: str) -> None:
+        self.ended.append(session_id)
+
+
+class Engine:
+    """The scheduler's side, and everything around it faked. `tables` are the requests' block tables."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        num_workers: int = 1,
+        reports: bool = False,
+        is_heard: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.pool = Pool(num_blocks)
+        self.asks = LookupClient()
+        self.reports = Reports()
+        self.tables: dict[str, BlockIds] = {}
+        self.arrived: set[str] = set()
+        defaults = {
+            "hash_block_size": BLOCK,
+            "groups": (CacheGroup(block_size=BLOCK),),
+            "loads": True,
+            "stores": True,
+            "lookup_timeout_seconds": 1.0,
+            "lease_hold_seconds": 5.0,
+            "longest_operation_seconds": 30.0,
+        }
+        all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
+        self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None, Adapters())
+        self.side.bind(self.pool)
+        if is_heard:
+            self.side.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(num_workers), CHUNK)))
+
+    def step(
+        self,
+        scheduled: dict[Any, int],
+        new_blocks: Sequence[tuple[str, BlockIds, bool]] = (),
+        *,
+        may_store: bool = True,
+    ) -> StepCommands:
+        """One step of vLLM's: the connector is asked before the requests count what was scheduled."""
+        for request in scheduled:
+            if request.request_id not in self.arrived:
+                self.arrived.add(request.request_id)
+                self.side.arrived(request)
+        numbers = {request.request_id: count for request, count in scheduled.items()}
+        orders = self.side.step(numbers, self.tables.get, new_blocks, may_store=may_store)
+        for request, count in scheduled.items():
+            request.num_computed_tokens += count
+        return orders
+
+    def settle(self, *operation_ids: int, failed: Sequence[int] = ()) -> None:
+        """One worker tells."""
+        report = WorkerReport(failed=set(failed))
+        for operation_id in operation_ids:
+            report.settled[operation_id] += 1
+        self.side.reported(report)
+
+
+@dataclass(frozen=True)
+class FullAttentionSpec:
+    """Of vLLM, by its name."""
+
+    block_size: int = BLOCK
+    head_size: int = 8
+    head_size_v: int = 8
+    state_content_bytes: int | None = None
+    tokens_per_state: int = 1
+
+
+@dataclass
+class Group:
+    layer_names: list[str]
+    kv_cache_spec: Any = field(default_factory=FullAttentionSpec)
+    enable_kv_transfer: bool = True
+    host_resident: bool = False
+
+
+@dataclass
+class KvCacheConfig:
+    num_blocks: int
+    kv_cache_groups: list[Group]
+
+
+def vllm_config(**changes: Any) -> Any:
+    """vLLM's configuration, as far as the connector looks at it; ``changes`` are by dotted name with ``__``."""
+
+    class HfConfig(SimpleNamespace):
+        def to_dict(self) -> dict[str, Any]:
+            return dict(vars(self))
+
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(
+            model="org/model",
+            revision=None,
+            dtype="torch.bfloat16",
+            quantization=None,
+            seed=0,
+            hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1"),
+        ),
+        cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", calculate_kv_scales=False),
+        load_config=SimpleNamespace(load_format="auto"),
+        speculative_config=None,
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        kv_transfer_config=SimpleNamespace(is_kv_consumer=True, kv_load_failure_policy="recompute"),
+    )
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        target: Any = config
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    return config

@@ -1,0 +1,239 @@
+"""Copies are exact, whatever the strides, sizes and alignments, and end with an error where memory is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kernels.errors import BackendUnavailable, MemoryVanished
+from kernels.host import streaming_copy, system_copy
+from kernels.host.block_views import Blocks
+from kernels.host.streaming_copy import StreamingCopy, best_copy, built_library
+from kernels.host.system_copy import SystemCopy
+
+RUN_BYTES = st.one_of(st.integers(1, 700), st.sampled_from([1024, 4095, 4096, 4097, 8192, 20_000, 40_000]))
+
+
+@pytest.fixture(scope="module")
+def best() -> StreamingCopy:
+    return StreamingCopy(built_library())
+
+
+@st.composite
+def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[int]]:
+    """Of either side: shape, what lies between the elements of each dimension, block ids, where the array begins."""
+    rest = [*draw(st.lists(st.integers(1, 4), max_size=2)), draw(RUN_BYTES)]
+    layers, kinds, num_copied = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 5))
+    shapes, gaps, ids, starts = [], [], [], []
+    for _ in range(2):
+        num_blocks = draw(st.integers(num_copied, num_copied + 3))
+        shapes.append([layers, kinds, num_blocks, *rest])
+        gaps.append(draw(st.lists(st.integers(0, 70), min_size=len(rest) + 3, max_size=len(rest) + 3)))
+        ids.append(draw(st.permutations(range(num_blocks)))[:num_copied])
+        starts.append(draw(st.integers(0, 80)))
+    return shapes, gaps, ids, starts
+
+
+def view(counts: list[int], gaps: list[int], start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Memory of random bytes, and a strided view into it, with bytes around it."""
+    strides, step = [1], counts[-1] + gaps[-1]
+    for count, gap in zip(reversed(counts[:-1]), reversed(gaps[:-1]), strict=True):
+        strides.insert(0, step)
+        step = step * count + gap
+    memory = np.random.default_rng(step).integers(0, 256, start + step + 64, dtype=np.uint8)
+    return memory, np.ndarray(counts, np.uint8, memory, start, strides)
+
+
+def addresses(memory: NDArray[np.uint8]) -> range:
+    return range(memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+
+
+def all_of(array: NDArray[np.uint8]) -> Blocks:
+    return Blocks(array, np.arange(array.shape[2]))
+
+
+@pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
+@pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
+@settings(max_examples=100, deadline=None)
+@given(case=copies(), most_runs=st.sampled_from([3, system_copy.MOST_RUNS]))
+def test_copies_what_it_should_and_nothing_else(best, level, foreign_is_source, case, most_runs):
+    if level is not None and level > best.level:
+        pytest.skip("this processor does not have it")
+    (to_shape, source_shape), (to_gaps, source_gaps), (to_ids, source_ids), (to_start, source_start) = case
+    source_memory, source = view(source_shape, source_gaps, source_start)
+    memory, to = view(to_shape, to_gaps, to_start)
+    expected_memory, expected = view(to_shape, to_gaps, to_start)
+    expected[:, :, to_ids] = source[:, :, source_ids]
+    before = source.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system_copy, "MOST_RUNS", most_runs)
+        copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
+        foreign = addresses(source_memory if foreign_is_source else memory)
+        copy(Blocks(to, np.array(to_ids)), Blocks(source, np.array(source_ids)), foreign)
+    assert (memory == expected_memory).all()
+    assert (source == before).all()
+
+
+def test_large_runs_in_another_order(best):
+    """A chunk's worth of blocks: heads before tokens on one side, tokens before heads on the other."""
+    engine = np.random.default_rng(0).integers(0, 256, (4, 2, 6, 8, 16, 256), dtype=np.uint8)
+    chunk = np.zeros((4, 2, 6, 16, 8, 256), dtype=np.uint8)
+    best(all_of(chunk.transpose(0, 1, 2, 4, 3, 5)), all_of(engine), addresses(engine))
+    assert (chunk == engine.transpose(0, 1, 2, 4, 3, 5)).all()
+
+
+def test_without_a_compiler_the_system_copies_and_the_log_says_so(monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(streaming_copy, "BUILT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert isinstance(best_copy(), SystemCopy)
+    assert "no C compiler" in caplog.text
+
+
+@pytest.mark.parametrize("script", ["exit 1", "kill -9 $$"])
+def test_a_compiler_that_fails_is_as_good_as_none(monkeypatch, tmp_path, caplog, script):
+    caplog.set_level(logging.INFO)
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(streaming_copy, "BUILT", tmp_path / "build")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert isinstance(best_copy(), SystemCopy)
+    assert list((tmp_path / "build").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_not_to_start(monkeypatch, tmp_path):
+    (tmp_path / "build").write_text("a file")
+    monkeypatch.setattr(streaming_copy, "BUILT", tmp_path / "build")
+    assert isinstance(best_copy(), SystemCopy)
+
+
+def test_what_is_built_already_needs_no_compiler(monkeypatch):
+    built_library()
+    monkeypatch.setenv("PATH", "")
+    assert isinstance(best_copy(), StreamingCopy)
+
+
+def test_a_changed_source_is_compiled_anew(monkeypatch, tmp_path):
+    changed = tmp_path / "streaming_copy.c"
+    changed.write_bytes(streaming_copy.SOURCE.read_bytes() + b"\n// changed\n")
+    monkeypatch.setattr(streaming_copy, "SOURCE", changed)
+    monkeypatch.setattr(streaming_copy, "BUILT", tmp_path)
+    first = built_library()
+    changed.write_bytes(changed.read_bytes() + b"// again\n")
+    assert built_library() != first
+    assert len(list(Path(tmp_path).glob("*.so"))) == 2
+
+
+def test_the_source_has_no_warnings(tmp_path):
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run(["cc", *flags, str(streaming_copy.SOURCE)], check=True)
+
+
+@pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
+@pytest.mark.parametrize("run_bytes", [7, 200, 5000])
+@pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
+def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(best, level, run_bytes, foreign_is_source):
+    if level is not None and level > best.level:
+        pytest.skip("this processor does not have it")
+    copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
+    fd = os.memfd_create("foreign")
+    size_bytes = 40 * run_bytes
+    os.ftruncate(fd, size_bytes)
+    theirs = np.frombuffer(mmap.mmap(fd, size_bytes), np.uint8)
+    ours = np.arange(size_bytes, dtype=np.uint8)
+    shape = (1, 1, 40, run_bytes)
+    blocks = {"theirs": all_of(theirs.reshape(shape)), "ours": all_of(ours.reshape(shape))}
+    to, source = ("ours", "theirs") if foreign_is_source else ("theirs", "ours")
+    os.ftruncate(fd, 0)
+    for _ in range(3):
+        with pytest.raises(MemoryVanished):
+            copy(blocks[to], blocks[source], addresses(theirs))
+    os.ftruncate(fd, size_bytes)
+    theirs[:] = 5
+    copy(blocks[to], blocks[source], addresses(theirs))
+    assert (theirs == ours).all()
+    os.close(fd)
+
+
+CRASH = """
+import faulthandler, mmap, os, sys
+import numpy as np
+from kernels.host.block_views import Blocks
+from kernels.host.streaming_copy import StreamingCopy, built_library
+
+if sys.argv[2] == "before":
+    faulthandler.enable()
+copy = StreamingCopy(built_library())
+
+def blocks(array):
+    return Blocks(array.reshape(1, 1, 1, -1), np.zeros(1, np.int64))
+
+def shared():
+    fd = os.memfd_create("foreign")
+    os.ftruncate(fd, 8192)
+    return fd, np.frombuffer(mmap.mmap(fd, 8192), np.uint8)
+
+fd, theirs = shared()
+ours = np.zeros(8192, np.uint8)
+foreign = range(theirs.ctypes.data, theirs.ctypes.data + 8192)
+copy(blocks(ours), blocks(theirs), foreign)
+if sys.argv[2] == "after":
+    faulthandler.enable()
+    os.ftruncate(fd, 0)
+    try:
+        copy(blocks(ours), blocks(theirs), foreign)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+other_fd, others = shared()
+os.ftruncate(other_fd, 0)
+match sys.argv[1]:
+    case "elsewhere":
+        others[0]
+    case "ours":  # the side of a copy that is not the engine's
+        copy(blocks(others), blocks(theirs if sys.argv[2] != "after" else ours), range(foreign.start, foreign.stop))
+    case "signal":
+        import signal
+        os.kill(os.getpid(), signal.SIGBUS)
+"""
+
+
+@pytest.mark.parametrize("handler", ["none", "before", "after"])
+@pytest.mark.parametrize("fault", ["elsewhere", "ours", "signal"])
+def test_a_fault_that_is_not_the_engines_ends_the_process_as_ever(fault, handler):
+    done = subprocess.run([sys.executable, "-c", CRASH, fault, handler], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGBUS
+    assert ("Fatal Python error: Bus error" in done.stderr) == (handler != "none")
+    assert done.stdout == ("MemoryVanished\n" if handler == "after" else "")
+
+
+def test_where_nothing_can_copy_it_is_said_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(streaming_copy, "BUILT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def refused(*arguments: object) -> int:
+        ctypes.set_errno(1)
+        return -1
+
+    monkeypatch.setattr(system_copy.ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
+    with pytest.raises(BackendUnavailable, match="Operation not permitted"):
+        best_copy()
+
+
+class FakeLibc:
+    """A libc of a container whose seccomp profile forbids the calls."""
+
+    def __init__(self, call):
+        self.process_vm_readv = self.process_vm_writev = call

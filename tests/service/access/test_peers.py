@@ -1,0 +1,105 @@
+"""Who counts as one peer, and what one peer leaves to the others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from service.access.peers import PeerLimit, peer_of
+from service.errors import TooManyRpcs
+from service.rpc.inflight_bytes import Room
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("ipv4:10.0.0.1:50051", "10.0.0.1"),
+        ("ipv6:%5B::ffff:10.0.0.1%5D:50051", "10.0.0.1"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50051", "2001:db8:1:2::"),
+        ("ipv6:%5B2001:db8:1:2:ffff::1%5D:7", "2001:db8:1:2::"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:7", "fe80::"),
+        ("unix:", "unix"),
+        ("unix:/run/kvdepot.sock", "unix"),
+    ],
+)
+def test_a_peer_is_a_host_or_a_site(address: str, peer: str) -> None:
+    assert peer_of(address) == peer
+
+
+def test_a_peer_has_as_many_calls_as_it_may_and_gives_them_back() -> None:
+    limit = PeerLimit(2, 100)
+    with limit.counted("a"), limit.counted("a"), limit.counted("b"), pytest.raises(TooManyRpcs), limit.counted("a"):
+        pass
+    with limit.counted("a"), limit.counted("a"):
+        pass
+
+
+def test_when_all_is_taken_those_go_who_have_more_than_their_share() -> None:
+    limit = PeerLimit(10, 4)
+    with ExitStack() as calls:
+        for peer in "aaab":
+            calls.enter_context(limit.counted(peer))
+        with pytest.raises(TooManyRpcs), limit.counted("a"):
+            pass
+        for peer in "bc":
+            calls.enter_context(limit.counted(peer))
+        with pytest.raises(TooManyRpcs), limit.counted("b"):
+            pass
+
+
+# Room
+
+
+async def test_there_is_room_for_so_many_requests_and_half_of_it_for_one_client() -> None:
+    room = Room(4, 100)
+    with ExitStack() as calls:
+        places = [calls.enter_context(room.of(client)) for client in "aaab"]
+        taking = [asyncio.create_task(place.take()) for place in places]
+        await asyncio.sleep(0)
+        assert [task.done() for task in taking] == [True, True, False, True]
+        places[3].shrink(10)
+        places[0].shrink(50)
+        await asyncio.sleep(0)
+        assert not taking[2].done(), "it would have more than half"
+        places[1].shrink(50)
+        await asyncio.wait([taking[2]], timeout=5)
+        assert room.taken_bytes == 10 + 50 + 50 + 100
+    assert room.taken_bytes == 0
+    assert room.fits("a", 200)
+
+
+async def test_clients_that_wait_have_room_in_turns() -> None:
+    room = Room(2, 100)
+    began: list[str] = []
+
+    async def call(client: str) -> None:
+        with room.of(client) as place:
+            await place.take()
+            began.append(client)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(call(client) for client in "aaaaaab"))
+    assert began.index("b") < 3
+    assert room.taken_bytes == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_call_that_is_cancelled_while_it_waits_has_no_room(moment: str) -> None:
+    room = Room(2, 100)
+    with ExitStack() as calls:
+        first = calls.enter_context(room.of("a"))
+        await first.take()
+        waiting = asyncio.create_task(room.of("a").take())
+        await asyncio.sleep(0)
+        if moment == "after":
+            first.shrink(0)  # gives it room
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert room.taken_bytes == (0 if moment == "after" else 100)
+        first.shrink(0)
+        with room.of("a") as next_one:
+            await asyncio.wait_for(next_one.take(), timeout=5)
+    assert room.taken_bytes == 0

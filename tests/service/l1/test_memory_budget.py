@@ -1,0 +1,56 @@
+"""The budget: what is set aside for one, and what L1 will still take, is not there for another."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from kvdepot.memory.available import MemoryLeft
+from service.l1.memory_budget import KEPT_BYTES, MemoryBudget
+
+
+class Machine:
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
+        self.l1_missing_bytes = 0
+        self.budget = MemoryBudget(lambda: self.l1_missing_bytes, self.left)
+
+    def left(self) -> MemoryLeft:
+        return MemoryLeft("the machine", 1 << 40, self.left_bytes)
+
+
+def test_two_never_count_on_the_same_memory() -> None:
+    budget = Machine(KEPT_BYTES + 1000).budget
+    with budget.reserve(600):
+        with pytest.raises(OSError, match="401 bytes of memory are needed, the machine has 400 left") as raised:
+            budget.reserve(401).__enter__()
+        assert raised.value.errno == errno.ENOMEM
+        with budget.reserve(400):
+            pass
+    with budget.reserve(1000):
+        pass
+
+
+def test_what_failed_is_given_back() -> None:
+    budget = Machine(KEPT_BYTES + 1000).budget
+    with pytest.raises(KeyError), budget.reserve(1000):
+        raise KeyError
+    with budget.reserve(1000):
+        pass
+
+
+def test_what_l1_will_take_is_not_left() -> None:
+    machine = Machine(KEPT_BYTES + 1000)
+    machine.l1_missing_bytes = 700
+    with pytest.raises(OSError, match="has 300 left"):
+        machine.budget.reserve(301).__enter__()
+    machine.left_bytes -= 700
+    machine.l1_missing_bytes = 0
+    with machine.budget.reserve(300):
+        pass
+
+
+def test_less_than_nothing_is_nothing() -> None:
+    with pytest.raises(OSError, match="has 0 left"):
+        Machine(5).budget.reserve(1).__enter__()

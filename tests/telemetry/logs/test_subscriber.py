@@ -1,0 +1,142 @@
+"""Events as log lines."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from telemetry.events import (
+    EVENT_TYPES,
+    ChunksStored,
+    LeaseEnded,
+    LookupFinished,
+    ServerDraining,
+    ServerStarted,
+    SessionStarted,
+    StoreFinished,
+)
+from telemetry.logs.subscriber import LogSubscriber
+
+
+@pytest.fixture(autouse=True)
+def all_levels(caplog):
+    caplog.set_level(logging.DEBUG, "telemetry.logs.subscriber")
+
+
+def stored(**changes) -> StoreFinished:
+    counts = {"stored_tokens": 512, "resident_tokens": 0, "refused_tokens": 0, "tail_tokens": 3, "stored_bytes": 9}
+    fields = {"operation_id": "op", "rank": 0, "duration_seconds": 0.12345678, "outcome": "ok", "refusal_reason": ""}
+    return StoreFinished(**{"instance_id": "pod-1", "session_id": "chat", **fields, **counts, **changes})
+
+
+def test_line_is_the_name_and_the_facts(caplog):
+    LogSubscriber().handle([stored()])
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "StoreFinished instance_id='pod-1' session_id='chat' operation_id='op' rank=0 duration_seconds=0.123457 "
+        "outcome='ok' stored_tokens=512 resident_tokens=0 refused_tokens=0 tail_tokens=3 stored_bytes=9 "
+        "refusal_reason=''"
+    )
+    assert record.args["stored_tokens"] == 512
+    assert record.levelno == logging.INFO
+
+
+def test_event_without_facts_is_its_name(caplog):
+    LogSubscriber().handle([ServerDraining()])
+    assert caplog.messages == ["ServerDraining"]
+
+
+def test_keys_are_counted_and_addresses_are_told(caplog, make_example):
+    LogSubscriber().handle([make_example(ChunksStored), make_example(ServerStarted)])
+    assert "num_keys=2" in caplog.messages[0]
+    assert "0102" not in caplog.text
+    assert "listen=['127.0.0.1:1', 'unix:/x']" in caplog.messages[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, logging.INFO),
+        ({"outcome": "partial"}, logging.INFO),
+        ({"outcome": "cancelled"}, logging.INFO),
+        ({"outcome": "partial", "refused_tokens": 256}, logging.WARNING),
+        ({"outcome": "refused"}, logging.WARNING),
+        ({"outcome": "failed"}, logging.WARNING),
+    ],
+)
+def test_refused_and_failed_are_warnings(caplog, changes, level):
+    LogSubscriber().handle([stored(**changes)])
+    assert [record.levelno for record in caplog.records] == [level]
+
+
+def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
+    LogSubscriber().handle([make_example(event_type) for event_type in EVENT_TYPES.values()])
+    debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
+    work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
+    chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
+    # The server writes lines of its own of these: its session log, its audit, its refusals.
+    told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused"}
+    assert debug == work | chunks | told_elsewhere | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
+    assert len(caplog.records) == len(EVENT_TYPES)
+
+
+def test_level_that_is_off_costs_no_facts(caplog, monkeypatch):
+    caplog.set_level(logging.WARNING, "telemetry.logs.subscriber")
+    log = LogSubscriber()
+    log.handle([stored(), stored(outcome="failed")])
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    monkeypatch.setattr("telemetry.logs.subscriber.attributes", None)
+    log.handle([stored()])
+
+
+def test_name_from_the_wire_cannot_forge_a_line(caplog):
+    forged = {"session_id": "x\nStoreFinished %s outcome='ok'", "model_name": "%(no)s", "traceparent": "\n"}
+    LogSubscriber().handle([SessionStarted(**forged)])
+    [line] = caplog.messages
+    assert "\n" not in line
+    assert "%(no)s" in line
+
+
+def test_storm_is_held_back_and_told_of(caplog):
+    log = LogSubscriber(lines_per_second=2)
+    log.handle([stored(monotonic=100 + i / 100) for i in range(10)])
+    log.handle([stored(monotonic=100.2, outcome="failed")])  # a level of its own
+    assert len(caplog.records) == 3
+    log.handle([stored(monotonic=101.5)])
+    assert caplog.messages[-1].endswith("num_suppressed=8")
+
+
+def test_what_was_held_back_last_is_told_at_the_end(caplog):
+    log = LogSubscriber(warnings_per_minute=1)
+    log.handle([stored(monotonic=100, outcome="failed") for _ in range(5)])
+    log.close()
+    assert caplog.messages[-1] == "StoreFinished num_suppressed=4"
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+def test_stores_that_are_refused_for_hours_are_few_lines_that_tell_how_many(caplog):
+    log = LogSubscriber()
+    log.handle([stored(monotonic=100 + i / 10, outcome="partial", refused_tokens=256) for i in range(36_000)])
+    assert 100 < len(caplog.records) <= 10 * 61
+    told = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
+    log.close()
+    assert len(caplog.records) - 1 + told + caplog.records[-1].args["num_suppressed"] == 36_000
+
+
+def test_refusals_of_one_tenant_do_not_hide_those_of_another(caplog):
+    log = LogSubscriber(warnings_per_minute=1)
+    log.handle([stored(monotonic=100, outcome="refused", tenant=tenant) for tenant in ("red", "red", "red", "blue")])
+    assert [record.args["tenant"] for record in caplog.records] == ["red", "blue"]
+
+
+def test_debug_is_not_held_back(caplog):
+    lease = LeaseEnded(lease_id="x", reason="expired", num_chunks=1)
+    LogSubscriber(lines_per_second=1).handle([lease] * 5)
+    assert len(caplog.records) == 5
+
+
+def test_types_are_held_back_one_by_one(caplog, make_example):
+    log = LogSubscriber(lines_per_second=1)
+    log.handle([make_example(LookupFinished), make_example(SessionStarted)])
+    assert len(caplog.records) == 2

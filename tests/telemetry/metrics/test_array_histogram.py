@@ -1,0 +1,93 @@
+"""Values by the array: what is in which bucket, and which points there are."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from telemetry.metrics.array_histogram import LIFECYCLE_BOUNDARIES_SECONDS, MAX_POINTS, OTHER, Histogram
+
+
+def histogram(boundaries: tuple[float, ...] = (1.0, 2.0, 5.0)) -> Histogram:
+    return Histogram("kvdepot.test", "s", "A test.", ("instance_id", "model_name"), boundaries)
+
+
+def names(metric: Histogram) -> set[str]:
+    return {point.attributes[0] for point in metric.points()}
+
+
+def test_a_boundary_belongs_to_the_bucket_below_it():
+    metric = histogram()
+    metric.observe(("a", "m"), np.array([0.0, 1.0, 1.1, 2.0, 5.0, 5.1]))
+    (point,) = metric.points()
+    assert point.bucket_counts == (2, 2, 1, 1)
+    assert (point.count, point.sum, point.min, point.max) == (6, pytest.approx(14.2), 0.0, 5.1)
+
+
+@given(st.lists(st.lists(st.floats(0, 1e5))))
+def test_counts_add_up_over_all_observations(observations):
+    metric = histogram(LIFECYCLE_BOUNDARIES_SECONDS)
+    expected = [0] * (len(LIFECYCLE_BOUNDARIES_SECONDS) + 1)
+    for values in observations:
+        metric.observe(("a", "m"), np.array(values, dtype=np.float64))
+        for value in values:
+            expected[bisect_left(LIFECYCLE_BOUNDARIES_SECONDS, value)] += 1
+    flat = [value for values in observations for value in values]
+    points = metric.points()
+    assert len(points) == bool(flat)
+    for point in points:
+        assert list(point.bucket_counts) == expected
+        assert (point.count, point.min, point.max) == (len(flat), min(flat), max(flat))
+        assert point.sum == pytest.approx(sum(flat))
+
+
+def test_each_set_of_attributes_has_a_point_that_knows_since_when():
+    metric = histogram()
+    before = time.time_ns()
+    metric.observe(("a", "m"), np.array([1.0]))
+    metric.observe(("b", "m"), np.array([2.0, 3.0]))
+    points = {point.attributes: point for point in metric.points()}
+    assert {attributes: point.count for attributes, point in points.items()} == {("a", "m"): 1, ("b", "m"): 2}
+    assert all(before <= point.start_time_unix_nano <= time.time_ns() for point in points.values())
+
+
+def test_what_is_forgotten_stays_until_its_room_is_needed_and_goes_oldest_first():
+    metric = histogram()
+    room = MAX_POINTS - 1  # one is for the others
+    for i in range(room):
+        metric.observe((f"i{i}", "m"), np.array([1.0]))
+    for forgotten in ("i5", "i3", "i4"):
+        metric.forget((forgotten, "m"))
+    assert len(names(metric)) == room
+    metric.observe(("i5", "m"), np.array([1.0]))  # it is back
+    metric.observe(("new", "m"), np.array([1.0]))
+    assert names(metric) == {f"i{i}" for i in range(room)} - {"i3"} | {"new"}
+
+
+def test_with_no_room_left_values_are_counted_under_other():
+    metric = histogram()
+    for i in range(MAX_POINTS + 10):
+        metric.observe((f"i{i}", "m"), np.array([1.0]))
+    points = {point.attributes: point.count for point in metric.points()}
+    assert len(points) == MAX_POINTS
+    assert points[OTHER, OTHER] == 11
+    metric.forget(("never seen", "m"))
+    metric.observe(("never seen", "m"), np.array([1.0]))
+    assert {point.attributes: point.count for point in metric.points()}[OTHER, OTHER] == 12
+
+
+def test_boundaries_that_do_not_ascend_are_refused():
+    with pytest.raises(ValueError, match="ascend"):
+        histogram((1.0, 1.0))
+
+
+def test_lifecycle_boundaries_reach_from_a_millisecond_to_hours_two_or_three_a_decade():
+    assert LIFECYCLE_BOUNDARIES_SECONDS[0] == 0.001
+    assert LIFECYCLE_BOUNDARIES_SECONDS[-1] >= 8 * 3_600
+    ratios = np.divide(LIFECYCLE_BOUNDARIES_SECONDS[1:], LIFECYCLE_BOUNDARIES_SECONDS[:-1])
+    assert ratios.max() <= 3.0

@@ -1,0 +1,16 @@
+"""Every generated file is what its generator makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.generate.__main__ import FILES
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_fresh(name: str) -> None:
+    assert (REPOSITORY / name).read_text() == FILES[name](), "run `make docs`"

@@ -1,0 +1,494 @@
+"""What the dashboard shows, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from grafana_foundation_sdk.builders import heatmap, stat, timeseries
+
+from tools.generate.dashboard.panels import areas, figure, heat, lines
+from tools.generate.dashboard.queries import increase, or_zero, quantile, rate, share, total
+
+Panel = stat.Panel | timeseries.Panel | heatmap.Panel
+
+_CALLS = 'rpc_server_call_duration_seconds_count{DEPOT, rpc_method=~"kvdepot.+"}'
+_FAILED = _CALLS.replace("}", ', rpc_response_status_code=~"INTERNAL|UNKNOWN|DATA_LOSS|DEADLINE_EXCEEDED"}')
+_NOT_OK = _CALLS.replace("}", ', rpc_response_status_code!="OK"}')
+_CALL_BUCKET = _CALLS.replace("_count", "_bucket")
+_LOOKUP_BUCKET = 'rpc_server_call_duration_seconds_bucket{DEPOT, rpc_method="kvdepot.v1.CacheService/Lookup"}'
+_LOOKED_UP = "kvdepot_lookup_tokens_total{MODEL}"
+_MATCHED = "kvdepot_lookup_matched_tokens_total{MODEL}"
+_MISSED = "kvdepot_lookup_missed_tokens_total{MODEL}"
+_RETRIEVED = "kvdepot_retrieve_tokens_total{MODEL}"
+_STORED = "kvdepot_l1_chunks_stored_total{MODEL}"
+_REFUSED_CALLS = "kvdepot_rpcs_refused_total{DEPOT}"
+_REFUSED_ATTACHES = 'kvdepot_rpcs_refused_total{DEPOT, rpc_method="kvdepot.v1.CacheService/AttachInstance"}'
+_REFUSED_STORES = 'kvdepot_rpcs_refused_total{DEPOT, rpc_method=~"kvdepot[.]v1[.]CacheService/Store(Inline)?"}'
+_REFUSED = "kvdepot_l1_chunks_refused_total{DEPOT}"
+_STORED_AGAIN = 'kvdepot_l1_chunk_reuse_after_evict_seconds_bucket{{MODEL, le=~"{}([.]0)?"}}'
+_TRANSFERRED = "kvdepot_transfer_io_bytes_total{DEPOT}"
+_TRANSFER = "kvdepot_transfer_duration_seconds_{}{{DEPOT}}"
+_STEP = "kvdepot_transfer_step_duration_seconds_{}{{DEPOT}}"
+_LAG_BUCKET = "kvdepot_event_loop_lag_seconds_bucket{DEPOT}"
+_DROPPED = "kvdepot_events_dropped_total{DEPOT}"
+
+_OVERVIEW = (
+    figure("Depots", "Depots that Prometheus sees.", "short", "count(kvdepot_l1_capacity_bytes{DEPOT})"),
+    figure(
+        "Hit ratio",
+        "Share of the tokens that were looked up and found. What is normal is a matter of the traffic.",
+        "percentunit",
+        share(rate(_MATCHED), rate(_LOOKED_UP)),
+    ),
+    figure(
+        "Tokens saved",
+        "Tokens that were retrieved instead of prefilled, each second, counted for every rank.",
+        "short",
+        rate(_RETRIEVED),
+    ),
+    figure(
+        "L1 fill",
+        "Share of L1 that chunks are in. A full L1 is well: what was not used for longest leaves when room is needed.",
+        "percentunit",
+        share(total("kvdepot_l1_used_bytes{DEPOT}"), total("kvdepot_l1_capacity_bytes{DEPOT}")),
+    ),
+    figure(
+        "Chunks refused",
+        "Share of the chunks that were to be stored and found no slot.",
+        "percentunit",
+        share(rate(_REFUSED), f"({rate(_REFUSED)} + {rate(_STORED)})"),
+        *(0.001, 0.01),
+    ),
+    figure(
+        "Lookup, p99",
+        "99 of 100 lookups are answered within this time. It stands before the first token of each request.",
+        "s",
+        quantile(0.99, _LOOKUP_BUCKET),
+        *(0.025, 0.1),
+    ),
+    figure(
+        "Calls failed",
+        "Share of the calls that ended with INTERNAL, UNKNOWN, DATA_LOSS or DEADLINE_EXCEEDED.",
+        "percentunit",
+        share(or_zero(rate(_FAILED)), rate(_CALLS)),
+        *(0.001, 0.01),
+    ),
+    figure(
+        "Events dropped",
+        "Each second. What is counted from events lacks them.",
+        "short",
+        or_zero(rate(_DROPPED)),
+        *(0.1, 100),
+    ),
+)
+_HITS = (
+    areas(
+        "Tokens looked up",
+        "What was found, by tier, and what was not, by why the match is not longer. Evicted: L1 was too small for it. "
+        "Never stored: a new prompt. Rank missing: a rank is not attached, or did not store what the others did.",
+        "short",
+        {"hit: {{tier}}": rate(_MATCHED, "tier"), "miss: {{reason}}": rate(_MISSED, "reason")},
+    ),
+    lines(
+        "Hit ratio by model",
+        "Share of the tokens that were looked up and found.",
+        "percentunit",
+        {"{{model_name}}": share(rate(_MATCHED, "model_name"), rate(_LOOKED_UP, "model_name"))},
+    ),
+    areas(
+        "Tokens saved",
+        "Tokens that were retrieved instead of prefilled, each second, counted for every rank.",
+        "short",
+        {"{{model_name}} {{tier}}": rate(_RETRIEVED, "model_name", "tier")},
+    ),
+    areas(
+        "Tokens that came to be stored",
+        "Resident: L1 had them. Refused: no slot could be freed in time. Tail: less than a chunk, never stored.",
+        "short",
+        {"{{result}}": rate("kvdepot_store_tokens_total{MODEL}", "result")},
+    ),
+    lines(
+        "Operations",
+        "Lookups, stores and retrieves that ended, by how.",
+        "ops",
+        {"{{operation}} {{outcome}}": rate("kvdepot_operations_total{MODEL}", "operation", "outcome")},
+    ),
+    lines(
+        "Operations, p99",
+        "From a valid request to its answer, with waits for chunks that are being stored and for the engine's event.",
+        "s",
+        {"{{operation}}": quantile(0.99, "kvdepot_operation_duration_seconds_bucket{MODEL}", "operation")},
+    ),
+)
+_TRANSFERS = (
+    areas(
+        "Bytes moved",
+        "Between the engines' blocks and chunks. Store: out of the blocks; retrieve: into them.",
+        "Bps",
+        {"{{direction}} {{backend}}": rate(_TRANSFERRED, "direction", "backend")},
+    ),
+    heat(
+        "Throughput of a transfer",
+        "Bytes of a transfer by its duration, waits included. Small transfers are slower than long ones.",
+        "Bps",
+        "kvdepot_transfer_throughput_bytes_per_second_bucket{DEPOT}",
+    ),
+    lines(
+        "Throughput while something moves",
+        "All bytes by the time of all transfers. Below 1 GB/s a retrieve may take as long as a prefill.",
+        "Bps",
+        {
+            "{{direction}} {{backend}}": share(
+                rate(_TRANSFERRED, "direction", "backend"),
+                rate(_TRANSFER.format("sum").replace("}", ', outcome="ok"}'), "direction", "backend"),
+            )
+        },
+    ),
+    lines(
+        "Duration of a transfer",
+        "Waits included.",
+        "s",
+        {
+            "p50 {{direction}}": quantile(0.5, _TRANSFER.format("bucket"), "direction"),
+            "p99 {{direction}}": quantile(0.99, _TRANSFER.format("bucket"), "direction"),
+        },
+    ),
+    lines(
+        "What a transfer's time goes into",
+        "On average. Wait: for a thread, a stream or the engine. Gather, scatter: between blocks and staging. Copy: to "
+        "or from L1. Steps overlap where they can.",
+        "s",
+        {
+            "{{direction}} {{step}}": share(
+                rate(_STEP.format("sum"), "direction", "step"), rate(_STEP.format("count"), "direction", "step")
+            )
+        },
+    ),
+    lines(
+        "Transfers",
+        "Failed: the device or the engine's memory did. Cancelled: the call was, or its engine died.",
+        "ops",
+        {"{{direction}} {{outcome}}": rate(_TRANSFER.format("count"), "direction", "outcome")},
+    ),
+)
+_L1 = (
+    lines(
+        "L1",
+        "Populated: pages that are made. They are made in the background after the start, and stores are slow without.",
+        "bytes",
+        {
+            "used": total("kvdepot_l1_used_bytes{DEPOT}"),
+            "populated": total("kvdepot_l1_populated_bytes{DEPOT}"),
+            "capacity": total("kvdepot_l1_capacity_bytes{DEPOT}"),
+        },
+    ),
+    lines(
+        "Chunks that come and go",
+        "Evicted: for others. Refused: no slot could be freed in time.",
+        "ops",
+        {
+            "stored": rate(_STORED),
+            "evicted": rate("kvdepot_l1_chunks_evicted_total{DEPOT}"),
+            "refused": rate(_REFUSED),
+            "cleared": rate("kvdepot_l1_chunks_cleared_total{DEPOT}"),
+        },
+    ),
+    lines(
+        "Chunks",
+        "Protected: leased, read or written. When nearly all are, stores are refused.",
+        "short",
+        {
+            "resident": total("kvdepot_l1_chunks_resident{DEPOT}"),
+            "protected": total("kvdepot_l1_chunks_protected{DEPOT}"),
+        },
+    ),
+    lines(
+        "Stored again soon after eviction",
+        "Share of the chunks that were stored and had been in L1 not long before. Where much comes back within "
+        "minutes, L1 is too small.",
+        "percentunit",
+        {
+            f"within {label}": share(increase(_STORED_AGAIN.format(end)), increase(_STORED))
+            for label, end in (("1 min", 60), ("5 min", 300), ("1 h", 3600))
+        },
+        limit=0.2,
+    ),
+    heat(
+        "From eviction to being stored again",
+        "Short times say that L1 is too small.",
+        "s",
+        "kvdepot_l1_chunk_reuse_after_evict_seconds_bucket{MODEL}",
+    ),
+    heat(
+        "Unused before a lookup leased it again",
+        "L1 must keep chunks for as long as this if they are to be found.",
+        "s",
+        "kvdepot_l1_chunk_reuse_gap_seconds_bucket{MODEL}",
+    ),
+    heat(
+        "Unused before eviction",
+        "How long L1 does keep chunks.",
+        "s",
+        "kvdepot_l1_chunk_idle_before_evict_seconds_bucket{MODEL}",
+    ),
+    heat("Life of a chunk", "From store to eviction.", "s", "kvdepot_l1_chunk_lifetime_seconds_bucket{MODEL}"),
+    lines(
+        "Slots",
+        "L1 is cut into slots as models come. A free slot is for chunks of its size, until its whole extent is free.",
+        "short",
+        {"{{state}}": total("kvdepot_l1_slots{DEPOT}", "state")},
+    ),
+)
+_L0 = (
+    heat(
+        "Life of a block",
+        "From the allocation of a block to the loss of its contents, of the share of blocks that is sampled.",
+        "s",
+        "kvdepot_l0_block_lifetime_seconds_bucket{MODEL}",
+    ),
+    heat(
+        "Unused before eviction",
+        "From the release of a block by its last session to the loss of its contents. Where it is seconds, the "
+        "engine's own prefix cache forgets before the next turn comes, and L1 does its work.",
+        "s",
+        "kvdepot_l0_block_idle_before_evict_seconds_bucket{MODEL}",
+    ),
+    heat(
+        "Unused before reuse",
+        "From the last access of a block to its reuse, once released.",
+        "s",
+        "kvdepot_l0_block_reuse_gap_seconds_bucket{MODEL}",
+    ),
+    areas(
+        "Blocks",
+        "Of those reported. Owned: by a live session. Released: with contents that the next session could use again.",
+        "short",
+        {"{{state}}": total("kvdepot_l0_blocks{MODEL}", "state")},
+    ),
+    lines(
+        "What happens to blocks",
+        "Reuses and shares are hits of the engine's own prefix cache.",
+        "ops",
+        {
+            what: rate(f"kvdepot_l0_block_{what}_total{{MODEL}}")
+            for what in ("allocations", "evictions", "reuses", "shares")
+        },
+    ),
+    lines(
+        "Evictions by engine",
+        "Blocks whose contents were given up.",
+        "ops",
+        {"{{instance_id}}": rate("kvdepot_l0_block_evictions_total{MODEL}", "instance_id")},
+    ),
+)
+_WHO = (
+    lines(
+        "Attached",
+        "An instance is an engine's scheduler; each of its ranks attaches by itself.",
+        "short",
+        {
+            "ranks": total("kvdepot_attachments_live{DEPOT}"),
+            "instances": total("kvdepot_instances_live{DEPOT}"),
+        },
+    ),
+    lines(
+        "Attachments that begin and end",
+        "Lost: with work left, as when the engine died. Failed: its device did. Drained: the depot shut down.",
+        "ops",
+        {
+            "begin": rate("kvdepot_attachments_started_total{MODEL}"),
+            "end: {{reason}}": rate("kvdepot_attachments_ended_total{MODEL}", "reason"),
+        },
+    ),
+    lines(
+        "Engines' memory that is mapped",
+        "Where the depot touched it first, it is charged to the depot's cgroup.",
+        "bytes",
+        {"{{instance}}": total("kvdepot_attachments_mapped_bytes{DEPOT}", "instance")},
+    ),
+    lines(
+        "Sessions",
+        "Requests that live in the engines, as far as the depot was told.",
+        "short",
+        {"live": total("kvdepot_sessions_live{DEPOT}")},
+    ),
+    lines(
+        "Sessions that begin and end",
+        "Idle: nothing came for session_idle_timeout; the engine did not end it.",
+        "ops",
+        {
+            "begin": rate("kvdepot_sessions_started_total{MODEL}"),
+            "end: {{reason}}": rate("kvdepot_sessions_ended_total{MODEL}", "reason"),
+        },
+    ),
+    lines(
+        "Leases",
+        "Expired: not given back in time. What is leased can't be evicted.",
+        "short",
+        {
+            "live": total("kvdepot_leases_live{DEPOT}"),
+            "granted each second": rate("kvdepot_leases_granted_total{DEPOT}"),
+            "{{reason}} each second": rate("kvdepot_leases_ended_total{DEPOT}", "reason"),
+        },
+    ),
+)
+_RPCS = (
+    lines(
+        "Calls",
+        "AttachInstance and WatchEvents, which stay open, are left out.",
+        "reqps",
+        {"{{rpc_method}}": rate(_CALLS, "rpc_method")},
+    ),
+    lines(
+        "Calls that do not end with OK",
+        "NOT_FOUND and FAILED_PRECONDITION are the client's, UNAVAILABLE is a drain, RESOURCE_EXHAUSTED a limit.",
+        "reqps",
+        {"{{rpc_response_status_code}}": rate(_NOT_OK, "rpc_response_status_code")},
+    ),
+    lines(
+        "Calls, p99",
+        "In the server. A store and a retrieve contain their transfer.",
+        "s",
+        {"{{rpc_method}}": quantile(0.99, _CALL_BUCKET, "rpc_method")},
+    ),
+    lines(
+        "Calls refused",
+        "All of them, by the reason that the error tells; health checks and reflection, too.",
+        "reqps",
+        {"{{rpc_method}} {{reason}}": rate(_REFUSED_CALLS, "rpc_method", "reason")},
+    ),
+    lines(
+        "Attaches refused",
+        "These engines run without the cache. The log's CallRefused tells which, and why.",
+        "reqps",
+        {"{{instance}} {{reason}}": rate(_REFUSED_ATTACHES, "instance", "reason")},
+    ),
+    lines(
+        "Stores refused",
+        "As a whole; chunks that find no slot are in the row of L1. The log's CallRefused tells whose, and why.",
+        "reqps",
+        {"{{instance}} {{reason}}": rate(_REFUSED_STORES, "instance", "reason")},
+    ),
+    heat("Lookup", "In the server.", "s", _LOOKUP_BUCKET),
+    lines(
+        "Calls that run",
+        "Calls beyond max_concurrent_rpcs are refused; streams are attachments and event feeds.",
+        "short",
+        {"{{kind}}": total("kvdepot_rpcs_running{DEPOT}", "kind")},
+    ),
+    lines(
+        "Event loop lag",
+        "How late the loop is that all calls share.",
+        "s",
+        {f"p{int(q * 100)} {{{{instance}}}}": quantile(q, _LAG_BUCKET, "instance") for q in (0.5, 0.99)},
+        limit=0.1,
+    ),
+)
+_EVENTS = (
+    lines(
+        "Events",
+        "Dropped: too many waited. Calls are never slowed down by events.",
+        "ops",
+        {
+            "published": rate("kvdepot_events_published_total{DEPOT}"),
+            "delivered": rate("kvdepot_events_delivered_total{DEPOT}"),
+            "dropped: {{event_type}}": rate(_DROPPED, "event_type"),
+        },
+    ),
+    lines(
+        "Event queue",
+        "Share of the places that are taken. Events that come when all are, are dropped.",
+        "percentunit",
+        {
+            "{{instance}}": share(
+                total("kvdepot_event_queue_depth{DEPOT}", "instance"),
+                total("kvdepot_event_queue_capacity{DEPOT}", "instance"),
+            )
+        },
+        limit=0.8,
+    ),
+    lines(
+        "Errors of subscribers, and malformed block reports",
+        "Batches of events that a subscriber failed to take; records of an engine that could not be followed.",
+        "ops",
+        {
+            "{{subscriber}}": rate("kvdepot_subscriber_errors_total{DEPOT}", "subscriber"),
+            "malformed records": rate("kvdepot_l0_records_malformed_total{DEPOT}"),
+        },
+    ),
+)
+_TENANTS = (
+    lines(
+        "Operations of tenants",
+        "There are such figures where the depot has a file of tenants.",
+        "ops",
+        {"{{tenant}} {{operation}}": rate("kvdepot_tenant_operations_total{DEPOT}", "tenant", "operation")},
+    ),
+    areas(
+        "Bytes that tenants move",
+        "Stored and retrieved.",
+        "Bps",
+        {"{{tenant}} {{operation}}": rate("kvdepot_tenant_io_bytes_total{DEPOT}", "tenant", "operation")},
+    ),
+    areas(
+        "L1 of tenants",
+        "Bytes of the slots that a tenant's chunks are in.",
+        "bytes",
+        {"{{tenant}}": total("kvdepot_tenant_l1_used_bytes{DEPOT}", "tenant")},
+    ),
+    lines(
+        "Calls of tenants that run",
+        "Calls beyond a tenant's limit are refused.",
+        "short",
+        {
+            "{{tenant}} {{kind}}": total("kvdepot_tenant_rpcs_running{DEPOT}", "tenant", "kind"),
+            "{{tenant}} {{reason}} each second": rate("kvdepot_tenant_rpcs_refused_total{DEPOT}", "tenant", "reason"),
+        },
+    ),
+    lines(
+        "Calls denied",
+        "To callers without credentials, with wrong ones, or for what is not theirs.",
+        "reqps",
+        {"{{tenant}} {{reason}}": rate("kvdepot_access_denied_total{DEPOT}", "tenant", "reason")},
+    ),
+    lines(
+        "Time left on the certificate",
+        "New files are used without a restart.",
+        "s",
+        {"{{instance}}": "min by (instance) (kvdepot_tls_certificate_time_left_seconds{DEPOT})"},
+    ),
+)
+_PROCESS = (
+    lines(
+        "CPU",
+        "In cores. The event loop takes one at most, the threads that move bytes transfer_threads in each direction.",
+        "short",
+        {"{{instance}} {{cpu_mode}}": rate("process_cpu_time_seconds_total{DEPOT}", "instance", "cpu_mode")},
+    ),
+    lines(
+        "Memory",
+        "Resident, with L1 and the engines' memory that is mapped.",
+        "bytes",
+        {"{{instance}}": total("process_memory_usage_bytes{DEPOT}", "instance")},
+    ),
+    lines(
+        "Uptime",
+        "A step down is a start: L1 was empty then.",
+        "s",
+        {"{{instance}}": total("process_uptime_seconds{DEPOT}", "instance")},
+    ),
+)
+
+ROWS: Mapping[str, Sequence[Panel]] = {
+    "Overview": _OVERVIEW,
+    "Hits and misses": _HITS,
+    "Transfers between blocks and chunks": _TRANSFERS,
+    "L1: the depot's chunks": _L1,
+    "L0: the engines' blocks": _L0,
+    "Attachments, sessions, leases": _WHO,
+    "Calls": _RPCS,
+    "Tenants, and who may call": _TENANTS,
+    "Event bus": _EVENTS,
+    "Process": _PROCESS,
+}
+"""Panels by the title of their row."""
