@@ -1,1 +1,1 @@
-"""TODO."""
+"""The host backend: blocks and chunks in this machine's memory, copied by threads."""

@@ -1,1 +1,1 @@
-"""Who calls, what they may do, how much of the depot they may take, and who was refused."""
+"""Authentication and authorisation: tenants, tokens, certificates, quotas and the audit."""

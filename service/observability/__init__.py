@@ -1,1 +1,1 @@
-"""What watches the depot: subscribers as the settings ask for them, gauges, calls, the session log."""
+"""Subscribers, gauges and logs of the server, as the settings ask for them."""

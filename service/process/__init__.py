@@ -1,1 +1,1 @@
-"""TODO."""
+"""What the server sets up for its own process: garbage collection, the heap, and the forced exit."""

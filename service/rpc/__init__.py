@@ -1,1 +1,1 @@
-"""gRPC servicers: the only part of the server that sees protobuf."""
+"""The wire: servicers, decoding, encoding and interceptors. The only part of the server that sees protobuf."""

@@ -1,1 +1,1 @@
-"""The lives of blocks and chunks: how long they stay, how long unused, how soon they are wanted again."""
+"""The lifecycle of the engines' blocks (L0), from the engines' reports."""

@@ -1,1 +1,1 @@
-"""How log lines are written, and how a storm of them is held back."""
+"""Events as log lines, and output that never blocks."""

@@ -1,1 +1,1 @@
-"""What is measured, where the figures are kept, and how they are exported."""
+"""Metrics: definitions, instruments, snapshots, and their export to Prometheus and OTLP."""

@@ -1,1 +1,1 @@
-"""Spans: how they are made of events, and where they are sent."""
+"""Events as spans, and their export."""

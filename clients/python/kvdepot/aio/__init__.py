@@ -1,1 +1,1 @@
-"""TODO."""
+"""The asynchronous client."""

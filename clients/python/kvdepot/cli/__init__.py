@@ -1,1 +1,1 @@
-"""The subcommands of ``python -m service``."""
+"""Commands that speak to a depot."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The engine-neutral parts of a connector: the connection to the depot, lookups, commands, reports."""
