@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.access.audit import Audit
+from service.access.audit import Audit, Publisher
 from service.access.certificates import BadCertificate, Certificate, read_certificate
 from service.access.credentials import Authenticator, Caller, Context
-from service.access.reload import Publisher, ReloadedFiles
+from service.access.reload import ReloadedFiles
 from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
