@@ -91,18 +91,10 @@ def _tcp(shown: str, host: str, port: int, is_depot: Callable[[str], bool]) -> A
             probe.listen()
     except OSError as error:
         if port and error.errno == errno.EADDRINUSE:
-            holder = Holder.DEPOT if is_depot(_connectable(shown)) else Holder.OTHER
+            holder = Holder.DEPOT if is_depot(shown) else Holder.OTHER
             return AddressFacts(address=shown, holder=holder)
         return AddressFacts(address=shown, holder=Holder.NONE, bind_error=error.strerror or str(error))
     return AddressFacts(address=shown, holder=Holder.NONE)
-
-
-def _connectable(address: str) -> str:
-    """Return an address that clients can connect to: a wildcard address becomes the loopback address."""
-    for wildcard, loopback in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):
-        if address.startswith(wildcard):
-            return loopback + address.removeprefix(wildcard)
-    return address
 
 
 def _is_depot(address: str) -> bool:

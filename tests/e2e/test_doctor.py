@@ -437,12 +437,13 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
         tcp = f"127.0.0.1:{free.getsockname()[1]}"
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = str(free.getsockname()[1])
-    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, "--prometheus-port", metrics_port)
-    result = doctor("--listen", unix, "--listen", tcp, "--prometheus-port", metrics_port, "--json")
+    metrics = ("--prometheus-host", "0.0.0.0", "--prometheus-port", metrics_port)
+    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, *metrics)
+    result = doctor("--listen", unix, "--listen", tcp, *metrics, "--json")
     findings = findings_of(result)
     assert result.exit_code == 0, result.output
     assert {findings[f"listen on {address}"]["what"] for address in (unix, tcp)} == {"a depot serves there"}
-    assert findings["metrics"]["what"] == f"127.0.0.1:{metrics_port} is served by a depot"
+    assert findings["metrics"]["what"] == f"0.0.0.0:{metrics_port} is served by a depot"
     assert findings["memory for L1"]["status"] == "not applicable"
 
 
