@@ -1,4 +1,4 @@
-"""Variables of the environment that look like settings and are none."""
+"""Finds environment variables that look like misspelt settings."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from difflib import get_close_matches
 from service.settings import Settings
 
 PREFIX = "KVDEPOT_"
-OTHERS = ("CONFIG", "ADDRESS")  # of commands and of engines, as are those that begin with CLIENT_
-LIKENESS = 0.8  # from 0 to 1, as difflib counts it
+NO_SETTINGS = ("CONFIG", "ADDRESS")  # variables of commands and engines, as are all that begin with CLIENT_
+SIMILARITY = 0.8  # difflib's ratio, from 0 to 1
 
-# What Kubernetes sets in each pod for a Service whose name begins with kvdepot.
+# Kubernetes sets these variables in each pod for a Service whose name begins with kvdepot.
 _SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
 
 def misspelt(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Each variable that is no setting, with that of the setting which is probably meant.
+    """Yield each variable that is similar to a setting, with the variable that is probably meant.
 
-    Variables that are like no setting are somebody else's, and so are those of Kubernetes for a Service.
+    Variables that Kubernetes sets for a Service are left out.
     """
     settings = [name.upper() for name in Settings.model_fields]
-    known = {*settings, *OTHERS}
+    known = {*settings, *NO_SETTINGS}
     for variable, value in environment.items():
         name = variable.upper().removeprefix(PREFIX)
         if not variable.upper().startswith(PREFIX) or name in known or name.startswith("CLIENT_"):
             continue
         if _SERVICE_LINK.fullmatch(name) or _SERVICE_LINK_VALUE.fullmatch(value):
             continue
-        for setting in get_close_matches(name, settings, n=1, cutoff=LIKENESS):
+        for setting in get_close_matches(name, settings, n=1, cutoff=SIMILARITY):
             yield variable, PREFIX + setting

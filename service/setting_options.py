@@ -1,4 +1,4 @@
-"""The settings as options of a command: a flag for each, and --config for a file of them."""
+"""The settings as options of a command: one flag for each setting, and --config for a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPEATABLE = ("listen", "subscriber")
 
 
 def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command, which takes them by keyword, an option for each setting, before those of its own."""
+    """Give a command an option for each setting, in front of its own options. It gets them as keyword arguments."""
     own = [
         each
         for each in inspect.signature(command, eval_str=True).parameters.values()
@@ -26,7 +26,7 @@ def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load_given(given: Mapping[str, Any]) -> Settings:
-    """The settings that a command was called with, and where they come from else. Raises: BadSettings."""
+    """Build the settings from the options of a command, the environment and the file. Raises: BadSettings."""
     flags = {name: value for name, value in given.items() if name != "config" and value is not None and value != []}
     return load(flags, given.get("config"))
 

@@ -1,4 +1,4 @@
-"""Every setting of the server: from flags, KVDEPOT_… variables and a YAML file, in this order of precedence."""
+"""Every setting of the server. Flags override KVDEPOT_… variables, and these override a YAML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _split(value: object) -> object:
 
 
 def _one_or_list(value: object) -> object:
-    """A variable holds one text, or a JSON array of texts: these have commas in them."""
+    """Split a variable: it holds one text, or a JSON array of texts, because the texts contain commas."""
     if not isinstance(value, str):
         return value
     if not value.startswith("["):
@@ -39,7 +39,7 @@ def _one_or_list(value: object) -> object:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"what begins with [ is not a JSON array: {error}") from error
+        raise ValueError(f"a value that begins with [ has to be a JSON array: {error}") from error
 
 
 CUDA = CudaSettings()
@@ -52,14 +52,14 @@ Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class LogFormat(StrEnum):
-    """What a log line looks like."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class LogLevel(StrEnum):
-    """How much is logged."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -71,91 +71,99 @@ YEAR_SECONDS = 366 * 86_400.0
 
 
 class BadSettings(Exception):
-    """The settings contradict themselves or what is known; the message tells each fault on a line."""
+    """The settings are wrong. The message has a line for each fault."""
 
 
 class Settings(BaseSettings):
-    """Frozen; built once, in `__main__`."""
+    """All settings, frozen. `__main__` builds them once."""
 
     model_config = SettingsConfigDict(env_prefix="KVDEPOT_", frozen=True, extra="forbid")
 
-    listen: Texts = Field(("127.0.0.1:50051",), description="where to serve, HOST:PORT or unix:PATH; repeatable")
-    unix_socket_mode: str = Field("600", description="permissions of the unix sockets, octal")
+    listen: Texts = Field(("127.0.0.1:50051",), description="address to serve on, HOST:PORT or unix:PATH; repeatable")
+    unix_socket_mode: str = Field("600", description="permissions of the unix sockets, in octal")
     unix_socket_owner: str = Field(
         "",
-        description="whose the unix sockets are, USER, USER:GROUP or :GROUP, as names or numbers; empty: the depot's",
+        description="owner of the unix sockets, USER, USER:GROUP or :GROUP, names or numbers; empty: the depot's user",
     )
-    tls_cert: str = Field("", description="PEM file of the server's certificate and its chain: TCP is served with TLS")
+    tls_cert: str = Field("", description="PEM file of the server's certificate and its chain; turns on TLS for TCP")
     tls_key: str = Field("", description="PEM file of the certificate's private key")
     tls_client_ca: str = Field(
-        "", description="PEM file of the authorities that sign clients' certificates: over TCP each client needs one"
+        "",
+        description="PEM file of the authorities that sign clients' certificates; then every TCP client needs one",
     )
     tenants: str = Field(
-        "", description="YAML or JSON file that says who may call; empty: everybody who can connect, as one tenant"
+        "", description="YAML or JSON file of the tenants that may call; empty: every client is the same tenant"
     )
     tokens_over_plain_tcp: bool = Field(
-        False, description="take bearer tokens from other machines over TCP without TLS, where anybody can read them"
+        False,
+        description="accept bearer tokens from other machines over TCP without TLS, where others can read them",
     )
-    open_reflection: bool = Field(False, description="describe the API to callers that are not authenticated, too")
-    l1_size: Size = Field(4 << 30, description="host memory for chunks, such as 8GiB")
-    l1_huge_pages: HugePages = Field(HugePages.TRANSPARENT, description="pages of L1: none, transparent or reserved")
+    open_reflection: bool = Field(False, description="also serve reflection to unauthenticated callers")
+    l1_size: Size = Field(4 << 30, ge=4096, description="host memory for chunks, such as 8GiB")
+    l1_huge_pages: HugePages = Field(
+        HugePages.TRANSPARENT, description="huge pages of L1: none, transparent or reserved"
+    )
     chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
-    transfer_threads: int = Field(2, ge=1, le=256, description="threads that move bytes, for each direction")
+    transfer_threads: int = Field(2, ge=1, le=256, description="threads that copy, for each direction")
     cuda_staging_size: Size = Field(
-        CUDA.staging_bytes, ge=1 << 20, le=1 << 30, description="bytes of one staging buffer on a GPU"
+        CUDA.staging_bytes, ge=1 << 20, le=1 << 30, description="size of one staging buffer on a GPU"
     )
     cuda_staging_slots: int = Field(
-        CUDA.staging_slots, ge=2, le=64, description="staging buffers of an attachment, in each direction"
+        CUDA.staging_slots, ge=2, le=64, description="staging buffers of an attachment, for each direction"
     )
-    cuda_max_ctas: int = Field(CUDA.max_ctas, ge=1, le=1024, description="the most CTAs of a GPU that a copy takes")
-    cuda_over_tcp: bool = Field(False, description="take CUDA handles from clients that came over TCP")
+    cuda_max_ctas: int = Field(CUDA.max_ctas, ge=1, le=1024, description="most CTAs of a GPU that a copy uses")
+    cuda_over_tcp: bool = Field(False, description="accept CUDA handles over TCP")
     lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS, description="how long a lease protects chunks, such as 60s")
     session_idle_timeout: Seconds = Field(
-        600.0, gt=0, le=YEAR_SECONDS, description="when a session that does nothing is ended"
+        600.0, gt=0, le=YEAR_SECONDS, description="how long a session may be idle before it ends"
     )
     max_wait: Seconds = Field(
-        30.0, gt=0, le=YEAR_SECONDS, description="the longest a call waits for another call or for its client"
+        30.0, gt=0, le=YEAR_SECONDS, description="longest time that a call waits for another call or for its client"
     )
     drain_timeout: Seconds = Field(
-        20.0, ge=0, le=YEAR_SECONDS, description="how long calls may take to finish at shutdown"
+        20.0, ge=0, le=YEAR_SECONDS, description="how long running calls may take to end at shutdown"
     )
-    max_concurrent_rpcs: int = Field(1024, ge=1, description="calls that run at once; more are refused")
-    max_attachments: int = Field(1024, ge=1, description="attachments and event feeds that are open at once")
+    max_concurrent_rpcs: int = Field(1024, ge=1, description="most calls that run at a time; more are refused")
+    max_attachments: int = Field(1024, ge=1, description="most attachments and event feeds that are open at a time")
     tenant_max_concurrent_rpcs: int = Field(
-        256, ge=1, description="calls of one tenant that run at once, where the tenants file does not say otherwise"
+        256, ge=1, description="most running calls of one tenant, unless the file of tenants says otherwise"
     )
     tenant_max_attachments: int = Field(
-        256, ge=1, description="attachments and event feeds of one tenant, where the file does not say otherwise"
+        256,
+        ge=1,
+        description="most attachments and event feeds of one tenant, unless the file of tenants says otherwise",
     )
     tenant_max_bytes_in_flight: Size = Field(
-        4 << 30, ge=1, description="bytes that move for one tenant at once, where the file does not say otherwise"
+        4 << 30, ge=1, description="most bytes in flight of one tenant, unless the file of tenants says otherwise"
     )
-    max_message_size: Size = Field(16 << 20, ge=2 << 20, le=1 << 30, description="the largest message that is taken")
-    disable_observability: bool = Field(False, description="publish no events at all")
+    max_message_size: Size = Field(
+        16 << 20, ge=2 << 20, le=1 << 30, description="largest message that the server accepts"
+    )
+    disable_observability: bool = Field(False, description="publish no events: no logs of events, no metrics, no spans")
     disable_logging: bool = Field(False, description="log no events")
     event_queue_size: int = Field(
-        10_000, ge=1, le=10_000_000, description="events that wait at most; more are dropped and counted"
+        10_000, ge=1, le=10_000_000, description="most events that wait in the queue; more are dropped and counted"
     )
     subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_list)] = Field(
         (),
-        description="hand every event to a subscriber of one's own too: package.module:factory, found as Python finds"
-        ' modules, or package.module:factory={"name": value}, which gives the factory arguments; repeatable',
+        description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
+        ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',
     )
     l0_sample_rate: float = Field(
-        0.01, ge=0, le=1, description="share of the engines' blocks whose lifetimes are measured"
+        0.01, ge=0, le=1, description="share of the engines' blocks whose lifecycle is measured"
     )
-    disable_metrics: bool = Field(False, description="measure nothing")
+    disable_metrics: bool = Field(False, description="provide no metrics")
     prometheus_host: str = Field(
-        "127.0.0.1", pattern=r"^[^\s]+$", description="the address on which metrics are served for Prometheus"
+        "127.0.0.1", pattern=r"^[^\s]+$", description="address of the metrics page for Prometheus"
     )
-    prometheus_port: int = Field(9464, ge=0, le=65535, description="the port on which metrics are served; 0: any")
+    prometheus_port: int = Field(9464, ge=0, le=65535, description="port of the metrics page; 0: any free port")
     otlp_endpoint: str = Field(
-        "", description="send telemetry here over OTLP, such as http://localhost:4317, and serve none for Prometheus"
+        "", description="collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"
     )
-    enable_tracing: bool = Field(False, description="make spans; needs otlp_endpoint or trace_console")
+    enable_tracing: bool = Field(False, description="record spans; needs otlp_endpoint or trace_console")
     trace_console: bool = Field(False, description="write spans to standard output")
-    log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
-    log_format: LogFormat = Field(LogFormat.TEXT, description="text for people, or json: an object a line")
+    log_level: LogLevel = Field(LogLevel.INFO, description="lowest level that is logged: debug, info, warning or error")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="text for people, or json: one object per line")
 
     @field_validator("unix_socket_mode")
     @classmethod
@@ -171,17 +179,6 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not USER, USER:GROUP or :GROUP")
         return value
 
-    @model_validator(mode="after")
-    def _tls_is_complete(self) -> Settings:
-        for name, needed in (
-            ("tls_cert", "tls_key"),
-            ("tls_key", "tls_cert"),
-            ("tls_client_ca", "tls_cert"),
-        ):
-            if getattr(self, name) and not getattr(self, needed):
-                raise ValueError(f"{name}: set {needed} too")
-        return self
-
     @field_validator("subscriber")
     @classmethod
     def _sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -196,26 +193,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an address such as http://localhost:4317")
         return value
 
-    @model_validator(mode="after")
-    def _spans_go_somewhere(self) -> Settings:
-        if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
-            raise ValueError("enable_tracing: spans go nowhere; set otlp_endpoint or trace_console too")
-        if self.trace_console and not self.enable_tracing:
-            raise ValueError("trace_console: nothing is traced; set enable_tracing too")
-        return self
-
-    @field_validator("l1_size")
-    @classmethod
-    def _not_empty(cls, value: int) -> int:
-        if value < 4096:
-            raise ValueError("an L1 of less than 4KiB holds nothing")
-        return value
-
     @field_validator("listen")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("there is nowhere to serve")
+            raise ValueError("there is no address")
         for address in value:
             host, _, rest = address.rpartition(":")
             is_port = rest.isdecimal() and int(rest) <= 65_535
@@ -223,13 +205,27 @@ class Settings(BaseSettings):
                 raise ValueError(f"{address!r} is neither HOST:PORT nor unix:PATH")
         return value
 
+    @model_validator(mode="after")
+    def _is_complete(self) -> Settings:
+        for name, needed in (
+            ("tls_cert", "tls_key"),
+            ("tls_key", "tls_cert"),
+            ("tls_client_ca", "tls_cert"),
+            ("trace_console", "enable_tracing"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"{name}: set {needed} too")
+        if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
+            raise ValueError("enable_tracing: spans have no destination; set otlp_endpoint or trace_console too")
+        return self
+
     def described(self) -> dict[str, str]:
-        """Every setting as text, for status and logs, but for the arguments of subscribers: they may be secrets."""
+        """Return every setting as text, for status and logs. Arguments of subscribers are left out: may be secrets."""
         return {name: _text(name, getattr(self, name)) for name in type(self).model_fields}
 
 
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """The settings from flags that were given, by field name, the environment, and a YAML file.
+    """Build the settings from flags (by field name), the environment, and a YAML file.
 
     Raises: BadSettings.
     """

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: 8GiB, 60s."""
+"""Parses and formats sizes and durations, such as 8GiB and 60s."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ _SIZES: dict[str, int | str] = {"": 1, "B": 1} | {
     for suffix, base in (("iB", 1024), ("i", 1024), ("B", 1000), ("", 1000))
 }
 _DURATIONS: dict[str, int | str] = {"": 1, "ms": "0.001", "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
-# What JSON schemas say of them; a little stricter about spaces and case than the parser.
+# Patterns for JSON schemas. They are a little stricter about spaces and case than the parser.
 SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?\s?([KMGTkmgt]i?[Bb]?|[Bb])?$"
 DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?\s?(ms|s|m|min|h|d)?$"
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes, from "8GiB", "500MB", "4096"; IEC units are powers of 1024, SI units of 1000. Raises: ValueError."""
+    """Return the bytes of "8GiB", "500MB" or "4096". IEC units are powers of 1024, SI units of 1000.
+
+    pydantic's ByteSize does not fit: it refuses "8Gi", and reads "1.GiB" as one byte.
+
+    Raises: ValueError.
+    """
     return int(_parse(str(text), _SIZES, "8GiB, 500MB or 4096"))
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds, from "60s", "5m", "250ms", "1.5". Raises: ValueError."""
+    """Return the seconds of "60s", "5m", "250ms" or "1.5". Raises: ValueError."""
     return float(_parse(str(text), _DURATIONS, "60s, 5m, 250ms or 1.5"))
 
 
 def format_size(num_bytes: int) -> str:
-    """The way `parse_size` reads it back, exactly."""
+    """Return a text that `parse_size` reads back exactly, in the largest unit that divides `num_bytes`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         factor = int(_SIZES[unit])
         if num_bytes and num_bytes % factor == 0:

@@ -1,4 +1,4 @@
-"""Who may call what: the settings' files, read and watched, and the rule that AdminService is for admins."""
+"""Access: authenticates and authorizes callers by the files of the settings, and watches these files."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.access.audit import Audit
+from service.access.audit import Audit, Publisher
 from service.access.certificates import BadCertificate, Certificate, read_certificate
-from service.access.credentials import Authentication, Caller, Context
-from service.access.reload import Publisher, ReloadedFiles
+from service.access.credentials import Authenticator, Caller, Context
+from service.access.reload import ReloadedFiles
 from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
 from service.settings import BadSettings, Settings
 
-ADMIN = "/kvdepot.v1.AdminService/"
-ACTS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})
+ADMIN_SERVICE = "/kvdepot.v1.AdminService/"
+AUDITED_METHODS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})
 
 
 class Access:
-    """Made of the settings. `tenants` and `certificate` are None where there are none.
+    """Reads the tenants and the certificate of the settings. Each is None if the settings name none.
 
     Raises: BadSettings, for a file that is missing or wrong.
     """
@@ -30,45 +30,48 @@ class Access:
         self.tenants = _tenants(settings, bus)
         self.certificate = _certificate(settings, bus)
         self.audit = Audit(bus)
-        self._authentication = Authentication(
+        self._authenticator = Authenticator(
             self.tenants.value if self.tenants is not None else None,
             over_tls=self.certificate is not None,
             tokens_over_plain_tcp=settings.tokens_over_plain_tcp,
         )
 
-    def caller_of(self, context: Context) -> Caller:
-        """Who calls. Raises: what `Authentication.caller_of` raises."""
-        return self._authentication.caller_of(context)
+    def authenticate(self, context: Context) -> Caller:
+        """Return the caller. Raises: what `Authenticator.authenticate` raises."""
+        return self._authenticator.authenticate(context)
 
-    def check_may(self, who: Caller, method: str, context: Context) -> None:
-        """Raise AdminOnly if the method is not for this caller."""
-        if method.startswith(ADMIN):
-            if not who.tenant.is_admin:
+    def authorize(self, caller: Caller, method: str, context: Context) -> None:
+        """Check that the caller may call the method: AdminService is for admins only.
+
+        Raises: AdminOnly.
+        """
+        if method.startswith(ADMIN_SERVICE):
+            if not caller.tenant.is_admin:
                 raise AdminOnly("AdminService is for admins")
-            if method in ACTS and who.tenant.name:
-                self.audit.acted(method, context.peer(), who.tenant.name)
+            if method in AUDITED_METHODS and caller.tenant.name:
+                self.audit.acted(method, context.peer(), caller.tenant.name)
 
-    def still(self, who: Caller) -> bool:
-        """Whether a caller of a while ago is who it was."""
-        return self._authentication.still(who)
+    def is_valid(self, caller: Caller) -> bool:
+        """Whether the credentials of an authenticated caller still stand for the same tenant."""
+        return self._authenticator.is_valid(caller)
 
     @property
     def certificate_seconds_left(self) -> float | None:
-        """How long the server's certificate is good for, less than 0 if it has ended; None without TLS."""
+        """Seconds until the server's certificate ends, negative after its end. None without TLS."""
         return self.certificate.value.end_time - time.time() if self.certificate is not None else None
 
     async def watch(self, changed: Callable[[Tenants], None]) -> None:
-        """Read the files again when they change, for ever; tell of new tenants, who are asked for from then on."""
+        """Read the files again when they change. Use new tenants at once, and pass them to `changed`. Never return."""
 
         def use(tenants: Tenants) -> None:
-            self._authentication.use(tenants)
+            self._authenticator.use(tenants)
             changed(tenants)
 
         async with asyncio.TaskGroup() as watching:
             if self.tenants is not None:
                 watching.create_task(self.tenants.watch(use), name="tenants")
             if self.certificate is not None:
-                # Listeners look for it themselves, at the next connection.
+                # Listeners read `value` at each new connection.
                 watching.create_task(self.certificate.watch(lambda _: None), name="certificate")
 
 

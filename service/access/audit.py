@@ -1,4 +1,4 @@
-"""The audit: a line, an event and a count for each call that was refused to its caller, and each act of an admin."""
+"""The audit: logs, counts and publishes each denied call, and logs what admins change."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger("kvdepot.audit")
 
-LINES_PER_MINUTE = 10  # of one peer, for one reason
-MAX_PEERS = 1_024  # that are told apart by the limit
+LINES_PER_MINUTE = 10  # for one peer and one reason
+MAX_PEERS = 1_024  # that the limit can tell apart
 
 
 class Publisher(Protocol):
-    """Takes events."""
+    """A bus of events."""
 
     def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
+        """Take an event. It never blocks and never raises."""
 
 
 class Audit:
-    """Tells who was refused what. `num_denied` counts by tenant (empty: not known) and reason, and misses nothing."""
+    """Reports denied calls. `num_denied[tenant, reason]` counts all of them. The tenant is empty if it is unknown."""
 
     def __init__(self, bus: Publisher | None, *, lines_per_minute: int = LINES_PER_MINUTE) -> None:
         self.num_denied: Counter[tuple[str, str]] = Counter()
@@ -34,7 +34,7 @@ class Audit:
         self._limit = RateLimit[tuple[str, str]](lines_per_minute, period_seconds=60.0, max_keys=MAX_PEERS)
 
     def denied(self, method: str, peer: str, tenant: str, error: DepotError) -> None:
-        """A call was refused. `tenant` is empty where it is not known whose it was."""
+        """Report that `peer` was denied an RPC. `tenant` is empty if it is unknown."""
         self.num_denied[tenant, error.reason] += 1
         rpc, host = method.removeprefix("/"), host_of(peer)
         if self._bus is not None:
@@ -45,16 +45,16 @@ class Audit:
             _write(logging.WARNING, "CallDenied", {**facts, "num_suppressed": num_suppressed})
 
     def acted(self, method: str, peer: str, tenant: str) -> None:
-        """An admin was let do what changes things for others."""
+        """Report that an admin called an RPC that changes the cache of all tenants."""
         _write(logging.INFO, "AdminActed", {"rpc": method.removeprefix("/"), "tenant": tenant, "peer": peer})
 
 
 def host_of(peer: str) -> str:
-    """The peer without its port, which differs from connection to connection."""
+    """Return the peer without its port. The port differs from connection to connection."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
 
 
 def _write(level: int, event: str, facts: Mapping[str, object]) -> None:
-    # repr, so that nothing that came over the wire can forge a line of its own
+    # repr: text from the wire must not be able to forge a log line.
     message = " ".join([event, *(f"{name}=%({name})r" for name in facts)])
     logger.log(level, message, dict(facts), extra={"event": event})

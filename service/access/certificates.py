@@ -1,4 +1,4 @@
-"""The server's certificate: read, checked, and handed to new connections, which see a new one without a restart."""
+"""The server's certificate: reads and checks its files, and gives each new connection the current one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from service.access.files import read_file
+from service.access.reload import read_file
 
 
 class BadCertificate(Exception):
-    """The files can't be used; the message says which and why, and nothing of a key."""
+    """A file can't be used. The message names the file and the fault, and contains no part of a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What the server shows, and whom it asks to show one: clients that `client_ca` vouches for, None: nobody.
+    """The server's certificate chain and key in PEM, and the authorities that sign clients' certificates.
 
-    `end_time` is when the first certificate of the chain ends, in seconds since the epoch.
+    If `client_ca` is None, clients need no certificate. `end_time` is when the first certificate of the chain ends, in
+    seconds since the epoch.
     """
 
     chain: bytes = field(repr=False)
@@ -33,12 +34,14 @@ class Certificate:
     end_time: float
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC takes."""
+        """Return the same values for gRPC."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], root_certificates=self.client_ca)
 
 
 def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certificate:
-    """Read and check the files: they are what they should be, the key is the certificate's, no time is over.
+    """Read and check the files.
+
+    Both PEM files parse, the key belongs to the certificate, and the certificate is valid at this time.
 
     Raises: BadCertificate.
     """
@@ -73,10 +76,10 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
 
 
 def server_credentials(current: Callable[[], Certificate]) -> grpc.ServerCredentials:
-    """Credentials of one listener, that show to each new connection the certificate that is `current` then.
+    """Return the credentials of one listener. Each new connection gets the certificate that `current` returns.
 
-    gRPC asks in threads of its own. It is told None where nothing has changed, so that it keeps what it has made of
-    the last one; each listener keeps its own, and so needs credentials of its own.
+    gRPC calls `fetch` in its own threads, and reuses the last configuration if `fetch` returns None. Each listener has
+    its own last configuration, so each listener needs its own credentials.
     """
     shown = current()
 
@@ -90,7 +93,7 @@ def server_credentials(current: Callable[[], Certificate]) -> grpc.ServerCredent
 
     return grpc.dynamic_ssl_server_credentials(
         shown.configuration(),
-        fetch,  # type: ignore[arg-type]  # None: nothing has changed
+        fetch,  # type: ignore[arg-type]  # the stub does not know that None is allowed
         require_client_authentication=shown.client_ca is not None,
     )
 

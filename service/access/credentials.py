@@ -1,4 +1,4 @@
-"""Who calls: the tenant that a call's token or certificate stands for."""
+"""Credentials: finds the tenant of a call by its token or its certificate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.errors import (
 )
 
 BEARER = "bearer "
-# As gRPC writes peers on this machine; an IPv4 address may be told as one of IPv6.
+# How gRPC writes peers of this machine. An IPv4 address may come in the form of an IPv6 address.
 ON_THIS_MACHINE = ("unix:", "ipv4:127.", "ipv6:%5B::1%5D:", "ipv6:%5B::ffff:127.")
 WITHOUT_LIMIT = TenantLimits(max_concurrent_rpcs=1 << 62, max_attachments=1 << 62, max_bytes_in_flight=1 << 62)
 DEFAULT_TENANT = Tenant(name="", is_admin=True, limits=WITHOUT_LIMIT)
@@ -32,7 +32,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A tenant, and what showed that it is: `token`, the names of a certificate, or nothing where none is asked for."""
+    """An authenticated tenant and its credentials: a token, the names of a certificate, or none for the default tenant.
+
+    `expire_time` is in seconds since the epoch.
+    """
 
     tenant: Tenant
     token: TokenHash | None = None
@@ -40,17 +43,17 @@ class Caller:
     expire_time: float = float("inf")
 
     def seconds_left(self) -> float | None:
-        """How long what was shown is good for; None if it does not expire."""
+        """Return the seconds until the credentials expire. None: they do not expire."""
         return max(0.0, self.expire_time - time.time()) if self.expire_time < float("inf") else None
 
 
-ANYBODY = Caller(DEFAULT_TENANT)
+DEFAULT_CALLER = Caller(DEFAULT_TENANT)
 caller: ContextVar[Caller] = ContextVar("caller")
-"""Who made the call that is being served. There is no default: a call that nobody was asked for is not served."""
+"""The caller of the running RPC. It has no default, so that an RPC without authentication fails."""
 
 
 def visible_tenant(asked: str) -> str:
-    """Whose things the caller is shown, of those that it asks for: its own, or for an admin anybody's ("": all).
+    """Return the tenant whose data the caller may see. An admin sees the tenant that it asks for ("": all tenants).
 
     Raises: OtherTenant.
     """
@@ -60,35 +63,35 @@ def visible_tenant(asked: str) -> str:
     raise OtherTenant("only an admin sees other tenants")
 
 
-class Authentication:
-    """Tells who calls. Without `tenants` everybody is one tenant, who may do everything.
+class Authenticator:
+    """Finds the caller of each call. Without `tenants` each caller is the default tenant, which may do everything.
 
-    `over_tls` says that TCP is served with TLS alone: then a token can't have been read by others.
+    `over_tls` is true if TCP is served with TLS only, so that others can't read tokens on their way.
     """
 
     def __init__(self, tenants: Tenants | None, *, over_tls: bool, tokens_over_plain_tcp: bool) -> None:
-        self._is_transport_open = not over_tls and not tokens_over_plain_tcp
+        self._is_plain_tcp_forbidden = not over_tls and not tokens_over_plain_tcp
         self.use(tenants)
 
     def use(self, tenants: Tenants | None) -> None:
-        """Ask for these tenants from now on."""
+        """Replace the tenants."""
         self._tenants = tenants
-        # Made ahead, because each call asks for one.
+        # Built here once, because each call needs one.
         self._by_token = {
             token.hash: Caller(tenant, token.hash, (), token.expire_time)
             for tenant in (tenants.by_name.values() if tenants is not None else ())
             for token in tenant.tokens
         }
 
-    def caller_of(self, context: Context) -> Caller:
-        """Who calls, by the token and the certificate shown; if both name a tenant it has to be the same.
+    def authenticate(self, context: Context) -> Caller:
+        """Return the caller by its token and its certificate. If both name a tenant, it must be the same one.
 
         Raises: CredentialsMissing, TokenUnknown, TokenExpired, CertificateUnknown, CredentialsConflict,
             InsecureTransport.
         """
         tenants = self._tenants
         if tenants is None:
-            return ANYBODY
+            return DEFAULT_CALLER
         tokens = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         names = _names_of_certificate(context) if tenants.have_certificates else ()
         if tokens:
@@ -102,18 +105,18 @@ class Authentication:
             raise CredentialsConflict("the client certificate has names of several tenants")
         return Caller(found[0], certificate=names)
 
-    def still(self, earlier: Caller) -> bool:
-        """Whether the one who called is who it was, as the tenants are now."""
+    def is_valid(self, earlier: Caller) -> bool:
+        """Whether the credentials of an authenticated caller still stand for the same tenant."""
         tenants = self._tenants
         if tenants is None:
             return True
         if earlier.token is not None:
             by_token = self._by_token.get(earlier.token)
-            now = by_token.tenant if by_token is not None and by_token.expire_time > time.time() else None
+            tenant = by_token.tenant if by_token is not None and by_token.expire_time > time.time() else None
         else:
             by_certificate = tenants.of_certificate(earlier.certificate)
-            now = by_certificate[0] if len(by_certificate) == 1 else None
-        return now is not None and (now.name, now.is_admin) == (earlier.tenant.name, earlier.tenant.is_admin)
+            tenant = by_certificate[0] if len(by_certificate) == 1 else None
+        return tenant is not None and (tenant.name, tenant.is_admin) == (earlier.tenant.name, earlier.tenant.is_admin)
 
     def _of_token(
         self, tenants: Tenants, tokens: Sequence[str | bytes], names: Sequence[bytes], context: Context
@@ -121,9 +124,9 @@ class Authentication:
         value = tokens[0]
         if len(tokens) > 1 or not isinstance(value, str) or value[: len(BEARER)].lower() != BEARER:
             raise TokenUnknown("authorization: one value is expected, Bearer and a token")
-        if self._is_transport_open and not context.peer().startswith(ON_THIS_MACHINE):
+        if self._is_plain_tcp_forbidden and not context.peer().startswith(ON_THIS_MACHINE):
             raise InsecureTransport("the token came over TCP without TLS, where others can read it: replace it")
-        # By its hash: how long it takes to look one up tells nothing of a token that is nearly right.
+        # Looked up by its hash, so that the time of a look-up reveals nothing about a nearly right token.
         found = self._by_token.get(token_hash(value[len(BEARER) :].strip()))
         if found is None:
             raise TokenUnknown("the bearer token is no tenant's")
@@ -135,7 +138,7 @@ class Authentication:
 
 
 def _names_of_certificate(context: Context) -> Sequence[bytes]:
-    """Names that the peer's certificate was verified with; none if it showed none."""
+    """Return the names in the peer's verified certificate. Empty: the peer has none."""
     facts = context.auth_context()
     names = (*facts.get("peer_dns", ()), *facts.get("peer_uri", ()))
     if names or "x509_subject_alternative_name" in facts:
@@ -144,5 +147,5 @@ def _names_of_certificate(context: Context) -> Sequence[bytes]:
 
 
 def has_certificate(context: Context) -> bool:
-    """Whether the peer came over TLS and showed a certificate that was verified."""
+    """Whether the peer came over TLS with a verified certificate."""
     return "x509_pem_cert" in context.auth_context()

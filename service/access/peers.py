@@ -1,4 +1,4 @@
-"""Peers: the hosts that calls come from, and how many calls each may have open where no tenant is asked for."""
+"""Peers: the hosts that calls come from, and a limit on the open calls of each. For RPCs without authentication."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from urllib.parse import unquote
 
 from service.errors import TooManyRpcs
 
-SITE_BITS = 64  # of an IPv6 address; the rest is the host's own choice
+SITE_BITS = 64  # of an IPv6 address; a host can choose the other bits itself
 
 
 def peer_of(address: str) -> str:
-    """The host of an address as gRPC writes it: without the port, and of IPv6 the network that one site has.
+    """Return the host in an address that gRPC wrote. For IPv6, return the network of the host's site.
 
     All clients of a unix socket are one peer.
     """
@@ -34,9 +34,9 @@ def peer_of(address: str) -> str:
 
 
 class PeerLimit:
-    """Counts open calls by peer, and refuses those beyond `per_peer`, or beyond a peer's even share of `in_all`.
+    """Limits the open calls of each peer to `per_peer`, and to an even share of `in_all` once `in_all` calls are open.
 
-    A peer that has no call open is never refused, so that others can't shut it out.
+    A peer without open calls is never refused, so that other peers can't shut it out.
     """
 
     def __init__(self, per_peer: int, in_all: int) -> None:

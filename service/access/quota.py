@@ -1,4 +1,4 @@
-"""What one tenant takes of the depot now, against its limits."""
+"""A tenant's running calls and bytes in flight, checked against its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.errors import TooManyBytes
 
 
 class Quota:
-    """Calls and bytes of one tenant. The event loop alone touches it; what was taken is given back however it ends."""
+    """Counts calls and bytes of one tenant. Only the event loop uses it."""
 
     def __init__(self, tenant: str, limits: TenantLimits) -> None:
         self.tenant = tenant
@@ -20,14 +20,14 @@ class Quota:
         self.num_streams = 0
         self.bytes_in_flight = 0
         self.num_refused: Counter[str] = Counter()
-        """Calls that a limit refused, by the error's reason."""
+        """Calls that a limit refused, by the reason of the error."""
 
     def __repr__(self) -> str:
-        return f"<Allowance {self.tenant!r}: {self.num_running} calls, {self.bytes_in_flight} bytes in flight>"
+        return f"<Quota {self.tenant!r}: {self.num_running} calls, {self.bytes_in_flight} bytes in flight>"
 
     @contextmanager
     def in_flight(self, num_bytes: int) -> Iterator[None]:
-        """Count bytes that move while the block runs. One move that is larger than the limit may run alone.
+        """Count `num_bytes` as in flight while the block runs. A transfer that is larger than the limit may run alone.
 
         Raises: TooManyBytes.
         """

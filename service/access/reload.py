@@ -1,39 +1,53 @@
-"""A file that is read again when it changes; one that is broken changes nothing."""
+"""Files that others replace at any time: reads them safely, and reads them again when they change."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from service.access.files import read_file
+from service.access.audit import Publisher
 from telemetry.daemon_thread import in_daemon_thread
-from telemetry.events import Event, FileRefused, FileReloaded
+from telemetry.events import FileRefused, FileReloaded
 
 logger = logging.getLogger(__name__)
 
+MAX_FILE_BYTES = 16 << 20
 LOOK_EVERY_SECONDS = 0.5
-HANG_SECONDS = 5.0  # of a read, until it is said that the file can't be read
+HANG_SECONDS = 5.0  # until a read that has not returned counts as broken
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 
-class Publisher(Protocol):
-    """Takes events."""
+def read_file(path: Path) -> bytes:
+    """Return the content of an ordinary file of at most `MAX_FILE_BYTES`.
 
-    def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
+    A FIFO or a device is refused, because to read it may block. The read blocks while the file system does not answer.
+
+    Raises: OSError, with the fault in `strerror`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not an ordinary file")
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"is larger than {MAX_FILE_BYTES} bytes")
+    return content
 
 
 class ReloadedFiles(Generic[Value]):
-    """What some files say together, as they were when they last were right.
+    """The value of one or more files. A broken change is refused, and the last good value stays.
 
-    Their contents are compared, and not their times: a Secret of Kubernetes changes behind symbolic links. They are
-    read when two looks in a row have seen the same: a certificate and its key may be written one after the other. What
-    is broken is tried again whenever it changes. A file system that does not answer costs one thread, until it does.
+    The contents are compared, and not the times: a Secret of Kubernetes changes behind symbolic links. A change counts
+    when two looks in a row see the same contents, because a certificate and its key may be written one after the other.
+    A broken file is tried again when it changes. A file system that does not answer blocks one thread until it answers.
     """
 
     def __init__(
@@ -44,7 +58,7 @@ class ReloadedFiles(Generic[Value]):
         refusal: type[Exception],
         bus: Publisher | None,
     ) -> None:
-        """Read for the first time. Raises: what `read` raises."""
+        """Read the first value. Raises: what `read` raises."""
         self.name = name
         self.num_reloads = 0
         self.num_refusals = 0
@@ -62,11 +76,11 @@ class ReloadedFiles(Generic[Value]):
 
     @property
     def is_broken(self) -> bool:
-        """Whether what is in the files now can't be used."""
+        """Whether the present contents of the files can't be used."""
         return self._is_refused or self._hangs
 
     async def watch(self, changed: Callable[[Value], None]) -> None:
-        """Look for ever, and tell of each value that is new."""
+        """Look for changes, and pass each new value to `changed`. Never return."""
         seen = self._contents
         while True:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
@@ -80,7 +94,7 @@ class ReloadedFiles(Generic[Value]):
                 self._refused(str(error))
                 continue
             except Exception as error:
-                # A bug of ours, or of a parser: the server has to outlive it.
+                # A bug of ours or of a parser must not end the server.
                 logger.exception("unexpected error while %s were read", self.name)
                 self._refused(f"{type(error).__name__}, see above")
                 continue
@@ -93,7 +107,7 @@ class ReloadedFiles(Generic[Value]):
             changed(value)
 
     async def _outside(self, work: Callable[[], Result]) -> Result:
-        """Do what reads the files in a thread, which nobody waits for at exit."""
+        """Read the files in a daemon thread, so that a read that hangs does not delay the exit."""
         hang = asyncio.get_running_loop().call_later(HANG_SECONDS, self._hang)
         try:
             return await in_daemon_thread(work, f"read {self.name}")

@@ -1,4 +1,4 @@
-"""Tenants: who may call, and how a token or a certificate is told to be whose."""
+"""Tenants: their limits, and the tokens and certificates that identify them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ TokenHash = NewType("TokenHash", bytes)
 
 
 def token_hash(token: str) -> TokenHash:
-    """SHA-256 of a bearer token. It is all that is kept, and what tokens are looked up by."""
+    """Return the SHA-256 of a bearer token. The depot keeps only the hash, and finds tokens by it."""
     return TokenHash(hashlib.sha256(token.encode()).digest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantLimits:
-    """How much of the depot a tenant may take at once."""
+    """The most that one tenant may use at a time."""
 
     max_concurrent_rpcs: int
     max_attachments: int
@@ -26,7 +26,7 @@ class TenantLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A bearer token, by its hash; `expire_time` is in seconds since the epoch, infinite if it does not expire."""
+    """The hash of a bearer token. `expire_time` is in seconds since the epoch, or infinite."""
 
     hash: TokenHash
     expire_time: float = float("inf")
@@ -34,10 +34,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tenant:
-    """Somebody whose chunks, sessions and instances are nobody else's.
+    """An owner of chunks, sessions and instances, which it shares with no other tenant.
 
-    `name` is empty where no tenants are configured: then everybody is this one tenant. `certificates` are names of
-    clients' certificates: a DNS name or a URI among the alternative names, or the common name of one that has none.
+    The default tenant has an empty `name`. Without a file of tenants, every caller is the default tenant. The
+    `certificates` are names in clients' certificates: a DNS name or a URI among the alternative names, or the common
+    name of a certificate without alternative names.
     """
 
     name: str
@@ -48,35 +49,25 @@ class Tenant:
 
 
 class Tenants:
-    """All tenants, as one state of the file has them; names, tokens and certificates are each one tenant's."""
+    """All tenants of one version of the file. No two tenants have the same name, token or certificate name."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
-        self._by_name = {tenant.name: tenant for tenant in tenants}
+        self.by_name: Mapping[str, Tenant] = {tenant.name: tenant for tenant in tenants}
         self._by_certificate = {
-            name.encode(): tenant for tenant in self._by_name.values() for name in tenant.certificates
+            name.encode(): tenant for tenant in self.by_name.values() for name in tenant.certificates
         }
 
     def __repr__(self) -> str:
-        return f"<Tenants {', '.join(self._by_name)}>"
+        return f"<Tenants {', '.join(self.by_name)}>"
 
     def __len__(self) -> int:
-        return len(self._by_name)
-
-    @property
-    def by_name(self) -> Mapping[str, Tenant]:
-        """Every tenant."""
-        return self._by_name
+        return len(self.by_name)
 
     @property
     def have_certificates(self) -> bool:
-        """Whether any tenant is known by a certificate."""
+        """Whether any tenant has a certificate name."""
         return bool(self._by_certificate)
 
     def of_certificate(self, names: Iterable[bytes]) -> list[Tenant]:
-        """Whose certificate has these names: nobody's, one tenant's, or of several, which nobody can be."""
-        found: list[Tenant] = []
-        for name in names:
-            tenant = self._by_certificate.get(name)
-            if tenant is not None and tenant not in found:
-                found.append(tenant)
-        return found
+        """Return the tenants that a certificate with these names stands for. A valid certificate stands for one."""
+        return list(dict.fromkeys(self._by_certificate[name] for name in names if name in self._by_certificate))

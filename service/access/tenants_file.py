@@ -1,11 +1,12 @@
-"""The file of tenants: how it is written, and what is refused."""
+"""The file of tenants: its format, and the checks of its content."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from service.access.files import MAX_FILE_BYTES, read_file
+from service.access.reload import MAX_FILE_BYTES, read_file
 from service.access.tenants import Tenant, TenantLimits, Tenants, Token, TokenHash
 from service.units import parse_size
 
@@ -25,7 +26,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class BadTenants(Exception):
-    """The file can't be used; the message tells each fault on a line, and never what may be a token."""
+    """The file can't be used. The message has a line for each fault, and never quotes what may be a token."""
 
 
 class _Part(BaseModel):
@@ -79,7 +80,7 @@ class _FilePart(_Part):
 
 
 def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
-    """The tenants of a YAML file, or of a JSON file if its name ends so. Raises: BadTenants."""
+    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`. Raises: BadTenants."""
     try:
         data = read_file(path)
     except OSError as error:
@@ -88,13 +89,13 @@ def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
 
 
 def parse_tenants(data: bytes, defaults: TenantLimits, *, is_json: bool = False) -> Tenants:
-    """The tenants of a file's content; `defaults` are the limits of those that have none. Raises: BadTenants."""
+    """Return the tenants of a file's content. A tenant without limits gets `defaults`. Raises: BadTenants."""
     if len(data) > MAX_FILE_BYTES:
         raise BadTenants(f"the file is larger than {MAX_FILE_BYTES} bytes")
     try:
         content = json.loads(data) if is_json else yaml.safe_load(data)
     except (ValueError, yaml.YAMLError, RecursionError):
-        # What the parsers say quotes the text around the fault, which may be a secret.
+        # The messages of the parsers quote the text around the fault, which may be a secret.
         raise BadTenants(f"the file is not {'JSON' if is_json else 'YAML'}") from None
     try:
         parts = _FilePart.model_validate(content).tenants
@@ -105,15 +106,10 @@ def parse_tenants(data: bytes, defaults: TenantLimits, *, is_json: bool = False)
 
 
 def _tenant(part: _TenantPart, defaults: TenantLimits) -> Tenant:
-    limits = part.limits
     return Tenant(
         name=part.name,
         is_admin=part.admin,
-        limits=TenantLimits(
-            max_concurrent_rpcs=limits.max_concurrent_rpcs or defaults.max_concurrent_rpcs,
-            max_attachments=limits.max_attachments or defaults.max_attachments,
-            max_bytes_in_flight=limits.max_bytes_in_flight or defaults.max_bytes_in_flight,
-        ),
+        limits=replace(defaults, **part.limits.model_dump(exclude_none=True)),
         tokens=tuple(
             Token(hash=TokenHash(bytes.fromhex(token.sha256)), expire_time=_seconds(token.expire_time))
             for token in part.tokens
@@ -126,9 +122,11 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment is not None else float("inf")
 
 
-def _check(parts: Iterable[_TenantPart]) -> None:
-    """Raise BadTenants unless names and credentials are each one tenant's, and each tenant has a credential."""
-    parts = list(parts)
+def _check(parts: Sequence[_TenantPart]) -> None:
+    """Check that each tenant has credentials, and that no two tenants share a name or credentials.
+
+    Raises: BadTenants.
+    """
     if not parts:
         raise BadTenants("tenants: there are none")
     faults = [

@@ -1,4 +1,8 @@
-"""What the checks know of the machine; nothing here looks anywhere."""
+"""What the checks know of the machine, as plain values.
+
+Each `error` says why a thing can't be used. It is empty if the thing can be used. A fact is None if the settings do not
+need it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,16 @@ from kernels.cuda.presence import CudaPresence
 
 
 class Holder(StrEnum):
-    """Who has an address."""
+    """Which kind of process listens on an address."""
 
-    NOBODY = "nobody"
+    NONE = "none"
     DEPOT = "depot"
     OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFacts:
-    """In bytes; a limit that is None is none for this process."""
+    """The machine's memory and the limits of this process. None: no limit."""
 
     available_bytes: int
     cgroup_limit_bytes: int | None
@@ -30,16 +34,16 @@ class MemoryFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedMemoryFacts:
-    """/dev/shm; ``problem`` says why nothing can be shared there, empty if it can."""
+    """/dev/shm."""
 
     size_bytes: int
     free_bytes: int
-    problem: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFacts:
-    """What this process may and sees. ``num_cpus`` counts a cgroup's quota, too."""
+    """The limits and namespaces of this process. `num_cpus` includes the quota of its cgroup."""
 
     linux_version: tuple[int, int]
     num_cpus: float
@@ -50,30 +54,31 @@ class ProcessFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFacts:
-    """A unix socket's folder and path. ``mode`` is the folder's, None: it is not there."""
+    """The path and the folder of a unix socket. `folder_mode` is None if there is no such folder."""
 
     path_bytes: int
     folder: str
     folder_mode: int | None
     folder_is_writable: bool
-    why_no_owner: str = ""
+    owner_error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressFacts:
-    """Where something is to be served; ``why_not`` is why it could not be bound by anybody. ``socket`` of unix ones."""
+    """An address to serve on. `bind_error` says why no process can bind it. Only unix sockets have a `socket`."""
 
     address: str
     holder: Holder
-    why_not: str = ""
+    bind_error: str = ""
     socket: SocketFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """``driver`` is the kernel's line about NVIDIA's module, empty: none; ``num_nodes`` counts /dev/nvidia0, …
+    """The GPUs. `driver` is the version line of NVIDIA's kernel module, empty without one.
 
-    ``hidden_by`` names the variables that hide devices. The cache is CuPy's, of compiled kernels.
+    `num_nodes` counts /dev/nvidia0 and so on. `hidden_by` names the variables that hide devices. `cache_folder` has the
+    kernels that CuPy has compiled.
     """
 
     driver: str
@@ -86,30 +91,30 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFacts:
-    """The server's certificate; ``problem`` says why its files can't be used, empty if they can."""
+    """The server's certificate."""
 
-    problem: str
+    error: str
     subject: str = ""
     seconds_left: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All of it. What is None is not set: nothing was to be found out."""
+    """All facts."""
 
     memory: MemoryFacts
     shared_memory: SharedMemoryFacts
     process: ProcessFacts
     gpu: GpuFacts
-    why_no_streaming_copy: str
+    streaming_copy_error: str
     listeners: tuple[AddressFacts, ...]
     metrics: AddressFacts | None
-    why_no_collector: str | None
+    collector_error: str | None
     certificate: CertificateFacts | None
-    why_no_tenants: str | None
-    why_no_subscribers: tuple[str, ...]
+    tenants_error: str | None
+    subscriber_errors: tuple[str, ...]
 
     @property
     def depot_is_running(self) -> bool:
-        """Whether a depot with these settings has its memory and its addresses already."""
+        """Whether a depot with these settings runs, so that it has its memory and its addresses already."""
         return any(each.holder is Holder.DEPOT for each in self.listeners)

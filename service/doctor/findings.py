@@ -1,4 +1,4 @@
-"""What a check has found, and how it is mended."""
+"""What a check finds, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """How it is. A warning costs speed, safety or an engine; with a failure the depot can't do what is set."""
+    """A warning costs speed, safety or an engine. With a failure the depot can't do what the settings ask for."""
 
     OK = "ok"
     WARNING = "warning"
@@ -15,35 +15,30 @@ class Status(StrEnum):
     NOT_APPLICABLE = "not applicable"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. ``mend`` says what to do about a warning or a failure."""
+    """The result of one check. A warning or a failure has a `fix`."""
 
-    check: str
     status: Status
     what: str
-    mend: str = ""
-
-    def as_json(self) -> dict[str, str]:
-        """For programs."""
-        return {"check": self.check, "status": self.status.value, "what": self.what, "mend": self.mend}
+    fix: str = ""
 
 
-def ok(check: str, what: str) -> Finding:
-    """All is well."""
-    return Finding(check=check, status=Status.OK, what=what)
+def ok(what: str) -> Finding:
+    """It works well."""
+    return Finding(Status.OK, what)
 
 
-def warning(check: str, what: str, mend: str) -> Finding:
+def warning(what: str, fix: str) -> Finding:
     """It works, but not as well as it should."""
-    return Finding(check=check, status=Status.WARNING, what=what, mend=mend)
+    return Finding(Status.WARNING, what, fix)
 
 
-def failure(check: str, what: str, mend: str) -> Finding:
+def failure(what: str, fix: str) -> Finding:
     """It does not work."""
-    return Finding(check=check, status=Status.FAILURE, what=what, mend=mend)
+    return Finding(Status.FAILURE, what, fix)
 
 
-def not_applicable(check: str, why: str) -> Finding:
-    """Nothing to check with these settings, on this machine."""
-    return Finding(check=check, status=Status.NOT_APPLICABLE, what=why)
+def not_applicable(why: str) -> Finding:
+    """There is nothing to check with these settings on this machine."""
+    return Finding(Status.NOT_APPLICABLE, why)

@@ -1,4 +1,4 @@
-"""The process: what it may open, how much it may compute, whom it sees."""
+"""Checks of the process: namespaces, CPUs, open files, the compiled copy, subscribers."""
 
 from __future__ import annotations
 
@@ -6,74 +6,63 @@ from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
 from service.settings import Settings
 
-FILES_BESIDES = 256
+OTHER_FILES = 256
+"""Files that the process opens in addition to one for each attachment."""
 
 
 def pid_namespace(facts: Facts, settings: Settings) -> Finding:
-    """Whether engines of other containers can be seen."""
-    check = "PID namespace"
+    """Whether the depot can see engines in other containers."""
     if facts.process.is_in_host_pid_namespace:
-        return ok(check, "the node's")
+        return ok("the node's")
     if not facts.gpu.cuda.devices:
-        return not_applicable(check, "of its own: engines share memory by name, in /dev/shm, and not by descriptor")
+        return not_applicable("of its own: engines share memory by name, in /dev/shm, and not by descriptor")
     return warning(
-        check,
-        "of its own: CUDA IPC reaches only engines that are in it",
-        "hostPID: true for the depot and the engines, or shareProcessNamespace where they are in one pod",
+        "of its own: CUDA IPC reaches only engines in the same namespace",
+        "hostPID: true for the depot and the engines, or shareProcessNamespace if they are in one pod",
     )
 
 
 def ipc_namespace(facts: Facts, settings: Settings) -> Finding:
-    """That it does not matter is worth being told."""
-    check = "IPC namespace"
+    """Never a problem. The report says so, because users suspect it."""
     if facts.process.is_in_host_ipc_namespace:
-        return ok(check, "the node's")
-    return not_applicable(
-        check, "of its own, which hinders nothing: buffers are shared by way of /dev/shm and CUDA IPC"
-    )
+        return ok("the node's")
+    return not_applicable("of its own; that is no problem: buffers are shared through /dev/shm and CUDA IPC")
 
 
 def cpus(facts: Facts, settings: Settings) -> Finding:
-    """Whether threads that move bytes have CPUs to run on."""
-    check, num_cpus = "CPUs", facts.process.num_cpus
+    """Whether the threads that copy have CPUs to run on."""
+    num_cpus = facts.process.num_cpus
+    what = f"{num_cpus:g}, and transfer_threads is {settings.transfer_threads} for each direction"
     if num_cpus < settings.transfer_threads:
-        return warning(
-            check,
-            f"{num_cpus:g}, and transfer_threads is {settings.transfer_threads} for each direction",
-            "raise the CPU limit, or lower transfer_threads: threads that take turns are not quicker",
-        )
-    return ok(check, f"{num_cpus:g}, and transfer_threads is {settings.transfer_threads} for each direction")
+        return warning(what, "raise the CPU limit, or lower transfer_threads: more threads than CPUs are not faster")
+    return ok(what)
 
 
 def open_files(facts: Facts, settings: Settings) -> Finding:
-    """Whether each attachment can have its file."""
-    check, limit = "open files", facts.process.max_files
-    if limit < settings.max_attachments + FILES_BESIDES:
+    """Whether each attachment can keep a file open."""
+    limit = facts.process.max_files
+    if limit < settings.max_attachments + OTHER_FILES:
         return warning(
-            check,
             f"{limit} at most, and each of {settings.max_attachments} attachments keeps one or more open",
             "ulimit -Hn 65536, LimitNOFILE=65536 in the systemd unit, or lower max_attachments",
         )
-    return ok(check, f"{limit} at most")
+    return ok(f"{limit} at most")
 
 
 def streaming_copy(facts: Facts, settings: Settings) -> Finding:
-    """Whether copies on the host are as quick as they can be."""
-    check = "streaming copy"
-    if not facts.why_no_streaming_copy:
-        return ok(check, "compiled")
+    """Whether the fast copy of the host backend is compiled."""
+    if not facts.streaming_copy_error:
+        return ok("compiled")
     return warning(
-        check,
-        f"the system copies on the host, which takes two to four times as long: {facts.why_no_streaming_copy}",
+        f"the slow copy is used, which takes two to four times as long: {facts.streaming_copy_error}",
         "install a C compiler, or run `python -m kernels.host.streaming_copy` when the image is made",
     )
 
 
 def subscribers(facts: Facts, settings: Settings) -> Finding:
-    """Whether subscribers of one's own can be imported."""
-    check = "subscribers"
+    """Whether the subscribers of the settings can be imported."""
     if not settings.subscriber:
-        return not_applicable(check, "none are set")
-    if facts.why_no_subscribers:
-        return failure(check, "; ".join(facts.why_no_subscribers), "add the folder of the module to PYTHONPATH")
-    return ok(check, f"{len(settings.subscriber)} can be imported")
+        return not_applicable("none are set")
+    if facts.subscriber_errors:
+        return failure("; ".join(facts.subscriber_errors), "add the folder of the module to PYTHONPATH")
+    return ok(f"{len(settings.subscriber)} can be imported")

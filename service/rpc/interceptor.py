@@ -136,7 +136,7 @@ class Admission(grpc.aio.ServerInterceptor):
         """End the streams of callers who are not who they were, as the tenants are now."""
         now = asyncio.get_running_loop().time()
         for scope, who in self._streams.items():
-            if not scope.expired() and not self._access.still(who):
+            if not scope.expired() and not self._access.is_valid(who):
                 scope.reschedule(now)
 
     async def intercept_service(
@@ -187,10 +187,10 @@ class Admission(grpc.aio.ServerInterceptor):
         """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
         client = UNAUTHENTICATED
         try:
-            who = self._access.caller_of(context)
+            who = self._access.authenticate(context)
             caller.set(who)
             client = who.tenant.name
-            self._access.check_may(who, method, context)
+            self._access.authorize(who, method, context)
         except DepotError:
             turn = self._turns.take(client)
             if turn is not None:

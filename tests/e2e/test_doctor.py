@@ -18,9 +18,8 @@ from typer.testing import CliRunner, Result
 
 from kernels.cuda.presence import CudaPresence, cuda_presence
 from service.__main__ import app
-from service.doctor import gathering
-from service.doctor.cgroup import cpu_quota
-from service.doctor.examination import CHECKS, examine
+from service.doctor import addresses
+from service.doctor.examine import CHECKS, examine
 from service.doctor.facts import (
     AddressFacts,
     CertificateFacts,
@@ -33,6 +32,7 @@ from service.doctor.facts import (
     SocketFacts,
 )
 from service.doctor.findings import Finding, Status
+from service.doctor.gather import cpu_quota
 from service.l1.arena import HugePages
 from service.settings import Settings
 from tests.fakes.authority import Authority
@@ -41,7 +41,7 @@ GIB, DAY_SECONDS = 1 << 30, 86_400.0
 LISTEN, METRICS = "127.0.0.1:50051", "127.0.0.1:9464"
 SOCKET = SocketFacts(path_bytes=24, folder="/run/kvdepot", folder_mode=0o755, folder_is_writable=True)
 
-WELL = Facts(
+HEALTHY = Facts(
     memory=MemoryFacts(
         available_bytes=200 * GIB,
         cgroup_limit_bytes=100 * GIB,
@@ -50,7 +50,7 @@ WELL = Facts(
         reserved_huge_page_bytes=0,
         memlock_bytes=None,
     ),
-    shared_memory=SharedMemoryFacts(size_bytes=100 * GIB, free_bytes=50 * GIB, problem=""),
+    shared_memory=SharedMemoryFacts(size_bytes=100 * GIB, free_bytes=50 * GIB, error=""),
     process=ProcessFacts(
         linux_version=(6, 8),
         num_cpus=16,
@@ -72,21 +72,21 @@ WELL = Facts(
         cache_folder="/home/kvdepot/.cupy",
         cache_is_writable=True,
     ),
-    why_no_streaming_copy="",
+    streaming_copy_error="",
     listeners=(
-        AddressFacts(address=LISTEN, holder=Holder.NOBODY),
-        AddressFacts(address="unix:/run/kvdepot/depot.sock", holder=Holder.NOBODY, socket=SOCKET),
+        AddressFacts(address=LISTEN, holder=Holder.NONE),
+        AddressFacts(address="unix:/run/kvdepot/depot.sock", holder=Holder.NONE, socket=SOCKET),
     ),
-    metrics=AddressFacts(address=METRICS, holder=Holder.NOBODY),
-    why_no_collector="",
-    certificate=CertificateFacts(problem="", subject="CN=depot", seconds_left=60 * DAY_SECONDS),
-    why_no_tenants="",
-    why_no_subscribers=(),
+    metrics=AddressFacts(address=METRICS, holder=Holder.NONE),
+    collector_error="",
+    certificate=CertificateFacts(error="", subject="CN=depot", seconds_left=60 * DAY_SECONDS),
+    tenants_error="",
+    subscriber_errors=(),
 )
-"""A node with two GPUs on which all is as it should be, and everything is set."""
+"""A healthy node with two GPUs. Every setting is set."""
 
 NO_GPU = replace(
-    WELL.gpu,
+    HEALTHY.gpu,
     driver="",
     num_nodes=0,
     cuda=CudaPresence(why_no_cupy="No module named 'cupy'", why_no_devices="CuPy is missing"),
@@ -108,49 +108,49 @@ def settings(**given: Any) -> Settings:
 
 
 def memory(**changed: Any) -> Facts:
-    return replace(WELL, memory=replace(WELL.memory, **changed))
+    return replace(HEALTHY, memory=replace(HEALTHY.memory, **changed))
 
 
 def shared(**changed: Any) -> Facts:
-    return replace(WELL, shared_memory=replace(WELL.shared_memory, **changed))
+    return replace(HEALTHY, shared_memory=replace(HEALTHY.shared_memory, **changed))
 
 
 def process(**changed: Any) -> Facts:
-    return replace(WELL, process=replace(WELL.process, **changed))
+    return replace(HEALTHY, process=replace(HEALTHY.process, **changed))
 
 
 def gpu(**changed: Any) -> Facts:
-    return replace(WELL, gpu=replace(WELL.gpu, **changed))
+    return replace(HEALTHY, gpu=replace(HEALTHY.gpu, **changed))
 
 
 def cuda(**changed: Any) -> Facts:
-    return gpu(cuda=replace(WELL.gpu.cuda, **changed))
+    return gpu(cuda=replace(HEALTHY.gpu.cuda, **changed))
 
 
 def listener(**changed: Any) -> Facts:
-    return replace(WELL, listeners=(replace(WELL.listeners[0], **changed),))
+    return replace(HEALTHY, listeners=(replace(HEALTHY.listeners[0], **changed),))
 
 
 def unix(**changed: Any) -> Facts:
-    return replace(WELL, listeners=(replace(WELL.listeners[1], socket=replace(SOCKET, **changed)),))
+    return replace(HEALTHY, listeners=(replace(HEALTHY.listeners[1], socket=replace(SOCKET, **changed)),))
 
 
 def found(check: str, facts: Facts, **given: Any) -> Finding:
-    """What one check says."""
-    [finding] = [each for each in examine(facts, settings(**given)) if _name(each) == check]
+    """The finding of one check."""
+    [finding] = [each for name, each in examine(facts, settings(**given)).items() if _kind(name) == check]
     return finding
 
 
-def _name(finding: Finding) -> str:
-    """Of the check, without the address that it may be about."""
-    return "listen on" if finding.check.startswith("listen on ") else finding.check
+def _kind(check: str) -> str:
+    """The name of a check without an address."""
+    return "listen on" if check.startswith("listen on ") else check
 
 
-def test_of_a_machine_that_is_well_nothing_is_to_be_mended() -> None:
-    findings = examine(WELL, settings())
-    assert {each.status for each in findings} == {Status.OK}
-    assert [each.mend for each in findings if each.mend] == []
-    assert len({each.check for each in findings}) == len(findings) == len(CHECKS) + len(WELL.listeners)
+def test_a_healthy_machine_needs_no_fix() -> None:
+    findings = examine(HEALTHY, settings())
+    assert {each.status for each in findings.values()} == {Status.OK}
+    assert [each.fix for each in findings.values() if each.fix] == []
+    assert len(findings) == len(CHECKS) + len(HEALTHY.listeners)
 
 
 BROKEN = [
@@ -174,16 +174,16 @@ BROKEN = [
         "vm.nr_hugepages=32768",
     ),
     ("populating L1", process(linux_version=(5, 10)), {}, "warning", "Linux 5.10", "5.14"),
-    ("shared memory", shared(problem="it is not there"), {}, "failure", "it is not there", "tmpfs"),
+    ("shared memory", shared(error="it is not there"), {}, "failure", "it is not there", "tmpfs"),
     ("shared memory", shared(size_bytes=64 << 20), {}, "warning", "64 MiB", "mount the node's /dev/shm"),
     ("memlock", memory(memlock_bytes=8 << 20), {}, "warning", "8 MiB may be locked", "ulimit -l"),
     ("CPUs", process(num_cpus=1.5), {"transfer_threads": 4}, "warning", "1.5, and transfer_threads is 4", "CPU limit"),
     ("open files", process(max_files=1024), {}, "warning", "1024 at most", "LimitNOFILE"),
     ("PID namespace", process(is_in_host_pid_namespace=False), {}, "warning", "CUDA IPC", "hostPID"),
-    ("streaming copy", replace(WELL, why_no_streaming_copy="no cc"), {}, "warning", "no cc", "C compiler"),
+    ("streaming copy", replace(HEALTHY, streaming_copy_error="no cc"), {}, "warning", "no cc", "C compiler"),
     (
         "GPU",
-        gpu(num_nodes=0, cuda=replace(WELL.gpu.cuda, devices=(), why_no_devices="none")),
+        gpu(num_nodes=0, cuda=replace(HEALTHY.gpu.cuda, devices=(), why_no_devices="none")),
         {},
         "warning",
         "570.10",
@@ -193,12 +193,19 @@ BROKEN = [
     ("GPU", cuda(devices=(), why_no_devices="error 999"), {}, "failure", "error 999", "nvidia-smi"),
     ("CuPy", gpu(cuda=CudaPresence(why_no_cupy="No module")), {}, "failure", "No module", "cuda12"),
     ("GPU driver", cuda(driver_version=0), {}, "failure", "libcuda", "NVIDIA_DRIVER_CAPABILITIES"),
-    ("GPU driver", cuda(driver_version=11_080), {}, "failure", "does CUDA 11.8, and CuPy is for 12.9", "newer driver"),
+    (
+        "GPU driver",
+        cuda(driver_version=11_080),
+        {},
+        "failure",
+        "CUDA 11.8, and CuPy is for 12.9",
+        "newer driver",
+    ),
     ("NVRTC", cuda(nvrtc_version="", why_no_nvrtc="no libnvrtc"), {}, "failure", "no libnvrtc", "[ctk]"),
     ("kernel cache", gpu(cache_is_writable=False), {}, "failure", "/home/kvdepot/.cupy", "CUPY_CACHE_DIR"),
     (
         "TLS certificate",
-        replace(WELL, certificate=CertificateFacts(problem="tls.key: No such file")),
+        replace(HEALTHY, certificate=CertificateFacts(error="tls.key: No such file")),
         {},
         "failure",
         "tls.key: No such file",
@@ -206,16 +213,16 @@ BROKEN = [
     ),
     (
         "TLS certificate",
-        replace(WELL, certificate=CertificateFacts(problem="", subject="CN=a", seconds_left=3.5 * DAY_SECONDS)),
+        replace(HEALTHY, certificate=CertificateFacts(error="", subject="CN=a", seconds_left=3.5 * DAY_SECONDS)),
         {},
         "warning",
         "CN=a: 3.5 days left",
         "renew",
     ),
-    ("tenants", replace(WELL, why_no_tenants="a: bad\nb: bad"), {}, "failure", "a: bad; b: bad", "tenants.yaml"),
+    ("tenants", replace(HEALTHY, tenants_error="a: bad\nb: bad"), {}, "failure", "a: bad; b: bad", "tenants.yaml"),
     (
         "metrics",
-        replace(WELL, metrics=AddressFacts(address=METRICS, holder=Holder.OTHER)),
+        replace(HEALTHY, metrics=AddressFacts(address=METRICS, holder=Holder.OTHER)),
         {},
         "failure",
         f"another process has {METRICS}",
@@ -223,22 +230,22 @@ BROKEN = [
     ),
     (
         "metrics",
-        replace(WELL, metrics=AddressFacts(address=METRICS, holder=Holder.NOBODY, why_not="Cannot assign")),
+        replace(HEALTHY, metrics=AddressFacts(address=METRICS, holder=Holder.NONE, bind_error="Cannot assign")),
         {},
         "failure",
         "Cannot assign",
         "prometheus_host",
     ),
-    ("OTLP collector", replace(WELL, why_no_collector="refused"), {}, "failure", "http://collector:4317", "4317"),
-    ("subscribers", replace(WELL, why_no_subscribers=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
+    ("OTLP collector", replace(HEALTHY, collector_error="refused"), {}, "failure", "http://collector:4317", "4317"),
+    ("subscribers", replace(HEALTHY, subscriber_errors=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
     ("listen on", listener(holder=Holder.OTHER), {}, "failure", "another process", "another address"),
-    ("listen on", listener(why_not="Permission denied"), {}, "failure", "Permission denied", "1023"),
+    ("listen on", listener(bind_error="Permission denied"), {}, "failure", "Permission denied", "1023"),
     (
         "listen on",
         listener(address="0.0.0.0:50051"),
         {"tenants": ""},
         "warning",
-        "whoever reaches it",
+        "every client that reaches it",
         "tls_client_ca",
     ),
     (
@@ -257,21 +264,21 @@ BROKEN = [
         "in the clear",
         "tls_cert",
     ),
-    ("CUDA handles", WELL, {"listen": (LISTEN,)}, "warning", "engines on GPUs can't attach", "unix:/run"),
-    ("listen on", unix(why_no_owner="does not know x"), {}, "failure", "does not know x", "numbers"),
+    ("CUDA handles", HEALTHY, {"listen": (LISTEN,)}, "warning", "engines on GPUs can't attach", "unix:/run"),
+    ("listen on", unix(owner_error="does not know x"), {}, "failure", "does not know x", "numbers"),
     ("listen on", unix(path_bytes=108), {}, "failure", "108 bytes", "shorten"),
     ("listen on", unix(folder_mode=None), {}, "failure", "no folder /run/kvdepot", "mkdir"),
     ("listen on", unix(folder_is_writable=False), {}, "failure", "can't make a socket", "fsGroup"),
-    ("listen on", unix(folder_mode=0o777), {}, "warning", "anybody", "chmod o-w /run/kvdepot"),
+    ("listen on", unix(folder_mode=0o777), {}, "warning", "every user", "chmod o-w /run/kvdepot"),
 ]
 
 
-@pytest.mark.parametrize(("check", "facts", "given", "status", "what", "mend"), BROKEN)
-def test_what_is_broken_is_told_with_how_it_is_mended(
-    check: str, facts: Facts, given: dict[str, Any], status: str, what: str, mend: str
+@pytest.mark.parametrize(("check", "facts", "given", "status", "what", "fix"), BROKEN)
+def test_a_broken_machine_is_reported_with_its_fix(
+    check: str, facts: Facts, given: dict[str, Any], status: str, what: str, fix: str
 ) -> None:
     finding = found(check, facts, **given)
-    assert (finding.status, what in finding.what, mend in finding.mend) == (status, True, True), finding
+    assert (finding.status, what in finding.what, fix in finding.fix) == (status, True, True), finding
 
 
 JUST_RIGHT = [
@@ -285,8 +292,8 @@ JUST_RIGHT = [
     ("listen on", listener(), {"tenants": ""}),
     ("listen on", listener(address="0.0.0.0:50051"), {}),
     ("listen on", listener(address="0.0.0.0:50051"), {"tenants": "", "tls_client_ca": "ca.crt"}),
-    ("CUDA handles", WELL, {"listen": (LISTEN,), "tls_client_ca": "ca.crt"}),
-    ("CUDA handles", WELL, {"listen": (LISTEN,), "cuda_over_tcp": True}),
+    ("CUDA handles", HEALTHY, {"listen": (LISTEN,), "tls_client_ca": "ca.crt"}),
+    ("CUDA handles", HEALTHY, {"listen": (LISTEN,), "cuda_over_tcp": True}),
 ]
 
 
@@ -299,24 +306,24 @@ def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
     assert found("memory for L1", memory(cgroup_used_bytes=36 * GIB)).status is Status.WARNING
 
 
-def test_where_cupy_is_missing_that_is_told_once() -> None:
+def test_a_missing_cupy_is_reported_once() -> None:
     without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
-    told = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
-    assert {(each.status, each.what) for each in told.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
+    others = [found(check, without) for check in ("GPU driver", "NVRTC")]
+    assert {(each.status, each.what) for each in others} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
 
 
 def test_each_check_can_find_something() -> None:
-    checks = {_name(finding) for finding in examine(WELL, settings())}
+    checks = set(map(_kind, examine(HEALTHY, settings())))
     assert checks - {check for check, *_ in BROKEN} == {"IPC namespace"}
 
 
 def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> None:
-    own_namespaces = replace(WELL.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
-    facts = replace(WELL, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None)
-    facts = replace(facts, why_no_collector=None, why_no_tenants=None)
+    own_namespaces = replace(HEALTHY.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
+    facts = replace(HEALTHY, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None)
+    facts = replace(facts, collector_error=None, tenants_error=None)
     findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=()))
-    assert {each.status for each in findings} == {Status.OK, Status.NOT_APPLICABLE}
-    assert {each.check for each in findings if each.status is Status.NOT_APPLICABLE} == {
+    assert {each.status for each in findings.values()} == {Status.OK, Status.NOT_APPLICABLE}
+    assert {check for check, each in findings.items() if each.status is Status.NOT_APPLICABLE} == {
         *(
             "GPU",
             "CuPy",
@@ -332,15 +339,15 @@ def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> No
     }
 
 
-def test_beside_a_depot_that_runs_its_memory_is_not_asked_for_twice() -> None:
+def test_the_memory_of_a_running_depot_is_not_needed_twice() -> None:
     facts = listener(holder=Holder.DEPOT)
-    facts = replace(facts, memory=replace(WELL.memory, available_bytes=0, cgroup_used_bytes=100 * GIB))
+    facts = replace(facts, memory=replace(HEALTHY.memory, available_bytes=0, cgroup_used_bytes=100 * GIB))
     assert found("memory for L1", facts).status is Status.NOT_APPLICABLE
     assert found("huge pages", facts, l1_huge_pages=HugePages.RESERVED).status is Status.NOT_APPLICABLE
     assert found("listen on", facts).what == "a depot serves there"
 
 
-def test_a_socket_in_a_sticky_folder_that_anybody_writes_to_is_safe() -> None:
+def test_a_socket_in_a_sticky_folder_is_safe() -> None:
     assert found("listen on", unix(folder_mode=0o1777)).status is Status.OK
 
 
@@ -396,14 +403,14 @@ def doctor(*flags: str, **environment: str) -> Result:
     return CliRunner().invoke(app, ["doctor", *usual, *flags], env={"COLUMNS": "200", **environment})
 
 
-def told(result: Result) -> dict[str, dict[str, str]]:
+def findings_of(result: Result) -> dict[str, dict[str, str]]:
     """Findings by their check."""
     return {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
 
 
 def test_this_machine_can_run_a_small_depot() -> None:
     result = doctor("--json")
-    findings = told(result)
+    findings = findings_of(result)
     assert result.exit_code == json.loads(result.stdout)["exit_code"] == 0, result.output
     assert findings["memory for L1"]["status"] == "ok"
     assert findings["listen on 127.0.0.1:0"]["what"] == "free"
@@ -430,17 +437,18 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
         tcp = f"127.0.0.1:{free.getsockname()[1]}"
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = str(free.getsockname()[1])
-    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, "--prometheus-port", metrics_port)
-    result = doctor("--listen", unix, "--listen", tcp, "--prometheus-port", metrics_port, "--json")
-    findings = told(result)
+    metrics = ("--prometheus-host", "0.0.0.0", "--prometheus-port", metrics_port)
+    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, *metrics)
+    result = doctor("--listen", unix, "--listen", tcp, *metrics, "--json")
+    findings = findings_of(result)
     assert result.exit_code == 0, result.output
     assert {findings[f"listen on {address}"]["what"] for address in (unix, tcp)} == {"a depot serves there"}
-    assert findings["metrics"]["what"] == f"127.0.0.1:{metrics_port} is served by a depot"
+    assert findings["metrics"]["what"] == f"0.0.0.0:{metrics_port} is served by a depot"
     assert findings["memory for L1"]["status"] == "not applicable"
 
 
 def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.2)  # with who never answers
+    monkeypatch.setattr(addresses, "TIMEOUT_SECONDS", 0.2)  # for processes that never answer
     other_socket = tmp_path / "other.sock"
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -455,7 +463,7 @@ def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pyte
             f"127.0.0.1:{port}": "another process has it",
             f"unix:{other_socket}": "another process has it",
             f"unix:{tmp_path}/no/depot.sock": f"there is no folder {tmp_path}/no",
-            f"unix:{tmp_path}/{'x' * 100}": "a socket's 107 at most",
+            f"unix:{tmp_path}/{'x' * 100}": "107 at most",
             "203.0.113.7:50051": "Cannot assign requested address",
             f"unix:{tmp_path}/depot.sock": "unix_socket_owner: this machine does not know nobody-here",
         }
@@ -471,20 +479,20 @@ def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pyte
             "--json",
         )
         metrics = doctor("--prometheus-port", str(port), "--json")
-    findings = told(result)
+    findings = findings_of(result)
     assert result.exit_code == 1
     for address, what in listen.items():
         assert findings[f"listen on {address}"]["status"] == "failure", findings[f"listen on {address}"]
         assert what in findings[f"listen on {address}"]["what"]
     assert "Connection refused" in findings["OTLP collector"]["what"]
     assert findings["subscribers"]["what"] == "there is no module nowhere"
-    assert told(metrics)["metrics"]["what"] == f"another process has 127.0.0.1:{port}"
+    assert findings_of(metrics)["metrics"]["what"] == f"another process has 127.0.0.1:{port}"
 
 
 def test_an_l1_that_does_not_fit_fails() -> None:
     result = doctor("--l1-size", "1000TiB", "--json")
     assert result.exit_code == 1
-    assert told(result)["memory for L1"]["status"] == "failure"
+    assert findings_of(result)["memory for L1"]["status"] == "failure"
 
 
 def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
@@ -495,7 +503,7 @@ def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
         ["doctor", "--config", str(file), "--json"],
         env={"KVDEPOT_TRANSFER_THREADS": "1", "KVDEPOT_L1_SIZE": "8MiB"},
     )
-    findings = told(result)
+    findings = findings_of(result)
     assert f"listen on unix:{tmp_path}/from-file.sock" in findings
     assert "transfer_threads is 1 " in findings["CPUs"]["what"]
     assert findings["memory for L1"]["what"].startswith("8 MiB of")
@@ -504,7 +512,7 @@ def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
 def test_with_strict_a_warning_is_enough_for_scripts() -> None:
     flags = ("--listen", "0.0.0.0:0", "--json")
     lenient, strict = doctor(*flags), doctor(*flags, "--strict")
-    assert told(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
+    assert findings_of(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
     assert (lenient.exit_code, strict.exit_code) == (0, 1)
 
 
@@ -532,22 +540,22 @@ def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     start_server_process("--l1-size", "8MiB", "--listen", address, *tls)
-    findings = told(doctor("--listen", address, *tls, "--json"))
+    findings = findings_of(doctor("--listen", address, *tls, "--json"))
     assert findings[f"listen on {address}"]["what"] == "a depot serves there"
     assert findings["TLS certificate"]["what"] == "CN=depot: 10.0 days left"
     assert findings["TLS certificate"]["status"] == "warning"
     cert, key = Authority().issue(days=(-1, 100)).write(tmp_path, "other")
-    findings = told(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
+    findings = findings_of(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
     assert findings[f"listen on {address}"]["what"] == "another process has it"
     assert findings["TLS certificate"]["status"] == "ok"
 
 
-def test_files_that_can_not_be_used_are_told_with_what_is_wrong(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_with_its_fault(tmp_path: Path) -> None:
     cert, _ = Authority().issue().write(tmp_path, "tls")
     (tmp_path / "tenants.yaml").write_text("tenants: [{name: Bad}]\n")
     files = ("--tls-cert", cert, "--tls-key", f"{tmp_path}/none.key", "--tenants", f"{tmp_path}/tenants.yaml")
     result = doctor(*files, "--json")
-    findings = told(result)
+    findings = findings_of(result)
     assert result.exit_code == 1
     assert findings["TLS certificate"]["what"] == f"{tmp_path}/none.key: No such file or directory"
     assert findings["tenants"]["status"] == "failure"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvdepot.v1 import observability_pb2
-from service.access.credentials import ANYBODY, caller
+from service.access.credentials import DEFAULT_CALLER, caller
 from service.depot.depot import Depot, DepotLimits
 from service.depot.sessions import MAX_ENDED_REMEMBERED, SessionEnd
 from service.depot.tenant_depots import TenantDepots
@@ -32,7 +32,7 @@ async def page(
     depots: TenantDepots, token: str, *, instance_id: str = "", page_size: int = 3
 ) -> observability_pb2.ListSessionsResponse:
     request = observability_pb2.ListSessionsRequest(instance_id=instance_id, page_size=page_size, page_token=token)
-    caller.set(ANYBODY)
+    caller.set(DEFAULT_CALLER)
     return await ObservabilityServicer(depots, None).ListSessions(request, None)
 
 

@@ -1,4 +1,4 @@
-"""Settings: flags over environment over YAML over defaults; what is wrong is told by name, and nothing starts."""
+"""Settings: flags override the environment, YAML and defaults. A wrong setting is named, and nothing starts."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ def serve(*flags: str, **environment: str) -> Any:
 # Where a value comes from
 
 
-def test_a_default_is_what_is_left() -> None:
+def test_without_a_source_a_setting_has_its_default() -> None:
     settings = load({})
     assert values(settings) == values(Settings.model_construct())
     assert settings.listen == ("127.0.0.1:50051",)
     assert settings.l1_size == 4 << 30
 
 
-def test_a_file_goes_over_the_default(yaml: Path) -> None:
+def test_a_file_overrides_the_default(yaml: Path) -> None:
     yaml.write_text("chunk_size: 512\nl1_size: 8GiB\n")
     settings = load({}, yaml)
     assert (settings.chunk_size, settings.l1_size, settings.lease_ttl) == (512, 8 << 30, 60.0)
 
 
-def test_the_environment_goes_over_a_file(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_a_file(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     yaml.write_text("chunk_size: 512\nlease_ttl: 5m\n")
     monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "1024")
     settings = load({}, yaml)
     assert (settings.chunk_size, settings.lease_ttl) == (1024, 300.0)
 
 
-def test_a_flag_goes_over_the_environment(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     yaml.write_text("chunk_size: 512\n")
     monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "1024")
     monkeypatch.setenv("KVDEPOT_LEASE_TTL", "90s")
@@ -73,7 +73,7 @@ def test_a_flag_goes_over_the_environment(yaml: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
-def test_every_setting_can_come_from_everywhere(source: str, yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_can_come_from_every_source(source: str, yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "listen": "127.0.0.1:1, unix:/run/a.sock",
         "l1_size": "1MiB",
@@ -105,8 +105,8 @@ def test_an_empty_file_sets_nothing(yaml: Path, text: str) -> None:
     assert values(load({}, yaml)) == values(load({}))
 
 
-def test_what_others_put_into_the_environment_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVDEPOT_SERVICE_HOST", "10.0.0.1")  # Kubernetes does, beside a service of that name
+def test_other_variables_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVDEPOT_SERVICE_HOST", "10.0.0.1")  # from Kubernetes, for a Service named kvdepot
     monkeypatch.setenv("KVDEPOT_PORT", "tcp://10.0.0.1:50051")
     assert values(load({})) == values(load({"log_level": "info"}))
 
@@ -123,7 +123,7 @@ def test_described_settings_are_read_back_as_they_are() -> None:
     assert values(load(described)) == values(settings)
 
 
-def test_what_subscribers_are_given_is_not_described() -> None:
+def test_arguments_of_subscribers_are_not_described() -> None:
     settings = load({"subscriber": ('a.b:c={"token": "hunter2"}', "d:e")})
     assert settings.described()["subscriber"] == '["a.b:c", "d:e"]'
 
@@ -174,7 +174,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
-def test_a_bad_value_is_told_with_its_name(name: str, value: str) -> None:
+def test_a_bad_value_is_reported_with_its_name(name: str, value: str) -> None:
     with pytest.raises(BadSettings) as caught:
         load({name: value})
     assert str(caught.value).startswith(f"{name}: ")
@@ -188,23 +188,23 @@ def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
     assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants"}
 
 
-def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_faults_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVDEPOT_CHUNK_SIZE", "0")
     result = serve("--l1-size", "much")
     assert result.exit_code == 2
-    told = result.stderr.splitlines()
-    assert told[0] == "kvdepot: bad settings"
-    assert sorted(line.partition(":")[0] for line in told[1:]) == ["chunk_size", "l1_size"]
+    reported = result.stderr.splitlines()
+    assert reported[0] == "kvdepot: bad settings"
+    assert sorted(line.partition(":")[0] for line in reported[1:]) == ["chunk_size", "l1_size"]
 
 
-def test_a_bad_value_from_a_file_is_told_with_its_name(yaml: Path) -> None:
+def test_a_bad_value_from_a_file_is_reported_with_its_name(yaml: Path) -> None:
     yaml.write_text("lease_ttl: soon\n")
     with pytest.raises(BadSettings, match=r"^lease_ttl: .*'soon'"):
         load({}, yaml)
 
 
 @pytest.mark.parametrize("name", ["chunksize", "chunk-size", "CHUNK_SIZE_", "serve"])
-def test_an_unknown_key_of_a_file_is_told_with_its_name(yaml: Path, name: str) -> None:
+def test_an_unknown_key_of_a_file_is_reported_with_its_name(yaml: Path, name: str) -> None:
     yaml.write_text(f"{name}: 1\n")
     with pytest.raises(BadSettings, match=rf"^{name}: "):
         load({}, yaml)
@@ -240,7 +240,7 @@ def test_an_unknown_flag_is_refused() -> None:
 # Variables that are no settings
 
 
-def test_a_variable_that_is_nearly_a_setting_is_found_with_what_is_meant() -> None:
+def test_a_misspelt_variable_is_found_with_the_right_one() -> None:
     variables = {"KVDEPOT_L1_SIZ": "8GiB", "KVDEPOT_LEASE_TLL": "1s", "kvdepot_chunk_sizes": "1"}
     assert dict(misspelt(variables)) == {
         "KVDEPOT_L1_SIZ": "KVDEPOT_L1_SIZE",
@@ -249,7 +249,7 @@ def test_a_variable_that_is_nearly_a_setting_is_found_with_what_is_meant() -> No
     }
 
 
-def test_settings_and_what_others_set_are_not_taken_for_misspelt() -> None:
+def test_settings_and_other_variables_are_not_misspelt() -> None:
     names = (*Settings.model_fields, "config", "address", "client_tls_cert", "node", "prometheus_service_port_http")
     links = {
         "KVDEPOT_PORT": "tcp://10.0.0.1:50051",
@@ -267,7 +267,7 @@ def test_settings_and_what_others_set_are_not_taken_for_misspelt() -> None:
     assert list(misspelt({f"KVDEPOT_{name.upper()}": "1" for name in names} | links)) == []
 
 
-def test_a_server_warns_of_a_variable_that_is_nearly_a_setting() -> None:
+def test_a_server_warns_of_a_misspelt_variable() -> None:
     variables = {"KVDEPOT_L1_SIZ": "8GiB"}
     arguments = ("-m", "service", "serve", "--listen", "127.0.0.1:0", *ANY_PORT, "--l1-size", "16MiB")
     with child("the depot", *arguments, variables=variables) as server:
@@ -279,14 +279,14 @@ def test_a_server_warns_of_a_variable_that_is_nearly_a_setting() -> None:
 # The command line
 
 
-def test_help_tells_every_setting() -> None:
+def test_help_names_every_setting() -> None:
     result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
     for name in ("config", *Settings.model_fields):
         assert f"--{name.replace('_', '-')} " in result.stdout
 
 
-def test_every_setting_tells_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 

@@ -11,17 +11,18 @@ _INTRODUCTION = f"""\
 {GENERATED}
 # Settings
 
-Each is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key of the
-YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag goes over a variable, a variable over the
-file. In the chart they are keys of `settings`, but for those that the chart derives from other values.
+Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`), and a
+key of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, and a
+variable overrides the file. In the chart, settings are keys of `settings`, except those that the chart derives from
+other values.
 
-A size is like `8GiB`, `500MB` or `4096`, a duration like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
-value, and `true` or `false` elsewhere. A list is a flag that is given several times, and texts with commas between them
-in a variable; of `subscriber` this is one text, or a JSON array of them.
+A size looks like `8GiB`, `500MB` or `4096`. A duration looks like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag
+without a value; in a variable or in the file it is `true` or `false`. A list is a flag that you can repeat. In a
+variable, commas separate the elements of a list; the variable of `subscriber` has one text, or a JSON array of texts.
 
-A setting that nobody knows, or a value that makes no sense, refuses the start and tells every fault. None is read again
-while the server runs, but the files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are.
-`python -m service doctor` tries the settings on a machine without starting anything.
+An unknown setting or a wrong value stops the start, with one message for each fault. The server reads its settings
+once. It reads the files of `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` again when they change.
+`python -m service doctor` checks the settings on a machine, and starts nothing.
 """
 
 

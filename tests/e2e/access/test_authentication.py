@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import service.errors
 from kvdepot.v1 import admin_pb2, observability_pb2
-from service.access.credentials import Authentication
+from service.access.credentials import Authenticator
 from service.access.tenants import Tenant, TenantLimits, Tenants, Token, token_hash
 from service.errors import InsecureTransport
 from service.rpc.interceptor import DENIALS
@@ -168,14 +168,14 @@ def test_a_token_over_plain_tcp_comes_from_this_machine(peer: str, is_safe: bool
     tenants = Tenants([Tenant(name="red", is_admin=False, limits=LIMITS, tokens=(Token(hash=token_hash("t")),))])
     context: Any = Connection(peer)
     for over_tls, allowed in ((True, False), (False, True)):
-        either = Authentication(tenants, over_tls=over_tls, tokens_over_plain_tcp=allowed)
-        assert either.caller_of(context).tenant.name == "red"
-    strict = Authentication(tenants, over_tls=False, tokens_over_plain_tcp=False)
+        either = Authenticator(tenants, over_tls=over_tls, tokens_over_plain_tcp=allowed)
+        assert either.authenticate(context).tenant.name == "red"
+    strict = Authenticator(tenants, over_tls=False, tokens_over_plain_tcp=False)
     if is_safe:
-        assert strict.caller_of(context).tenant.name == "red"
+        assert strict.authenticate(context).tenant.name == "red"
     else:
         with pytest.raises(InsecureTransport):
-            strict.caller_of(context)
+            strict.authenticate(context)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "[::]:0"])

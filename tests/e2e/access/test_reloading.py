@@ -18,8 +18,7 @@ from kvdepot import KvShape
 from kvdepot.errors import depot_error
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
-from service.access.files import read_file
-from service.access.reload import ReloadedFiles
+from service.access.reload import ReloadedFiles, read_file
 from tests.e2e.access.calling import Calling, Denied, sha256, write_tenants
 from tests.e2e.access.conftest import BLUE, OPS, RED, Connect, StartTenants
 from tests.e2e.engines import eventually

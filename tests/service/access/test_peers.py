@@ -36,7 +36,7 @@ def test_a_peer_has_as_many_calls_as_it_may_and_gives_them_back() -> None:
         pass
 
 
-def test_when_all_is_taken_those_go_who_have_more_than_their_share() -> None:
+def test_when_all_calls_are_open_peers_beyond_their_share_are_refused() -> None:
     limit = PeerLimit(10, 4)
     with ExitStack() as calls:
         for peer in "aaab":

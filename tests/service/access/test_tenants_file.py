@@ -1,4 +1,4 @@
-"""The file of tenants: what it says, and what is refused, in words that tell no secret."""
+"""The file of tenants: its content, and refusals that reveal no secret."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_fault_is_told_by_its_place_and_never_with_a_secret(what: str) -> None:
-    content, told = BAD[what]
+def test_a_fault_is_reported_with_its_place_and_without_a_secret(what: str) -> None:
+    content, message = BAD[what]
     for text, is_json in ((yaml.safe_dump(content), False), (json.dumps(content), True)):
         with pytest.raises(BadTenants) as caught:
             parse_tenants(text.encode(), DEFAULTS, is_json=is_json)
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert SECRET not in str(caught.value)
         assert caught.value.__cause__ is None, "a traceback would show the cause, and with it the values"
 

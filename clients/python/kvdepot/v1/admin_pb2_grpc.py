@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """For operators: where the depot has tenants, for admins.
+    """For operators. If the depot has tenants, for admins only.
     """
 
     def __init__(self, channel):
@@ -53,11 +53,11 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """For operators: where the depot has tenants, for admins.
+    """For operators. If the depot has tenants, for admins only.
     """
 
     def GetStatus(self, request, context):
-        """How the depot is.
+        """Returns the state of the depot, its settings, and what it holds.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -67,7 +67,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListInstances(self, request, context):
-        """Who is attached.
+        """Lists the attached instances.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -77,10 +77,12 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Removes chunks that match every filter given; without a filter, all; also those that are being stored. Chunks that
-        are leased or being retrieved stay, unless `force` ends their leases; a retrieve that is running gets right bytes
-        either way. New stores and lookups are served while it clears; what was stored before it began is gone when it
-        answers.
+        """Removes chunks, also chunks that are being stored. A request without filters removes all chunks. With filters it
+        removes the chunks that match all of them.
+
+        Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
+        retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
+        answers, the matching chunks that were stored before the call are gone.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -116,7 +118,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """For operators: where the depot has tenants, for admins.
+    """For operators. If the depot has tenants, for admins only.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CacheServiceStub(object):
-    """Stores the KV of token prefixes in host memory and gives it back to any instance of the same model.
+    """Stores the KV of token prefixes in host memory, and gives it back to any instance of the same model.
     """
 
     def __init__(self, channel):
@@ -83,70 +83,69 @@ class CacheServiceStub(object):
 
 
 class CacheServiceServicer(object):
-    """Stores the KV of token prefixes in host memory and gives it back to any instance of the same model.
+    """Stores the KV of token prefixes in host memory, and gives it back to any instance of the same model.
     """
 
     def AttachInstance(self, request, context):
-        """Registers one rank of an instance and the memory its paged KV buffer lives in.
+        """Registers one rank of an instance, and the memory of its paged KV buffer.
 
-        The attachment lives as long as this stream. When it ends, for whatever reason (the engine was killed), the depot
-        unmaps the memory at once and ends the rank's leases; with the last rank of an instance its sessions end too.
-        The first message is the acknowledgement; later ones carry a `notice`. Bytes that were stored stay.
+        The first message of the stream is the acknowledgement. Each later message carries a `notice`. The attachment lives
+        as long as the stream. The stream ends, for example, when the engine is killed. The depot then unmaps the memory at
+        once and ends the rank's leases. The sessions of an instance end with its last rank. Stored bytes stay.
 
-        An attach under an (instance_id, rank) that is still attached waits a second for the old stream to end, so that
-        an engine that was restarted gets its place at once, and is refused after that.
+        The (instance_id, rank) may still be attached by an older stream. The attach then waits one second for that stream
+        to end, so that a restarted engine can attach at once. After that second it fails with RANK_ATTACHED.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: a field is missing or contradicts another (see the field violations).
         FAILED_PRECONDITION CHUNK_SIZE_MISMATCH: chunk_size is not a multiple of a group's block_size.
         FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
-        FAILED_PRECONDITION RANK_ATTACHED: this rank is attached by a stream that is alive.
+        FAILED_PRECONDITION RANK_ATTACHED: another live stream has attached this rank.
         FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the memory can't be opened, or its size is not size_bytes; or nobody has
-        touched some of it yet, and the depot lacks the memory to. Later: the engine took some of it
-        away, which ends the attachment.
-        FAILED_PRECONDITION REGION_FORBIDDEN: a process_fd that did not come over a unix socket, or of another user; a
-        cuda_ipc that did not come over a unix socket, unless the depot was told to take those; both
-        are taken over TLS, too, from a client with a certificate. Memory that another tenant has
-        attached.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the depot can't open the memory, or its size is not size_bytes. Or some
+        pages do not exist yet, and too little memory is left to make them. On a live stream: the
+        engine took memory away, which ends the attachment.
+        FAILED_PRECONDITION REGION_FORBIDDEN: the process of a process_fd is not of the depot's user. Or a process_fd or
+        a cuda_ipc came neither over a unix socket nor over TLS from a client with a certificate; the
+        depot's settings can allow cuda_ipc there. Or another tenant has attached the memory.
         FAILED_PRECONDITION BACKEND_UNAVAILABLE: the regions need a device that this depot does not have.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed while it moved this rank's bytes; attach again.
-        RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. Regions of one object are
-        one; let layers share an object.
-        UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
+        RESOURCE_EXHAUSTED  TOO_MANY_OBJECTS: too many objects of shared memory are attached. All regions of one object
+        count as one object, so let layers share an object.
+        UNAUTHENTICATED     CREDENTIALS_REVOKED: the token or certificate of the stream has expired or was revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachInstance(self, request, context):
-        """Ends the attachment of a rank in order, as an engine does that stops.
+        """Ends the attachment of a rank in an orderly way. Call it when the engine stops.
 
-        When this answers, the depot has given back all of it and its stream ends with OK. A stream that its client merely
-        closes ends the attachment too, but looks as if the engine had died: if sessions, leases or transfers of it are left
-        it is counted as lost.
+        When this answers, the depot has unmapped the rank's memory and ended its leases, and the stream of the attachment
+        ends with OK. A client can also just close its stream, but then the depot can't tell a stop from a crash: it counts
+        the attachment as lost if sessions, leases or transfers are left.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-        DEADLINE_EXCEEDED   STREAM_STALLED: the attachment is still ending after the server's limit.
+        DEADLINE_EXCEEDED   STREAM_STALLED: the attachment did not end within the server's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Lookup(self, request, context):
-        """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
+        """Finds the longest prefix of whole chunks that every rank of the instance has, and leases it.
 
-        The lease covers the matched prefix from token 0 and is given only if matched_tokens is more than
-        computed_tokens: otherwise there is nothing to retrieve. While a chunk that would make the match longer is being
-        stored by another call, the depot waits for it, at most max_wait.
+        The lease covers the matched prefix from token 0. It is set only if matched_tokens is more than computed_tokens:
+        otherwise there is nothing to retrieve. Another call may be storing the next chunk of the prefix. The depot waits
+        for that chunk, at most max_wait.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
-        NOT_FOUND           SESSION_NOT_FOUND: the session ended while this waited.
-        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended while the call waited.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller have leases or running calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,29 +154,32 @@ class CacheServiceServicer(object):
     def Store(self, request, context):
         """Copies whole chunks of a prefix from the engine's blocks into L1.
 
-        Blocks that a group does not have (see BlockTable) are not copied, and the chunk remembers of which of its first
-        tokens each group has no bytes. A chunk of which no group has any bytes is refused. A resident chunk is replaced by
-        one that has all of its bytes and more, unless a lease or another call holds it at that moment: then it stays, and
-        counts as resident, as does one that has bytes which the new one lacks. Readers of the old chunk get its bytes.
-        Engines that keep different parts of a prefix should have different model names.
+        When this answers, the bytes are in L1 and visible to Lookup, and the engine may reuse its blocks. If the call
+        fails, is cancelled or misses its deadline, the depot may still read the blocks until EndSession has answered or
+        the stream of the attachment has ended. An engine that reuses them earlier will have wrong bytes stored.
 
-        The answer comes when the bytes are in L1 and visible to Lookup; the engine may reuse its blocks then. If the call
-        fails or is cancelled (a deadline that passed, too), the depot may go on reading the blocks until EndSession has
-        answered, or the stream of the attachment has ended: an engine that reuses them before stores wrong bytes. Tokens
-        that no slot could be found for are counted as refused, and the refusal says why: that is an answer, not an error.
+        If L1 has no slot for a chunk, the answer counts its tokens as refused, and `refusal` says why. That is not an
+        error.
+
+        A group may lack the first blocks of its table (see BlockTable). They are not copied, and the chunk remembers for
+        each group how many of its first tokens have no bytes. A chunk without bytes in every group is refused. A new chunk
+        replaces a resident one that has fewer bytes, if it has all bytes of the resident one. The resident chunk stays,
+        and counts as resident, if it is leased or in use by another call at that moment, or has bytes that the new one
+        lacks. Readers of the old chunk get the old chunk's bytes. Engines that keep different parts of a prefix should
+        have different model names.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-        NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended during the call.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
-        be filled; the attachment ends too.
-        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or it has holes
+        that the depot can't fill. The attachment ends too.
+        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and the depot has no CUDA to wait for it.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
-        FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
-        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
-        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
+        FAILED_PRECONDITION DETACHED: the attachment ended during the copy.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: the running calls of the tenant move too many bytes already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller have leases or running calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,33 +188,32 @@ class CacheServiceServicer(object):
     def Retrieve(self, request, context):
         """Copies leased chunks into the engine's blocks.
 
-        May be called once by each rank, or more often, until the lease ends; it does not end the lease. If the call
-        fails or is cancelled, the content of the blocks is undefined, and the depot may write to them until ReleaseLease
-        or EndSession has answered.
+        Each rank may call this any number of times until the lease ends. The call does not end the lease. When this
+        answers, the bytes are in the blocks. If the call fails or is cancelled, the content of the blocks is undefined,
+        and the depot may still write to them until ReleaseLease or EndSession has answered.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
-        NOT_FOUND           LEASE_RELEASED: no bytes were written, unless it was released meanwhile.
+        NOT_FOUND           LEASE_RELEASED: no bytes were written, unless the lease was released during the call.
         FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
-        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or holes in it can't
-        be filled; the attachment ends too. Bytes may have been written.
-        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and there is no CUDA to wait with.
+        FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or it has holes
+        that the depot can't fill. The attachment ends too. The depot may have written bytes.
+        FAILED_PRECONDITION BACKEND_UNAVAILABLE: ready_event is set, and the depot has no CUDA to wait for it.
         FAILED_PRECONDITION TRANSFER_FAILED: the device failed; the attachment ends too.
-        FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being copied.
-        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        FAILED_PRECONDITION DETACHED: the attachment ended during the copy.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: the running calls of the tenant move too many bytes already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """Gives a lease back before it expires. Idempotent: a lease that is unknown or has ended is not an error.
+        """Ends a lease before it expires. Idempotent: a lease that is unknown or has ended is not an error.
 
-        When this answers, no retrieve under the lease writes to the engine's blocks any more; one that is running is
-        stopped.
+        The depot stops the running retrieves of the lease. When this answers, none of them writes to the engine's blocks.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: lease_id is empty.
@@ -222,54 +223,56 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StoreInline(self, request_iterator, context):
-        """Stores chunk bytes that ride on the call, for clients that share no memory with the depot.
+        """Stores chunks whose bytes come in the call, for clients that share no memory with the depot.
 
-        First one `header`, then the canonical bytes (see Plane) of every whole chunk from start_token on, one chunk after
-        the other, in `data` pieces of at most 1 MiB cut anywhere. Nothing is visible until all bytes came; a stream that
-        fails, stalls or is cancelled before stores nothing. All bytes are there, so that these chunks replace resident ones
-        that lack some, as in Store.
+        The client sends one `header`, then `data` pieces of at most 1 MiB. Together the pieces are the canonical bytes
+        (see Plane) of every whole chunk from start_token on, one chunk after the other. A piece may end anywhere. The
+        chunks become visible together, when all bytes have come. A stream that fails, stalls or is cancelled before that
+        stores nothing. These chunks have all their bytes, so they replace resident chunks that lack some, as in Store.
 
         Errors:
-        INVALID_ARGUMENT    INVALID_REQUEST: also a missing or second header, a piece over 1 MiB, too few or many bytes.
+        INVALID_ARGUMENT    INVALID_REQUEST: also no header or a second one, a piece over 1 MiB, too few or too many
+        bytes.
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
-        NOT_FOUND           SESSION_NOT_FOUND: the session ended meanwhile.
-        FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were arriving.
+        NOT_FOUND           SESSION_NOT_FOUND: the session ended during the call.
+        FAILED_PRECONDITION DETACHED: the attachment ended while the bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
-        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
-        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller hold leases or run calls.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: the running calls of the tenant move too many bytes already.
+        RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller have leases or running calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetrieveInline(self, request, context):
-        """Sends the canonical bytes of leased chunks on the call, in order, in pieces of at most 1 MiB.
+        """Sends the canonical bytes (see Plane) of leased chunks in the call, in order, in pieces of at most 1 MiB.
 
-        skip_tokens must be a multiple of chunk_size here; chunks below it are not sent. Chunks are sent whole, so those of
-        which a group's bytes were not stored are not served. The stream is complete when it ends with OK: a client must
-        discard what it got if it ends otherwise.
+        Chunks below skip_tokens are not sent; skip_tokens must be a multiple of chunk_size here. Chunks are sent whole, so
+        a chunk that lacks bytes of a group can't be sent. The bytes are complete only if the stream ends with OK. If it
+        ends with an error, the client must discard all of them.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
-        FAILED_PRECONDITION BLOCK_ABSENT: a chunk was stored without some of a group's blocks. No bytes were sent.
-        FAILED_PRECONDITION DETACHED: the attachment ended while its bytes were being sent.
-        DEADLINE_EXCEEDED   STREAM_STALLED: the client took no piece within the server's limit. It may see CANCELLED
-        instead, if it does not take this either.
-        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: too many of the tenant's bytes are moving already.
+        FAILED_PRECONDITION BLOCK_ABSENT: a chunk lacks bytes of a group. No bytes were sent.
+        FAILED_PRECONDITION DETACHED: the attachment ended while the bytes were being sent.
+        DEADLINE_EXCEEDED   STREAM_STALLED: the client read no piece within the server's limit. It sees CANCELLED instead
+        if it does not read this status either.
+        RESOURCE_EXHAUSTED  TOO_MANY_BYTES: the running calls of the tenant move too many bytes already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """Ends a session: stops its stores and retrieves, ends its leases, answers with what it did. When this answers the
-        depot neither reads nor writes blocks on the session's behalf any more.
+        """Ends a session: stops its stores and retrieves, ends its leases, and answers with a summary.
+
+        When this answers, the depot neither reads nor writes blocks for the session.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
-        NOT_FOUND           SESSION_NOT_FOUND: the instance has no such session, or it has ended already.
+        NOT_FOUND           SESSION_NOT_FOUND: the instance has no such session, or the session has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,7 +335,7 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService(object):
-    """Stores the KV of token prefixes in host memory and gives it back to any instance of the same model.
+    """Stores the KV of token prefixes in host memory, and gives it back to any instance of the same model.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ObservabilityServiceStub(object):
-    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
+    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
     """
 
     def __init__(self, channel):
@@ -58,15 +58,16 @@ class ObservabilityServiceStub(object):
 
 
 class ObservabilityServiceServicer(object):
-    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
+    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
     """
 
     def ReportBlockAllocation(self, request, context):
-        """The engine's scheduler tells which physical blocks it gave to which sessions. Feeds the L0 lifecycle metrics
-        only, and needs no attachment. A session that is not known begins here; EndSession lets go of its blocks. The
-        report is published as an event and never waited for. It changes nothing that the cache does: a session that uses
-        the cache neither ends because of it nor keeps its leases for longer. Of sessions that are known from reports alone
-        the last 16,384 of each tenant live.
+        """Reports which physical blocks the engine's scheduler gave to which sessions. It needs no attachment.
+
+        A report feeds the L0 lifecycle metrics only. The depot publishes it as an event, and answers before the event is
+        processed. A report never changes what the cache does: no session that uses the cache ends because of a report, or
+        keeps its leases longer. An unknown session begins with its first report. EndSession releases its blocks. The depot
+        keeps at most 16,384 sessions per tenant that only reports have named: the ones that were reported last.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
@@ -76,37 +77,38 @@ class ObservabilityServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """The live event feed, for debugging. A slow watcher loses events and is told how many; it never slows the depot.
+        """Streams events as they happen, for debugging. A watcher that reads too slowly loses events, and learns how many. It
+        never slows the depot.
 
         Errors:
-        INVALID_ARGUMENT    INVALID_REQUEST: an event type that does not exist.
+        INVALID_ARGUMENT    INVALID_REQUEST: an event type does not exist.
         FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot publishes no events.
-        UNAUTHENTICATED     CREDENTIALS_REVOKED: what the stream was opened with has expired or was taken back.
-        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
+        UNAUTHENTICATED     CREDENTIALS_REVOKED: the token or certificate of the stream has expired or was revoked.
+        PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Sessions that live or ended recently, the last that began first. Page by page, each that stays is listed once,
-        whichever begin or end meanwhile.
+        """Lists sessions that live or ended recently, the newest first. The pages list each session once, also while other
+        sessions begin or end.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
-        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
+        PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """The timeline of one session, live or recently ended.
+        """Returns the timeline of one session that lives or ended recently.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           SESSION_NOT_FOUND
-        PERMISSION_DENIED   OTHER_TENANT: tenant is not the caller, who is no admin.
+        PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,7 +146,7 @@ def add_ObservabilityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ObservabilityService(object):
-    """Takes reports of block allocations, and shows what happens: to a tenant what is its own, to an admin everything.
+    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
     """
 
     @staticmethod

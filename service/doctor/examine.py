@@ -1,0 +1,41 @@
+"""All checks, in the order of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.doctor import gpu_checks, memory_checks, network_checks, process_checks
+from service.doctor.facts import Facts
+from service.doctor.findings import Finding
+from service.settings import Settings
+
+CHECKS: dict[str, Callable[[Facts, Settings], Finding]] = {
+    "memory for L1": memory_checks.l1_memory,
+    "huge pages": memory_checks.huge_pages,
+    "populating L1": memory_checks.populating,
+    "shared memory": memory_checks.shared_memory,
+    "memlock": memory_checks.memory_lock,
+    "CPUs": process_checks.cpus,
+    "open files": process_checks.open_files,
+    "PID namespace": process_checks.pid_namespace,
+    "IPC namespace": process_checks.ipc_namespace,
+    "streaming copy": process_checks.streaming_copy,
+    "GPU": gpu_checks.gpu,
+    "CuPy": gpu_checks.cupy,
+    "GPU driver": gpu_checks.driver,
+    "NVRTC": gpu_checks.compiler,
+    "kernel cache": gpu_checks.compiled_kernels,
+    "CUDA handles": gpu_checks.cuda_handles,
+    "TLS certificate": network_checks.certificate,
+    "tenants": network_checks.tenants,
+    "metrics": network_checks.metrics,
+    "OTLP collector": network_checks.collector,
+    "subscribers": process_checks.subscribers,
+}
+
+
+def examine(facts: Facts, settings: Settings) -> dict[str, Finding]:
+    """Return the finding of every check by the name of the check, then one finding for each address."""
+    findings = {name: check(facts, settings) for name, check in CHECKS.items()}
+    addresses = {f"listen on {each.address}": network_checks.listener(each, settings) for each in facts.listeners}
+    return findings | addresses
