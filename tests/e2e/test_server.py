@@ -29,8 +29,8 @@ from kvdepot import Attachment, DepotClient, DepotError, KvShape, SharedBuffer
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import SERVICES
-from tests.conftest import running_server
 from tests.e2e.scraping import get
+from tests.e2e.servers import running_server
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
