@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kvdepot import AsyncDepotClient, KvShape
 from tests.e2e.engines import SMALL, Engine, Site, prompt, refused, site
-from tests.e2e.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv, first_tokens
 from tests.e2e.servers import StartServer
+from tests.fakes.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv, first_tokens
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 70

@@ -21,7 +21,7 @@ import torch
 from kvdepot import SharedBuffer, SharedRegions
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
-from tests.clients.conftest import until
+from tests.fakes.waiting import eventually
 
 SHM = Path("/dev/shm")
 CLIENTS = Path(__file__).parents[3] / "clients" / "python"
@@ -187,7 +187,7 @@ async def test_killed_process_leaves_nothing(what: str, how: str) -> None:
     assert len(left_by(process.pid)) == (how == "name")
     process.kill()
     await process.wait()
-    await until(lambda: left_by(process.pid) == [])
+    await eventually(lambda: left_by(process.pid) == [])
 
 
 async def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is() -> None:

@@ -13,8 +13,9 @@ import pytest
 from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
 from kvdepot.vllm.identity import place_of
 from kvdepot.vllm.worker import MAX_STORES
-from tests.clients.vllm.workers import CHUNK, CONFIG, StartWorker, load_order, start_worker, store_order, until, views
+from tests.clients.vllm.workers import CHUNK, CONFIG, StartWorker, load_order, start_worker, store_order, views
 from tests.fakes.depot import FakeDepot, bare_failure, failure
+from tests.fakes.waiting import eventually
 
 __all__ = ["start_worker"]
 
@@ -76,12 +77,12 @@ async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
         depot.hanging.add("AttachInstance")  # from now on nothing is settled by attaching again
         worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
         assert await worker.until_loaded() == ({"request"}, {"request"})
-        await until(lambda: worker.take().failed == {2})
+        await eventually(lambda: worker.take().failed == {2})
         if settles:
             assert await worker.until_settled(2)
             assert worker.chunk_size
         else:
-            await until(lambda: worker.chunk_size == 0)  # detached, to find out
+            await eventually(lambda: worker.chunk_size == 0)  # detached, to find out
             assert not worker.take().settled
 
 
@@ -102,7 +103,7 @@ async def test_operation_in_doubt_is_settled_when_nobody_listens_any_more(
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
         worker.side.store([store_order(([1, 2, 3, 4],))])
-        await until(lambda: any(name == "Store" for name, _ in depot.requests))
+        await eventually(lambda: any(name == "Store" for name, _ in depot.requests))
         assert not worker.take().settled
     assert (await worker.until_settled(1)).failed == {1}
 
@@ -132,7 +133,7 @@ async def test_operations_of_a_cache_that_is_replaced_are_settled_by_the_next_at
         depot.hanging.add("Store")
         numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
         worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
-        await until(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
+        await eventually(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
         await asyncio.to_thread(worker.side.register, views(), CONFIG)
         report = await worker.until_settled(*numbers)
     assert report.failed == set(numbers)
@@ -150,7 +151,7 @@ async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) ->
             worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number)])
             return bool(worker.take().failed)
 
-        await until(refused)
+        await eventually(refused)
         asked = sum(name == "Store" for name, _ in depot.requests)
         worker.side.store([store_order(([1, 2, 3, 4],), operation_id=9999)])
         await worker.until_settled(9999)

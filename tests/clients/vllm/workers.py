@@ -15,6 +15,7 @@ from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.identity import Place, place_of
 from kvdepot.vllm.worker import WorkerSide
 from tests.fakes.vllm import BLOCK, Group, KvCacheConfig
+from tests.fakes.waiting import eventually
 
 CHUNK = 16
 PER_CHUNK = CHUNK // BLOCK
@@ -71,20 +72,14 @@ class Worker:
         return self.take().chunk_sizes.get(0)
 
     async def until_settled(self, *operation_ids: int) -> WorkerReport:
-        await until(lambda: set(operation_ids) <= set(self.take().settled))
+        await eventually(lambda: set(operation_ids) <= set(self.take().settled))
         return self.report
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those whose load failed."""
         results: list[tuple[set[str], set[str]]] = []
-        await until(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
+        await eventually(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
         return results[-1]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - it has no event of this loop
-            await asyncio.sleep(0.005)
 
 
 StartWorker = Callable[..., Any]

@@ -26,10 +26,10 @@ from tests.clients.vllm.workers import (
     load_order,
     start_worker,
     store_order,
-    until,
     views,
 )
 from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
+from tests.fakes.waiting import eventually
 
 __all__ = ["start_worker"]
 
@@ -80,8 +80,8 @@ async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
     assert worker.side.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
         attachment.fail(RegionUnavailable("the engine took its memory away"))
-    await until(lambda: 0 in worker.take().chunk_sizes.values())
-    await until(lambda: worker.take().chunk_sizes == {0: CHUNK})  # attached again by itself
+    await eventually(lambda: 0 in worker.take().chunk_sizes.values())
+    await eventually(lambda: worker.take().chunk_sizes == {0: CHUNK})  # attached again by itself
 
 
 async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
@@ -96,7 +96,7 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
     assert report.failed == {1, 2}
     assert report.chunk_sizes == {0: 0}  # told once, so that the scheduler does not wait for it
     await start_server(chunk_size=CHUNK, listen=(address,))
-    await until(lambda: worker.take().chunk_sizes == {0: CHUNK})
+    await eventually(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
 
 async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worker: StartWorker) -> None:
