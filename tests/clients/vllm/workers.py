@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, Table, WorkerReport
 from kvdepot.connector.event_loop import EventLoop
@@ -16,6 +15,11 @@ from kvdepot.vllm.identity import Place, place_of
 from kvdepot.vllm.worker import WorkerSide
 from tests.fakes.vllm import BLOCK, Group, KvCacheConfig
 from tests.fakes.waiting import eventually
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 CHUNK = 16
 PER_CHUNK = CHUNK // BLOCK

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from kvdepot import AsyncDepotClient, hash_prefix
 from kvdepot.connector.commands import WorkerReport
@@ -30,6 +29,8 @@ from tests.clients.vllm.workers import (
 )
 from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
 from tests.fakes.waiting import eventually
+
+torch = pytest.importorskip("torch")
 
 __all__ = ["start_worker"]
 
