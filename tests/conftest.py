@@ -10,7 +10,7 @@ import pytest
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write a line with the reason of each skip and how often it occurred."""
     reasons = Counter(
-        report.longrepr[2].removeprefix("Skipped: ")
+        report.longrepr[2].removeprefix("Skipped: ").partition(": No module")[0]
         for report in terminalreporter.stats.get("skipped", ())
         if isinstance(report.longrepr, tuple)
     )
