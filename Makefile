@@ -10,27 +10,31 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo run test-servers test test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo run test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch comes first, by the exact version: anything else may take several GB of CUDA packages (see constraints.txt).
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (once)"
+	@echo "setting up $(VENV), 630 MB (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) --editable '.[server,dev]'
 	@$(PIP) --no-deps --ignore-requires-python helm-sdkpy  # it asks for 3.12 and runs on 3.11
 	@touch $@
 
-$(VENV)/.installed-demo: $(VENV)/.installed
-	@echo "installing transformers for the demo (once)"
+# The exact version comes first: any other request may take several GB of CUDA packages (see constraints.txt).
+$(VENV)/.installed-torch: $(VENV)/.installed
+	@echo "installing torch, 850 MB (once)"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed-torch
+	@echo "installing transformers for the demo, 130 MB (once)"
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.installed-cuda: $(VENV)/.installed
-	@echo "installing CuPy, NVRTC and a disassembler, 232 MB (once)"
+	@echo "installing CuPy, NVRTC and a disassembler, 520 MB (once)"
 	@$(PIP) --editable '.[cuda-check]'
 	@touch $@
 
@@ -50,15 +54,18 @@ build/servers/.installed:
 	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 	@touch $@
 
-test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, without installing it: some tests skip without it
+test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, without installing it: without it some tests are skipped
 
-test: $(VENV)/.installed-cuda ## run the tests
+test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: TIME_LIGHT, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-all: $(VENV)/.installed-cuda ## run the tests, the long ones too
+test-full: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: TIME_FULL, 2.1 GB to install
+	@$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-all: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu"
 
-check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contract, freshness of the stubs
+check: $(VENV)/.installed-torch .venv-proto/.installed ## lint, types, contract, freshness of the stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -41,13 +41,6 @@ class Side:
         return message
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that happens in another thread or process."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it has no event of this loop
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 def depot() -> Iterator[FakeDepot]:
     depot = FakeDepot()

@@ -17,8 +17,9 @@ import pytest
 from kvdepot import AsyncDepotClient, DepotError, KvShape
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
-from tests.clients.conftest import Side, until
+from tests.clients.conftest import Side
 from tests.fakes.depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, bare_failure, failure
+from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=2, num_blocks=4, block_size=8, num_heads=2, head_size=16, dtype="bfloat16")
 
@@ -63,7 +64,7 @@ async def test_attach_that_is_not_acknowledged_in_time_is_given_up(side: Side, c
     with pytest.raises(DepotError) as raised:
         await side(client.attach, instance_id="engine-0", model_name="model", groups=[], timeout_seconds=0.2)
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: not depot.requests or depot.detached.is_set())  # it may have been given up on its way
+    await eventually(lambda: not depot.requests or depot.detached.is_set())  # it may have been given up on its way
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,10 @@ async def test_closed_attachment_leaves_nothing_behind(side: Side, client: Any) 
     attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[])
     await side(attachment.close)
     assert [task for task in asyncio.all_tasks() if task.get_name() == "kvdepot-engine-0"] == []
-    await until(lambda: "kvdepot-engine-0" not in [thread.name for thread in threading.enumerate()])
+    await eventually(lambda: "kvdepot-engine-0" not in [thread.name for thread in threading.enumerate()])
     forgotten = weakref.ref(attachment)
     del attachment
-    await until(lambda: gc.collect() >= 0 and forgotten() is None)  # the thread that closed it lets go of it soon
+    await eventually(lambda: gc.collect() >= 0 and forgotten() is None)  # the thread that closed it lets go of it soon
 
 
 async def test_wait_for_a_loss_ends_with_its_time(side: Side, attachment: Any) -> None:
@@ -146,7 +147,7 @@ async def test_leaving_the_with_block_detaches(side: Side, depot: FakeDepot) -> 
 
 async def test_draining_is_shown_before_the_end(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.notify(cache_pb2.NOTICE_DRAINING)
-    await until(lambda: attachment.draining)
+    await eventually(lambda: attachment.draining)
     assert not attachment.lost
     assert attachment.chunk_size == CHUNK_SIZE
 
@@ -166,7 +167,7 @@ async def test_on_lost_may_raise_and_may_close(
     depot.end_attachment()
     assert (await side(attachment.wait_lost, 10)).reason == "ATTACHMENT_ENDED"
     assert await asyncio.to_thread(closed.wait, 10)
-    await until(lambda: "the engine's own trouble" in caplog.text)
+    await eventually(lambda: "the engine's own trouble" in caplog.text)
 
 
 async def test_close_of_the_client_detaches_and_is_no_loss(side: Side, depot: FakeDepot) -> None:
@@ -184,7 +185,7 @@ async def test_cancelled_attach_leaves_no_stream(depot: FakeDepot) -> None:
     depot.hanging.add("AttachInstance")
     async with AsyncDepotClient(depot.address) as client:
         attaching = asyncio.create_task(client.attach(instance_id="engine-0", model_name="model", groups=[]))
-        await until(lambda: bool(depot.requests))
+        await eventually(lambda: bool(depot.requests))
         attaching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await attaching

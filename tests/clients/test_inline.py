@@ -13,8 +13,9 @@ import pytest
 from kvdepot import AsyncDepotClient, DepotError
 from kvdepot.pieces import Piece
 from kvdepot.v1 import cache_pb2
-from tests.clients.conftest import Side, until
+from tests.clients.conftest import Side
 from tests.fakes.depot import CHUNK_BYTES, FakeDepot, failure
+from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
 DATA = np.random.default_rng(7).integers(0, 256, 2 * CHUNK_BYTES, np.uint8).tobytes()
@@ -135,7 +136,7 @@ async def test_cancelled_store_inline_cancels_the_call(depot: FakeDepot) -> None
     async with AsyncDepotClient(depot.address) as client:
         attachment = await client.attach(instance_id="engine-0", model_name="model", groups=[])
         storing = asyncio.create_task(attachment.store_inline("session", [1], endless()))
-        await until(depot.reading.is_set)
+        await eventually(depot.reading.is_set)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing

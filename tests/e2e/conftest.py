@@ -1,18 +1,58 @@
-"""Depots in this process with engines attached to them."""
+"""Real servers, in this process or in a process of their own, and depots with engines attached to them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
 
 import pytest
 
-from tests.conftest import StartServer
+from kvdepot import AsyncDepotClient
+from kvdepot.cli.processes import server_process
+from service.server import Server
 from tests.e2e import brake
 from tests.e2e.brake import Brake
 from tests.e2e.engines import Site, site
+from tests.e2e.servers import StartServer, running_server
 
 Open = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def start_server() -> AsyncIterator[StartServer]:
+    """`await start_server(chunk_size=16, …)` runs a server in this process until the test ends."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**flags: Any) -> Server:
+            return await stack.enter_async_context(running_server(flags))
+
+        yield start
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> Server:
+    """A server in this process with chunks of 16 tokens and 16 MiB of L1."""
+    started: Server = await start_server(chunk_size=16)
+    return started
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[AsyncDepotClient]:
+    """An asyncio client of `server`."""
+    async with AsyncDepotClient(server.addresses[0]) as client:
+        yield client
+
+
+@pytest.fixture
+def start_server_process() -> Iterator[Callable[..., str]]:
+    """`start_server_process("--chunk-size", "16")` runs `python -m service serve` until the test ends; its address."""
+    with ExitStack() as stack:
+
+        def start(*flags: str) -> str:
+            return stack.enter_context(server_process(*flags))
+
+        yield start
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from kvdepot import DepotClient
-from tests.e2e.engines import SLOW, SLOW_TOKENS, SharedPagedBuffer, prompt
-from tests.e2e.paged import random_kv
+from tests.e2e.engines import SLOW, SLOW_TOKENS, prompt
+from tests.fakes.paged import SharedPagedBuffer, random_kv
 
 
 def main(address: str, by: Literal["name", "fd"]) -> None:

@@ -7,19 +7,18 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
 
-from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, SharedBuffer, SharedRegions, token_prefix
+from kvdepot import AsyncAttachment, AsyncDepotClient, DepotError, KvShape, token_prefix
 from kvdepot.errors import depot_error
 from kvdepot.v1.cache_pb2 import (
-    KvGroup,
     LookupResponse,
     RetrieveResponse,
     StoreInlineHeader,
@@ -31,7 +30,8 @@ from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from service.depot.instances import Attachment
 from service.server import Server
 from tests.e2e.brake import Brake
-from tests.e2e.paged import Group, Kv, PagedBuffer, Tables, first_tokens, random_kv, region_sizes
+from tests.fakes.paged import Group, Kv, SharedPagedBuffer, Tables, first_tokens, random_kv
+from tests.fakes.waiting import eventually
 
 if TYPE_CHECKING:
     from kvdepot.v1.cache_pb2_grpc import CacheServiceAsyncStub
@@ -68,16 +68,6 @@ def refused(status: str, reason: str) -> Iterator[None]:
     with pytest.raises(DepotError) as failure:
         yield
     assert (failure.value.code.name, failure.value.reason) == (status, reason), str(failure.value)
-
-
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_seconds: float = 10.0) -> None:
-    """Wait for something that the depot does by itself."""
-    async with asyncio.timeout(within_seconds):
-        while True:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
-                return
-            await asyncio.sleep(0.002)
 
 
 def listening_pid(address: str) -> int:
@@ -136,35 +126,6 @@ def calls_running() -> set[asyncio.Task[Any]]:
     """All tasks but those in which gRPC waits for the next call, or an attachment for its end."""
     standing = ("_request_registered_call", "coro=<Event.wait()")
     return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in standing)}
-
-
-class SharedPagedBuffer(PagedBuffer):
-    """A paged buffer in shared memory, with what an engine says about it when it attaches."""
-
-    def __init__(
-        self, groups: Sequence[Group], *, by: Literal["name", "fd"] = "name", region_for_each_tensor: bool = False
-    ) -> None:
-        sizes = region_sizes(groups, region_for_each_tensor=region_for_each_tensor)
-        self.buffers = [SharedBuffer.create(size, by=by) for size in sizes]
-        super().__init__(groups, [buffer.array for buffer in self.buffers])
-        self.shared = SharedRegions()
-        for buffer in self.buffers:
-            self.shared.add(buffer)
-
-    def described(self) -> list[KvGroup]:
-        """The groups as the contract describes them."""
-        return [
-            group.definition.layout.from_tensors(
-                group.nested(tensors),
-                self.shared,
-                block_size=group.shape.block_size if "NBBS" in group.layout else None,
-            )
-            for group, tensors in zip(self.groups, self.tensors, strict=True)
-        ]
-
-    def close(self) -> None:
-        for buffer in self.buffers:
-            buffer.close()
 
 
 class Engine:

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.server import Server
 from telemetry.delivery import Subscriber
 from telemetry.events import Event
-from tests.e2e.engines import Engine, eventually, prompt
+from tests.e2e.engines import Engine, prompt
+from tests.fakes.waiting import eventually
 
 OF_A_HISTOGRAM = ("_bucket", "_count", "_sum")
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from kvdepot import DepotError, KvShape, block_table
 from kvdepot.v1.cache_pb2 import MISS_REASON_EVICTED, REFUSAL_REASON_NO_BYTES, BlockTable
-from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused
-from tests.e2e.paged import Group, Kv, Tables, canonical
+from tests.e2e.engines import Engine, InlineStore, Site, prompt, refused
+from tests.fakes.paged import Group, Kv, Tables, canonical
+from tests.fakes.waiting import eventually
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 64

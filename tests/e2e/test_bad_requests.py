@@ -27,8 +27,8 @@ from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
 from service.depot.leases import LeaseEnd
 from service.server import Server
-from tests.conftest import running_server
 from tests.documented import DOCUMENTED, PROTOS
+from tests.e2e.servers import running_server
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 64

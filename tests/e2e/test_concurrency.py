@@ -16,19 +16,9 @@ from kvdepot.v1.cache_pb2 import (
     StoreResponse,
 )
 from tests.e2e.conftest import Open
-from tests.e2e.engines import (
-    FAST,
-    SLOW,
-    SLOW_TOKENS,
-    Engine,
-    InlineStore,
-    Site,
-    calls_running,
-    eventually,
-    prompt,
-    refused,
-)
-from tests.e2e.paged import canonical, first_tokens
+from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Engine, InlineStore, Site, calls_running, prompt, refused
+from tests.fakes.paged import canonical, first_tokens
+from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
 TOKENS = prompt(SLOW_TOKENS)

@@ -15,8 +15,8 @@ from kvdepot.v1 import cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from service.server import Server
 from tests.e2e.cli.test_selftest import selftest
-from tests.e2e.engines import eventually
 from tests.e2e.test_engine_death import engine_process
+from tests.fakes.waiting import eventually
 
 GROUP = layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(
     KvShape(num_layers=1, num_blocks=4, block_size=16, num_heads=1, head_size=8, dtype="float16")

@@ -18,7 +18,8 @@ from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import REPOSITORY
 from kvdepot.v1.cache_pb2 import MISS_REASON_RANK_MISSING, OPERATION_KIND_STORE, OUTCOME_OK
 from tests.e2e.conftest import Open
-from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, eventually, listening_pid, prompt, refused
+from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, listening_pid, prompt, refused
+from tests.fakes.waiting import eventually
 
 LIMIT_SECONDS = 1.0
 

@@ -30,8 +30,8 @@ from tests.e2e.test_server import (
     attached,
     health,
     serve,
-    until,
 )
+from tests.fakes.waiting import wait_until
 
 __all__ = ["serve"]
 
@@ -59,7 +59,7 @@ class Depot:
             stderr=stderr,
             process_group=0,
         )
-        until(lambda: self.process.poll() is not None or health(self.address) == "SERVING")
+        wait_until(lambda: self.process.poll() is not None or health(self.address) == "SERVING")
         assert self.process.poll() is None
 
     def ends(self) -> int:
@@ -180,14 +180,14 @@ def test_a_tenants_file_that_becomes_a_fifo_is_told_and_holds_up_nothing(serve: 
     )
     (address,) = server.addresses()
     replace_by_fifo(path)
-    until(lambda: "is not an ordinary file" in server.said())
+    wait_until(lambda: "is not an ordinary file" in server.said())
     assert may_call(address, "red")
     write_tenants(tmp_path / "new.yaml", BLUE, OPS)
     (tmp_path / "new.yaml").replace(path)
-    until(lambda: may_call(address, "blue"))
+    wait_until(lambda: may_call(address, "blue"))
     assert not may_call(address, "red")
     replace_by_fifo(path)
-    until(lambda: server.said().count("is not an ordinary file") > 1)
+    wait_until(lambda: server.said().count("is not an ordinary file") > 1)
     server.send(signal.SIGTERM)
     assert server.process.wait(END_SECONDS) == 0
 

@@ -16,19 +16,9 @@ import pytest
 from kvdepot import AsyncDepotClient, DepotError, KvShape
 from kvdepot.v1.cache_pb2 import StoreInlineRequest
 from tests.e2e.conftest import Open
-from tests.e2e.engines import (
-    SMALL,
-    Engine,
-    InlineStore,
-    Site,
-    attach,
-    calls_running,
-    eventually,
-    listening_pid,
-    prompt,
-    refused,
-)
-from tests.e2e.paged import Group, Kv, canonical
+from tests.e2e.engines import SMALL, Engine, InlineStore, Site, attach, calls_running, listening_pid, prompt, refused
+from tests.fakes.paged import Group, Kv, canonical
+from tests.fakes.waiting import eventually
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 64

@@ -12,8 +12,9 @@ import pytest
 from kvdepot import hash_prefix, token_prefix
 from kvdepot.v1.cache_pb2 import TIER_L1, LookupResponse, MissReason, Prefix
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SMALL, Engine, InlineStore, Site, eventually, prompt
-from tests.e2e.paged import Group, Kv, canonical, first_tokens
+from tests.e2e.engines import SMALL, Engine, InlineStore, Site, prompt
+from tests.fakes.paged import Group, Kv, canonical, first_tokens
+from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
 SMALL_CHUNK_BYTES = 3_072

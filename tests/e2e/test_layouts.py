@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvdepot import AsyncDepotClient, KvShape
-from tests.conftest import StartServer
 from tests.e2e.engines import SMALL, Engine, Site, prompt, refused, site
-from tests.e2e.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv, first_tokens
+from tests.e2e.servers import StartServer
+from tests.fakes.paged import KV_LAYOUTS, MLA_LAYOUTS, Group, Kv, first_tokens
 
 CHUNK_SIZE = 16
 NUM_TOKENS = 70

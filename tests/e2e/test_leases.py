@@ -11,8 +11,9 @@ import pytest
 from kvdepot import token_prefix
 from kvdepot.v1.cache_pb2 import REFUSAL_REASON_NO_SLOT
 from tests.e2e.conftest import Open
-from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Engine, Site, eventually, prompt, refused
-from tests.e2e.paged import first_tokens
+from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Engine, Site, prompt, refused
+from tests.fakes.paged import first_tokens
+from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
 SMALL_CHUNK_BYTES = 3_072

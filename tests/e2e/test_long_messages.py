@@ -15,8 +15,8 @@ from kvdepot.v1.cache_pb2 import LookupResponse, StoreResponse
 from service.depot.sessions import MAX_REPORTED
 from service.rpc.limits import MAX_BLOCK_HASHES, MAX_RECORDS
 from tests.e2e import long_messages as long
-from tests.e2e.engines import eventually
 from tests.e2e.latency import Polls, polled
+from tests.fakes.waiting import eventually
 
 MOST_MS = 1_000.0  # 50 on an idle core; these machines are not idle
 

@@ -13,8 +13,9 @@ from kvdepot import DepotError, allocation_record
 from service.depot.sessions import SessionEnd
 from telemetry.events import LeaseEnded
 from tests.e2e.conftest import Open
-from tests.e2e.engines import Engine, InlineStore, Site, eventually, prompt, refused
+from tests.e2e.engines import Engine, InlineStore, Site, prompt, refused
 from tests.e2e.scraping import Failing, Page, measured, scrape, work
+from tests.fakes.waiting import eventually
 
 CHUNK_BYTES = 3_072
 OPERATION = "kvdepot_operations_total"

@@ -14,10 +14,11 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, M
 
 from kvdepot import allocation_record
 from telemetry.metrics.definitions import METRICS
-from tests.conftest import running_server
 from tests.e2e.collector import attributes
-from tests.e2e.engines import eventually, site
+from tests.e2e.engines import site
 from tests.e2e.scraping import measured, work
+from tests.e2e.servers import running_server
+from tests.fakes.waiting import eventually
 from tools.generate.metrics import all_metrics
 
 CHUNK_BYTES = 3_072

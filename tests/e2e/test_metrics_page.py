@@ -18,10 +18,11 @@ from service.depot.values import MissReason, RefusalReason
 from service.server import CannotListen
 from telemetry.metrics import definitions as definitions
 from telemetry.metrics.metric import Attribute
-from tests.conftest import StartServer, running_server
 from tests.e2e.conftest import Open
-from tests.e2e.engines import Site, eventually, prompt
+from tests.e2e.engines import Site, prompt
 from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
+from tests.e2e.servers import StartServer, running_server
+from tests.fakes.waiting import eventually
 from tools.generate.metrics import all_metrics
 
 CHUNK_BYTES = 3_072

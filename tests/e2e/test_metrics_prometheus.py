@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Open
-from tests.e2e.engines import eventually
 from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import measured, scrape, work
+from tests.fakes.waiting import eventually
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not there: Debian has it in prometheus")

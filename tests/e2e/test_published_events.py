@@ -28,7 +28,8 @@ from telemetry.events import (
     TransferStarted,
 )
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SLOW, SLOW_TOKENS, Engine, Site, eventually, prompt
+from tests.e2e.engines import SLOW, SLOW_TOKENS, Engine, Site, prompt
+from tests.fakes.waiting import eventually
 
 CHUNK = 16
 CHUNK_BYTES = 3_072

@@ -12,7 +12,8 @@ from kvdepot import AsyncDepotClient, DepotError
 from kvdepot.layout import layouts
 from kvdepot.memory.available import in_machine
 from kvdepot.v1.cache_pb2 import KvGroup, MemoryRegion, ProcessFd
-from tests.e2e.engines import FAST, SMALL, attach, eventually, listening_pid, prompt
+from tests.e2e.engines import FAST, SMALL, attach, listening_pid, prompt
+from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
 

@@ -10,7 +10,8 @@ from kvdepot import AsyncDepotClient
 from kvdepot.requests import allocation_record
 from service.depot.sessions import MAX_LIVE, MAX_REPORTED
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SMALL, attach, eventually, prompt
+from tests.e2e.engines import SMALL, attach, prompt
+from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
 SESSIONS_A_REPORT = 1_000

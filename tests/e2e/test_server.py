@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,8 +28,9 @@ from kvdepot import Attachment, DepotClient, DepotError, KvShape, SharedBuffer
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import SERVICES
-from tests.conftest import running_server
 from tests.e2e.scraping import get
+from tests.e2e.servers import running_server
+from tests.fakes.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
@@ -120,14 +120,6 @@ def attached(client: DepotClient, instance_id: str = "engine") -> Iterator[Attac
             yield rank
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens in another thread or process."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 class RunningStore:
     """An inline store that the depot has begun, and whose data it waits for."""
 
@@ -137,7 +129,7 @@ class RunningStore:
         self._answer: Any = None
         self._thread = threading.Thread(target=self._store, daemon=True)
         self._thread.start()
-        until(has_begun)
+        wait_until(has_begun)
 
     @classmethod
     def seen_by(cls, client: DepotClient, attachment: Attachment) -> RunningStore:
@@ -343,7 +335,7 @@ def test_a_signal_lets_work_end_and_takes_no_new_work(serve: Serve, folder: Path
     with DepotClient(address) as client, attached(client) as attachment:
         store = RunningStore.seen_by(client, attachment)
         server.send(number)
-        until(lambda: attachment.draining)
+        wait_until(lambda: attachment.draining)
         assert [health(address, service) for service in ("", *SERVICES)] == ["NOT_SERVING"] * 4
         assert healths(address) == dict.fromkeys(("", *SERVICES), "NOT_SERVING")
         assert client.get_status().state == admin_pb2.SERVER_STATE_DRAINING
@@ -372,7 +364,7 @@ def test_what_ends_work_is_taken_while_the_depot_drains(serve: Serve) -> None:
         lease = attachment.lookup("s", range(CHUNK_SIZE)).lease
         store = RunningStore.seen_by(client, attachment)
         server.send(signal.SIGTERM)
-        until(lambda: attachment.draining)
+        wait_until(lambda: attachment.draining)
         attachment.release_lease(lease)
         assert client.get_status().num_leases == 0
         assert attachment.end_session("s").summary.end == cache_pb2.SESSION_END_REQUESTED
@@ -390,7 +382,7 @@ def test_the_metrics_tell_that_it_drains(serve: Serve) -> None:
         assert "kvdepot_draining 0.0" in get(served[1]).splitlines()
         store = RunningStore.seen_by(client, attachment)
         server.send(signal.SIGTERM)
-        until(lambda: attachment.draining)
+        wait_until(lambda: attachment.draining)
         assert "kvdepot_draining 1.0" in get(served[1]).splitlines()
         store.finish()
     assert server.exit_code() == 0
@@ -411,7 +403,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:
     with DepotClient(server.addresses()[0]) as client, attached(client) as attachment:
         store = RunningStore.seen_by(client, attachment)
         server.send(signal.SIGTERM)
-        until(lambda: attachment.draining)
+        wait_until(lambda: attachment.draining)
         server.send(signal.SIGTERM)
         assert server.exit_code() == 1
         assert isinstance(store.answer(), DepotError)
@@ -468,7 +460,7 @@ async def test_attachments_beyond_the_limit_are_refused_until_one_ends(start_ser
                     return True
                 return False
 
-            until(attaches)
+            wait_until(attaches)
 
     await asyncio.to_thread(check)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvdepot import KvShape
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Engine, prompt
-from tests.e2e.paged import Group
+from tests.fakes.paged import Group
 
 WIDE = Group(
     "NL_X_TWO_NB_BS_NH_HS",

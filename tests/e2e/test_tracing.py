@@ -22,9 +22,9 @@ from kvdepot.v1.cache_pb2 import (
     StoreInlineRequest,
 )
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
-from tests.conftest import running_server
 from tests.e2e.collector import Collector, attributes, running_collector
-from tests.e2e.engines import eventually
+from tests.e2e.servers import running_server
+from tests.fakes.waiting import eventually
 
 CHUNK_SIZE = 16
 SHAPE = KvShape(num_layers=2, num_blocks=8, block_size=4, num_heads=2, head_size=8, dtype="float32")

@@ -17,19 +17,9 @@ import pytest
 
 from kvdepot import AsyncDepotClient, DepotError, KvShape, SharedBuffer, SharedRegions
 from kvdepot.v1.cache_pb2 import MemoryRegion, ProcessFd
-from tests.e2e.engines import (
-    FAST,
-    SLOW,
-    SLOW_TOKENS,
-    SMALL,
-    Engine,
-    SharedPagedBuffer,
-    attach,
-    eventually,
-    prompt,
-    refused,
-)
-from tests.e2e.paged import Group, PagedBuffer, region_sizes
+from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, SMALL, Engine, attach, prompt, refused
+from tests.fakes.paged import Group, PagedBuffer, SharedPagedBuffer, region_sizes
+from tests.fakes.waiting import eventually
 
 LARGE = Group(
     "NL_X_TWO_NB_BS_NH_HS",

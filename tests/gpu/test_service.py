@@ -18,6 +18,7 @@ import pytest
 
 from kernels.cuda.cupy_runtime import CupyRuntime
 from kvdepot.cli.processes import Child, ChildFailed, child
+from tests.fakes.waiting import wait_until
 from tests.gpu.service_engine_process import EngineError, ServiceEngine
 from tests.gpu.service_kv import BUFFER_BYTES, CHUNK_SIZE, IS_SIMULATED, PROMPT_TOKENS
 
@@ -92,7 +93,7 @@ def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> Se
     engine, depot = engines[0], depots["shared"]
     assert depot.held == (0, 0, 0, 0)
     # From here on no depot takes more of the GPU's memory but for its attachments.
-    eventually(lambda: all(each.is_populated for each in depots.values()))
+    wait_until(lambda: all(each.is_populated for each in depots.values()), within_seconds=SECONDS)
     engine.ask("attach", address=depot.address, instance_id="witness")
     assert engine.ask("store", seed=1) == PROMPT_TOKENS
     engine.ask("lease", seed=1)
@@ -105,7 +106,7 @@ def depot(depots: dict[str, ServiceDepot], witness: ServiceEngine) -> Iterator[S
     shared = depots["shared"]
     before = shared.held
     yield shared
-    eventually(lambda: shared.held == before, LIMIT_SECONDS)
+    wait_until(lambda: shared.held == before, within_seconds=LIMIT_SECONDS)
     witness.ask("finds_leased")
 
 
@@ -114,14 +115,6 @@ def spare(engines: list[ServiceEngine]) -> Iterator[ServiceEngine]:
     """An engine that a test may attach; it is detached when the test ends."""
     yield engines[1]
     engines[1].ask("detach")
-
-
-def eventually(holds: Callable[[], bool], within_seconds: float = SECONDS) -> None:
-    """Waits for something that another process does by itself."""
-    until = time.monotonic() + within_seconds
-    while not holds():
-        assert time.monotonic() < until, f"not within {within_seconds:g} s"
-        time.sleep(0.001)
 
 
 def free_bytes() -> int:
@@ -156,8 +149,8 @@ def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(ChildFailed):
             said("the end")  # the process is gone then, which takes a driver its time
-        eventually(lambda: depot.rank("engine-a") is None, LIMIT_SECONDS)
-        eventually(lambda: free_bytes() > free - rank.mapped_bytes // 2, LIMIT_SECONDS)
+        wait_until(lambda: depot.rank("engine-a") is None, within_seconds=LIMIT_SECONDS)
+        wait_until(lambda: free_bytes() > free - rank.mapped_bytes // 2, within_seconds=LIMIT_SECONDS)
     with demo_engine(depot, "b") as (_, said):
         found = said("answered")
         assert 0 < found["matched_tokens"] == stored["stored_tokens"]
@@ -178,7 +171,9 @@ def test_the_gpu_tells_the_steps_of_each_transfer(depots: dict[str, ServiceDepot
 
     whole, parts = "kvdepot_transfer_duration_seconds", "kvdepot_transfer_step_duration_seconds"
     ended = {"backend": backend, "outcome": "ok"}
-    eventually(lambda: depot.metrics.value(f"{whole}_count", direction="retrieve", **ended) == 1)
+    wait_until(
+        lambda: depot.metrics.value(f"{whole}_count", direction="retrieve", **ended) == 1, within_seconds=SECONDS
+    )
     page = depot.metrics
     for direction, names in steps.items():
         took = page.sum(f"{whole}_sum", direction=direction, **ended)
@@ -190,7 +185,7 @@ def test_the_gpu_tells_the_steps_of_each_transfer(depots: dict[str, ServiceDepot
         assert measured.keys() == {"wait", *names}
         assert all(0 < measured[step] <= took for step in names)
 
-    eventually(lambda: len(transfers_in(depot.spans, "retrieve")) == 1)
+    wait_until(lambda: len(transfers_in(depot.spans, "retrieve")) == 1, within_seconds=SECONDS)
     for direction, names in steps.items():
         (transfer,) = transfers_in(depot.spans, direction)
         found = [span for span in depot.spans if span["parent_id"] == transfer["context"]["span_id"]]
@@ -254,12 +249,12 @@ def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) 
 
 def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
     """Waits for the middle of a burst of transfers."""
-    eventually(lambda: depot.num_transfers("victim") > 1)
+    wait_until(lambda: depot.num_transfers("victim") > 1, within_seconds=SECONDS)
 
 
 def wait_until_all_is_given_back(depot: ServiceDepot, before: tuple[int, int, int, int], free: int) -> None:
     """Waits until the depot holds what it held before the victim came, and the GPU has the victim's memory again."""
-    eventually(lambda: depot.held == before and free_bytes() > free - BUFFER_BYTES // 2, LIMIT_SECONDS)
+    wait_until(lambda: depot.held == before and free_bytes() > free - BUFFER_BYTES // 2, within_seconds=LIMIT_SECONDS)
 
 
 def test_a_depot_that_is_stopped_while_blocks_move_ends_well_and_says_so(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kvdepot.cli.processes import ANY_PORT, child
 from service.__main__ import app
 from service.l1.arena import HugePages
 from service.misspelt import misspelt
@@ -267,15 +265,6 @@ def test_settings_and_other_variables_are_not_misspelt() -> None:
     assert list(misspelt({f"KVDEPOT_{name.upper()}": "1" for name in names} | links)) == []
 
 
-def test_a_server_warns_of_a_misspelt_variable() -> None:
-    variables = {"KVDEPOT_L1_SIZ": "8GiB"}
-    arguments = ("-m", "service", "serve", "--listen", "127.0.0.1:0", *ANY_PORT, "--l1-size", "16MiB")
-    with child("the depot", *arguments, variables=variables) as server:
-        next(server.lines())
-        os.kill(server.pid, signal.SIGTERM)
-        assert "KVDEPOT_L1_SIZ is no setting and is ignored: is KVDEPOT_L1_SIZE meant?" in str(server.failure())
-
-
 # The command line
 
 
@@ -288,13 +277,3 @@ def test_help_names_every_setting() -> None:
 
 def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
-
-
-def test_a_process_with_bad_settings_ends_with_2_and_a_line_for_each() -> None:
-    with child("the depot", "-m", "service", "serve", "--chunk-size", "0", "--log-level", "loud") as process:
-        assert list(process._output) == []
-        failure = str(process.failure())
-    assert "exit code 2" in failure
-    assert "kvdepot: bad settings\nchunk_size: " in failure
-    assert "Traceback" not in failure
-    assert len(failure.splitlines()) == 4

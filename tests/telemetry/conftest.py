@@ -15,6 +15,7 @@ from telemetry import events
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.events import BlockAllocation, Event, TransferStep
+from tests.fakes.waiting import eventually
 
 RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
 
@@ -75,15 +76,7 @@ def running() -> RunBus:
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     """Waits for what nothing tells of."""
-
-    async def wait(holds: Callable[[], bool]) -> None:
-        for _ in range(5_000):
-            if holds():
-                return
-            await asyncio.sleep(0.001)
-        raise AssertionError("not in five seconds")
-
-    return wait
+    return eventually
 
 
 class FakeClock:

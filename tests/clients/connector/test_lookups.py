@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ from kvdepot.connector.lookups import Lookup, Lookups
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse
 from tests.fakes.depot import FakeDepot, failure
 from tests.fakes.vllm import Request
+from tests.fakes.waiting import eventually
 
 PREFIX = hash_prefix([b"hash" * 8], 16)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -71,14 +72,8 @@ def lookups_of(client: AsyncDepotClient, *instances: str, timeout_seconds: float
     return Lookups(client, loop, instances or ("one",), timeout_seconds=timeout_seconds)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - it has no event of this loop
-            await asyncio.sleep(0.005)
-
-
 async def answered(lookup: Lookup) -> Lookup:
-    await until(lambda: lookup.matched_tokens is not None)
+    await eventually(lambda: lookup.matched_tokens is not None)
     return lookup
 
 
@@ -108,7 +103,7 @@ async def test_all_replicas_must_match(depot: LeasingDepot, client: AsyncDepotCl
     depot.matched = {"one": 16, "two": 0}
     missed = await answered(lookups.begin("session", PREFIX, 0, ""))
     assert (missed.matched_tokens, missed.leases) == (0, ())
-    await until(lambda: depot.released == ["lease-of-one"])
+    await eventually(lambda: depot.released == ["lease-of-one"])
 
 
 @pytest.mark.parametrize("before_the_answer", [True, False])
@@ -119,13 +114,13 @@ async def test_lookup_that_is_given_up_leaves_no_lease(
     depot.answering.clear()
     lookups = lookups_of(client)
     lookup = lookups.begin("session", PREFIX, 0, "")
-    await until(lambda: depot.requests != [])
+    await eventually(lambda: depot.requests != [])
     if not before_the_answer:
         depot.answering.set()
         await answered(lookup)
     lookups.give_up(lookup)
     depot.answering.set()
-    await until(lambda: depot.released == ["lease-of-one"])
+    await eventually(lambda: depot.released == ["lease-of-one"])
 
 
 async def test_lookup_that_is_given_up_before_its_turn_is_not_made(
@@ -146,15 +141,15 @@ async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, cl
     lookups = lookups_of(client)
     session_id = lookups.open_session(Request("request"))
     lookup = lookups.begin(session_id, PREFIX, 0, "")
-    await until(lambda: depot.requests != [])
+    await eventually(lambda: depot.requests != [])
     lookups.give_up(lookup)
     lookups.end_session(session_id)
     lookups.begin("other", PREFIX, 0, "")  # goes the same way: by its arrival the end would have come, too
     lookups.end_session("another")
-    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
     assert depot.last("EndSession").session_id == "another"
     depot.answering.set()
-    await until(lambda: depot.last("EndSession").session_id == session_id)
+    await eventually(lambda: depot.last("EndSession").session_id == session_id)
 
 
 async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDepot, client: AsyncDepotClient) -> None:
@@ -162,8 +157,8 @@ async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDe
     first, second = (lookups.open_session(Request("request")) for _ in range(2))
     assert (first, second) == ("request", "request#2")
     lookups.end_session(first)
-    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
-    await until(lambda: lookups.open_session(Request("request")) == first)
+    await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    await eventually(lambda: lookups.open_session(Request("request")) == first)
     lookups.drop_session(second)
     assert lookups.open_session(Request("request")) == second
 
@@ -201,7 +196,7 @@ async def test_sessions_end_at_every_replica(depot: LeasingDepot, client: AsyncD
     def ended() -> list[tuple[str, str]]:
         return [(request.instance_id, request.session_id) for name, request in depot.requests if name == "EndSession"]
 
-    await until(lambda: len(ended()) == 2)
+    await eventually(lambda: len(ended()) == 2)
     assert ended() == [("one", "session"), ("two", "session")]
 
 
@@ -226,7 +221,7 @@ async def reports(client: AsyncDepotClient) -> AsyncIterator[BlockReports]:
 async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockReports) -> None:
     for number in range(block_reports.BATCH_RECORDS + 10):
         reports.note(allocation(f"session-{number}"))
-    await until(lambda: len(reported(depot)) == block_reports.BATCH_RECORDS + 10)
+    await eventually(lambda: len(reported(depot)) == block_reports.BATCH_RECORDS + 10)
     requests = [request for name, request in depot.requests if name == "ReportBlockAllocation"]
     assert [len(request.records) for request in requests] == [block_reports.BATCH_RECORDS, 10]
     request, record = requests[0], requests[0].records[0]
@@ -240,7 +235,7 @@ async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, repor
     reports.note(allocation("second"))
     reports.end("first")
     reports.note(allocation("third"))
-    await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
+    await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
     names = [name for name, _ in depot.requests]
     assert names == ["ReportBlockAllocation", "EndSession"]
     assert reported(depot) == ["first", "second", "third"]
@@ -252,15 +247,15 @@ async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts
 ) -> None:
     depot.failures["ReportBlockAllocation"] = failure(grpc.StatusCode.UNAVAILABLE, "DRAINING")
     reports.note(allocation("broken"))
-    await until(lambda: bool(reports._lost))
+    await eventually(lambda: bool(reports._lost))
     del depot.failures["ReportBlockAllocation"]
     reports.note(allocation("broken"))
     reports.note(allocation("whole"))
-    await until(lambda: reported(depot) == ["broken", "whole"])
+    await eventually(lambda: reported(depot) == ["broken", "whole"])
     reports.note(allocation("broken", resumed=True))
-    await until(lambda: reported(depot)[2:] == ["broken"])
+    await eventually(lambda: reported(depot)[2:] == ["broken"])
     reports.note(allocation("broken"))
-    await until(lambda: reported(depot)[2:] == ["broken", "broken"])
+    await eventually(lambda: reported(depot)[2:] == ["broken", "broken"])
 
 
 async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,13 +265,13 @@ async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monk
     for session_id in ("one", "two", "three", "three"):
         reports.note(allocation(session_id))
     task = asyncio.create_task(reports.run())
-    await until(lambda: len(reported(depot)) == 2)
+    await eventually(lambda: len(reported(depot)) == 2)
     reports.note(allocation("three"))
     reports.note(allocation("four"))
-    await until(lambda: reported(depot) == ["one", "two", "four"])
+    await eventually(lambda: reported(depot) == ["one", "two", "four"])
     reports.end("three")  # its id may come again
-    await until(lambda: ended == ["three"])
+    await eventually(lambda: ended == ["three"])
     reports.note(allocation("three"))
-    await until(lambda: reported(depot)[-1] == "three")
+    await eventually(lambda: reported(depot)[-1] == "three")
     task.cancel()
     await asyncio.wait([task])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,128 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from kvdepot import KvShape, SharedBuffer, SharedRegions
 from kvdepot.layout import layouts
 from kvdepot.layout.layouts import Layout
 from kvdepot.v1 import cache_pb2
+from tests.fakes.paged import DEFINITIONS, Bytes, Group
 
 K, V, LATENT = cache_pb2.PLANE_KIND_K, cache_pb2.PLANE_KIND_V, cache_pb2.PLANE_KIND_LATENT
 KV = cache_pb2.PLANE_KIND_KV
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A layout as its users write it down: the lists' lengths, a tensor's shape, and one head of one token in it."""
-
-    lists: Callable[[KvShape], tuple[int, ...]]
-    tensor: Callable[[KvShape], tuple[int, ...]]
-    head: Callable[[Any, KvShape, int, int, int, int, int], Any]  # tensors, shape, layer, half, block, token, head
-    latent: bool = False
-
-
-def nothing(s: KvShape) -> tuple[int, ...]:
-    return ()
-
-
-def one_per_layer(s: KvShape) -> tuple[int, ...]:
-    return (s.num_layers,)
-
-
-def half_of(content: Any, half: int) -> Any:
-    return content.reshape(2, -1)[half]
-
-
-DEFINITIONS: dict[str, Definition] = {
-    "NB_NL_TWO_BS_NH_HS": Definition(
-        nothing,
-        lambda s: (s.num_blocks, s.num_layers, 2, s.block_size, s.num_heads, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[block, layer, half, token, head],
-    ),
-    "NB_NL_TWO_NH_BS_HS": Definition(
-        nothing,
-        lambda s: (s.num_blocks, s.num_layers, 2, s.num_heads, s.block_size, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[block, layer, half, head, token],
-    ),
-    "NL_X_TWO_NB_BS_NH_HS": Definition(
-        one_per_layer,
-        lambda s: (2, s.num_blocks, s.block_size, s.num_heads, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][half, block, token, head],
-    ),
-    "NL_X_TWO_NB_NH_BS_HS": Definition(
-        one_per_layer,
-        lambda s: (2, s.num_blocks, s.num_heads, s.block_size, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][half, block, head, token],
-    ),
-    "NL_X_NB_TWO_BS_NH_HS": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks, 2, s.block_size, s.num_heads, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][block, half, token, head],
-    ),
-    "NL_X_NB_TWO_NH_BS_HS": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks, 2, s.num_heads, s.block_size, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][block, half, head, token],
-    ),
-    "TWO_X_NL_X_NBBS_NH_HS": Definition(
-        lambda s: (2, s.num_layers),
-        lambda s: (s.num_blocks * s.block_size, s.num_heads, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[half][layer][block * s.block_size + token, head],
-    ),
-    "NL_X_NB_BS_HS": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks, s.block_size, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][block, token],
-        latent=True,
-    ),
-    "NL_X_NBBS_ONE_HS": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks * s.block_size, 1, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][block * s.block_size + token, 0],
-        latent=True,
-    ),
-    "VLLM": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks, s.num_heads, s.block_size, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[layer][block, head, token], half),
-    ),
-    "VLLM_MLA": Definition(
-        one_per_layer,
-        lambda s: (s.num_blocks, 1, s.block_size, s.head_size),
-        lambda x, s, layer, half, block, token, head: x[layer][block, 0, token],
-        latent=True,
-    ),
-    "VLLM_LBNHC": Definition(
-        nothing,
-        lambda s: (s.num_layers, s.num_blocks, s.block_size, s.num_heads, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[layer, block, token, head], half),
-    ),
-    "VLLM_LBHNC": Definition(
-        nothing,
-        lambda s: (s.num_layers, s.num_blocks, s.num_heads, s.block_size, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[layer, block, head, token], half),
-    ),
-    "VLLM_BLHNC": Definition(
-        nothing,
-        lambda s: (s.num_blocks, s.num_layers, s.num_heads, s.block_size, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[block, layer, head, token], half),
-    ),
-    "VLLM_BLNHC": Definition(
-        nothing,
-        lambda s: (s.num_blocks, s.num_layers, s.block_size, s.num_heads, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[block, layer, token, head], half),
-    ),
-    "VLLM_LHBNC": Definition(
-        nothing,
-        lambda s: (s.num_layers, s.num_heads, s.num_blocks, s.block_size, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[layer, head, block, token], half),
-    ),
-    "VLLM_BHLNC": Definition(
-        nothing,
-        lambda s: (s.num_blocks, s.num_heads, s.num_layers, s.block_size, 2 * s.head_size),
-        lambda x, s, layer, half, block, token, head: half_of(x[block, head, layer, token], half),
-    ),
-}
 PHYSICAL_ORDERS = ["LBNHC", "LBHNC", "BLHNC", "BLNHC", "LHBNC", "BHLNC"]
 
 sizes = st.integers(1, 4)
@@ -148,53 +35,43 @@ shapes = st.builds(
 few = settings(max_examples=40, deadline=None)
 
 
-def shape_for(definition: Definition, shape: KvShape) -> KvShape:
-    """The shape, with one head if the layout has none."""
-    if not definition.latent:
-        return shape
-    fields = {name: getattr(shape, name) for name in ("num_layers", "num_blocks", "block_size", "head_size", "dtype")}
-    return KvShape(**fields)
+def group_of(name: str, shape: KvShape) -> Group:
+    """Layers in a layout of this shape, with one head if the layout has no heads."""
+    return Group(name, shape if DEFINITIONS[name].num_halves == 2 else replace(shape, num_heads=1))
 
 
-def cut(memory: np.ndarray, definition: Definition, shape: KvShape, offset_bytes: int, gap_bytes: int) -> Any:
-    """The tensors of a layout, in nested lists, one after the other from a byte of the memory on."""
-    tensor_shape = definition.tensor(shape)
-    step = int(np.prod(tensor_shape)) * shape.element_bytes + gap_bytes
-
-    def nested(lists: tuple[int, ...], start: int) -> Any:
-        if not lists:
-            return np.ndarray(tensor_shape, shape.dtype, memory.data, start)
-        inner = int(np.prod(lists[1:])) * step
-        return [nested(lists[1:], start + index * inner) for index in range(lists[0])]
-
-    return nested(definition.lists(shape), offset_bytes)
+def cut(memory: Bytes, group: Group, offset_bytes: int, gap_bytes: int) -> list[NDArray[Any]]:
+    """Lay the group's tensors into memory, one after the other from a byte on."""
+    tensor_shape = group.definition.tensor(group.shape)
+    step = int(np.prod(tensor_shape)) * group.shape.element_bytes + gap_bytes
+    starts = range(offset_bytes, offset_bytes + group.definition.num_tensors(group.shape) * step, step)
+    return [np.ndarray(tensor_shape, group.shape.dtype, memory.data, start) for start in starts]
 
 
-def assert_describes(
-    group: cache_pb2.KvGroup, memory: np.ndarray, definition: Definition, shape: KvShape, tensors: Any
-) -> None:
+def assert_describes(described: cache_pb2.KvGroup, memory: Bytes, group: Group, tensors: list[NDArray[Any]]) -> None:
     """Every head of every token, found through the description, is what indexing the tensors gives."""
-    kinds = (LATENT,) if definition.latent else (K, V)
-    assert [(plane.layer, plane.kind) for plane in group.planes] == list(product(range(shape.num_layers), kinds))
-    assert (group.num_layers, group.num_blocks, group.block_size) == (
+    shape, definition = group.shape, group.definition
+    kinds = (LATENT,) if definition.num_halves == 1 else (K, V)
+    assert [(plane.layer, plane.kind) for plane in described.planes] == list(product(range(shape.num_layers), kinds))
+    assert (described.num_layers, described.num_blocks, described.block_size) == (
         shape.num_layers,
         shape.num_blocks,
         shape.block_size,
     )
-    assert (group.num_heads, group.dtype) == (shape.num_heads, shape.dtype)
-    assert group.head_bytes == shape.head_size * shape.element_bytes
-    for plane in group.planes:
+    assert (described.num_heads, described.dtype) == (shape.num_heads, shape.dtype)
+    assert described.head_bytes == shape.head_size * shape.element_bytes
+    for plane in described.planes:
         assert plane.region == 0
+        indexed = definition.plane(tensors, shape, plane.layer, int(plane.kind == V))
         for block, token, head in product(range(shape.num_blocks), range(shape.block_size), range(shape.num_heads)):
             start = (
                 plane.offset_bytes
-                + block * group.block_stride_bytes
-                + token * group.token_stride_bytes
-                + head * group.head_stride_bytes
+                + block * described.block_stride_bytes
+                + token * described.token_stride_bytes
+                + head * described.head_stride_bytes
             )
-            described = memory[start : start + group.head_bytes].tobytes()
-            indexed = definition.head(tensors, shape, plane.layer, int(plane.kind == V), block, token, head)
-            assert described == indexed.tobytes(), (plane, block, token, head)
+            found = memory[start : start + described.head_bytes].tobytes()
+            assert found == indexed[block, token, head].tobytes(), (plane, block, token, head)
 
 
 def random_buffer(size_bytes: int) -> SharedBuffer:
@@ -218,36 +95,33 @@ def test_every_layout_is_defined_here_or_has_a_test_of_its_own() -> None:
 @few
 @given(shape=shapes, offset=st.integers(0, 3), gap=st.integers(0, 3))
 def test_tensors_are_described_as_they_are_indexed(name: str, shape: KvShape, offset: int, gap: int) -> None:
-    definition = DEFINITIONS[name]
-    shape = shape_for(definition, shape)
+    group = group_of(name, shape)
     align = shape.element_bytes
-    entries = int(np.prod(definition.lists(shape)))
-    with random_buffer(layout(name).size_bytes(shape) + (offset + entries * gap) * align) as buffer:
-        tensors = cut(buffer.array, definition, shape, offset * align, gap * align)
+    num_gaps = group.definition.num_tensors(group.shape)
+    with random_buffer(layout(name).size_bytes(group.shape) + (offset + num_gaps * gap) * align) as buffer:
+        tensors = cut(buffer.array, group, offset * align, gap * align)
         shared = SharedRegions()
         shared.add(buffer)
         block_size = shape.block_size if "NBBS" in name else None
-        group = layout(name).from_tensors(tensors, shared, block_size=block_size)
-        assert_describes(group, buffer.array, definition, shape, tensors)
+        described = layout(name).from_tensors(group.nested(tensors), shared, block_size=block_size)
+        assert_describes(described, buffer.array, group, tensors)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 @few
 @given(shape=shapes, offset=st.integers(0, 9))
 def test_contiguous_buffer_is_described_by_its_shape_alone(name: str, shape: KvShape, offset: int) -> None:
-    definition = DEFINITIONS[name]
-    shape = shape_for(definition, shape)
-    memory = np.random.default_rng(offset).integers(0, 256, offset + layout(name).size_bytes(shape), np.uint8)
-    group = layout(name).from_shape(shape, offset_bytes=offset)
-    assert_describes(group, memory, definition, shape, cut(memory, definition, shape, offset, 0))
+    group = group_of(name, shape)
+    size_bytes = offset + layout(name).size_bytes(group.shape)
+    memory = np.random.default_rng(offset).integers(0, 256, size_bytes, np.uint8)
+    described = layout(name).from_shape(group.shape, offset_bytes=offset)
+    assert_describes(described, memory, group, cut(memory, group, offset, 0))
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_buffer_without_memory_has_no_offsets(name: str) -> None:
-    shape = shape_for(
-        DEFINITIONS[name],
-        KvShape(num_layers=3, num_blocks=2, block_size=4, num_heads=2, head_size=8, dtype="float16"),
-    )
+    sizes = KvShape(num_layers=3, num_blocks=2, block_size=4, num_heads=2, head_size=8, dtype="float16")
+    shape = group_of(name, sizes).shape
     group = layout(name).without_memory(shape)
     described = layout(name).from_shape(shape)
     assert {(plane.region, plane.offset_bytes) for plane in group.planes} == {(0, 0)}
@@ -260,14 +134,14 @@ def test_buffer_without_memory_has_no_offsets(name: str) -> None:
 @few
 @given(shape=shapes)
 def test_views_of_vllm_are_told_apart_by_their_strides(order: str, shape: KvShape) -> None:
-    definition = DEFINITIONS[f"VLLM_{order}"]
+    group = Group(f"VLLM_{order}", shape)
     with random_buffer(layouts.VLLM.size_bytes(shape)) as buffer:
-        backing = cut(buffer.array, definition, shape, 0, 0)
+        (backing,) = cut(buffer.array, group, 0, 0)
         views = np.transpose(backing, [order.index(axis) for axis in "LBHNC"])
         shared = SharedRegions()
         shared.add(buffer)
-        group = layouts.VLLM.from_tensors(list(views), shared)
-        assert_describes(group, buffer.array, definition, shape, backing)
+        described = layouts.VLLM.from_tensors(list(views), shared)
+        assert_describes(described, buffer.array, group, [backing])
 
 
 def test_tensors_of_several_regions_name_each_its_own() -> None:

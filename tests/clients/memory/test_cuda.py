@@ -9,11 +9,10 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 
 from kernels.cuda.runtime import canonical_uuid
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
@@ -25,6 +24,11 @@ from kvdepot.memory.cuda import CudaRegions, CudaUnavailable, NotShareable, read
 from kvdepot.v1 import cache_pb2
 from tests.gpu.simulated.in_process import CardInProcess, card_in_process
 from tests.kernels.cuda.depot import SECONDS, CudaDepot
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 
 class Device:

@@ -1,242 +1,23 @@
-"""The worker's side: blocks that go to a real depot and come back, and what the engine is told when they do not."""
+"""The worker's side: what the engine is told when a depot fails, hangs or refuses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-import torch
 
-from kvdepot import AsyncDepotClient, hash_prefix
-from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, Table, WorkerReport
-from kvdepot.connector.event_loop import EventLoop
 from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
-from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.identity import Place, place_of
-from kvdepot.vllm.worker import MAX_STORES, WorkerSide
-from service.errors import RegionUnavailable
-from service.server import Server
+from kvdepot.vllm.identity import place_of
+from kvdepot.vllm.worker import MAX_STORES
+from tests.clients.vllm.workers import CHUNK, CONFIG, StartWorker, load_order, start_worker, store_order, views
 from tests.fakes.depot import FakeDepot, bare_failure, failure
-from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
+from tests.fakes.waiting import eventually
 
-CHUNK = 16
-PER_CHUNK = CHUNK // BLOCK
-NUM_BLOCKS, HEADS, CONTENT = 32, 2, 16
-QUICK = {"share_memory_by": "fd", "attach_timeout_seconds": 5.0}
-CONFIG = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1"])])
-
-
-def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torch.Tensor]:
-    """A KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
-    tokens = BLOCK // kernel_blocks
-    shape = (
-        (2, NUM_BLOCKS * kernel_blocks, HEADS, tokens, CONTENT)
-        if heads_first
-        else (2, NUM_BLOCKS, tokens, HEADS, CONTENT)
-    )
-    memory = torch.zeros(2 * NUM_BLOCKS * HEADS * BLOCK * CONTENT, dtype=torch.float32).view(shape)
-    if not heads_first:
-        memory = memory.transpose(2, 3)
-    return {f"layer.{number}": memory[number] for number in range(2)}
-
-
-def content(caches: dict[str, torch.Tensor], block_ids: list[int]) -> torch.Tensor:
-    """What the blocks hold, [layers, heads, tokens, content], whatever the kernels' blocks are."""
-    layers = []
-    for cache in caches.values():
-        parts = cache.shape[0] // NUM_BLOCKS
-        blocks = [cache[block_id * parts + part] for block_id in block_ids for part in range(parts)]
-        layers.append(torch.cat(blocks, dim=1))
-    return torch.stack(layers)
-
-
-class Worker:
-    """A worker on the test's loop, and its blocks."""
-
-    def __init__(self, side: WorkerSide, caches: dict[str, torch.Tensor]) -> None:
-        self.side = side
-        self.caches = caches
-        self.report = WorkerReport()
-
-    def fill(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for cache in self.caches.values():
-            cache.copy_(torch.rand(cache.shape, generator=generator))
-
-    def take(self) -> WorkerReport:
-        if report := self.side.take_report():
-            self.report = self.report.aggregate(report)
-        return self.report
-
-    @property
-    def chunk_size(self) -> int | None:
-        """What it reported last; None if it never did."""
-        return self.take().chunk_sizes.get(0)
-
-    async def until_settled(self, *operation_ids: int) -> WorkerReport:
-        await until(lambda: set(operation_ids) <= set(self.take().settled))
-        return self.report
-
-    async def until_loaded(self) -> tuple[set[str], set[str]]:
-        """Requests whose load has ended, and those whose load failed."""
-        results: list[tuple[set[str], set[str]]] = []
-        await until(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
-        return results[-1]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - it has no event of this loop
-            await asyncio.sleep(0.005)
-
-
-StartWorker = Callable[..., Any]
-
-
-@pytest.fixture
-async def start_worker() -> AsyncIterator[StartWorker]:
-    """`await start_worker(address, …)` attaches a worker."""
-    workers: list[Worker] = []
-
-    async def start(
-        address: str,
-        place: Place | None = None,
-        caches: dict[str, torch.Tensor] | None = None,
-        kv_cache_config: Any = CONFIG,
-        **settings: object,
-    ) -> Worker:
-        place = place or place_of(f"engine-{len(workers)}", 0, 1, 1)
-        values = {"address": address, **QUICK, **settings}
-        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {})
-        loop = EventLoop(asyncio.get_running_loop())
-        side = WorkerSide(config, "model", place, 0, loop, lambda: pytest.fail("no event is recorded on a CPU"))
-        worker = Worker(side, views() if caches is None else caches)
-        workers.append(worker)
-        await asyncio.to_thread(side.register, worker.caches, kv_cache_config)
-        return worker
-
-    yield start
-    for worker in workers:
-        await asyncio.to_thread(worker.side.close)
-
-
-@pytest.fixture
-async def depot(start_server: Any, tmp_path: Any) -> Server:
-    server: Server = await start_server(chunk_size=CHUNK, listen=(f"unix:{tmp_path}/depot.sock",))
-    return server
-
-
-def hashes(count: int, seed: int = 0) -> list[bytes]:
-    return [bytes([seed, number]) * 16 for number in range(count)]
-
-
-def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
-    num_chunks = start_token // CHUNK + len(block_ids[0]) // PER_CHUNK
-    return StoreCommand(
-        operation_id=operation_id,
-        request_id="request",
-        session_id="session",
-        chunk_hashes=hashes(num_chunks, seed),
-        chunk_size=CHUNK,
-        cache_salt="",
-        adapter="",
-        start_token=start_token,
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
-        traceparent="",
-    )
-
-
-def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
-    return LoadCommand(
-        operation_id=operation_id,
-        request_id="request",
-        session_id="session",
-        leases=(lease,) if lease else (),
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
-        num_tokens=len(block_ids[0]) * BLOCK,
-        skip_tokens=skip_tokens,
-        traceparent="",
-    )
-
-
-async def leased(server: Server, instance_id: str, num_chunks: int) -> str:
-    """The lease of what a lookup finds, which is all."""
-    async with AsyncDepotClient(server.addresses[0]) as client:
-        found = await client.lookup(instance_id, "session", hash_prefix(hashes(num_chunks), CHUNK))
-    assert found.matched_tokens == num_chunks * CHUNK, found
-    return str(found.lease.lease_id)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{}, {"kernel_blocks": 2}, {"heads_first": False}],
-    ids=["alike", "smaller blocks for its kernels", "tokens before heads"],
-)
-async def test_blocks_of_one_engine_come_back_in_another(
-    depot: Server, start_worker: StartWorker, other: dict[str, Any]
-) -> None:
-    one, two = await start_worker(depot.addresses[0]), await start_worker(depot.addresses[0], caches=views(**other))
-    one.fill(1)
-    two.fill(2)
-    there, here = [3, 9, 4, 20, 7, 1, 30, 12], [5, 6, 8, 11, 2, 0, 31, 13]
-    before = content(two.caches, here)
-    one.side.store([store_order((there,))])
-    report = await one.until_settled(1)
-    assert (report.failed, report.settled) == (set(), {1: 1})
-    lease = await leased(depot, "engine-1", 2)
-    two.side.load([load_order(lease, (here,), skip_tokens=5 * BLOCK)])
-    assert await two.until_loaded() == ({"request"}, set())
-    assert await two.until_settled(2)
-    assert torch.equal(content(two.caches, here[5:]), content(one.caches, there[5:]))
-    assert torch.equal(content(two.caches, here[:5]), before[:, :, : 5 * BLOCK])  # not written
-
-
-async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
-    depot: Server, start_worker: StartWorker
-) -> None:
-    worker = await start_worker(depot.addresses[0])
-    assert worker.side.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
-    assert worker.side.take_report() is None
-    for attachment in depot.depot.instances.require("engine-0").ranks.values():
-        attachment.fail(RegionUnavailable("the engine took its memory away"))
-    await until(lambda: 0 in worker.take().chunk_sizes.values())
-    await until(lambda: worker.take().chunk_sizes == {0: CHUNK})  # attached again by itself
-
-
-async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
-    start_server: Any, start_worker: StartWorker, tmp_path: Any
-) -> None:
-    address = f"unix:{tmp_path}/depot.sock"
-    worker = await start_worker(address, attach_timeout_seconds=0.1)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
-    assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(1, 2)
-    assert report.failed == {1, 2}
-    assert report.chunk_sizes == {0: 0}  # told once, so that the scheduler does not wait for it
-    await start_server(chunk_size=CHUNK, listen=(address,))
-    await until(lambda: worker.take().chunk_sizes == {0: CHUNK})
-
-
-async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worker: StartWorker) -> None:
-    worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
-    assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(2)  # the depot answered: it does not touch them
-    assert report.failed == {2}
-    assert worker.chunk_size == CHUNK  # and stays attached
-
-
-async def test_load_that_is_known_to_be_impossible_fails_at_once(depot: Server, start_worker: StartWorker) -> None:
-    worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("", ([5, 6, 7, 8],))])
-    assert await worker.until_loaded() == ({"request"}, {"request"})
-    assert (await worker.until_settled(2)).failed == {2}
+__all__ = ["start_worker"]
 
 
 async def test_refused_store_is_told_as_failed(start_worker: StartWorker) -> None:
@@ -248,22 +29,6 @@ async def test_refused_store_is_told_as_failed(start_worker: StartWorker) -> Non
         worker = await start_worker(depot.address)
         worker.side.store([store_order(([1, 2, 3, 4, 5, 6, 7, 8],))])
         assert (await worker.until_settled(1)).failed == {1}
-
-
-async def test_replica_stores_nothing_and_loads_its_own_lease(depot: Server, start_worker: StartWorker) -> None:
-    first = await start_worker(depot.addresses[0], place_of("engine", 0, 2, 2))
-    second = await start_worker(depot.addresses[0], place_of("engine", 1, 2, 2))
-    first.fill(1)
-    for worker in (first, second):
-        worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert (await second.until_settled(1)).failed == set()
-    await first.until_settled(1)
-    leases = tuple([await leased(depot, f"engine-replica{replica}", 1) for replica in range(2)])
-    order = load_order("", ([9, 8, 7, 6],))
-    order.leases = leases
-    second.side.load([order])
-    await second.until_loaded()
-    assert torch.equal(content(second.caches, [9, 8, 7, 6]), content(first.caches, [1, 2, 3, 4]))
 
 
 async def test_replica_does_not_even_ask_to_store(start_worker: StartWorker) -> None:
@@ -312,12 +77,12 @@ async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
         depot.hanging.add("AttachInstance")  # from now on nothing is settled by attaching again
         worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
         assert await worker.until_loaded() == ({"request"}, {"request"})
-        await until(lambda: worker.take().failed == {2})
+        await eventually(lambda: worker.take().failed == {2})
         if settles:
             assert await worker.until_settled(2)
             assert worker.chunk_size
         else:
-            await until(lambda: worker.chunk_size == 0)  # detached, to find out
+            await eventually(lambda: worker.chunk_size == 0)  # detached, to find out
             assert not worker.take().settled
 
 
@@ -338,7 +103,7 @@ async def test_operation_in_doubt_is_settled_when_nobody_listens_any_more(
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
         worker.side.store([store_order(([1, 2, 3, 4],))])
-        await until(lambda: any(name == "Store" for name, _ in depot.requests))
+        await eventually(lambda: any(name == "Store" for name, _ in depot.requests))
         assert not worker.take().settled
     assert (await worker.until_settled(1)).failed == {1}
 
@@ -368,7 +133,7 @@ async def test_operations_of_a_cache_that_is_replaced_are_settled_by_the_next_at
         depot.hanging.add("Store")
         numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
         worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
-        await until(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
+        await eventually(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
         await asyncio.to_thread(worker.side.register, views(), CONFIG)
         report = await worker.until_settled(*numbers)
     assert report.failed == set(numbers)
@@ -386,80 +151,8 @@ async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) ->
             worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number)])
             return bool(worker.take().failed)
 
-        await until(refused)
+        await eventually(refused)
         asked = sum(name == "Store" for name, _ in depot.requests)
         worker.side.store([store_order(([1, 2, 3, 4],), operation_id=9999)])
         await worker.until_settled(9999)
         assert sum(name == "Store" for name, _ in depot.requests) == asked
-
-
-async def test_layers_of_different_shapes_become_groups(depot: Server, start_worker: StartWorker) -> None:
-    caches = {"wide": views()["layer.0"], "narrow": torch.zeros(NUM_BLOCKS, 1, BLOCK, 6, dtype=torch.float16)}
-    specs = {"wide": FullAttentionSpec(), "narrow": FullAttentionSpec(head_size=6, head_size_v=0)}
-    groups = [Group(["wide", "narrow"], SimpleNamespace(kv_cache_specs=specs))]
-    worker = await start_worker(depot.addresses[0], caches=caches, kv_cache_config=KvCacheConfig(NUM_BLOCKS, groups))
-    attachment = depot.depot.instances.require("engine-0").ranks[0]
-    assert [group.planes[0].kind.name for group in attachment.groups] == ["KV", "LATENT"]
-    assert [(group.num_heads, group.head_bytes, len(group.planes)) for group in attachment.groups] == [
-        (HEADS, CONTENT * 4, 1),
-        (1, 12, 1),
-    ]
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
-
-
-async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_worker: StartWorker) -> None:
-    groups = [Group(["layer.0"]), Group(["layer.1"])]
-    config = KvCacheConfig(NUM_BLOCKS, groups)
-    workers = [
-        await start_worker(depot.addresses[0], caches=views(kernel_blocks=parts), kv_cache_config=config)
-        for parts in (1, 2)
-    ]
-    for number, worker in enumerate(workers):
-        worker.fill(number)
-    before = content(workers[1].caches, list(range(NUM_BLOCKS)))
-    stored = content(workers[0].caches, [3, 9, 4, 20, 7, 1, 30, 12])
-    order = store_order(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
-    order.tables[1].absent_blocks = 6
-    workers[0].side.store([order])
-    assert not (await workers[0].until_settled(1)).failed
-    load = load_order(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
-    load.tables[1].absent_blocks = 7
-    workers[1].side.load([load])
-    assert await workers[1].until_loaded() == ({"request"}, set())
-    after = content(workers[1].caches, list(range(NUM_BLOCKS))).unflatten(2, (NUM_BLOCKS, BLOCK))
-    expected = before.unflatten(2, (NUM_BLOCKS, BLOCK)).clone()
-    by_block = stored.unflatten(2, (8, BLOCK))
-    expected[0][:, [5, 6, 8, 11, 2, 15, 31, 13]] = by_block[0]
-    expected[1][:, 14] = by_block[1][:, 7]
-    assert torch.equal(after, expected)
-    load.tables[1].absent_blocks, load.tables[1].block_ids = 5, [14, 16, 17]
-    load.operation_id = 3
-    workers[1].side.load([load])
-    assert await workers[1].until_loaded() == ({"request"}, {"request"})  # it was not stored
-
-
-async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_worker: StartWorker) -> None:
-    caches = views()
-    caches["shared"] = caches["layer.1"].view_as(caches["layer.1"])
-    config = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1", "shared"])])
-    worker = await start_worker(depot.addresses[0], caches=caches, kv_cache_config=config)
-    assert worker.chunk_size == CHUNK
-
-
-async def test_another_cache_takes_the_place_of_the_one_before(depot: Server, start_worker: StartWorker) -> None:
-    worker = await start_worker(depot.addresses[0])
-    worker.caches = views()
-    await asyncio.to_thread(worker.side.register, worker.caches, CONFIG)
-    worker.fill(3)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
-    other = await start_worker(depot.addresses[0])
-    other.side.load([load_order(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
-    await other.until_loaded()
-    assert torch.equal(content(other.caches, [5, 6, 7, 8]), content(worker.caches, [1, 2, 3, 4]))
-
-
-async def test_missing_layer_refuses_to_start(depot: Server, start_worker: StartWorker) -> None:
-    with pytest.raises(ValueError, match=r"no KV cache for the layer layer\.1"):
-        await start_worker(depot.addresses[0], caches={"layer.0": views()["layer.0"]})

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.conftest import StartServer
 from tests.e2e.access.calling import Calling, write_tenants
+from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
 
 RED, BLUE, OPS = ({"name": name, "token": f"{name}-token", "admin": name == "ops"} for name in ("red", "blue", "ops"))

@@ -19,10 +19,10 @@ from service.access.tenants import Tenant, TenantLimits, Tenants, Token, token_h
 from service.errors import InsecureTransport
 from service.rpc.interceptor import DENIALS
 from telemetry.metrics import definitions as definitions
-from tests.conftest import StartServer
 from tests.e2e.access.calling import METHODS, Calling, Denied, empty_request, sha256
 from tests.e2e.access.conftest import BLUE, OPS, Connect, StartTenants
-from tests.e2e.engines import eventually
+from tests.e2e.servers import StartServer
+from tests.fakes.waiting import eventually
 
 LIMITS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
 

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2
 from kvdepot.v1 import observability_pb2
 from tests.e2e.access.calling import Calling, write_tenants
 from tests.e2e.access.conftest import BLUE
-from tests.e2e.engines import eventually, listening_pid
+from tests.e2e.engines import listening_pid
+from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
 MOST_MIB = 400  # that all who have no credentials may take, heap and fragments included; unbounded it was gigabytes

@@ -18,7 +18,7 @@ from service.rpc import interceptor as boundary
 from service.rpc.fair_queue import MAX_WAITING, FairQueue
 from tests.e2e.access.calling import Calling, Denied
 from tests.e2e.access.conftest import BLUE, RED, Connect, StartTenants
-from tests.e2e.engines import eventually
+from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=4, dtype="uint8")
 CHUNK_BYTES = 2 * 16 * 4

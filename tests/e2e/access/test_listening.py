@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from service.rpc.listen import CannotListen, is_on_this_machine
-from tests.conftest import StartServer
 from tests.e2e.access.calling import write_tenants
 from tests.e2e.access.conftest import RED
+from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
 
 

@@ -16,9 +16,9 @@ from kvdepot.v1 import cache_pb2, observability_pb2
 from service.observability.depot_gauges import DepotGauges
 from service.server import Server
 from telemetry.metrics import definitions as definitions
-from tests.conftest import StartServer
 from tests.e2e.access.calling import METHODS, Calling, empty_request
 from tests.e2e.access.conftest import BLUE, Connect, StartTenants
+from tests.e2e.servers import StartServer
 
 GROUP = layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(
     KvShape(num_layers=1, num_blocks=4, block_size=16, num_heads=1, head_size=8, dtype="float16")

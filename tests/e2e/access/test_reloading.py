@@ -21,7 +21,7 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from service.access.reload import ReloadedFiles, read_file
 from tests.e2e.access.calling import Calling, Denied, sha256, write_tenants
 from tests.e2e.access.conftest import BLUE, OPS, RED, Connect, StartTenants
-from tests.e2e.engines import eventually
+from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=4, dtype="uint8")
 CHUNK_BYTES = 2 * 16 * 4

@@ -28,9 +28,9 @@ from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from service.l1.keys import Prefix, RankIdentity, chunk_keys
 from service.server import Server
-from tests.conftest import running_server
 from tests.e2e.access.calling import METHODS, Calling, Denied, write_tenants
-from tests.e2e.engines import eventually
+from tests.e2e.servers import running_server
+from tests.fakes.waiting import eventually
 
 NUM_PAIRS = 1_000  # more than there are examples, with those that make a failure smaller
 CHUNK_SIZE = 16

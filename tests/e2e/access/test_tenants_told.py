@@ -17,8 +17,8 @@ from telemetry.metrics.definitions import METRICS
 from tests.e2e.access.calling import Calling, Denied
 from tests.e2e.access.conftest import RED, Connect, StartTenants
 from tests.e2e.collector import attributes, running_collector
-from tests.e2e.engines import eventually
 from tests.fakes.authority import Authority
+from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=128, dtype="uint8")
 CHUNK_BYTES = 2 * 16 * 128

@@ -20,11 +20,11 @@ from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
 from service.access.certificates import BadCertificate, read_certificate
 from service.settings import BadSettings
-from tests.conftest import StartServer
 from tests.e2e.access.calling import Calling, Denied, write_tenants
 from tests.e2e.access.conftest import OPS, Connect, StartTenants
-from tests.e2e.engines import eventually
+from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority, Issued
+from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=4, dtype="uint8")
 GROUPS = [layouts.VLLM.without_memory(SHAPE)]

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.__main__ import app
-from tests.conftest import StartServer
 from tests.e2e.access.calling import write_tenants
+from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
 
 

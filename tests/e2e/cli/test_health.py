@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from kvdepot.cli.processes import REPOSITORY
 from service.__main__ import app
 from service.server import Server
-from tests.conftest import StartServer
+from tests.e2e.servers import StartServer
 
 
 def health(*arguments: str) -> Result:

@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import pytest
 
 from tests.gpu.engine_process import end_process
 from tests.gpu.simulated.card import compile_driver
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_DEVICES = 2
 _DISABLE_TIMING, _INTERPROCESS = 2, 4
@@ -42,13 +45,15 @@ class CardInProcess:
         assert self.library.cuDevicePrimaryCtxRelease_v2(0) == 0
 
     def allocate(self, size_bytes: int, *, is_mapped_piecewise: bool = False) -> torch.Tensor:
-        """Random bytes that are an allocation, until the process ends."""
+        """Random bytes that are an allocation, until the process ends. Without torch the test is skipped."""
+        torch = pytest.importorskip("torch")
         address = ctypes.c_uint64()
         name = "card_allocate_piecewise" if is_mapped_piecewise else "cuMemAlloc_v2"
         with self.device_in_use():
             assert getattr(self.library, name)(ctypes.byref(address), ctypes.c_size_t(size_bytes)) == 0
         buffer: Any = (ctypes.c_ubyte * size_bytes).from_address(address.value)
-        return torch.frombuffer(buffer, dtype=torch.uint8).random_()
+        tensor: torch.Tensor = torch.frombuffer(buffer, dtype=torch.uint8).random_()
+        return tensor
 
     def event(self, *, interprocess: bool) -> int:
         """A new event."""

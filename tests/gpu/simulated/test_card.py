@@ -287,6 +287,7 @@ def test_the_exit_code_is_the_commands(program: str, code: int) -> None:
 
 
 def test_gpu_tests_run_on_the_card() -> None:
+    pytest.importorskip("torch")
     selected = "gone or waits_for_the_engine or (every_layout and LBHNC and one-region)"
     pytest_on_card = [*ON_CARD, sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", "--rootdir", "."]
     done = subprocess.run(

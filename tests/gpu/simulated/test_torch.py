@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.gpu.simulated.card import simulated_card
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="could not import 'torch'")
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +90,12 @@ except RuntimeError:
 """
 
 
+@needs_torch
 def test_tensors_lie_in_the_cards_memory(variables: dict[str, str]) -> None:
     run(variables, TENSORS)
 
 
+@needs_torch
 def test_work_behind_other_work_is_late(variables: dict[str, str]) -> None:
     assert run(variables, LATE) == "refused at once\n"
 

@@ -12,8 +12,6 @@ import yaml
 
 from service.access.tenants import TenantLimits, Token, token_hash
 from service.access.tenants_file import BadTenants, parse_tenants, read_tenants
-from service.settings import BadSettings
-from tests.conftest import StartServer
 from tests.e2e.access.calling import sha256
 
 DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9)
@@ -127,13 +125,3 @@ def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
         read_tenants(tmp_path / "nothing.yaml", DEFAULTS)
     with pytest.raises(BadTenants, match="Is a directory"):
         read_tenants(tmp_path, DEFAULTS)
-
-
-async def test_a_server_with_a_broken_file_does_not_start(start_server: StartServer, tmp_path: Path) -> None:
-    path = tmp_path / "tenants.yaml"
-    path.write_text(yaml.safe_dump({"tenants": [tenant(name="A"), {"name": "b", "x": 1}]}))
-    with pytest.raises(BadSettings) as caught:
-        await start_server(tenants=str(path))
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("tenants: tenants[") for line in lines)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,7 +22,6 @@ from service.depot.sessions import (
     Sessions,
 )
 from service.errors import SessionNotFound, TooManySessions
-from service.server import Server
 
 IDLE_SECONDS = 600.0
 
@@ -271,12 +268,3 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
-
-
-async def test_sessions_beyond_the_limit_end_though_none_was_idle(start_server: Callable[..., Any]) -> None:
-    server: Server = await start_server(disable_observability=True)
-    for number in range(MAX_LIVE + 3):
-        server.depot.session("i", str(number), "m")
-    assert len(server.depot.sessions) == MAX_LIVE
-    assert server.depot.sessions.latest("i", "2").end is SessionEnd.IDLE
-    assert server.depot.sessions.latest("i", "3").end is None

@@ -6,7 +6,6 @@ import fcntl
 import os
 import resource
 import signal
-import time
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from telemetry.logs.detached_stream import DetachedStream
+from tests.fakes.waiting import wait_until
 
 SECONDS = 10.0
 
@@ -39,13 +39,6 @@ def pipe() -> Iterator[Pipe]:
     yield pipe
     for fd in (pipe.reader, pipe.writer):  # each test has finished its stream: no thread may write to a reused number
         os.close(fd)
-
-
-def until(condition: Any) -> None:
-    end = monotonic() + SECONDS
-    while not condition():
-        assert monotonic() < end
-        time.sleep(0.002)
 
 
 def finish(stream: DetachedStream) -> bool:
@@ -83,7 +76,7 @@ def test_a_disk_that_is_full_is_tried_again_and_told_what_is_missing(pipe: Pipe,
     stream = DetachedStream(fd, "stderr")
     stream.report = lambda num_lines: f"missing {num_lines}"
     stream.write("1\n2\n")
-    until(lambda: stream.num_dropped_lines == 2)
+    wait_until(lambda: stream.num_dropped_lines == 2)
     stream.write("3\n")
     os.dup2(pipe.writer, fd)  # there is room again
     assert pipe.read_until("\n") == "missing 3\n"
@@ -101,11 +94,11 @@ def test_a_line_that_was_torn_is_counted_and_ended_before_the_next(tmp_path: Any
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         stream.write("whole\ntorn apart\nlost\n")
-        until(lambda: stream.num_dropped_lines == 2)
+        wait_until(lambda: stream.num_dropped_lines == 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    until(lambda: path.read_text().count("\n") == 3)
+    wait_until(lambda: path.read_text().count("\n") == 3)
     stream.write("next\n")
     assert finish(stream)
     os.close(fd)

@@ -19,7 +19,7 @@ from tests.fakes.authority import Authority
 from tests.helm.conftest import Install, Manifest
 from tests.image.without_docker import Builder, Stage
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 WRITABLE = ("run/kvdepot", "var/cache/kvdepot", "tmp")
 START_SECONDS = 60.0
 

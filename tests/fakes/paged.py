@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvdepot import KvShape
+from kvdepot import KvShape, SharedBuffer, SharedRegions
 from kvdepot.layout import layouts
 from kvdepot.layout.layouts import Layout
+from kvdepot.v1.cache_pb2 import KvGroup
 
 Bytes = NDArray[np.uint8]
 Kv = Sequence[NDArray[Any]]
@@ -276,3 +277,32 @@ def region_sizes(groups: Sequence[Group], *, region_for_each_tensor: bool) -> li
     if region_for_each_tensor:
         return [size + 2 * CANARY_BYTES for size in sizes]
     return [sum(sizes) + CANARY_BYTES * (len(sizes) + 1)]
+
+
+class SharedPagedBuffer(PagedBuffer):
+    """A paged buffer in shared memory, with what an engine says about it when it attaches."""
+
+    def __init__(
+        self, groups: Sequence[Group], *, by: Literal["name", "fd"] = "name", region_for_each_tensor: bool = False
+    ) -> None:
+        sizes = region_sizes(groups, region_for_each_tensor=region_for_each_tensor)
+        self.buffers = [SharedBuffer.create(size, by=by) for size in sizes]
+        super().__init__(groups, [buffer.array for buffer in self.buffers])
+        self.shared = SharedRegions()
+        for buffer in self.buffers:
+            self.shared.add(buffer)
+
+    def described(self) -> list[KvGroup]:
+        """The groups as the contract describes them."""
+        return [
+            group.definition.layout.from_tensors(
+                group.nested(tensors),
+                self.shared,
+                block_size=group.shape.block_size if "NBBS" in group.layout else None,
+            )
+            for group, tensors in zip(self.groups, self.tensors, strict=True)
+        ]
+
+    def close(self) -> None:
+        for buffer in self.buffers:
+            buffer.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "node"
 INSTALLED = EXAMPLE / "node_modules" / ".package-lock.json"
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

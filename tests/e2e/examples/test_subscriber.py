@@ -11,7 +11,7 @@ from kvdepot import DepotClient, KvShape, SharedBuffer
 from kvdepot.cli.processes import server_process
 from kvdepot.layout import layouts
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "subscriber"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "subscriber"
 SHAPE = KvShape(num_layers=1, num_blocks=8, block_size=16, num_heads=1, head_size=8, dtype="float32")
 LAYOUT = layouts.NL_X_TWO_NB_BS_NH_HS
 

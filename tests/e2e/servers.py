@@ -1,0 +1,38 @@
+"""A real server in this process, whose state can be looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from service.server import Server
+from service.settings import load
+
+StartServer = Callable[..., Any]
+
+
+@asynccontextmanager
+async def running_server(flags: dict[str, Any]) -> AsyncIterator[Server]:
+    """A server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise."""
+    quick = {"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", "disable_metrics": True}
+    server = Server(load({**quick, **flags}))
+    stop = asyncio.Event()
+    started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        async with server.running():
+            started.set_result(None)
+            await stop.wait()
+
+    # Run in a task of its own: the server's task group must be entered and left by one task.
+    task = asyncio.create_task(run())
+    await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    try:
+        yield server
+    finally:
+        stop.set()
+        await task
