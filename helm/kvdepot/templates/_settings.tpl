@@ -72,11 +72,11 @@
 {{/* Requests and limits of the container. */}}
 {{- define "kvdepot.resources" -}}
 {{- $l1 := include "kvdepot.bytes" .Values.settings.l1_size | int64 -}}
-{{- $beside := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
+{{- $rest := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
 {{- $reserved := eq (default "" .Values.settings.l1_huge_pages) "reserved" -}}
 {{- $resources := deepCopy .Values.resources -}}
 {{- if not $resources -}}
-{{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $beside (add $l1 $beside) $reserved)) -}}
+{{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $rest (add $l1 $rest) $reserved)) -}}
 {{- if $reserved -}}
 {{- $_ := set $amounts "hugepages-2Mi" (printf "%dMi" (mul 2 (div (add $l1 2097151) 2097152))) -}}
 {{- end -}}
