@@ -23,7 +23,7 @@ _OF_JOB = 'job=~"$job", namespace=~"$namespace"'
 
 
 def dashboard_json() -> str:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as JSON that Grafana imports."""
     made = (
         dashboard.Dashboard("kvdepot")
         .uid("kvdepot")
@@ -54,7 +54,7 @@ def dashboard_json() -> str:
 
 
 def _variable(name: str, label: str, series: str, of: str) -> dashboard.QueryVariable:
-    """Values of a label, several at once if one likes; all of them stand for none, too, as off Kubernetes."""
+    """Let users select values of a label. "All" also matches series without the label, as outside of Kubernetes."""
     everything = VariableOption(selected=True, text=["All"], value=["$__all"])
     return (
         dashboard.QueryVariable(name)
