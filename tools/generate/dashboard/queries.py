@@ -1,4 +1,4 @@
-"""PromQL for the panels. In a selector, ``{DEPOT`` and ``{MODEL`` stand for the variables of the dashboard."""
+"""PromQL for the panels. In a selector, ``{DEPOT`` and ``{MODEL`` stand for the choices above the panels."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ _MODEL = _DEPOT + ', model_name=~"$model"'
 
 
 def rate(counter: str, *by: str) -> str:
-    """Return the growth of a counter per second, summed over all labels that are not in ``by``."""
+    """Return a counter's growth per second, summed over all labels but ``by``."""
     return f"sum{_by(*by)}(rate({counter}[$__rate_interval]))"
 
 
 def increase(counter: str, *by: str) -> str:
-    """Return the growth of a counter since the previous point."""
+    """Return a counter's growth since the previous point."""
     return f"sum{_by(*by)}(increase({counter}[$__rate_interval]))"
 
 
@@ -22,7 +22,7 @@ def share(part: str, whole: str) -> str:
 
 
 def quantile(share_of_values: float, bucket: str, *by: str) -> str:
-    """Return a quantile of a histogram."""
+    """Return the bound below which a share of a histogram's values lies."""
     return f"histogram_quantile({share_of_values}, {rate(bucket, 'le', *by)})"
 
 
@@ -32,12 +32,12 @@ def total(gauge: str, *by: str) -> str:
 
 
 def or_zero(query: str) -> str:
-    """Return a query that is 0 before the first count."""
+    """Return 0 before the first count."""
     return f"({query} or vector(0))"
 
 
 def selected(query: str) -> str:
-    """Return the query for Grafana."""
+    """Return the query with Grafana's variables for ``{DEPOT`` and ``{MODEL``."""
     return query.replace("{DEPOT", _DEPOT).replace("{MODEL", _MODEL)
 
 
