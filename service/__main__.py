@@ -57,7 +57,7 @@ def doctor_command(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for a warning, too.")] = False,
     **given: Any,
 ) -> None:
-    """Look for what would make a depot fail here, with the same settings as serve takes; say how each is mended.
+    """Find what would make a depot with these settings fail on this machine, and how to fix it.
 
     Exits with 0 if nothing fails, with 1 if something does, with 2 for bad settings.
     """

@@ -119,16 +119,14 @@ class ReloadedFiles(Generic[Value]):
 
     def _hang(self) -> None:
         self._hangs = True
-        why = f"its file system has not answered for {HANG_SECONDS:g} s"
-        logger.error("%s: the file can't be read, what was read before goes on: %s", self.name, why)
-        self._count_refusal(why)
+        self._report("the file can't be read", f"its file system has not answered for {HANG_SECONDS:g} s")
 
     def _refused(self, why: str) -> None:
         self._is_refused = True
-        logger.error("%s: what is in the file now is refused, what was read before goes on: %s", self.name, why)
-        self._count_refusal(why)
+        self._report("the new content of the file is refused", why)
 
-    def _count_refusal(self, why: str) -> None:
+    def _report(self, fault: str, why: str) -> None:
+        logger.error("%s: %s, the previous content stays in use: %s", self.name, fault, why)
         self.num_refusals += 1
         if self._bus is not None:
             self._bus.publish(FileRefused(file=self.name, reason=why))

@@ -15,9 +15,9 @@ def pid_namespace(facts: Facts, settings: Settings) -> Finding:
     if facts.process.is_in_host_pid_namespace:
         return ok("the node's")
     if not facts.gpu.cuda.devices:
-        return not_applicable("of its own: engines share memory by name, in /dev/shm, and not by descriptor")
+        return not_applicable("a separate one: engines share memory by name, in /dev/shm, and not by descriptor")
     return warning(
-        "of its own: CUDA IPC reaches only engines in the same namespace",
+        "a separate one: CUDA IPC reaches only engines in the same namespace",
         "hostPID: true for the depot and the engines, or shareProcessNamespace if they are in one pod",
     )
 
@@ -26,7 +26,7 @@ def ipc_namespace(facts: Facts, settings: Settings) -> Finding:
     """Never a problem. The report says so, because users suspect it."""
     if facts.process.is_in_host_ipc_namespace:
         return ok("the node's")
-    return not_applicable("of its own; that is no problem: buffers are shared through /dev/shm and CUDA IPC")
+    return not_applicable("a separate one; that is no problem: buffers are shared through /dev/shm and CUDA IPC")
 
 
 def cpus(facts: Facts, settings: Settings) -> Finding:

@@ -1,4 +1,4 @@
-"""`doctor` on machines that are broken in one way each, and on this one."""
+"""`doctor` on machines with one fault each, and on this machine."""
 
 from __future__ import annotations
 
@@ -298,11 +298,11 @@ JUST_RIGHT = [
 
 
 @pytest.mark.parametrize(("check", "facts", "given"), JUST_RIGHT)
-def test_what_is_just_enough_is_enough(check: str, facts: Facts, given: dict[str, Any]) -> None:
+def test_just_enough_is_enough(check: str, facts: Facts, given: dict[str, Any]) -> None:
     assert found(check, facts, **given).status is Status.OK
 
 
-def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
+def test_an_l1_that_leaves_no_memory_is_only_a_warning() -> None:
     assert found("memory for L1", memory(cgroup_used_bytes=36 * GIB)).status is Status.WARNING
 
 
@@ -312,12 +312,12 @@ def test_a_missing_cupy_is_reported_once() -> None:
     assert {(each.status, each.what) for each in others} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
 
 
-def test_each_check_can_find_something() -> None:
+def test_each_check_can_find_a_fault() -> None:
     checks = set(map(_kind, examine(HEALTHY, settings())))
     assert checks - {check for check, *_ in BROKEN} == {"IPC namespace"}
 
 
-def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> None:
+def test_a_node_without_a_gpu_is_healthy() -> None:
     own_namespaces = replace(HEALTHY.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
     facts = replace(HEALTHY, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None)
     facts = replace(facts, collector_error=None, tenants_error=None)
@@ -351,7 +351,7 @@ def test_a_socket_in_a_sticky_folder_is_safe() -> None:
     assert found("listen on", unix(folder_mode=0o1777)).status is Status.OK
 
 
-def test_pages_that_are_reserved_are_counted() -> None:
+def test_reserved_pages_are_counted() -> None:
     assert (
         found("huge pages", memory(reserved_huge_page_bytes=64 * GIB), l1_huge_pages=HugePages.RESERVED).status
         is Status.OK
@@ -420,7 +420,7 @@ def test_this_machine_can_run_a_small_depot() -> None:
         assert check in shown.output
 
 
-def test_a_cupy_that_is_not_whole_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_cupy_is_a_finding_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cupy")
 
     class Broken(ModuleType):
@@ -432,7 +432,7 @@ def test_a_cupy_that_is_not_whole_is_a_finding_and_no_traceback(monkeypatch: pyt
     assert cuda_presence().why_no_nvrtc == "a piece is missing"
 
 
-def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_process: Callable[..., str]) -> None:
+def test_a_running_depot_is_recognised_by_tcp_and_by_socket(start_server_process: Callable[..., str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         tcp = f"127.0.0.1:{free.getsockname()[1]}"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -447,7 +447,7 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
     assert findings["memory for L1"]["status"] == "not applicable"
 
 
-def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taken_missing_and_silent_addresses_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "TIMEOUT_SECONDS", 0.2)  # for processes that never answer
     other_socket = tmp_path / "other.sock"
     with (
@@ -495,7 +495,7 @@ def test_an_l1_that_does_not_fit_fails() -> None:
     assert findings_of(result)["memory for L1"]["status"] == "failure"
 
 
-def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
+def test_settings_have_the_same_sources_as_for_serve(tmp_path: Path) -> None:
     file = tmp_path / "depot.yaml"
     file.write_text(f"listen: unix:{tmp_path}/from-file.sock\ntransfer_threads: 3\n")
     result = CliRunner().invoke(
@@ -509,14 +509,14 @@ def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
     assert findings["memory for L1"]["what"].startswith("8 MiB of")
 
 
-def test_with_strict_a_warning_is_enough_for_scripts() -> None:
+def test_with_strict_a_warning_sets_the_exit_code() -> None:
     flags = ("--listen", "0.0.0.0:0", "--json")
     lenient, strict = doctor(*flags), doctor(*flags, "--strict")
     assert findings_of(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
     assert (lenient.exit_code, strict.exit_code) == (0, 1)
 
 
-def test_bad_settings_are_a_finding_with_a_code_of_its_own() -> None:
+def test_bad_settings_are_a_finding_with_its_own_exit_code() -> None:
     result = doctor("--chunk-size", "none", "--l1-size", "x", "--json")
     [finding] = json.loads(result.stdout)["findings"]
     assert result.exit_code == 2
@@ -525,14 +525,14 @@ def test_bad_settings_are_a_finding_with_a_code_of_its_own() -> None:
     assert "l1_size: " in finding["what"]
 
 
-def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     result = doctor("--listen", f"unix:{tmp_path}/\x1b[31m[bold]red\n/depot.sock")
     assert result.exit_code == 1
     assert r"\x1b[31m[bold]red\n" in result.output
     assert "\x1b" not in result.output
 
 
-def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
+def test_a_depot_with_tls_is_recognised_by_its_certificate(
     start_server_process: Callable[..., str], tmp_path: Path
 ) -> None:
     cert, key = Authority().issue(days=(-1, 10)).write(tmp_path, "tls")

@@ -208,7 +208,7 @@ FIRING = [
         "another's target is no depot",
         "11m",
         {'up{job="node"}': "1+0x20"},
-        "Prometheus knows no depot.",
+        "Prometheus has no depot.",
         labels={},
     ),
     Case(
@@ -393,7 +393,7 @@ FIRING = [
             'kvdepot_l1_chunks_stored_total{model_name="m"}': "0+60x480",
             'kvdepot_l1_chunks_stored_total{model_name="n"}': "0+60x480",
         },
-        "25% of the chunks stored on 10.0.0.1:9464 had been evicted minutes before.",
+        "25% of the chunks stored on 10.0.0.1:9464 were evicted minutes before.",
     ),
     Case(
         "KvdepotLeasesExpire",
@@ -478,7 +478,7 @@ FIRING = [
         "one record",
         "32m",
         {"kvdepot_l0_records_malformed_total": "3+0x30 4+0x40"},
-        "Engines of 10.0.0.1:9464 report blocks that make no sense.",
+        "Engines of 10.0.0.1:9464 report malformed blocks.",
     ),
 ]
 

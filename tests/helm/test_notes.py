@@ -67,8 +67,8 @@ def test_what_is_not_there_is_said(install: Install, default: Installed) -> None
     assert "WARNING: no TLS and no tenants: the pods that networkPolicy lets in" in default.notes
     assert "every pod of the cluster" in install({"networkPolicy": {"enabled": False}}).notes
     assert "WARNING" not in install({"tls": {"secretName": "a"}}).notes
-    assert "asked for by a ServiceMonitor" in default.notes
-    assert "its CRD is not there" in install(api_versions=WITHOUT_OPERATOR).notes
+    assert "scraped through a ServiceMonitor" in default.notes
+    assert "the cluster has no CRD for it" in install(api_versions=WITHOUT_OPERATOR).notes
     assert "Metrics: none" in install({"settings": {"disable_metrics": True}}).notes
     collected = install({"settings": {"otlp_endpoint": "http://c:4317"}})
     assert "Metrics go to http://c:4317" in collected.notes

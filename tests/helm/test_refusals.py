@@ -66,12 +66,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "hostAccess.unixSocket: replicas on one node would take the socket from each other",
     ),
     "clients' certificates without TLS": ({"tls": {"clientCASecretName": "a"}}, "set tls.secretName too"),
-    "tenants that can't show who they are": ({"tenants": {"secretName": "a"}}, "tenants.secretName: nobody can show"),
-    "spans that go nowhere": ({"settings": {"enable_tracing": True}}, "settings.enable_tracing: spans go nowhere"),
-    "one port for two": ({"metrics": {"port": 50051}}, "metrics.port: it is service.port"),
+    "tenants that can't send credentials": (
+        {"tenants": {"secretName": "a"}},
+        "tenants.secretName: no client could send",
+    ),
+    "spans without a destination": (
+        {"settings": {"enable_tracing": True}},
+        "settings.enable_tracing: spans have no destination",
+    ),
+    "one port for two": ({"metrics": {"port": 50051}}, "metrics.port: it equals service.port"),
     "less memory than L1": (
         {"resources": {"limits": {"memory": "16Gi"}}},
-        "resources.limits.memory: 16Gi can't hold settings.l1_size, 16GiB",
+        "resources.limits.memory: 16Gi is too small for settings.l1_size, 16GiB",
     ),
 }
 

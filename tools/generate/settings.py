@@ -1,4 +1,4 @@
-"""docs/settings.md: each setting with what it takes, its default and its meaning."""
+"""docs/settings.md: each setting with its values, default and meaning."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ _INTRODUCTION = f"""\
 {GENERATED}
 # Settings
 
-Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`), and a
-key of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, and a
-variable overrides the file. In the chart, settings are keys of `settings`, except those that the chart derives from
-other values.
+Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key
+of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, a variable
+overrides the file. In the chart they are keys of `settings`, except those that the chart derives from other values.
 
-A size looks like `8GiB`, `500MB` or `4096`. A duration looks like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag
-without a value; in a variable or in the file it is `true` or `false`. A list is a flag that you can repeat. In a
-variable, commas separate the elements of a list; the variable of `subscriber` has one text, or a JSON array of texts.
+A size is like `8GiB`, `500MB` or `4096`. A duration is like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
+value, and `true` or `false` elsewhere. A list is a flag that is given several times. In a variable, commas separate its
+texts; the variable of `subscriber` is one text or a JSON array of texts.
 
-An unknown setting or a wrong value stops the start, with one message for each fault. The server reads its settings
-once. It reads the files of `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` again when they change.
-`python -m service doctor` checks the settings on a machine, and starts nothing.
+An unknown setting or a bad value refuses the start, and the message names every fault. Settings are read once. The
+files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read again when they change.
+`python -m service doctor` checks the settings on a machine without starting anything.
 """
 
 
 def settings_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     schema = Settings.model_json_schema()
     defaults = Settings.model_construct().described()
     rows = [
@@ -47,10 +46,10 @@ def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 
 
 def _takes(field: dict[str, Any]) -> str:
-    """What a value may be, from its JSON schema."""
+    """Return the kind of a value, from its JSON schema."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
-    if "anyOf" in field:  # a number, or a text with a unit
+    if "anyOf" in field:  # a number or a text with a unit
         return "size" if field["anyOf"][0]["type"] == "integer" else "duration"
     kind = {"boolean": "switch", "array": "list", "string": "text", "integer": "number", "number": "number"}[
         field["type"]

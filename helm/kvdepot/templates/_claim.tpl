@@ -1,4 +1,4 @@
-{{/* The claim of GPUs that each pod has of its own. */}}
+{{/* The claim of GPUs that the chart makes for each pod. */}}
 
 {{- define "kvdepot.claim" -}}
 spec:
@@ -13,12 +13,12 @@ spec:
           {{- end }}
 {{- end }}
 
-{{/* With a part that follows from the claim: a template can't be changed, so that another claim needs another one. */}}
+{{/* The name of the template. It contains a hash of the claim: a template is immutable, so another claim needs another name. */}}
 {{- define "kvdepot.claimTemplateName" -}}
 {{- include "kvdepot.named" (list . (include "kvdepot.claim" . | sha256sum | trunc 8)) }}
 {{- end }}
 
-{{/* The newest version of the API that the cluster serves; empty if there is none. */}}
+{{/* The newest version of the API that the cluster serves. Empty: none. */}}
 {{- define "kvdepot.draVersion" -}}
 {{- if .Capabilities.APIVersions.Has "resource.k8s.io/v1" }}resource.k8s.io/v1
 {{- else if .Capabilities.APIVersions.Has "resource.k8s.io/v1beta2" }}resource.k8s.io/v1beta2

@@ -14,7 +14,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The name with something behind it, 63 characters at most: (list . "metrics"). */}}
+{{/* The full name with a suffix, 63 characters at most: (list . "metrics"). */}}
 {{- define "kvdepot.named" -}}
 {{- $suffix := last . -}}
 {{- printf "%s-%s" (include "kvdepot.fullname" (first .) | trunc (int (sub 62 (len $suffix))) | trimSuffix "-") $suffix }}
@@ -49,7 +49,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Whether an object of the Prometheus operator is made: (list . "auto" "ServiceMonitor"); empty is no. */}}
+{{/* Whether the chart makes an object of the Prometheus operator: (list . "auto" "ServiceMonitor"). Empty: no. */}}
 {{- define "kvdepot.operatorObject" -}}
 {{- $root := index . 0 -}}{{- $when := index . 1 -}}{{- $kind := index . 2 -}}
 {{- $there := $root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind) -}}

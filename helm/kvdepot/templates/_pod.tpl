@@ -4,7 +4,7 @@
 {{- $gpu := .Values.gpu -}}
 serviceAccountName: {{ include "kvdepot.serviceAccountName" . }}
 automountServiceAccountToken: false
-# Without: variables of a Service named kvdepot, KVDEPOT_PORT and the like, would pass for settings.
+# Off: variables of a Service named kvdepot, such as KVDEPOT_PORT, look like settings.
 enableServiceLinks: false
 {{- if .Values.hostAccess.hostPID }}
 hostPID: true
@@ -104,7 +104,7 @@ containers:
     volumeMounts:
       - {name: settings, mountPath: /etc/kvdepot/settings, readOnly: true}
       - {name: socket, mountPath: {{ include "kvdepot.socketFolder" . }}}
-      # The image's variables name it: CuPy and the CUDA driver keep compiled kernels there.
+      # CuPy and the CUDA driver keep compiled kernels here. Variables of the image name this folder.
       - {name: cache, mountPath: /var/cache/kvdepot}
       - {name: tmp, mountPath: /tmp}
       {{- if .Values.hostAccess.sharedMemory }}
@@ -140,7 +140,7 @@ volumes:
   - name: shared-memory
     hostPath: {path: /dev/shm, type: Directory}
   {{- end }}
-  # Secrets are readable for the pod's group, and mounted whole: a file mounted by subPath would never be renewed.
+  # Secrets are readable for the pod's group. They are mounted whole, because a subPath mount is never updated.
   {{- if .Values.tls.secretName }}
   - name: tls
     secret: {secretName: {{ .Values.tls.secretName }}, defaultMode: 0440}
@@ -158,7 +158,7 @@ volumes:
   {{- end }}
 {{- end }}
 
-{{/* Where depots run, and the test that asks the one of its node. */}}
+{{/* The nodes of the depots, and of the test pod, which calls the depot of its node. */}}
 {{- define "kvdepot.placement" -}}
 {{- $gpu := .Values.gpu -}}
 {{- with merge dict .Values.nodeSelector (ternary dict $gpu.nodeSelector (eq $gpu.mode "none")) }}
@@ -175,7 +175,7 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* A question for a service of the health protocol: (list . "kvdepot.v1.CacheService"). */}}
+{{/* A probe of one service by the gRPC health protocol: (list . "kvdepot.v1.CacheService"). */}}
 {{- define "kvdepot.probe" -}}
 {{- $root := first . -}}
 {{- if $root.Values.tls.secretName -}}

@@ -1,4 +1,4 @@
-{{/* What the server is told, and what follows from it for the pod. */}}
+{{/* The settings of the server, and what the pod needs for them. */}}
 
 {{- define "kvdepot.socketFolder" -}}/run/kvdepot{{- end }}
 {{- define "kvdepot.socket" -}}unix:{{ include "kvdepot.socketFolder" . }}/kvdepot.sock{{- end }}
@@ -8,13 +8,13 @@
 {{- printf "%s.%s.svc:%v" (include "kvdepot.fullname" .) .Release.Namespace (int .Values.service.port) }}
 {{- end }}
 
-{{/* Whether metrics are served for Prometheus; empty is no. */}}
+{{/* Whether the depot serves metrics for Prometheus. Empty: no. */}}
 {{- define "kvdepot.servesMetrics" -}}
 {{- $settings := .Values.settings -}}
 {{- if not (or $settings.disable_metrics $settings.disable_observability $settings.otlp_endpoint) }}yes{{ end }}
 {{- end }}
 
-{{/* The settings file. As JSON, because toYaml writes large integers as 1e+06. */}}
+{{/* The settings file. It is JSON, because toYaml writes large integers as 1e+06. */}}
 {{- define "kvdepot.config" -}}
 {{- $host := .Values.service.bindAddress -}}
 {{- $port := int .Values.service.port -}}
@@ -40,7 +40,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Bytes of a size as the settings take it, such as 8GiB, 500MB or 4096. */}}
+{{/* The bytes of a size in the settings' format, such as 8GiB, 500MB or 4096. */}}
 {{- define "kvdepot.bytes" -}}
 {{- $text := ternary (printf "%.0f" (float64 .)) (toString .) (kindIs "float64" .) | lower | nospace -}}
 {{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
@@ -52,7 +52,7 @@
 {{- printf "%.0f" (floor (mulf $number (get $factors $unit))) }}
 {{- end }}
 
-{{/* Seconds of a duration as the settings take it, such as 60s, 5m or 250ms, rounded up. */}}
+{{/* The seconds, rounded up, of a duration in the settings' format, such as 60s, 5m or 250ms. */}}
 {{- define "kvdepot.seconds" -}}
 {{- $text := toString . | lower | nospace -}}
 {{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
@@ -64,7 +64,7 @@
 {{- printf "%.0f" (ceil (mulf $number (get $factors $unit))) }}
 {{- end }}
 
-{{/* Bytes as a quantity of Kubernetes. */}}
+{{/* Bytes as a Kubernetes quantity. */}}
 {{- define "kvdepot.quantity" -}}
 {{- if mod . 1048576 }}{{ . }}{{ else }}{{ div . 1048576 }}Mi{{ end }}
 {{- end }}
@@ -72,11 +72,11 @@
 {{/* Requests and limits of the container. */}}
 {{- define "kvdepot.resources" -}}
 {{- $l1 := include "kvdepot.bytes" .Values.settings.l1_size | int64 -}}
-{{- $beside := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
+{{- $rest := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
 {{- $reserved := eq (default "" .Values.settings.l1_huge_pages) "reserved" -}}
 {{- $resources := deepCopy .Values.resources -}}
 {{- if not $resources -}}
-{{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $beside (add $l1 $beside) $reserved)) -}}
+{{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $rest (add $l1 $rest) $reserved)) -}}
 {{- if $reserved -}}
 {{- $_ := set $amounts "hugepages-2Mi" (printf "%dMi" (mul 2 (div (add $l1 2097151) 2097152))) -}}
 {{- end -}}

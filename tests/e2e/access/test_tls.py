@@ -301,7 +301,7 @@ async def test_what_is_broken_is_told_of_and_the_old_certificate_goes_on(
         assert await shown(address) == before
     errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert len(errors) == number
-    assert all("what was read before goes on" in each for each in errors)
+    assert all("the previous content stays in use" in each for each in errors)
     assert "PRIVATE KEY" not in caplog.text
 
     mended = authority.issue()

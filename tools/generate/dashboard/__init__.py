@@ -1,1 +1,1 @@
-"""The Grafana dashboard of the chart, written down with Grafana's own builders."""
+"""The Grafana dashboard of the chart, built with Grafana's SDK."""
