@@ -21,7 +21,6 @@ DECLARED_FOR = {
     "kernels/*": ("server",),
     "telemetry/*": ("server",),
     "service/*": ("server",),
-    "kvdepot/cli/*": ("cli",),
     "kvdepot/*": (),
 }
 """The extras that a file may need, by the first pattern that fits. All files may need the project's dependencies."""

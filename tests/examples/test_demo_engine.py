@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import DynamicCache  # noqa: E402
+from transformers import DynamicCache
 
-from examples.demo import paged  # noqa: E402
-from examples.demo.__main__ import NUM_NEW_TOKENS, compare  # noqa: E402
-from examples.demo.engine import Answer  # noqa: E402
-from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize  # noqa: E402
-from kvdepot import KvShape  # noqa: E402
+from examples.demo import paged
+from examples.demo.__main__ import NUM_NEW_TOKENS, compare
+from examples.demo.engine import Answer
+from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize
+from kvdepot import KvShape
 
 SHAPE = SHAPES[ModelSize.SMALL]
 PROMPT = tokenize("The depot keeps what was computed. " * 8)

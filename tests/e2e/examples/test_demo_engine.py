@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from examples.demo import paged  # noqa: E402 - after the check that torch is there
-from examples.demo.__main__ import NUM_NEW_TOKENS  # noqa: E402
-from examples.demo.engine import Engine  # noqa: E402
-from examples.demo.model import ModelSize, build_model  # noqa: E402
-from kvdepot import DepotClient  # noqa: E402
-from tests.examples.test_demo_engine import PROMPT, kv_shape  # noqa: E402
+from examples.demo import paged
+from examples.demo.__main__ import NUM_NEW_TOKENS
+from examples.demo.engine import Engine
+from examples.demo.model import ModelSize, build_model
+from kvdepot import DepotClient
+from tests.examples.test_demo_engine import PROMPT, kv_shape
 
 
 @pytest.fixture(scope="module")
