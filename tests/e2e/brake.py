@@ -8,7 +8,7 @@ import pytest
 
 import kernels.host.backend
 from kernels.host.block_views import Blocks
-from kernels.host.streaming_copy import Copy
+from kernels.host.streaming_copy import Copy, best_copy
 
 PIECE_SECONDS = 0.002
 
@@ -35,7 +35,6 @@ class Brake:
 
 def install(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the brake on the depots that this process starts from now on."""
-    best_copy = kernels.host.backend.best_copy
 
     def braked_copy() -> Copy:
         copy = best_copy()

@@ -71,7 +71,7 @@ def test_text_lines_are_for_people_and_tell_the_spans_too(serve: Serve) -> None:
     server = serve(*ALONE, "--enable-tracing", "--trace-console")
     use(server)
     [line] = [line for line in server.said().splitlines() if " LookupFinished " in line]
-    assert re.search(rf"INFO +telemetry\.subscribers\.log .* trace_id={TRACE_ID} span_id=[0-9a-f]{{16}}$", line)
+    assert re.search(rf"INFO +telemetry\.logs\.subscriber .* trace_id={TRACE_ID} span_id=[0-9a-f]{{16}}$", line)
     assert "\n{" not in server.said()
 
 

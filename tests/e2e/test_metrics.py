@@ -185,7 +185,8 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     async with grpc.aio.insecure_channel(depot.server.addresses[0]) as channel:
         for method in (cache + "NoSuch", "no.such.Service/Lookup"):
             with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
-                await channel.unary_unary("/" + method)(b"")
+                call: Any = channel.unary_unary("/" + method)
+                await call(b"")
     page = await scrape(depot.server)
     name = "rpc_server_call_duration_seconds_count"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from typer.main import get_command
 
@@ -46,7 +48,8 @@ def test_the_test_sends_its_token_over_plain_tcp_only_where_the_server_takes_it(
 def test_the_commands_of_the_pods_are_those_that_there_are(install: Install, case: str) -> None:
     shown = {"tls": {"secretName": "a"}, "test": {"tokenSecretName": "b", "clientCertSecretName": "c"}}
     release = install(shown if case == "everything shown" else {})
-    commands = get_command(app).commands
+    command_line: Any = get_command(app)
+    commands = command_line.commands
     (test,) = release.tests
     words = [container["args"] for container in (release.container, test["spec"]["containers"][0])]
     if case == "everything shown":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ from tests.examples.test_demo_engine import PROMPT, kv_shape
 
 
 @pytest.fixture(scope="module")
-def model() -> object:
+def model() -> Any:
     torch.set_num_threads(1)
     return build_model(ModelSize.SMALL)
 
 
-def test_engines_with_different_layouts_share_a_prompt(model: object, start_server_process: Callable[..., str]) -> None:
+def test_engines_with_different_layouts_share_a_prompt(model: Any, start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
     with DepotClient(address) as client:
         answers = []
@@ -40,7 +41,7 @@ def test_engines_with_different_layouts_share_a_prompt(model: object, start_serv
 
 
 def test_a_prompt_that_matches_as_a_whole_still_gets_its_logits(
-    model: object, start_server_process: Callable[..., str]
+    model: Any, start_server_process: Callable[..., str]
 ) -> None:
     address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
     prompt = PROMPT[:128]

@@ -16,7 +16,8 @@ from tools.gpu_session.steps import Kind, Step
 def figure(what: str, value: float, beside: float = 10.0, goal: Goal | None = None) -> dict[str, Any]:
     """As ``benchmarks.gpu`` writes it."""
     measured = Figure(what=what, unit="GB/s", values=[value], beside="the link", beside_values=[beside], goal=goal)
-    return json.loads(json.dumps(facts_of(measured)))
+    facts: dict[str, Any] = json.loads(json.dumps(facts_of(measured)))
+    return facts
 
 
 def step(name: str, kind: Kind = Kind.FIGURES) -> Step:
