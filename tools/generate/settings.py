@@ -1,4 +1,4 @@
-"""docs/settings.md: each setting with what it takes, its default and its meaning."""
+"""docs/settings.md: each setting with its values, default and meaning."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _INTRODUCTION = f"""\
 {GENERATED}
 # Settings
 
-Each is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key of the
-YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag goes over a variable, a variable over the
-file. In the chart they are keys of `settings`, but for those that the chart derives from other values.
+Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key
+of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, and a variable
+overrides the file. In the chart they are keys of `settings`, except those that the chart derives from other values.
 
-A size is like `8GiB`, `500MB` or `4096`, a duration like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
-value, and `true` or `false` elsewhere. A list is a flag that is given several times, and texts with commas between them
-in a variable; of `subscriber` this is one text, or a JSON array of them.
+A size is like `8GiB`, `500MB` or `4096`. A duration is like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
+value, and `true` or `false` elsewhere. A list is a flag that is given several times. In a variable, commas separate its
+texts; the variable of `subscriber` is one text or a JSON array of texts.
 
-A setting that nobody knows, or a value that makes no sense, refuses the start and tells every fault. None is read again
-while the server runs, but the files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are.
-`python -m service doctor` tries the settings on a machine without starting anything.
+An unknown setting or a bad value refuses the start, and the message names every fault. Settings are read once. The
+files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read again when they change.
+`python -m service doctor` checks the settings on a machine without starting anything.
 """
 
 
 def settings_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     schema = Settings.model_json_schema()
     defaults = Settings.model_construct().described()
     rows = [
@@ -46,10 +46,10 @@ def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 
 
 def _takes(field: dict[str, Any]) -> str:
-    """What a value may be, from its JSON schema."""
+    """Return the kind of a value, from its JSON schema."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
-    if "anyOf" in field:  # a number, or a text with a unit
+    if "anyOf" in field:  # a number or a text with a unit
         return "size" if field["anyOf"][0]["type"] == "integer" else "duration"
     kind = {"boolean": "switch", "array": "list", "string": "text", "integer": "number", "number": "number"}[
         field["type"]

@@ -1,4 +1,4 @@
-"""The dashboard of the chart, from its rows."""
+"""The chart's dashboard, built from its rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OF_JOB = 'job=~"$job", namespace=~"$namespace"'
 
 
 def dashboard_json() -> str:
-    """The dashboard as Grafana imports it."""
+    """Return the JSON that Grafana imports."""
     made = (
         dashboard.Dashboard("kvdepot")
         .uid("kvdepot")
-        .description("Depots for the KV cache of LLM inference engines: what they save, what it takes, how they are.")
+        .description("Depots for the KV cache of LLM inference engines: savings, costs and health.")
         .tags(["kvdepot", "llm", "kv-cache"])
         .editable()
         .time("now-1h", "now")
@@ -54,7 +54,7 @@ def dashboard_json() -> str:
 
 
 def _variable(name: str, label: str, series: str, of: str) -> dashboard.QueryVariable:
-    """Values of a label, several at once if one likes; all of them stand for none, too, as off Kubernetes."""
+    """Return a choice of values of a label. "All" matches a missing label, which occurs outside Kubernetes."""
     everything = VariableOption(selected=True, text=["All"], value=["$__all"])
     return (
         dashboard.QueryVariable(name)

@@ -1,4 +1,4 @@
-"""What our panels look like: a figure, lines, areas, a heat map."""
+"""Four kinds of panel: a number, lines, areas, a heat map."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from tools.generate.dashboard.queries import increase, selected
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-_COLUMNS, _ROW_HEIGHT, _FIGURE_HEIGHT = 24, 8, 4
+_COLUMNS, _ROW_HEIGHT, _NUMBER_HEIGHT = 24, 8, 4
 
 Queries = Mapping[str, str]
-"""What to ask, by what the legend says."""
+"""Queries by their text in the legend."""
 
 
-def figure(
+def number(
     title: str, description: str, unit: str, query: str, warn: float | None = None, alarm: float | None = None
 ) -> stat.Panel:
-    """One number, with the line of its past; yellow from ``warn`` on, red from ``alarm`` on."""
+    """Return one number with its history as a line, yellow from ``warn`` on and red from ``alarm`` on."""
     return (
         stat.Panel()
         .title(title)
         .description(description)
         .unit(unit)
         .datasource(DATASOURCE)
-        .height(_FIGURE_HEIGHT)
+        .height(_NUMBER_HEIGHT)
         .span(_COLUMNS // 8)
         .graph_mode(BigValueGraphMode.AREA)
         .color_mode(BigValueColorMode.VALUE)
@@ -52,7 +52,7 @@ def figure(
 
 
 def lines(title: str, description: str, unit: str, queries: Queries, *, limit: float | None = None) -> timeseries.Panel:
-    """Lines over time; above ``limit`` something should be done."""
+    """Return lines over time. Above ``limit`` an operator should act."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -82,13 +82,13 @@ def lines(title: str, description: str, unit: str, queries: Queries, *, limit: f
 
 
 def areas(title: str, description: str, unit: str, queries: Queries) -> timeseries.Panel:
-    """Lines that add up."""
+    """Return stacked lines."""
     stacking = common.StackingConfig().mode(StackingMode.NORMAL)
     return lines(title, description, unit, queries).stacking(stacking).fill_opacity(40)
 
 
 def heat(title: str, description: str, unit: str, bucket: str) -> heatmap.Panel:
-    """How the values of a histogram are spread, over time."""
+    """Return the distribution of a histogram's values over time."""
     query = _target(increase(bucket, "le")).format(PromQueryFormat.HEATMAP)
     return (
         heatmap.Panel()
@@ -111,7 +111,7 @@ def _target(query: str) -> prometheus.Dataquery:
 
 
 def _thresholds(warn: float | None, alarm: float | None) -> dashboard.ThresholdsConfig:
-    """Green, yellow from ``warn`` on, red from ``alarm`` on."""
+    """Return thresholds: green, yellow from ``warn`` on, red from ``alarm`` on."""
     limits = [(at, color) for at, color in ((warn, "yellow"), (alarm, "red")) if at is not None]
     steps = [Threshold(value=at, color=color) for at, color in ((None, "green"), *limits)]
     return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)

@@ -1,4 +1,4 @@
-"""What the dashboard shows, row by row."""
+"""The rows of the dashboard, each with its panels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from grafana_foundation_sdk.builders import heatmap, stat, timeseries
 
-from tools.generate.dashboard.panels import areas, figure, heat, lines
+from tools.generate.dashboard.panels import areas, heat, lines, number
 from tools.generate.dashboard.queries import increase, or_zero, quantile, rate, share, total
 
 Panel = stat.Panel | timeseries.Panel | heatmap.Panel
@@ -16,7 +16,7 @@ _FAILED = _CALLS.replace("}", ', rpc_response_status_code=~"INTERNAL|UNKNOWN|DAT
 _NOT_OK = _CALLS.replace("}", ', rpc_response_status_code!="OK"}')
 _CALL_BUCKET = _CALLS.replace("_count", "_bucket")
 _LOOKUP_BUCKET = 'rpc_server_call_duration_seconds_bucket{DEPOT, rpc_method="kvdepot.v1.CacheService/Lookup"}'
-_LOOKED_UP = "kvdepot_lookup_tokens_total{MODEL}"
+_PROMPT_TOKENS = "kvdepot_lookup_tokens_total{MODEL}"
 _MATCHED = "kvdepot_lookup_matched_tokens_total{MODEL}"
 _MISSED = "kvdepot_lookup_missed_tokens_total{MODEL}"
 _RETRIEVED = "kvdepot_retrieve_tokens_total{MODEL}"
@@ -33,49 +33,49 @@ _LAG_BUCKET = "kvdepot_event_loop_lag_seconds_bucket{DEPOT}"
 _DROPPED = "kvdepot_events_dropped_total{DEPOT}"
 
 _OVERVIEW = (
-    figure("Depots", "Depots that Prometheus sees.", "short", "count(kvdepot_l1_capacity_bytes{DEPOT})"),
-    figure(
+    number("Depots", "Depots that Prometheus sees.", "short", "count(kvdepot_l1_capacity_bytes{DEPOT})"),
+    number(
         "Hit ratio",
-        "Share of the tokens that were looked up and found. What is normal is a matter of the traffic.",
+        "Share of the looked-up tokens that were found. The normal share depends on the traffic.",
         "percentunit",
-        share(rate(_MATCHED), rate(_LOOKED_UP)),
+        share(rate(_MATCHED), rate(_PROMPT_TOKENS)),
     ),
-    figure(
+    number(
         "Tokens saved",
-        "Tokens that were retrieved instead of prefilled, each second, counted for every rank.",
+        "Tokens per second that were retrieved instead of prefilled. Each rank counts its own.",
         "short",
         rate(_RETRIEVED),
     ),
-    figure(
+    number(
         "L1 fill",
-        "Share of L1 that chunks are in. A full L1 is well: what was not used for longest leaves when room is needed.",
+        "Share of L1 that holds chunks. A full L1 is healthy: the least recently used chunks make room.",
         "percentunit",
         share(total("kvdepot_l1_used_bytes{DEPOT}"), total("kvdepot_l1_capacity_bytes{DEPOT}")),
     ),
-    figure(
+    number(
         "Chunks refused",
-        "Share of the chunks that were to be stored and found no slot.",
+        "Share of the chunks for which a store found no slot.",
         "percentunit",
         share(rate(_REFUSED), f"({rate(_REFUSED)} + {rate(_STORED)})"),
         *(0.001, 0.01),
     ),
-    figure(
+    number(
         "Lookup, p99",
-        "99 of 100 lookups are answered within this time. It stands before the first token of each request.",
+        "99 of 100 lookups are answered within this time. Each request waits for it before its first token.",
         "s",
         quantile(0.99, _LOOKUP_BUCKET),
         *(0.025, 0.1),
     ),
-    figure(
+    number(
         "Calls failed",
         "Share of the calls that ended with INTERNAL, UNKNOWN, DATA_LOSS or DEADLINE_EXCEEDED.",
         "percentunit",
         share(or_zero(rate(_FAILED)), rate(_CALLS)),
         *(0.001, 0.01),
     ),
-    figure(
+    number(
         "Events dropped",
-        "Each second. What is counted from events lacks them.",
+        "Per second. Metrics that are counted from events lack these.",
         "short",
         or_zero(rate(_DROPPED)),
         *(0.1, 100),
@@ -84,38 +84,38 @@ _OVERVIEW = (
 _HITS = (
     areas(
         "Tokens looked up",
-        "What was found, by tier, and what was not, by why the match is not longer. Evicted: L1 was too small for it. "
-        "Never stored: a new prompt. Rank missing: a rank is not attached, or did not store what the others did.",
+        "Hits by tier, and misses by the reason why the match ended. Evicted: L1 was too small. Never stored: the "
+        "prompt is new. Rank missing: a rank is not attached, or stored less than the others.",
         "short",
         {"hit: {{tier}}": rate(_MATCHED, "tier"), "miss: {{reason}}": rate(_MISSED, "reason")},
     ),
     lines(
         "Hit ratio by model",
-        "Share of the tokens that were looked up and found.",
+        "Share of the looked-up tokens that were found.",
         "percentunit",
-        {"{{model_name}}": share(rate(_MATCHED, "model_name"), rate(_LOOKED_UP, "model_name"))},
+        {"{{model_name}}": share(rate(_MATCHED, "model_name"), rate(_PROMPT_TOKENS, "model_name"))},
     ),
     areas(
         "Tokens saved",
-        "Tokens that were retrieved instead of prefilled, each second, counted for every rank.",
+        "Tokens per second that were retrieved instead of prefilled. Each rank counts its own.",
         "short",
         {"{{model_name}} {{tier}}": rate(_RETRIEVED, "model_name", "tier")},
     ),
     areas(
-        "Tokens that came to be stored",
-        "Resident: L1 had them. Refused: no slot could be freed in time. Tail: less than a chunk, never stored.",
+        "Tokens in stores",
+        "Resident: L1 had them. Refused: no slot became free in time. Tail: less than a chunk, which is never stored.",
         "short",
         {"{{result}}": rate("kvdepot_store_tokens_total{MODEL}", "result")},
     ),
     lines(
         "Operations",
-        "Lookups, stores and retrieves that ended, by how.",
+        "Lookups, stores and retrieves, by their outcome.",
         "ops",
         {"{{operation}} {{outcome}}": rate("kvdepot_operations_total{MODEL}", "operation", "outcome")},
     ),
     lines(
         "Operations, p99",
-        "From a valid request to its answer, with waits for chunks that are being stored and for the engine's event.",
+        "From a valid request to its answer. Waits for other stores and for the engine's event are included.",
         "s",
         {"{{operation}}": quantile(0.99, "kvdepot_operation_duration_seconds_bucket{MODEL}", "operation")},
     ),
@@ -129,13 +129,13 @@ _TRANSFERS = (
     ),
     heat(
         "Throughput of a transfer",
-        "Bytes of a transfer by its duration, waits included. Small transfers are slower than long ones.",
+        "Bytes of a transfer divided by its duration, waits included. Small transfers are slower than large ones.",
         "Bps",
         "kvdepot_transfer_throughput_bytes_per_second_bucket{DEPOT}",
     ),
     lines(
-        "Throughput while something moves",
-        "All bytes by the time of all transfers. Below 1 GB/s a retrieve may take as long as a prefill.",
+        "Throughput of all transfers",
+        "All bytes divided by the time of all transfers. Below 1 GB/s a retrieve may take as long as a prefill.",
         "Bps",
         {
             "{{direction}} {{backend}}": share(
@@ -154,9 +154,9 @@ _TRANSFERS = (
         },
     ),
     lines(
-        "What a transfer's time goes into",
-        "On average. Wait: for a thread, a stream or the engine. Gather, scatter: between blocks and staging. Copy: to "
-        "or from L1. Steps overlap where they can.",
+        "Phases of a transfer",
+        "Average. Wait: for a thread, a stream or the engine. Gather, scatter: between blocks and staging. Copy: to or "
+        "from L1. Phases can overlap.",
         "s",
         {
             "{{direction}} {{step}}": share(
@@ -166,7 +166,7 @@ _TRANSFERS = (
     ),
     lines(
         "Transfers",
-        "Failed: the device or the engine's memory did. Cancelled: the call was, or its engine died.",
+        "Failed: the device or the engine's memory failed. Cancelled: the call was cancelled, or its engine died.",
         "ops",
         {"{{direction}} {{outcome}}": rate(_TRANSFER.format("count"), "direction", "outcome")},
     ),
@@ -174,7 +174,7 @@ _TRANSFERS = (
 _L1 = (
     lines(
         "L1",
-        "Populated: pages that are made. They are made in the background after the start, and stores are slow without.",
+        "Populated: pages that exist. A thread makes them after the start. Stores are slow where pages are missing.",
         "bytes",
         {
             "used": total("kvdepot_l1_used_bytes{DEPOT}"),
@@ -183,8 +183,8 @@ _L1 = (
         },
     ),
     lines(
-        "Chunks that come and go",
-        "Evicted: for others. Refused: no slot could be freed in time.",
+        "Chunks stored and removed",
+        "Evicted: others needed the room. Refused: no slot became free in time.",
         "ops",
         {
             "stored": rate(_STORED),
@@ -195,7 +195,7 @@ _L1 = (
     ),
     lines(
         "Chunks",
-        "Protected: leased, read or written. When nearly all are, stores are refused.",
+        "Protected: leased, read or written. When nearly all chunks are protected, stores are refused.",
         "short",
         {
             "resident": total("kvdepot_l1_chunks_resident{DEPOT}"),
@@ -204,8 +204,7 @@ _L1 = (
     ),
     lines(
         "Stored again soon after eviction",
-        "Share of the chunks that were stored and had been in L1 not long before. Where much comes back within "
-        "minutes, L1 is too small.",
+        "Share of the stored chunks that had left L1 shortly before. If many return within minutes, L1 is too small.",
         "percentunit",
         {
             f"within {label}": share(increase(_STORED_AGAIN.format(end)), increase(_STORED))
@@ -215,26 +214,26 @@ _L1 = (
     ),
     heat(
         "From eviction to being stored again",
-        "Short times say that L1 is too small.",
+        "Short times mean that L1 is too small.",
         "s",
         "kvdepot_l1_chunk_reuse_after_evict_seconds_bucket{MODEL}",
     ),
     heat(
         "Unused before a lookup leased it again",
-        "L1 must keep chunks for as long as this if they are to be found.",
+        "L1 must keep chunks for this long to be hit.",
         "s",
         "kvdepot_l1_chunk_reuse_gap_seconds_bucket{MODEL}",
     ),
     heat(
         "Unused before eviction",
-        "How long L1 does keep chunks.",
+        "How long L1 keeps chunks.",
         "s",
         "kvdepot_l1_chunk_idle_before_evict_seconds_bucket{MODEL}",
     ),
     heat("Life of a chunk", "From store to eviction.", "s", "kvdepot_l1_chunk_lifetime_seconds_bucket{MODEL}"),
     lines(
         "Slots",
-        "L1 is cut into slots as models come. A free slot is for chunks of its size, until its whole extent is free.",
+        "L1 is cut into slots as models arrive. A free slot fits its size of chunk, until its whole extent is free.",
         "short",
         {"{{state}}": total("kvdepot_l1_slots{DEPOT}", "state")},
     ),
@@ -242,31 +241,31 @@ _L1 = (
 _L0 = (
     heat(
         "Life of a block",
-        "From the allocation of a block to the loss of its contents, of the share of blocks that is sampled.",
+        "From the allocation of a block to the loss of its contents. Only sampled blocks count.",
         "s",
         "kvdepot_l0_block_lifetime_seconds_bucket{MODEL}",
     ),
     heat(
         "Unused before eviction",
-        "From the release of a block by its last session to the loss of its contents. Where it is seconds, the "
-        "engine's own prefix cache forgets before the next turn comes, and L1 does its work.",
+        "From the release of a block by its last session to the loss of its contents. If this is seconds, the engine's "
+        "own prefix cache loses a prompt before its next turn, and L1 serves it.",
         "s",
         "kvdepot_l0_block_idle_before_evict_seconds_bucket{MODEL}",
     ),
     heat(
         "Unused before reuse",
-        "From the last access of a block to its reuse, once released.",
+        "From the last access of a released block to its reuse.",
         "s",
         "kvdepot_l0_block_reuse_gap_seconds_bucket{MODEL}",
     ),
     areas(
         "Blocks",
-        "Of those reported. Owned: by a live session. Released: with contents that the next session could use again.",
+        "Reported blocks. Owned: a live session has them. Released: the next session could reuse their contents.",
         "short",
         {"{{state}}": total("kvdepot_l0_blocks{MODEL}", "state")},
     ),
     lines(
-        "What happens to blocks",
+        "Changes of blocks",
         "Reuses and shares are hits of the engine's own prefix cache.",
         "ops",
         {
@@ -276,15 +275,15 @@ _L0 = (
     ),
     lines(
         "Evictions by engine",
-        "Blocks whose contents were given up.",
+        "Blocks that lost their contents.",
         "ops",
         {"{{instance_id}}": rate("kvdepot_l0_block_evictions_total{MODEL}", "instance_id")},
     ),
 )
-_WHO = (
+_ATTACHMENTS = (
     lines(
         "Attached",
-        "An instance is an engine's scheduler; each of its ranks attaches by itself.",
+        "An instance is an engine's scheduler. Each of its ranks attaches by itself.",
         "short",
         {
             "ranks": total("kvdepot_attachments_live{DEPOT}"),
@@ -293,7 +292,7 @@ _WHO = (
     ),
     lines(
         "Attachments that begin and end",
-        "Lost: with work left, as when the engine died. Failed: its device did. Drained: the depot shut down.",
+        "Lost: it had work left, as when the engine died. Failed: its device failed. Drained: the depot shut down.",
         "ops",
         {
             "begin": rate("kvdepot_attachments_started_total{MODEL}"),
@@ -302,19 +301,19 @@ _WHO = (
     ),
     lines(
         "Engines' memory that is mapped",
-        "Where the depot touched it first, it is charged to the depot's cgroup.",
+        "Pages that the depot touches first are charged to the depot's cgroup.",
         "bytes",
         {"{{instance}}": total("kvdepot_attachments_mapped_bytes{DEPOT}", "instance")},
     ),
     lines(
         "Sessions",
-        "Requests that live in the engines, as far as the depot was told.",
+        "Requests of the engines that use the cache or report their blocks.",
         "short",
         {"live": total("kvdepot_sessions_live{DEPOT}")},
     ),
     lines(
         "Sessions that begin and end",
-        "Idle: nothing came for session_idle_timeout; the engine did not end it.",
+        "Idle: the engine sent nothing for session_idle_timeout and did not end the session.",
         "ops",
         {
             "begin": rate("kvdepot_sessions_started_total{MODEL}"),
@@ -323,7 +322,7 @@ _WHO = (
     ),
     lines(
         "Leases",
-        "Expired: not given back in time. What is leased can't be evicted.",
+        "Expired: not released in time. Leased chunks are not evicted.",
         "short",
         {
             "live": total("kvdepot_leases_live{DEPOT}"),
@@ -335,50 +334,50 @@ _WHO = (
 _RPCS = (
     lines(
         "Calls",
-        "AttachInstance and WatchEvents, which stay open, are left out.",
+        "Without AttachInstance and WatchEvents, which stay open.",
         "reqps",
         {"{{rpc_method}}": rate(_CALLS, "rpc_method")},
     ),
     lines(
         "Calls that do not end with OK",
-        "NOT_FOUND and FAILED_PRECONDITION are the client's, UNAVAILABLE is a drain, RESOURCE_EXHAUSTED a limit.",
+        "NOT_FOUND and FAILED_PRECONDITION: the client's fault. UNAVAILABLE: a drain. RESOURCE_EXHAUSTED: a limit.",
         "reqps",
         {"{{rpc_response_status_code}}": rate(_NOT_OK, "rpc_response_status_code")},
     ),
     lines(
         "Calls, p99",
-        "In the server. A store and a retrieve contain their transfer.",
+        "Measured in the server. A store or retrieve includes its transfer.",
         "s",
         {"{{rpc_method}}": quantile(0.99, _CALL_BUCKET, "rpc_method")},
     ),
     lines(
         "Calls refused",
-        "All of them, by the reason that the error tells; health checks and reflection, too.",
+        "Every refused call by the reason in its error, including health checks and reflection.",
         "reqps",
         {"{{rpc_method}} {{reason}}": rate(_REFUSED_CALLS, "rpc_method", "reason")},
     ),
     lines(
         "Attaches refused",
-        "These engines run without the cache. The log's CallRefused tells which, and why.",
+        "These engines run without the cache. CallRefused in the log names each with its reason.",
         "reqps",
         {"{{instance}} {{reason}}": rate(_REFUSED_ATTACHES, "instance", "reason")},
     ),
     lines(
         "Stores refused",
-        "As a whole; chunks that find no slot are in the row of L1. The log's CallRefused tells whose, and why.",
+        "Whole stores. The row of L1 counts chunks without a slot. CallRefused in the log names caller and reason.",
         "reqps",
         {"{{instance}} {{reason}}": rate(_REFUSED_STORES, "instance", "reason")},
     ),
-    heat("Lookup", "In the server.", "s", _LOOKUP_BUCKET),
+    heat("Lookup", "Measured in the server.", "s", _LOOKUP_BUCKET),
     lines(
-        "Calls that run",
-        "Calls beyond max_concurrent_rpcs are refused; streams are attachments and event feeds.",
+        "Running calls",
+        "Calls beyond max_concurrent_rpcs are refused. Streams are attachments and event feeds.",
         "short",
         {"{{kind}}": total("kvdepot_rpcs_running{DEPOT}", "kind")},
     ),
     lines(
         "Event loop lag",
-        "How late the loop is that all calls share.",
+        "How late the event loop runs. All calls share it.",
         "s",
         {f"p{int(q * 100)} {{{{instance}}}}": quantile(q, _LAG_BUCKET, "instance") for q in (0.5, 0.99)},
         limit=0.1,
@@ -387,7 +386,7 @@ _RPCS = (
 _EVENTS = (
     lines(
         "Events",
-        "Dropped: too many waited. Calls are never slowed down by events.",
+        "Dropped: the queue was full. Events never slow down calls.",
         "ops",
         {
             "published": rate("kvdepot_events_published_total{DEPOT}"),
@@ -397,7 +396,7 @@ _EVENTS = (
     ),
     lines(
         "Event queue",
-        "Share of the places that are taken. Events that come when all are, are dropped.",
+        "Fill of the queue. A full queue drops events.",
         "percentunit",
         {
             "{{instance}}": share(
@@ -409,7 +408,7 @@ _EVENTS = (
     ),
     lines(
         "Errors of subscribers, and malformed block reports",
-        "Batches of events that a subscriber failed to take; records of an engine that could not be followed.",
+        "Batches of events that a subscriber failed to handle, and records of an engine that contradict each other.",
         "ops",
         {
             "{{subscriber}}": rate("kvdepot_subscriber_errors_total{DEPOT}", "subscriber"),
@@ -420,7 +419,7 @@ _EVENTS = (
 _TENANTS = (
     lines(
         "Operations of tenants",
-        "There are such figures where the depot has a file of tenants.",
+        "Only depots with a file of tenants have these series.",
         "ops",
         {"{{tenant}} {{operation}}": rate("kvdepot_tenant_operations_total{DEPOT}", "tenant", "operation")},
     ),
@@ -432,12 +431,12 @@ _TENANTS = (
     ),
     areas(
         "L1 of tenants",
-        "Bytes of the slots that a tenant's chunks are in.",
+        "Bytes of the slots that hold a tenant's chunks.",
         "bytes",
         {"{{tenant}}": total("kvdepot_tenant_l1_used_bytes{DEPOT}", "tenant")},
     ),
     lines(
-        "Calls of tenants that run",
+        "Running calls of tenants",
         "Calls beyond a tenant's limit are refused.",
         "short",
         {
@@ -447,13 +446,13 @@ _TENANTS = (
     ),
     lines(
         "Calls denied",
-        "To callers without credentials, with wrong ones, or for what is not theirs.",
+        "Calls without credentials, with wrong ones, or for the resources of another tenant.",
         "reqps",
         {"{{tenant}} {{reason}}": rate("kvdepot_access_denied_total{DEPOT}", "tenant", "reason")},
     ),
     lines(
         "Time left on the certificate",
-        "New files are used without a restart.",
+        "The depot loads new files without a restart.",
         "s",
         {"{{instance}}": "min by (instance) (kvdepot_tls_certificate_time_left_seconds{DEPOT})"},
     ),
@@ -461,19 +460,19 @@ _TENANTS = (
 _PROCESS = (
     lines(
         "CPU",
-        "In cores. The event loop takes one at most, the threads that move bytes transfer_threads in each direction.",
+        "In cores. The event loop uses one at most. Copies use up to transfer_threads in each direction.",
         "short",
         {"{{instance}} {{cpu_mode}}": rate("process_cpu_time_seconds_total{DEPOT}", "instance", "cpu_mode")},
     ),
     lines(
         "Memory",
-        "Resident, with L1 and the engines' memory that is mapped.",
+        "Resident, including L1 and the mapped memory of engines.",
         "bytes",
         {"{{instance}}": total("process_memory_usage_bytes{DEPOT}", "instance")},
     ),
     lines(
         "Uptime",
-        "A step down is a start: L1 was empty then.",
+        "A step down is a start, after which L1 is empty.",
         "s",
         {"{{instance}}": total("process_uptime_seconds{DEPOT}", "instance")},
     ),
@@ -485,9 +484,9 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Transfers between blocks and chunks": _TRANSFERS,
     "L1: the depot's chunks": _L1,
     "L0: the engines' blocks": _L0,
-    "Attachments, sessions, leases": _WHO,
+    "Attachments, sessions, leases": _ATTACHMENTS,
     "Calls": _RPCS,
-    "Tenants, and who may call": _TENANTS,
+    "Tenants and access": _TENANTS,
     "Event bus": _EVENTS,
     "Process": _PROCESS,
 }
