@@ -12,7 +12,7 @@ _INTRODUCTION = f"""\
 # Settings
 
 Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key
-of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, and a variable
+of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, a variable
 overrides the file. In the chart they are keys of `settings`, except those that the chart derives from other values.
 
 A size is like `8GiB`, `500MB` or `4096`. A duration is like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
