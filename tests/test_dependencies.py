@@ -87,7 +87,7 @@ def distribution_of(name: str) -> str:
     return normalized(candidates[0])
 
 
-def test_a_namespace_is_told_apart() -> None:
+def test_packages_of_one_namespace_are_distinguished() -> None:
     assert distribution_of("google.rpc.status_pb2") == "googleapis-common-protos"
     assert distribution_of("google.protobuf.duration_pb2.Duration") == "protobuf"
     assert distribution_of("opentelemetry.trace.Span") == "opentelemetry-api"

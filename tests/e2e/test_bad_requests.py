@@ -671,7 +671,7 @@ bad("ListSessions", "a page too large", "page_size", put("page_size", 1_001))
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: f"{row.rpc}: {row.what}")
-async def test_a_bad_request_is_told_what_is_wrong_and_changes_nothing(row: Bad, unchanging_world: World) -> None:
+async def test_a_bad_request_gets_its_reason_and_changes_nothing(row: Bad, unchanging_world: World) -> None:
     world = unchanging_world
     request = world.valid(row.rpc)
     row.change(request, world)
@@ -796,9 +796,7 @@ def a_value(data: st.DataObject, field: Any, world: World, depth: int) -> st.Sea
 @pytest.mark.parametrize("rpc", [name for name, method in METHODS.items() if method.input_type.fields])
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_whatever_is_sent_is_taken_or_told_a_documented_reason(
-    rpc: str, world: World, data: st.DataObject
-) -> None:
+async def test_any_request_succeeds_or_gets_a_documented_reason(rpc: str, world: World, data: st.DataObject) -> None:
     request = world.valid(rpc)
     if isinstance(request, list):
         request = data.draw(st.permutations(request))[: data.draw(st.integers(1, 2))]

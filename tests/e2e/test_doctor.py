@@ -267,7 +267,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("check", "facts", "given", "status", "what", "mend"), BROKEN)
-def test_what_is_broken_is_told_with_how_it_is_mended(
+def test_each_fault_is_reported_with_its_fix(
     check: str, facts: Facts, given: dict[str, Any], status: str, what: str, mend: str
 ) -> None:
     finding = found(check, facts, **given)
@@ -299,7 +299,7 @@ def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
     assert found("memory for L1", memory(cgroup_used_bytes=36 * GIB)).status is Status.WARNING
 
 
-def test_where_cupy_is_missing_that_is_told_once() -> None:
+def test_missing_cupy_is_reported_once() -> None:
     without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
     told = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
     assert {(each.status, each.what) for each in told.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
@@ -332,7 +332,7 @@ def test_what_does_not_concern_a_node_without_gpu_is_not_held_against_it() -> No
     }
 
 
-def test_beside_a_depot_that_runs_its_memory_is_not_asked_for_twice() -> None:
+def test_the_memory_of_a_running_depot_is_not_required_twice() -> None:
     facts = listener(holder=Holder.DEPOT)
     facts = replace(facts, memory=replace(WELL.memory, available_bytes=0, cgroup_used_bytes=100 * GIB))
     assert found("memory for L1", facts).status is Status.NOT_APPLICABLE
@@ -340,7 +340,7 @@ def test_beside_a_depot_that_runs_its_memory_is_not_asked_for_twice() -> None:
     assert found("listen on", facts).what == "a depot serves there"
 
 
-def test_a_socket_in_a_sticky_folder_that_anybody_writes_to_is_safe() -> None:
+def test_a_socket_in_a_world_writable_sticky_folder_is_safe() -> None:
     assert found("listen on", unix(folder_mode=0o1777)).status is Status.OK
 
 
@@ -542,7 +542,7 @@ def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
     assert findings["TLS certificate"]["status"] == "ok"
 
 
-def test_files_that_can_not_be_used_are_told_with_what_is_wrong(tmp_path: Path) -> None:
+def test_unusable_files_are_reported_with_the_reason(tmp_path: Path) -> None:
     cert, _ = Authority().issue().write(tmp_path, "tls")
     (tmp_path / "tenants.yaml").write_text("tenants: [{name: Bad}]\n")
     files = ("--tls-cert", cert, "--tls-key", f"{tmp_path}/none.key", "--tenants", f"{tmp_path}/tenants.yaml")

@@ -42,7 +42,7 @@ async def test_of_a_session_its_calls_and_its_blocks_are_seen(server: Server, cl
     assert (record["session_id"], record["num_block_ids"]) == ("chat", 1)
 
 
-async def test_who_reads_slowly_is_told_how_many_events_it_lost(server: Server, client: AsyncDepotClient) -> None:
+async def test_a_slow_reader_learns_how_many_events_it_lost(server: Server, client: AsyncDepotClient) -> None:
     """Nothing is read while far more is published than the feed and the connection hold."""
     assert server.bus is not None
     num_subscribers = len(server.bus._delivery.subscribers)
