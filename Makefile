@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 .PHONY: help demo run test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV), 630 MB (once)"
@@ -56,10 +56,10 @@ build/servers/.installed:
 
 test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, without installing it: without it some tests are skipped
 
-test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: TIME_LIGHT, 630 MB to install
+test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-full: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: TIME_FULL, 2.1 GB to install
+test-full: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: ten minutes, 2.1 GB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-all: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too

@@ -1,4 +1,4 @@
-"""Figures: what was measured, beside what, how far the rounds spread, and whether a goal was met."""
+"""Figures: measurements with their baselines, their spread over the rounds, and whether they met a goal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What the ratio to the limit, or the figure itself where there is none, is to be."""
+    """A bound of the ratio to the baseline, or of the measurement itself without a baseline."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -28,7 +28,7 @@ class Goal:
         return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
 
     def met(self, value: float) -> bool:
-        """Whether the value is good enough."""
+        """Return whether the value meets the goal."""
         low = float("-inf") if self.at_least is None else self.at_least
         high = float("inf") if self.at_most is None else self.at_most
         return low <= value <= high
@@ -36,37 +36,37 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What rounds measured, and what the rounds between them measured of something else: the limit, or a peer."""
+    """One measurement a round, with a baseline from the same rounds: a limit of the machine, or a peer."""
 
     what: str
     unit: str
     values: Sequence[float]
-    beside: str = ""
-    beside_values: Sequence[float] = ()
+    baseline: str = ""
+    baseline_values: Sequence[float] = ()
     goal: Goal | None = None
 
     @property
     def ratios(self) -> list[float]:
-        """Of each round to its neighbour; empty where there is nothing beside."""
-        return [value / beside for value, beside in zip(self.values, self.beside_values, strict=bool(self.beside))]
+        """The ratio to the baseline in each round; empty without a baseline."""
+        return [value / limit for value, limit in zip(self.values, self.baseline_values, strict=bool(self.baseline))]
 
     @property
     def verdict(self) -> str:
-        """Whether the goal was met; empty where there is none."""
+        """Whether the goal was met; empty without a goal."""
         if self.goal is None:
             return ""
         met = self.goal.met(statistics.median(self.ratios or self.values))
         return f"{self.goal} {'met' if met else 'MISSED'}"
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        """A row: what, the median, the median beside it, the ratio with its quartiles, the goal."""
-        beside = f"{_number(self.beside_values)} {self.unit}, {self.beside}" if self.beside else ""
+        """Return a row: what, the median, the baseline's median, the ratio with its quartiles, the goal."""
+        baseline = f"{_number(self.baseline_values)} {self.unit}, {self.baseline}" if self.baseline else ""
         ratios = self.ratios
         ratio = f"{statistics.median(ratios):.2f} ({_spread(ratios)})" if ratios else ""
-        return self.what, f"{_number(self.values)} {self.unit}", beside, ratio, self.verdict
+        return self.what, f"{_number(self.values)} {self.unit}", baseline, ratio, self.verdict
 
 
-HEADER = ("what", "kvdepot", "beside, in the same run", "ratio (quartiles)", "goal")
+HEADER = ("what", "kvdepot", "baseline, same run", "ratio (quartiles)", "goal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +80,14 @@ class Report:
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def print(self) -> None:
-        """As a table for a terminal."""
+        """Print a table."""
         table = Table(*HEADER, title=self.title, caption=f"{self.commit}, {self.machine}, {self.time}")
         for figure in self.figures:
             table.add_row(*figure.cells())
         Console(width=170).print(table)
 
     def write(self, name: str) -> None:
-        """As ``results/NAME.md`` to read and ``results/NAME.json`` with every round."""
+        """Write ``results/NAME.md`` to read and ``results/NAME.json`` with every round."""
         RESULTS.mkdir(exist_ok=True)
         rows = [HEADER, ("---",) * len(HEADER), *(figure.cells() for figure in self.figures)]
         lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -102,7 +102,7 @@ def _number(values: Iterable[float]) -> str:
 
 
 def _spread(ratios: list[float]) -> str:
-    """The middle half of the rounds."""
+    """Return the quartiles."""
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return f"{low:.2f} to {high:.2f}"
 
@@ -119,7 +119,7 @@ def _commit() -> str:
 
 
 def _machine() -> str:
-    """The processor, how many of it, and the memory."""
+    """Return the number of processors, their model, and Python's version."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
     model = models[0] if models else platform.machine()

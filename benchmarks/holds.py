@@ -62,8 +62,8 @@ async def measure() -> list[Figure]:
             what=f"longest poll beside {name}",
             unit="ms",
             values=values,
-            beside="beside nothing",
-            beside_values=idle_ms,
+            baseline="beside nothing",
+            baseline_values=idle_ms,
         )
         for name, values in longest_ms.items()
     ] + [

@@ -94,8 +94,8 @@ async def measure() -> list[Figure]:
     del indexes
     shared_us, shared_percent = zip(*(_shared() for _ in range(ROUNDS)), strict=True)
     return [
-        *_beside_the_smallest(f"index: a lookup's {PROMPT_CHUNKS} chunks found, pinned, unpinned", look_ups),
-        *_beside_the_smallest(f"index: {PROMPT_CHUNKS} chunks planned, evicting as many, committed", stores),
+        *_relative_to_the_smallest(f"index: a lookup's {PROMPT_CHUNKS} chunks found, pinned, unpinned", look_ups),
+        *_relative_to_the_smallest(f"index: {PROMPT_CHUNKS} chunks planned, evicting as many, committed", stores),
         Figure(what="index: a chunk stored, two sizes by turns in 8 GiB", unit="µs", values=shared_us),
         Figure(what="index: of L1 in use then", unit="percent", values=shared_percent, goal=Goal(at_least=85)),
         Figure(what="index: memory per chunk", unit="bytes", values=[_bytes_per_chunk()], goal=Goal(at_most=400)),
@@ -126,14 +126,14 @@ def _shared() -> tuple[float, float]:
     return seconds / next(numbers) * 1e6, statistics.median(shares) * 100
 
 
-def _beside_the_smallest(what: str, rounds: Sequence[Sequence[float]]) -> list[Figure]:
+def _relative_to_the_smallest(what: str, rounds: Sequence[Sequence[float]]) -> list[Figure]:
     return [
         Figure(
             what=f"{what}, {num_chunks:,}",
             unit="µs",
             values=values,
-            beside=f"{NUM_CHUNKS[0]:,}",
-            beside_values=rounds[0],
+            baseline=f"{NUM_CHUNKS[0]:,}",
+            baseline_values=rounds[0],
             goal=FLAT,
         )
         for num_chunks, values in zip(NUM_CHUNKS[1:], rounds[1:], strict=True)

@@ -63,8 +63,8 @@ async def measure() -> list[Figure]:
             what=f"{what}, {TOKENS:,} tokens, {num_bytes >> 20} MiB",
             unit="GB/s",
             values=[num_bytes / each / 1e9 for each in ours],
-            beside="a bare stream",
-            beside_values=[num_bytes / each / 1e9 for each in bare],
+            baseline="a bare stream",
+            baseline_values=[num_bytes / each / 1e9 for each in bare],
             goal=Goal(at_least=0.8),
         )
         for what, ours, bare in (("inline store", stores, sinks), ("inline retrieve", retrieves, sources))

@@ -37,8 +37,8 @@ async def measure() -> list[Figure]:
             what=f"chunk keys of {TOKENS:,} tokens",
             unit="M tokens/s",
             values=ours,
-            beside="blake3",
-            beside_values=limit,
+            baseline="blake3",
+            baseline_values=limit,
             goal=Goal(at_least=0.8),
         )
     ]

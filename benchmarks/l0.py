@@ -92,8 +92,10 @@ def measure() -> list[Figure]:
                 subscriber = L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0)
                 rates.append(num_blocks / seconds_of(subscriber.handle, warm_up, measured) / 1e6)
                 limits.append(num_blocks / seconds_of_fingerprints(measured) / 1e6)
-            beside = "fingerprints alone"
-            figures.append(Figure(what=what, unit="M blocks/s", values=rates, beside=beside, beside_values=limits))
+            baseline = "fingerprints alone"
+            figures.append(
+                Figure(what=what, unit="M blocks/s", values=rates, baseline=baseline, baseline_values=limits)
+            )
             if handle := peer(sample_rate):
                 few = measured[: 2 * PEER_BLOCKS // record_blocks]
                 peer_rate = count_blocks(few) / seconds_of(handle, translated(warm_up), translated(few)) / 1e6
@@ -102,8 +104,8 @@ def measure() -> list[Figure]:
                         what=what,
                         unit="M blocks/s",
                         values=rates,
-                        beside="LMCache",
-                        beside_values=[peer_rate] * ROUNDS,
+                        baseline="LMCache",
+                        baseline_values=[peer_rate] * ROUNDS,
                         goal=GOALS[sample_rate],
                     )
                 )

@@ -90,8 +90,8 @@ async def measure() -> list[Figure]:
 
 
 def _figures(what: str, ours: Rounds, limit: Rounds) -> list[Figure]:
-    def figure(name: str, unit: str, values: list[float], beside: list[float], goal: Goal | None = None) -> Figure:
-        return Figure(what=name, unit=unit, values=values, beside="echo", beside_values=beside, goal=goal)
+    def figure(name: str, unit: str, values: list[float], baseline: list[float], goal: Goal | None = None) -> Figure:
+        return Figure(what=name, unit=unit, values=values, baseline="echo", baseline_values=baseline, goal=goal)
 
     return [
         figure(what, "/s", ours.rate, limit.rate, ENOUGH),

@@ -91,14 +91,18 @@ async def measure_cases(cases: Sequence[Case]) -> list[Figure]:
             continue
         figures += [
             Figure(
-                what=f"{what}: p50", unit="ms", values=prober.p50_ms, beside=cases[0].name, beside_values=first.p50_ms
+                what=f"{what}: p50",
+                unit="ms",
+                values=prober.p50_ms,
+                baseline=cases[0].name,
+                baseline_values=first.p50_ms,
             ),
             Figure(
                 what=f"{what}: p99",
                 unit="ms",
                 values=prober.p99_ms,
-                beside=cases[0].name,
-                beside_values=first.p99_ms,
+                baseline=cases[0].name,
+                baseline_values=first.p99_ms,
                 goal=case.p99_goal,
             ),
         ]

@@ -82,5 +82,5 @@ def running(process: Child | None, settle_seconds: float = 0.1) -> Iterator[None
 
 async def until_populated(client: AsyncDepotClient) -> None:
     """Wait until L1 is in memory, which a server that has just started sees to in a thread."""
-    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
+    while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110 - another process does it
         await asyncio.sleep(0.1)

@@ -65,11 +65,11 @@ def doctor_command(
 
 
 def _say_ready(server: Server) -> None:
-    print(f"kvdepot serves on {', '.join(server.addresses)}", flush=True)  # noqa: T201  # for people and scripts
+    print(f"kvdepot serves on {', '.join(server.addresses)}", flush=True)  # noqa: T201 - for people and scripts
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"kvdepot: {message}", file=sys.stderr)  # noqa: T201
+    print(f"kvdepot: {message}", file=sys.stderr)  # noqa: T201 - no log exists yet
     raise typer.Exit(code)
 
 

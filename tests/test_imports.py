@@ -1,4 +1,4 @@
-"""Dependencies point down, and importing changes nothing."""
+"""Imports point down, in no circle, and importing changes nothing."""
 
 from __future__ import annotations
 
@@ -9,23 +9,60 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOTS = {"kernels": "kernels", "telemetry": "telemetry", "service": "service", "kvdepot": "clients/python/kvdepot"}
-OURS = {*ROOTS, "examples", "benchmarks", "tests"}
-GENERATED = "kvdepot/v1/*"
-COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")  # programs, which are clients, too
-CONNECTOR = "kvdepot/vllm/connector.py"  # imported by vLLM alone, which has torch, as its program
-# Who sees the contract's messages; what runs them is the rest.
-CONTRACT = ("kvdepot.v1", "kvdepot.pieces")  # generated, and what of it is made by hand
-# The server and what an engine installs must agree about the memory that is left. The client is installed alone, so the
-# one module that finds it out is the client's. It imports nothing but the standard library.
-MEMORY_LEFT = "kvdepot.memory.available"
-TIMELINE = "kvdepot.timeline"  # of a session, which both show
+OURS = {*ROOTS, "examples", "benchmarks", "tests", "tools"}
+
+ORDER = {
+    "kernels": """
+        *
+        host cuda
+        backends
+    """,
+    "telemetry": """
+        kinds rate_limit daemon_thread resource
+        events
+        attributes delivery
+        bus loading subscriber_thread
+        metrics
+        traces logs l0 watch
+    """,
+    "service": """
+        errors units process
+        l1
+        settings
+        setting_options misspelt access
+        depot
+        rpc
+        observability
+        server
+        demo doctor
+        __main__
+    """,
+    "kvdepot": """
+        *
+        aio sync
+        connector
+        vllm cli
+    """,
+}
+"""Of each package, its folders and modules from the bottom up: one imports only what is in lines above its own, and
+itself. `*` is all that has no name in the table."""
+
+COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
+GENERATED = "kvdepot/v1/*"
+CONTRACT = ("kvdepot.v1", "kvdepot.pieces")  # the generated messages, and the ones that are encoded by hand
+# The server and the engines must agree about the memory that is left, and both draw sessions. Engines install only the
+# client, so these modules are the client's. They import nothing but the standard library.
+SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline")
+CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 
 
 def modules() -> dict[str, ast.Module]:
@@ -42,15 +79,35 @@ MODULES = modules()
 
 
 def imports(path: str) -> Iterator[tuple[str, int]]:
-    """The full names of modules that a module imports, anywhere in it, with the line."""
+    """The full names of what a module imports, anywhere in it, with the line."""
     for node in ast.walk(MODULES[path]):
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield name.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            for name in node.names:  # of `from kvdepot import v1` the name counts, too
+            for name in node.names:  # `from kvdepot import v1` imports `kvdepot.v1`
                 yield f"{node.module}.{name.name}", node.lineno
+
+
+def name_of(path: str) -> str:
+    """A module's name, as it is imported."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+PATHS = {name_of(path): path for path in MODULES}
+
+
+@cache
+def modules_imported_by(path: str) -> frozenset[str]:
+    """Paths of the modules of ours that a module imports."""
+    found = set()
+    for name, _ in imports(path):
+        while name and name not in PATHS:
+            name = name.rpartition(".")[0]  # the last part may be a class or a function
+        if name and PATHS[name] != path:
+            found.add(PATHS[name])
+    return frozenset(found)
 
 
 def matches(path: str, *patterns: str) -> bool:
@@ -77,25 +134,73 @@ def others(*patterns: str) -> tuple[str, ...]:
     return tuple(path for path in MODULES if not matches(path, GENERATED, *patterns))
 
 
+REST = "*"
+
+
+def line_of(package: str, room: str) -> int:
+    """The line of the table that a folder or module is in."""
+    lines = [line.split() for line in ORDER[package].strip().splitlines()]
+    return next(number for name in (room, REST) for number, line in enumerate(lines) if name in line)
+
+
+def room_of(path: str) -> tuple[str, str]:
+    """A module's package, and the folder or module below it; an empty one for the package's own `__init__`."""
+    package, _, rest = path.removesuffix(".py").partition("/")
+    room = rest.partition("/")[0]
+    return package, "" if room == "__init__" else room
+
+
 def test_the_modules_are_found() -> None:
     assert {path.partition("/")[0] for path in MODULES} == set(ROOTS)
     assert dict(imports("service/depot/depot.py"))["service.depot.leases.Leases"] > 0
+    assert "service/depot/leases.py" in modules_imported_by("service/depot/depot.py")
 
 
-@pytest.mark.parametrize("package", ["kernels", "telemetry"])
+@pytest.mark.parametrize("package", [package for package, order in ORDER.items() if REST not in order])
+def test_every_folder_and_module_is_in_the_order(package: str) -> None:
+    rooms = {room for owner, room in map(room_of, MODULES) if owner == package}
+    assert rooms - {"", *ORDER[package].split()} == set()
+
+
+def points_down(path: str, other: str) -> bool:
+    """Whether a module may import another one of its package."""
+    package, room = room_of(path)
+    _, other_room = room_of(other)
+    if "" in (room, other_room) or room == other_room:
+        return True
+    line, other_line = line_of(package, room), line_of(package, other_room)
+    is_rest = REST in ORDER[package].strip().splitlines()[line].split()
+    return other_line < line or (other_line == line and is_rest)
+
+
+def test_imports_point_down() -> None:
+    within_package = [
+        (path, other)
+        for path in MODULES
+        for other in modules_imported_by(path)
+        if room_of(path)[0] == room_of(other)[0]
+    ]
+    assert [f"{path} imports {other}" for path, other in within_package if not points_down(path, other)] == []
+
+
+def test_no_imports_form_a_circle() -> None:
+    try:
+        TopologicalSorter({path: modules_imported_by(path) for path in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("package", ["kernels", "telemetry", "kvdepot"])
 def test_the_lower_packages_import_nothing_of_ours(package: str) -> None:
     assert faults(f"{package}/*", forbidden=tuple(OURS - {package})) == []
 
 
 def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
-    assert faults("service/*", forbidden=("tests", "benchmarks")) == []
-    assert faults(*others(*COMMANDS, "kernels/*", "telemetry/*", "kvdepot/*"), forbidden=("examples",)) == []
-    theirs = faults(*others(*COMMANDS, "kvdepot/*"), forbidden=("kvdepot",))
-    assert set(theirs) <= set(faults(*others(*COMMANDS, "kvdepot/*"), forbidden=(*CONTRACT, MEMORY_LEFT, TIMELINE)))
-
-
-def test_the_client_imports_nothing_of_the_servers() -> None:
-    assert faults("kvdepot/*", forbidden=tuple(OURS - {"kvdepot"})) == []
+    assert faults("service/*", forbidden=("tests", "benchmarks", "tools")) == []
+    assert faults(*others(*COMMANDS), forbidden=("examples",)) == []
+    not_commands = others(*COMMANDS, "kvdepot/*")
+    allowed = faults(*not_commands, forbidden=(*CONTRACT, *SHARED_WITH_CLIENT))
+    assert set(faults(*not_commands, forbidden=("kvdepot",))) <= set(allowed)
 
 
 def test_only_servicers_and_commands_see_messages() -> None:

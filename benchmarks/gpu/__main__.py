@@ -48,8 +48,8 @@ def main() -> None:
     for name in arguments.names or MEASUREMENTS:
         print(f"{name}:", flush=True)
         for figure in MEASUREMENTS[name](sizes):
-            what, value, beside, ratio, verdict = figure.cells()
-            text = "; ".join(part for part in (value, beside and f"beside {beside}", ratio, verdict) if part)
+            what, value, baseline, ratio, verdict = figure.cells()
+            text = "; ".join(part for part in (value, baseline and f"baseline {baseline}", ratio, verdict) if part)
             print(f"  {what}: {text}", flush=True)
             if arguments.results is not None:
                 with arguments.results.open("a") as lines:
@@ -62,7 +62,7 @@ def facts_of(figure: Figure) -> dict[str, Any]:
     return {
         **asdict(figure),
         "median": statistics.median(figure.values),
-        "beside_median": statistics.median(figure.beside_values) if figure.beside_values else None,
+        "baseline_median": statistics.median(figure.baseline_values) if figure.baseline_values else None,
         "ratio": statistics.median(ratios) if ratios else None,
         "goal": str(figure.goal) if figure.goal else None,
         "is_met": figure.goal.met(statistics.median(ratios or figure.values)) if figure.goal else None,

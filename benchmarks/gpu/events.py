@@ -64,9 +64,11 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                 for number, runtime in enumerate((opened.runtime, untimed)):
                     for case, seconds in medians_of(opened, runtime, num_tokens).items():
                         medians[case][number].append(seconds * 1e6)
-            for case, (timed, beside) in medians.items():
+            for case, (timed, untimed) in medians.items():
                 what = f"{case} of {num_tokens:,} tokens with timed events"
-                yield Figure(what=what, unit="µs", values=timed, beside="events without times", beside_values=beside)
+                yield Figure(
+                    what=what, unit="µs", values=timed, baseline="events without times", baseline_values=untimed
+                )
 
 
 def medians_of(opened: Rig, runtime: CudaRuntime, num_tokens: int) -> dict[str, float]:

@@ -62,6 +62,6 @@ def starting(opened: Rig) -> Iterator[Figure]:
         what=f"the slowest of {len(slow)} stores of {SMALL_TOKENS} tokens meanwhile",
         unit="ms",
         values=[max(slow) * 1e3],
-        beside="the slowest of 20 without it",
-        beside_values=[max(idle) * 1e3],
+        baseline="the slowest of 20 without it",
+        baseline_values=[max(idle) * 1e3],
     )

@@ -24,7 +24,7 @@ def rate(
         what=what,
         unit="GB/s",
         values=[num_bytes / seconds / 1e9 for seconds in moved],
-        beside=LIMITS[case],
-        beside_values=[link.bytes_of(case) / seconds / 1e9 for seconds in linked],
+        baseline=LIMITS[case],
+        baseline_values=[link.bytes_of(case) / seconds / 1e9 for seconds in linked],
         goal=goal,
     )

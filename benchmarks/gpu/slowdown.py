@@ -35,7 +35,7 @@ def slowed(
     """Rounds of the product alone and beside transfers that follow each other without a pause."""
     sizes = opened.sizes
     product = {"size": sizes.matrix, "seconds": sizes.window_seconds}
-    alone, beside, rates = [], [], []
+    alone, shared, rates = [], [], []
     opened.engine.ask("multiply", **product)
     for _ in range(rounds):
         alone.append(opened.engine.ask("multiply", **product))
@@ -45,14 +45,14 @@ def slowed(
             finish(starts)
             num_moved += num_bytes
         rates.append(num_moved / (time.perf_counter() - begin) / 1e9)
-        beside.append(opened.engine.answer())
+        shared.append(opened.engine.answer())
     return [
         Figure(
             what=f"bf16 product of {sizes.matrix} × {sizes.matrix} beside {name}",
             unit="ms",
-            values=[seconds * 1e3 for seconds in beside],
-            beside="alone",
-            beside_values=[seconds * 1e3 for seconds in alone],
+            values=[seconds * 1e3 for seconds in shared],
+            baseline="alone",
+            baseline_values=[seconds * 1e3 for seconds in alone],
             goal=goal,
         ),
         Figure(what=f"{name}, beside that product", unit="GB/s", values=rates),

@@ -43,7 +43,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                 (first, alone), *others = times.items()
                 yield Figure(what=f"{what} {first}", unit="ms", values=alone)
                 for name, values in others:
-                    yield Figure(what=f"{what} {name}", unit="ms", values=values, beside=first, beside_values=alone)
+                    yield Figure(what=f"{what} {name}", unit="ms", values=values, baseline=first, baseline_values=alone)
 
 
 def _close_handle(opened: Rig, backend: CudaBackend, victim: Region) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peer import shapes
+from benchmarks.servers import until_populated
 from benchmarks.timing import seconds_of
 from kvdepot import AsyncDepotClient, KvShape, SharedBuffer
 from kvdepot.aio.attachment import AsyncAttachment
@@ -59,8 +60,7 @@ class DepotEngine:
                     instance_id="small", model_name="small", groups=[LAYOUT.without_memory(SMALL)]
                 ) as small,
             ):
-                while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+                await until_populated(client)
                 yield cls(buffer, large, small, itertools.count())
 
     async def move(self, tokens: Ids, blocks: Ids) -> tuple[float, float]:

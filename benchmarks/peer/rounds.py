@@ -63,8 +63,8 @@ async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
                 what=f"{name}, Llama-3-8B, {num_tokens:,} tokens, {num_tokens * shapes.TOKEN_BYTES >> 20} MiB",
                 unit="GB/s",
                 values=rates[name],
-                beside=str(setup),
-                beside_values=rates[f"peer's {name}"],
+                baseline=str(setup),
+                baseline_values=rates[f"peer's {name}"],
                 goal=MOVING if setup.tuning is TUNED else None,
             )
             for name in ("store", "retrieve")
@@ -98,8 +98,8 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
                         what=f"transaction, {name}, {num_tokens:,} tokens, {clients} clients",
                         unit="/s",
                         values=rates,
-                        beside=str(setup),
-                        beside_values=theirs,
+                        baseline=str(setup),
+                        baseline_values=theirs,
                         goal=ASKING[setup.transport] if setup.tuning is TUNED else None,
                     )
                 )

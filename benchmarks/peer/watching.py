@@ -27,7 +27,7 @@ from telemetry.l0.subscriber import L0Subscriber
 
 ROUNDS = 3
 RECORD_BLOCKS = 264
-BESIDE = "LMCache"
+BASELINE = "LMCache"
 
 
 def subscribers() -> list[Figure]:
@@ -171,7 +171,7 @@ def _peer_event() -> Event:
 
 
 def _figure(what: str, unit: str, values: list[float], theirs: list[float], goal: Goal | None = None) -> Figure:
-    return Figure(what=what, unit=unit, values=values, beside=BESIDE, beside_values=theirs, goal=goal)
+    return Figure(what=what, unit=unit, values=values, baseline=BASELINE, baseline_values=theirs, goal=goal)
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ def build_model(size: ModelSize, device: str = "cpu") -> LlamaForCausalLM:
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval().to(device)
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval().to(device)
+    return model
 
 
 def tokenize(text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -31,7 +32,8 @@ class PagedKv:
     def write(self, cache: DynamicCache, start: int, block_ids: list[int]) -> None:
         """Copies the KV of a prompt's tokens from ``start`` on into its blocks."""
         blocks, offsets = self._slots(start, cache.get_seq_length(), block_ids)
-        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+        layers: Any = cache.layers  # DynamicCache makes layers with `keys` and `values`; its type allows others
+        for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
             keys[blocks, offsets] = layer.keys[0, :, start:].transpose(0, 1)
             values[blocks, offsets] = layer.values[0, :, start:].transpose(0, 1)
 
@@ -43,8 +45,10 @@ class PagedKv:
         blocks, offsets = self._slots(0, num_tokens, block_ids)
         cache = DynamicCache()
         for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            dense = [plane[blocks, offsets].transpose(0, 1).unsqueeze(0).contiguous() for plane in (keys, values)]
-            cache.update(*dense, index)
+            dense_keys, dense_values = (
+                plane[blocks, offsets].transpose(0, 1).unsqueeze(0).contiguous() for plane in (keys, values)
+            )
+            cache.update(dense_keys, dense_values, index)
         return cache
 
     def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

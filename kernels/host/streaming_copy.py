@@ -94,4 +94,4 @@ def built_library() -> Path:
 
 
 if __name__ == "__main__":  # for an image, which has a compiler only while it is made
-    print(built_library())  # noqa: T201
+    print(built_library())  # noqa: T201 - it is a command here

@@ -69,4 +69,5 @@ def attributes(of: Any) -> dict[str, Any]:
 
 def _value(value: AnyValue) -> Any:
     kind = value.WhichOneof("value")
+    assert kind is not None
     return [_value(item) for item in value.array_value.values] if kind == "array_value" else getattr(value, kind)

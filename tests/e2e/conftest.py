@@ -11,10 +11,10 @@ import pytest
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import server_process
 from service.server import Server
-from tests.e2e import brake
-from tests.e2e.brake import Brake
+from tests.e2e import throttle
 from tests.e2e.engines import Site, site
 from tests.e2e.servers import StartServer, running_server
+from tests.e2e.throttle import Throttle
 
 Open = Callable[..., Awaitable[Site]]
 
@@ -58,16 +58,16 @@ def start_server_process() -> Iterator[Callable[..., str]]:
 @pytest.fixture
 async def open_site(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """`await open_site(lease_ttl="0.2s", …)` runs a depot with chunks of 16 tokens until the test ends."""
-    slowly = Brake()
-    brake.install(slowly, monkeypatch)
+    copies = Throttle()
+    throttle.install(copies, monkeypatch)
     async with AsyncExitStack() as stack:
 
         async def opened(**flags: object) -> Site:
             server = await start_server(**{"chunk_size": 16, **flags})
-            return await stack.enter_async_context(site(server, brake=slowly))
+            return await stack.enter_async_context(site(server, throttle=copies))
 
         yield opened
-        slowly.release()
+        copies.release()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from kvdepot.v1.cache_pb2 import (
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from service.depot.instances import Attachment
 from service.server import Server
-from tests.e2e.brake import Brake
+from tests.e2e.throttle import Throttle
 from tests.fakes.paged import Group, Kv, SharedPagedBuffer, Tables, first_tokens, random_kv
 from tests.fakes.waiting import eventually
 
@@ -50,7 +50,7 @@ SLOW = 4 * (
         KvShape(num_layers=12, num_blocks=SLOW_TOKENS, block_size=1, num_heads=3, head_size=1, dtype="uint8"),
     ),
 )
-"""Blocks of one token: 9 MiB in 8,192 pieces, which a brake keeps on their way for as long as a test likes."""
+"""Blocks of one token: 9 MiB in 8,192 pieces, which a throttle keeps moving for as long as a test likes."""
 
 FAST = 4 * (Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW[0].shape, num_blocks=SLOW_TOKENS // 16, block_size=16)),)
 """The same model in another layout."""
@@ -231,9 +231,9 @@ class Site:
     """A depot in this process, a client of it, and the engines that were attached through it."""
 
     def __init__(
-        self, server: Server, client: AsyncDepotClient, stub: CacheServiceAsyncStub, brake: Brake | None
+        self, server: Server, client: AsyncDepotClient, stub: CacheServiceAsyncStub, throttle: Throttle | None
     ) -> None:
-        self.brake = brake or Brake()
+        self.throttle = throttle or Throttle()
         self.server = server
         self.depot = server.depot
         self.client = client
@@ -257,8 +257,8 @@ class Site:
         return found
 
     async def begun(self, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A call that moves the engine's bytes, slowly until the brake is released."""
-        self.brake.pull()
+        """A call that moves the engine's bytes, slowly until the throttle is released."""
+        self.throttle.slow_down()
         task = asyncio.create_task(call)
         await eventually(lambda: self.is_moving(engine))
         return task
@@ -284,7 +284,7 @@ class Site:
 
     async def close(self) -> None:
         """Detach the engines: all that is left then are chunks that can be evicted."""
-        self.brake.release()
+        self.throttle.release()
         await self._engines.aclose()
         await eventually(lambda: len(self.depot.instances) == 0)
         assert len(self.depot.sessions) == 0
@@ -292,11 +292,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(server: Server, address: str = "", brake: Brake | None = None) -> AsyncIterator[Site]:
+async def site(server: Server, address: str = "", throttle: Throttle | None = None) -> AsyncIterator[Site]:
     """Clients of a server, for as long as the block runs."""
     address = address or server.addresses[0]
     async with AsyncDepotClient(address) as client, grpc.aio.insecure_channel(address) as channel:
-        opened = Site(server, client, CacheServiceStub(channel), brake)
+        opened = Site(server, client, CacheServiceStub(channel), throttle)
         try:
             yield opened
         finally:

@@ -101,7 +101,7 @@ async def test_a_window_that_one_engine_stored_comes_back_in_another(depot: Site
 
 
 @pytest.mark.parametrize("absent_tokens", [(0, 32, 32), (0, 40, 30), (0, 0, 0)], ids=str)
-async def test_who_asks_for_bytes_that_were_not_stored_is_refused_and_gets_none(
+async def test_a_retrieve_of_bytes_that_were_not_stored_is_refused_and_writes_none(
     depot: Site, absent_tokens: tuple[int, ...]
 ) -> None:
     kv = await store(await depot.attach(*MODEL), (0, 40, 32))
@@ -118,7 +118,7 @@ async def test_tokens_that_are_skipped_may_be_absent(depot: Site) -> None:
     await assert_refused(engine, (0, 0, 0), skip_tokens=32)
 
 
-async def test_a_slot_that_held_somebody_elses_bytes_gives_none_of_them_away(depot: Site) -> None:
+async def test_a_reused_slot_leaks_no_bytes_of_its_previous_chunk(depot: Site) -> None:
     other, engine = await depot.attach(*MODEL, model_name="other"), await depot.attach(*MODEL)
     await store(other, (0, 0, 0), seed=2)
     await depot.client.clear_cache(model_name="other")
@@ -210,7 +210,7 @@ async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_room(dep
     depot.depot.index.check()
 
 
-async def test_a_chunk_without_any_bytes_is_refused_and_whoever_has_some_stores_it(depot: Site) -> None:
+async def test_a_chunk_without_bytes_is_refused_and_a_store_with_bytes_succeeds(depot: Site) -> None:
     engine = await depot.attach(*MODEL)
     kv = engine.kv(NUM_TOKENS, seed=1)
     answer = await engine.attachment.store("s", TOKENS, without(engine, engine.put(kv), (32, 40, 32)))
@@ -223,7 +223,7 @@ async def test_a_chunk_without_any_bytes_is_refused_and_whoever_has_some_stores_
     await retrieve(engine, kv, (0, 0, 0))
 
 
-async def test_a_chunk_that_is_there_is_resident_for_whoever_brings_no_bytes(depot: Site) -> None:
+async def test_a_stored_chunk_is_resident_for_a_store_without_bytes(depot: Site) -> None:
     engine = await depot.attach(*MODEL)
     kv = await store(engine, (0, 0, 0))
     answer = await engine.attachment.store("s", TOKENS, without(engine, engine.put(kv), (64, 64, 64)))

@@ -41,6 +41,7 @@ SERVICES = {
         (admin_pb2, "AdminService", AdminServiceStub),
     )
 }
+KINDS = (cache_pb2.PLANE_KIND_K, cache_pb2.PLANE_KIND_V)
 METHODS = {method.name: method for service in SERVICES for method in service.methods}
 
 # What is documented, and what can be raised
@@ -151,7 +152,10 @@ class World:
     def valid(self, rpc: str) -> Any:
         """A request that the depot takes; for StoreInline a list of messages."""
         # One that a call begins, if it does not say no first.
-        ids = {"instance_id": "engine", "session_id": "fresh" if rpc in ("Lookup", "Store", "StoreInline") else "s"}
+        ids: dict[str, Any] = {
+            "instance_id": "engine",
+            "session_id": "fresh" if rpc in ("Lookup", "Store", "StoreInline") else "s",
+        }
         prefix = cache_pb2.Prefix(token_ids=range(NUM_TOKENS))
         tables = [cache_pb2.BlockTable(block_ids=range(NUM_TOKENS // size)) for size in (4, 8)]
         lease_id = self.leases.get("", "")
@@ -271,7 +275,8 @@ def groups() -> list[cache_pb2.KvGroup]:
         token_stride_bytes=16,
         head_stride_bytes=8,
         planes=[
-            cache_pb2.Plane(layer=number // 2, kind=1 + number % 2, offset_bytes=2_048 * number) for number in range(4)
+            cache_pb2.Plane(layer=number // 2, kind=KINDS[number % 2], offset_bytes=2_048 * number)
+            for number in range(4)
         ],
     )
     latent = cache_pb2.KvGroup(
@@ -449,7 +454,7 @@ for name in ("num_layers", "num_blocks", "block_size", "num_heads", "head_bytes"
 for what, dtype in {"no": "", "a shouted": "BF16", "a long": "x" * 65, "a dotted": "torch.half"}.items():
     bad("AttachInstance", f"{what} dtype", "groups[1].dtype", put("groups[1].dtype", dtype))
 bad("AttachInstance", "no planes", "groups[0].planes", put("groups[0].planes", None))
-bad("AttachInstance", "too many planes", "groups", put("groups[0].planes", [cache_pb2.Plane(kind=1)] * 4_097))
+bad("AttachInstance", "too many planes", "groups", put("groups[0].planes", [cache_pb2.Plane(kind=KINDS[0])] * 4_097))
 bad("AttachInstance", "a plane of no kind", "groups[0].planes[3].kind", put("groups[0].planes[3].kind", 0))
 bad("AttachInstance", "a plane of another kind", "groups[0].planes[3].kind", put("groups[0].planes[3].kind", 9))
 bad("AttachInstance", "a layer beyond the last", "groups[0].planes[3].layer", put("groups[0].planes[3].layer", 2))
@@ -666,7 +671,7 @@ bad("ListSessions", "a page too large", "page_size", put("page_size", 1_001))
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: f"{row.rpc}: {row.what}")
-async def test_a_bad_request_is_told_what_is_wrong_and_changes_nothing(row: Bad, unchanging_world: World) -> None:
+async def test_a_bad_request_gets_its_reason_and_changes_nothing(row: Bad, unchanging_world: World) -> None:
     world = unchanging_world
     request = world.valid(row.rpc)
     row.change(request, world)
@@ -700,7 +705,8 @@ async def test_a_message_that_is_too_large_is_refused_and_changes_nothing(world:
 async def test_bytes_that_are_no_message_are_refused_and_change_nothing(rpc: str, world: World) -> None:
     method = METHODS[rpc]
     before = world.state()
-    call = world.channel.stream_stream(f"/{method.containing_service.full_name}/{rpc}")(iter([b"\xff" * 9]), timeout=20)
+    send: Any = world.channel.stream_stream(f"/{method.containing_service.full_name}/{rpc}")
+    call = send(iter([b"\xff" * 9]), timeout=20)
     with pytest.raises(grpc.aio.AioRpcError):
         await call.read()
     assert world.state() == before
@@ -790,9 +796,7 @@ def a_value(data: st.DataObject, field: Any, world: World, depth: int) -> st.Sea
 @pytest.mark.parametrize("rpc", [name for name, method in METHODS.items() if method.input_type.fields])
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-async def test_whatever_is_sent_is_taken_or_told_a_documented_reason(
-    rpc: str, world: World, data: st.DataObject
-) -> None:
+async def test_any_request_succeeds_or_gets_a_documented_reason(rpc: str, world: World, data: st.DataObject) -> None:
     request = world.valid(rpc)
     if isinstance(request, list):
         request = data.draw(st.permutations(request))[: data.draw(st.integers(1, 2))]

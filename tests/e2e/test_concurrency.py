@@ -57,7 +57,7 @@ async def test_of_two_stores_of_one_prompt_the_second_counts_what_the_first_writ
     first = await depot.begun(engine, engine.attachment.store("s", TOKENS, tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
     assert depot.is_moving(engine) and not depot.is_moving(other)
-    depot.brake.release()
+    depot.throttle.release()
     assert counts(await first) == (SLOW_TOKENS, 0, 0, 0)
     assert counts(await second) == (0, SLOW_TOKENS, 0, 0)
     assert (await second).stored_bytes == 0
@@ -71,7 +71,7 @@ async def test_a_store_writes_what_another_one_does_not(depot: Site) -> None:
     tables, other_tables = engine.put(first_tokens(kv, num_tokens)), other.put(first_tokens(kv, -3))
     first = await depot.begun(engine, engine.attachment.store("s", TOKENS[:num_tokens], tables))
     second = await has_come(depot, other, other.attachment.store("s", TOKENS[:-3], other_tables))
-    depot.brake.release()
+    depot.throttle.release()
     assert counts(await first) == (num_tokens, 0, 0, 0)
     assert counts(await second) == (num_tokens - 16, num_tokens, 0, 13)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS - 16
@@ -85,7 +85,7 @@ async def test_what_a_cancelled_store_leaves_is_stored_by_the_one_that_waited(de
     second = await has_come(depot, other, other.attachment.store("s", TOKENS, other_tables))
     assert depot.is_moving(engine) and not depot.is_moving(other)
     await cancel(first)
-    depot.brake.release()
+    depot.throttle.release()
     assert counts(await second) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
 
@@ -136,7 +136,7 @@ async def test_a_store_that_is_cancelled_gives_everything_back(depot: Site) -> N
     assert [(each.kind, each.outcome, each.num_bytes) for each in timeline] == [
         (OPERATION_KIND_STORE, OUTCOME_CANCELLED, 0)
     ]
-    depot.brake.release()
+    depot.throttle.release()
     assert await other.holds("s", TOKENS, kv) == 0
     assert counts(await engine.attachment.store("s", TOKENS, tables)) == (SLOW_TOKENS, 0, 0, 0)
     assert await other.holds("s", TOKENS, kv) == SLOW_TOKENS
@@ -154,7 +154,7 @@ async def test_a_retrieve_that_is_cancelled_gives_back_all_but_its_lease(depot: 
     await eventually(lambda: calls_running() <= before)
     assert not depot.is_moving(engine)
     assert engine.buffer.differences(whole), "it went on to its end"
-    depot.brake.release()
+    depot.throttle.release()
     await engine.retrieve_exactly("s", lease, kv)
     timeline = (await engine.attachment.end_session("s")).summary.operations
     assert [each.outcome for each in timeline] == [OUTCOME_OK, OUTCOME_CANCELLED, OUTCOME_OK]
@@ -167,7 +167,7 @@ async def test_calls_whose_deadline_passes_give_everything_back(depot: Site) -> 
     lease = (await engine.lookup("s", TOKENS)).lease
     tables = engine.tables(SLOW_TOKENS)
     before = calls_running()
-    depot.brake.pull()
+    depot.throttle.slow_down()
     for call in (
         engine.attachment.store("s", prompt(SLOW_TOKENS, seed=2), tables, timeout_seconds=0.1),
         engine.attachment.retrieve("s", lease, tables, timeout_seconds=0.1),
@@ -202,7 +202,7 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
     looking = await has_come(depot, other, other.lookup("s", TOKENS, max_wait_seconds=20))
     await cancel(looking)
     await eventually(lambda: calls_running() <= before)
-    depot.brake.release()
+    depot.throttle.release()
     await storing
     await depot.assert_comes_to_rest()
 
@@ -219,7 +219,7 @@ async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Si
     engine.buffer.write(tables, noise)
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await storing
-    depot.brake.release()
+    depot.throttle.release()
     assert await other.holds("s", TOKENS, kv) in (0, SLOW_TOKENS)
 
 
@@ -245,6 +245,6 @@ async def test_a_lookup_whose_session_ends_while_it_waits_gets_no_lease(depot: S
     await other.end_session("s")
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
         await looking
-    depot.brake.release()
+    depot.throttle.release()
     await storing
     await depot.assert_comes_to_rest()

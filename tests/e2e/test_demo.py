@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvdepot import DepotClient
-from kvdepot.cli.processes import child, server_process
+from kvdepot.cli.processes import ChildFailed, child, server_process
 from service import demo
 from service.__main__ import app
 
@@ -44,7 +44,7 @@ def test_without_transformers_it_says_what_to_run(monkeypatch: pytest.MonkeyPatc
 def test_an_engine_without_a_depot_fails_in_one_line(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/nobody.sock"
     arguments = ("-m", "examples.demo", "--address", address, "--engine", "a", "--size", "small")
-    with child("engine A", *arguments) as engine, pytest.raises(demo.ChildFailed) as raised:
+    with child("engine A", *arguments) as engine, pytest.raises(ChildFailed) as raised:
         list(engine.lines())
     assert f"{address}: UNAVAILABLE UNREACHABLE" in str(raised.value)
     assert "Traceback" not in str(raised.value)
@@ -55,7 +55,7 @@ def test_an_engine_without_a_depot_fails_in_one_line(tmp_path: Path) -> None:
 def test_without_cuda_an_engine_for_cuda_fails_in_one_line() -> None:
     arguments = ("-m", "examples.demo", "--address", "unix:/nowhere", "--engine", "a", "--device", "cuda")
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    with child("engine A", *arguments, variables=hidden) as engine, pytest.raises(demo.ChildFailed) as raised:
+    with child("engine A", *arguments, variables=hidden) as engine, pytest.raises(ChildFailed) as raised:
         list(engine.lines())
     why = "--device cuda: torch finds no CUDA device that it can use"
     assert str(raised.value) == f"engine A ended with exit code 1\n{why}"
@@ -73,7 +73,7 @@ def test_an_engine_that_stays_is_attached_until_it_is_stopped(start_server_proce
             time.sleep(1)
             assert client.get_status().num_instances == 1
             os.kill(engine.pid, signal.SIGINT)
-            with pytest.raises(demo.ChildFailed) as raised:
+            with pytest.raises(ChildFailed) as raised:
                 list(lines)
         until = time.monotonic() + 5
         while client.get_status().num_instances:
@@ -91,6 +91,6 @@ def test_an_engine_that_stays_ends_with_its_depot_and_says_why() -> None:
             lines = engine.lines()
             next(line for line in lines if '"answered"' in line)
             depot.close()
-            with pytest.raises(demo.ChildFailed) as raised:
+            with pytest.raises(ChildFailed) as raised:
                 list(lines)
     assert f"{address}: UNAVAILABLE DRAINING: the depot has shut down" in str(raised.value)

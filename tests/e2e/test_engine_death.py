@@ -108,7 +108,7 @@ async def test_a_store_whose_attachment_is_closed_ends_with_detached_and_stores_
     await eventually(lambda: num_mappings(os.getpid(), name) == 1, within_seconds=LIMIT_SECONDS)
     await depot.assert_comes_to_rest()
     assert len(depot.depot.sessions) == 0
-    depot.brake.release()
+    depot.throttle.release()
     assert await other.holds("s", prompt(SLOW_TOKENS, seed=2), kv) == 0
     assert await other.holds("s", prompt(64), engine.kv(64, seed=1)) == 64
 
@@ -134,7 +134,7 @@ async def test_the_end_of_one_engine_does_not_disturb_another(open_site: Open) -
     kv = engine.kv(SLOW_TOKENS, seed=1)
     storing = await depot.begun(engine, engine.store("s", prompt(SLOW_TOKENS), kv))
     await other.attachment.close()
-    depot.brake.release()
+    depot.throttle.release()
     await storing
     assert await engine.holds("s", prompt(SLOW_TOKENS), kv) == SLOW_TOKENS
 

@@ -114,14 +114,14 @@ def store_until(address: str, enough: Callable[[], bool], at_least: int = 0) -> 
 # Nobody reads
 
 
-def test_output_that_nobody_reads_holds_up_neither_calls_nor_the_end(start: Start, pipe: Any) -> None:
+def test_unread_output_delays_neither_calls_nor_the_shutdown(start: Start, pipe: Any) -> None:
     _, writer = pipe
     depot = start(writer, writer, "--log-level", "debug", "--enable-tracing", "--trace-console")
     assert store_until(depot.address, lambda: True, at_least=700) < QUICKLY_SECONDS
     assert depot.ends() == 0
 
 
-def test_a_reader_that_comes_back_is_told_how_many_lines_are_missing(start: Start, pipe: Any) -> None:
+def test_a_reader_that_returns_learns_how_many_lines_are_missing(start: Start, pipe: Any) -> None:
     reader, writer = pipe
     depot = start(subprocess.DEVNULL, writer, "--log-level", "debug")
     writer.close()
@@ -171,7 +171,7 @@ def replace_by_fifo(path: Path) -> None:
     fifo.replace(path)
 
 
-def test_a_tenants_file_that_becomes_a_fifo_is_told_and_holds_up_nothing(serve: Serve, tmp_path: Path) -> None:
+def test_a_tenants_file_that_becomes_a_fifo_is_reported_and_delays_nothing(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "tenants.yaml"
     write_tenants(path, RED, OPS)
     server = serve(

@@ -241,7 +241,7 @@ async def test_a_stream_whose_deadline_passes_stores_nothing(depot: Site) -> Non
     assert await engine.holds("s", TOKENS, kv) == 0
 
 
-async def test_a_client_that_stops_sending_is_told_so_and_holds_no_slot(open_site: Open) -> None:
+async def test_a_client_that_stops_sending_gets_an_error_and_holds_no_slot(open_site: Open) -> None:
     depot = await open_site(max_wait="0.3s")
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
@@ -265,7 +265,7 @@ async def test_a_client_that_only_said_what_it_will_store_holds_no_slot(depot: S
     store.cancel()
 
 
-async def test_an_inline_store_whose_attachment_ends_is_told_so_and_stores_nothing(depot: Site) -> None:
+async def test_an_inline_store_whose_attachment_ends_fails_and_stores_nothing(depot: Site) -> None:
     engine, other = await depot.attach(), await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
     data = b"".join(canonical(kv, CHUNK_SIZE))
@@ -281,7 +281,7 @@ async def test_an_inline_store_whose_attachment_ends_is_told_so_and_stores_nothi
     assert await other.holds("s", TOKENS, kv) == 0
 
 
-async def test_an_inline_retrieve_whose_attachment_ends_is_told_so(open_site: Open) -> None:
+async def test_an_inline_retrieve_whose_attachment_ends_fails(open_site: Open) -> None:
     depot = await open_site(l1_size="32MiB")
     engine, lease, _ = await leased_big(depot)
     with refused("FAILED_PRECONDITION", "DETACHED"):
@@ -301,7 +301,7 @@ async def leased_big(depot: Site) -> tuple[Engine, Any, list[bytes]]:
     return engine, (await engine.lookup("s", TOKENS)).lease, canonical(kv, CHUNK_SIZE)
 
 
-async def test_a_client_that_stops_reading_is_told_so_and_holds_no_chunk(open_site: Open) -> None:
+async def test_a_client_that_stops_reading_gets_an_error_and_holds_no_chunk(open_site: Open) -> None:
     depot = await open_site(l1_size="32MiB", max_wait="0.4s")
     engine, lease, _ = await leased_big(depot)
     pieces = engine.attachment.retrieve_inline("s", lease)

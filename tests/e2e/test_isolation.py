@@ -260,7 +260,7 @@ async def test_a_lookup_that_waits_is_answered_when_the_store_fails(depot: Site)
     assert (found.matched_tokens, reason(found)) == (16, "NEVER_STORED")
 
 
-async def test_a_lookup_waits_no_longer_than_it_was_told_to(depot: Site) -> None:
+async def test_a_lookup_waits_no_longer_than_its_max_wait(depot: Site) -> None:
     engine, store, _ = await begun_store(depot)
     asked = time.monotonic()
     found = await engine.lookup("t", TOKENS[:32], max_wait_seconds=0.2)

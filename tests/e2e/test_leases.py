@@ -52,7 +52,7 @@ async def test_a_lease_ends_by_itself_at_its_expire_time(open_site: Open) -> Non
     await assert_refused_without_a_byte(engine, "s", lease, "LEASE_EXPIRED")
 
 
-async def test_a_lease_that_was_released_is_of_no_use_any_more(depot: Site) -> None:
+async def test_a_released_lease_retrieves_nothing(depot: Site) -> None:
     engine = await depot.attach()
     lease = await leased(engine)
     await engine.attachment.release_lease(lease)
@@ -232,7 +232,7 @@ async def test_a_running_retrieve_keeps_its_chunks_when_its_lease_ends_by_itself
     answer = await writer.attachment.store("t", prompt(SLOW_TOKENS, seed=2), tables)
     assert depot.is_moving(engine)
     assert answer.refused_tokens == SLOW_TOKENS
-    depot.brake.release()
+    depot.throttle.release()
     assert (await retrieving).retrieved_tokens == SLOW_TOKENS
     assert (await writer.attachment.store("t", prompt(SLOW_TOKENS, seed=2), tables)).stored_tokens == SLOW_TOKENS
 

@@ -44,7 +44,7 @@ def events(server: ServerProcess) -> dict[str, dict[str, Any]]:
     return {line["message"]: line for line in lines}
 
 
-def test_json_lines_tell_the_facts(serve: Serve) -> None:
+def test_json_lines_have_the_facts(serve: Serve) -> None:
     server = serve(*ALONE, *JSON)
     use(server)
     said = events(server)
@@ -54,7 +54,7 @@ def test_json_lines_tell_the_facts(serve: Serve) -> None:
     assert "trace_id" not in said["LookupFinished"]
 
 
-async def test_lines_tell_the_spans_that_the_collector_has(serve: Serve) -> None:
+async def test_lines_name_the_spans_that_the_collector_has(serve: Serve) -> None:
     async with running_collector() as collector:
         server = serve(*ALONE, *JSON, "--enable-tracing", "--otlp-endpoint", collector.endpoint)
         await asyncio.to_thread(use, server)
@@ -67,7 +67,7 @@ async def test_lines_tell_the_spans_that_the_collector_has(serve: Serve) -> None
     assert "trace_id" not in said["ServerStarted"]
 
 
-def test_text_lines_are_for_people_and_tell_the_spans_too(serve: Serve) -> None:
+def test_text_lines_are_readable_and_name_the_spans(serve: Serve) -> None:
     server = serve(*ALONE, "--enable-tracing", "--trace-console")
     use(server)
     [line] = [line for line in server.said().splitlines() if " LookupFinished " in line]

@@ -89,7 +89,7 @@ def field_of(error: grpc.aio.AioRpcError) -> str:
         pytest.param(long.LOOKUP, lambda: long.repeated(b"\x78\0"), "field 15", id="a field that is not known"),
     ],
 )
-async def test_a_message_with_too_many_of_anything_is_refused_by_its_field_and_holds_up_nobody(
+async def test_a_field_with_too_many_elements_is_refused_by_name_and_delays_no_call(
     site: Site, method: str, wire: Callable[[], bytes], field: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -141,7 +141,7 @@ async def test_as_many_block_hashes_as_are_taken_are_stored_while_others_are_ser
         ),
     ],
 )
-async def test_a_long_report_holds_up_nobody_not_even_when_its_blocks_are_followed(
+async def test_a_long_report_delays_no_call_even_if_its_blocks_are_followed(
     site: Site, wire: Callable[[], bytes]
 ) -> None:
     await site.call(long.REPORT, wire())

@@ -173,7 +173,7 @@ async def test_a_clear_of_another_model_leaves_a_store_alone(site: Site) -> None
     assert site.depot.index.num_resident == 1
 
 
-async def test_a_store_that_finds_no_slot_looks_for_none_any_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_finds_no_slot_stops_searching(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = prefix(NUM_CHUNKS)
     await site.store(stored)
     in_use = await find(site.depot, "i", stored)
@@ -195,7 +195,7 @@ async def test_a_store_that_finds_no_slot_looks_for_none_any_more(site: Site, mo
     await site.settled()
 
 
-async def test_a_lease_that_is_overdue_has_expired_even_if_nobody_has_ended_it_yet(
+async def test_an_overdue_lease_has_expired_even_before_its_removal(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = prefix(4)

@@ -71,7 +71,7 @@ async def test_operations_are_counted_with_their_tokens_and_bytes(depot: Site) -
     assert page.value("kvdepot_retrieve_tokens_total", model_name="llama", tier="l1") == 32
 
 
-async def test_models_are_told_apart(depot: Site) -> None:
+async def test_models_have_separate_series(depot: Site) -> None:
     first, second = await depot.attach(model_name="llama"), await depot.attach(model_name="qwen")
     await work(first, "s", 32, seed=1)
     for seed in (1, 2):
@@ -86,7 +86,7 @@ async def test_models_are_told_apart(depot: Site) -> None:
     assert page.sum(OPERATION, model_name="qwen") == 6
 
 
-async def test_what_l1_holds_is_told_as_it_is(depot: Site) -> None:
+async def test_l1_gauges_match_its_contents(depot: Site) -> None:
     engine = await depot.attach()
     await engine.store("s", prompt(48), engine.kv(48, 1))
     lease = (await engine.lookup("s", prompt(32))).lease
@@ -108,7 +108,7 @@ async def test_what_l1_holds_is_told_as_it_is(depot: Site) -> None:
     assert page.value("kvdepot_l1_chunks_cleared_total") == 3
 
 
-async def test_who_is_there_and_how_they_went_is_told(depot: Site) -> None:
+async def test_attachments_and_their_ends_are_counted(depot: Site) -> None:
     stays = await depot.attach(instance_id="stays", model_name="m")
     await stays.lookup("a", prompt(16))
     await stays.lookup("b", prompt(16))
@@ -136,7 +136,7 @@ def _memory(engine: Engine) -> list[Any]:
     return [buffer.array for buffer in engine.buffer.buffers]
 
 
-async def test_refusals_and_the_lives_of_chunks_are_told(open_site: Open) -> None:
+async def test_refusals_and_lifetimes_of_chunks_are_measured(open_site: Open) -> None:
     depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES))
     engine = await depot.attach(model_name="m")
     await engine.store("s", prompt(32, 1), engine.kv(32, 1))
@@ -156,7 +156,7 @@ async def test_refusals_and_the_lives_of_chunks_are_told(open_site: Open) -> Non
         assert 0 <= page.sum(f"{chunk}_{name}_seconds_sum") < 20
 
 
-async def test_the_engines_blocks_are_told_by_instance(depot: Site) -> None:
+async def test_the_engines_blocks_are_measured_by_instance(depot: Site) -> None:
     report = depot.client.report_block_allocation
     await report("e", "m", 4, [allocation_record("a", block_ids=[0, 1, 2], token_ids=range(12))])
     await depot.client.report_block_allocation("f", "m", 4, [allocation_record("a", block_ids=[0], token_ids=range(4))])
@@ -185,7 +185,8 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     async with grpc.aio.insecure_channel(depot.server.addresses[0]) as channel:
         for method in (cache + "NoSuch", "no.such.Service/Lookup"):
             with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
-                await channel.unary_unary("/" + method)(b"")
+                call: Any = channel.unary_unary("/" + method)
+                await call(b"")
     page = await scrape(depot.server)
     name = "rpc_server_call_duration_seconds_count"
 

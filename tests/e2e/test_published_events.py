@@ -95,7 +95,7 @@ async def test_work_is_a_pair_and_its_transfer_a_pair_of_its_own(depot: Site) ->
             assert 0 <= step.start_seconds <= step.start_seconds + step.duration_seconds <= event.duration_seconds
 
 
-async def test_a_chunk_that_is_leased_again_tells_how_long_nobody_used_it(depot: Site) -> None:
+async def test_a_chunk_that_is_leased_again_reports_its_idle_time(depot: Site) -> None:
     seen, engine = Seen(depot), await depot.attach()
     await store(engine, "s")
     released = time.monotonic()
@@ -112,7 +112,7 @@ async def test_a_chunk_that_is_leased_again_tells_how_long_nobody_used_it(depot:
     assert all((await seen.of(ChunksReused, 2))[1].reuse_gap_seconds >= 0.02)
 
 
-async def test_an_evicted_chunk_tells_its_lifetime_its_idle_time_and_when_it_comes_back(open_site: Open) -> None:
+async def test_an_evicted_chunk_reports_its_lifetime_its_idle_time_and_its_return(open_site: Open) -> None:
     depot = await open_site(l1_size=f"{-(-NUM_CHUNKS * CHUNK_BYTES // 4096) * 4096}B")
     seen, engine = Seen(depot), await depot.attach()
     begin = time.monotonic()
@@ -140,7 +140,7 @@ async def test_an_evicted_chunk_tells_its_lifetime_its_idle_time_and_when_it_com
     assert all(0 <= seconds <= time.monotonic() - begin for seconds in third.seconds_since_eviction)
 
 
-async def test_a_chunk_that_another_model_evicts_tells_its_own_model(open_site: Open) -> None:
+async def test_a_chunk_that_another_model_evicts_reports_its_own_model(open_site: Open) -> None:
     depot = await open_site(l1_size="16KiB", chunk_size=16)
     seen = Seen(depot)
     small = [await depot.attach(model_name=name) for name in ("a", "b")]

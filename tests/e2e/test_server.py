@@ -196,7 +196,7 @@ def test_reflection_describes_every_service_with_its_messages(shared: list[str])
         assert "token_ids" in pool.FindMessageTypeByName("kvdepot.v1.Prefix").fields_by_name
 
 
-def test_every_rpc_that_reflection_tells_of_is_served(shared: list[str]) -> None:
+def test_every_rpc_that_reflection_lists_is_served(shared: list[str]) -> None:
     """A servicer that lacks one answers with INTERNAL or UNIMPLEMENTED; an empty request must not."""
     with grpc.insecure_channel(shared[0]) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
@@ -232,13 +232,13 @@ def test_both_listeners_serve_one_depot(shared: list[str]) -> None:
         assert over_unix.lookup("by-unix", "s", range(CHUNK_SIZE)).matched_tokens == CHUNK_SIZE
 
 
-def test_nobody_else_may_connect_to_a_unix_socket(shared: list[str]) -> None:
+def test_other_users_may_not_connect_to_a_unix_socket(shared: list[str]) -> None:
     mode = Path(shared[1].removeprefix("unix:")).stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
-def test_settings_are_told_as_they_were_given(serve: Serve, folder: Path) -> None:
+def test_settings_are_logged_as_given(serve: Serve, folder: Path) -> None:
     path = folder / "group.sock"
     (address,) = serve("--listen", f"unix:{path}", "--unix-socket-mode", "660", "--lease-ttl", "90s").addresses()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
@@ -306,7 +306,7 @@ def test_a_socket_where_a_file_is_is_refused_and_the_file_is_left(serve: Serve, 
     assert path.read_text() == "data"
 
 
-def test_what_keeps_a_socket_from_being_made_is_told(serve: Serve, folder: Path) -> None:
+def test_a_socket_that_cannot_be_made_is_reported_with_the_reason(serve: Serve, folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "link").symlink_to("nowhere")
     os.mkfifo(folder / "fifo")
@@ -373,7 +373,7 @@ def test_what_ends_work_is_taken_while_the_depot_drains(serve: Serve) -> None:
     assert server.exit_code() == 0
 
 
-def test_the_metrics_tell_that_it_drains(serve: Serve) -> None:
+def test_the_metrics_show_a_drain(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:0")
     (address,) = server.addresses()
     served = re.search(r"http://([\d.:]+)/metrics", server.said())
@@ -423,7 +423,7 @@ def test_after_it_was_killed_it_starts_again_at_the_same_socket(serve: Serve, fo
 # Too much at once
 
 
-async def test_calls_beyond_the_limit_are_refused_and_told_to_come_back(start_server: Any) -> None:
+async def test_calls_beyond_the_limit_are_refused_with_a_retry_delay(start_server: Any) -> None:
     server = await start_server(chunk_size=CHUNK_SIZE, max_concurrent_rpcs=1)
 
     def check() -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
 from service.l1.pool import Pool
 from service.server import Server
-from telemetry.bus import Subscriber
+from telemetry.delivery import Subscriber
 from telemetry.events import Event
 
 CHUNK_SIZE = 16
@@ -293,7 +293,8 @@ class Client:
         memories = [Memory(group, layout.size_bytes(shape), by) for _ in range(self.model.world_size)]
         attachments = [
             await self._attach(
-                lambda rank=rank, memory=memory: client.attach(
+                partial(
+                    client.attach,
                     instance_id=instance_id,
                     model_name=self.model.name,
                     groups=[group],
@@ -325,19 +326,19 @@ class Client:
             hashed=bool(path) and self.random.random() < 0.2,
         )
 
-    async def _disturbed(self, engine: Engine, call: Callable[[float], Awaitable[Any]]) -> Any:
+    async def _disturbed(self, engine: Engine, call: Callable[..., Awaitable[Any]]) -> Any:
         """The answer; None if the call was cancelled, or met its deadline, before it came."""
         disturbances = ("none", "cancel", "cancel while bytes move", "clear while bytes move", "deadline")
         (disturbance,) = self.random.choices(disturbances, (76, 6, 6, 2, 10))
         if disturbance == "deadline":
             try:
-                return await call(max(1e-3, self.random.random() * 0.05))
+                return await call(timeout_seconds=max(1e-3, self.random.random() * 0.05))
             except DepotError as error:
                 # CANCELLED if the depot noticed first.
                 if error.reason not in ("DEADLINE_EXCEEDED", "CANCELLED"):
                     raise
                 return None
-        task = asyncio.ensure_future(call(PATIENCE_SECONDS))
+        task = asyncio.ensure_future(call(timeout_seconds=PATIENCE_SECONDS))
         try:
             if disturbance == "cancel":
                 await asyncio.wait([task], timeout=self.random.random() * 0.02)
@@ -377,13 +378,7 @@ class Client:
             answers.append(
                 await self._disturbed(
                     engine,
-                    lambda timeout, store=store: store(
-                        session_id,
-                        prompt.message(),
-                        [block_ids],
-                        start_token=start * CHUNK_SIZE,
-                        timeout_seconds=timeout,
-                    ),
+                    partial(store, session_id, prompt.message(), [block_ids], start_token=start * CHUNK_SIZE),
                 )
             )
         for answer in answers:
@@ -418,9 +413,7 @@ class Client:
             try:
                 answer = await self._disturbed(
                     engine,
-                    lambda timeout, retrieve=retrieve: retrieve(
-                        session_id, found.lease, [block_ids], skip_tokens=skip_tokens, timeout_seconds=timeout
-                    ),
+                    partial(retrieve, session_id, found.lease, [block_ids], skip_tokens=skip_tokens),
                 )
             except DepotError as error:
                 if error.reason not in DISTURBANCES:
@@ -446,12 +439,12 @@ class Client:
         computed_tokens = self.random.choice((0, 0, prompt.num_tokens // 2))
         found = await self._disturbed(
             engine,
-            lambda timeout: engine.attachments[0].lookup(
+            partial(
+                engine.attachments[0].lookup,
                 session_id,
                 prompt.message(),
                 computed_tokens=computed_tokens,
                 max_wait_seconds=self.random.choice((0.0, 0.05)),
-                timeout_seconds=timeout,
             ),
         )
         if found is not None:
@@ -480,9 +473,7 @@ class Client:
             pieces = [data[a:b] for a, b in itertools.pairwise([0, *cut, len(data)])]
             answer = await self._disturbed(
                 engine,
-                lambda timeout, attachment=attachment, pieces=pieces: attachment.store_inline(
-                    session_id, prompt.message(), pieces, start_token=start * CHUNK_SIZE, timeout_seconds=timeout
-                ),
+                partial(attachment.store_inline, session_id, prompt.message(), pieces, start_token=start * CHUNK_SIZE),
             )
             if answer is not None:
                 self._check_counts(answer, num_tokens)
@@ -498,9 +489,7 @@ class Client:
             buffer = bytearray((num_chunks - skip) * attachment.chunk_bytes)
             done = await self._disturbed(
                 engine,
-                lambda timeout, attachment=attachment, buffer=buffer: self._into(
-                    attachment, session_id, found.lease, buffer, skip * CHUNK_SIZE, timeout
-                ),
+                partial(self._into, attachment, session_id, found.lease, buffer, skip * CHUNK_SIZE),
             )
             if done:
                 chunks = [content(engine.model, rank, prompt, at, 1) for at in range(skip, num_chunks)]
@@ -514,10 +503,10 @@ class Client:
         lease: Any,
         buffer: bytearray,
         skip_tokens: int,
-        seconds: float,
+        timeout_seconds: float,
     ) -> bool:
         await attachment.retrieve_inline_into(
-            session_id, lease, buffer, skip_tokens=skip_tokens, timeout_seconds=seconds
+            session_id, lease, buffer, skip_tokens=skip_tokens, timeout_seconds=timeout_seconds
         )
         return True
 

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 import numpy as np
+from google.protobuf import json_format
 
 from kvdepot import AsyncDepotClient, KvShape, allocation_record
 from kvdepot.layout import layouts
@@ -37,11 +38,11 @@ async def test_of_a_session_its_calls_and_its_blocks_are_seen(server: Server, cl
             seen = [(await first).event] + [(await anext(feed)).event for _ in range(3)]
     assert [event.type for event in seen] == ["SessionStarted", "BlocksAllocated", "LookupStarted", "LookupFinished"]
     assert [event.session_id for event in seen] == ["chat", "", "chat", "chat"]
-    (record,) = seen[1].attributes["records"]
+    (record,) = json_format.MessageToDict(seen[1].attributes)["records"]
     assert (record["session_id"], record["num_block_ids"]) == ("chat", 1)
 
 
-async def test_who_reads_slowly_is_told_how_many_events_it_lost(server: Server, client: AsyncDepotClient) -> None:
+async def test_a_slow_reader_learns_how_many_events_it_lost(server: Server, client: AsyncDepotClient) -> None:
     """Nothing is read while far more is published than the feed and the connection hold."""
     assert server.bus is not None
     num_subscribers = len(server.bus._delivery.subscribers)

@@ -387,7 +387,7 @@ async def tensor_parallel(proof: Proof) -> str:
 async def latent_attention(proof: Proof) -> str:
     """Two tensor-parallel workers hold the same latents: they are stored once, and found by one worker, too."""
     folder = model.write_latent(proof.folder / "latent")
-    latent = {"model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "block_size": 16}
+    latent: dict[str, Any] = {"model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "block_size": 16}
     prompt = tokens_of(500, 1000)
     async with proof.depot() as depot:
         await depot.clear_cache()

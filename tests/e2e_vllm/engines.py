@@ -82,7 +82,8 @@ class Engine:
     async def do(self, what: str, **arguments: Any) -> dict[str, Any]:
         """One command; if this is cancelled, vLLM aborts it."""
         number = next(self._numbers)
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
         self._send({"do": what, "number": number, "id": f"request-{number}", **arguments})
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

@@ -52,7 +52,7 @@ async def retrained_adapter(proof: Proof) -> str:
     """A LoRA adapter that is trained again under its name and path is another one, in place and after a restart."""
     path = model.write_adapter(proof.folder / "adapter", proof.python, seed=1)
     lora: dict[str, Any] = {"lora_name": "sql", "lora_int_id": 1, "lora_path": str(path)}
-    options = {"enable_lora": True, "max_lora_rank": 8}
+    options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8}
     async with proof.engine("adapter-live", **options) as engine:
         old = await engine.generate(PROMPT, lora=lora)
         await proof.until_quiet()

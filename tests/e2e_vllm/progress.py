@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from typing import Any
 
 from tests.e2e_vllm.cases import ALONE, Proof, Tokens, together, tokens_of, until, whole_chunks
 from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, Engine, slow_file
@@ -143,7 +144,7 @@ async def early_aborts(proof: Proof) -> str:
     return f"40 aborted at once, no session left; {len(answers)} attempts after an abort of the same id, each hit"
 
 
-async def _aborted(engine: Engine, seconds: float, prompt: Tokens, **more: str) -> None:
+async def _aborted(engine: Engine, seconds: float, prompt: Tokens, **more: Any) -> None:
     """A request that is aborted after so long."""
     running = asyncio.create_task(engine.generate(prompt, **more))
     await asyncio.sleep(seconds)

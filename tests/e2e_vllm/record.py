@@ -7,12 +7,16 @@ import asyncio
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.e2e_vllm import model
 from tests.e2e_vllm.cases import Proof, together, tokens_of
 from tests.e2e_vllm.engines import RECORD_VARIABLE, Server
 
-WINDOWS = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 4, "sliding_window": 20}
+WINDOWS: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 4,
+    "sliding_window": 20,
+}
 
 
 async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> None:
@@ -21,7 +25,7 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
     proof = Proof(folder, python, model.write(folder / "model", python, **(WINDOWS if windows else {})), server)
     await server.start()
     num_blocks, most = (30, 100) if windows else (17, 60)
-    small = {
+    small: dict[str, Any] = {
         "block_size": 32,
         "max_num_batched_tokens": 128,
         "max_model_len": 512,

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import DynamicCache  # noqa: E402
+from transformers import DynamicCache
 
-from examples.demo import paged  # noqa: E402
-from examples.demo.__main__ import NUM_NEW_TOKENS, compare  # noqa: E402
-from examples.demo.engine import Answer  # noqa: E402
-from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize  # noqa: E402
-from kvdepot import KvShape  # noqa: E402
+from examples.demo import paged
+from examples.demo.__main__ import NUM_NEW_TOKENS, compare
+from examples.demo.engine import Answer
+from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize
+from kvdepot import KvShape
 
 SHAPE = SHAPES[ModelSize.SMALL]
 PROMPT = tokenize("The depot keeps what was computed. " * 8)
 
 
 @pytest.fixture(scope="module")
-def model() -> object:
+def model() -> Any:
     torch.set_num_threads(1)
     return build_model(ModelSize.SMALL)
 
@@ -41,9 +42,9 @@ def kv_shape(block_size: int) -> KvShape:
 @pytest.mark.parametrize("make_kv", [paged.split, paged.packed])
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_what_was_written_to_blocks_is_read_back(
-    model: object, make_kv: Callable[[KvShape], paged.PagedKv], block_size: int
+    model: Any, make_kv: Callable[[KvShape], paged.PagedKv], block_size: int
 ) -> None:
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     prefill(model, cache, PROMPT)
     kv = make_kv(kv_shape(block_size))
     for tensor in kv.tensors:
@@ -51,7 +52,7 @@ def test_what_was_written_to_blocks_is_read_back(
     block_ids = torch.randperm(len(kv.keys[0])).tolist()[: -(-len(PROMPT) // block_size)]
 
     kv.write(cache, 0, block_ids)
-    rebuilt = kv.read(len(PROMPT), block_ids)
+    rebuilt: Any = kv.read(len(PROMPT), block_ids)
 
     for layer, copy in zip(cache.layers, rebuilt.layers, strict=True):
         assert torch.equal(layer.keys, copy.keys)
@@ -60,10 +61,10 @@ def test_what_was_written_to_blocks_is_read_back(
 
 @pytest.mark.parametrize("wrong_layer", [None, 0, SHAPE.num_layers - 1])
 def test_the_comparison_notices_one_wrong_token_in_one_layer(
-    model: object, capsys: pytest.CaptureFixture[str], wrong_layer: int | None
+    model: Any, capsys: pytest.CaptureFixture[str], wrong_layer: int | None
 ) -> None:
     matched = 256
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     prefill(model, cache, PROMPT[:matched])
     if wrong_layer is not None:
         with torch.inference_mode():

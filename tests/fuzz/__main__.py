@@ -12,7 +12,7 @@ from tests.fuzz.sabotage import KINDS
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    print(line, flush=True)
 
 
 def main() -> None:

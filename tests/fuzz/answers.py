@@ -69,7 +69,7 @@ def answer_of(error: grpc.aio.AioRpcError) -> Answer:
         if key == "grpc-status-details-bin":
             answer.has_details = True
             try:
-                _read_details(answer, bytes(value))
+                _read_details(answer, value if isinstance(value, bytes) else value.encode())
             except DecodeError as unreadable:
                 answer.fault = f"details that are no google.rpc.Status: {unreadable}"
     return answer

@@ -93,7 +93,7 @@ def main() -> None:
         async with running(server), auditing(server, socket):
             yield server
 
-    Server.running = audited  # type: ignore[method-assign]
+    Server.running = audited  # type: ignore[method-assign, assignment]
     sabotage.install(kind)
     command_line.app(["serve", *flags])
 

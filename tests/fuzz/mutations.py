@@ -202,7 +202,8 @@ def _unknown_fields(wire: bytes, random: Random) -> bytes:
 
 def _another_behind(wire: bytes, random: Random, message: Message) -> bytes:
     """The fields of two messages in one: single ones are there twice, and both members of a oneof."""
-    return wire + message.SerializeToString()
+    behind: bytes = message.SerializeToString()
+    return wire + behind
 
 
 def _nested(wire: bytes, random: Random) -> bytes:

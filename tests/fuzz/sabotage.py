@@ -100,7 +100,7 @@ def _wrong_bytes() -> None:
         init(depot, l1, *args, **kwargs)
         _L1[:] = [l1]
 
-    Depot.__init__ = remembered  # type: ignore[method-assign]
+    Depot.__init__ = remembered  # type: ignore[method-assign, assignment]
     Index.commit = _every(_OF_FEW, commit, committed)  # type: ignore[method-assign]
 
 

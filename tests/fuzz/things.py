@@ -123,7 +123,7 @@ class Things:
         """
         where = random.random()
         learnt = self._learnt.get(field) or self._learnt["lease_id"]
-        names = self._names.get(field, ())
+        names: Sequence[str] = self._names.get(field, ())
         if where < 0.1:
             names = [name for others in self._names.values() for name in others]
         elif learnt and (where < 0.3 or not names):
@@ -134,7 +134,10 @@ class Things:
         """A prompt: of few families, so that prefixes meet; by its token ids or by hashes."""
         family = random.randrange(4)
         num_tokens = random.choice((CHUNK_SIZE, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE, random.randint(1, MOST_TOKENS)))
-        names = {"cache_salt": random.choice(("", "", "", "salt")), "adapter": random.choice(("", "", "adapter"))}
+        names: dict[str, Any] = {
+            "cache_salt": random.choice(("", "", "", "salt")),
+            "adapter": random.choice(("", "", "adapter")),
+        }
         if random.random() < 0.2:
             num_hashes = -(-num_tokens // (CHUNK_SIZE // _HASHES_PER_CHUNK))
             hashes = [bytes([family, number]) * 16 for number in range(num_hashes)]
@@ -206,10 +209,12 @@ def _rank(
     model_name: str,
     groups: Sequence[cache_pb2.KvGroup],
     region: cache_pb2.MemoryRegion | None,
-    **numbers: int,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
 ) -> Rank:
     request = cache_pb2.AttachInstanceRequest(
-        instance_id=instance_id, model_name=model_name, groups=groups, **{"world_size": 1, **numbers}
+        instance_id=instance_id, model_name=model_name, groups=groups, world_size=world_size, rank=rank
     )
     if region is not None:
         request.regions.append(region)

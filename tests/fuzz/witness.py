@@ -86,7 +86,7 @@ class Witness:
         here, there = list(range(num_blocks)), list(range(num_blocks, 2 * num_blocks))
         self._blocks[here] = content
         engine = self._attachment
-        patience = {"timeout_seconds": PATIENCE_SECONDS}
+        patience: dict[str, Any] = {"timeout_seconds": PATIENCE_SECONDS}
         await self._timed("Store", engine.store(session_id, tokens, [here], **patience))
         found = await self._timed("Lookup", engine.lookup(session_id, tokens, **patience))
         if found.HasField("lease"):

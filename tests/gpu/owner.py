@@ -77,7 +77,7 @@ class Owner:
         sleep(int(seconds * 1.5e9))  # cycles of a clock that has about so many a second
         target = self.tensors[number].view(torch.uint8)
         target.copy_(source.view(target.shape))
-        event: Any = torch.cuda.Event(interprocess=True)  # type: ignore[no-untyped-call]
+        event: Any = torch.cuda.Event(interprocess=True)
         self.events.append(event)
         event.record()
         return str(event.ipc_handle().hex())
@@ -115,7 +115,7 @@ class Owner:
         """What the client says of an event that is for this process alone."""
         from kvdepot.memory import cuda
 
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event: Any = torch.cuda.Event()
         event.record()
         try:
             cuda.ready_event(event)

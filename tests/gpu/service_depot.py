@@ -26,8 +26,8 @@ class ServiceDepot:
         self._folder = tempfile.TemporaryDirectory(prefix="kvdepot-")
         self.address = f"unix:{self._folder.name}/kvdepot.sock"
         self._metrics = f"127.0.0.1:{_free_port()}"
-        arguments = ("-m", "service", "serve", "--listen", self.address)
-        arguments += ("--prometheus-port", self._metrics.partition(":")[2], *flags)
+        port = self._metrics.partition(":")[2]
+        arguments = ("-m", "service", "serve", "--listen", self.address, "--prometheus-port", port, *flags)
         self._child = Child("the depot", arguments, EMPTY)
         self._client: DepotClient | None = None
         self._lines: list[str] = []

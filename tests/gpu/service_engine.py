@@ -174,7 +174,7 @@ class Engine:
 
     def _new_event(self) -> Any:
         """Happens when the GPU has done all that it has been given so far."""
-        event: Any = torch.cuda.Event(interprocess=True)  # type: ignore[no-untyped-call]
+        event: Any = torch.cuda.Event(interprocess=True)
         event.record()
         return event
 

@@ -177,7 +177,7 @@ def test_a_store_waits_for_the_engine(open_backend: OpenBackend, engine: EngineP
 
 
 @pytest.mark.parametrize("l1_bytes", [32 << 20], ids=["32-MiB"])
-def test_the_device_tells_what_the_time_went_into(open_backend: OpenBackend, engine: EngineProcess, l1: L1) -> None:
+def test_the_device_measures_the_phases(open_backend: OpenBackend, engine: EngineProcess, l1: L1) -> None:
     block_bytes, num_chunks = 1 << 20, 32
     region = engine.region("make", size_bytes=num_chunks * block_bytes)
     group = Group(

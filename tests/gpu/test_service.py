@@ -161,7 +161,7 @@ def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without
 # What a transfer's time went into
 
 
-def test_the_gpu_tells_the_steps_of_each_transfer(depots: dict[str, ServiceDepot], spare: ServiceEngine) -> None:
+def test_the_gpu_measures_the_phases_of_each_transfer(depots: dict[str, ServiceDepot], spare: ServiceEngine) -> None:
     depot, backend = depots["traced"], "cuda"
     steps = {"store": {"gather", "copy"}, "retrieve": {"copy", "scatter"}}
     assert depot.held == (0, 0, 0, 0)

@@ -126,9 +126,9 @@ def fake_cluster(version: str = "1.37", api_versions: Iterable[str] = tuple(KIND
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any  # noqa: N815 - the standard library's names
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
             """Nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Requests) as server:

@@ -63,7 +63,7 @@ def selectors(expression: Expr) -> Iterator[VectorSelector]:
 
 def _nodes(expression: Expr) -> list[Expr]:
     nodes: list[Expr] = []
-    promql_parser.walk(expression, nodes.append)  # type: ignore[arg-type]  # None goes on, as it says
+    promql_parser.walk(expression, nodes.append)  # None goes on
     return nodes
 
 

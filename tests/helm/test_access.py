@@ -42,7 +42,7 @@ def test_the_socket_on_the_node(install: Install) -> None:
     assert first["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_sockets_folder_may_be_made_by_somebody_else(install: Install) -> None:
+def test_the_sockets_folder_may_exist_already(install: Install) -> None:
     release = install({"hostAccess": {"unixSocket": True, "prepareUnixSocketFolder": False}})
     assert "initContainers" not in release.pod
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from typer.main import get_command
 
@@ -20,7 +22,7 @@ def test_the_test_asks_where_engines_do(install: Install) -> None:
     assert not install({"test": {"enabled": False}}).tests
 
 
-def test_the_test_shows_who_it_is(install: Install) -> None:
+def test_the_test_sends_its_credentials(install: Install) -> None:
     (test,) = install(
         {"tls": {"secretName": "cert"}, "test": {"tokenSecretName": "token", "clientCertSecretName": "client"}}
     ).tests
@@ -43,10 +45,11 @@ def test_the_test_sends_its_token_over_plain_tcp_only_where_the_server_takes_it(
 
 
 @pytest.mark.parametrize("case", ["plain", "everything shown"])
-def test_the_commands_of_the_pods_are_those_that_there_are(install: Install, case: str) -> None:
+def test_the_commands_of_the_pods_exist(install: Install, case: str) -> None:
     shown = {"tls": {"secretName": "a"}, "test": {"tokenSecretName": "b", "clientCertSecretName": "c"}}
     release = install(shown if case == "everything shown" else {})
-    commands = get_command(app).commands
+    command_line: Any = get_command(app)
+    commands = command_line.commands
     (test,) = release.tests
     words = [container["args"] for container in (release.container, test["spec"]["containers"][0])]
     if case == "everything shown":

@@ -33,7 +33,7 @@ def test_the_network_policy_lets_in_the_namespace_and_prometheus(default: Instal
     assert policy["egress"] == []
 
 
-def test_the_network_policy_lets_in_whom_it_is_told(install: Install) -> None:
+def test_the_network_policy_admits_the_given_peers(install: Install) -> None:
     engines, prometheus = [{"podSelector": {"matchLabels": {"a": "b"}}}], [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
     release = install({"networkPolicy": {"engines": engines, "prometheus": prometheus}})
     calls, metrics = release["NetworkPolicy"]["spec"]["ingress"]

@@ -26,13 +26,13 @@ def transfer_config(notes: str) -> dict[str, Any]:
     return found
 
 
-def test_where_no_memory_is_mapped_vllm_is_told_so_and_nothing_to_type(default: Installed) -> None:
+def test_without_mapped_memory_the_notes_warn_and_name_no_vllm_command(default: Installed) -> None:
     assert "kv-kvdepot.inference.svc:50051" in default.notes
     assert "NOTE: the depot maps no engine's memory." in default.notes
     assert "vllm serve" not in default.notes
 
 
-def test_vllm_is_told_the_socket_and_what_its_pod_needs(install: Install) -> None:
+def test_the_notes_give_vllm_the_socket_and_its_pods_needs(install: Install) -> None:
     release = install({"hostAccess": {"unixSocket": True, "hostPID": True, "unixSocketFolder": "/run/x"}})
     config = transfer_config(release.notes)
     assert (config["kv_connector"], config["kv_connector_module_path"]) == ("KvdepotConnector", "kvdepot.vllm")
@@ -44,14 +44,14 @@ def test_vllm_is_told_the_socket_and_what_its_pod_needs(install: Install) -> Non
     assert "NOTE" not in release.notes
 
 
-def test_vllm_on_a_cpu_is_told_the_service(install: Install) -> None:
+def test_the_notes_give_vllm_on_a_cpu_the_service(install: Install) -> None:
     release = install({"hostAccess": {"sharedMemory": True}})
     extra = transfer_config(release.notes)["kv_connector_extra_config"]
     assert extra == {"kvdepot.address": "kv-kvdepot.inference.svc:50051"}
     assert "run as user 10001" in release.notes
 
 
-def test_vllm_is_told_to_show_who_it_is(install: Install) -> None:
+def test_the_notes_give_vllm_its_credentials(install: Install) -> None:
     mutual = {"tls": {"secretName": "a", "clientCASecretName": "b"}, "tenants": {"secretName": "c"}}
     files = {"ca_file", "certificate_file", "key_file", "token_file"}
     release = install({**mutual, "hostAccess": {"sharedMemory": True}})
@@ -63,7 +63,7 @@ def test_vllm_is_told_to_show_who_it_is(install: Install) -> None:
     assert extra.keys() == {"kvdepot.address", "kvdepot.token_file"}  # the socket has no TLS
 
 
-def test_what_is_not_there_is_said(install: Install, default: Installed) -> None:
+def test_missing_parts_are_named(install: Install, default: Installed) -> None:
     assert "WARNING: no TLS and no tenants: the pods that networkPolicy lets in" in default.notes
     assert "every pod of the cluster" in install({"networkPolicy": {"enabled": False}}).notes
     assert "WARNING" not in install({"tls": {"secretName": "a"}}).notes
@@ -76,7 +76,7 @@ def test_what_is_not_there_is_said(install: Install, default: Installed) -> None
     assert "helm --namespace" not in install({"test": {"enabled": False}}).notes
 
 
-def test_grpcurl_is_told_how_to_connect(install: Install) -> None:
+def test_the_notes_give_grpcurl_its_options(install: Install) -> None:
     mutual = {"secretName": "a", "clientCASecretName": "b"}
     release = install({"tls": mutual, "tenants": {"secretName": "c"}})
     words = shlex.split(line(release.notes, "grpcurl"))
@@ -86,7 +86,7 @@ def test_grpcurl_is_told_how_to_connect(install: Install) -> None:
     assert words[words.index("-H") + 1].startswith("authorization: Bearer ")
 
 
-def test_where_callers_show_who_they_are_a_pod_can_not_ask_itself(install: Install) -> None:
+def test_with_credentials_the_notes_name_no_command_in_the_pod(install: Install) -> None:
     assert "service status" not in install({"tenants": {"secretName": "c"}, "tls": {"secretName": "a"}}).notes
 
 

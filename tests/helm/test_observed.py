@@ -41,7 +41,7 @@ def test_objects_of_the_operator(install: Install, kind: str) -> None:
     assert labelled[kind]["metadata"]["labels"]["release"] == "p"
 
 
-def test_prometheus_asks_as_often_as_it_is_told_and_calls_depots_what_the_alerts_do(install: Install) -> None:
+def test_prometheus_scrapes_at_the_given_interval_under_the_alerts_job_name(install: Install) -> None:
     (endpoint,) = install({"metrics": {"interval": "7s"}})["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["interval"] == "7s"
     relabelled = {rule["targetLabel"]: rule for rule in endpoint["relabelings"]}
@@ -71,7 +71,7 @@ def test_the_alerts_arrive_as_they_are(default: Installed) -> None:
     assert default["PrometheusRule"]["spec"]["groups"] == groups
 
 
-def test_telemetry_tells_where_it_is_from(default: Installed) -> None:
+def test_telemetry_names_its_pod(default: Installed) -> None:
     names = [variable["name"] for variable in default.container["env"]]
     attributes = variables(default)["OTEL_RESOURCE_ATTRIBUTES"]
     for attribute, variable in (("k8s.node.name", "NODE_NAME"), ("k8s.pod.name", "POD_NAME")):

@@ -96,7 +96,7 @@ def test_settings_of_the_chart_are_refused(install: Install, name: str) -> None:
         install({"settings": {name: "x"}})
 
 
-def test_all_faults_are_told_at_once(install: Install) -> None:
+def test_all_faults_are_reported_at_once(install: Install) -> None:
     with pytest.raises(HelmFailed) as failed:
         install({**GPU, "service": {"port": 9464}})
     assert len(str(failed.value).splitlines()) == 4  # Helm's own line, and three

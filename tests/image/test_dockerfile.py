@@ -55,7 +55,7 @@ def test_what_is_copied_is_there_and_let_through_to_the_builder() -> None:
     assert all((REPOSITORY / source).exists() for source in copied)
 
 
-def test_the_extras_that_are_installed_are_those_that_there_are() -> None:
+def test_the_installed_extras_exist() -> None:
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"server", "cuda12", "cuda13"} <= extras.keys()
     installs = [line.value for line in INSTRUCTIONS if line.word == "RUN" and "pip install" in line.value]

@@ -1,1 +1,1 @@
-"""Generates what the project derives from its own code: reference pages, the chart's files, the dashboard."""
+"""Generates files from the project's code: reference pages, files of the chart, the dashboard."""

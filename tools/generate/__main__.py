@@ -1,4 +1,4 @@
-"""Writes every generated file of the repository: ``python -m tools.generate``."""
+"""Write every generated file of the repository: ``python -m tools.generate``."""
 
 from __future__ import annotations
 

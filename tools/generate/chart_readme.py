@@ -29,7 +29,10 @@ class Undescribed(Exception):
 
 
 def readme(chart: Path) -> str:
-    """The page. Raises: Undescribed."""
+    """Return the page.
+
+    Raises: Undescribed.
+    """
     values = read_values((chart / "values.yaml").read_text())
     alone = [value for value in values if not value.children]
     parts = [
@@ -42,7 +45,10 @@ def readme(chart: Path) -> str:
 
 
 def read_values(text: str) -> tuple[Value, ...]:
-    """The keys of a values.yaml, in its order. Raises: Undescribed."""
+    """Return the keys of a values.yaml in its order.
+
+    Raises: Undescribed.
+    """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
     return tuple(_read(root, "", text.splitlines()))
@@ -53,7 +59,7 @@ def _read(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[Val
         path, comment = f"{prefix}{key.value}", _comment_above(key, lines)
         if not comment:
             raise Undescribed(f"values.yaml:{key.start_mark.line + 1}: {path} has no comment above it")
-        # A map none of whose keys has a comment is one value, such as a security context.
+        # A map without comments on its keys is one value, such as a security context.
         nested = isinstance(below, yaml.MappingNode) and any(_comment_above(inner, lines) for inner, _ in below.value)
         children = tuple(_read(below, f"{path}.", lines)) if nested else ()
         yield Value(path=path, comment=comment, default=_default(below), children=children)
@@ -73,12 +79,12 @@ def _section(value: Value) -> tuple[str, ...]:
     text = value.comment
     if value.path == "settings":
         owned = ", ".join(f"`{name}` ({by})" for name, by in SET_BY_THE_CHART.items())
-        text = f"{text}\n\nSet by the chart, from the values in brackets: {owned}."
+        text = f"{text}\n\nThe chart sets these itself, from the values in brackets: {owned}."
     return f"### {value.path}", text, _table(value.children)
 
 
 def _table(values: tuple[Value, ...] | list[Value]) -> str:
     return table(
-        ("value", "default", "what it is"),
+        ("value", "default", "meaning"),
         ((f"`{value.path}`", f"`{value.default}`", value.comment) for value in values),
     )

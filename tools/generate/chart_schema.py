@@ -1,4 +1,4 @@
-"""The part of values.schema.json that tells of ``settings``, from the server's own model of them."""
+"""The part of values.schema.json about ``settings``, made from the server's model of them."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ SET_BY_THE_CHART = MappingProxyType(
         "prometheus_port": "metrics.port",
     }
 )
-"""Settings that are refused under ``settings``, and the values that they follow from."""
+"""Settings that the chart refuses under ``settings``, and the values from which it sets them."""
 
 
 def settings_schema() -> dict[str, Any]:
-    """A JSON schema of the settings that a user of the chart gives."""
+    """Return a JSON schema of the settings that a user of the chart may give."""
     model = Settings.model_json_schema()
     fields = {name: _field(field, model["$defs"]) for name, field in model["properties"].items()}
     return {
         "type": "object",
         "additionalProperties": False,
-        # Memory and grace period of the pod follow from these.
+        # The pod's memory and grace period follow from these.
         "required": ["l1_size", "drain_timeout"],
         "properties": {name: field for name, field in fields.items() if name not in SET_BY_THE_CHART},
     }
 
 
 def values_schema(chart: Path) -> str:
-    """The chart's values.schema.json, with the part about settings made anew."""
+    """Return the chart's values.schema.json with a new part about settings."""
     schema = json.loads((chart / "values.schema.json").read_text())
     schema["properties"]["settings"] = settings_schema()
     return json.dumps(schema, indent=2) + "\n"
 
 
 def _field(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """What concerns the value, flat, so that the engine's messages are short: one type or several, no references."""
+    """Return the value's schema without references. A flat schema makes Helm's messages short."""
     parts = field.get("anyOf", [definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else field])
     flat = {name: value for part in parts for name, value in part.items() if name not in ("title", "default", "type")}
     types = [part["type"] for part in parts]

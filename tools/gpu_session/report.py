@@ -46,7 +46,7 @@ def markdown(done: Done, title: str) -> str:
         if found.facts:
             lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in found.facts.items()), ""]
         if found.figures:
-            lines += ["| what | measured | beside, in the same run | ratio | goal |", "|---|---|---|---|---|"]
+            lines += ["| what | measured | baseline, same run | ratio | goal |", "|---|---|---|---|---|"]
             lines += [f"| {' | '.join(_cells(figure))} |" for figure in found.figures]
             lines.append("")
     return "\n".join(lines)
@@ -68,17 +68,19 @@ def is_good(done: Done) -> bool:
 
 
 def _cells(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    beside = f"{_number(figure['beside_median'])} {figure['unit']}, {figure['beside']}" if figure["beside"] else ""
+    baseline = (
+        f"{_number(figure['baseline_median'])} {figure['unit']}, {figure['baseline']}" if figure["baseline"] else ""
+    )
     ratio = f"{figure['ratio']:.2f}" if figure["ratio"] is not None else ""
     goal = f"{figure['goal']} {'met' if figure['is_met'] else 'MISSED'}" if figure["goal"] else ""
-    return figure["what"], f"{_number(figure['median'])} {figure['unit']}", beside, ratio, goal
+    return figure["what"], f"{_number(figure['median'])} {figure['unit']}", baseline, ratio, goal
 
 
 def _line(figure: Mapping[str, Any]) -> str:
     """Short, because there are more than a hundred."""
     what, measured, _, ratio, goal = _cells(figure)
-    beside = f", {ratio} of {_number(figure['beside_median'])}" if ratio else ""
-    return f"{what}: {measured}{beside}" + (f"  [{goal}]" if goal else "")
+    baseline = f", {ratio} of {_number(figure['baseline_median'])}" if ratio else ""
+    return f"{what}: {measured}{baseline}" + (f"  [{goal}]" if goal else "")
 
 
 def _number(value: float) -> str:

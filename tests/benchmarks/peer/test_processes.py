@@ -59,7 +59,7 @@ def test_a_command_that_fails_says_why_and_the_next_one_works(process: Process) 
     assert driver.tell("double", number=4) == {"doubled": 8}
 
 
-def test_a_process_that_ends_is_told_with_its_last_words(process: Process) -> None:
+def test_a_process_that_ends_is_reported_with_its_last_lines(process: Process) -> None:
     driver = Driver(process)
     with pytest.raises(PeerFailed, match=r"it ended.*\nthe server is gone"):
         driver.tell("end")
@@ -71,7 +71,7 @@ def test_a_process_that_says_nothing_is_killed(process: Process) -> None:
         process.line(0.5)
 
 
-def test_a_process_that_ended_before_it_listened_is_told() -> None:
+def test_a_process_that_ends_before_it_listens_is_reported() -> None:
     process = start("import sys; sys.exit('no such flag')")
     try:
         with pytest.raises(PeerFailed, match="ended with exit code 1\nno such flag"):
@@ -86,5 +86,5 @@ def test_rows_name_the_setup() -> None:
 
 
 @pytest.mark.parametrize("tuning", [STOCK, TUNED])
-def test_the_peer_tells_nobody_that_it_ran(tuning: Tuning) -> None:
+def test_the_peer_sends_no_usage_statistics(tuning: Tuning) -> None:
     assert Setup(transport=Transport.ZMQ, tuning=tuning).variables["DO_NOT_TRACK"] == "1"

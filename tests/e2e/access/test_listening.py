@@ -87,7 +87,7 @@ async def test_a_unix_socket_is_given_to_its_owner_with_its_mode(
         names |= {"user": pwd.getpwuid(uid).pw_name, "group": grp.getgrgid(gid).gr_name}  # type: ignore[dict-item]
     path = tmp_path / "a.sock"
     await start_server(listen=(f"unix:{path}",), unix_socket_owner=owner.format_map(names), unix_socket_mode="660")
-    found = os.stat(path)  # noqa: PTH116
+    found = path.stat()
     assert found.st_uid == (uid if owner[1:4] in ("use", "uid") else os.geteuid())
     assert found.st_gid == (gid if "g" in owner else os.getegid())
     assert stat.S_IMODE(found.st_mode) == 0o660

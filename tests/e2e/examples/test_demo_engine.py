@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from examples.demo import paged  # noqa: E402 - after the check that torch is there
-from examples.demo.__main__ import NUM_NEW_TOKENS  # noqa: E402
-from examples.demo.engine import Engine  # noqa: E402
-from examples.demo.model import ModelSize, build_model  # noqa: E402
-from kvdepot import DepotClient  # noqa: E402
-from tests.examples.test_demo_engine import PROMPT, kv_shape  # noqa: E402
+from examples.demo import paged
+from examples.demo.__main__ import NUM_NEW_TOKENS
+from examples.demo.engine import Engine
+from examples.demo.model import ModelSize, build_model
+from kvdepot import DepotClient
+from tests.examples.test_demo_engine import PROMPT, kv_shape
 
 
 @pytest.fixture(scope="module")
-def model() -> object:
+def model() -> Any:
     torch.set_num_threads(1)
     return build_model(ModelSize.SMALL)
 
 
-def test_engines_with_different_layouts_share_a_prompt(model: object, start_server_process: Callable[..., str]) -> None:
+def test_engines_with_different_layouts_share_a_prompt(model: Any, start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
     with DepotClient(address) as client:
         answers = []
@@ -40,7 +41,7 @@ def test_engines_with_different_layouts_share_a_prompt(model: object, start_serv
 
 
 def test_a_prompt_that_matches_as_a_whole_still_gets_its_logits(
-    model: object, start_server_process: Callable[..., str]
+    model: Any, start_server_process: Callable[..., str]
 ) -> None:
     address = start_server_process("--l1-size", "16MiB", "--chunk-size", "64")
     prompt = PROMPT[:128]

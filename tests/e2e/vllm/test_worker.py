@@ -73,7 +73,7 @@ async def test_blocks_of_one_engine_come_back_in_another(
     assert torch.equal(content(two.caches, here[:5]), before[:, :, : 5 * BLOCK])  # not written
 
 
-async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
+async def test_scheduler_learns_the_chunk_size_and_the_loss_of_the_depot(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
@@ -100,7 +100,7 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
     await eventually(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
 
-async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worker: StartWorker) -> None:
+async def test_failed_load_is_reported_by_its_request(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
     worker.side.load([load_order("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
     assert await worker.until_loaded() == ({"request"}, {"request"})

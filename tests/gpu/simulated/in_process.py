@@ -46,13 +46,13 @@ class CardInProcess:
 
     def allocate(self, size_bytes: int, *, is_mapped_piecewise: bool = False) -> torch.Tensor:
         """Random bytes that are an allocation, until the process ends. Without torch the test is skipped."""
-        torch = pytest.importorskip("torch")
         address = ctypes.c_uint64()
         name = "card_allocate_piecewise" if is_mapped_piecewise else "cuMemAlloc_v2"
         with self.device_in_use():
             assert getattr(self.library, name)(ctypes.byref(address), ctypes.c_size_t(size_bytes)) == 0
         buffer: Any = (ctypes.c_ubyte * size_bytes).from_address(address.value)
-        tensor: torch.Tensor = torch.frombuffer(buffer, dtype=torch.uint8).random_()
+        module = pytest.importorskip("torch")
+        tensor: torch.Tensor = module.frombuffer(buffer, dtype=module.uint8).random_()
         return tensor
 
     def event(self, *, interprocess: bool) -> int:

@@ -146,7 +146,7 @@ radixes = st.tuples(*[st.one_of(st.integers(1, 5), st.integers(1, 2**31 - 1))] *
 def test_a_thread_counts_through_its_work_in_strides(
     radix: tuple[int, ...], first: int, stride: int, num_strides: int
 ) -> None:
-    Position = ctypes.c_uint32 * 5  # noqa: N806 - struct Position of block_transfer.cu
+    Position = ctypes.c_uint32 * 5  # noqa: N806 - a type - struct Position of block_transfer.cu
     radix_of, at, step = Position(*radix, 1024), Position(), Position()
     library().first_position(first, radix_of, at)
     library().first_position(stride, radix_of, step)
@@ -162,7 +162,7 @@ def test_a_thread_counts_through_its_work_in_strides(
 
 @given(st.lists(st.integers(2, 2**31 - 1), min_size=4, max_size=4), st.data())
 def test_digits_as_large_as_they_get_do_not_overflow(radix: list[int], data: st.DataObject) -> None:
-    Position = ctypes.c_uint32 * 5  # noqa: N806
+    Position = ctypes.c_uint32 * 5  # noqa: N806 - a type
     near_the_end = [st.integers(max(0, base - 3), base - 1) for base in radix]
     at, step = (Position(*data.draw(st.tuples(*near_the_end)), 7) for _ in range(2))
     expected, carry = [], 0

@@ -70,8 +70,7 @@ async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.M
     told: list[float] = []
 
     def ask() -> None:
-        for _ in range(3):
-            told.append(readings.scalars(definitions.LEASES_LIVE)[()])  # noqa: PERF401
+        told.extend(readings.scalars(definitions.LEASES_LIVE)[()] for _ in range(3))
 
     await elsewhere(lambda: readings.scalars(definitions.LEASES_LIVE))
     thread = threading.Thread(target=ask)

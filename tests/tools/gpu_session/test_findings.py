@@ -66,7 +66,7 @@ def test_tests_that_all_skip_are_a_skipped_step_with_the_reason(tmp_path: Path) 
     assert (found.outcome, found.summary) == (Outcome.SKIPPED, "1 skipped: there is no card")
 
 
-def test_a_file_that_skips_itself_tells_why(tmp_path: Path) -> None:
+def test_a_file_that_skips_itself_gives_the_reason(tmp_path: Path) -> None:
     found = found_by(tmp_path, "import pytest\npytest.skip('no server here', allow_module_level=True)\n")
     assert (found.outcome, found.summary) == (Outcome.FAILED, "exit code 5; 1 skipped: no server here")
 

@@ -13,10 +13,13 @@ from tools.gpu_session.findings import Findings, Outcome
 from tools.gpu_session.steps import Kind, Step
 
 
-def figure(what: str, value: float, beside: float = 10.0, goal: Goal | None = None) -> dict[str, Any]:
+def figure(what: str, value: float, baseline: float = 10.0, goal: Goal | None = None) -> dict[str, Any]:
     """As ``benchmarks.gpu`` writes it."""
-    measured = Figure(what=what, unit="GB/s", values=[value], beside="the link", beside_values=[beside], goal=goal)
-    return json.loads(json.dumps(facts_of(measured)))
+    measured = Figure(
+        what=what, unit="GB/s", values=[value], baseline="the link", baseline_values=[baseline], goal=goal
+    )
+    facts: dict[str, Any] = json.loads(json.dumps(facts_of(measured)))
+    return facts
 
 
 def step(name: str, kind: Kind = Kind.FIGURES) -> Step:

@@ -26,7 +26,7 @@ class _TorchFinder(MetaPathFinder):
 
                 simulated_torch.install()
 
-            spec.loader.exec_module = load_and_install
+            spec.loader.exec_module = load_and_install  # type: ignore[method-assign]
         return spec
 
 

@@ -9,4 +9,4 @@ __version__ = "0.0 (simulated)"
 
 def is_available() -> bool:
     """Whether there is a device."""
-    return cuda.runtime.getDeviceCount() > 0
+    return bool(cuda.runtime.getDeviceCount() > 0)

@@ -3,13 +3,14 @@
 import queue
 import threading
 import time
+from typing import Any
 
 
 class Line:
     """Work in the order in which it came. If the process is killed, the rest is never done."""
 
     def __init__(self):
-        self._queue = queue.Queue()
+        self._queue: queue.Queue[Any] = queue.Queue()
         self._thread = None
         self._error = None
         self._written = set()  # addresses of the storages that work in the line writes to

@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -11,7 +12,7 @@ from .line import line
 from .segments import segments
 
 _CARD = torch.device("cuda", 0)
-_pinned = weakref.WeakValueDictionary()  # buffers of the host, by address
+_pinned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # buffers of the host, by address
 
 
 # Memory as tensors.
@@ -149,7 +150,7 @@ def _to(tensor, *args, **kwargs):
         _wait_for_values_of([tensor])
     else:
         line.wait()
-    args = ["cpu" if _is_card(each) else each for each in args]
+    args = tuple("cpu" if _is_card(each) else each for each in args)
     kwargs = {name: "cpu" if _is_card(each) else each for name, each in kwargs.items()}
     changed = tensor.to(*args, **kwargs)
     return to_card(changed) if wants_card else changed.clone() if is_on_card(changed) else changed
@@ -163,7 +164,7 @@ def _numpy(tensor, *args, **kwargs):
 
 _WHERE = {
     torch.Tensor.device.__get__: _device,
-    torch.Tensor.is_cuda.__get__: _is_cuda,
+    torch.Tensor.is_cuda.__get__: _is_cuda,  # type: ignore[attr-defined]  # a property
     torch.Tensor.get_device: _get_device,
     torch.Tensor.cuda: _cuda,
     torch.Tensor.cpu: _cpu,

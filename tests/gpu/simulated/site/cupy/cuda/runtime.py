@@ -4,6 +4,7 @@
 
 import ctypes as _ctypes
 import uuid as _uuid
+from typing import Any as _Any
 
 from . import driver as _driver
 
@@ -62,7 +63,7 @@ def _call(name, *arguments):
     _check(getattr(_driver._library(), name)(*arguments))
 
 
-_contexts = {}
+_contexts: dict[int, _Any] = {}
 
 
 def setDevice(device):
