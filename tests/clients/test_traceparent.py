@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvdepot.trace import traceparent
+from kvdepot.rpc import traceparent
 from tests.clients.conftest import Side
 from tests.fakes.depot import FakeDepot
 
