@@ -49,10 +49,10 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.fixture
 def full_shm(monkeypatch: pytest.MonkeyPatch) -> int:
     """Three blocks are left in /dev/shm. Gives a size that is too large."""
-    room = os.statvfs(SHM)
-    full = os.statvfs_result((*room[:4], 3, *room[5:]))
+    space = os.statvfs(SHM)
+    full = os.statvfs_result((*space[:4], 3, *space[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    return 4 * room.f_frsize
+    return 4 * space.f_frsize
 
 
 def path_of(region: cache_pb2.MemoryRegion) -> str:
@@ -146,8 +146,8 @@ def test_buffer_that_cannot_be_allocated_leaves_nothing(by: Any) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
-def test_buffer_that_shm_has_no_room_for_is_refused(full_shm: int) -> None:
-    with pytest.raises(OSError, match="room") as raised:
+def test_buffer_that_shm_has_no_space_for_is_refused(full_shm: int) -> None:
+    with pytest.raises(OSError, match="has space for") as raised:
         SharedBuffer.create(full_shm)
     assert raised.value.errno == errno.ENOSPC
 
@@ -346,6 +346,6 @@ def test_tensor_of_a_device_is_refused(by: Any) -> None:
 
 def test_storage_that_there_is_no_room_for_is_refused_before_it_is_moved(by: Any, full_shm: int) -> None:
     tensor = torch.zeros(full_shm)
-    with pytest.raises(OSError, match="room"):
+    with pytest.raises(OSError, match="has space for"):
         SharedRegions(by).locate(tensor)
     assert not tensor.is_shared()
