@@ -48,16 +48,26 @@ def with_ids(message: M, **ids_by_field: Ids) -> M:
         if hasattr(ids, "tolist"):
             packed = _array(ids)
             tag = _tag(message.DESCRIPTOR.fields_by_name[field].number)
-            message.MergeFromString(tag + _varint(packed.nbytes) + packed.tobytes())
+            message.MergeFromString(tag + varint(packed.nbytes) + packed.tobytes())
         else:
             getattr(message, field).extend(ids)
     return message
 
 
+def varint(number: int) -> bytes:
+    """Return a number of seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
 def store_piece(data: Buffer) -> bytes:
     """Return a serialised StoreInlineRequest that holds ``data``."""
     view = memoryview(data)
-    return b"".join((_STORE_TAG, _varint(view.nbytes), view))
+    return b"".join((_STORE_TAG, varint(view.nbytes), view))
 
 
 def store_data(wire: bytes) -> memoryview | None:
@@ -81,7 +91,7 @@ def parsed_store(wire: bytes) -> StoreInlineRequest | memoryview:
 def serialised_retrieve(piece: Piece) -> bytes:
     """Return a serialised RetrieveInlineResponse."""
     position = RetrieveInlineResponse(chunk_index=piece.chunk_index, offset_bytes=piece.offset_bytes)
-    return b"".join((_RETRIEVE_TAG, _varint(piece.data.nbytes), piece.data, position.SerializeToString()))
+    return b"".join((_RETRIEVE_TAG, varint(piece.data.nbytes), piece.data, position.SerializeToString()))
 
 
 def parsed_retrieve(wire: bytes) -> Piece:
@@ -121,16 +131,7 @@ def _array(ids: Any) -> np.ndarray[Any, Any]:
 
 
 def _tag(field_number: int) -> bytes:
-    return _varint(field_number << 3 | _LENGTH_DELIMITED)
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return varint(field_number << 3 | _LENGTH_DELIMITED)
 
 
 def _leading_bytes(wire: bytes, tag: bytes) -> tuple[memoryview, int] | None:

@@ -74,7 +74,7 @@ def test_lists_as_many_as_it_is_asked_for_from_as_many_pages_as_it_takes(
 ) -> None:
     for number in range(10):
         depot.attachment.lookup(f"s{number}", range(3))
-    monkeypatch.setattr("kvdepot.cli.sessions.MOST_A_PAGE", 3)
+    monkeypatch.setattr("kvdepot.cli.sessions.MAX_PAGE_SIZE", 3)
     listed = depot.run("--limit", "8", "--json")
     ids = [each["session_id"] for each in json.loads(listed.stdout)["sessions"]]
     assert ids == [f"s{number}" for number in range(9, 1, -1)]

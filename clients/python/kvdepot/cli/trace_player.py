@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvdepot import AsyncAttachment, AsyncDepotClient, KvShape, SharedBuffer, token_prefix
-from kvdepot.cli.trace import BLOCK_TOKENS, PlainLru, token_ids
+from kvdepot.cli.request_trace import BLOCK_TOKENS, PlainLru, token_ids
 from kvdepot.layout import layouts
 
 CHUNK_BYTES = 2 * BLOCK_TOKENS * 4
