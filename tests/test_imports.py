@@ -20,7 +20,7 @@ GENERATED = "kvdepot/v1/*"
 COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")  # programs, which are clients, too
 CONNECTOR = "kvdepot/vllm/connector.py"  # imported by vLLM alone, which has torch, as its program
 # Who sees the contract's messages; what runs them is the rest.
-CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # generated, and what of it is made by hand
+CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # generated, and encoded by hand
 # The server and what an engine installs must agree about the memory that is left. The client is installed alone, so the
 # one module that finds it out is the client's. It imports nothing but the standard library.
 MEMORY_LEFT = "kvdepot.memory.available"
