@@ -102,7 +102,7 @@ def _run_engine(name: str, address: str, size: DemoSize, device: DemoDevice, pro
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in lines:
-        if line.startswith("{"):  # a library may print, too
+        if line.startswith("{"):  # libraries print other lines
             facts = json.loads(line)
             yield facts.pop("event"), facts
 

@@ -20,7 +20,7 @@ assert not heavy, heavy
 assert not [name for name in sys.modules if name.startswith("google.rpc")]
 assert threading.active_count() == 1, threading.enumerate()
 assert os.environ == before
-kvdepot.errors.status_messages()  # its messages are made now
+kvdepot.errors.status_messages()  # made on first use
 pool = descriptor_pool.Default()
 for name in ("google.rpc.Status", "kvdepot_rpc.Status"):
     try:

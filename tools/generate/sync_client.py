@@ -1,4 +1,4 @@
-"""Makes the client whose calls block out of the one for an event loop."""
+"""The client with blocking calls, generated from the one for an event loop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SUBSTITUTIONS = (
     (r"\bkvdepot\.aio\.tasks\b", "kvdepot.sync.threads"),
     (r"\bkvdepot\.aio\b", "kvdepot.sync"),
     # What docstrings say.
-    (r"The client for an event loop", "The client whose calls block"),
-    (r"attachment, on an event loop", "attachment, with calls that block"),
+    (r"The client for an event loop", "The client with blocking calls"),
+    (r"attachment, on an event loop", "attachment, with blocking calls"),
     (r"instances and sessions, for the event loop it is made on", "instances, sessions and threads"),
     (r"once, on the event loop,", "once, in the attachment's thread,"),
     (r"A task reads", "A daemon thread reads"),

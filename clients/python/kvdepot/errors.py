@@ -61,7 +61,7 @@ class DepotError(Exception):
 
     def __str__(self) -> str:
         fields = (f"{violation.field}: {violation.description}" for violation in self.violations)
-        # The depot's message names the fields already, as far as there is room.
+        # The depot's message names the fields already, as far as its length allows.
         unnamed = "".join(f"; {field}" for field in fields if field.removesuffix("...") not in self.message)
         return f"{self.code.name} {self.reason}: {self.message}{unnamed}"
 

@@ -49,7 +49,7 @@ class PieceOrder:
     def accept(self, piece: Piece) -> None:
         """Advance by one piece, which must begin where the one before it ended.
 
-        Raises: DepotError (DATA_LOSS INCOMPLETE_STREAM).
+        Raises: DepotError.
         """
         end = piece.offset_bytes + len(piece.data)
         expected = (self._chunk, self._offset_bytes)
@@ -66,7 +66,7 @@ class PieceOrder:
     def finish(self) -> None:
         """Check that the stream ended between two chunks.
 
-        Raises: DepotError (DATA_LOSS INCOMPLETE_STREAM).
+        Raises: DepotError.
         """
         if self._offset_bytes:
             raise incomplete(f"the stream ended at byte {self._offset_bytes} of chunk {self._chunk}")
@@ -90,7 +90,7 @@ class TargetBuffer:
     def append(self, data: memoryview) -> None:
         """Copy the next piece, for which there must be space left.
 
-        Raises: DepotError (DATA_LOSS INCOMPLETE_STREAM).
+        Raises: DepotError.
         """
         end = self._filled_bytes + len(data)
         if end > self._target.nbytes:
@@ -101,7 +101,7 @@ class TargetBuffer:
     def finish(self) -> None:
         """Check that the buffer is full.
 
-        Raises: DepotError (DATA_LOSS INCOMPLETE_STREAM).
+        Raises: DepotError.
         """
         if self._filled_bytes != self._target.nbytes:
             raise incomplete(f"{self._filled_bytes} of the buffer's {self._target.nbytes} bytes came")

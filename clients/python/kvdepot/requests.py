@@ -35,7 +35,7 @@ def hash_prefix(
 
 
 def block_table(block_ids: Ids, *, absent_blocks: int = 0) -> BlockTable:
-    """Return the block table of one group whose first ``absent_blocks`` blocks the engine does not have.
+    """Return the block table of one group. The engine does not have its first ``absent_blocks`` blocks.
 
     Those before a sliding window are absent, for instance. They are neither stored nor retrieved.
     """

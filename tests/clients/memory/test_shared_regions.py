@@ -48,7 +48,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def full_shm(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Three blocks are left in /dev/shm. Gives a size that is too large."""
+    """Leave three blocks in /dev/shm, and return a size that is too large."""
     space = os.statvfs(SHM)
     full = os.statvfs_result((*space[:4], 3, *space[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
@@ -123,7 +123,7 @@ def test_buffer_without_bytes_is_refused(size_bytes: int, by: Any) -> None:
 
 @pytest.fixture
 def files_of_a_mebibyte() -> Iterator[None]:
-    """Larger files can't be made: what is tried here would use up the machine's memory otherwise."""
+    """Limit files to a mebibyte, so that a test can't use up the machine's memory."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     yield
@@ -344,7 +344,7 @@ def test_tensor_of_a_device_is_refused(by: Any) -> None:
         SharedRegions(by).locate(torch.zeros(4, device="meta"))
 
 
-def test_storage_that_there_is_no_room_for_is_refused_before_it_is_moved(by: Any, full_shm: int) -> None:
+def test_storage_that_does_not_fit_is_refused_before_it_is_moved(by: Any, full_shm: int) -> None:
     tensor = torch.zeros(full_shm)
     with pytest.raises(OSError, match="has space for"):
         SharedRegions(by).locate(tensor)

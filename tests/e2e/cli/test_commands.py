@@ -54,7 +54,7 @@ runpy.run_module("kvdepot.cli", run_name="__main__")
 
 @pytest.mark.parametrize("name", ["status", "sessions", "health", "selftest"])
 def test_a_command_imports_neither_the_server_nor_numpy_nor_another_command(name: str, tmp_path: Path) -> None:
-    imported = _imported(name, "--address", f"unix:{tmp_path}/nobody.sock")
+    imported = _imported(name, "--address", f"unix:{tmp_path}/absent.sock")
     assert f"kvdepot.cli.{name}" in imported
     assert not {f"kvdepot.cli.{other}" for other in NAMES if other != name} & imported
     assert not {*SERVERS, "numpy"} & {module.partition(".")[0] for module in imported}

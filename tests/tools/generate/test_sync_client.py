@@ -1,4 +1,4 @@
-"""The client whose calls block is the one for an event loop, with every asynchronous word replaced."""
+"""The client with blocking calls is the one for an event loop, with every asynchronous word replaced."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class AsyncDepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = AsyncCalls(address, credentials, timeout_seconds)
-        self._attachments: set[AsyncAttachment] = set()  # whose stream lives
+        self._attachments: set[AsyncAttachment] = set()  # those with a live stream
 
     async def attach(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Event(asyncio.Event):
-    """An event whose wait has a bound."""
+    """An event with a bounded wait."""
 
     async def wait_for(self, timeout_seconds: float | None) -> bool:
         """Wait until the event is set, and return whether it is; None waits without a bound."""

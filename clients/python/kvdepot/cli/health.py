@@ -41,13 +41,13 @@ def health(
 
 
 def _request(service: str) -> bytes:
-    """Return a HealthCheckRequest, whose field 1 is the service."""
+    """Return a HealthCheckRequest; field 1 is the service."""
     name = service.encode()
     return b"\x0a" + varint(len(name)) + name
 
 
 def _status(response: bytes) -> str:
-    """Return the status in a HealthCheckResponse, whose field 1 it is."""
+    """Return the status in a HealthCheckResponse, its field 1."""
     return STATUSES[response[1] if response else 0]
 
 

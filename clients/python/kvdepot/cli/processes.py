@@ -29,7 +29,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """A Python process whose standard output is read as lines. Its standard error is kept, to be shown if it fails.
+    """A Python process. Its standard output is read as lines; its standard error is shown if it fails.
 
     It runs in a process group of its own: Ctrl-C reaches this process alone, which then ends its children in order.
     """

@@ -41,9 +41,9 @@ def memory_left() -> MemoryLeft:
 
 
 def check_memory(size_bytes: int) -> None:
-    """Check that so much memory is left.
+    """Check that so much memory is left; else the error is ENOMEM, with both numbers.
 
-    Raises: OSError (ENOMEM, with both numbers).
+    Raises: OSError.
     """
     memory = memory_left()
     if memory.left_bytes < size_bytes:
@@ -51,9 +51,11 @@ def check_memory(size_bytes: int) -> None:
 
 
 def check_shm(size_bytes: int) -> None:
-    """Check that so much memory, and so much space in /dev/shm, is left. A write beyond its size is a SIGBUS.
+    """Check that so much memory and so much space in /dev/shm is left; else the error is ENOMEM or ENOSPC.
 
-    Raises: OSError (ENOMEM or ENOSPC, with both numbers).
+    Without the check, a write to a full /dev/shm is a SIGBUS.
+
+    Raises: OSError.
     """
     check_memory(size_bytes)
     space = os.statvfs(SHM)

@@ -43,9 +43,9 @@ class SharedBuffer:
         """Allocate memory with all of its pages, so that a lack of memory shows here and not later.
 
         A process that is killed leaves a named buffer in /dev/shm until the same user makes another one. A buffer made
-        with ``by="fd"`` is gone at once.
+        with ``by="fd"`` is gone at once. An OSError means too little memory, or too little space in /dev/shm.
 
-        Raises: ValueError (size_bytes is below 1), OSError (too little memory, or too little space in /dev/shm).
+        Raises: ValueError, OSError.
         """
         if size_bytes < 1:
             raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")

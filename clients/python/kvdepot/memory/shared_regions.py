@@ -53,8 +53,10 @@ class SharedRegions:
     def locate(self, tensor: Any) -> tuple[int, int]:
         """Return the index of the tensor's region, and the byte in the region at which its first element is.
 
-        Raises: ValueError (an array outside of all added buffers, or a tensor that is not on the CPU), OSError (too
-        little memory, or too little space in /dev/shm).
+        An array must lie in a buffer that was added, and a tensor on the CPU. An OSError means too little memory, or
+        too little space in /dev/shm.
+
+        Raises: ValueError, OSError.
         """
         is_torch = hasattr(tensor, "untyped_storage")
         address = self._address(tensor, is_torch)

@@ -1,5 +1,5 @@
 # Generated from aio/attachment.py by `make docs`: edit that file.
-"""One rank's attachment, with calls that block."""
+"""One rank's attachment, with blocking calls."""
 
 from __future__ import annotations
 

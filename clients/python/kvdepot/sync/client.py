@@ -1,5 +1,5 @@
 # Generated from aio/client.py by `make docs`: edit that file.
-"""The client whose calls block."""
+"""The client with blocking calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = Calls(address, credentials, timeout_seconds)
-        self._attachments: set[Attachment] = set()  # whose stream lives
+        self._attachments: set[Attachment] = set()  # those with a live stream
 
     def attach(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Event(threading.Event):
-    """An event whose wait has a bound."""
+    """An event with a bounded wait."""
 
     def wait_for(self, timeout_seconds: float | None) -> bool:
         """Wait until the event is set, and return whether it is; None waits without a bound."""
