@@ -1,4 +1,4 @@
-"""`selftest` has an exit code each for a depot that works, one that is away, one that refuses, and one that is wrong."""
+"""`selftest` has an exit code for each depot: one that works, is away, refuses, or is wrong."""
 
 from __future__ import annotations
 
