@@ -193,7 +193,6 @@ class AsyncAttachment(AttachmentState):
         finally:
             self._stream.cancel()
         await self._reader.finish()
-        self._ended.set()
 
     async def __aenter__(self) -> Self:
         return self

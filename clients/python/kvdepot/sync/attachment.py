@@ -190,7 +190,6 @@ class Attachment(AttachmentState):
         finally:
             self._stream.cancel()
         self._reader.finish()
-        self._ended.set()
 
     def __enter__(self) -> Self:
         return self
