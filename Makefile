@@ -75,7 +75,7 @@ check: $(VENV)/.installed-torch .venv-proto/.installed ## lint, types, contract,
 proto: .venv-proto/.installed ## generate the stubs
 	@protos/generate.sh clients/python
 
-docs: $(VENV)/.installed ## write what is generated from the code: reference pages, the chart's schema and README, the dashboard
+docs: $(VENV)/.installed ## write what is generated from the code: reference pages, the chart's schema and README, the dashboard, the blocking client
 	@$(BIN)/python -m tools.generate
 
 image: ## build the images kvdepot:VERSION, for CPUs, and kvdepot:VERSION-cuda

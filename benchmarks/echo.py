@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import uvloop
 
-from kvdepot.pieces import MAX_PIECE_BYTES, Piece, serialised_retrieve
+from kvdepot.wire import MAX_PIECE_BYTES, Piece, serialised_retrieve
 from service.process.heap import keep_freed_memory
 
 Context = grpc.aio.ServicerContext[bytes, bytes]

@@ -13,8 +13,8 @@ from benchmarks.timing import seconds_of
 from kvdepot import AsyncDepotClient, KvShape
 from kvdepot.inline import messages
 from kvdepot.layout import layouts
-from kvdepot.pieces import MAX_PIECE_BYTES
 from kvdepot.v1.cache_pb2 import Lease
+from kvdepot.wire import MAX_PIECE_BYTES
 
 SHAPE = KvShape(num_layers=32, num_blocks=1, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")
 TOKENS = 2_048

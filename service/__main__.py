@@ -1,4 +1,4 @@
-"""The command line: ``python -m service serve|demo|status|health|sessions|replay|doctor|selftest``."""
+"""The command line: ``python -m service serve|demo|doctor``, and the commands of `kvdepot.cli`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what it can't bind is told by us, once
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # before grpc is imported: the server itself reports an address that it can't bind
 
-from kvdepot.cli.health import health
-from kvdepot.cli.replay import replay
-from kvdepot.cli.selftest import selftest
-from kvdepot.cli.sessions import sessions
-from kvdepot.cli.status import status
+from kvdepot.cli.commands import DepotCommands
 from service.demo import demo
 from service.doctor.command import doctor
 from service.l1.arena import MemoryUnavailable
@@ -29,6 +27,7 @@ from service.settings import BadSettings
 logger = logging.getLogger("service")  # __name__ is __main__ here
 
 app = typer.Typer(
+    cls=DepotCommands,
     help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
     no_args_is_help=True,
     add_completion=False,
@@ -75,12 +74,7 @@ def _fail(message: str, code: int) -> None:
 
 app.command("serve")(with_setting_options(serve_command))
 app.command("demo")(demo)
-app.command("status")(status)
-app.command("health")(health)
 app.command("doctor")(with_setting_options(doctor_command))
-app.command("replay")(replay)
-app.command("selftest")(selftest)
-app.add_typer(sessions, name="sessions")
 
 if __name__ == "__main__":
     app()

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from kvdepot.cli.processes import ChildFailed, child, exit_on_terminate, server_process
+from kvdepot.cli.session_view import view
+from kvdepot.cli.terminal import fail
 from kvdepot.v1 import cache_pb2
 
 _ENGINE_LIMIT_SECONDS = 300.0
@@ -45,13 +46,13 @@ class DemoDevice(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """What one engine told: its events by their name; of those that came often, the last."""
+    """What one engine reported: the last event of each name."""
 
     events: dict[str, dict[str, Any]]
 
     @property
     def answered(self) -> dict[str, Any]:
-        """What it did with the depot, and how long that took."""
+        """Its work with the depot, and how long that took."""
         return self.events["answered"]
 
 
@@ -60,38 +61,29 @@ def demo(
     device: Annotated[DemoDevice, typer.Option(help="Where the engines compute and have their KV.")] = DemoDevice.CPU,
 ) -> None:
     """Let two engines share a prompt through a depot, and compare the answers."""
-    errors = Console(stderr=True)
     if find_spec("transformers") is None:
-        _say(errors, "error: the demo needs transformers: run `make demo`, or pip install -e '.[server,demo]'")
-        raise typer.Exit(1)
+        fail("the demo needs transformers: run `make demo`, or pip install -e '.[server,demo]'")
     columns = (TextColumn("{task.description:<48}"), BarColumn(), TimeElapsedColumn())
     try:
-        with exit_on_terminate(), Progress(*columns, console=errors, transient=True) as progress:
+        with exit_on_terminate(), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("starting a depot", total=None)
             with server_process("--l1-size", _L1_SIZE, "--chunk-size", "256") as address:
                 first = _run_engine("a", address, size, device, progress, task)
                 second = _run_engine("b", address, size, device, progress, task)
     except ChildFailed as error:
-        _say(errors, f"error: {error}")
-        raise typer.Exit(1) from error
+        fail(str(error))
     except KeyboardInterrupt:
-        _say(errors, "stopped")
-        raise typer.Exit(130) from None
+        fail("stopped", 130)
     identical = bool(second.events["compared"]["identical"]) and second.answered["matched_tokens"] > 0
     _show(first, second, identical)
     if not identical:
         raise typer.Exit(1)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
 def _run_engine(name: str, address: str, size: DemoSize, device: DemoDevice, progress: Progress, task: TaskID) -> _Run:
-    """Runs one engine as a process, and shows how far it is.
+    """Run one engine as a process, and show how far it is.
 
-    Raises:
-        ChildFailed: it failed.
+    Raises: ChildFailed.
     """
     label = f"engine {name.upper()}"
     arguments = ("-m", "examples.demo", "--address", address, "--engine", name, "--size", size, "--device", device)
@@ -110,7 +102,7 @@ def _run_engine(name: str, address: str, size: DemoSize, device: DemoDevice, pro
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in lines:
-        if line.startswith("{"):  # a library may print, too
+        if line.startswith("{"):  # libraries print other lines
             facts = json.loads(line)
             yield facts.pop("event"), facts
 
@@ -151,26 +143,22 @@ def _show(first: _Run, second: _Run, identical: bool) -> None:
 
 
 def _session(name: str, run: _Run) -> Table:
-    """What the depot says of an engine's session, which has ended."""
-    session = ParseDict(run.answered["summary"], cache_pb2.SessionSummary())
+    """Return the depot's summary of an engine's session, which has ended."""
+    session = view(ParseDict(run.answered["summary"], cache_pb2.SessionSummary()))
     kv = run.events["attached"]
     table = Table(title=f"session of {name}: blocks of {kv['block_size']} tokens, {kv['layout']}")
     for header in ("operation", "begins", "takes", "tokens", "bytes", "outcome"):
         table.add_column(header, justify="left" if header in ("operation", "outcome") else "right")
     for operation in session.operations:
         table.add_row(
-            cache_pb2.OperationKind.Name(operation.kind).removeprefix("OPERATION_KIND_").lower(),
-            _milliseconds(_seconds(operation.start_offset)),
-            _milliseconds(_seconds(operation.duration)),
+            operation.kind,
+            _milliseconds(operation.span.start_seconds),
+            _milliseconds(operation.span.seconds),
             f"{operation.num_tokens:,}",
             f"{operation.num_bytes:,}",
-            cache_pb2.Outcome.Name(operation.outcome).removeprefix("OUTCOME_").lower(),
+            operation.outcome,
         )
     return table
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.ToNanoseconds() / 1e9
 
 
 def _milliseconds(seconds: float) -> str:

@@ -58,7 +58,7 @@ itself. `*` is all that has no name in the table."""
 COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 GENERATED = "kvdepot/v1/*"
-CONTRACT = ("kvdepot.v1", "kvdepot.pieces")  # the generated messages, and the ones that are encoded by hand
+CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the ones that are encoded by hand
 # The server and the engines must agree about the memory that is left, and both draw sessions. Engines install only the
 # client, so these modules are the client's. They import nothing but the standard library.
 SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvdepot.cli.printable import printable
+from kvdepot.cli.terminal import printable
 from service.doctor.examine import examine
 from service.doctor.findings import Finding, Status, failure
 from service.doctor.gather import gather

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kernels.cuda.presence import cuda_presence
 from kernels.host.streaming_copy import built_library
-from kvdepot.memory.available import control_groups, in_control_groups, in_machine
+from kvdepot.memory.available import CGROUP_MEMBERSHIP, CGROUP_ROOT, control_groups, in_control_groups, in_machine
 from service.access.certificates import BadCertificate, read_certificate
 from service.access.tenants import TenantLimits
 from service.access.tenants_file import BadTenants, read_tenants
@@ -45,7 +45,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
     )
 
 
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+def cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> float:
     """Return how many CPUs' time the process's control groups allow, of version 1 and 2. Infinite without a limit."""
     quotas = [float("inf")]
     for folder in control_groups("cpu", root, membership):

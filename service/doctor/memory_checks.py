@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvdepot.cli.printable import readable_size
+from kvdepot.cli.terminal import readable_size
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
 from service.l1.arena import HUGE_PAGE_BYTES, HugePages

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from heapq import merge
 from typing import Any
 
-from kvdepot.timeline import Span, gaps
+from kvdepot.timeline import Span, timeline
 from service.depot.sessions import Operation, OperationKind, Session
 
 MAX_ROWS = 24
@@ -28,18 +28,13 @@ class SessionReport:
 def report(session: Session) -> SessionReport:
     """Tells of a session that has ended. What was asked, matched and moved is summed over the operations kept."""
     operations = [(_span(session, each), each) for each in session.operations]
-    # Beyond the last operation that is kept nobody knows who worked.
-    known_seconds = session.duration_seconds
-    if session.num_dropped_operations:
-        known_seconds = min(known_seconds, max(span.end_seconds for span, _ in operations))
-    engine = gaps((span for span, _ in operations), known_seconds)
-    engine_seconds = sum(gap.seconds for gap in engine)
+    divided = timeline([span for span, _ in operations], session.duration_seconds, session.num_dropped_operations)
     facts = _facts(session)
-    facts["depot_seconds"] = round(known_seconds - engine_seconds, 6)
-    facts["engine_seconds"] = round(engine_seconds, 6)
+    facts["depot_seconds"] = round(divided.depot_seconds, 6)
+    facts["engine_seconds"] = round(divided.engine_seconds, 6)
     facts["operations"] = [_operation_facts(span, each) for span, each in operations[:MAX_ROWS]]
 
-    shown = ((gap, None) for gap in engine if gap.seconds >= SHORTEST_GAP_SECONDS)
+    shown = ((gap, None) for gap in divided.gaps if gap.seconds >= SHORTEST_GAP_SECONDS)
     rows = list(merge(operations, shown, key=lambda row: row[0].start_seconds))
     lines = [
         "SessionSummary instance_id={instance_id!r} session_id={session_id!r} model_name={model_name!r}",
@@ -118,5 +113,6 @@ def _row(span: Span, operation: Operation | None) -> str:
         what, tokens = "lookup", f"{operation.num_tokens:,} of {operation.asked_tokens:,} tokens"
     else:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
-    rate = f"{operation.num_bytes / span.seconds / 1e9:.2f} GB/s" if operation.num_bytes and span.seconds > 0 else ""
-    return f"{times}{what:<16}  {tokens:>24}  {rate:>11}  {TIER}  {operation.outcome or 'running'}"
+    rate = span.gigabytes_per_second(operation.num_bytes)
+    speed = f"{rate:.2f} GB/s" if rate is not None else ""
+    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {TIER}  {operation.outcome or 'running'}"

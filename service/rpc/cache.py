@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from kvdepot.pieces import Piece, parsed_store, serialised_retrieve, store_data
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
+from kvdepot.wire import Piece, parsed_store, serialised_retrieve, store_data
 from service import __version__
 from service.access.credentials import caller, has_certificate
 from service.depot.attach import Attacher

@@ -13,7 +13,7 @@ from tests.fakes.depot import FakeDepot
 
 
 class Side:
-    """Calls one of the two clients, so that a claim is tested on both: a call that blocks runs in a thread."""
+    """One of the two clients, so that a claim is tested on both. A blocking call runs in a thread."""
 
     def __init__(self, client_class: Callable[..., Any]) -> None:
         self.client_class = client_class
@@ -25,13 +25,13 @@ class Side:
         return await method(*args, **kwargs)
 
     async def all(self, responses: Any) -> list[Any]:
-        """Everything that a stream brings."""
+        """Return everything that a stream brings."""
         if self.blocks:
             return await asyncio.to_thread(list, responses)
         return [response async for response in responses]
 
     async def first(self, responses: Any) -> Any:
-        """One message of a stream, which is closed then."""
+        """Return the first message of a stream, and close it."""
         if self.blocks:
             message = await asyncio.to_thread(next, responses)
             await asyncio.to_thread(responses.close)

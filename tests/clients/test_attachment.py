@@ -1,4 +1,4 @@
-"""An attachment lives as long as its stream, and the engine is told when that ends."""
+"""An attachment lives as long as its stream, and `on_lost` is called when the stream ends."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ async def test_attach_sends_the_description_and_shows_the_acknowledgement(
 
 async def test_refused_attach_raises_and_is_no_loss(side: Side, client: Any, depot: FakeDepot) -> None:
     depot.failures["AttachInstance"] = failure(grpc.StatusCode.FAILED_PRECONDITION, "RANK_ATTACHED")
-    told: list[DepotError] = []
+    losses: list[DepotError] = []
     with pytest.raises(DepotError) as raised:
-        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
+        await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=losses.append)
     assert raised.value.reason == "RANK_ATTACHED"
-    assert told == []
+    assert losses == []
 
 
 async def test_attach_that_is_not_acknowledged_in_time_is_given_up(side: Side, client: Any, depot: FakeDepot) -> None:
@@ -78,15 +78,15 @@ async def test_attach_that_is_not_acknowledged_in_time_is_given_up(side: Side, c
 async def test_end_of_the_stream_is_noticed_while_no_call_is_made(
     how: Any, code: grpc.StatusCode, reason: str, side: Side, client: Any, depot: FakeDepot
 ) -> None:
-    told: list[DepotError] = []
-    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
+    losses: list[DepotError] = []
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=losses.append)
     depot.end_attachment(how)
     error = await side(attachment.wait_lost, 10)
     assert (error.code, error.reason) == (code, reason)
     assert attachment.lost
     assert attachment.lost_reason is error
     await side(attachment.close)
-    assert told == [error]
+    assert losses == [error]
 
 
 async def test_death_of_the_depot_is_a_loss(side: Side, depot: FakeDepot) -> None:
@@ -99,15 +99,15 @@ async def test_death_of_the_depot_is_a_loss(side: Side, depot: FakeDepot) -> Non
 
 
 async def test_close_detaches_and_is_no_loss(side: Side, client: Any, depot: FakeDepot) -> None:
-    told: list[DepotError] = []
-    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
+    losses: list[DepotError] = []
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=losses.append)
     assert not depot.detached.is_set()
     await side(attachment.close)
     await side(attachment.close)
     assert await asyncio.to_thread(depot.detached.wait, 10)
     assert await side(attachment.wait_lost) is None
     assert not attachment.lost
-    assert told == []
+    assert losses == []
 
 
 async def test_closed_attachment_leaves_nothing_behind(side: Side, client: Any) -> None:
@@ -171,14 +171,14 @@ async def test_on_lost_may_raise_and_may_close(
 
 
 async def test_close_of_the_client_detaches_and_is_no_loss(side: Side, depot: FakeDepot) -> None:
-    told: list[DepotError] = []
+    losses: list[DepotError] = []
     client = side.client_class(depot.address)
-    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=told.append)
+    attachment = await side(client.attach, instance_id="engine-0", model_name="model", groups=[], on_lost=losses.append)
     await side(client.close)
     assert await asyncio.to_thread(depot.detached.wait, 10)
     assert await side(attachment.wait_lost, 10) is None
     assert not attachment.lost
-    assert told == []
+    assert losses == []
 
 
 async def test_cancelled_attach_leaves_no_stream(depot: FakeDepot) -> None:

@@ -20,7 +20,7 @@ assert not heavy, heavy
 assert not [name for name in sys.modules if name.startswith("google.rpc")]
 assert threading.active_count() == 1, threading.enumerate()
 assert os.environ == before
-kvdepot.errors.rpc_status.decode(b"")  # its messages are made now
+kvdepot.errors.status_messages()  # made on first use
 pool = descriptor_pool.Default()
 for name in ("google.rpc.Status", "kvdepot_rpc.Status"):
     try:
@@ -42,7 +42,7 @@ def test_import_brings_neither_torch_nor_google_rpc_and_starts_nothing() -> None
 
 def test_real_google_rpc_can_be_loaded_beside_ours() -> None:
     run(
-        "import kvdepot\nkvdepot.errors.rpc_status.decode(b'')\n"
+        "import kvdepot\nkvdepot.errors.status_messages()\n"
         "from google.rpc import status_pb2, error_details_pb2\n"
         "assert status_pb2.Status(code=5).code == 5\n"
     )

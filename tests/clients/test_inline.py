@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kvdepot import AsyncDepotClient, DepotError
-from kvdepot.pieces import Piece
 from kvdepot.v1 import cache_pb2
+from kvdepot.wire import Piece
 from tests.clients.conftest import Side
 from tests.fakes.depot import CHUNK_BYTES, FakeDepot, failure
 from tests.fakes.waiting import eventually

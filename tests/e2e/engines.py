@@ -194,7 +194,7 @@ class Engine:
     async def die(self) -> None:
         """End the stream as the kernel does for a process that dies: the depot gets no DetachInstance."""
         self.attachment._stream.cancel()
-        await asyncio.wait([self.attachment._reader])
+        await self.attachment._reader.finish()
 
     async def close(self) -> None:
         await self.attachment.close()

@@ -10,9 +10,9 @@ import numpy as np
 
 from kvdepot import AsyncAttachment, AsyncDepotClient, SharedBuffer, SharedRegions
 from kvdepot.layout import layouts
-from kvdepot.packed_ids import with_ids
 from kvdepot.requests import allocation_record
 from kvdepot.v1 import cache_pb2, observability_pb2
+from kvdepot.wire import with_ids
 
 ATTACH = "/kvdepot.v1.CacheService/AttachInstance"
 LOOKUP = "/kvdepot.v1.CacheService/Lookup"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tools.generate.chart_readme import readme
@@ -11,6 +12,7 @@ from tools.generate.dashboard.dashboard import dashboard_json
 from tools.generate.events import events_page
 from tools.generate.metrics import metrics_page
 from tools.generate.settings import settings_page
+from tools.generate.sync_client import NAMES, sync_module
 
 _REPOSITORY = Path(__file__).parents[2]
 _CHART = _REPOSITORY / "helm/kvdepot"
@@ -21,7 +23,7 @@ FILES: dict[str, Callable[[], str]] = {
     "helm/kvdepot/README.md": lambda: readme(_CHART),
     "helm/kvdepot/values.schema.json": lambda: values_schema(_CHART),
     "helm/kvdepot/dashboards/kvdepot.json": dashboard_json,
-}
+} | {f"clients/python/kvdepot/sync/{name}": partial(sync_module, name) for name in NAMES}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What an inference engine installs to keep its KV cache in a kvdepot, a node-local depot.
+"""The client of kvdepot, a node-local depot for the KV cache of inference engines.
 
     shared = SharedRegions()
     group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
@@ -14,7 +14,7 @@
 
 On a GPU it is `cuda.CudaRegions` instead of `SharedRegions`, and ``ready_event=cuda.ready_event(event)``.
 `AsyncDepotClient` is the same for an event loop. The messages that methods take and return are in `kvdepot.v1`; the
-comments of the .proto files are their manual. torch is never imported: tensors are used only if they are handed in.
+comments of the .proto files are their manual. torch is never imported: only tensors that a caller passes are used.
 """
 
 from __future__ import annotations

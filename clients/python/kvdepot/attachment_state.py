@@ -1,18 +1,18 @@
-"""What both kinds of attachment know: the acknowledgement, and how the stream fares."""
+"""The state of one rank's attachment: the depot's acknowledgement, and whether the stream lives."""
 
 from __future__ import annotations
 
 import grpc
 
-from kvdepot import inline
 from kvdepot.errors import DepotError
+from kvdepot.inline import PieceOrder
 from kvdepot.v1 import cache_pb2
 
 DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
 
 
-class Attached:
-    """One rank that is attached, for as long as its stream lives."""
+class AttachmentState:
+    """What both kinds of attachment have in common."""
 
     def __init__(self, instance_id: str, rank: int) -> None:
         self.instance_id = instance_id
@@ -25,22 +25,22 @@ class Attached:
     @property
     def chunk_size(self) -> int:
         """Tokens per chunk; a ``start_token`` is a multiple of it."""
-        return self._facts.chunk_size
+        return self._acknowledged.chunk_size
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk of this rank, over all its groups."""
-        return self._facts.chunk_bytes
+        return self._acknowledged.chunk_bytes
 
     @property
     def server_version(self) -> str:
         """Version of the depot."""
-        return self._facts.server_version
+        return self._acknowledged.server_version
 
     @property
     def transfer_backend(self) -> str:
-        """How bytes are moved for this rank; ``inline`` if it attached no memory."""
-        return self._facts.transfer_backend
+        """What moves bytes for this rank; ``inline`` if it attached no memory."""
+        return self._acknowledged.transfer_backend
 
     @property
     def draining(self) -> bool:
@@ -49,7 +49,7 @@ class Attached:
 
     @property
     def lost(self) -> bool:
-        """Whether the stream ended without `close`: the depot holds nothing for this rank any more; attach again."""
+        """Whether the stream ended without `close`. The depot then holds nothing for this rank: attach again."""
         return self._lost_reason is not None
 
     @property
@@ -62,28 +62,28 @@ class Attached:
         return f"<{type(self).__name__} {self.instance_id}/{self.rank} {state}, chunks of {self.chunk_size} tokens>"
 
     def _take(self, response: cache_pb2.AttachInstanceResponse) -> None:
-        """Takes a message of the stream: the acknowledgement, or a notice."""
+        """Note a message of the stream: the acknowledgement, or a notice."""
         if self._acknowledgement is None:
             self._acknowledgement = response
         if response.notice == cache_pb2.NOTICE_DRAINING:
             self._draining = True
 
-    def _pieces_from(self, skip_tokens: int) -> inline.PieceOrder:
-        """The order in which an inline retrieve has to bring its pieces."""
+    def _pieces_from(self, skip_tokens: int) -> PieceOrder:
+        """Return the order in which an inline retrieve has to bring its pieces."""
         first_chunk = skip_tokens // self.chunk_size if self.chunk_size else 0
-        return inline.PieceOrder(chunk_bytes=self.chunk_bytes, first_chunk=first_chunk)
+        return PieceOrder(chunk_bytes=self.chunk_bytes, first_chunk=first_chunk)
 
     @property
-    def _facts(self) -> cache_pb2.AttachInstanceResponse:
+    def _acknowledged(self) -> cache_pb2.AttachInstanceResponse:
         return self._acknowledgement or cache_pb2.AttachInstanceResponse()
 
 
 def ended() -> DepotError:
-    """The depot ended the stream in good order."""
+    """Return the error for a stream that the depot ended in good order."""
     return DepotError(grpc.StatusCode.UNAVAILABLE, "ATTACHMENT_ENDED", "the depot ended the attachment")
 
 
 def unacknowledged(timeout_seconds: float) -> DepotError:
-    """The depot took too long to acknowledge."""
+    """Return the error for an acknowledgement that took too long."""
     message = f"the depot did not acknowledge the attachment within {timeout_seconds:g} s"
     return DepotError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)

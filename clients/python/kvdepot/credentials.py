@@ -1,4 +1,4 @@
-"""What a client shows a depot, and what it asks the depot to show."""
+"""A client's credentials, and the authorities that it trusts to sign a depot's certificate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ READ_TOKEN_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A bearer token and a certificate for depots that have tenants, and authorities for those that serve with TLS.
+    """A bearer token or a certificate for a depot with tenants, and authorities for a depot with TLS.
 
-    ``token``, or ``token_file``, which is read again every second that a call is made in: a token that is replaced
-    there needs no restart. ``ca_file`` holds the authorities that sign depots' certificates, in PEM; ``tls`` alone
-    takes the system's. ``certificate_file`` and ``key_file`` are the client's own, read when the client is made.
-    ``server_name`` is what the depot's certificate has to be for, where that is not the host of the address.
+    Give ``token`` or ``token_file``. A call reads the file if the last read is more than a second ago, so that a token
+    may be replaced there without a restart. ``ca_file`` holds the authorities that sign depots' certificates, in PEM;
+    ``tls`` alone takes the system's. ``certificate_file`` and ``key_file`` are the client's own, read when the client
+    is made. ``server_name`` is the name in the depot's certificate, where that is not the host of the address.
 
-    Unix sockets have no TLS. A token is not sent to another machine over plain TCP, unless ``plain_tcp`` says that
-    something else keeps it secret, such as a mesh.
+    Unix sockets have no TLS. The client sends no token to another machine over plain TCP, unless ``plain_tcp`` says
+    that something else keeps it secret, such as a mesh.
     """
 
     token: str = field(default="", repr=False)
@@ -44,11 +44,11 @@ class Credentials:
             raise ValueError("certificate_file and key_file: give both or none")
 
     def channel_credentials(self, address: str) -> grpc.ChannelCredentials | None:
-        """For a channel to the address; None if it has no TLS.
+        """Return the credentials of a channel to the address; None if it has no TLS.
 
-        Raises:
-            ValueError: a token would be sent to another machine over plain TCP.
-            OSError: a file can't be read.
+        A ValueError keeps a token from going to another machine over plain TCP.
+
+        Raises: ValueError, OSError.
         """
         if address.startswith("unix:"):
             return None
@@ -59,25 +59,24 @@ class Credentials:
         return grpc.ssl_channel_credentials(*map(_read, (self.ca_file, self.key_file, self.certificate_file)))
 
     def options(self) -> tuple[tuple[str, str], ...]:
-        """Options for a channel with TLS."""
+        """Return options for a channel with TLS."""
         return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
 
 
 class Bearer:
-    """The metadata that shows a token. Safe to share among threads."""
+    """The metadata that carries a token. Safe to share among threads."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._file = Path(credentials.token_file) if credentials.token_file is not None else None
         self._read_at = 0.0
         self._metadata: tuple[tuple[str, str], ...] = _bearer(credentials.token)
         if self._file is not None:
-            self.metadata()  # so that a file that can't be read is told at once
+            self.metadata()  # raises at once if the file can't be read
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call sends along. While the file can't be read, what was read before.
+        """Return the metadata of a call. While the file can't be read, the token is the last one read, if there is one.
 
-        Raises:
-            OSError: it never could.
+        Raises: OSError.
         """
         if self._file is not None and time.monotonic() - self._read_at >= READ_TOKEN_EVERY_SECONDS:
             try:

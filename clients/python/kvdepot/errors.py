@@ -1,16 +1,29 @@
-"""The one exception that a failed call raises."""
+"""The one exception that a failed call raises, made from the call's status and its details.
+
+The details are a google.rpc.Status. An engine may lack googleapis-common-protos, or have another version of it. So the
+few messages of it are described here, in a descriptor pool of their own: nothing clashes with the default pool.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from kvdepot import status_details as rpc_status
-
 _STATUS_DETAILS = "grpc-status-details-bin"
+_PACKAGE = "kvdepot_rpc"  # only field numbers are on the wire, so the names are ours
+_FIELDS = {
+    "Status": ["int32 code = 1", "string message = 2", "repeated Any details = 3"],
+    "Any": ["string type_url = 1", "bytes value = 2"],
+    "ErrorInfo": ["string reason = 1", "string domain = 2"],
+    "BadRequest": ["repeated FieldViolation field_violations = 1"],
+    "FieldViolation": ["string field = 1", "string description = 2"],
+    "RetryInfo": ["Duration retry_delay = 1"],
+    "Duration": ["int64 seconds = 1", "int32 nanos = 2"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +61,63 @@ class DepotError(Exception):
 
     def __str__(self) -> str:
         fields = (f"{violation.field}: {violation.description}" for violation in self.violations)
-        # The depot's message names them already, as far as there is room.
+        # The depot's message names the fields already, as far as its length allows.
         unnamed = "".join(f"; {field}" for field in fields if field.removesuffix("...") not in self.message)
         return f"{self.code.name} {self.reason}: {self.message}{unnamed}"
 
 
 def depot_error(call: grpc.RpcError) -> DepotError:
-    """The error that a failed call stands for."""
+    """Return the error that a failed call stands for."""
     code = call.code()
-    reason = "UNREACHABLE" if code is grpc.StatusCode.UNAVAILABLE else code.name
-    message = call.details() or ""
+    error = DepotError(code, "UNREACHABLE" if code is grpc.StatusCode.UNAVAILABLE else code.name, call.details() or "")
     metadata: Any = call.trailing_metadata() or ()
-    encoded = next((value for key, value in metadata if key == _STATUS_DETAILS), None)
-    if not isinstance(encoded, bytes):
-        return DepotError(code, reason, message)
+    details = next((value for key, value in metadata if key == _STATUS_DETAILS), None)
+    if not isinstance(details, bytes):
+        return error
     try:
-        details = rpc_status.decode(encoded)
-    except DecodeError:  # not ours: what the status itself says must do
-        return DepotError(code, reason, message)
-    violations = tuple(FieldViolation(field, description) for field, description in details.violations)
-    return DepotError(code, details.reason or reason, message, violations, details.retry_after_seconds)
+        return _with_details(error, details)
+    except DecodeError:  # not a google.rpc.Status: the status itself must do
+        return error
+
+
+def _with_details(error: DepotError, status: bytes) -> DepotError:
+    """Return the error with what a serialised google.rpc.Status adds to it.
+
+    Raises: DecodeError.
+    """
+    messages = status_messages()
+    reason, violations, retry_after_seconds = error.reason, error.violations, error.retry_after_seconds
+    for packed in messages["Status"].FromString(status).details:
+        name = packed.type_url.rpartition("/")[2]
+        if name == "google.rpc.ErrorInfo":
+            reason = messages["ErrorInfo"].FromString(packed.value).reason or reason
+        elif name == "google.rpc.BadRequest":
+            fields = messages["BadRequest"].FromString(packed.value).field_violations
+            violations = tuple(FieldViolation(field.field, field.description) for field in fields)
+        elif name == "google.rpc.RetryInfo":
+            delay = messages["RetryInfo"].FromString(packed.value).retry_delay
+            retry_after_seconds = delay.seconds + delay.nanos / 1e9
+    return DepotError(error.code, reason, error.message, violations, retry_after_seconds)
+
+
+@cache
+def status_messages() -> dict[str, Any]:
+    """Return the message classes of a google.rpc.Status by name, made on first use."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # only a call that failed needs them
+
+    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3")
+    types = descriptor_pb2.FieldDescriptorProto
+    for name, declarations in _FIELDS.items():
+        message = file.message_type.add(name=name)
+        for declaration in declarations:
+            declared, number = declaration.split(" = ")
+            *labels, type_name, field_name = declared.split()
+            field = message.field.add(name=field_name, number=int(number))
+            field.label = types.LABEL_REPEATED if labels else types.LABEL_OPTIONAL
+            if type_name in _FIELDS:
+                field.type, field.type_name = types.TYPE_MESSAGE, f".{_PACKAGE}.{type_name}"
+            else:
+                field.type = types.Type.Value(f"TYPE_{type_name.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _FIELDS}

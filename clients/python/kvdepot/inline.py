@@ -1,4 +1,4 @@
-"""Chunk bytes that ride on a call: cutting them into pieces, and checking that all pieces came."""
+"""Chunk bytes that ride on a call: cut into pieces on the way out, checked to be complete on the way in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import grpc
 
 from kvdepot.errors import DepotError
-from kvdepot.pieces import MAX_PIECE_BYTES, Piece, store_piece
+from kvdepot.wire import MAX_PIECE_BYTES, Piece, store_piece
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
 def messages(data: Buffer | Iterable[Buffer]) -> Iterator[bytes]:
-    """Cuts one buffer, or each of several, into serialised messages of at most 1 MiB of data."""
+    """Cut one buffer, or each of several, into serialised messages of at most 1 MiB of data."""
     try:
         memoryview(data)  # type: ignore[arg-type]
     except TypeError:  # not a buffer
@@ -26,7 +26,7 @@ def messages(data: Buffer | Iterable[Buffer]) -> Iterator[bytes]:
 
 
 def pieces(data: Buffer) -> Iterator[bytes]:
-    """Cuts C-contiguous bytes into serialised messages; each byte is copied once, into its message."""
+    """Cut C-contiguous bytes into serialised messages. Each byte is copied once, into its message."""
     view = memoryview(data)
     if view.nbytes == 0:  # cannot be cast
         return
@@ -36,9 +36,9 @@ def pieces(data: Buffer) -> Iterator[bytes]:
 
 
 class PieceOrder:
-    """Where the next piece of an inline retrieve has to start.
+    """The position at which the next piece of an inline retrieve has to start.
 
-    Chunks follow each other from ``first_chunk`` on, and the pieces of a chunk leave nothing out.
+    Chunks follow each other from ``first_chunk`` on. Pieces of a chunk follow each other without a gap.
     """
 
     def __init__(self, *, chunk_bytes: int, first_chunk: int) -> None:
@@ -47,10 +47,9 @@ class PieceOrder:
         self._offset_bytes = 0
 
     def accept(self, piece: Piece) -> None:
-        """Takes the next piece.
+        """Advance by one piece, which must begin where the one before it ended.
 
-        Raises:
-            DepotError: DATA_LOSS INCOMPLETE_STREAM, if it does not begin where the one before ended.
+        Raises: DepotError.
         """
         end = piece.offset_bytes + len(piece.data)
         expected = (self._chunk, self._offset_bytes)
@@ -65,20 +64,20 @@ class PieceOrder:
             self._offset_bytes = 0
 
     def finish(self) -> None:
-        """Takes the end of the stream.
+        """Check that the stream ended between two chunks.
 
-        Raises:
-            DepotError: DATA_LOSS INCOMPLETE_STREAM, if it cuts a chunk.
+        Raises: DepotError.
         """
         if self._offset_bytes:
             raise incomplete(f"the stream ended at byte {self._offset_bytes} of chunk {self._chunk}")
 
 
-class Filling:
-    """A buffer that the pieces of an inline retrieve are copied into, one after the other.
+class TargetBuffer:
+    """The caller's buffer, into which the pieces of an inline retrieve are copied one after the other.
 
-    Raises:
-        ValueError: the buffer is read-only or not C-contiguous.
+    It must be writable and C-contiguous.
+
+    Raises: ValueError.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -88,11 +87,10 @@ class Filling:
         self._target = view.cast("B") if view.nbytes else memoryview(bytearray())
         self._filled_bytes = 0
 
-    def accept(self, data: memoryview) -> None:
-        """Copies the next piece.
+    def append(self, data: memoryview) -> None:
+        """Copy the next piece, for which there must be space left.
 
-        Raises:
-            DepotError: DATA_LOSS INCOMPLETE_STREAM, if there is no room for it.
+        Raises: DepotError.
         """
         end = self._filled_bytes + len(data)
         if end > self._target.nbytes:
@@ -101,14 +99,14 @@ class Filling:
         self._filled_bytes = end
 
     def finish(self) -> None:
-        """Takes the end of the stream.
+        """Check that the buffer is full.
 
-        Raises:
-            DepotError: DATA_LOSS INCOMPLETE_STREAM, if a part of the buffer is left.
+        Raises: DepotError.
         """
         if self._filled_bytes != self._target.nbytes:
             raise incomplete(f"{self._filled_bytes} of the buffer's {self._target.nbytes} bytes came")
 
 
 def incomplete(message: str) -> DepotError:
+    """Return the error for an inline stream with missing or misplaced bytes."""
     return DepotError(grpc.StatusCode.DATA_LOSS, "INCOMPLETE_STREAM", message)

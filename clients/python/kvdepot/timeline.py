@@ -1,8 +1,9 @@
-"""When operations of a session ran, and when none did: that time was the engine's own."""
+"""How a session's time divides between its operations and the engine's own work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -17,19 +18,36 @@ class Span(NamedTuple):
         """How long it is."""
         return self.end_seconds - self.start_seconds
 
+    def gigabytes_per_second(self, num_bytes: int) -> float | None:
+        """Return the rate at which bytes moved in it, in units of 10^9; None if none did."""
+        return num_bytes / self.seconds / 1e9 if num_bytes and self.seconds > 0 else None
 
-def gaps(operations: Iterable[Span], duration_seconds: float) -> list[Span]:
-    """The stretches of a session in which no operation ran, in order; operations may overlap and be in any order.
 
-    What an operation took beyond the session's end does not count.
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """``gaps`` are the spans in which no operation ran, in order; ``engine_seconds`` is their sum."""
+
+    gaps: list[Span]
+    depot_seconds: float
+    engine_seconds: float
+
+
+def timeline(operations: Sequence[Span], duration_seconds: float, num_dropped_operations: int = 0) -> Timeline:
+    """Divide a session's time. Operations may overlap and be in any order.
+
+    Time after the session's end does not count. If operations were dropped, neither does time after the last one that
+    was kept: what ran then is unknown.
     """
-    found = []
+    if num_dropped_operations:
+        duration_seconds = min(duration_seconds, max((each.end_seconds for each in operations), default=0.0))
+    gaps = []
     covered_seconds = 0.0
     for start_seconds, end_seconds in sorted(operations):
         gap_end_seconds = min(start_seconds, duration_seconds)
         if gap_end_seconds > covered_seconds:
-            found.append(Span(covered_seconds, gap_end_seconds))
+            gaps.append(Span(covered_seconds, gap_end_seconds))
         covered_seconds = max(covered_seconds, end_seconds)
     if covered_seconds < duration_seconds:
-        found.append(Span(covered_seconds, duration_seconds))
-    return found
+        gaps.append(Span(covered_seconds, duration_seconds))
+    engine_seconds = sum(gap.seconds for gap in gaps)
+    return Timeline(gaps, duration_seconds - engine_seconds, engine_seconds)

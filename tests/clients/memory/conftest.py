@@ -38,11 +38,11 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def full_shm(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Three blocks are left in /dev/shm. Gives a size that is too large."""
-    room = os.statvfs(SHM)
-    full = os.statvfs_result((*room[:4], 3, *room[5:]))
+    """Leave three blocks in /dev/shm, and return a size that is too large."""
+    space = os.statvfs(SHM)
+    full = os.statvfs_result((*space[:4], 3, *space[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    return 4 * room.f_frsize
+    return 4 * space.f_frsize
 
 
 def path_of(region: cache_pb2.MemoryRegion) -> str:

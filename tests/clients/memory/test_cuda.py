@@ -203,8 +203,8 @@ def test_a_tensor_elsewhere_is_refused(driver: CardInProcess) -> None:
 
 
 def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_LIBRARY", "libcuda-of-nobody.so.1")
-    with pytest.raises(CudaUnavailable, match=r"no CUDA driver: .*libcuda-of-nobody"):
+    monkeypatch.setattr(cuda, "_LIBRARY", "libcuda-absent.so.1")
+    with pytest.raises(CudaUnavailable, match=r"no CUDA driver: .*libcuda-absent"):
         CudaRegions().locate(OnDevice(torch.zeros(4)))
     with pytest.raises(CudaUnavailable, match="no CUDA driver"):
         ready_event(Event(1, Device()))

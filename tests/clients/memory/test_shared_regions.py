@@ -68,7 +68,7 @@ def test_buffer_without_bytes_is_refused(size_bytes: int, by: Any) -> None:
 
 @pytest.fixture
 def files_of_a_mebibyte() -> Iterator[None]:
-    """Larger files can't be made: what is tried here would use up the machine's memory otherwise."""
+    """Limit files to a mebibyte, so that a test can't use up the machine's memory."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     yield
@@ -91,8 +91,8 @@ def test_buffer_that_cannot_be_allocated_leaves_nothing(by: Any) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
-def test_buffer_that_shm_has_no_room_for_is_refused(full_shm: int) -> None:
-    with pytest.raises(OSError, match="room") as raised:
+def test_buffer_that_shm_has_no_space_for_is_refused(full_shm: int) -> None:
+    with pytest.raises(OSError, match="has space for") as raised:
         SharedBuffer.create(full_shm)
     assert raised.value.errno == errno.ENOSPC
 

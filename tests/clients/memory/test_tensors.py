@@ -133,8 +133,8 @@ def test_tensor_of_a_device_is_refused(by: Any) -> None:
         SharedRegions(by).locate(torch.zeros(4, device="meta"))
 
 
-def test_storage_that_there_is_no_room_for_is_refused_before_it_is_moved(by: Any, full_shm: int) -> None:
+def test_storage_that_does_not_fit_is_refused_before_it_is_moved(by: Any, full_shm: int) -> None:
     tensor = torch.zeros(full_shm)
-    with pytest.raises(OSError, match="room"):
+    with pytest.raises(OSError, match="has space for"):
         SharedRegions(by).locate(tensor)
     assert not tensor.is_shared()

@@ -25,8 +25,8 @@ def health(*arguments: str) -> Result:
 def test_a_depot_that_serves(start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "8MiB")
     for service in ("", "kvdepot.v1.CacheService", "kvdepot.v1.AdminService"):
-        told = health("--address", address, "--service", service)
-        assert (told.exit_code, told.stdout) == (0, "SERVING\n")
+        result = health("--address", address, "--service", service)
+        assert (result.exit_code, result.stdout) == (0, "SERVING\n")
     other = health("--address", address, "--service", "kvdepot.v2.CacheService")
     assert other.exit_code == 1
     assert other.stderr == f"error: {address}: it has no service 'kvdepot.v2.CacheService'\n"
@@ -36,14 +36,14 @@ def test_a_depot_that_serves(start_server_process: Callable[..., str]) -> None:
 async def test_a_depot_that_drains_does_not_serve(start_server: StartServer, service: str) -> None:
     server: Server = await start_server()
     server._health.drain()
-    told = await asyncio.to_thread(health, "--address", server.addresses[0], "--service", service)
-    assert (told.exit_code, told.stdout) == (1, "NOT_SERVING\n")
+    result = await asyncio.to_thread(health, "--address", server.addresses[0], "--service", service)
+    assert (result.exit_code, result.stdout) == (1, "NOT_SERVING\n")
 
 
 def test_no_depot(tmp_path: Path) -> None:
-    told = health("--address", f"unix:{tmp_path}/nobody.sock")
-    assert told.exit_code == 1
-    assert told.stderr == f"error: unix:{tmp_path}/nobody.sock: no depot answers there\n"
+    result = health("--address", f"unix:{tmp_path}/absent.sock")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: unix:{tmp_path}/absent.sock: no depot answers there\n"
 
 
 def test_alone_it_does_not_load_the_server(start_server_process: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""A child never outlives its block, and tells why it failed."""
+"""A child never outlives its block, and says why it failed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_lines_come_as_they_are_written_and_the_child_ends_with_the_block() -> N
     assert not is_running(pid)
 
 
-def test_a_failure_tells_the_exit_code_and_the_last_lines() -> None:
+def test_a_failure_has_the_exit_code_and_the_last_lines() -> None:
     code = "import sys; print('one'); sys.exit('two')"
     with child("a test", "-c", code) as process, pytest.raises(ChildFailed) as raised:
         list(process.lines())

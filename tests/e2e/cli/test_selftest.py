@@ -1,4 +1,4 @@
-"""`selftest` tells a depot that works from one that can't be reached, one that refuses, and one that is wrong."""
+"""`selftest` has an exit code for each depot: one that works, is away, refuses, or is wrong."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_it_leaves_no_instance_and_no_lease(start_server_process: Callable[..., 
     address = start_server_process("--l1-size", "64MiB")
     assert selftest("--address", address).exit_code == ExitCode.WORKS
     with DepotClient(address) as client:
-        told = client.get_status()
-        assert (told.num_leases, told.num_sessions) == (0, 0)
+        status = client.get_status()
+        assert (status.num_leases, status.num_sessions) == (0, 0)
         assert client.clear_cache(model_name=MODEL_NAME).num_cleared_chunks == 2
 
 
 def test_no_depot(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/nobody.sock"
+    address = f"unix:{tmp_path}/absent.sock"
     result = selftest("--address", address)
     assert result.exit_code == ExitCode.REFUSED
     assert result.stderr == f"error: {address}: no depot answers there\n"
@@ -134,7 +134,7 @@ class FaultyDepot(CacheServiceServicer):
 
     def Lookup(self, request: Any, context: object) -> cache_pb2.LookupResponse:
         found = request.prefix.cache_salt in self._stored and self._fault != "forgets"
-        if found or self._fault == "finds what nobody stored" or (self._stored and self._fault == "mixes salts up"):
+        if found or self._fault == "finds what was not stored" or (self._stored and self._fault == "mixes salts up"):
             return cache_pb2.LookupResponse(matched_tokens=8, lease=cache_pb2.Lease(lease_id="1"))
         return cache_pb2.LookupResponse()
 
@@ -176,7 +176,7 @@ def test_the_fake_without_a_fault_works(start_faulty: Callable[[str], str]) -> N
         ("flips a bit", "the bytes that were retrieved are not those that were stored"),
         ("forgets", "0 tokens found, not 8"),
         ("stores half", "4 tokens stored, not 8"),
-        ("finds what nobody stored", "8 tokens found before it was stored, not 0"),
+        ("finds what was not stored", "8 tokens found before it was stored, not 0"),
         ("mixes salts up", "8 tokens found with another salt, not 0"),
     ],
 )

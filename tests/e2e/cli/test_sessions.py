@@ -1,4 +1,4 @@
-"""`sessions` lists, shows and exports what requests did, and tells in one line what it can't."""
+"""`sessions` lists, shows and exports what requests did, and fails in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = "\x1b[31mred[/] [bold]x\n\u202e"
 
 @dataclass(frozen=True, slots=True)
 class Depot:
-    """A depot with two instances attached, of which `pod-1` did something in `ended`, and in `live` that lives."""
+    """A depot with two instances; `pod-1` has a session that `ended`, and one that is `live`."""
 
     address: str
     client: DepotClient
@@ -74,7 +74,7 @@ def test_lists_as_many_as_it_is_asked_for_from_as_many_pages_as_it_takes(
 ) -> None:
     for number in range(10):
         depot.attachment.lookup(f"s{number}", range(3))
-    monkeypatch.setattr("kvdepot.cli.sessions.MOST_A_PAGE", 3)
+    monkeypatch.setattr("kvdepot.cli.sessions.MAX_PAGE_SIZE", 3)
     listed = depot.run("--limit", "8", "--json")
     ids = [each["session_id"] for each in json.loads(listed.stdout)["sessions"]]
     assert ids == [f"s{number}" for number in range(9, 1, -1)]
@@ -95,8 +95,8 @@ def test_shows_a_session_that_ended_and_one_that_lives(depot: Depot) -> None:
     assert "ended by EndSession after" in ended.output
     assert "scheduler lookup" in live.output
     assert "live after" in live.output
-    told = json.loads(depot.run("show", "pod-1", "ended", "--json").stdout)
-    assert [each["kind"] for each in told["operations"]] == ["OPERATION_KIND_STORE"]
+    session = json.loads(depot.run("show", "pod-1", "ended", "--json").stdout)
+    assert [each["kind"] for each in session["operations"]] == ["OPERATION_KIND_STORE"]
 
 
 def test_exports_one_session_or_all_to_a_file_or_to_standard_output(depot: Depot, tmp_path: Path) -> None:
@@ -107,20 +107,20 @@ def test_exports_one_session_or_all_to_a_file_or_to_standard_output(depot: Depot
     assert names(depot.run("export", "pod-1", "ended").stdout) == ["ended", "store"]
     assert names(depot.run("export", "pod-2", "--all").stdout) == []
     file = tmp_path / "trace.json"
-    told = depot.run("export", "--all", "-o", str(file))
-    assert told.stdout == ""
-    assert told.stderr == f"2 sessions are in {file}\n"
+    exported = depot.run("export", "--all", "-o", str(file))
+    assert exported.stdout == ""
+    assert exported.stderr == f"2 sessions are in {file}\n"
     assert names(file.read_text()) == ["ended", "store", "live", "lookup"]
 
 
-def test_what_it_cannot_do_it_tells_in_one_line(depot: Depot, tmp_path: Path) -> None:
+def test_a_failure_is_one_line(depot: Depot, tmp_path: Path) -> None:
     assert_fails(
-        depot.run("show", "pod-1", "nobody", columns=40),
-        f"{depot.address}: instance 'pod-1' has no session 'nobody'; it may have ended",
+        depot.run("show", "pod-1", "absent", columns=40),
+        f"{depot.address}: instance 'pod-1' has no session 'absent'; it may have ended",
     )
     assert_fails(
-        depot.run("export", "pod-1", "nobody"),
-        f"{depot.address}: instance 'pod-1' has no session 'nobody'; it may have ended",
+        depot.run("export", "pod-1", "absent"),
+        f"{depot.address}: instance 'pod-1' has no session 'absent'; it may have ended",
     )
     assert_fails(depot.run("export", "--all", "-o", f"{tmp_path}/no/t"), f"{tmp_path}/no/t: No such file or directory")
     assert_fails(depot.run("export", "--all", "-o", str(tmp_path)), f"{tmp_path}: Is a directory")
@@ -131,7 +131,7 @@ def test_what_it_cannot_do_it_tells_in_one_line(depot: Depot, tmp_path: Path) ->
 
 @pytest.mark.parametrize("arguments", [(), ("show", "i", "s"), ("export", "i", "s"), ("export", "--all")])
 def test_without_a_depot_it_says_so_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    address = f"unix:{tmp_path}/nobody.sock"
+    address = f"unix:{tmp_path}/absent.sock"
     assert_fails(run(*arguments, "--address", address), f"{address}: no depot answers there")
 
 

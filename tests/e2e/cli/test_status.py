@@ -27,12 +27,12 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
             attachment.store("request-1", range(70), [range(5)])
 
             shown = CliRunner().invoke(app, ["status", "--address", address], env={"COLUMNS": "160"})
-            told = CliRunner().invoke(app, ["status", "--address", address, "--json"])
+            printed = CliRunner().invoke(app, ["status", "--address", address, "--json"])
 
     assert shown.exit_code == 0, shown.output
     for text in ("serving", "pod-1", "llama", "0 of 1", "8 MiB", "evicted chunks"):
         assert text in shown.output
-    answers = json.loads(told.stdout)
+    answers = json.loads(printed.stdout)
     (tier,) = answers["status"]["tiers"]
     assert (tier["num_chunks"], tier["capacity_bytes"]) == ("2", str(8 << 20))
     (instance,) = answers["instances"]["instances"]
@@ -56,7 +56,7 @@ def test_names_from_the_wire_do_not_reach_the_terminal(start_server_process: Cal
 
 
 def test_without_a_depot_it_says_so_in_one_line(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/nobody.sock"
+    address = f"unix:{tmp_path}/absent.sock"
     result = CliRunner().invoke(app, ["status", "--address", address], env={"COLUMNS": "200"})
     assert result.exit_code == 1
     assert result.stdout == ""

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from kvdepot import inline, requests
-from kvdepot.attachment_state import DETACH_SECONDS, Attached, ended, unacknowledged
+from kvdepot import requests
+from kvdepot.aio.calls import AsyncCalls, InlineData
+from kvdepot.aio.tasks import Event, Reader
+from kvdepot.attachment_state import DETACH_SECONDS, AttachmentState, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
-from kvdepot.pieces import Piece
+from kvdepot.inline import PieceOrder, TargetBuffer
 from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
 from kvdepot.v1 import cache_pb2
+from kvdepot.wire import Piece
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from kvdepot.aio.calls import AsyncCalls
-    from kvdepot.aio.client import AsyncDepotClient
-
 _logger = logging.getLogger(__name__)
 
 
-class AsyncAttachment(Attached):
+class AsyncAttachment(AttachmentState):
     """One rank that is attached; made by `AsyncDepotClient.attach`, ended by `close` or by leaving ``async with``.
 
-    A task reads the stream, so that a depot that goes away is noticed while no call is made.
+    A task reads the stream, so that the loss of the depot is noticed while no call is made. Methods are called on the
+    event loop of the client.
     """
 
     def __init__(
         self,
-        client: AsyncDepotClient,
         calls: AsyncCalls,
-        siblings: set[AsyncAttachment],
+        attachments: set[AsyncAttachment],
         request: cache_pb2.AttachInstanceRequest,
         on_lost: Callable[[DepotError], None] | None,
     ) -> None:
         super().__init__(request.instance_id, request.rank)
-        self._client = client
         self._calls = calls
-        self._siblings = siblings
+        self._attachments = attachments  # of the client; it leaves them when its stream ends
         self._on_lost = on_lost
-        self._settled = asyncio.Event()  # acknowledged, or ended before that
-        self._ended = asyncio.Event()
-        self._stream = calls.cache.AttachInstance(
-            request, metadata=calls.metadata()
-        )  # no deadline: it lives as long as the engine
-        siblings.add(self)
-        self._reader = asyncio.create_task(self._read(), name=f"kvdepot-{request.instance_id}")
+        self._settled = Event()  # acknowledged, or ended before that
+        self._ended = Event()
+        self._stream = calls.cache.AttachInstance(request, metadata=calls.metadata())  # lives as long as the engine
+        attachments.add(self)
+        self._reader = Reader(self._read, f"kvdepot-{request.instance_id}")
 
     async def lookup(
         self,
@@ -63,14 +59,13 @@ class AsyncAttachment(Attached):
         max_wait_seconds: float = 0.0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
-        """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it."""
-        return await self._client.lookup(
-            self.instance_id,
-            session_id,
-            prefix,
-            computed_tokens=computed_tokens,
-            max_wait_seconds=max_wait_seconds,
-            timeout_seconds=timeout_seconds,
+        """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
+
+        See `AsyncDepotClient.lookup`.
+        """
+        request = requests.lookup(self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
+        return await self._calls.unary(
+            self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds
         )
 
     async def store(
@@ -83,7 +78,7 @@ class AsyncAttachment(Attached):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreResponse:
-        """Copies whole chunks of the prefix out of the engine's blocks; the blocks may be reused when it returns.
+        """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
 
         ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on; where a group lacks
         blocks of the beginning, see `block_table`. The blocks are read after the ``ready_event`` (see
@@ -92,7 +87,7 @@ class AsyncAttachment(Attached):
         request = requests.store(
             self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
         )
-        return await self._calls.unary(self._calls.cache.Store, request, self._calls.timeout(timeout_seconds))
+        return await self._calls.unary(self._calls.cache.Store, request, timeout_seconds)
 
     async def retrieve(
         self,
@@ -104,47 +99,52 @@ class AsyncAttachment(Attached):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
-        """Copies leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
+        """Copy leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
 
-        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. If this raises or
-        is cancelled, the depot may write to the blocks until `release_lease` or `end_session` has returned. The
-        blocks are written after the ``ready_event``, if there is one.
+        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
+        written after the ``ready_event``, if there is one. If this raises or is cancelled, the depot may write to the
+        blocks until `release_lease` or `end_session` has returned.
         """
         request = requests.retrieve(
             self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event
         )
-        return await self._calls.unary(self._calls.cache.Retrieve, request, self._calls.timeout(timeout_seconds))
+        return await self._calls.unary(self._calls.cache.Retrieve, request, timeout_seconds)
 
     async def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """Gives a lease back before it expires; one that has ended already is no error."""
-        return await self._client.release_lease(lease, timeout_seconds=timeout_seconds)
+        """End a lease before it expires; one that has ended already is no error."""
+        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        return await self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     async def store_inline(
         self,
         session_id: str,
         prefix: PrefixLike,
-        data: Buffer | Iterable[Buffer] | AsyncIterable[Buffer],
+        data: InlineData,
         *,
         start_token: int = 0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreInlineResponse:
-        """Stores the canonical bytes of every whole chunk from ``start_token`` on: one buffer, or several in a row."""
+        """Store the canonical bytes of every whole chunk from ``start_token`` on."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
-        return await self._calls.send(
-            self._calls.store_inline, _messages(header, data), self._calls.timeout(timeout_seconds)
-        )
+        return await self._calls.store_inline(header, data, timeout_seconds)
 
     def retrieve_inline(
         self, session_id: str, lease: LeaseLike, *, skip_tokens: int = 0, timeout_seconds: float | None = None
     ) -> AsyncGenerator[Piece, None]:
-        """The canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
+        """Iterate over the canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
         The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
         multiple of `chunk_size`.
         """
-        request = requests.retrieve_inline(self.instance_id, self.rank, session_id, lease, skip_tokens)
+        request = cache_pb2.RetrieveInlineRequest(
+            instance_id=self.instance_id,
+            rank=self.rank,
+            session_id=session_id,
+            lease_id=requests.lease_id_of(lease),
+            skip_tokens=skip_tokens,
+        )
         responses = self._calls.stream(self._calls.retrieve_inline, request, self._calls.timeout(timeout_seconds))
         return _in_order(responses, self._pieces_from(skip_tokens))
 
@@ -157,46 +157,42 @@ class AsyncAttachment(Attached):
         skip_tokens: int = 0,
         timeout_seconds: float | None = None,
     ) -> None:
-        """Fills a buffer with the canonical bytes of leased chunks; it must be exactly as large as they are.
+        """Fill a buffer with the canonical bytes of leased chunks; it must be exactly as large as they are.
 
         That is ``(matched_tokens - skip_tokens) // chunk_size * chunk_bytes``. If this raises, the content of the
         buffer is undefined.
         """
-        filling = inline.Filling(buffer)
+        target = TargetBuffer(buffer)
         pieces = self.retrieve_inline(session_id, lease, skip_tokens=skip_tokens, timeout_seconds=timeout_seconds)
         async with aclosing(pieces):
             async for piece in pieces:
-                filling.accept(piece.data)
-        filling.finish()
+                target.append(piece.data)
+        target.finish()
 
     async def end_session(
         self, session_id: str, *, timeout_seconds: float | None = None
     ) -> cache_pb2.EndSessionResponse:
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did."""
-        return await self._client.end_session(self.instance_id, session_id, timeout_seconds=timeout_seconds)
+        """End a session, its retrieves and its leases, and return what it did."""
+        request = cache_pb2.EndSessionRequest(instance_id=self.instance_id, session_id=session_id)
+        return await self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     async def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
-        """Waits until the attachment ends, and returns why; None if it was closed, or if the time is over."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._ended.wait()
-        except TimeoutError:
-            return None
+        """Wait until the attachment ends, and return why; None if it was closed, or if the time is over."""
+        await self._ended.wait_for(timeout_seconds)
         return self.lost_reason
 
     async def close(self) -> None:
-        """Detaches the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
+        """Detach the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
         is_attached = self._acknowledgement is not None and not self._closed and not self._ended.is_set()
         self._closed = True
         try:
             if is_attached:
                 request = cache_pb2.DetachInstanceRequest(instance_id=self.instance_id, rank=self.rank)
-                with suppress(DepotError):  # the depot detaches the rank when the stream ends, too
+                with suppress(DepotError):  # the end of the stream detaches the rank as well
                     await self._calls.unary(self._calls.cache.DetachInstance, request, DETACH_SECONDS)
         finally:
             self._stream.cancel()
-        await asyncio.wait([self._reader])
-        self._ended.set()
+        await self._reader.finish()
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,31 +203,32 @@ class AsyncAttachment(Attached):
         await self.close()
 
     async def _wait_acknowledged(self, timeout_seconds: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            raise unacknowledged(timeout_seconds) from None
+        """Wait for the depot's acknowledgement.
+
+        Raises: DepotError.
+        """
+        if not await self._settled.wait_for(timeout_seconds):
+            raise unacknowledged(timeout_seconds)
         if self._acknowledgement is None:
             raise self._lost_reason or ended()
 
     async def _read(self) -> None:
-        """The reader task: takes what the stream brings, until it ends."""
+        """Take what the stream brings, until it ends."""
+        reason = DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the reader of the stream was cancelled")
         try:
             async for response in self._stream:
                 self._take(response)
                 self._settled.set()
-            self._end(ended())
-        except grpc.aio.AioRpcError as error:
-            self._end(depot_error(error))
-        except asyncio.CancelledError:  # by close, or with the loop
-            self._end(DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the event loop was stopped"))
-            raise
+            reason = ended()
+        except grpc.RpcError as error:
+            reason = depot_error(error)
+        finally:
+            self._end(reason)
 
     def _end(self, reason: DepotError) -> None:
         if not self._closed:
             self._lost_reason = reason
-        self._siblings.discard(self)
+        self._attachments.discard(self)
         self._settled.set()
         self._ended.set()
         if self.lost and self._acknowledgement is not None and self._on_lost is not None:
@@ -241,24 +238,7 @@ class AsyncAttachment(Attached):
                 _logger.exception("on_lost failed")
 
 
-async def _messages(
-    header: cache_pb2.StoreInlineRequest, data: Buffer | Iterable[Buffer] | AsyncIterable[Buffer]
-) -> AsyncGenerator[bytes, None]:
-    yield header.SerializeToString()
-    if isinstance(data, AsyncIterable):
-        try:
-            async for buffer in data:
-                for message in inline.pieces(buffer):
-                    yield message
-        finally:  # now, not when it is collected
-            if isinstance(data, AsyncGenerator):
-                await data.aclose()
-    else:
-        for message in inline.messages(data):
-            yield message
-
-
-async def _in_order(responses: AsyncGenerator[Piece, None], order: inline.PieceOrder) -> AsyncGenerator[Piece, None]:
+async def _in_order(responses: AsyncGenerator[Piece, None], order: PieceOrder) -> AsyncGenerator[Piece, None]:
     async with aclosing(responses):
         async for piece in responses:
             order.accept(piece)

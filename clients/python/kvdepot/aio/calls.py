@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc
 
-from kvdepot import channel, trace
-from kvdepot.credentials import Bearer, Credentials
+from kvdepot import inline
+from kvdepot.credentials import Credentials
 from kvdepot.errors import depot_error
-from kvdepot.pieces import Piece, parsed_retrieve
+from kvdepot.rpc import CallDefaults, channel_arguments
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
-from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineResponse
+from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
+from kvdepot.wire import Piece, parsed_retrieve
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from kvdepot.v1.admin_pb2_grpc import AdminServiceAsyncStub
     from kvdepot.v1.cache_pb2_grpc import CacheServiceAsyncStub
     from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceAsyncStub
+
+InlineData: TypeAlias = "Buffer | Iterable[Buffer] | AsyncIterable[Buffer]"
+"""One buffer, or several in a row."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AsyncCalls:
+class AsyncCalls(CallDefaults):
     """One channel to the depot, for the event loop it was made on."""
 
     def __init__(
         self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
     ) -> None:
-        self._timeout_seconds = channel.checked_timeout(timeout_seconds)
-        self._channel = channel.opened_on_loop(address, credentials)
-        self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
+        super().__init__(credentials, timeout_seconds)
+        secure, options = channel_arguments(address, credentials)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if secure is None
+            else grpc.aio.secure_channel(address, secure, options)
+        )
         self.cache: CacheServiceAsyncStub = CacheServiceStub(self._channel)
-        self.store_inline: grpc.aio.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
+        self.observability: ObservabilityServiceAsyncStub = ObservabilityServiceStub(self._channel)
+        self.admin: AdminServiceAsyncStub = AdminServiceStub(self._channel)
+        self._store_inline: grpc.aio.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
             "/kvdepot.v1.CacheService/StoreInline",
             response_deserializer=StoreInlineResponse.FromString,
         )
@@ -48,51 +60,46 @@ class AsyncCalls:
                 response_deserializer=parsed_retrieve,
             )
         )
-        self.observability: ObservabilityServiceAsyncStub = ObservabilityServiceStub(self._channel)
-        self.admin: AdminServiceAsyncStub = AdminServiceStub(self._channel)
-
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What a call sends along: whose it is, and the caller's place in its trace."""
-        if self._bearer is None:
-            return trace.metadata()
-        return (*self._bearer.metadata(), *(trace.metadata() or ()))
-
-    def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
-        """The caller's timeout, or else the default and ``added_seconds``."""
-        if timeout_seconds is None:
-            return self._timeout_seconds + added_seconds
-        return channel.checked_timeout(timeout_seconds)
 
     async def unary(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
         request: Request,
-        timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
+        timeout_seconds: float | None,
+        *,
+        added_seconds: float = 0.0,
     ) -> Response:
+        """Make a call; see `timeout`.
+
+        Raises: DepotError, ValueError, OSError.
+        """
+        timeout = self.timeout(timeout_seconds, added_seconds=added_seconds)
         try:
             return await method(request, timeout=timeout, metadata=self.metadata())
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             raise depot_error(error) from error
 
     def stream(
-        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
-    ) -> AsyncGenerator[Response, None]:
-        """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout, metadata=self.metadata()))
-
-    async def send(
         self,
-        method: grpc.aio.StreamUnaryMultiCallable[Request, Response],
-        requests: AsyncGenerator[Request, None],
-        timeout: float,  # noqa: ASYNC109 - the deadline rides on the call
-    ) -> Response:
-        """Sends all the requests. What the iterator raises is raised here, and cancels the call.
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        deadline_seconds: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Start a call, which is cancelled when the iterator is closed or forgotten. None is no deadline."""
+        return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
+
+    async def store_inline(
+        self, header: StoreInlineRequest, data: InlineData, timeout_seconds: float | None
+    ) -> StoreInlineResponse:
+        """Send the header and all the data. An error of the data's iterator is raised here, and cancels the call.
 
         The depot may answer before it has read everything. A write that is under way then fails, and grpc.aio puts that
         failure in place of the answer if it is noticed second: so the writer is stopped the moment the answer comes.
+
+        Raises: DepotError, ValueError, OSError.
         """
-        call = method(timeout=timeout, metadata=self.metadata())
-        writer = asyncio.create_task(_write(call, requests))
+        call = self._store_inline(timeout=self.timeout(timeout_seconds), metadata=self.metadata())
+        writer = asyncio.create_task(_write(call, _messages(header, data)))
 
         def stop_writing(_: object) -> None:
             writer.cancel()
@@ -103,7 +110,7 @@ class AsyncCalls:
             if not writer.cancelled():
                 writer.result()
             return await call
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             raise depot_error(error) from error
         finally:
             call.cancel()
@@ -111,17 +118,33 @@ class AsyncCalls:
             await asyncio.wait([writer])
 
     async def close(self) -> None:
+        """Close the channel."""
         await self._channel.close()
 
 
-async def _write(call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]) -> None:
-    async with aclosing(requests):
-        async for request in requests:
+async def _messages(header: StoreInlineRequest, data: InlineData) -> AsyncGenerator[bytes, None]:
+    yield header.SerializeToString()
+    if isinstance(data, AsyncIterable):
+        try:
+            async for buffer in data:
+                for message in inline.pieces(buffer):
+                    yield message
+        finally:  # at once, not when it is collected
+            if isinstance(data, AsyncGenerator):
+                await data.aclose()
+    else:
+        for message in inline.messages(data):
+            yield message
+
+
+async def _write(call: grpc.aio.StreamUnaryCall[bytes, Response], messages: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(messages):
+        async for message in messages:
             try:
-                await call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call has ended: awaiting it tells how
+                await call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call has ended: awaiting it shows how
                 return
-    with suppress(Exception):  # an error that grpc.aio does not export: the call has ended, awaiting it tells how
+    with suppress(Exception):  # an error that grpc.aio does not export: the call has ended, awaiting it shows how
         await call.done_writing()
 
 
@@ -129,7 +152,7 @@ async def _responses(call: grpc.aio.UnaryStreamCall[Request, Response]) -> Async
     try:
         async for response in call:
             yield response
-    except grpc.aio.AioRpcError as error:
+    except grpc.RpcError as error:
         raise depot_error(error) from error
     finally:
         call.cancel()

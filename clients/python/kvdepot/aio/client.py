@@ -11,20 +11,20 @@ import grpc
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.calls import AsyncCalls
-from kvdepot.channel import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
+from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 
 
 class AsyncDepotClient:
-    """A connection to one depot, for as many instances and sessions as share it; made on the loop that uses it.
+    """A connection to one depot, shared by any number of instances and sessions, for the event loop it is made on.
 
-    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods give
-    the messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``, its
-    own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection is
-    made before the first call. Where the depot has tenants, ``tenant`` is for admins: whose things they mean.
+    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``,
+    its own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection
+    is made before the first call. Where the depot has tenants, an admin names one in ``tenant``.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AsyncDepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = AsyncCalls(address, credentials, timeout_seconds)
-        self._attachments: set[AsyncAttachment] = set()  # those whose stream lives
+        self._attachments: set[AsyncAttachment] = set()  # those with a live stream
 
     async def attach(
         self,
@@ -49,13 +49,20 @@ class AsyncDepotClient:
         on_lost: Callable[[DepotError], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> AsyncAttachment:
-        """Registers one rank and the memory of its paged KV buffer, and waits for the acknowledgement.
+        """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
-        ``on_lost`` is called once, on the loop, if the stream ends before `AsyncAttachment.close`.
+        ``on_lost`` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
-        request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
+        request = cache_pb2.AttachInstanceRequest(
+            instance_id=instance_id,
+            model_name=model_name,
+            groups=groups,
+            regions=regions,
+            world_size=world_size,
+            rank=rank,
+        )
         timeout = self._calls.timeout(timeout_seconds)
-        attachment = AsyncAttachment(self, self._calls, self._attachments, request, on_lost)
+        attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)
         try:
             await attachment._wait_acknowledged(timeout)
         except BaseException:
@@ -73,28 +80,29 @@ class AsyncDepotClient:
         max_wait_seconds: float = 0.0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
-        """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
+        """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
 
-        ``computed_tokens`` are in the engine already. While a chunk that would make the match longer is being stored,
-        the depot waits for it, at most ``max_wait_seconds``.
+        ``computed_tokens`` are in the engine already. The depot waits, at most ``max_wait_seconds``, while another
+        store writes a chunk that makes the match longer.
         """
         request = requests.lookup(instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
-        timeout = self._calls.timeout(timeout_seconds, added_seconds=max_wait_seconds)
-        return await self._calls.unary(self._calls.cache.Lookup, request, timeout)
+        return await self._calls.unary(
+            self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds
+        )
 
     async def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """Gives a lease back before it expires; one that has ended already is no error."""
-        request = requests.release_lease(lease)
-        return await self._calls.unary(self._calls.cache.ReleaseLease, request, self._calls.timeout(timeout_seconds))
+        """End a lease before it expires; one that has ended already is no error."""
+        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        return await self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     async def end_session(
         self, instance_id: str, session_id: str, *, timeout_seconds: float | None = None
     ) -> cache_pb2.EndSessionResponse:
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did."""
-        request = requests.end_session(instance_id, session_id)
-        return await self._calls.unary(self._calls.cache.EndSession, request, self._calls.timeout(timeout_seconds))
+        """End a session, its retrieves and its leases, and return what it did."""
+        request = cache_pb2.EndSessionRequest(instance_id=instance_id, session_id=session_id)
+        return await self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     async def report_block_allocation(
         self,
@@ -105,11 +113,11 @@ class AsyncDepotClient:
         *,
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ReportBlockAllocationResponse:
-        """Tells which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
-        request = requests.report_block_allocation(instance_id, model_name, block_size, records)
-        return await self._calls.unary(
-            self._calls.observability.ReportBlockAllocation, request, self._calls.timeout(timeout_seconds)
+        """Report which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
+        request = observability_pb2.ReportBlockAllocationRequest(
+            instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
         )
+        return await self._calls.unary(self._calls.observability.ReportBlockAllocation, request, timeout_seconds)
 
     def watch_events(
         self,
@@ -120,8 +128,10 @@ class AsyncDepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[observability_pb2.WatchEventsResponse, None]:
-        """The live event feed; without a timeout it goes on until the iterator is closed."""
-        request = requests.watch_events(event_types, instance_id, session_id, tenant)
+        """Iterate over the live event feed; without a timeout it goes on until the iterator is closed."""
+        request = observability_pb2.WatchEventsRequest(
+            event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
+        )
         timeout = None if timeout_seconds is None else self._calls.timeout(timeout_seconds)
         return self._calls.stream(self._calls.observability.WatchEvents, request, timeout)
 
@@ -134,30 +144,28 @@ class AsyncDepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
-        """Sessions that live or ended recently, without operations, the last that began first."""
-        request = requests.list_sessions(instance_id, page_size, page_token, tenant)
-        return await self._calls.unary(
-            self._calls.observability.ListSessions, request, self._calls.timeout(timeout_seconds)
+        """Return a page of sessions that live or ended recently, without operations, the newest first."""
+        request = observability_pb2.ListSessionsRequest(
+            instance_id=instance_id, page_size=page_size, page_token=page_token, tenant=tenant
         )
+        return await self._calls.unary(self._calls.observability.ListSessions, request, timeout_seconds)
 
     async def get_session(
         self, instance_id: str, session_id: str, *, tenant: str = "", timeout_seconds: float | None = None
     ) -> observability_pb2.GetSessionResponse:
-        """The timeline of one session, live or recently ended."""
-        request = requests.get_session(instance_id, session_id, tenant)
-        return await self._calls.unary(
-            self._calls.observability.GetSession, request, self._calls.timeout(timeout_seconds)
-        )
+        """Return the timeline of one session, live or recently ended."""
+        request = observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id, tenant=tenant)
+        return await self._calls.unary(self._calls.observability.GetSession, request, timeout_seconds)
 
     async def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
-        """How the depot is."""
+        """Return the depot's state, its tiers and its counts."""
         request = admin_pb2.GetStatusRequest()
-        return await self._calls.unary(self._calls.admin.GetStatus, request, self._calls.timeout(timeout_seconds))
+        return await self._calls.unary(self._calls.admin.GetStatus, request, timeout_seconds)
 
     async def list_instances(self, *, timeout_seconds: float | None = None) -> admin_pb2.ListInstancesResponse:
-        """Who is attached."""
+        """Return the instances that are attached, with their ranks."""
         request = admin_pb2.ListInstancesRequest()
-        return await self._calls.unary(self._calls.admin.ListInstances, request, self._calls.timeout(timeout_seconds))
+        return await self._calls.unary(self._calls.admin.ListInstances, request, timeout_seconds)
 
     async def clear_cache(
         self,
@@ -168,12 +176,12 @@ class AsyncDepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
-        """Removes chunks that match every filter given; those that are leased only with ``force``."""
-        request = requests.clear_cache(model_name, cache_salt, force, tenant)
-        return await self._calls.unary(self._calls.admin.ClearCache, request, self._calls.timeout(timeout_seconds))
+        """Remove chunks that match every filter given; leased ones only with ``force``."""
+        request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
+        return await self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 
     async def close(self) -> None:
-        """Detaches what is attached through this client, and ends the connection."""
+        """Detach every rank that this client attached, and end the connection."""
         for attachment in list(self._attachments):
             await attachment.close()
         await self._calls.close()

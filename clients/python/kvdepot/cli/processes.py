@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-ANY_PORT = ("--prometheus-port", "0")  # the usual one is the depot's that the user runs
+ANY_PORT = ("--prometheus-port", "0")  # the default port is for the depot that the user runs
 EMPTY: Mapping[str, str] = MappingProxyType({})
 REPOSITORY = Path(__file__).parents[4]
 
@@ -24,11 +25,11 @@ _LAST_LINES = 15
 
 
 class ChildFailed(Exception):
-    """A child process ended with an error; the message holds the last lines it wrote."""
+    """A child process ended with an error; the message has the last lines it wrote."""
 
 
 class Child:
-    """A Python process whose standard output is read as lines, and whose errors are kept for the case that it fails.
+    """A Python process. Its standard output is read as lines; its standard error is shown if it fails.
 
     It runs in a process group of its own: Ctrl-C reaches this process alone, which then ends its children in order.
     """
@@ -38,15 +39,16 @@ class Child:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self._drain: threading.Thread | None = None
         self._limit_seconds: float | None = None
-        # Settings in the environment are meant for the depot that the user runs, not for this one.
+        # Settings in the environment are for the depot that the user runs, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
-        # What the user has on the path, such as packages that are not installed, the child needs too.
-        others = [path for path in (environment.get("PYTHONPATH"),) if path]
-        environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python"), *others))
+        folder = _server_folder()
+        # The child also needs the user's own path, which may lead to packages that are not installed.
+        paths = (str(folder), str(folder / "clients" / "python"), environment.get("PYTHONPATH", ""))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment.update(variables)
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=REPOSITORY,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -59,7 +61,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
@@ -68,10 +70,9 @@ class Child:
         return self._process.stdout
 
     def lines(self) -> Iterator[str]:
-        """Lines of its standard output, until it ends.
+        """Yield the lines of its standard output, until it ends.
 
-        Raises:
-            ChildFailed: it ended with an error.
+        Raises: ChildFailed.
         """
         for line in self._output:
             yield line.decode(errors="replace").rstrip("\n")
@@ -79,12 +80,12 @@ class Child:
             raise self.failure()
 
     def drain(self) -> None:
-        """Reads on in the background and forgets it: a full pipe would stop the child."""
+        """Read and discard its output from here on, in a thread: a full pipe would block the child."""
         self._drain = threading.Thread(target=deque, args=(self._output, 0), daemon=True)
         self._drain.start()
 
     def failure(self) -> ChildFailed:
-        """What is known of why it ended."""
+        """Wait for its end, and return an error that says why it ended."""
         if self._limit_seconds is not None:
             why = f"{self.name} took longer than {self._limit_seconds:g} s and was killed"
         else:
@@ -95,7 +96,7 @@ class Child:
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
-        """Kills it if the block takes longer."""
+        """Kill it if the block takes longer."""
 
         def kill() -> None:
             self._limit_seconds = seconds
@@ -110,7 +111,7 @@ class Child:
             timer.cancel()
 
     def end(self) -> None:
-        """Asks it to end, and kills it if it does not."""
+        """Ask it to end, and kill it if it does not."""
         self._process.terminate()
         try:
             self._process.wait(_END_SECONDS)
@@ -125,7 +126,7 @@ class Child:
 
 @contextmanager
 def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> Iterator[Child]:
-    """Runs ``python ARGUMENTS`` from the repository's root for the duration of the block."""
+    """Run ``python ARGUMENTS`` for the duration of the block, where it can import the server."""
     process = Child(name, arguments, variables)
     try:
         yield process
@@ -135,10 +136,9 @@ def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> I
 
 @contextmanager
 def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
-    """A real depot for the duration of the block, on a unix socket of its own: yields its address.
+    """Run a depot for the duration of the block, on a unix socket of its own, and yield its address.
 
-    Raises:
-        ChildFailed: it did not start.
+    Raises: ChildFailed.
     """
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         listen = f"unix:{folder}/kvdepot.sock"
@@ -152,7 +152,7 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
 
 @contextmanager
 def exit_on_terminate() -> Iterator[None]:
-    """Within the block SIGTERM unwinds this process as Ctrl-C does, so that its children end with it."""
+    """Let SIGTERM unwind this process within the block, as Ctrl-C does, so that its children end with it."""
 
     def unwind(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -162,3 +162,9 @@ def exit_on_terminate() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _server_folder() -> Path:
+    """Return the folder of the server's packages: the checkout's, or the one that this process was started with."""
+    found = None if (REPOSITORY / "service").is_dir() else find_spec("service")
+    return Path(found.origin).parents[1] if found is not None and found.origin is not None else REPOSITORY

@@ -1,4 +1,4 @@
-"""`python -m service replay`: the hit ratio of the depot on a trace of real traffic, beside that of plain LRU."""
+"""The command `replay`: the hit ratio of a depot on recorded requests, and that of plain LRU for comparison."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.table import Column, Table
 
 from kvdepot import DepotError
 from kvdepot.cli.processes import ChildFailed, exit_on_terminate, server_process
-from kvdepot.cli.replaying import CHUNK_BYTES, Replayed, ReplayFailed, replay_trace
-from kvdepot.cli.trace import BLOCK_TOKENS, BadTrace, read_trace
+from kvdepot.cli.request_trace import BLOCK_TOKENS, BadTrace, read_trace
+from kvdepot.cli.terminal import fail
+from kvdepot.cli.trace_player import CHUNK_BYTES, Replayed, ReplayFailed, replay_trace
 
 RPCS = ("Lookup", "Retrieve", "Store", "EndSession")
 
@@ -31,14 +32,12 @@ def replay(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Play a trace of prompts to a real depot, and compare its hit ratio with plain LRU's."""
-    errors = Console(stderr=True)
     try:
         requests = read_trace(trace, limit_requests)
         with exit_on_terminate():
-            replayed = _replay(requests, l1_chunks, concurrency, errors)
+            replayed = _replay(requests, l1_chunks, concurrency)
     except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        fail(str(error))
     summary = _summary(replayed, l1_chunks, concurrency)
     if json_output:
         print(json.dumps(summary, indent=2))
@@ -46,7 +45,9 @@ def replay(
         _show(summary)
 
 
-def _replay(requests: list[tuple[int, ...]], l1_chunks: int, concurrency: int, errors: Console) -> Replayed:
+def _replay(requests: list[tuple[int, ...]], l1_chunks: int, concurrency: int) -> Replayed:
+    """Play the requests to a depot of its own, and show on standard error how far it is."""
+    errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("starting a depot", total=len(requests))

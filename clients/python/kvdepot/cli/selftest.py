@@ -1,9 +1,8 @@
-"""`python -m service selftest`: whether a depot gives back what it is given, tried as an inline engine."""
+"""The command `selftest`: whether a depot returns what was stored, tried as an inline engine."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,8 +13,8 @@ from uuid import uuid4
 import typer
 
 from kvdepot import Attachment, Credentials, DepotClient, DepotError, KvShape, token_prefix
-from kvdepot.cli.credential_options import takes_credentials
-from kvdepot.cli.status import DEFAULT_ADDRESS
+from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, problem, takes_credentials
+from kvdepot.cli.terminal import fail
 from kvdepot.layout import layouts
 
 MODEL_NAME = "kvdepot-selftest"
@@ -28,29 +27,29 @@ SHAPE = KvShape(num_layers=1, num_blocks=1, block_size=1, num_heads=1, head_size
 
 
 class ExitCode(IntEnum):
-    """What a script is told."""
+    """What a script reads."""
 
     WORKS = 0
     REFUSED = 1
-    """The depot could not be reached, refused a call, or has no room."""
+    """The depot could not be reached, refused a call, or is full."""
     BAD_USAGE = 2
     """The flags contradict each other, or name a file that can't be read."""
     WRONG = 3
-    """It answered, and what it answered is wrong."""
+    """An answer was wrong."""
 
 
 class NotStored(Exception):
-    """The depot has no room now; the message says why."""
+    """The depot is full; the message says why."""
 
 
 class WrongAnswer(Exception):
-    """The depot did not give back what it was given; the message says how."""
+    """The depot returned something else than was stored; the message says what."""
 
 
 @takes_credentials
 def selftest(
     *,
-    address: Annotated[str, typer.Option(help="The depot: HOST:PORT or unix:/PATH.")] = DEFAULT_ADDRESS,
+    address: Address = DEFAULT_ADDRESS,
     wait_seconds: Annotated[float, typer.Option(min=0, help="How long to wait for a depot that is starting.")] = 0.0,
     credentials: Credentials,
 ) -> None:
@@ -59,29 +58,25 @@ def selftest(
     Exits with 0 if the depot works, with 1 if it can't be reached or refuses, with 3 if what it gives back is wrong.
     """
     try:
-        with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
-            attachment = _attached(client, wait_seconds)
-            with closing(attachment):
-                _try(client, attachment, print)
+        with (
+            DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client,
+            closing(_attach(client, wait_seconds)) as attachment,
+        ):
+            _try(attachment, print)
     except (ValueError, OSError) as error:
-        _fail(str(error), ExitCode.BAD_USAGE)
-    except DepotError as error:
-        why = "no depot answers there" if error.reason == "UNREACHABLE" else str(error)
-        _fail(f"{address}: {why}", ExitCode.REFUSED)
-    except NotStored as error:
-        _fail(f"{address}: {error}", ExitCode.REFUSED)
+        fail(str(error), ExitCode.BAD_USAGE)
+    except (DepotError, NotStored) as error:
+        fail(f"{address}: {problem(error)}", ExitCode.REFUSED)
     except WrongAnswer as error:
-        _fail(f"{address}: {error}", ExitCode.WRONG)
+        fail(f"{address}: {error}", ExitCode.WRONG)
     print(f"{address} works")
 
 
-def _fail(message: str, code: ExitCode) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
+def _attach(client: DepotClient, wait_seconds: float) -> Attachment:
+    """Attach without memory. While no depot answers, try again until the time is over.
 
-
-def _attached(client: DepotClient, wait_seconds: float) -> Attachment:
-    """An attachment; while no depot answers it is tried again until the time is over. Raises: DepotError."""
+    Raises: DepotError.
+    """
     group = layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(SHAPE)
     give_up_at = time.monotonic() + wait_seconds
     while True:
@@ -93,11 +88,14 @@ def _attached(client: DepotClient, wait_seconds: float) -> Attachment:
         time.sleep(RETRY_SECONDS)
 
 
-def _try(client: DepotClient, attachment: Attachment, say: Callable[[str], None]) -> None:
-    """Raises: DepotError, NotStored, WrongAnswer."""
+def _try(attachment: Attachment, say: Callable[[str], None]) -> None:
+    """Store, look up, retrieve and compare.
+
+    Raises: DepotError, NotStored, WrongAnswer.
+    """
     num_tokens = NUM_CHUNKS * attachment.chunk_size
     say(f"attached to kvdepot {attachment.server_version}: chunks of {attachment.chunk_size:,} tokens")
-    salt = uuid4().hex  # nobody has stored these tokens with it: what is found is what is stored here
+    salt = uuid4().hex  # no other store used it: a match is what is stored here
     prefix = token_prefix(range(num_tokens), cache_salt=salt)
     data = os.urandom(NUM_CHUNKS * attachment.chunk_bytes)
     _expect("found before it was stored", attachment.lookup("before", prefix).matched_tokens, 0)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
 
-from kvdepot.cli.printable import printable
+from kvdepot.cli.terminal import printable
 from kvdepot.timeline import Span
 from kvdepot.v1 import cache_pb2
 
@@ -25,7 +25,7 @@ _TIERS = cache_pb2.Tier.DESCRIPTOR.values_by_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationView:
-    """One call of a session; one that still runs ends, for now, where the session does."""
+    """One call of a session. The span of one that still runs ends where the session does."""
 
     kind: str
     rank: int
@@ -38,23 +38,23 @@ class OperationView:
 
     @property
     def caller(self) -> str:
-        """Who called: lookups are made by no rank."""
+        """The rank that called, or the scheduler, which makes the lookups."""
         return "scheduler" if self.kind == "lookup" else f"rank {self.rank}"
 
     @property
     def tokens(self) -> str:
-        """How many; of a lookup, of how many."""
+        """The number of tokens; for a lookup, of those it asked for."""
         return f"{self.num_tokens:,}" + (f" of {self.num_asked_tokens:,}" if self.num_asked_tokens else "")
 
     @property
     def gigabytes_per_second(self) -> float | None:
-        """How fast bytes moved; None if none did."""
-        return self.num_bytes / self.span.seconds / 1e9 if self.num_bytes and self.span.seconds > 0 else None
+        """The rate at which bytes moved; None if none did."""
+        return self.span.gigabytes_per_second(self.num_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """What is known of a session; `num_dropped` operations are not."""
+    """A session; the depot kept all of its operations but ``num_dropped_operations``."""
 
     instance_id: str
     session_id: str
@@ -63,11 +63,18 @@ class SessionView:
     duration_seconds: float
     state: str
     operations: Sequence[OperationView]
-    num_dropped: int
+    num_dropped_operations: int
+
+    def operations_by_caller(self) -> dict[str, list[OperationView]]:
+        """Return the operations of the scheduler, then of each rank, in the order in which they began."""
+        by_caller: dict[str, list[OperationView]] = {}
+        for operation in sorted(self.operations, key=lambda each: (each.kind != "lookup", each.rank, each.span)):
+            by_caller.setdefault(operation.caller, []).append(operation)
+        return by_caller
 
 
 def view(summary: cache_pb2.SessionSummary) -> SessionView:
-    """From the wire; enum values that are newer than this program are shown as numbers."""
+    """Return a summary from the wire as a view. Enum values that are newer than this program become numbers."""
     duration_seconds = _seconds(summary.duration)
     return SessionView(
         instance_id=printable(summary.instance_id),
@@ -77,7 +84,7 @@ def view(summary: cache_pb2.SessionSummary) -> SessionView:
         duration_seconds=duration_seconds,
         state=STATES.get(summary.end, f"ended ({summary.end})"),
         operations=[_operation(each, duration_seconds) for each in summary.operations],
-        num_dropped=summary.num_dropped_operations,
+        num_dropped_operations=summary.num_dropped_operations,
     )
 
 

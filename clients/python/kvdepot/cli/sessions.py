@@ -1,36 +1,30 @@
-"""`python -m service sessions`: what requests did: as a table, drawn one by one, or in a trace file."""
+"""The command `sessions`: what requests did, as a table, drawn one by one, or as a trace file."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from kvdepot import Credentials, DepotClient, DepotError
-from kvdepot.cli.credential_options import takes_credentials
-from kvdepot.cli.printable import printable
+from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
+from kvdepot.cli.perfetto import trace_of
 from kvdepot.cli.session_drawing import drawing
-from kvdepot.cli.session_table import table_of
-from kvdepot.cli.session_trace import trace_of
-from kvdepot.cli.session_view import view
-from kvdepot.cli.status import DEFAULT_ADDRESS
+from kvdepot.cli.session_view import SessionView, view
+from kvdepot.cli.terminal import as_json, fail
 from kvdepot.v1 import cache_pb2
 
-TIMEOUT_SECONDS = 5.0
-MOST_A_PAGE = 1_000
+MAX_PAGE_SIZE = 1_000
 
 sessions = typer.Typer(help="What requests did: list them, show one, write a trace file.", add_completion=False)
-
-Address = Annotated[str, typer.Option("--address", "--server", help="The depot: HOST:PORT or unix:/PATH.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @sessions.callback(invoke_without_command=True)
@@ -48,14 +42,14 @@ def list_sessions(
     if context.invoked_subcommand is not None:
         sources = filter(None, map(context.get_parameter_source, context.params))
         if any(source.name == "COMMANDLINE" for source in sources):
-            _fail(f"options come after {context.invoked_subcommand}")
+            fail(f"options come after {context.invoked_subcommand}")
         return
-    with _depot(address, credentials) as depot:
+    with connected(address, credentials) as depot:
         found = list(islice(_listed(depot, instance, limit), limit))
     if json_output:
-        print(json.dumps({"sessions": [_as_json(each) for each in found]}, indent=2))
+        print(json.dumps({"sessions": [as_json(each) for each in found]}, indent=2))
     else:
-        Console().print(table_of(map(view, found)))
+        Console().print(_table(map(view, found)))
 
 
 @sessions.command("show")
@@ -69,10 +63,10 @@ def show_session(
     credentials: Credentials,
 ) -> None:
     """Draw when the operations of a session ran, and what they moved."""
-    with _depot(address, credentials) as depot:
+    with connected(address, credentials) as depot:
         summary = depot.get_session(instance, session).session
     if json_output:
-        print(json.dumps(_as_json(summary), indent=2))
+        print(json.dumps(as_json(summary), indent=2))
     else:
         Console(highlight=False).print(drawing(view(summary)))
 
@@ -90,8 +84,8 @@ def export_sessions(
 ) -> None:
     """Write sessions as a trace file for ui.perfetto.dev or chrome://tracing."""
     if every == bool(session) or (session and not instance):
-        _fail("name INSTANCE and SESSION, or give --all")
-    with _depot(address, credentials) as depot:
+        fail("name INSTANCE and SESSION, or give --all")
+    with connected(address, credentials) as depot:
         found = list(_of_every_session(depot, instance)) if every else [depot.get_session(instance, session).session]
     text = json.dumps(trace_of([view(summary) for summary in found]))
     if output is None:
@@ -100,14 +94,15 @@ def export_sessions(
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        _fail(f"{output}: {error.strerror}")
+        fail(f"{output}: {error.strerror}")
     print(f"{len(found):,} sessions are in {output}", file=sys.stderr)
 
 
 def _listed(depot: DepotClient, instance: str, page_size: int) -> Iterator[cache_pb2.SessionSummary]:
+    """Yield the sessions of all pages, without operations, the newest first."""
     token = ""
     while True:
-        page = depot.list_sessions(instance_id=instance, page_size=min(page_size, MOST_A_PAGE), page_token=token)
+        page = depot.list_sessions(instance_id=instance, page_size=min(page_size, MAX_PAGE_SIZE), page_token=token)
         yield from page.sessions
         token = page.next_page_token
         if not token:
@@ -115,8 +110,11 @@ def _listed(depot: DepotClient, instance: str, page_size: int) -> Iterator[cache
 
 
 def _of_every_session(depot: DepotClient, instance: str) -> Iterator[cache_pb2.SessionSummary]:
-    """Of two that have one id, the later; without those that are forgotten meanwhile."""
-    ids = dict.fromkeys((each.instance_id, each.session_id) for each in _listed(depot, instance, MOST_A_PAGE))
+    """Yield each session with its operations, except those that the depot forgets meanwhile.
+
+    Of several sessions with one id it yields the newest.
+    """
+    ids = dict.fromkeys((each.instance_id, each.session_id) for each in _listed(depot, instance, MAX_PAGE_SIZE))
     for instance_id, session_id in ids:
         try:
             yield depot.get_session(instance_id, session_id).session
@@ -125,23 +123,22 @@ def _of_every_session(depot: DepotClient, instance: str) -> Iterator[cache_pb2.S
                 raise
 
 
-@contextmanager
-def _depot(address: str, credentials: Credentials) -> Iterator[DepotClient]:
-    """A client; what fails ends the command in one line."""
-    try:
-        with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
-            yield client
-    except DepotError as error:
-        _fail(f"{address}: " + ("no depot answers there" if error.reason == "UNREACHABLE" else error.message))
-    except (ValueError, OSError) as error:
-        _fail(f"{address}: {error}")
-
-
-def _as_json(summary: cache_pb2.SessionSummary) -> object:
-    return MessageToDict(summary, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-
-
-def _fail(message: str) -> NoReturn:
-    line = printable(" ".join(message.split()))
-    Console(stderr=True).print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
+def _table(sessions: Iterable[SessionView]) -> Table:
+    table = Table(title="sessions, the last that began first")
+    for header in ("instance", "session", "model"):
+        table.add_column(header, overflow="fold")
+    table.add_column("received", no_wrap=True)
+    table.add_column("lasts", justify="right", no_wrap=True)
+    table.add_column("state")
+    for session in sessions:
+        table.add_row(
+            Text(session.instance_id),
+            Text(session.session_id),
+            Text(session.model_name),
+            f"{session.start:%Y-%m-%d %H:%M:%S}",
+            f"{session.duration_seconds:,.3f} s",
+            Text(session.state, style="green" if session.state == "live" else ""),
+        )
+    if not table.rows:
+        table.add_row("none")
+    return table

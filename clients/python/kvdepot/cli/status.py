@@ -1,59 +1,34 @@
-"""`python -m service status`: how a running depot is, and who is attached to it."""
+"""The command `status`: the state of a running depot, its tiers, and the instances that are attached."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Annotated
 
-import typer
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvdepot import Credentials, DepotClient, DepotError
-from kvdepot.cli.credential_options import takes_credentials
-from kvdepot.cli.printable import printable, readable_size
+from kvdepot import Credentials
+from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
+from kvdepot.cli.terminal import as_json, printable, readable_size
 from kvdepot.v1 import admin_pb2, cache_pb2
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-_TIMEOUT_SECONDS = 5.0
 
 
 @takes_credentials
-def status(
-    *,
-    address: Annotated[str, typer.Option(help="The depot: HOST:PORT or unix:/PATH.")] = DEFAULT_ADDRESS,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    credentials: Credentials,
-) -> None:
+def status(*, address: Address = DEFAULT_ADDRESS, json_output: AsJson = False, credentials: Credentials) -> None:
     """Show how a running depot is, and who is attached to it."""
-    try:
-        with DepotClient(address, credentials=credentials, timeout_seconds=_TIMEOUT_SECONDS) as client:
-            depot, attached = client.get_status(), client.list_instances()
-    except (DepotError, ValueError, OSError) as error:
-        unreachable = isinstance(error, DepotError) and error.reason == "UNREACHABLE"
-        why = "no depot answers there" if unreachable else str(error)
-        Console(stderr=True).print(
-            f"error: {address}: {why}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+    with connected(address, credentials) as client:
+        depot, instances = client.get_status(), client.list_instances()
     if json_output:
-        answers = {"status": depot, "instances": attached}
-        print(json.dumps({name: _as_json(answer) for name, answer in answers.items()}, indent=2))
+        print(json.dumps({"status": as_json(depot), "instances": as_json(instances)}, indent=2))
         return
     console = Console()
     console.print(_overview(depot, address))
     console.print(_tiers(depot.tiers))
-    console.print(_instances(attached.instances))
-
-
-def _as_json(message: Message) -> object:
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    console.print(_instances(instances.instances))
 
 
 def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
@@ -92,14 +67,14 @@ def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> Table:
 def _instances(instances: Iterable[admin_pb2.Instance]) -> Table:
     table = _columns("instances", "instance", "model", "rank", "moved by", "mapped", "transfers", "sessions", "leases")
     for instance in instances:
-        for attached in instance.ranks:
+        for rank in instance.ranks:
             table.add_row(
                 Text(printable(instance.instance_id)),
                 Text(printable(instance.model_name)),
-                f"{attached.rank} of {instance.world_size}",
-                attached.transfer_backend,
-                readable_size(attached.mapped_bytes),
-                f"{attached.num_transfers:,}",
+                f"{rank.rank} of {instance.world_size}",
+                rank.transfer_backend,
+                readable_size(rank.mapped_bytes),
+                f"{rank.num_transfers:,}",
                 f"{instance.num_sessions:,}",
                 f"{instance.num_leases:,}",
             )

@@ -18,7 +18,7 @@ from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.event_loop import EventLoop
 from kvdepot.connector.session_ids import SessionIds
 from kvdepot.errors import DepotError
-from kvdepot.trace import traceparent
+from kvdepot.rpc import traceparent
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Prefix
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Layouts of paged KV buffers: from an engine's tensors to what the depot must know of them."""
+"""Layouts of paged KV buffers: an engine's tensors described as the contract's groups and planes."""

@@ -1,4 +1,4 @@
-"""One layout of a paged KV buffer: from the name of its dimensions to what the depot has to know."""
+"""One layout of a paged KV buffer: from the names of its dimensions to the contract's groups and planes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OPTIONAL = {"TWO", "NH", "ONE"}
 
 
 class _Axis(NamedTuple):
-    """How long an axis is, and the bytes from one index to the next; 0 for an axis of lists."""
+    """The length of an axis, and the bytes from one index to the next; 0 for an axis of lists."""
 
     size: int
-    stride: int
+    stride_bytes: int
 
 
-class _Place(NamedTuple):
-    """Where a tensor starts, and which entry of the lists it is."""
+class _Tensor(NamedTuple):
+    """A tensor's index along each axis of the lists, and the region and byte at which it starts."""
 
     entry: Mapping[str, int]
     region: int
@@ -33,10 +33,9 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A layout, by the name that lists its dimensions.
+    """A layout, by the name that lists its dimensions: each of those it needs, once.
 
-    Raises:
-        ValueError: a dimension is unknown, missing or there twice.
+    Raises: ValueError.
     """
 
     name: str
@@ -47,37 +46,37 @@ class Layout:
             raise ValueError(f"{self.name!r} does not name each of the dimensions of a layout once")
 
     def size_bytes(self, shape: KvShape) -> int:
-        """Bytes of a contiguous buffer of this layout."""
+        """Return the bytes of a contiguous buffer of this layout."""
         return math.prod(self._sizes(shape).values()) * shape.element_bytes
 
     def from_shape(self, shape: KvShape, *, region: int = 0, offset_bytes: int = 0) -> KvGroup:
-        """Describes a contiguous buffer that starts at a byte of a region; the tensors of a list follow each other.
+        """Describe a contiguous buffer that starts at a byte of a region; the tensors of a list follow each other.
 
-        Raises:
-            ValueError: the shape has several heads and the layout has none.
+        Where the layout has no heads, the shape must have one.
+
+        Raises: ValueError.
         """
         axes, stride = {}, shape.element_bytes
         for axis, size in reversed(self._sizes(shape).items()):
             axes[axis] = _Axis(size, stride)
             stride *= size
-        return _group(self._kinds, axes, shape.dtype, shape.element_bytes, [_Place({}, region, offset_bytes)])
+        return _group(self._kinds, axes, shape.dtype, shape.element_bytes, [_Tensor({}, region, offset_bytes)])
 
     def without_memory(self, shape: KvShape) -> KvGroup:
-        """Describes a buffer that the depot does not map, for an engine that moves bytes inline only."""
+        """Describe a buffer that the depot does not map, for an engine that moves bytes inline only."""
         group = self.from_shape(shape)
         for plane in group.planes:
             plane.offset_bytes = 0
         return group
 
     def from_tensors(self, tensors: Any, shared: Locator, *, block_size: int | None = None) -> KvGroup:
-        """Describes tensors (of torch or NumPy) as they lie in shared memory; they need not be contiguous.
+        """Describe tensors (of torch or NumPy) as they lie in shared memory; they need not be contiguous.
 
-        ``tensors`` are nested in lists as the name says; where the name has no X it is one tensor. ``block_size`` is
-        needed for NBBS, which does not tell it.
+        ``tensors`` are nested in lists as the name says; a name without an X stands for one tensor. ``block_size`` is
+        needed for NBBS, whose sizes do not show it. Heads must be contiguous, and all tensors equal in shape, strides
+        and dtype.
 
-        Raises:
-            ValueError: a shape does not fit the name, a head is not contiguous, or tensors differ in shape, strides or
-                dtype.
+        Raises: ValueError.
         """
         lists, dims = self._lists, self._dims
         leaves = list(_leaves(tensors, lists))
@@ -94,12 +93,12 @@ class Layout:
             raise ValueError(f"{self.name}: there are two lists, of K and of V, not {axes['TWO'].size}")
         for dim, size, stride in zip(dims, first.shape, first.strides_bytes, strict=True):
             axes |= _split(dim, size, stride, block_size)
-        if axes["HS"].size > 1 and axes["HS"].stride != first.element_bytes:
+        if axes["HS"].size > 1 and axes["HS"].stride_bytes != first.element_bytes:
             raise ValueError(f"{self.name}: the elements of a head are not contiguous: {first}")
         if block_size not in (None, axes["BS"].size):
             raise ValueError(f"{self.name}: the tensors' block_size is {axes['BS'].size}, not {block_size}")
-        places = [_Place(entry, *shared.locate(tensor)) for entry, tensor in leaves]
-        return _group(self._kinds, axes, first.dtype, first.element_bytes, places)
+        located = [_Tensor(entry, *shared.locate(tensor)) for entry, tensor in leaves]
+        return _group(self._kinds, axes, first.dtype, first.element_bytes, located)
 
     @property
     def _lists(self) -> list[str]:
@@ -115,13 +114,13 @@ class Layout:
 
     @property
     def _kinds(self) -> tuple[PlaneKind.ValueType, ...]:
-        """What the planes of a layer hold."""
+        """The kinds of the planes of a layer."""
         if "TWO" in self._axes:
             return (PLANE_KIND_K, PLANE_KIND_V)
         return (PLANE_KIND_KV,) if "KV" in self._dims else (PLANE_KIND_LATENT,)
 
     def _sizes(self, shape: KvShape) -> dict[str, int]:
-        """Size of each axis, from the outermost to the innermost."""
+        """Return the size of each axis, from the outermost to the innermost."""
         axes = self._axes
         if "NH" not in axes and shape.num_heads != 1:
             raise ValueError(f"{self.name} has no heads, so num_heads must be 1, not {shape.num_heads}")
@@ -131,10 +130,11 @@ class Layout:
 
 
 def _leaves(tensors: Any, lists: Sequence[str]) -> Iterator[tuple[dict[str, int], Any]]:
-    """The tensors in nested lists, each with its index along every axis of the lists.
+    """Yield the tensors in nested lists, each with its index along every axis of the lists.
 
-    Raises:
-        ValueError: lists of one axis differ in length.
+    Lists of one axis must be equally long.
+
+    Raises: ValueError.
     """
     if not lists:
         yield {}, tensors
@@ -147,14 +147,13 @@ def _leaves(tensors: Any, lists: Sequence[str]) -> Iterator[tuple[dict[str, int]
 
 
 def _split(dim: str, size: int, stride: int, block_size: int | None) -> dict[str, _Axis]:
-    """The axes that a dimension of a tensor stands for.
+    """Return the axes that a dimension of a tensor stands for, which its size must fit.
 
-    Raises:
-        ValueError: its size does not fit.
+    Raises: ValueError.
     """
     if dim == "NBBS":
         if block_size is None:
-            raise ValueError("a dimension NBBS does not tell the block_size: it must be given")
+            raise ValueError("a dimension NBBS does not show the block_size: it must be given")
         if size and block_size > 0 and size % block_size == 0:
             return {"NB": _Axis(size // block_size, block_size * stride), "BS": _Axis(block_size, stride)}
     elif dim == "C":
@@ -173,17 +172,17 @@ def _group(
     axes: Mapping[str, _Axis],
     dtype: str,
     element_bytes: int,
-    places: Sequence[_Place],
+    tensors: Sequence[_Tensor],
 ) -> KvGroup:
-    """The description of a buffer: a plane wherever a layer's K, V or latent starts."""
+    """Describe a buffer: a plane wherever a layer's K, V or latent starts."""
     layers, halves = axes["NL"], axes.get("TWO", _Axis(1, 0))
     heads = axes.get("NH", _Axis(1, 0))
     planes = []
-    for place in places:
-        for layer in _indices("NL", layers, place):
-            for half in _indices("TWO", halves, place):
-                offset_bytes = place.offset_bytes + layer * layers.stride + half * halves.stride
-                planes.append(Plane(layer=layer, kind=kinds[half], region=place.region, offset_bytes=offset_bytes))
+    for tensor in tensors:
+        for layer in _indices("NL", layers, tensor):
+            for half in _indices("TWO", halves, tensor):
+                offset_bytes = tensor.offset_bytes + layer * layers.stride_bytes + half * halves.stride_bytes
+                planes.append(Plane(layer=layer, kind=kinds[half], region=tensor.region, offset_bytes=offset_bytes))
     return KvGroup(
         num_layers=layers.size,
         num_blocks=axes["NB"].size,
@@ -191,13 +190,13 @@ def _group(
         num_heads=heads.size,
         head_bytes=axes["HS"].size * element_bytes,
         dtype=dtype,
-        block_stride_bytes=axes["NB"].stride,
-        token_stride_bytes=axes["BS"].stride,
-        head_stride_bytes=heads.stride,
+        block_stride_bytes=axes["NB"].stride_bytes,
+        token_stride_bytes=axes["BS"].stride_bytes,
+        head_stride_bytes=heads.stride_bytes,
         planes=sorted(planes, key=lambda plane: (plane.layer, plane.kind)),
     )
 
 
-def _indices(name: str, axis: _Axis, place: _Place) -> Sequence[int]:
-    """The indices of an axis that a tensor holds: one, if the axis is a list."""
-    return (place.entry[name],) if name in place.entry else range(axis.size)
+def _indices(name: str, axis: _Axis, tensor: _Tensor) -> Sequence[int]:
+    """Return the indices along an axis that a tensor holds: one, if the axis is a list."""
+    return (tensor.entry[name],) if name in tensor.entry else range(axis.size)

@@ -1,17 +1,17 @@
-"""Named layouts of paged KV buffers, and what the depot has to know of a buffer that has one.
+"""Named layouts of paged KV buffers.
 
 A name lists the dimensions from the outermost to the innermost: NL layers, TWO (K, then V), NB blocks, BS tokens of a
-block, NH heads, HS elements of a head, ONE in the place of heads where there are none. Dimensions before an X are
-nested lists, those after the last X are dimensions of a tensor: `NL_X_TWO_NB_BS_NH_HS` is a list of one tensor per
+block, NH heads, HS elements of a head, ONE where a tensor has one head. Dimensions before an X are nested lists, those
+after the last X are dimensions of a tensor: `NL_X_TWO_NB_BS_NH_HS` is a list of one tensor per
 layer, each of the shape ``[2, num_blocks, block_size, num_heads, head_size]``. Two names stand for two dimensions in
-one: NBBS for blocks and their tokens, C for K and V side by side. KV is the same as C, but taken as one plane.
+one: NBBS for blocks and their tokens, C for K and V side by side. KV is the same as C, but one plane.
 
     shared = SharedRegions()
     group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
     attachment = client.attach(..., groups=[group], regions=shared.regions)
 
-A layout with none of TWO, C and KV holds one LATENT plane per layer (multi-head latent attention). A hybrid model makes
-one group for each kind of layer; they may share a `SharedRegions`. For a layout that is not among the constants, make a
+A layout without TWO, C and KV has one LATENT plane per layer (multi-head latent attention). A hybrid model makes one
+group for each kind of layer; they may share a `SharedRegions`. For a layout that is not among the constants, make a
 `Layout` of its name.
 """
 

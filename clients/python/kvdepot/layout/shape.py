@@ -1,4 +1,4 @@
-"""The sizes of a paged KV buffer, whatever its layout."""
+"""The sizes of a paged KV buffer of any layout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class KvShape:
     ``head_size`` counts elements of one head of one token in K or V alone, or of the latent, which has one head.
     ``dtype`` is named as torch does: ``bfloat16``, ``float8_e4m3fn``.
 
-    Raises:
-        ValueError: a size is below 1, or the dtype has no whole number of bytes.
+    Sizes are at least 1, and an element has a whole number of bytes.
+
+    Raises: ValueError.
     """
 
     num_layers: int
@@ -39,10 +40,9 @@ class KvShape:
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes of one element of a dtype, read off its name.
+    """Return the bytes of one element of a dtype. Its name must show a whole number of them.
 
-    Raises:
-        ValueError: the name tells no size, or not a whole number of bytes.
+    Raises: ValueError.
     """
     named = _DTYPE.fullmatch(dtype)
     bits = int(named[1]) * int(named[2] or 1) if named else 0

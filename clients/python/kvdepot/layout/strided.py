@@ -1,4 +1,4 @@
-"""Reads where a tensor lies: shape, strides and place, for NumPy arrays and torch tensors alike."""
+"""Shape, strides and location of a tensor, of NumPy or torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 
 class Locator(Protocol):
-    """Knows the shared memory that tensors lie in; `SharedRegions` is one."""
+    """The shared memory that tensors lie in; `SharedRegions` is one."""
 
     def locate(self, tensor: Any) -> tuple[int, int]:
-        """The index of the region that holds the tensor, and the byte in it at which its first element is."""
+        """Return the index of the tensor's region, and the byte in the region at which its first element is."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strided:
-    """What all tensors of a group have to have in common; the stride of a dimension of size 1 is 0."""
+    """Properties that all tensors of a group share; the stride of a dimension of size 1 is 0."""
 
     shape: tuple[int, ...]
     strides_bytes: tuple[int, ...]
@@ -25,11 +25,9 @@ class Strided:
 
 
 def strided(tensor: Any) -> Strided:
-    """Reads a NumPy array or a torch tensor; torch itself is not needed for that.
+    """Read a NumPy array or a torch tensor, without importing torch. Its strides must be positive.
 
-    Raises:
-        TypeError: it is neither.
-        ValueError: elements overlap or run backwards.
+    Raises: TypeError, ValueError.
     """
     shape = tuple(int(size) for size in tensor.shape)
     if callable(getattr(tensor, "stride", None)):  # torch counts elements

@@ -1,1 +1,1 @@
-"""Memory that an engine shares with the depot, and how much of it the machine has left."""
+"""Memory that an engine shares with the depot, and how much memory the machine has left."""

@@ -1,23 +1,24 @@
-"""How much memory this process may still take: what the machine has left, and each control group around the process.
+"""How much memory this process may still take: from the machine, from its control groups, from /dev/shm.
 
-To take more has the kernel kill some process. Left is what is free and what the kernel would reclaim for us first: the
-cache of files, which MemAvailable counts for the machine, too. Memory in /dev/shm is no such cache, and swap does not
-count. A control group's ``memory.high`` is a limit here like its ``memory.max``: beyond it the kernel all but stops the
-process.
+More than that makes the kernel kill some process. Memory counts as left if it is free, or if the kernel reclaims it
+first: the cache of files, as in MemAvailable. Memory in /dev/shm is no such cache, and swap does not count. A control
+group's ``memory.high`` is a limit here like its ``memory.max``: beyond it the kernel all but stops the process.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+SHM = Path("/dev/shm")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-_MEMBERSHIP = Path("/proc/self/cgroup")
-_ROOT = Path("/sys/fs/cgroup")
 _NO_LIMIT_BYTES = 1 << 62
-_LIMITS = (  # of version 2 and of version 1; what is used; the cache of files, of the groups below, too
+_LIMITS = (  # of version 2 and of version 1: limit, usage, and the cache of files, in the groups below as well
     ("memory.max", "memory.current", ("active_file", "inactive_file")),
     ("memory.high", "memory.current", ("active_file", "inactive_file")),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
@@ -26,7 +27,7 @@ _LIMITS = (  # of version 2 and of version 1; what is used; the cache of files, 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLeft:
-    """Of ``limit_bytes`` so many are left in ``place``, such as ``the machine``."""
+    """The bytes left of the limit that applies in ``place``, such as ``the machine``."""
 
     place: str
     limit_bytes: int
@@ -34,36 +35,49 @@ class MemoryLeft:
 
 
 def memory_left() -> MemoryLeft:
-    """Where least is left: in the machine, or in a control group around this process."""
+    """Return the tightest limit: the machine's, or that of a control group around this process."""
     machine, group = in_machine(), in_control_groups()
     return machine if group is None or machine.left_bytes <= group.left_bytes else group
 
 
 def check_memory(size_bytes: int) -> None:
-    """Checks that so much memory is left.
+    """Check that so much memory is left; else the error is ENOMEM, with both numbers.
 
-    Raises:
-        OSError: ENOMEM, with both numbers, if it is not.
+    Raises: OSError.
     """
     memory = memory_left()
     if memory.left_bytes < size_bytes:
         raise not_enough(size_bytes, memory.left_bytes, memory.place)
 
 
+def check_shm(size_bytes: int) -> None:
+    """Check that so much memory and so much space in /dev/shm is left; else the error is ENOMEM or ENOSPC.
+
+    Without the check, a write to a full /dev/shm is a SIGBUS.
+
+    Raises: OSError.
+    """
+    check_memory(size_bytes)
+    space = os.statvfs(SHM)
+    left_bytes = space.f_bavail * space.f_frsize
+    if space.f_blocks and left_bytes < size_bytes:  # no blocks: no limit
+        raise OSError(errno.ENOSPC, f"{SHM} has space for {left_bytes} bytes, not for {size_bytes}")
+
+
 def not_enough(size_bytes: int, left_bytes: int, place: str) -> OSError:
-    """What `check_memory` raises."""
+    """Return the error for memory that is not left in ``place``."""
     return OSError(errno.ENOMEM, f"{size_bytes} bytes of memory are needed, {place} has {left_bytes} left")
 
 
 def in_machine(meminfo: Path = _MEMINFO) -> MemoryLeft:
-    """What the machine has left."""
+    """Return what the machine has left."""
     sizes = _table(meminfo)
     total_bytes = sizes.get("MemTotal:", _NO_LIMIT_BYTES >> 10) << 10
     return MemoryLeft("the machine", total_bytes, sizes.get("MemAvailable:", total_bytes >> 10) << 10)
 
 
-def in_control_groups(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> MemoryLeft | None:
-    """What the control group has left that has least, in version 1 and in version 2; None if none has a limit."""
+def in_control_groups(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> MemoryLeft | None:
+    """Return what the tightest control group has left, of version 1 or 2; None if none has a limit."""
     found = []
     for folder in control_groups("memory", root, membership):
         for limit_name, used_name, cache_names in _LIMITS:
@@ -75,12 +89,12 @@ def in_control_groups(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> Mem
     return min(found, key=lambda each: each.left_bytes, default=None)
 
 
-def control_groups(controller: str, root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> Iterator[Path]:
+def control_groups(controller: str, root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> Iterator[Path]:
     """Yield the cgroup folder of the process and the folders above it. The limits of all of them apply.
 
-    In a container the process's own is often the root, whatever the membership says.
+    In a container the process's own folder is often the root, whatever the membership says.
     """
-    for line in _text(membership).splitlines():
+    for line in text_of(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -93,17 +107,18 @@ def control_groups(controller: str, root: Path = _ROOT, membership: Path = _MEMB
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number in each line."""
-    lines = (line.split() for line in _text(path).splitlines())
+    """Return the numbers of a file that has a name and a number in each line."""
+    lines = (line.split() for line in text_of(path).splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = text_of(path)
     return int(text) if text.isdecimal() else None
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return what a file of the kernel holds; nothing if it can't be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,7 +1,6 @@
-"""The CUDA memory that an engine's tensors lie in, as the regions to attach, and its events, to wait for.
+"""An engine's CUDA memory, as regions to attach, and its CUDA events, as handles that the depot can wait for.
 
-The CUDA driver is asked itself, so nothing here depends on how a version of torch shares its tensors; torch is used
-only as far as it is handed in.
+The handles come from the CUDA driver itself, so that no version of torch matters. torch itself is never imported.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class _Handle(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """Where a region is in this process, and what keeps it there."""
+    """The addresses of a region in this process, and the object that keeps it there."""
 
     start: int
     end: int
@@ -57,22 +56,22 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Allocation:
-    """What another process needs to open an allocation."""
+    """An allocation, as another process opens it."""
 
     handle: bytes
     device_uuid: str
 
 
 class CudaRegions:
-    """Collects the CUDA memory that tensors lie in, and tells in which region and where each of them is.
+    """The CUDA memory that tensors lie in, as regions to attach.
 
         shared = CudaRegions()
         group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
         attachment = client.attach(..., groups=[group], regions=shared.regions)
 
-    A region is the storage of a torch tensor, where it is: nothing is copied or moved. Several tensors in one storage
-    are one region, and several storages in one allocation share its handle. The storages are kept alive as long as
-    this is. All of them must be on one device.
+    A region is the storage of a torch tensor; nothing is copied or moved. Several tensors in one storage are one
+    region, and several storages in one allocation share its handle. This object keeps the storages alive. All of them
+    must be on one device.
     """
 
     def __init__(self) -> None:
@@ -86,12 +85,12 @@ class CudaRegions:
         return tuple(self._regions)
 
     def locate(self, tensor: Any) -> tuple[int, int]:
-        """The index of the region that holds the tensor, and the byte in it at which its first element is.
+        """Return the index of the tensor's region, and the byte in the region at which its first element is.
 
-        Raises:
-            ValueError: the tensor is not of torch, or not on a CUDA device.
-            NotShareable: its memory was mapped piece by piece, as torch's expandable segments are, or is of a pool.
-            CudaUnavailable: there is no CUDA driver, or it refused a call.
+        It must be a torch tensor on a CUDA device. Memory of a pool, or of torch's expandable segments, is not
+        shareable.
+
+        Raises: ValueError, NotShareable, CudaUnavailable.
         """
         if not hasattr(tensor, "untyped_storage") or tensor.device.type != "cuda":
             raise ValueError("only a torch tensor on a CUDA device lies in memory that CUDA can share")
@@ -116,15 +115,12 @@ class CudaRegions:
 
 
 def ready_event(event: Any) -> bytes:
-    """What a store or a retrieve takes as its ``ready_event``: the depot waits for what was recorded before it reads
-    or writes blocks.
+    """Return the ``ready_event`` of a store or a retrieve, which the depot waits for before it touches blocks.
 
-    ``event`` is a ``torch.cuda.Event(interprocess=True)``. Record it first, on the stream that works on the blocks, and
-    neither record it anew nor let go of it before the call has returned.
+    ``event`` is a ``torch.cuda.Event(interprocess=True)``. Record it first, on the stream that works on the blocks.
+    Neither record it again nor drop it before the call has returned.
 
-    Raises:
-        NotShareable: the event was made without ``interprocess=True``, or never recorded.
-        CudaUnavailable: there is no CUDA driver, or it refused a call.
+    Raises: NotShareable, CudaUnavailable.
     """
     if not event.cuda_event:
         raise NotShareable("the event was never recorded, so there is nothing to wait for")
@@ -170,7 +166,7 @@ def _device_uuid(device: ctypes.c_int) -> str:
 
 @contextmanager
 def _device_in_use(ordinal: int) -> Iterator[ctypes.c_int]:
-    """Makes a device the calling thread's, which may never have used one, with the context that torch uses too."""
+    """Make a device current in the calling thread, with the primary context, which torch uses as well."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     _call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
     _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)

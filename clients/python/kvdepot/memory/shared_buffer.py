@@ -11,14 +11,14 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from kvdepot.memory import shm_space as room
-from kvdepot.memory.available import check_memory
+from kvdepot.memory.available import SHM, check_memory, check_shm
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
+
+if TYPE_CHECKING:  # NumPy takes 0.1 s to import, which a client without buffers saves
+    import numpy as np
+    import numpy.typing as npt
 
 By: TypeAlias = Literal["name", "fd"]
 """How a depot opens the memory: by its name in /dev/shm, or through a descriptor of this process."""
@@ -29,8 +29,8 @@ _NAME = re.compile(r"kvdepot-\d+-[0-9a-f]{16}")
 class SharedBuffer:
     """Zeroed shared memory, made by `create`.
 
-    ``array`` is all of it, as bytes, and ``region`` is what to attach. `close`, or else the end of the process, takes
-    the name or the descriptor away; memory that is mapped stays valid, so that arrays may outlive the buffer.
+    ``array`` is all of it, as bytes, and ``region`` describes it for `attach`. `close`, or else the end of the process,
+    removes the name or closes the descriptor. Memory that is mapped stays valid, so that arrays may outlive the buffer.
     """
 
     def __init__(self, array: npt.NDArray[np.uint8], region: MemoryRegion, fd: int | None, path: Path | None) -> None:
@@ -40,14 +40,12 @@ class SharedBuffer:
 
     @classmethod
     def create(cls, size_bytes: int, *, by: By = "name") -> Self:
-        """Allocates memory, all of its pages, so that running out of it is noticed here and not later.
+        """Allocate memory with all of its pages, so that a lack of memory shows here and not later.
 
-        A process that is killed leaves a named buffer in /dev/shm until another one is made by the same user; one that
-        was made with ``by="fd"`` is gone at once.
+        A process that is killed leaves a named buffer in /dev/shm until the same user makes another one. A buffer made
+        with ``by="fd"`` is gone at once. An OSError means too little memory, or too little space in /dev/shm.
 
-        Raises:
-            ValueError: size_bytes is below 1.
-            OSError: there is not enough memory, or no room in /dev/shm.
+        Raises: ValueError, OSError.
         """
         if size_bytes < 1:
             raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")
@@ -58,14 +56,14 @@ class SharedBuffer:
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))
             try:
                 array = _map(fd, size_bytes)
-                # Memory that shrinks costs the engine its attachment, and kills who else has it mapped.
+                # Memory that shrinks ends the attachment, and kills every other process that touches it.
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
                 return cls(array, region, fd, None)
             except BaseException:
                 os.close(fd)
                 raise
         _remove_orphans()
-        room.check_shm(size_bytes)
+        check_shm(size_bytes)
         path, fd = _create_named()
         region.posix_shm.CopyFrom(PosixSharedMemory(name=path.name))
         try:
@@ -77,11 +75,13 @@ class SharedBuffer:
             os.close(fd)
 
     def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset_bytes: int = 0) -> npt.NDArray[Any]:
-        """A part of the memory as an array."""
+        """Return a part of the memory as an array."""
+        import numpy as np
+
         return np.ndarray(shape, dtype, self.array.data, offset_bytes)
 
     def close(self) -> None:
-        """Takes the name or the descriptor away. Idempotent."""
+        """Remove the name, or close the descriptor. Idempotent."""
         self._release()
 
     def __enter__(self) -> Self:
@@ -94,19 +94,19 @@ class SharedBuffer:
 
 
 def _create_named() -> tuple[Path, int]:
-    """Makes an empty object under a new name, locked for as long as somebody has it open or mapped."""
+    """Make an empty object under a new name. It stays locked while any process has it open or mapped."""
     while True:
-        path = room.SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
+        path = SHM / f"kvdepot-{os.getpid()}-{secrets.token_hex(8)}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_SH)
         if os.fstat(fd).st_nlink:
             return path, fd
-        os.close(fd)  # it was taken for an orphan before it was locked
+        os.close(fd)  # another process removed it as an orphan before it was locked
 
 
 def _remove_orphans() -> None:
-    """Removes the names of objects whose makers ended without doing so: nobody holds their locks."""
-    for path in room.SHM.iterdir():
+    """Remove the names of objects whose makers ended without doing so: their locks are free."""
+    for path in SHM.iterdir():
         if not _NAME.fullmatch(path.name):
             continue
         with suppress(OSError):  # another user's, in use, or gone
@@ -119,6 +119,8 @@ def _remove_orphans() -> None:
 
 
 def _map(fd: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
     os.posix_fallocate(fd, 0, size_bytes)
     return np.frombuffer(mmap.mmap(fd, size_bytes), np.uint8)
 

@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from kvdepot.memory import shm_space as room
+from kvdepot.memory.available import SHM, check_shm
 from kvdepot.memory.shared_buffer import By, SharedBuffer
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
 
 @dataclass(frozen=True, slots=True)
 class _Mapping:
-    """Where a region is in this process: its data lie between two addresses, after a header of torch's."""
+    """The addresses of a region's data in this process, and the size of torch's header before them."""
 
     start: int
     end: int
@@ -23,16 +23,16 @@ class _Mapping:
 
 
 class SharedRegions:
-    """Collects the memory that tensors lie in, and tells in which region and where each of them is.
+    """The memory that tensors lie in, as regions to attach.
 
-    A torch tensor on the CPU is moved into shared memory the first time it is seen: its whole storage, in place, so
-    that every tensor in it moves along and several tensors in one storage are one region. Addresses change by that: do
-    it before anything keeps a raw pointer, and not to a tensor that was made from a NumPy array. NumPy arrays must lie
-    in a `SharedBuffer` that was added.
+    The first `locate` of a torch tensor on the CPU moves its whole storage into shared memory, with every tensor in it:
+    several tensors in one storage are one region. Their addresses change. So locate a tensor before anything keeps a
+    raw pointer, and never one that was made from a NumPy array. NumPy arrays must lie in a `SharedBuffer` that was
+    added.
 
-    ``by="name"`` makes regions that any process that sees the same /dev/shm can open. ``by="fd"`` makes regions without
-    a name, which a depot can open through this process, over a unix socket and as the same user. Either way nothing is
-    left in /dev/shm once the tensors are gone, however the process ends.
+    ``by="name"`` makes regions that every process with the same /dev/shm can open. ``by="fd"`` makes regions without a
+    name, which a depot opens through this process, over a unix socket and as the same user. Either way nothing is left
+    in /dev/shm once the tensors are gone, however the process ends.
     """
 
     def __init__(self, by: By = "name") -> None:
@@ -46,16 +46,17 @@ class SharedRegions:
         return tuple(self._regions)
 
     def add(self, buffer: SharedBuffer) -> int:
-        """Adds memory that arrays lie in, and returns the region's index."""
+        """Add memory that arrays lie in, and return the region's index."""
         start = buffer.array.__array_interface__["data"][0]
         return self._append(buffer.region, _Mapping(start, start + buffer.array.nbytes, 0, buffer))
 
     def locate(self, tensor: Any) -> tuple[int, int]:
-        """The index of the region that holds the tensor, and the byte in it at which its first element is.
+        """Return the index of the tensor's region, and the byte in the region at which its first element is.
 
-        Raises:
-            ValueError: a NumPy array that is in no buffer that was added, or a tensor that is not on the CPU.
-            OSError: there is no room for the storage.
+        An array must lie in a buffer that was added, and a tensor on the CPU. An OSError means too little memory, or
+        too little space in /dev/shm.
+
+        Raises: ValueError, OSError.
         """
         is_torch = hasattr(tensor, "untyped_storage")
         address = self._address(tensor, is_torch)
@@ -77,15 +78,15 @@ class SharedRegions:
         return int(tensor.data_ptr())
 
     def _share(self, storage: Any) -> int:
-        """Moves a torch storage into shared memory."""
+        """Move a torch storage into shared memory, and return the region's index."""
         if not storage.is_shared():
-            room.check_shm(storage.nbytes())  # torch does not
+            check_shm(storage.nbytes())  # torch does not check
         region = MemoryRegion()
         if self._by == "name":
             _, name, _ = storage._share_filename_cpu_()
             name = os.fsdecode(name).lstrip("/")
             region.posix_shm.CopyFrom(PosixSharedMemory(name=name))
-            region.size_bytes = (room.SHM / name).stat().st_size
+            region.size_bytes = (SHM / name).stat().st_size
         else:
             fd, _ = storage._share_fd_cpu_()
             region.process_fd.CopyFrom(ProcessFd(pid=os.getpid(), fd=fd))

@@ -1,65 +1,55 @@
-"""One rank's attachment, with calls that block."""
+# Generated from aio/attachment.py by `make docs`: edit that file.
+"""One rank's attachment, with blocking calls."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from kvdepot import inline, requests
-from kvdepot.attachment_state import DETACH_SECONDS, Attached, ended, unacknowledged
+from kvdepot import requests
+from kvdepot.attachment_state import DETACH_SECONDS, AttachmentState, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
-from kvdepot.pieces import Piece
+from kvdepot.inline import PieceOrder, TargetBuffer
 from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
+from kvdepot.sync.calls import Calls, InlineData
+from kvdepot.sync.threads import Event, Reader
 from kvdepot.v1 import cache_pb2
+from kvdepot.wire import Piece
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from kvdepot.sync.calls import Calls
-    from kvdepot.sync.client import DepotClient
-
 _logger = logging.getLogger(__name__)
 
 
-class Attachment(Attached):
-    """One rank that is attached; made by `DepotClient.attach`, ended by `close` or by leaving its ``with`` block.
+class Attachment(AttachmentState):
+    """One rank that is attached; made by `DepotClient.attach`, ended by `close` or by leaving ``with``.
 
-    A daemon thread reads the stream, so that a depot that goes away is noticed while no call is made. Methods may be
+    A daemon thread reads the stream, so that the loss of the depot is noticed while no call is made. Methods may be
     called from any thread.
     """
 
     def __init__(
         self,
-        client: DepotClient,
         calls: Calls,
-        siblings: set[Attachment],
+        attachments: set[Attachment],
         request: cache_pb2.AttachInstanceRequest,
         on_lost: Callable[[DepotError], None] | None,
-        timeout_seconds: float,
     ) -> None:
         super().__init__(request.instance_id, request.rank)
-        self._client = client
         self._calls = calls
-        self._siblings = siblings
+        self._attachments = attachments  # of the client; it leaves them when its stream ends
         self._on_lost = on_lost
-        self._settled = threading.Event()  # acknowledged, or ended before that
-        self._ended = threading.Event()
-        self._stream = calls.cache.AttachInstance(
-            request, metadata=calls.metadata()
-        )  # no deadline: it lives as long as the engine
-        siblings.add(self)
-        threading.Thread(target=self._read, name=f"kvdepot-{request.instance_id}", daemon=True).start()
-        try:
-            self._wait_acknowledged(timeout_seconds)
-        except BaseException:
-            self.close()
-            raise
+        self._settled = Event()  # acknowledged, or ended before that
+        self._ended = Event()
+        self._stream = calls.cache.AttachInstance(request, metadata=calls.metadata())  # lives as long as the engine
+        attachments.add(self)
+        self._reader = Reader(self._read, f"kvdepot-{request.instance_id}")
 
     def lookup(
         self,
@@ -70,15 +60,12 @@ class Attachment(Attached):
         max_wait_seconds: float = 0.0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
-        """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it."""
-        return self._client.lookup(
-            self.instance_id,
-            session_id,
-            prefix,
-            computed_tokens=computed_tokens,
-            max_wait_seconds=max_wait_seconds,
-            timeout_seconds=timeout_seconds,
-        )
+        """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
+
+        See `DepotClient.lookup`.
+        """
+        request = requests.lookup(self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
+        return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
 
     def store(
         self,
@@ -90,7 +77,7 @@ class Attachment(Attached):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreResponse:
-        """Copies whole chunks of the prefix out of the engine's blocks; the blocks may be reused when it returns.
+        """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
 
         ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on; where a group lacks
         blocks of the beginning, see `block_table`. The blocks are read after the ``ready_event`` (see
@@ -99,7 +86,7 @@ class Attachment(Attached):
         request = requests.store(
             self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
         )
-        return self._calls.unary(self._calls.cache.Store, request, self._calls.timeout(timeout_seconds))
+        return self._calls.unary(self._calls.cache.Store, request, timeout_seconds)
 
     def retrieve(
         self,
@@ -111,45 +98,52 @@ class Attachment(Attached):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
-        """Copies leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
+        """Copy leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
 
-        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. If this raises,
-        the depot may write to the blocks until `release_lease` or `end_session` has returned. The
-        blocks are written after the ``ready_event``, if there is one.
+        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
+        written after the ``ready_event``, if there is one. If this raises, the depot may write to the
+        blocks until `release_lease` or `end_session` has returned.
         """
         request = requests.retrieve(
             self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event
         )
-        return self._calls.unary(self._calls.cache.Retrieve, request, self._calls.timeout(timeout_seconds))
+        return self._calls.unary(self._calls.cache.Retrieve, request, timeout_seconds)
 
     def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """Gives a lease back before it expires; one that has ended already is no error."""
-        return self._client.release_lease(lease, timeout_seconds=timeout_seconds)
+        """End a lease before it expires; one that has ended already is no error."""
+        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        return self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     def store_inline(
         self,
         session_id: str,
         prefix: PrefixLike,
-        data: Buffer | Iterable[Buffer],
+        data: InlineData,
         *,
         start_token: int = 0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreInlineResponse:
-        """Stores the canonical bytes of every whole chunk from ``start_token`` on: one buffer, or several in a row."""
+        """Store the canonical bytes of every whole chunk from ``start_token`` on."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
-        return self._calls.send(self._calls.store_inline, _messages(header, data), self._calls.timeout(timeout_seconds))
+        return self._calls.store_inline(header, data, timeout_seconds)
 
     def retrieve_inline(
         self, session_id: str, lease: LeaseLike, *, skip_tokens: int = 0, timeout_seconds: float | None = None
     ) -> Generator[Piece, None, None]:
-        """The canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
+        """Iterate over the canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
         The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
         multiple of `chunk_size`.
         """
-        request = requests.retrieve_inline(self.instance_id, self.rank, session_id, lease, skip_tokens)
+        request = cache_pb2.RetrieveInlineRequest(
+            instance_id=self.instance_id,
+            rank=self.rank,
+            session_id=session_id,
+            lease_id=requests.lease_id_of(lease),
+            skip_tokens=skip_tokens,
+        )
         responses = self._calls.stream(self._calls.retrieve_inline, request, self._calls.timeout(timeout_seconds))
         return _in_order(responses, self._pieces_from(skip_tokens))
 
@@ -162,36 +156,40 @@ class Attachment(Attached):
         skip_tokens: int = 0,
         timeout_seconds: float | None = None,
     ) -> None:
-        """Fills a buffer with the canonical bytes of leased chunks; it must be exactly as large as they are.
+        """Fill a buffer with the canonical bytes of leased chunks; it must be exactly as large as they are.
 
         That is ``(matched_tokens - skip_tokens) // chunk_size * chunk_bytes``. If this raises, the content of the
         buffer is undefined.
         """
-        filling = inline.Filling(buffer)
+        target = TargetBuffer(buffer)
         pieces = self.retrieve_inline(session_id, lease, skip_tokens=skip_tokens, timeout_seconds=timeout_seconds)
         with closing(pieces):
             for piece in pieces:
-                filling.accept(piece.data)
-        filling.finish()
+                target.append(piece.data)
+        target.finish()
 
     def end_session(self, session_id: str, *, timeout_seconds: float | None = None) -> cache_pb2.EndSessionResponse:
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did."""
-        return self._client.end_session(self.instance_id, session_id, timeout_seconds=timeout_seconds)
+        """End a session, its retrieves and its leases, and return what it did."""
+        request = cache_pb2.EndSessionRequest(instance_id=self.instance_id, session_id=session_id)
+        return self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
-        """Waits until the attachment ends, and returns why; None if it was closed, or if the time is over."""
-        self._ended.wait(timeout_seconds)
+        """Wait until the attachment ends, and return why; None if it was closed, or if the time is over."""
+        self._ended.wait_for(timeout_seconds)
         return self.lost_reason
 
     def close(self) -> None:
-        """Detaches the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
+        """Detach the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
         is_attached = self._acknowledgement is not None and not self._closed and not self._ended.is_set()
         self._closed = True
-        if is_attached:
-            request = cache_pb2.DetachInstanceRequest(instance_id=self.instance_id, rank=self.rank)
-            with suppress(DepotError):  # the depot detaches the rank when the stream ends, too
-                self._calls.unary(self._calls.cache.DetachInstance, request, DETACH_SECONDS)
-        self._stream.cancel()
+        try:
+            if is_attached:
+                request = cache_pb2.DetachInstanceRequest(instance_id=self.instance_id, rank=self.rank)
+                with suppress(DepotError):  # the end of the stream detaches the rank as well
+                    self._calls.unary(self._calls.cache.DetachInstance, request, DETACH_SECONDS)
+        finally:
+            self._stream.cancel()
+        self._reader.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -202,13 +200,18 @@ class Attachment(Attached):
         self.close()
 
     def _wait_acknowledged(self, timeout_seconds: float) -> None:
-        if not self._settled.wait(timeout_seconds):
+        """Wait for the depot's acknowledgement.
+
+        Raises: DepotError.
+        """
+        if not self._settled.wait_for(timeout_seconds):
             raise unacknowledged(timeout_seconds)
         if self._acknowledgement is None:
             raise self._lost_reason or ended()
 
     def _read(self) -> None:
-        """The reader thread: takes what the stream brings, until it ends."""
+        """Take what the stream brings, until it ends."""
+        reason = DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the reader of the stream was cancelled")
         try:
             for response in self._stream:
                 self._take(response)
@@ -216,9 +219,13 @@ class Attachment(Attached):
             reason = ended()
         except grpc.RpcError as error:
             reason = depot_error(error)
+        finally:
+            self._end(reason)
+
+    def _end(self, reason: DepotError) -> None:
         if not self._closed:
             self._lost_reason = reason
-        self._siblings.discard(self)
+        self._attachments.discard(self)
         self._settled.set()
         self._ended.set()
         if self.lost and self._acknowledgement is not None and self._on_lost is not None:
@@ -228,12 +235,7 @@ class Attachment(Attached):
                 _logger.exception("on_lost failed")
 
 
-def _messages(header: cache_pb2.StoreInlineRequest, data: Buffer | Iterable[Buffer]) -> Iterator[bytes]:
-    yield header.SerializeToString()
-    yield from inline.messages(data)
-
-
-def _in_order(responses: Generator[Piece, None, None], order: inline.PieceOrder) -> Generator[Piece, None, None]:
+def _in_order(responses: Generator[Piece, None, None], order: PieceOrder) -> Generator[Piece, None, None]:
     with closing(responses):
         for piece in responses:
             order.accept(piece)

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc
 
-from kvdepot import channel, trace
-from kvdepot.credentials import Bearer, Credentials
+from kvdepot import inline
+from kvdepot.credentials import Credentials
 from kvdepot.errors import depot_error
-from kvdepot.pieces import Piece, parsed_retrieve
+from kvdepot.rpc import CallDefaults, channel_arguments
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
-from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineResponse
+from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
+from kvdepot.wire import Piece, parsed_retrieve
 
 if TYPE_CHECKING:
     from grpc import _CallIterator
+    from typing_extensions import Buffer
+
+InlineData: TypeAlias = "Buffer | Iterable[Buffer]"
+"""One buffer, or several in a row."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class Calls:
+class Calls(CallDefaults):
     """One channel to the depot. Safe to share among threads."""
 
     def __init__(
         self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
     ) -> None:
-        self._timeout_seconds = channel.checked_timeout(timeout_seconds)
-        self._channel = channel.opened(address, credentials)
-        self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
+        super().__init__(credentials, timeout_seconds)
+        secure, options = channel_arguments(address, credentials)
+        self._channel = (
+            grpc.insecure_channel(address, options) if secure is None else grpc.secure_channel(address, secure, options)
+        )
         self.cache = CacheServiceStub(self._channel)
-        self.store_inline: grpc.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
+        self.observability = ObservabilityServiceStub(self._channel)
+        self.admin = AdminServiceStub(self._channel)
+        self._store_inline: grpc.StreamUnaryMultiCallable[bytes, StoreInlineResponse] = self._channel.stream_unary(
             "/kvdepot.v1.CacheService/StoreInline",
             response_deserializer=StoreInlineResponse.FromString,
         )
@@ -42,66 +51,77 @@ class Calls:
             request_serializer=RetrieveInlineRequest.SerializeToString,
             response_deserializer=parsed_retrieve,
         )
-        self.observability = ObservabilityServiceStub(self._channel)
-        self.admin = AdminServiceStub(self._channel)
-
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What a call sends along: whose it is, and the caller's place in its trace."""
-        if self._bearer is None:
-            return trace.metadata()
-        return (*self._bearer.metadata(), *(trace.metadata() or ()))
-
-    def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
-        """The caller's timeout, or else the default and ``added_seconds``."""
-        if timeout_seconds is None:
-            return self._timeout_seconds + added_seconds
-        return channel.checked_timeout(timeout_seconds)
 
     def unary(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_seconds: float | None,
+        *,
+        added_seconds: float = 0.0,
     ) -> Response:
+        """Make a call; see `timeout`.
+
+        Raises: DepotError, ValueError, OSError.
+        """
+        timeout = self.timeout(timeout_seconds, added_seconds=added_seconds)
         try:
             return method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             raise depot_error(error) from error
 
     def stream(
-        self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request, timeout: float | None
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        deadline_seconds: float | None,
     ) -> Generator[Response, None, None]:
-        """Starts the call at once; it is cancelled when the iterator is closed or forgotten."""
-        return _responses(method(request, timeout=timeout, metadata=self.metadata()))
+        """Start a call, which is cancelled when the iterator is closed or forgotten. None is no deadline."""
+        return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
 
-    def send(
-        self, method: grpc.StreamUnaryMultiCallable[Request, Response], requests: Iterator[Request], timeout: float
-    ) -> Response:
-        """Sends all the requests. What the iterator raises is raised here, and cancels the call."""
-        source = _Source(requests)
+    def store_inline(
+        self, header: StoreInlineRequest, data: InlineData, timeout_seconds: float | None
+    ) -> StoreInlineResponse:
+        """Send the header and all the data. An error of the data's iterator is raised here, and cancels the call.
+
+        Raises: DepotError, ValueError, OSError.
+        """
+        messages = _Messages(header, data)
         try:
-            return method(source, timeout=timeout, metadata=self.metadata())
+            return self._store_inline(messages, timeout=self.timeout(timeout_seconds), metadata=self.metadata())
         except grpc.RpcError as error:
-            if source.failure is not None:
-                raise source.failure from None
+            if messages.failure is not None:
+                raise messages.failure from None
             raise depot_error(error) from error
 
     def close(self) -> None:
+        """Close the channel."""
         self._channel.close()
 
 
-class _Source(Iterator[Request]):
-    """Keeps what the iterator raised: gRPC, which iterates in a thread of its own, only logs it."""
+class _Messages(Iterator[bytes]):
+    """The messages of an inline store. ``failure`` keeps what the data's iterator raised.
 
-    def __init__(self, requests: Iterator[Request]) -> None:
-        self._requests = requests
+    gRPC, which iterates in a thread of its own, only logs it.
+    """
+
+    def __init__(self, header: StoreInlineRequest, data: InlineData) -> None:
+        self._messages = _messages(header, data)
         self.failure: Exception | None = None
 
-    def __next__(self) -> Request:
+    def __next__(self) -> bytes:
         try:
-            return next(self._requests)
+            return next(self._messages)
         except StopIteration:
             raise
         except Exception as failure:
             self.failure = failure
             raise
+
+
+def _messages(header: StoreInlineRequest, data: InlineData) -> Iterator[bytes]:
+    yield header.SerializeToString()
+    yield from inline.messages(data)
 
 
 def _responses(call: _CallIterator[Response]) -> Generator[Response, None, None]:

@@ -1,4 +1,5 @@
-"""The client whose calls block."""
+# Generated from aio/client.py by `make docs`: edit that file.
+"""The client with blocking calls."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ from typing import Self
 import grpc
 
 from kvdepot import requests
-from kvdepot.channel import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
+from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.sync.attachment import Attachment
 from kvdepot.sync.calls import Calls
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 
 
 class DepotClient:
-    """A connection to one depot, for as many instances, sessions and threads as share it.
+    """A connection to one depot, shared by any number of instances, sessions and threads.
 
-    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods give
-    the messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``, its
-    own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection is
-    made before the first call. Where the depot has tenants, ``tenant`` is for admins: whose things they mean.
+    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``,
+    its own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection
+    is made before the first call. Where the depot has tenants, an admin names one in ``tenant``.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class DepotClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._calls = Calls(address, credentials, timeout_seconds)
-        self._attachments: set[Attachment] = set()  # those whose stream lives
+        self._attachments: set[Attachment] = set()  # those with a live stream
 
     def attach(
         self,
@@ -49,13 +50,26 @@ class DepotClient:
         on_lost: Callable[[DepotError], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> Attachment:
-        """Registers one rank and the memory of its paged KV buffer, and waits for the acknowledgement.
+        """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
-        ``on_lost`` is called once, in the attachment's own thread, if the stream ends before `Attachment.close`.
+        ``on_lost`` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
-        request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
+        request = cache_pb2.AttachInstanceRequest(
+            instance_id=instance_id,
+            model_name=model_name,
+            groups=groups,
+            regions=regions,
+            world_size=world_size,
+            rank=rank,
+        )
         timeout = self._calls.timeout(timeout_seconds)
-        return Attachment(self, self._calls, self._attachments, request, on_lost, timeout)
+        attachment = Attachment(self._calls, self._attachments, request, on_lost)
+        try:
+            attachment._wait_acknowledged(timeout)
+        except BaseException:
+            attachment.close()
+            raise
+        return attachment
 
     def lookup(
         self,
@@ -67,28 +81,27 @@ class DepotClient:
         max_wait_seconds: float = 0.0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
-        """Finds the longest prefix of whole chunks that every rank of the instance holds, and leases it.
+        """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
 
-        ``computed_tokens`` are in the engine already. While a chunk that would make the match longer is being stored,
-        the depot waits for it, at most ``max_wait_seconds``.
+        ``computed_tokens`` are in the engine already. The depot waits, at most ``max_wait_seconds``, while another
+        store writes a chunk that makes the match longer.
         """
         request = requests.lookup(instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
-        timeout = self._calls.timeout(timeout_seconds, added_seconds=max_wait_seconds)
-        return self._calls.unary(self._calls.cache.Lookup, request, timeout)
+        return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
 
     def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """Gives a lease back before it expires; one that has ended already is no error."""
-        request = requests.release_lease(lease)
-        return self._calls.unary(self._calls.cache.ReleaseLease, request, self._calls.timeout(timeout_seconds))
+        """End a lease before it expires; one that has ended already is no error."""
+        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        return self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     def end_session(
         self, instance_id: str, session_id: str, *, timeout_seconds: float | None = None
     ) -> cache_pb2.EndSessionResponse:
-        """Ends a session: stops its retrieves, ends its leases, answers with what it did."""
-        request = requests.end_session(instance_id, session_id)
-        return self._calls.unary(self._calls.cache.EndSession, request, self._calls.timeout(timeout_seconds))
+        """End a session, its retrieves and its leases, and return what it did."""
+        request = cache_pb2.EndSessionRequest(instance_id=instance_id, session_id=session_id)
+        return self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     def report_block_allocation(
         self,
@@ -99,11 +112,11 @@ class DepotClient:
         *,
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ReportBlockAllocationResponse:
-        """Tells which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
-        request = requests.report_block_allocation(instance_id, model_name, block_size, records)
-        return self._calls.unary(
-            self._calls.observability.ReportBlockAllocation, request, self._calls.timeout(timeout_seconds)
+        """Report which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
+        request = observability_pb2.ReportBlockAllocationRequest(
+            instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
         )
+        return self._calls.unary(self._calls.observability.ReportBlockAllocation, request, timeout_seconds)
 
     def watch_events(
         self,
@@ -114,8 +127,10 @@ class DepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> Generator[observability_pb2.WatchEventsResponse, None, None]:
-        """The live event feed; without a timeout it goes on until the iterator is closed."""
-        request = requests.watch_events(event_types, instance_id, session_id, tenant)
+        """Iterate over the live event feed; without a timeout it goes on until the iterator is closed."""
+        request = observability_pb2.WatchEventsRequest(
+            event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
+        )
         timeout = None if timeout_seconds is None else self._calls.timeout(timeout_seconds)
         return self._calls.stream(self._calls.observability.WatchEvents, request, timeout)
 
@@ -128,26 +143,28 @@ class DepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
-        """Sessions that live or ended recently, without operations, the last that began first."""
-        request = requests.list_sessions(instance_id, page_size, page_token, tenant)
-        return self._calls.unary(self._calls.observability.ListSessions, request, self._calls.timeout(timeout_seconds))
+        """Return a page of sessions that live or ended recently, without operations, the newest first."""
+        request = observability_pb2.ListSessionsRequest(
+            instance_id=instance_id, page_size=page_size, page_token=page_token, tenant=tenant
+        )
+        return self._calls.unary(self._calls.observability.ListSessions, request, timeout_seconds)
 
     def get_session(
         self, instance_id: str, session_id: str, *, tenant: str = "", timeout_seconds: float | None = None
     ) -> observability_pb2.GetSessionResponse:
-        """The timeline of one session, live or recently ended."""
-        request = requests.get_session(instance_id, session_id, tenant)
-        return self._calls.unary(self._calls.observability.GetSession, request, self._calls.timeout(timeout_seconds))
+        """Return the timeline of one session, live or recently ended."""
+        request = observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id, tenant=tenant)
+        return self._calls.unary(self._calls.observability.GetSession, request, timeout_seconds)
 
     def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
-        """How the depot is."""
+        """Return the depot's state, its tiers and its counts."""
         request = admin_pb2.GetStatusRequest()
-        return self._calls.unary(self._calls.admin.GetStatus, request, self._calls.timeout(timeout_seconds))
+        return self._calls.unary(self._calls.admin.GetStatus, request, timeout_seconds)
 
     def list_instances(self, *, timeout_seconds: float | None = None) -> admin_pb2.ListInstancesResponse:
-        """Who is attached."""
+        """Return the instances that are attached, with their ranks."""
         request = admin_pb2.ListInstancesRequest()
-        return self._calls.unary(self._calls.admin.ListInstances, request, self._calls.timeout(timeout_seconds))
+        return self._calls.unary(self._calls.admin.ListInstances, request, timeout_seconds)
 
     def clear_cache(
         self,
@@ -158,12 +175,12 @@ class DepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
-        """Removes chunks that match every filter given; those that are leased only with ``force``."""
-        request = requests.clear_cache(model_name, cache_salt, force, tenant)
-        return self._calls.unary(self._calls.admin.ClearCache, request, self._calls.timeout(timeout_seconds))
+        """Remove chunks that match every filter given; leased ones only with ``force``."""
+        request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
+        return self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 
     def close(self) -> None:
-        """Detaches what is attached through this client, and ends the connection."""
+        """Detach every rank that this client attached, and end the connection."""
         for attachment in list(self._attachments):
             attachment.close()
         self._calls.close()

@@ -21,7 +21,7 @@ from kvdepot.connector.depot_connection import DepotConnection, LinkSettings
 from kvdepot.connector.event_loop import EventLoop
 from kvdepot.errors import DepotError
 from kvdepot.memory import cuda
-from kvdepot.trace import traceparent
+from kvdepot.rpc import traceparent
 from kvdepot.v1.cache_pb2 import RetrieveResponse, StoreResponse
 from kvdepot.vllm.config import ConnectorConfig
 from kvdepot.vllm.identity import Place

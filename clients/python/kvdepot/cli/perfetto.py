@@ -2,8 +2,8 @@
 
 The format is the JSON Array/Object Format of "Trace Event Format" (Google, 2016): a process for each instance, and
 within it a thread for each session and for each caller of the session. Times are in microseconds from the start of the
-first session, which is in `otherData`. Slices of one thread may not overlap unless one holds the other, so that calls
-of one rank that overlap get threads of their own.
+first session, which is in `otherData`. Slices of one thread may overlap only if one holds the other, so calls of one
+rank that overlap get threads of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Event = dict[str, Any]
 
 
 def trace_of(sessions: Sequence[SessionView]) -> dict[str, Any]:
-    """What a trace file holds."""
+    """Return what the trace file holds."""
     events: list[Event] = []
     origin = min((session.start for session in sessions), default=None)
     process_ids: dict[str, int] = {}
@@ -41,21 +41,23 @@ def trace_of(sessions: Sequence[SessionView]) -> dict[str, Any]:
 
 
 def _threads(session: SessionView) -> Iterable[tuple[str, list[tuple[str, Span, dict[str, Any]]]]]:
-    """Names of threads, each with its slices: name, span, arguments."""
-    told = {"model_name": session.model_name, "state": session.state, "num_dropped_operations": session.num_dropped}
-    yield session.session_id, [(session.session_id, Span(0.0, session.duration_seconds), told)]
-    lanes: dict[str, list[list[OperationView]]] = {}
-    for operation in sorted(session.operations, key=lambda each: (each.kind != "lookup", each.rank, each.span)):
-        of_caller = lanes.setdefault(operation.caller, [])
-        for lane in of_caller:
-            if lane[-1].span.end_seconds <= operation.span.start_seconds:
-                lane.append(operation)
-                break
-        else:
-            of_caller.append([operation])
-    for caller, of_caller in lanes.items():
-        for lane in of_caller:
-            yield f"{session.session_id} {caller}", [(each.kind, each.span, _arguments(each)) for each in lane]
+    """Yield the names of threads, each with its slices: name, span, arguments."""
+    arguments = {
+        "model_name": session.model_name,
+        "state": session.state,
+        "num_dropped_operations": session.num_dropped_operations,
+    }
+    yield session.session_id, [(session.session_id, Span(0.0, session.duration_seconds), arguments)]
+    for caller, operations in session.operations_by_caller().items():
+        threads: list[list[OperationView]] = []
+        for operation in operations:
+            free = (each for each in threads if each[-1].span.end_seconds <= operation.span.start_seconds)
+            thread = next(free, None)
+            if thread is None:
+                threads.append(thread := [])
+            thread.append(operation)
+        for thread in threads:
+            yield f"{session.session_id} {caller}", [(each.kind, each.span, _arguments(each)) for each in thread]
 
 
 def _arguments(operation: OperationView) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A trace in Mooncake's format: which blocks each prompt is made of, and what plain LRU makes of them.
+"""A trace of requests in Mooncake's format: the blocks that each prompt is made of, and plain LRU's hits on them.
 
-One JSON object a line; `hash_ids` holds one id per block of 512 tokens of the prompt, and an id stands for its block
-and for all that precedes it, so that equal ids mean equal prefixes. See https://github.com/kvcache-ai/Mooncake.
+Each line is a JSON object. `hash_ids` has one id per block of 512 tokens of the prompt. An id stands for its block and
+for all blocks before it, so that equal ids mean equal prefixes. See https://github.com/kvcache-ai/Mooncake.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import numpy as np
 
 BLOCK_TOKENS = 512
 VOCABULARY_SIZE = 128_000
-"""Token ids are below this except for the two that carry a block's id: as wide on the wire as those of a real model."""
+"""Token ids are below this, as those of a real model, except for the two that spell a block's id."""
 MAX_HASH_ID = 2**62 - 1
 
 
 class BadTrace(ValueError):
-    """A line that is not a request, or a file without one."""
+    """A line that is not a request, which the message names, or a file without requests."""
 
 
 def read_trace(path: Path, max_requests: int | None = None) -> list[tuple[int, ...]]:
-    """The block ids of every request of a trace, in order.
+    """Return the block ids of every request, in order.
 
-    Raises:
-        BadTrace: the file holds no request, or a line can't be understood; the message names the line.
-        OSError: the file can't be read.
+    Raises: BadTrace, OSError.
     """
     requests: list[tuple[int, ...]] = []
     try:
@@ -59,9 +57,9 @@ def _parse_request(line: str, where: str) -> tuple[int, ...]:
 
 
 def token_ids(hash_ids: tuple[int, ...]) -> list[int]:
-    """Token ids for a prompt of these blocks: 512 for each, never the same for two different ids.
+    """Return the token ids of a prompt: 512 for each block, which differ for different ids.
 
-    The first two tokens of a block spell its id, the others only make it as long as it was.
+    The first two tokens of a block spell its id, the others only fill it.
     """
     ids = np.array(hash_ids, dtype=np.int64)[:, np.newaxis]
     tokens = (ids * 31 + np.arange(BLOCK_TOKENS, dtype=np.int64) * 7919) % VOCABULARY_SIZE
@@ -72,7 +70,7 @@ def token_ids(hash_ids: tuple[int, ...]) -> list[int]:
 
 
 class PlainLru:
-    """What a cache of blocks does that knows no prefixes: the least recently used block leaves, whichever it is."""
+    """A cache of blocks without prefixes, which evicts the least recently used block."""
 
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity_blocks = capacity_blocks
@@ -82,7 +80,7 @@ class PlainLru:
         return f"<PlainLru {len(self._blocks)}/{self._capacity_blocks} blocks>"
 
     def request(self, hash_ids: tuple[int, ...]) -> int:
-        """Counts the leading blocks that are resident, then touches every block from head to tail."""
+        """Count the leading blocks that are resident, then touch every block from head to tail."""
         num_hits = 0
         while num_hits < len(hash_ids) and hash_ids[num_hits] in self._blocks:
             num_hits += 1

@@ -1,4 +1,4 @@
-"""Plays a trace to a depot through its real RPCs, with KV so small that an hour of traffic takes minutes."""
+"""Plays the requests of a trace to a depot through its RPCs, with KV so small that an hour of traffic takes minutes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kvdepot import AsyncAttachment, AsyncDepotClient, KvShape, SharedBuffer, token_prefix
-from kvdepot.cli.trace import BLOCK_TOKENS, PlainLru, token_ids
+from kvdepot.cli.request_trace import BLOCK_TOKENS, PlainLru, token_ids
 from kvdepot.layout import layouts
 
 CHUNK_BYTES = 2 * BLOCK_TOKENS * 4
-"""Bytes of one chunk of the replay's model, which has K and V of one head of one 4-byte element: a page of memory, so
-that an L1 of N times this holds N chunks exactly."""
+"""Bytes of a chunk of the replay's model, which has K and V of one head of one 4-byte element.
+
+This is a page of memory, so that an L1 of N times this size holds exactly N chunks.
+"""
 
 _POISON = 0xFFFF_FFFF
 
@@ -28,12 +30,12 @@ Response = TypeVar("Response")
 
 
 class ReplayFailed(Exception):
-    """The depot did not do what the replay counts on."""
+    """The depot has another size than expected, or returned wrong bytes."""
 
 
 @dataclass(kw_only=True)
 class Replayed:
-    """What was played so far; ``rpc_seconds`` holds the duration of every call, by RPC."""
+    """Counts of the requests that were played; ``rpc_seconds`` has the duration of every call, by RPC."""
 
     num_requests: int = 0
     num_blocks: int = 0
@@ -52,11 +54,9 @@ async def replay_trace(
     concurrency: int,
     on_request: Callable[[], None],
 ) -> Replayed:
-    """Plays every request, ``concurrency`` of them at a time, against a depot whose L1 holds ``l1_chunks``.
+    """Play every request, ``concurrency`` of them at a time, to a depot with an L1 of ``l1_chunks``.
 
-    Raises:
-        ReplayFailed: the L1 has another size, or bytes came back that were not stored for their prefix.
-        DepotError: a call failed.
+    Raises: ReplayFailed, DepotError.
     """
     max_blocks = max(1, *map(len, requests))
     shape = KvShape(
@@ -85,7 +85,7 @@ async def replay_trace(
                     async with asyncio.TaskGroup() as workers:
                         for first_block in range(0, shape.num_blocks, max_blocks):
                             workers.create_task(player.work(blocks[first_block:], first_block))
-                except ExceptionGroup as failures:  # one worker's failure ends the others: it says it all
+                except ExceptionGroup as failures:  # the first failure ends the other workers
                     raise failures.exceptions[0] from None
                 player.replayed.duration_seconds = time.perf_counter() - start
                 return player.replayed
@@ -101,7 +101,7 @@ async def _check_capacity(client: AsyncDepotClient, attachment: AsyncAttachment,
 
 
 class _Player:
-    """Hands out the requests of a trace in order, and plays each to its end."""
+    """Takes the requests of a trace in order, and plays each to its end."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _Player:
         self.replayed = Replayed()
 
     async def work(self, blocks: Blocks, first_block: int) -> None:
-        """Plays requests until none is left, through blocks that no other worker uses."""
+        """Play requests until none is left, through blocks that no other worker uses."""
         replayed = self.replayed
         for hash_ids in self._requests:
             replayed.num_requests += 1
@@ -128,7 +128,7 @@ class _Player:
             self._on_request()
 
     async def _play(self, session_id: str, hash_ids: tuple[int, ...], blocks: Blocks, first_block: int) -> None:
-        """What an engine does with a prompt: look up, retrieve what matched, "compute" and store the rest."""
+        """Do with a prompt as an engine does: look up, retrieve what matched, "compute" and store the rest."""
         attachment, replayed = self._attachment, self.replayed
         prefix = token_prefix(token_ids(hash_ids))
         block_ids = range(first_block, first_block + len(hash_ids))
@@ -157,6 +157,6 @@ class _Player:
 
 
 def _contents(hash_ids: tuple[int, ...]) -> Blocks:
-    """What the blocks of a prompt hold, `[blocks, 1024]`: words that tell the id and the place in the block."""
+    """Return the contents of a prompt's blocks, `[blocks, 1024]`: each word stands for the id and the offset in it."""
     ids = np.array(hash_ids, dtype=np.int64)[:, np.newaxis]
     return (ids * 2 * BLOCK_TOKENS + np.arange(2 * BLOCK_TOKENS)).astype(np.uint32)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvdepot.cli.trace import BLOCK_TOKENS, MAX_HASH_ID, VOCABULARY_SIZE, BadTrace, PlainLru, read_trace, token_ids
+from kvdepot.cli.request_trace import (
+    BLOCK_TOKENS,
+    MAX_HASH_ID,
+    VOCABULARY_SIZE,
+    BadTrace,
+    PlainLru,
+    read_trace,
+    token_ids,
+)
 
 HASH_IDS = st.integers(0, 20) | st.integers(0, MAX_HASH_ID)
 

@@ -7,8 +7,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdepot.pieces import Piece, parsed_retrieve, parsed_store, serialised_retrieve, store_piece
 from kvdepot.v1.cache_pb2 import RetrieveInlineResponse, StoreInlineHeader, StoreInlineRequest
+from kvdepot.wire import Piece, parsed_retrieve, parsed_store, serialised_retrieve, store_piece
 
 SIZES = [1, 2, 127, 128, 129, 16_383, 16_384, 1 << 20]
 HEADER = StoreInlineRequest(header=StoreInlineHeader(instance_id="engine-0", start_token=256))

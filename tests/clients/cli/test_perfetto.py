@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdepot.cli.session_trace import trace_of
+from kvdepot.cli.perfetto import trace_of
 from kvdepot.cli.session_view import OperationView, SessionView
 from kvdepot.timeline import Span
 
@@ -40,7 +40,7 @@ def session(*operations: OperationView, start: float = 0.0, ids: tuple[str, str]
         duration_seconds=10.0,
         state="live",
         operations=operations,
-        num_dropped=0,
+        num_dropped_operations=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""The caller's place in its trace rides on every kind of call of both clients, and on no call where there is none."""
+"""Every kind of call of both clients carries the caller's traceparent, and none where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvdepot.trace import traceparent
+from kvdepot.rpc import traceparent
 from tests.clients.conftest import Side
 from tests.fakes.depot import FakeDepot
 

@@ -1,0 +1,84 @@
+"""The options of a command that calls a depot: its address, and credentials for tenants and TLS.
+
+Each credential option is a variable KVDEPOT_CLIENT_… as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from kvdepot import Credentials, DepotClient, DepotError
+from kvdepot.cli.terminal import fail
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+TIMEOUT_SECONDS = 5.0
+
+Address = Annotated[str, typer.Option("--address", "--server", help="The depot: HOST:PORT or unix:/PATH.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+# By option: the field of `Credentials`, its type, its default, the help.
+_CREDENTIALS: dict[str, tuple[str, Any, Any, str]] = {
+    "tls_ca": ("ca_file", Path | None, None, "Authorities that sign the depot's certificate, PEM."),
+    "tls_cert": ("certificate_file", Path | None, None, "A certificate to show, PEM."),
+    "tls_key": ("key_file", Path | None, None, "Its private key, PEM."),
+    "tls_server_name": ("server_name", str, "", "What the depot's certificate is for, if not the host."),
+    "token_file": ("token_file", Path | None, None, "A file with a tenant's bearer token."),
+    "plain_tcp": ("plain_tcp", bool, False, "Send the token over TCP without TLS, too."),
+}
+
+
+def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the credential options, and pass it the `Credentials` they make as ``credentials``."""
+
+    def run(**given: Any) -> None:
+        fields = {field: given.pop(option) for option, (field, *_) in _CREDENTIALS.items()}
+        try:
+            credentials = Credentials(**fields)
+        except ValueError as error:
+            fail(str(error), 2)
+        command(**given, credentials=credentials)
+
+    hints = typing.get_type_hints(command, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "credentials"
+    ]
+    for option, (_, kind, default, help_text) in _CREDENTIALS.items():
+        variable = typer.Option(envvar=f"KVDEPOT_CLIENT_{option.upper()}", help=help_text, show_envvar=False)
+        annotation: Any = Annotated[kind, variable]
+        keyword = inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        parameters.append(keyword)
+    # What typer reads of a command.
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@contextmanager
+def connected(address: str, credentials: Credentials) -> Iterator[DepotClient]:
+    """Yield a client of the depot. An error of its calls ends the command in one line."""
+    try:
+        with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
+            yield client
+    except (DepotError, ValueError, OSError) as error:
+        fail(f"{address}: {problem(error)}")
+
+
+def problem(error: Exception) -> str:
+    """Return what went wrong, in one line."""
+    if isinstance(error, DepotError):
+        if error.reason == "UNREACHABLE":
+            return "no depot answers there"
+        if error.code is grpc.StatusCode.NOT_FOUND:  # of what the user named
+            return " ".join(error.message.split())
+    return " ".join(str(error).split())
