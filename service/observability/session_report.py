@@ -10,7 +10,8 @@ from heapq import merge
 from typing import Any
 
 from kvdepot.timeline import Span, gaps
-from service.depot.sessions import Operation, OperationKind, Session
+from service.depot.operation import Operation, OperationKind
+from service.depot.sessions import Session
 
 MAX_ROWS = 24
 SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
@@ -77,7 +78,7 @@ def _facts(session: Session) -> dict[str, Any]:
     for operation in session.operations:
         of_kind[operation.kind].append(operation)
     lookups, retrieves = of_kind[OperationKind.LOOKUP], of_kind[OperationKind.RETRIEVE]
-    looked_up_tokens = sum(lookup.asked_tokens for lookup in lookups)
+    looked_up_tokens = sum(lookup.prompt_tokens for lookup in lookups)
     matched_tokens = sum(lookup.num_tokens for lookup in lookups)
     return {
         "instance_id": session.instance_id,
@@ -115,7 +116,7 @@ def _row(span: Span, operation: Operation | None) -> str:
     if operation is None:
         return f"{times}(engine)"
     if operation.kind is OperationKind.LOOKUP:
-        what, tokens = "lookup", f"{operation.num_tokens:,} of {operation.asked_tokens:,} tokens"
+        what, tokens = "lookup", f"{operation.num_tokens:,} of {operation.prompt_tokens:,} tokens"
     else:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
     rate = f"{operation.num_bytes / span.seconds / 1e9:.2f} GB/s" if operation.num_bytes and span.seconds > 0 else ""

@@ -37,13 +37,13 @@ class LeasedIndex:
 
     def __init__(self, num_slots: int) -> None:
         self._loop = asyncio.new_event_loop()
-        self.writer = PendingWrite(self._loop.create_future())
+        self.pending_write = PendingWrite(self._loop.create_future())
         self.index = Index(Pool(num_slots * SLOT_BYTES))
         self.leases = Leases(self.index, TTL_SECONDS, Slices())
 
     def store(self, name: str) -> Chunk | None:
-        entry = self.index.entry(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
-        chunk, _ = self.index.reserve(ChunkKey(name.encode()), entry, SLOT_BYTES, self.writer)
+        stats = self.index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
+        chunk, _ = self.index.reserve(ChunkKey(name.encode()), stats, SLOT_BYTES, self.pending_write)
         if chunk is not None:
             self.index.commit(chunk)
             self.index.unpin([chunk])
@@ -149,7 +149,7 @@ def test_nothing_expires_where_there_is_nothing(depot: LeasedIndex) -> None:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Stores, drops, grants, ends and lets time pass at random; `held` are the leases that live, oldest first."""
+    """Stores, removes, grants, ends and lets time pass at random; `held` are the leases that live, oldest first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,8 +169,8 @@ class AnyUse(RuleBasedStateMachine):
     def store(self) -> None:
         self.num_stored += 1
         assert self.depot.store(str(self.num_stored)) is not None or len(self.pins) == NUM_SLOTS
-        drops = [self.depot.index.last_drop(chunk.key) for chunk in self.pins]
-        assert not any(drop.reason is RemovalReason.EVICTED for drop in drops if drop is not None)
+        tombstones = [self.depot.index.tombstone(chunk.key) for chunk in self.pins]
+        assert not any(each.reason is RemovalReason.EVICTED for each in tombstones if each is not None)
 
     @property
     def pins(self) -> Counter[Chunk]:
@@ -206,7 +206,7 @@ class AnyUse(RuleBasedStateMachine):
     def clear(self, data: st.DataObject) -> None:
         chunks = list(self.depot.index.chunks())
         if chunks:
-            self.depot.index.drop(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
+            self.depot.index.remove(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
 
     @invariant()
     def each_chunk_is_pinned_once_by_each_lease_that_holds_it(self) -> None:

@@ -11,14 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.depot.operation import Operation, OperationKind
 from service.depot.sessions import (
     MAX_ENDED_REMEMBERED,
     MAX_IDLE_AT_ONCE,
     MAX_LIVE,
     MAX_OPERATIONS,
     MAX_REPORTED,
-    Operation,
-    OperationKind,
     Session,
     SessionEnd,
     Sessions,
@@ -276,7 +275,7 @@ TestAnyUse.settings = settings(max_examples=50, stateful_step_count=50, deadline
 async def test_sessions_beyond_the_limit_end_though_none_was_idle(start_server: Callable[..., Any]) -> None:
     server: Server = await start_server(disable_observability=True)
     for number in range(MAX_LIVE + 3):
-        server.depot.session("i", str(number), "m")
+        server.depot.lifetimes.session("i", str(number), "m")
     assert len(server.depot.sessions) == MAX_LIVE
     assert server.depot.sessions.latest("i", "2").end is SessionEnd.IDLE
     assert server.depot.sessions.latest("i", "3").end is None
