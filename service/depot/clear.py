@@ -34,8 +34,8 @@ def clearing(
 ) -> Iterator[None]:
     """Remove the tenant's chunks of a model ("": any) and a salt (None: any) in short steps, and count them.
 
-    Chunks that are being written go, too. Pinned ones stay unless `force`: then their leases end, and their slots are
-    freed after the transfers that read them. Stores that are open at the beginning make nothing visible.
+    Chunks that are being written are removed as well. Pinned ones stay unless `force`: then their leases end, and their
+    slots are freed after the transfers that read them. Stores that are open at the beginning make nothing visible.
     """
 
     def matches(stats: NamespaceStats) -> bool:

@@ -36,9 +36,9 @@ class Lifetimes:
         Raises: TooManySessions.
         """
         session = self._sessions.find(instance_id, session_id)
-        in_the_way = self._sessions.in_the_way(session)
-        if in_the_way is not None:
-            self.close_session(in_the_way, SessionEnd.IDLE)
+        victim = self._sessions.victim_for(session)
+        if victim is not None:
+            self.close_session(victim, SessionEnd.IDLE)
         if session is None:
             session = self._sessions.begin(instance_id, session_id, model_name)
             self._publish_started(session)
@@ -53,9 +53,9 @@ class Lifetimes:
         if session is not None:
             self._sessions.reported(session)
             return
-        in_the_way = self._sessions.in_the_way_of_reports()
-        if in_the_way is not None:
-            self.close_session(in_the_way, SessionEnd.IDLE)
+        victim = self._sessions.victim_for_report()
+        if victim is not None:
+            self.close_session(victim, SessionEnd.IDLE)
         self._publish_started(self._sessions.begin_reported(instance_id, session_id, model_name))
 
     def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]], idle_since: Sequence[float]) -> Lease:

@@ -180,7 +180,7 @@ class Sessions:
         """Keep a session for its reports alone; it is not busy."""
         self._move(session, self._reported)
 
-    def in_the_way(self, session: Session | None) -> Session | None:
+    def victim_for(self, session: Session | None) -> Session | None:
         """Return the session that must end before this one (None: a new one) uses the cache; None if there is room.
 
         Raises: TooManySessions if all are busy.
@@ -193,7 +193,7 @@ class Sessions:
             raise TooManySessions(f"{MAX_LIVE} sessions hold leases or run operations")
         return oldest
 
-    def in_the_way_of_reports(self) -> Session | None:
+    def victim_for_report(self) -> Session | None:
         """Return the session that must end before a report begins another; None if there is room."""
         return next(iter(self._reported.values())) if len(self._reported) >= MAX_REPORTED else None
 

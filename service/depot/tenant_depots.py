@@ -106,7 +106,7 @@ class TenantDepots:
                 self._depots[name].quota.limits = tenant.limits
 
     async def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearCounts:
-        """Clear chunks of a tenant ("": of all), see `clearing`. A cancelled call clears to the end, too."""
+        """Clear chunks of a tenant ("": of all), see `clearing`. A cancelled call still clears to the end."""
         counts = ClearCounts()
         depots = [depot for name, depot in self._depots.items() if tenant in ("", name)]
         cleared = self.slices.run(self._clearing(depots, model_name, cache_salt, force=force, counts=counts))
