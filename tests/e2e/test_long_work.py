@@ -52,7 +52,7 @@ async def passes_until(condition: Callable[[], bool]) -> None:
 
 
 class Site:
-    """A depot with one engine, whose bytes nobody moves."""
+    """A depot with one engine, whose bytes are not moved."""
 
     def __init__(self, num_slots: int) -> None:
         backend: Any = None
@@ -87,7 +87,7 @@ class Site:
         return store
 
     async def settled(self) -> None:
-        """Nobody has pinned anything any more, and everything is as it should be."""
+        """Wait until no chunk is protected, and check the invariants."""
         await passes_until(lambda: self.depot.index.num_protected == 0)
         self.depot.index.check()
 
@@ -195,7 +195,7 @@ async def test_a_store_that_finds_no_slot_looks_for_none_any_more(site: Site, mo
     await site.settled()
 
 
-async def test_a_lease_that_is_overdue_has_expired_even_if_nobody_has_ended_it_yet(
+async def test_an_overdue_lease_has_expired_even_before_the_timer_ends_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = prefix(4)

@@ -1,4 +1,4 @@
-"""Leases: each pins its chunks once, for as long as it lives, and its end is told to whoever comes late."""
+"""Leases: each pins its chunks once while it lives, and late calls learn how it ended."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_two_leases_of_one_chunk_both_protect_it(depot: LeasedIndex) -> None:
 
 
 @pytest.mark.parametrize(("instance_id", "session_id"), [("j", "s"), ("i", "t"), ("s", "i"), ("", "")])
-def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: str, session_id: str) -> None:
+def test_a_lease_is_found_by_its_own_session_alone(depot: LeasedIndex, instance_id: str, session_id: str) -> None:
     lease = depot.grant("s", [depot.stored("a")])
     with pytest.raises(LeaseNotFound):
         depot.leases.require(lease.lease_id, instance_id, session_id)
@@ -103,13 +103,13 @@ def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: s
 
 
 @pytest.mark.parametrize("why", LeaseEnd)
-def test_whoever_comes_late_is_told_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> None:
+def test_a_late_call_learns_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> None:
     lease = depot.grant("s", [depot.stored("a")])
     depot.leases.end(lease, why)
     with pytest.raises(ERRORS[why], match=lease.lease_id):
         depot.leases.require(lease.lease_id, "i", "s")
     assert type(lease.error()) is ERRORS[why]
-    assert depot.leases.find(lease.lease_id) is lease  # remembered, with no chunks any more
+    assert depot.leases.find(lease.lease_id) is lease  # remembered, without chunks
     assert not lease.chunks_by_rank
 
 
@@ -135,7 +135,7 @@ def test_the_oldest_ends_are_forgotten(depot: LeasedIndex) -> None:
         depot.leases.require(leases[1].lease_id, "i", "s")
 
 
-def test_the_expire_time_that_is_told_is_the_ttl_from_now(depot: LeasedIndex) -> None:
+def test_the_expire_time_is_one_time_to_live_ahead(depot: LeasedIndex) -> None:
     before = time.time(), time.monotonic()
     lease = depot.grant("s", [[]])
     after = time.time(), time.monotonic()
