@@ -163,6 +163,22 @@ async def test_what_a_store_reserves_after_a_clear_began_does_not_become_visible
     assert site.depot.index.num_resident == 8
 
 
+@pytest.mark.parametrize("ends_by", ["commit", "close"])
+async def test_a_store_wakes_those_that_wait_for_its_chunks_before_it_waits_itself(site: Site, ends_by: str) -> None:
+    writing, waiting = site.open_store(prefix(1)), site.open_store(prefix(1))
+    assert writing.plan({0: ()}).reserved
+    (pending,) = waiting.plan({0: ()}).pending.values()
+    assert not pending.done.done()
+    if ends_by == "commit":
+        await writing.commit(site.depot.slices.pace())
+        assert pending.done.done()
+    writing.close()
+    assert pending.done.done()
+    assert bool(waiting.plan({0: ()}).resident) == (ends_by == "commit")
+    waiting.close()
+    await site.settled()
+
+
 async def test_a_clear_of_another_model_leaves_a_store_alone(site: Site) -> None:
     store = site.open_store(prefix(8))
     for _ in clearing(site.depot, [], "another", None, force=True, counts=ClearCounts()):
