@@ -34,8 +34,8 @@ class Filled:
     def __init__(self, num_chunks: int) -> None:
         self.num_chunks = num_chunks
         self.index = Index(Pool(num_chunks * SLOT_BYTES))
-        self._writer = PendingWrite(asyncio.get_running_loop().create_future())
-        self._entry = self.index.entry(Namespace(bytes(32)), model_name="m", cache_salt="", rank=0)
+        self._pending_write = PendingWrite(asyncio.get_running_loop().create_future())
+        self._stats = self.index.namespace_stats(Namespace(bytes(32)), model_name="m", cache_salt="", rank=0)
         self._next = 0
         for _ in range(num_chunks // PROMPT_CHUNKS):
             self.store()
@@ -48,7 +48,7 @@ class Filled:
         """One more prompt: reserved, committed, let go of; what is oldest is evicted once the index is full."""
         chunks = []
         for key in self.keys(self._next):
-            chunk, _ = self.index.reserve(key, self._entry, SLOT_BYTES, self._writer)
+            chunk, _ = self.index.reserve(key, self._stats, SLOT_BYTES, self._pending_write)
             assert chunk is not None
             chunks.append(chunk)
         for chunk in chunks:
@@ -106,17 +106,17 @@ async def measure() -> list[Figure]:
 def _shared() -> tuple[float, float]:
     """Models of two sizes store by turns: µs per chunk, and the share of L1 that chunks take in percent."""
     index = Index(Pool(SHARED_BYTES))
-    writer = PendingWrite(asyncio.get_running_loop().create_future())
+    pending_write = PendingWrite(asyncio.get_running_loop().create_future())
     numbers = itertools.count()
     shares = []
     begin = time.perf_counter()
     for turn in range(SHARED_TURNS):
         slot_bytes = SHARED_SLOT_BYTES[turn % 2]
-        entry = index.entry(Namespace(b"%d" % slot_bytes), model_name="m", cache_salt="", rank=0)
+        stats = index.namespace_stats(Namespace(b"%d" % slot_bytes), model_name="m", cache_salt="", rank=0)
         for _ in range(random.randrange(100)):
             chunks = []
             for _ in range(PROMPT_CHUNKS):
-                chunk, _ = index.reserve(ChunkKey(b"%d" % next(numbers)), entry, slot_bytes, writer)
+                chunk, _ = index.reserve(ChunkKey(b"%d" % next(numbers)), stats, slot_bytes, pending_write)
                 assert chunk is not None
                 index.commit(chunk)
                 chunks.append(chunk)

@@ -1,4 +1,4 @@
-"""Attach: an engine's memory is mapped, a rank registered, and all of it undone when the attachment ends."""
+"""Attach: an engine's memory is mapped and its rank registered, until the attachment ends."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from service.l1.keys import RankIdentity
 from service.l1.pool import slot_bytes_for
 from telemetry.events import InstanceAttached, InstanceDetached
 
-PLACE_WAIT_SECONDS = 1.0
+DETACH_WAIT_SECONDS = 1.0
 MAPPER_THREADS = 4
 
-Place = tuple[str, str, int]
-"""Of a rank: its tenant, its instance, its number."""
+RankId = tuple[str, str, int]
+"""`(tenant, instance_id, rank)`"""
 
 _ERRORS: dict[type[Exception], type[DepotError]] = {
     kernels.errors.RegionUnavailable: RegionUnavailable,
@@ -45,40 +45,40 @@ _ERRORS: dict[type[Exception], type[DepotError]] = {
 
 
 class Attacher:
-    """Attaches ranks, each (tenant, instance_id, rank) once at a time; memory that one tenant has, no other gets.
+    """Attaches ranks, each once at a time, and no memory for two tenants.
 
-    The names of shared memory are no secrets, and the depot can open what a tenant itself could not.
+    The names of shared memory are no secrets, and the depot can open memory that a tenant itself could not.
     """
 
     def __init__(self, *, cuda_over_tcp: bool) -> None:
         self._cuda_over_tcp = cuda_over_tcp
-        self._places: dict[Place, asyncio.Future[None]] = {}
+        self._ended: dict[RankId, asyncio.Future[None]] = {}
         self._memory = AttachedMemory(most_objects())
-        # Apart, so that the memory of an engine that died is not kept until others have been mapped.
+        # Two pools, so that the memory of a dead engine does not wait until others have been mapped.
         self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
         self._unmappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-unmap")
 
     @asynccontextmanager
     async def attached(self, depot: Depot, request: AttachRequest) -> AsyncIterator[Attachment]:
-        """Keep a rank of a tenant attached for as long as the block runs.
+        """Keep a rank of a tenant attached while the block runs.
 
-        When the block ends, whichever way, the rank's transfers are stopped, its leases ended, its memory unmapped, in
-        this order, and this is not cut short by a cancellation.
+        At the end the rank is removed, its leases end, its transfers are stopped and its memory is unmapped, in this
+        order. No cancellation cuts this short.
 
         Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RankAttached, InstanceMismatch, RegionUnavailable,
             RegionForbidden, BackendUnavailable, TooManyObjects.
         """
-        # In a thread: to prove that a thousand planes are apart takes a while.
+        # In a thread: it takes long to check that a thousand planes do not overlap.
         one_chunk_bytes = await asyncio.get_running_loop().run_in_executor(self._mappers, self._check, depot, request)
-        place = (depot.tenant, request.instance_id, request.rank)
-        await self._wait_for(place)
-        free = self._places[place] = asyncio.get_running_loop().create_future()
+        rank_id = (depot.tenant, request.instance_id, request.rank)
+        await self._wait_until_free(rank_id)
+        ended = self._ended[rank_id] = asyncio.get_running_loop().create_future()
         try:
             depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
             buffer = await self._map(depot, request)
             try:
-                with self._memory.attached(buffer.objects if buffer is not None else (), depot.tenant):
-                    # Looked at again: another rank of the instance may have attached while this one was mapped.
+                with self._memory.hold(buffer.objects if buffer is not None else (), depot.tenant):
+                    # Again: another rank of the instance may have attached while this one was mapped.
                     depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
                     attachment = Attachment(
                         instance_id=request.instance_id,
@@ -107,25 +107,29 @@ class Attacher:
                 if buffer is not None:
                     await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
         finally:
-            del self._places[place]
-            free.set_result(None)
+            del self._ended[rank_id]
+            ended.set_result(None)
 
     async def detach(self, depot: Depot, instance_id: str, rank: int) -> None:
-        """End a rank's attachment in order, and wait until nothing is left of it.
+        """End a rank's attachment, and wait until its memory is unmapped.
 
         Raises: InstanceNotFound, RankNotFound, StreamStalled.
         """
         attachment = depot.instances.require(instance_id).require_rank(rank)
         attachment.closing.set()
-        ended = asyncio.shield(self._places[depot.tenant, instance_id, rank])
+        ended = asyncio.shield(self._ended[depot.tenant, instance_id, rank])
         await depot.bounded(ended, f"rank {rank} of instance {instance_id!r} has been detaching")
 
     async def all_detached(self) -> None:
         """Wait until no rank is attached."""
-        while self._places:
-            await asyncio.wait(list(self._places.values()))
+        while self._ended:
+            await asyncio.wait(list(self._ended.values()))
 
     def _check(self, depot: Depot, request: AttachRequest) -> int:
+        """Check the request. Return the bytes of one chunk.
+
+        Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RegionForbidden.
+        """
         chunk_size = depot.limits.chunk_size
         region_sizes = [region.size_bytes for region in request.regions]
         try:
@@ -149,13 +153,13 @@ class Attacher:
             raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(depot.l1)}")
         return one_chunk_bytes
 
-    async def _wait_for(self, place: Place) -> None:
+    async def _wait_until_free(self, rank_id: RankId) -> None:
         try:
-            async with asyncio.timeout(PLACE_WAIT_SECONDS):
-                while place in self._places:
-                    await asyncio.shield(self._places[place])
+            async with asyncio.timeout(DETACH_WAIT_SECONDS):
+                while rank_id in self._ended:
+                    await asyncio.shield(self._ended[rank_id])
         except TimeoutError as error:
-            _, instance_id, rank = place
+            _, instance_id, rank = rank_id
             raise RankAttached(f"rank {rank} of instance {instance_id!r} is attached by a live stream") from error
 
     async def _map(self, depot: Depot, request: AttachRequest) -> MappedBuffer | None:
@@ -185,9 +189,9 @@ class Attacher:
 
 
 def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None:
-    """Take the rank out now, and end its leases, and with the last rank the instance's sessions.
+    """Remove the rank at once. End its instance's leases, and with the last rank its sessions.
 
-    Returns a future that ends when all of these have; None if they have.
+    Returns a future that ends when all of these have ended. None: they have.
     """
     attachment.detached = True
     leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
@@ -198,43 +202,41 @@ def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None
     def ending() -> Iterator[None]:
         for lease in leases:
             if lease.end is None:
-                depot.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
+                depot.lifetimes.end_lease(lease, LeaseEnd.INSTANCE_DETACHED)
                 yield
         for session in sessions:
             if session.end is None:
-                depot.close_session(session, SessionEnd.INSTANCE_DETACHED)
+                depot.lifetimes.close_session(session, SessionEnd.INSTANCE_DETACHED)
                 yield
-        if depot.bus is not None:
-            depot.bus.publish(
-                InstanceDetached(
-                    instance_id=attachment.instance_id,
-                    model_name=attachment.model_name,
-                    rank=attachment.rank,
-                    reason=reason,
-                    num_ranks_left=num_ranks_left,
-                )
+        depot.bus.publish(
+            InstanceDetached(
+                instance_id=attachment.instance_id,
+                model_name=attachment.model_name,
+                rank=attachment.rank,
+                reason=reason,
+                num_ranks_left=num_ranks_left,
             )
+        )
 
     return depot.slices.run(ending())
 
 
 def _publish_attached(depot: Depot, attachment: Attachment) -> None:
-    if depot.bus is not None:
-        depot.bus.publish(
-            InstanceAttached(
-                instance_id=attachment.instance_id,
-                model_name=attachment.model_name,
-                world_size=attachment.world_size,
-                rank=attachment.rank,
-                chunk_bytes=attachment.chunk_bytes,
-                mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
-                transfer_backend=attachment.transfer_backend,
-            )
+    depot.bus.publish(
+        InstanceAttached(
+            instance_id=attachment.instance_id,
+            model_name=attachment.model_name,
+            world_size=attachment.world_size,
+            rank=attachment.rank,
+            chunk_bytes=attachment.chunk_bytes,
+            mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
+            transfer_backend=attachment.transfer_backend,
         )
+    )
 
 
 def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:
-    """The end of a stream does not tell whether its client closed it or died: one that left work is taken for dead."""
+    """Return why the attachment ended. A client that ended its stream and left work counts as dead."""
     if attachment.failed.is_set():
         return "failed"
     if draining:

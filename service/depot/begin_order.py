@@ -1,4 +1,4 @@
-"""Things in the order in which they began, with places in it that stay while others come and go."""
+"""Items in the order in which they began, with positions that stay valid while items come and go."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ T = TypeVar("T")
 
 
 class BeginOrder(Generic[T]):
-    """Things by a number of theirs, which grows from one that begins to the next.
+    """Items by a number that grows from each item to the next.
 
-    Numbers of things that left stay in a list until they are a quarter of it: so that adding and removing cost the
-    same however many there are, finding a place is a bisection, and a walk passes few that are not there any more.
+    The numbers of removed items stay in a sorted list until they are a quarter of it. So adding and removing take
+    constant time, finding a number is a bisection, and a walk skips few stale numbers.
     """
 
     def __init__(self) -> None:
-        self._things: dict[int, T] = {}
+        self._items: dict[int, T] = {}
         self._numbers: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._items)
 
     def __repr__(self) -> str:
-        return f"<BeginOrder of {len(self._things)}, {len(self._numbers) - len(self._things)} stale numbers>"
+        return f"<BeginOrder of {len(self._items)}, {len(self._numbers) - len(self._items)} stale numbers>"
 
-    def add(self, number: int, thing: T) -> None:
-        """Put it last; its number is the greatest so far."""
-        self._things[number] = thing
+    def add(self, number: int, item: T) -> None:
+        """Add an item with the greatest number so far."""
+        self._items[number] = item
         self._numbers.append(number)
 
     def remove(self, number: int) -> None:
-        """Take it out."""
-        del self._things[number]
-        if len(self._numbers) > len(self._things) * 4 // 3 + NUM_STALE_KEPT:
-            self._numbers = list(self._things)
+        """Remove an item."""
+        del self._items[number]
+        if len(self._numbers) > len(self._items) * 4 // 3 + NUM_STALE_KEPT:
+            self._numbers = list(self._items)
 
     def newest_first(self, before: int | None = None) -> Iterator[T]:
-        """Those of a smaller number than `before`, which need not be there any more; None: all."""
+        """Yield the items with smaller numbers than `before`, whose item may be removed. None: all items."""
         numbers = self._numbers
         end = len(numbers) if before is None else bisect_left(numbers, before)
         for index in range(end - 1, -1, -1):
-            thing = self._things.get(numbers[index])
-            if thing is not None:
-                yield thing
+            item = self._items.get(numbers[index])
+            if item is not None:
+                yield item

@@ -1,4 +1,4 @@
-"""Block tables of requests: what must hold for them, and which of their blocks belong to a chunk."""
+"""Block tables of requests: their checks, and the blocks of each chunk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from service.l1.chunk import Chunk
 
 
 def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
-    """Raise InvalidRequest unless there is one table per group, and each block id is one of the group's blocks."""
+    """Check that there is one table for each group, and that each block id is one of the group's blocks.
+
+    Raises: InvalidRequest.
+    """
     if len(tables) != len(attachment.groups):
         raise InvalidRequest(
             FieldViolation("block_tables", f"{len(tables)} tables for {len(attachment.groups)} groups of layers")
@@ -29,7 +32,7 @@ def check_tables(attachment: Attachment, tables: Sequence[BlockTable]) -> None:
         raise InvalidRequest(*violations)
 
 
-def chunk_move(
+def chunk_copy(
     attachment: Attachment,
     chunk_size: int,
     tables: Sequence[BlockTable],
@@ -37,7 +40,7 @@ def chunk_move(
     l1_offset_bytes: int,
     skip_tokens: int = 0,
 ) -> ChunkCopy:
-    """The move of the chunk that is at `position` in the tables, of those of its blocks that are not left out."""
+    """Return the copy of one chunk's blocks that are present and not skipped. `position` counts the tables' chunks."""
     blocks = []
     for table, group in zip(tables, attachment.groups, strict=True):
         blocks_per_chunk = chunk_size // group.block_size
@@ -49,7 +52,10 @@ def chunk_move(
 def absent_tokens(
     attachment: Attachment, chunk_size: int, tables: Sequence[BlockTable], position: int
 ) -> tuple[int, ...]:
-    """Of each group, how many of that chunk's first tokens are in absent blocks; empty if none are of any group."""
+    """Return, for each group, how many of a chunk's first tokens are in absent blocks; empty if none are in any group.
+
+    `position` counts the tables' chunks.
+    """
     absent = tuple(
         min(chunk_size, max(0, table.absent_blocks * group.block_size - position * chunk_size))
         for table, group in zip(tables, attachment.groups, strict=True)
@@ -57,7 +63,7 @@ def absent_tokens(
     return absent if any(absent) else ()
 
 
-def check_held(
+def check_present(
     attachment: Attachment,
     chunk_size: int,
     tables: Sequence[BlockTable],
@@ -65,7 +71,10 @@ def check_held(
     chunk: Chunk,
     skip_tokens: int,
 ) -> None:
-    """Raise BlockAbsent unless the chunk at `position` has the bytes of all of its blocks that would be written."""
+    """Check that a chunk has the bytes of all blocks that would be written. `position` counts the tables' chunks.
+
+    Raises: BlockAbsent.
+    """
     for number, absent in enumerate(chunk.absent_tokens):
         block_size = attachment.groups[number].block_size
         first_token = max(skip_tokens, tables[number].absent_blocks * block_size)

@@ -1,4 +1,4 @@
-"""Who is attached: instances, their ranks, the memory that was mapped for each."""
+"""The instances of a tenant, their ranks, and the memory that is mapped for each."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class TransferBackend(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Attachment:
-    """One rank of an instance, attached. `buffer` is None if it moves bytes inline only.
+    """One attached rank of an instance. `buffer` is None if it moves bytes inline only.
 
-    `failed` is set when its memory can't be used any more, so that the attachment must end; `failure` says why.
-    `closing` is set when its engine wants it to end.
+    `failed` is set when its memory has become unusable, so that the attachment must end; `failure` says why. `closing`
+    is set when its engine wants it to end.
     """
 
     instance_id: str
@@ -85,14 +85,14 @@ class Attachment:
     transfers: set[RunningTransfer] = field(default_factory=set)
 
     def fail(self, error: DepotError) -> DepotError:
-        """End the attachment with an error, which is returned; the first one counts."""
+        """End the attachment with an error, and return the error. The first one counts."""
         if self.failure is None:
             self.failure = error
         self.failed.set()
         return error
 
-    def held_bytes(self, absent_tokens: Sequence[int]) -> int:
-        """The bytes of a chunk that lacks so many of each group's tokens; none of any group if it is empty."""
+    def present_bytes(self, absent_tokens: Sequence[int]) -> int:
+        """Return the bytes of a chunk without `absent_tokens[group]` tokens; all of its bytes if this is empty."""
         return self.chunk_bytes - sum(
             absent * group.token_bytes for absent, group in zip(absent_tokens, self.groups, strict=bool(absent_tokens))
         )
@@ -113,7 +113,10 @@ class Instance:
         return len(self.ranks) == self.world_size
 
     def require_rank(self, rank: int) -> Attachment:
-        """The attachment of a rank. Raises: RankNotFound."""
+        """Return the attachment of a rank.
+
+        Raises: RankNotFound.
+        """
         attachment = self.ranks.get(rank)
         if attachment is None:
             raise RankNotFound(self.instance_id, rank)
@@ -121,7 +124,7 @@ class Instance:
 
 
 class Instances:
-    """Instances by id; an instance is there while a rank of it is attached."""
+    """Instances by id. An instance is there while a rank of it is attached."""
 
     def __init__(self) -> None:
         self._instances: dict[str, Instance] = {}
@@ -133,19 +136,25 @@ class Instances:
         return iter(self._instances.values())
 
     def find(self, instance_id: str, rank: int) -> Attachment | None:
-        """The attachment of a rank."""
+        """Return the attachment of a rank."""
         instance = self._instances.get(instance_id)
         return instance.ranks.get(rank) if instance is not None else None
 
     def require(self, instance_id: str) -> Instance:
-        """The instance. Raises: InstanceNotFound."""
+        """Return an instance.
+
+        Raises: InstanceNotFound.
+        """
         instance = self._instances.get(instance_id)
         if instance is None:
             raise InstanceNotFound(instance_id)
         return instance
 
     def check_fits(self, instance_id: str, model_name: str, world_size: int) -> None:
-        """Raise InstanceMismatch if a new rank would contradict those that are attached."""
+        """Check that a new rank has the model and the world size of the attached ones.
+
+        Raises: InstanceMismatch.
+        """
         instance = self._instances.get(instance_id)
         if instance is not None and (instance.model_name, instance.world_size) != (model_name, world_size):
             raise InstanceMismatch(
@@ -154,7 +163,7 @@ class Instances:
             )
 
     def add(self, attachment: Attachment) -> None:
-        """Add a rank that fits and is not attached."""
+        """Add a rank that passed `check_fits` and is not attached."""
         instance = self._instances.setdefault(
             attachment.instance_id,
             Instance(attachment.instance_id, attachment.model_name, attachment.world_size),
@@ -162,7 +171,7 @@ class Instances:
         instance.ranks[attachment.rank] = attachment
 
     def remove(self, attachment: Attachment) -> int:
-        """Remove a rank; returns how many are left of its instance."""
+        """Remove a rank. Return how many are left of its instance."""
         instance = self._instances[attachment.instance_id]
         del instance.ranks[attachment.rank]
         if not instance.ranks:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from service.depot.chunk_index import ChunkIndex, unpinning
 from service.depot.running_transfer import RunningTransfer
 from service.depot.slices import Slices
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.l1.chunk import Chunk
-from service.l1.index import Index
 
 MAX_ENDED_REMEMBERED = 16_384
 ENDS_AT_ONCE = 256
@@ -41,10 +41,10 @@ _ERRORS: dict[LeaseEnd, type[DepotError]] = {
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """Chunks of one prefix, for each rank from token 0, and the transfers that read them now.
+    """`chunks_by_rank[rank][chunk]` of one prefix from token 0, and the transfers that read them.
 
-    `num_chunks` are those of one rank. When the lease has ended it holds no chunks any more, but is still remembered
-    for a while: to say why it ended, and to stop the transfers that outlive it.
+    `num_chunks` are those of one rank. A lease that has ended has no chunks. It is remembered for a while: to say why
+    it ended, and to stop its transfers.
     """
 
     lease_id: str
@@ -59,19 +59,19 @@ class Lease:
 
     @property
     def given_back(self) -> bool:
-        """Whether whoever held it said that it is not needed any more."""
+        """Whether the engine itself ended the lease, so that nothing may be written to its blocks."""
         return self.end in (LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED)
 
     def error(self) -> DepotError:
-        """What a caller is told who uses the lease after its end."""
+        """Return the error of a call that uses the lease after its end."""
         assert self.end is not None
         return _ERRORS[self.end](f"lease {self.lease_id!r} has ended: {self.end}")
 
 
 class Leases:
-    """The leases that live, oldest first; all have the same time to live. Each pins its chunks once."""
+    """The live leases, oldest first; all have the same time to live. Each pins its chunks once."""
 
-    def __init__(self, index: Index, ttl_seconds: float, slices: Slices) -> None:
+    def __init__(self, index: ChunkIndex, ttl_seconds: float, slices: Slices) -> None:
         self._index = index
         self._slices = slices
         self._ttl_seconds = ttl_seconds
@@ -85,11 +85,11 @@ class Leases:
         return f"<Leases {len(self._live)} live>"
 
     def live(self) -> Iterable[Lease]:
-        """Every lease that lives."""
+        """Return every live lease."""
         return self._live.values()
 
     def grant(self, instance_id: str, session_id: str, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
-        """Protect chunks until the lease ends, which takes over one pin of each from the caller."""
+        """Protect chunks until the lease ends. The lease takes over one pin of each."""
         lease = Lease(
             lease_id=secrets.token_hex(16),
             instance_id=instance_id,
@@ -103,14 +103,13 @@ class Leases:
         return lease
 
     def find(self, lease_id: str) -> Lease | None:
-        """The lease, live or remembered."""
+        """Return the lease, live or remembered."""
         return self._live.get(lease_id) or self._ended.get(lease_id)
 
     def require(self, lease_id: str, instance_id: str, session_id: str) -> Lease:
-        """The lease of this session.
+        """Return the live lease of a session.
 
-        Raises: LeaseExpired, LeaseReleased or LeaseRevoked if it has ended, LeaseNotFound if it is unknown or not of
-            this session.
+        Raises: LeaseExpired, LeaseReleased, LeaseRevoked, LeaseNotFound.
         """
         lease = self.find(lease_id)
         if lease is None or (lease.instance_id, lease.session_id) != (instance_id, session_id):
@@ -120,9 +119,9 @@ class Leases:
         return lease
 
     def end(self, lease: Lease, why: LeaseEnd) -> asyncio.Future[None] | None:
-        """End a lease that lives; its chunks may be evicted, once no transfer reads them.
+        """End a live lease and unpin its chunks.
 
-        Returns a future that ends when all of them are unpinned; None if they are.
+        Returns a future that ends when all of them are unpinned. None: they are.
         """
         del self._live[lease.lease_id]
         lease.end = why
@@ -130,18 +129,18 @@ class Leases:
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             self._ended.popitem(last=False)
         chunks_by_rank, lease.chunks_by_rank = lease.chunks_by_rank, ()
-        return self._slices.run(self._index.unpinning(chunks_by_rank))
+        return self._slices.run(unpinning(self._index, chunks_by_rank))
 
     def expired(self, now: float) -> list[Lease]:
-        """The first leases whose time is over at `now` (monotonic); they live until `end` is called."""
-        over: list[Lease] = []
+        """Return the first leases that are overdue at `now` (monotonic). They live until `end` is called."""
+        overdue: list[Lease] = []
         for lease in self._live.values():
-            if lease.expire_monotonic > now or len(over) == ENDS_AT_ONCE:
+            if lease.expire_monotonic > now or len(overdue) == ENDS_AT_ONCE:
                 break
-            over.append(lease)
-        return over
+            overdue.append(lease)
+        return overdue
 
     def next_expiry(self) -> float | None:
-        """When the next lease expires (monotonic)."""
+        """Return when the next lease expires (monotonic)."""
         lease = next(iter(self._live.values()), None)
         return lease.expire_monotonic if lease is not None else None

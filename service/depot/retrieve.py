@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from service.depot.block_tables import check_held, check_tables, chunk_move
+from service.depot.block_tables import check_present, check_tables, chunk_copy
+from service.depot.chunk_index import unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.leases import Lease
-from service.depot.sessions import Operation, OperationKind, Outcome, Session
+from service.depot.operation import Operation, OperationKind, Outcome
+from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
 from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
@@ -22,71 +24,66 @@ from service.l1.chunk import Chunk
 from telemetry.events import RetrieveFinished, RetrieveStarted
 
 MAX_PIECE_BYTES = 1 << 20
-MAX_LOOKED_AT = 4_096  # chunks of a prefix's tail, for who stored them
+MAX_TAIL_CHUNKS = 4_096  # of a prefix, in which to look for the stores that made them
 MAX_SORTED_HERE = 16_384  # block ids: a millisecond
-MAX_STORED_BY = 8  # of the stores that made a prefix: those of its tail
+MAX_STORED_BY = 8  # stores that made a prefix
 
 
 async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
-    """Copy leased chunks into blocks; those below `skip_tokens` are never written.
+    """Copy leased chunks into blocks. Those below `skip_tokens` are never written.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, Detached, LeaseNotFound,
-        LeaseExpired, LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
+        TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked, SessionNotFound,
+        BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment)
     check_ready_event(attachment, request.ready_event)
     repeats = await _tables_with_repeats(attachment, request)
-    lease = depot.require_lease(request.lease_id, request.instance_id, request.session_id)
-    chunk_size = depot.limits.chunk_size
+    lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
+    chunk_size, tables, skip_tokens = depot.limits.chunk_size, request.block_tables, request.skip_tokens
     num_tokens = _check_coverage(depot, attachment, lease, request, repeats)
-    first = request.skip_tokens // chunk_size
+    first = skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
     for position, chunk in enumerate(chunks, start=first):
         if chunk.absent_tokens:
-            check_held(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
+            check_present(attachment, chunk_size, tables, position, chunk, skip_tokens)
 
     at_once = num_at_once(attachment)
-    with _retrieval(depot, lease, request, chunks, inline=False) as (session, operation, answer):
+    with _open(depot, lease, request, chunks, inline=False) as (session, operation):
         for begin in range(0, len(chunks), at_once):
-            moves = [
-                chunk_move(
-                    attachment,
-                    chunk_size,
-                    request.block_tables,
-                    position,
-                    chunk.slot.offset_bytes,
-                    request.skip_tokens,
-                )
+            copies = [
+                chunk_copy(attachment, chunk_size, tables, position, chunk.slot.offset_bytes, skip_tokens)
                 for position, chunk in enumerate(chunks[begin : begin + at_once], start=first + begin)
             ]
-            answer.retrieved_bytes += await move(
+            operation.num_bytes += await move(
                 depot,
                 attachment,
                 "retrieve",
-                moves,
+                copies,
                 session=session,
                 operation=operation,
                 ready_event=request.ready_event,
                 lease=lease,
             )
-        answer.retrieved_tokens = num_tokens - request.skip_tokens
-    return answer
+        operation.num_tokens = num_tokens - skip_tokens
+    return RetrieveAnswer(retrieved_tokens=operation.num_tokens, retrieved_bytes=operation.num_bytes)
 
 
 async def retrieve_inline(
     depot: Depot, request: RetrieveInlineRequest, send: Callable[[memoryview, int, int], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks, as fast as `send` takes pieces: the bytes, of which chunk, and where in it they begin.
+    """Send leased chunks as fast as `send` takes pieces: `send(data, chunk_index, offset_bytes)`.
 
-    The bytes are L1's own: they may change once `send` is done.
+    `chunk_index` counts chunks from token 0, and `offset_bytes` is the piece's place in its chunk. `data` is L1's own
+    memory: it may change after `send` returns.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
-        LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
+        LeaseReleased, LeaseRevoked, SessionNotFound, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
-    lease = depot.require_lease(request.lease_id, request.instance_id, request.session_id)
-    chunk_size = depot.limits.chunk_size
+    lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
+    chunk_size, chunk_bytes = depot.limits.chunk_size, attachment.chunk_bytes
     if request.skip_tokens % chunk_size:
         raise invalid("skip_tokens", f"not a multiple of the depot's chunk_size {chunk_size}")
     if request.skip_tokens > lease.num_chunks * chunk_size:
@@ -97,85 +94,82 @@ async def retrieve_inline(
         if chunk.absent_tokens:
             raise BlockAbsent(f"of the chunk at token {position * chunk_size} some blocks were not stored")
 
-    num_bytes = len(chunks) * attachment.chunk_bytes
-    with depot.quota.in_flight(num_bytes), _retrieval(depot, lease, request, chunks, inline=True) as (_, _, answer):
+    with (
+        depot.quota.in_flight(len(chunks) * chunk_bytes),
+        _open(depot, lease, request, chunks, inline=True) as (_, operation),
+    ):
         for chunk_index, chunk in enumerate(chunks, start=first):
-            for offset_bytes in range(0, attachment.chunk_bytes, MAX_PIECE_BYTES):
+            for offset_bytes in range(0, chunk_bytes, MAX_PIECE_BYTES):
                 if attachment.detached:
                     raise Detached(f"rank {attachment.rank} detached while its bytes were being sent")
                 if lease.given_back:
                     raise lease.error()
                 start = chunk.slot.offset_bytes + offset_bytes
-                piece_bytes = min(MAX_PIECE_BYTES, attachment.chunk_bytes - offset_bytes)
-                data = depot.l1[start : start + piece_bytes]
+                data = depot.l1[start : start + min(MAX_PIECE_BYTES, chunk_bytes - offset_bytes)]
                 await depot.bounded(send(data, chunk_index, offset_bytes), "no piece was taken")
-            answer.retrieved_tokens += chunk_size
-            answer.retrieved_bytes += attachment.chunk_bytes
-    return answer
+            operation.num_tokens += chunk_size
+            operation.num_bytes += chunk_bytes
+    return RetrieveAnswer(retrieved_tokens=operation.num_tokens, retrieved_bytes=operation.num_bytes)
 
 
 @contextmanager
-def _retrieval(
+def _open(
     depot: Depot,
     lease: Lease,
     request: RetrieveRequest | RetrieveInlineRequest,
     chunks: Sequence[Chunk],
     *,
     inline: bool,
-) -> Iterator[tuple[Session, Operation, RetrieveAnswer]]:
-    """Note the operation, and pin its chunks: the lease may expire while they are read."""
-    answer = RetrieveAnswer()
-
-    def finished(operation: Operation) -> RetrieveFinished:
-        return RetrieveFinished(
+) -> Iterator[tuple[Session, Operation]]:
+    """Run a retrieve as an operation of its session, with pins on its chunks: the lease may expire meanwhile."""
+    session = depot.sessions.require(request.instance_id, request.session_id)
+    with depot.operation(
+        session,
+        OperationKind.RETRIEVE,
+        request.rank,
+        started=lambda operation: RetrieveStarted(
+            instance_id=request.instance_id,
+            session_id=request.session_id,
+            operation_id=operation.operation_id,
+            traceparent=traceparent.get(),
+            rank=request.rank,
+            lease_id=lease.lease_id,
+            num_tokens=len(chunks) * depot.limits.chunk_size,
+            skip_tokens=request.skip_tokens,
+            stored_by=_stored_by(chunks),
+            inline=inline,
+        ),
+        finished=lambda operation: RetrieveFinished(
             instance_id=request.instance_id,
             session_id=request.session_id,
             operation_id=operation.operation_id,
             rank=request.rank,
             duration_seconds=operation.duration_seconds,
             outcome=operation.outcome or "",
-            retrieved_tokens=answer.retrieved_tokens,
-            retrieved_bytes=answer.retrieved_bytes,
-            l1_tokens=answer.retrieved_tokens,
+            retrieved_tokens=operation.num_tokens,
+            retrieved_bytes=operation.num_bytes,
+            l1_tokens=operation.num_tokens,
             l2_tokens=0,
-        )
-
-    session = depot.sessions.require(request.instance_id, request.session_id)
-    with depot.operation(session, OperationKind.RETRIEVE, request.rank, finished) as operation:
-        if depot.bus is not None:
-            depot.bus.publish(
-                RetrieveStarted(
-                    instance_id=request.instance_id,
-                    session_id=request.session_id,
-                    operation_id=operation.operation_id,
-                    traceparent=traceparent.get(),
-                    rank=request.rank,
-                    lease_id=lease.lease_id,
-                    num_tokens=len(chunks) * depot.limits.chunk_size,
-                    skip_tokens=request.skip_tokens,
-                    stored_by=_stored_by(chunks),
-                    inline=inline,
-                )
-            )
+        ),
+    ) as operation:
         depot.index.pin(chunks)
         try:
-            yield session, operation, answer
+            yield session, operation
         finally:
-            depot.slices.run(depot.index.unpinning([chunks]))
-            operation.num_tokens = answer.retrieved_tokens
-            operation.num_bytes = answer.retrieved_bytes
+            depot.slices.run(unpinning(depot.index, [chunks]))
         operation.outcome = Outcome.OK
 
 
 def _stored_by(chunks: Sequence[Chunk]) -> tuple[str, ...]:
-    tail = chunks[-MAX_LOOKED_AT:]
+    """Return the ids of the stores that made the tail of a prefix."""
+    tail = chunks[-MAX_TAIL_CHUNKS:]
     return tuple(dict.fromkeys(chunk.stored_by for chunk in reversed(tail)))[:MAX_STORED_BY]
 
 
 async def _tables_with_repeats(attachment: Attachment, request: RetrieveRequest) -> set[int]:
-    """The numbers of the tables in which a block that would be written stands twice; long ones are sorted in a thread.
+    """Return the numbers of the tables in which a block that would be written occurs twice.
 
-    Tables beyond the attachment's groups are somebody else's to refuse.
+    Long tables are sorted in a thread. A wrong number of tables is refused elsewhere.
     """
     repeats: set[int] = set()
     for number, (table, group) in enumerate(zip(request.block_tables, attachment.groups, strict=False)):
@@ -195,7 +189,10 @@ def _has_repeats(ids: npt.NDArray[np.int64]) -> bool:
 def _check_coverage(
     depot: Depot, attachment: Attachment, lease: Lease, request: RetrieveRequest, repeats: Container[int]
 ) -> int:
-    """The tokens that the block tables cover, which must be whole chunks of the lease, each block written once."""
+    """Return the number of tokens that the block tables cover: whole chunks of the lease, each block written once.
+
+    Raises: InvalidRequest.
+    """
     check_tables(attachment, request.block_tables)
     chunk_size = depot.limits.chunk_size
     leased_tokens = lease.num_chunks * chunk_size

@@ -1,4 +1,4 @@
-"""Sessions: what each request of an engine did, while it lives and for a while after."""
+"""Sessions: what each request of an engine did, during its life and for a while after."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from enum import StrEnum
 from itertools import islice
 
 from service.depot.begin_order import BeginOrder
+from service.depot.operation import Operation
 from service.depot.running_transfer import RunningTransfer
 from service.errors import SessionNotFound, TooManySessions
 
@@ -20,28 +21,8 @@ MAX_LIVE = 100_000
 MAX_REPORTED = 16_384
 MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
 
-
 SessionIds = tuple[str, str]
-"""Of the instance, and of the session."""
-
-
-class OperationKind(StrEnum):
-    """What an operation was."""
-
-    LOOKUP = "lookup"
-    STORE = "store"
-    RETRIEVE = "retrieve"
-
-
-class Outcome(StrEnum):
-    """How an operation ended."""
-
-    OK = "ok"
-    PARTIAL = "partial"
-    MISS = "miss"
-    REFUSED = "refused"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
+"""`(instance_id, session_id)`"""
 
 
 class SessionEnd(StrEnum):
@@ -53,30 +34,12 @@ class SessionEnd(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Operation:
-    """One call of a session; filled in as it goes on, with the outcome at its end. Times are monotonic seconds.
-
-    `asked_tokens` are those that a lookup was for, `num_tokens` those that matched, were stored or were retrieved.
-    """
-
-    kind: OperationKind
-    operation_id: str
-    rank: int = 0
-    start: float = field(default_factory=time.monotonic)
-    duration_seconds: float = 0.0
-    asked_tokens: int = 0
-    num_tokens: int = 0
-    num_bytes: int = 0
-    outcome: Outcome | None = None
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
 class Session:
-    """The life of one request. `num_running` operations keep it from being idle.
+    """The life of one request. It is not idle while `num_running` operations run.
 
-    `number` is greater than that of every session of this depot that began before. `last_report` and `last_use` are
-    monotonic seconds: of the last report of blocks, and of the last operation, or of the last report if the session is
-    known from reports alone.
+    `number` grows from each session of the depot to the next. `start`, `last_use` and `last_report` are monotonic
+    seconds. `last_use` is when an operation began or ended, or a lease ended, or the last report of blocks if the
+    session is known from reports alone.
     """
 
     number: int
@@ -97,16 +60,16 @@ class Session:
 
     @property
     def ids(self) -> SessionIds:
-        """The instance's and its own."""
+        """The key of the session."""
         return self.instance_id, self.session_id
 
     @property
     def is_busy(self) -> bool:
-        """Whether an operation of it runs, or it holds a lease: then it is never ended to make room."""
+        """Whether it runs an operation or holds a lease: then it is never ended to make room."""
         return self.num_running > 0 or bool(self.lease_ids)
 
     def age_seconds(self) -> float:
-        """How long it lived, or has lived so far."""
+        """Return how long it lived, or has lived so far."""
         return self.duration_seconds if self.end is not None else time.monotonic() - self.start
 
     def begin(self, operation: Operation) -> None:
@@ -121,9 +84,9 @@ class Session:
 class Sessions:
     """Live sessions, and the last ones that ended.
 
-    Each live one is in one of three orders, least recently used first: *busy* (an operation runs, or it holds a lease),
+    Each live one is in one of three orders, least recently used first: *busy* (it runs an operation or holds a lease),
     *quiet* (it used the cache before), or *reported* (known from reports of blocks alone). At most `MAX_LIVE` are busy
-    or quiet, and a quiet one ends where there are more. At most `MAX_REPORTED` are reported, in an order of their own:
+    or quiet: the oldest quiet one ends for a new one. At most `MAX_REPORTED` are reported, and end for each other only:
     so reports never end a session that uses the cache.
     """
 
@@ -138,7 +101,7 @@ class Sessions:
         self._num_live: Counter[str] = Counter()  # by instance
         self._ended: deque[Session] = deque()
         self._last_ended: dict[SessionIds, Session] = {}
-        # Both hold every session that is live or remembered.
+        # Both have every session that is live or remembered.
         self._all: BeginOrder[Session] = BeginOrder()
         self._of_instance: dict[str, BeginOrder[Session]] = {}
 
@@ -152,7 +115,7 @@ class Sessions:
         )
 
     def find(self, instance_id: str, session_id: str) -> Session | None:
-        """The live session."""
+        """Return the live session."""
         return self._live.get((instance_id, session_id))
 
     def begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
@@ -168,68 +131,74 @@ class Sessions:
         return session
 
     def require(self, instance_id: str, session_id: str) -> Session:
-        """The live session. Raises: SessionNotFound."""
+        """Return the live session.
+
+        Raises: SessionNotFound.
+        """
         session = self.find(instance_id, session_id)
         if session is None:
             raise SessionNotFound(instance_id, session_id)
         return session
 
     def latest(self, instance_id: str, session_id: str) -> Session:
-        """The live session, or the last one of this id that ended. Raises: SessionNotFound."""
+        """Return the live session, or the last one of this id that ended.
+
+        Raises: SessionNotFound.
+        """
         session = self.find(instance_id, session_id) or self.last_ended(instance_id, session_id)
         if session is None:
             raise SessionNotFound(instance_id, session_id)
         return session
 
     def last_ended(self, instance_id: str, session_id: str) -> Session | None:
-        """Of the ended sessions of this id that are remembered, the last one."""
+        """Return the last session of this id that ended, if it is remembered."""
         return self._last_ended.get((instance_id, session_id))
 
     def newest_first(self, instance_id: str = "", before: int | None = None) -> Iterator[Session]:
-        """Live and ended sessions of an instance ("": of all), the last that began first; from a number down."""
+        """Yield the live and ended sessions of an instance ("": of all) with smaller numbers than `before`."""
         if not instance_id:
             return self._all.newest_first(before)
         sessions = self._of_instance.get(instance_id)
         return sessions.newest_first(before) if sessions is not None else iter(())
 
     def used(self, session: Session) -> None:
-        """Note that an operation of a session began or ended, or a lease of it ended."""
+        """Note that an operation of the session began or ended, or that its lease ended."""
         if session.end is None:
-            self._place(session, self._busy if session.is_busy else self._quiet)
+            self._move(session, self._busy if session.is_busy else self._quiet)
 
     def reported(self, session: Session) -> None:
-        """Note a report of blocks. It moves a session only among those that are known from reports alone."""
+        """Note a report of blocks. The session counts as used only if it is known from reports alone."""
         session.last_report = time.monotonic()
         if session.ids not in self._busy and session.ids not in self._quiet:
-            self._place(session, self._reported)
+            self._move(session, self._reported)
 
     def is_reported(self, session: Session, now: float) -> bool:
-        """Whether a report of blocks came within the idle timeout before `now` (monotonic)."""
+        """Return whether a report of blocks came within the idle timeout before `now` (monotonic)."""
         return session.last_report + self._idle_timeout_seconds > now
 
     def leave_to_reports(self, session: Session) -> None:
-        """Keep a session that is not busy for its reports alone."""
-        self._place(session, self._reported)
+        """Keep a session for its reports alone; it is not busy."""
+        self._move(session, self._reported)
 
-    def in_the_way(self, session: Session | None) -> Session | None:
-        """The session that must end before this one (None: a new one) uses the cache; None if there is room.
+    def victim_for(self, session: Session | None) -> Session | None:
+        """Return the session that must end before this one (None: a new one) uses the cache; None if there is room.
 
         Raises: TooManySessions if all are busy.
         """
-        has_place = session is not None and session.ids not in self._reported
-        if has_place or len(self._busy) + len(self._quiet) < MAX_LIVE:
+        is_counted = session is not None and session.ids not in self._reported
+        if is_counted or len(self._busy) + len(self._quiet) < MAX_LIVE:
             return None
         oldest = next(iter(self._quiet.values()), None)
         if oldest is None:
             raise TooManySessions(f"{MAX_LIVE} sessions hold leases or run operations")
         return oldest
 
-    def in_the_way_of_reports(self) -> Session | None:
-        """The session that must end before another is known from reports alone; None if there is room."""
+    def victim_for_report(self) -> Session | None:
+        """Return the session that must end before a report begins another; None if there is room."""
         return next(iter(self._reported.values())) if len(self._reported) >= MAX_REPORTED else None
 
     def end(self, session: Session, why: SessionEnd) -> None:
-        """End a live session; it is remembered until enough others have ended after it."""
+        """End a live session. It is remembered until `MAX_ENDED_REMEMBERED` others have ended."""
         del self._live[session.ids]
         for order in self._orders:
             order.pop(session.ids, None)
@@ -244,34 +213,31 @@ class Sessions:
             self._forget(self._ended.popleft())
 
     def of_instance(self, instance_id: str) -> list[Session]:
-        """The live sessions of an instance, the last that began first."""
+        """Return the live sessions of an instance, newest first."""
         return [session for session in self.newest_first(instance_id) if session.end is None]
 
     def num_of_instance(self, instance_id: str) -> int:
-        """How many live sessions an instance has."""
+        """Return how many live sessions an instance has."""
         return self._num_live[instance_id]
 
     def idle(self, now: float) -> list[Session]:
-        """Sessions that did nothing for the idle timeout and run no operation; of many the first ones.
-
-        One whose `is_reported` says so goes on living, and is not to use the cache any more.
-        """
-        over: list[Session] = []
+        """Return up to `MAX_IDLE_AT_ONCE` sessions that did nothing for the idle timeout before `now` (monotonic)."""
+        idle: list[Session] = []
         for order in self._orders:
             for session in order.values():
-                if len(over) >= MAX_IDLE_AT_ONCE or self.idle_at(session) > now:
+                if len(idle) >= MAX_IDLE_AT_ONCE or self.idle_at(session) > now:
                     break
                 if session.num_running == 0:
-                    over.append(session)
-        return over
+                    idle.append(session)
+        return idle
 
     def next_idle(self) -> float | None:
-        """When the next session will have been idle for too long (monotonic)."""
+        """Return when the next session will have been idle for too long (monotonic)."""
         oldest = [self.idle_at(session) for order in self._orders for session in islice(order.values(), 1)]
         return min(oldest, default=None)
 
     def idle_at(self, session: Session) -> float:
-        """When the session will have been idle for too long, unless it is used (monotonic)."""
+        """Return when the session will have been idle for too long, unless it is used (monotonic)."""
         return session.last_use + self._idle_timeout_seconds
 
     def _begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
@@ -283,7 +249,7 @@ class Sessions:
         self._of_instance.setdefault(instance_id, BeginOrder()).add(number, session)
         return session
 
-    def _place(self, session: Session, into: OrderedDict[SessionIds, Session]) -> None:
+    def _move(self, session: Session, into: OrderedDict[SessionIds, Session]) -> None:
         for order in self._orders:
             order.pop(session.ids, None)
         into[session.ids] = session

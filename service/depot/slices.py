@@ -1,10 +1,10 @@
-"""Slices: long work on the event loop is done a little at a time, so that no call waits for all of another's.
+"""Slices: long work on the event loop is done a little at a time, so that no call waits for all work of another.
 
-A slice lasts two milliseconds. All long work together gets one slice in each pass of the loop, whoever it is for: ten
-calls with long work delay a short call by no more than one does.
+A slice lasts two milliseconds. All long work together gets one slice in each pass of the loop: ten calls with long work
+delay a short call by no more than one of them does.
 
-State may change between two slices. So a slice ends only where the state is whole, and whatever was read before it is
-pinned, or is looked at again.
+State may change between two slices. So a slice ends only where the state is whole. What was read before is pinned, or
+is read again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SLICE_SECONDS = 0.002
 
 @dataclass(slots=True, eq=False)
 class _Steps:
-    """Work that goes on by itself; `done` ends with it."""
+    """Work that goes on without a call; `done` ends with it."""
 
     steps: Iterator[object]
     done: asyncio.Future[None]
 
 
 class Slices:
-    """Long work that waits for its next slice, in turn. The event loop alone touches it."""
+    """The queue of long work that waits for its next slice. Only the event loop uses it."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None] | _Steps] = deque()
@@ -37,13 +37,13 @@ class Slices:
         return f"<Slices, {len(self._waiting)} wait>"
 
     def pace(self) -> Pace:
-        """For a call that begins long work now."""
+        """Return the pace of a call that begins long work."""
         return Pace(self)
 
     def run(self, steps: Iterator[object]) -> asyncio.Future[None] | None:
-        """Do all steps, each of them short, whatever becomes of the caller: now, if a slice is enough, else in turn.
+        """Do all steps, each of them short, even if the calling task is cancelled: at once if a slice is enough.
 
-        Returns None if all of it is done, or else a future that ends with the last step.
+        Returns a future that ends with the last step. None: all are done.
         """
         if not self._waiting and _advance(steps):
             return None
@@ -53,9 +53,9 @@ class Slices:
 
     async def next(self) -> None:
         """Wait for the next slice."""
-        turn = asyncio.get_running_loop().create_future()
-        self._wait(turn)
-        await turn
+        given = asyncio.get_running_loop().create_future()
+        self._wait(given)
+        await given
 
     def _wait(self, waiting: asyncio.Future[None] | _Steps) -> None:
         self._waiting.append(waiting)
@@ -64,7 +64,7 @@ class Slices:
             asyncio.get_running_loop().call_soon(self._give)
 
     def _give(self) -> None:
-        """Once in each pass of the loop, for as long as anything waits."""
+        """Give one slice; runs once in each pass of the loop while any work waits."""
         waiting = self._waiting.popleft()
         if isinstance(waiting, _Steps):
             self._advance(waiting)
@@ -85,10 +85,7 @@ class Slices:
 
 
 class Pace:
-    """Of one call's long work: tells when its slice is used up, and waits for the next one.
-
-    ``if pace.is_over(): await pace.next()``, every few dozen steps.
-    """
+    """The slices of one call's long work: ``if pace.is_over(): await pace.next()``, every few dozen steps."""
 
     __slots__ = ("_end", "_slices")
 
@@ -97,7 +94,7 @@ class Pace:
         self._end = perf_counter() + SLICE_SECONDS
 
     def is_over(self) -> bool:
-        """Whether the slice is used up."""
+        """Return whether the slice is used up."""
         return perf_counter() >= self._end
 
     async def next(self) -> None:
@@ -107,6 +104,6 @@ class Pace:
 
 
 def _advance(steps: Iterator[object]) -> bool:
-    """Do steps until the slice is used up; returns whether there are no more."""
+    """Do steps until the slice is used up. Return whether all are done."""
     end = perf_counter() + SLICE_SECONDS
     return all(perf_counter() < end for _ in steps)

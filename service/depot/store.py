@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from service.depot.block_tables import absent_tokens, check_tables, chunk_move
+from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
-from service.depot.sessions import Operation, OperationKind, Session
-from service.depot.store_plan import CHECK_EVERY, StorePlan
+from service.depot.open_store import CHUNKS_A_PLAN, OpenStore
+from service.depot.operation import Operation, OperationKind
+from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
 from service.depot.values import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
@@ -18,79 +20,68 @@ from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotF
 from service.l1.chunk import Chunk, PendingWrite
 from telemetry.events import StoreFinished, StoreStarted
 
-Write = Callable[[StorePlan, Session, Operation], Awaitable[None]]
-
 
 async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
-    """Copy blocks into chunks; returns when they are visible to Lookup.
+    """Copy blocks into chunks. They are visible to Lookup when this returns.
 
-    Chunks that another store is writing are waited for, and written here if that one fails.
+    Chunks that another store writes are waited for, and written here if that store fails.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
         TransferFailed, Detached, TooManyBytes, TooManySessions.
     """
-    header = request.header
+    header, tables = request.header, request.block_tables
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     require_buffer(attachment)
     check_ready_event(attachment, request.ready_event)
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
-    at_once = num_at_once(attachment)
     chunk_size = depot.limits.chunk_size
+    at_once = num_at_once(attachment)
 
-    async def write(plan: StorePlan, session: Session, operation: Operation) -> None:
-        deadline = time.monotonic() + depot.limits.max_wait_seconds
-        positions: Sequence[int] = plan.positions
-        while positions:
-            mine, others = await claimed(plan, positions)
-            for first in range(0, len(mine), at_once):
-                await write_some(plan, session, operation, mine[first : first + at_once])
-            if mine:
-                await plan.commit(depot.slices.pace())
-            positions = await _wait_for_others(plan, others, deadline)
-
-    async def claimed(
-        plan: StorePlan, positions: Sequence[int]
-    ) -> tuple[list[tuple[int, Chunk]], dict[int, PendingWrite]]:
-        """Which chunks this store is to write, and who writes others."""
+    with _open(depot, attachment, header, inline=False) as (open_store, session, operation):
         pace = depot.slices.pace()
-        mine: list[tuple[int, Chunk]] = []
-        others: dict[int, PendingWrite] = {}
-        for number, position in enumerate(positions):
-            if number % CHECK_EVERY == 0 and pace.is_over():
-                await pace.next()
-            number_in_tables = position - plan.positions.start
-            absent = absent_tokens(attachment, chunk_size, request.block_tables, number_in_tables)
-            claim = plan.claim(position, absent)
-            if isinstance(claim, Chunk):
-                mine.append((position, claim))
-            elif claim is not None:
-                others[position] = claim
-        return mine, others
-
-    async def write_some(
-        plan: StorePlan, session: Session, operation: Operation, chunks: Sequence[tuple[int, Chunk]]
-    ) -> None:
-        first = plan.positions.start
-        moves = [
-            chunk_move(attachment, chunk_size, request.block_tables, position - first, chunk.slot.offset_bytes)
-            for position, chunk in chunks
-        ]
-        await move(
-            depot,
-            attachment,
-            "store",
-            moves,
-            session=session,
-            operation=operation,
-            ready_event=request.ready_event,
-        )
-
-    return await _store(depot, attachment, header, write, inline=False)
+        await open_store.pin_before_start(pace)
+        first = open_store.positions.start
+        deadline = time.monotonic() + depot.limits.max_wait_seconds
+        undecided: Sequence[int] = open_store.positions
+        while undecided:
+            pending: dict[int, PendingWrite] = {}
+            reserved: list[tuple[int, Chunk]] = []
+            for begin in range(0, len(undecided), CHUNKS_A_PLAN):
+                if pace.is_over():
+                    await pace.next()
+                plan = open_store.plan(
+                    {
+                        position: absent_tokens(attachment, chunk_size, tables, position - first)
+                        for position in undecided[begin : begin + CHUNKS_A_PLAN]
+                    }
+                )
+                pending |= plan.pending
+                reserved += plan.reserved.items()
+            for begin in range(0, len(reserved), at_once):
+                copies = [
+                    chunk_copy(attachment, chunk_size, tables, position - first, chunk.slot.offset_bytes)
+                    for position, chunk in reserved[begin : begin + at_once]
+                ]
+                await move(
+                    depot,
+                    attachment,
+                    "store",
+                    copies,
+                    session=session,
+                    operation=operation,
+                    ready_event=request.ready_event,
+                )
+            if reserved:
+                pace = depot.slices.pace()
+                await open_store.commit(pace)
+            undecided = await _wait_for(open_store, pending, deadline)
+            pace = depot.slices.pace()
+    return open_store.answer()
 
 
 async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[memoryview]) -> StoreAnswer:
-    """Copy the bytes of `pieces` into chunks, one chunk after the other; visible when all of them came.
+    """Copy the bytes of `pieces` into chunks, one chunk after the other. All become visible when all pieces have come.
 
     The copies are made on the event loop: a piece is small, and a hop to a thread costs more than its copy.
 
@@ -98,16 +89,22 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
     """
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     _check_header(depot, header)
+    chunk_size, chunk_bytes = depot.limits.chunk_size, attachment.chunk_bytes
+    num_chunks = max(0, header.prefix.num_tokens // chunk_size - header.start_token // chunk_size)
+    total_bytes = num_chunks * chunk_bytes
 
-    async def write(plan: StorePlan, session: Session, _operation: Operation) -> None:
-        total_bytes = len(plan.positions) * attachment.chunk_bytes
+    with (
+        depot.quota.in_flight(total_bytes),
+        _open(depot, attachment, header, inline=True) as (open_store, session, _),
+    ):
+        await open_store.pin_before_start(depot.slices.pace())
         received_bytes = 0
-        others: dict[int, PendingWrite] = {}
+        pending: dict[int, PendingWrite] = {}
         chunk: Chunk | None = None
         pace = depot.slices.pace()
         while (rest := await depot.bounded(anext(pieces, None), "no data came")) is not None:
             if received_bytes + len(rest) > total_bytes:
-                raise invalid("data", f"more than the {total_bytes} bytes of {len(plan.positions)} chunks")
+                raise invalid("data", f"more than the {total_bytes} bytes of {num_chunks} chunks")
             while rest:
                 if pace.is_over():
                     await pace.next()
@@ -115,92 +112,91 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
                     raise Detached(f"rank {attachment.rank} detached while its bytes were arriving")
                 if session.end is not None:
                     raise SessionNotFound(header.instance_id, header.session_id)
-                number, filled_bytes = divmod(received_bytes, attachment.chunk_bytes)
+                number, filled_bytes = divmod(received_bytes, chunk_bytes)
                 if filled_bytes == 0:
-                    # Claimed when its first byte comes, and not before: a silent client holds no slots.
-                    position = plan.positions[number]
-                    claim = plan.claim(position)
-                    chunk = claim if isinstance(claim, Chunk) else None
-                    if isinstance(claim, PendingWrite):
-                        others[position] = claim
-                part = rest[: attachment.chunk_bytes - filled_bytes]
+                    # A chunk is reserved when its first byte has come, so that a silent client holds no slots.
+                    position = open_store.positions[number]
+                    plan = open_store.plan({position: ()})
+                    pending |= plan.pending
+                    chunk = plan.reserved.get(position)
+                part = rest[: chunk_bytes - filled_bytes]
                 if chunk is not None:
                     start = chunk.slot.offset_bytes + filled_bytes
                     depot.l1[start : start + len(part)] = part
                 received_bytes += len(part)
                 rest = rest[len(part) :]
         if received_bytes < total_bytes:
-            raise invalid("data", f"{received_bytes} of the {total_bytes} bytes of {len(plan.positions)} chunks")
-        await plan.commit(pace)
+            raise invalid("data", f"{received_bytes} of the {total_bytes} bytes of {num_chunks} chunks")
+        await open_store.commit(pace)
         deadline = time.monotonic() + depot.limits.max_wait_seconds
-        for position in await _wait_for_others(plan, others, deadline):
-            if not plan.count_resident(position):
-                plan.refuse(position, RefusalReason.STORE_TIMEOUT, "the call that was storing it failed")
-
-    chunk_size = depot.limits.chunk_size
-    num_chunks = header.prefix.num_tokens // chunk_size - header.start_token // chunk_size
-    with depot.quota.in_flight(max(0, num_chunks) * attachment.chunk_bytes):
-        return await _store(depot, attachment, header, write, inline=True)
+        for position in await _wait_for(open_store, pending, deadline):
+            if not open_store.count_resident(position):
+                open_store.refuse(position, RefusalReason.STORE_TIMEOUT, "the call that was storing it failed")
+    return open_store.answer()
 
 
-async def _store(
-    depot: Depot, attachment: Attachment, header: StoreHeader, write: Write, *, inline: bool
-) -> StoreAnswer:
-    plan: StorePlan | None = None
-
-    def finished(operation: Operation) -> StoreFinished:
-        answer = plan.answer if plan is not None else StoreAnswer()
-        return StoreFinished(
+@contextmanager
+def _open(
+    depot: Depot, attachment: Attachment, header: StoreHeader, *, inline: bool
+) -> Iterator[tuple[OpenStore, Session, Operation]]:
+    """Run a store as an operation of its session, and close it at the end."""
+    session = depot.lifetimes.session(header.instance_id, header.session_id, attachment.model_name)
+    open_store = OpenStore(depot, attachment, header)
+    with depot.operation(
+        session,
+        OperationKind.STORE,
+        header.rank,
+        started=lambda operation: StoreStarted(
             instance_id=header.instance_id,
             session_id=header.session_id,
             operation_id=operation.operation_id,
+            traceparent=traceparent.get(),
             rank=header.rank,
-            duration_seconds=operation.duration_seconds,
-            outcome=operation.outcome or "",
-            stored_tokens=answer.stored_tokens,
-            resident_tokens=answer.resident_tokens,
-            refused_tokens=answer.refused_tokens,
-            tail_tokens=answer.tail_tokens,
-            stored_bytes=answer.stored_bytes,
-            refusal_reason=answer.refusal.reason if answer.refusal is not None else "",
-        )
-
-    session = depot.session(header.instance_id, header.session_id, attachment.model_name)
-    with depot.operation(session, OperationKind.STORE, header.rank, finished) as operation:
-        if depot.bus is not None:
-            depot.bus.publish(
-                StoreStarted(
-                    instance_id=header.instance_id,
-                    session_id=header.session_id,
-                    operation_id=operation.operation_id,
-                    traceparent=traceparent.get(),
-                    rank=header.rank,
-                    num_tokens=header.prefix.num_tokens,
-                    start_token=header.start_token,
-                    inline=inline,
-                )
-            )
-        plan = StorePlan(depot, attachment, header, operation.operation_id)
+            num_tokens=header.prefix.num_tokens,
+            start_token=header.start_token,
+            inline=inline,
+        ),
+        finished=lambda operation: _finished(header, operation, open_store.answer()),
+    ) as operation:
+        open_store.open(operation.operation_id)
         try:
-            await plan.pin_before_start(depot.slices.pace())
-            await write(plan, session, operation)
+            yield open_store, session, operation
         finally:
-            plan.close()
-            operation.num_tokens = plan.answer.stored_tokens
-            operation.num_bytes = plan.answer.stored_bytes
-        operation.outcome = plan.outcome()
-    return plan.answer
+            open_store.close()
+            operation.num_tokens = open_store.answer().stored_tokens
+            operation.num_bytes = open_store.answer().stored_bytes
+        operation.outcome = open_store.outcome()
 
 
-async def _wait_for_others(plan: StorePlan, others: Mapping[int, PendingWrite], deadline: float) -> Sequence[int]:
-    """Wait for other stores' chunks; returns those to decide about again. What is still being written is refused."""
-    pending = {writer.done for writer in others.values()}
-    if pending:
-        await asyncio.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-    ended = [position for position, writer in others.items() if writer.done.done()]
-    for position in others.keys() - set(ended):
-        plan.refuse(position, RefusalReason.STORE_TIMEOUT, "another call that is storing it takes too long")
-    return ended
+def _finished(header: StoreHeader, operation: Operation, answer: StoreAnswer) -> StoreFinished:
+    return StoreFinished(
+        instance_id=header.instance_id,
+        session_id=header.session_id,
+        operation_id=operation.operation_id,
+        rank=header.rank,
+        duration_seconds=operation.duration_seconds,
+        outcome=operation.outcome or "",
+        stored_tokens=answer.stored_tokens,
+        resident_tokens=answer.resident_tokens,
+        refused_tokens=answer.refused_tokens,
+        tail_tokens=answer.tail_tokens,
+        stored_bytes=answer.stored_bytes,
+        refusal_reason=answer.refusal.reason if answer.refusal is not None else "",
+    )
+
+
+async def _wait_for(open_store: OpenStore, pending: Mapping[int, PendingWrite], deadline: float) -> Sequence[int]:
+    """Wait for other stores' chunks. Return the positions to decide about again.
+
+    Chunks that are still being written at the deadline (monotonic) are refused.
+    """
+    writes = {write.done for write in pending.values()}
+    if writes:
+        await asyncio.wait(writes, timeout=max(0.0, deadline - time.monotonic()))
+    for position, write in pending.items():
+        if not write.done.done():
+            open_store.refuse(position, RefusalReason.STORE_TIMEOUT, "another call that is storing it takes too long")
+    return [position for position, write in pending.items() if write.done.done()]
 
 
 def _check_header(depot: Depot, header: StoreHeader) -> None:

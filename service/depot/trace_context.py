@@ -1,18 +1,18 @@
-"""The caller's place in its own trace, for as long as a call of it is served."""
+"""The trace context of the call that is being served."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-MAX_HEADER_CHARS = 256  # 55 in the version of today; later ones may append to that
+MAX_HEADER_CHARS = 256  # version 00 has 55; later versions may append
 
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-"""The header of that name (W3C Trace Context); empty if none was sent, or nothing is traced."""
+"""The W3C Trace Context header of that name; empty if the caller sent none, or tracing is off."""
 
 
 def traceparent_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """What a call's metadata say; events keep it, so it may not be of any length."""
+    """Return the header in a call's metadata, or nothing. Its length is bounded, because events keep it."""
     for key, value in metadata or ():
         if key == "traceparent" and isinstance(value, str) and len(value) <= MAX_HEADER_CHARS:
             return value

@@ -13,8 +13,9 @@ from kernels.transfer import ChunkCopy
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
 from service.depot.leases import Lease
+from service.depot.operation import Operation, Outcome
 from service.depot.running_transfer import finished
-from service.depot.sessions import Operation, Outcome, Session
+from service.depot.sessions import Session
 from service.errors import (
     BackendUnavailable,
     Detached,

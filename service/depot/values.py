@@ -1,4 +1,4 @@
-"""Requests and answers as plain values: what the servicers hand to the depot and get back."""
+"""Requests to the depot and its answers, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.l1.keys import Prefix
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockTable:
-    """Blocks of one group in token order: so many that the engine does not have, then `block_ids`."""
+    """Blocks of one group in token order: `absent_blocks` that the engine does not have, then `block_ids`."""
 
     absent_blocks: int
     block_ids: npt.NDArray[np.int64]
@@ -26,13 +26,13 @@ class BlockTable:
         return self.absent_blocks + len(self.block_ids)
 
     def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
-        """The ids of some blocks, counted from the table's first one, as far as the engine has them."""
+        """Return the ids of the blocks from `first` to `end` that the engine has. Both count from the table's start."""
         return self.block_ids[max(0, first - self.absent_blocks) : max(0, end - self.absent_blocks)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """Register one rank. `peer_is_known` says whether it came over a unix socket or with a client's certificate."""
+    """Attach one rank. `peer_is_known`: it came over a unix socket, or with a client's certificate."""
 
     instance_id: str
     model_name: str
@@ -45,7 +45,7 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupRequest:
-    """Find the longest prefix that is stored."""
+    """Find the longest stored prefix. The engine has the first `computed_tokens` tokens itself."""
 
     instance_id: str
     session_id: str
@@ -68,17 +68,17 @@ class MissReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miss:
-    """Why a match is not longer, from which token on; `drop` says when the chunk went, if it did."""
+    """Why a match is not longer, and at which token it ends. `tombstone` says when the next chunk left, if it did."""
 
     reason: MissReason
     at_token: int
     detail: str
-    drop: Tombstone | None = None
+    tombstone: Tombstone | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupAnswer:
-    """The longest prefix of whole chunks that every rank holds."""
+    """The longest prefix of whole chunks that every rank has."""
 
     matched_tokens: int
     lease: Lease | None
@@ -87,7 +87,7 @@ class LookupAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHeader:
-    """Which tokens a store brings. `path` is what comes before its fields' names in the request."""
+    """The tokens that a store brings, from `start_token` on. `path` precedes the names of its fields in the request."""
 
     instance_id: str
     rank: int
@@ -99,7 +99,7 @@ class StoreHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRequest:
-    """Copy blocks into chunks; one block table per group, from `header.start_token` on.
+    """Copy blocks into chunks. `block_tables[group]` begins at `header.start_token`.
 
     `ready_event` is the handle of a CUDA event to wait for, or empty.
     """
@@ -119,27 +119,27 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why the first chunk that was refused was refused."""
+    """Why the first refused chunk was refused."""
 
     reason: RefusalReason
     detail: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAnswer:
-    """What became of the tokens from the start token on; filled in as the store goes on."""
+    """What became of the tokens from the start token on. The tail is too short for a chunk."""
 
-    stored_tokens: int = 0
-    resident_tokens: int = 0
-    refused_tokens: int = 0
-    tail_tokens: int = 0
-    stored_bytes: int = 0
-    refusal: Refusal | None = None
+    stored_tokens: int
+    resident_tokens: int
+    refused_tokens: int
+    tail_tokens: int
+    stored_bytes: int
+    refusal: Refusal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveRequest:
-    """Copy leased chunks into blocks; one block table per group, from token 0 on.
+    """Copy leased chunks into blocks. `block_tables[group]` begins at token 0.
 
     `ready_event` is the handle of a CUDA event to wait for, or empty.
     """
@@ -155,7 +155,7 @@ class RetrieveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveInlineRequest:
-    """Send leased chunks."""
+    """Send leased chunks, without those of the first `skip_tokens` tokens."""
 
     instance_id: str
     rank: int
@@ -164,19 +164,9 @@ class RetrieveInlineRequest:
     skip_tokens: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveAnswer:
-    """What was copied; filled in when it was."""
+    """What was copied."""
 
-    retrieved_tokens: int = 0
-    retrieved_bytes: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class ClearAnswer:
-    """What was cleared; filled in as it is."""
-
-    num_cleared_chunks: int = 0
-    cleared_bytes: int = 0
-    num_kept_chunks: int = 0
-    num_revoked_leases: int = 0
+    retrieved_tokens: int
+    retrieved_bytes: int

@@ -1,4 +1,4 @@
-"""The memory of L1: one mapping, populated in the background ahead of need."""
+"""The memory of L1: one mapping, whose pages are made in the background before stores need them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKGROUND_NICENESS = 10
 
 
 class HugePages(StrEnum):
-    """Which pages L1 asks for."""
+    """The kind of pages of L1."""
 
     NONE = "none"
     TRANSPARENT = "transparent"
@@ -31,13 +31,13 @@ class HugePages(StrEnum):
 
 
 class MemoryUnavailable(Exception):
-    """The machine can't hold an L1 of this size."""
+    """The machine lacks the memory for an L1 of this size."""
 
 
 class Arena:
-    """L1's bytes, as the writable `view`. Zeroed pages are made by a thread of low priority, lowest address first.
+    """L1's bytes, as the writable `view`. A thread of low priority makes zeroed pages, lowest address first.
 
-    A first touch costs about twenty times a copy, so the pages are made before a store needs them.
+    The first touch of a page costs about twenty times its copy, so pages are made before a store needs them.
 
     Raises: MemoryUnavailable if the machine or a cgroup around the process lacks the memory.
     """
@@ -66,18 +66,18 @@ class Arena:
 
     @property
     def missing_bytes(self) -> int:
-        """What L1 will still take of the memory that is left; at most, since stores make pages, too."""
+        """An upper bound of the memory that L1 will still take. Stores make pages as well as the thread."""
         if self._is_reserved or self.populated_bytes == len(self._map):
             return 0
         return max(0, len(self._map) - max(self.populated_bytes, _anonymous_bytes()))
 
     def start_populating(self, populated: Callable[[int, int], None] = lambda offset_bytes, size_bytes: None) -> None:
-        """Begin to make the pages, in the background; `populated` is told, there, each offset and size that is done."""
+        """Begin to make the pages. The thread calls `populated(offset_bytes, size_bytes)` after each piece."""
         self._thread = threading.Thread(target=self._populate, args=(populated,), name="kvdepot-populate", daemon=True)
         self._thread.start()
 
     def stop_populating(self) -> None:
-        """Make no more pages. The memory goes with the last reference to `view`."""
+        """Stop making pages. The memory is freed with the last reference to `view`."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -100,6 +100,6 @@ class Arena:
 
 
 def _anonymous_bytes() -> int:
-    """What this process has in memory of its own, L1's pages of any making included."""
+    """Return the bytes of this process's anonymous memory, with all of L1's pages."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)

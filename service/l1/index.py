@@ -1,33 +1,38 @@
-"""The index of L1: which chunks there are, which may go, which went. Plain synchronous Python: the event loop alone
-touches it, and each method is one step."""
+"""The index of L1: the chunks that are there, and those that left.
+
+It is plain synchronous Python: the event loop alone touches it, and each method is one step.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from service.l1.chunk import Chunk, EvictionOrder, NamespaceStats, PendingWrite
+from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
+from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool, Slot
 
+TIER = "l1"
+"""The name of L1 in events."""
+
 MAX_REMEMBERED = 65_536
-# Slots that are looked at for one of another size: a few microseconds' worth where the size has a chunk of its own that
-# can go instead, and 30 milliseconds' worth where it has none and would be refused.
+# Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
+# instead, and up to 30 milliseconds where it can't and the chunk would be refused.
 SWEPT_FOR_AGE = 32
 SWEPT_FOR_ROOM = 200_000
-CHUNKS_A_STEP = 256  # a tenth of a millisecond
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class RemovalReason(StrEnum):
-    """Why a resident chunk left L1."""
+    """Why a chunk left L1."""
 
     EVICTED = "evicted"
     CLEARED = "cleared"
@@ -36,7 +41,7 @@ class RemovalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """When a chunk left L1, and why."""
+    """Why a chunk left L1, and when, in seconds since the epoch."""
 
     reason: RemovalReason
     time: float
@@ -45,96 +50,96 @@ class Tombstone:
 class Index:
     """Chunks by key, over the slots of a pool.
 
-    A chunk is reserved, then committed or abandoned by whoever reserved it. Resident chunks that nobody has pinned are
-    evicted at the moment a slot is needed: least recently used first, the tail of a prefix before its head.
+    A store reserves a chunk, then commits or abandons it. A resident chunk without pins is evicted at the moment a slot
+    is needed.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool[Chunk]) -> None:
         self.pool = pool
         self.num_resident = 0
         self.num_protected = 0
         self.protected_bytes = 0
         self.num_evicted = 0
-        self.num_dropped_pinned = 0
-        """Drops of chunks that were pinned: who has pinned some and finds this changed looks at them again."""
+        self.num_removed_pinned = 0
+        """Removals of pinned chunks. A caller that has pinned some looks at them again when this has changed."""
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
-        """The chunk of a key, resident or being written: a lookup asks for hundreds."""
+        """Return the chunk of a key, resident or being written. A lookup calls this for hundreds of keys."""
         self._namespaces: dict[Namespace, NamespaceStats] = {}
-        self._orders: dict[int, EvictionOrder] = defaultdict(EvictionOrder)  # by size of slot; none is empty
-        self._by_tenant: dict[str, tuple[int, int]] = {}
-        self._no_run_bytes = math.inf  # since nothing was let go of, no run of so many bytes may go
-        self._drops: OrderedDict[ChunkKey, Tombstone] = OrderedDict()
+        self._eviction = LeastRecentlyUsed()
+        self._usage_by_tenant: dict[str, tuple[int, int]] = {}
+        self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
+        self._tombstones: OrderedDict[ChunkKey, Tombstone] = OrderedDict()
         self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
-        self._tick = 0
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
 
-    def last_drop(self, key: ChunkKey) -> Tombstone | None:
-        """When and why a chunk that is not there any more was dropped, as far as is remembered."""
-        return self._drops.get(key)
+    def tombstone(self, key: ChunkKey) -> Tombstone | None:
+        """Return the reason and the time of a chunk's removal, unless it is back or was forgotten."""
+        return self._tombstones.get(key)
 
-    def knows(self, namespace: Namespace) -> bool:
-        """Whether any chunk of the namespace is there or was, as far as is remembered."""
+    def has_seen(self, namespace: Namespace) -> bool:
+        """Return whether the namespace has chunks, or had some and was not forgotten."""
         return namespace in self._namespaces or namespace in self._past_namespaces
 
     def chunks(self) -> Iterable[Chunk]:
-        """Every chunk, resident or being written."""
+        """Return every chunk, resident or being written."""
         return self._chunks.values()
 
-    def entry(
+    def namespace_stats(
         self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int, tenant: str = ""
     ) -> NamespaceStats:
-        """The namespace's entry, made where there is none; it is kept while it has chunks."""
+        """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
         known = self._namespaces.get(namespace)
         return known or NamespaceStats(namespace, model_name, cache_salt, rank, tenant)
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
-        """Of each tenant that has any, its chunks, resident or being written, and the bytes of their slots."""
-        return {tenant: totals for tenant, totals in self._by_tenant.items() if totals[0]}
+        """Return, for each tenant that has any, the number of its chunks and the bytes of their slots."""
+        return {tenant: usage for tenant, usage in self._usage_by_tenant.items() if usage[0]}
 
     def reserve(
-        self, key: ChunkKey, entry: NamespaceStats, slot_bytes: int, writer: PendingWrite
+        self, key: ChunkKey, namespace_stats: NamespaceStats, slot_bytes: int, pending_write: PendingWrite
     ) -> tuple[Chunk | None, Sequence[Chunk]]:
-        """Find a slot for a chunk that is not there, and evict what must go for it.
+        """Take a slot for a chunk that is not there, and evict chunks for it if necessary.
 
-        Returns the chunk, which is being written until `commit` or `abandon`, and the chunks that were evicted. It
-        returns no chunk if L1 has not enough bytes side by side of which none is protected.
+        Returns the chunk, which is being written until `commit` or `abandon`, and the evicted chunks. Returns no chunk
+        if L1 has no `slot_bytes` contiguous bytes without protected ones.
         """
-        assert key not in self._chunks, "a chunk is reserved once"
+        assert key not in self._chunks, "a chunk is reserved twice"
         slot, evicted = self._find_slot(slot_bytes)
         if slot is None:
             return None, evicted
-        # Looked up again: the eviction may just have removed the namespace's last chunk.
-        entry = self._namespaces.setdefault(entry.namespace, entry)
-        chunk = slot.chunk = Chunk(key, entry, slot, writer)
+        # Not the argument itself: the eviction may have removed the namespace's last chunk.
+        namespace_stats = self._namespaces.setdefault(namespace_stats.namespace, namespace_stats)
+        chunk = slot.occupant = Chunk(key, namespace_stats, slot, pending_write)
         self._chunks[key] = chunk
-        self._count(entry, 1, slot.size_bytes)
-        self._protect(chunk)
+        self._count(namespace_stats, 1, slot.size_bytes)
+        self.num_protected += 1
+        self.protected_bytes += slot.size_bytes
         return chunk, evicted
 
     def commit(self, chunk: Chunk) -> Tombstone | None:
-        """The bytes are there: the chunk is resident from now on, and pinned once, by whoever stored it.
+        """Make a chunk resident whose bytes are in its slot. It has one pin, which the store must take off.
 
-        Returns when and why it was dropped before, as far as is remembered. If it was dropped while it was being
-        written it stays invisible, and goes with that pin.
+        Returns the tombstone that the key had. A chunk that was removed while it was being written stays invisible, and
+        its slot is freed with that pin.
         """
-        assert chunk.writer is not None
-        chunk.writer = None
+        assert chunk.pending_write is not None
+        chunk.pending_write = None
         chunk.num_pins += 1
-        if chunk.dropped:
+        if chunk.removed:
             return None
-        chunk.entry.ever_stored = True
+        chunk.namespace_stats.ever_stored = True
         chunk.store_time = time.monotonic()
         self.num_resident += 1
-        return self._drops.pop(chunk.key, None)
+        return self._tombstones.pop(chunk.key, None)
 
     def abandon(self, chunk: Chunk) -> None:
-        """The bytes did not come: forget the chunk and free its slot."""
-        assert chunk.writer is not None
-        chunk.writer = None
-        if not chunk.dropped:
+        """Forget a reserved chunk without bytes, and free its slot."""
+        assert chunk.pending_write is not None
+        chunk.pending_write = None
+        if not chunk.removed:
             self._forget(chunk)
         self._unprotect(chunk)
 
@@ -142,92 +147,79 @@ class Index:
         """Keep resident chunks from eviction until as many calls of `unpin`."""
         for chunk in chunks:
             if chunk.num_pins == 0:
-                self._leave_order(chunk)
-                self._protect(chunk)
+                self._eviction.remove(chunk)
+                self.num_protected += 1
+                self.protected_bytes += chunk.slot.size_bytes
             chunk.num_pins += 1
 
     def unpin(self, chunks: Sequence[Chunk]) -> None:
-        """Take a pin off each chunk of a prefix, given head first. Its use counts as of now."""
-        self._tick += 1
+        """Take a pin off each chunk of a prefix, given head first. This moment counts as their last use."""
+        self._eviction.begin_use()
         now = time.monotonic()
         for chunk in reversed(chunks):
             chunk.num_pins -= 1
-            assert chunk.num_pins >= 0, "a pin is taken off once"
+            assert chunk.num_pins >= 0, "a pin is taken off twice"
             if chunk.num_pins == 0:
                 chunk.release_time = now
                 self._unprotect(chunk)
 
-    def unpinning(self, chunks_by_rank: Iterable[Sequence[Chunk]]) -> Iterator[None]:
-        """Unpin prefixes in short steps; the tail of each counts as used before its head."""
-        for chunks in chunks_by_rank:
-            for end in range(len(chunks), 0, -CHUNKS_A_STEP):
-                self.unpin(chunks[max(0, end - CHUNKS_A_STEP) : end])
-                yield
-
-    def touch(self, chunks: Sequence[Chunk]) -> None:
-        """Note the use of resident chunks of a prefix, given head first."""
-        self.pin(chunks)
-        self.unpin(chunks)
-
-    def drop(self, chunk: Chunk, reason: RemovalReason) -> None:
-        """Make a chunk invisible now; its slot becomes free when it is written and with its last pin."""
-        assert not chunk.dropped
+    def remove(self, chunk: Chunk, reason: RemovalReason) -> None:
+        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins."""
+        assert not chunk.removed
         self._forget(chunk)
-        _remember(self._drops, chunk.key, Tombstone(reason, time.time()))
+        _remember(self._tombstones, chunk.key, Tombstone(reason, time.time()))
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
-        if chunk.writer is not None:
+        if chunk.pending_write is not None:
             return
         self.num_resident -= 1
-        self.num_dropped_pinned += chunk.num_pins > 0
-        if chunk.num_pins == 0:
-            self._leave_order(chunk)
+        if chunk.num_pins:
+            self.num_removed_pinned += 1
+        else:
+            self._eviction.remove(chunk)
             self.pool.give_back(chunk.slot)
 
     def check(self) -> None:
-        """Assert what must hold after every step."""
+        """Assert the invariants, which hold after every step."""
         self.pool.check()
-        evictable = {chunk for order in self._orders.values() for chunk in order}
+        evictable = set(self._eviction)
         offsets = [chunk.slot.offset_bytes for chunk in self._chunks.values()]
         assert len(set(offsets)) == len(offsets), "two chunks share a slot"
-        resident = [chunk for chunk in self._chunks.values() if chunk.writer is None]
+        resident = [chunk for chunk in self._chunks.values() if chunk.pending_write is None]
         assert len(resident) == self.num_resident
         assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
-        assert not any(chunk.dropped for chunk in self._chunks.values())
-        assert all(order.oldest is not None for order in self._orders.values())
-        assert all(chunk.slot.chunk is chunk for chunk in self._chunks.values())
+        assert not any(chunk.removed for chunk in self._chunks.values())
+        assert all(chunk.slot.occupant is chunk for chunk in self._chunks.values())
         evictable_bytes = sum(chunk.slot.size_bytes for chunk in evictable)
         assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
-        assert sum(entry.num_chunks for entry in self._namespaces.values()) == len(self._chunks)
-        assert sum(num_chunks for num_chunks, _ in self._by_tenant.values()) == len(self._chunks)
+        assert sum(stats.num_chunks for stats in self._namespaces.values()) == len(self._chunks)
+        assert sum(num_chunks for num_chunks, _ in self._usage_by_tenant.values()) == len(self._chunks)
 
-    def _find_slot(self, slot_bytes: int) -> tuple[Slot | None, Sequence[Chunk]]:
+    def _find_slot(self, slot_bytes: int) -> tuple[Slot[Chunk] | None, Sequence[Chunk]]:
         slot = self.pool.take(slot_bytes)
         if slot is not None:
             return slot, ()
-        own_order = self._orders.get(slot_bytes)
-        own = own_order.oldest if own_order is not None else None
-        run = self._run_of_others(slot_bytes, own)
-        victims = [slot.chunk for slot in run if slot.chunk is not None] if run or own is None else [own]
-        if not run and not victims:
+        own = self._eviction.next_victim(slot_bytes)
+        run = self._run_of_other_sizes(slot_bytes, own)
+        if run:
+            victims = [slot.occupant for slot in run if slot.occupant is not None]
+        elif own is not None:
+            victims = [own]
+        else:
             return None, ()
         for victim in victims:
-            self.drop(victim, RemovalReason.EVICTED)
+            self.remove(victim, RemovalReason.EVICTED)
         if run:
             self.pool.release(run)
         return self.pool.take(slot_bytes), victims
 
-    def _run_of_others(self, slot_bytes: int, own: Chunk | None) -> Sequence[Slot]:
-        """Neighbours of other sizes to make a slot of: all were used less recently than this size's own oldest chunk.
+    def _run_of_other_sizes(self, slot_bytes: int, own: Chunk | None) -> Sequence[Slot[Chunk]]:
+        """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
 
-        Where there is no such chunk, neighbours of any age are taken. If there are such they are found: at the first
-        try if L1 has `SWEPT_FOR_ROOM` slots at most, otherwise by the tries that follow.
+        `own` is the next victim of this size. Without it, neighbours of any age are returned. If there are some, they
+        are found: at the first try if L1 has `SWEPT_FOR_ROOM` slots at most, otherwise at a later try.
         """
-        oldest = min(
-            (order.oldest for size, order in self._orders.items() if size != slot_bytes and order.oldest is not None),
-            key=lambda chunk: chunk.last_use,
-            default=None,
-        )
+        oldest = self._eviction.next_victim_of_other_size(slot_bytes)
         used_before = own.last_use if own is not None else math.inf
         free = self.pool.any_free()
         if oldest is not None and oldest.last_use >= used_before:
@@ -238,8 +230,8 @@ class Index:
         if own is None and (slot_bytes > unprotected_bytes or slot_bytes >= self._no_run_bytes):
             return ()
 
-        def may_go(slot: Slot) -> bool:
-            chunk = slot.chunk
+        def may_go(slot: Slot[Chunk]) -> bool:
+            chunk = slot.occupant
             return chunk is None or (chunk.evictable and chunk.last_use < used_before)
 
         for seed in (free, oldest.slot if oldest is not None else None):
@@ -252,39 +244,29 @@ class Index:
             self._no_run_bytes = slot_bytes
         return run
 
-    def _leave_order(self, chunk: Chunk) -> None:
-        order = self._orders[chunk.slot.size_bytes]
-        order.remove(chunk)
-        if order.oldest is None:
-            del self._orders[chunk.slot.size_bytes]
-
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
-        chunk.dropped = True
-        self._count(chunk.entry, -1, -chunk.slot.size_bytes)
-        if chunk.entry.num_chunks == 0:
-            del self._namespaces[chunk.entry.namespace]
-            if chunk.entry.ever_stored:
-                _remember(self._past_namespaces, chunk.entry.namespace, None)
+        chunk.removed = True
+        stats = chunk.namespace_stats
+        self._count(stats, -1, -chunk.slot.size_bytes)
+        if stats.num_chunks == 0:
+            del self._namespaces[stats.namespace]
+            if stats.ever_stored:
+                _remember(self._past_namespaces, stats.namespace, None)
 
-    def _count(self, entry: NamespaceStats, num_chunks: int, num_bytes: int) -> None:
-        entry.num_chunks += num_chunks
-        num_chunks_so_far, num_bytes_so_far = self._by_tenant.get(entry.tenant, (0, 0))
-        self._by_tenant[entry.tenant] = num_chunks_so_far + num_chunks, num_bytes_so_far + num_bytes
-
-    def _protect(self, chunk: Chunk) -> None:
-        self.num_protected += 1
-        self.protected_bytes += chunk.slot.size_bytes
+    def _count(self, stats: NamespaceStats, num_chunks: int, num_bytes: int) -> None:
+        stats.num_chunks += num_chunks
+        chunks_before, bytes_before = self._usage_by_tenant.get(stats.tenant, (0, 0))
+        self._usage_by_tenant[stats.tenant] = chunks_before + num_chunks, bytes_before + num_bytes
 
     def _unprotect(self, chunk: Chunk) -> None:
         self.num_protected -= 1
         self.protected_bytes -= chunk.slot.size_bytes
         self._no_run_bytes = math.inf
-        if chunk.dropped:
+        if chunk.removed:
             self.pool.give_back(chunk.slot)
-            return
-        chunk.last_use = self._tick
-        self._orders[chunk.slot.size_bytes].append(chunk)
+        else:
+            self._eviction.add(chunk)
 
 
 def _remember(past: OrderedDict[K, V], key: K, value: V) -> None:

@@ -1,10 +1,10 @@
-"""Which chunk a token prefix names: the keys of chunks, right by construction.
+"""The keys of chunks: each names one token prefix in one namespace.
 
 ``chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)``. The first parent is the namespace:
-blake3 over a canonical encoding of all that makes KV differ for equal tokens. With block hashes
-``chunk_key = blake3(namespace || hash of the chunk's last block)``, in namespaces of their own, which also cover how
-many tokens a hash and a chunk stand for. Block size, block count and strides are left out: instances of one model
-with different layouts share chunks. A key is computed from the tokens of one call, never from what was remembered.
+blake3 over a canonical encoding of everything that makes KV differ for equal tokens. With block hashes
+``chunk_key = blake3(namespace || hash of the chunk's last block)``. Their namespaces also cover the number of tokens of
+a hash and of a chunk. Block size, block count and strides are left out: instances of one model with different layouts
+share chunks. A key is computed from the tokens of one call, never from remembered ones.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ChunkKey = NewType("ChunkKey", bytes)
 Namespace = NewType("Namespace", bytes)
 
 NUM_NAMESPACES_KEPT = 1_024
-CHUNKS_AT_ONCE = 64  # whose tokens are copied, so that the first key of a long prompt costs no more than others
+CHUNKS_AT_ONCE = 64  # their tokens are copied together; the first key of a long prompt costs no more than others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """A prompt: token ids, shape [num_tokens], or one chained hash per whole block; the other one is empty."""
+    """A prompt: token ids, shape [num_tokens], or one chained hash for each whole block. The other one is empty."""
 
     token_ids: npt.NDArray[np.uint32]
     block_hashes: Sequence[bytes] = ()
@@ -39,7 +39,7 @@ class Prefix:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt; with block hashes, those of whole blocks."""
+        """The tokens of the prompt; with block hashes, those of whole blocks."""
         return len(self.block_hashes) * self.hash_block_size if self.hash_block_size else len(self.token_ids)
 
 
@@ -52,9 +52,9 @@ class RankIdentity:
 
     @classmethod
     def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group], tenant: str = "") -> RankIdentity:
-        """Encode what the rank is, and whose; fields carry their length, so that no two identities share an encoding.
+        """Encode the rank, its geometry and its tenant, if any. Each field is preceded by its length.
 
-        Where there are no tenants nothing is encoded of one.
+        So no two identities share an encoding.
         """
         geometry = [_encode(len(groups))]
         for group in groups:
@@ -67,7 +67,7 @@ class RankIdentity:
         return cls(head=head, geometry=b"".join(geometry))
 
     def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:
-        """The first parent of the prefix's keys."""
+        """Return the first parent of the prefix's keys."""
         return _namespace(self, prefix.hash_block_size, chunk_size, prefix.cache_salt, prefix.adapter)
 
 
@@ -75,7 +75,7 @@ class RankIdentity:
 def _namespace(
     identity: RankIdentity, hash_block_size: int, chunk_size: int, cache_salt: str, adapter: str
 ) -> Namespace:
-    """Remembered by all that it is made of."""
+    """Compute a namespace; cached."""
     kind = (
         _encode("block hashes") + _encode(hash_block_size) + _encode(chunk_size)
         if hash_block_size
@@ -85,7 +85,7 @@ def _namespace(
 
 
 def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterator[ChunkKey]:
-    """The keys of the prefix's whole chunks, from token 0; lazy, so that a lookup stops at its first miss."""
+    """Yield the keys of the prefix's whole chunks, from token 0. A lookup stops at its first miss."""
     if prefix.hash_block_size:
         blocks_per_chunk = chunk_size // prefix.hash_block_size
         for last in range(blocks_per_chunk - 1, len(prefix.block_hashes), blocks_per_chunk):

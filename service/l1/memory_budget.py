@@ -1,4 +1,4 @@
-"""The memory that is left for pages that are about to be made, of which two never count on the same."""
+"""The memory budget: two calls that make pages at once never count on the same free memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from kvdepot.memory.available import MemoryLeft, memory_left, not_enough
 
 KEPT_BYTES = 128 << 20
-"""Left alone: page tables, and what gRPC takes meanwhile."""
+"""Free memory that is never reserved, for page tables and gRPC."""
 
 
 class MemoryBudget:
-    """Sets memory aside, from any thread. ``l1_missing_bytes`` tells what L1 will still take."""
+    """Reserves memory, from any thread. `l1_missing_bytes` returns what L1 will still take."""
 
     def __init__(self, l1_missing_bytes: Callable[[], int], left: Callable[[], MemoryLeft] = memory_left) -> None:
         self._l1_missing_bytes = l1_missing_bytes
@@ -26,9 +26,9 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, size_bytes: int) -> Iterator[None]:
-        """Set memory aside while the block runs, in which its pages are made.
+        """Reserve memory while the block runs and makes its pages.
 
-        Raises: OSError with ENOMEM and both numbers if so much is not left.
+        Raises: OSError with ENOMEM and both numbers if too little is left.
         """
         with self._lock:
             memory = self._left()

@@ -1,4 +1,4 @@
-"""L1's bytes cut into slots of any sizes, side by side in the order of their addresses."""
+"""The pool: L1's bytes, cut into slots of any sizes in the order of their addresses."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from service.l1.chunk import Chunk
+from typing import Generic, TypeVar
 
 EXTENT_BYTES = 64 << 20
 MAX_SLOTS_PER_EXTENT = 1024
 SLOT_ALIGNMENT_BYTES = 64
 
+T = TypeVar("T")
+
 
 class SlotState(StrEnum):
-    """What the bytes are for. A gap is of no size class."""
+    """What the bytes are used for. A gap has no size class."""
 
     GAP = "gap"
     FREE = "free"
@@ -25,33 +24,33 @@ class SlotState(StrEnum):
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Slot:
-    """Neighbouring bytes of L1: room for one chunk, or a gap.
+class Slot(Generic[T]):
+    """Contiguous bytes of L1: a slot, or a gap.
 
-    ``below`` and ``above`` are the neighbours by address. ``chunk`` is what a taken slot is for; its owner sets it.
+    `below` and `above` are the neighbours by address. The caller that takes a slot sets its `occupant`.
     """
 
     offset_bytes: int
     size_bytes: int
     state: SlotState
-    below: Slot | None = None
-    above: Slot | None = None
-    chunk: Chunk | None = None
+    below: Slot[T] | None = None
+    above: Slot[T] | None = None
+    occupant: T | None = None
 
     def __repr__(self) -> str:
         return f"<Slot {self.offset_bytes}+{self.size_bytes} bytes, {self.state}>"
 
 
 def slot_bytes_for(chunk_bytes: int) -> int:
-    """Bytes of the slot that a chunk is kept in."""
+    """Return the bytes of the slot that a chunk needs."""
     return -(-chunk_bytes // SLOT_ALIGNMENT_BYTES) * SLOT_ALIGNMENT_BYTES
 
 
-class Pool:
-    """Hands out slots, lowest addresses first, and takes them back. Knows nothing of chunks.
+class Pool(Generic[T]):
+    """Hands out slots, lowest addresses first, and takes them back.
 
     A size class cuts slots from a gap, an extent at a time. One size class alone gets every slot that fits into L1.
-    Another one gets what `release` makes a gap again: neighbours that are free, whatever their sizes.
+    Another one gets the gaps that `release` makes of free neighbours of any size.
     """
 
     def __init__(self, capacity_bytes: int, *, extent_bytes: int = EXTENT_BYTES) -> None:
@@ -60,16 +59,17 @@ class Pool:
         self.num_used_slots = 0
         self.num_free_slots = 0
         self._extent_bytes = extent_bytes
-        self._lowest = self._sweep_from = Slot(0, capacity_bytes, SlotState.GAP)
-        self._free: dict[int, dict[Slot, None]] = {}  # by size; the last one is handed out next
-        self._gaps: dict[Slot, None] = {self._lowest: None}  # the last one is cut next
+        self._lowest: Slot[T] = Slot(0, capacity_bytes, SlotState.GAP)
+        self._sweep_from = self._lowest
+        self._free: dict[int, dict[Slot[T], None]] = {}  # by size; the last one is handed out next
+        self._gaps: dict[Slot[T], None] = {self._lowest: None}  # the last one is cut next
         self._largest_gap_bytes = capacity_bytes  # no gap is larger
 
     def __repr__(self) -> str:
         return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {self.num_used_slots} slots>"
 
-    def take(self, slot_bytes: int) -> Slot | None:
-        """A free slot of this size, cut from a gap if need be; None if there is neither."""
+    def take(self, slot_bytes: int) -> Slot[T] | None:
+        """Return a free slot of this size, cut from a gap if necessary. None: there is neither."""
         if slot_bytes not in self._free and not self._cut(slot_bytes):
             return None
         slot, _ = self._free[slot_bytes].popitem()
@@ -81,25 +81,25 @@ class Pool:
         self.used_bytes += slot_bytes
         return slot
 
-    def give_back(self, slot: Slot) -> None:
-        """Make a slot that was taken free again."""
+    def give_back(self, slot: Slot[T]) -> None:
+        """Free a slot that was taken."""
         slot.state = SlotState.FREE
-        slot.chunk = None
+        slot.occupant = None
         self.num_used_slots -= 1
         self.used_bytes -= slot.size_bytes
         self._add_free(slot)
 
     @property
     def num_stretches(self) -> int:
-        """Slots and gaps."""
+        """The number of slots and gaps."""
         return self.num_used_slots + self.num_free_slots + len(self._gaps)
 
-    def any_free(self) -> Slot | None:
-        """A slot that is free, of any size."""
+    def any_free(self) -> Slot[T] | None:
+        """Return a free slot of any size."""
         return next((next(reversed(slots)) for slots in self._free.values()), None)
 
-    def run_around(self, slot: Slot, num_bytes: int, may_go: Callable[[Slot], bool]) -> Sequence[Slot]:
-        """Neighbours that may all go, a slot among them, of at least so many bytes; none if there are too few bytes."""
+    def run_around(self, slot: Slot[T], num_bytes: int, may_go: Callable[[Slot[T]], bool]) -> Sequence[Slot[T]]:
+        """Return neighbours around `slot` that may all go, of `num_bytes` at least; empty if there are none."""
         if not may_go(slot):
             return ()
         run, run_bytes = deque([slot]), slot.size_bytes
@@ -111,14 +111,14 @@ class Pool:
             run_bytes += below.size_bytes
         return run if run_bytes >= num_bytes else ()
 
-    def sweep(self, num_bytes: int, may_go: Callable[[Slot], bool], most_slots: int) -> Sequence[Slot]:
-        """Like `run_around`, anywhere: looks at so many slots and gaps, or at all, and goes on there the next time."""
+    def sweep(self, num_bytes: int, may_go: Callable[[Slot[T]], bool], max_slots: int) -> Sequence[Slot[T]]:
+        """Do the same anywhere: look at `max_slots` slots and gaps, from where the last sweep ended."""
         slot = self._sweep_from
         if run := self.run_around(slot, num_bytes, may_go):
             return run
-        neighbours: list[Slot] = []
+        neighbours: list[Slot[T]] = []
         run_bytes = 0
-        for _ in range(min(most_slots, self.num_stretches)):
+        for _ in range(min(max_slots, self.num_stretches)):
             if may_go(slot):
                 neighbours.append(slot)
                 run_bytes += slot.size_bytes
@@ -132,17 +132,17 @@ class Pool:
         self._sweep_from = slot
         return neighbours if run_bytes >= num_bytes else ()
 
-    def release(self, run: Sequence[Slot]) -> None:
-        """Make one gap of neighbours that are free or gaps, for whichever size is needed next."""
+    def release(self, run: Sequence[Slot[T]]) -> None:
+        """Join neighbours that are free or gaps into one gap, which can serve any size."""
         first, last = run[0], run[-1]
         if first.below is not None and first.below.state is SlotState.GAP:
             first = first.below
         if last.above is not None and last.above.state is SlotState.GAP:
             last = last.above
         gap = Slot(first.offset_bytes, 0, SlotState.GAP, first.below, last.above)
-        slot: Slot | None = first
+        slot: Slot[T] | None = first
         while slot is not last.above:
-            assert slot is not None and slot.state is not SlotState.TAKEN, "a slot that is taken can't be released"
+            assert slot is not None and slot.state is not SlotState.TAKEN, "a taken slot is released"
             gap.size_bytes += slot.size_bytes
             self._forget(slot)
             if slot is self._sweep_from:
@@ -154,12 +154,12 @@ class Pool:
         self._largest_gap_bytes = max(self._largest_gap_bytes, gap.size_bytes)
 
     def check(self) -> None:
-        """Assert that each byte belongs to exactly one slot or gap, and that the counts are right."""
-        slots: list[Slot] = []
-        slot: Slot | None = self._lowest
+        """Assert that each byte belongs to exactly one slot or gap, and that the counts are correct."""
+        slots: list[Slot[T]] = []
+        slot: Slot[T] | None = self._lowest
         end_bytes = 0
         while slot is not None:
-            assert slot.offset_bytes == end_bytes, "bytes are lost or belong to two"
+            assert slot.offset_bytes == end_bytes, "bytes are lost or belong to two slots"
             assert slot.below is (slots[-1] if slots else None)
             assert slot.size_bytes > 0
             end_bytes += slot.size_bytes
@@ -177,7 +177,7 @@ class Pool:
         assert len(by_state[SlotState.FREE]) == self.num_free_slots
         assert len(by_state[SlotState.TAKEN]) == self.num_used_slots
         assert sum(slot.size_bytes for slot in by_state[SlotState.TAKEN]) == self.used_bytes
-        assert all((slot.chunk is None) or slot.state is SlotState.TAKEN for slot in slots)
+        assert all((slot.occupant is None) or slot.state is SlotState.TAKEN for slot in slots)
         assert self._sweep_from in slots
 
     def _cut(self, slot_bytes: int) -> bool:
@@ -186,10 +186,12 @@ class Pool:
             return False
         num_slots = min(max(1, min(self._extent_bytes, gap.size_bytes) // slot_bytes), MAX_SLOTS_PER_EXTENT)
         begin_bytes = gap.offset_bytes
-        slots = [Slot(begin_bytes + i * slot_bytes, slot_bytes, SlotState.FREE) for i in range(num_slots)]
+        slots: list[Slot[T]] = [
+            Slot(begin_bytes + i * slot_bytes, slot_bytes, SlotState.FREE) for i in range(num_slots)
+        ]
         gap.offset_bytes += num_slots * slot_bytes
         gap.size_bytes -= num_slots * slot_bytes
-        above: Slot | None = gap
+        above: Slot[T] | None = gap
         if gap.size_bytes == 0:
             self._forget(gap)
             above = gap.above
@@ -200,12 +202,12 @@ class Pool:
             self._link(below, slot)
             below = slot
         self._link(below, above)
-        # The last one is handed out next: that of the lowest address, because it is the first to be populated.
+        # The slot of the lowest address is added last and handed out first: its pages are populated first.
         for slot in reversed(slots):
             self._add_free(slot)
         return True
 
-    def _find_gap(self, slot_bytes: int) -> Slot | None:
+    def _find_gap(self, slot_bytes: int) -> Slot[T] | None:
         if slot_bytes > self._largest_gap_bytes:
             return None
         for gap in reversed(self._gaps):
@@ -214,11 +216,11 @@ class Pool:
         self._largest_gap_bytes = max((gap.size_bytes for gap in self._gaps), default=0)
         return None
 
-    def _add_free(self, slot: Slot) -> None:
+    def _add_free(self, slot: Slot[T]) -> None:
         self.num_free_slots += 1
         self._free.setdefault(slot.size_bytes, {})[slot] = None
 
-    def _forget(self, slot: Slot) -> None:
+    def _forget(self, slot: Slot[T]) -> None:
         if slot.state is SlotState.GAP:
             del self._gaps[slot]
             return
@@ -228,7 +230,7 @@ class Pool:
         if not free:
             del self._free[slot.size_bytes]
 
-    def _link(self, below: Slot | None, above: Slot | None) -> None:
+    def _link(self, below: Slot[T] | None, above: Slot[T] | None) -> None:
         if below is not None:
             below.above = above
         if above is not None:

@@ -10,7 +10,8 @@ from heapq import merge
 from typing import Any
 
 from kvdepot.timeline import Span, timeline
-from service.depot.sessions import Operation, OperationKind, Session
+from service.depot.operation import Operation, OperationKind
+from service.depot.sessions import Session
 
 MAX_ROWS = 24
 SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
@@ -72,7 +73,7 @@ def _facts(session: Session) -> dict[str, Any]:
     for operation in session.operations:
         of_kind[operation.kind].append(operation)
     lookups, retrieves = of_kind[OperationKind.LOOKUP], of_kind[OperationKind.RETRIEVE]
-    looked_up_tokens = sum(lookup.asked_tokens for lookup in lookups)
+    looked_up_tokens = sum(lookup.prompt_tokens for lookup in lookups)
     matched_tokens = sum(lookup.num_tokens for lookup in lookups)
     return {
         "instance_id": session.instance_id,
@@ -110,7 +111,7 @@ def _row(span: Span, operation: Operation | None) -> str:
     if operation is None:
         return f"{times}(engine)"
     if operation.kind is OperationKind.LOOKUP:
-        what, tokens = "lookup", f"{operation.num_tokens:,} of {operation.asked_tokens:,} tokens"
+        what, tokens = "lookup", f"{operation.num_tokens:,} of {operation.prompt_tokens:,} tokens"
     else:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
     rate = span.gigabytes_per_second(operation.num_bytes)

@@ -94,7 +94,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.ReleaseLeaseResponse:
         if not request.lease_id:
             raise invalid("lease_id", "is missing")
-        await self._depots.of_caller().release_lease(request.lease_id)
+        await self._depots.of_caller().lifetimes.release_lease(request.lease_id)
         return cache_pb2.ReleaseLeaseResponse()
 
     async def StoreInline(
@@ -115,7 +115,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         await retrieve_inline(self._depots.of_caller(), decode.retrieve_inline_request(request), send)
 
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
-        session = await self._depots.of_caller().end_session(*decode.session_ids(request))
+        session = await self._depots.of_caller().lifetimes.end_session(*decode.session_ids(request))
         return cache_pb2.EndSessionResponse(summary=encode.session_summary(session, caller.get().tenant.name))
 
     @staticmethod

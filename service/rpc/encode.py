@@ -7,7 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvdepot.v1 import cache_pb2
 from service.depot.leases import Lease
-from service.depot.sessions import Operation, OperationKind, Outcome, Session, SessionEnd
+from service.depot.operation import Operation, OperationKind, Outcome
+from service.depot.sessions import Session, SessionEnd
 from service.depot.values import LookupAnswer, Miss, MissReason, Refusal, RefusalReason, StoreAnswer
 
 _MISS_REASONS = {
@@ -117,7 +118,7 @@ def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
         tier=cache_pb2.TIER_L1,
         outcome=_OUTCOMES[operation.outcome] if operation.outcome is not None else cache_pb2.OUTCOME_UNSPECIFIED,
         rank=operation.rank,
-        num_asked_tokens=operation.asked_tokens,
+        num_asked_tokens=operation.prompt_tokens,
     )
 
 
@@ -127,8 +128,8 @@ def _lease(lease: Lease) -> cache_pb2.Lease:
 
 def _miss(miss: Miss) -> cache_pb2.Miss:
     message = cache_pb2.Miss(reason=_MISS_REASONS[miss.reason], at_token=miss.at_token, detail=miss.detail)
-    if miss.drop is not None:
-        message.drop_time.CopyFrom(timestamp(miss.drop.time))
+    if miss.tombstone is not None:
+        message.drop_time.CopyFrom(timestamp(miss.tombstone.time))
         message.tier = cache_pb2.TIER_L1
     return message
 

@@ -54,8 +54,8 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         records: Sequence[observability_pb2.BlockAllocationRecord],
     ) -> None:
         for session_id in {record.session_id for record in records}:
-            depot.report_session(request.instance_id, session_id, request.model_name)
-        if depot.bus is not None:
+            depot.lifetimes.report_session(request.instance_id, session_id, request.model_name)
+        if self._bus is not None:
             depot.bus.publish(
                 BlocksAllocated(
                     instance_id=request.instance_id,

@@ -271,7 +271,7 @@ class Site:
         """What the passing of time does."""
         for lease in self.depot.leases.live():
             lease.expire_monotonic = time.monotonic()
-        self.depot.expire()
+        self.depot.lifetimes.expire()
 
     async def assert_comes_to_rest(self) -> None:
         """In a moment nothing is reserved, pinned, leased or running, and the books are in order."""

@@ -126,7 +126,7 @@ class World:
             self.leases[name] = answer.lease.lease_id
         expired = self.depot.leases.find(self.leases["expired"])
         assert expired is not None
-        self.depot.end_lease(expired, LeaseEnd.EXPIRED)
+        self.depot.lifetimes.end_lease(expired, LeaseEnd.EXPIRED)
         for rpc, request in (
             ("ReleaseLease", cache_pb2.ReleaseLeaseRequest(lease_id=self.leases["released"])),
             ("EndSession", cache_pb2.EndSessionRequest(instance_id="engine", session_id="ended")),
@@ -223,7 +223,9 @@ class World:
         depot = self.depot
         depot.index.check()
         return {
-            "chunks": {c.key: (c.slot, c.writer, c.num_pins, c.last_use, c.dropped) for c in depot.index.chunks()},
+            "chunks": {
+                c.key: (c.slot, c.pending_write, c.num_pins, c.last_use, c.removed) for c in depot.index.chunks()
+            },
             "counts": (depot.index.num_resident, depot.index.num_protected, depot.index.num_evicted),
             "used_bytes": depot.index.pool.used_bytes,
             "refused": depot.num_refused_chunks,

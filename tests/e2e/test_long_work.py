@@ -12,13 +12,13 @@ import pytest
 
 import service.depot.slices
 from kernels.geometry import Group, Plane, PlaneKind
+from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import Attachment
-from service.depot.lookup import find
-from service.depot.store_plan import StorePlan
-from service.depot.values import ClearAnswer, RefusalReason, StoreHeader
+from service.depot.lookup import match_prefix
+from service.depot.open_store import OpenStore
+from service.depot.values import RefusalReason, StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired
-from service.l1.chunk import Chunk
 from service.l1.index import RemovalReason
 from service.l1.keys import Prefix, RankIdentity
 
@@ -52,7 +52,7 @@ async def passes_until(condition: Callable[[], bool]) -> None:
 
 
 class Site:
-    """A depot with one engine, whose bytes nobody moves."""
+    """A depot with one engine, whose bytes are not moved."""
 
     def __init__(self, num_slots: int) -> None:
         backend: Any = None
@@ -72,20 +72,22 @@ class Site:
         )
         self.depot.instances.add(self.attachment)
 
-    def plan(self, of: Prefix) -> StorePlan:
+    def open_store(self, of: Prefix) -> OpenStore:
         header = StoreHeader(instance_id="i", rank=0, session_id="s", prefix=of, start_token=0)
-        return StorePlan(self.depot, self.attachment, header, "1")
+        store = OpenStore(self.depot, self.attachment, header)
+        store.open("1")
+        return store
 
-    async def store(self, of: Prefix) -> StorePlan:
-        plan = self.plan(of)
-        for position in plan.positions:
-            plan.claim(position)
-        await plan.commit(self.depot.slices.pace())
-        plan.close()
-        return plan
+    async def store(self, of: Prefix) -> OpenStore:
+        store = self.open_store(of)
+        for position in store.positions:
+            store.plan({position: ()})
+        await store.commit(self.depot.slices.pace())
+        store.close()
+        return store
 
     async def settled(self) -> None:
-        """Nobody has pinned anything any more, and everything is as it should be."""
+        """Wait until no chunk is protected, and check the invariants."""
         await passes_until(lambda: self.depot.index.num_protected == 0)
         self.depot.index.check()
 
@@ -106,14 +108,14 @@ async def test_a_lookup_does_not_match_what_is_cleared_while_it_goes_on(site: Si
     of = prefix(NUM_CHUNKS)
     await site.store(of)
     await site.settled()
-    looking = asyncio.create_task(find(site.depot, "i", of))
+    looking = asyncio.create_task(match_prefix(site.depot, "i", of))
     await passes_until(lambda: site.depot.index.num_protected >= NUM_CHUNKS // 2)
     cleared = next(iter(site.depot.index.chunks()))  # the first of the prefix, which the lookup has passed
     assert cleared.num_pins
-    site.depot.index.drop(cleared, RemovalReason.CLEARED)
+    site.depot.index.remove(cleared, RemovalReason.CLEARED)
     match = await looking
     assert match.num_chunks == 0
-    match.let_go(site.depot)
+    match.unpin(site.depot)
     await site.settled()
 
 
@@ -122,7 +124,7 @@ async def test_a_lookup_that_is_cancelled_lets_go_of_what_it_passed(site: Site) 
     of = prefix(NUM_CHUNKS)
     await site.store(of)
     await site.settled()
-    looking = asyncio.create_task(find(site.depot, "i", of))
+    looking = asyncio.create_task(match_prefix(site.depot, "i", of))
     await passes_until(lambda: site.depot.index.num_protected > 0)
     looking.cancel()
     await asyncio.wait([looking])
@@ -135,7 +137,7 @@ async def test_a_lookup_of_an_instance_that_goes_meanwhile_matches_nothing(site:
     of = prefix(NUM_CHUNKS)
     await site.store(of)
     await site.settled()
-    looking = asyncio.create_task(find(site.depot, "i", of))
+    looking = asyncio.create_task(match_prefix(site.depot, "i", of))
     await passes_until(lambda: site.depot.index.num_protected > 0)
     site.depot.instances.remove(site.attachment)
     with pytest.raises(InstanceNotFound):
@@ -143,40 +145,54 @@ async def test_a_lookup_of_an_instance_that_goes_meanwhile_matches_nothing(site:
     await site.settled()
 
 
-async def test_what_a_store_claims_after_a_clear_began_does_not_become_visible(site: Site) -> None:
-    plan = site.plan(prefix(8))
-    for position in range(4):
-        plan.claim(position)
-    answer = ClearAnswer()
-    clearing = site.depot.clearing(list(site.depot.index.chunks()), "m", None, force=False, answer=answer)
-    next(clearing)
-    for position in range(4, 8):
-        plan.claim(position)
-    for _ in clearing:
+async def test_what_a_store_reserves_after_a_clear_began_does_not_become_visible(site: Site) -> None:
+    store = site.open_store(prefix(8))
+    store.plan(dict.fromkeys(range(4), ()))
+    counts = ClearCounts()
+    steps = clearing(site.depot, list(site.depot.index.chunks()), "m", None, force=False, counts=counts)
+    next(steps)
+    store.plan(dict.fromkeys(range(4, 8), ()))
+    for _ in steps:
         pass
-    await plan.commit(site.depot.slices.pace())
-    plan.close()
+    await store.commit(site.depot.slices.pace())
+    store.close()
     await site.settled()
     assert site.depot.index.num_resident == 0
-    assert answer.num_cleared_chunks == 4
-    assert (await site.store(prefix(8))).answer.stored_tokens == 8 * CHUNK_SIZE
+    assert counts.num_cleared_chunks == 4
+    assert (await site.store(prefix(8))).answer().stored_tokens == 8 * CHUNK_SIZE
     assert site.depot.index.num_resident == 8
 
 
+@pytest.mark.parametrize("ends_by", ["commit", "close"])
+async def test_a_store_wakes_those_that_wait_for_its_chunks_before_it_waits_itself(site: Site, ends_by: str) -> None:
+    writing, waiting = site.open_store(prefix(1)), site.open_store(prefix(1))
+    assert writing.plan({0: ()}).reserved
+    (pending,) = waiting.plan({0: ()}).pending.values()
+    assert not pending.done.done()
+    if ends_by == "commit":
+        await writing.commit(site.depot.slices.pace())
+        assert pending.done.done()
+    writing.close()
+    assert pending.done.done()
+    assert bool(waiting.plan({0: ()}).resident) == (ends_by == "commit")
+    waiting.close()
+    await site.settled()
+
+
 async def test_a_clear_of_another_model_leaves_a_store_alone(site: Site) -> None:
-    plan = site.plan(prefix(8))
-    for _ in site.depot.clearing([], "another", None, force=True, answer=ClearAnswer()):
+    store = site.open_store(prefix(8))
+    for _ in clearing(site.depot, [], "another", None, force=True, counts=ClearCounts()):
         pass
-    assert isinstance(plan.claim(0), Chunk)
-    await plan.commit(site.depot.slices.pace())
-    plan.close()
+    assert store.plan({0: ()}).reserved
+    await store.commit(site.depot.slices.pace())
+    store.close()
     assert site.depot.index.num_resident == 1
 
 
 async def test_a_store_that_finds_no_slot_stops_searching(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = prefix(NUM_CHUNKS)
     await site.store(stored)
-    in_use = await find(site.depot, "i", stored)
+    in_use = await match_prefix(site.depot, "i", stored)
     index, num_asked = site.depot.index, 0
     reserve = index.reserve
 
@@ -186,37 +202,37 @@ async def test_a_store_that_finds_no_slot_stops_searching(site: Site, monkeypatc
         return reserve(*arguments)
 
     monkeypatch.setattr(index, "reserve", counted)
-    plan = await site.store(prefix(500, seed=2))
+    answer = (await site.store(prefix(500, seed=2))).answer()
     assert num_asked == 1
-    assert plan.answer.refused_tokens == 500 * CHUNK_SIZE
-    assert plan.answer.refusal is not None
-    assert plan.answer.refusal.reason is RefusalReason.NO_SLOT
-    in_use.let_go(site.depot)
+    assert answer.refused_tokens == 500 * CHUNK_SIZE
+    assert answer.refusal is not None
+    assert answer.refusal.reason is RefusalReason.NO_SLOT
+    in_use.unpin(site.depot)
     await site.settled()
 
 
-async def test_an_overdue_lease_has_expired_even_before_its_removal(
+async def test_an_overdue_lease_has_expired_even_before_the_timer_ends_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = prefix(4)
     await site.store(of)
-    session = site.depot.session("i", "s", "m")
-    lease = (await find(site.depot, "i", of)).lease(site.depot, session)
-    assert site.depot.require_lease(lease.lease_id, "i", "s") is lease
+    session = site.depot.lifetimes.session("i", "s", "m")
+    lease = (await match_prefix(site.depot, "i", of)).lease(site.depot, session)
+    assert site.depot.lifetimes.require_lease(lease.lease_id, "i", "s") is lease
     lease.expire_monotonic = time.monotonic()
     with pytest.raises(LeaseExpired):
-        site.depot.require_lease(lease.lease_id, "i", "s")
+        site.depot.lifetimes.require_lease(lease.lease_id, "i", "s")
     await site.settled()
-    site.depot.stop()
+    site.depot.lifetimes.stop()
 
 
 async def test_a_session_with_very_many_leases_ends_and_with_it_all_of_them(site: Site) -> None:
     of = prefix(NUM_CHUNKS)
     await site.store(of)
-    session = site.depot.session("i", "s", "m")
-    leases = [(await find(site.depot, "i", of)).lease(site.depot, session) for _ in range(100)]
-    await site.depot.end_session("i", "s")
+    session = site.depot.lifetimes.session("i", "s", "m")
+    leases = [(await match_prefix(site.depot, "i", of)).lease(site.depot, session) for _ in range(100)]
+    await site.depot.lifetimes.end_session("i", "s")
     assert all(lease.end is not None for lease in leases)
     assert site.depot.index.num_protected == 0
     site.depot.index.check()
-    site.depot.stop()
+    site.depot.lifetimes.stop()

@@ -305,4 +305,4 @@ async def test_models_beyond_the_limit_are_one(depot: Site) -> None:
 def end_sessions(depot: Site) -> None:
     """Those of instances that are not attached."""
     for session in list(depot.depot.sessions.newest_first()):
-        depot.depot.close_session(session, SessionEnd.REQUESTED)
+        depot.depot.lifetimes.close_session(session, SessionEnd.REQUESTED)

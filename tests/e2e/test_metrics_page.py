@@ -13,7 +13,8 @@ import pytest
 
 from kvdepot import DepotError, allocation_record
 from service.depot.leases import LeaseEnd
-from service.depot.sessions import OperationKind, Outcome, SessionEnd
+from service.depot.operation import OperationKind, Outcome
+from service.depot.sessions import SessionEnd
 from service.depot.values import MissReason, RefusalReason
 from service.server import CannotListen
 from telemetry.metrics import definitions as definitions

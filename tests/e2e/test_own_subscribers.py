@@ -60,7 +60,7 @@ async def test_one_that_blocks_holds_up_no_call_and_gets_everything_in_the_end(
     async with AsyncDepotClient(server.addresses[0]) as client, asyncio.timeout(10):
         for number in range(100):
             await client.report_block_allocation("i", "m", 16, [])
-            server.depot.session("i", str(number), "m")
+            server.depot.lifetimes.session("i", str(number), "m")
         assert (await client.get_status()).num_sessions == 100
         assert TAKEN == []
         GO_ON.set()
@@ -75,7 +75,7 @@ async def test_one_that_raises_is_counted_under_its_name(start_server: Callable[
     assert server.bus is not None
     async with asyncio.timeout(10):
         while "theirs" not in server.bus.stats().num_errors_by_subscriber:
-            server.depot.session("i", str(len(server.depot.sessions)), "m")
+            server.depot.lifetimes.session("i", str(len(server.depot.sessions)), "m")
             await asyncio.sleep(0.01)
     async with AsyncDepotClient(server.addresses[0]) as client:
         assert (await client.get_status()).event_queue.num_errors_by_subscriber["theirs"] > 0

@@ -124,7 +124,7 @@ async def test_an_evicted_chunk_reports_its_lifetime_its_idle_time_and_its_retur
     await asyncio.sleep(0.02)
     await store(engine, "s", seed=2)
     longest = time.monotonic() - begin
-    evicted = await seen.of(ChunksEvicted, NUM_CHUNKS)
+    evicted = await seen.of(ChunksEvicted, 1)
     assert sum(len(event.keys) for event in evicted) == NUM_CHUNKS
     for event in evicted:
         assert (event.model_name, event.tier) == ("model", "l1")

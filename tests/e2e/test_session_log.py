@@ -102,7 +102,7 @@ async def test_sessions_of_an_engine_that_goes_away_are_told(
 
 async def test_a_session_that_idles_away_is_told(start_server: Callable[..., Any], blocks: Blocks) -> None:
     server: Server = await start_server(session_idle_timeout="50ms")
-    server.depot.session("i", "s", "m")
+    server.depot.lifetimes.session("i", "s", "m")
     [record] = await blocks.wait_for(1)
     assert record.getMessage().splitlines()[1].endswith("s: idle")
 
@@ -112,8 +112,8 @@ async def test_nothing_is_logged_where_that_is_disabled(
     start_server: Callable[..., Any], blocks: Blocks, setting: str
 ) -> None:
     server: Server = await start_server(**{setting: True})
-    server.depot.session("i", "s", "m")
-    await server.depot.end_session("i", "s")
+    server.depot.lifetimes.session("i", "s", "m")
+    await server.depot.lifetimes.end_session("i", "s")
     if server.bus is not None:
         await server.bus.stop()
     assert blocks.records == []

@@ -596,7 +596,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
     assert left() == []
     depot.index.check()
     assert depot.index.num_protected == 0
-    assert all(chunk.writer is None and chunk.num_pins == 0 for chunk in depot.index.chunks())
+    assert all(chunk.pending_write is None and chunk.num_pins == 0 for chunk in depot.index.chunks())
     assert depot.index.pool.used_bytes == sum(chunk.slot.size_bytes for chunk in depot.index.chunks())
     assert (len(depot.leases), len(depot.sessions), len(depot.instances)) == (0, 0, 0)
     assert +tally.open == Counter()

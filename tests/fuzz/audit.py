@@ -55,7 +55,7 @@ def at_rest(server: Server) -> Faults:
         faults += [f"session {each.session_id!r} of {each.instance_id!r} is at work" for each in working]
     leased = _leased(server)
     for chunk in index.chunks():
-        if chunk.writer is not None or chunk.num_pins != leased[chunk]:
+        if chunk.pending_write is not None or chunk.num_pins != leased[chunk]:
             faults.append(f"{chunk!r}, {leased[chunk]} leases")
     faults += _books(server, exactly=True)
     return faults
@@ -70,7 +70,7 @@ def usage(server: Server) -> dict[str, int]:
         "sessions": sum(len(depot.sessions) for depot in depots),
         "leases": sum(len(depot.leases) for depot in depots),
         "streams": server._boundary.num_streams,
-        "places": len(server._attacher._places),
+        "attached ranks": len(server._attacher._ended),
         "pinned chunks": server.depots.index.num_protected,
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
@@ -102,7 +102,7 @@ def _books(server: Server, *, exactly: bool) -> Iterator[str]:
     """Sums that the pool and the index keep. Chunks that were dropped while they are read are in these sums alone."""
     index = server.depots.index
     chunks = list(index.chunks())
-    num_protected = sum(chunk.num_pins > 0 or chunk.writer is not None for chunk in chunks)
+    num_protected = sum(chunk.num_pins > 0 or chunk.pending_write is not None for chunk in chunks)
     used_bytes = sum(num_bytes for _, num_bytes in index.chunks_and_bytes_by_tenant().values())
     for what, booked, counted in (
         ("protected chunks", index.num_protected, num_protected),

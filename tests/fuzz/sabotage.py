@@ -10,6 +10,7 @@ from typing import Any
 
 from service.depot.depot import Depot
 from service.depot.leases import Lease
+from service.depot.lifetimes import Lifetimes
 from service.errors import DepotError, InvalidRequest, invalid
 from service.l1.chunk import Chunk
 from service.l1.index import Index
@@ -43,14 +44,14 @@ def _a_pin_stays() -> None:
 
 
 def _a_lease_is_forgotten_by_its_session() -> None:
-    grant = Depot.grant
+    grant = Lifetimes.grant
 
-    def granted(depot: Depot, session: Any, *args: Any) -> Lease:
-        lease = grant(depot, session, *args)
+    def granted(lifetimes: Lifetimes, session: Any, *args: Any) -> Lease:
+        lease = grant(lifetimes, session, *args)
         session.lease_ids.clear()
         return lease
 
-    Depot.grant = _every(_EVERY, grant, granted)  # type: ignore[method-assign]
+    Lifetimes.grant = _every(_EVERY, grant, granted)  # type: ignore[method-assign]
 
 
 def _a_bug_in_a_servicer() -> None:

@@ -1,4 +1,4 @@
-"""Leases: each pins its chunks once, for as long as it lives, and its end is told to whoever comes late."""
+"""Leases: each pins its chunks once while it lives, and late calls learn how it ended."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class LeasedIndex:
 
     def __init__(self, num_slots: int) -> None:
         self._loop = asyncio.new_event_loop()
-        self.writer = PendingWrite(self._loop.create_future())
+        self.pending_write = PendingWrite(self._loop.create_future())
         self.index = Index(Pool(num_slots * SLOT_BYTES))
         self.leases = Leases(self.index, TTL_SECONDS, Slices())
 
     def store(self, name: str) -> Chunk | None:
-        entry = self.index.entry(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
-        chunk, _ = self.index.reserve(ChunkKey(name.encode()), entry, SLOT_BYTES, self.writer)
+        stats = self.index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
+        chunk, _ = self.index.reserve(ChunkKey(name.encode()), stats, SLOT_BYTES, self.pending_write)
         if chunk is not None:
             self.index.commit(chunk)
             self.index.unpin([chunk])
@@ -95,7 +95,7 @@ def test_two_leases_of_one_chunk_both_protect_it(depot: LeasedIndex) -> None:
 
 
 @pytest.mark.parametrize(("instance_id", "session_id"), [("j", "s"), ("i", "t"), ("s", "i"), ("", "")])
-def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: str, session_id: str) -> None:
+def test_a_lease_is_found_by_its_own_session_alone(depot: LeasedIndex, instance_id: str, session_id: str) -> None:
     lease = depot.grant("s", [depot.stored("a")])
     with pytest.raises(LeaseNotFound):
         depot.leases.require(lease.lease_id, instance_id, session_id)
@@ -103,13 +103,13 @@ def test_a_lease_is_not_found_by_anybody_else(depot: LeasedIndex, instance_id: s
 
 
 @pytest.mark.parametrize("why", LeaseEnd)
-def test_whoever_comes_late_is_told_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> None:
+def test_a_late_call_learns_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> None:
     lease = depot.grant("s", [depot.stored("a")])
     depot.leases.end(lease, why)
     with pytest.raises(ERRORS[why], match=lease.lease_id):
         depot.leases.require(lease.lease_id, "i", "s")
     assert type(lease.error()) is ERRORS[why]
-    assert depot.leases.find(lease.lease_id) is lease  # remembered, with no chunks any more
+    assert depot.leases.find(lease.lease_id) is lease  # remembered, without chunks
     assert not lease.chunks_by_rank
 
 
@@ -135,7 +135,7 @@ def test_the_oldest_ends_are_forgotten(depot: LeasedIndex) -> None:
         depot.leases.require(leases[1].lease_id, "i", "s")
 
 
-def test_the_expire_time_that_is_told_is_the_ttl_from_now(depot: LeasedIndex) -> None:
+def test_the_expire_time_is_one_time_to_live_ahead(depot: LeasedIndex) -> None:
     before = time.time(), time.monotonic()
     lease = depot.grant("s", [[]])
     after = time.time(), time.monotonic()
@@ -149,7 +149,7 @@ def test_nothing_expires_where_there_is_nothing(depot: LeasedIndex) -> None:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Stores, drops, grants, ends and lets time pass at random; `held` are the leases that live, oldest first."""
+    """Stores, removes, grants, ends and lets time pass at random; `held` are the leases that live, oldest first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,8 +169,8 @@ class AnyUse(RuleBasedStateMachine):
     def store(self) -> None:
         self.num_stored += 1
         assert self.depot.store(str(self.num_stored)) is not None or len(self.pins) == NUM_SLOTS
-        drops = [self.depot.index.last_drop(chunk.key) for chunk in self.pins]
-        assert not any(drop.reason is RemovalReason.EVICTED for drop in drops if drop is not None)
+        tombstones = [self.depot.index.tombstone(chunk.key) for chunk in self.pins]
+        assert not any(each.reason is RemovalReason.EVICTED for each in tombstones if each is not None)
 
     @property
     def pins(self) -> Counter[Chunk]:
@@ -206,7 +206,7 @@ class AnyUse(RuleBasedStateMachine):
     def clear(self, data: st.DataObject) -> None:
         chunks = list(self.depot.index.chunks())
         if chunks:
-            self.depot.index.drop(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
+            self.depot.index.remove(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
 
     @invariant()
     def each_chunk_is_pinned_once_by_each_lease_that_holds_it(self) -> None:

@@ -1,4 +1,4 @@
-"""Attached memory: no object of two tenants, and never so many that others can't attach."""
+"""Attached memory: no object belongs to two tenants, and there are never so many that others can't attach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.errors import RegionForbidden, TooManyObjects
 
 def attach(memory: AttachedMemory, objects: Sequence[str], tenant: str = "") -> ExitStack:
     attached = ExitStack()
-    attached.enter_context(memory.attached(objects, tenant))
+    attached.enter_context(memory.hold(objects, tenant))
     return attached
 
 

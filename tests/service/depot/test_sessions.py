@@ -9,14 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from service.depot.operation import Operation, OperationKind
 from service.depot.sessions import (
     MAX_ENDED_REMEMBERED,
     MAX_IDLE_AT_ONCE,
     MAX_LIVE,
     MAX_OPERATIONS,
     MAX_REPORTED,
-    Operation,
-    OperationKind,
     Session,
     SessionEnd,
     Sessions,
@@ -121,17 +120,17 @@ def test_a_running_operation_keeps_a_session_from_being_idle(sessions: Sessions)
     assert sessions.idle(time.monotonic() + 2 * IDLE_SECONDS) == [session]
 
 
-def test_of_too_many_sessions_the_least_recently_used_one_that_is_not_busy_is_in_the_way(sessions: Sessions) -> None:
+def test_of_too_many_sessions_the_least_recently_used_one_that_is_not_busy_ends(sessions: Sessions) -> None:
     for number in range(MAX_LIVE):
-        assert sessions.in_the_way(None) is None
+        assert sessions.victim_for(None) is None
         sessions.begin("i", str(number), "m")
     running, leasing, used, quiet = (sessions.require("i", str(number)) for number in range(4))
     running.begin(operation())
     leasing.lease_ids.add("lease")
     for session in (running, leasing, used):
         sessions.used(session)
-    assert sessions.in_the_way(None) is quiet
-    assert sessions.in_the_way(running) is None
+    assert sessions.victim_for(None) is quiet
+    assert sessions.victim_for(running) is None
     assert sessions.idle(time.monotonic()) == []
 
 
@@ -143,21 +142,21 @@ def test_where_all_sessions_are_busy_a_new_one_is_refused_until_one_is_not(sessi
     reported = sessions.begin_reported("i", "reported", "m")
     for new in (None, reported):
         with pytest.raises(TooManySessions):
-            sessions.in_the_way(new)
+            sessions.victim_for(new)
     session.lease_ids.clear()
     sessions.used(session)
-    assert sessions.in_the_way(None) is session
+    assert sessions.victim_for(None) is session
 
 
-def test_reported_sessions_are_in_the_way_of_each_other_alone(sessions: Sessions) -> None:
+def test_reported_sessions_end_for_each_other_alone(sessions: Sessions) -> None:
     sessions.begin("i", "s", "m")
     first, second, *_ = [sessions.begin_reported("i", str(number), "m") for number in range(MAX_REPORTED)]
-    assert sessions.in_the_way(None) is None
-    assert sessions.in_the_way_of_reports() is first
+    assert sessions.victim_for(None) is None
+    assert sessions.victim_for_report() is first
     sessions.reported(first)
-    assert sessions.in_the_way_of_reports() is second
+    assert sessions.victim_for_report() is second
     sessions.used(second)
-    assert sessions.in_the_way_of_reports() is None
+    assert sessions.victim_for_report() is None
 
 
 def test_a_report_makes_no_session_that_uses_the_cache_younger(sessions: Sessions) -> None:

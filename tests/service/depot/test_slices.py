@@ -1,4 +1,4 @@
-"""Slices: long work gets one slice in each pass of the loop, whoever it is for, and state is whole between two."""
+"""Slices: all long work together gets one slice in each pass of the loop, and state is whole between two slices."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_calls_wait_for_their_slices_in_turn() -> None:
     assert order == list("abcabcabc")
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_keeps_nobody_from_their_slices() -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_keeps_no_other_from_its_slices() -> None:
     slices = Slices()
     cancelled = asyncio.create_task(slices.next())
     other = asyncio.create_task(slices.next())

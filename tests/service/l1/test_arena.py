@@ -66,7 +66,7 @@ def test_more_than_an_address_space_is_refused(huge_pages: HugePages, size_bytes
 
 @pytest.mark.parametrize("huge_pages", [HugePages.NONE, HugePages.TRANSPARENT])
 def test_what_is_missing_is_what_has_no_pages_yet(huge_pages: HugePages) -> None:
-    large = resident_bytes() + (1 << 30)  # L1's pages and others' are not told apart
+    large = resident_bytes() + (1 << 30)  # the count includes pages that are not L1's
     arena = Arena(large, huge_pages)
     assert 0.9 * (1 << 30) < arena.missing_bytes <= large
     arena = Arena(SIZE_BYTES, huge_pages)

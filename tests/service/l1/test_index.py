@@ -21,7 +21,7 @@ LARGE_SLOT_BYTES = 192
 
 
 @pytest.fixture
-def writer() -> Iterator[PendingWrite]:
+def pending_write() -> Iterator[PendingWrite]:
     loop = asyncio.new_event_loop()
     yield PendingWrite(loop.create_future())
     loop.close()
@@ -31,9 +31,11 @@ def key(name: str) -> ChunkKey:
     return ChunkKey(name.encode())
 
 
-def put(index: Index, writer: PendingWrite, names: Sequence[str], slot_bytes: int = SLOT_BYTES) -> list[Chunk | None]:
+def put(
+    index: Index, pending_write: PendingWrite, names: Sequence[str], slot_bytes: int = SLOT_BYTES
+) -> list[Chunk | None]:
     """Store a prefix of chunks, head first, the way a store does: resident ones stay pinned until all is decided."""
-    entry = index.entry(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
+    stats = index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
     held: list[Chunk] = []
     chunks: list[Chunk | None] = []
     for name in names:
@@ -41,7 +43,7 @@ def put(index: Index, writer: PendingWrite, names: Sequence[str], slot_bytes: in
         if chunk is not None:
             index.pin([chunk])
         else:
-            chunk, _ = index.reserve(key(name), entry, slot_bytes, writer)
+            chunk, _ = index.reserve(key(name), stats, slot_bytes, pending_write)
             if chunk is not None:
                 index.commit(chunk)
         chunks.append(chunk)
@@ -51,161 +53,175 @@ def put(index: Index, writer: PendingWrite, names: Sequence[str], slot_bytes: in
     return chunks
 
 
+def use(index: Index, chunks: Sequence[Chunk]) -> None:
+    """What a lookup of a prefix, given head first, does with its chunks."""
+    index.pin(chunks)
+    index.unpin(chunks)
+
+
 def resident(index: Index) -> set[str]:
     return {chunk.key.decode() for chunk in index.chunks()}
 
 
-def test_the_tail_of_a_prefix_is_evicted_before_its_head(writer: PendingWrite) -> None:
+def test_the_tail_of_a_prefix_is_evicted_before_its_head(pending_write: PendingWrite) -> None:
     index = Index(Pool(4 * SLOT_BYTES))
-    put(index, writer, ["a0", "a1", "a2"])
-    put(index, writer, ["b0", "b1"])
+    put(index, pending_write, ["a0", "a1", "a2"])
+    put(index, pending_write, ["b0", "b1"])
     assert resident(index) == {"a0", "a1", "b0", "b1"}
-    put(index, writer, ["c0"])
+    put(index, pending_write, ["c0"])
     assert resident(index) == {"a0", "b0", "b1", "c0"}
 
 
-def test_what_was_used_least_recently_is_evicted_first(writer: PendingWrite) -> None:
+def test_what_was_used_least_recently_is_evicted_first(pending_write: PendingWrite) -> None:
     index = Index(Pool(3 * SLOT_BYTES))
-    a, b = put(index, writer, ["a"]), put(index, writer, ["b"])
-    put(index, writer, ["c"])
+    a, b = put(index, pending_write, ["a"]), put(index, pending_write, ["b"])
+    put(index, pending_write, ["c"])
     assert a[0] is not None and b[0] is not None
-    index.touch([a[0]])
-    put(index, writer, ["d"])
+    use(index, [a[0]])
+    put(index, pending_write, ["d"])
     assert resident(index) == {"a", "c", "d"}
 
 
-def test_a_store_never_evicts_the_prefix_that_it_makes_longer(writer: PendingWrite) -> None:
+def test_a_store_never_evicts_the_prefix_that_it_makes_longer(pending_write: PendingWrite) -> None:
     index = Index(Pool(3 * SLOT_BYTES))
-    put(index, writer, ["a0", "a1"])
-    chunks = put(index, writer, ["a0", "a1", "a2", "a3"])
+    put(index, pending_write, ["a0", "a1"])
+    chunks = put(index, pending_write, ["a0", "a1", "a2", "a3"])
     assert resident(index) == {"a0", "a1", "a2"}
     assert chunks[3] is None
 
 
-def test_a_pinned_chunk_survives_and_may_go_after(writer: PendingWrite) -> None:
+def test_a_pinned_chunk_survives_and_may_go_after(pending_write: PendingWrite) -> None:
     index = Index(Pool(SLOT_BYTES))
-    (pinned,) = put(index, writer, ["a"])
+    (pinned,) = put(index, pending_write, ["a"])
     assert pinned is not None
     index.pin([pinned])
-    assert put(index, writer, ["b"]) == [None]
+    assert put(index, pending_write, ["b"]) == [None]
     index.unpin([pinned])
-    assert put(index, writer, ["b"])[0] is not None
+    assert put(index, pending_write, ["b"])[0] is not None
     assert resident(index) == {"b"}
 
 
-def test_a_chunk_dropped_while_pinned_is_gone_at_once_and_its_slot_is_free_after(writer: PendingWrite) -> None:
+def test_a_chunk_removed_while_pinned_is_gone_at_once_and_its_slot_is_free_after(pending_write: PendingWrite) -> None:
     index = Index(Pool(SLOT_BYTES))
-    (chunk,) = put(index, writer, ["a"])
+    (chunk,) = put(index, pending_write, ["a"])
     assert chunk is not None
     index.pin([chunk])
-    index.drop(chunk, RemovalReason.CLEARED)
+    index.remove(chunk, RemovalReason.CLEARED)
     assert index.get(key("a")) is None
-    assert put(index, writer, ["b"]) == [None]
+    assert put(index, pending_write, ["b"]) == [None]
     index.unpin([chunk])
-    assert put(index, writer, ["b"])[0] is not None
+    assert put(index, pending_write, ["b"])[0] is not None
 
 
-def test_an_abandoned_chunk_was_never_there(writer: PendingWrite) -> None:
+def test_an_abandoned_chunk_was_never_there(pending_write: PendingWrite) -> None:
     index = Index(Pool(SLOT_BYTES))
     namespace = Namespace(b"n")
-    entry = index.entry(namespace, model_name="m", cache_salt="", rank=0)
-    chunk, _ = index.reserve(key("a"), entry, SLOT_BYTES, writer)
+    stats = index.namespace_stats(namespace, model_name="m", cache_salt="", rank=0)
+    chunk, _ = index.reserve(key("a"), stats, SLOT_BYTES, pending_write)
     assert chunk is not None
     index.abandon(chunk)
     assert index.get(key("a")) is None
-    assert index.last_drop(key("a")) is None
-    assert not index.knows(namespace)
+    assert index.tombstone(key("a")) is None
+    assert not index.has_seen(namespace)
     assert index.pool.used_bytes == 0
 
 
-def test_it_is_remembered_when_and_why_a_chunk_went_until_it_is_back(writer: PendingWrite) -> None:
+def test_it_is_remembered_when_and_why_a_chunk_went_until_it_is_back(pending_write: PendingWrite) -> None:
     index = Index(Pool(SLOT_BYTES))
-    put(index, writer, ["a"])
-    put(index, writer, ["b"])
-    drop = index.last_drop(key("a"))
-    assert drop is not None
-    assert drop.reason is RemovalReason.EVICTED
-    put(index, writer, ["a"])
-    assert index.last_drop(key("a")) is None
+    put(index, pending_write, ["a"])
+    put(index, pending_write, ["b"])
+    tombstone = index.tombstone(key("a"))
+    assert tombstone is not None
+    assert tombstone.reason is RemovalReason.EVICTED
+    put(index, pending_write, ["a"])
+    assert index.tombstone(key("a")) is None
 
 
-def test_another_size_takes_memory_that_is_older_than_its_own(writer: PendingWrite) -> None:
+def test_another_size_takes_memory_that_is_older_than_its_own(pending_write: PendingWrite) -> None:
     index = Index(Pool(4 * LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES))
     for number in range(12):
-        put(index, writer, [f"small{number}"])
-    put(index, writer, ["large0"], LARGE_SLOT_BYTES)
-    put(index, writer, ["large1"], LARGE_SLOT_BYTES)
+        put(index, pending_write, [f"small{number}"])
+    put(index, pending_write, ["large0"], LARGE_SLOT_BYTES)
+    put(index, pending_write, ["large1"], LARGE_SLOT_BYTES)
     assert resident(index) == {*(f"small{number}" for number in range(6, 12)), "large0", "large1"}
     index.check()
 
 
-def test_another_size_takes_what_was_used_least_recently(writer: PendingWrite) -> None:
+def test_another_size_takes_what_was_used_least_recently(pending_write: PendingWrite) -> None:
     index = Index(Pool(12 * SLOT_BYTES))
-    chunks = [chunk for number in range(12) for chunk in put(index, writer, [f"small{number}"]) if chunk is not None]
-    index.touch(chunks[:6])
+    chunks = [
+        chunk for number in range(12) for chunk in put(index, pending_write, [f"small{number}"]) if chunk is not None
+    ]
+    use(index, chunks[:6])
     for number in range(2):
-        put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)
+        put(index, pending_write, [f"large{number}"], LARGE_SLOT_BYTES)
     assert resident(index) == {*(f"small{number}" for number in range(6)), "large0", "large1"}
 
 
-def test_a_size_whose_own_chunks_are_older_evicts_those(writer: PendingWrite) -> None:
+def test_a_size_whose_own_chunks_are_older_evicts_those(pending_write: PendingWrite) -> None:
     index = Index(Pool(2 * LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES))
-    put(index, writer, ["large0"], LARGE_SLOT_BYTES)
+    put(index, pending_write, ["large0"], LARGE_SLOT_BYTES)
     for number in range(3):
-        put(index, writer, [f"small{number}"])
-    put(index, writer, ["large1"], LARGE_SLOT_BYTES)
+        put(index, pending_write, [f"small{number}"])
+    put(index, pending_write, ["large1"], LARGE_SLOT_BYTES)
     assert resident(index) == {"small0", "small1", "small2", "large1"}
 
 
-def test_a_pinned_chunk_blocks_its_own_bytes_alone(writer: PendingWrite) -> None:
+def test_a_pinned_chunk_blocks_its_own_bytes_alone(pending_write: PendingWrite) -> None:
     index = Index(Pool(8 * SLOT_BYTES))
-    chunks = put(index, writer, [f"small{number}" for number in range(8)])
+    chunks = put(index, pending_write, [f"small{number}" for number in range(8)])
     first, last = chunks[0], chunks[4]
     assert first is not None and last is not None
     index.pin([first, last])
-    assert put(index, writer, ["large0", "large1"], LARGE_SLOT_BYTES).count(None) == 0
+    assert put(index, pending_write, ["large0", "large1"], LARGE_SLOT_BYTES).count(None) == 0
     assert resident(index) == {"small0", "small4", "large0", "large1"}
     index.check()
 
 
-def test_a_slot_is_found_wherever_enough_bytes_side_by_side_may_go(writer: PendingWrite) -> None:
+def test_a_slot_is_found_wherever_enough_bytes_side_by_side_may_go(pending_write: PendingWrite) -> None:
     index = Index(Pool(100 * SLOT_BYTES))
-    chunks = [chunk for name in range(100) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    chunks = [
+        chunk for name in range(100) for chunk in put(index, pending_write, [f"small{name}"]) if chunk is not None
+    ]
     index.pin([chunk for number, chunk in enumerate(chunks) if number % 3 == 0 and number != 90])
-    assert put(index, writer, ["large"], LARGE_SLOT_BYTES)[0] is not None
+    assert put(index, pending_write, ["large"], LARGE_SLOT_BYTES)[0] is not None
     assert len(resident(index) & {f"small{number}" for number in range(88, 93)}) == 2
-    assert put(index, writer, ["larger"], 2 * LARGE_SLOT_BYTES) == [None]
+    assert put(index, pending_write, ["larger"], 2 * LARGE_SLOT_BYTES) == [None]
 
 
-def test_a_size_is_tried_again_once_a_chunk_was_let_go_of(writer: PendingWrite) -> None:
+def test_a_size_is_tried_again_once_a_chunk_was_let_go_of(pending_write: PendingWrite) -> None:
     index = Index(Pool(5 * SLOT_BYTES))
-    chunks = [chunk for number in range(5) for chunk in put(index, writer, [f"small{number}"]) if chunk is not None]
+    chunks = [
+        chunk for number in range(5) for chunk in put(index, pending_write, [f"small{number}"]) if chunk is not None
+    ]
     index.pin([chunks[1], chunks[3]])
     for _ in range(2):
-        assert put(index, writer, ["large"], LARGE_SLOT_BYTES) == [None]
+        assert put(index, pending_write, ["large"], LARGE_SLOT_BYTES) == [None]
     assert len(resident(index)) == 5
     index.unpin([chunks[1]])
-    assert put(index, writer, ["large"], LARGE_SLOT_BYTES)[0] is not None
+    assert put(index, pending_write, ["large"], LARGE_SLOT_BYTES)[0] is not None
 
 
-def test_idle_chunks_of_another_size_are_found_behind_ones_that_are_in_the_way(writer: PendingWrite) -> None:
+def test_idle_chunks_of_another_size_are_found_behind_ones_that_are_in_the_way(pending_write: PendingWrite) -> None:
     index = Index(Pool(400 * SLOT_BYTES))
-    chunks = [chunk for name in range(397) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    chunks = [
+        chunk for name in range(397) for chunk in put(index, pending_write, [f"small{name}"]) if chunk is not None
+    ]
     index.pin([chunk for number, chunk in enumerate(chunks[:300]) if number % 2])  # the oldest ones stand apart
     for number in range(40):
-        assert put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
+        assert put(index, pending_write, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
     num_large = sum(name.startswith("large") for name in resident(index))
     assert num_large > 20
     index.check()
 
 
-def test_with_two_sizes_a_store_looks_at_few_slots(writer: PendingWrite) -> None:
+def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) -> None:
     num_seen = 0
     index = Index(Pool(10_000 * SLOT_BYTES))
     sweep = index.pool.sweep
 
-    def counted(num_bytes: int, may_go: Callable[[Slot], bool], most_slots: int) -> Sequence[Slot]:
-        def seen(slot: Slot) -> bool:
+    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], most_slots: int) -> Sequence[Slot[Chunk]]:
+        def seen(slot: Slot[Chunk]) -> bool:
             nonlocal num_seen
             num_seen += 1
             return may_go(slot)
@@ -213,15 +229,17 @@ def test_with_two_sizes_a_store_looks_at_few_slots(writer: PendingWrite) -> None
         return sweep(num_bytes, seen, most_slots)
 
     index.pool.sweep = counted  # type: ignore[method-assign]
-    chunks = [chunk for name in range(9_000) for chunk in put(index, writer, [f"small{name}"]) if chunk is not None]
+    chunks = [
+        chunk for name in range(9_000) for chunk in put(index, pending_write, [f"small{name}"]) if chunk is not None
+    ]
     index.pin(chunks[::3])
     for number in range(2_000):
-        assert put(index, writer, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
+        assert put(index, pending_write, [f"large{number}"], LARGE_SLOT_BYTES)[0] is not None
     assert num_seen < 100 * 2_000
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Reserves, commits, abandons, pins, unpins and drops at random, over three slot sizes.
+    """Reserves, commits, abandons, pins, unpins and removes at random, over three slot sizes.
 
     A slot is found exactly if there are so many bytes side by side of which none is protected.
     """
@@ -229,7 +247,7 @@ class AnyUse(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.writer = PendingWrite(self.loop.create_future())
+        self.pending_write = PendingWrite(self.loop.create_future())
         self.index = Index(Pool(2_048 + 8, extent_bytes=384))
         self.written: list[Chunk] = []
         self.pinned: list[Chunk] = []
@@ -250,9 +268,9 @@ class AnyUse(RuleBasedStateMachine):
     )
     def reserve(self, slot_bytes: int, namespace: bytes) -> None:
         self.num_keys += 1
-        entry = self.index.entry(Namespace(namespace), model_name="m", cache_salt="", rank=0)
+        stats = self.index.namespace_stats(Namespace(namespace), model_name="m", cache_salt="", rank=0)
         most_bytes = self.most_unprotected_bytes_together()
-        chunk, evicted = self.index.reserve(key(str(self.num_keys)), entry, slot_bytes, self.writer)
+        chunk, evicted = self.index.reserve(key(str(self.num_keys)), stats, slot_bytes, self.pending_write)
         assert not set(evicted) & {*self.written, *self.pinned}
         assert (chunk is not None) == (most_bytes >= slot_bytes)
         if chunk is not None:
@@ -275,7 +293,7 @@ class AnyUse(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
-        chunks = [chunk for chunk in self.index.chunks() if chunk.writer is None]
+        chunks = [chunk for chunk in self.index.chunks() if chunk.pending_write is None]
         if chunks:
             chunk = data.draw(st.sampled_from(chunks))
             self.index.pin([chunk])
@@ -287,10 +305,10 @@ class AnyUse(RuleBasedStateMachine):
         self.index.unpin([self.pinned.pop(data.draw(st.integers(0, len(self.pinned) - 1)))])
 
     @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        chunks = [chunk for chunk in self.index.chunks() if chunk.writer is None]
+    def remove(self, data: st.DataObject) -> None:
+        chunks = [chunk for chunk in self.index.chunks() if chunk.pending_write is None]
         if chunks:
-            self.index.drop(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
+            self.index.remove(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
 
     def most_unprotected_bytes_together(self) -> int:
         protected = {chunk.slot for chunk in (*self.written, *self.pinned)}
@@ -301,7 +319,7 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def everything_has_one_place(self) -> None:
         self.index.check()
-        assert all(not chunk.dropped for chunk in self.written)
+        assert all(not chunk.removed for chunk in self.written)
 
 
 TestAnyUse = AnyUse.TestCase

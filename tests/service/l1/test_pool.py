@@ -12,20 +12,20 @@ from service.l1.pool import Pool, Slot, SlotState, slot_bytes_for
 
 
 def test_one_size_class_gets_every_slot_that_fits() -> None:
-    pool = Pool(10 * 4096 + 100, extent_bytes=3 * 4096)
+    pool: Pool[str] = Pool(10 * 4096 + 100, extent_bytes=3 * 4096)
     slots = [pool.take(4096) for _ in range(10)]
     assert None not in slots
     assert pool.take(4096) is None
 
 
 def test_lowest_addresses_are_handed_out_first() -> None:
-    pool = Pool(8 * 64, extent_bytes=4 * 64)
+    pool: Pool[str] = Pool(8 * 64, extent_bytes=4 * 64)
     taken = [pool.take(64) for _ in range(8)]
     assert [slot.offset_bytes for slot in taken if slot] == [64 * i for i in range(8)]
 
 
 def test_free_neighbours_that_are_released_serve_another_size() -> None:
-    pool = Pool(4 * 128, extent_bytes=4 * 128)
+    pool: Pool[str] = Pool(4 * 128, extent_bytes=4 * 128)
     small = pool.take(128)
     assert small is not None
     assert pool.take(512) is None
@@ -37,7 +37,7 @@ def test_free_neighbours_that_are_released_serve_another_size() -> None:
 
 
 def test_a_gap_that_another_is_released_beside_grows() -> None:
-    pool = Pool(5 * 64, extent_bytes=64)
+    pool: Pool[str] = Pool(5 * 64, extent_bytes=64)
     first, second, third = [pool.take(64) for _ in range(3)]
     assert first is not None and second is not None and third is not None
     pool.give_back(second)
@@ -50,7 +50,7 @@ def test_a_gap_that_another_is_released_beside_grows() -> None:
 
 
 def test_a_run_is_as_long_as_it_must_be_and_reaches_both_ways() -> None:
-    pool = Pool(6 * 64)
+    pool: Pool[str] = Pool(6 * 64)
     slots = [pool.take(64) for _ in range(6)]
     for slot in slots[:4]:
         assert slot is not None
@@ -63,7 +63,7 @@ def test_a_run_is_as_long_as_it_must_be_and_reaches_both_ways() -> None:
 
 
 def test_a_sweep_goes_on_where_the_last_one_ended() -> None:
-    pool = Pool(100 * 64)
+    pool: Pool[str] = Pool(100 * 64)
     slots = [pool.take(64) for _ in range(100)]
     for slot in slots[60:62]:
         assert slot is not None
@@ -78,7 +78,7 @@ def test_slots_are_aligned_and_hold_the_chunk() -> None:
     assert [slot_bytes_for(size) for size in (1, 64, 65)] == [64, 64, 128]
 
 
-def may_go(slot: Slot) -> bool:
+def may_go(slot: Slot[str]) -> bool:
     return slot.state is not SlotState.TAKEN
 
 
@@ -87,8 +87,8 @@ class AnyUse(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = Pool(40_000, extent_bytes=4_000)
-        self.taken: list[Slot] = []
+        self.pool: Pool[str] = Pool(40_000, extent_bytes=4_000)
+        self.taken: list[Slot[str]] = []
 
     @rule(slot_bytes=st.sampled_from([64, 192, 1_024, 5_056]))
     def take(self, slot_bytes: int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.depot.sessions import MAX_OPERATIONS, Operation, OperationKind, Outcome, Session, SessionEnd
+from service.depot.operation import Operation, OperationKind, Outcome
+from service.depot.sessions import MAX_OPERATIONS, Session, SessionEnd
 from service.observability.session_report import MAX_ROWS, report, saved_tokens
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE
@@ -41,7 +42,7 @@ def rows(made: Session) -> list[str]:
 
 def test_each_operation_has_its_row_and_what_is_between_them_is_the_engines() -> None:
     made = session(
-        operation(LOOKUP, 0.0, 0.002, asked_tokens=2_048, num_tokens=1_024, outcome=Outcome.PARTIAL),
+        operation(LOOKUP, 0.0, 0.002, prompt_tokens=2_048, num_tokens=1_024, outcome=Outcome.PARTIAL),
         operation(RETRIEVE, 0.01, 0.02, num_tokens=1_024, num_bytes=50_000_000),
         operation(STORE, 0.5, 0.55, rank=1, outcome=Outcome.REFUSED),
     )

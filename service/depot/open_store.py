@@ -1,0 +1,198 @@
+"""An open store: the chunks that it pinned or reserved, until it commits them or gives them back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from service.depot.chunk_index import CHUNKS_A_STEP
+from service.depot.depot import Depot
+from service.depot.instances import Attachment
+from service.depot.operation import Outcome
+from service.depot.slices import Pace
+from service.depot.store_plan import OfferedChunk, StoreContext, StorePlan, plan_store
+from service.depot.values import Refusal, RefusalReason, StoreAnswer, StoreHeader
+from service.l1.chunk import Chunk, PendingWrite
+from service.l1.index import RemovalReason
+from service.l1.keys import ChunkKey, chunk_keys
+from telemetry.events import ChunksStored
+
+CHUNKS_A_PLAN = 32  # to decide about so many may take half a millisecond
+CHUNKS_AN_EVENT = 256
+
+_DETAILS = {
+    RefusalReason.NO_BYTES: "every block is absent, of every group",
+    RefusalReason.NO_SLOT: "no slot can be freed: what L1 has is leased, in use or being written",
+}
+
+
+class OpenStore:
+    """Applies the plans of one store, and counts what became of its chunks. `positions` count chunks from token 0.
+
+    Resident chunks are pinned while it is open, so that a store never evicts the prefix that it makes longer. `close`
+    must be called, even if the store fails.
+    """
+
+    def __init__(self, depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
+        self._depot = depot
+        self._attachment = attachment
+        self._chunk_size = depot.limits.chunk_size
+        first, end = header.start_token // self._chunk_size, header.prefix.num_tokens // self._chunk_size
+        self.positions = range(first, end)
+        self._tail_tokens = header.prefix.num_tokens - max(first, end) * self._chunk_size
+        namespace = attachment.identity.namespace(header.prefix, self._chunk_size)
+        self._context = StoreContext(
+            namespace_stats=depot.index.namespace_stats(
+                namespace,
+                model_name=attachment.model_name,
+                cache_salt=header.prefix.cache_salt,
+                rank=attachment.rank,
+                tenant=depot.tenant,
+            ),
+            slot_bytes=attachment.slot_bytes,
+            pending_write=_new_pending_write(),
+        )
+        self._more_keys = chunk_keys(namespace, header.prefix, self._chunk_size)
+        self._keys: list[ChunkKey] = []
+        self._pinned: dict[int, Chunk] = {}
+        self._reserved: dict[int, Chunk] = {}
+        self._num_stored = 0
+        self._num_resident = 0
+        self._num_refused = 0
+        self._stored_bytes = 0
+        self._refusal: Refusal | None = None
+
+    def open(self, operation_id: str) -> None:
+        """Begin to store, as this operation."""
+        self._context.stored_by = operation_id
+        self._depot.open_stores.add(self._context)
+
+    async def pin_before_start(self, pace: Pace) -> None:
+        """Pin the resident chunks of the prefix before the first position."""
+        for position in range(self.positions.start):
+            self._pin_resident(position)
+            if position % CHUNKS_A_PLAN == 0 and pace.is_over():
+                await pace.next()
+
+    def plan(self, absent_tokens: Mapping[int, tuple[int, ...]]) -> StorePlan:
+        """Decide about chunks in one step. `absent_tokens[position][group]` is described at `OfferedChunk`."""
+        plan = plan_store(
+            self._depot.index,
+            self._context,
+            [
+                OfferedChunk(position, self._key(position), absent, self._attachment.present_bytes(absent))
+                for position, absent in absent_tokens.items()
+            ],
+        )
+        self._pinned |= plan.resident
+        self._reserved |= plan.reserved
+        self._num_resident += len(plan.resident)
+        for position, reason in plan.refused.items():
+            self.refuse(position, reason, _DETAILS[reason])
+        self._depot.publish_evicted(plan.evicted)
+        return plan
+
+    def count_resident(self, position: int) -> bool:
+        """Pin a chunk and count it as resident. Return False if it is not resident."""
+        is_resident = self._pin_resident(position)
+        self._num_resident += is_resident
+        return is_resident
+
+    def refuse(self, position: int, reason: RefusalReason, detail: str) -> None:
+        """Count a chunk as refused. The answer has the first reason."""
+        if reason is not RefusalReason.NO_BYTES:  # a larger L1 would not help against that
+            self._depot.num_refused_chunks += 1
+        self._num_refused += 1
+        if self._refusal is None:
+            self._refusal = Refusal(reason=reason, detail=f"from token {position * self._chunk_size} on: {detail}")
+
+    async def commit(self, pace: Pace) -> None:
+        """Make the reserved chunks visible, whose bytes are in their slots, and wake the calls that wait for them."""
+        written = list(self._reserved.items())
+        for first in range(0, len(written), CHUNKS_AN_EVENT):
+            if pace.is_over():
+                await pace.next()
+            self._commit_some(written[first : first + CHUNKS_AN_EVENT])
+        self._end_pending_write()
+
+    def close(self) -> None:
+        """Give back the chunks that were reserved and not committed, and unpin the others, tail first."""
+        self._depot.open_stores.discard(self._context)
+        self._depot.slices.run(self._closing())
+
+    def answer(self) -> StoreAnswer:
+        """Return what became of the tokens so far."""
+        return StoreAnswer(
+            stored_tokens=self._num_stored * self._chunk_size,
+            resident_tokens=self._num_resident * self._chunk_size,
+            refused_tokens=self._num_refused * self._chunk_size,
+            tail_tokens=self._tail_tokens,
+            stored_bytes=self._stored_bytes,
+            refusal=self._refusal,
+        )
+
+    def outcome(self) -> Outcome:
+        """Return how the store ended, by its counts."""
+        if self._num_refused == 0:
+            return Outcome.OK
+        return Outcome.PARTIAL if self._num_stored or self._num_resident else Outcome.REFUSED
+
+    def _key(self, position: int) -> ChunkKey:
+        """Compute keys when they are needed: a prefix may have a quarter of a million."""
+        while len(self._keys) <= position:
+            self._keys.append(next(self._more_keys))
+        return self._keys[position]
+
+    def _pin_resident(self, position: int) -> bool:
+        chunk = self._depot.index.get(self._key(position))
+        if chunk is None or chunk.pending_write is not None:
+            return False
+        self._depot.index.pin([chunk])
+        self._pinned[position] = chunk
+        return True
+
+    def _commit_some(self, written: Sequence[tuple[int, Chunk]]) -> None:
+        now = time.time()
+        seconds_since_eviction: list[float] = []
+        num_bytes = 0
+        for position, chunk in written:
+            tombstone = self._depot.index.commit(chunk)
+            if tombstone is not None and tombstone.reason is RemovalReason.EVICTED:
+                seconds_since_eviction.append(max(0.0, now - tombstone.time))
+            num_bytes += self._attachment.present_bytes(chunk.absent_tokens)
+            self._pinned[position] = chunk
+            del self._reserved[position]
+        self._num_stored += len(written)
+        self._stored_bytes += num_bytes
+        self._depot.bus.publish(
+            ChunksStored(
+                instance_id=self._attachment.instance_id,
+                model_name=self._attachment.model_name,
+                rank=self._attachment.rank,
+                keys=tuple(chunk.key for _, chunk in written),
+                num_bytes=num_bytes,
+                seconds_since_eviction=np.array(seconds_since_eviction, dtype=np.float64),
+            )
+        )
+
+    def _closing(self) -> Iterator[None]:
+        for number, chunk in enumerate(self._reserved.values()):
+            self._depot.index.abandon(chunk)
+            if number % CHUNKS_A_PLAN == 0:
+                yield
+        self._end_pending_write()
+        positions = sorted(self._pinned)
+        for end in range(len(positions), 0, -CHUNKS_A_STEP):
+            self._depot.index.unpin([self._pinned[each] for each in positions[max(0, end - CHUNKS_A_STEP) : end]])
+            yield
+
+    def _end_pending_write(self) -> None:
+        self._context.pending_write.done.set_result(None)
+        self._context.pending_write = _new_pending_write()
+
+
+def _new_pending_write() -> PendingWrite:
+    return PendingWrite(asyncio.get_running_loop().create_future())

@@ -1,0 +1,45 @@
+"""An operation: one call of a session that uses the cache."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class OperationKind(StrEnum):
+    """What an operation does."""
+
+    LOOKUP = "lookup"
+    STORE = "store"
+    RETRIEVE = "retrieve"
+
+
+class Outcome(StrEnum):
+    """How an operation ended."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    MISS = "miss"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Operation:
+    """One call of a session, filled in while it runs; the outcome is set at its end. `start` is monotonic seconds.
+
+    `prompt_tokens` is the length of a lookup's prompt. `num_tokens` counts the tokens that were matched, stored or
+    retrieved, `num_bytes` the bytes that were stored or retrieved.
+    """
+
+    kind: OperationKind
+    operation_id: str
+    rank: int = 0
+    start: float = field(default_factory=time.monotonic)
+    duration_seconds: float = 0.0
+    prompt_tokens: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    outcome: Outcome | None = None
