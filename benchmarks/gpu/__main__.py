@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.figures import Figure
 from benchmarks.gpu import ctas, events, long, runs, slowdown, small, unmapping
 from benchmarks.gpu.sizes import FULL, QUICK, Sizes
-from kernels.cuda.cupy_runtime import cuda_available
+from kernels.cuda.cupy_runtime import cuda_error
 
 MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
     "runs": runs.measure,
@@ -42,7 +42,7 @@ def main() -> None:
     for name in arguments.names:
         if name not in MEASUREMENTS:
             parser.error(f"there is no {name}; there are {', '.join(MEASUREMENTS)}")
-    if reason := cuda_available():
+    if reason := cuda_error():
         parser.exit(1, f"nothing to measure: {reason}\n")
     sizes = QUICK if arguments.quick else FULL
     for name in arguments.names or MEASUREMENTS:

@@ -27,7 +27,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                 opened.backend(CudaSettings(max_ctas=max_ctas)) as backend,
                 opened.buffer(backend, RUN_KIB) as buffer,
             ):
-                cases = starts_of(backend, buffer, sizes.tokens)
+                cases = starts_of(buffer, sizes.tokens)
                 for case in ("store", "retrieve"):
                     yield rate(f"{case}, {name}", case, cases[case], num_bytes, limit, ROUNDS, goal=None)
                 yield from slowed(opened, f"both, {name}", cases["both"], num_bytes, goal=None, rounds=ROUNDS)

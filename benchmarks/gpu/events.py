@@ -74,5 +74,5 @@ def medians_of(opened: Rig, runtime: CudaRuntime, num_tokens: int) -> dict[str, 
     with opened.backend(CudaSettings(), runtime=runtime) as backend, opened.buffer(backend, RUN_KIB) as buffer:
         return {
             case: statistics.median(*in_turns(ROUNDS_FACTOR * opened.sizes.rounds, partial(finish, starts)))
-            for case, starts in starts_of(backend, buffer, num_tokens).items()
+            for case, starts in starts_of(buffer, num_tokens).items()
         }

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.gpu.sizes import CHUNK_SIZE, HEAD_BYTES, NUM_HEADS, ROW_BYTES, Sizes
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
 from kernels.cuda.cupy_runtime import CupyRuntime
@@ -17,7 +18,6 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from service.l1.arena import Arena
 from tests.gpu.engine_process import EngineProcess
 
@@ -57,7 +57,7 @@ class Rig:
         """An attachment with runs of this length, while the block runs."""
         region = region or self.region
         group = group_of(region, run_kib, self.sizes)
-        buffer = backend.attach([group], [region], CHUNK_SIZE, allow_process_fd=False)
+        buffer = backend.attach([group], [region], CHUNK_SIZE)
         try:
             yield buffer
         finally:
@@ -87,7 +87,7 @@ def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
     )
 
 
-def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
+def scattered_copies(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
     """Chunks one behind the other in L1, of blocks in random order."""
     (plan,) = buffer.plans
     blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
@@ -97,18 +97,18 @@ def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
     ]
 
 
-def starts_of(backend: CudaBackend, buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
+def starts_of(buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
     """The transfers of each case: a store, a retrieve, and half of each at once."""
-    moves = scattered_moves(buffer, num_tokens)
-    half = len(moves) // 2
+    copies = scattered_copies(buffer, num_tokens)
+    half = len(copies) // 2
     cases: dict[str, list[Start]] = {
-        "store": [partial(backend.gather, buffer, moves)],
-        "retrieve": [partial(backend.scatter, buffer, moves)],
+        "store": [partial(buffer.store, copies)],
+        "retrieve": [partial(buffer.retrieve, copies)],
     }
     if half:
         cases["both"] = [
-            partial(backend.gather, buffer, moves[:half]),
-            partial(backend.scatter, buffer, moves[half:]),
+            partial(buffer.store, copies[:half]),
+            partial(buffer.retrieve, copies[half:]),
         ]
     return cases
 

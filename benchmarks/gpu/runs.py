@@ -23,6 +23,6 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
     ):
         for run_kib in sizes.run_kib:
             with opened.buffer(backend, run_kib) as buffer:
-                for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+                for case, starts in starts_of(buffer, sizes.tokens).items():
                     what = f"{case}, {sizes.tokens:,} tokens, runs of {run_kib} KiB"
                     yield rate(what, case, starts, num_bytes, limit, sizes.rounds, goal=GOALS[case])

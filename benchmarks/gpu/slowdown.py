@@ -25,7 +25,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
         opened.backend(CudaSettings()) as backend,
         opened.buffer(backend, RUN_KIB) as buffer,
     ):
-        for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+        for case, starts in starts_of(buffer, sizes.tokens).items():
             yield from slowed(opened, case, starts, sizes.tokens * sizes.token_bytes, goal=GOAL)
 
 

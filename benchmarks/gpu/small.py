@@ -27,7 +27,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
     ):
         for run_kib in sizes.run_kib:
             with opened.buffer(backend, run_kib) as buffer:
-                for case, starts in starts_of(backend, buffer, SMALL_TOKENS).items():
+                for case, starts in starts_of(buffer, SMALL_TOKENS).items():
                     linked, moved = in_turns(ROUNDS_FACTOR * sizes.rounds, limit.copies[case], partial(finish, starts))
                     yield Figure(
                         what=f"{case}, {SMALL_TOKENS} tokens, runs of {run_kib} KiB",

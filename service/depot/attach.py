@@ -38,9 +38,9 @@ Place = tuple[str, str, int]
 """Of a rank: its tenant, its instance, its number."""
 
 _ERRORS: dict[type[Exception], type[DepotError]] = {
-    kernels.errors.RegionUnavailable: RegionUnavailable,
-    kernels.errors.RegionForbidden: RegionForbidden,
-    kernels.errors.BackendUnavailable: BackendUnavailable,
+    kernels.errors.RegionError: RegionUnavailable,
+    kernels.errors.AccessDenied: RegionForbidden,
+    kernels.errors.BackendError: BackendUnavailable,
 }
 
 

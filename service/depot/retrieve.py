@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from kernels.transfer import Direction
 from service.depot.block_tables import check_held, check_tables, chunk_move
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.leases import Lease
 from service.depot.sessions import Operation, OperationKind, Outcome, Session
 from service.depot.trace_context import traceparent
-from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
+from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
 from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.l1.chunk import Chunk
@@ -34,8 +35,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
         LeaseExpired, LeaseReleased, LeaseRevoked, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
-    require_buffer(attachment)
-    check_ready_event(attachment, request.ready_event)
+    require_buffer(attachment, request.ready_event)
     repeats = await _tables_with_repeats(attachment, request)
     lease = depot.require_lease(request.lease_id, request.instance_id, request.session_id)
     chunk_size = depot.limits.chunk_size
@@ -46,10 +46,10 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
         if chunk.absent_tokens:
             check_held(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
 
-    at_once = num_at_once(attachment)
+    at_once = chunks_per_transfer(attachment)
     with _retrieval(depot, lease, request, chunks, inline=False) as (session, operation, answer):
         for begin in range(0, len(chunks), at_once):
-            moves = [
+            copies = [
                 chunk_move(
                     attachment,
                     chunk_size,
@@ -60,15 +60,9 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
                 )
                 for position, chunk in enumerate(chunks[begin : begin + at_once], start=first + begin)
             ]
-            answer.retrieved_bytes += await move(
-                depot,
-                attachment,
-                "retrieve",
-                moves,
-                session=session,
-                operation=operation,
-                ready_event=request.ready_event,
-                lease=lease,
+            owner = TransferOwner(attachment=attachment, session=session, operation=operation, lease=lease)
+            answer.retrieved_bytes += await transfer_chunks(
+                depot, owner, Direction.RETRIEVE, copies, request.ready_event
             )
         answer.retrieved_tokens = num_tokens - request.skip_tokens
     return answer

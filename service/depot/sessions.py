@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 
+from kernels.transfer import Transfer
 from service.depot.begin_order import BeginOrder
-from service.depot.running_transfer import RunningTransfer
 from service.errors import SessionNotFound, TooManySessions
 
 MAX_OPERATIONS = 1_000
@@ -93,7 +93,7 @@ class Session:
     num_dropped_operations: int = 0
     num_running: int = 0
     lease_ids: set[str] = field(default_factory=set)
-    transfers: set[RunningTransfer] = field(default_factory=set)
+    transfers: set[Transfer] = field(default_factory=set)
 
     @property
     def ids(self) -> SessionIds:

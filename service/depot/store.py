@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+from kernels.transfer import Direction
 from service.depot.block_tables import absent_tokens, check_tables, chunk_move
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.sessions import Operation, OperationKind, Session
 from service.depot.store_plan import CHECK_EVERY, StorePlan
 from service.depot.trace_context import traceparent
-from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
+from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
 from service.depot.values import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
@@ -31,11 +32,10 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     """
     header = request.header
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
-    require_buffer(attachment)
-    check_ready_event(attachment, request.ready_event)
+    require_buffer(attachment, request.ready_event)
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
-    at_once = num_at_once(attachment)
+    at_once = chunks_per_transfer(attachment)
     chunk_size = depot.limits.chunk_size
 
     async def write(plan: StorePlan, session: Session, operation: Operation) -> None:
@@ -72,19 +72,12 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
         plan: StorePlan, session: Session, operation: Operation, chunks: Sequence[tuple[int, Chunk]]
     ) -> None:
         first = plan.positions.start
-        moves = [
+        copies = [
             chunk_move(attachment, chunk_size, request.block_tables, position - first, chunk.slot.offset_bytes)
             for position, chunk in chunks
         ]
-        await move(
-            depot,
-            attachment,
-            "store",
-            moves,
-            session=session,
-            operation=operation,
-            ready_event=request.ready_event,
-        )
+        owner = TransferOwner(attachment=attachment, session=session, operation=operation)
+        await transfer_chunks(depot, owner, Direction.STORE, copies, request.ready_event)
 
     return await _store(depot, attachment, header, write, inline=False)
 

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kernels.cuda.presence import cuda_presence
+from kernels.cuda.probe import probe_cuda
 from kernels.host.streaming_copy import built_library
 from kvdepot import DepotClient, DepotError
 from kvdepot.memory.available import in_control_groups, in_machine
@@ -122,7 +122,7 @@ def _gpu(environment: Mapping[str, str]) -> GpuFacts:
         driver=_read(Path("/proc/driver/nvidia/version")).partition("\n")[0].removeprefix("NVRM version:").strip(),
         num_nodes=len(list(Path("/dev").glob("nvidia[0-9]*"))),
         hidden_by=", ".join(hidden_by),
-        cuda=cuda_presence(),
+        cuda=probe_cuda(),
         cache_folder=str(cache),
         cache_is_writable=_is_writable(cache),
     )

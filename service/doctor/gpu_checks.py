@@ -28,7 +28,7 @@ def gpu(facts: Facts, settings: Settings) -> Finding:
         )
     return failure(
         check,
-        f"{machine.num_nodes} devices are there and none can be used: {machine.cuda.why_no_devices}",
+        f"{machine.num_nodes} devices are there and none can be used: {machine.cuda.devices_error}",
         "see what CuPy and the driver say below; nvidia-smi tells whether the driver itself works",
     )
 
@@ -42,7 +42,7 @@ def cupy(facts: Facts, settings: Settings) -> Finding:
         return not_applicable(check, NO_GPU)
     return failure(
         check,
-        f"it can't be imported: {machine.cuda.why_no_cupy}",
+        f"it can't be imported: {machine.cuda.cupy_error}",
         "pip install '.[server,cuda12]', or cuda13 for a driver of CUDA 13",
     )
 
@@ -74,7 +74,7 @@ def compiler(facts: Facts, settings: Settings) -> Finding:
     if not cuda.nvrtc_version:
         return failure(
             check,
-            f"the compiler of the kernels is missing: {cuda.why_no_nvrtc}",
+            f"the compiler of the kernels is missing: {cuda.nvrtc_error}",
             "pip install 'cupy-cuda12x[ctk]' (cuda13x), or an image with the CUDA runtime libraries",
         )
     return ok(check, cuda.nvrtc_version)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.backend import CudaBackend
-from kernels.cuda.cupy_runtime import CupyRuntime, cuda_available
+from kernels.cuda.cupy_runtime import CupyRuntime, cuda_error
 from kernels.cuda.settings import CudaSettings
 from tests.gpu.engine_process import EngineProcess
 
@@ -24,7 +24,7 @@ OpenBackend = Callable[..., CudaBackend]
 @pytest.fixture(scope="session")
 def runtime() -> CupyRuntime:
     """CUDA, or the reason why there is none."""
-    if reason := cuda_available():
+    if reason := cuda_error():
         pytest.skip(reason)
     return CupyRuntime()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kernels.cuda.cupy_runtime import cuda_available
+from kernels.cuda.cupy_runtime import cuda_error
 from kvdepot.cli.processes import exit_on_terminate
 from tools.gpu_session import report
 from tools.gpu_session.child import REPOSITORY
@@ -31,7 +31,7 @@ def main() -> int:
     title = f"GPU session of {datetime.now(UTC).isoformat(timespec='seconds')}"
     if arguments.dry_run:
         title += ", on a simulated card: its figures mean nothing"
-    elif reason := cuda_available():
+    elif reason := cuda_error():
         title += f": {reason}, so that only the machine is described (--dry-run runs every step on a simulated card)"
         steps = list(STEPS[:1])
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def main() -> int:
     finally:
         report.write(done, title if len(done) == len(steps) else f"{title} (stopped)", arguments.out)
         print(f"\n{report.table(done, title)}", flush=True)
-    return 0 if report.is_good(done) and (arguments.dry_run or cuda_available() is None) else 1
+    return 0 if report.is_good(done) and (arguments.dry_run or cuda_error() is None) else 1
 
 
 def _arguments() -> argparse.Namespace:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from kernels.cuda.presence import cuda_presence
+from kernels.cuda.probe import probe_cuda
 
 PACKAGES = ("torch", "cupy-cuda12x", "cupy-cuda13x", "numpy", "grpcio", "protobuf", "transformers", "pytest", "blake3")
 PROGRAMS = ("compute-sanitizer", "ncu", "nvcc", "gcc", "g++", "git", "make")
@@ -25,14 +25,14 @@ CUDA_PROGRAMS = "/usr/local/cuda/bin"
 
 def facts() -> dict[str, str]:
     """What there is, by its name; an empty value where there is none of it."""
-    cuda = cuda_presence()
+    cuda = probe_cuda()
     return {
-        "card": ", ".join(cuda.devices) or f"none: {cuda.why_no_devices}",
+        "card": ", ".join(cuda.devices) or f"none: {cuda.devices_error}",
         **_card(),
         "CUDA driver API": str(cuda.driver_version),
         "CUDA runtime": str(cuda.runtime_version),
-        "CuPy": cuda.cupy_version or cuda.why_no_cupy,
-        "NVRTC": cuda.nvrtc_version or cuda.why_no_nvrtc,
+        "CuPy": cuda.cupy_version or cuda.cupy_error,
+        "NVRTC": cuda.nvrtc_version or cuda.nvrtc_error,
         "Python": platform.python_version(),
         **{f"package {name}": _version(name) for name in PACKAGES},
         **{f"program {name}": which(name) or "" for name in PROGRAMS},

@@ -14,10 +14,10 @@ NUM_EVENTS = 300
 
 
 @pytest.fixture(autouse=True)
-def few_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_small_upload_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that transfers wait for them, and need several."""
-    monkeypatch.setattr(buffer, "NUM_TABLES", 2)
-    monkeypatch.setattr(buffer, "TABLE_MOVES", 2)
+    monkeypatch.setattr(buffer, "NUM_UPLOAD_BUFFERS", 2)
+    monkeypatch.setattr(buffer, "MAX_UPLOAD_COPIES", 2)
 
 
 @pytest.fixture(autouse=True)
