@@ -31,7 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
 
 
 def main() -> None:
-    """Measures what is named, or everything."""
+    """Measure what is named, or everything."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def facts_of(figure: Figure) -> dict[str, Any]:
-    """A figure with its medians, and whether it met its goal: None where there is no goal."""
+    """Return a figure with its medians, and whether it met its goal: None without a goal."""
     ratios = figure.ratios
     return {
         **asdict(figure),

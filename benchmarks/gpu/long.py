@@ -21,7 +21,7 @@ POPULATE_TIMEOUT_SECONDS = 60.0
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """First what a start costs, then the transfers."""
+    """Measure the start, then the transfers."""
     with closing(Rig(sizes, sizes.long_tokens)) as opened:
         yield from starting(opened)
         with (
@@ -36,7 +36,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 
 def starting(opened: Rig) -> Iterator[Figure]:
-    """Makes L1's pages and registers them, as the service does, while one-chunk stores go on."""
+    """Make L1's pages and register them, as the service does, beside stores of one chunk."""
     arena, size_bytes = opened.arena, len(opened.arena.view)
     backend = CudaBackend(arena.view, opened.runtime, CudaSettings())
     with opened.buffer(backend, RUN_KIB) as buffer:

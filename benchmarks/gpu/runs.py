@@ -1,4 +1,4 @@
-"""Every length of run: a store, a retrieve, and half of each at once, beside the link."""
+"""Each length of run: a store, a retrieve, and half of each at once, beside the link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels.cuda.settings import CudaSettings
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Requests of ``sizes.tokens`` with the number of CTAs that is the default."""
+    """Measure requests of ``sizes.tokens`` with the default number of CTAs."""
     num_bytes = sizes.tokens * sizes.token_bytes
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,

@@ -14,11 +14,11 @@ from kernels.cuda.settings import CudaSettings
 
 LINK_SHARE, LATENCY_SECONDS = 1.3, 150e-6
 ROUNDS_FACTOR = 4
-"""A small request is over soon, so that it is measured more often."""
+"""A small request is short, so it is measured more often."""
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Goal: 1.3 times the link's time and 150 µs at most."""
+    """Measure small requests; the goal is at most 1.3 times the link's time and 150 µs."""
     num_bytes = SMALL_TOKENS * sizes.token_bytes
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,

@@ -169,7 +169,7 @@ class StreamWorker:
         """Return whether the event that the transfer waits for has happened.
 
         The worker asks, and never makes a stream wait. A stream can't give up, and the event of a killed engine never
-        happens. Unmapping the engine's memory waits for all streams, so it would wait for ever.
+        happens. Unmapping the engine's memory waits for all streams, so it would never end.
         """
         if running.is_ready:
             return True

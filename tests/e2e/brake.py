@@ -21,11 +21,11 @@ class Brake:
         self._released.set()
 
     def pull(self) -> None:
-        """Slows down what moves now and from now on, which can still be cancelled."""
+        """Slow down all transfers, which can still be cancelled."""
         self._released.clear()
 
     def release(self) -> None:
-        """Lets everything run."""
+        """Let everything run."""
         self._released.set()
 
     def wait(self) -> None:
@@ -34,7 +34,7 @@ class Brake:
 
 
 def install(brake: Brake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the brake on the depots that this process starts from now on."""
+    """Put the brake on the depots that this process starts later."""
     best_copy = kernels.host.backend.best_copy
 
     def braked_copy() -> Copy:

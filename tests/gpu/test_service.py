@@ -1,4 +1,4 @@
-"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and tell lies."""
+"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC and get killed."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def spare(engines: list[ServiceEngine]) -> Iterator[ServiceEngine]:
 
 
 def eventually(holds: Callable[[], bool], within_seconds: float = SECONDS) -> None:
-    """Waits for something that another process does by itself."""
+    """Wait for something that another process does by itself."""
     until = time.monotonic() + within_seconds
     while not holds():
         assert time.monotonic() < until, f"not within {within_seconds:g} s"
@@ -246,19 +246,19 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 
 
 def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) -> None:
-    """Attaches an engine in the place of the one that was killed: it finds the prompts that this one had stored."""
+    """Attach an engine in the place of the killed one; it finds the prompts that the killed one stored."""
     engine.ask("attach", address=depot.address, instance_id="victim")
     for seed in stored:
         assert engine.ask("finds", seed=seed) == PROMPT_TOKENS
 
 
 def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
-    """Waits for the middle of a burst of transfers."""
+    """Wait for the middle of a burst of transfers."""
     eventually(lambda: depot.num_transfers("victim") > 1)
 
 
 def wait_until_all_is_given_back(depot: ServiceDepot, before: tuple[int, int, int, int], free: int) -> None:
-    """Waits until the depot holds what it held before the victim came, and the GPU has the victim's memory again."""
+    """Wait until the depot holds what it held before the victim came, and the GPU has the victim's memory again."""
     eventually(lambda: depot.held == before and free_bytes() > free - BUFFER_BYTES // 2, LIMIT_SECONDS)
 
 

@@ -25,7 +25,7 @@ WHEELS = REPOSITORY / "build" / "gpu-wheels"
 
 
 def main() -> int:
-    """Runs the session. Returns 0 if no step failed: a goal that was missed is a figure, not a failure."""
+    """Run the session; return 0 if no step failed. A missed goal is a figure, not a failure."""
     arguments = _arguments()
     steps = [step for step in STEPS if not arguments.steps or step.name in arguments.steps]
     title = f"GPU session of {datetime.now(UTC).isoformat(timespec='seconds')}"
@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _card(*, is_simulated: bool) -> Iterator[Mapping[str, str]]:
-    """The variables that steps find their card by."""
+    """Return the environment variables by which steps find their card."""
     if not is_simulated:
         yield {}
         return

@@ -1,4 +1,4 @@
-"""The step that says what there is: the card, the driver, the versions. What is missing is an empty value."""
+"""The step that describes the machine: the card, the driver, the versions. An empty value means there is none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUDA_PROGRAMS = "/usr/local/cuda/bin"
 
 
 def facts() -> dict[str, str]:
-    """What there is, by its name; an empty value where there is none of it."""
+    """Return the facts by their names, with an empty value for a missing thing."""
     cuda = probe_cuda()
     return {
         "card": ", ".join(cuda.devices) or f"none: {cuda.devices_error}",
@@ -99,7 +99,7 @@ def _is_running(name: str) -> bool:
 
 
 def main() -> None:
-    """Prints the facts, a line each."""
+    """Print the facts, a line each."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_session.machine", description=__doc__)
     parser.add_argument("--results", type=Path, help="write them to this file, too, as a line of JSON")
     arguments = parser.parse_args()

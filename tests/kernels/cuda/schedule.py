@@ -155,12 +155,12 @@ class AttachedEngine:
         self._free_blocks = [set(range(group.num_blocks)) for group in self._engine.groups]
 
     def start_store(self) -> None:
-        """Stores some blocks into slots that nobody uses; the engine writes them when it is ready, maybe later."""
+        """Store some blocks into unused slots; the engine writes them when it is ready, maybe later."""
         offsets = self._sample(self._free_slots)
         self._start(True, offsets, [self._random.randbytes(self.buffer.chunk_bytes) for _ in offsets])
 
     def start_retrieve(self) -> None:
-        """Retrieves slots that hold something into blocks that nobody uses."""
+        """Retrieve slots that hold a chunk into unused blocks."""
         offsets = self._sample(self._free_slots)
         self._start(False, offsets, [self._slots[offset] for offset in offsets])
 
@@ -217,7 +217,7 @@ class AttachedEngine:
         self._schedule.problems.append("a transfer makes no progress")
 
     def detach(self) -> None:
-        """Ends the attachment, with transfers that wait for an event that never happens."""
+        """End the attachment, with transfers that wait for an event that never happens."""
         self.buffer.close()
         if any(not request.transfer.future.done() for request in self.requests):
             self._schedule.problems.append("a transfer did not end")
@@ -230,7 +230,7 @@ class AttachedEngine:
             engine.close()
 
     def _finish(self, request: Request) -> None:
-        """Compares at the very moment at which the future is done; from then on the memory is others' to write."""
+        """Compare the memory as soon as the future is done, because others may write it afterwards."""
         self._schedule.fake.streams.tell(self._schedule.fake.streams.thread, "main")
         error = request.transfer.future.exception()
         if not isinstance(error, TransferCancelled | BackendError | None):
@@ -241,7 +241,7 @@ class AttachedEngine:
             self._check_blocks(request, "were touched by a transfer that had to wait")
         has_worked = len(request.transfer.phases) > 1
         if (error is None and not has_worked) or (has_worked and not request.is_ready):
-            self._schedule.problems.append("a transfer does not tell what its time went into")
+            self._schedule.problems.append("a transfer has no phases")
         for copy, chunk in zip(request.copies, request.chunks, strict=True):
             at = slice(copy.l1_offset_bytes, copy.l1_offset_bytes + len(chunk))
             if error is None and request.is_store:

@@ -36,7 +36,7 @@ def depots() -> Iterator[list[CudaDepot]]:
 
 
 def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_tokens: Sequence[int] = ()) -> None:
-    """Gathers some blocks, then scatters the chunks into others; no other byte is touched."""
+    """Store some blocks, then retrieve the chunks into others; no other byte is touched."""
     buffer = depot.attach(engine)
     memory, expected_l1 = engine.contents(), bytearray(depot.l1)
     copies = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens)

@@ -121,7 +121,7 @@ def params_of(
 def check_gather(
     machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
-    """Gathers, compares all memory with the reference; the widths of the accesses."""
+    """Gather, and compare all memory with the reference; return the widths of the accesses."""
     memory, expected = engine.contents(), chunks.copy()
     for copy in copies:
         chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
@@ -138,7 +138,7 @@ def check_gather(
 def check_scatter(
     machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
-    """Scatters, compares all memory with the reference; the widths of the accesses."""
+    """Scatter, and compare all memory with the reference; return the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()
     launches = launches_of(machine, engine, chunks, copies, chunk_size)
     for copy in launches:

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told: widths, grids, arguments, and how they count through their work."""
+"""Launches of the CUDA kernels: widths, grids, parameters, and the order of their work."""
 
 from __future__ import annotations
 

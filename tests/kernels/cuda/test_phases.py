@@ -1,4 +1,4 @@
-"""What a transfer's time went into: measured by the device, within the life of the transfer."""
+"""The phases of a transfer: measured by the device, within the life of the transfer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kernels.cuda.depot import STEPS_AHEAD, Attached
 
 
 class Watch:
-    """Finishes a transfer that is started after this was made, and checks that its steps lie in its life."""
+    """Finishes a transfer that starts later than the watch, and checks that its phases lie in its life."""
 
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
@@ -42,7 +42,7 @@ def watch(attached: Attached) -> Watch:
 
 
 def seconds_by_seconds(attached: Attached) -> None:
-    """The device takes a second for everything, so that no time of the host can be taken for one of the device."""
+    """Make everything take a second on the device, so that its times differ from the host's."""
     ticks = itertools.count()
     attached.fake.streams.clock = lambda: float(next(ticks))
 

@@ -1,4 +1,4 @@
-"""L1 on CUDA: each piece is registered once, whoever comes first, and no copy crosses two."""
+"""L1 on CUDA: each part is registered once, and no copy crosses two parts."""
 
 from __future__ import annotations
 

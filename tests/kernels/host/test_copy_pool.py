@@ -1,4 +1,4 @@
-"""Transfers: done means done, stopping is soon, nobody waits behind a long one."""
+"""The copy pool: done means done, a stop is soon, and no transfer waits behind a long one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 30  # a limit for what happens at once
 
 
 class Gate:
-    """A piece that tells when it is at work, then waits to be let go."""
+    """A piece that says when it runs, then waits until the gate is open."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -153,7 +153,7 @@ def test_closing_cancels_and_waits() -> None:
 
 
 def times_of(transfer: HostTransfer, begin: float) -> dict[str, float]:
-    """How long each step took; one follows the other, and all lie between ``begin`` and now."""
+    """Return the duration of each phase, after a check that they follow each other since ``begin``."""
     life_seconds = time.monotonic() - begin
     end = 0.0
     for phase in transfer.phases:

@@ -1,4 +1,4 @@
-"""Copies are exact, whatever the strides, sizes and alignments, and end with an error where memory is gone."""
+"""Copies are exact for all strides, sizes and alignments, and end with an error where memory is gone."""
 
 from __future__ import annotations
 
