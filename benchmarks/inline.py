@@ -22,7 +22,7 @@ ROUNDS = 7
 
 
 async def measure() -> list[Figure]:
-    """GB/s of both directions."""
+    """Measure the GB/s of both directions."""
     rng = np.random.default_rng(0)
     groups = [layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(SHAPE)]
     stores, retrieves, sinks, sources = [], [], [], []

@@ -1,4 +1,4 @@
-"""What the machine can do: one large memcpy, and a C loop of memcpy over scattered blocks, in threads."""
+"""The machine's limits: one large memcpy, and a C loop of memcpy over scattered blocks, in threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Addresses = NDArray[np.uintp]
 
 
 def memcpy_seconds(to: NDArray[np.uint8], source: NDArray[np.uint8], num_bytes: int) -> float:
-    """One contiguous copy, a share of it in each thread."""
+    """Return the seconds of one contiguous copy, a share of it in each thread."""
     share = num_bytes // THREADS
 
     def copy(number: int) -> None:
@@ -40,7 +40,10 @@ class MemcpyLoop:
     """``memcpy`` called for each block, in C; the blocks are shared out among the threads."""
 
     def __init__(self) -> None:
-        """Compile it. Raises: OSError, subprocess.SubprocessError."""
+        """Compile the loop.
+
+        Raises: OSError, subprocess.SubprocessError.
+        """
         compiler = shutil.which("cc")
         if compiler is None:
             raise OSError("there is no C compiler")
@@ -53,7 +56,7 @@ class MemcpyLoop:
         self._copy_each.restype = None
 
     def seconds(self, to: Addresses, source: Addresses, block_bytes: int) -> float:
-        """How long all blocks take."""
+        """Return the seconds that all blocks take."""
         shares = list(zip(np.array_split(to, THREADS), np.array_split(source, THREADS), strict=True))
 
         def copy(number: int) -> None:
@@ -64,7 +67,7 @@ class MemcpyLoop:
 
 
 def block_addresses(planes: Sequence[NDArray[np.uint8]], block_ids: NDArray[np.int64]) -> Addresses:
-    """Where the blocks are in planes of the shape [num_blocks, block_bytes], plane by plane."""
+    """Return the blocks' addresses, plane by plane; planes are ``[num_blocks, block_bytes]``."""
     starts = np.array([plane.ctypes.data for plane in planes], dtype=np.uintp)
     offsets = (block_ids * planes[0].strides[0]).astype(np.uintp)
     return (starts[:, None] + offsets).reshape(-1)

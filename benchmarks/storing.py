@@ -17,7 +17,7 @@ LLAMA_3_8B = KvShape(num_layers=32, num_blocks=1_024, block_size=16, num_heads=8
 
 
 async def store_for_ever(address: str) -> None:
-    """Each prompt is new; L1 evicts the oldest."""
+    """Store new prompts without end; L1 evicts the oldest."""
     layout = layouts.NL_X_TWO_NB_BS_NH_HS
     rng = np.random.default_rng(0)
     with SharedBuffer.create(layout.size_bytes(LLAMA_3_8B)) as buffer:

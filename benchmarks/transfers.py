@@ -20,7 +20,7 @@ ROUNDS = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model's buffer and the prompts that are moved."""
+    """A model's buffer, and the lengths of its prompts."""
 
     name: str
     layout: Layout
@@ -29,7 +29,7 @@ class Case:
 
     @property
     def block_bytes(self) -> int:
-        """Of one plane."""
+        """Bytes of a block in one plane."""
         shape = self.shape
         return shape.block_size * shape.num_heads * shape.head_size * 2
 
@@ -44,7 +44,7 @@ CASES = (
 
 
 async def measure() -> list[Figure]:
-    """Figures of every case, each of a depot of its own."""
+    """Measure each case with a depot of its own."""
     figures: list[Figure] = []
     for case in CASES:
         with servers.depot("--l1-size", "3GiB", "--transfer-threads", str(THREADS)) as depot:
@@ -53,7 +53,7 @@ async def measure() -> list[Figure]:
 
 
 async def _measure(address: str, case: Case) -> list[Figure]:
-    """Rounds of store, retrieve, loops, memcpy, store, …"""
+    """Measure store, retrieve, loops and memcpy alternately."""
     rng = np.random.default_rng(0)
     loop = MemcpyLoop()
     with SharedBuffer.create(case.layout.size_bytes(case.shape)) as buffer:

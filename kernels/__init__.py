@@ -1,1 +1,1 @@
-"""Moving blocks: address plans, the backends that carry them out, the mapping of foreign memory."""
+"""Transfers between engines' blocks and L1: address plans, mapped memory, and a backend each for host and GPU."""

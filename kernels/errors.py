@@ -1,12 +1,12 @@
-"""What can go wrong when memory is described, mapped or moved."""
+"""What can go wrong when memory is described, mapped or copied."""
 
 from __future__ import annotations
 
 
 class GeometryError(ValueError):
-    """A description that contradicts itself or reaches outside its region.
+    """A description of memory contradicts itself, or reaches outside its region.
 
-    ``field`` is the path of the value at fault, such as ``groups[0].planes[3].offset_bytes``.
+    ``field`` is the path of the wrong value, such as ``groups[0].planes[3].offset_bytes``.
     """
 
     def __init__(self, field: str, description: str) -> None:
@@ -15,28 +15,24 @@ class GeometryError(ValueError):
         self.description = description
 
 
-class RegionUnavailable(Exception):
-    """The memory can't be opened, or its size is not what was said."""
+class RegionError(Exception):
+    """An engine's memory can't be opened, has another size than announced, or is gone."""
 
 
-class MemoryVanished(RegionUnavailable):
-    """The engine took memory away that is attached: it shrank the object, or punched a hole that can't be filled."""
+class MemoryVanished(RegionError):
+    """The engine took away memory that is attached: it shrank the object, or made a hole that can't be filled."""
 
     def __init__(self) -> None:
-        super().__init__("the engine's memory is not there any more: it was shrunk, or a hole in it can't be filled")
+        super().__init__("the engine's memory is gone: it was shrunk, or a hole in it can't be filled")
 
 
-class RegionForbidden(Exception):
-    """The memory belongs to somebody the depot may not act for."""
+class AccessDenied(Exception):
+    """The memory belongs to another user, or its handle came over a connection that is not trusted with it."""
 
 
-class BackendUnavailable(Exception):
-    """This machine lacks what the regions need."""
+class BackendError(Exception):
+    """This machine lacks what the memory needs, or its device has failed. What a failed transfer wrote is undefined."""
 
 
 class TransferCancelled(Exception):
-    """The transfer was stopped; what it had to write is undefined."""
-
-
-class TransferFailed(Exception):
-    """The device failed while bytes were being moved; what the transfer had to write is undefined."""
+    """The transfer was stopped. What it had to write is undefined."""

@@ -1,4 +1,4 @@
-"""What an engine's paged KV buffer looks like, as plain values."""
+"""The layout of an engine's paged KV buffer, as plain values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class PlaneKind(IntEnum):
-    """What a plane holds; the numbers give the canonical order of a layer's planes."""
+    """What a plane holds; the numbers are the canonical order of a layer's planes."""
 
     K = 1
     V = 2
@@ -17,7 +17,7 @@ class PlaneKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """A part of one layer, K, V, the latent or K and V in one: where block 0, token 0, head 0 is in a region."""
+    """K, V, the latent, or K and V together, of one layer; block 0, token 0, head 0 is at ``offset_bytes``."""
 
     layer: int
     kind: PlaneKind
@@ -31,7 +31,7 @@ class Group:
 
     The byte at (plane p, block b, token t, head h) is at
     ``p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes``, and ``head_bytes`` bytes are
-    contiguous from there. The stride of a dimension of size 1 means nothing.
+    contiguous from there. The stride of a dimension of size 1 is ignored.
     """
 
     num_layers: int
@@ -47,20 +47,20 @@ class Group:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token over all planes."""
+        """Bytes of one token in all planes."""
         return len(self.planes) * self.num_heads * self.head_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PosixShm:
-    """A shared memory object by name, without a slash."""
+    """A shared memory object by its name, without a slash."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessFd:
-    """A descriptor that a process holds open."""
+    """An open file descriptor of a process."""
 
     pid: int
     fd: int
@@ -77,7 +77,7 @@ class CudaIpc:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Memory of the engine, to be mapped."""
+    """Memory of an engine that the depot maps."""
 
     size_bytes: int
     handle: PosixShm | ProcessFd | CudaIpc

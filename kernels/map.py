@@ -1,4 +1,4 @@
-"""Mapping: the shared memory of an engine in the depot's own address space, for as long as it is attached."""
+"""A mapping: the shared memory of an engine in the depot's own address space, while it is attached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.errors import BackendUnavailable, GeometryError, RegionForbidden, RegionUnavailable
+from kernels.errors import AccessDenied, BackendError, GeometryError, RegionError
 from kernels.geometry import CudaIpc, PosixShm, ProcessFd, Region
 from kernels.plan import MAX_PLANES
 
@@ -25,20 +25,22 @@ _MAP_FIXED = 0x10
 _MADV_POPULATE_WRITE = 23
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_STAT_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are
-_POPULATE_BYTES = 64 << 20  # at a time: whoever maps memory meanwhile waits for the piece
-
+_STAT_BLOCK_BYTES = 512  # the unit of st_blocks on every file system
+_POPULATE_BYTES = 64 << 20  # at a time, because other threads that map memory wait for it
 
 MAX_OBJECTS = MAX_PLANES
-"""Of one attachment: a plane lies in one object, so that no engine has a use for more."""
+"""Most objects of one attachment: a plane lies in one object, so no engine needs more."""
 
 Reserve = Callable[[int], AbstractContextManager[object]]
-"""Sets bytes of the machine's memory aside for as long as the block runs. Raises OSError if so many are not left."""
+"""Sets bytes of the machine's memory aside while the block runs.
+
+Raises: OSError if there are not enough.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """Shared memory that is open. ``region`` is the first one that names it."""
+    """Open shared memory. ``region`` is the number of the first region in it."""
 
     fd: int
     device: int
@@ -48,22 +50,19 @@ class _Object:
 
 
 class Mapping:
-    """Regions that are mapped, writable and shared, one behind the other into one range of addresses.
+    """Regions, mapped writable and shared, one behind the other in one range of addresses.
 
-    One range, because engines often have a buffer for each layer: those of equal size are then at equal distances,
-    and one strided copy spans them. Behind each region is a page that faults. Regions of one object are one: it is open
-    once and mapped once.
+    Engines often have a buffer for each layer. In one range, buffers of equal size are at equal distances, so that one
+    strided copy spans them. Behind each region is a page that faults. An object is opened and mapped once, even if
+    several regions lie in it.
 
-    Every page is populated, so that no transfer pays for a first touch, and so that a file system without room for it
-    is found out here. Pages that nobody has touched yet must first be set aside with ``reserve``. An engine can still
-    take pages away: ask `check_size` before each transfer, and guard the transfer itself.
+    Each page is populated: no transfer pays for a first touch, and a file system without room for a page fails here.
+    ``reserve`` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
+    `check_size` before each transfer, and guard the transfer itself.
 
-    Raises:
-        RegionUnavailable: an object can't be opened or mapped, is not shared memory, has another size, or there is no
-            memory for its pages.
-        RegionForbidden: another user's process or object, or a ProcessFd while ``allow_process_fd`` is false.
-        BackendUnavailable: a CudaIpc.
-        GeometryError: the regions are of more than MAX_OBJECTS objects.
+    Raises: RegionError if an object can't be opened or mapped, is not shared memory, has another size, or if there is
+        no memory for its pages; AccessDenied for another user's process or object, and for a ProcessFd unless
+        ``allow_process_fd``; BackendError for a CudaIpc; GeometryError for more than MAX_OBJECTS objects.
     """
 
     def __init__(self, regions: Sequence[Region], *, allow_process_fd: bool, reserve: Reserve = nullcontext) -> None:
@@ -92,28 +91,30 @@ class Mapping:
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of the objects, 0 once they are unmapped."""
+        """Bytes of the objects; 0 after `close`."""
         return sum(each.size_bytes for each in self._objects) if self._span_bytes else 0
 
     @property
     def addresses(self) -> range:
-        """Where the memory is in this process."""
+        """The addresses of the memory in this process."""
         return range(self._address, self._address + self._span_bytes)
 
     def memory(self) -> NDArray[np.uint8]:
-        """The range as an array; region ``i`` is at ``offsets[i]``. Touching it after `close` is a segfault."""
+        """Return the range as an array; region ``i`` is at ``offsets[i]``. To touch it after `close` is a segfault."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self._span_bytes).from_address(self._address))
 
     def check_size(self) -> None:
-        """Raises RegionUnavailable if an object has no longer the size that was announced, or if it has holes.
+        """Check that each object has its announced size, and that there is memory to fill its holes.
 
-        To touch a hole fills it, so one for which there is memory is none.
+        A touch fills a hole, so a hole for which there is memory does no harm.
+
+        Raises: RegionError.
         """
         with self._missing_reserved():
             pass
 
     def close(self) -> None:
-        """Unmaps everything, whatever views of it exist. The caller sees to it that no transfer is running."""
+        """Unmap everything, even if views of it exist. The caller makes sure that no transfer runs."""
         if self._span_bytes:
             _checked(_libc().munmap(ctypes.c_void_p(self._address), ctypes.c_size_t(self._span_bytes)))
             self._span_bytes = 0
@@ -121,7 +122,7 @@ class Mapping:
             os.close(self._objects.pop().fd)
 
     def _open(self, regions: Sequence[Region], allow_process_fd: bool) -> list[int]:
-        """Opens each object once; returns the number of each region's."""
+        """Open each object once; return the number of each region's object."""
         by_handle: dict[object, int] = {}
         by_inode: dict[tuple[int, int], int] = {}
         for index, region in enumerate(regions):
@@ -143,19 +144,22 @@ class Mapping:
 
     @contextmanager
     def _missing_reserved(self) -> Iterator[None]:
-        """Sets memory aside for the pages that nobody has touched yet."""
+        """Set memory aside for the pages that do not exist yet."""
         missing_bytes = self._missing_bytes()
         with ExitStack() as reserved:
             if missing_bytes:
                 try:
                     reserved.enter_context(self._reserve(missing_bytes))
                 except OSError as error:
-                    told = f"{missing_bytes} bytes of the regions are not populated"
-                    raise RegionUnavailable(f"{told}: {error.strerror}") from error
+                    message = f"{missing_bytes} bytes of the regions are not populated"
+                    raise RegionError(f"{message}: {error.strerror}") from error
             yield
 
     def _missing_bytes(self) -> int:
-        """Bytes of the objects' holes. Raises: RegionUnavailable, as `check_size`."""
+        """Return the bytes of the objects' holes.
+
+        Raises: RegionError.
+        """
         missing_bytes = 0
         for each in self._objects:
             status = os.fstat(each.fd)
@@ -165,8 +169,8 @@ class Mapping:
         return missing_bytes
 
 
-def _another_size(region: int, actual_bytes: int, size_bytes: int) -> RegionUnavailable:
-    return RegionUnavailable(f"the object of regions[{region}] has {actual_bytes} bytes, not {size_bytes}")
+def _another_size(region: int, actual_bytes: int, size_bytes: int) -> RegionError:
+    return RegionError(f"the object of regions[{region}] has {actual_bytes} bytes, not {size_bytes}")
 
 
 def _open_handle(handle: PosixShm | ProcessFd | CudaIpc, allow_process_fd: bool) -> int:
@@ -177,15 +181,15 @@ def _open_handle(handle: PosixShm | ProcessFd | CudaIpc, allow_process_fd: bool)
             case ProcessFd(pid=pid, fd=fd) if allow_process_fd:
                 return _open_process_fd(pid, fd)
             case ProcessFd():
-                raise RegionForbidden(
+                raise AccessDenied(
                     "a process's descriptor is accepted over a unix socket or with a client's certificate only"
                 )
             case CudaIpc():
-                raise BackendUnavailable("CUDA memory needs CuPy and a CUDA device, which this depot runs without")
+                raise BackendError("CUDA memory needs CuPy and a CUDA device, which this depot runs without")
     except PermissionError as error:
-        raise RegionForbidden(f"{handle}: {error.strerror}") from error
+        raise AccessDenied(f"{handle}: {error.strerror}") from error
     except OSError as error:
-        raise RegionUnavailable(f"{handle}: {error.strerror}") from error
+        raise RegionError(f"{handle}: {error.strerror}") from error
 
 
 def _open_posix_shm(name: str) -> int:
@@ -195,7 +199,7 @@ def _open_posix_shm(name: str) -> int:
 
 
 def _open_process_fd(pid: int, fd: int) -> int:
-    # A descriptor of the process's directory goes on meaning this process, even if its pid is given to another.
+    # A descriptor of the process's directory always means this process, even if another one gets its pid.
     process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if os.fstat(process).st_uid != os.geteuid():
@@ -206,18 +210,18 @@ def _open_process_fd(pid: int, fd: int) -> int:
 
 
 def _open_shared_memory(path: str, flags: int, directory: int | None = None) -> int:
-    """Opens a regular file on tmpfs. Anything else is looked at and not opened, which might block or act."""
-    looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC | flags, dir_fd=directory)
+    """Open a regular file on tmpfs. Any other file is examined without opening it, which might block or act."""
+    examined = os.open(path, os.O_PATH | os.O_CLOEXEC | flags, dir_fd=directory)
     try:
-        if not stat.S_ISREG(os.fstat(looked_at).st_mode) or _file_system(looked_at) != _TMPFS_MAGIC:
+        if not stat.S_ISREG(os.fstat(examined).st_mode) or _file_system(examined) != _TMPFS_MAGIC:
             raise OSError(errno.EINVAL, "it is not shared memory")
-        return os.open(f"/proc/self/fd/{looked_at}", os.O_RDWR | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{examined}", os.O_RDWR | os.O_CLOEXEC)
     finally:
-        os.close(looked_at)
+        os.close(examined)
 
 
 def _file_system(fd: int) -> int:
-    statfs = (ctypes.c_long * 64)()  # larger than the structure, which begins with f_type
+    statfs = (ctypes.c_long * 64)()  # larger than the structure, whose first field is f_type
     _checked(_libc().fstatfs(fd, statfs))
     return int(statfs[0])
 
@@ -236,7 +240,7 @@ def _mmap(address: int, size_bytes: int, protection: int, flags: int, fd: int) -
     function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
     mapped = function(address, size_bytes, protection, flags, fd, 0)
     if mapped == _MAP_FAILED:
-        raise RegionUnavailable(f"{size_bytes} bytes can't be mapped: {os.strerror(ctypes.get_errno())}")
+        raise RegionError(f"{size_bytes} bytes can't be mapped: {os.strerror(ctypes.get_errno())}")
     return int(mapped)
 
 
@@ -248,16 +252,16 @@ def _populate(address: int, size_bytes: int, fd: int) -> None:
             _checked(madvise(ctypes.c_void_p(at), ctypes.c_size_t(length), _MADV_POPULATE_WRITE))
     except OSError as error:
         if error.errno != errno.EINVAL:
-            raise RegionUnavailable(f"{size_bytes} bytes can't be had (no room?): {error.strerror}") from error
+            raise RegionError(f"{size_bytes} bytes can't be had (no room?): {error.strerror}") from error
         _allocate(size_bytes, fd)
 
 
 def _allocate(size_bytes: int, fd: int) -> None:
-    """What Linux before 5.14 can do: the memory is sure to be there, though transfers pay for the first touch."""
+    """Allocate memory on Linux before 5.14, where transfers pay for the first touch."""
     try:
         os.posix_fallocate(fd, 0, size_bytes)
     except OSError as error:
-        raise RegionUnavailable(f"{size_bytes} bytes can't be allocated: {error.strerror}") from error
+        raise RegionError(f"{size_bytes} bytes can't be allocated: {error.strerror}") from error
 
 
 def _libc() -> ctypes.CDLL:

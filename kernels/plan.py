@@ -1,4 +1,4 @@
-"""Address plans: where every byte of a chunk is in the engine's paged buffer, proved before any of them moves."""
+"""Address plans: where each byte of a chunk is in the engine's paged buffer, and a proof that it is inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernels.errors import GeometryError
 from kernels.geometry import Group, PlaneKind
 
 MAX_PLANES = 1024
-"""Of one rank, such as 512 layers with K and V; the proof that no two overlap looks at every pair."""
+"""Most planes of one rank, such as 512 layers with K and V; the proof that none overlap looks at each pair."""
 
 _LIMIT = 2**63
 _DTYPE = re.compile(r"[a-z0-9_]+")
@@ -33,8 +33,8 @@ class Loop:
 class GroupPlan:
     """Where the bytes of one group are, in the engine's regions and in a chunk.
 
-    A run is the longest piece that is contiguous on both sides. For layer ``l``, kind ``k``, block ``j`` of the chunk
-    that sits in block ``b`` of the engine, and the indices ``i`` of ``loops`` (outermost first), ``run_bytes`` are
+    A run is the longest piece that is contiguous on both sides. For layer ``l``, kind ``k``, block ``j`` of a chunk
+    that is block ``b`` of the engine, and the indices ``i`` of ``loops`` (outermost first), ``run_bytes`` are
 
     - at ``engine_offsets[l, k] + b * block_stride_bytes + sum(i * engine_stride_bytes)`` of region ``regions[l, k]``,
     - at ``chunk_offsets[l, k] + j * block_bytes + sum(i * chunk_stride_bytes)`` of the chunk.
@@ -55,12 +55,12 @@ class GroupPlan:
 
 
 def chunk_bytes(groups: Sequence[Group], chunk_size: int) -> int:
-    """Bytes of one chunk of ``chunk_size`` tokens: for each group, layer, kind ``[tokens, heads, head_bytes]``."""
+    """Return the bytes of one chunk: for each group, layer and kind ``[tokens, heads, head_bytes]``."""
     return chunk_size * sum(group.token_bytes for group in groups)
 
 
 def plan_groups(groups: Sequence[Group], chunk_size: int) -> tuple[GroupPlan, ...]:
-    """Plans for groups that `check_groups` accepts and whose block sizes divide ``chunk_size``."""
+    """Plan groups that `check_groups` accepts and whose block sizes divide ``chunk_size``."""
     plans = []
     group_offset = 0
     for group in groups:
@@ -87,7 +87,7 @@ def plan_groups(groups: Sequence[Group], chunk_size: int) -> tuple[GroupPlan, ..
 
 
 def _runs(group: Group) -> tuple[int, tuple[Loop, ...]]:
-    """The run of a group, with the loops over the tokens and heads of a block that it does not swallow."""
+    """Return the bytes of a run, and the loops over the tokens and heads of a block that are not part of the run."""
     run_bytes = group.head_bytes
     row_bytes = group.num_heads * group.head_bytes
     token = Loop(group.block_size, group.token_stride_bytes, row_bytes)
@@ -96,7 +96,7 @@ def _runs(group: Group) -> tuple[int, tuple[Loop, ...]]:
     while loops and loops[-1].engine_stride_bytes == loops[-1].chunk_stride_bytes == run_bytes:
         run_bytes *= loops.pop().count
     if len(loops) == 2 and token.engine_stride_bytes == head.count * head.engine_stride_bytes:
-        # On the chunk's side they always merge: it is dense.
+        # On the chunk's side they always merge, because a chunk is dense.
         loops = [Loop(token.count * head.count, head.engine_stride_bytes, head.chunk_stride_bytes)]
     return run_bytes, tuple(loops)
 
@@ -108,14 +108,13 @@ def _frozen(values: list[int], shape: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def check_groups(groups: Sequence[Group], region_sizes: Sequence[int], chunk_size: int) -> None:
-    """Proves that every byte of the groups is inside its region, once.
+    """Prove that each byte of the groups is inside its region, and that a group has no byte twice.
 
-    Without regions (a rank that moves its bytes inline) only shapes are looked at. Planes of two groups may share
-    bytes: engines give one pool of blocks to several groups. That ``chunk_size`` is a multiple of every block size is
-    the caller's to check.
+    Without regions, for a rank that sends its bytes inline, only shapes are checked. Planes of different groups may
+    share bytes: engines give one pool of blocks to several groups. The caller checks that ``chunk_size`` is a multiple
+    of each block size.
 
-    Raises:
-        GeometryError: with the path of the first value at fault.
+    Raises: GeometryError with the path of the first wrong value.
     """
     if not groups:
         raise GeometryError("groups", "there are none")
@@ -160,7 +159,7 @@ def _check_shape(path: str, group: Group) -> None:
 
 
 def _nested_dims(path: str, group: Group) -> list[tuple[int, int]]:
-    """The strides and counts of the dimensions larger than 1, outermost first, each step over all that is inside."""
+    """Return stride and count of each dimension above 1, outermost first; each stride spans the inner dimensions."""
     dims = [
         (stride, count, name)
         for stride, count, name in (
@@ -202,10 +201,10 @@ def _check_disjoint(path: str, group: Group, dims: list[tuple[int, int]]) -> Non
 
 
 def _sharing_bytes(distances: NDArray[np.int64], dims: list[tuple[int, int]], head_bytes: int) -> NDArray[np.int64]:
-    """Which pairs of planes, each that far apart, have a byte in common.
+    """Return which pairs of planes, at these distances, have a byte in common.
 
-    Exact, because what is inside a step of a dimension is no longer than the step (`_nested_dims`): two planes can
-    meet only where the index of one is ahead by their distance divided by the step, rounded down or up.
+    This is exact, because a stride is no shorter than all that is inside of it (`_nested_dims`): two planes can meet
+    only where the index of one is ahead by their distance divided by the stride, rounded down or up.
     """
     pairs, rest = np.arange(len(distances)), distances
     for stride, count in dims:

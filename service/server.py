@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
-from kernels.errors import BackendUnavailable
+from kernels.errors import BackendError
 from kvdepot.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -126,9 +126,9 @@ class Server:
         return self.depots.of_default_tenant()
 
     @property
-    def why_not_cuda(self) -> str:
+    def cuda_error(self) -> str:
         """What is missing for engines on a GPU; empty if nothing is."""
-        return self._backends.why_not_cuda
+        return self._backends.cuda_error
 
     @property
     def prometheus_address(self) -> str | None:
@@ -164,7 +164,7 @@ class Server:
         """In the thread that populates L1."""
         try:
             self._backends.register(offset_bytes, size_bytes)
-        except BackendUnavailable:
+        except BackendError:
             logger.exception("L1 from %d on is not registered with CUDA yet: transfers will try again", offset_bytes)
 
     async def _drain(self) -> None:
@@ -275,8 +275,8 @@ async def serve(
     async with server.running():
         freeze_what_stays()
         logger.info("moves bytes by %s", server.depots.backend.name)
-        if server.why_not_cuda:
-            logger.info("no CUDA: %s", server.why_not_cuda)
+        if server.cuda_error:
+            logger.info("no CUDA: %s", server.cuda_error)
         ready(server)
         await stop.wait()
     last_resort.end_within(EXIT_SECONDS, exit_code=0)  # all is done; only a thread that hangs can be left

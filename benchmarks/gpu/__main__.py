@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.figures import Figure
 from benchmarks.gpu import ctas, events, long, runs, slowdown, small, unmapping
 from benchmarks.gpu.sizes import FULL, QUICK, Sizes
-from kernels.cuda.cupy_runtime import cuda_available
+from kernels.cuda.cupy_runtime import cuda_error
 
 MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
     "runs": runs.measure,
@@ -31,7 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
 
 
 def main() -> None:
-    """Measures what is named, or everything."""
+    """Measure what is named, or everything."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,7 @@ def main() -> None:
     for name in arguments.names:
         if name not in MEASUREMENTS:
             parser.error(f"there is no {name}; there are {', '.join(MEASUREMENTS)}")
-    if reason := cuda_available():
+    if reason := cuda_error():
         parser.exit(1, f"nothing to measure: {reason}\n")
     sizes = QUICK if arguments.quick else FULL
     for name in arguments.names or MEASUREMENTS:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def facts_of(figure: Figure) -> dict[str, Any]:
-    """A figure with its medians, and whether it met its goal: None where there is no goal."""
+    """Return a figure with its medians, and whether it met its goal: None without a goal."""
     ratios = figure.ratios
     return {
         **asdict(figure),

@@ -1,4 +1,4 @@
-"""What a number of CTAs gives a transfer, and what it costs an engine that multiplies matrices."""
+"""How fast a number of CTAs makes a transfer, and how slow it makes the engine's matrix product."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
                 opened.backend(CudaSettings(max_ctas=max_ctas)) as backend,
                 opened.buffer(backend, RUN_KIB) as buffer,
             ):
-                cases = starts_of(backend, buffer, sizes.tokens)
+                cases = starts_of(buffer, sizes.tokens)
                 for case in ("store", "retrieve"):
                     yield rate(f"{case}, {name}", case, cases[case], num_bytes, limit, ROUNDS, goal=None)
                 yield from slowed(opened, f"both, {name}", cases["both"], num_bytes, goal=None, rounds=ROUNDS)

@@ -1,4 +1,4 @@
-"""What it costs that events on the streams have times."""
+"""The cost of timed events on the streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS_FACTOR = 4
 
 
 class UntimedDevice:
-    """A device with events that can be waited for, but have no times."""
+    """A device whose events have no times."""
 
     def __init__(self, device: CudaDevice) -> None:
         import cupy
@@ -33,18 +33,18 @@ class UntimedDevice:
         return getattr(self._device, name)
 
     def new_event(self) -> Event:
-        """As `CupyDevice.new_event`, less the timing."""
+        """Return an event as `CupyDevice.new_event` does, but without timing."""
         self._runtime.setDevice(0)
         flags = self._runtime.eventBlockingSync | self._runtime.eventDisableTiming
         return Event(self._runtime.eventCreateWithFlags(flags))
 
     def seconds_between(self, first: Event, second: Event) -> float:
-        """Always 0: these events have no times."""
+        """Return 0, because these events have no times."""
         return 0.0
 
 
 class UntimedRuntime:
-    """A runtime with one such device."""
+    """A runtime with one untimed device."""
 
     def __init__(self, opened: Rig) -> None:
         self._runtime = opened.runtime
@@ -55,7 +55,7 @@ class UntimedRuntime:
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Transfers with timed events beside the same transfers with events that are not, in turns."""
+    """Measure transfers with timed events and with untimed events alternately."""
     with closing(Rig(sizes, sizes.tokens)) as opened:
         untimed: Any = UntimedRuntime(opened)
         for num_tokens in (SMALL_TOKENS, sizes.tokens):
@@ -72,9 +72,9 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 
 def medians_of(opened: Rig, runtime: CudaRuntime, num_tokens: int) -> dict[str, float]:
-    """The median seconds of each case, of a backend of its own: L1 can be registered by one at a time."""
+    """Return the median seconds of each case. The backend is new, because only one may register L1."""
     with opened.backend(CudaSettings(), runtime=runtime) as backend, opened.buffer(backend, RUN_KIB) as buffer:
         return {
             case: statistics.median(*in_turns(ROUNDS_FACTOR * opened.sizes.rounds, partial(finish, starts)))
-            for case, starts in starts_of(backend, buffer, num_tokens).items()
+            for case, starts in starts_of(buffer, num_tokens).items()
         }

@@ -26,7 +26,7 @@ class Link:
         }
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Give the memory back."""
         for stream in self._streams:
             self._device.destroy_stream(stream)
         for address in self._memory:
@@ -35,7 +35,7 @@ class Link:
             self._runtime.free_pinned(address)
 
     def bytes_of(self, case: str) -> int:
-        """What a copy moves: twice as much both ways at once."""
+        """Return the bytes of a copy: twice as many for both ways at once."""
         return self.size_bytes * (2 if case == "both" else 1)
 
     def _copy(self, *, store: bool = False, retrieve: bool = False) -> None:

@@ -21,7 +21,7 @@ POPULATE_TIMEOUT_SECONDS = 60.0
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """First what a start costs, then the transfers."""
+    """Measure the start, then the transfers."""
     with closing(Rig(sizes, sizes.long_tokens)) as opened:
         yield from starting(opened)
         with (
@@ -29,18 +29,18 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
             opened.backend(CudaSettings()) as backend,
             opened.buffer(backend, RUN_KIB) as buffer,
         ):
-            for case, starts in starts_of(backend, buffer, sizes.long_tokens).items():
+            for case, starts in starts_of(buffer, sizes.long_tokens).items():
                 what = f"{case}, {sizes.long_tokens:,} tokens, runs of {RUN_KIB} KiB"
                 num_bytes = sizes.long_tokens * sizes.token_bytes
                 yield rate(what, case, starts, num_bytes, limit, ROUNDS, goal=GOALS[case])
 
 
 def starting(opened: Rig) -> Iterator[Figure]:
-    """Makes L1's pages and registers them, as the service does, while one-chunk stores go on."""
+    """Make L1's pages and register them, as the service does, beside stores of one chunk."""
     arena, size_bytes = opened.arena, len(opened.arena.view)
     backend = CudaBackend(arena.view, opened.runtime, CudaSettings())
     with opened.buffer(backend, RUN_KIB) as buffer:
-        store = partial(finish, starts_of(backend, buffer, SMALL_TOKENS)["store"])
+        store = partial(finish, starts_of(buffer, SMALL_TOKENS)["store"])
         (idle,) = in_turns(20, store)
         slow: list[float] = []
         begin = time.monotonic()

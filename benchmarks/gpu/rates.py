@@ -1,4 +1,4 @@
-"""Figures of transfers beside the link, from rounds that take turns."""
+"""Figures of transfers beside the link, measured alternately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.gpu.link import Link
 from benchmarks.gpu.rig import Start, finish, in_turns
 
 GOALS = {"store": Goal(at_least=0.95), "retrieve": Goal(at_least=0.95), "both": Goal(at_least=0.9)}
-"""Of the link."""
+"""Fraction of the link's rate that each case must reach."""
 
 LIMITS = {"store": "one pinned copy", "retrieve": "one pinned copy", "both": "pinned copies both ways at once"}
 
@@ -18,7 +18,7 @@ LIMITS = {"store": "one pinned copy", "retrieve": "one pinned copy", "both": "pi
 def rate(
     what: str, case: str, starts: Sequence[Start], num_bytes: int, link: Link, rounds: int, *, goal: Goal | None
 ) -> Figure:
-    """Bytes per second of transfers that start at once, beside those of the link."""
+    """Measure the bytes per second of transfers that start at once, beside those of the link."""
     linked, moved = in_turns(rounds, link.copies[case], partial(finish, starts))
     return Figure(
         what=what,

@@ -1,4 +1,4 @@
-"""What every GPU measurement needs: a device, an engine in another process, L1, and buffers of chosen runs."""
+"""The rig of the GPU measurements: a device, an engine in another process, L1, and buffers of chosen runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.gpu.sizes import CHUNK_SIZE, HEAD_BYTES, NUM_HEADS, ROW_BYTES, Sizes
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
 from kernels.cuda.cupy_runtime import CupyRuntime
@@ -17,12 +18,11 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from service.l1.arena import Arena
 from tests.gpu.engine_process import EngineProcess
 
 TIMEOUT_SECONDS = 60.0
-"""No transfer here takes longer, unless it hangs."""
+"""No transfer takes longer, unless it hangs."""
 
 Start = Callable[[], CudaTransfer]
 
@@ -39,12 +39,12 @@ class Rig:
         self.arena = Arena(num_tokens * sizes.token_bytes)
 
     def close(self) -> None:
-        """Ends the engine."""
+        """End the engine."""
         self.engine.close()
 
     @contextlib.contextmanager
     def backend(self, settings: CudaSettings, *, runtime: CudaRuntime | None = None) -> Iterator[CudaBackend]:
-        """The depot's backend with all of L1 registered, while the block runs."""
+        """Open the depot's backend with all of L1 registered, while the block runs."""
         backend = CudaBackend(self.arena.view, runtime or self.runtime, settings)
         backend.register(0, len(self.arena.view))
         try:
@@ -54,10 +54,10 @@ class Rig:
 
     @contextlib.contextmanager
     def buffer(self, backend: CudaBackend, run_kib: int, region: Region | None = None) -> Iterator[CudaBuffer]:
-        """An attachment with runs of this length, while the block runs."""
+        """Attach a buffer with runs of this length, while the block runs."""
         region = region or self.region
         group = group_of(region, run_kib, self.sizes)
-        buffer = backend.attach([group], [region], CHUNK_SIZE, allow_process_fd=False)
+        buffer = backend.attach([group], [region], CHUNK_SIZE)
         try:
             yield buffer
         finally:
@@ -65,7 +65,7 @@ class Rig:
 
 
 def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
-    """Cuts all of a region into blocks. A block of a plane is one run of ``run_kib``."""
+    """Cut all of a region into blocks. A block of a plane is one run of ``run_kib``."""
     block_size = run_kib * 1024 // ROW_BYTES
     num_blocks = region.size_bytes // sizes.token_bytes // block_size
     kinds = (PlaneKind.K, PlaneKind.V)
@@ -87,8 +87,8 @@ def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
     )
 
 
-def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
-    """Chunks one behind the other in L1, of blocks in random order."""
+def scattered_copies(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
+    """Return copies of chunks one behind the other in L1, of blocks in random order."""
     (plan,) = buffer.plans
     blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
     return [
@@ -97,36 +97,36 @@ def scattered_moves(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
     ]
 
 
-def starts_of(backend: CudaBackend, buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
-    """The transfers of each case: a store, a retrieve, and half of each at once."""
-    moves = scattered_moves(buffer, num_tokens)
-    half = len(moves) // 2
+def starts_of(buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
+    """Return the transfers of each case: a store, a retrieve, and half of each at once."""
+    copies = scattered_copies(buffer, num_tokens)
+    half = len(copies) // 2
     cases: dict[str, list[Start]] = {
-        "store": [partial(backend.gather, buffer, moves)],
-        "retrieve": [partial(backend.scatter, buffer, moves)],
+        "store": [partial(buffer.store, copies)],
+        "retrieve": [partial(buffer.retrieve, copies)],
     }
     if half:
         cases["both"] = [
-            partial(backend.gather, buffer, moves[:half]),
-            partial(backend.scatter, buffer, moves[half:]),
+            partial(buffer.store, copies[:half]),
+            partial(buffer.retrieve, copies[half:]),
         ]
     return cases
 
 
 def finish(starts: Sequence[Start]) -> None:
-    """Starts transfers at once, and waits for all of them."""
+    """Start transfers at once, and wait for all of them."""
     for transfer in [start() for start in starts]:
         transfer.future.result(TIMEOUT_SECONDS)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long one piece of work takes."""
+    """Return how long one piece of work takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def in_turns(rounds: int, *works: Callable[[], object]) -> list[list[float]]:
-    """The seconds of each work, one round after the other, after a round that does not count."""
+    """Return the seconds of each work, measured alternately, after a round that does not count."""
     times = [[seconds_of(work) for work in works] for _ in range(1 + rounds)][1:]
     return [list(column) for column in zip(*times, strict=True)]

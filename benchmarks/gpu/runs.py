@@ -1,4 +1,4 @@
-"""Every length of run: a store, a retrieve, and half of each at once, beside the link."""
+"""Each length of run: a store, a retrieve, and half of each at once, beside the link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels.cuda.settings import CudaSettings
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Requests of ``sizes.tokens`` with the number of CTAs that is the default."""
+    """Measure requests of ``sizes.tokens`` with the default number of CTAs."""
     num_bytes = sizes.tokens * sizes.token_bytes
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,
@@ -23,6 +23,6 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
     ):
         for run_kib in sizes.run_kib:
             with opened.buffer(backend, run_kib) as buffer:
-                for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+                for case, starts in starts_of(buffer, sizes.tokens).items():
                     what = f"{case}, {sizes.tokens:,} tokens, runs of {run_kib} KiB"
                     yield rate(what, case, starts, num_bytes, limit, sizes.rounds, goal=GOALS[case])

@@ -1,4 +1,4 @@
-"""How much the GPU benchmarks move, and for how long they measure."""
+"""How much the GPU benchmarks copy, and for how long they measure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROW_BYTES = NUM_HEADS * HEAD_BYTES
 
 CHUNK_SIZE = 256
 SMALL_TOKENS = CHUNK_SIZE
-"""The smallest request there is: one chunk."""
+"""The smallest request: one chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,4 +62,4 @@ QUICK = Sizes(
     matrix=64,
     window_seconds=0.05,
 )
-"""To see that every measurement runs; the figures mean nothing."""
+"""Sizes to see that every measurement runs; the figures mean nothing."""

@@ -19,20 +19,20 @@ GOAL = Goal(at_most=1.05)
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """The time of one product beside transfers, to its time alone; and the transfers' rate meanwhile."""
+    """Measure the time of one product beside transfers and alone, and the rate of the transfers."""
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,
         opened.backend(CudaSettings()) as backend,
         opened.buffer(backend, RUN_KIB) as buffer,
     ):
-        for case, starts in starts_of(backend, buffer, sizes.tokens).items():
+        for case, starts in starts_of(buffer, sizes.tokens).items():
             yield from slowed(opened, case, starts, sizes.tokens * sizes.token_bytes, goal=GOAL)
 
 
 def slowed(
     opened: Rig, name: str, starts: Sequence[Start], num_bytes: int, *, goal: Goal | None, rounds: int = ROUNDS
 ) -> list[Figure]:
-    """Rounds of the product alone and beside transfers that follow each other without a pause."""
+    """Measure the product alone, and beside transfers that follow each other without a pause."""
     sizes = opened.sizes
     product = {"size": sizes.matrix, "seconds": sizes.window_seconds}
     alone, shared, rates = [], [], []

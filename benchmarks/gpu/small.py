@@ -14,11 +14,11 @@ from kernels.cuda.settings import CudaSettings
 
 LINK_SHARE, LATENCY_SECONDS = 1.3, 150e-6
 ROUNDS_FACTOR = 4
-"""A small request is over soon, so that it is measured more often."""
+"""A small request is short, so it is measured more often."""
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Goal: 1.3 times the link's time and 150 µs at most."""
+    """Measure small requests; the goal is at most 1.3 times the link's time and 150 µs."""
     num_bytes = SMALL_TOKENS * sizes.token_bytes
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,
@@ -27,7 +27,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
     ):
         for run_kib in sizes.run_kib:
             with opened.buffer(backend, run_kib) as buffer:
-                for case, starts in starts_of(backend, buffer, SMALL_TOKENS).items():
+                for case, starts in starts_of(buffer, SMALL_TOKENS).items():
                     linked, moved = in_turns(ROUNDS_FACTOR * sizes.rounds, limit.copies[case], partial(finish, starts))
                     yield Figure(
                         what=f"{case}, {SMALL_TOKENS} tokens, runs of {run_kib} KiB",

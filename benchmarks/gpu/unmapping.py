@@ -1,4 +1,4 @@
-"""How long it takes to let go of an engine's memory, and whether that waits for work on other streams."""
+"""How long it takes to release an engine's memory, and whether that waits for work on other streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 
 from benchmarks.figures import Figure
-from benchmarks.gpu.rig import TIMEOUT_SECONDS, Rig, group_of, scattered_moves, seconds_of
+from benchmarks.gpu.rig import TIMEOUT_SECONDS, Rig, group_of, scattered_copies, seconds_of
 from benchmarks.gpu.sizes import CHUNK_SIZE, Sizes
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer
@@ -17,15 +17,15 @@ from kernels.geometry import CudaIpc, Region
 
 RUN_KIB = 64
 VICTIM_BYTES = 64 << 20
-"""Of the memory to let go of: so large that torch makes an allocation of its own for it."""
+"""Size of the memory to release: so large that torch makes an allocation of its own for it."""
 
 ROUNDS = 3
 QUEUED_TRANSFERS = 24
-"""Of the depot's own, still on their way when the memory is let go of: half a second's worth on a GPU."""
+"""Transfers of the depot that still run when the memory is released: half a second's worth on a GPU."""
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """The time alone, while another attachment's blocks move, and while the engine computes."""
+    """Measure the time alone, while another attachment's blocks are copied, and while the engine computes."""
     with closing(Rig(sizes, sizes.tokens)) as opened, opened.backend(CudaSettings()) as backend:
         victim = opened.engine.region("make", size_bytes=VICTIM_BYTES)
         with opened.buffer(backend, RUN_KIB) as other:
@@ -54,14 +54,14 @@ def _close_handle(opened: Rig, backend: CudaBackend, victim: Region) -> float:
 
 def _end_attachment(opened: Rig, backend: CudaBackend, victim: Region) -> float:
     group = group_of(victim, RUN_KIB, opened.sizes)
-    buffer = backend.attach([group], [victim], CHUNK_SIZE, allow_process_fd=False)
+    buffer = backend.attach([group], [victim], CHUNK_SIZE)
     return seconds_of(buffer.close)
 
 
 @contextlib.contextmanager
 def _storing(backend: CudaBackend, buffer: CudaBuffer, sizes: Sizes) -> Iterator[None]:
-    moves = scattered_moves(buffer, sizes.tokens)
-    transfers = [backend.gather(buffer, moves) for _ in range(QUEUED_TRANSFERS)]
+    copies = scattered_copies(buffer, sizes.tokens)
+    transfers = [buffer.store(copies) for _ in range(QUEUED_TRANSFERS)]
     yield
     for transfer in transfers:
         transfer.future.result(TIMEOUT_SECONDS)

@@ -9,27 +9,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.block_copy import checked_blocks
-from kernels.cuda.batch import Direction, Moves
 from kernels.cuda.buffer import CudaBuffer, Spawn, spawn_thread
 from kernels.cuda.ipc import ImportedMemory
-from kernels.cuda.l1 import PinnedL1
+from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.resources import Resources
-from kernels.cuda.runtime import HANDLE_BYTES, CudaDevice, CudaError, CudaRuntime, canonical_uuid
+from kernels.cuda.runtime import CudaDevice, CudaError, CudaRuntime, canonical_uuid
 from kernels.cuda.settings import CudaSettings
-from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable
+from kernels.errors import BackendError, GeometryError, RegionError
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.plan import check_groups, plan_groups
-from kernels.transfer import ChunkCopy
 
 logger = logging.getLogger(__name__)
 
 
 class CudaBackend:
-    """Copies between engines' blocks on GPUs and the L1 arena, on streams of its own.
+    """Maps engines' buffers on GPUs, each with streams of its own.
 
-    ``l1`` is the whole arena, writable. It should be registered as it is populated; what is not, is when it is needed.
+    ``l1`` is the whole arena, writable. `register` it as it is populated; a transfer registers what it needs otherwise.
     """
 
     name = "cuda"
@@ -51,39 +47,32 @@ class CudaBackend:
         self._buffers: set[CudaBuffer] = set()
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:
-        """Registers a range of L1 with CUDA, which takes a while: call it in a thread, ahead of need.
+        """Register a range of L1 with CUDA ahead of need, which takes a while: call it in a thread.
 
-        Raises:
-            BackendUnavailable: the memory can't be pinned.
+        Raises: BackendError if the memory can't be pinned.
         """
         try:
             self._l1.register(offset_bytes, size_bytes)
         except CudaError as error:
-            raise BackendUnavailable(f"L1 can't be registered with CUDA: {error}") from error
+            raise BackendError(f"L1 can't be registered with CUDA: {error}") from error
 
-    def attach(
-        self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
-    ) -> CudaBuffer:
-        """Maps an engine's buffer and makes all that its transfers need, which takes a while: call it in a thread.
+    def attach(self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int) -> CudaBuffer:
+        """Map an engine's buffer and make all that its transfers need, which takes a while: call it in a thread.
 
-        ``allow_process_fd`` says nothing about device memory: whether its handles may come this way, the caller knows.
-
-        Raises:
-            GeometryError: see `check_groups`; or the regions are not on one device.
-            RegionUnavailable: a handle can't be opened, or its allocation is smaller than was said.
-            BackendUnavailable: the device is not visible here, or lacks memory or something else.
+        Raises: GeometryError, also for regions that are not on one device; RegionError if a handle can't be opened or
+            its allocation is too small; BackendError if the device is not visible or lacks something.
         """
         check_groups(groups, [region.size_bytes for region in regions], chunk_size)
         plans = plan_groups(groups, chunk_size)
-        device = self._device_of(regions)
+        handles = _handles(regions)
+        device = self._device(handles)
         resources = Resources(self._runtime, device)
         with contextlib.ExitStack() as undoing:
             undoing.callback(resources.close)
             try:
                 device.prepare()
-                bases = self._map(resources, regions)
+                bases = self._map(resources, regions, handles)
                 addresses = [(bases[plan.regions] + plan.engine_offsets.astype(np.uint64)).ravel() for plan in plans]
-                mapped_bytes = sum(region.size_bytes for region in regions)
                 buffer = CudaBuffer(
                     resources,
                     plans,
@@ -91,34 +80,18 @@ class CudaBackend:
                     self._l1,
                     self._settings,
                     self._spawn,
-                    mapped_bytes=mapped_bytes,
-                    objects=frozenset(_allocation(region) for region in regions),
+                    mapped_bytes=sum(region.size_bytes for region in regions),
+                    objects=frozenset(handle.handle for handle in handles),
                 )
             except CudaError as error:
-                raise BackendUnavailable(f"the device can't serve the attachment: {error}") from error
+                raise BackendError(f"the device can't serve the attachment: {error}") from error
             undoing.pop_all()
         self._buffers.add(buffer)
         resources.on_close(self._buffers.discard, buffer)
         return buffer
 
-    def gather(self, buffer: CudaBuffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
-        """Starts to copy blocks into chunks, when the engine's event has happened.
-
-        Raises:
-            ValueError: a move does not fit the buffer or the arena. Nothing was written.
-        """
-        return self._start(buffer, Direction.STORE, moves, ready_event)
-
-    def scatter(self, buffer: CudaBuffer, moves: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
-        """Starts to copy chunks into blocks, when the engine's event has happened.
-
-        Raises:
-            ValueError: a move does not fit the buffer or the arena. Nothing was written.
-        """
-        return self._start(buffer, Direction.RETRIEVE, moves, ready_event)
-
     def close(self) -> None:
-        """Ends what is attached, and lets go of the arena."""
+        """End all attachments, and release the arena."""
         for buffer in list(self._buffers):
             buffer.close()
         try:
@@ -126,48 +99,38 @@ class CudaBackend:
         except CudaError as error:
             logger.warning("not all of L1 could be unregistered: %s", error)
 
-    def _start(
-        self, buffer: CudaBuffer, direction: Direction, moves: Sequence[ChunkCopy], ready_event: bytes
-    ) -> CudaTransfer:
-        if len(ready_event) not in (0, HANDLE_BYTES):
-            raise ValueError(f"a ready_event has {HANDLE_BYTES} bytes")
-        blocks = checked_blocks(buffer.plans, buffer.chunk_bytes, self._l1.size_bytes, moves)
-        l1_offsets = np.array([move.l1_offset_bytes for move in moves], dtype=np.int64)
-        return buffer.start(direction, Moves(l1_offsets, blocks), ready_event)
-
-    def _device_of(self, regions: Sequence[Region]) -> CudaDevice:
-        uuids = []
-        for index, region in enumerate(regions):
-            if not isinstance(region.handle, CudaIpc):
-                raise GeometryError(f"regions[{index}]", "it is not CUDA memory, as another region is")
-            uuids.append(canonical_uuid(region.handle.device_uuid))
-            if uuids[index] != uuids[0]:
-                raise GeometryError(f"regions[{index}].cuda_ipc.device_uuid", "it is not the device of regions[0]")
-        if not uuids:
-            raise GeometryError("regions", "there are none")
-        device = self._runtime.devices.get(uuids[0])
+    def _device(self, handles: Sequence[CudaIpc]) -> CudaDevice:
+        uuid = canonical_uuid(handles[0].device_uuid)
+        device = self._runtime.devices.get(uuid)
         if device is None:
             visible = ", ".join(self._runtime.devices)
-            raise BackendUnavailable(f"no device with the UUID {uuids[0]} is visible to the depot, only {visible}")
+            raise BackendError(f"no device with the UUID {uuid} is visible to the depot, only {visible}")
         return device
 
-    def _map(self, resources: Resources, regions: Sequence[Region]) -> NDArray[np.uint64]:
-        """Where each region begins."""
+    def _map(self, resources: Resources, regions: Sequence[Region], handles: Sequence[CudaIpc]) -> NDArray[np.uint64]:
+        """Return the address of each region."""
         addresses = []
-        for index, region in enumerate(regions):
-            assert isinstance(region.handle, CudaIpc)
+        for index, (region, handle) in enumerate(zip(regions, handles, strict=True)):
             try:
-                base = resources.imported(self._imported, region.handle.handle)
+                base = resources.imported(self._imported, handle.handle)
                 allocated_bytes = resources.device.bytes_from(base)
             except CudaError as error:
-                raise RegionUnavailable(f"regions[{index}] can't be mapped: {error}") from error
-            if region.handle.offset_bytes + region.size_bytes > allocated_bytes:
-                raise RegionUnavailable(f"regions[{index}] reaches beyond its allocation of {allocated_bytes} bytes")
-            addresses.append(base + region.handle.offset_bytes)
+                raise RegionError(f"regions[{index}] can't be mapped: {error}") from error
+            if handle.offset_bytes + region.size_bytes > allocated_bytes:
+                raise RegionError(f"regions[{index}] reaches beyond its allocation of {allocated_bytes} bytes")
+            addresses.append(base + handle.offset_bytes)
         return np.array(addresses, dtype=np.uint64)
 
 
-def _allocation(region: Region) -> bytes:
-    """The handle is the allocation's own, whichever part of it a region is."""
-    assert isinstance(region.handle, CudaIpc)
-    return region.handle.handle
+def _handles(regions: Sequence[Region]) -> list[CudaIpc]:
+    """Return the handles of regions that all lie on one device."""
+    handles: list[CudaIpc] = []
+    for index, region in enumerate(regions):
+        if not isinstance(region.handle, CudaIpc):
+            raise GeometryError(f"regions[{index}]", "it is not CUDA memory, as another region is")
+        handles.append(region.handle)
+        if canonical_uuid(region.handle.device_uuid) != canonical_uuid(handles[0].device_uuid):
+            raise GeometryError(f"regions[{index}].cuda_ipc.device_uuid", "it is not the device of regions[0]")
+    if not handles:
+        raise GeometryError("regions", "there are none")
+    return handles

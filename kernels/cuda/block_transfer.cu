@@ -1,21 +1,21 @@
 // Gather and scatter: blocks of an engine's paged KV buffer into contiguous chunks, and back.
 //
-// One kernel for every layout, because a layout is no more than where its planes are, the stride of a block, and up to
-// two loops around a run, the longest piece that is contiguous on both sides. For plane p, block b and the indices i, j
-// of the loops, run_bytes are
+// One kernel serves every layout. A layout is only the address of each plane, the stride of a block, and up to two loops
+// around a run, the longest piece that is contiguous on both sides. For plane p, block b and the indices i, j of the
+// loops, run_bytes are
 //
 //     engine:  plane_addresses[p] + block_ids[b] * block_stride_bytes
 //              + i * outer.engine_stride_bytes + j * inner.engine_stride_bytes
 //     chunk:   chunks_base + plane_chunk_offsets[p] + chunk_block_offsets[b]
 //              + i * outer.chunk_stride_bytes + j * inner.chunk_stride_bytes
 //
-// Work is numbered by vectors, as wide as the alignment of all of this allows (access_bytes), and numbered as the bytes
-// of a chunk are: the vectors of a run, the runs of a block, the blocks of a plane, the planes. So neighbouring lanes
-// touch neighbouring bytes of the chunk, runs shorter than a warp's 512 bytes leave no lane idle, and a long run is
+// The unit of work is a vector, as wide as all alignments allow (access_bytes). Vectors are numbered in the order of a
+// chunk's bytes: the vectors of a run, the runs of a block, the blocks of a plane, the planes. So neighbouring threads
+// touch neighbouring bytes of the chunk, runs shorter than a warp's 512 bytes leave no thread idle, and a long run is
 // walked by whole CTAs, 8 KiB each. Threads stride by the grid, whatever its size.
 //
-// A number in this order is never formed. A thread keeps its digits (Position) and adds the digits of the stride to
-// them, with carries: no division outside the start, and no total that could overflow.
+// No thread computes such a number. It keeps the number's digits (Position) and adds the digits of the stride, with
+// carries. So only the start divides, and no total can overflow.
 
 struct Loop {
     i64 count;  // 1 if there is no such loop
@@ -23,12 +23,12 @@ struct Loop {
     i64 chunk_stride_bytes;
 };
 
-// What one launch copies. Every field has 8 bytes and every count is in 1 .. 2**31 - 1, runs counted in vectors.
-struct BlockCopy {
-    const u64* plane_addresses;      // [num_planes] of block 0, token 0, head 0
+// What one launch copies. Each field has 8 bytes. Each count is in 1 .. 2**31 - 1; a run counts in vectors.
+struct KernelParams {
+    const u64* plane_addresses;      // [num_planes], where block 0, token 0, head 0 is
     const i64* plane_chunk_offsets;  // [num_planes]
     const i64* block_ids;            // [num_blocks]
-    const i64* chunk_block_offsets;  // [num_blocks] from chunks_base to the block, in a plane at chunk offset 0
+    const i64* chunk_block_offsets;  // [num_blocks], from chunks_base to the block in a plane at chunk offset 0
     u64 chunks_base;
     i64 num_planes;
     i64 num_blocks;
@@ -38,12 +38,12 @@ struct BlockCopy {
     Loop inner;
     i64 access_bytes;  // 16, 8, 4, 2 or 1
 };
-static_assert(sizeof(Loop) == 24 && sizeof(BlockCopy) == 128, "kernel.BLOCK_COPY has the same fields");
+static_assert(sizeof(Loop) == 24 && sizeof(KernelParams) == 128, "kernel.KERNEL_PARAMS has the same fields");
 
 constexpr int kMaxThreads = 512;     // of a CTA
-constexpr int kVectorsInFlight = 4;  // of a thread: 32 KiB of a CTA are on their way before the first is stored
+constexpr int kVectorsInFlight = 4;  // of a thread, so that a CTA loads 32 KiB before it stores any
 
-// The digits of a number of work, the fastest first. Also their radixes; the last has no limit.
+// The digits of a vector's number, the fastest first. Also their radixes; the last digit has no limit.
 struct Position {
     u32 vector;
     u32 inner;
@@ -52,6 +52,7 @@ struct Position {
     u32 plane;
 };
 
+// Returns the lowest digit, and removes it from the number.
 __device__ __forceinline__ u32 split_digit(u32& number, u32 radix) {
     const u32 digit = number % radix;
     number /= radix;
@@ -85,13 +86,13 @@ __device__ __forceinline__ void advance(Position& at, const Position& stride, co
 }
 
 template <bool kGather, typename Vector>
-__device__ __forceinline__ void copy_vectors(const BlockCopy& copy) {
+__device__ __forceinline__ void copy_vectors(const KernelParams& params) {
     const Position radix = {
-        static_cast<u32>(copy.run_bytes / static_cast<i64>(sizeof(Vector))),
-        static_cast<u32>(copy.inner.count),
-        static_cast<u32>(copy.outer.count),
-        static_cast<u32>(copy.num_blocks),
-        static_cast<u32>(copy.num_planes),
+        static_cast<u32>(params.run_bytes / static_cast<i64>(sizeof(Vector))),
+        static_cast<u32>(params.inner.count),
+        static_cast<u32>(params.outer.count),
+        static_cast<u32>(params.num_blocks),
+        static_cast<u32>(params.num_planes),
     };
     const Position stride = position_of(gridDim.x * blockDim.x, radix);
     Position at = position_of(blockIdx.x * blockDim.x + threadIdx.x, radix);
@@ -103,18 +104,18 @@ __device__ __forceinline__ void copy_vectors(const BlockCopy& copy) {
 #pragma unroll
         for (int n = 0; n < kVectorsInFlight; ++n) {
             is_work[n] = at.plane < radix.plane;
-            // Past the end the last plane is looked up, so that there is no branch around the tables.
+            // Past the end, the last plane is read, so that no branch surrounds the reads of the arrays.
             const u32 plane = is_work[n] ? at.plane : radix.plane - 1;
-            const u64 engine = __ldg(copy.plane_addresses + plane)
-                + __ldg(copy.block_ids + at.block) * copy.block_stride_bytes
-                + at.outer * copy.outer.engine_stride_bytes
-                + at.inner * copy.inner.engine_stride_bytes
+            const u64 engine = __ldg(params.plane_addresses + plane)
+                + __ldg(params.block_ids + at.block) * params.block_stride_bytes
+                + at.outer * params.outer.engine_stride_bytes
+                + at.inner * params.inner.engine_stride_bytes
                 + at.vector * static_cast<u64>(sizeof(Vector));
-            const u64 chunk = copy.chunks_base
-                + __ldg(copy.plane_chunk_offsets + plane)
-                + __ldg(copy.chunk_block_offsets + at.block)
-                + at.outer * copy.outer.chunk_stride_bytes
-                + at.inner * copy.inner.chunk_stride_bytes
+            const u64 chunk = params.chunks_base
+                + __ldg(params.plane_chunk_offsets + plane)
+                + __ldg(params.chunk_block_offsets + at.block)
+                + at.outer * params.outer.chunk_stride_bytes
+                + at.inner * params.inner.chunk_stride_bytes
                 + at.vector * static_cast<u64>(sizeof(Vector));
             if (is_work[n]) vectors[n] = load_once<Vector>(kGather ? engine : chunk);
             targets[n] = kGather ? chunk : engine;
@@ -128,20 +129,20 @@ __device__ __forceinline__ void copy_vectors(const BlockCopy& copy) {
 }
 
 template <bool kGather>
-__device__ __forceinline__ void copy_blocks(const BlockCopy& copy) {
-    switch (copy.access_bytes) {
-        case 16: return copy_vectors<kGather, uint4>(copy);
-        case 8: return copy_vectors<kGather, uint2>(copy);
-        case 4: return copy_vectors<kGather, unsigned int>(copy);
-        case 2: return copy_vectors<kGather, unsigned short>(copy);
-        default: return copy_vectors<kGather, unsigned char>(copy);
+__device__ __forceinline__ void copy_blocks(const KernelParams& params) {
+    switch (params.access_bytes) {
+        case 16: return copy_vectors<kGather, uint4>(params);
+        case 8: return copy_vectors<kGather, uint2>(params);
+        case 4: return copy_vectors<kGather, unsigned int>(params);
+        case 2: return copy_vectors<kGather, unsigned short>(params);
+        default: return copy_vectors<kGather, unsigned char>(params);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kMaxThreads) gather_blocks(const BlockCopy copy) {
-    copy_blocks<true>(copy);
+extern "C" __global__ void __launch_bounds__(kMaxThreads) gather_blocks(const KernelParams params) {
+    copy_blocks<true>(params);
 }
 
-extern "C" __global__ void __launch_bounds__(kMaxThreads) scatter_blocks(const BlockCopy copy) {
-    copy_blocks<false>(copy);
+extern "C" __global__ void __launch_bounds__(kMaxThreads) scatter_blocks(const KernelParams params) {
+    copy_blocks<false>(params);
 }

@@ -1,4 +1,4 @@
-"""An engine's paged buffer on a device, with the streams and threads that move its blocks."""
+"""An engine's paged buffer on a device, with the streams and threads that copy its blocks."""
 
 from __future__ import annotations
 
@@ -10,52 +10,55 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.cuda.batch import Direction, Moves
-from kernels.cuda.l1 import PinnedL1
+from kernels.copies import ChunkCopy, checked_copies
 from kernels.cuda.phase_clock import PhaseClock
+from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.resources import Resources
+from kernels.cuda.runtime import HANDLE_BYTES
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.staging_ring import StagingRing
 from kernels.cuda.steps import chunk_bytes
 from kernels.cuda.stream_worker import StreamWorker
-from kernels.cuda.tables import PlaneTables, Table, write_planes
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
+from kernels.cuda.uploads import PlaneArrays, UploadBuffer, upload_planes
+from kernels.errors import BackendError, RegionError, TransferCancelled
 from kernels.plan import GroupPlan
+from kernels.transfer import Direction
 
 logger = logging.getLogger(__name__)
 
-NUM_TABLES = 8
-TABLE_BLOCKS = 1 << 16
-TABLE_MOVES = 256
+NUM_UPLOAD_BUFFERS = 8
+MAX_UPLOAD_BLOCKS = 1 << 16
+MAX_UPLOAD_COPIES = 256
 
 
-class Worker(Protocol):
-    """What runs a lane."""
+class Thread(Protocol):
+    """What runs a worker."""
 
     def join(self) -> None:
-        """Wait until the lane is over."""
+        """Wait until the worker is over."""
 
 
-Spawn = Callable[[StreamWorker, str], Worker]
-"""Makes a worker of that name take the lane's turns until it is over."""
+Spawn = Callable[[StreamWorker, str], Thread]
+"""Runs a worker in a thread of that name."""
 
 
-def spawn_thread(lane: StreamWorker, name: str) -> threading.Thread:
-    """A thread of its own for each lane."""
-    thread = threading.Thread(target=lane.run, name=name, daemon=True)
+def spawn_thread(worker: StreamWorker, name: str) -> threading.Thread:
+    """Run a worker in a daemon thread of its own."""
+    thread = threading.Thread(target=worker.run, name=name, daemon=True)
     thread.start()
     return thread
 
 
 class CudaBuffer:
-    """Blocks at ``plane_addresses``, for each group in the order of its ``chunk_offsets``; valid until `close`.
+    """Blocks in planes on a device; valid until `close`.
 
-    ``objects`` are the allocations that it lies in. What is made of the device goes to ``resources``, which belong to
-    the buffer from then on.
+    ``plane_addresses`` has an array for each group, in the order of its ``chunk_offsets``. ``objects`` are the
+    allocations that hold the blocks. The buffer owns ``resources``.
     """
 
     transfer_backend = "cuda"
+    can_wait_for_events = True
 
     def __init__(
         self,
@@ -73,70 +76,77 @@ class CudaBuffer:
         self.plans = tuple(plans)
         self.chunk_bytes = chunk_bytes(plans)
         self.mapped_bytes = mapped_bytes
+        self._l1 = l1
         self._resources = resources
-        self._failure: TransferFailed | None = None
-
-        table = Table(resources, 2 * sum(addresses.size for addresses in plane_addresses))
-        planes = write_planes(table, plans, plane_addresses)
-        stream = resources.stream()
-        table.upload(stream)
-        resources.device.drain(stream)
-
-        self._lanes: dict[Direction, StreamWorker] = {}
+        self._failure: BackendError | None = None
+        planes = upload_planes(resources, plans, plane_addresses)
+        self._workers: dict[Direction, StreamWorker] = {}
         for direction in Direction:
-            lane = self._lanes[direction] = self._new_lane(planes, l1, direction, settings)
-            worker = spawn(lane, f"kvdepot-{direction}")
-            resources.on_close(worker.join)
+            worker = self._workers[direction] = self._new_worker(planes, direction, settings)
+            resources.on_close(spawn(worker, f"kvdepot-{direction}").join)
             resources.on_close(self._stop, TransferCancelled("the attachment has ended"))
 
     def __repr__(self) -> str:
         return f"<CudaBuffer {self.mapped_bytes} bytes, {self.transfer_backend}>"
 
     def check_size(self) -> None:
-        """Raises RegionUnavailable if the attachment has failed; device memory does not change its size."""
-        if self._failure is not None:
-            raise RegionUnavailable(f"the attachment has failed: {self._failure}")
+        """Check that the attachment has not failed; device memory does not change its size.
 
-    def start(self, direction: Direction, moves: Moves, ready_event: bytes) -> CudaTransfer:
-        """Begins to carry out moves that were checked."""
-        return self._lanes[direction].start(moves, ready_event)
+        Raises: RegionError.
+        """
+        if self._failure is not None:
+            raise RegionError(f"the attachment has failed: {self._failure}")
+
+    def store(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
+        """Start to copy blocks into chunks, once the engine's event has happened.
+
+        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        """
+        return self._start(Direction.STORE, copies, ready_event)
+
+    def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
+        """Start to copy chunks into blocks, once the engine's event has happened.
+
+        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        """
+        return self._start(Direction.RETRIEVE, copies, ready_event)
 
     def close(self) -> None:
-        """Stops what runs, waits for the streams, and gives the memory back."""
+        """Stop what runs, wait for the streams, and give the memory back."""
         self._resources.close()
         self.mapped_bytes = 0
 
-    def _new_lane(
-        self,
-        planes: Sequence[PlaneTables],
-        l1: PinnedL1,
-        direction: Direction,
-        settings: CudaSettings,
-    ) -> StreamWorker:
+    def _start(self, direction: Direction, copies: Sequence[ChunkCopy], ready_event: bytes) -> CudaTransfer:
+        if len(ready_event) not in (0, HANDLE_BYTES):
+            raise ValueError(f"a ready_event has {HANDLE_BYTES} bytes")
+        checked = checked_copies(self.plans, self.chunk_bytes, self._l1.size_bytes, copies)
+        return self._workers[direction].start(checked, ready_event)
+
+    def _new_worker(self, planes: Sequence[PlaneArrays], direction: Direction, settings: CudaSettings) -> StreamWorker:
         resources = self._resources
-        ring = StagingRing(resources, direction, planes, l1, settings)
+        ring = StagingRing(resources, direction, planes, self._l1, settings)
         blocks_per_chunk = sum(plan.blocks_per_chunk for plan in self.plans)
-        moves_per_table = max(1, min(TABLE_MOVES, TABLE_BLOCKS // blocks_per_chunk))
-        num_words = 2 * moves_per_table * blocks_per_chunk
+        copies_per_upload = max(1, min(MAX_UPLOAD_COPIES, MAX_UPLOAD_BLOCKS // blocks_per_chunk))
+        num_words = 2 * copies_per_upload * blocks_per_chunk
         return StreamWorker(
             resources.device,
             ring,
             PhaseClock(resources.device, ring, resources.event()),
-            tables=[Table(resources, num_words) for _ in range(NUM_TABLES)],
-            moves_per_table=moves_per_table,
+            upload_buffers=[UploadBuffer(resources, num_words) for _ in range(NUM_UPLOAD_BUFFERS)],
+            copies_per_upload=copies_per_upload,
             step_events=[
-                tuple((resources.event(), resources.event()) for _ in ring.works) for _ in range(settings.steps_ahead)
+                tuple((resources.event(), resources.event()) for _ in ring.phases) for _ in range(settings.steps_ahead)
             ],
             on_failure=self._fail,
         )
 
-    def _fail(self, failure: TransferFailed) -> None:
+    def _fail(self, failure: BackendError) -> None:
         if self._failure is None:
             self._failure = failure
             logger.error("an attachment has failed: %s", failure, exc_info=failure.__cause__)
         self._stop(failure)
 
     def _stop(self, error: Exception) -> None:
-        """Stops all lanes, before any is waited for."""
-        for lane in list(self._lanes.values()):
-            lane.stop(error)
+        """Stop both workers before the buffer waits for one of them."""
+        for worker in list(self._workers.values()):
+            worker.stop(error)

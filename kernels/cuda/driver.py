@@ -1,7 +1,6 @@
-"""Calls of the CUDA driver that CuPy lacks, makes slowly, or makes with the GIL held although they may wait for a GPU.
+"""Calls of the CUDA driver that CuPy lacks, makes slowly, or makes with the GIL held while they wait for a GPU.
 
-Opening and closing what another process shares can wait for all that the device has been given to do. ctypes lets go of
-the GIL meanwhile.
+To open or close memory of another process can wait for all work of the device. ctypes releases the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import ctypes
 import functools
 import uuid
 
-from kernels.cuda.kernel import BlockCopy
+from kernels.cuda.kernel import KernelParams
 from kernels.cuda.runtime import HANDLE_BYTES, Address, CudaError, Event, Stream
 
 # From cuda.h.
@@ -20,13 +19,13 @@ _RANGE_SIZE = 12
 
 
 class _Handle(ctypes.Structure):
-    """A CUipcMemHandle or a CUipcEventHandle, which are passed by value."""
+    """A CUipcMemHandle or a CUipcEventHandle; both are passed by value."""
 
     _fields_ = (("reserved", ctypes.c_ubyte * HANDLE_BYTES),)
 
 
 def device_uuid(ordinal: int) -> str:
-    """The UUID of a device, or of the slice of one that the process sees in its place."""
+    """Return the UUID of a device, or of the MIG slice that the process sees in its place."""
     device, number = ctypes.c_int(), (ctypes.c_ubyte * 16)()
     _call("cuInit", ctypes.c_uint(0))
     _call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
@@ -35,7 +34,7 @@ def device_uuid(ordinal: int) -> str:
 
 
 def open_memory(handle: bytes) -> Address:
-    """Maps memory of another process into the context that is current."""
+    """Map memory of another process into the current context."""
     address = ctypes.c_uint64()
     flags = ctypes.c_uint(_LAZY_ENABLE_PEER_ACCESS)
     _call("cuIpcOpenMemHandle_v2", ctypes.byref(address), _Handle.from_buffer_copy(handle), flags)
@@ -43,12 +42,12 @@ def open_memory(handle: bytes) -> Address:
 
 
 def close_memory(address: Address) -> None:
-    """Unmaps what `open_memory` has mapped."""
+    """Unmap memory that `open_memory` has mapped."""
     _call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
 
 def bytes_from(address: Address) -> int:
-    """How many bytes there are from an address to the end of its allocation."""
+    """Return the number of bytes from an address to the end of its allocation."""
     start, size_bytes = ctypes.c_uint64(), ctypes.c_size_t()
     for value, attribute in ((start, _RANGE_START_ADDR), (size_bytes, _RANGE_SIZE)):
         _call("cuPointerGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_uint64(address))
@@ -56,19 +55,19 @@ def bytes_from(address: Address) -> int:
 
 
 def open_event(handle: bytes) -> Event:
-    """Opens an event of another process."""
+    """Open an event of another process."""
     event = ctypes.c_void_p()
     _call("cuIpcOpenEventHandle", ctypes.byref(event), _Handle.from_buffer_copy(handle))
     return Event(event.value or 0)
 
 
 def destroy_event(event: Event) -> None:
-    """Lets go of an event."""
+    """Destroy an event."""
     _call("cuEventDestroy_v2", ctypes.c_void_p(event))
 
 
-def launch(function: int, num_ctas: int, threads_per_cta: int, argument: BlockCopy, stream: Stream) -> None:
-    """Starts a kernel that takes one structure by value; the driver copies it before this returns."""
+def launch(function: int, num_ctas: int, threads_per_cta: int, params: KernelParams, stream: Stream) -> None:
+    """Start a kernel that takes one structure by value. The driver copies the structure before this returns."""
     one, nothing = ctypes.c_uint(1), ctypes.c_void_p()
     _call(
         "cuLaunchKernel",
@@ -77,7 +76,7 @@ def launch(function: int, num_ctas: int, threads_per_cta: int, argument: BlockCo
         *(ctypes.c_uint(threads_per_cta), one, one),
         ctypes.c_uint(0),
         ctypes.c_void_p(stream),
-        (ctypes.c_void_p * 1)(argument.ctypes.data),
+        (ctypes.c_void_p * 1)(params.ctypes.data),
         nothing,
     )
 

@@ -1,4 +1,4 @@
-"""Engines' device memory, mapped into this process over CUDA IPC."""
+"""Device memory of engines, mapped into this process over CUDA IPC."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class _Mapped:
 
 
 class ImportedMemory:
-    """Allocations of other processes, each mapped once per device: it must not be opened twice.
+    """Allocations of other processes. Each is mapped once per device, because CUDA must not open it twice.
 
-    Two regions often lie in one allocation, and two ranks may share one.
+    Several regions often lie in one allocation, and several ranks may share one.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,9 @@ class ImportedMemory:
         return len(self._mapped)
 
     def open(self, device: CudaDevice, handle: bytes) -> Address:
-        """Where the allocation begins; to be given back with `close`.
+        """Return where the allocation begins. Each `open` needs a `close`.
 
-        Raises:
-            CudaError: the handle can't be opened.
+        Raises: CudaError.
         """
         with self._lock:
             key = (device.uuid, handle)
@@ -42,10 +41,9 @@ class ImportedMemory:
             return mapped.address
 
     def close(self, device: CudaDevice, handle: bytes) -> None:
-        """Unmaps the allocation with its last user.
+        """Unmap the allocation with its last user.
 
-        Raises:
-            CudaError: it can't be unmapped. It counts as unmapped nevertheless.
+        Raises: CudaError; the allocation counts as unmapped nevertheless.
         """
         with self._lock:
             key = (device.uuid, handle)

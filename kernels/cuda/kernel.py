@@ -1,4 +1,4 @@
-"""The CUDA kernels that copy blocks: their source, and the structure that a launch passes to them."""
+"""The CUDA kernels that copy blocks: their source, and the parameters of a launch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from kernels.plan import GroupPlan, Loop
 
 THREADS_PER_CTA = 512
-"""As the kernels' launch bounds say."""
+"""Threads of a CTA, as in the kernels' launch bounds."""
 
 MAX_CTAS = 1 << 20
-"""Of a launch; the kernels count their threads in 32 bits."""
+"""Most CTAs of a launch: the kernels count their threads in 32 bits."""
 
 COMPILE_OPTIONS = ("--std=c++17", "--generate-line-info")
-"""For NVRTC. The architecture is CuPy's to add."""
+"""Options for NVRTC; CuPy adds the architecture."""
 
 _SOURCES = ("prelude.cuh", "block_transfer.cu")
 _COUNT_LIMIT = 2**31
 _LOOP = np.dtype([("count", np.int64), ("engine_stride_bytes", np.int64), ("chunk_stride_bytes", np.int64)])
 
-BLOCK_COPY = np.dtype(
+KERNEL_PARAMS = np.dtype(
     [
         ("plane_addresses", np.uint64),
         ("plane_chunk_offsets", np.uint64),
@@ -39,14 +39,14 @@ BLOCK_COPY = np.dtype(
         ("access_bytes", np.int64),
     ]
 )
-"""``struct BlockCopy`` of block_transfer.cu, which is passed by value; the first four are addresses of tables."""
+"""``struct KernelParams`` of block_transfer.cu, which is passed by value. The first four are addresses of arrays."""
 
-BlockCopy = NDArray[np.void]
-"""One BLOCK_COPY, as an array of one, which is how CuPy takes a structure."""
+KernelParams = NDArray[np.void]
+"""An array of one KERNEL_PARAMS."""
 
 
 def source() -> str:
-    """The prelude and the kernels, as one text; the compiler's messages name the files and their lines."""
+    """Return the prelude and the kernels as one text, in which the compiler's messages name files and lines."""
     texts = [(name, Path(__file__).with_name(name).read_text("ascii")) for name in _SOURCES]
     return "".join(f'#line 1 "{name}"\n{text}' for name, text in texts)
 
@@ -54,9 +54,9 @@ def source() -> str:
 def access_bytes(
     plan: GroupPlan, plane_addresses: NDArray[np.uint64], chunks_base: int, chunk_block_offsets: NDArray[np.int64]
 ) -> int:
-    """The width of the accesses of a launch: the widest, of 16 bytes at most, that all of it is aligned to.
+    """Return the width of a launch's accesses: the widest one, at most 16 bytes, that fits all its alignments.
 
-    ``plane_addresses`` and ``chunk_block_offsets`` are what the tables of the launch hold.
+    ``plane_addresses`` and ``chunk_block_offsets`` are the contents of the launch's arrays.
     """
     bits = 16 | chunks_base | plan.block_stride_bytes | plan.run_bytes
     for loop in plan.loops:
@@ -66,7 +66,7 @@ def access_bytes(
     return bits & -bits
 
 
-def block_copy(
+def kernel_params(
     plan: GroupPlan,
     *,
     num_planes: int,
@@ -77,21 +77,20 @@ def block_copy(
     chunk_block_offsets: int,
     chunks_base: int,
     access_bytes: int,
-) -> BlockCopy:
-    """What one launch copies: every plane of the first tables, every block of the others.
+) -> KernelParams:
+    """Return the parameters of a launch that copies each block of each plane.
 
-    All addresses are the device's. The tables must stay as they are until the launch is done:
+    All addresses are the device's. The arrays must not change until the launch is done:
 
-    - ``plane_addresses``, uint64 ``[num_planes]``: where block 0, token 0, head 0 of a plane is,
-    - ``plane_chunk_offsets``, int64 ``[num_planes]``: where the plane begins in a chunk,
+    - ``plane_addresses``, uint64 ``[num_planes]``: where block 0, token 0, head 0 of each plane is,
+    - ``plane_chunk_offsets``, int64 ``[num_planes]``: where each plane begins in a chunk,
     - ``block_ids``, int64 ``[num_blocks]``,
-    - ``chunk_block_offsets``, int64 ``[num_blocks]``: from ``chunks_base`` to where the block's bytes are in a plane
-      that is at the beginning of its chunk.
+    - ``chunk_block_offsets``, int64 ``[num_blocks]``: from ``chunks_base`` to each block's bytes, for a plane at
+      the beginning of its chunk.
 
-    ``access_bytes`` is what the function of that name says.
+    The function `access_bytes` computes the argument of that name.
 
-    Raises:
-        ValueError: there is nothing to copy, or more than the kernels can count.
+    Raises: ValueError if there is nothing to copy, or more than the kernels can count.
     """
     outer, inner = _loops(plan)
     for count in (num_planes, num_blocks, outer.count, inner.count, plan.run_bytes // access_bytes):
@@ -111,22 +110,22 @@ def block_copy(
         (inner.count, inner.engine_stride_bytes, inner.chunk_stride_bytes),
         access_bytes,
     )
-    return np.array([fields], dtype=BLOCK_COPY)
+    return np.array([fields], dtype=KERNEL_PARAMS)
 
 
 def _loops(plan: GroupPlan) -> Sequence[Loop]:
-    """The outer loop and the inner one; one that the plan lacks has a single turn."""
+    """Return the outer loop and the inner one; a loop that the plan lacks has a count of 1."""
     return (*(Loop(1, 0, 0) for _ in range(2 - len(plan.loops))), *plan.loops)
 
 
-def num_ctas(copy: BlockCopy, max_ctas: int) -> int:
-    """The CTAs of a launch: enough for one vector per thread, ``max_ctas`` at most."""
-    return min(max_ctas, MAX_CTAS, -(-num_vectors(copy) // THREADS_PER_CTA))
+def num_ctas(params: KernelParams, max_ctas: int) -> int:
+    """Return the CTAs of a launch: enough for one vector per thread, ``max_ctas`` at most."""
+    return min(max_ctas, MAX_CTAS, -(-num_vectors(params) // THREADS_PER_CTA))
 
 
-def num_vectors(copy: BlockCopy) -> int:
-    """The accesses of each side; a Python integer, because it may have more than 64 bits."""
-    at = copy[0]
+def num_vectors(params: KernelParams) -> int:
+    """Return the number of accesses of each side, which may have more than 64 bits."""
+    at = params[0]
     per_run = int(at["run_bytes"]) // int(at["access_bytes"])
     per_block = per_run * int(at["outer"]["count"]) * int(at["inner"]["count"])
     return per_block * int(at["num_blocks"]) * int(at["num_planes"])

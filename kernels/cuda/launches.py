@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.cuda.batch import Batch, Direction, Moves
-from kernels.cuda.kernel import BlockCopy, access_bytes
+from kernels.copies import Copies
+from kernels.cuda.kernel import KernelParams, access_bytes, kernel_params
 from kernels.cuda.runtime import CudaDevice, Stream
 from kernels.cuda.steps import Step
-from kernels.cuda.tables import BlockTables, PlaneTables, Table, copy_of, offsets_of
-from kernels.phases import Phase
+from kernels.cuda.uploads import WORD_BYTES, BlockArrays, PlaneArrays, UploadBuffer, UploadedCopies, block_offsets
+from kernels.transfer import Direction, Phase
 
 
 class BlockLaunches:
-    """The launches between blocks and chunks in one direction; ``work`` is what they are."""
+    """The launches of one direction; ``phase`` is what they do."""
 
-    def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneTables], max_ctas: int) -> None:
-        is_store = direction is Direction.STORE
-        self.work = Phase.GATHER if is_store else Phase.SCATTER
-        self._launch: Callable[[BlockCopy, int, Stream], None] = device.gather if is_store else device.scatter
+    def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneArrays], max_ctas: int) -> None:
+        self.phase = Phase.GATHER if direction is Direction.STORE else Phase.SCATTER
+        self._device = device
+        self._direction = direction
         self._planes = planes
         self._max_ctas = max_ctas
 
-    def load(self, moves: Moves, chunk_starts: NDArray[np.int64], table: Table, stream: Stream) -> Batch:
-        """Uploads the blocks of moves. Their chunks begin at ``chunk_starts``, counted from the base of `issue`.
+    def upload(
+        self, copies: Copies, chunk_starts: NDArray[np.int64], buffer: UploadBuffer, stream: Stream
+    ) -> UploadedCopies:
+        """Start to upload the blocks of copies. ``chunk_starts[copy]`` counts from the ``chunks_base`` of `issue`.
 
-        That base is aligned to the widest access, so that it does not count here: memory of the device is, and a part
-        begins where a plane does.
+        That base never narrows an access: device memory is aligned to the widest one, and a part of a chunk begins
+        where a plane does.
         """
-        table.clear()
-        blocks = []
-        for planes, moved in zip(self._planes, moves.blocks, strict=True):
-            offsets = offsets_of(planes.plan, moved, chunk_starts)
-            width = access_bytes(planes.plan, planes.plane_addresses, 0, offsets)
-            blocks.append(BlockTables(moved.starts, table.append(moved.ids), table.append(offsets), width))
-        table.upload(stream)
-        return Batch(moves.l1_offsets, blocks)
+        buffer.clear()
+        arrays = []
+        for planes, blocks in zip(self._planes, copies.blocks, strict=True):
+            offsets = block_offsets(planes.plan, blocks, chunk_starts)
+            width = access_bytes(planes.plan, planes.addresses, 0, offsets)
+            arrays.append(BlockArrays(blocks.starts, buffer.append(blocks.ids), buffer.append(offsets), width))
+        buffer.upload(stream)
+        return UploadedCopies(copies.l1_offsets, arrays)
 
-    def issue(self, step: Step, batch: Batch, chunks_base: int, stream: Stream) -> None:
-        """Starts to copy between the blocks of a step and its chunks."""
+    def issue(self, step: Step, copies: UploadedCopies, chunks_base: int, stream: Stream) -> None:
+        """Start to copy between the blocks of a step and its chunks."""
         for group, plane_range in step.part.planes:
-            copy = copy_of(self._planes[group], batch.blocks[group], plane_range, step.moves, chunks_base)
-            if copy is not None:
-                self._launch(copy, self._max_ctas, stream)
+            blocks = copies.blocks[group]
+            first, end = int(blocks.starts[step.copies.start]), int(blocks.starts[step.copies.stop])
+            if first < end:
+                params = _params(self._planes[group], plane_range, blocks, range(first, end), chunks_base)
+                self._device.launch(self._direction, params, self._max_ctas, stream)
+
+
+def _params(
+    planes: PlaneArrays, plane_range: range, blocks: BlockArrays, block_range: range, chunks_base: int
+) -> KernelParams:
+    """Return the parameters of a launch that copies some planes of some blocks."""
+    return kernel_params(
+        planes.plan,
+        num_planes=len(plane_range),
+        plane_addresses=planes.device_addresses + plane_range.start * WORD_BYTES,
+        plane_chunk_offsets=planes.device_offsets + plane_range.start * WORD_BYTES,
+        num_blocks=len(block_range),
+        block_ids=blocks.device_ids + block_range.start * WORD_BYTES,
+        chunk_block_offsets=blocks.device_offsets + block_range.start * WORD_BYTES,
+        chunks_base=chunks_base % 2**64,
+        access_bytes=blocks.access_bytes,
+    )

@@ -1,4 +1,4 @@
-"""When the steps of a lane began and ended, as the device says."""
+"""When the phases of steps began and ended, as the device measures it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from kernels.cuda.staging_ring import StagingRing
 
 
 class PhaseClock:
-    """Reads events of a ring on the host's monotonic clock, in seconds.
+    """Reads timing events of a ring as times of the host's monotonic clock, in seconds.
 
-    What is between two of them the device has measured. Its clock and the host's are joined at an event that is
-    recorded while the streams are idle, so that it happens at once; the error of that is the same for all events until
-    the clocks are joined anew. CUDA counts milliseconds in 24 bits: a lane that has not been idle for an hour tells
-    times to a quarter of one.
+    The device measures the time from a reference event to another one. The reference event is recorded while the
+    streams are idle, so that it happens at once; the host's clock is read beside it. The error of that reading is the
+    same for all events until the next calibration. CUDA counts milliseconds in 24 bits: after an hour without a
+    calibration, times are exact to a quarter of a millisecond.
     """
 
-    def __init__(self, device: CudaDevice, ring: StagingRing, joint: Event) -> None:
+    def __init__(self, device: CudaDevice, ring: StagingRing, reference_event: Event) -> None:
         self._device = device
         self._ring = ring
-        self._joint = joint
-        self._joined_at = 0.0
+        self._reference_event = reference_event
+        self._reference_time = 0.0
 
-    def join(self) -> None:
-        """Joins both clocks; to be called only when the lane is idle, and no transfer that has begun goes on."""
-        self._joined_at = time.monotonic()
-        self._ring.mark(self._joint)
+    def calibrate(self) -> None:
+        """Record the reference event anew. Call it only while the ring is idle and no transfer has begun."""
+        self._reference_time = time.monotonic()
+        self._ring.record(self._reference_event)
 
     def read(self, event: Event) -> float:
-        """When an event happened that a thread has waited for, or that comes before such a one."""
-        return self._joined_at + self._device.seconds_between(self._joint, event)
+        """Return when an event happened. A thread has waited for it, or for a later one."""
+        return self._reference_time + self._device.seconds_between(self._reference_event, event)

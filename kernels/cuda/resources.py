@@ -1,4 +1,4 @@
-"""What an attachment holds of a device, each thing given back exactly once."""
+"""Streams, events and memory of an attachment, each given back exactly once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ P = ParamSpec("P")
 class Resources:
     """Makes streams, events and memory on ``device``, and gives them back.
 
-    First what uses them is ended, then other processes' memory is unmapped, because whoever waits for a dead engine's
-    memory should not wait for the rest: giving back memory may wait for all that the device was given to do.
+    `close` first ends the users of all that, then unmaps memory of other processes, then gives back the rest. The rest
+    may wait for all work of the device, and the memory of a dead engine must not wait for that.
 
-    Raises:
-        CudaError: by every method that makes something, if there is no more of it.
+    Raises: CudaError by each method that makes something.
     """
 
     def __init__(self, runtime: CudaRuntime, device: CudaDevice) -> None:
@@ -37,43 +36,43 @@ class Resources:
         self._giving_back = contextlib.ExitStack()
 
     def stream(self) -> Stream:
-        """A stream of the device."""
+        """Return a new stream of the device."""
         stream = self.device.new_stream()
         self._giving_back.callback(self.device.destroy_stream, stream)
         return stream
 
     def event(self) -> Event:
-        """An event of the device."""
+        """Return a new event of the device."""
         event = self.device.new_event()
         self._giving_back.callback(self.device.destroy_event, event)
         return event
 
     def memory(self, size_bytes: int) -> Address:
-        """Memory of the device."""
+        """Return new memory of the device."""
         address = self.device.allocate(size_bytes)
         self._giving_back.callback(self.device.free, address)
         return address
 
     def imported(self, memory: ImportedMemory, handle: bytes) -> Address:
-        """An allocation of another process."""
+        """Map an allocation of another process; return where it begins."""
         address = memory.open(self.device, handle)
         self._unmapping.callback(memory.close, self.device, handle)
         return address
 
     def pinned_words(self, num_words: int) -> NDArray[np.int64]:
-        """Pinned memory of the host."""
+        """Return new pinned memory of the host."""
         address = self._runtime.allocate_pinned(num_words * 8)
         self._giving_back.callback(self._runtime.free_pinned, address)
         return np.ctypeslib.as_array((ctypes.c_int64 * num_words).from_address(address))
 
     def on_close(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Has a function called before anything is given back, and before those that were told of earlier."""
+        """Call a function before anything is given back; the last one that was added is called first."""
         self._ending.callback(function, *args, **kwargs)
 
     def close(self) -> None:
-        """Gives everything back, as far as the device lets it."""
+        """Give everything back, as far as the device permits it."""
         for stack in (self._ending, self._unmapping, self._giving_back):
             try:
                 stack.close()
-            except CudaError as error:  # one of them; the stack went on
+            except CudaError as error:  # one of them: the stack goes on after it
                 logger.warning("not everything could be given back to %s: %s", self.device, error)

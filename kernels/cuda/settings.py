@@ -1,4 +1,4 @@
-"""What can be set about moving blocks on a GPU."""
+"""Settings of transfers on a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class CudaSettings:
     """Sizes and limits of an attachment's transfers; docs/gpu.md has the measurements that chose the defaults.
 
-    Each direction has ``staging_slots`` buffers of ``staging_bytes`` on the device, and at most ``steps_ahead`` of such
-    steps on its streams. A launch has ``max_ctas`` at most. L1 is registered ``pin_bytes`` at a time, a multiple of the
-    page size.
+    Each direction has ``staging_slots`` buffers of ``staging_bytes`` on the device, and at most ``steps_ahead`` steps
+    on its streams. A launch has at most ``max_ctas`` CTAs. L1 is registered in parts of ``pin_bytes``, a multiple of
+    the page size.
     """
 
     staging_bytes: int = 16 << 20

@@ -7,43 +7,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cuda.batch import Batch, Direction, Marks, Moves
-from kernels.cuda.l1 import PinnedL1
+from kernels.copies import Copies
 from kernels.cuda.launches import BlockLaunches
+from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import Address, Event
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk, touched_bytes
-from kernels.cuda.tables import PlaneTables, Table
-from kernels.phases import Phase
+from kernels.cuda.uploads import PlaneArrays, UploadBuffer, UploadedCopies
+from kernels.transfer import Direction, Phase
 
 _ALIGNMENT_BYTES = 256
+
+StepEvents = Sequence[tuple[Event, Event]]
+"""The timing events of a step: for each phase one for its begin and one for its end."""
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """A staging buffer. ``emptied`` is when its last step is done; before its first there is none."""
+    """A staging buffer. ``emptied`` happens when its last step is done; it is None before the first step."""
 
     address: Address
     emptied: Event | None = None
 
 
 class StagingRing:
-    """One direction of one attachment. What is issued is done in the order in which it was issued.
+    """Carries out the steps of one direction of an attachment, in the order in which they are issued.
 
-    Fills staging buffers on one stream and empties them on another. So the kernel of a step runs while the copy engine
-    is at the step before, and the other way round for a retrieve. The copy engine moves parts of chunks, which are
-    large: the link is full whatever the size of a run, and a few CTAs keep it so.
+    One stream fills staging buffers and another one empties them. So the kernel of a step runs while the copy engine
+    works at the step before, or the other way round for a retrieve. The copy engine copies parts of chunks, which are
+    large. That keeps the link full whatever the size of a run, and needs only a few CTAs.
 
-    ``works`` are the kinds of work that each step has, in the order in which they are done. ``parts`` are a chunk as it
-    is cut into steps. ``chunks_per_step`` chunks go into a step: 1 if a chunk has several parts.
+    ``phases`` are those of each step, in their order. ``parts`` are what a chunk is cut into. A step has
+    ``chunks_per_step`` chunks, which is 1 if a chunk has several parts.
     """
 
     def __init__(
         self,
         resources: Resources,
         direction: Direction,
-        planes: Sequence[PlaneTables],
+        planes: Sequence[PlaneArrays],
         l1: PinnedL1,
         settings: CudaSettings,
     ) -> None:
@@ -61,66 +64,69 @@ class StagingRing:
         kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
         if direction is Direction.STORE:
             self._filling, self._emptying = kernels, copies
-            self.works = (self._launches.work, Phase.COPY)
+            self.phases = (self._launches.phase, Phase.COPY)
         else:
             self._filling, self._emptying = (self._copy_stream, self._copy_to_device), kernels
-            self.works = (Phase.COPY, self._launches.work)
+            self.phases = (Phase.COPY, self._launches.phase)
 
-    def load(self, moves: Moves, table: Table) -> Batch:
-        """Writes the blocks of the moves into a table, and starts its upload."""
-        chunk_starts = np.arange(len(moves)) % self.chunks_per_step * self._pitch_bytes
-        return self._launches.load(moves, chunk_starts, table, self._kernel_stream)
+    def upload(self, copies: Copies, buffer: UploadBuffer) -> UploadedCopies:
+        """Start to upload the blocks of copies through a free buffer."""
+        chunk_starts = np.arange(len(copies)) % self.chunks_per_step * self._pitch_bytes
+        return self._launches.upload(copies, chunk_starts, buffer, self._kernel_stream)
 
-    def issue(self, step: Step, batch: Batch, marks: Sequence[Marks]) -> None:
-        """Starts to copy the step, with marks for each of `works`.
+    def issue(self, step: Step, copies: UploadedCopies, events: StepEvents, *, record_begins: bool) -> None:
+        """Start to carry out a step, and record its events; those of the begins only if asked to.
 
-        The end of the last one happens when the step and all that was issued before is copied.
+        The last event happens when the step, and all that was issued before it, is done.
         """
         slot = self._slots[self._next_slot]
         self._next_slot = (self._next_slot + 1) % len(self._slots)
         (filling, fill), (emptying, empty) = self._filling, self._emptying
-        filled, emptied = marks
+        (fill_begins, filled), (empty_begins, emptied) = events
         if slot.emptied is not None:
             self._device.wait(filling, slot.emptied)
-        if filled.begin is not None:
-            self._device.record(filled.begin, filling)
-        fill(step, batch, slot)
-        self._device.record(filled.end, filling)
-        self._device.wait(emptying, filled.end)
-        if emptied.begin is not None:
-            self._device.record(emptied.begin, emptying)
-        empty(step, batch, slot)
-        self._device.record(emptied.end, emptying)
-        # If this is recorded anew before the slot's turn comes, then by a later step of the same stream, which is
-        # done no earlier.
-        slot.emptied = emptied.end
+        if record_begins:
+            self._device.record(fill_begins, filling)
+        fill(step, copies, slot)
+        self._device.record(filled, filling)
+        self._device.wait(emptying, filled)
+        if record_begins:
+            self._device.record(empty_begins, emptying)
+        empty(step, copies, slot)
+        self._device.record(emptied, emptying)
+        # A later step may record this event again before the slot is used again. That step is on the same stream, so
+        # it is done no earlier.
+        slot.emptied = emptied
 
-    def mark(self, event: Event) -> None:
-        """Has an event happen before whatever is issued from now on."""
+    def record(self, event: Event) -> None:
+        """Record an event ahead of all that is issued later."""
         self._device.record(event, self._filling[0])
 
     def drain(self) -> None:
-        """Waits until all that was issued is done. If this raises, it never will be, and nothing is touched."""
+        """Wait until all that was issued is done.
+
+        Raises: CudaError; the device then touches nothing more.
+        """
         self._device.drain(self._kernel_stream)
         self._device.drain(self._copy_stream)
 
-    def _run_kernels(self, step: Step, batch: Batch, slot: _Slot) -> None:
-        self._launches.issue(step, batch, slot.address - step.part.offset_bytes, self._kernel_stream)
+    def _run_kernels(self, step: Step, copies: UploadedCopies, slot: _Slot) -> None:
+        self._launches.issue(step, copies, slot.address - step.part.offset_bytes, self._kernel_stream)
 
-    def _copy_to_host(self, step: Step, batch: Batch, slot: _Slot) -> None:
-        for staged, in_l1, size_bytes in self._pieces(step, batch, slot):
+    def _copy_to_host(self, step: Step, copies: UploadedCopies, slot: _Slot) -> None:
+        for staged, in_l1, size_bytes in self._contiguous(step, copies, slot):
             self._device.copy_to_host(in_l1, staged, size_bytes, self._copy_stream)
 
-    def _copy_to_device(self, step: Step, batch: Batch, slot: _Slot) -> None:
-        for staged, in_l1, size_bytes in self._pieces(step, batch, slot):
+    def _copy_to_device(self, step: Step, copies: UploadedCopies, slot: _Slot) -> None:
+        for staged, in_l1, size_bytes in self._contiguous(step, copies, slot):
             self._device.copy_to_device(staged, in_l1, size_bytes, self._copy_stream)
 
-    def _pieces(self, step: Step, batch: Batch, slot: _Slot) -> Iterator[tuple[Address, Address, int]]:
-        """What is contiguous on both sides of a copy: where it is staged, where it is in L1, how many bytes."""
-        for number, move in enumerate(step.moves):
+    def _contiguous(self, step: Step, copies: UploadedCopies, slot: _Slot) -> Iterator[tuple[Address, Address, int]]:
+        """Yield what is contiguous both in the slot and in L1: its address in each, and its size in bytes."""
+        for number, copy in enumerate(step.copies):
             staged = slot.address + number * self._pitch_bytes
-            l1_offset = int(batch.l1_offsets[move]) + step.part.offset_bytes
-            num_blocks = [int(blocks.starts[move + 1] - blocks.starts[move]) for blocks in batch.blocks]
+            l1_offset = int(copies.l1_offsets[copy]) + step.part.offset_bytes
+            num_blocks = [int(blocks.starts[copy + 1] - blocks.starts[copy]) for blocks in copies.blocks]
             for first, end in touched_bytes(step.part, self._plans, num_blocks):
                 self._l1.register(l1_offset + first, end - first)
                 for at, size_bytes in self._l1.cut(l1_offset + first, end - first):

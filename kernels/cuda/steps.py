@@ -1,4 +1,4 @@
-"""Steps: a transfer cut into what is issued at once and fits a staging buffer."""
+"""Steps: parts of a transfer that are issued at once, and that fit a staging buffer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.plan import GroupPlan
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Whole planes that follow each other in a chunk: of each group a range of them, in the order of a chunk."""
+    """Whole planes that follow each other in a chunk; ``planes`` has pairs of a group and a range of its planes."""
 
     offset_bytes: int
     size_bytes: int
@@ -20,24 +20,24 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The same part of consecutive moves."""
+    """The same part of consecutive copies."""
 
-    moves: range
+    copies: range
     part: Part
 
 
 def plane_bytes(plan: GroupPlan) -> int:
-    """Bytes of one plane in a chunk."""
+    """Return the bytes of one plane in a chunk."""
     return plan.blocks_per_chunk * plan.block_bytes
 
 
 def chunk_bytes(plans: Sequence[GroupPlan]) -> int:
-    """Bytes of all planes of all groups."""
+    """Return the bytes of a chunk: of all planes of all groups."""
     return sum(plane_bytes(plan) * plan.chunk_offsets.size for plan in plans)
 
 
 def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
-    """A chunk in parts of ``limit_bytes`` at most; a plane that is larger is a part of its own."""
+    """Cut a chunk into parts of at most ``limit_bytes``; a larger plane is a part of its own."""
     parts: list[Part] = []
     offset_bytes = 0
     for planes in _fill(plans, limit_bytes):
@@ -47,20 +47,20 @@ def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> Iterator[Step]:
-    """The steps of ``num_moves`` moves. ``chunks_per_step`` is 1 if a chunk has several parts."""
-    for first in range(0, num_moves, chunks_per_step):
+def steps(num_copies: int, parts: Sequence[Part], chunks_per_step: int) -> Iterator[Step]:
+    """Yield the steps of ``num_copies`` copies. ``chunks_per_step`` is 1 if a chunk has several parts."""
+    for first in range(0, num_copies, chunks_per_step):
         for part in parts:
-            yield Step(range(first, min(first + chunks_per_step, num_moves)), part)
+            yield Step(range(first, min(first + chunks_per_step, num_copies)), part)
 
 
-def num_steps(num_moves: int, parts: Sequence[Part], chunks_per_step: int) -> int:
-    """How many `steps` there are."""
-    return -(-num_moves // chunks_per_step) * len(parts)
+def num_steps(num_copies: int, parts: Sequence[Part], chunks_per_step: int) -> int:
+    """Return the number of `steps`."""
+    return -(-num_copies // chunks_per_step) * len(parts)
 
 
 def touched_bytes(part: Part, plans: Sequence[GroupPlan], num_blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Where the last ``num_blocks`` of each group's planes begin and end in a part; what meets is one."""
+    """Return the ranges of the last ``num_blocks[group]`` blocks of each plane in a part; adjacent ones are joined."""
     ranges: list[tuple[int, int]] = []
     end_bytes = 0
     for group, planes in part.planes:
@@ -81,7 +81,7 @@ def touched_bytes(part: Part, plans: Sequence[GroupPlan], num_blocks: Sequence[i
 
 
 def _fill(plans: Sequence[GroupPlan], limit_bytes: int) -> Iterator[list[tuple[int, int]]]:
-    """The planes of a chunk, each as group and number, in lists that are as long as the limit allows."""
+    """Yield lists of planes, each plane as its group and number. The lists are as long as the limit allows."""
     planes: list[tuple[int, int]] = []
     filled_bytes = 0
     for group, plan in enumerate(plans):

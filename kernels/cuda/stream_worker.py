@@ -1,4 +1,4 @@
-"""Lanes: one direction of one attachment, whose transfers take turns at the streams."""
+"""A stream worker: carries out the transfers of one direction of an attachment, step by step."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kernels.cuda.batch import Batch, Marks, Moves, StepEvents
+from kernels.copies import Copies
 from kernels.cuda.phase_clock import PhaseClock
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
-from kernels.cuda.staging_ring import StagingRing
+from kernels.cuda.staging_ring import StagingRing, StepEvents
 from kernels.cuda.steps import Step, num_steps, steps
-from kernels.cuda.tables import Table
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import TransferFailed
+from kernels.cuda.uploads import UploadBuffer, UploadedCopies
+from kernels.errors import BackendError
 
 SHORTEST_PAUSE_SECONDS = 50e-6
 LONGEST_PAUSE_SECONDS = 1e-3
 
 
 @dataclass(slots=True, eq=False)
-class _Loaded:
-    """A batch whose blocks are in a table. The table is free again when the last of its steps is done."""
+class _Upload:
+    """Some copies of a transfer that are in an upload buffer. The buffer is free again when their last step is done."""
 
-    table: Table
-    batch: Batch
+    buffer: UploadBuffer
+    copies: UploadedCopies
     steps: Iterator[Step]
     num_to_issue: int
     num_in_flight: int = 0
@@ -34,35 +34,37 @@ class _Loaded:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A transfer that is not settled: the moves that are in no table yet, and the batch that is being issued."""
+    """A transfer that is not settled: the copies that are not uploaded, and the upload that is being issued."""
 
     transfer: CudaTransfer
-    rest: Moves
+    rest: Copies
     is_ready: bool
     ready_event: Event | None = None
-    loaded: _Loaded | None = None
+    upload: _Upload | None = None
     is_begun: bool = False
     num_in_flight: int = 0
 
     @property
     def is_issued(self) -> bool:
-        return self.loaded is None and not len(self.rest)
+        return self.upload is None and not len(self.rest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Issued:
+    """A step on the streams."""
+
     running: _Running
-    loaded: _Loaded
+    upload: _Upload
     events: StepEvents
     is_first: bool
 
 
 class StreamWorker:
-    """Issues transfers step by step, in turns, so that a short one need not wait for a long one.
+    """Issues a step of each transfer in turn, so that a short one need not wait for a long one.
 
-    So many steps as there are ``step_events`` are on the streams at once: enough that these stay busy while the thread
-    waits for the GIL, few enough that a transfer can be stopped soon. Transfers may be started and stopped from any
-    thread; `turn` belongs to one. When anything fails, all that runs is stopped and ``on_failure`` is called.
+    At most ``len(step_events)`` steps are on the streams. That is enough to keep them busy while the thread waits for
+    the GIL, and so few that a transfer stops soon. Any thread may start and stop transfers; one thread calls `advance`.
+    A failure stops all transfers, and is passed to ``on_failure``.
     """
 
     def __init__(
@@ -71,16 +73,16 @@ class StreamWorker:
         ring: StagingRing,
         clock: PhaseClock,
         *,
-        tables: Sequence[Table],
-        moves_per_table: int,
+        upload_buffers: Sequence[UploadBuffer],
+        copies_per_upload: int,
         step_events: Sequence[StepEvents],
-        on_failure: Callable[[TransferFailed], None],
+        on_failure: Callable[[BackendError], None],
     ) -> None:
         self._device = device
         self._ring = ring
         self._clock = clock
-        self._free_tables = list(tables)
-        self._moves_per_table = moves_per_table
+        self._free_buffers = list(upload_buffers)
+        self._copies_per_upload = copies_per_upload
         self._free_events = deque(step_events)
         self._on_failure = on_failure
         self._started: list[CudaTransfer] = []
@@ -91,9 +93,12 @@ class StreamWorker:
         self._lock = threading.Lock()
         self._woken = threading.Event()
 
-    def start(self, moves: Moves, ready_event: bytes) -> CudaTransfer:
-        """Begins to carry moves out, after the event if there is one; a stopped lane does not, and says why."""
-        transfer = CudaTransfer(moves, ready_event, self._woken.set)
+    def start(self, copies: Copies, ready_event: bytes) -> CudaTransfer:
+        """Start a transfer, which begins after the event if there is one.
+
+        If the worker is stopped, the transfer ends at once with the worker's error.
+        """
+        transfer = CudaTransfer(copies, ready_event, self._woken.set)
         with self._lock:
             if self._stop_error is None:
                 self._started.append(transfer)
@@ -104,7 +109,7 @@ class StreamWorker:
         return transfer
 
     def stop(self, error: Exception) -> None:
-        """Stops what runs with an error, and starts nothing any more."""
+        """Stop all transfers with an error, and start no more."""
         with self._lock:
             if self._stop_error is None:
                 self._stop_error = error
@@ -112,23 +117,23 @@ class StreamWorker:
 
     @property
     def is_over(self) -> bool:
-        """Whether the lane is stopped and touches nothing any more."""
+        """Whether the worker is stopped and touches no memory."""
         return self._stop_error is not None and not (self._started or self._running)
 
     def run(self) -> None:
-        """Takes turns until the lane is over."""
+        """Advance until the worker is over."""
         while not self.is_over:
-            pause_seconds = self.turn()
+            pause_seconds = self.advance()
             if pause_seconds != 0:
                 self._woken.wait(pause_seconds)
                 self._woken.clear()
 
-    def turn(self) -> float | None:
-        """Issues a step or waits for one; returns the seconds to wait before the next turn, None for until woken."""
+    def advance(self) -> float | None:
+        """Issue one step, or wait for one. Return the seconds to pause after it, None to pause until woken."""
         self._admit()
         try:
             is_busy = self._issue_step() or self._wait_for_oldest()
-        except Exception as error:  # whatever it was: nobody knows what the streams will do
+        except Exception as error:  # whatever it is, the state of the streams is unknown
             self._fail(error)
             is_busy = True
         self._settle()
@@ -137,7 +142,7 @@ class StreamWorker:
     def _admit(self) -> None:
         with self._lock:
             started, self._started = self._started, []
-            self._running.extend(_Running(transfer, transfer.moves, not transfer.ready_event) for transfer in started)
+            self._running.extend(_Running(transfer, transfer.copies, not transfer.ready_event) for transfer in started)
         if started:
             self._pause_seconds = SHORTEST_PAUSE_SECONDS
         if self._stop_error is not None:
@@ -145,7 +150,7 @@ class StreamWorker:
                 running.transfer.stop(self._stop_error)
 
     def _issue_step(self) -> bool:
-        """Issues the next step of the transfer whose turn it is, if any has one and not too many are on their way."""
+        """Issue the next step of the next transfer that has one. Return False if there is none, or no free events."""
         if not self._free_events:
             return False
         for _ in range(len(self._running)):
@@ -153,18 +158,18 @@ class StreamWorker:
             self._running.rotate(-1)
             if not running.is_issued and not running.transfer.is_stopped and self._is_ready(running):
                 if not (self._issued or any(each.is_begun for each in self._running)):
-                    self._clock.join()
-                loaded = running.loaded or self._load(running)
-                if loaded is not None:
-                    self._issue(running, loaded)
+                    self._clock.calibrate()
+                upload = running.upload or self._upload(running)
+                if upload is not None:
+                    self._issue(running, upload)
                     return True
         return False
 
     def _is_ready(self, running: _Running) -> bool:
-        """Whether the engine has done what the transfer must wait for.
+        """Return whether the event that the transfer waits for has happened.
 
-        It is asked and not made a stream wait: a stream can't be told to give up, and if the engine is killed the
-        event never happens. Unmapping the engine's memory waits for all streams, so it would never be free.
+        The worker asks, and never makes a stream wait. A stream can't give up, and the event of a killed engine never
+        happens. Unmapping the engine's memory waits for all streams, so it would never end.
         """
         if running.is_ready:
             return True
@@ -173,62 +178,65 @@ class StreamWorker:
                 running.ready_event = self._device.open_event(running.transfer.ready_event)
             running.is_ready = self._device.has_happened(running.ready_event)
         except CudaError as error:
-            running.transfer.stop(TransferFailed(f"the ready_event can't be waited for: {error}"))
+            running.transfer.stop(BackendError(f"the ready_event can't be waited for: {error}"))
         return running.is_ready
 
-    def _load(self, running: _Running) -> _Loaded | None:
-        """Puts the next moves into a table, if one is free. A step must follow: its event tells that it is uploaded."""
-        if not self._free_tables:
-            return None
-        table = self._free_tables.pop()
-        moves, running.rest = running.rest[: self._moves_per_table], running.rest[self._moves_per_table :]
-        batch = self._ring.load(moves, table)
-        cut = (len(moves), self._ring.parts, self._ring.chunks_per_step)
-        running.loaded = _Loaded(table, batch, steps(*cut), num_steps(*cut))
-        return running.loaded
+    def _upload(self, running: _Running) -> _Upload | None:
+        """Upload the next copies of a transfer, if a buffer is free.
 
-    def _issue(self, running: _Running, loaded: _Loaded) -> None:
-        step, events = next(loaded.steps), self._free_events.popleft()
-        loaded.num_to_issue -= 1
-        if not loaded.num_to_issue:
-            running.loaded = None
+        A step must follow: its last event also says that the upload is done.
+        """
+        if not self._free_buffers:
+            return None
+        buffer = self._free_buffers.pop()
+        copies, running.rest = running.rest[: self._copies_per_upload], running.rest[self._copies_per_upload :]
+        uploaded = self._ring.upload(copies, buffer)
+        cut = (len(copies), self._ring.parts, self._ring.chunks_per_step)
+        running.upload = _Upload(buffer, uploaded, steps(*cut), num_steps(*cut))
+        return running.upload
+
+    def _issue(self, running: _Running, upload: _Upload) -> None:
+        step, events = next(upload.steps), self._free_events.popleft()
+        upload.num_to_issue -= 1
+        if not upload.num_to_issue:
+            running.upload = None
         is_first, running.is_begun = not running.is_begun, True
-        self._ring.issue(step, loaded.batch, [Marks(begin if is_first else None, end) for begin, end in events])
-        self._issued.append(_Issued(running, loaded, events, is_first))
-        loaded.num_in_flight += 1
+        self._ring.issue(step, upload.copies, events, record_begins=is_first)
+        self._issued.append(_Issued(running, upload, events, is_first))
+        upload.num_in_flight += 1
         running.num_in_flight += 1
 
     def _wait_for_oldest(self) -> bool:
-        """Waits for the oldest step on the streams, if there is one."""
+        """Wait for the oldest step on the streams. Return False if there is none."""
         if not self._issued:
             return False
         oldest = self._issued[0]
         _, done = oldest.events[-1]
         self._device.synchronize(done)
         oldest.running.num_in_flight -= 1
-        oldest.loaded.num_in_flight -= 1
+        oldest.upload.num_in_flight -= 1
         self._note_times(oldest)
         self._issued.popleft()
         self._free_events.append(oldest.events)
-        if not oldest.loaded.num_in_flight and not oldest.loaded.num_to_issue:
-            self._free_tables.append(oldest.loaded.table)
+        if not oldest.upload.num_in_flight and not oldest.upload.num_to_issue:
+            self._free_buffers.append(oldest.upload.buffer)
         return True
 
     def _note_times(self, issued: _Issued) -> None:
-        """Only the first begin and the last end count, so most steps have nothing to note."""
+        """Note the first begin and the last end of each phase; most steps have neither."""
         transfer = issued.running.transfer
-        for name, (begin, end) in zip(self._ring.works, issued.events, strict=True):
+        for phase, (begin, end) in zip(self._ring.phases, issued.events, strict=True):
             if issued.is_first:
-                transfer.begun[name] = self._clock.read(begin)
+                transfer.begun[phase] = self._clock.read(begin)
             if not issued.running.num_in_flight:
-                transfer.ended[name] = self._clock.read(end)
+                transfer.ended[phase] = self._clock.read(end)
 
     def _fail(self, error: Exception) -> None:
-        failure = TransferFailed(str(error))
+        failure = BackendError(str(error))
         failure.__cause__ = error
         self.stop(failure)
         self._on_failure(failure)
-        with contextlib.suppress(CudaError):  # then the device does nothing any more
+        with contextlib.suppress(CudaError):  # then the device does nothing more
             self._ring.drain()
         self._issued.clear()
         for running in self._running:
@@ -240,10 +248,10 @@ class StreamWorker:
             if running.num_in_flight or not (running.is_issued or running.transfer.is_stopped):
                 continue
             self._running.remove(running)
-            if running.loaded is not None:
-                self._free_tables.append(running.loaded.table)
+            if running.upload is not None:
+                self._free_buffers.append(running.upload.buffer)
             if running.ready_event is not None:
-                with contextlib.suppress(CudaError):  # it is the engine's, and may be gone
+                with contextlib.suppress(CudaError):  # the event is the engine's, which may be gone
                     self._device.destroy_event(running.ready_event)
             running.transfer.settle()
 

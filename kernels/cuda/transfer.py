@@ -1,67 +1,43 @@
-"""A transfer over CUDA streams, as whoever asked for it sees it."""
+"""A transfer over CUDA streams."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 
-from kernels.cuda.batch import Moves
-from kernels.errors import TransferCancelled
-from kernels.phases import Phase, PhaseTime
+from kernels.copies import Copies
+from kernels.transfer import Phase, PhaseTime, Transfer
 
 
-class CudaTransfer:
-    """Chunks on their way. `future` is done only when the streams have passed all that was issued for them.
+class CudaTransfer(Transfer):
+    """A transfer whose ``future`` is done only when the streams have passed all that was issued for it.
 
-    From then on `steps` has what the time went into. ``begun`` and ``ended`` have when the first work of a kind began
-    and the last one ended, on the host's monotonic clock; a device that failed does not tell the end.
+    ``begun`` and ``ended`` say when each phase first began and last ended, on the host's monotonic clock; a device that
+    failed reports no end. ``wake`` wakes the worker that carries the transfer out.
     """
 
-    def __init__(self, moves: Moves, ready_event: bytes, wake: Callable[[], None]) -> None:
-        self.future: Future[None] = Future()
-        # A running future refuses Future.cancel(), which would make it done while the device still writes.
-        self.future.set_running_or_notify_cancel()
-        self.steps: tuple[PhaseTime, ...] = ()
+    def __init__(self, copies: Copies, ready_event: bytes, wake: Callable[[], None]) -> None:
+        super().__init__()
         self.begun: dict[Phase, float] = {}
         self.ended: dict[Phase, float] = {}
-        self.moves = moves
+        self.copies = copies
         self.ready_event = ready_event
         self._wake = wake
-        self._started_at = time.monotonic()
-        self._error: Exception | None = None
-        self._lock = threading.Lock()
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether nothing more is to be issued."""
-        return self._error is not None
-
-    def cancel(self) -> None:
-        """Issues nothing more; the future then raises TransferCancelled."""
-        self.stop(TransferCancelled("the transfer was cancelled"))
-
-    def stop(self, error: Exception) -> None:
-        """Issues nothing more; the future then raises the first error that the transfer was stopped with."""
-        with self._lock:
-            if self._error is None:
-                self._error = error
+    def stop(self, error: BaseException) -> None:
+        """Stop, and wake the worker."""
+        super().stop(error)
         self._wake()
 
     def settle(self) -> None:
-        """Makes the future done."""
-        self.steps = self._times(time.monotonic())
-        if self._error is None:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(self._error)
+        """Make ``future`` done."""
+        self._settle(self._times(time.monotonic()))
 
     def _times(self, settled_at: float) -> tuple[PhaseTime, ...]:
         ended = {name: self.ended.get(name, max(settled_at, begin)) for name, begin in self.begun.items()}
         first_begin = min(self.begun.values(), default=settled_at)
         worked_seconds = max(ended.values(), default=settled_at) - first_begin
-        # The clocks of the host and of the device are not joined perfectly; all is shifted into the transfer's life.
+        # The clocks of host and device differ a little, so all phases are shifted into the transfer's life.
         latest_seconds = max(0.0, settled_at - self._started_at - worked_seconds)
         waited_seconds = min(max(0.0, first_begin - self._started_at), latest_seconds)
         return (

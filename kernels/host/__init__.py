@@ -1,1 +1,1 @@
-"""The host backend: blocks and chunks in this machine's memory, copied by threads."""
+"""Blocks in the host's memory, copied by threads."""

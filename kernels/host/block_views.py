@@ -1,4 +1,4 @@
-"""Block views: the blocks of an engine and of a chunk as NumPy arrays, cut into pieces that can be copied."""
+"""Block views: the blocks of an engine and of a chunk as NumPy arrays, cut into pieces to copy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Blocks of an array ``[layers, kinds, blocks, *loops, run_bytes]``: ``array[:, :, block_ids]``, uncopied."""
+    """The blocks ``array[:, :, block_ids]`` of ``[layers, kinds, blocks, *loops, run_bytes]``, without a copy."""
 
     array: Bytes
     block_ids: NDArray[np.int64]
 
     @property
     def offsets_bytes(self) -> NDArray[np.int64]:
-        """Where the blocks are, from the array's beginning."""
+        """The offset of each block from the array's beginning."""
         return self.block_ids * self.array.strides[2]
 
 
@@ -30,8 +30,8 @@ class Blocks:
 class Span:
     """Consecutive layers of a group whose planes are at equal distances in the engine's memory.
 
-    ``blocks`` is ``[layers, kinds, num_blocks, *loops, run_bytes]``. Elements are bytes whatever the dtype: NumPy
-    copies the innermost dimension with memmove, so wider words win nothing and alignment does not matter.
+    ``blocks`` is ``[layers, kinds, num_blocks, *loops, run_bytes]``. Elements are bytes for any dtype: NumPy copies the
+    innermost dimension with memmove, so wider words gain nothing and alignment does not matter.
     """
 
     blocks: Bytes
@@ -39,7 +39,7 @@ class Span:
     first_layer: int
 
     def chunk_blocks(self, l1: Bytes, l1_offset_bytes: int) -> Bytes:
-        """The same layers of the chunk at ``l1_offset_bytes``, with ``blocks_per_chunk`` blocks instead."""
+        """Return these layers of the chunk at ``l1_offset_bytes``, which has ``blocks_per_chunk`` blocks."""
         num_layers, num_kinds = self.blocks.shape[:2]
         plan = self.plan
         plane_bytes = plan.blocks_per_chunk * plan.block_bytes
@@ -59,7 +59,7 @@ class Span:
 
 
 def spans(plan: GroupPlan, memory: Bytes, region_offsets: NDArray[np.int64]) -> tuple[Span, ...]:
-    """The layers of a group in as few spans as their addresses allow; region ``i`` is at ``region_offsets[i]``."""
+    """Divide a group's layers into as few spans as their addresses allow; region ``i`` is at ``region_offsets[i]``."""
     planes = region_offsets[plan.regions] + plan.engine_offsets
     return tuple(
         Span(_engine_blocks(plan, memory, planes[first:end]), plan, first) for first, end in _regular_layers(planes)
@@ -67,12 +67,12 @@ def spans(plan: GroupPlan, memory: Bytes, region_offsets: NDArray[np.int64]) -> 
 
 
 def _regular_layers(planes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Cuts ``[layers, kinds]`` where a layer is not as far from the one before, or its kinds not as far apart."""
+    """Yield first and end of layers at equal distances with kinds at equal distances; ``planes[layer, kind]``."""
     first = 0
     for end in range(1, len(planes) + 1):
         if end < len(planes):
-            step, kind_step = np.diff(planes[first : first + 2, 0]), np.diff(planes[first])
-            if planes[end, 0] == planes[end - 1, 0] + step and (np.diff(planes[end]) == kind_step).all():
+            distance, kind_distances = np.diff(planes[first : first + 2, 0]), np.diff(planes[first])
+            if planes[end, 0] == planes[end - 1, 0] + distance and (np.diff(planes[end]) == kind_distances).all():
                 continue
         yield first, end
         first = end
@@ -96,18 +96,18 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
 
 
 def pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], limit_bytes: int) -> Iterator[tuple[Blocks, Blocks]]:
-    """Cuts the copy between a span and the last blocks of its part of a chunk into pairs: the engine's, the chunk's.
+    """Cut the copy between a span and its last blocks in a chunk; yield the engine's side and the chunk's side.
 
-    A piece is all blocks of some layers, or some blocks of one layer where all of them have more than
-    ``limit_bytes``; it is larger only if it is a single block.
+    A piece is all blocks of some layers; where all blocks of one layer have more than ``limit_bytes``, it is some
+    blocks of one layer. Only a single block may be larger than the limit.
     """
     num_layers, num_kinds = span.blocks.shape[:2]
     layer_block_bytes = num_kinds * span.plan.block_bytes
     most_blocks = max(1, limit_bytes // layer_block_bytes)
-    places = np.arange(span.plan.blocks_per_chunk - len(block_ids), span.plan.blocks_per_chunk)
+    chunk_block_ids = np.arange(span.plan.blocks_per_chunk - len(block_ids), span.plan.blocks_per_chunk)
     for begin in range(0, len(block_ids), most_blocks):
         some = slice(begin, begin + most_blocks)
-        step = max(1, limit_bytes // (layer_block_bytes * len(places[some])))
-        for layer in range(0, num_layers, step):
-            layers = slice(layer, layer + step)
-            yield Blocks(span.blocks[layers], block_ids[some]), Blocks(chunk[layers], places[some])
+        piece_layers = max(1, limit_bytes // (layer_block_bytes * len(chunk_block_ids[some])))
+        for layer in range(0, num_layers, piece_layers):
+            layers = slice(layer, layer + piece_layers)
+            yield Blocks(span.blocks[layers], block_ids[some]), Blocks(chunk[layers], chunk_block_ids[some])

@@ -1,14 +1,14 @@
 // Strided copies at the speed of one large memcpy, whatever the size of a run.
 //
-// A libc copies a few KiB with ordinary stores, for which each destination line is read before it is written, and many
-// MiB with streaming stores, several pages side by side, so that the prefetchers have as many streams to follow. This
-// does the latter for runs that are scattered: segments of one run, or of several, are copied side by side.
+// A libc copies a few KiB with ordinary stores, which read each destination line before they write it. It copies many
+// MiB with streaming stores, several pages side by side, so that the prefetchers follow as many streams. This file does
+// the latter for scattered runs: it copies segments of one run, or of several, side by side.
 //
 // On two threads of a Xeon with AVX-512, runs of 32 KiB: 22 to 23 GB/s; a loop of memcpy over the same runs 13.4; one
 // large memcpy 22.8.
 //
-// One side of a copy is foreign memory, which its owner can take away at any moment: it shrinks the object, or punches
-// a hole into it that can't be filled again. Who touches such a page gets a SIGBUS. A copy that gets one returns.
+// One side of a copy is foreign memory. Its owner can take it away at any moment: it shrinks the object, or punches a
+// hole that can't be filled again. To touch such a page raises SIGBUS. A copy that gets this signal returns.
 
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -18,7 +18,7 @@
 
 enum { LINE_BYTES = 64, STEP_BYTES = 256, SEGMENT_BYTES = 4096, MAX_SEGMENTS = 8 };
 
-// How to copy; the higher ones are quicker. `kvdepot_copy_level` tells which the processor has.
+// How to copy: higher levels are quicker. `kvdepot_copy_level` returns the best one of the processor.
 enum { MEMCPY, SSE2, AVX2, AVX512 };
 
 typedef struct {
@@ -30,7 +30,7 @@ typedef struct {
     int64_t count, dst_stride_bytes, src_stride_bytes;
 } Loop;
 
-// Copies segments of `size` bytes, a multiple of LINE_BYTES; their destinations are aligned to lines.
+// Copies segments of `size` bytes, a multiple of LINE_BYTES, to destinations that are aligned to lines.
 typedef void SideBySide(const Segment *segments, int count, int64_t size);
 
 typedef struct {
@@ -98,7 +98,7 @@ static void add(Batch *batch, char *dst, const char *src, int64_t size) {
     batch->size = size;
 }
 
-// Cuts a run into segments; what is left of whole lines at its ends is copied at once.
+// Cuts a run into segments; copies the incomplete lines at its ends at once.
 static void add_run(Batch *batch, char *dst, const char *src, int64_t size) {
     int64_t head = -(intptr_t)dst & (LINE_BYTES - 1);
     if (size < head + LINE_BYTES) {
@@ -115,7 +115,7 @@ static void add_run(Batch *batch, char *dst, const char *src, int64_t size) {
 }
 
 typedef struct {
-    const Loop *listed, *end;  // of the loops: the one that goes over offsets, and what is behind the innermost one
+    const Loop *listed, *end;  // the loop that goes over offsets, and the end of the loops
     const int64_t *dst_offsets, *src_offsets;
     int64_t run_bytes;
     Batch batch;
@@ -134,18 +134,18 @@ static void walk(Walk *all, const Loop *loop, char *dst, const char *src) {
 }
 
 typedef struct {
-    uintptr_t start, end;  // of the foreign memory
+    uintptr_t start, end;  // the foreign memory
     sigjmp_buf leave;
 } Guard;
 
-// Of the copy that this thread is making. Initial-exec: the first use of another model may call malloc, and the signal
-// handler may not.
+// The guard of the copy that this thread makes. The model is initial-exec, because the first use of another model may
+// call malloc, which a signal handler must not.
 static __thread Guard *volatile guard __attribute__((tls_model("initial-exec")));
 
-static struct sigaction others;  // what was done about SIGBUS before
+static struct sigaction others;  // the handler of SIGBUS before ours
 
-// Leaves the thread's copy if the fault is in its foreign memory. Any other fault is left to who had the signal before,
-// at most once: if the fault comes back, the process ends.
+// Leaves the thread's copy if the fault is in its foreign memory. Gives any other fault to the handler before ours, at
+// most once: if the fault comes back, the process ends.
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     (void)context;
     const Guard *mine = guard;
@@ -157,21 +157,21 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     if (!is_fault) raise(number);
 }
 
-// Looked at before each copy, because whoever sets a handler later takes the signal away.
+// Runs before each copy, because another part of the process may set a handler of its own later.
 static void handle_bus_errors(void) {
     struct sigaction now;
     sigaction(SIGBUS, NULL, &now);
     if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_bus_error) return;
-    // Not deferred, so that a jump out of the handler has no mask of signals to restore.
+    // SA_NODEFER: the signal stays unblocked in the handler, so a jump out of it need not restore a mask.
     struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     sigemptyset(&ours.sa_mask);
     sigaction(SIGBUS, &ours, &now);
-    if (now.sa_sigaction != on_bus_error) others = now;  // else another thread was quicker
+    if (now.sa_sigaction != on_bus_error) others = now;  // else another thread has just done it
 }
 
-// Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first. The loop number `listed`
-// goes over offsets, in bytes, instead of strides. Returns 0, or 1 if a page between `foreign` and `foreign_end` is not
-// there any more; what was to be written is undefined then.
+// Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first. Loop number `listed` goes
+// over offsets in bytes instead of strides. Returns 0, or 1 if a page between `foreign` and `foreign_end` is gone; then
+// the bytes of the destination are undefined.
 int kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, int listed, const int64_t *dst_offsets,
                  const int64_t *src_offsets, int64_t run_bytes, int level, uintptr_t foreign, uintptr_t foreign_end) {
     Walk all = {
@@ -191,7 +191,7 @@ int kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, i
         flush(&all.batch);
     }
     guard = NULL;
-    // Streaming stores of this thread come before whatever it tells others next, also that the slot is free again.
+    // Other threads see this thread's streaming stores before anything that it writes later.
     order_stores();
     return is_gone;
 }

@@ -1,4 +1,4 @@
-"""Scattered blocks copied as quickly as one large memcpy, by a compiled part, where a compiler is or was."""
+"""Copies of scattered blocks at the speed of one large memcpy, by a library that is compiled at its first use."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ BUILT = Path(__file__).parents[2] / "build"
 FLAGS = ("-O2", "-shared", "-fPIC")
 COMPILE_SECONDS = 60.0
 
-BLOCKS_LOOP = 2  # of the loops over [layers, kinds, blocks, …]
+BLOCKS_LOOP = 2  # the number of the loop over blocks in [layers, kinds, blocks, …]
 
 Copy = Callable[[Blocks, Blocks, range], None]
-"""Copies the second blocks into the first, as many of the same shape, without the GIL.
+"""Copies the second blocks into the first ones, which have the same number and shape, without the GIL.
 
-The range has the addresses of the engine's memory, which one side is in. Raises MemoryVanished if the engine took some
-of it away; what was to be written is undefined then.
+The range has the addresses of the engine's memory; one side is in it.
+
+Raises: MemoryVanished if the engine took memory away; the bytes of the first blocks are then undefined.
 """
 
 
 class StreamingCopy:
-    """Copies with the compiled part; ``level`` is one of those in its source, by default the processor's best."""
+    """Copies with the compiled library; ``level`` is one of its source's levels, by default the processor's best."""
 
     def __init__(self, library: Path, level: int | None = None) -> None:
         compiled = ctypes.CDLL(str(library))
@@ -49,7 +50,7 @@ class StreamingCopy:
         self.level: int = compiled.kvdepot_copy_level() if level is None else level
 
     def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
-        """See `Copy`."""
+        """Copy blocks: see `Copy`."""
         num_layers, num_kinds, _, *counts, run_bytes = to.array.shape
         counts = [num_layers, num_kinds, len(to.block_ids), *counts]
         loops = np.array((counts, to.array.strides[:-1], source.array.strides[:-1]), dtype=np.int64).T.copy()
@@ -64,9 +65,9 @@ class StreamingCopy:
 
 
 def best_copy() -> Copy:
-    """The quickest that there is on this machine; may compile, which takes half a second, once.
+    """Return the quickest copy of this machine. The first call may compile it, which takes half a second.
 
-    Raises: BackendUnavailable if there is none.
+    Raises: BackendError if there is none.
     """
     try:
         return StreamingCopy(built_library())
@@ -76,7 +77,10 @@ def best_copy() -> Copy:
 
 
 def built_library() -> Path:
-    """The compiled part, compiled here and now if it is not there. Raises: OSError, subprocess.SubprocessError."""
+    """Return the compiled library, which is compiled if it does not exist.
+
+    Raises: OSError, subprocess.SubprocessError.
+    """
     source = SOURCE.read_bytes()
     library = BUILT / f"streaming_copy-{hashlib.sha256(source).hexdigest()[:16]}.so"
     if library.exists():
@@ -89,7 +93,7 @@ def built_library() -> Path:
         made = Path(folder) / "made.so"
         command = (compiler, *FLAGS, "-o", str(made), str(SOURCE))
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
-        made.replace(library)  # whole or not at all: others may compile at the same time
+        made.replace(library)  # atomic, because other processes may compile at the same time
     return library
 
 

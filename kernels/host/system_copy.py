@@ -1,4 +1,4 @@
-"""Scattered blocks copied by the operating system, to which memory that is gone is an error and not a signal."""
+"""Copies of scattered blocks by the operating system, which reports memory that is gone by an error, not a signal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.errors import BackendUnavailable, MemoryVanished
+from kernels.errors import BackendError, MemoryVanished
 from kernels.host.block_views import Blocks, Bytes
 
 MOST_RUNS = 1024
-"""Of one call: IOV_MAX of Linux."""
+"""Most runs of one call: IOV_MAX of Linux."""
 
 
 class SystemCopy:
-    """Copies by way of memory of the thread's own: NumPy between that and ours, the system between that and theirs.
+    """Copies through a buffer of the thread: the system copies between it and the engine, NumPy between it and L1.
 
-    On the way, blocks lie as in the engine's memory. So the system gets the longest runs that there are, each of which
-    costs it a quarter of a microsecond, and it writes no byte that is not a block's.
+    In the buffer, blocks lie as in the engine's memory. So the system copies the longest possible runs, each of which
+    costs a quarter of a microsecond, and it writes no byte outside a block.
 
-    Raises: BackendUnavailable if this system does not let a process copy with process_vm_readv and process_vm_writev.
+    Raises: BackendError if this system does not let a process copy with process_vm_readv and process_vm_writev.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class SystemCopy:
         try:
             self._read, self._write = libc.process_vm_readv, libc.process_vm_writev
         except AttributeError as error:
-            raise BackendUnavailable("this system has no process_vm_readv") from error
+            raise BackendError("this system has no process_vm_readv") from error
         for call in (self._read, self._write):
             call.argtypes = (ctypes.c_int, *2 * (ctypes.c_void_p, ctypes.c_ulong), ctypes.c_ulong)
             call.restype = ctypes.c_ssize_t
@@ -43,21 +43,21 @@ class SystemCopy:
             one = Blocks(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int64))
             self(one, one, range(0))
         except OSError as error:
-            raise BackendUnavailable(f"this system does not let a process copy: {error.strerror}") from error
+            raise BackendError(f"this system does not let a process copy: {error.strerror}") from error
 
     def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
-        """See `streaming_copy.Copy`."""
+        """Copy blocks: see `streaming_copy.Copy`."""
         if to.array.ctypes.data in foreign:
             packed = self._packed(to)
             copy_with_numpy(packed, source)
-            self._carry(self._read, to, packed)
+            self._call(self._read, to, packed)
         else:
             packed = self._packed(source)
-            self._carry(self._write, source, packed)
+            self._call(self._write, source, packed)
             copy_with_numpy(to, packed)
 
     def _packed(self, theirs: Blocks) -> Blocks:
-        """Room for blocks, in their order of strides, without gaps; the thread's, until its next copy."""
+        """Return the thread's buffer for blocks, in stride order without gaps; valid until the thread's next copy."""
         order = _order(theirs.array)
         shape = list(theirs.array.shape)
         shape[2] = len(theirs.block_ids)
@@ -68,14 +68,17 @@ class SystemCopy:
         ordered = room[:num_bytes].reshape([shape[axis] for axis in order])
         return Blocks(ordered.transpose(np.argsort(order)), np.arange(shape[2]))
 
-    def _carry(self, call: Callable[..., int], theirs: Blocks, packed: Blocks) -> None:
-        """Moves blocks as they lie; `call` says which way. Raises: MemoryVanished, OSError."""
+    def _call(self, call: Callable[..., int], theirs: Blocks, packed: Blocks) -> None:
+        """Read or write blocks in the order of their strides, with the system call ``call``.
+
+        Raises: MemoryVanished, OSError.
+        """
         addresses, run_bytes = _runs(theirs)
         at = packed.array.ctypes.data
         for begin in range(0, len(addresses), MOST_RUNS):
             some = addresses[begin : begin + MOST_RUNS]
             runs, ours = _iovecs(some, run_bytes), _iovecs(np.array([at]), len(some) * run_bytes)
-            # Theirs are on the side that the system reads and writes as this process would, page by page.
+            # The engine's runs are on the remote side of the call, which the system checks page by page.
             copied_bytes = call(self._pid, runs.ctypes.data, len(runs), ours.ctypes.data, 1, 0)
             error = ctypes.get_errno()
             if copied_bytes < 0 and error != errno.EFAULT:
@@ -86,7 +89,7 @@ class SystemCopy:
 
 
 def copy_with_numpy(to: Blocks, source: Blocks) -> None:
-    """Copies between blocks that nobody can take away: those that follow each other on both sides at once."""
+    """Copy between blocks of this process; blocks that follow each other on both sides are copied together."""
     follows = (np.diff(to.block_ids) == 1) & (np.diff(source.block_ids) == 1)
     cuts = (np.flatnonzero(~follows) + 1).tolist()
     for begin, end in zip([0, *cuts], [*cuts, len(to.block_ids)], strict=True):
@@ -95,13 +98,13 @@ def copy_with_numpy(to: Blocks, source: Blocks) -> None:
 
 
 def _order(array: Bytes) -> list[int]:
-    """The axes of ``[layers, kinds, blocks, *loops, run_bytes]``, with the loops from the longest stride on."""
+    """Return the axes of ``[layers, kinds, blocks, *loops, run_bytes]``, the loops by falling stride."""
     loops = sorted(range(3, array.ndim - 1), key=lambda axis: -array.strides[axis])
     return [0, 1, 2, *loops, array.ndim - 1]
 
 
 def _runs(blocks: Blocks) -> tuple[NDArray[np.int64], int]:
-    """Where the longest contiguous runs of some blocks begin, and the bytes of each."""
+    """Return where the longest contiguous runs of some blocks begin, and the bytes of each."""
     ordered = blocks.array.transpose(_order(blocks.array))
     run_bytes, axis = ordered.shape[-1], ordered.ndim - 2
     while axis > 2 and ordered.strides[axis] == run_bytes:
@@ -109,13 +112,13 @@ def _runs(blocks: Blocks) -> tuple[NDArray[np.int64], int]:
         axis -= 1
     addresses = np.array([ordered.ctypes.data])
     for number in range(axis + 1):
-        steps = blocks.offsets_bytes if number == 2 else np.arange(ordered.shape[number]) * ordered.strides[number]
-        addresses = (addresses[:, None] + steps).ravel()
+        offsets = blocks.offsets_bytes if number == 2 else np.arange(ordered.shape[number]) * ordered.strides[number]
+        addresses = (addresses[:, None] + offsets).ravel()
     return addresses, run_bytes
 
 
 def _iovecs(addresses: NDArray[np.int64], num_bytes: int) -> NDArray[np.uint64]:
-    """An array of C's ``struct iovec``."""
+    """Return an array of C's ``struct iovec``."""
     iovecs = np.empty((len(addresses), 2), np.uint64)
     iovecs[:, 0], iovecs[:, 1] = addresses, num_bytes
     return iovecs

@@ -38,9 +38,9 @@ RankId = tuple[str, str, int]
 """`(tenant, instance_id, rank)`"""
 
 _ERRORS: dict[type[Exception], type[DepotError]] = {
-    kernels.errors.RegionUnavailable: RegionUnavailable,
-    kernels.errors.RegionForbidden: RegionForbidden,
-    kernels.errors.BackendUnavailable: BackendUnavailable,
+    kernels.errors.RegionError: RegionUnavailable,
+    kernels.errors.AccessDenied: RegionForbidden,
+    kernels.errors.BackendError: BackendUnavailable,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels.transfer import ChunkCopy
+from kernels.copies import ChunkCopy
 from service.depot.instances import Attachment
 from service.depot.values import BlockTable
 from service.errors import BlockAbsent, FieldViolation, InvalidRequest

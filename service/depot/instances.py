@@ -6,21 +6,28 @@ import asyncio
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
+from kernels.copies import ChunkCopy
 from kernels.geometry import Group, Region
-from kernels.transfer import ChunkCopy
-from service.depot.running_transfer import RunningTransfer
+from kernels.transfer import Transfer
 from service.errors import DepotError, InstanceMismatch, InstanceNotFound, RankNotFound
 from service.l1.keys import RankIdentity
 
 
 class MappedBuffer(Protocol):
-    """An engine's paged KV buffer, mapped."""
+    """An engine's paged KV buffer, mapped, which copies its own blocks.
+
+    A transfer waits for the engine's event `ready_event`, a handle, if that is not empty.
+    """
 
     @property
     def transfer_backend(self) -> str:
-        """What clients are told moves their bytes."""
+        """The backend of the buffer, as clients see it."""
+
+    @property
+    def can_wait_for_events(self) -> bool:
+        """Whether transfers may have a `ready_event`."""
 
     @property
     def mapped_bytes(self) -> int:
@@ -28,35 +35,38 @@ class MappedBuffer(Protocol):
 
     @property
     def objects(self) -> frozenset[Hashable]:
-        """What the memory is, whichever name it was given by: two buffers that share any share memory."""
+        """The identities of the memory, whatever its names: buffers that have one in common share memory."""
 
     def check_size(self) -> None:
-        """Raise kernels.errors.RegionUnavailable if the engine took memory away, or its device has failed."""
+        """Check that the engine took no memory away and that its device has not failed.
+
+        Raises: kernels.errors.RegionError.
+        """
+
+    def store(self, copies: Sequence[ChunkCopy], ready_event: bytes) -> Transfer:
+        """Start to copy blocks into chunks."""
+
+    def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes) -> Transfer:
+        """Start to copy chunks into blocks."""
 
     def close(self) -> None:
         """Unmap; no transfer may be running."""
 
 
 class TransferBackend(Protocol):
-    """Moves chunks between engines' blocks and L1. A `buffer` is one that `attach` of the same backend gave."""
+    """Maps engines' memory."""
 
     @property
     def name(self) -> str:
-        """What there is on this machine, such as "host, cuda"."""
+        """The backends of this machine, such as "host, cuda"."""
 
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
     ) -> MappedBuffer:
-        """Map an engine's memory; takes time. Raises the errors of kernels.errors."""
+        """Map an engine's memory, which takes time.
 
-    def gather(self, buffer: Any, moves: Sequence[ChunkCopy], ready_event: bytes) -> RunningTransfer:
-        """Start to copy blocks into chunks, once the engine's event has happened; empty: now."""
-
-    def scatter(self, buffer: Any, moves: Sequence[ChunkCopy], ready_event: bytes) -> RunningTransfer:
-        """Start to copy chunks into blocks, once the engine's event has happened; empty: now."""
-
-    def close(self) -> None:
-        """Stop for good."""
+        Raises: GeometryError, RegionError, AccessDenied, BackendError of kernels.errors.
+        """
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -82,7 +92,7 @@ class Attachment:
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     failure: DepotError | None = None
     closing: asyncio.Event = field(default_factory=asyncio.Event)
-    transfers: set[RunningTransfer] = field(default_factory=set)
+    transfers: set[Transfer] = field(default_factory=set)
 
     def fail(self, error: DepotError) -> DepotError:
         """End the attachment with an error, and return the error. The first one counts."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kernels.transfer import Transfer
 from service.depot.chunk_index import ChunkIndex, unpinning
-from service.depot.running_transfer import RunningTransfer
 from service.depot.slices import Slices
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.l1.chunk import Chunk
@@ -55,7 +55,7 @@ class Lease:
     expire_monotonic: float
     num_chunks: int
     end: LeaseEnd | None = None
-    transfers: set[RunningTransfer] = field(default_factory=set)
+    transfers: set[Transfer] = field(default_factory=set)
 
     @property
     def given_back(self) -> bool:

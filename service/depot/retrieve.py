@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from kernels.transfer import Direction
 from service.depot.block_tables import check_present, check_tables, chunk_copy
 from service.depot.chunk_index import unpinning
 from service.depot.depot import Depot
@@ -17,7 +18,7 @@ from service.depot.leases import Lease
 from service.depot.operation import Operation, OperationKind, Outcome
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
-from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
+from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
 from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.l1.chunk import Chunk
@@ -37,8 +38,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
         BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
-    require_buffer(attachment)
-    check_ready_event(attachment, request.ready_event)
+    require_buffer(attachment, request.ready_event)
     repeats = await _tables_with_repeats(attachment, request)
     lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
     chunk_size, tables, skip_tokens = depot.limits.chunk_size, request.block_tables, request.skip_tokens
@@ -49,23 +49,15 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
         if chunk.absent_tokens:
             check_present(attachment, chunk_size, tables, position, chunk, skip_tokens)
 
-    at_once = num_at_once(attachment)
+    at_once = chunks_per_transfer(attachment)
     with _open(depot, lease, request, chunks, inline=False) as (session, operation):
         for begin in range(0, len(chunks), at_once):
             copies = [
                 chunk_copy(attachment, chunk_size, tables, position, chunk.slot.offset_bytes, skip_tokens)
                 for position, chunk in enumerate(chunks[begin : begin + at_once], start=first + begin)
             ]
-            operation.num_bytes += await move(
-                depot,
-                attachment,
-                "retrieve",
-                copies,
-                session=session,
-                operation=operation,
-                ready_event=request.ready_event,
-                lease=lease,
-            )
+            owner = TransferOwner(attachment=attachment, session=session, operation=operation, lease=lease)
+            operation.num_bytes += await transfer_chunks(depot, owner, Direction.RETRIEVE, copies, request.ready_event)
         operation.num_tokens = num_tokens - skip_tokens
     return RetrieveAnswer(retrieved_tokens=operation.num_tokens, retrieved_bytes=operation.num_bytes)
 

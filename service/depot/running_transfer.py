@@ -1,34 +1,18 @@
-"""Waiting such that nobody's memory is touched after the wait has ended, not even when it is cancelled."""
+"""Waits that end only when a transfer touches no memory, even if the waiting call is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from collections.abc import Collection
+from typing import TypeVar
 
-from kernels.phases import PhaseTime
+from kernels.transfer import Transfer
 
 T = TypeVar("T")
 
 
-class RunningTransfer(Protocol):
-    """Bytes on their way. `future` is done only when nothing touches the transfer's memory any more."""
-
-    @property
-    def future(self) -> Future[None]:
-        """Ends with None, with TransferCancelled, or with what went wrong."""
-
-    @property
-    def steps(self) -> Sequence[PhaseTime]:
-        """What its time went into, when `future` is done."""
-
-    def cancel(self) -> None:
-        """Stop soon."""
-
-
 async def to_the_end(work: asyncio.Future[T]) -> T:
-    """Wait until the work is done, even if the waiting task is cancelled; its cancellation is raised after that."""
+    """Wait until the work is done. If the waiting task is cancelled, raise that afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
         try:
@@ -37,15 +21,15 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
             cancelled = error
     if cancelled is not None:
         if not work.cancelled():
-            work.exception()  # looked at: the cancellation is what the caller hears of
+            work.exception()  # mark it as retrieved: the cancellation is raised instead
         raise cancelled
     return work.result()
 
 
-async def finished(transfer: RunningTransfer) -> None:
-    """Wait for a transfer; if the waiting task is cancelled, stop the transfer and still wait for its end.
+async def finished(transfer: Transfer) -> None:
+    """Wait for a transfer. If the waiting task is cancelled, stop the transfer and wait for its end.
 
-    What the transfer read or wrote may be given back as soon as this has ended, whichever way.
+    Afterwards, whatever the result, the memory of the transfer may be given back.
     """
     done = asyncio.wrap_future(transfer.future)
     try:
@@ -57,8 +41,8 @@ async def finished(transfer: RunningTransfer) -> None:
     done.result()
 
 
-async def stopped(transfers: Collection[RunningTransfer]) -> None:
-    """Stop transfers and wait until none touches memory any more, even if cancelled meanwhile."""
+async def stopped(transfers: Collection[Transfer]) -> None:
+    """Stop transfers and wait until none touches memory, even if the waiting task is cancelled."""
     for transfer in transfers:
         transfer.cancel()
     ends = [asyncio.wrap_future(transfer.future) for transfer in transfers]

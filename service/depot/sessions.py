@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 
+from kernels.transfer import Transfer
 from service.depot.begin_order import BeginOrder
 from service.depot.operation import Operation
-from service.depot.running_transfer import RunningTransfer
 from service.errors import SessionNotFound, TooManySessions
 
 MAX_OPERATIONS = 1_000
@@ -56,7 +56,7 @@ class Session:
     num_dropped_operations: int = 0
     num_running: int = 0
     lease_ids: set[str] = field(default_factory=set)
-    transfers: set[RunningTransfer] = field(default_factory=set)
+    transfers: set[Transfer] = field(default_factory=set)
 
     @property
     def ids(self) -> SessionIds:

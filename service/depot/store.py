@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from kernels.transfer import Direction
 from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
@@ -14,7 +15,7 @@ from service.depot.open_store import CHUNKS_A_PLAN, OpenStore
 from service.depot.operation import Operation, OperationKind
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
-from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
+from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
 from service.depot.values import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
@@ -31,12 +32,11 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     """
     header, tables = request.header, request.block_tables
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
-    require_buffer(attachment)
-    check_ready_event(attachment, request.ready_event)
+    require_buffer(attachment, request.ready_event)
     _check_header(depot, header)
     _check_coverage(depot, attachment, request)
     chunk_size = depot.limits.chunk_size
-    at_once = num_at_once(attachment)
+    at_once = chunks_per_transfer(attachment)
 
     with _open(depot, attachment, header, inline=False) as (open_store, session, operation):
         pace = depot.slices.pace()
@@ -63,15 +63,8 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                     chunk_copy(attachment, chunk_size, tables, position - first, chunk.slot.offset_bytes)
                     for position, chunk in reserved[begin : begin + at_once]
                 ]
-                await move(
-                    depot,
-                    attachment,
-                    "store",
-                    copies,
-                    session=session,
-                    operation=operation,
-                    ready_event=request.ready_event,
-                )
+                owner = TransferOwner(attachment=attachment, session=session, operation=operation)
+                await transfer_chunks(depot, owner, Direction.STORE, copies, request.ready_event)
             if reserved:
                 pace = depot.slices.pace()
                 await open_store.commit(pace)

@@ -1,15 +1,15 @@
-"""Moving chunks between an attachment's blocks and L1."""
+"""Transfers between an attachment's blocks and L1."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from kernels.errors import RegionUnavailable as KernelsRegionUnavailable
-from kernels.errors import TransferCancelled
-from kernels.errors import TransferFailed as KernelsTransferFailed
-from kernels.transfer import ChunkCopy
+import kernels.errors
+from kernels.copies import ChunkCopy
+from kernels.transfer import Direction, Transfer
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
 from service.depot.leases import Lease
@@ -26,15 +26,68 @@ from service.errors import (
 )
 from telemetry.events import TransferFinished, TransferStarted, TransferStep
 
-HOST = "host"
-MOST_AT_ONCE = 1_024  # chunks of a rank with one group: a longer transfer is made as several
-Direction = Literal["store", "retrieve"]
+MAX_GROUP_CHUNKS = 1_024
+"""Most chunks of one transfer, times groups: the start of a transfer takes a moment for each."""
 
 
-def require_buffer(attachment: Attachment) -> MappedBuffer:
-    """The attachment's memory, which must be as large as when it was mapped.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOwner:
+    """What a transfer belongs to: if one of these ends, the transfer is cancelled. Only a retrieve has a lease."""
 
-    Raises: NoRegions, Detached; RegionUnavailable, with which the attachment ends.
+    attachment: Attachment
+    session: Session
+    operation: Operation
+    lease: Lease | None = None
+
+    def check(self) -> None:
+        """Check that the lease was not given back and that the session has not ended.
+
+        Raises: SessionNotFound, or the lease's error.
+        """
+        if self.lease is not None and self.lease.given_back:
+            raise self.lease.error()
+        if self.session.end is not None:
+            raise SessionNotFound(self.session.instance_id, self.session.session_id)
+
+    @contextmanager
+    def holding(self, transfer: Transfer) -> Iterator[None]:
+        """Let each part of the owner cancel the transfer while the block runs."""
+        holders = [self.attachment.transfers, self.session.transfers]
+        if self.lease is not None:
+            holders.append(self.lease.transfers)
+        for holder in holders:
+            holder.add(transfer)
+        try:
+            yield
+        finally:
+            for holder in holders:
+                holder.discard(transfer)
+
+    @contextmanager
+    def mapping_errors(self) -> Iterator[None]:
+        """Raise the depot's errors instead of the kernels'. An attachment whose memory or device failed ends.
+
+        Raises: Detached, SessionNotFound, TransferFailed, RegionUnavailable, or the lease's error.
+        """
+        attachment = self.attachment
+        try:
+            yield
+        except kernels.errors.TransferCancelled as error:
+            if attachment.detached:
+                raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
+            if self.lease is not None and self.lease.end is not None:
+                raise self.lease.error() from error
+            raise SessionNotFound(self.session.instance_id, self.session.session_id) from error
+        except kernels.errors.BackendError as error:
+            raise attachment.fail(TransferFailed(str(error))) from error
+        except kernels.errors.RegionError as error:
+            raise attachment.fail(RegionUnavailable(str(error))) from error
+
+
+def require_buffer(attachment: Attachment, ready_event: bytes) -> MappedBuffer:
+    """Return the attachment's memory, which has its announced size and can wait for the event if there is one.
+
+    Raises: NoRegions, Detached, BackendUnavailable; RegionUnavailable, with which the attachment ends.
     """
     if attachment.detached:
         raise Detached(f"rank {attachment.rank} has detached")
@@ -42,116 +95,106 @@ def require_buffer(attachment: Attachment) -> MappedBuffer:
         raise NoRegions(f"rank {attachment.rank} attached no memory, so its bytes can only be moved inline")
     try:
         attachment.buffer.check_size()
-    except KernelsRegionUnavailable as error:
+    except kernels.errors.RegionError as error:
         raise attachment.fail(RegionUnavailable(str(error))) from error
+    if ready_event and not attachment.buffer.can_wait_for_events:
+        raise BackendUnavailable("ready_event: this rank's memory is the host's, and has no CUDA events")
     return attachment.buffer
 
 
-def check_ready_event(attachment: Attachment, ready_event: bytes) -> None:
-    """Raise BackendUnavailable if there is an event to wait for and nothing that can wait for it."""
-    if ready_event and attachment.transfer_backend == HOST:
-        raise BackendUnavailable("ready_event: this rank's memory is the host's, and has no CUDA events")
+def chunks_per_transfer(attachment: Attachment) -> int:
+    """Return how many chunks of a rank one transfer copies; a store or retrieve of more makes several."""
+    return max(1, MAX_GROUP_CHUNKS // len(attachment.groups))
 
 
-def num_at_once(attachment: Attachment) -> int:
-    """How many chunks of a rank are moved in one transfer: to begin it takes a moment for each chunk and group."""
-    return max(1, MOST_AT_ONCE // len(attachment.groups))
-
-
-async def move(
-    depot: Depot,
-    attachment: Attachment,
-    direction: Direction,
-    moves: Sequence[ChunkCopy],
-    *,
-    session: Session,
-    operation: Operation,
-    ready_event: bytes,
-    lease: Lease | None = None,
+async def transfer_chunks(
+    depot: Depot, owner: TransferOwner, direction: Direction, copies: Sequence[ChunkCopy], ready_event: bytes
 ) -> int:
-    """Carry the moves out; returns the bytes moved. When this has ended, blocks and slots are not touched any more.
+    """Carry out copies and return their bytes. After the end, nothing touches the blocks and slots.
 
-    Raises: Detached, SessionNotFound or the lease's error if one of these ends meanwhile; TransferFailed if the device
-        fails and RegionUnavailable if the engine took its memory away, with which the attachment ends; TooManyBytes.
+    Raises: TooManyBytes, the errors of `require_buffer` and those of `TransferOwner`.
     """
-    buffer = require_buffer(attachment)
-    if lease is not None and lease.given_back:
-        raise lease.error()
-    if session.end is not None:
-        raise SessionNotFound(session.instance_id, session.session_id)
-    num_bytes = sum(
-        len(ids) * group.block_size * group.token_bytes
-        for each in moves
-        for ids, group in zip(each.block_ids, attachment.groups, strict=True)
-    )
+    buffer = require_buffer(owner.attachment, ready_event)
+    owner.check()
+    num_bytes = _num_bytes(owner.attachment, copies)
     with depot.quota.in_flight(num_bytes):
         start = time.monotonic()
-        start_move = depot.backend.gather if direction == "store" else depot.backend.scatter
-        transfer = start_move(buffer, moves, ready_event)
-        operation_id = depot.new_operation_id()
+        begin = buffer.store if direction is Direction.STORE else buffer.retrieve
+        transfer = begin(copies, ready_event)
+        with (
+            owner.mapping_errors(),
+            _published(depot, owner, direction, transfer, start, len(copies), num_bytes),
+            owner.holding(transfer),
+        ):
+            await finished(transfer)
+    return num_bytes
+
+
+def _num_bytes(attachment: Attachment, copies: Sequence[ChunkCopy]) -> int:
+    return sum(
+        len(ids) * group.block_size * group.token_bytes
+        for copy in copies
+        for ids, group in zip(copy.block_ids, attachment.groups, strict=True)
+    )
+
+
+@contextmanager
+def _published(
+    depot: Depot,
+    owner: TransferOwner,
+    direction: Direction,
+    transfer: Transfer,
+    start: float,
+    num_chunks: int,
+    num_bytes: int,
+) -> Iterator[None]:
+    """Publish that a transfer has started, and after the block how it has finished."""
+    operation_id = depot.new_operation_id()
+    if depot.bus is not None:
+        depot.bus.publish(
+            TransferStarted(
+                instance_id=owner.attachment.instance_id,
+                session_id=owner.session.session_id,
+                operation_id=operation_id,
+                parent_operation_id=owner.operation.operation_id,
+                direction=direction,
+                rank=owner.attachment.rank,
+                num_chunks=num_chunks,
+                num_bytes=num_bytes,
+                backend=owner.attachment.transfer_backend,
+            )
+        )
+    outcome = Outcome.CANCELLED
+    try:
+        yield
+        outcome = Outcome.OK
+    except kernels.errors.TransferCancelled:
+        raise
+    except Exception:
+        outcome = Outcome.FAILED
+        raise
+    finally:
         if depot.bus is not None:
             depot.bus.publish(
-                TransferStarted(
-                    instance_id=attachment.instance_id,
-                    session_id=session.session_id,
+                TransferFinished(
+                    instance_id=owner.attachment.instance_id,
+                    session_id=owner.session.session_id,
                     operation_id=operation_id,
-                    parent_operation_id=operation.operation_id,
+                    parent_operation_id=owner.operation.operation_id,
                     direction=direction,
-                    rank=attachment.rank,
-                    num_chunks=len(moves),
+                    rank=owner.attachment.rank,
+                    duration_seconds=time.monotonic() - start,
+                    outcome=outcome,
+                    num_chunks=num_chunks,
                     num_bytes=num_bytes,
-                    backend=attachment.transfer_backend,
+                    backend=owner.attachment.transfer_backend,
+                    steps=tuple(
+                        TransferStep(
+                            name=phase.name,
+                            start_seconds=phase.start_seconds,
+                            duration_seconds=phase.duration_seconds,
+                        )
+                        for phase in transfer.phases
+                    ),
                 )
             )
-        holders = [attachment.transfers, session.transfers]
-        if lease is not None:
-            holders.append(lease.transfers)
-        for holder in holders:
-            holder.add(transfer)
-        outcome = Outcome.CANCELLED
-        try:
-            await finished(transfer)
-            outcome = Outcome.OK
-        except TransferCancelled as error:
-            if attachment.detached:
-                raise Detached(f"rank {attachment.rank} detached while its bytes were being moved") from error
-            if lease is not None and lease.end is not None:
-                raise lease.error() from error
-            raise SessionNotFound(session.instance_id, session.session_id) from error
-        except KernelsTransferFailed as error:
-            outcome = Outcome.FAILED
-            raise attachment.fail(TransferFailed(str(error))) from error
-        except KernelsRegionUnavailable as error:
-            outcome = Outcome.FAILED
-            raise attachment.fail(RegionUnavailable(str(error))) from error
-        except Exception:
-            outcome = Outcome.FAILED
-            raise
-        finally:
-            for holder in holders:
-                holder.discard(transfer)
-            if depot.bus is not None:
-                depot.bus.publish(
-                    TransferFinished(
-                        instance_id=attachment.instance_id,
-                        session_id=session.session_id,
-                        operation_id=operation_id,
-                        parent_operation_id=operation.operation_id,
-                        direction=direction,
-                        rank=attachment.rank,
-                        duration_seconds=time.monotonic() - start,
-                        outcome=outcome,
-                        num_chunks=len(moves),
-                        num_bytes=num_bytes,
-                        backend=attachment.transfer_backend,
-                        steps=tuple(
-                            TransferStep(
-                                name=step.name,
-                                start_seconds=step.start_seconds,
-                                duration_seconds=step.duration_seconds,
-                            )
-                            for step in transfer.steps
-                        ),
-                    )
-                )
-    return num_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kernels.cuda.presence import CudaPresence
+from kernels.cuda.probe import CudaProbe
 
 
 class Holder(StrEnum):
@@ -84,7 +84,7 @@ class GpuFacts:
     driver: str
     num_nodes: int
     hidden_by: str
-    cuda: CudaPresence
+    cuda: CudaProbe
     cache_folder: str
     cache_is_writable: bool
 

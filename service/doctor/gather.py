@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from kernels.cuda.presence import cuda_presence
+from kernels.cuda.probe import probe_cuda
 from kernels.host.streaming_copy import built_library
 from kvdepot.memory.available import CGROUP_MEMBERSHIP, CGROUP_ROOT, control_groups, in_control_groups, in_machine
 from service.access.certificates import BadCertificate, read_certificate
@@ -108,7 +108,7 @@ def _gpu(environment: Mapping[str, str]) -> GpuFacts:
         driver=_read(Path("/proc/driver/nvidia/version")).partition("\n")[0].removeprefix("NVRM version:").strip(),
         num_nodes=len(list(Path("/dev").glob("nvidia[0-9]*"))),
         hidden_by=", ".join(hidden_by),
-        cuda=cuda_presence(),
+        cuda=probe_cuda(),
         cache_folder=str(cache),
         cache_is_writable=_is_writable(cache),
     )

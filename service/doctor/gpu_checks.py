@@ -24,7 +24,7 @@ def gpu(facts: Facts, settings: Settings) -> Finding:
             "runtimeClassName: nvidia and NVIDIA_VISIBLE_DEVICES=all, a device plugin's resource, or docker --gpus all",
         )
     return failure(
-        f"there are {machine.num_nodes} devices, but none can be used: {machine.cuda.why_no_devices}",
+        f"there are {machine.num_nodes} devices, but none can be used: {machine.cuda.devices_error}",
         "see the findings for CuPy and the driver below; nvidia-smi shows whether the driver itself works",
     )
 
@@ -37,7 +37,7 @@ def cupy(facts: Facts, settings: Settings) -> Finding:
     if not facts.gpu.num_nodes:
         return not_applicable(NO_GPU)
     return failure(
-        f"it can't be imported: {cuda.why_no_cupy}", "pip install '.[server,cuda12]', or cuda13 for a driver of CUDA 13"
+        f"it can't be imported: {cuda.cupy_error}", "pip install '.[server,cuda12]', or cuda13 for a driver of CUDA 13"
     )
 
 
@@ -63,7 +63,7 @@ def compiler(facts: Facts, settings: Settings) -> Finding:
         return not_applicable(NO_GPU if not facts.gpu.num_nodes else "CuPy is missing")
     if not cuda.nvrtc_version:
         return failure(
-            f"the compiler of the kernels is missing: {cuda.why_no_nvrtc}",
+            f"the compiler of the kernels is missing: {cuda.nvrtc_error}",
             "pip install 'cupy-cuda12x[ctk]' (cuda13x), or an image with the CUDA runtime libraries",
         )
     return ok(cuda.nvrtc_version)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from kernels.cuda.presence import CudaPresence, cuda_presence
+from kernels.cuda.probe import CudaProbe, probe_cuda
 from service.__main__ import app
 from service.doctor import addresses
 from service.doctor.examine import CHECKS, examine
@@ -62,7 +62,7 @@ HEALTHY = Facts(
         driver="NVIDIA UNIX x86_64 Kernel Module  570.10",
         num_nodes=2,
         hidden_by="",
-        cuda=CudaPresence(
+        cuda=CudaProbe(
             cupy_version="14.2.0",
             runtime_version=12_090,
             driver_version=12_080,
@@ -89,7 +89,7 @@ NO_GPU = replace(
     HEALTHY.gpu,
     driver="",
     num_nodes=0,
-    cuda=CudaPresence(why_no_cupy="No module named 'cupy'", why_no_devices="CuPy is missing"),
+    cuda=CudaProbe(cupy_error="No module named 'cupy'", devices_error="CuPy is missing"),
 )
 
 
@@ -183,15 +183,15 @@ BROKEN = [
     ("streaming copy", replace(HEALTHY, streaming_copy_error="no cc"), {}, "warning", "no cc", "C compiler"),
     (
         "GPU",
-        gpu(num_nodes=0, cuda=replace(HEALTHY.gpu.cuda, devices=(), why_no_devices="none")),
+        gpu(num_nodes=0, cuda=replace(HEALTHY.gpu.cuda, devices=(), devices_error="none")),
         {},
         "warning",
         "570.10",
         "runtimeClassName",
     ),
     ("GPU", replace(cuda(devices=()), gpu=replace(cuda(devices=()).gpu, hidden_by="X")), {}, "warning", "X", "unset X"),
-    ("GPU", cuda(devices=(), why_no_devices="error 999"), {}, "failure", "error 999", "nvidia-smi"),
-    ("CuPy", gpu(cuda=CudaPresence(why_no_cupy="No module")), {}, "failure", "No module", "cuda12"),
+    ("GPU", cuda(devices=(), devices_error="error 999"), {}, "failure", "error 999", "nvidia-smi"),
+    ("CuPy", gpu(cuda=CudaProbe(cupy_error="No module")), {}, "failure", "No module", "cuda12"),
     ("GPU driver", cuda(driver_version=0), {}, "failure", "libcuda", "NVIDIA_DRIVER_CAPABILITIES"),
     (
         "GPU driver",
@@ -201,7 +201,7 @@ BROKEN = [
         "CUDA 11.8, and CuPy is for 12.9",
         "newer driver",
     ),
-    ("NVRTC", cuda(nvrtc_version="", why_no_nvrtc="no libnvrtc"), {}, "failure", "no libnvrtc", "[ctk]"),
+    ("NVRTC", cuda(nvrtc_version="", nvrtc_error="no libnvrtc"), {}, "failure", "no libnvrtc", "[ctk]"),
     ("kernel cache", gpu(cache_is_writable=False), {}, "failure", "/home/kvdepot/.cupy", "CUPY_CACHE_DIR"),
     (
         "TLS certificate",
@@ -307,7 +307,7 @@ def test_an_l1_that_leaves_no_memory_is_only_a_warning() -> None:
 
 
 def test_a_missing_cupy_is_reported_once() -> None:
-    without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
+    without = gpu(cuda=CudaProbe(cupy_error="No module", devices_error="CuPy is missing"))
     others = [found(check, without) for check in ("GPU driver", "NVRTC")]
     assert {(each.status, each.what) for each in others} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
 
@@ -429,7 +429,7 @@ def test_an_incomplete_cupy_is_a_finding_and_no_traceback(monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.nvrtc", Broken("nvrtc"))
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(nvrtc=Broken("nvrtc")))
-    assert cuda_presence().why_no_nvrtc == "a piece is missing"
+    assert probe_cuda().nvrtc_error == "a piece is missing"
 
 
 def test_a_running_depot_is_recognised_by_tcp_and_by_socket(start_server_process: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""A device, the depot's backend on it, and an engine in another process; without a device there is nothing to test."""
+"""Fixtures: a device, the depot's backend on it, and an engine in another process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.backend import CudaBackend
-from kernels.cuda.cupy_runtime import CupyRuntime, cuda_available
+from kernels.cuda.cupy_runtime import CupyRuntime, cuda_error
 from kernels.cuda.settings import CudaSettings
 from tests.gpu.engine_process import EngineProcess
 
@@ -23,15 +23,15 @@ OpenBackend = Callable[..., CudaBackend]
 
 @pytest.fixture(scope="session")
 def runtime() -> CupyRuntime:
-    """CUDA, or the reason why there is none."""
-    if reason := cuda_available():
+    """Return the CUDA runtime; skip the tests with the reason if there is none."""
+    if reason := cuda_error():
         pytest.skip(reason)
     return CupyRuntime()
 
 
 @pytest.fixture(autouse=True)
 def no_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What can't be given back to the device is no more than logged, and must not happen in a test."""
+    """Fail a test in which something can't be given back to the device, which is only logged."""
     yield
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     assert [record.getMessage() for record in records if record.levelno >= logging.WARNING] == []
@@ -39,7 +39,7 @@ def no_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_engine(runtime: CupyRuntime) -> Iterator[EngineProcess]:
-    """One process for all tests that don't kill it: torch takes its time to start."""
+    """Share one engine process among the tests that don't kill it, because torch starts slowly."""
     engine = EngineProcess()
     yield engine
     engine.close()
@@ -60,7 +60,7 @@ def l1_bytes() -> int:
 
 @pytest.fixture
 def l1(l1_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An arena full of noise. It begins with a page, as the depot's does, because CUDA pins whole pages."""
+    """Return an arena full of noise. It begins at a page, as the depot's does, because CUDA pins whole pages."""
     arena = np.frombuffer(mmap.mmap(-1, l1_bytes), dtype=np.uint8)
     arena[:] = np.frombuffer(np.random.default_rng(5).bytes(l1_bytes), dtype=np.uint8)
     return arena

@@ -1,4 +1,4 @@
-"""The engine of the GPU tests as seen from outside: a process that is told what to do, and may be killed."""
+"""The engine of the GPU tests, seen from outside: a process that takes orders and may be killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def python_path() -> str:
 
 
 def end_process(process: subprocess.Popen[str]) -> None:
-    """Kills a process that is given orders over pipes, and closes the pipes."""
+    """Kill a process, and close its pipes."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -49,12 +49,12 @@ class EngineProcess:
         self._uuid = self.ask("uuid")
 
     def order(self, do: str, **arguments: Any) -> None:
-        """Has something done, and does not wait for it."""
+        """Give an order, and do not wait for its answer."""
         assert self._process.stdin is not None
         print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
 
     def answer(self) -> Any:
-        """Waits for what the oldest order that is not answered comes to."""
+        """Wait for the answer to the oldest order without one."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -62,21 +62,21 @@ class EngineProcess:
         return json.loads(line)
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Has something done, and waits for it."""
+        """Give an order, and wait for its answer."""
         self.order(do, **arguments)
         return self.answer()
 
     def region(self, do: str, **arguments: Any) -> Region:
-        """Has a tensor made: memory for the depot to map."""
+        """Make the engine allocate a tensor; return it as a region that the depot maps."""
         told = self.ask(do, **arguments)
         handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], self._uuid)
         return Region(told["size_bytes"], handle)
 
     def kill(self) -> None:
-        """As the kernel does it when memory is short; the process is gone when this returns."""
+        """Kill the process, as the kernel does when memory is short. It is gone when this returns."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """Ends the process, and its pipes."""
+        """End the process, and its pipes."""
         end_process(self._process)

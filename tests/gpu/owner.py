@@ -1,6 +1,6 @@
-"""An engine of its own process: it owns CUDA memory, exports it, and does what it is told, a line of JSON at a time.
+"""An engine process: it owns CUDA memory, exports it, and carries out orders, one in each line of JSON.
 
-Imports torch and NumPy, as an engine would, and our client when it is told to use it.
+It imports torch and NumPy, as an engine does, and our client when an order needs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Handle(ctypes.Structure):
 
 
 class Owner:
-    """The tensors that were asked for, by number, and what the depot may be told of them."""
+    """The tensors that were ordered, by number, and their handles for the depot."""
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
@@ -32,37 +32,37 @@ class Owner:
         self.shared: list[Any] = []
 
     def uuid(self) -> str:
-        """The device's UUID, as torch prints it."""
+        """Return the device's UUID, as torch prints it."""
         return str(torch.cuda.get_device_properties(0).uuid)
 
     def load(self, path: str) -> dict[str, Any]:
-        """Makes a tensor of the bytes in a file."""
+        """Make a tensor of the bytes in a file."""
         return self._export(torch.from_numpy(np.fromfile(path, dtype=np.uint8)).cuda())
 
     def make(self, size_bytes: int) -> dict[str, Any]:
-        """Makes a tensor of some bytes."""
+        """Make a tensor of some bytes."""
         return self._export(torch.empty(size_bytes, dtype=torch.uint8, device="cuda"))
 
     def random(self, shape: list[int], dtype: str, seed: int) -> dict[str, Any]:
-        """Makes a tensor of random values."""
+        """Make a tensor of random values."""
         return self._export(self._random(shape, dtype, seed))
 
     def same(self, number: int, shape: list[int], dtype: str, seed: int) -> bool:
-        """Whether a tensor has the values that `random` gave it, bit by bit."""
+        """Return whether a tensor has the values that `random` gave it, bit by bit."""
         return torch.equal(self.tensors[number].view(torch.uint8), self._random(shape, dtype, seed).view(torch.uint8))
 
     def zero(self, number: int) -> None:
-        """Forgets the values of a tensor."""
+        """Forget the values of a tensor."""
         self.tensors[number].view(torch.uint8).zero_()
         torch.cuda.synchronize()
 
     def dump(self, number: int, path: str) -> None:
-        """Writes the bytes of a tensor to a file."""
+        """Write the bytes of a tensor to a file."""
         torch.cuda.synchronize()
         self.tensors[number].view(torch.uint8).cpu().numpy().tofile(path)
 
     def free(self) -> None:
-        """Lets go of all tensors."""
+        """Release all tensors."""
         self.tensors.clear()
         self.events.clear()
         self.shared.clear()
@@ -70,7 +70,7 @@ class Owner:
         torch.cuda.empty_cache()
 
     def load_late(self, number: int, path: str, seconds: float) -> str:
-        """Writes the bytes of a file into a tensor, on a stream that is busy before; an event tells when it is done."""
+        """Write the bytes of a file into a tensor, on a busy stream; record an event behind that."""
         source = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).cuda()
         torch.cuda.synchronize()
         sleep: Any = torch.cuda._sleep
@@ -83,7 +83,7 @@ class Owner:
         return str(event.ipc_handle().hex())
 
     def share(self, num_layers: int, shape: list[int], dtype: str) -> dict[str, Any]:
-        """Makes a tensor for each layer, and describes them with the client: its messages, as bytes."""
+        """Make a tensor for each layer, and describe them with the client: its messages, as bytes."""
         from kvdepot.layout import layouts
         from kvdepot.memory import cuda
 
@@ -96,13 +96,13 @@ class Owner:
         return {"group": group.SerializeToString().hex(), "regions": regions}
 
     def ready_event(self) -> str:
-        """What the client makes of the event that was recorded last."""
+        """Return the client's handle of the event that was recorded last."""
         from kvdepot.memory import cuda
 
         return cuda.ready_event(self.events[-1]).hex()
 
     def why_memory_is_refused(self) -> str:
-        """What the client says of memory that this process allocates."""
+        """Return the client's error for memory that this process allocates."""
         from kvdepot.memory import cuda
 
         try:
@@ -112,7 +112,7 @@ class Owner:
         return ""
 
     def why_event_is_refused(self) -> str:
-        """What the client says of an event that is for this process alone."""
+        """Return the client's error for an event of this process alone."""
         from kvdepot.memory import cuda
 
         event: Any = torch.cuda.Event()
@@ -124,7 +124,7 @@ class Owner:
         return ""
 
     def multiply(self, size: int, seconds: float) -> float:
-        """Multiplies bf16 matrices for a while, and tells how many seconds one product took in the middle."""
+        """Multiply bf16 matrices for a while; return the median seconds of one product."""
         left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
         times = []
         end = time.monotonic() + seconds
@@ -141,7 +141,7 @@ class Owner:
         return torch.randn(shape, generator=generator, device="cuda").to(getattr(torch, dtype))
 
     def _export(self, tensor: torch.Tensor) -> dict[str, Any]:
-        """What cudaIpcOpenMemHandle needs, the handle of the tensor's allocation, and where the tensor is in it."""
+        """Return the handle of the tensor's allocation for cudaIpcOpenMemHandle, and the tensor's offset in it."""
         torch.cuda.synchronize()
         self.tensors.append(tensor)
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -163,7 +163,7 @@ class Owner:
 
 
 def main() -> None:
-    """Answers each line on standard input with one on standard output."""
+    """Answer each line on standard input with one on standard output."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints is no answer
     owner = Owner()

@@ -1,4 +1,4 @@
-"""A depot as a process of its own, as a test sees it: its API, its metrics, its spans, and how it ends."""
+"""A depot process as a test sees it: its API, its metrics, its spans, its end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class ServiceDepot:
 
     @property
     def client(self) -> DepotClient:
-        """A client of it. Raises: ChildFailed if it does not start."""
+        """Return a client of the depot, which serves.
+
+        Raises: ChildFailed.
+        """
         if self._client is None:
             if not self._serves.wait(START_SECONDS) or self._failure is not None:
                 raise self._failure or ChildFailed("the depot does not start")
@@ -47,42 +50,45 @@ class ServiceDepot:
 
     @property
     def held(self) -> tuple[int, int, int, int]:
-        """Its instances, sessions, leases, protected chunks."""
+        """Return the numbers of instances, sessions, leases and protected chunks."""
         status = self.client.get_status()
         return status.num_instances, status.num_sessions, status.num_leases, status.tiers[0].num_protected_chunks
 
     @property
     def is_populated(self) -> bool:
-        """Whether all pages of its L1 are made, and pinned."""
+        """Return whether all pages of L1 are made and pinned."""
         tier = self.client.get_status().tiers[0]
         return tier.populated_bytes == tier.capacity_bytes
 
     def rank(self, instance_id: str) -> AttachedRank | None:
-        """What it says of the only rank of an instance; None if this is not attached."""
+        """Return the depot's status of the only rank of an instance; None if that is not attached."""
         instances = self.client.list_instances().instances
         return next((each.ranks[0] for each in instances if each.instance_id == instance_id), None)
 
     def num_transfers(self, instance_id: str) -> int:
-        """How many transfers of the instance are on their way."""
+        """Return the number of running transfers of an instance."""
         rank = self.rank(instance_id)
         return 0 if rank is None else rank.num_transfers
 
     @property
     def metrics(self) -> Page:
-        """Its page of metrics, as it is now."""
+        """Return the page of metrics."""
         return Page(get(self._metrics))
 
     @property
     def spans(self) -> list[dict[str, Any]]:
-        """All that it has written so far, with `--trace-console`."""
+        """Return all output so far, with `--trace-console`."""
         return [json.loads(line) for line in self._lines if line.startswith("{")]
 
     def terminate(self) -> None:
-        """Asks it to end, and does not wait for it."""
+        """Ask the depot to end, and do not wait for it."""
         os.kill(self._child.pid, signal.SIGTERM)
 
     def wait_ended(self, within_seconds: float) -> None:
-        """Waits until it has ended well. Raises: TimeoutError, ChildFailed if its exit code is not 0."""
+        """Wait until the depot has ended.
+
+        Raises: TimeoutError; ChildFailed if its exit code is not 0.
+        """
         self._reader.join(within_seconds)
         if self._reader.is_alive():
             raise TimeoutError(f"the depot has not ended within {within_seconds:g} s")
@@ -90,7 +96,7 @@ class ServiceDepot:
             raise self._failure
 
     def close(self) -> None:
-        """Ends it, with SIGKILL if it takes too long."""
+        """End the depot, with SIGKILL if it takes too long."""
         if self._client is not None:
             self._client.close()
         if self._reader.is_alive():

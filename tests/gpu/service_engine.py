@@ -37,7 +37,7 @@ class Engine:
         self._client: DepotClient | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Allocates the buffer if there is none; its group and regions, as an attach has them."""
+        """Allocate the buffer if there is none; its group and regions, as an attach has them."""
         if not self._layers:
             sizes = (2, NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE)
             self._layers = [torch.zeros(sizes, dtype=torch.int32, device="cuda") for _ in range(NUM_LAYERS)]
@@ -46,7 +46,7 @@ class Engine:
         return {"group": self._group.SerializeToString().hex(), "regions": regions}
 
     def attach(self, address: str, instance_id: str) -> None:
-        """Attaches the buffer."""
+        """Attach the buffer."""
         self.describe()
         self._client = DepotClient(address)
         self._depot = self._client.attach(
@@ -54,18 +54,18 @@ class Engine:
         )
 
     def detach(self) -> None:
-        """Ends the attachment, if there is one; the buffer stays."""
+        """End the attachment, if there is one; the buffer stays."""
         if self._client is not None:
             self._client.close()
 
     def store(self, seed: int) -> int:
-        """Computes a prompt's KV and stores it: how many tokens were stored."""
+        """Compute a prompt's KV and store it; return the number of stored tokens."""
         blocks = self._blocks()
         self._put(seed, blocks)
         return self._store(seed, blocks, self._new_event()).stored_tokens
 
     def store_late(self, seed: int, seconds: float) -> float:
-        """Has the GPU write a prompt's KV some time after now, and stores it at once: how many seconds that took."""
+        """Make the GPU write a prompt's KV later, but store it at once; return the seconds of the store."""
         blocks = self._blocks()
         self._put(seed + 1, blocks)
         on_device = blocks.to("cuda")  # a copy from ordinary memory waits for all that the GPU has been given
@@ -78,7 +78,7 @@ class Engine:
         return time.monotonic() - begin
 
     def finds(self, seed: int) -> int:
-        """How many tokens of a prompt the depot has.
+        """Return how many tokens of a prompt the depot has.
 
         Raises:
             AssertionError: their KV is wrong.
@@ -90,12 +90,12 @@ class Engine:
         return found.matched_tokens
 
     def lease(self, seed: int) -> None:
-        """Leases a prompt that was stored, for `finds_leased`."""
+        """Lease a prompt that was stored, for `finds_leased`."""
         self._leased = seed, self._lookup(seed).lease.lease_id
         self._in_blocks = self._retrieve_exactly(*self._leased)
 
     def finds_leased(self) -> None:
-        """Retrieves the leased prompt into other blocks than before.
+        """Retrieve the leased prompt into other blocks than before.
 
         Raises:
             AssertionError: its KV is wrong, or somebody wrote into the blocks of the time before.
@@ -104,7 +104,7 @@ class Engine:
         self._in_blocks = self._retrieve_exactly(*self._leased)
 
     def store_on_and_on(self, first_seed: int) -> None:
-        """Stores prompts until the depot refuses, several at once. Says of each when it is stored."""
+        """Store prompts until the depot refuses, several at once; print each when it is stored."""
         self._hold(first_seed)
         seeds = itertools.count(first_seed + 1)
 
@@ -122,13 +122,13 @@ class Engine:
         self._in_bursts(prepare, 1)
 
     def retrieve_on_and_on(self, first_seed: int) -> None:
-        """Stores a prompt, and retrieves it until the depot refuses, so often at once that it takes a while."""
+        """Store a prompt, and retrieve it until the depot refuses, so often at once that it takes a while."""
         lease_id = self._hold(first_seed)
         event = self._new_event()
         self._in_bursts(lambda blocks: lambda: self._retrieve(lease_id, blocks, event), NUM_RETRIEVES_AT_ONCE)
 
     def _in_bursts(self, prepare: Callable[[torch.Tensor], Callable[[], None]], num_at_once: int) -> None:
-        """Prepares calls for all parts of the buffer, makes them at once, and does it again until one fails."""
+        """Prepare calls for all parts of the buffer and make them at once, again and again until one fails."""
         parts = torch.randperm(NUM_BLOCKS).split(PROMPT_BLOCKS) * num_at_once
         with ThreadPoolExecutor(len(parts)) as pool:
             while True:
@@ -142,11 +142,11 @@ class Engine:
         return self._lookup(seed).lease.lease_id
 
     def _blocks(self) -> torch.Tensor:
-        """Blocks for a prompt, anywhere and in any order."""
+        """Return blocks for a prompt, anywhere and in any order."""
         return torch.randperm(NUM_BLOCKS)[:PROMPT_BLOCKS]
 
     def _put(self, seed: int, blocks: torch.Tensor) -> None:
-        """Gives the GPU the work to write a prompt's KV into blocks."""
+        """Give the GPU the work to write a prompt's KV into blocks."""
         blocks = blocks.to("cuda")
         for layer, kv in zip(self._layers, _kv(seed), strict=True):
             layer[:, blocks] = kv
@@ -173,21 +173,21 @@ class Engine:
         return blocks
 
     def _new_event(self) -> Any:
-        """Happens when the GPU has done all that it has been given so far."""
+        """Return an event that happens when the GPU has done all its work so far."""
         event: Any = torch.cuda.Event(interprocess=True)
         event.record()
         return event
 
 
 def _kv(seed: int) -> torch.Tensor:
-    """The KV of a prompt, ``[layers, 2, blocks, tokens, heads, size]``: no element like another."""
+    """Return the KV of a prompt, ``[layers, 2, blocks, tokens, heads, size]``, in which all elements differ."""
     sizes = (NUM_LAYERS, 2, PROMPT_BLOCKS, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE)
     numbers = torch.arange(torch.Size(sizes).numel(), dtype=torch.int32, device="cuda")
     return (numbers * 40_503 + seed * 7_919).view(sizes)
 
 
 def main() -> None:
-    """Answers each line on standard input with one on standard output; an error is an answer too."""
+    """Answer each line on standard input with one on standard output; an error is an answer too."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
 

@@ -17,7 +17,7 @@ LIMIT_SECONDS = 60.0
 
 
 class EngineError(Exception):
-    """What an engine was asked to do raised an error there; ``name`` is its type, ``reason`` a DepotError's."""
+    """An order raised an error in the engine; ``name`` is its type, ``reason`` that of a DepotError."""
 
     def __init__(self, name: str, reason: str, message: str) -> None:
         super().__init__(f"{name}: {message}")
@@ -48,12 +48,15 @@ class ServiceEngine:
         self._reader.start()
 
     def order(self, do: str, **arguments: Any) -> None:
-        """Has something done, and does not wait for it."""
+        """Give an order, and do not wait for its answer."""
         assert self._process.stdin is not None
         print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
 
     def answer(self) -> Any:
-        """What the oldest order without an answer came to. Raises: EngineError, queue.Empty if it takes too long."""
+        """Return the answer to the oldest order without one.
+
+        Raises: EngineError; queue.Empty if it takes too long.
+        """
         answer = self._answers.get(timeout=LIMIT_SECONDS)
         if answer is None:
             raise EngineError("Ended", "", f"the process ended with exit code {self._process.wait()}")
@@ -62,18 +65,21 @@ class ServiceEngine:
         return answer["answer"]
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Has something done, and waits for it. Raises: as `answer`."""
+        """Give an order and wait for its answer.
+
+        Raises: EngineError, queue.Empty.
+        """
         self.order(do, **arguments)
         return self.answer()
 
     def kill(self) -> None:
-        """SIGKILL. The process is gone when this returns, and `stored` is complete."""
+        """Kill the process. It is gone when this returns, and `stored` is complete."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
 
     def close(self) -> None:
-        """Ends the process, and its pipes."""
+        """End the process, and its pipes."""
         self.kill()
         end_process(self._process)
 

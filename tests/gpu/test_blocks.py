@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 from tests.kernels.reference import LAYOUTS, Engine, Shape, without_first
@@ -53,7 +53,9 @@ class Twin:
         return True
 
 
-def random_moves(engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens: Sequence[int] = ()) -> list[ChunkCopy]:
+def random_copies(
+    engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens: Sequence[int] = ()
+) -> list[ChunkCopy]:
     rng = np.random.default_rng(num_chunks)
     tables = [
         rng.permutation(group.num_blocks)[: num_chunks * CHUNK_SIZE // group.block_size].reshape(num_chunks, -1)
@@ -71,21 +73,21 @@ def random_moves(engine: Engine, num_chunks: int, pitch_bytes: int, skip_tokens:
 def check_both_ways(
     backend: CudaBackend, twin: Twin, l1: L1, gap_bytes: int = 0, skip_tokens: Sequence[int] = ()
 ) -> None:
-    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
+    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE)
     expected_l1 = l1.copy()
-    moves = random_moves(twin.host, 3, buffer.chunk_bytes + gap_bytes, skip_tokens)
-    for move in moves:
-        chunk = expected_l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes]
-        chunk[:] = np.frombuffer(twin.host.read_chunk(move.block_ids, chunk.tobytes()), dtype=np.uint8)
-    backend.gather(buffer, moves).future.result(SECONDS)
+    copies = random_copies(twin.host, 3, buffer.chunk_bytes + gap_bytes, skip_tokens)
+    for copy in copies:
+        chunk = expected_l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes]
+        chunk[:] = np.frombuffer(twin.host.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
+    buffer.store(copies).future.result(SECONDS)
     assert np.array_equal(l1, expected_l1)
     assert twin.is_same()
 
-    others = random_moves(twin.host, 2, buffer.chunk_bytes + gap_bytes, skip_tokens)
-    for move in others:
-        chunk = expected_l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes]
-        twin.host.write_chunk(chunk.tobytes(), move.block_ids)
-    backend.scatter(buffer, others).future.result(SECONDS)
+    others = random_copies(twin.host, 2, buffer.chunk_bytes + gap_bytes, skip_tokens)
+    for copy in others:
+        chunk = expected_l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes]
+        twin.host.write_chunk(chunk.tobytes(), copy.block_ids)
+    buffer.retrieve(others).future.result(SECONDS)
     assert np.array_equal(l1, expected_l1)
     assert twin.is_same()
     buffer.close()
@@ -148,31 +150,31 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
         planes=planes,
     )
     backend = open_backend()
-    buffer = backend.attach([group], [region], 256, allow_process_fd=False)
+    buffer = backend.attach([group], [region], 256)
     ids = np.random.default_rng(1).permutation(blocks).reshape(-1, 256 // block_size)
-    moves = [
+    copies = [
         ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
     ]
-    backend.gather(buffer, moves).future.result(SECONDS)
+    buffer.store(copies).future.result(SECONDS)
     engine.ask("zero", number=0)
     assert not engine.ask("same", number=0, shape=shape, dtype=dtype, seed=3)
-    backend.scatter(buffer, moves).future.result(SECONDS)
+    buffer.retrieve(copies).future.result(SECONDS)
     assert engine.ask("same", number=0, shape=shape, dtype=dtype, seed=3)
 
 
 def test_a_store_waits_for_the_engine(open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path) -> None:
     twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
     backend = open_backend()
-    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE, allow_process_fd=False)
-    (move,) = random_moves(twin.host, 1, 0)
-    twin.host.write_chunk(np.random.default_rng(8).bytes(buffer.chunk_bytes), move.block_ids)
+    buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE)
+    (copy,) = random_copies(twin.host, 1, 0)
+    twin.host.write_chunk(np.random.default_rng(8).bytes(buffer.chunk_bytes), copy.block_ids)
     path = tmp_path / "late"
     path.write_bytes(twin.host.contents()[0])
     ready_event = bytes.fromhex(engine.ask("load_late", number=0, path=str(path), seconds=0.5))
-    waiting = backend.gather(buffer, [move], ready_event)
+    waiting = buffer.store([copy], ready_event)
     waiting.future.result(SECONDS)
-    assert waiting.steps[0].duration_seconds > 0.1
-    assert l1[: buffer.chunk_bytes].tobytes() == twin.host.read_chunk(move.block_ids)
+    assert waiting.phases[0].duration_seconds > 0.1
+    assert l1[: buffer.chunk_bytes].tobytes() == twin.host.read_chunk(copy.block_ids)
     twin.host.close()
 
 
@@ -194,15 +196,15 @@ def test_the_device_measures_the_phases(open_backend: OpenBackend, engine: Engin
     )
     backend = open_backend(staging_bytes=block_bytes)
     backend.register(0, l1.size)
-    buffer = backend.attach([group], [region], 1, allow_process_fd=False)
-    moves = [ChunkCopy(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
+    buffer = backend.attach([group], [region], 1)
+    copies = [ChunkCopy(l1_offset_bytes=n * block_bytes, block_ids=(np.array([n]),)) for n in range(num_chunks)]
     for _ in range(3):
         begin = time.monotonic()
-        transfer = backend.gather(buffer, moves)
+        transfer = buffer.store(copies)
         transfer.future.result(SECONDS)
         life_seconds = time.monotonic() - begin
-        waiting, gathering, copying = transfer.steps
-        assert [step.name for step in transfer.steps] == ["wait", "gather", "copy"]
+        waiting, gathering, copying = transfer.phases
+        assert [step.name for step in transfer.phases] == ["wait", "gather", "copy"]
         assert waiting.duration_seconds == gathering.start_seconds < copying.start_seconds
         assert copying.start_seconds < gathering.start_seconds + gathering.duration_seconds
         assert 0 < gathering.duration_seconds < life_seconds

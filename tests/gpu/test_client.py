@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.cupy_runtime import CupyRuntime
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 
@@ -60,20 +60,20 @@ def test_tensors_that_the_client_exports_are_moved(
 ) -> None:
     group, regions = share(engine, dtype)
     backend = open_backend()
-    buffer = backend.attach([group], regions, CHUNK_BLOCKS * TOKENS, allow_process_fd=False)
+    buffer = backend.attach([group], regions, CHUNK_BLOCKS * TOKENS)
     ids = np.random.default_rng(4).permutation(BLOCKS).reshape(-1, CHUNK_BLOCKS)
-    moves = [
+    copies = [
         ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(some,)) for number, some in enumerate(ids)
     ]
     before = contents(engine, tmp_path)
-    backend.gather(buffer, moves).future.result(SECONDS)
-    for move, some in zip(moves, ids, strict=True):
-        chunk = l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes]
+    buffer.store(copies).future.result(SECONDS)
+    for copy, some in zip(copies, ids, strict=True):
+        chunk = l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes]
         assert np.array_equal(chunk, before[:, :, some].ravel())
     for number in range(LAYERS):
         engine.ask("zero", number=number)
     assert not contents(engine, tmp_path).any()
-    backend.scatter(buffer, moves).future.result(SECONDS)
+    buffer.retrieve(copies).future.result(SECONDS)
     assert np.array_equal(contents(engine, tmp_path), before)
     buffer.close()
 
@@ -83,14 +83,12 @@ def test_an_event_that_the_client_exports_is_waited_for(
 ) -> None:
     group, regions = share(engine, "bfloat16")
     backend = open_backend()
-    buffer = backend.attach([group], regions, CHUNK_BLOCKS * TOKENS, allow_process_fd=False)
+    buffer = backend.attach([group], regions, CHUNK_BLOCKS * TOKENS)
     late = np.random.default_rng(6).integers(0, 256, contents(engine, tmp_path)[0].size, dtype=np.uint8)
     late.tofile(tmp_path / "late")
     engine.ask("load_late", number=0, path=str(tmp_path / "late"), seconds=0.5)
     ready_event = bytes.fromhex(engine.ask("ready_event"))
-    backend.gather(buffer, [ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([3, 1]),))], ready_event).future.result(
-        SECONDS
-    )
+    buffer.store([ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([3, 1]),))], ready_event).future.result(SECONDS)
     expected = late.reshape(2, BLOCKS, -1)[:, [3, 1]].ravel()
     assert np.array_equal(l1[: expected.size], expected)
     buffer.close()

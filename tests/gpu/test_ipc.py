@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.cupy_runtime import CupyRuntime
 from kernels.cuda.runtime import CudaError, canonical_uuid
-from kernels.errors import RegionUnavailable, TransferCancelled
+from kernels.errors import RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
 
@@ -55,7 +55,7 @@ def mortal() -> Iterator[EngineProcess]:
 
 
 def attach(backend: CudaBackend, region: Region) -> Any:
-    return backend.attach([latent_group(region.size_bytes)], [region], 1, allow_process_fd=False)
+    return backend.attach([latent_group(region.size_bytes)], [region], 1)
 
 
 def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
@@ -65,8 +65,8 @@ def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
     other = attach(backend, engine.region("make", size_bytes=8 << 20))
     region = mortal.region("make", size_bytes=2 * GIB)
     buffer = attach(backend, region)
-    moves = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([n]),)) for n in range(8)]
-    backend.gather(buffer, moves).future.result(SECONDS)
+    copies = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([n]),)) for n in range(8)]
+    buffer.store(copies).future.result(SECONDS)
     before = free_bytes()
     mortal.kill()
     begin = time.monotonic()
@@ -74,8 +74,8 @@ def test_a_killed_engine_is_detached_and_its_memory_free_within_a_second(
     while free_bytes() < before + 2 * GIB and time.monotonic() < begin + SECONDS:
         time.sleep(0.01)
     assert time.monotonic() - begin < 1
-    backend.gather(other, moves).future.result(SECONDS)
-    backend.scatter(other, moves).future.result(SECONDS)
+    other.store(copies).future.result(SECONDS)
+    other.retrieve(copies).future.result(SECONDS)
 
 
 @pytest.mark.parametrize("l1_bytes", [64 << 20], ids=["64-MiB"])
@@ -86,8 +86,8 @@ def test_an_engine_killed_while_its_blocks_are_moved_does_not_hold_its_memory(
     backend.register(0, 64 << 20)
     buffer = attach(backend, mortal.region("make", size_bytes=2 * GIB))
     before = free_bytes()
-    moves = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([31 * n]),)) for n in range(64)]
-    transfers = [start(buffer, moves) for _ in range(200) for start in (backend.gather, backend.scatter)]
+    copies = [ChunkCopy(l1_offset_bytes=n << 20, block_ids=(np.array([31 * n]),)) for n in range(64)]
+    transfers = [start(copies) for _ in range(200) for start in (buffer.store, buffer.retrieve)]
     transfers[0].future.result(SECONDS)
     mortal.kill()
     begin = time.monotonic()
@@ -108,7 +108,7 @@ def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     path = tmp_path / "late"
     path.write_bytes(bytes(region.size_bytes))
     ready_event = bytes.fromhex(mortal.ask("load_late", number=0, path=str(path), seconds=10.0))
-    transfer = backend.gather(buffer, [ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([0]),))], ready_event)
+    transfer = buffer.store([ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([0]),))], ready_event)
     time.sleep(0.2)
     assert not transfer.future.done()
     mortal.kill()
@@ -134,14 +134,14 @@ def test_the_driver_knows_the_size_of_an_allocation(runtime: CupyRuntime, engine
 def test_a_region_beyond_its_allocation_is_refused(open_backend: OpenBackend, engine: EngineProcess) -> None:
     told = engine.ask("make", size_bytes=64 << 20)
     handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], engine.ask("uuid"))
-    with pytest.raises(RegionUnavailable, match="beyond"):
+    with pytest.raises(RegionError, match="beyond"):
         attach(open_backend(), Region(told["allocated_bytes"] + (1 << 20), handle))
 
 
 def test_memory_of_a_process_that_is_gone_is_refused(open_backend: OpenBackend, mortal: EngineProcess) -> None:
     region = mortal.region("make", size_bytes=64 << 20)
     mortal.kill()
-    with pytest.raises(RegionUnavailable, match=r"regions\[0\]"):
+    with pytest.raises(RegionError, match=r"regions\[0\]"):
         attach(open_backend(), region)
 
 
@@ -150,8 +150,8 @@ def test_two_attachments_may_share_an_allocation(open_backend: OpenBackend, engi
     region = engine.region("make", size_bytes=8 << 20)
     first, second = attach(backend, region), attach(backend, region)
     first.close()
-    move = ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([7]),))
-    backend.gather(second, [move]).future.result(SECONDS)
+    copy = ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([7]),))
+    second.store([copy]).future.result(SECONDS)
 
 
 def test_an_event_that_cannot_be_opened_is_an_error(runtime: CupyRuntime) -> None:

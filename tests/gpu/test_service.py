@@ -1,4 +1,4 @@
-"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and tell lies."""
+"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC and get killed."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 
 
 def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) -> None:
-    """Attaches an engine in the place of the one that was killed: it finds the prompts that this one had stored."""
+    """Attach an engine in the place of the killed one; it finds the prompts that the killed one stored."""
     engine.ask("attach", address=depot.address, instance_id="victim")
     for seed in stored:
         assert engine.ask("finds", seed=seed) == PROMPT_TOKENS

@@ -169,7 +169,7 @@ class SharedBytes:
         return 0 <= address(view) - address(self.bytes) < self.bytes.size
 
     def resize(self, size_bytes: int) -> None:
-        """What an engine must not do; `bytes` can't be read any more."""
+        """Resize the object, which no engine may do; `bytes` can't be read afterwards."""
         os.ftruncate(self.fd, size_bytes)
 
 
@@ -218,7 +218,7 @@ class Engine:
         return bytes(read)
 
     def write_chunk(self, chunk: bytes, block_ids: Sequence[NDArray[np.int64]]) -> None:
-        """Puts the end of each plane of a canonical chunk into these blocks."""
+        """Put the end of each plane of a canonical chunk into these blocks."""
         for plane, ids, at in self._last_blocks(len(chunk), block_ids):
             shape = (len(ids), *plane.shape[1:])
             plane[ids] = np.frombuffer(chunk, plane.dtype, count=int(np.prod(shape)), offset=at).reshape(shape)

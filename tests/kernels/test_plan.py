@@ -55,7 +55,7 @@ def extent(group: Group) -> int:
 
 
 def plane_bytes(group: Group, plane: Plane) -> Iterator[int]:
-    """The offset of each byte of a plane, by the definition of a group."""
+    """Return the offset of each byte of a plane, by the definition of a group."""
     for b, t, h, byte in itertools.product(
         range(group.num_blocks), range(group.block_size), range(group.num_heads), range(group.head_bytes)
     ):
@@ -127,7 +127,7 @@ def arbitrary_groups(draw: st.DrawFn) -> Group:
 
 
 def copied(plan: GroupPlan, block_ids: list[int]) -> Iterator[tuple[int, int]]:
-    """The (engine, chunk) offset of each byte that a plan moves."""
+    """Return the (engine, chunk) offset of each byte of a plan."""
     for layer, kind in np.ndindex(plan.regions.shape):
         for j, b in enumerate(block_ids):
             engine = int(plan.engine_offsets[layer, kind]) + b * plan.block_stride_bytes

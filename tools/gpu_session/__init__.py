@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one run of eight minutes: ``make gpu-session``, see docs/gpu.md.
+"""All work that needs a GPU, in one run of eight minutes: ``make gpu-session``, see docs/gpu.md.
 
 From the outside in:
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kernels.cuda.cupy_runtime import cuda_available
+from kernels.cuda.cupy_runtime import cuda_error
 from kvdepot.cli.processes import exit_on_terminate
 from tools.gpu_session import report
 from tools.gpu_session.child import REPOSITORY
@@ -25,13 +25,13 @@ WHEELS = REPOSITORY / "build" / "gpu-wheels"
 
 
 def main() -> int:
-    """Runs the session. Returns 0 if no step failed: a goal that was missed is a figure, not a failure."""
+    """Run the session; return 0 if no step failed. A missed goal is a figure, not a failure."""
     arguments = _arguments()
     steps = [step for step in STEPS if not arguments.steps or step.name in arguments.steps]
     title = f"GPU session of {datetime.now(UTC).isoformat(timespec='seconds')}"
     if arguments.dry_run:
         title += ", on a simulated card: its figures mean nothing"
-    elif reason := cuda_available():
+    elif reason := cuda_error():
         title += f": {reason}, so that only the machine is described (--dry-run runs every step on a simulated card)"
         steps = list(STEPS[:1])
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def main() -> int:
     finally:
         report.write(done, title if len(done) == len(steps) else f"{title} (stopped)", arguments.out)
         print(f"\n{report.table(done, title)}", flush=True)
-    return 0 if report.is_good(done) and (arguments.dry_run or cuda_available() is None) else 1
+    return 0 if report.is_good(done) and (arguments.dry_run or cuda_error() is None) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _card(*, is_simulated: bool) -> Iterator[Mapping[str, str]]:
-    """The variables that steps find their card by."""
+    """Return the environment variables by which steps find their card."""
     if not is_simulated:
         yield {}
         return

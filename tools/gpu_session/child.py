@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import IO
 
 DUMP_SECONDS = 2.0
-"""For a process that passed its limit to write where each of its threads is; PYTHONFAULTHANDLER makes it do so."""
+"""Time for a process over its limit to write the stacks of its threads, as PYTHONFAULTHANDLER makes it do."""
 
 KILL_SECONDS = 5.0
-"""For killed processes to be gone. One that hangs in a driver stays."""
+"""Time for killed processes to end. A process that hangs in a driver stays."""
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a process ended. ``is_over_limit`` says that it was killed."""
+    """The end of a process. ``is_over_limit`` says that it was killed."""
 
     exit_code: int
     seconds: float
@@ -31,7 +31,7 @@ class Ended:
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes], limit_seconds: float) -> Ended:
-    """Runs a command from the repository's root, in a session of its own. Its output goes to ``log``.
+    """Run a command from the repository's root, in a session of its own. Its output goes to ``log``.
 
     All processes of that session are killed when the command ends, when it passes its limit, and when this is left
     by an exception.
@@ -62,7 +62,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], log: IO[by
 
 
 def _kill_session(leader: subprocess.Popen[bytes]) -> None:
-    """Kills by session and not by group: a depot that a test starts has a process group of its own."""
+    """Kill by session and not by group: a depot that a test starts has a process group of its own."""
     end = time.monotonic() + KILL_SECONDS
     while (members := _members(leader.pid)) and time.monotonic() < end:
         for pid in members:

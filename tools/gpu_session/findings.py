@@ -13,7 +13,7 @@ from tools.gpu_session.child import Ended
 from tools.gpu_session.steps import Kind, Step
 
 SANITIZER_EXIT_CODE = 86
-"""Of a process under compute-sanitizer in which the tool has found something."""
+"""Exit code of a process in which compute-sanitizer has found something."""
 
 Line = Mapping[str, Any]
 
@@ -29,13 +29,13 @@ class Outcome(StrEnum):
 
     @property
     def is_bad(self) -> bool:
-        """Whether an engineer has to look at it."""
+        """Whether an engineer must examine the step."""
         return self in (Outcome.FAILED, Outcome.OVER_LIMIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """A step's outcome, a line about it (``summary``), and what is behind it."""
+    """A step's outcome, a line about it (``summary``), and its details."""
 
     outcome: Outcome
     summary: str
@@ -71,7 +71,7 @@ def _worse(found: Findings, outcome: Outcome, why: str) -> Findings:
 
 
 def _read_lines(results: Path) -> list[Line]:
-    """All whole lines: the last one may be cut where the process was killed."""
+    """Return the complete lines; a killed process may leave an incomplete last one."""
     if not results.exists():
         return []
     text = results.read_text()

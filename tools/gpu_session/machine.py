@@ -1,4 +1,4 @@
-"""The step that says what there is: the card, the driver, the versions. What is missing is an empty value."""
+"""The step that describes the machine: the card, the driver, the versions. An empty value means there is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from kernels.cuda.presence import cuda_presence
+from kernels.cuda.probe import probe_cuda
 
 PACKAGES = ("torch", "cupy-cuda12x", "cupy-cuda13x", "numpy", "grpcio", "protobuf", "transformers", "pytest", "blake3")
 PROGRAMS = ("compute-sanitizer", "ncu", "nvcc", "gcc", "g++", "git", "make")
@@ -24,15 +24,15 @@ CUDA_PROGRAMS = "/usr/local/cuda/bin"
 
 
 def facts() -> dict[str, str]:
-    """What there is, by its name; an empty value where there is none of it."""
-    cuda = cuda_presence()
+    """Return the facts by their names, with an empty value for a missing thing."""
+    cuda = probe_cuda()
     return {
-        "card": ", ".join(cuda.devices) or f"none: {cuda.why_no_devices}",
+        "card": ", ".join(cuda.devices) or f"none: {cuda.devices_error}",
         **_card(),
         "CUDA driver API": str(cuda.driver_version),
         "CUDA runtime": str(cuda.runtime_version),
-        "CuPy": cuda.cupy_version or cuda.why_no_cupy,
-        "NVRTC": cuda.nvrtc_version or cuda.why_no_nvrtc,
+        "CuPy": cuda.cupy_version or cuda.cupy_error,
+        "NVRTC": cuda.nvrtc_version or cuda.nvrtc_error,
         "Python": platform.python_version(),
         **{f"package {name}": _version(name) for name in PACKAGES},
         **{f"program {name}": which(name) or "" for name in PROGRAMS},
@@ -99,7 +99,7 @@ def _is_running(name: str) -> bool:
 
 
 def main() -> None:
-    """Prints the facts, a line each."""
+    """Print the facts, a line each."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_session.machine", description=__doc__)
     parser.add_argument("--results", type=Path, help="write them to this file, too, as a line of JSON")
     arguments = parser.parse_args()

@@ -27,11 +27,11 @@ ON_THE_MACHINE = ("numpy", "torch")
 
 
 class PackagesUnavailable(Exception):
-    """The packages can't be fetched or installed; the message has pip's last words."""
+    """The packages can't be fetched or installed; the message has the end of pip's output."""
 
 
 def fetch(folder: Path, python_version: str) -> int:
-    """Fetches wheels of all that the server imports; returns their size in bytes.
+    """Fetch wheels of all that the server imports; return their size in bytes.
 
     Raises:
         PackagesUnavailable: pip refuses, or they are too large to travel.
@@ -59,7 +59,7 @@ def fetch(folder: Path, python_version: str) -> int:
 
 
 def install(wheels: Sequence[Path], target: Path) -> None:
-    """Installs wheels into a folder for PYTHONPATH, as they are: nothing is fetched.
+    """Install wheels into a folder for PYTHONPATH, as they are: nothing is fetched.
 
     Raises:
         PackagesUnavailable: pip refuses, as it does for wheels of another Python.
@@ -84,7 +84,7 @@ def _name(wheel: Path) -> str:
 
 
 def main() -> None:
-    """Fetches the wheels and says how large they are."""
+    """Fetch the wheels and print their size."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_session.packages", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the machine with the GPU")

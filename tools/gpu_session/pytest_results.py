@@ -9,12 +9,12 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--results``."""
+    """Add ``--results``."""
     parser.addoption("--results", type=Path, required=True, help="the file that the outcomes are appended to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begins to write."""
+    """Begin to write."""
     config.pluginmanager.register(_Writer(config.getoption("--results")))
 
 

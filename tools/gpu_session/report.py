@@ -1,4 +1,4 @@
-"""What a session leaves behind: a table for a terminal, all figures as Markdown, and everything as JSON."""
+"""The report of a session: a table for a terminal, all figures as Markdown, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.gpu_session.findings import Findings, Outcome
 from tools.gpu_session.steps import Step
 
 TABLE_CHARACTERS = 10_000
-"""Of the printed table: what shows the end of a remote command's output often shows little more."""
+"""Most characters of the printed table: remote terminals often show little more."""
 
 Done = Sequence[tuple[Step, Findings]]
 
@@ -53,7 +53,7 @@ def markdown(done: Done, title: str) -> str:
 
 
 def write(done: Done, title: str, out: Path) -> None:
-    """Writes table.txt, figures.md and session.json. To be called after each step: a killed session leaves them."""
+    """Write table.txt, figures.md and session.json after each step, so that a killed session leaves them."""
     (out / "table.txt").write_text(table(done, title) + "\n")
     (out / "figures.md").write_text(markdown(done, title))
     steps = [{"step": step.name, **asdict(found)} for step, found in done]
@@ -61,7 +61,7 @@ def write(done: Done, title: str, out: Path) -> None:
 
 
 def is_good(done: Done) -> bool:
-    """Whether no step failed or was killed, and at least one has run. A missed goal is a figure, not a failure."""
+    """Return whether steps ran and none failed or was killed. A missed goal is a figure, not a failure."""
     return not any(found.outcome.is_bad for _, found in done) and any(
         found.outcome is Outcome.PASSED for _, found in done
     )

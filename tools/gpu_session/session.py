@@ -38,7 +38,7 @@ class Plan:
 
 
 def run_steps(plan: Plan, log: IO[bytes], on_begin: Callable[[Step, float], None]) -> Iterator[tuple[Step, Findings]]:
-    """Runs each step and yields its findings when it has ended, whatever became of the steps before.
+    """Run each step and yield its findings at its end, whatever the results of the steps before.
 
     ``log`` receives all that the steps print. ``on_begin`` is called with a step and the seconds that it has.
     """
@@ -55,7 +55,7 @@ def run_steps(plan: Plan, log: IO[bytes], on_begin: Callable[[Step, float], None
 
 
 class _Runner:
-    """Makes each step's command and reads what it has found. ``folder`` is for what no step has to keep."""
+    """Makes each step's command and reads its findings. ``folder`` is for temporary files."""
 
     def __init__(self, plan: Plan, log: IO[bytes], folder: Path) -> None:
         self._plan = plan
@@ -64,7 +64,7 @@ class _Runner:
         self._environment = self._make_environment()
 
     def run(self, step: Step, limit_seconds: float) -> Findings:
-        """Runs a step, or says why it can't be run."""
+        """Run a step, or say why it can't be run."""
         self._write(f"\n==== {step.name}: {step.what}")
         results = self._folder / f"results-{step.name}"
         command, remark = self._command(step, results)
@@ -76,7 +76,7 @@ class _Runner:
         return replace(found, summary=f"{found.summary} ({remark})") if remark else found
 
     def _command(self, step: Step, results: Path) -> tuple[list[str], str]:
-        """What to run, and a remark about it. Nothing is run where the remark says why."""
+        """Return the command and a remark; without a command, the remark says why."""
         command = [sys.executable, *step.arguments]
         if step.kind is Kind.TESTS:
             command += ["-p", "tools.gpu_session.pytest_results"]
@@ -107,7 +107,7 @@ class _Runner:
         }
 
     def _packages(self) -> list[str]:
-        """Installs the wheels, if any; returns the folder that they are in."""
+        """Install the wheels, if any; return the folder that they are in."""
         wheels = sorted(self._plan.wheels.glob("*.whl"))
         if self._plan.is_dry or not wheels:
             self._write("packages: those of this Python")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.runtime import canonical_uuid
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, Region
-from kernels.transfer import ChunkCopy
 from kvdepot import SharedRegions
 from kvdepot.layout import layouts
 from kvdepot.memory import cuda
@@ -178,7 +178,7 @@ def test_a_depot_finds_the_bytes_of_every_tensor(driver: CardInProcess) -> None:
     buffer = depot.backend.attach(
         [group_of(group)], [region_of(region) for region in shared.regions], 2 * tokens, allow_process_fd=False
     )
-    depot.backend.gather(buffer, [ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([5, 2]),))]).future.result(SECONDS)
+    buffer.store([ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([5, 2]),))]).future.result(SECONDS)
     expected = b"".join(tensor[kind, [5, 2]].numpy().tobytes() for tensor in tensors for kind in (0, 1))
     assert depot.l1[: len(expected)] == expected
     assert len(expected) == buffer.chunk_bytes == layers * 2 * 2 * tokens * heads * size

@@ -11,7 +11,7 @@ from tests.gpu.simulated.card import simulated_card
 
 
 def main(command: list[str]) -> int:
-    """Runs the command to its end; the exit code is the command's, 128 + the signal's number if a signal ended it."""
+    """Run the command to its end; the exit code is the command's, 128 + the signal's number if a signal ended it."""
     if not command:
         sys.exit("usage: python -m tests.gpu.simulated COMMAND …")
     with simulated_card() as variables:

@@ -19,7 +19,7 @@ _KERNELS_ON_CPU = Path(__file__).parents[2] / "kernels" / "cuda"
 
 @contextmanager
 def simulated_card() -> Iterator[dict[str, str]]:
-    """Makes a card for the duration of the block; yields the variables that a process of it needs in its environment.
+    """Make a card while the block runs; yield the environment variables of its processes.
 
     At the end all memory of the card is gone, also that of processes which were killed. It goes too when this process
     is killed.
@@ -37,7 +37,7 @@ def simulated_card() -> Iterator[dict[str, str]]:
 
 
 def compile_driver(path: Path) -> None:
-    """Compiles the driver to a library."""
+    """Compile the driver to a library."""
     flags = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{_KERNELS_ON_CPU}")
     subprocess.run(["gcc", *flags, "-o", path, *sorted(_DRIVER.glob("*.c"))], check=True, timeout=60)
 

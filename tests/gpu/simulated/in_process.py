@@ -35,7 +35,7 @@ class CardInProcess:
 
     @contextmanager
     def device_in_use(self) -> Iterator[None]:
-        """Makes the first device the calling thread's."""
+        """Make the first device the calling thread's."""
         context = ctypes.c_void_p()
         assert self.library.cuInit(0) == 0
         assert self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
@@ -76,18 +76,18 @@ class SmallOwner:
         self.start, self.memory, self.event = int(start), bytes.fromhex(memory), bytes.fromhex(event)
 
     def ask(self, *words: object) -> list[str]:
-        """Has something done; see small_owner.py."""
+        """Give an order; see small_owner.py."""
         assert self._process.stdin is not None
         print(*words, file=self._process.stdin, flush=True)
         return self._answer()
 
     def kill(self) -> None:
-        """Ends the process without its doing; it is gone when this returns."""
+        """Kill the process; it is gone when this returns."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """Ends the process, and its pipes."""
+        """End the process, and its pipes."""
         end_process(self._process)
 
     def _answer(self) -> list[str]:
@@ -104,7 +104,7 @@ def _compiled() -> bytes:
 
 @contextmanager
 def card_in_process(folder: Path) -> Iterator[CardInProcess]:
-    """Loads a driver of its own, with two devices and memory in a folder; at the end nothing is open or in use."""
+    """Load a driver of its own, with two devices and memory in a folder; at the end nothing is open or in use."""
     path = folder / "libcuda.so.1"
     path.write_bytes(_compiled())  # a file of its own, else the library would be the one of the last test
     for name in ("memory", "kernels"):

@@ -18,13 +18,13 @@ _DISABLE_TIMING, _INTERPROCESS = 2, 4
 
 
 def say(*words: object) -> None:
-    """Answers with a line."""
+    """Answer with a line."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Answers until the input ends."""
+    """Answer until the input ends."""
     cuda = ctypes.CDLL(sys.argv[1])
     context, start, event = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_uint64()
     memory_handle, event_handle = (ctypes.c_ubyte * 64)(), (ctypes.c_ubyte * 64)()

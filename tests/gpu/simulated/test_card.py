@@ -108,7 +108,7 @@ def test_the_stand_in_offers_nothing_that_cupy_lacks() -> None:
 
 
 def after(destroy: str, *, call: Callable[[Any, int], object], make: Callable[[Any], int]) -> Callable[[Any], object]:
-    """Uses a thing after it was destroyed."""
+    """Use a thing after it was destroyed."""
 
     def misuse(runtime: Any) -> object:
         thing = make(runtime)

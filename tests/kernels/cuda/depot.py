@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
-from kernels.cuda.buffer import CudaBuffer, Worker, spawn_thread
+from kernels.cuda.buffer import CudaBuffer, Thread, spawn_thread
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
-from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
-from tests.kernels.cuda.schedule import ManualWorker
+from tests.kernels.cuda.schedule import ManualThread
 from tests.kernels.reference import Engine, Shape, without_first
 
 CHUNK_SIZE = 12
@@ -27,29 +27,29 @@ CHUNK_BYTES = 3 * 2 * CHUNK_SIZE * 2 * 8 * 2
 
 
 class CudaDepot:
-    """The backend with an arena full of noise. Lanes have threads, or wait to be told: `turn`."""
+    """The backend with an arena full of noise. Stream workers have threads, or tests advance them."""
 
     def __init__(self, *, has_threads: bool = False, seed: int = 0, **settings: Any) -> None:
         self.rng = np.random.default_rng(11)
         self.l1 = bytearray(self.rng.bytes(1 << 17))
         self.fake = FakeCuda(seed)
-        self.workers: dict[str, ManualWorker] = {}
+        self.workers: dict[str, ManualThread] = {}
         self._spawn = spawn_thread if has_threads else self._spawn_manual
         small: dict[str, Any] = {"staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
         self.backend = CudaBackend(memoryview(self.l1), self.fake, CudaSettings(**(small | settings)), self._spawn)
 
-    def _spawn_manual(self, lane: StreamWorker, name: str) -> Worker:
-        worker = self.workers[name.removeprefix("kvdepot-")] = ManualWorker(self.fake, lane, name)
-        return worker
+    def _spawn_manual(self, worker: StreamWorker, name: str) -> Thread:
+        thread = self.workers[name.removeprefix("kvdepot-")] = ManualThread(self.fake, worker, name)
+        return thread
 
     def region(self, memory: np.ndarray[Any, np.dtype[np.uint8]], uuid: str = FAKE_UUID) -> Region:
         return Region(memory.size, CudaIpc(self.fake.export_memory(memory), 0, uuid))
 
     def attach(self, engine: Engine, chunk_size: int = CHUNK_SIZE, uuid: str = FAKE_UUID) -> CudaBuffer:
         regions = [self.region(memory.bytes, uuid) for memory in engine._memory]
-        return self.backend.attach(engine.groups, regions, chunk_size, allow_process_fd=False)
+        return self.backend.attach(engine.groups, regions, chunk_size)
 
-    def random_moves(
+    def random_copies(
         self,
         engine: Engine,
         num_chunks: int,
@@ -85,21 +85,21 @@ class Attached:
         self.fake.calls.clear()
 
     def store(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
-        moves = self.depot.random_moves(self.engine, num_chunks, some=slice(0, 72))
-        return self._told(self.depot.backend.gather(self.buffer, moves, ready_event))
+        copies = self.depot.random_copies(self.engine, num_chunks, some=slice(0, 72))
+        return self._after(self.buffer.store(copies, ready_event))
 
     def retrieve(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
-        moves = self.depot.random_moves(self.engine, num_chunks, some=slice(72, 144), l1_offset_bytes=1 << 16)
-        return self._told(self.depot.backend.scatter(self.buffer, moves, ready_event))
+        copies = self.depot.random_copies(self.engine, num_chunks, some=slice(72, 144), l1_offset_bytes=1 << 16)
+        return self._after(self.buffer.retrieve(copies, ready_event))
 
-    def _told(self, transfer: CudaTransfer) -> CudaTransfer:
+    def _after(self, transfer: CudaTransfer) -> CudaTransfer:
         for worker in self.depot.workers.values():
             self.fake.streams.tell("main", worker.name)
         return transfer
 
-    def turn(self, direction: str, times: int = 1) -> None:
+    def advance(self, direction: str, times: int = 1) -> None:
         for _ in range(times):
-            self.depot.workers[direction].turn()
+            self.depot.workers[direction].advance()
 
     def close(self) -> None:
         """Nothing went wrong, and nothing is left."""

@@ -1,7 +1,7 @@
-"""A CUDA runtime without a device, which really moves bytes, in memory of this process.
+"""A CUDA runtime without a device, which really copies bytes, in memory of this process.
 
-Each operation knows what it is ordered after, so two that touch the same byte with no order between them are found in
-every schedule, and not only in one where it shows. What is found is in `faults`.
+Each operation knows the operations before it. So each schedule finds two operations that touch the same byte without an
+order between them, not only a schedule in which the bytes are wrong. `faults` has all that was found.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cuda.kernel import BlockCopy
+from kernels.cuda.kernel import KernelParams
 from kernels.cuda.runtime import Address, CudaError, Event, Stream
+from kernels.transfer import Direction
 from tests.kernels.cuda.fake_cuda_memory import Addresses, Bytes, Touch, TouchableMemory, bytes_at
 from tests.kernels.cuda.fake_cuda_streams import FakeStreams, Operation
 
@@ -32,9 +33,9 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """The runtime, and its only device. `calls` has the names of all calls; number ``fail_call`` of them raises.
+    """The runtime and its only device. `calls` has the names of all calls; call number ``fail_call`` raises.
 
-    After that the device is dead if ``is_fatal``: it does nothing any more, and every call raises.
+    If ``is_fatal``, the device is dead afterwards: it does nothing more, and each call raises.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -54,22 +55,22 @@ class FakeCuda:
         self._exported_memory: dict[bytes, Bytes] = {}
         self._exported_events: dict[bytes, FakeEvent] = {}
 
-    # What the tests do.
+    # For the tests.
 
     def export_memory(self, memory: Bytes, handle: bytes = b"") -> bytes:
-        """A handle of memory of this process, as if it were on a device and of an engine; or the one that it has."""
+        """Return a handle of memory of this process, as if it were an engine's, on a device."""
         handle = handle or b"memory".ljust(56) + len(self._exported_memory).to_bytes(8, "little")
         self._exported_memory[handle] = memory
         return handle
 
     def export_event(self) -> bytes:
-        """A handle of an engine's event that has not happened."""
+        """Return a handle of an engine's event that has not happened."""
         handle = b"event".ljust(56) + len(self._exported_events).to_bytes(8, "little")
         self._exported_events[handle] = FakeEvent(is_foreign=True)
         return handle
 
     def add_device(self, uuid: str) -> FakeCuda:
-        """Another device of the same machine, with `calls` of its own."""
+        """Add another device of the same machine, with `calls` of its own."""
         device = self.devices[uuid] = copy.copy(self)
         device.uuid, device.calls, device._is_prepared = uuid, [], False
         return device
@@ -78,7 +79,7 @@ class FakeCuda:
         self._exported_events[handle].has_happened = True
 
     def left_over(self) -> Sequence[str]:
-        """What was made and not given back."""
+        """Return what was made and not given back."""
         memory = [f"{memory.kind} memory" for memory in self._memory.all]
         return [*memory, *["a stream"] * len(self.streams), *["an event"] * len(self._events)]
 
@@ -207,27 +208,21 @@ class FakeCuda:
 
         self.streams.issue(stream, "copy_to_device", run)
 
-    def gather(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
-        self._call("gather")
-        self._check_prepared()
+    def launch(self, direction: Direction, params: KernelParams, max_ctas: int, stream: Stream) -> None:
+        name = "gather" if direction is Direction.STORE else "scatter"
+        self._call(name)
+        if not self._is_prepared:
+            self.faults.append("the kernels are compiled while a transfer waits")
 
         def run(touch: Touch) -> None:
-            engine, chunk = self._addresses(touch, copy)
-            self._memory.write(touch, chunk, self._memory.read(touch, engine))
+            source, target = self._addresses(touch, params)
+            if direction is Direction.RETRIEVE:
+                source, target = target, source
+            self._memory.write(touch, target, self._memory.read(touch, source))
 
-        self.streams.issue(stream, "gather", run)
+        self.streams.issue(stream, name, run)
 
-    def scatter(self, copy: BlockCopy, max_ctas: int, stream: Stream) -> None:
-        self._call("scatter")
-        self._check_prepared()
-
-        def run(touch: Touch) -> None:
-            engine, chunk = self._addresses(touch, copy)
-            self._memory.write(touch, engine, self._memory.read(touch, chunk))
-
-        self.streams.issue(stream, "scatter", run)
-
-    # How it works.
+    # Internals.
 
     def _call(self, name: str, *, is_fatal: bool = False) -> None:
         self.calls.append(name)
@@ -239,7 +234,7 @@ class FakeCuda:
             raise CudaError(f"{name}: the device is dead")
 
     def _allocate(self, kind: str, size_bytes: int) -> Address:
-        """Memory at a multiple of 256, full of noise."""
+        """Return memory at a multiple of 256, full of noise."""
         noise = np.frombuffer(self._random.randbytes(size_bytes + 256), dtype=np.uint8).copy()
         self._allocated.append(noise)
         start = -noise.ctypes.data % 256
@@ -248,10 +243,6 @@ class FakeCuda:
     def _remove(self, kind: str, address: Address) -> None:
         self._memory.remove(kind, address)
         self._call(f"free {kind} memory")
-
-    def _check_prepared(self) -> None:
-        if not self._is_prepared:
-            self.faults.append("the kernels are compiled while somebody waits for a transfer")
 
     def _check_pinned(self, address: Address, size_bytes: int) -> None:
         memory = self._memory.holding(address, size_bytes)
@@ -262,24 +253,24 @@ class FakeCuda:
         span = np.arange(size_bytes)
         self._memory.write(touch, target + span, self._memory.read(touch, source + span))
 
-    def _addresses(self, touch: Touch, copy: BlockCopy) -> tuple[Addresses, Addresses]:
-        """Every byte of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``, as kernels define it."""
-        told = copy[0]
+    def _addresses(self, touch: Touch, params: KernelParams) -> tuple[Addresses, Addresses]:
+        """Return all bytes of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``, flattened."""
+        fields = params[0]
 
-        def table(name: str, num_words: int, *shape: int) -> Addresses:
-            words = self._memory.read(touch, int(told[name]) + np.arange(8 * num_words))
+        def array(name: str, num_words: int, *shape: int) -> Addresses:
+            words = self._memory.read(touch, int(fields[name]) + np.arange(8 * num_words))
             return words.view(np.int64).reshape(*shape, 1, 1, 1)
 
-        planes, blocks = (int(told["num_planes"]), -1, 1), (int(told["num_blocks"]), 1, -1)
-        engine = table("plane_addresses", *planes) + table("block_ids", *blocks) * told["block_stride_bytes"]
-        chunk = table("plane_chunk_offsets", *planes) + table("chunk_block_offsets", *blocks)
-        chunk = chunk + told["chunks_base"].astype(np.int64)
+        planes, blocks = (int(fields["num_planes"]), -1, 1), (int(fields["num_blocks"]), 1, -1)
+        engine = array("plane_addresses", *planes) + array("block_ids", *blocks) * fields["block_stride_bytes"]
+        chunk = array("plane_chunk_offsets", *planes) + array("chunk_block_offsets", *blocks)
+        chunk = chunk + fields["chunks_base"].astype(np.int64)
         for name, shape in (("outer", (-1, 1, 1)), ("inner", (-1, 1))):
-            turns = np.arange(told[name]["count"]).reshape(shape)
-            engine = engine + turns * told[name]["engine_stride_bytes"]
-            chunk = chunk + turns * told[name]["chunk_stride_bytes"]
-        width = told["access_bytes"]
-        if told["run_bytes"] % width or np.any(engine % width) or np.any(chunk % width):
+            indices = np.arange(fields[name]["count"]).reshape(shape)
+            engine = engine + indices * fields[name]["engine_stride_bytes"]
+            chunk = chunk + indices * fields[name]["chunk_stride_bytes"]
+        width = fields["access_bytes"]
+        if fields["run_bytes"] % width or np.any(engine % width) or np.any(chunk % width):
             self.faults.append("an access is not aligned")
-        run = np.arange(told["run_bytes"])
+        run = np.arange(fields["run_bytes"])
         return (engine + run).ravel(), (chunk + run).ravel()

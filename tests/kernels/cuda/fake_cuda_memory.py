@@ -18,7 +18,7 @@ Clock = dict[str, int]
 
 
 class IllegalAddress(Exception):
-    """A byte was touched that belongs to nobody."""
+    """A byte outside all memory was touched."""
 
 
 def bytes_at(address: int, size_bytes: int) -> Bytes:

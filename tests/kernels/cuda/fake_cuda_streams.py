@@ -54,7 +54,7 @@ class FakeStreams:
 
     @property
     def num_issued(self) -> int:
-        """Operations that are not done."""
+        """Return the number of operations that are not done."""
         return sum(len(queue) for queue in self._queues.values())
 
     @contextmanager
@@ -65,7 +65,7 @@ class FakeStreams:
         self.thread = before
 
     def tell(self, source: str, target: str) -> None:
-        """What one thread knows to be done, another knows from now on."""
+        """Let one thread know of all operations that another thread knows to be done."""
         merge(self._clocks.setdefault(target, {}), self._clocks.get(source, {}))
 
     def add(self, stream: Stream) -> None:
@@ -89,7 +89,7 @@ class FakeStreams:
             return operation
 
     def step(self) -> bool:
-        """Does one operation, of a stream chosen by chance; returns whether there was one."""
+        """Do one operation of a random stream; return whether there was one."""
         with self._lock:
             ready = [queue for queue in self._queues.values() if queue and queue[0].can_run]
             if not ready or self.is_dead:
@@ -110,14 +110,14 @@ class FakeStreams:
             return True
 
     def finish(self, operation: Operation) -> None:
-        """Does whatever it likes until an operation is done, of which the thread then knows."""
+        """Do random operations until one operation is done; the thread then knows of that."""
         with self._lock:
             while not operation.is_done:
                 self._must_step()
         merge(self._clocks.setdefault(self.thread, {}), operation.touch.clock)
 
     def drain(self, stream: Stream) -> None:
-        """Does whatever it likes until a stream is empty."""
+        """Do random operations until a stream is empty."""
         with self._lock:
             while self._queues[stream]:
                 self._must_step()
@@ -126,6 +126,6 @@ class FakeStreams:
     def _must_step(self) -> None:
         if not self.step():
             if not self.is_dead:
-                self._faults.append("somebody waits, and nothing can be done")
+                self._faults.append("a thread waits, and nothing can be done")
                 self.is_dead = True
             raise CudaError("the device is dead")

@@ -1,4 +1,4 @@
-"""Where the CUDA kernels can be run: on this CPU, compiled by g++, or on a GPU."""
+"""Machines that run the CUDA kernels: this CPU, for which g++ compiles them, or a GPU."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from numpy.typing import NDArray
 
 from kernels.cuda import kernel as cuda_kernel
 from kernels.cuda.block_kernels import BlockKernels
-from kernels.cuda.kernel import BLOCK_COPY, THREADS_PER_CTA, BlockCopy, num_ctas, num_vectors
+from kernels.cuda.kernel import KERNEL_PARAMS, THREADS_PER_CTA, KernelParams, num_ctas, num_vectors
 from kernels.cuda.runtime import Stream
+from kernels.transfer import Direction
 from tests.kernels.reference import address
 
 Memory = NDArray[Any]
 
 
 class Kind(Enum):
-    """What memory is for."""
+    """The purpose of memory: an array that the kernels read, an engine's memory, or chunks."""
 
-    TABLE = 0
+    ARRAY = 0
     ENGINE = 1
     CHUNKS = 2
 
 
 class Machine(Protocol):
-    """Runs launches on memory that it was given before."""
+    """Runs launches on memory that was placed before."""
 
     def place(self, memory: Memory, kind: Kind) -> int:
-        """Where the kernels find this memory until `finish`; the address is as aligned as the one it has here."""
+        """Return where the kernels find memory until `finish`; the address has the alignment of the one here."""
         ...
 
-    def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
-        """Starts "gather" or "scatter"."""
+    def launch(self, kernel: str, params: KernelParams, max_ctas: int) -> None:
+        """Start "gather" or "scatter"."""
         ...
 
     def finish(self) -> None:
-        """Waits until all memory but tables has here what the kernels wrote."""
+        """Wait until all memory but arrays has the bytes here that the kernels wrote."""
         ...
 
 
 class Observation(ctypes.Structure):
-    """As in observation.h."""
+    """The structure of observation.h."""
 
     _fields_ = [
         ("extents", ctypes.c_void_p),
@@ -62,24 +63,26 @@ class Observation(ctypes.Structure):
 
 
 _USES = {  # enum Use of observation.h
-    "gather": {Kind.TABLE: 1, Kind.ENGINE: 2, Kind.CHUNKS: 4},
-    "scatter": {Kind.TABLE: 1, Kind.CHUNKS: 2, Kind.ENGINE: 4},
+    "gather": {Kind.ARRAY: 1, Kind.ENGINE: 2, Kind.CHUNKS: 4},
+    "scatter": {Kind.ARRAY: 1, Kind.CHUNKS: 2, Kind.ENGINE: 4},
 }
 
 FIELDS = [
-    f"{name}.{inner}" if inner else name for name in BLOCK_COPY.names or () for inner in BLOCK_COPY[name].names or ("",)
+    f"{name}.{inner}" if inner else name
+    for name in KERNEL_PARAMS.names or ()
+    for inner in KERNEL_PARAMS[name].names or ("",)
 ]
-"""The fields of struct BlockCopy, those of its loops as well."""
+"""The fields of struct KernelParams, with those of its loops."""
 
 _EXPORTS = f"""
-extern "C" void run_gather(const BlockCopy* copy, u32 ctas, u32 threads, Observation* observed) {{
-    run_on_cpu(gather_blocks, *copy, ctas, threads, *observed);
+extern "C" void run_gather(const KernelParams* params, u32 ctas, u32 threads, Observation* observed) {{
+    run_on_cpu(gather_blocks, *params, ctas, threads, *observed);
 }}
-extern "C" void run_scatter(const BlockCopy* copy, u32 ctas, u32 threads, Observation* observed) {{
-    run_on_cpu(scatter_blocks, *copy, ctas, threads, *observed);
+extern "C" void run_scatter(const KernelParams* params, u32 ctas, u32 threads, Observation* observed) {{
+    run_on_cpu(scatter_blocks, *params, ctas, threads, *observed);
 }}
 extern "C" {{
-extern const i64 field_offsets[] = {{ {", ".join(f"offsetof(BlockCopy, {field})" for field in FIELDS)} }};
+extern const i64 field_offsets[] = {{ {", ".join(f"offsetof(KernelParams, {field})" for field in FIELDS)} }};
 extern const i64 max_threads = kMaxThreads;
 }}
 extern "C" void first_position(u32 number, const Position* radix, Position* at) {{ *at = position_of(number, *radix); }}
@@ -91,7 +94,7 @@ extern "C" void next_position(Position* at, const Position* stride, const Positi
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The kernels' source, compiled for this CPU; skips where there is no g++."""
+    """Return the kernels, compiled for this CPU; skip the test without g++."""
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +106,7 @@ def library() -> ctypes.CDLL:
 
 
 class OnCpu:
-    """This CPU, where every access is seen to be allowed, aligned, of the right width, and made once."""
+    """This CPU, which checks that each access is allowed, aligned, of the right width, and made once."""
 
     def __init__(self) -> None:
         self._placed: list[tuple[Memory, Kind]] = []
@@ -112,19 +115,19 @@ class OnCpu:
         self._placed.append((memory, kind))
         return address(memory)
 
-    def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
-        self.launch_exactly(kernel, copy, num_ctas(copy, max_ctas), THREADS_PER_CTA)
+    def launch(self, kernel: str, params: KernelParams, max_ctas: int) -> None:
+        self.launch_exactly(kernel, params, num_ctas(params, max_ctas), THREADS_PER_CTA)
 
-    def launch_exactly(self, kernel: str, copy: BlockCopy, ctas: int, threads: int) -> None:
-        """A grid that is not made for the copy."""
+    def launch_exactly(self, kernel: str, params: KernelParams, ctas: int, threads: int) -> None:
+        """Launch a grid that does not fit the parameters."""
         extents = np.array(
             [(address(memory), address(memory) + memory.nbytes, _USES[kernel][kind]) for memory, kind in self._placed],
             dtype=np.uint64,
         )
         seen = Observation(extents=address(extents), num_extents=len(extents))
-        getattr(library(), f"run_{kernel}")(ctypes.c_void_p(address(copy)), ctas, threads, ctypes.byref(seen))
+        getattr(library(), f"run_{kernel}")(ctypes.c_void_p(address(params)), ctas, threads, ctypes.byref(seen))
         assert (seen.misaligned, seen.stray) == (0, 0)
-        once = {int(copy["access_bytes"][0]): num_vectors(copy)}
+        once = {int(params["access_bytes"][0]): num_vectors(params)}
         for counts in (seen.loads, seen.stores):
             assert {width: count for width, count in enumerate(counts) if count} == once
 
@@ -133,7 +136,7 @@ class OnCpu:
 
 
 class OnGpu:
-    """A GPU, the chunks in its memory or in pinned memory of this machine; skips where there is none."""
+    """A GPU, with the chunks in its memory or in pinned memory; skips the test without a GPU."""
 
     def __init__(self, *, pinned_chunks: bool) -> None:
         self._cupy = pytest.importorskip("cupy")
@@ -155,13 +158,14 @@ class OnGpu:
         self._placed.append((memory, kind, at, owner))
         return int(at)
 
-    def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
-        getattr(self._kernels, kernel)(copy, max_ctas, Stream(self._stream.ptr))
+    def launch(self, kernel: str, params: KernelParams, max_ctas: int) -> None:
+        direction = Direction.STORE if kernel == "gather" else Direction.RETRIEVE
+        self._kernels.launch(direction, params, max_ctas, Stream(self._stream.ptr))
 
     def finish(self) -> None:
         self._stream.synchronize()
         for memory, kind, at, _ in self._placed:
-            if kind is not Kind.TABLE:
+            if kind is not Kind.ARRAY:
                 self._copy(address(memory), at, memory.nbytes)
         self._placed.clear()
 

@@ -1,6 +1,6 @@
-// Enough of CUDA to run a source of kernels/ on a CPU, one thread after the other, with every access looked at.
+// Enough of CUDA to run a source of kernels/ on a CPU, one thread after the other, with a check of every access.
 //
-// Exact for kernels whose threads do not talk to each other: no __syncthreads, no warp intrinsics, no shared memory.
+// Exact for kernels whose threads do not communicate: no __syncthreads, no warp intrinsics, no shared memory.
 
 #pragma once
 
@@ -27,7 +27,7 @@ struct alignas(16) uint4 {
 // Threads of this process may launch at once.
 static thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
 static thread_local Observation* observation;
-static thread_local const Extent* recent[kTarget + 1][2];  // by use: the next access is mostly in one of these
+static thread_local const Extent* recent[kTarget + 1][2];  // by use: most accesses are in one of these
 
 template <typename T>
 static bool is_allowed(const T* pointer, Use use) {

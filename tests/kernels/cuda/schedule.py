@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import BackendUnavailable, RegionUnavailable, TransferCancelled, TransferFailed
+from kernels.errors import BackendError, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Region
-from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
 from tests.kernels.reference import Engine, Shape
 
@@ -29,31 +29,31 @@ LAYOUTS = (
 )
 
 
-class ManualWorker:
-    """Takes a lane's turns when it is told to, as a thread of its own would."""
+class ManualThread:
+    """Advances a stream worker when a test asks for it, as a thread of its own would."""
 
-    def __init__(self, fake: FakeCuda, lane: StreamWorker, name: str) -> None:
+    def __init__(self, fake: FakeCuda, worker: StreamWorker, name: str) -> None:
         self.name = name
         self._fake = fake
-        self.lane = lane
+        self.worker = worker
         fake.streams.tell("main", name)
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         with self._fake.streams.acting(self.name):
-            self.lane.turn()
+            self.worker.advance()
 
     def join(self) -> None:
-        while not self.lane.is_over:
-            self.turn()
+        while not self.worker.is_over:
+            self.advance()
         self._fake.streams.tell(self.name, "main")
 
 
 @dataclass(eq=False)
 class Request:
-    """A transfer, and what its chunks hold, in the order of its moves."""
+    """A transfer, and the contents of its chunks in the order of its copies."""
 
     is_store: bool
-    moves: list[ChunkCopy]
+    copies: list[ChunkCopy]
     chunks: list[bytes]
     ready_event: bytes
     is_ready: bool
@@ -68,7 +68,7 @@ class Schedule:
         self.fake = FakeCuda(seed)
         self.may_fail = False
         self.problems: list[str] = []
-        self.workers: list[ManualWorker] = []
+        self.workers: list[ManualThread] = []
         size_bytes, misalignment = num_engines * 8192, self.random.choice((0, 1, 4))
         self.l1 = memoryview(bytearray(self.random.randbytes(misalignment + size_bytes)))[misalignment:]
         self.expected_l1 = bytearray(self.l1)
@@ -81,8 +81,8 @@ class Schedule:
         self.backend = CudaBackend(self.l1, self.fake, self.settings, self._spawn)
         self.engines = [AttachedEngine(self, number * 8192) for number in range(num_engines)]
 
-    def _spawn(self, lane: StreamWorker, name: str) -> ManualWorker:
-        self.workers.append(ManualWorker(self.fake, lane, f"{name}-{len(self.workers)}"))
+    def _spawn(self, worker: StreamWorker, name: str) -> ManualThread:
+        self.workers.append(ManualThread(self.fake, worker, f"{name}-{len(self.workers)}"))
         return self.workers[-1]
 
     def run(self, num_events: int) -> None:
@@ -93,7 +93,7 @@ class Schedule:
             if what < 60:
                 self.fake.streams.step()
             elif what < 110:
-                self.random.choice(self.workers).turn()
+                self.random.choice(self.workers).advance()
             elif what < 130:
                 engine.start_store()
             elif what < 150:
@@ -118,7 +118,7 @@ class Schedule:
         self.workers = [worker for worker in self.workers if worker not in engine.workers]
         try:
             self.engines.append(AttachedEngine(self, engine.first_slot))
-        except (BackendUnavailable, RegionUnavailable) as error:
+        except (BackendError, RegionError) as error:
             if not self.may_fail:
                 self.problems.append(f"an engine can't attach: {error}")
 
@@ -142,7 +142,7 @@ class AttachedEngine:
         ]
         others = list(schedule.workers)
         try:
-            self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+            self.buffer = schedule.backend.attach(self._engine.groups, regions, CHUNK_SIZE)
         except BaseException:
             self._close()
             raise
@@ -155,12 +155,12 @@ class AttachedEngine:
         self._free_blocks = [set(range(group.num_blocks)) for group in self._engine.groups]
 
     def start_store(self) -> None:
-        """Stores some blocks into slots that nobody uses; the engine writes them when it is ready, maybe later."""
+        """Store some blocks into unused slots; the engine writes them when it is ready, maybe later."""
         offsets = self._sample(self._free_slots)
         self._start(True, offsets, [self._random.randbytes(self.buffer.chunk_bytes) for _ in offsets])
 
     def start_retrieve(self) -> None:
-        """Retrieves slots that hold something into blocks that nobody uses."""
+        """Retrieve slots that hold a chunk into unused blocks."""
         offsets = self._sample(self._free_slots)
         self._start(False, offsets, [self._slots[offset] for offset in offsets])
 
@@ -172,7 +172,7 @@ class AttachedEngine:
                 free.update(block for blocks in table for block in blocks)
             return
         self._free_slots -= set(offsets)
-        moves = [
+        copies = [
             ChunkCopy(
                 l1_offset_bytes=offset,
                 block_ids=tuple(
@@ -183,10 +183,10 @@ class AttachedEngine:
             for number, offset in enumerate(offsets)
         ]
         ready_event = schedule.fake.export_event() if self._random.random() < 0.3 else b""
-        start = schedule.backend.gather if is_store else schedule.backend.scatter
+        start = self.buffer.store if is_store else self.buffer.retrieve
         if not ready_event:
-            self._write_all(is_store, moves, chunks)
-        request = Request(is_store, moves, chunks, ready_event, not ready_event, start(self.buffer, moves, ready_event))
+            self._write_all(is_store, copies, chunks)
+        request = Request(is_store, copies, chunks, ready_event, not ready_event, start(copies, ready_event))
         for worker in schedule.workers:
             schedule.fake.streams.tell("main", worker.name)
         self.requests.append(request)
@@ -203,21 +203,21 @@ class AttachedEngine:
                 request.transfer.cancel()
             return
         self._check_blocks(request, "were touched before the engine was ready")
-        self._write_all(request.is_store, request.moves, request.chunks)
+        self._write_all(request.is_store, request.copies, request.chunks)
         request.is_ready = True
         self._schedule.fake.happen(request.ready_event)
 
     def finish_what_is_ready(self) -> None:
-        """Takes turns until only transfers are left that wait for the engine."""
+        """Advance until only transfers are left that wait for the engine."""
         for _ in range(2_000):
             if all(request.transfer.future.done() for request in self.requests if request.is_ready):
                 return
             for worker in self._schedule.workers:
-                worker.turn()
+                worker.advance()
         self._schedule.problems.append("a transfer makes no progress")
 
     def detach(self) -> None:
-        """Ends the attachment, with transfers that wait for an event that never happens."""
+        """End the attachment, with transfers that wait for an event that never happens."""
         self.buffer.close()
         if any(not request.transfer.future.done() for request in self.requests):
             self._schedule.problems.append("a transfer did not end")
@@ -230,57 +230,57 @@ class AttachedEngine:
             engine.close()
 
     def _finish(self, request: Request) -> None:
-        """Compares at the very moment at which the future is done; from then on the memory is others' to write."""
+        """Compare the memory as soon as the future is done, because others may write it afterwards."""
         self._schedule.fake.streams.tell(self._schedule.fake.streams.thread, "main")
         error = request.transfer.future.exception()
-        if not isinstance(error, TransferCancelled | TransferFailed | None):
+        if not isinstance(error, TransferCancelled | BackendError | None):
             self._schedule.problems.append(f"a transfer ended with {error!r}")
-        if isinstance(error, TransferFailed) and not self._schedule.may_fail:
+        if isinstance(error, BackendError) and not self._schedule.may_fail:
             self._schedule.problems.append(f"a transfer failed: {error}")
         if not request.is_ready:
             self._check_blocks(request, "were touched by a transfer that had to wait")
-        has_worked = len(request.transfer.steps) > 1
+        has_worked = len(request.transfer.phases) > 1
         if (error is None and not has_worked) or (has_worked and not request.is_ready):
-            self._schedule.problems.append("a transfer does not tell what its time went into")
-        for move, chunk in zip(request.moves, request.chunks, strict=True):
-            at = slice(move.l1_offset_bytes, move.l1_offset_bytes + len(chunk))
+            self._schedule.problems.append("a transfer has no phases")
+        for copy, chunk in zip(request.copies, request.chunks, strict=True):
+            at = slice(copy.l1_offset_bytes, copy.l1_offset_bytes + len(chunk))
             if error is None and request.is_store:
-                stored = self._twin.read_chunk(move.block_ids, self._slots[move.l1_offset_bytes])
+                stored = self._twin.read_chunk(copy.block_ids, self._slots[copy.l1_offset_bytes])
                 if self._schedule.l1[at] != stored:
                     self._schedule.problems.append("a store is done and its chunk is not in L1")
-                self._slots[move.l1_offset_bytes] = stored
+                self._slots[copy.l1_offset_bytes] = stored
                 self._schedule.expected_l1[at] = stored
             elif error is None:
-                self._twin.write_chunk(chunk, move.block_ids)
+                self._twin.write_chunk(chunk, copy.block_ids)
             elif request.is_store:
-                noise = self._slots[move.l1_offset_bytes] = self._random.randbytes(len(chunk))
+                noise = self._slots[copy.l1_offset_bytes] = self._random.randbytes(len(chunk))
                 self._schedule.l1[at] = self._schedule.expected_l1[at] = noise
-            if error is None and self._differs(move, chunk):
+            if error is None and self._differs(copy, chunk):
                 self._schedule.problems.append("a transfer is done and its blocks are not what they should be")
             noise = self._random.randbytes(len(chunk))
             for engine in (self._engine, self._twin):
-                engine.write_chunk(noise, move.block_ids)
-            self._free_slots.add(move.l1_offset_bytes)
-            for free, ids in zip(self._free_blocks, move.block_ids, strict=True):
+                engine.write_chunk(noise, copy.block_ids)
+            self._free_slots.add(copy.l1_offset_bytes)
+            for free, ids in zip(self._free_blocks, copy.block_ids, strict=True):
                 free.update(ids.tolist())
 
     def _check_blocks(self, request: Request, problem: str) -> None:
-        if any(self._differs(move, chunk) for move, chunk in zip(request.moves, request.chunks, strict=True)):
+        if any(self._differs(copy, chunk) for copy, chunk in zip(request.copies, request.chunks, strict=True)):
             self._schedule.problems.append(f"blocks {problem}")
 
-    def _differs(self, move: ChunkCopy, chunk: bytes) -> bool:
-        return self._engine.read_chunk(move.block_ids, chunk) != self._twin.read_chunk(move.block_ids, chunk)
+    def _differs(self, copy: ChunkCopy, chunk: bytes) -> bool:
+        return self._engine.read_chunk(copy.block_ids, chunk) != self._twin.read_chunk(copy.block_ids, chunk)
 
-    def _write_all(self, is_store: bool, moves: list[ChunkCopy], chunks: list[bytes]) -> None:
+    def _write_all(self, is_store: bool, copies: list[ChunkCopy], chunks: list[bytes]) -> None:
         if is_store:
-            for move, chunk in zip(moves, chunks, strict=True):
+            for copy, chunk in zip(copies, chunks, strict=True):
                 for engine in (self._engine, self._twin):
-                    engine.write_chunk(chunk, move.block_ids)
+                    engine.write_chunk(chunk, copy.block_ids)
 
     def _is_usable(self) -> bool:
         try:
             self.buffer.check_size()
-        except RegionUnavailable:
+        except RegionError:
             return False
         return True
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.stream_worker import StreamWorker
-from kernels.errors import BackendUnavailable, GeometryError, RegionUnavailable, TransferCancelled
+from kernels.errors import BackendError, GeometryError, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, PosixShm, Region
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, Attached, CudaDepot
 from tests.kernels.cuda.fake_cuda import FAKE_UUID
@@ -36,32 +36,32 @@ def depots() -> Iterator[list[CudaDepot]]:
 
 
 def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_tokens: Sequence[int] = ()) -> None:
-    """Gathers some blocks, then scatters the chunks into others; no other byte is touched."""
+    """Store some blocks, then retrieve the chunks into others; no other byte is touched."""
     buffer = depot.attach(engine)
     memory, expected_l1 = engine.contents(), bytearray(depot.l1)
-    moves = depot.random_moves(engine, num_chunks, skip_tokens=skip_tokens)
-    for move in moves:
-        at = slice(move.l1_offset_bytes, move.l1_offset_bytes + buffer.chunk_bytes)
-        expected_l1[at] = engine.read_chunk(move.block_ids, bytes(expected_l1[at]))
-    depot.backend.gather(buffer, moves).future.result(SECONDS)
+    copies = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens)
+    for copy in copies:
+        at = slice(copy.l1_offset_bytes, copy.l1_offset_bytes + buffer.chunk_bytes)
+        expected_l1[at] = engine.read_chunk(copy.block_ids, bytes(expected_l1[at]))
+    buffer.store(copies).future.result(SECONDS)
     assert depot.l1 == expected_l1
     assert engine.contents() == memory
 
-    others = depot.random_moves(engine, num_chunks, skip_tokens=skip_tokens)
-    depot.backend.scatter(buffer, others).future.result(SECONDS)
+    others = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens)
+    buffer.retrieve(others).future.result(SECONDS)
     assert depot.l1 == expected_l1
     moved = engine.contents()
     for each, contents in zip(engine._memory, memory, strict=True):
         each.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
-    for move in others:
-        chunk = bytes(depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + buffer.chunk_bytes])
-        engine.write_chunk(chunk, move.block_ids)
+    for copy in others:
+        chunk = bytes(depot.l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes])
+        engine.write_chunk(chunk, copy.block_ids)
     assert moved == engine.contents()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_moves_bit_by_bit(depots: list[CudaDepot], name: str, dtype: str) -> None:
+def test_every_layout_is_copied_bit_by_bit(depots: list[CudaDepot], name: str, dtype: str) -> None:
     depots.append(CudaDepot(has_threads=True))
     check_both_ways(depots[0], Engine((name, Shape(num_heads=3, dtype=dtype))), 2)
 
@@ -87,14 +87,14 @@ def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(de
         for number, plane in enumerate(engine.groups[0].planes)
     )
     groups = [dataclasses.replace(engine.groups[0], planes=planes)]
-    first, second = (depot.backend.attach(groups, regions, CHUNK_SIZE, allow_process_fd=False) for _ in range(2))
+    first, second = (depot.backend.attach(groups, regions, CHUNK_SIZE) for _ in range(2))
     assert first.mapped_bytes == 2 * memory.size - 1
-    moves = depot.random_moves(engine, 3)
+    copies = depot.random_copies(engine, 3)
     for buffer in (first, second):
-        depot.backend.gather(buffer, moves).future.result(SECONDS)
-        for move in moves:
-            chunk = engine.read_chunk(move.block_ids)
-            assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
+        buffer.store(copies).future.result(SECONDS)
+        for copy in copies:
+            chunk = engine.read_chunk(copy.block_ids)
+            assert depot.l1[copy.l1_offset_bytes : copy.l1_offset_bytes + len(chunk)] == chunk
         assert "imported memory" in depot.fake.left_over()
         buffer.close()
         assert buffer.mapped_bytes == 0
@@ -106,7 +106,7 @@ def test_a_dead_engines_memory_is_unmapped_before_anything_else_is_given_back() 
     attached.store(20)
     attached.retrieve(20)
     for direction in ("store", "retrieve"):
-        attached.turn(direction, 3)
+        attached.advance(direction, 3)
     attached.fake.calls.clear()
     attached.buffer.close()
     given_back = [call for call in attached.fake.calls if call.startswith(("free", "destroy"))]
@@ -121,17 +121,17 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
     attached = Attached()
     depots.append(attached.depot)
     transfers = [attached.store(20), attached.retrieve(20)]
-    lanes = {name: worker.lane for name, worker in attached.depot.workers.items()}
-    for name, lane in lanes.items():
-        (other,) = (lane for other_name, lane in lanes.items() if other_name != name)
-        take_turn = lane.turn
+    workers = {name: thread.worker for name, thread in attached.depot.workers.items()}
+    for name, worker in workers.items():
+        (other,) = (worker for other_name, worker in workers.items() if other_name != name)
+        advance_worker = worker.advance
 
-        def turn(take_turn: Callable[[], object] = take_turn, other: StreamWorker = other) -> None:
+        def advance(advance_worker: Callable[[], object] = advance_worker, other: StreamWorker = other) -> None:
             """Both threads run, whichever is waited for."""
-            StreamWorker.turn(other)
-            take_turn()
+            StreamWorker.advance(other)
+            advance_worker()
 
-        lane.turn = turn  # type: ignore[method-assign]
+        worker.advance = advance  # type: ignore[method-assign]
     attached.fake.calls.clear()
     attached.buffer.close()
     assert all(isinstance(transfer.future.exception(0), TransferCancelled) for transfer in transfers)
@@ -145,8 +145,8 @@ def test_engines_that_leave_while_their_blocks_are_moved_leave_nothing(depots: l
         engine = Engine(LAYOUT)
         buffer = depot.attach(engine)
         transfers = [
-            depot.backend.gather(buffer, depot.random_moves(engine, 20, some=slice(0, 72))),
-            depot.backend.scatter(buffer, depot.random_moves(engine, 20, some=slice(72, 144), l1_offset_bytes=1 << 16)),
+            buffer.store(depot.random_copies(engine, 20, some=slice(0, 72))),
+            buffer.retrieve(depot.random_copies(engine, 20, some=slice(72, 144), l1_offset_bytes=1 << 16)),
         ]
         buffer.close()
         engine.close()
@@ -161,8 +161,8 @@ def test_memory_is_mapped_anew_for_an_engine_that_comes_back(depots: list[CudaDe
     engine = Engine(LAYOUT, one_region=True)
     regions = [depot.region(engine._memory[0].bytes)]
     for _ in range(2):
-        buffer = depot.backend.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
-        depot.backend.gather(buffer, depot.random_moves(engine, 1)).future.result(SECONDS)
+        buffer = depot.backend.attach(engine.groups, regions, CHUNK_SIZE)
+        buffer.store(depot.random_copies(engine, 1)).future.result(SECONDS)
         buffer.close()
 
 
@@ -182,8 +182,8 @@ def test_a_region_beyond_its_allocation_is_refused(depots: list[CudaDepot]) -> N
     engine = Engine(LAYOUT, one_region=True)
     memory = engine._memory[0].bytes
     region = Region(memory.size, CudaIpc(depot.fake.export_memory(memory), 1, FAKE_UUID))
-    with pytest.raises(RegionUnavailable, match=r"regions\[0\] reaches beyond"):
-        depot.backend.attach(engine.groups, [region], CHUNK_SIZE, allow_process_fd=False)
+    with pytest.raises(RegionError, match=r"regions\[0\] reaches beyond"):
+        depot.backend.attach(engine.groups, [region], CHUNK_SIZE)
 
 
 def test_a_handle_that_cannot_be_opened_is_named(depots: list[CudaDepot]) -> None:
@@ -192,8 +192,8 @@ def test_a_handle_that_cannot_be_opened_is_named(depots: list[CudaDepot]) -> Non
     engine = Engine(LAYOUT)
     regions = [depot.region(memory.bytes) for memory in engine._memory]
     regions[2] = dataclasses.replace(regions[2], handle=CudaIpc(bytes(64), 0, FAKE_UUID))
-    with pytest.raises(RegionUnavailable, match=r"regions\[2\]"):
-        depot.backend.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+    with pytest.raises(RegionError, match=r"regions\[2\]"):
+        depot.backend.attach(engine.groups, regions, CHUNK_SIZE)
 
 
 def test_a_device_that_is_not_visible_is_named(depots: list[CudaDepot]) -> None:
@@ -201,8 +201,8 @@ def test_a_device_that_is_not_visible_is_named(depots: list[CudaDepot]) -> None:
     depots.append(depot)
     engine = Engine(LAYOUT, one_region=True)
     region = Region(1 << 20, CudaIpc(bytes(64), 0, "GPU-AB"))
-    with pytest.raises(BackendUnavailable, match=f"UUID ab .*{FAKE_UUID}"):
-        depot.backend.attach(engine.groups, [region], CHUNK_SIZE, allow_process_fd=False)
+    with pytest.raises(BackendError, match=f"UUID ab .*{FAKE_UUID}"):
+        depot.backend.attach(engine.groups, [region], CHUNK_SIZE)
 
 
 def test_the_device_is_chosen_by_its_uuid(depots: list[CudaDepot]) -> None:
@@ -211,10 +211,10 @@ def test_the_device_is_chosen_by_its_uuid(depots: list[CudaDepot]) -> None:
     engine = Engine(LAYOUT)
     other = depot.fake.add_device("ab")
     buffer = depot.attach(engine, uuid="GPU-AB")
-    (move,) = depot.random_moves(engine, 1)
-    depot.backend.gather(buffer, [move]).future.result(SECONDS)
-    chunk = engine.read_chunk(move.block_ids)
-    assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
+    (copy,) = depot.random_copies(engine, 1)
+    buffer.store([copy]).future.result(SECONDS)
+    chunk = engine.read_chunk(copy.block_ids)
+    assert depot.l1[copy.l1_offset_bytes : copy.l1_offset_bytes + len(chunk)] == chunk
     assert {"prepare", "open_memory", "new_stream", "gather", "copy_to_host"} <= set(other.calls)
     assert set(depot.fake.calls) == {"allocate_pinned", "register"}  # what a machine has once
 
@@ -226,7 +226,7 @@ def test_regions_are_all_on_one_device(depots: list[CudaDepot]) -> None:
     here, there = (Region(1 << 20, CudaIpc(bytes(64), 0, uuid)) for uuid in (FAKE_UUID, "GPU-AB"))
     for other, field in ((there, r"regions\[1\].cuda_ipc.device_uuid"), (Region(1 << 20, PosixShm("x")), "regions")):
         with pytest.raises(GeometryError, match=field):
-            depot.backend.attach(engine.groups, [here, other], CHUNK_SIZE, allow_process_fd=False)
+            depot.backend.attach(engine.groups, [here, other], CHUNK_SIZE)
 
 
 def test_an_attach_that_fails_anywhere_leaves_nothing() -> None:
@@ -238,7 +238,7 @@ def test_an_attach_that_fails_anywhere_leaves_nothing() -> None:
         depot.fake.fail_call = number
         try:
             depot.attach(engine)
-        except (BackendUnavailable, RegionUnavailable):
+        except (BackendError, RegionError):
             assert depot.fake.left_over() == []
             depot.backend.close()
         else:
@@ -253,7 +253,7 @@ def test_closing_the_backend_ends_attachments(depots: list[CudaDepot]) -> None:
     depot = CudaDepot(has_threads=True)
     engine = Engine(LAYOUT)
     buffer = depot.attach(engine)
-    transfer = depot.backend.gather(buffer, depot.random_moves(engine, 9), depot.fake.export_event())
+    transfer = buffer.store(depot.random_copies(engine, 9), depot.fake.export_event())
     depots.append(depot)
     depot.backend.close()
     assert transfer.future.done()

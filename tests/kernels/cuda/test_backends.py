@@ -16,15 +16,15 @@ import pytest
 from kernels import backends
 from kernels.backends import Backends
 from kernels.cuda import cupy_runtime
-from kernels.cuda.presence import cuda_presence
+from kernels.cuda.probe import probe_cuda
 from kernels.cuda.runtime import canonical_uuid
 from kernels.cuda.settings import CudaSettings
-from kernels.errors import BackendUnavailable, GeometryError
+from kernels.errors import BackendError, GeometryError
 from kernels.host.backend import HostBackend
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
 from tests.kernels.reference import Engine
 
-HAS_DEVICE = cupy_runtime.cuda_available() is None
+HAS_DEVICE = cupy_runtime.cuda_error() is None
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ def test_each_attachment_is_served_by_its_own_backend(depot: CudaDepot, both: Ba
     on_device = [depot.region(memory.bytes) for memory in engine._memory]
     for regions in (engine.regions, on_device):
         buffer = both.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=True)
-        moves = depot.random_moves(engine, 3)
-        both.gather(buffer, moves).future.result(SECONDS)
-        for move in moves:
-            chunk = engine.read_chunk(move.block_ids)
-            assert depot.l1[move.l1_offset_bytes : move.l1_offset_bytes + len(chunk)] == chunk
-        both.scatter(buffer, moves).future.result(SECONDS)
+        copies = depot.random_copies(engine, 3)
+        buffer.store(copies).future.result(SECONDS)
+        for copy in copies:
+            chunk = engine.read_chunk(copy.block_ids)
+            assert depot.l1[copy.l1_offset_bytes : copy.l1_offset_bytes + len(chunk)] == chunk
+        buffer.retrieve(copies).future.result(SECONDS)
         buffer.close()
     assert depot.fake.calls.count("gather") == 3
     assert depot.fake.calls.count("scatter") == 3
-    assert (both.name, both.why_not_cuda) == ("host, cuda", "")
+    assert (both.name, both.cuda_error) == ("host, cuda", "")
     both.close()
     assert depot.fake.left_over() == []
 
@@ -68,9 +68,9 @@ def test_memory_of_two_kinds_is_refused(depot: CudaDepot, both: Backends) -> Non
 def test_an_event_is_for_cuda_memory_only(depot: CudaDepot, both: Backends) -> None:
     engine = Engine(LAYOUT)
     buffer = both.attach(engine.groups, engine.regions, CHUNK_SIZE, allow_process_fd=True)
-    for start in (both.gather, both.scatter):
+    for start in (buffer.store, buffer.retrieve):
         with pytest.raises(ValueError, match="event"):
-            start(buffer, depot.random_moves(engine, 1), bytes(64))
+            start(depot.random_copies(engine, 1), bytes(64))
     buffer.close()
 
 
@@ -83,15 +83,15 @@ def test_without_cuda_the_host_serves_and_a_cuda_attach_says_what_is_missing(
     depot: CudaDepot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
-        raise BackendUnavailable("there is no such thing")
+        raise BackendError("there is no such thing")
 
     monkeypatch.setattr(backends, "CupyRuntime", missing)
     only_host = Backends.open(memoryview(depot.l1), 1, CudaSettings())
-    assert (only_host.name, only_host.why_not_cuda) == ("host", "there is no such thing")
+    assert (only_host.name, only_host.cuda_error) == ("host", "there is no such thing")
     only_host.register(0, 5_000)
     engine = Engine(LAYOUT)
     only_host.attach(engine.groups, engine.regions, CHUNK_SIZE, allow_process_fd=True).close()
-    with pytest.raises(BackendUnavailable, match="there is no such thing"):
+    with pytest.raises(BackendError, match="there is no such thing"):
         only_host.attach(
             engine.groups, [depot.region(m.bytes) for m in engine._memory], CHUNK_SIZE, allow_process_fd=False
         )
@@ -107,25 +107,25 @@ def test_a_machine_without_cupy_is_told_so(monkeypatch: pytest.MonkeyPatch) -> N
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_cupy)
-    assert cupy_runtime.cuda_available() == "CuPy can't be imported: No module named 'cupy'"
-    with pytest.raises(BackendUnavailable, match="CuPy"):
+    assert cupy_runtime.cuda_error() == "CuPy can't be imported: No module named 'cupy'"
+    with pytest.raises(BackendError, match="CuPy"):
         cupy_runtime.CupyRuntime()
 
 
 def test_a_cupy_that_is_not_whole_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))  # as a folder of that name is
-    assert cupy_runtime.cuda_available() == "no CUDA device can be used: module 'cupy' has no attribute 'cuda'"
-    with pytest.raises(BackendUnavailable, match="has no attribute 'cuda'"):
+    assert cupy_runtime.cuda_error() == "no CUDA device can be used: module 'cupy' has no attribute 'cuda'"
+    with pytest.raises(BackendError, match="has no attribute 'cuda'"):
         cupy_runtime.CupyRuntime()
-    found = cuda_presence()
+    found = probe_cuda()
     assert (found.cupy_version, found.devices) == ("", ())
-    assert "has no attribute" in found.why_no_cupy
+    assert "has no attribute" in found.cupy_error
 
 
 @pytest.mark.skipif(HAS_DEVICE, reason="there is a device")
 def test_a_machine_without_a_device_is_told_so() -> None:
     pytest.importorskip("cupy")
-    with pytest.raises(BackendUnavailable, match="device"):
+    with pytest.raises(BackendError, match="device"):
         cupy_runtime.CupyRuntime()
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.cuda.kernel import BlockCopy, access_bytes, block_copy
+from kernels.copies import ChunkCopy
+from kernels.cuda.kernel import KernelParams, access_bytes, kernel_params
 from kernels.plan import GroupPlan, Loop, chunk_bytes, plan_groups
-from kernels.transfer import ChunkCopy
 from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
 from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address, without_first
 
@@ -59,7 +59,7 @@ def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
     return buffer[start : start + size_bytes]
 
 
-def random_moves(
+def random_copies(
     engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
 ) -> list[ChunkCopy]:
     """Chunks ``gap`` bytes apart, of blocks in random order, none twice."""
@@ -78,55 +78,55 @@ def random_moves(
     ]
 
 
-def chunks_for(engine: Engine, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE) -> Bytes:
-    return noise(moves[-1].l1_offset_bytes + chunk_bytes(engine.groups, chunk_size) + 99)
+def chunks_for(engine: Engine, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE) -> Bytes:
+    return noise(copies[-1].l1_offset_bytes + chunk_bytes(engine.groups, chunk_size) + 99)
 
 
-def copies(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int
-) -> list[BlockCopy]:
-    """What to launch to carry out the moves: one launch for each group."""
+def launches_of(
+    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int
+) -> list[KernelParams]:
+    """Return the launches that carry out the copies: one for each group."""
     regions = np.array([machine.place(memory.bytes, Kind.ENGINE) for memory in engine._memory])
     chunks_base = machine.place(chunks, Kind.CHUNKS)
     launches = []
     for group, plan in enumerate(plan_groups(engine.groups, chunk_size)):
         blocks = [
-            (block, move.l1_offset_bytes + (plan.blocks_per_chunk - from_end) * plan.block_bytes)
-            for move in moves
-            for from_end, block in enumerate(reversed(move.block_ids[group]), start=1)
+            (block, copy.l1_offset_bytes + (plan.blocks_per_chunk - from_end) * plan.block_bytes)
+            for copy in copies
+            for from_end, block in enumerate(reversed(copy.block_ids[group]), start=1)
         ]
-        launches.append(copy_of(machine, plan, regions[plan.regions] + plan.engine_offsets, chunks_base, blocks))
+        launches.append(params_of(machine, plan, regions[plan.regions] + plan.engine_offsets, chunks_base, blocks))
     return launches
 
 
-def copy_of(
+def params_of(
     machine: Machine, plan: GroupPlan, planes: NDArray[np.int64], chunks_base: int, blocks: Sequence[tuple[int, int]]
-) -> BlockCopy:
-    """A launch for planes at these addresses, and for blocks with these ids and offsets from the chunks' base."""
+) -> KernelParams:
+    """Return the parameters of a launch; blocks are pairs of an id and an offset from the chunks' base."""
     plane_addresses = planes.ravel().astype(np.uint64)
     block_ids, offsets = np.array(blocks, dtype=np.int64).T.copy()
-    return block_copy(
+    return kernel_params(
         plan,
         num_planes=planes.size,
-        plane_addresses=machine.place(plane_addresses, Kind.TABLE),
-        plane_chunk_offsets=machine.place(plan.chunk_offsets, Kind.TABLE),
+        plane_addresses=machine.place(plane_addresses, Kind.ARRAY),
+        plane_chunk_offsets=machine.place(plan.chunk_offsets, Kind.ARRAY),
         num_blocks=len(blocks),
-        block_ids=machine.place(block_ids, Kind.TABLE),
-        chunk_block_offsets=machine.place(offsets, Kind.TABLE),
+        block_ids=machine.place(block_ids, Kind.ARRAY),
+        chunk_block_offsets=machine.place(offsets, Kind.ARRAY),
         chunks_base=chunks_base,
         access_bytes=access_bytes(plan, plane_addresses, chunks_base, offsets),
     )
 
 
 def check_gather(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
+    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
-    """Gathers, compares all memory with the reference; the widths of the accesses."""
+    """Gather, and compare all memory with the reference; return the widths of the accesses."""
     memory, expected = engine.contents(), chunks.copy()
-    for move in moves:
-        chunk = expected[move.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
-        chunk[:] = np.frombuffer(engine.read_chunk(move.block_ids, chunk.tobytes()), dtype=np.uint8)
-    launches = copies(machine, engine, chunks, moves, chunk_size)
+    for copy in copies:
+        chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
+        chunk[:] = np.frombuffer(engine.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
+    launches = launches_of(machine, engine, chunks, copies, chunk_size)
     for copy in launches:
         machine.launch("gather", copy, 16)
     machine.finish()
@@ -136,20 +136,20 @@ def check_gather(
 
 
 def check_scatter(
-    machine: Machine, engine: Engine, chunks: Bytes, moves: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
+    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
 ) -> list[int]:
-    """Scatters, compares all memory with the reference; the widths of the accesses."""
+    """Scatter, and compare all memory with the reference; return the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()
-    launches = copies(machine, engine, chunks, moves, chunk_size)
+    launches = launches_of(machine, engine, chunks, copies, chunk_size)
     for copy in launches:
         machine.launch("scatter", copy, 16)
     machine.finish()
     moved = engine.contents()
     for memory, contents in zip(engine._memory, before, strict=True):
         memory.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
-    for move in moves:
-        chunk = chunks[move.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
-        engine.write_chunk(chunk.tobytes(), move.block_ids)
+    for copy in copies:
+        chunk = chunks[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
+        engine.write_chunk(chunk.tobytes(), copy.block_ids)
     assert moved == engine.contents()
     np.testing.assert_array_equal(chunks, unchanged)
     return [int(copy["access_bytes"][0]) for copy in launches]
@@ -169,8 +169,8 @@ def test_blocks_and_chunks_in_accesses_as_wide_as_the_planes_alignment(
     machine: Machine, name: str, one_region: bool, width: int, kernel: str
 ) -> None:
     engine = AlignedEngine((name, ALIGNED), alignment=width, one_region=one_region)
-    moves = random_moves(engine, 2, gap=32)
-    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [width]
+    copies = random_copies(engine, 2, gap=32)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, copies), copies) == [width]
 
 
 @both_kernels
@@ -179,8 +179,8 @@ def test_blocks_and_chunks_in_accesses_as_wide_as_the_planes_alignment(
 @all_layouts
 def test_nothing_need_be_aligned(machine: Machine, name: str, one_region: bool, dtype: str, kernel: str) -> None:
     engine = Engine((name, Shape(num_heads=3, head_size=5, dtype=dtype)), one_region=one_region)
-    moves = random_moves(engine, 2, gap=3)
-    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [1]
+    copies = random_copies(engine, 2, gap=3)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, copies), copies) == [1]
 
 
 @both_kernels
@@ -189,11 +189,11 @@ def test_nothing_need_be_aligned(machine: Machine, name: str, one_region: bool, 
 def test_what_is_aligned_worst_decides_the_width(machine: Machine, cause: str, width: int, kernel: str) -> None:
     shape = Shape(num_heads=3, head_size=3 * width, dtype="uint8") if cause == "heads' bytes" else ALIGNED
     engine = AlignedEngine(("LBHNC", shape), alignment=16)
-    moves = random_moves(engine, 2, gap=width if cause == "chunks' offsets" else 32)
-    chunks = chunks_for(engine, moves)
+    copies = random_copies(engine, 2, gap=width if cause == "chunks' offsets" else 32)
+    chunks = chunks_for(engine, copies)
     if cause == "chunks' base":
         chunks = noise(chunks.size, misaligned_by=width)
-    assert CHECKS[kernel](machine, engine, chunks, moves) == [width]
+    assert CHECKS[kernel](machine, engine, chunks, copies) == [width]
 
 
 @both_kernels
@@ -203,8 +203,8 @@ def test_of_a_chunks_last_blocks_nothing_before_them_is_touched(
     machine: Machine, name: str, skip_tokens: int, kernel: str
 ) -> None:
     engine = AlignedEngine((name, ALIGNED), alignment=16)
-    moves = random_moves(engine, 2, gap=16, skip_tokens=[skip_tokens])
-    CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves)
+    copies = random_copies(engine, 2, gap=16, skip_tokens=[skip_tokens])
+    CHECKS[kernel](machine, engine, chunks_for(engine, copies), copies)
 
 
 @both_kernels
@@ -215,8 +215,8 @@ def test_groups_with_blocks_of_different_sizes_share_a_chunk(machine: Machine, k
         ("NL_X_TWO_NB_BS_NH_HS", Shape(num_layers=1, num_blocks=7, block_size=6, num_heads=1, dtype="uint32")),
         alignment=16,
     )
-    moves = random_moves(engine, 3, gap=8)
-    assert CHECKS[kernel](machine, engine, chunks_for(engine, moves), moves) == [8, 4, 8]
+    copies = random_copies(engine, 3, gap=8)
+    assert CHECKS[kernel](machine, engine, chunks_for(engine, copies), copies) == [8, 4, 8]
 
 
 @both_kernels
@@ -234,8 +234,8 @@ def test_groups_with_blocks_of_different_sizes_share_a_chunk(machine: Machine, k
 )
 def test_short_runs_and_long(machine: Machine, name: str, shape: Shape, kernel: str) -> None:
     engine = AlignedEngine((name, shape), alignment=16)
-    moves = random_moves(engine, shape.num_blocks, gap=16, chunk_size=shape.block_size)
-    CHECKS[kernel](machine, engine, chunks_for(engine, moves, shape.block_size), moves, shape.block_size)
+    copies = random_copies(engine, shape.num_blocks, gap=16, chunk_size=shape.block_size)
+    CHECKS[kernel](machine, engine, chunks_for(engine, copies, shape.block_size), copies, shape.block_size)
 
 
 @both_kernels
@@ -243,12 +243,12 @@ def test_short_runs_and_long(machine: Machine, name: str, shape: Shape, kernel: 
 @pytest.mark.parametrize("name", ["BLHNC", "LBNHC", "TWO_X_NL_X_NBBS_NH_HS", "NL_X_NB_BS_HS"])
 def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> None:
     class OddGrid(OnCpu):
-        def launch(self, kernel: str, copy: BlockCopy, max_ctas: int) -> None:
-            self.launch_exactly(kernel, copy, ctas, threads)
+        def launch(self, kernel: str, params: KernelParams, max_ctas: int) -> None:
+            self.launch_exactly(kernel, params, ctas, threads)
 
     engine = AlignedEngine((name, ALIGNED), alignment=16)
-    moves = random_moves(engine, 2, gap=16)
-    CHECKS[kernel](OddGrid(), engine, chunks_for(engine, moves), moves)
+    copies = random_copies(engine, 2, gap=16)
+    CHECKS[kernel](OddGrid(), engine, chunks_for(engine, copies), copies)
 
 
 def sparse(size_bytes: int) -> Bytes:
@@ -287,6 +287,6 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     )
     planes = machine.place(engine, Kind.ENGINE) + plan.engine_offsets
     chunks_base = machine.place(chunks, Kind.CHUNKS)
-    copy = copy_of(machine, plan, planes, chunks_base, [(0, 0), (1, chunk_strides[1])])
-    machine.launch(kernel, copy, 16)
+    params = params_of(machine, plan, planes, chunks_base, [(0, 0), (1, chunk_strides[1])])
+    machine.launch(kernel, params, 16)
     np.testing.assert_array_equal(target, expected)

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told: widths, grids, arguments, and how they count through their work."""
+"""Launches of the CUDA kernels: widths, grids, parameters, and the order of their work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from kernels.cuda import driver
 from kernels.cuda import kernel as cuda_kernel
 from kernels.cuda.block_kernels import BlockKernels
-from kernels.cuda.kernel import BLOCK_COPY, BlockCopy, access_bytes, block_copy, num_ctas, num_vectors
+from kernels.cuda.kernel import KERNEL_PARAMS, KernelParams, access_bytes, kernel_params, num_ctas, num_vectors
 from kernels.cuda.runtime import Stream
-from kernels.errors import BackendUnavailable
+from kernels.errors import BackendError
 from kernels.plan import GroupPlan, Loop
+from kernels.transfer import Direction
 from tests.kernels.cuda.machines import FIELDS, library
 
 WIDE = {
@@ -53,8 +54,8 @@ def plan_of(values: dict[str, int]) -> GroupPlan:
     )
 
 
-def copy_of(plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_bytes: int = 16) -> BlockCopy:
-    return block_copy(
+def params_of(plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_bytes: int = 16) -> KernelParams:
+    return kernel_params(
         plan,
         num_planes=num_planes,
         plane_addresses=101,
@@ -84,33 +85,34 @@ def test_accesses_are_never_wider_than_a_vector() -> None:
     assert access_bytes(plan_of(WIDE), np.array([1 << 60], dtype=np.uint64), 1 << 63, np.array([8192])) == 16
 
 
-def test_a_launch_is_told_the_plan_and_the_tables() -> None:
-    (copy,) = copy_of(plan_of(WIDE)).tolist()
+def test_a_launch_has_the_plan_and_the_arrays() -> None:
+    (params,) = params_of(plan_of(WIDE)).tolist()
     outer, inner = (2, 1024, 512), (4, 512, 256)
-    assert copy == (101, 102, 103, 104, 2**64 - 48, 2, 3, 4096, 256, outer, inner, 16)
+    assert params == (101, 102, 103, 104, 2**64 - 48, 2, 3, 4096, 256, outer, inner, 16)
 
 
-def test_loops_that_a_plan_lacks_have_one_turn() -> None:
+def test_loops_that_a_plan_lacks_have_a_count_of_1() -> None:
     plan = plan_of(WIDE)
     for loops in ((), plan.loops[1:]):
-        copy = copy_of(GroupPlan(**{name: getattr(plan, name) for name in GroupPlan.__slots__} | {"loops": loops}))[0]
-        assert copy["outer"].item() == (1, 0, 0)
-        assert copy["inner"].item() == ((4, 512, 256) if loops else (1, 0, 0))
+        fields = {name: getattr(plan, name) for name in GroupPlan.__slots__}
+        params = params_of(GroupPlan(**fields | {"loops": loops}))[0]
+        assert params["outer"].item() == (1, 0, 0)
+        assert params["inner"].item() == ((4, 512, 256) if loops else (1, 0, 0))
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2**31])
 @pytest.mark.parametrize("what", ["num_planes", "num_blocks"])
 def test_what_the_kernels_cannot_count_is_refused(what: str, count: int) -> None:
-    copy_of(plan_of(WIDE), **{what: 2**31 - 1})
+    params_of(plan_of(WIDE), **{what: 2**31 - 1})
     with pytest.raises(ValueError, match="not"):
-        copy_of(plan_of(WIDE), **{what: count})
+        params_of(plan_of(WIDE), **{what: count})
 
 
 def test_a_run_of_too_many_vectors_is_refused() -> None:
     plan = plan_of(WIDE | {"run_bytes": 2**32})
-    copy_of(plan, access_bytes=4)
+    params_of(plan, access_bytes=4)
     with pytest.raises(ValueError, match=str(2**31)):
-        copy_of(plan, access_bytes=2)
+        params_of(plan, access_bytes=2)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +120,13 @@ def test_a_run_of_too_many_vectors_is_refused() -> None:
     [(1, 16, 1), (2, 16, 1), (3, 16, 2), (2**20, 16, 16), (2**20, 1, 1), (2**31 - 1, 2**31, 2**20)],
 )
 def test_a_grid_has_a_thread_for_each_vector_or_is_capped(num_blocks: int, max_ctas: int, expected: int) -> None:
-    copy = copy_of(plan_of(WIDE), num_blocks=num_blocks)
-    assert num_vectors(copy) == num_blocks * 2 * 2 * 4 * 16
-    assert num_ctas(copy, max_ctas) == expected
+    params = params_of(plan_of(WIDE), num_blocks=num_blocks)
+    assert num_vectors(params) == num_blocks * 2 * 2 * 4 * 16
+    assert num_ctas(params, max_ctas) == expected
 
 
 def test_the_arguments_are_laid_out_as_the_kernels_have_them() -> None:
-    def offset_of(field: str, dtype: np.dtype[Any] = BLOCK_COPY) -> int:
+    def offset_of(field: str, dtype: np.dtype[Any] = KERNEL_PARAMS) -> int:
         name, _, inner = field.partition(".")
         assert dtype.fields is not None
         of_name, offset = dtype.fields[name][:2]
@@ -132,7 +134,7 @@ def test_the_arguments_are_laid_out_as_the_kernels_have_them() -> None:
 
     offsets = (ctypes.c_int64 * len(FIELDS)).in_dll(library(), "field_offsets")
     assert list(offsets) == [offset_of(field) for field in FIELDS]
-    assert BLOCK_COPY.itemsize == 128 == 8 * len(FIELDS)
+    assert KERNEL_PARAMS.itemsize == 128 == 8 * len(FIELDS)
 
 
 def test_no_cta_has_more_threads_than_the_kernels_are_compiled_for() -> None:
@@ -200,16 +202,16 @@ def test_a_launch_goes_to_its_stream_with_a_capped_grid(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(driver, "launch", lambda function, *others: launched.append((cupy.NAMES[function], *others)))
     kernels = BlockKernels()
-    copy, stream = copy_of(plan_of(WIDE), num_blocks=2**20), Stream(77)
-    kernels.gather(copy, 12, stream)
-    kernels.scatter(copy, 16, stream)
+    params, stream = params_of(plan_of(WIDE), num_blocks=2**20), Stream(77)
+    kernels.launch(Direction.STORE, params, 12, stream)
+    kernels.launch(Direction.RETRIEVE, params, 16, stream)
     assert cupy.code == cuda_kernel.source()
-    assert launched == [("gather_blocks", 12, 512, copy, stream), ("scatter_blocks", 16, 512, copy, stream)]
+    assert launched == [("gather_blocks", 12, 512, params, stream), ("scatter_blocks", 16, 512, params, stream)]
 
 
 def test_without_cupy_the_kernels_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendUnavailable, match="CuPy"):
+    with pytest.raises(BackendError, match="CuPy"):
         BlockKernels()
 
 
@@ -217,5 +219,5 @@ def test_without_a_device_the_kernels_are_unavailable() -> None:
     cupy = pytest.importorskip("cupy")
     if cupy.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(BackendUnavailable, match="cuda"):
+    with pytest.raises(BackendError, match="cuda"):
         BlockKernels()

@@ -1,4 +1,4 @@
-"""Memory of other processes: mapped once per device, however many use it, and unmapped with the last of them."""
+"""Memory of other processes: mapped once per device, and unmapped with its last user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA backend in thousands of schedules: the right bytes, and every byte touched only when it is its turn."""
+"""The CUDA backend in thousands of schedules: the right bytes, and no byte touched too early."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ NUM_EVENTS = 300
 
 
 @pytest.fixture(autouse=True)
-def few_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that transfers wait for them, and need several."""
-    monkeypatch.setattr(buffer, "NUM_TABLES", 2)
-    monkeypatch.setattr(buffer, "TABLE_MOVES", 2)
+def few_small_upload_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make upload buffers few and small, so that transfers wait for them and need several."""
+    monkeypatch.setattr(buffer, "NUM_UPLOAD_BUFFERS", 2)
+    monkeypatch.setattr(buffer, "MAX_UPLOAD_COPIES", 2)
 
 
 @pytest.fixture(autouse=True)
 def no_log() -> Iterator[None]:
-    """pytest would keep what is logged until the test ends, and with it the memory of all engines."""
+    """Disable the log: pytest keeps its records, and with them the memory of all engines."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)

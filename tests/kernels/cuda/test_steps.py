@@ -1,4 +1,4 @@
-"""Steps and tables: every byte of every move is in exactly one step."""
+"""Steps: each byte of each copy is in exactly one step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.block_copy import MovedBlocks
+from kernels.copies import GroupBlocks
 from kernels.cuda.steps import chunk_bytes, cut_chunk, plane_bytes, steps, touched_bytes
-from kernels.cuda.tables import offsets_of
+from kernels.cuda.uploads import block_offsets
 from kernels.geometry import Group, Plane, PlaneKind
 from kernels.plan import GroupPlan, plan_groups
 
@@ -65,26 +65,26 @@ def test_no_two_parts_would_have_fitted_into_one(groups: list[Group], limit_byte
 
 
 @given(st.integers(0, 20), st.integers(1, 7))
-def test_steps_are_all_moves_once(num_moves: int, chunks_per_step: int) -> None:
+def test_steps_are_all_copies_once(num_copies: int, chunks_per_step: int) -> None:
     (part,) = cut_chunk(plan_groups([group(1, 1, 1)], 8), 8)
-    cut = list(steps(num_moves, [part], chunks_per_step))
-    assert [move for step in cut for move in step.moves] == list(range(num_moves))
-    assert all(len(step.moves) == chunks_per_step for step in cut[:-1])
+    cut = list(steps(num_copies, [part], chunks_per_step))
+    assert [copy for step in cut for copy in step.copies] == list(range(num_copies))
+    assert all(len(step.copies) == chunks_per_step for step in cut[:-1])
 
 
 def test_a_chunk_of_several_parts_is_done_before_the_next() -> None:
     parts = cut_chunk(plan_groups([group(3, 1, 1)], 8), 8)
-    assert [(list(step.moves), step.part) for step in steps(2, parts, 1)] == [
-        ([move], part) for move in (0, 1) for part in parts
+    assert [(list(step.copies), step.part) for step in steps(2, parts, 1)] == [
+        ([copy], part) for copy in (0, 1) for part in parts
     ]
 
 
-def test_blocks_of_a_move_are_the_last_ones_of_its_chunk() -> None:
+def test_blocks_of_a_copy_are_the_last_ones_of_its_chunk() -> None:
     plan: GroupPlan = plan_groups([group(2, 2, 3)], 8)[0]
-    blocks = MovedBlocks(np.array([5, 6, 7, 8, 4]), np.array([0, 4, 5, 5]))
-    assert offsets_of(plan, blocks, np.array([100, 1_000, 9_000])).tolist() == [100, 106, 112, 118, 1_018]
-    assert offsets_of(plan, blocks.of_moves(1, 3), np.array([1_000, 9_000])).tolist() == [1_018]
-    assert [blocks.of_moves(1, 3).of_move(number).tolist() for number in range(2)] == [[4], []]
+    blocks = GroupBlocks(np.array([5, 6, 7, 8, 4]), np.array([0, 4, 5, 5]))
+    assert block_offsets(plan, blocks, np.array([100, 1_000, 9_000])).tolist() == [100, 106, 112, 118, 1_018]
+    assert block_offsets(plan, blocks.of_copies(1, 3), np.array([1_000, 9_000])).tolist() == [1_018]
+    assert [blocks.of_copies(1, 3).of_copy(number).tolist() for number in range(2)] == [[4], []]
 
 
 @given(GROUPS, st.integers(1, 99), st.data())

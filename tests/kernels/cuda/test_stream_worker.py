@@ -1,27 +1,27 @@
-"""Lanes: who takes turns, what is in flight, and what stops whom; nothing here happens unless a test says so."""
+"""Stream workers: their order, their steps in flight, their ends. Nothing happens here unless a test asks for it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kernels.errors import RegionUnavailable, TransferCancelled, TransferFailed
-from kernels.transfer import ChunkCopy
+from kernels.copies import ChunkCopy
+from kernels.errors import BackendError, RegionError, TransferCancelled
 from tests.kernels.cuda.depot import LAYOUT, SECONDS, STEPS_AHEAD, Attached, CudaDepot
 from tests.kernels.reference import Engine
 
 
-def test_a_short_transfer_takes_turns_with_a_long_one(attached: Attached) -> None:
+def test_a_short_transfer_alternates_with_a_long_one(attached: Attached) -> None:
     long, short = attached.store(20), attached.store(1)
-    attached.turn("store", 8)
+    attached.advance("store", 8)
     short.future.result(SECONDS)
     assert not long.future.done()
 
 
 def test_a_long_store_does_not_delay_a_retrieve(attached: Attached) -> None:
     store, retrieve = attached.store(20), attached.retrieve(3)
-    attached.turn("store", STEPS_AHEAD)  # as much as there may be
-    attached.turn("retrieve", 6)
+    attached.advance("store", STEPS_AHEAD)  # as much as there may be
+    attached.advance("retrieve", 6)
     retrieve.future.result(SECONDS)
     assert not store.future.done()
 
@@ -29,10 +29,10 @@ def test_a_long_store_does_not_delay_a_retrieve(attached: Attached) -> None:
 def test_no_more_steps_than_allowed_are_on_the_streams(attached: Attached) -> None:
     attached.store(20)
     for _ in range(STEPS_AHEAD):
-        attached.turn("store")
+        attached.advance("store")
     assert attached.fake.calls.count("gather") == STEPS_AHEAD
     assert attached.fake.calls.count("synchronize") == 0
-    attached.turn("store")
+    attached.advance("store")
     assert attached.fake.calls.count("gather") == STEPS_AHEAD
     assert attached.fake.calls.count("synchronize") == 1
 
@@ -42,9 +42,9 @@ def test_the_next_kernel_may_run_before_the_copy_is_done() -> None:
         depot = CudaDepot(seed=seed, staging_slots=2)
         engine = Engine(LAYOUT)
         buffer = depot.attach(engine)
-        transfer = depot.backend.gather(buffer, depot.random_moves(engine, 2))
+        transfer = buffer.store(depot.random_copies(engine, 2))
         while not transfer.future.done():
-            depot.workers["store"].turn()
+            depot.workers["store"].advance()
         work = [name for name in depot.fake.streams.done if name in ("gather", "copy_to_host")]
         buffer.close()
         engine.close()
@@ -58,7 +58,7 @@ def test_a_request_uploads_once_and_allocates_nothing(attached: Attached) -> Non
     attached.fake.calls.clear()
     transfer = attached.store(20)
     while not transfer.future.done():
-        attached.turn("store")
+        attached.advance("store")
     assert attached.fake.calls.count("copy_to_device") == 1
     work = {"copy_to_device", "copy_to_host", "gather"}
     assert set(attached.fake.calls) == work | {"record", "wait", "synchronize", "seconds_between"}
@@ -67,33 +67,33 @@ def test_a_request_uploads_once_and_allocates_nothing(attached: Attached) -> Non
 def test_who_waits_for_an_event_holds_up_nobody(attached: Attached) -> None:
     event = attached.fake.export_event()
     waiting, other = attached.store(1, event), attached.store(1)
-    attached.turn("store", 9)
+    attached.advance("store", 9)
     other.future.result(SECONDS)
     assert not waiting.future.done()
     attached.fake.happen(event)
-    attached.turn("store", 2)
+    attached.advance("store", 2)
     waiting.future.result(SECONDS)
 
 
 def test_waiting_for_an_event_is_asking_ever_more_rarely(attached: Attached) -> None:
     attached.store(1, attached.fake.export_event())
-    lane = attached.depot.workers["store"].lane
-    pauses = [lane.turn() for _ in range(9)]
+    worker = attached.depot.workers["store"].worker
+    pauses = [worker.advance() for _ in range(9)]
     assert pauses == sorted(pauses)  # type: ignore[type-var]
     assert pauses[0] == 50e-6
     assert pauses[-1] == 1e-3
     attached.store(1, attached.fake.export_event())
-    assert lane.turn() == 50e-6
+    assert worker.advance() == 50e-6
 
 
-def test_a_lane_with_nothing_to_do_sleeps(attached: Attached) -> None:
-    assert attached.depot.workers["store"].lane.turn() is None
+def test_a_worker_with_nothing_to_do_sleeps(attached: Attached) -> None:
+    assert attached.depot.workers["store"].worker.advance() is None
 
 
 def test_an_event_that_does_not_exist_fails_its_request_alone(attached: Attached) -> None:
     transfer, other = attached.retrieve(1, bytes(64)), attached.retrieve(1)
-    attached.turn("retrieve", 4)
-    with pytest.raises(TransferFailed, match="ready_event"):
+    attached.advance("retrieve", 4)
+    with pytest.raises(BackendError, match="ready_event"):
         transfer.future.result(SECONDS)
     other.future.result(SECONDS)
     attached.buffer.check_size()
@@ -101,20 +101,20 @@ def test_an_event_that_does_not_exist_fails_its_request_alone(attached: Attached
 
 def test_what_waits_for_a_dead_engine_is_cancelled_at_once(attached: Attached) -> None:
     transfer = attached.store(1, attached.fake.export_event())
-    attached.turn("store")
+    attached.advance("store")
     transfer.cancel()
-    attached.turn("store")
+    attached.advance("store")
     assert isinstance(transfer.future.exception(0), TransferCancelled)
     assert "gather" not in attached.fake.calls
 
 
 def test_a_cancelled_transfer_is_done_when_the_streams_have_passed_it(attached: Attached) -> None:
     transfer = attached.store(20)
-    attached.turn("store", 2)
+    attached.advance("store", 2)
     transfer.cancel()
     transfer.cancel()
     assert not transfer.future.done()
-    attached.turn("store", 3)
+    attached.advance("store", 3)
     assert isinstance(transfer.future.exception(0), TransferCancelled)
     assert attached.fake.calls.count("gather") == 2
     assert attached.fake.streams.num_issued == 0
@@ -122,30 +122,30 @@ def test_a_cancelled_transfer_is_done_when_the_streams_have_passed_it(attached: 
 
 def test_what_stopped_a_transfer_first_is_what_its_future_raises(attached: Attached) -> None:
     transfer = attached.store(9)
-    attached.turn("store")
+    attached.advance("store")
     transfer.cancel()
     attached.fake.fail_call = 1
-    attached.turn("store")
+    attached.advance("store")
     assert isinstance(transfer.future.exception(0), TransferCancelled)
 
 
 def test_a_future_cannot_be_cancelled_from_outside(attached: Attached) -> None:
     transfer = attached.store(1)
     assert not transfer.future.cancel()
-    attached.turn("store", 2)
+    attached.advance("store", 2)
     transfer.future.result(SECONDS)
 
 
 def test_a_failure_ends_both_directions_of_its_attachment(attached: Attached) -> None:
     store, retrieve = attached.store(3), attached.retrieve(3)
-    attached.turn("retrieve")
+    attached.advance("retrieve")
     attached.fake.fail_call = 1
-    attached.turn("store")
-    attached.turn("retrieve", 2)
+    attached.advance("store")
+    attached.advance("retrieve", 2)
     for transfer in (store, retrieve, attached.store(1), attached.retrieve(1)):
-        with pytest.raises(TransferFailed, match="was made to fail"):
+        with pytest.raises(BackendError, match="was made to fail"):
             transfer.future.result(SECONDS)
-    with pytest.raises(RegionUnavailable, match="was made to fail"):
+    with pytest.raises(RegionError, match="was made to fail"):
         attached.buffer.check_size()
 
 
@@ -156,20 +156,20 @@ def test_what_starts_after_the_end_is_cancelled(attached: Attached) -> None:
 
 
 def test_a_transfer_of_nothing_is_done(attached: Attached) -> None:
-    transfer = attached.depot.backend.gather(attached.buffer, [])
-    attached.turn("store")
+    transfer = attached.buffer.store([])
+    attached.advance("store")
     transfer.future.result(SECONDS)
 
 
-def test_moves_that_do_not_fit_are_refused_at_once(attached: Attached) -> None:
-    (move,) = attached.depot.random_moves(attached.engine, 1)
-    backend, buffer = attached.depot.backend, attached.buffer
-    too_far = ChunkCopy(l1_offset_bytes=len(attached.depot.l1), block_ids=move.block_ids)
+def test_copies_that_do_not_fit_are_refused_at_once(attached: Attached) -> None:
+    (copy,) = attached.depot.random_copies(attached.engine, 1)
+    buffer = attached.buffer
+    too_far = ChunkCopy(l1_offset_bytes=len(attached.depot.l1), block_ids=copy.block_ids)
     no_block = ChunkCopy(l1_offset_bytes=0, block_ids=(np.full(3, 144),))
     too_many = ChunkCopy(l1_offset_bytes=0, block_ids=(np.arange(4),))
     for wrong in (too_far, no_block, too_many):
         with pytest.raises(ValueError):
-            backend.gather(buffer, [move, wrong])
+            buffer.store([copy, wrong])
     with pytest.raises(ValueError, match="64 bytes"):
-        backend.gather(buffer, [move], b"short")
+        buffer.store([copy], b"short")
     assert attached.fake.calls == []

@@ -1,4 +1,4 @@
-"""Copies are exact, whatever the strides, sizes and alignments, and end with an error where memory is gone."""
+"""Copies are exact for all strides, sizes and alignments, and end with an error where memory is gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.errors import BackendUnavailable, MemoryVanished
+from kernels.errors import BackendError, MemoryVanished
 from kernels.host import streaming_copy, system_copy
 from kernels.host.block_views import Blocks
 from kernels.host.streaming_copy import StreamingCopy, best_copy, built_library
@@ -228,7 +228,7 @@ def test_where_nothing_can_copy_it_is_said_why(monkeypatch, tmp_path):
         return -1
 
     monkeypatch.setattr(system_copy.ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
-    with pytest.raises(BackendUnavailable, match="Operation not permitted"):
+    with pytest.raises(BackendError, match="Operation not permitted"):
         best_copy()
 
 

@@ -1,4 +1,4 @@
-// What the sources of the simulated card's driver share: statuses of CUDA, ranges of memory, files between processes.
+// Declarations of the simulated card's driver: statuses of CUDA, ranges of memory, files between processes.
 //
 // Names that begin with cu are the CUDA driver's own. Names that begin with card_ are for tests and for the layer
 // under torch; a real driver has none of them.
@@ -49,8 +49,8 @@ typedef struct {
   int owner;        // the process that made it
 } Range;
 
-void ranges_lock_to_use(void);     // nothing is unmapped meanwhile
-void ranges_lock_to_change(void);  // waits for all that uses memory
+void ranges_lock_to_use(void);     // nothing is unmapped until the unlock
+void ranges_lock_to_change(void);  // waits for all users of memory
 void ranges_unlock(void);
 Range *ranges_begin(void);
 Range *ranges_end(void);
@@ -65,9 +65,9 @@ enum { MEMORY_FILE = 'm', EVENT_FILE = 'e' };
 
 int file_create(char kind, uint64_t size, uint64_t *number);            // a descriptor, or -1
 int file_open(char kind, int owner, uint64_t number);                   // -1 if the owner has ended or freed it
-void *file_map(int file, uint64_t size, uint64_t not_at);               // never where the owner has it
-void file_close(int file, char kind, int owner, uint64_t number);       // the last process to do so deletes it
-uint64_t files_used_bytes(void);                                        // memory that a living process has
+void *file_map(int file, uint64_t size, uint64_t not_at);               // never at the owner's address
+void file_close(int file, char kind, int owner, uint64_t number);       // the last process deletes the file
+uint64_t files_used_bytes(void);                                        // memory of living processes
 
 // streams.c
 
@@ -81,5 +81,5 @@ typedef struct {
 _Static_assert(sizeof(Handle) == 64, "as CUDA's");
 enum { IS_HANDLE = 0x6b76646570 };
 
-extern int num_open;     // what other processes shared and is open here
-extern int num_exports;  // handles of memory that were asked for
+extern int num_open;     // open memory and events of other processes
+extern int num_exports;  // exported handles of memory

@@ -25,10 +25,10 @@ int usable(void) { return died_with ? died_with : num_pushed ? SUCCESS : INVALID
 
 void die(int status) { died_with = status; }
 
-// Every call fails from now on; none does if the status is 0.
+// Makes every later call fail with a status; 0 makes them succeed again.
 void card_fail(int status) { died_with = status; }
 
-// What is open, and contexts that are retained or current.
+// Counts of open handles, and of retained and current contexts.
 int card_left_over(void) {
   int sum = num_open + num_pushed;
   for (int device = 0; device < MAX_DEVICES; device++) sum += retained[device];

@@ -1,8 +1,8 @@
-// Memory that processes share: files, and the locks on them that say who uses them.
+// Memory that processes share: files, and locks on them that say which processes use them.
 //
-// The owner holds a lock on the first byte of a file, a process that has opened it one on the second. Linux lets go of
-// a lock when its process ends, however it ends. So a handle is good while the first byte is locked, and memory is in
-// use while any byte is.
+// The owner locks the first byte of a file, and a process that opens it locks the second one. Linux releases a lock when
+// its process ends, however it ends. So a handle is valid while the first byte is locked, and memory is in use while
+// either byte is.
 
 #include "card.h"
 
@@ -28,7 +28,7 @@ static int lock_byte(int file, short type, int byte) {
   return fcntl(file, F_OFD_SETLK, &lock);
 }
 
-// Whether another descriptor has a lock on bytes; all of them if the length is 0.
+// Returns whether another descriptor has a lock on bytes; a length of 0 means all of them.
 static int is_locked(int file, int byte, int length) {
   struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
   return fcntl(file, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
@@ -43,7 +43,7 @@ int file_create(char kind, uint64_t size, uint64_t *number) {
   path_of(unfinished, ".", kind, getpid(), *number);
   int file = open(unfinished, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) return -1;
-  // It gets its name when it is locked, else another process could take it for one that is in use no more.
+  // The file gets its name after its lock, because other processes delete files without a lock.
   if (ftruncate(file, (off_t)size) || lock_byte(file, F_WRLCK, OWNERS_BYTE) ||
       rename(unfinished, path_of(path, "", kind, getpid(), *number))) {
     unlink(unfinished);

@@ -1,4 +1,4 @@
-// Kernels, compiled for this CPU, and their launches, in which every access is looked at.
+// Kernels, compiled for this CPU, and their launches, which check every access.
 
 #include "card.h"
 #include "observation.h"
@@ -24,7 +24,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   return *function ? SUCCESS : NOT_FOUND;
 }
 
-// All ranges, for whatever use; the caller frees them.
+// Returns all ranges for all uses; the caller frees them.
 static Extent *all_extents(uint64_t *num_extents) {
   *num_extents = (uint64_t)(ranges_end() - ranges_begin());
   Extent *extents = malloc((*num_extents + 1) * sizeof *extents);
@@ -35,7 +35,7 @@ static Extent *all_extents(uint64_t *num_extents) {
   return extents;
 }
 
-// Nothing is returned of what the kernel did wrong: as on a device, later calls fail.
+// A kernel's wrong access is not returned here: as on a device, later calls fail.
 int cuLaunchKernel(void *function, unsigned ctas, unsigned grid_y, unsigned grid_z, unsigned threads, unsigned block_y,
                    unsigned block_z, unsigned shared_bytes, uintptr_t stream, void **arguments, void **extra) {
   if (usable()) return usable();

@@ -51,7 +51,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t size) { return allocate(address, siz
 
 int cuMemFree_v2(uint64_t address) { return end_range(address, OWNED, PIECEWISE, INVALID_VALUE); }
 
-// As torch's expandable segments are made: no other process can open it.
+// Makes memory as torch makes expandable segments: no other process can open it.
 int card_allocate_piecewise(uint64_t *address, size_t size) { return allocate(address, size, PIECEWISE); }
 
 int cuMemHostAlloc(void **address, size_t size, unsigned flags) {
@@ -114,7 +114,7 @@ int cuMemGetAddressRange_v2(uint64_t *start, size_t *size, uint64_t address) {
   return status ? status : cuPointerGetAttribute(size, RANGE_SIZE, address);
 }
 
-// Copies only within one range, or within memory that is in none if a copy may be from pageable memory.
+// Copies only within one range, or within no range if the copy may use pageable memory.
 static int may_copy(uint64_t address, size_t size, int is_pageable_allowed) {
   for (const Range *range = ranges_begin(); range < ranges_end(); range++)
     if (address < range->start + range->size && range->start < address + size)
@@ -160,7 +160,7 @@ int cuIpcGetMemHandle(Handle *handle, uint64_t address) {
   return is_right ? SUCCESS : INVALID_VALUE;
 }
 
-// The memory appears at another address than its owner has it, and a process must not open it twice.
+// Maps the memory at another address than its owner's; a process must not open it twice.
 int cuIpcOpenMemHandle_v2(uint64_t *address, Handle handle, unsigned flags) {
   if (usable()) return usable();
   if (handle.is_handle != IS_HANDLE || handle.kind != MEMORY_FILE || flags != LAZY_ENABLE_PEER_ACCESS)

@@ -10,7 +10,7 @@ enum { MOST = 1 << 14 };
 
 static Range ranges[MOST];
 static int num_ranges;
-// A thread that wants to unmap memory comes before launches that begin later, else it could wait for ever.
+// A thread that unmaps memory precedes launches that begin later; otherwise it might never get the lock.
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
 void ranges_lock_to_use(void) { pthread_rwlock_rdlock(&lock); }

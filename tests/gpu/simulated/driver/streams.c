@@ -1,4 +1,4 @@
-// Streams, which do everything at the call, and events, which processes can share.
+// Streams, which do their work at the call, and events, which processes can share.
 
 #include "card.h"
 
@@ -27,8 +27,8 @@ static int is_live_stream[MOST];
 static int num_events, num_streams;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-// Whether a handle is good. None is used twice, so a destroyed one is found out. There a real driver reads memory that
-// it has freed, and may do anything; here all calls fail from then on.
+// Returns whether a handle is valid. No handle is used twice, so a destroyed one is noticed: all later calls fail. A real
+// driver would read freed memory, with any result.
 static int is_good(uintptr_t handle, int num_made, int is_live) {
   if (handle - FIRST_HANDLE >= (uintptr_t)num_made) return 0;
   if (!is_live) die(INVALID_HANDLE);
@@ -115,13 +115,13 @@ int cuEventDestroy_v2(uintptr_t handle) {
   return SUCCESS;
 }
 
-// The record is in a stream behind other work. Returns its number, 0 if there is no such event.
+// Records an event behind other work of a stream. Returns the record's number, 0 if there is no such event.
 unsigned card_event_issue(uintptr_t handle) {
   Event *event = event_of(handle);
   return event ? ++event->progress->issued : 0;
 }
 
-// The stream has reached that record.
+// Notes that the stream has reached a record.
 void card_event_reach(uintptr_t handle, unsigned record) {
   Event *event = event_of(handle);
   if (!event) return;
@@ -148,7 +148,7 @@ int cuEventSynchronize(uintptr_t handle) {
   return status;
 }
 
-// A stream that waits for another process waits for ever if that is killed. The depot must never make one wait.
+// If another process is killed, a stream that waits for it never goes on. So the depot must never make a stream wait.
 int cuStreamWaitEvent(uintptr_t stream, uintptr_t handle, unsigned flags) {
   if (usable()) return usable();
   const Event *event = event_of(handle);

@@ -14,7 +14,7 @@ class _Generator(torch.Generator):
 
 
 def install():
-    """Makes torch take the card for its CUDA device, in the thread that calls this."""
+    """Make torch take the card for its CUDA device, in the thread that calls this."""
     for name in cuda.__all__:
         setattr(torch.cuda, name, getattr(cuda, name))
     torch.Generator = _Generator  # type: ignore[misc]

@@ -200,7 +200,7 @@ def set_device(device):
 
 
 def manual_seed(seed):
-    """Values come from the CPU's generator."""
+    """Do nothing, because values come from the CPU's generator."""
 
 
 manual_seed_all = manual_seed

@@ -7,7 +7,7 @@ u64 = ctypes.c_uint64
 
 
 def call(name, *arguments):
-    """Calls the driver."""
+    """Call the driver."""
     library = _library()
     if library.cuCtxGetDevice(ctypes.byref(ctypes.c_int())):
         library.cuCtxSetCurrent(_context())
@@ -15,7 +15,7 @@ def call(name, *arguments):
 
 
 def check(name, status):
-    """Raises what torch raises."""
+    """Raise what torch raises."""
     if status:
         text = ctypes.c_char_p()
         _library().cuGetErrorName(status, ctypes.byref(text))
@@ -42,5 +42,5 @@ def issue_event(event):
 
 
 def reach_event(event, record):
-    """Makes that record of the event happen."""
+    """Make that record of the event happen."""
     _library().card_event_reach(u64(event), record)

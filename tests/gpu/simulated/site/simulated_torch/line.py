@@ -21,7 +21,7 @@ class Line:
         return self._queue.unfinished_tasks > 0
 
     def add(self, work, written=0):
-        """Puts work at the end of the line, which may write to the storage at an address."""
+        """Put work at the end of the line, which may write to the storage at an address."""
         if not self.is_busy:
             self._written.clear()
         self._written.add(written)
@@ -35,11 +35,11 @@ class Line:
         return self.is_busy and address in self._written
 
     def sleep(self, seconds):
-        """Keeps the card busy for a while."""
+        """Keep the card busy for a while."""
         self.add(lambda: time.sleep(seconds))
 
     def wait(self):
-        """Waits until all is done."""
+        """Wait until all is done."""
         if self.is_busy:
             self._queue.join()
         error, self._error = self._error, None

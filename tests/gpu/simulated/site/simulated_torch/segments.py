@@ -49,7 +49,7 @@ class Segments:
             return address
 
     def release(self, address):
-        """Takes a piece back, and joins it with its free neighbours in the segment."""
+        """Take a piece back, and join it with its free neighbours in the segment."""
         with self._lock:
             size, segment = self._used.pop(address)
             after = address + size
@@ -62,7 +62,7 @@ class Segments:
             self._free[address] = size
 
     def empty_cache(self):
-        """Gives segments back to the driver that have no tensor."""
+        """Give segments back to the driver that have no tensor."""
         with self._lock:
             for segment, size in list(self._sizes.items()):
                 if self._free.get(segment) == size:

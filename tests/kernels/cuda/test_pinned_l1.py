@@ -1,4 +1,4 @@
-"""L1 on CUDA: each piece is registered once, whoever comes first, and no copy crosses two."""
+"""L1 on CUDA: each part is registered once, and no copy crosses two parts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kernels.cuda.l1 import PinnedL1
+from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.runtime import CudaError
-from kernels.errors import BackendUnavailable
+from kernels.errors import BackendError
 from tests.kernels.cuda.depot import SECONDS, CudaDepot
 from tests.kernels.cuda.fake_cuda import FakeCuda
 
@@ -76,7 +76,7 @@ def test_closing_undoes_all_registrations_even_if_one_cannot_be() -> None:
 def test_what_cannot_be_pinned_is_said_to_be() -> None:
     depot = CudaDepot()
     depot.fake.fail_call = 2
-    with pytest.raises(BackendUnavailable, match="L1 can't be registered"):
+    with pytest.raises(BackendError, match="L1 can't be registered"):
         depot.backend.register(0, 9_000)
     depot.backend.register(0, 9_000)
     depot.backend.close()

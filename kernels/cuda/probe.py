@@ -1,4 +1,4 @@
-"""What there is of CUDA on this machine, for people who look for what is missing. Nothing here raises."""
+"""A probe of CUDA on this machine: what is there, and what is missing. Nothing here raises."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CudaPresence:
-    """Versions of CUDA as its API tells them: 12090 is 12.9, 0: none. ``why_no_…`` is empty where there is one."""
+class CudaProbe:
+    """Versions as in CUDA's API: 12090 is 12.9, 0 is none. An ``…_error`` says why there is none, and may be empty."""
 
     cupy_version: str = ""
-    why_no_cupy: str = ""
+    cupy_error: str = ""
     runtime_version: int = 0
     driver_version: int = 0
     devices: tuple[str, ...] = ()
-    why_no_devices: str = ""
+    devices_error: str = ""
     nvrtc_version: str = ""
-    why_no_nvrtc: str = ""
+    nvrtc_error: str = ""
 
 
-def cuda_presence() -> CudaPresence:
-    """Asks CuPy, which asks the driver; a device is looked at and not used.
+def probe_cuda() -> CudaProbe:
+    """Ask CuPy, which asks the driver. No device is used.
 
-    Each question is asked on its own: a CuPy that is not whole raises anything, AttributeError too.
+    Each question is asked on its own, because an incomplete CuPy raises any error, also AttributeError.
     """
     try:
         import cupy
 
         version, runtime = str(cupy.__version__), cupy.cuda.runtime
     except Exception as error:
-        return CudaPresence(why_no_cupy=str(error), why_no_devices="CuPy is missing", why_no_nvrtc="CuPy is missing")
-    devices, why_no_devices = _devices(runtime)
-    nvrtc_version, why_no_nvrtc = _nvrtc()
-    return CudaPresence(
+        return CudaProbe(cupy_error=str(error), devices_error="CuPy is missing", nvrtc_error="CuPy is missing")
+    devices, devices_error = _devices(runtime)
+    nvrtc_version, nvrtc_error = _nvrtc()
+    return CudaProbe(
         cupy_version=version,
         runtime_version=_version(runtime, "runtimeGetVersion"),
         driver_version=_version(runtime, "driverGetVersion"),
         devices=devices,
-        why_no_devices=why_no_devices,
+        devices_error=devices_error,
         nvrtc_version=nvrtc_version,
-        why_no_nvrtc=why_no_nvrtc,
+        nvrtc_error=nvrtc_error,
     )
 
 
@@ -64,7 +64,7 @@ def _devices(runtime: Any) -> tuple[tuple[str, ...], str]:
 
 
 def _nvrtc() -> tuple[str, str]:
-    """It is loaded when it is first called."""
+    """Return NVRTC's version and error. Its library is loaded at the first call."""
     try:
         from cupy_backends.cuda.libs import nvrtc
 

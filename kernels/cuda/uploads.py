@@ -1,0 +1,95 @@
+"""What the kernels read on the device: where planes are, and which blocks go where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.copies import GroupBlocks
+from kernels.cuda.resources import Resources
+from kernels.cuda.runtime import Address, Stream
+from kernels.plan import GroupPlan
+
+WORD_BYTES = 8
+
+
+class UploadBuffer:
+    """Words in pinned memory, and room for as many on the device.
+
+    It may be cleared and written again only when no upload is under way and no kernel reads it.
+    """
+
+    def __init__(self, resources: Resources, num_words: int) -> None:
+        self._words = resources.pinned_words(num_words)
+        self._address = resources.memory(num_words * WORD_BYTES)
+        self._device = resources.device
+        self._num_used = 0
+
+    def clear(self) -> None:
+        """Start again with the first word."""
+        self._num_used = 0
+
+    def append(self, words: NDArray[np.int64]) -> Address:
+        """Write words; return where they will be on the device."""
+        first, self._num_used = self._num_used, self._num_used + words.size
+        self._words[first : self._num_used] = words
+        return Address(self._address + first * WORD_BYTES)
+
+    def upload(self, stream: Stream) -> None:
+        """Start to copy the written words to the device."""
+        if self._num_used:
+            source = Address(self._words.ctypes.data)
+            self._device.copy_to_device(self._address, source, self._num_used * WORD_BYTES, stream)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlaneArrays:
+    """Where a group's planes are, in the order of a chunk, and where the device finds these addresses and offsets."""
+
+    plan: GroupPlan
+    addresses: NDArray[np.uint64]
+    device_addresses: Address
+    device_offsets: Address
+
+
+def upload_planes(
+    resources: Resources, plans: Sequence[GroupPlan], plane_addresses: Sequence[NDArray[np.uint64]]
+) -> list[PlaneArrays]:
+    """Upload the planes of all groups, and wait for that."""
+    buffer = UploadBuffer(resources, 2 * sum(addresses.size for addresses in plane_addresses))
+    planes = [
+        PlaneArrays(plan, addresses, buffer.append(addresses.view(np.int64)), buffer.append(plan.chunk_offsets.ravel()))
+        for plan, addresses in zip(plans, plane_addresses, strict=True)
+    ]
+    stream = resources.stream()
+    buffer.upload(stream)
+    resources.device.drain(stream)
+    return planes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockArrays:
+    """The blocks of one group in an upload; those of copy ``i`` are ``starts[i] .. starts[i + 1]``."""
+
+    starts: NDArray[np.int64]
+    device_ids: Address
+    device_offsets: Address
+    access_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UploadedCopies:
+    """Copies whose block ids are in one upload buffer. Steps count these copies from 0."""
+
+    l1_offsets: NDArray[np.int64]
+    blocks: Sequence[BlockArrays]
+
+
+def block_offsets(plan: GroupPlan, blocks: GroupBlocks, chunk_starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each block's offset in a plane that begins where the block's chunk does, at ``chunk_starts[copy]``."""
+    num_blocks = np.diff(blocks.starts)
+    from_end = np.repeat(blocks.starts[1:], num_blocks) - np.arange(blocks.ids.size)
+    return np.repeat(chunk_starts, num_blocks) + (plan.blocks_per_chunk - from_end) * plan.block_bytes

@@ -1,0 +1,121 @@
+"""Threads of the host that copy transfers piece by piece."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+from kernels.transfer import Phase, PhaseTime, Transfer
+
+# A thread that copies would keep a core for all of its time slice, 3 ms and more, while the event loop waits for one.
+_YIELD_SECONDS = 1e-3
+_yield_core = ctypes.CDLL(None).sched_yield  # releases the GIL, which os.sched_yield does not before Python 3.13
+
+Piece = Callable[[], object]
+"""Copies a few MiB at most, without the GIL."""
+
+
+class HostTransfer(Transfer):
+    """A transfer that ``num_threads`` threads copy, piece by piece."""
+
+    def __init__(self, pieces: Iterator[Piece], num_threads: int) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._num_threads = num_threads
+        self._copying_since: float | None = None
+
+    def copy_piece(self) -> bool:
+        """Copy the next piece. Return False if there is none; the thread then never asks again."""
+        piece = self._next_piece()
+        if piece is None:
+            with self._lock:
+                self._num_threads -= 1
+                is_last = self._num_threads == 0
+            if is_last:
+                self._pieces = iter(())  # pieces that were not copied still refer to the memory
+                self._settle(self._times(time.monotonic()))
+            return False
+        try:
+            piece()
+        except BaseException as error:
+            self.stop(error)
+        return True
+
+    def _next_piece(self) -> Piece | None:
+        with self._lock:
+            if self._error is not None:
+                return None
+            try:
+                piece = next(self._pieces, None)
+            except BaseException as error:
+                self._error = error
+                return None
+            if piece is not None and self._copying_since is None:
+                self._copying_since = time.monotonic()
+            return piece
+
+    def _times(self, end: float) -> tuple[PhaseTime, ...]:
+        copying_since = end if self._copying_since is None else self._copying_since
+        waited_seconds = copying_since - self._started_at
+        waiting = PhaseTime(Phase.WAIT, 0.0, waited_seconds)
+        if self._copying_since is None:
+            return (waiting,)
+        return waiting, PhaseTime(Phase.COPY, waited_seconds, end - copying_since)
+
+
+class CopyPool:
+    """Threads that copy a piece of each transfer in turn, so that a short one need not wait for a long one."""
+
+    def __init__(self, name: str, num_threads: int) -> None:
+        self._queue: SimpleQueue[HostTransfer | None] = SimpleQueue()
+        self._transfers: set[HostTransfer] = set()
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True) for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, pieces: Iterator[Piece]) -> HostTransfer:
+        """Start to copy ``pieces``. Several threads advance the iterator, one at a time."""
+        transfer = HostTransfer(pieces, len(self._threads))
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the backend is closed")
+            self._transfers.add(transfer)
+        transfer.future.add_done_callback(lambda _: self._forget(transfer))
+        for _ in self._threads:
+            self._queue.put(transfer)
+        return transfer
+
+    def close(self) -> None:
+        """Cancel what runs, wait for its end, then end the threads."""
+        with self._lock:
+            self._is_closed = True
+            running = list(self._transfers)
+        for transfer in running:
+            transfer.cancel()
+        concurrent.futures.wait([transfer.future for transfer in running])
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _forget(self, transfer: HostTransfer) -> None:
+        with self._lock:
+            self._transfers.discard(transfer)
+
+    def _work(self) -> None:
+        yielded_at = time.thread_time()
+        while (transfer := self._queue.get()) is not None:
+            if transfer.copy_piece():
+                self._queue.put(transfer)
+            ran_until = time.thread_time()
+            if ran_until - yielded_at >= _YIELD_SECONDS:
+                _yield_core()
+                yielded_at = ran_until
