@@ -1,13 +1,13 @@
-"""What the depot says no with: each error owns its gRPC status and its reason."""
+"""The conditions in which the depot refuses a call. Each error owns its gRPC status and its reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import grpc
+from grpc import StatusCode
 
-MAX_VIOLATIONS = 10  # errors ride in headers, of which a client takes 8 KiB
+MAX_VIOLATIONS = 10  # errors are sent in headers, and clients accept 8 KiB of headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,26 +19,28 @@ class FieldViolation:
 
 
 class DepotError(Exception):
-    """An expected condition that a client is told about."""
+    """An expected condition, which the client learns as a gRPC status with a reason. Each condition is a subclass."""
 
-    status: ClassVar[grpc.StatusCode]
+    status: ClassVar[StatusCode]
     reason: ClassVar[str]
+    retry_after_seconds: ClassVar[float | None]
     violations: tuple[FieldViolation, ...] = ()
-    retry_after_seconds: float | None = None
+
+    def __init_subclass__(cls, *, status: StatusCode, reason: str, retry_after_seconds: float | None = None) -> None:
+        cls.status = status
+        cls.reason = reason
+        cls.retry_after_seconds = retry_after_seconds
 
 
-class InvalidRequest(DepotError):
+class InvalidRequest(DepotError, status=StatusCode.INVALID_ARGUMENT, reason="INVALID_REQUEST"):
     """Fields are missing or wrong; nothing was changed."""
-
-    status = grpc.StatusCode.INVALID_ARGUMENT
-    reason = "INVALID_REQUEST"
 
     def __init__(self, *violations: FieldViolation) -> None:
         self.violations = violations[:MAX_VIOLATIONS]
-        told = [f"{violation.field}: {violation.description}" for violation in self.violations]
+        parts = [f"{violation.field}: {violation.description}" for violation in self.violations]
         if len(violations) > MAX_VIOLATIONS:
-            told.append(f"and {len(violations) - MAX_VIOLATIONS} more")
-        super().__init__("; ".join(told))
+            parts.append(f"and {len(violations) - MAX_VIOLATIONS} more")
+        super().__init__("; ".join(parts))
 
 
 def invalid(field: str, description: str) -> InvalidRequest:
@@ -46,263 +48,155 @@ def invalid(field: str, description: str) -> InvalidRequest:
     return InvalidRequest(FieldViolation(field, description))
 
 
-class NoMessage(DepotError):
-    """The bytes that came are no message of the RPC, or none came."""
-
-    status = grpc.StatusCode.INVALID_ARGUMENT
-    reason = "INVALID_REQUEST"
+class NoMessage(DepotError, status=StatusCode.INVALID_ARGUMENT, reason="INVALID_REQUEST"):
+    """The request is no message of the RPC, or the call ended without one."""
 
 
-class InstanceNotFound(DepotError):
+class InstanceNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="INSTANCE_NOT_FOUND"):
     """No rank of the instance is attached."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "INSTANCE_NOT_FOUND"
 
     def __init__(self, instance_id: str) -> None:
         super().__init__(f"no rank of instance {instance_id!r} is attached")
 
 
-class RankNotFound(DepotError):
+class RankNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="RANK_NOT_FOUND"):
     """The rank is not attached, though others of the instance are."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "RANK_NOT_FOUND"
 
     def __init__(self, instance_id: str, rank: int) -> None:
         super().__init__(f"rank {rank} of instance {instance_id!r} is not attached")
 
 
-class SessionNotFound(DepotError):
+class SessionNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="SESSION_NOT_FOUND"):
     """The instance has no such session."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "SESSION_NOT_FOUND"
 
     def __init__(self, instance_id: str, session_id: str) -> None:
         super().__init__(f"instance {instance_id!r} has no session {session_id!r}; it may have ended")
 
 
-class LeaseNotFound(DepotError):
+class LeaseNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="LEASE_NOT_FOUND"):
     """The lease is unknown, or of another instance or session."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "LEASE_NOT_FOUND"
 
     def __init__(self, lease_id: str) -> None:
         super().__init__(f"there is no lease {lease_id!r} of this session")
 
 
-class LeaseExpired(DepotError):
+class LeaseExpired(DepotError, status=StatusCode.NOT_FOUND, reason="LEASE_EXPIRED"):
     """The lease ended by itself."""
 
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "LEASE_EXPIRED"
 
-
-class LeaseReleased(DepotError):
+class LeaseReleased(DepotError, status=StatusCode.NOT_FOUND, reason="LEASE_RELEASED"):
     """The lease was given back, by ReleaseLease or with its session."""
 
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "LEASE_RELEASED"
 
-
-class LeaseRevoked(DepotError):
+class LeaseRevoked(DepotError, status=StatusCode.NOT_FOUND, reason="LEASE_REVOKED"):
     """The lease was ended by ClearCache, or because a rank of its instance detached."""
 
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "LEASE_REVOKED"
 
-
-class ChunkSizeMismatch(DepotError):
+class ChunkSizeMismatch(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="CHUNK_SIZE_MISMATCH"):
     """chunk_size is not a multiple of a group's block_size."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "CHUNK_SIZE_MISMATCH"
 
-
-class ChunkTooLarge(DepotError):
+class ChunkTooLarge(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="CHUNK_TOO_LARGE"):
     """One chunk of the model does not fit into L1."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "CHUNK_TOO_LARGE"
 
-
-class RankAttached(DepotError):
+class RankAttached(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="RANK_ATTACHED", retry_after_seconds=1.0):
     """The rank is attached by a stream that is alive."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "RANK_ATTACHED"
-    retry_after_seconds = 1.0
 
-
-class InstanceMismatch(DepotError):
+class InstanceMismatch(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="INSTANCE_MISMATCH"):
     """The rank contradicts the instance's other ranks."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "INSTANCE_MISMATCH"
+
+class RegionUnavailable(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="REGION_UNAVAILABLE"):
+    """The engine's memory can't be opened or held, has another size than declared, or has vanished."""
 
 
-class RegionUnavailable(DepotError):
-    """The engine's memory can't be opened or held, has another size than was said, or is not there any more."""
-
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "REGION_UNAVAILABLE"
+class RegionForbidden(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="REGION_FORBIDDEN"):
+    """The engine's memory belongs to a user that the depot may not act for, or another tenant has attached it."""
 
 
-class RegionForbidden(DepotError):
-    """The engine's memory belongs to somebody the depot may not act for, or is attached by another tenant."""
-
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "REGION_FORBIDDEN"
-
-
-class BackendUnavailable(DepotError):
+class BackendUnavailable(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="BACKEND_UNAVAILABLE"):
     """The depot lacks the device that the regions need."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "BACKEND_UNAVAILABLE"
 
-
-class NoRegions(DepotError):
+class NoRegions(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="NO_REGIONS"):
     """The rank attached no memory."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "NO_REGIONS"
+
+class BlockAbsent(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="BLOCK_ABSENT"):
+    """A chunk was stored without bytes that the call needs."""
 
 
-class BlockAbsent(DepotError):
-    """A chunk was stored without bytes that are asked for."""
-
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "BLOCK_ABSENT"
+class TransferFailed(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="TRANSFER_FAILED"):
+    """The device failed during a transfer; the attachment ends with it."""
 
 
-class TransferFailed(DepotError):
-    """The device failed while bytes were being moved; the attachment ends with it."""
-
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "TRANSFER_FAILED"
+class Detached(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="DETACHED"):
+    """The attachment ended during the transfer."""
 
 
-class Detached(DepotError):
-    """The attachment ended while its bytes were on their way."""
-
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "DETACHED"
-
-
-class ObservabilityDisabled(DepotError):
+class ObservabilityDisabled(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="OBSERVABILITY_DISABLED"):
     """The depot was started without events."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "OBSERVABILITY_DISABLED"
 
-
-class StreamStalled(DepotError):
+class StreamStalled(DepotError, status=StatusCode.DEADLINE_EXCEEDED, reason="STREAM_STALLED"):
     """The client of a stream neither sent nor took a piece in time."""
 
-    status = grpc.StatusCode.DEADLINE_EXCEEDED
-    reason = "STREAM_STALLED"
 
-
-class TooManyRpcs(DepotError):
+class TooManyRpcs(DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="TOO_MANY_RPCS", retry_after_seconds=0.1):
     """The limit on concurrent RPCs is reached, the depot's or the tenant's."""
 
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "TOO_MANY_RPCS"
-    retry_after_seconds = 0.1
+
+class TooManyBytes(DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="TOO_MANY_BYTES", retry_after_seconds=0.1):
+    """Too many bytes are in flight, of the tenant or in all."""
 
 
-class TooManyBytes(DepotError):
-    """Too many bytes are moving or arriving, of the tenant or in all."""
-
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "TOO_MANY_BYTES"
-    retry_after_seconds = 0.1
+class TooManyObjects(DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="TOO_MANY_OBJECTS"):
+    """So many objects of shared memory are attached that file descriptors would run out."""
 
 
-class TooManyObjects(DepotError):
-    """So many objects of shared memory are attached that the depot would lack descriptors for others."""
-
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "TOO_MANY_OBJECTS"
-
-
-class TooManySessions(DepotError):
-    """As many sessions as there may be hold leases or run operations, so that none can end for a new one."""
-
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "TOO_MANY_SESSIONS"
-    retry_after_seconds = 1.0
+class TooManySessions(
+    DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="TOO_MANY_SESSIONS", retry_after_seconds=1.0
+):
+    """All sessions that may exist hold leases or run operations, so none can end for a new one."""
 
 
-class CredentialsMissing(DepotError):
-    """The call shows neither a token nor a certificate."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "CREDENTIALS_MISSING"
+class CredentialsMissing(DepotError, status=StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_MISSING"):
+    """The call has neither a token nor a certificate."""
 
 
-class TokenUnknown(DepotError):
-    """The bearer token is no tenant's."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "TOKEN_UNKNOWN"
+class TokenUnknown(DepotError, status=StatusCode.UNAUTHENTICATED, reason="TOKEN_UNKNOWN"):
+    """No tenant has the bearer token."""
 
 
-class TokenExpired(DepotError):
-    """The bearer token was a tenant's."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "TOKEN_EXPIRED"
+class TokenExpired(DepotError, status=StatusCode.UNAUTHENTICATED, reason="TOKEN_EXPIRED"):
+    """The bearer token of a tenant has expired."""
 
 
-class CertificateUnknown(DepotError):
-    """The client certificate is no tenant's."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "CERTIFICATE_UNKNOWN"
+class CertificateUnknown(DepotError, status=StatusCode.UNAUTHENTICATED, reason="CERTIFICATE_UNKNOWN"):
+    """No tenant has the client certificate."""
 
 
-class CredentialsConflict(DepotError):
-    """What the call shows is of several tenants."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "CREDENTIALS_CONFLICT"
+class CredentialsConflict(DepotError, status=StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_CONFLICT"):
+    """The credentials of the call stand for several tenants."""
 
 
-class CredentialsRevoked(DepotError):
-    """What a stream was opened with stands for nobody, or for somebody else, by now."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "CREDENTIALS_REVOKED"
+class CredentialsRevoked(DepotError, status=StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_REVOKED"):
+    """The credentials of an open stream have expired, or stand for another tenant."""
 
 
-class InsecureTransport(DepotError):
-    """A token came on a way on which others can read it."""
-
-    status = grpc.StatusCode.UNAUTHENTICATED
-    reason = "INSECURE_TRANSPORT"
+class InsecureTransport(DepotError, status=StatusCode.UNAUTHENTICATED, reason="INSECURE_TRANSPORT"):
+    """A token came over a transport on which others can read it."""
 
 
-class AdminOnly(DepotError):
+class AdminOnly(DepotError, status=StatusCode.PERMISSION_DENIED, reason="ADMIN_ONLY"):
     """The RPC is for admins."""
 
-    status = grpc.StatusCode.PERMISSION_DENIED
-    reason = "ADMIN_ONLY"
+
+class OtherTenant(DepotError, status=StatusCode.PERMISSION_DENIED, reason="OTHER_TENANT"):
+    """The request names another tenant than the caller."""
 
 
-class OtherTenant(DepotError):
-    """The request names a tenant that is not the caller."""
-
-    status = grpc.StatusCode.PERMISSION_DENIED
-    reason = "OTHER_TENANT"
-
-
-class Draining(DepotError):
+class Draining(DepotError, status=StatusCode.UNAVAILABLE, reason="DRAINING", retry_after_seconds=5.0):
     """The depot is shutting down."""
-
-    status = grpc.StatusCode.UNAVAILABLE
-    reason = "DRAINING"
-    retry_after_seconds = 5.0

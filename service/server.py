@@ -12,19 +12,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
-from kvdepot.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    cache_pb2,
-    observability_pb2,
-    observability_pb2_grpc,
-)
 from service import __version__
 from service.access.access import Access
 from service.access.tenants import Tenants
@@ -40,15 +31,15 @@ from service.process.garbage import freeze_what_stays
 from service.process.heap import give_back_freed_memory, keep_freed_memory
 from service.process.last_resort import LastResort
 from service.rpc.admin import AdminServicer
-from service.rpc.arrivals import Arrivals
-from service.rpc.cache import CacheServicer, add_cache_servicer
-from service.rpc.fair_queue import FairQueue
+from service.rpc.admission import Admission
+from service.rpc.cache import CacheServicer
 from service.rpc.health import HealthServicer
-from service.rpc.interceptor import Admission
+from service.rpc.interceptor import Interceptor
 from service.rpc.listen import CannotListen as CannotListen
 from service.rpc.listen import listen
 from service.rpc.observability import ObservabilityServicer
 from service.rpc.refusals import Refusals
+from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
@@ -56,16 +47,6 @@ from telemetry.metrics.prometheus import CannotServeMetrics
 from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
-
-SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (cache_pb2, "CacheService"),
-        (observability_pb2, "ObservabilityService"),
-        (admin_pb2, "AdminService"),
-    )
-)
-
 
 STREAMS_PER_CONNECTION = 1_024
 CONNECTIONS_PER_LISTENER = 4_096
@@ -101,15 +82,18 @@ class Server:
         self.depots = TenantDepots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         self._access = Access(settings, self.bus)
-        self._turns = FairQueue()
-        self._boundary = Admission(
+        self._admission = Admission(
+            max_concurrent_rpcs=settings.max_concurrent_rpcs, max_attachments=settings.max_attachments
+        )
+        self._refusals = Refusals(self.bus)
+        measuring = self._observability.measuring
+        self._interceptor = Interceptor(
             self._access,
+            self._admission,
             lambda tenant: self.depots.of(tenant).quota,
-            self._turns,
-            Refusals(self.bus),
+            self._refusals,
+            measuring.rpc_durations if measuring is not None else None,
             self.depots.slices,
-            max_concurrent_rpcs=settings.max_concurrent_rpcs,
-            max_streams=settings.max_attachments,
             max_message_bytes=settings.max_message_size,
             open_reflection=settings.open_reflection,
         )
@@ -143,7 +127,7 @@ class Server:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
             watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
-            trimming = tasks.create_task(give_back_freed_memory(lambda: self._boundary.num_left_behind), name="heap")
+            trimming = tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap")
             try:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
@@ -158,7 +142,7 @@ class Server:
 
     def _use_tenants(self, tenants: Tenants) -> None:
         self.depots.set_tenants(tenants)
-        self._boundary.revoke()
+        self._interceptor.revoke()
 
     def _register(self, offset_bytes: int, size_bytes: int) -> None:
         """In the thread that populates L1."""
@@ -172,12 +156,12 @@ class Server:
         if self.bus is not None:
             self.bus.publish(ServerDraining())
         self._health.drain()
-        self._boundary.draining = True
+        self._admission.is_draining = True
         self.depots.drain()
         self._draining.set()  # engines are told
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
-                await self._boundary.idle()
+                await self._admission.idle()
         self._drained.set()  # attachments end
         with suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_SECONDS):
@@ -191,7 +175,7 @@ class Server:
         self._arena.stop_populating()
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
-        depot_gauges = DepotGauges(self.depots, self._boundary, lambda: self._arena.populated_bytes)
+        depot_gauges = DepotGauges(self.depots, self._admission, self._refusals, lambda: self._arena.populated_bytes)
         gauges = (depot_gauges.read, AccessGauges(self._access).read, *more_gauges)
         try:
             self._observability.watch(self.depots.sessions_of, gauges)
@@ -201,10 +185,8 @@ class Server:
     def _make_grpc(self) -> grpc.aio.Server:
         tracing = self._observability.tracing
         spans = (CallSpans(tracing.provider),) if tracing is not None else ()
-        measuring = self._observability.measuring
-        durations = (measuring.rpc_durations,) if measuring is not None else ()
         server = grpc.aio.server(
-            interceptors=(Arrivals(self._turns), *spans, *durations, self._boundary),
+            interceptors=(*spans, self._interceptor),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_size),
                 ("grpc.max_send_message_length", -1),
@@ -222,15 +204,12 @@ class Server:
                 ("grpc.http2.max_ping_strikes", 0),
             ),
         )
-        cache = CacheServicer(self.depots, self._attacher, self._draining, self._drained)
-        add_cache_servicer(cache, server)
-        observability = ObservabilityServicer(self.depots, self.bus)
-        observability_pb2_grpc.add_ObservabilityServiceServicer_to_server(observability, server)
-        admin = AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        add_services(
+            server,
+            CacheServicer(self.depots, self._attacher, self._draining, self._drained),
+            ObservabilityServicer(self.depots, self.bus),
+            AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes),
+            self._health,
         )
         return server
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.depot.tenant_depots import TenantDepots
-from service.rpc.interceptor import Admission
+from service.rpc.admission import Admission
+from service.rpc.refusals import Refusals
 from telemetry.metrics import definitions as definitions
 from telemetry.metrics.snapshot import Scalars
 
@@ -13,9 +14,12 @@ from telemetry.metrics.snapshot import Scalars
 class DepotGauges:
     """Reads the depot, on the event loop; what is counted here misses nothing, whatever events are dropped."""
 
-    def __init__(self, depots: TenantDepots, boundary: Admission, populated_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, depots: TenantDepots, admission: Admission, refusals: Refusals, populated_bytes: Callable[[], int]
+    ) -> None:
         self._depots = depots
-        self._boundary = boundary
+        self._admission = admission
+        self._refusals = refusals
         self._populated_bytes = populated_bytes
 
     def read(self) -> Scalars:
@@ -48,12 +52,12 @@ class DepotGauges:
             definitions.INSTANCES_LIVE: {(): len(instances)},
             definitions.ATTACHMENTS_LIVE: {(): len(attachments)},
             definitions.ATTACHMENTS_MAPPED: {(): mapped_bytes},
-            definitions.DRAINING: {(): int(self._boundary.draining)},
+            definitions.DRAINING: {(): int(self._admission.is_draining)},
             definitions.RPCS_RUNNING: {
-                ("call",): self._boundary.num_running,
-                ("stream",): self._boundary.num_streams,
+                ("call",): self._admission.num_running,
+                ("stream",): self._admission.num_streams,
             },
-            definitions.RPCS_REFUSED: dict(self._boundary.refusals.num_refused.items()),
+            definitions.RPCS_REFUSED: dict(self._refusals.num_refused.items()),
         }
 
     def _tenants(self) -> Scalars:

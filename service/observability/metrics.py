@@ -8,16 +8,17 @@ from functools import partial
 
 from opentelemetry.sdk.resources import Resource
 
-from service.rpc.durations import RpcDurations
 from service.settings import Settings
 from telemetry.bus import EventBus
 from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
 from telemetry.l0.metrics import read_blocks
 from telemetry.l0.subscriber import L0Subscriber
+from telemetry.metrics import definitions
 from telemetry.metrics.chunks import ChunksSubscriber
 from telemetry.metrics.event_queue import read_bus
 from telemetry.metrics.export import MetricsExport
+from telemetry.metrics.instruments import Distribution
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.loop_lag import LoopLag
 from telemetry.metrics.process import read_process
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Measuring:
-    """Made on the event loop. ``subscribers`` are for the bus, ``rpc_durations`` is for gRPC's server."""
+    """Made on the event loop. ``subscribers`` are for the bus, ``rpc_durations`` is what the interceptor observes."""
 
     def __init__(self, settings: Settings, resource: Resource) -> None:
         self._settings = settings
@@ -42,14 +43,14 @@ class Measuring:
             exported=models.exported,
         )
         self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
-        self.rpc_durations = RpcDurations()
+        self.rpc_durations = Distribution(definitions.RPC_DURATION)
         self._loop_lag = LoopLag()
         self._readings = Snapshots()
         self._readings.add(events.read)
         self._readings.add(partial(read_blocks, l0, models))
         self._readings.add(read_process)
         self._readings.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
-        self._readings.add_histograms((self.rpc_durations.duration, self._loop_lag.lag))
+        self._readings.add_histograms((self.rpc_durations, self._loop_lag.lag))
         self._export: MetricsExport | None = None
 
     @property

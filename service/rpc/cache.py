@@ -1,4 +1,4 @@
-"""CacheService: messages in, messages out; what happens is in service/attach, lookup, store and retrieve."""
+"""CacheService: decodes requests, calls the depot, and encodes its answers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
-    """Serves engines, each from its tenant's depot.
+    """Serves engines, each from the depot of its tenant.
 
-    `draining` is set when the depots begin to shut down, `drained` when transfers are done.
+    `draining` is set when the depots begin to shut down, `drained` when the transfers have ended.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         self._draining = draining
         self._drained = drained
 
-    async def AttachInstance(  # type: ignore[override]  # sends with context.write, see Admission
+    async def AttachInstance(  # type: ignore[override]  # sends with context.write, see Interceptor
         self,
         request: cache_pb2.AttachInstanceRequest,
         context: grpc.aio.ServicerContext[cache_pb2.AttachInstanceRequest, cache_pb2.AttachInstanceResponse],
     ) -> None:
-        """The stream is the attachment: it ends by cancellation when the client is gone, or when the depot drains."""
+        """Keep a rank attached until the client leaves, which cancels this, or until the depot has drained."""
         depot = self._depots.of_caller()
         peer_is_known = context.peer().startswith("unix:") or has_certificate(context)
         plain = decode.attach_request(request, peer_is_known=peer_is_known)
@@ -79,7 +79,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         return encode.lookup_response(await lookup(self._depots.of_caller(), decode.lookup_request(request)))
 
     async def Store(self, request: cache_pb2.StoreRequest, context: object) -> cache_pb2.StoreResponse:
-        return encode.store_response(await store(self._depots.of_caller(), decode.store_request(request)))
+        return encode.store_response(
+            await store(self._depots.of_caller(), decode.store_request(request)), cache_pb2.StoreResponse
+        )
 
     async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
         answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request))
@@ -102,9 +104,10 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.StoreInlineResponse:
         depot = self._depots.of_caller()
         header = await _header(depot, request_iterator)
-        return encode.store_inline_response(await store_inline(depot, header, _pieces(request_iterator)))
+        answer = await store_inline(depot, header, _pieces(request_iterator))
+        return encode.store_response(answer, cache_pb2.StoreInlineResponse)
 
-    async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Admission
+    async def RetrieveInline(  # type: ignore[override]  # sends with context.write, see Interceptor
         self,
         request: cache_pb2.RetrieveInlineRequest,
         context: grpc.aio.ServicerContext[cache_pb2.RetrieveInlineRequest, Piece],
@@ -128,9 +131,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 wait.cancel()
 
 
-def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None:
-    """Serve CacheService; the pieces of its inline calls come and go without protobuf's copies of their bytes."""
-    inline: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+def inline_handlers(servicer: CacheServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Return the handlers of the inline RPCs, whose pieces come and go without protobuf's copies of their bytes."""
+    return {
         "StoreInline": grpc.stream_unary_rpc_method_handler(
             servicer.StoreInline,
             request_deserializer=_inline_message,
@@ -142,8 +145,6 @@ def add_cache_servicer(servicer: CacheServicer, server: grpc.aio.Server) -> None
             response_serializer=serialised_retrieve,
         ),
     }
-    cache_pb2_grpc.add_CacheServiceServicer_to_server(servicer, server)
-    server.add_registered_method_handlers("kvdepot.v1.CacheService", inline)  # in place of the generated ones
 
 
 async def _header(depot: Depot, messages: AsyncIterator[InlineMessage]) -> StoreHeader:

@@ -1,9 +1,8 @@
-"""Messages to plain values. What is wrong with a request by itself, whoever is attached, is found here."""
+"""Decodes messages to plain values, and finds what is wrong with a request by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from service.depot.values import (
     StoreHeader,
     StoreRequest,
 )
-from service.errors import FieldViolation, InvalidRequest
 from service.l1.keys import Prefix
 from service.rpc.limits import (
     MAX_BLOCK_HASHES,
@@ -29,9 +27,8 @@ from service.rpc.limits import (
     MAX_TABLES,
     MAX_TOKEN_IDS,
 )
+from service.rpc.violations import MAX_ID_BYTES, Violations, WithIds
 
-MAX_UTF8_BYTES = 4  # of a character
-MAX_ID_BYTES = 256
 MAX_NAME_BYTES = 512
 MAX_WORLD_SIZE = 4096
 HASH_BYTES = range(4, 65)
@@ -41,47 +38,21 @@ MAX_TOKENS = 2**31 - 1
 _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
-class Violations:
-    """Collects what is wrong with a request, so that a client is told all of it at once."""
-
-    def __init__(self) -> None:
-        self._violations: list[FieldViolation] = []
-
-    def expect(self, holds: bool, field: str, description: str) -> None:
-        """Note a violation of `field` unless something holds."""
-        if not holds:
-            self._violations.append(FieldViolation(field, description))
-
-    def text(self, field: str, value: str, *, most_bytes: int, required: bool = True) -> None:
-        """A string that is there and not too long."""
-        if 0 < len(value) <= most_bytes // MAX_UTF8_BYTES:
-            return
-        self.expect(bool(value) or not required, field, "is missing")
-        self.expect(len(value.encode()) <= most_bytes, field, f"is longer than {most_bytes} bytes")
-
-    def at_most(self, most: int, field: str, values: Sized) -> None:
-        """A field that is not there too often: to be expected before it is looked at."""
-        self.expect(len(values) <= most, field, f"has {len(values)}, more than {most}")
-
-    def raise_any(self) -> None:
-        """Raise InvalidRequest if anything was noted."""
-        if self._violations:
-            raise InvalidRequest(*self._violations)
-
-
 def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: bool) -> AttachRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
-    wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-    wrong.text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
-    wrong.expect(
-        1 <= message.world_size <= MAX_WORLD_SIZE, "world_size", f"is {message.world_size}, not 1 to {MAX_WORLD_SIZE}"
-    )
-    wrong.expect(message.rank < max(1, message.world_size), "rank", f"is not below world_size {message.world_size}")
-    wrong.expect(1 <= len(message.groups) <= MAX_GROUPS, "groups", f"has {len(message.groups)}, not 1 to {MAX_GROUPS}")
-    wrong.at_most(MAX_REGIONS, "regions", message.regions)
+    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
+    if not 1 <= message.world_size <= MAX_WORLD_SIZE:
+        wrong.add("world_size", f"is {message.world_size}, not 1 to {MAX_WORLD_SIZE}")
+    if message.rank >= max(1, message.world_size):
+        wrong.add("rank", f"is not below world_size {message.world_size}")
+    if not 1 <= len(message.groups) <= MAX_GROUPS:
+        wrong.add("groups", f"has {len(message.groups)}, not 1 to {MAX_GROUPS}")
+    wrong.check_length("regions", message.regions, MAX_REGIONS)
     num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
-    wrong.expect(num_planes <= MAX_PLANES, "groups", f"have {num_planes} planes, more than {MAX_PLANES}")
+    if num_planes > MAX_PLANES:
+        wrong.add("groups", f"have {num_planes} planes, more than {MAX_PLANES}")
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -98,16 +69,14 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
 
 
 def _group(wrong: Violations, field: str, message: cache_pb2.KvGroup) -> Group:
-    wrong.expect(
-        1 <= len(message.dtype) <= 64 and _DTYPE_LETTERS.issuperset(message.dtype),
-        f"{field}.dtype",
-        "is not a name of 1 to 64 lower case letters, digits and _",
-    )
+    if not (1 <= len(message.dtype) <= 64 and _DTYPE_LETTERS.issuperset(message.dtype)):
+        wrong.add(f"{field}.dtype", "is not a name of 1 to 64 lower case letters, digits and _")
     planes = []
     for n, plane in enumerate(message.planes):
-        known = plane.kind in PLANE_KINDS
-        wrong.expect(known, f"{field}.planes[{n}].kind", "is not K, V, LATENT or KV")
-        kind = PlaneKind(plane.kind) if known else PlaneKind.K
+        is_known = plane.kind in PLANE_KINDS
+        if not is_known:
+            wrong.add(f"{field}.planes[{n}].kind", "is not K, V, LATENT or KV")
+        kind = PlaneKind(plane.kind) if is_known else PlaneKind.K
         planes.append(Plane(layer=plane.layer, kind=kind, region=plane.region, offset_bytes=plane.offset_bytes))
     return Group(
         num_layers=message.num_layers,
@@ -124,34 +93,35 @@ def _group(wrong: Violations, field: str, message: cache_pb2.KvGroup) -> Group:
 
 
 def _region(wrong: Violations, field: str, message: cache_pb2.MemoryRegion) -> Region | None:
-    wrong.expect(message.size_bytes > 0, f"{field}.size_bytes", "is 0")
+    if not message.size_bytes:
+        wrong.add(f"{field}.size_bytes", "is 0")
     match message.WhichOneof("handle"):
         case "posix_shm":
             return Region(message.size_bytes, PosixShm(message.posix_shm.name))
         case "process_fd":
-            wrong.expect(message.process_fd.pid > 0, f"{field}.process_fd.pid", "is 0")
+            if message.process_fd.pid <= 0:
+                wrong.add(f"{field}.process_fd.pid", "is 0")
             return Region(message.size_bytes, ProcessFd(message.process_fd.pid, message.process_fd.fd))
         case "cuda_ipc":
             ipc = message.cuda_ipc
-            wrong.expect(
-                len(ipc.handle) == CUDA_HANDLE_BYTES,
-                f"{field}.cuda_ipc.handle",
-                f"has {len(ipc.handle)} bytes, not {CUDA_HANDLE_BYTES}",
-            )
-            wrong.expect(bool(ipc.device_uuid), f"{field}.cuda_ipc.device_uuid", "is missing")
+            if len(ipc.handle) != CUDA_HANDLE_BYTES:
+                wrong.add(f"{field}.cuda_ipc.handle", f"has {len(ipc.handle)} bytes, not {CUDA_HANDLE_BYTES}")
+            if not ipc.device_uuid:
+                wrong.add(f"{field}.cuda_ipc.device_uuid", "is missing")
             return Region(message.size_bytes, CudaIpc(ipc.handle, ipc.offset_bytes, ipc.device_uuid))
         case _:
-            wrong.expect(False, f"{field}.handle", "is missing")
+            wrong.add(f"{field}.handle", "is missing")
             return None
 
 
 def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
-    _ids(wrong, message)
+    wrong.check_ids(message)
     prefix = _prefix(wrong, "prefix", message.prefix)
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
-    wrong.expect(max_wait_seconds >= 0, "max_wait", "is negative")
+    if max_wait_seconds < 0:
+        wrong.add("max_wait", "is negative")
     wrong.raise_any()
     return LookupRequest(
         instance_id=message.instance_id,
@@ -166,7 +136,7 @@ def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
     _ready_event(wrong, message.ready_event)
-    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
+    wrong.check_length("block_tables", message.block_tables, MAX_TABLES)
     header = store_header(message, wrong=wrong)
     return StoreRequest(header=header, block_tables=_tables(message.block_tables), ready_event=message.ready_event)
 
@@ -174,9 +144,12 @@ def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
 def store_header(
     message: cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader, path: str = "", wrong: Violations | None = None
 ) -> StoreHeader:
-    """Raises: InvalidRequest, with fields that are named from `path` on, and with what is `wrong` already."""
+    """Return the header. `path` precedes the names of its fields, and `wrong` has earlier violations.
+
+    Raises: InvalidRequest.
+    """
     wrong = wrong or Violations()
-    _ids(wrong, message, path)
+    wrong.check_ids(message, path)
     prefix = _prefix(wrong, f"{path}prefix", message.prefix)
     wrong.raise_any()
     return StoreHeader(
@@ -192,10 +165,10 @@ def store_header(
 def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
-    _ids(wrong, message)
-    wrong.text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_ids(message)
+    wrong.check_text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
     _ready_event(wrong, message.ready_event)
-    wrong.at_most(MAX_TABLES, "block_tables", message.block_tables)
+    wrong.check_length("block_tables", message.block_tables, MAX_TABLES)
     wrong.raise_any()
     return RetrieveRequest(
         instance_id=message.instance_id,
@@ -211,8 +184,8 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
 def retrieve_inline_request(message: cache_pb2.RetrieveInlineRequest) -> RetrieveInlineRequest:
     """Raises: InvalidRequest."""
     wrong = Violations()
-    _ids(wrong, message)
-    wrong.text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_ids(message)
+    wrong.check_text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
     wrong.raise_any()
     return RetrieveInlineRequest(
         instance_id=message.instance_id,
@@ -223,59 +196,39 @@ def retrieve_inline_request(message: cache_pb2.RetrieveInlineRequest) -> Retriev
     )
 
 
-class _WithIds(Protocol):
-    @property
-    def instance_id(self) -> str: ...
-    @property
-    def session_id(self) -> str: ...
-
-
 def instance_id(message: cache_pb2.DetachInstanceRequest) -> str:
-    """The instance. Raises: InvalidRequest."""
+    """Return the instance id. Raises: InvalidRequest."""
     wrong = Violations()
-    wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
     wrong.raise_any()
     return message.instance_id
 
 
-def session_ids(message: _WithIds) -> tuple[str, str]:
-    """The instance and the session. Raises: InvalidRequest."""
+def session_ids(message: WithIds) -> tuple[str, str]:
+    """Return the instance id and the session id. Raises: InvalidRequest."""
     wrong = Violations()
-    _ids(wrong, message)
+    wrong.check_ids(message)
     wrong.raise_any()
     return message.instance_id, message.session_id
 
 
-def _ids(wrong: Violations, message: _WithIds, path: str = "") -> None:
-    wrong.text(f"{path}instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-    wrong.text(f"{path}session_id", message.session_id, most_bytes=MAX_ID_BYTES)
-
-
 def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
-    """The prefix, which is worth nothing if anything is wrong with it."""
+    """Return the prefix. It is not usable if a violation was noted."""
     num_tokens, num_hashes = len(message.token_ids), len(message.block_hashes)
-    wrong.at_most(MAX_TOKEN_IDS, f"{field}.token_ids", message.token_ids)
-    wrong.at_most(MAX_BLOCK_HASHES, f"{field}.block_hashes", message.block_hashes)
+    wrong.check_length(f"{field}.token_ids", message.token_ids, MAX_TOKEN_IDS)
+    wrong.check_length(f"{field}.block_hashes", message.block_hashes, MAX_BLOCK_HASHES)
     block_hashes = tuple(message.block_hashes) if 0 < num_hashes <= MAX_BLOCK_HASHES else ()
-    wrong.expect(bool(num_tokens or num_hashes), field, "has neither token_ids nor block_hashes")
-    wrong.expect(not (num_tokens and num_hashes), field, "has both token_ids and block_hashes")
+    if not num_tokens and not num_hashes:
+        wrong.add(field, "has neither token_ids nor block_hashes")
+    if num_tokens and num_hashes:
+        wrong.add(field, "has both token_ids and block_hashes")
     if num_hashes:
-        wrong.expect(message.hash_block_size > 0, f"{field}.hash_block_size", "is missing")
-        wrong.expect(
-            all(length in HASH_BYTES for length in set(map(len, block_hashes))),
-            f"{field}.block_hashes",
-            f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long",
-        )
-        wrong.expect(
-            num_hashes * message.hash_block_size <= MAX_TOKENS,
-            f"{field}.hash_block_size",
-            f"makes the prompt longer than {MAX_TOKENS} tokens",
-        )
-    else:
-        wrong.expect(message.hash_block_size == 0, f"{field}.hash_block_size", "is set without block_hashes")
+        _check_hashes(wrong, field, block_hashes, num_hashes, message.hash_block_size)
+    elif message.hash_block_size:
+        wrong.add(f"{field}.hash_block_size", "is set without block_hashes")
     if message.cache_salt or message.adapter:
-        wrong.text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
-        wrong.text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
+        wrong.check_text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
+        wrong.check_text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
     return Prefix(
         token_ids=np.array(message.token_ids, dtype=np.uint32),
         block_hashes=block_hashes,
@@ -283,6 +236,18 @@ def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
         cache_salt=message.cache_salt,
         adapter=message.adapter,
     )
+
+
+def _check_hashes(
+    wrong: Violations, field: str, block_hashes: Sequence[bytes], num_hashes: int, hash_block_size: int
+) -> None:
+    if not hash_block_size:
+        wrong.add(f"{field}.hash_block_size", "is missing")
+    if not all(length in HASH_BYTES for length in set(map(len, block_hashes))):
+        description = f"has a hash that is not {HASH_BYTES.start} to {HASH_BYTES.stop - 1} bytes long"
+        wrong.add(f"{field}.block_hashes", description)
+    if num_hashes * hash_block_size > MAX_TOKENS:
+        wrong.add(f"{field}.hash_block_size", f"makes the prompt longer than {MAX_TOKENS} tokens")
 
 
 def _tables(messages: Iterable[cache_pb2.BlockTable]) -> Sequence[BlockTable]:
@@ -293,21 +258,19 @@ def _tables(messages: Iterable[cache_pb2.BlockTable]) -> Sequence[BlockTable]:
 
 
 def _ready_event(wrong: Violations, ready_event: bytes) -> None:
-    wrong.expect(
-        len(ready_event) in (0, CUDA_HANDLE_BYTES),
-        "ready_event",
-        f"has {len(ready_event)} bytes, not {CUDA_HANDLE_BYTES}, nor is it empty",
-    )
+    if len(ready_event) not in (0, CUDA_HANDLE_BYTES):
+        wrong.add("ready_event", f"has {len(ready_event)} bytes, not {CUDA_HANDLE_BYTES}, nor is it empty")
 
 
 def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) -> None:
     """Raises: InvalidRequest."""
     wrong = Violations()
-    wrong.text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-    wrong.text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
-    wrong.expect(message.block_size > 0, "block_size", "is 0")
-    wrong.at_most(MAX_RECORDS, "records", message.records)
+    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
+    if not message.block_size:
+        wrong.add("block_size", "is 0")
+    wrong.check_length("records", message.records, MAX_RECORDS)
     wrong.raise_any()
     for n, record in enumerate(message.records):
-        wrong.text(f"records[{n}].session_id", record.session_id, most_bytes=MAX_ID_BYTES)
+        wrong.check_text(f"records[{n}].session_id", record.session_id, most_bytes=MAX_ID_BYTES)
     wrong.raise_any()

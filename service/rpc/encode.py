@@ -1,6 +1,8 @@
-"""Plain values to messages."""
+"""Encodes plain values as messages."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -45,22 +47,23 @@ _SESSION_ENDS = {
 }
 
 
+_StoreResponse = TypeVar("_StoreResponse", cache_pb2.StoreResponse, cache_pb2.StoreInlineResponse)
+
+
 def timestamp(seconds: float) -> Timestamp:
-    """Seconds since the epoch."""
-    message = Timestamp()
-    message.FromNanoseconds(int(seconds * 1e9))
-    return message
+    """Return a time in seconds since the epoch."""
+    whole_seconds = int(seconds)
+    return Timestamp(seconds=whole_seconds, nanos=int((seconds - whole_seconds) * 1e9))
 
 
 def duration(seconds: float) -> Duration:
-    """A length of time."""
-    message = Duration()
-    message.FromNanoseconds(int(seconds * 1e9))
-    return message
+    """Return a duration of at least 0 seconds."""
+    whole_seconds = int(seconds)
+    return Duration(seconds=whole_seconds, nanos=int((seconds - whole_seconds) * 1e9))
 
 
 def lookup_response(answer: LookupAnswer) -> cache_pb2.LookupResponse:
-    """What was found; all of it in L1."""
+    """Return what a lookup found, all of it in L1."""
     return cache_pb2.LookupResponse(
         matched_tokens=answer.matched_tokens,
         l1_tokens=answer.matched_tokens,
@@ -69,21 +72,9 @@ def lookup_response(answer: LookupAnswer) -> cache_pb2.LookupResponse:
     )
 
 
-def store_response(answer: StoreAnswer) -> cache_pb2.StoreResponse:
-    """What became of the tokens."""
-    return cache_pb2.StoreResponse(
-        stored_tokens=answer.stored_tokens,
-        resident_tokens=answer.resident_tokens,
-        refused_tokens=answer.refused_tokens,
-        tail_tokens=answer.tail_tokens,
-        stored_bytes=answer.stored_bytes,
-        refusal=_refusal(answer.refusal) if answer.refusal is not None else None,
-    )
-
-
-def store_inline_response(answer: StoreAnswer) -> cache_pb2.StoreInlineResponse:
-    """What became of the tokens."""
-    return cache_pb2.StoreInlineResponse(
+def store_response(answer: StoreAnswer, message_type: type[_StoreResponse]) -> _StoreResponse:
+    """Return what a store, or an inline store, did with its tokens."""
+    return message_type(
         stored_tokens=answer.stored_tokens,
         resident_tokens=answer.resident_tokens,
         refused_tokens=answer.refused_tokens,
@@ -94,7 +85,7 @@ def store_inline_response(answer: StoreAnswer) -> cache_pb2.StoreInlineResponse:
 
 
 def session_summary(session: Session, tenant: str, *, with_operations: bool = True) -> cache_pb2.SessionSummary:
-    """What a session of a tenant did so far."""
+    """Return what a session of a tenant has done so far."""
     return cache_pb2.SessionSummary(
         tenant=tenant,
         instance_id=session.instance_id,

@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: whether the depot serves. It keeps nothing of what it is asked."""
+"""grpc.health.v1.Health: whether the depot serves. It keeps nothing of its requests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.errors import DepotError
 
 
-class ServiceUnknown(DepotError):
+class ServiceUnknown(DepotError, status=grpc.StatusCode.NOT_FOUND, reason="SERVICE_UNKNOWN"):
     """A health check names a service that the depot does not have."""
-
-    status = grpc.StatusCode.NOT_FOUND
-    reason = "SERVICE_UNKNOWN"
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it is not typed
-    """Answers for the services given, and for "", which stands for all. Made on the event loop."""
+    """Answers for `services`, and for "", which stands for all of them. Created on the event loop."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset({"", *services})
@@ -27,11 +24,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         self._changed = asyncio.Event()
 
     def serve(self) -> None:
-        """Say SERVING from now on."""
+        """Answer SERVING from here on."""
         self._set(health_pb2.HealthCheckResponse.SERVING)
 
     def drain(self) -> None:
-        """Say NOT_SERVING from now on."""
+        """Answer NOT_SERVING from here on."""
         self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
@@ -42,7 +39,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
     async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
         return health_pb2.HealthListResponse(statuses={service: _answer(self._status) for service in self._services})
 
-    async def Watch(  # sends with context.write, see Admission
+    async def Watch(  # sends with context.write, see Interceptor
         self,
         request: health_pb2.HealthCheckRequest,
         context: grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],

@@ -1,4 +1,16 @@
-"""The one place where calls come in: whose each is, how many run, and how what the depot raises is told."""
+"""The interceptor: what happens to each RPC between gRPC and the servicer. Its order:
+
+1. authenticate: find the caller, and check that it may call the method (`service/access`).
+2. admit: refuse the RPC in a drain, or if too many run (`admission.py`).
+3. receive: reserve memory, then read and parse the request (`inflight_bytes.py`, `receive.py`).
+4. queue: wait while other calls of the same client have its slots (`fair_queue.py`).
+5. serve: call the servicer.
+6. map errors: count an error, and end the RPC with its status and details (`refusals.py`, `status.py`).
+7. measure: observe the duration and the status.
+
+Services that are not ours, health and reflection, take steps of their own (`probes.py`). Spans are made around all this
+(`spans.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,43 +18,33 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 
 from service.access.access import Access
 from service.access.credentials import Caller, Context, caller
-from service.access.peers import PeerLimit, peer_of
+from service.access.peers import peer_of
 from service.access.quota import Quota
 from service.access.tenants import Tenant
 from service.depot.slices import Slices
-from service.errors import (
-    CredentialsRevoked,
-    DepotError,
-    Draining,
-    RegionForbidden,
-    StreamStalled,
-    TooManyRpcs,
-)
+from service.errors import CredentialsRevoked, DepotError, RegionForbidden
+from service.rpc.admission import Admission
 from service.rpc.fair_queue import FairQueue
-from service.rpc.inflight_bytes import Room
-from service.rpc.receive import Asked, Behavior, Rpc, as_stream
+from service.rpc.inflight_bytes import InflightBytes
+from service.rpc.probes import Probes
+from service.rpc.receive import Behavior, Call, Handler, Rpc, stream_handler
 from service.rpc.refusals import Refusals
+from service.rpc.status import InternalError, abort, status_of
+from telemetry.metrics.instruments import Distribution
 
 logger = logging.getLogger(__name__)
 
-ERROR_DOMAIN = "kvdepot"
-OURS = "/kvdepot.v1."
-REFLECTION = "/grpc.reflection."
-UNAUTHENTICATED = ""  # the client in whose turn unknown callers are refused
-DENIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-# Streams that stay open for as long as somebody is there; they do not count as work.
-STANDING = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})
-# What is answered while the depot drains or too many calls run: it lets work end, or only looks.
-ALWAYS = frozenset(
+OUR_SERVICES = "/kvdepot.v1."
+LONG_LIVED = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})
+# Admitted in a drain and beyond the limits: they let work end, or only look.
+ALWAYS_ADMITTED = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
@@ -51,276 +53,199 @@ ALWAYS = frozenset(
         "/kvdepot.v1.AdminService/ListInstances",
     }
 )
-
-ABORT_SECONDS = 1.0
-DENIED_AFTER_SECONDS = 0.1  # so that who calls again at once, whatever the answer, does not keep the depot busy
-MAX_MESSAGE_BYTES = 1_000
-MAX_FIELD_BYTES = 200
-
-RECEIVE_SECONDS = 10.0  # in which a request has to arrive, once its call was let in
-NUM_LARGEST_REQUESTS = 16  # that there is room for at once; as much again for those of streams
-VISIT_SECONDS = 1.0
-LONGEST_VISIT_SECONDS = 60.0
-MAX_VISIT_BYTES = 4_096
-NUM_LARGEST_VISITS = 8
-VISITS = {  # calls that are open at once, of one peer and in all
-    "/grpc.health.v1.Health/Check": (64, 512),
-    "/grpc.health.v1.Health/List": (64, 512),
-    "/grpc.health.v1.Health/Watch": (32, 256),
-}
-OTHER_VISITS = (4, 16)
-MAX_DENIED = 256  # that wait for their answer; others have it at once
+UNAUTHENTICATED = ""  # the client in whose queue unknown callers wait
+DENIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+DENIED_AFTER_SECONDS = 0.1  # so that a client that calls again at once does not keep the depot busy
+MAX_DENIED = 256  # denials that wait; others are sent at once
+RECEIVE_SECONDS = 10.0  # for the request of an admitted RPC
+NUM_LARGEST_REQUESTS = 16  # that fit into memory at once; as many again of streams
 
 
-class _InternalError(DepotError):
-    """Something that is a bug."""
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Authenticates, limits and measures RPCs, and maps their errors.
 
-    status = grpc.StatusCode.INTERNAL
-    reason = "INTERNAL"
-
-
-class Admission(grpc.aio.ServerInterceptor):
-    """Asks who calls, maps errors to statuses with details, and bounds how many calls run.
-
-    Calls of different clients begin in turns: of tenants, or, where there are none, of the instances that they name.
-    Handlers are coroutine functions that send their responses with `context.write`, never async generators: what a
-    suspended generator holds would be given back only when somebody collects it.
+    Servicers of ours are coroutine functions that send their responses with `context.write`. They are never async
+    generators: a suspended generator keeps what it holds until it is collected.
     """
 
     def __init__(
         self,
         access: Access,
+        admission: Admission,
         quota_of: Callable[[Tenant], Quota],
-        turns: FairQueue,
         refusals: Refusals,
+        durations: Distribution | None,
         slices: Slices,
         *,
-        max_concurrent_rpcs: int,
-        max_streams: int,
         max_message_bytes: int,
         open_reflection: bool,
     ) -> None:
-        self.draining = False
-        self.num_running = 0
-        self.num_streams = 0
-        self.refusals = refusals
         self._access = access
+        self._admission = admission
         self._quota_of = quota_of
-        self._max_concurrent_rpcs = max_concurrent_rpcs
-        self._max_standing_rpcs = max_streams
-        self._open_reflection = open_reflection
-        self._num_busy_tenants = 0
-        self._turns = turns
-        self._room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
-        self._stream_room = Room(NUM_LARGEST_REQUESTS, max_message_bytes)
-        self._visit_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
-        self._reflection_room = Room(NUM_LARGEST_VISITS, max_message_bytes)
+        self._refusals = refusals
+        self._durations = durations
         self._slices = slices
+        self._max_message_bytes = max_message_bytes
+        self._fair_queue = FairQueue()
+        self._unary_bytes = InflightBytes(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._stream_bytes = InflightBytes(NUM_LARGEST_REQUESTS, max_message_bytes)
+        self._probes = Probes(max_message_bytes, None if open_reflection else self._authenticate)
         self._num_denied = 0
         self._streams: dict[asyncio.Timeout, Caller] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._handlers: dict[str, Handler] = {}
 
     @property
     def num_left_behind(self) -> int:
-        """Calls that ended and may have left memory behind: they were refused, or their request was large."""
-        rooms = (self._room, self._stream_room, self._visit_room, self._reflection_room)
-        return self.refusals.num_refused.total() + sum(room.num_large for room in rooms)
-
-    async def idle(self) -> None:
-        """Wait until no call runs; standing streams don't count."""
-        await self._idle.wait()
+        """RPCs that ended and may have left free memory in the heap: they were refused, or their request was large."""
+        inflight = (self._unary_bytes, self._stream_bytes, *self._probes.inflight)
+        return self._refusals.num_refused.total() + sum(each.num_large for each in inflight)
 
     def revoke(self) -> None:
-        """End the streams of callers who are not who they were, as the tenants are now."""
+        """End the long-lived streams of callers whose credentials are no longer valid."""
         now = asyncio.get_running_loop().time()
-        for scope, who in self._streams.items():
-            if not scope.expired() and not self._access.is_valid(who):
-                scope.reschedule(now)
+        for timeout, stream_caller in self._streams.items():
+            if not timeout.expired() and not self._access.is_valid(stream_caller):
+                timeout.reschedule(now)
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap a handler, once."""
+    ) -> Handler | None:
+        """Return the handler of a method, wrapped at its first call. None: the depot has no such method."""
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
-        if wrapped is not None:
-            return wrapped
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            self.refusals.unknown()
-            return None
-        rpc = Rpc.of(method, handler, self._slices)
-        if not method.startswith(OURS):
-            serve = self._visited(method, rpc)
-        elif method in STANDING:
-            serve = self._standing(method, rpc)
-        else:
-            serve = self._counted(method, rpc)
-        wrapped = self._handlers[method] = as_stream(handler, self._refusing(method, serve))
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                self._refusals.unknown()
+                return None
+            wrapped = self._handlers[method] = self._wrapped(method, handler)
         return wrapped
 
-    def _refusing(self, method: str, serve: Behavior) -> Behavior:
-        """Serve, and end the call with a status for whatever is raised."""
+    def _wrapped(self, method: str, handler: Handler) -> Handler:
+        rpc = Rpc.of(method, handler, self._slices)
+        if not method.startswith(OUR_SERVICES):
+            return stream_handler(self._mapping_errors(method, self._probes.serving(rpc)), handler)
+        if method in LONG_LIVED:
+            return stream_handler(self._mapping_errors(method, self._serving_stream(rpc)), handler)
+        return stream_handler(self._measuring(method, self._mapping_errors(method, self._serving_unary(rpc))), handler)
 
-        async def call(_: Any, context: Context) -> Any:
-            asked = Asked()
+    def _authenticate(self, method: str, context: Context) -> Caller:
+        """Return the caller, and set it for the servicer. Raises: what `Access` raises."""
+        found = self._access.authenticate(context)
+        caller.set(found)
+        self._access.authorize(found, method, context)
+        return found
+
+    def _on_arrival(self, call: Call) -> None:
+        self._fair_queue.on_arrival()
+        call.is_arriving = True
+
+    def _slot(self, call: Call, tenant: str) -> asyncio.Future[None] | None:
+        """Return what the call must wait for before it begins. Without tenants, instances are the clients."""
+        call.is_arriving = False
+        return self._fair_queue.slot(tenant or call.instance_id)
+
+    def _serving_unary(self, rpc: Rpc) -> Behavior:
+        """Steps 1 to 5 of an RPC that ends by itself."""
+        admission = self._admission
+        inflight = self._stream_bytes if rpc.request_streaming else self._unary_bytes
+        is_limited = rpc.method not in ALWAYS_ADMITTED
+
+        async def serve(context: Context, call: Call) -> Any:
+            self._on_arrival(call)
+            tenant = self._authenticate(rpc.method, context).tenant
+            quota = self._quota_of(tenant)
+            admission.begin(quota)
             try:
-                return await serve(context, asked)
-            except DepotError as error:
-                refusal = error
-            except grpc.aio.InternalError:
-                raise asyncio.CancelledError from None  # the client left while it was answered
-            except Exception:
-                logger.exception("unexpected error in %s", method)
-                refusal = _InternalError("an unexpected error; the depot's log has the details")
-            # gRPC keeps the exception that ends the call until garbage is collected. It must not lead to the request.
-            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
-            return await self._refuse(method, context, refusal, asked)
-
-        return call
-
-    async def _identify(self, method: str, context: Context) -> Caller:
-        """Who calls; this is who is served from here on. To be refused one has to wait for a turn, too."""
-        client = UNAUTHENTICATED
-        try:
-            who = self._access.authenticate(context)
-            caller.set(who)
-            client = who.tenant.name
-            self._access.authorize(who, method, context)
-        except DepotError:
-            turn = self._turns.take(client)
-            if turn is not None:
-                await turn
-            raise
-        return who
-
-    def _counted(self, method: str, rpc: Rpc) -> Behavior:
-        may_always = method in ALWAYS
-        room = self._stream_room if rpc.request_streaming else self._room
-
-        async def serve(context: Context, asked: Asked) -> Any:
-            self.num_running += 1
-            self._idle.clear()
-            quota: Quota | None = None
-            try:
-                who = await self._identify(method, context)
-                client = who.tenant.name
-                quota = self._quota_of(who.tenant)
-                self._num_busy_tenants += quota.num_running == 0
-                quota.num_running += 1
-                if not may_always:
-                    await self._check_limits(quota, client)
-                with room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
-                    turn = self._turns.take(client or asked.instance_id)
-                    if turn is not None:
-                        await turn
-                    if self.draining and not may_always:
-                        raise Draining("the depot is shutting down")
+                if is_limited:
+                    admission.check(quota)
+                with inflight.reservation(tenant.name or peer_of(context.peer())) as reservation:
+                    request = await rpc.receive(context, reservation, RECEIVE_SECONDS, call, self._max_message_bytes)
+                    begin = self._slot(call, tenant.name)
+                    if begin is not None:
+                        await begin
+                    if is_limited:
+                        admission.check_not_draining()
                     return await rpc.behavior(request, context)
             finally:
-                if quota is not None:
-                    quota.num_running -= 1
-                    self._num_busy_tenants -= quota.num_running == 0
-                self.num_running -= 1
-                if self.num_running == 0:
-                    self._idle.set()
+                admission.end(quota)
 
         return serve
 
-    async def _check_limits(self, quota: Quota, client: str) -> None:
-        """Raise Draining or TooManyRpcs; of too many calls those go that are more than their tenant's even share."""
-        if self.draining:
-            raise Draining("the depot is shutting down")
-        limit = quota.limits.max_concurrent_rpcs
-        if quota.num_running > limit:
-            told = f"{limit} calls of the tenant are running"
-        elif (
-            self.num_running > self._max_concurrent_rpcs
-            and quota.num_running > self._max_concurrent_rpcs // self._num_busy_tenants
-        ):
-            told = f"{self._max_concurrent_rpcs} calls are running"
-        else:
-            return
-        turn = self._turns.take(client)
-        if turn is not None:
-            await turn
-        raise TooManyRpcs(told)
+    def _serving_stream(self, rpc: Rpc) -> Behavior:
+        """Steps 1 to 5 of a long-lived stream."""
 
-    def _standing(self, method: str, rpc: Rpc) -> Behavior:
-        async def serve(context: Context, asked: Asked) -> None:
-            self.num_streams += 1
-            quota: Quota | None = None
-            try:
-                who = await self._identify(method, context)
-                client = who.tenant.name
-                quota = self._quota_of(who.tenant)
-                quota.num_streams += 1
-                if quota.num_streams > quota.limits.max_attachments:
-                    raise TooManyRpcs(f"{quota.limits.max_attachments} streams of the tenant are open")
-                if self.num_streams > self._max_standing_rpcs:
-                    raise TooManyRpcs(f"{self._max_standing_rpcs} streams are open")
-                with self._room.of(client or peer_of(context.peer())) as place:
-                    request = await rpc.received(context, place, RECEIVE_SECONDS, asked)
-                    turn = self._turns.take(client or asked.instance_id)
-                    if turn is not None:
-                        await turn
-                    if self.draining:
-                        raise Draining("the depot is shutting down")
-                    await self._while_still(who, rpc.behavior(request, context))
-            finally:
-                if quota is not None:
-                    quota.num_streams -= 1
-                self.num_streams -= 1
+        async def serve(context: Context, call: Call) -> None:
+            self._on_arrival(call)
+            stream_caller = self._authenticate(rpc.method, context)
+            tenant = stream_caller.tenant
+            with (
+                self._admission.stream(self._quota_of(tenant)),
+                self._unary_bytes.reservation(tenant.name or peer_of(context.peer())) as reservation,
+            ):
+                request = await rpc.receive(context, reservation, RECEIVE_SECONDS, call, self._max_message_bytes)
+                begin = self._slot(call, tenant.name)
+                if begin is not None:
+                    await begin
+                self._admission.check_not_draining()
+                await self._while_valid(stream_caller, rpc.behavior(request, context))
 
         return serve
 
-    def _visited(self, method: str, rpc: Rpc) -> Behavior:
-        """Of a service that is not ours: who need not be a tenant may ask little, and not for long."""
-        limit = PeerLimit(*VISITS.get(method, OTHER_VISITS))
-        room = self._reflection_room if rpc.request_streaming else self._visit_room
-        is_for_tenants = method.startswith(REFLECTION) and not self._open_reflection
-
-        async def serve(context: Context, asked: Asked) -> Any:
-            if is_for_tenants:
-                await self._identify(method, context)
-            peer = peer_of(context.peer())
-            with limit.counted(peer):
-                with room.of(peer) as place:
-                    request = await rpc.received(context, place, VISIT_SECONDS, asked, MAX_VISIT_BYTES)
-                    if rpc.request_streaming:
-                        return await _answer_all(rpc.behavior(request, context), context)
-                return await rpc.behavior(request, context)
-
-        return serve
-
-    async def _while_still(self, who: Caller, stream: Awaitable[Any]) -> None:
-        """Serve a stream until what its caller showed expires or is revoked. Raises: CredentialsRevoked."""
+    async def _while_valid(self, stream_caller: Caller, stream: Awaitable[Any]) -> None:
+        """Serve a stream until the caller's credentials expire or are revoked. Raises: CredentialsRevoked."""
         try:
-            async with asyncio.timeout(who.seconds_left()) as scope:
-                self._streams[scope] = who
+            async with asyncio.timeout(stream_caller.seconds_left()) as timeout:
+                self._streams[timeout] = stream_caller
                 try:
                     await stream
                 finally:
-                    del self._streams[scope]
+                    del self._streams[timeout]
         except TimeoutError:
-            if scope.expired():
-                raise CredentialsRevoked("what the stream was opened with has expired or was taken back") from None
+            if timeout.expired():
+                raise CredentialsRevoked("the credentials of the stream have expired or were revoked") from None
             raise
 
-    async def _refuse(self, method: str, context: Context, error: DepotError, asked: Asked) -> None:
-        """End a call with an error, of which those are told that should know."""
-        who = caller.get(None)
-        tenant = who.tenant.name if who is not None else ""
-        self.refusals.refused(method, context.peer(), tenant, asked.instance_id, error)
+    def _mapping_errors(self, method: str, serve: Behavior) -> Behavior:
+        """Step 6: end the RPC with a status for any error."""
+
+        async def call_servicer(_: Any, context: Context) -> Any:
+            call = Call()
+            try:
+                try:
+                    return await serve(context, call)
+                except DepotError as error:
+                    refusal = error
+                except grpc.aio.InternalError:
+                    raise asyncio.CancelledError from None  # the client left while it was answered
+                except Exception:
+                    logger.exception("unexpected error in %s", method)
+                    refusal = InternalError("an unexpected error; the depot's log has the details")
+                # gRPC keeps the exception that ends a call until garbage is collected. It must not lead to the request.
+                refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+                await self._refuse(method, context, refusal, call)
+            finally:
+                if call.is_arriving:
+                    self._fair_queue.on_departure()
+
+        return call_servicer
+
+    async def _refuse(self, method: str, context: Context, error: DepotError, call: Call) -> None:
+        """Count an error, log it where it matters, and end the RPC with it. A denial waits for a moment."""
+        found = caller.get(None)
+        tenant = found.tenant.name if found is not None else UNAUTHENTICATED
+        self._refusals.refused(method, context.peer(), tenant, call.instance_id, error)
         if error.status in DENIALS or isinstance(error, RegionForbidden):
             self._access.audit.denied(method, context.peer(), tenant, error)
-        elif who is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._quota_of(who.tenant).num_refused[error.reason] += 1
+        elif found is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._quota_of(found.tenant).num_refused[error.reason] += 1
+        if call.is_arriving:
+            begin = self._slot(call, tenant)
+            if begin is not None:
+                await begin
         if error.status in DENIALS and self._num_denied < MAX_DENIED:
             self._num_denied += 1
             try:
@@ -329,61 +254,21 @@ class Admission(grpc.aio.ServerInterceptor):
                 self._num_denied -= 1
         await abort(context, error)
 
+    def _measuring(self, method: str, serve: Behavior) -> Behavior:
+        """Step 7. Health, reflection and long-lived streams are not measured, nor are unknown methods."""
+        if self._durations is None:
+            return serve
+        observe, rpc = self._durations.observe, method.removeprefix("/")
 
-async def _answer_all(responses: Any, context: Context) -> None:
-    """Send what an async generator yields, for as long as a visit may last. Raises: StreamStalled."""
-    try:
-        async with asyncio.timeout(LONGEST_VISIT_SECONDS):
-            async for response in responses:
-                await context.write(response)
-    except TimeoutError as error:
-        raise StreamStalled(f"the stream was open for {LONGEST_VISIT_SECONDS:g} seconds") from error
+        async def measured(request: Any, context: Context) -> Any:
+            start = perf_counter()
+            status = "OK"
+            try:
+                return await serve(request, context)
+            except BaseException as error:
+                status = status_of(error, context).name
+                raise
+            finally:
+                observe(("grpc", rpc, status), perf_counter() - start)
 
-
-async def abort(context: Context, error: DepotError) -> None:
-    """End a call with the error's status and its details."""
-    try:
-        async with asyncio.timeout(ABORT_SECONDS):
-            await context.abort(
-                error.status,
-                _told(str(error), MAX_MESSAGE_BYTES),
-                trailing_metadata=(("grpc-status-details-bin", details_of(error)),),
-            )
-    except TimeoutError as timeout:
-        # The status waits behind a message that the client does not take: the call is dropped without one.
-        raise asyncio.CancelledError from timeout
-    except grpc.aio.InternalError:
-        raise asyncio.CancelledError from None  # the client left before
-
-
-def details_of(error: DepotError) -> bytes:
-    """google.rpc.Status of an error, serialised."""
-    status = Status(code=error.status.value[0], message=_told(str(error), MAX_MESSAGE_BYTES))
-    details: list[Any] = [ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
-    if error.violations:
-        details.append(
-            BadRequest(
-                field_violations=[
-                    BadRequest.FieldViolation(
-                        field=_told(violation.field, MAX_FIELD_BYTES),
-                        description=_told(violation.description, MAX_FIELD_BYTES),
-                    )
-                    for violation in error.violations
-                ]
-            )
-        )
-    if error.retry_after_seconds is not None:
-        retry = RetryInfo()
-        retry.retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
-        details.append(retry)
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return bytes(status.SerializeToString())
-
-
-def _told(text: str, most_bytes: int) -> str:
-    """As much of what may be a client's own text as fits: errors ride in headers, of which a client takes 8 KiB."""
-    plain = text.encode("ascii", "backslashreplace").decode()
-    return plain if len(plain) <= most_bytes else f"{plain[: most_bytes - 3]}..."
+        return measured

@@ -65,7 +65,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
                 )
             )
 
-    async def WatchEvents(  # type: ignore[override]  # sends with context.write, see Admission
+    async def WatchEvents(  # type: ignore[override]  # sends with context.write, see Interceptor
         self,
         request: observability_pb2.WatchEventsRequest,
         context: grpc.aio.ServicerContext[observability_pb2.WatchEventsRequest, observability_pb2.WatchEventsResponse],

@@ -1,8 +1,8 @@
-"""How requests are received: when the boundary asks for them, and not before it knows who calls.
+"""Receives requests: not before the interceptor asks for them, so not before the caller is known.
 
-gRPC receives the request of a call before the call can be looked at. Of a stream of requests it receives nothing that
-was not asked for. So to gRPC every request is a stream, of which a call with one request takes one message. Messages
-are read from the context: the iterator that gRPC offers keeps the last one for as long as it lives.
+gRPC receives the request of a unary call before the interceptor can look at the call. Of a stream of requests, gRPC
+receives nothing unasked. So every RPC is registered with gRPC as a stream of requests, and a unary call reads one
+message. The messages are read from the context, because gRPC's iterator keeps the last message for as long as it lives.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,85 +18,96 @@ from google.protobuf.message import DecodeError
 from service.access.credentials import Context
 from service.depot.slices import Slices
 from service.errors import NoMessage, StreamStalled, TooManyBytes
-from service.rpc.inflight_bytes import Place
-from service.rpc.wire import leaving_long_ones, whole
+from service.rpc.inflight_bytes import Reservation
+from service.rpc.wire import Unread, leaving_long_ones
 
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[..., Any]
 MAX_ID_CHARS = 256
 
 
-@dataclass(slots=True)
-class Asked:
-    """What is known of a call that may be refused. It holds nothing large: it may outlive the call."""
+class Call:
+    """What is known of one RPC. It may outlive its request, so it keeps nothing large."""
 
-    instance_id: str = ""
+    __slots__ = ("instance_id", "is_arriving")
+
+    def __init__(self) -> None:
+        self.instance_id = ""
+        """The instance that the request names. Empty: it names none, or it was not received."""
+        self.is_arriving = False
+        """Whether the fair queue was told of the call, and the call has not asked it for a slot yet."""
 
     def note(self, message: Any) -> None:
-        """Note whom a message is from."""
+        """Note the instance of a message."""
         header = getattr(message, "header", message)
         self.instance_id = self.instance_id or getattr(header, "instance_id", "")[:MAX_ID_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """One method: its behavior, and how its requests are received."""
+    """One method of a servicer, and how its requests are received."""
 
-    name: str
-    request_streaming: bool
+    method: str
     behavior: Behavior
+    request_streaming: bool
+    response_streaming: bool
     _parse: Callable[[bytes], Any]
     _slices: Slices
 
     @classmethod
     def of(cls, method: str, handler: Any, slices: Slices) -> Rpc:
-        """Made of a handler as gRPC has it. Long messages are read in slices."""
+        """Return the method of a gRPC handler. Its long messages are parsed in slices."""
         behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         (behavior,) = (each for each in behaviors if each is not None)
         parse = leaving_long_ones(handler.request_deserializer)
-        return cls(method.removeprefix("/"), handler.request_streaming, behavior, parse, slices)
+        return cls(method, behavior, handler.request_streaming, handler.response_streaming, parse, slices)
 
-    async def received(
-        self, context: Context, place: Place, seconds: float, asked: Asked, max_bytes: int | None = None
+    async def receive(
+        self, context: Context, reservation: Reservation, seconds: float, call: Call, max_bytes: int
     ) -> Any:
-        """The request; of a stream of requests an iterator of its messages.
+        """Return the request: one message, or for a stream of requests an iterator of messages.
 
-        Raises: TooManyBytes, if there is no room for it; StreamStalled, if it does not arrive; NoMessage.
+        Wait at most `seconds` for it. A message may have `max_bytes`.
+
+        Raises: TooManyBytes, StreamStalled, NoMessage, InvalidRequest.
         """
         try:
             async with asyncio.timeout(seconds):
-                await place.take()
+                await reservation.reserve()
                 if self.request_streaming:
-                    return _Requests(self, context, asked, max_bytes)
+                    return _Requests(self, context, call, max_bytes)
                 message = await context.read()
         except TimeoutError:
-            if place.is_taken:
+            if reservation.num_bytes:
                 raise StreamStalled(f"the request did not arrive within {seconds:g} seconds") from None
             raise TooManyBytes("too many requests are arriving") from None
         if not isinstance(message, bytes):  # EOF
-            await asyncio.sleep(0)  # grpc.aio ends the messages of a call that is cut off before it cancels the call
+            await asyncio.sleep(0)  # grpc.aio ends the messages of a cancelled call before it cancels the call
             raise NoMessage("the call ended without a request")
-        place.shrink(len(message))
-        return await self.parsed(message, asked, max_bytes)
+        reservation.shrink(len(message))
+        return await self.parsed(message, call, max_bytes)
 
-    async def parsed(self, message: bytes, asked: Asked, max_bytes: int | None) -> Any:
-        """What a message says. Raises: NoMessage; InvalidRequest, if it has too many of anything."""
-        if max_bytes is not None and len(message) > max_bytes:
+    async def parsed(self, message: bytes, call: Call, max_bytes: int) -> Any:
+        """Return the parsed message. Raises: NoMessage, InvalidRequest."""
+        if len(message) > max_bytes:
             raise NoMessage(f"the request has {len(message)} bytes, more than {max_bytes}")
         try:
-            parsed = await whole(self._parse(message), self._slices)
+            parsed = self._parse(message)
+            if isinstance(parsed, Unread):
+                parsed = await parsed.read(self._slices)
         except DecodeError:
-            raise NoMessage(f"the {len(message)} bytes that came are no message of {self.name}") from None
-        asked.note(parsed)
+            raise NoMessage(f"the {len(message)} bytes are no message of {self.method[1:]}") from None
+        call.note(parsed)
         return parsed
 
 
 class _Requests:
-    """The messages of a stream of requests."""
+    """The messages of a stream of requests. Not a generator, which would keep each message until the next one."""
 
-    def __init__(self, rpc: Rpc, context: Context, asked: Asked, max_bytes: int | None) -> None:
+    def __init__(self, rpc: Rpc, context: Context, call: Call, max_bytes: int) -> None:
         self._rpc = rpc
         self._context = context
-        self._asked = asked
+        self._call = call
         self._max_bytes = max_bytes
 
     def __aiter__(self) -> _Requests:
@@ -106,10 +117,10 @@ class _Requests:
         message = await self._context.read()
         if not isinstance(message, bytes):  # EOF
             raise StopAsyncIteration
-        return await self._rpc.parsed(message, self._asked, self._max_bytes)
+        return await self._rpc.parsed(message, self._call, self._max_bytes)
 
 
-def as_stream(handler: Any, call: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
-    """What gRPC is given in place of a handler: it hands over the bytes of messages, as they are asked for."""
+def stream_handler(behavior: Behavior, handler: Any) -> Handler:
+    """Return what gRPC gets in place of a handler: it calls `behavior`, which reads the bytes of messages."""
     make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-    return make(call, request_deserializer=None, response_serializer=handler.response_serializer)
+    return make(behavior, request_deserializer=None, response_serializer=handler.response_serializer)

@@ -10,9 +10,10 @@ import grpc
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from opentelemetry.trace import TracerProvider, get_current_span
 
-from service.access.credentials import caller
+from service.access.credentials import Context, caller
 from service.depot.trace_context import traceparent, traceparent_of
-from service.rpc.interceptor import OURS, STANDING
+from service.rpc.interceptor import LONG_LIVED, OUR_SERVICES
+from service.rpc.receive import Behavior, Handler, stream_handler
 from telemetry.traces.attributes import TENANT
 
 
@@ -24,54 +25,45 @@ class CallSpans(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> Handler | None:
         """Wrap a handler of ours; health checks and reflection are left alone."""
         method = handler_call_details.method
-        if not method.startswith(OURS) or method in STANDING:
+        if not method.startswith(OUR_SERVICES) or method in LONG_LIVED:
             return await continuation(handler_call_details)
 
-        async def inner(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        async def inner(details: grpc.HandlerCallDetails) -> Handler | None:
             handler = await continuation(details)
             return _traced(handler) if handler is not None else None
 
-        traced: grpc.RpcMethodHandler[Any, Any] | None
+        traced: Handler | None
         traced = await self._instrumentation.intercept_service(inner, handler_call_details)
         return traced
 
 
-def _traced(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    """What runs within the call's span."""
-    make, behavior = {
-        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-    }[handler.request_streaming, handler.response_streaming]
+def _traced(handler: Any) -> Handler:
+    """Return a handler that runs within the span of its call."""
+    behavior: Behavior = handler.stream_stream or handler.stream_unary
 
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def call(request: Any, context: Context) -> Any:
         traceparent.set(traceparent_of(context.invocation_metadata()))  # of this call's task, and gone with it
         try:
             return await behavior(request, context)
         except asyncio.CancelledError:
-            # The instrumentation takes a call that is cut off for one that went well.
+            # The instrumentation takes a cancelled call for a successful one.
             is_late = context.time_remaining() == 0
             context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
             raise
         finally:
-            who = caller.get(None)  # the boundary has found out
-            if who is not None and who.tenant.name:
-                get_current_span().set_attribute(TENANT, who.tenant.name)
+            found = caller.get(None)  # set by the interceptor
+            if found is not None and found.tenant.name:
+                get_current_span().set_attribute(TENANT, found.tenant.name)
 
-    async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        """Handlers send with context.write, see Admission; the instrumentation wants to iterate."""
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        """Servicers send with `context.write`, see Interceptor. The instrumentation wants an iterator."""
         await call(request, context)
         return
         yield
 
-    return make(
-        stream if handler.response_streaming else call,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
+    return stream_handler(stream if handler.response_streaming else call, handler)

@@ -61,11 +61,6 @@ def leaving_long_ones(deserializer: Callable[[bytes], Any]) -> Callable[[bytes],
     return read
 
 
-async def whole(message: Any, slices: Slices) -> Any:
-    """The message, read if it was not yet. Raises: InvalidRequest, DecodeError."""
-    return await message.read(slices) if isinstance(message, Unread) else message
-
-
 def _count_fields(wire: bytes, descriptor: Any) -> Iterator[None]:
     """Step by step. Stops where the bytes are no message: protobuf stops there, too.
 

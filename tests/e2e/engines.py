@@ -124,7 +124,7 @@ class InlineStore:
 
 def calls_running() -> set[asyncio.Task[Any]]:
     """All tasks but those in which gRPC waits for the next call, or an attachment for its end."""
-    standing = ("_request_registered_call", "coro=<Event.wait()")
+    standing = ("_request_call", "_request_registered_call", "coro=<Event.wait()")
     return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in standing)}
 
 

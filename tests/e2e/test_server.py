@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from kvdepot import Attachment, DepotClient, DepotError, KvShape, SharedBuffer
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2
-from service.server import SERVICES
+from service.rpc.services import SERVICES
 from tests.e2e.scraping import get
 from tests.e2e.servers import running_server
 from tests.fakes.waiting import wait_until

@@ -40,9 +40,9 @@ def soon(server: Server) -> Faults:
 def at_rest(server: Server) -> Faults:
     """What is still taken though no call runs."""
     faults: Faults = []
-    boundary, index = server._boundary, server.depots.index
-    if boundary.num_running:
-        faults.append(f"{boundary.num_running} calls run")
+    admission, index = server._admission, server.depots.index
+    if admission.num_running:
+        faults.append(f"{admission.num_running} calls run")
     for depot in server.depots:
         quota = depot.quota
         if quota.num_running or quota.bytes_in_flight:
@@ -69,7 +69,7 @@ def usage(server: Server) -> dict[str, int]:
         "instances": sum(len(depot.instances) for depot in depots),
         "sessions": sum(len(depot.sessions) for depot in depots),
         "leases": sum(len(depot.leases) for depot in depots),
-        "streams": server._boundary.num_streams,
+        "streams": server._admission.num_streams,
         "attached ranks": len(server._attacher._ended),
         "pinned chunks": server.depots.index.num_protected,
         "tasks": len(asyncio.all_tasks()),

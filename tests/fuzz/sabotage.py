@@ -71,9 +71,8 @@ def _the_loop_is_held() -> None:
 
 
 def _a_reason_that_is_not_documented() -> None:
-    class Weather(DepotError):
-        status = InvalidRequest.status
-        reason = "WEATHER"
+    class Weather(DepotError, status=InvalidRequest.status, reason="WEATHER"):
+        pass
 
     async def clear(servicer: Any, request: Any, context: Any) -> Any:
         raise Weather("it rains")

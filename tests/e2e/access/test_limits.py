@@ -13,8 +13,7 @@ from kvdepot.v1 import cache_pb2, observability_pb2
 from service.access.quota import Quota
 from service.access.tenants import TenantLimits
 from service.errors import TooManyBytes
-from service.rpc import fair_queue as turns
-from service.rpc import interceptor as boundary
+from service.rpc import fair_queue, interceptor
 from service.rpc.fair_queue import MAX_WAITING, FairQueue
 from tests.e2e.access.calling import Calling, Denied
 from tests.e2e.access.conftest import BLUE, RED, Connect, StartTenants
@@ -74,6 +73,11 @@ async def reason_of(call: Any) -> str:
     return caught.value.reason
 
 
+async def endless() -> Any:
+    await asyncio.Event().wait()
+    yield b""
+
+
 def lists() -> observability_pb2.ListSessionsRequest:
     return observability_pb2.ListSessionsRequest()
 
@@ -105,7 +109,7 @@ async def test_a_denial_is_not_had_at_once_while_others_are_served(
     start_tenants: StartTenants, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await start_tenants(BLUE)
-    monkeypatch.setattr(boundary, "DENIED_AFTER_SECONDS", 60.0)
+    monkeypatch.setattr(interceptor, "DENIED_AFTER_SECONDS", 60.0)
     stranger, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
     denied = asyncio.ensure_future(stranger("ListSessions", lists()))
     await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 1)
@@ -206,23 +210,29 @@ def test_an_allowance_gives_back_what_a_failed_move_took() -> None:
     assert quota.bytes_in_flight == 0
 
 
-# Turns
+# Fairness
 
 
 class Order:
-    """Calls that take turns, and the order in which they began."""
+    """Calls in a fair queue, and the order in which they began."""
 
     def __init__(self) -> None:
-        self.turns = FairQueue()
+        self.queue = FairQueue()
         self.began: list[str] = []
         self._calls: list[asyncio.Task[None]] = []
 
+    def have_called(self, clients: str) -> None:
+        """Let several clients be known."""
+        for client in clients:
+            self.queue.on_arrival()
+            self.queue.slot(client)
+
     def call(self, client: str) -> asyncio.Task[None]:
         async def run() -> None:
-            self.turns.handed_over()
-            turn = self.turns.take(client)
-            if turn is not None:
-                await turn
+            self.queue.on_arrival()
+            begin = self.queue.slot(client)
+            if begin is not None:
+                await begin
             self.began.append(client)
 
         task = asyncio.create_task(run())
@@ -236,8 +246,7 @@ class Order:
 
 async def test_a_client_with_few_calls_does_not_wait_for_all_of_one_with_many() -> None:
     order = Order()
-    for client in "ba":  # since when they are known to be two
-        order.turns.take(client)
+    order.have_called("ba")
     for client in "a" * 20 + "b" + "a" * 20 + "cc":
         order.call(client)
     began = await order.all_began()
@@ -247,8 +256,7 @@ async def test_a_client_with_few_calls_does_not_wait_for_all_of_one_with_many() 
 
 async def test_clients_that_all_have_many_calls_alternate() -> None:
     order = Order()
-    for client in "cba":  # since when they are known to be several
-        order.turns.take(client)
+    order.have_called("cba")
     for client in "a" * 20 + "b" * 20 + "c" * 20:
         order.call(client)
     began = await order.all_began()
@@ -256,26 +264,60 @@ async def test_clients_that_all_have_many_calls_alternate() -> None:
         assert 8 <= began[:30].count(client) <= 12, began
 
 
+async def test_no_call_begins_while_gRPC_hands_calls_over() -> None:
+    order = Order()
+    order.have_called("ba")
+    for client in "aaab":
+        order.call(client)
+    await asyncio.sleep(0)
+    order.queue.on_arrival()
+    for _ in range(3 * fair_queue.GRACE_PASSES):
+        await asyncio.sleep(0)
+    assert not order.began
+    order.queue.on_departure()
+    assert sorted(await order.all_began()) == sorted("aaab")
+
+
+async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
+    order = Order()
+    order.have_called("ba")
+    order.queue.on_arrival()
+    for client in "abab":
+        order.call(client)
+    order.queue.on_arrival()
+    assert sorted(await order.all_began()) == sorted("abab")
+
+
 @pytest.mark.parametrize("flags", [{}, {"disable_metrics": False, "prometheus_port": 0}])
-async def test_turns_hear_of_each_call_whatever_else_watches_calls(
+async def test_every_call_that_arrives_asks_for_a_slot_or_departs(
     flags: dict[str, Any], start_tenants: StartTenants, connect: Connect
 ) -> None:
-    server = await start_tenants(**flags)
-    blue = connect(server.addresses[0], "blue-token")
-    heard = set()
-    for _ in range(3):
-        await blue("ListSessions", lists())
-        heard.add(server._turns._last_handover)
-    assert len(heard) == 3
+    server = await start_tenants(RED | {"limits": {"max_concurrent_rpcs": 1}}, BLUE, **flags)
+    queue = server._interceptor._fair_queue
+    red, blue, unknown = (connect(server.addresses[0], token) for token in ("red-token", "blue-token", "wrong"))
+    stream = await attach(red)
+    slow = SlowStore(red, 1)
+    await eventually(lambda: server.depots.named("red").quota.num_running == 1)
+    await blue("ListSessions", lists())
+    for refused in (red("ListSessions", lists()), unknown("ListSessions", lists())):
+        with pytest.raises(Denied):
+            await refused
+    cancelled = blue._channel.stream_unary("/kvdepot.v1.CacheService/Lookup")(endless(), metadata=blue.metadata)
+    await eventually(lambda: queue._num_arriving == 1)
+    cancelled.cancel()
+    slow.call.cancel()
+    stream.cancel()
+    await eventually(lambda: queue._num_arriving == 0)
 
 
 async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> None:
-    taking, began = FairQueue(), []
+    queue, began = FairQueue(), []
 
     async def run(client: str, number: int) -> None:
-        turn = taking.take(client)
-        if turn is not None:
-            await turn
+        queue.on_arrival()
+        begin = queue.slot(client)
+        if begin is not None:
+            await begin
         began.append((client, number))
 
     await asyncio.gather(*(run("ab"[number % 2], number) for number in range(20)))
@@ -284,28 +326,8 @@ async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> No
 
 
 async def test_a_client_that_is_alone_waits_for_nothing() -> None:
-    taking = FairQueue()
-    assert [taking.take("a") for _ in range(100)] == [None] * 100
-
-
-async def test_calls_do_not_wait_because_the_machine_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def passing() -> float:
-        nonlocal now
-        now += 1e-5
-        return now
-
-    monkeypatch.setattr(turns, "perf_counter", passing)
-    order = Order()
-    for client in "ba":
-        order.turns.take(client)
-    now += 5.0  # in the midst of a turn
-    end_of_pause = now
-    for client in "abab":
-        order.call(client)
-    assert sorted(await order.all_began()) == sorted("abab")
-    assert now - end_of_pause < 0.1
+    queue = FairQueue()
+    assert [queue.slot("a") for _ in range(100)] == [None] * 100
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
@@ -318,9 +340,12 @@ async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None
 
 
 async def test_what_waits_is_bounded() -> None:
-    taking = FairQueue()
-    taking.take("b")
-    waiting = [taking.take("a") for _ in range(MAX_WAITING + 100)]
-    assert sum(turn is not None for turn in waiting) <= MAX_WAITING
+    order = Order()
+    order.have_called("ba")
+    waiting = []
+    for _ in range(MAX_WAITING + 100):
+        order.queue.on_arrival()
+        waiting.append(order.queue.slot("a"))
+    assert sum(begin is not None for begin in waiting) <= MAX_WAITING
     assert waiting[-1] is None
-    await asyncio.wait([turn for turn in waiting if turn is not None], timeout=30)
+    await asyncio.wait([begin for begin in waiting if begin is not None], timeout=30)

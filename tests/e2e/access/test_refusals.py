@@ -28,7 +28,8 @@ NO_MESSAGE = b"\xff" * 7
 
 def counted(server: Server, rpc: str) -> dict[str, int]:
     """Refusals of an RPC as the metric has them, by reason."""
-    figures = DepotGauges(server.depots, server._boundary, lambda: 0).read()[definitions.RPCS_REFUSED]
+    gauges = DepotGauges(server.depots, server._admission, server._refusals, lambda: 0)
+    figures = gauges.read()[definitions.RPCS_REFUSED]
     return {reason: int(number) for (method, reason), number in figures.items() if method.endswith(f"/{rpc}")}
 
 
@@ -161,4 +162,4 @@ async def test_refusals_before_a_request_is_read_are_counted_too(
     with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
         await call._channel.unary_unary("/other.Service/Method")(b"")
     assert counted(server, "Lookup") == {"CREDENTIALS_MISSING": 1}
-    assert server._boundary.refusals.num_refused["other", "UNIMPLEMENTED"] == 1
+    assert server._refusals.num_refused["other", "UNIMPLEMENTED"] == 1

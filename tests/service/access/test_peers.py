@@ -9,7 +9,7 @@ import pytest
 
 from service.access.peers import PeerLimit, peer_of
 from service.errors import TooManyRpcs
-from service.rpc.inflight_bytes import Room
+from service.rpc.inflight_bytes import InflightBytes
 
 
 @pytest.mark.parametrize(
@@ -49,57 +49,57 @@ def test_when_all_calls_are_open_peers_beyond_their_share_are_refused() -> None:
             pass
 
 
-# Room
+# Bytes of requests
 
 
 async def test_there_is_room_for_so_many_requests_and_half_of_it_for_one_client() -> None:
-    room = Room(4, 100)
+    inflight = InflightBytes(4, 100)
     with ExitStack() as calls:
-        places = [calls.enter_context(room.of(client)) for client in "aaab"]
-        taking = [asyncio.create_task(place.take()) for place in places]
+        reservations = [calls.enter_context(inflight.reservation(client)) for client in "aaab"]
+        taking = [asyncio.create_task(each.reserve()) for each in reservations]
         await asyncio.sleep(0)
         assert [task.done() for task in taking] == [True, True, False, True]
-        places[3].shrink(10)
-        places[0].shrink(50)
+        reservations[3].shrink(10)
+        reservations[0].shrink(50)
         await asyncio.sleep(0)
         assert not taking[2].done(), "it would have more than half"
-        places[1].shrink(50)
+        reservations[1].shrink(50)
         await asyncio.wait([taking[2]], timeout=5)
-        assert room.taken_bytes == 10 + 50 + 50 + 100
-    assert room.taken_bytes == 0
-    assert room.fits("a", 200)
+        assert inflight.reserved_bytes == 10 + 50 + 50 + 100
+    assert inflight.reserved_bytes == 0
+    assert inflight.fits("a", 200)
 
 
 async def test_clients_that_wait_have_room_in_turns() -> None:
-    room = Room(2, 100)
+    inflight = InflightBytes(2, 100)
     began: list[str] = []
 
     async def call(client: str) -> None:
-        with room.of(client) as place:
-            await place.take()
+        with inflight.reservation(client) as reservation:
+            await reservation.reserve()
             began.append(client)
             await asyncio.sleep(0)
 
     await asyncio.gather(*(call(client) for client in "aaaaaab"))
     assert began.index("b") < 3
-    assert room.taken_bytes == 0
+    assert inflight.reserved_bytes == 0
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_a_call_that_is_cancelled_while_it_waits_has_no_room(moment: str) -> None:
-    room = Room(2, 100)
+    inflight = InflightBytes(2, 100)
     with ExitStack() as calls:
-        first = calls.enter_context(room.of("a"))
-        await first.take()
-        waiting = asyncio.create_task(room.of("a").take())
+        first = calls.enter_context(inflight.reservation("a"))
+        await first.reserve()
+        waiting = asyncio.create_task(inflight.reservation("a").reserve())
         await asyncio.sleep(0)
         if moment == "after":
             first.shrink(0)  # gives it room
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        assert room.taken_bytes == (0 if moment == "after" else 100)
+        assert inflight.reserved_bytes == (0 if moment == "after" else 100)
         first.shrink(0)
-        with room.of("a") as next_one:
-            await asyncio.wait_for(next_one.take(), timeout=5)
-    assert room.taken_bytes == 0
+        with inflight.reservation("a") as next_one:
+            await asyncio.wait_for(next_one.reserve(), timeout=5)
+    assert inflight.reserved_bytes == 0

@@ -19,9 +19,10 @@ from service.access.access import Access
 from service.access.credentials import Context
 from service.depot.slices import Slices
 from service.errors import NoMessage
-from service.rpc.fair_queue import FairQueue
-from service.rpc.interceptor import Admission, abort
+from service.rpc.admission import Admission
+from service.rpc.interceptor import Interceptor
 from service.rpc.refusals import Refusals
+from service.rpc.status import abort
 from service.settings import Settings
 
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -71,18 +72,17 @@ async def test_a_stream_whose_client_left_ends_as_a_cancelled_one(caplog: pytest
         )
 
     refusals = Refusals(None)
-    boundary = Admission(
+    interceptor = Interceptor(
         Access(Settings(), None),
-        lambda _: pytest.fail("a visit has no allowance"),
-        FairQueue(),
+        Admission(max_concurrent_rpcs=1, max_attachments=1),
+        lambda _: pytest.fail("a probe has no quota"),
         refusals,
+        None,
         Slices(),
-        max_concurrent_rpcs=1,
-        max_streams=1,
         max_message_bytes=1 << 20,
         open_reflection=False,
     )
-    served = await boundary.intercept_service(handler, Details())
+    served = await interceptor.intercept_service(handler, Details())
     assert served is not None
     with pytest.raises(asyncio.CancelledError):
         await cast(Any, served).stream_stream(None, LEFT)

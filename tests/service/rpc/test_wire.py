@@ -13,7 +13,7 @@ from kvdepot.v1 import cache_pb2, observability_pb2
 from service.depot.slices import Slices
 from service.errors import InvalidRequest
 from service.rpc.limits import MAX_BLOCK_HASHES, MAX_RECORDS
-from service.rpc.wire import SHORT_BYTES, Unread, leaving_long_ones, whole
+from service.rpc.wire import SHORT_BYTES, Unread, leaving_long_ones
 
 LONG_NAME = "x" * SHORT_BYTES
 
@@ -22,7 +22,7 @@ async def read(message: Message) -> Message:
     wire = message.SerializeToString()
     unread = leaving_long_ones(type(message).FromString)(wire)
     assert isinstance(unread, Unread)
-    read_message: Message = await whole(unread, Slices())
+    read_message: Message = await unread.read(Slices())
     return read_message
 
 
