@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kvdepot.vllm.config import ConnectorConfig
+from kvdepot.connector.config import ConnectorConfig
 from tests.helm.conftest import REPOSITORY, Install, Installed
 from tests.helm.fake_cluster import WITHOUT_OPERATOR
 
@@ -42,7 +42,7 @@ def test_vllm_is_told_the_socket_and_what_its_pod_needs(install: Install) -> Non
     config = transfer_config(release.notes)
     assert (config["kv_connector"], config["kv_connector_module_path"]) == ("KvdepotConnector", "kvdepot.vllm")
     assert config["kv_load_failure_policy"] == "recompute"
-    connector = ConnectorConfig.of(config["kv_connector_extra_config"], {})
+    connector = ConnectorConfig.of(config["kv_connector_extra_config"], {}, source="notes")
     assert connector.address == release.settings["listen"][1]
     assert "hostPath: {path: /run/x, type: Directory}" in release.notes
     assert "hostPID: true" in release.notes

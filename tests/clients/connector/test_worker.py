@@ -1,4 +1,4 @@
-"""The worker's side: blocks that go to a real depot and come back, and what the engine is told when they do not."""
+"""The connector's worker: blocks that go to a real depot and come back, and what it reports when they do not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from kvdepot import AsyncDepotClient, hash_prefix
-from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, Table, WorkerReport
+from kvdepot.connector.command_runner import MAX_STORES
+from kvdepot.connector.commands import BlockIds, GroupTable, LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import EventLoop
+from kvdepot.connector.identity import WorkerId, worker_id
+from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
-from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.identity import Place, place_of
-from kvdepot.vllm.worker import MAX_STORES, WorkerSide
+from kvdepot.vllm.memory import share
 from service.errors import RegionUnavailable
 from service.server import Server
 from tests.fakes.depot import FakeDepot, bare_failure, failure
@@ -58,10 +60,13 @@ def content(caches: dict[str, torch.Tensor], block_ids: list[int]) -> torch.Tens
 class Worker:
     """A worker on the test's loop, and its blocks."""
 
-    def __init__(self, side: WorkerSide, caches: dict[str, torch.Tensor]) -> None:
-        self.side = side
+    def __init__(self, connector: ConnectorWorker, caches: dict[str, torch.Tensor]) -> None:
+        self.connector = connector
         self.caches = caches
         self.report = WorkerReport()
+
+    def attach(self, kv_cache_config: Any) -> None:
+        self.connector.attach(lambda: share(self.caches, kv_cache_config, "fd"))
 
     def fill(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -69,7 +74,7 @@ class Worker:
             cache.copy_(torch.rand(cache.shape, generator=generator))
 
     def take(self) -> WorkerReport:
-        if report := self.side.take_report():
+        if report := self.connector.take_report():
             self.report = self.report.aggregate(report)
         return self.report
 
@@ -78,14 +83,14 @@ class Worker:
         """What it reported last; None if it never did."""
         return self.take().chunk_sizes.get(0)
 
-    async def until_settled(self, *operation_ids: int) -> WorkerReport:
-        await until(lambda: set(operation_ids) <= set(self.take().settled))
+    async def until_done(self, *transfer_ids: int) -> WorkerReport:
+        await until(lambda: set(transfer_ids) <= set(self.take().done))
         return self.report
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those whose load failed."""
         results: list[tuple[set[str], set[str]]] = []
-        await until(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
+        await until(lambda: bool(results.append(self.connector.take_loaded()) or results[-1][0]))
         return results[-1]
 
 
@@ -105,24 +110,26 @@ async def start_worker() -> AsyncIterator[StartWorker]:
 
     async def start(
         address: str,
-        place: Place | None = None,
+        identity: WorkerId | None = None,
         caches: dict[str, torch.Tensor] | None = None,
         kv_cache_config: Any = CONFIG,
         **settings: object,
     ) -> Worker:
-        place = place or place_of(f"engine-{len(workers)}", 0, 1, 1)
+        identity = identity or worker_id(f"engine-{len(workers)}", 0, 1, 1)
         values = {"address": address, **QUICK, **settings}
-        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {})
+        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {}, source="settings")
         loop = EventLoop(asyncio.get_running_loop())
-        side = WorkerSide(config, "model", place, 0, loop, lambda: pytest.fail("no event is recorded on a CPU"))
-        worker = Worker(side, views() if caches is None else caches)
+        connector = ConnectorWorker(
+            config, "model", identity, 0, loop, lambda: pytest.fail("no event is recorded on a CPU")
+        )
+        worker = Worker(connector, views() if caches is None else caches)
         workers.append(worker)
-        await asyncio.to_thread(side.register, worker.caches, kv_cache_config)
+        await asyncio.to_thread(worker.attach, kv_cache_config)
         return worker
 
     yield start
     for worker in workers:
-        await asyncio.to_thread(worker.side.close)
+        await asyncio.to_thread(worker.connector.close)
 
 
 @pytest.fixture
@@ -135,10 +142,10 @@ def hashes(count: int, seed: int = 0) -> list[bytes]:
     return [bytes([seed, number]) * 16 for number in range(count)]
 
 
-def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
+def store_command(block_ids: BlockIds, *, transfer_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
     num_chunks = start_token // CHUNK + len(block_ids[0]) // PER_CHUNK
     return StoreCommand(
-        operation_id=operation_id,
+        transfer_id=transfer_id,
         request_id="request",
         session_id="session",
         chunk_hashes=hashes(num_chunks, seed),
@@ -146,18 +153,18 @@ def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int 
         cache_salt="",
         adapter="",
         start_token=start_token,
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
+        tables=tuple(GroupTable(absent_blocks=0, block_ids=ids) for ids in block_ids),
         traceparent="",
     )
 
 
-def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
+def load_command(lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
     return LoadCommand(
-        operation_id=operation_id,
+        transfer_id=transfer_id,
         request_id="request",
         session_id="session",
         leases=(lease,) if lease else (),
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
+        tables=tuple(GroupTable(absent_blocks=0, block_ids=ids) for ids in block_ids),
         num_tokens=len(block_ids[0]) * BLOCK,
         skip_tokens=skip_tokens,
         traceparent="",
@@ -185,23 +192,23 @@ async def test_blocks_of_one_engine_come_back_in_another(
     two.fill(2)
     there, here = [3, 9, 4, 20, 7, 1, 30, 12], [5, 6, 8, 11, 2, 0, 31, 13]
     before = content(two.caches, here)
-    one.side.store([store_order((there,))])
-    report = await one.until_settled(1)
-    assert (report.failed, report.settled) == (set(), {1: 1})
+    one.connector.store([store_command((there,))])
+    report = await one.until_done(1)
+    assert (report.failed, report.done) == (set(), {1: 1})
     lease = await leased(depot, "engine-1", 2)
-    two.side.load([load_order(lease, (here,), skip_tokens=5 * BLOCK)])
+    two.connector.load([load_command(lease, (here,), skip_tokens=5 * BLOCK)])
     assert await two.until_loaded() == ({"request"}, set())
-    assert await two.until_settled(2)
+    assert await two.until_done(2)
     assert torch.equal(content(two.caches, here[5:]), content(one.caches, there[5:]))
     assert torch.equal(content(two.caches, here[:5]), before[:, :, : 5 * BLOCK])  # not written
 
 
-async def test_scheduler_is_told_how_the_depot_cuts_tokens_and_when_it_goes(
+async def test_scheduler_learns_how_the_depot_cuts_tokens_and_when_it_goes(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
-    assert worker.side.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
-    assert worker.side.take_report() is None
+    assert worker.connector.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
+    assert worker.connector.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
         attachment.fail(RegionUnavailable("the engine took its memory away"))
     await until(lambda: 0 in worker.take().chunk_sizes.values())
@@ -213,73 +220,73 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
 ) -> None:
     address = f"unix:{tmp_path}/depot.sock"
     worker = await start_worker(address, attach_timeout_seconds=0.1)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    worker.connector.load([load_command("lease", ([1, 2, 3, 4],))])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(1, 2)
+    report = await worker.until_done(1, 2)
     assert report.failed == {1, 2}
-    assert report.chunk_sizes == {0: 0}  # told once, so that the scheduler does not wait for it
+    assert report.chunk_sizes == {0: 0}  # reported once, so that the scheduler does not wait for it
     await start_server(chunk_size=CHUNK, listen=(address,))
     await until(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
 
-async def test_load_that_fails_is_told_by_its_request(depot: Server, start_worker: StartWorker) -> None:
+async def test_load_that_fails_is_reported_by_its_request(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
+    worker.connector.load([load_command("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(2)  # the depot answered: it does not touch them
+    report = await worker.until_done(2)  # the depot answered: it does not touch them
     assert report.failed == {2}
     assert worker.chunk_size == CHUNK  # and stays attached
 
 
 async def test_load_that_is_known_to_be_impossible_fails_at_once(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("", ([5, 6, 7, 8],))])
+    worker.connector.load([load_command("", ([5, 6, 7, 8],))])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    assert (await worker.until_settled(2)).failed == {2}
+    assert (await worker.until_done(2)).failed == {2}
 
 
-async def test_refused_store_is_told_as_failed(start_worker: StartWorker) -> None:
+async def test_refused_store_is_reported_as_failed(start_worker: StartWorker) -> None:
     class FullDepot(FakeDepot):
         def Store(self, request: Any, context: Any) -> StoreResponse:
             return StoreResponse(stored_tokens=CHUNK, refused_tokens=CHUNK)
 
     with fake_depot("127.0.0.1:0", FullDepot()) as depot:
         worker = await start_worker(depot.address)
-        worker.side.store([store_order(([1, 2, 3, 4, 5, 6, 7, 8],))])
-        assert (await worker.until_settled(1)).failed == {1}
+        worker.connector.store([store_command(([1, 2, 3, 4, 5, 6, 7, 8],))])
+        assert (await worker.until_done(1)).failed == {1}
 
 
 async def test_replica_stores_nothing_and_loads_its_own_lease(depot: Server, start_worker: StartWorker) -> None:
-    first = await start_worker(depot.addresses[0], place_of("engine", 0, 2, 2))
-    second = await start_worker(depot.addresses[0], place_of("engine", 1, 2, 2))
+    first = await start_worker(depot.addresses[0], worker_id("engine", 0, 2, 2))
+    second = await start_worker(depot.addresses[0], worker_id("engine", 1, 2, 2))
     first.fill(1)
     for worker in (first, second):
-        worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert (await second.until_settled(1)).failed == set()
-    await first.until_settled(1)
+        worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert (await second.until_done(1)).failed == set()
+    await first.until_done(1)
     leases = tuple([await leased(depot, f"engine-replica{replica}", 1) for replica in range(2)])
-    order = load_order("", ([9, 8, 7, 6],))
-    order.leases = leases
-    second.side.load([order])
+    command = load_command("", ([9, 8, 7, 6],))
+    command.leases = leases
+    second.connector.load([command])
     await second.until_loaded()
     assert torch.equal(content(second.caches, [9, 8, 7, 6]), content(first.caches, [1, 2, 3, 4]))
 
 
 async def test_replica_does_not_even_ask_to_store(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:
-        worker = await start_worker(depot.address, place_of("engine", 1, 2, 2))
-        worker.side.store([store_order(([1, 2, 3, 4],))])
-        assert (await worker.until_settled(1)).failed == set()
+        worker = await start_worker(depot.address, worker_id("engine", 1, 2, 2))
+        worker.connector.store([store_command(([1, 2, 3, 4],))])
+        assert (await worker.until_done(1)).failed == set()
         assert "Store" not in dict(depot.requests)
 
 
 async def test_load_of_fewer_tokens_than_were_ordered_has_failed(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:  # it answers that it wrote 16 tokens
         worker = await start_worker(depot.address)
-        worker.side.load([load_order("lease", ([1, 2, 3, 4, 5, 6, 7, 8],))])
+        worker.connector.load([load_command("lease", ([1, 2, 3, 4, 5, 6, 7, 8],))])
         assert await worker.until_loaded() == ({"request"}, {"request"})
-        worker.side.load([load_order("lease", ([1, 2, 3, 4],), operation_id=3)])
+        worker.connector.load([load_command("lease", ([1, 2, 3, 4],), transfer_id=3)])
         assert await worker.until_loaded() == ({"request"}, set())
 
 
@@ -294,7 +301,7 @@ def fake_depot(address: str, depot: FakeDepot | None = None) -> Iterator[FakeDep
 
 
 @pytest.mark.parametrize(
-    ("how", "settles"),
+    ("how", "is_done"),
     [
         (failure(grpc.StatusCode.NOT_FOUND, "LEASE_EXPIRED"), True),
         (failure(grpc.StatusCode.UNAVAILABLE, "DRAINING"), True),
@@ -304,43 +311,41 @@ def fake_depot(address: str, depot: FakeDepot | None = None) -> Iterator[FakeDep
     ids=["answered", "refused while it drains", "connection lost", "something else answered"],
 )
 async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
-    start_worker: StartWorker, how: Any, settles: bool
+    start_worker: StartWorker, how: Any, is_done: bool
 ) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)
         depot.failures["Retrieve"] = how
-        depot.hanging.add("AttachInstance")  # from now on nothing is settled by attaching again
-        worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
+        depot.hanging.add("AttachInstance")  # a new attachment can't show that it is done
+        worker.connector.load([load_command("lease", ([1, 2, 3, 4],))])
         assert await worker.until_loaded() == ({"request"}, {"request"})
         await until(lambda: worker.take().failed == {2})
-        if settles:
-            assert await worker.until_settled(2)
+        if is_done:
+            assert await worker.until_done(2)
             assert worker.chunk_size
         else:
             await until(lambda: worker.chunk_size == 0)  # detached, to find out
-            assert not worker.take().settled
+            assert not worker.take().done
 
 
-async def test_operation_in_doubt_is_settled_by_attaching_again(start_worker: StartWorker) -> None:
+async def test_uncertain_transfer_is_done_after_attaching_again(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address, retrieve_timeout_seconds=0.2)
         depot.hanging.add("Retrieve")
-        worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
+        worker.connector.load([load_command("lease", ([1, 2, 3, 4],))])
         assert await worker.until_loaded() == ({"request"}, {"request"})  # not later than its timeout
-        assert (await worker.until_settled(2)).failed == {2}
+        assert (await worker.until_done(2)).failed == {2}
         assert sum(name == "AttachInstance" for name, _ in depot.requests) == 2
 
 
-async def test_operation_in_doubt_is_settled_when_nobody_listens_any_more(
-    start_worker: StartWorker, tmp_path: Any
-) -> None:
+async def test_uncertain_transfer_is_done_when_nothing_listens(start_worker: StartWorker, tmp_path: Any) -> None:
     with fake_depot(f"unix:{tmp_path}/depot.sock") as depot:
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
-        worker.side.store([store_order(([1, 2, 3, 4],))])
+        worker.connector.store([store_command(([1, 2, 3, 4],))])
         await until(lambda: any(name == "Store" for name, _ in depot.requests))
-        assert not worker.take().settled
-    assert (await worker.until_settled(1)).failed == {1}
+        assert not worker.take().done
+    assert (await worker.until_done(1)).failed == {1}
 
 
 async def test_store_whose_time_is_over_before_its_turn_is_not_made(start_worker: StartWorker) -> None:
@@ -353,24 +358,25 @@ async def test_store_whose_time_is_over_before_its_turn_is_not_made(start_worker
     with fake_depot("127.0.0.1:0", SlowDepot()) as depot:
         worker = await start_worker(depot.address, store_timeout_seconds=0.6)
         numbers = range(1, 4 * MAX_STORES + 1)
-        worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
-        report = await worker.until_settled(*numbers)
+        worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=number) for number in numbers])
+        report = await worker.until_done(*numbers)
         num_made = sum(name == "Store" for name, _ in depot.requests)
     assert num_made <= 2 * MAX_STORES
     assert len(report.failed) >= 2 * MAX_STORES
 
 
-async def test_operations_of_a_cache_that_is_replaced_are_settled_by_the_next_attachment(
+async def test_transfers_of_a_replaced_cache_are_done_after_the_next_attachment(
     start_worker: StartWorker,
 ) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
         numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
-        worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number) for number in numbers])
+        worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=number) for number in numbers])
         await until(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
-        await asyncio.to_thread(worker.side.register, views(), CONFIG)
-        report = await worker.until_settled(*numbers)
+        worker.caches = views()
+        await asyncio.to_thread(worker.attach, CONFIG)
+        report = await worker.until_done(*numbers)
     assert report.failed == set(numbers)
 
 
@@ -383,13 +389,13 @@ async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) ->
         def refused() -> bool:
             nonlocal number
             number += 1
-            worker.side.store([store_order(([1, 2, 3, 4],), operation_id=number)])
+            worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=number)])
             return bool(worker.take().failed)
 
         await until(refused)
         asked = sum(name == "Store" for name, _ in depot.requests)
-        worker.side.store([store_order(([1, 2, 3, 4],), operation_id=9999)])
-        await worker.until_settled(9999)
+        worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=9999)])
+        await worker.until_done(9999)
         assert sum(name == "Store" for name, _ in depot.requests) == asked
 
 
@@ -404,8 +410,8 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
         (HEADS, CONTENT * 4, 1),
         (1, 12, 1),
     ]
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert not (await worker.until_done(1)).failed
 
 
 async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_worker: StartWorker) -> None:
@@ -419,13 +425,13 @@ async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_
         worker.fill(number)
     before = content(workers[1].caches, list(range(NUM_BLOCKS)))
     stored = content(workers[0].caches, [3, 9, 4, 20, 7, 1, 30, 12])
-    order = store_order(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
-    order.tables[1].absent_blocks = 6
-    workers[0].side.store([order])
-    assert not (await workers[0].until_settled(1)).failed
-    load = load_order(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
+    command = store_command(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
+    command.tables[1].absent_blocks = 6
+    workers[0].connector.store([command])
+    assert not (await workers[0].until_done(1)).failed
+    load = load_command(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
     load.tables[1].absent_blocks = 7
-    workers[1].side.load([load])
+    workers[1].connector.load([load])
     assert await workers[1].until_loaded() == ({"request"}, set())
     after = content(workers[1].caches, list(range(NUM_BLOCKS))).unflatten(2, (NUM_BLOCKS, BLOCK))
     expected = before.unflatten(2, (NUM_BLOCKS, BLOCK)).clone()
@@ -434,8 +440,8 @@ async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_
     expected[1][:, 14] = by_block[1][:, 7]
     assert torch.equal(after, expected)
     load.tables[1].absent_blocks, load.tables[1].block_ids = 5, [14, 16, 17]
-    load.operation_id = 3
-    workers[1].side.load([load])
+    load.transfer_id = 3
+    workers[1].connector.load([load])
     assert await workers[1].until_loaded() == ({"request"}, {"request"})  # it was not stored
 
 
@@ -450,12 +456,12 @@ async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_work
 async def test_another_cache_takes_the_place_of_the_one_before(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
     worker.caches = views()
-    await asyncio.to_thread(worker.side.register, worker.caches, CONFIG)
+    await asyncio.to_thread(worker.attach, CONFIG)
     worker.fill(3)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert not (await worker.until_done(1)).failed
     other = await start_worker(depot.addresses[0])
-    other.side.load([load_order(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
+    other.connector.load([load_command(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
     await other.until_loaded()
     assert torch.equal(content(other.caches, [5, 6, 7, 8]), content(worker.caches, [1, 2, 3, 4]))
 
