@@ -98,6 +98,10 @@ def test_the_client_imports_nothing_of_the_servers() -> None:
     assert faults("kvdepot/*", forbidden=tuple(OURS - {"kvdepot"})) == []
 
 
+def test_the_connector_knows_no_engine() -> None:
+    assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
+
+
 def test_only_servicers_and_commands_see_messages() -> None:
     assert faults(*others(*MESSAGES, "kvdepot/*"), forbidden=(*CONTRACT, "google", "grpc_health")) == []
 
