@@ -380,6 +380,19 @@ async def test_transfers_of_a_replaced_cache_are_done_after_the_next_attachment(
     assert report.failed == set(numbers)
 
 
+async def test_transfer_that_has_just_begun_when_the_cache_is_replaced_is_done_too(start_worker: StartWorker) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.hanging.add("Store")
+
+        def store_and_replace() -> None:
+            worker.connector.store([store_command(([1, 2, 3, 4],))])
+            worker.attach(CONFIG)
+
+        await asyncio.to_thread(store_and_replace)
+        assert (await worker.until_done(1)).failed == {1}
+
+
 async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)

@@ -31,7 +31,11 @@ class AttachedWorkers:
         sizes = set(self._chunk_sizes.values())
         chunk_size = sizes.pop() if len(self._chunk_sizes) == self._num_workers and len(sizes) == 1 else 0
         if chunk_size % self._hash_block_size:
-            logger.error("chunks of %d tokens don't fit hashes of %d", chunk_size, self._hash_block_size)
+            logger.error(
+                "the depot is not used: its chunks of %d tokens are no multiple of the engine's block hashes of %d",
+                chunk_size,
+                self._hash_block_size,
+            )
             chunk_size = 0
         self.chunk_size = chunk_size
 

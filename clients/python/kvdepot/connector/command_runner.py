@@ -54,8 +54,11 @@ class CommandRunner:
         self._tasks.start(self._store(command, event))
 
     async def close(self) -> None:
-        """Cancel all transfers. They become uncertain; the worker's next attachment shows that they are done."""
-        await asyncio.sleep(0)  # a task that is cancelled before its first step would report nothing
+        """Cancel all transfers. They become uncertain; the worker's next attachment shows that they are done.
+
+        A task that is cancelled before its first step would report nothing. That can't happen: the loop runs what the
+        engine's thread gives it in order, so that all transfers have begun.
+        """
         await self._tasks.cancel()
 
     async def _load(self, command: LoadCommand, event: ReadyEvent) -> None:
@@ -138,7 +141,8 @@ class CommandRunner:
     def _log(self, command: LoadCommand | StoreCommand, error: DepotError) -> None:
         if error.reason not in self._logged_reasons:  # once for each reason: under load there would be thousands
             self._logged_reasons.add(error.reason)
-            logger.warning("%s of request %s failed: %s", type(command).__name__, command.request_id, error)
+            kind = "load" if isinstance(command, LoadCommand) else "store"
+            logger.warning("the %s of request %s failed: %s", kind, command.request_id, error)
 
 
 def is_answer(error: DepotError) -> bool:

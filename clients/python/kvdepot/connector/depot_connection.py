@@ -120,7 +120,8 @@ class DepotConnection:
                 end.cancel()
             self._attachment = None
             self._on_change(0)
-        logger.warning("detached from the depot, the engine goes on without it: %s", attachment.lost_reason or "slow")
+        reason = attachment.lost_reason or "it did not answer a call in time"
+        logger.warning("detached from the depot, the engine goes on without it: %s", reason)
 
     def _mark_done(self) -> None:
         self._on_done(tuple(self._uncertain))
