@@ -60,7 +60,7 @@ TABLE: BlockIds = (list(range(10, 20)),)
 
 
 def request_of(count: int, request_id: str = "request", **facts: Any) -> Request:
-    """Return a request with so many tokens."""
+    """Return a request with this many tokens."""
     return Request(request_id=request_id, tokens=list(range(count)), **facts)
 
 

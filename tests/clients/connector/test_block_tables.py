@@ -76,7 +76,7 @@ def test_a_load_writes_what_the_engine_has_not_and_the_window_needs() -> None:
         ((1, 0), PLENTY, (8, 32)),  # full attention needs all
         ((0, 0), 4, (0, 8)),
         ((0, 0), 3, (0, 0)),
-        ((0, 3), 3, (8, 16)),  # what is absent needs no room
+        ((0, 3), 3, (8, 16)),  # absent blocks need no room
         ((0, 3), 2, (8, 8)),
     ],
 )

@@ -148,7 +148,7 @@ async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, cl
     await until(lambda: depot.requests != [])
     lookups.give_up(lookup)
     lookups.end_session(session_id)
-    lookups.begin("other", PREFIX, 0, "")  # goes the same way: by its arrival the end would have come, too
+    lookups.begin("other", PREFIX, 0, "")  # by its arrival a premature end would have arrived as well
     lookups.end_session("another")
     await until(lambda: any(name == "EndSession" for name, _ in depot.requests))
     assert depot.last("EndSession").session_id == "another"
@@ -246,7 +246,7 @@ async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, repor
     assert depot.last("EndSession").session_id == "first"
 
 
-async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts_anew(
+async def test_request_of_which_a_record_was_lost_is_not_reported_until_it_starts_anew(
     depot: FakeDepot, reports: BlockReportQueue
 ) -> None:
     depot.failures["ReportBlockAllocation"] = failure(grpc.StatusCode.UNAVAILABLE, "DRAINING")

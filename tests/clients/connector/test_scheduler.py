@@ -231,7 +231,7 @@ def test_chunks_are_stored_as_they_become_whole(engine: Engine) -> None:
 def test_tokens_that_are_not_known_yet_are_not_stored(engine: Engine) -> None:
     request = request_of(14)
     engine.tables["request"] = TABLE
-    (command,) = engine.step({request: 18}).stores  # 4 of them are drafts, or placeholders of what is being sampled
+    (command,) = engine.step({request: 18}).stores  # 4 are drafts, or placeholders of tokens to be sampled
     assert command.chunk_hashes == [request.block_hashes[1]]
 
 
@@ -312,7 +312,7 @@ def test_id_that_comes_again_is_another_request_and_session(engine: Engine) -> N
     assert engine.scheduler.matched_tokens(second, 0) == (16, True)
 
 
-def test_id_that_comes_again_before_the_end_is_told_is_another_session(engine: Engine) -> None:
+def test_id_that_comes_again_before_its_session_has_ended_is_another_session(engine: Engine) -> None:
     for session_id in ("request", "request#2", "request#3"):
         request = request_of(20)
         engine.scheduler.arrived(request)
@@ -327,7 +327,7 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
     engine.tables["request"] = TABLE
     (command,) = engine.step({request: 20}).stores
     request.tokens.append(7)
-    request.num_computed_tokens = 0  # preempted: its blocks are others' now, but for those that are being stored
+    request.num_computed_tokens = 0  # preempted: others may take its blocks, except those that are being stored
     assert engine.pool.kept == dict.fromkeys(range(10, 14), 1)
     assert engine.scheduler.matched_tokens(request, 0) == (None, False)
     engine.lookup_client.answer(16)
@@ -336,7 +336,7 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
 
 
 def stored_of(engine: Engine, request: Request, num_tokens: int) -> list[int]:
-    """What a step that computes so many tokens stores: the first token, and where it ends."""
+    """Return the first and the last token of each store in a step that computes this many tokens."""
     engine.tables["request"] = TABLE
     return [
         token
@@ -522,7 +522,7 @@ def test_chunk_whose_window_is_gone_is_never_stored() -> None:
     engine.mark_done(command.transfer_id, later.transfer_id, failed=[command.transfer_id])
     request.tokens += [7]
     (again,) = engine.step({request: 1}).stores
-    assert again.start_token == 24  # what is lost is lost
+    assert again.start_token == 24  # the lost chunk stays lost
 
 
 def test_load_fills_the_window_and_never_the_null_block() -> None:

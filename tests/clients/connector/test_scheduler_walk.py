@@ -19,7 +19,7 @@ WORKERS = 2
 
 
 def num_dropped(group: CacheGroup, num_computed_tokens: int) -> int:
-    """Return how many blocks vLLM has replaced by the null block once so many tokens are computed."""
+    """Return how many blocks vLLM has replaced by the null block once this many tokens are computed."""
     if group.local_chunk is not None:
         return num_computed_tokens // group.local_chunk * group.local_chunk // BLOCK
     return 0 if group.window is None else max(0, num_computed_tokens - group.window) // BLOCK
@@ -54,7 +54,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.engine.scheduler.arrived(request)
 
     def drop(self, request: Request, num_computed_tokens: int = 0) -> BlockIds:
-        """The request's tables once so many tokens are computed."""
+        """Return the request's tables once this many tokens are computed."""
         offset = 1 + int(request.request_id.split("-")[1]) % 5 * MOST_BLOCKS * len(self.groups)
         tables = []
         for number, group in enumerate(self.groups):
@@ -108,7 +108,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.loading[command.request_id] = command.transfer_id
 
     def check(self, command: LoadCommand | StoreCommand) -> None:
-        """What is stored is enough for each hit that ends in it; a load fills what vLLM has made room for."""
+        """Check that a store is enough for each hit that ends in it, and that a load fills the room that vLLM made."""
         for table, group in zip(command.tables, self.groups, strict=True):
             assert 0 not in table.block_ids
             if isinstance(command, LoadCommand):
@@ -155,7 +155,7 @@ class SchedulerWalk(RuleBasedStateMachine):
 
     @rule()
     def all_stores_fail(self) -> None:
-        """They are to be stored once more, from blocks that a window may have left meanwhile."""
+        """All chunks are stored again, from blocks that a window may have left meanwhile."""
         stores = [number for number, command in self.commands.items() if isinstance(command, StoreCommand)]
         self.engine.scheduler.reported(WorkerReport(failed=set(stores)))
 

@@ -62,7 +62,7 @@ def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
 
 
 def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Clock, engine: Engine) -> None:
-    """Answers that vLLM has no room for are let go of and asked for again; that may not delay the request."""
+    """Answers that vLLM has no room for are given up and looked up again; that may not delay the request."""
     request = request_of(20)
     waited = 0.0
     for _ in range(1000):

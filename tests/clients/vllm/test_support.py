@@ -85,7 +85,7 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
         ("sha256_cbor", {}, False),
     ],
 )
-def test_engine_whose_hashes_nobody_shares_says_so_with_both_remedies(
+def test_engine_whose_hashes_no_other_process_computes_warns_with_both_remedies(
     algorithm: str, environment: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of_hashes(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
