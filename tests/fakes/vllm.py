@@ -89,6 +89,7 @@ class Pool:
     def __init__(self, num_blocks: int) -> None:
         self.blocks = [Block(number) for number in range(num_blocks)]
         self.null_block = self.blocks[0]
+        self.freed_ids: list[int] = []
 
     def touch(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
@@ -99,6 +100,7 @@ class Pool:
         for block in ordered_blocks:
             assert block.ref_cnt > 0, f"block {block.block_id} is freed once too often"
             block.ref_cnt -= 1
+            self.freed_ids.append(block.block_id)
 
     @property
     def kept(self) -> dict[int, int]:

@@ -147,6 +147,12 @@ def test_blocks_and_lease_are_kept_until_the_transfer_is_done_at_every_worker() 
     assert engine.lookup_client.ended_sessions == ["request"]
 
 
+def test_blocks_of_the_tail_are_released_first(engine: Engine) -> None:
+    """vLLM reuses blocks in the order of their release, and the head of a prefix is worth the most."""
+    engine.mark_done(load(engine, request_of(20)))
+    assert engine.pool.freed_ids == [13, 12, 11, 10]
+
+
 @pytest.mark.parametrize("num_external_tokens", [4, 24], ids=["a part of a chunk", "more than was found"])
 def test_load_of_other_tokens_than_were_found_fails_and_is_computed(engine: Engine, num_external_tokens: int) -> None:
     request = request_of(40)

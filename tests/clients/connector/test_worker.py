@@ -74,7 +74,7 @@ class Worker:
             cache.copy_(torch.rand(cache.shape, generator=generator))
 
     def take(self) -> WorkerReport:
-        if report := self.connector.take_report():
+        if report := self.connector.results.take_report():
             self.report = self.report.aggregate(report)
         return self.report
 
@@ -90,7 +90,7 @@ class Worker:
     async def until_loaded(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those whose load failed."""
         results: list[tuple[set[str], set[str]]] = []
-        await until(lambda: bool(results.append(self.connector.take_loaded()) or results[-1][0]))
+        await until(lambda: bool(results.append(self.connector.results.take_loaded()) or results[-1][0]))
         return results[-1]
 
 
@@ -207,8 +207,8 @@ async def test_scheduler_learns_how_the_depot_cuts_tokens_and_when_it_goes(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
-    assert worker.connector.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
-    assert worker.connector.take_report() is None
+    assert worker.connector.results.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
+    assert worker.connector.results.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
         attachment.fail(RegionUnavailable("the engine took its memory away"))
     await until(lambda: 0 in worker.take().chunk_sizes.values())

@@ -12,11 +12,11 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.attached_memory import AttachedMemory
+from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.identity import WorkerId
 from kvdepot.errors import DepotError
 
@@ -27,18 +27,8 @@ LONGEST_BACKOFF_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionSettings:
-    """The depot's address, and what a worker attaches there."""
-
-    address: str
-    model_name: str
-    worker_id: WorkerId
-    attach_timeout_seconds: float
-
-
 class DepotConnection:
-    """Runs on the event loop.
+    """The attachment of one worker. It runs on the event loop.
 
     ``uncertain`` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
     ``on_done`` takes transfers that are done. ``on_change`` takes the chunk size of a new attachment, or 0.
@@ -47,7 +37,9 @@ class DepotConnection:
     def __init__(
         self,
         client: AsyncDepotClient,
-        settings: ConnectionSettings,
+        config: ConnectorConfig,
+        model_name: str,
+        worker_id: WorkerId,
         memory: AttachedMemory,
         uncertain: set[int],
         on_done: Callable[[Iterable[int]], None],
@@ -55,7 +47,9 @@ class DepotConnection:
     ) -> None:
         self.memory = memory
         self._client = client
-        self._settings = settings
+        self._config = config
+        self._model_name = model_name
+        self._worker_id = worker_id
         self._on_done = on_done
         self._on_change = on_change
         self._attachment: AsyncAttachment | None = None
@@ -88,7 +82,7 @@ class DepotConnection:
                     await self._while_attached(attachment)
             except DepotError as error:
                 self._warn(str(error))
-                if self._uncertain and await is_refused(self._settings.address):
+                if self._uncertain and await is_refused(self._config.address):
                     self._mark_done()
             finally:
                 self._attachment = None
@@ -96,15 +90,14 @@ class DepotConnection:
             backoff_seconds = min(2 * backoff_seconds, LONGEST_BACKOFF_SECONDS)
 
     async def _attach(self) -> AsyncAttachment:
-        settings = self._settings
         return await self._client.attach(
-            instance_id=settings.worker_id.instance_id,
-            model_name=settings.model_name,
-            world_size=settings.worker_id.world_size,
-            rank=settings.worker_id.rank,
+            instance_id=self._worker_id.instance_id,
+            model_name=self._model_name,
+            world_size=self._worker_id.world_size,
+            rank=self._worker_id.rank,
             groups=self.memory.groups,
             regions=self.memory.regions,
-            timeout_seconds=settings.attach_timeout_seconds,
+            timeout_seconds=self._config.attach_timeout_seconds,
         )
 
     async def _while_attached(self, attachment: AsyncAttachment) -> None:
@@ -130,7 +123,7 @@ class DepotConnection:
     def _warn(self, message: str) -> None:
         if message != self._last_warning:  # once, and not at each attempt
             self._last_warning = message
-            logger.warning("no depot at %s, the engine goes on without it: %s", self._settings.address, message)
+            logger.warning("no depot at %s, the engine goes on without it: %s", self._config.address, message)
 
 
 async def is_refused(address: str) -> bool:

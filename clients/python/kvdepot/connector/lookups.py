@@ -87,11 +87,12 @@ class DepotLookupClient:
 
     def release(self, leases: Sequence[str]) -> None:
         """Release leases."""
-        self._loop.call(self._start_release, tuple(leases))
+        if leases:
+            self._loop.call(self._start_release, tuple(leases))
 
     def end_session(self, session_id: str) -> None:
         """End the session of a request in the depot."""
-        self._loop.call(self._start_end, session_id)
+        self._loop.call(self._tasks.start, self._end(session_id))
 
     def drop_session(self, session_id: str) -> None:
         """Free the id of a session that the depot never knew."""
@@ -116,9 +117,6 @@ class DepotLookupClient:
     def _start_release(self, leases: tuple[str, ...]) -> None:
         if leases:
             self._tasks.start(self._release(leases))
-
-    def _start_end(self, session_id: str) -> None:
-        self._tasks.start(self._end(session_id))
 
     async def _look_up(
         self, lookup: PendingLookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str

@@ -14,9 +14,9 @@ from typing import Any
 from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.attached_memory import AttachedMemory
 from kvdepot.connector.command_runner import CommandRunner, ReadyEvent
-from kvdepot.connector.commands import LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.commands import LoadCommand, StoreCommand
 from kvdepot.connector.config import ConnectorConfig
-from kvdepot.connector.depot_connection import ConnectionSettings, DepotConnection
+from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import EventLoop
 from kvdepot.connector.identity import WorkerId
 from kvdepot.connector.worker_results import WorkerResults
@@ -28,7 +28,7 @@ CLOSE_SECONDS = 2.0
 
 
 class ConnectorWorker:
-    """One worker: its memory, its connection to the depot, its running transfers.
+    """One worker: its memory, its connection to the depot, its running transfers and their `results`.
 
     ``worker_index`` is its place in the engine's reports. ``record_event`` records an event on the device's current
     stream, and the depot waits for it before it touches blocks; it is called only if the memory is a GPU's.
@@ -44,29 +44,23 @@ class ConnectorWorker:
         record_event: Callable[[], Any],
     ) -> None:
         self._config = config
-        self._settings = ConnectionSettings(
-            address=config.address,
-            model_name=model_name,
-            worker_id=worker_id,
-            attach_timeout_seconds=config.attach_timeout_seconds,
-        )
+        self._model_name = model_name
+        self._worker_id = worker_id
         self._loop = loop
         self._record_event = record_event
         self._on_gpu = False
         self._running: Future[None] | None = None
         self._first_attachment = threading.Event()
-        self._results = WorkerResults(worker_index)
+        self.results = WorkerResults(worker_index)
         # Used on the event loop only.
-        self._runner = CommandRunner(config, worker_id.replica, self._results)
+        self._runner = CommandRunner(config, worker_id.replica, self.results)
         self._client: AsyncDepotClient | None = None
         self._uncertain: set[int] = set()
 
     def attach(self, share: Callable[[], AttachedMemory]) -> None:
         """Attach the KV cache that ``share`` returns, and wait for that until the attach timeout.
 
-        ``share`` is called when the depot has let go of the cache before, if there was one.
-
-        Raises: whatever ``share`` raises.
+        ``share`` is called when the worker has given up the attachment before, if there was one. Its errors are raised.
         """
         self.close()
         self._first_attachment.clear()
@@ -77,7 +71,7 @@ class ConnectorWorker:
             logger.warning("not attached after %g s: the engine starts", self._config.attach_timeout_seconds)
 
     def load(self, commands: Iterable[LoadCommand]) -> None:
-        """Begin loads; `take_loaded` returns when each has ended."""
+        """Begin loads; `results` has them when they have ended."""
         event = None
         for command in commands:
             event = event or self._ready_event()
@@ -87,19 +81,11 @@ class ConnectorWorker:
         """Begin stores of blocks that are computed, or will be once the device's stream gets there."""
         event = None
         for command in commands:
-            if not self._settings.worker_id.stores:
-                self._results.mark_done([command.transfer_id])
+            if not self._worker_id.stores:
+                self.results.mark_done([command.transfer_id])
                 continue
             event = event or self._ready_event()
             self._loop.call(self._runner.begin_store, command, event)
-
-    def take_loaded(self) -> tuple[set[str], set[str]]:
-        """Return the requests whose load has ended since the last call, and those of them whose load failed."""
-        return self._results.take_loaded()
-
-    def take_report(self) -> WorkerReport | None:
-        """Return what the scheduler does not know yet, or None."""
-        return self._results.take_report()
 
     def close(self) -> None:
         """Detach, within `CLOSE_SECONDS`."""
@@ -120,7 +106,14 @@ class ConnectorWorker:
     async def _run(self, memory: AttachedMemory) -> None:
         self._client = AsyncDepotClient(self._config.address, credentials=self._config.credentials)
         self._runner.connection = connection = DepotConnection(
-            self._client, self._settings, memory, self._uncertain, self._results.mark_done, self._set_chunk_size
+            self._client,
+            self._config,
+            self._model_name,
+            self._worker_id,
+            memory,
+            self._uncertain,
+            on_done=self.results.mark_done,
+            on_change=self._set_chunk_size,
         )
         try:
             await connection.run()
@@ -129,7 +122,7 @@ class ConnectorWorker:
             raise
 
     def _set_chunk_size(self, chunk_size: int) -> None:
-        self._results.chunk_size = chunk_size
+        self.results.chunk_size = chunk_size
         if chunk_size:
             self._first_attachment.set()
 

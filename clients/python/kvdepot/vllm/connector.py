@@ -217,11 +217,11 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Return failed loads by request, because vLLM takes failed blocks from caches of a single group only."""
-        loaded, failed = self._worker.take_loaded()
+        loaded, failed = self._worker.results.take_loaded()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        report = None if self._is_scheduler else self._worker.take_report()
+        report = None if self._is_scheduler else self._worker.results.take_report()
         return ReportMetadata(report) if report is not None else None
 
     def _commands(self) -> StepCommands:
