@@ -171,7 +171,7 @@ async def test_failures_are_followed_by_pauses_that_get_longer(depot: LeasingDep
     lookups = lookups_of(client)
     assert not lookups.paused
     depot.failures["Lookup"] = failure(grpc.StatusCode.NOT_FOUND, "INSTANCE_NOT_FOUND")
-    pauses = []
+    pauses: list[float] = []
     for _ in range(3):
         lookup = await answered(lookups.begin("session", PREFIX, 0, ""))
         assert (lookup.matched_tokens, lookup.leases) == (0, ())

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvdepot.connector.block_transfers import BlockTransfer
 from kvdepot.connector.cache_groups import CacheGroup
-from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.commands import BlockIds, LoadCommand, StepCommands, StoreCommand, WorkerReport
 from tests.fakes.vllm import BLOCK, CHUNK, Engine, Request
 
 MOST_BLOCKS = 10  # of a request, in each group
@@ -23,6 +23,10 @@ def num_dropped(group: CacheGroup, num_computed_tokens: int) -> int:
     if group.local_chunk is not None:
         return num_computed_tokens // group.local_chunk * group.local_chunk // BLOCK
     return 0 if group.window is None else max(0, num_computed_tokens - group.window) // BLOCK
+
+
+def all_of(commands: StepCommands) -> list[LoadCommand | StoreCommand]:
+    return [*commands.loads, *commands.stores]
 
 
 class SchedulerWalk(RuleBasedStateMachine):
@@ -100,7 +104,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.drop(request, request.num_computed_tokens)
         new = [(request.request_id, self.engine.tables[request.request_id], True) for request in scheduled]
         commands = self.engine.step(scheduled, new if not may_store else [], may_store=may_store)
-        for command in [*commands.loads, *commands.stores]:
+        for command in all_of(commands):
             self.commands[command.transfer_id] = command
             self.check(command)
             self.left[command.transfer_id] = WORKERS
@@ -201,7 +205,7 @@ class SchedulerWalk(RuleBasedStateMachine):
             self.engine.scheduler.finished(request)
         self.requests.clear()
         self.loading.clear()
-        for command in [*(commands := self.engine.step({})).loads, *commands.stores]:
+        for command in all_of(self.engine.step({})):
             self.left[command.transfer_id] = WORKERS
         for transfer_id, workers in self.left.items():
             for _ in range(workers):

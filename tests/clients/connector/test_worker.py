@@ -88,10 +88,11 @@ class Worker:
         return self.report
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
-        """Requests whose load has ended, and those whose load failed."""
-        results: list[tuple[set[str], set[str]]] = []
-        await until(lambda: bool(results.append(self.connector.results.take_loaded()) or results[-1][0]))
-        return results[-1]
+        """Return the requests whose load has ended, and those whose load failed."""
+        async with asyncio.timeout(20):
+            while not (results := self.connector.results.take_loaded())[0]:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.005)
+        return results
 
 
 async def until(condition: Callable[[], bool]) -> None:

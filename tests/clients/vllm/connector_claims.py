@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from kvdepot import DepotClient
 from kvdepot.connector.commands import StepCommands, WorkerReport
 from kvdepot.connector.config import ConfigError
 from kvdepot.vllm import KvdepotConnector
+from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
 from kvdepot.vllm.support import Unsupported
 from tests.clients.vllm.stub_engine import StubEngine, config_of, until
@@ -178,6 +182,21 @@ def test_what_builds_on_vllms_own_cache_is_stored_once_that_is_emptied(start: St
         engine.finish(request)
         assert engine.vllm_scheduler.reset_prefix_cache()
     assert stored_sessions() == ["trusted"]
+
+
+def test_replaced_adapter_is_trusted_once_vllms_own_cache_is_emptied(
+    start: Start, fake_depot: FakeDepot, tmp_path: Path
+) -> None:
+    engine = start("adapted", fake_depot.address)
+    adapters = engine.scheduler._adapters
+    lora = SimpleNamespace(lora_int_id=1, lora_name="sql", lora_path=str(tmp_path), load_inplace=True)
+    for weights in (b"one", b"two"):
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+        time.sleep(2 * VALID_SECONDS)
+        assert adapters.identity_of(lora) is not None
+    assert adapters.was_replaced(lora)
+    assert engine.vllm_scheduler.reset_prefix_cache()
+    assert not adapters.was_replaced(lora)
 
 
 def test_reports_of_workers_are_added_up_and_pickled() -> None:

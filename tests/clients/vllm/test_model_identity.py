@@ -26,21 +26,14 @@ class Kind(Enum):
     TWO = 2
 
 
-def name_of(
-    *,
-    engine_id: str = "engine",
-    vllm_version: str = "0.32.0",
-    weights_name: str = "",
-    environment: dict[str, str] | None = None,
-    **changes: Any,
-) -> str:
-    return model_identity(
-        vllm_config(**changes),
-        engine_id=engine_id,
-        vllm_version=vllm_version,
-        weights_name=weights_name,
-        environment=environment or {},
-    )
+DEFAULTS: dict[str, Any] = {"engine_id": "engine", "vllm_version": "0.32.0", "weights_name": "", "environment": {}}
+
+
+def name_of(**facts: Any) -> str:
+    """Return the identity; facts that are not in `DEFAULTS` are changes of vLLM's configuration."""
+    changes = {name: fact for name, fact in facts.items() if name not in DEFAULTS}
+    others = {name: facts.get(name, default) for name, default in DEFAULTS.items()}
+    return model_identity(vllm_config(**changes), **others)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class BlockTransfers:
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:
         """Count the workers at which each transfer is done; release and return those that are done at all.
 
-        The blocks of the tail are released first, as vLLM does it, so that they are the first to be reused.
+        The blocks of the tail are released first, so that the engine reuses them before those of the head.
         """
         done = []
         for transfer_id, count in num_workers.items():
