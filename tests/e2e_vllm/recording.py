@@ -40,11 +40,11 @@ class _Recorder:
         self._scheduler.arrived(request)
         self._write("arrived", request=_facts(request))
 
-    def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+    def matched_tokens(self, request: Any, num_computed_tokens: int) -> int | None:
         lookup = self._scheduler._requests[request.request_id].lookup
         before = _answer(lookup)
         result = self._scheduler.matched_tokens(request, num_computed_tokens)
-        answer = before if result[0] is None else _answer(lookup)  # it may have come meanwhile
+        answer = before if result is None else _answer(lookup)  # it may have come meanwhile
         facts = _facts(request)
         self._write("matched_tokens", request=facts, computed=num_computed_tokens, answer=answer, result=result)
         return result

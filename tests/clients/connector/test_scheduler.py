@@ -27,12 +27,12 @@ def engine() -> Engine:
 
 def test_lookup_is_never_waited_for(engine: Engine) -> None:
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
+    assert engine.scheduler.matched_tokens(request, 0) is None
     assert len(engine.lookup_client.calls) == 1
     engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(request, 0) == (16, True)
-    assert engine.scheduler.matched_tokens(request, 4) == (12, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 16
+    assert engine.scheduler.matched_tokens(request, 4) == 12
 
 
 def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
@@ -50,18 +50,18 @@ def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
     ids=["shorter than a chunk", "may not read caches"],
 )
 def test_nothing_is_asked_for_what_can_not_be_loaded(engine: Engine, request_: Request) -> None:
-    assert engine.scheduler.matched_tokens(request_, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request_, 0) == 0
     assert not engine.lookup_client.calls
 
 
 def test_nothing_is_asked_when_the_engine_has_it_all(engine: Engine) -> None:
-    assert engine.scheduler.matched_tokens(request_of(20), 16) == (0, False)
+    assert engine.scheduler.matched_tokens(request_of(20), 16) == 0
     assert not engine.lookup_client.calls
 
 
 def test_nothing_is_asked_of_a_depot_that_just_failed(engine: Engine) -> None:
     engine.lookup_client.paused = True
-    assert engine.scheduler.matched_tokens(request_of(20), 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request_of(20), 0) == 0
     assert not engine.lookup_client.calls
 
 
@@ -71,11 +71,11 @@ def test_engine_goes_without_a_depot_until_all_workers_are_attached_alike(chunk_
     engine.scheduler.reported(WorkerReport(chunk_sizes={0: 0, 1: 0}))
     engine.scheduler.reported(WorkerReport(chunk_sizes={**chunk_sizes}))
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     engine.tables["request"] = TABLE
     assert not engine.step({request: 20}).stores
     engine.scheduler.reported(WorkerReport(chunk_sizes={0: CHUNK, 1: CHUNK}))
-    assert engine.scheduler.matched_tokens(request_of(20, "other"), 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request_of(20, "other"), 0) is None
 
 
 def test_lease_is_given_back_when_nothing_is_loaded(engine: Engine) -> None:
@@ -108,9 +108,8 @@ def load(engine: Engine, request: Request, *, local_tokens: int = 0, matched_tok
     """Let a request load; return the transfer's id."""
     engine.scheduler.matched_tokens(request, local_tokens)
     engine.lookup_client.answer(matched_tokens)
-    found, asynchronous = engine.scheduler.matched_tokens(request, local_tokens)
+    found = engine.scheduler.matched_tokens(request, local_tokens)
     assert found == matched_tokens - local_tokens
-    assert asynchronous
     engine.scheduler.allocated(request, TABLE, found)
     request.num_computed_tokens = matched_tokens
     (command,) = engine.step({}).loads
@@ -182,7 +181,7 @@ def test_load_that_failed_is_computed_and_stored_again(engine: Engine) -> None:
     transfer_id = load(engine, request)
     engine.mark_done(transfer_id, failed=[transfer_id])
     request.num_computed_tokens = 0
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert len(engine.lookup_client.calls) == 1
     engine.tables["request"] = TABLE
     (command,) = engine.step({request: 20}).stores
@@ -194,18 +193,18 @@ def test_loads_leave_half_of_the_blocks_to_others() -> None:
     first, second = request_of(40, "first"), request_of(40, "second")
     engine.scheduler.matched_tokens(first, 0)
     engine.lookup_client.answer(40)
-    assert engine.scheduler.matched_tokens(first, 0) == (40, True)
+    assert engine.scheduler.matched_tokens(first, 0) == 40
     engine.scheduler.allocated(first, TABLE, 40)
     engine.scheduler.matched_tokens(second, 0)
     lookup = engine.lookup_client.answer(40)
-    assert engine.scheduler.matched_tokens(second, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(second, 0) is None
     (command,) = engine.step({}).loads
     engine.mark_done(command.transfer_id)
-    assert engine.scheduler.matched_tokens(second, 0) == (40, True)
+    assert engine.scheduler.matched_tokens(second, 0) == 40
     load(engine, request_of(40, "third"), matched_tokens=40)
-    assert engine.scheduler.matched_tokens(second, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(second, 0) is None
     lookup.deadline = time.monotonic()  # long enough
-    assert engine.scheduler.matched_tokens(second, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(second, 0) == 0
 
 
 def test_load_of_more_than_half_of_the_blocks_is_not_waited_for() -> None:
@@ -213,7 +212,7 @@ def test_load_of_more_than_half_of_the_blocks_is_not_waited_for() -> None:
     request = request_of(40)
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(40)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
 
 
 def test_chunks_are_stored_as_they_become_whole(engine: Engine) -> None:
@@ -310,12 +309,12 @@ def test_id_that_comes_again_is_another_request_and_session(engine: Engine) -> N
     engine.scheduler.finished(first)
     second = request_of(20)
     engine.scheduler.arrived(second)
-    assert engine.scheduler.matched_tokens(second, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(second, 0) is None
     assert engine.lookup_client.calls[-1].session_id == "request#2"
     engine.mark_done(command.transfer_id)
     assert engine.lookup_client.ended_sessions == ["request"]  # and not that of its successor
     engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(second, 0) == (16, True)
+    assert engine.scheduler.matched_tokens(second, 0) == 16
 
 
 def test_id_that_comes_again_before_its_session_has_ended_is_another_session(engine: Engine) -> None:
@@ -335,9 +334,9 @@ def test_preempted_request_finds_what_it_had_stored(engine: Engine) -> None:
     request.tokens.append(7)
     request.num_computed_tokens = 0  # preempted: others may take its blocks, except those that are being stored
     assert engine.pool.kept == dict.fromkeys(range(10, 14), 1)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(request, 0) == (16, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 16
     engine.mark_done(command.transfer_id)
 
 
@@ -355,13 +354,13 @@ def test_chunks_that_were_evicted_before_there_was_room_are_stored_again(clock: 
     request = request_of(40)
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(32)
-    assert engine.scheduler.matched_tokens(request, 0) == (32, True)  # and vLLM has no room
+    assert engine.scheduler.matched_tokens(request, 0) == 32  # and vLLM has no room
     engine.step({})
     clock.advance(5.0)
     engine.step({})
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(8)  # the others were evicted
-    assert engine.scheduler.matched_tokens(request, 0) == (8, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 8
     engine.scheduler.allocated(request, TABLE, 0)  # another connector has more, or vLLM has no room for a load
     assert stored_of(engine, request, 40) == [8, 40]
 
@@ -373,7 +372,7 @@ def test_chunks_that_were_evicted_while_the_request_was_preempted_are_stored_aga
     request.num_computed_tokens = 0  # preempted
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(request, 0) == (16, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 16
     engine.scheduler.allocated(request, TABLE, 16)
     engine.step({})
     engine.mark_done(2)
@@ -387,7 +386,7 @@ def test_everything_is_stored_again_where_no_answer_tells_what_there_is(engine: 
     engine.mark_done(1)
     request.num_computed_tokens = 0  # preempted
     engine.lookup_client.paused = True
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert stored_of(engine, request, 40) == [0, 40]
 
 
@@ -398,7 +397,7 @@ def test_chunks_that_are_being_stored_are_not_stored_twice(engine: Engine) -> No
     request.num_computed_tokens = 0  # preempted; the depot has not got them yet
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(0)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert stored_of(engine, request, 32) == []
     engine.mark_done(2, failed=[2])
     request.tokens += range(8)
@@ -408,10 +407,10 @@ def test_chunks_that_are_being_stored_are_not_stored_twice(engine: Engine) -> No
 def test_request_that_has_loaded_may_load_again_after_a_preemption(engine: Engine) -> None:
     request = request_of(20)
     transfer_id = load(engine, request)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     engine.mark_done(transfer_id)
     request.num_computed_tokens = 0
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
 
 
 def test_another_depot_is_given_everything_again(engine: Engine) -> None:
@@ -450,8 +449,8 @@ def test_reset_engine_neither_finds_nor_stores_what_was_computed_before(engine: 
     assert len(engine.lookup_client.leased) == 1  # of the load, which goes on
     engine.mark_done(transfer_id)
     assert not engine.lookup_client.leased
-    assert engine.scheduler.matched_tokens(old, 0) == (0, False)
-    assert engine.scheduler.matched_tokens(loading, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(old, 0) == 0
+    assert engine.scheduler.matched_tokens(loading, 0) == 0
     engine.tables |= {"old": TABLE, "new": TABLE}
     assert not engine.step({old: 16}).stores
     engine.scheduler.matched_tokens(new, 0)
@@ -482,7 +481,7 @@ def test_role_says_what_is_done(loads: bool, stores: bool) -> None:
     engine = Engine(loads=loads, stores=stores)
     request = request_of(20)
     engine.tables["request"] = TABLE
-    assert (engine.scheduler.matched_tokens(request, 0)[0] is None) == loads
+    assert (engine.scheduler.matched_tokens(request, 0) is None) == loads
     assert bool(engine.step({request: 20}).stores) == stores
 
 
@@ -536,7 +535,7 @@ def test_load_fills_the_window_and_never_the_null_block() -> None:
     request = request_of(24)
     engine.scheduler.matched_tokens(request, 8)
     engine.lookup_client.answer(24)
-    assert engine.scheduler.matched_tokens(request, 8) == (8, True)  # not the whole prompt: see below
+    assert engine.scheduler.matched_tokens(request, 8) == 8  # not the whole prompt: see below
     engine.scheduler.allocated(request, ([10, 11, 12, 13], [0, 0, 22, 23]), 8)
     (command,) = engine.step({}).loads
     assert (command.num_tokens, command.skip_tokens) == (16, 8)
@@ -555,7 +554,7 @@ def test_last_chunk_of_a_whole_prompt_is_computed_where_a_window_would_lack_a_bl
         request = request_of(16)
         engine.scheduler.matched_tokens(request, 0)
         engine.lookup_client.answer(16)
-        assert engine.scheduler.matched_tokens(request, 0) == (found, True)
+        assert engine.scheduler.matched_tokens(request, 0) == found
 
 
 def test_load_counts_the_blocks_that_it_writes() -> None:
@@ -564,7 +563,7 @@ def test_load_counts_the_blocks_that_it_writes() -> None:
     request = request_of(40)
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(32)
-    assert engine.scheduler.matched_tokens(request, 0) == (32, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 32
 
 
 def test_blocks_of_full_attention_are_reported_whichever_group_they_are() -> None:
@@ -627,21 +626,21 @@ def test_first_request_waits_until_all_workers_have_reported_whether_they_are_at
     engine = Engine(num_workers=2, is_heard=False)
     assert engine.scheduler.needs_steps()  # so that vLLM makes a step, in which they report
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.scheduler.reported(WorkerReport(chunk_sizes={0: CHUNK}))
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     assert not engine.lookup_client.calls
     engine.scheduler.reported(WorkerReport(chunk_sizes={1: CHUNK}))
     assert not engine.scheduler.needs_steps()
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     assert engine.lookup_client.calls
 
 
 def test_wait_for_workers_that_never_report_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(is_heard=False)
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 6)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert not engine.scheduler.needs_steps()

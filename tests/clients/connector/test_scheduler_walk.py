@@ -74,8 +74,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     def ask(self, data: st.DataObject, local: int, room: bool, chosen: bool) -> None:
         request = data.draw(st.sampled_from(self.idle()))
         local_tokens = min(local * BLOCK, request.num_tokens // BLOCK * BLOCK)
-        found, asynchronous = self.engine.scheduler.matched_tokens(request, local_tokens)
-        assert asynchronous == bool(found)
+        found = self.engine.scheduler.matched_tokens(request, local_tokens)
         if found is None or not room:
             return
         is_hybrid = len(self.groups) > 1

@@ -19,8 +19,8 @@ def test_request_is_computed_once_it_has_waited_for_its_lookup(clock: Clock, eng
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.calls[0].lookup.deadline = clock.now + 1.0
     clock.advance(1.0)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert len(engine.lookup_client.calls) == 1
     engine.scheduler.allocated(request, TABLE, 0)  # vLLM computes it
     engine.lookup_client.answer(16)  # too late
@@ -33,11 +33,11 @@ def test_answer_is_used_at_the_next_look_however_long_steps_last(
     clock: Clock, engine: Engine, step_seconds: float, stored_tokens: int
 ) -> None:
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.step({})
     engine.lookup_client.answer(stored_tokens, good_for_seconds=LEASE_SECONDS)
     clock.advance(step_seconds)
-    assert engine.scheduler.matched_tokens(request, 0) == (stored_tokens, stored_tokens > 0)
+    assert engine.scheduler.matched_tokens(request, 0) == stored_tokens
 
 
 @pytest.mark.parametrize("has_room_after", [2, 3, 4, 5, 10, 11, 12])
@@ -50,7 +50,7 @@ def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
     answers = []
     for _ in range(has_room_after + 2):
         num_asked = len(engine.lookup_client.calls)
-        answers.append(engine.scheduler.matched_tokens(request, 0)[0])
+        answers.append(engine.scheduler.matched_tokens(request, 0))
         engine.step({})
         if len(engine.lookup_client.calls) > num_asked:
             engine.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
@@ -67,7 +67,7 @@ def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Cl
     waited = 0.0
     for _ in range(1000):
         num_asked = len(engine.lookup_client.calls)
-        found, _asynchronous = engine.scheduler.matched_tokens(request, 0)
+        found = engine.scheduler.matched_tokens(request, 0)
         engine.step({})
         if len(engine.lookup_client.calls) > num_asked:
             engine.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
@@ -80,30 +80,30 @@ def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Cl
 def test_time_in_which_vllm_did_not_look_is_not_waited(clock: Clock, engine: Engine) -> None:
     """A request that others stand before loses its lease, and not its hit."""
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     for _ in range(400):
         engine.step({})
         if engine.lookup_client.calls[-1].lookup.matched_tokens is None:
             engine.lookup_client.answer(16)
         clock.advance(0.05)
     assert not engine.lookup_client.leased  # for ten of the twenty seconds at least
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(request, 0) == (16, True)
+    assert engine.scheduler.matched_tokens(request, 0) == 16
 
 
 def test_step_that_a_request_waited_for_counts_though_vllm_did_not_look_at_it_then(
     clock: Clock, engine: Engine
 ) -> None:
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.step({})
     engine.lookup_client.answer(16)
     for _ in range(2):
         clock.advance(7.0)
         engine.step({})
     assert not engine.lookup_client.leased
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert len(engine.lookup_client.calls) == 2
 
 
@@ -113,21 +113,21 @@ def test_preempted_request_may_wait_again(clock: Clock, engine: Engine) -> None:
     engine.step({})
     clock.advance(7.0)
     engine.lookup_client.answer(0)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     engine.scheduler.allocated(request, TABLE, 0)
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
 
 
 def test_miss_is_asked_about_once_while_it_is_fresh(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(0)
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     engine.step({})
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     clock.advance(5.0)
     engine.step({})
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
 
 
 def test_lease_is_not_held_for_long_while_vllm_has_no_room(clock: Clock, engine: Engine) -> None:
@@ -141,7 +141,7 @@ def test_lease_is_not_held_for_long_while_vllm_has_no_room(clock: Clock, engine:
     clock.advance(0.25)
     engine.step({})
     assert not engine.lookup_client.leased
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
 
 
 def test_idle_engine_steps_on_until_its_transfers_are_done(clock: Clock, engine: Engine) -> None:

@@ -123,7 +123,7 @@ def test_long_names_stay_apart_and_the_depot_takes_them(tmp_path: Path, lora: Lo
 def test_requests_ask_and_store_under_what_their_adapter_holds(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
     engine, request = Engine(), request_with(lora())
-    assert engine.scheduler.matched_tokens(request, 0) == (None, False)
+    assert engine.scheduler.matched_tokens(request, 0) is None
     engine.lookup_client.answer(0)
     engine.tables["request"] = TABLE
     (store,) = engine.step({request: 20}).stores
@@ -134,7 +134,7 @@ def test_requests_ask_and_store_under_what_their_adapter_holds(tmp_path: Path, l
 def test_request_whose_adapter_is_not_known_is_computed_and_not_stored(lora: Lora) -> None:
     engine, request = Engine(), request_with(lora())
     engine.tables["request"] = TABLE
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert not engine.step({request: 20}).stores
     assert not engine.lookup_client.calls
 
@@ -151,7 +151,7 @@ def test_request_that_is_under_way_when_its_adapter_changes_stores_no_more(tmp_p
     waiting = request_with(lora(load_inplace=True), "waiting")
     engine.scheduler.arrived(waiting)
     train(tmp_path / "sql", b"three")
-    assert engine.scheduler.matched_tokens(waiting, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(waiting, 0) == 0
     assert store.adapter != Adapters().identity_of(lora())
 
 
@@ -161,7 +161,7 @@ def test_answer_for_an_adapter_that_was_replaced_since_is_not_loaded(tmp_path: P
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(16)
     train(tmp_path / "sql", b"two")
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert not engine.lookup_client.leased
 
 

@@ -96,10 +96,10 @@ class Replay:
     def _arrived(self, request: dict[str, Any]) -> None:
         self.scheduler.arrived(self.requests[request["id"]])
 
-    def _matched_tokens(self, request: dict[str, Any], computed: int, answer: Any, result: list[Any]) -> None:
+    def _matched_tokens(self, request: dict[str, Any], computed: int, answer: Any, result: int | None) -> None:
         if answer is not None:
             self.lookup_client.take(request["id"], answer)
-        assert list(self.scheduler.matched_tokens(self.requests[request["id"]], computed)) == result
+        assert self.scheduler.matched_tokens(self.requests[request["id"]], computed) == result
 
     def _allocated(self, request: dict[str, Any], block_ids: list[list[int]], external: int) -> None:
         self.scheduler.allocated(self.requests[request["id"]], tuple(block_ids), external)

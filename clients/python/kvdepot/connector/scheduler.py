@@ -68,8 +68,8 @@ class ConnectorScheduler:
         """Take a new request."""
         self._state(request)
 
-    def matched_tokens(self, request: EngineRequest, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Return how many tokens beyond the computed ones can be loaded, and whether they will be; None: ask again.
+    def matched_tokens(self, request: EngineRequest, num_computed_tokens: int) -> int | None:
+        """Return how many tokens beyond the computed ones can be loaded; None: ask again in the next step.
 
         A request waits for the workers' first reports, and then for answers. Once it has waited for as long as it may,
         it is computed; see `PendingLookups`.
@@ -77,7 +77,7 @@ class ConnectorScheduler:
         state = self._state(request)
         state.local_tokens = num_computed_tokens
         if self._workers.await_first_reports():
-            return None, False
+            return None
         if state.lookup is None or state.lookup.matched_tokens is not None:
             state.check_adapter()
         if self._engine_cache_is_stale and num_computed_tokens:
@@ -86,28 +86,28 @@ class ConnectorScheduler:
         if wanted <= num_computed_tokens:
             self._lookups.give_up(state)
             state.stored_tokens = self._transfers.stored_end(state, 0)
-            return 0, False
+            return 0
         lookup = self._lookups.current(state)
         answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
         state.stored_tokens = self._transfers.stored_end(state, answer or 0)
         if lookup is None and not self._lookup_client.paused:
             self._lookups.begin(state, self._prefixes.longest(state))
         if lookup is None or answer is None:
-            return (None if self._lookups.may_wait(state) else 0), False
+            return None if self._lookups.may_wait(state) else 0
         matched = min(answer, wanted)
         num_blocks = num_blocks_written(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._transfers.can_ever_load(num_blocks):
-            return 0, False
+            return 0
         if num_blocks > self._transfers.num_free(is_load=True):  # running loads end soon, or never
-            return (None if self._lookups.may_wait(state) else 0), False
-        return matched - num_computed_tokens, True
+            return None if self._lookups.may_wait(state) else 0
+        return matched - num_computed_tokens
 
     def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
-        """Command the load of tokens that the engine made room for. It loads none if ``num_external_tokens`` is 0."""
+        """Take the blocks that the engine gave to a request, and load ``num_external_tokens`` into them in the next step."""
         state = self._state(request)
         state.waited_seconds = 0.0
         if num_external_tokens == 0:
-            self._lookups.give_up(state)  # after a load there is none
+            self._lookups.give_up(state)  # there is none if a load has just ended
             return
         lookup = self._lookups.take(state)
         end = state.local_tokens + num_external_tokens

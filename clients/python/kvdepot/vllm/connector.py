@@ -152,7 +152,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler.arrived(request)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        return self._scheduler.matched_tokens(request, num_computed_tokens)
+        num_tokens = self._scheduler.matched_tokens(request, num_computed_tokens)
+        return num_tokens, bool(num_tokens)  # all loads are asynchronous
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
