@@ -103,7 +103,7 @@ class ConnectorScheduler:
         return matched - num_computed_tokens
 
     def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
-        """Take the blocks that the engine gave to a request, and load ``num_external_tokens`` into them in the next step."""
+        """Take the blocks that a request got, and load ``num_external_tokens`` into them in the next step."""
         state = self._state(request)
         state.waited_seconds = 0.0
         if num_external_tokens == 0:
