@@ -50,7 +50,7 @@ def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: s
     assert message in str(caught.value)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_all_faults_are_in_one_error() -> None:
     with pytest.raises(ConfigError, match=r"adress.*report_blocks"):
         read({"kvdepot.adress": "x", "kvdepot.report_blocks": 1}, {})
 

@@ -31,7 +31,7 @@ def test_reset_engine_has_a_salt_of_its_own() -> None:
     )
 
 
-def test_trace_context_is_found_whatever_its_case() -> None:
+def test_trace_context_is_found_in_any_case_of_its_name() -> None:
     assert (traceparent_of({"TraceParent": PARENT}), traceparent_of({}), traceparent_of(None)) == (PARENT, "", "")
 
 
@@ -41,7 +41,7 @@ def test_trace_that_is_none_is_not_passed_on(sent: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 3000, "é" * 200, "\ud800"], ids=["long", "long in bytes", "no text"])
-def test_whatever_a_client_calls_its_request_the_depot_takes_it(name: str) -> None:
+def test_any_name_of_a_request_becomes_one_that_the_depot_accepts(name: str) -> None:
     for taken, most in ((session_id_of(name), 256), (salt_of(name, ""), 256)):
         assert len(taken.encode()) <= most
     assert session_id_of("ééé") == "ééé"

@@ -25,7 +25,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class LeasingDepot(FakeDepot):
-    """Answers lookups by instance: matched tokens; more than none are leased, for a minute."""
+    """Answers lookups with each instance's matched tokens; a match is leased for a minute."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The connector's scheduler: what it looks up, loads, stores and releases, whatever vLLM does with a request."""
+"""The connector's scheduler: what it looks up, loads, stores and releases in all that vLLM does with a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def ids_of(command: LoadCommand | StoreCommand) -> tuple[list[int], ...]:
-    """Of tables without absent blocks."""
+    """Return the block ids of tables without absent blocks."""
     assert not any(table.absent_blocks for table in command.tables)
     return tuple(table.block_ids for table in command.tables)
 
@@ -49,17 +49,17 @@ def test_prefix_is_the_hash_of_each_chunks_last_block(engine: Engine) -> None:
     [request_of(7), request_of(20, skip_reading_prefix_cache=True)],
     ids=["shorter than a chunk", "may not read caches"],
 )
-def test_nothing_is_asked_for_what_can_not_be_loaded(engine: Engine, request_: Request) -> None:
+def test_what_can_not_be_loaded_is_not_looked_up(engine: Engine, request_: Request) -> None:
     assert engine.scheduler.matched_tokens(request_, 0) == 0
     assert not engine.lookup_client.calls
 
 
-def test_nothing_is_asked_when_the_engine_has_it_all(engine: Engine) -> None:
+def test_what_the_engine_has_is_not_looked_up(engine: Engine) -> None:
     assert engine.scheduler.matched_tokens(request_of(20), 16) == 0
     assert not engine.lookup_client.calls
 
 
-def test_nothing_is_asked_of_a_depot_that_just_failed(engine: Engine) -> None:
+def test_depot_that_just_failed_gets_no_lookup(engine: Engine) -> None:
     engine.lookup_client.paused = True
     assert engine.scheduler.matched_tokens(request_of(20), 0) == 0
     assert not engine.lookup_client.calls
@@ -380,7 +380,7 @@ def test_chunks_that_were_evicted_while_the_request_was_preempted_are_stored_aga
     assert stored_of(engine, request, 24) == [16, 40]
 
 
-def test_everything_is_stored_again_where_no_answer_tells_what_there_is(engine: Engine) -> None:
+def test_everything_is_stored_again_without_an_answer_of_the_depot(engine: Engine) -> None:
     request = request_of(40)
     assert stored_of(engine, request, 40) == [0, 40]
     engine.mark_done(1)
@@ -582,7 +582,7 @@ def test_table_that_is_too_short_is_not_stored(engine: Engine) -> None:
     assert not engine.pool.kept
 
 
-def test_reports_tell_reused_and_new_blocks_and_their_tokens() -> None:
+def test_reports_have_reused_and_new_blocks_and_their_tokens() -> None:
     engine = Engine(reports=True)
     request = request_of(14)
     engine.scheduler.matched_tokens(request, 4)

@@ -118,7 +118,7 @@ def test_preempted_request_may_wait_again(clock: Clock, engine: Engine) -> None:
     assert engine.scheduler.matched_tokens(request, 0) is None
 
 
-def test_miss_is_asked_about_once_while_it_is_fresh(clock: Clock, engine: Engine) -> None:
+def test_miss_is_looked_up_once_while_it_is_fresh(clock: Clock, engine: Engine) -> None:
     request = request_of(20)
     engine.scheduler.matched_tokens(request, 0)
     engine.lookup_client.answer(0)

@@ -48,7 +48,7 @@ def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torc
 
 
 def content(caches: dict[str, torch.Tensor], block_ids: list[int]) -> torch.Tensor:
-    """What the blocks hold, [layers, heads, tokens, content], whatever the kernels' blocks are."""
+    """Return the content of blocks, [layers, heads, tokens, content], for any size of the kernels' blocks."""
     layers = []
     for cache in caches.values():
         parts = cache.shape[0] // NUM_BLOCKS
@@ -80,7 +80,7 @@ class Worker:
 
     @property
     def chunk_size(self) -> int | None:
-        """What it reported last; None if it never did."""
+        """The chunk size that it reported last; None if it never did."""
         return self.take().chunk_sizes.get(0)
 
     async def until_done(self, *transfer_ids: int) -> WorkerReport:
@@ -173,7 +173,7 @@ def load_command(lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_
 
 
 async def leased(server: Server, instance_id: str, num_chunks: int) -> str:
-    """The lease of what a lookup finds, which is all."""
+    """Look a prefix up, which must match as a whole; return its lease."""
     async with AsyncDepotClient(server.addresses[0]) as client:
         found = await client.lookup(instance_id, "session", hash_prefix(hashes(num_chunks), CHUNK))
     assert found.matched_tokens == num_chunks * CHUNK, found
@@ -274,7 +274,7 @@ async def test_replica_stores_nothing_and_loads_its_own_lease(depot: Server, sta
     assert torch.equal(content(second.caches, [9, 8, 7, 6]), content(first.caches, [1, 2, 3, 4]))
 
 
-async def test_replica_does_not_even_ask_to_store(start_worker: StartWorker) -> None:
+async def test_replica_sends_no_store(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address, worker_id("engine", 1, 2, 2))
         worker.connector.store([store_command(([1, 2, 3, 4],))])
@@ -394,7 +394,7 @@ async def test_transfer_that_has_just_begun_when_the_cache_is_replaced_is_done_t
         assert (await worker.until_done(1)).failed == {1}
 
 
-async def test_draining_depot_is_asked_nothing_new(start_worker: StartWorker) -> None:
+async def test_draining_depot_gets_no_new_calls(start_worker: StartWorker) -> None:
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)
         depot.notify(NOTICE_DRAINING)

@@ -1,4 +1,4 @@
-"""An adapter is what its files hold: KV of another one is never taken for its own."""
+"""Adapters are identified by the content of their files, so that KV of one is never used for another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lora(tmp_path: Path) -> Lora:
 
 
 def train(folder: Path, weights: bytes) -> None:
-    """Writes weights of the same size and time, as tools do that keep times."""
+    """Write weights of the same size and time, like tools that keep times."""
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text("{}")
     new = folder / "new"
@@ -120,7 +120,7 @@ def test_long_names_stay_apart_and_the_depot_takes_them(tmp_path: Path, lora: Lo
     assert identities[0] != identities[1]
 
 
-def test_requests_ask_and_store_under_what_their_adapter_holds(tmp_path: Path, lora: Lora) -> None:
+def test_requests_look_up_and_store_under_the_content_of_their_adapter(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
     engine, request = Engine(), request_with(lora())
     assert engine.scheduler.matched_tokens(request, 0) is None

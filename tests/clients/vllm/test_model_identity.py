@@ -62,7 +62,7 @@ def name_of(**facts: Any) -> str:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
+def test_what_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
     assert name_of(**change) != name_of()
 
 
@@ -201,7 +201,9 @@ def test_snapshot_of_the_hub_is_named_by_its_content_wherever_it_is(tmp_path: Pa
         snapshot = repository / "snapshots" / commit
         snapshot.mkdir(parents=True)
         (repository / "blobs").mkdir(exist_ok=True)
-        (repository / "blobs" / blob).write_bytes(b"weights")  # in this moment: the hub's files never change
+        (repository / "blobs" / blob).write_bytes(
+            b"weights"
+        )  # later than the engine's start: the hub's files never change
         (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
         return name_of(model_config__model=str(snapshot))
 

@@ -66,7 +66,7 @@ class RecordedAnswers(LookupClient):
 
 
 class Replay:
-    """Carries the recorded calls out."""
+    """Makes the recorded calls."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.pool = Pool(settings["num_blocks"])

@@ -149,7 +149,7 @@ def test_role_that_loads_nothing_may_have_any_policy() -> None:
     check_engine(config, FULL)
 
 
-def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for() -> None:
+def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_used() -> None:
     script = (
         "import sys, kvdepot.vllm.engine_values, kvdepot.connector.scheduler, kvdepot.connector.worker\n"
         "import kvdepot.connector.scheduler_client\n"
