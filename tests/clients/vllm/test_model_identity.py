@@ -203,7 +203,7 @@ def test_snapshot_of_the_hub_is_named_by_its_content_wherever_it_is(tmp_path: Pa
         (repository / "blobs").mkdir(exist_ok=True)
         (repository / "blobs" / blob).write_bytes(
             b"weights"
-        )  # later than the engine's start: the hub's files never change
+        )  # new, but the hub's files never change
         (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
         return name_of(model_config__model=str(snapshot))
 
