@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.connector.attached_memory import AttachedMemory
-from kvdepot.connector.commands import LoadCommand, StoreCommand
+from kvdepot.connector.commands import LoadCommand, StoreCommand, TransferCommand
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import BackgroundTasks
@@ -109,7 +109,7 @@ class CommandRunner:
             if not is_sent:
                 self._refuse(command)
 
-    async def _transfer(self, command: LoadCommand | StoreCommand, send: Send) -> bool:
+    async def _transfer(self, command: TransferCommand, send: Send) -> bool:
         """Send a transfer and report what became of it; return whether all of its tokens were moved."""
         traceparent.set(command.traceparent)  # a context variable of this task only
         connection = self.connection
@@ -133,12 +133,12 @@ class CommandRunner:
                 connection.mark_uncertain(command.transfer_id)
         return succeeded
 
-    def _refuse(self, command: LoadCommand | StoreCommand) -> None:
+    def _refuse(self, command: TransferCommand) -> None:
         """Report a transfer that was not sent."""
         self._results.mark_failed(command.transfer_id)
         self._results.mark_done([command.transfer_id])
 
-    def _log(self, command: LoadCommand | StoreCommand, error: DepotError) -> None:
+    def _log(self, command: TransferCommand, error: DepotError) -> None:
         if error.reason not in self._logged_reasons:  # once for each reason: under load there would be thousands
             self._logged_reasons.add(error.reason)
             kind = "load" if isinstance(command, LoadCommand) else "store"

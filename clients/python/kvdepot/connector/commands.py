@@ -27,7 +27,18 @@ GroupTables = tuple[GroupTable, ...]
 
 
 @dataclass(slots=True, kw_only=True)
-class LoadCommand:
+class TransferCommand:
+    """What a load and a store have in common."""
+
+    transfer_id: int
+    request_id: str
+    session_id: str
+    tables: GroupTables
+    traceparent: str
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadCommand(TransferCommand):
     """Retrieve a leased prefix into blocks.
 
     ``leases`` has one lease per replica (see `WorkerId`); it is empty if the load is known to be impossible: the load
@@ -35,30 +46,20 @@ class LoadCommand:
     ``skip_tokens`` are the engine's own and are not written.
     """
 
-    transfer_id: int
-    request_id: str
-    session_id: str
     leases: tuple[str, ...]
-    tables: GroupTables
     num_tokens: int
     skip_tokens: int
-    traceparent: str
 
 
 @dataclass(slots=True, kw_only=True)
-class StoreCommand:
+class StoreCommand(TransferCommand):
     """Store the whole chunks of a prefix from ``start_token`` on; ``tables`` cover the tokens from there."""
 
-    transfer_id: int
-    request_id: str
-    session_id: str
     chunk_hashes: list[bytes]
     chunk_size: int
     cache_salt: str
     adapter: str
     start_token: int
-    tables: GroupTables
-    traceparent: str
 
     @property
     def prefix(self) -> Prefix:
