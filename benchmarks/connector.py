@@ -1,4 +1,4 @@
-"""What the vLLM connector takes of a scheduler's step: 256 requests that decode, with and without block reports."""
+"""Measures what the connector adds to a scheduler's step: 256 requests that decode, with and without block reports."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from types import SimpleNamespace
-from typing import Any
 
 from benchmarks.figures import Figure, Goal
-from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.block_allocations import BlockAllocation
+from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
-from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.request_state import RequestTraits
+from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
-from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
 
 REQUESTS = 256
 PROMPT_TOKENS = 8_192
@@ -27,47 +25,41 @@ ROUNDS = 200
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """As much of a request as the connector looks at."""
+    """As much of a request as the connector reads."""
 
     request_id: str
     all_token_ids: list[int]
     block_hashes: list[bytes]
     num_computed_tokens: int
     blocks: list[int]
-    cache_salt: None = None
-    lora_request: None = None
-    trace_headers: None = None
-    prompt_embeds: None = None
 
     @property
     def num_tokens(self) -> int:
         return len(self.all_token_ids)
 
 
-class _Pool:
-    """Blocks that nobody counts."""
+class _UncountedReferences:
+    """A block pool without reference counts."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self.blocks = range(num_blocks)
-        self.null_block = SimpleNamespace(block_id=num_blocks)
+    null_block_id = -1
 
-    def touch(self, blocks: Sequence[Any]) -> None: ...
+    def hold(self, block_ids: Sequence[int]) -> None: ...
 
-    def free_blocks(self, ordered_blocks: Iterable[Any]) -> None: ...
+    def release(self, block_ids: Iterable[int]) -> None: ...
 
 
-class _Nobody:
-    """A depot that is never asked, since nothing new arrives."""
+class _UnusedLookupClient:
+    """Looks nothing up, because no new request arrives."""
 
     paused = True
 
-    def open_session(self, request: _Request) -> str:
-        return request.request_id
+    def open_session(self, request_id: str) -> str:
+        return request_id
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
         raise AssertionError(session_id)
 
-    def give_up(self, lookup: Lookup) -> None: ...
+    def give_up(self, lookup: PendingLookup) -> None: ...
 
     def release(self, leases: Sequence[str]) -> None: ...
 
@@ -77,29 +69,29 @@ class _Nobody:
 
 
 @dataclass(slots=True)
-class _Queue:
+class _UnsentReports:
     """Takes reports as the real queue does; nothing sends them."""
 
-    allocations: list[Allocation] = field(default_factory=list)
+    allocations: list[BlockAllocation] = field(default_factory=list)
 
-    def note(self, allocation: Allocation) -> None:
+    def report(self, allocation: BlockAllocation) -> None:
         self.allocations.append(allocation)
 
-    def end(self, session_id: str) -> None: ...
+    def end_session(self, session_id: str) -> None: ...
 
 
 async def measure() -> list[Figure]:
     """Microseconds per step; in each, 16 requests get a block and one stores a chunk."""
-    without, with_reports = (_steps(reports) for reports in (None, _Queue()))
+    without, with_reports = (_steps(reports) for reports in (None, _UnsentReports()))
     return [
         Figure(what=f"step of {REQUESTS} requests", unit="µs", values=without, goal=Goal(at_most=250)),
         Figure(what="the same with block reports", unit="µs", values=with_reports, goal=Goal(at_most=250)),
     ]
 
 
-def _steps(reports: _Queue | None) -> list[float]:
+def _steps(reports: _UnsentReports | None) -> list[float]:
     num_blocks = REQUESTS * (PROMPT_TOKENS + REQUESTS + ROUNDS) // BLOCK_SIZE + REQUESTS
-    side = SchedulerSide(
+    scheduler = ConnectorScheduler(
         SchedulerSettings(
             hash_block_size=BLOCK_SIZE,
             groups=(CacheGroup(block_size=BLOCK_SIZE),),
@@ -109,39 +101,39 @@ def _steps(reports: _Queue | None) -> list[float]:
             stores=True,
             lookup_timeout_seconds=1.0,
             lease_hold_seconds=5.0,
-            longest_operation_seconds=30.0,
+            longest_transfer_seconds=30.0,
         ),
-        _Nobody(),
+        _UnusedLookupClient(),
         reports,
-        Adapters(),
+        lambda _: RequestTraits(),
     )
-    side.bind(_Pool(num_blocks))
-    side.reported(WorkerReport(chunk_sizes={0: CHUNK_SIZE}))
+    scheduler.bind(_UncountedReferences())
+    scheduler.reported(WorkerReport(chunk_sizes={0: CHUNK_SIZE}))
     free = count()
     requests = {}
-    for number in range(REQUESTS):  # each at another place in its chunk and block
+    for number in range(REQUESTS):  # each at another offset in its chunk and block
         tokens = PROMPT_TOKENS + number
         hashes = [bytes(32)] * (tokens // BLOCK_SIZE)
         blocks = [next(free) for _ in range(-(-tokens // BLOCK_SIZE))]
         request = _Request(f"request-{number}", [7] * tokens, hashes, tokens - 1, blocks)
         requests[request.request_id] = request
-        side.arrived(request)
+        scheduler.arrived(request)
     scheduled = dict.fromkeys(requests, 1)
 
     def tables(request_id: str) -> BlockIds:
         return (requests[request_id].blocks,)
 
-    operations = count(1)
+    transfer_ids = count(1)
 
-    def settle(stores: int) -> None:
+    def mark_done(stores: int) -> None:
         report = WorkerReport()
-        report.settled.update(next(operations) for _ in range(stores))
-        side.reported(report)
+        report.done.update(next(transfer_ids) for _ in range(stores))
+        scheduler.reported(report)
 
-    orders = side.step(scheduled, tables, [(each, tables(each), True) for each in requests], may_store=True)
-    while orders.stores:  # the prompts, bit by bit
-        settle(len(orders.stores))
-        orders = side.step(scheduled, tables, [], may_store=True)
+    commands = scheduler.step(scheduled, tables, [(each, tables(each), True) for each in requests], may_store=True)
+    while commands.stores:  # the prompts, bit by bit
+        mark_done(len(commands.stores))
+        commands = scheduler.step(scheduled, tables, [], may_store=True)
     seconds = []
     for _ in range(ROUNDS):
         new_blocks = []
@@ -154,7 +146,7 @@ def _steps(reports: _Queue | None) -> list[float]:
                 request.blocks.append(next(free))
                 new_blocks.append((request.request_id, (request.blocks[-1:],), False))
         begin = time.perf_counter()
-        orders = side.step(scheduled, tables, new_blocks, may_store=True)
-        settle(len(orders.stores))
+        commands = scheduler.step(scheduled, tables, new_blocks, may_store=True)
+        mark_done(len(commands.stores))
         seconds.append(time.perf_counter() - begin)
     return [each * 1e6 for each in seconds]

@@ -203,6 +203,10 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
     assert set(faults(*not_commands, forbidden=("kvdepot",))) <= set(allowed)
 
 
+def test_the_connector_knows_no_engine() -> None:
+    assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
+
+
 def test_only_servicers_and_commands_see_messages() -> None:
     assert faults(*others(*MESSAGES, "kvdepot/*"), forbidden=(*CONTRACT, "google", "grpc_health")) == []
 

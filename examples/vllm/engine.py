@@ -1,4 +1,4 @@
-"""A vLLM engine that shares what it computes: ``python engine.py MODEL``. The second one finds its prompt."""
+"""A vLLM engine that shares its KV: ``python engine.py MODEL``. The second engine finds the prompt of the first."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Runs all cases and prints what came out: ``python -m tests.e2e_vllm PYTHON_WITH_VLLM``."""
+"""Runs all cases and prints their results: ``python -m tests.e2e_vllm PYTHON_WITH_VLLM``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOGETHER = [
     progress.evicted_chunks,
     cases.upgraded_server,
     progress.refused_reset,
-    progress.idle_after_hang,  # a pause resets: from now on the first engine shares nothing
+    progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
@@ -50,7 +50,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
 
 
 class Table:
-    """A row per case; all are run, whatever becomes of one."""
+    """Prints a row per case. A failed case does not stop the others."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
@@ -59,7 +59,7 @@ class Table:
         start = time.monotonic()
         try:
             result = await outcome
-        except Exception as error:  # the next case is run all the same
+        except Exception as error:  # the next case runs nevertheless
             self.failed.append(name)
             result = f"FAILED: {type(error).__name__}: {error}"
         print(f"{name.replace('_', ' '):<16} {time.monotonic() - start:6.1f} s  {result}", flush=True)
@@ -81,7 +81,7 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
                 b = await stack.enter_async_context(proof.engine("B"))
                 await proof.until_attached(2)
                 for case in chosen:
-                    await server.start()  # a case that failed may have left it dead
+                    await server.start()  # a failed case may have left it dead
                     await table.row(case.__name__, case(proof, a, b))
         for alone in WITH_ENGINES_OF_THEIR_OWN:
             if not only or alone.__name__ in only:

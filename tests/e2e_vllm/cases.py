@@ -1,4 +1,4 @@
-"""What must hold when real vLLM engines share a depot, case by case; all compare with an engine without one."""
+"""Cases of real vLLM engines that share a depot. Each compares the tokens with those of an engine without a depot."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.e2e_vllm.model import VOCABULARY
 CHUNK_SIZE = 256
 BLOCK_SIZE = 64
 SETTLE_SECONDS = 30.0
-# For engines of one worker: left to itself, vLLM takes a core less without a connector than with one.
+# For engines of one worker: by default, vLLM uses one core less without a connector than with one.
 ALL_CORES = ",".join(map(str, sorted(os.sched_getaffinity(0))))
 
 Tokens = tuple[int, ...]
 
 
 def tokens_of(seed: int, count: int) -> Tokens:
-    """Random token ids, the same for the same seed."""
+    """Return random token ids, the same for the same seed."""
     numbers = random.Random(seed)
     return tuple(numbers.randrange(3, VOCABULARY) for _ in range(count))
 
@@ -40,18 +40,18 @@ def whole_chunks(count: int) -> int:
 
 
 ALONE = [tokens_of(seed, 1900) for seed in (1, 2, 3)]
-WHOLE = tokens_of(4, 4 * CHUNK_SIZE)  # all of it is found; vLLM computes its last token again
+WHOLE = tokens_of(4, 4 * CHUNK_SIZE)  # the depot has all of it; vLLM computes its last token again
 PREFIXES = [tokens_of(seed, 3 * CHUNK_SIZE) for seed in range(10, 15)]
 CROWD = [PREFIXES[number % 5] + tokens_of(100 + number, 40) for number in range(50)]
 SOME = [tokens_of(seed, 600) for seed in range(200, 212)]
 TURNS = [tokens_of(seed, 300) for seed in range(300, 305)]
 GREEDY = [tokens_of(seed, 300) for seed in range(400, 406)]
-GREEDY_TOKENS = 300  # with these, more than a small KV cache holds
+GREEDY_TOKENS = 300  # together more than a small KV cache holds
 
 
 @dataclass(slots=True)
 class Plain:
-    """What an engine without a depot answers, and how long it takes: computed once, by one engine."""
+    """The answers of an engine without a depot, and their times. One engine computes them once."""
 
     answers: dict[Tokens, Answer] = field(default_factory=dict)
     first_seconds: dict[str, float] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Plain:
         return statistics.median(answer.first_seconds for answer in answers)
 
     def check(self, prompts: Sequence[Tokens], answers: Sequence[Answer]) -> str:
-        """All tokens must be those of the engine without a depot."""
+        """Check that all tokens are those of the engine without a depot."""
         for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             assert not answer.error, f"request {number} failed: {answer.error}"
             assert answer.tokens == self.answers[prompt].tokens, f"request {number} got other tokens"
@@ -92,7 +92,7 @@ async def together(engine: Engine, prompts: Sequence[Tokens], max_tokens: int = 
 
 @dataclass(slots=True)
 class Proof:
-    """One run: the server, two engines that share it, and what an engine without it said."""
+    """One run: the server, its engines, and the answers of an engine without it."""
 
     folder: Path
     python: Path
@@ -118,7 +118,7 @@ class Proof:
         return options
 
     def transfer(self, connector: str, module: str = "kvdepot.vllm") -> dict[str, Any]:
-        """The option that has vLLM load a connector."""
+        """Return the option that makes vLLM load a connector."""
         return {
             "kv_connector": connector,
             "kv_connector_module_path": module,
@@ -159,7 +159,7 @@ class Proof:
             return len((await depot.list_instances()).instances)
 
     async def until_attached(self, count: int) -> float:
-        """Waits for so many engines; returns how long that took."""
+        """Wait until this many engines are attached; return the seconds that it took."""
         start = time.monotonic()
 
         async def attached() -> bool:
@@ -169,7 +169,7 @@ class Proof:
         return time.monotonic() - start
 
     async def until_quiet(self) -> None:
-        """No lease may be left when the engines have nothing to do."""
+        """Wait until no lease and no session is left."""
 
         async def quiet() -> bool:
             async with self.depot() as depot:
@@ -179,7 +179,7 @@ class Proof:
         await until(quiet, "no lease and no session is left")
 
     async def forget_locally(self, *engines: Engine) -> None:
-        """Empties vLLM's own prefix cache, so that what is cached comes from the depot."""
+        """Empty vLLM's own prefix cache, so that all hits come from the depot."""
         for engine in engines:
 
             async def forgotten(engine: Engine = engine) -> bool:
@@ -198,7 +198,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 
 
 async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
-    """What one engine computed, the other one finds."""
+    """One engine finds what the other one computed."""
     computed = [await a.generate(prompt) for prompt in ALONE]
     await a.generate(WHOLE)
     await proof.until_quiet()
@@ -219,7 +219,7 @@ async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def chat(proof: Proof, a: Engine, b: Engine) -> str:
-    """A chat whose turns go to either engine in turn: each finds what the other one computed and generated."""
+    """The turns of a chat alternate between two engines. Each finds what the other one computed and generated."""
     answers = []
     for number, history in enumerate(proof.plain.chat):
         answers.append(await (a, b)[number % 2].generate(history, 32))
@@ -233,7 +233,7 @@ async def chat(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def crowd(proof: Proof, a: Engine, b: Engine) -> str:
-    """50 requests at once with 5 shared prefixes."""
+    """50 requests with 5 shared prefixes come at once."""
     await together(a, PREFIXES, 1)
     await proof.until_quiet()
     answers = await together(b, CROWD)
@@ -258,7 +258,7 @@ async def salts(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def aborts(proof: Proof, a: Engine, b: Engine) -> str:
-    """Requests that are aborted while they wait, load or run leave nothing behind."""
+    """Requests are aborted while they wait, load or run. Nothing is left of them."""
     await together(a, SOME)
     await proof.until_quiet()
     await proof.forget_locally(b)
@@ -279,7 +279,7 @@ async def aborts(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def killed_server(proof: Proof, a: Engine, b: Engine) -> str:
-    """The server is killed while requests load and store, and started again later."""
+    """The server is killed while requests load and store. Later it is started again."""
     await together(a, SOME)
     await proof.until_quiet()
     await proof.forget_locally(b)
@@ -298,7 +298,7 @@ async def killed_server(proof: Proof, a: Engine, b: Engine) -> str:
     await proof.server.start()
     seconds = await proof.until_attached(2)
     await proof.forget_locally(a, b)
-    # A step tells the scheduler that its worker is attached again.
+    # In a step, the worker reports to the scheduler that it is attached again.
     await asyncio.gather(a.generate(tokens_of(900, 64), 2), b.generate(tokens_of(901, 64), 2))
     await together(a, SOME)
     await proof.until_quiet()
@@ -312,7 +312,7 @@ async def killed_server(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def hung_server(proof: Proof, a: Engine, b: Engine) -> str:
-    """The server is stopped (SIGSTOP) while requests load and store: it takes connections and never answers."""
+    """The server is stopped (SIGSTOP) while requests load and store. It accepts connections and never answers."""
     await together(a, SOME)
     await proof.until_quiet()
     await proof.forget_locally(b)
@@ -339,7 +339,7 @@ async def hung_server(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def upgraded_server(proof: Proof, a: Engine, b: Engine) -> str:
-    """The server drains (SIGTERM) under load, and a new one takes its place."""
+    """The server drains (SIGTERM) under load, and a new one replaces it."""
     await proof.forget_locally(a, b)
     running = asyncio.gather(together(a, SOME), together(b, SOME))
     await asyncio.sleep(0.3)
@@ -352,7 +352,7 @@ async def upgraded_server(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
-    """An engine is killed while it loads and stores; another one takes its place, and finds what it stored."""
+    """An engine is killed while it loads and stores. Its successor finds what it stored."""
     await proof.forget_locally(a, b)
     await together(b, SOME)
     await proof.until_quiet()
@@ -372,20 +372,20 @@ async def killed_engine(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def tensor_parallel(proof: Proof) -> str:
-    """Two workers, each with half of the heads and memory of its own."""
+    """Two workers have half of the heads each, in memory of their own."""
     async with proof.engine("parallel", cores="0|1", tensor_parallel_size=2) as engine:
         computed = [await engine.generate(prompt) for prompt in ALONE[:2]]
         await proof.until_quiet()
         await proof.forget_locally(engine)
         found = [await engine.generate(prompt) for prompt in ALONE[:2]]
         await proof.until_quiet()
-    assert [answer.cached for answer in computed] == [0, 0]  # what one worker stored is of no use to two
+    assert [answer.cached for answer in computed] == [0, 0]  # two workers can't use what one worker stored
     assert all(answer.cached == whole_chunks(1900) for answer in found), [answer.cached for answer in found]
     return f"both ranks' chunks found, cached {found[0].cached}; {proof.plain.check(ALONE[:2] * 2, computed + found)}"
 
 
 async def latent_attention(proof: Proof) -> str:
-    """Two tensor-parallel workers hold the same latents: they are stored once, and found by one worker, too."""
+    """Two tensor-parallel workers hold the same latents. They are stored once, and a single worker finds them."""
     folder = model.write_latent(proof.folder / "latent")
     latent: dict[str, Any] = {"model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "block_size": 16}
     prompt = tokens_of(500, 1000)
@@ -409,7 +409,7 @@ async def latent_attention(proof: Proof) -> str:
 
 
 async def preemptions(proof: Proof) -> str:
-    """A KV cache too small for all requests: preempted ones find what they had stored."""
+    """The KV cache is too small for all requests. Preempted requests find what they had stored."""
     async with proof.engine("small", num_gpu_blocks_override=34, max_model_len=2048) as engine:
         answers = await together(engine, GREEDY, GREEDY_TOKENS)
         count = (await engine.do("preemptions"))["count"]
@@ -419,7 +419,7 @@ async def preemptions(proof: Proof) -> str:
 
 
 async def failed_loads(proof: Proof) -> str:
-    """Every second load fails: vLLM computes those tokens."""
+    """Every second load fails. vLLM computes those tokens."""
     async with proof.engine("seed") as engine:
         await together(engine, SOME)
     async with proof.engine("faulty", "FaultyConnector", "tests.e2e_vllm.faulty") as engine:

@@ -1,7 +1,7 @@
-"""One real vLLM engine in a process of its own, driven by lines of JSON: requests come in, answers go out.
+"""One real vLLM engine in a process of its own. It reads commands as lines of JSON, and writes an answer for each.
 
-Run with vLLM's Python: ``python engine_main.py '{"model": …, "kv_transfer_config": …}'``. Its first line tells that it
-is ready; then there is one for each command. It ends with its input; vLLM's own processes end with it.
+Run it with vLLM's Python: ``python engine_main.py '{"model": …, "kv_transfer_config": …}'``. The first line that it
+writes says that it is ready. It ends with its input, and vLLM's own processes end with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1
 
 
 async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
-    """A request's tokens, how many of its prompt's were cached, and when the first one came."""
+    """Return a request's tokens, how many of its prompt were cached, and the time to the first token."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
@@ -95,5 +95,5 @@ async def main(options: dict[str, Any], output: TextIO) -> None:
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what vLLM prints is no answer
+    os.dup2(2, 1)  # so that vLLM's own output is not taken for answers
     asyncio.run(main(json.loads(sys.argv[1]), answers))

@@ -1,4 +1,4 @@
-"""Real engines and a real server, as processes that can be killed, stopped and started again."""
+"""Real engines and a real server, as processes that a case can kill, stop and start again."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ REPOSITORY = Path(__file__).parents[2]
 ENGINE = Path(__file__).parent / "engine_main.py"
 START_SECONDS = 900.0
 ANSWER_SECONDS = 900.0
-RECORD_VARIABLE = "RECORD_TO"  # where a RecordingConnector writes
-SLOW_STEP_SECONDS = 6.0  # how long a SlowConnector's steps last while there is its `slow_file`
+RECORD_VARIABLE = "RECORD_TO"  # the file of a RecordingConnector
+SLOW_STEP_SECONDS = 6.0  # of a SlowConnector's steps while its `slow_file` exists
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1",  # vLLM has it off for its speed
+    "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1",  # vLLM turns it off, because it is slow
 }
 PATHS = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
 
 
 def slow_file(address: str) -> Path:
-    """While it is there, steps of a SlowConnector of this depot are slow."""
+    """Return the file that makes the steps of this depot's SlowConnectors slow while it exists."""
     return Path(address.removeprefix("unix:") + ".slow")
 
 
 class EngineFailed(Exception):
-    """An engine ended, or did not answer."""
+    """The engine's process has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of one request. ``tokens`` are those it generated, ``cached`` those of its prompt not computed."""
+    """The result of one request: the generated ``tokens``, and how many of its prompt were ``cached``."""
 
     tokens: tuple[int, ...] = ()
     cached: int = 0
@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Engine:
-    """A vLLM engine. Made by `running_engine`."""
+    """A vLLM engine, made by `running_engine`."""
 
     process: asyncio.subprocess.Process
     vllm_version: str = ""
@@ -68,7 +68,7 @@ class Engine:
             self.vllm_version = (await ready)["vllm"]
 
     async def generate(self, prompt: Sequence[int], max_tokens: int = 16, **more: Any) -> Answer:
-        """One request."""
+        """Run one request."""
         found = await self.do("generate", prompt=list(prompt), max_tokens=max_tokens, **more)
         if "error" in found or "aborted" in found:
             return Answer(error=found.get("error", "aborted"))
@@ -80,7 +80,7 @@ class Engine:
         )
 
     async def do(self, what: str, **arguments: Any) -> dict[str, Any]:
-        """One command; if this is cancelled, vLLM aborts it."""
+        """Run one command. If this is cancelled, vLLM aborts it."""
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -93,11 +93,11 @@ class Engine:
             raise
 
     def kill(self) -> None:
-        """All of the engine's processes, at once and without warning."""
+        """Kill all of the engine's processes at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
 
     async def close(self) -> None:
-        """In good order, or else by force."""
+        """End the engine in order, or kill it after a minute."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -130,7 +130,7 @@ class Engine:
 
 @asynccontextmanager
 async def running_engine(python: Path, log: Path, options: dict[str, Any], **variables: str) -> AsyncIterator[Engine]:
-    """Runs an engine while the block runs."""
+    """Run an engine while the block runs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
@@ -154,7 +154,7 @@ async def running_engine(python: Path, log: Path, options: dict[str, Any], **var
 
 @dataclass(slots=True)
 class Server:
-    """`python -m service serve` on a unix socket, to be killed, stopped and started again."""
+    """`python -m service serve` on a unix socket."""
 
     socket: Path
     log: Path
@@ -166,7 +166,7 @@ class Server:
         return f"unix:{self.socket}"
 
     async def start(self) -> None:
-        """Starts it unless it runs, and waits until it listens."""
+        """Start it unless it runs, and wait until it listens."""
         if self.process is not None and self.process.returncode is None:
             return
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
@@ -190,12 +190,12 @@ class Server:
                     return
 
     def send(self, number: signal.Signals) -> None:
-        """Kills, stops or continues it."""
+        """Send it a signal."""
         assert self.process is not None
         self.process.send_signal(number)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it by a signal, and waits for that."""
+        """Send it a signal and wait for its end."""
         if self.process is not None and self.process.returncode is None:
             self.send(number)
             await self.process.wait()

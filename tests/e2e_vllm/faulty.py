@@ -1,4 +1,4 @@
-"""A connector whose loads fail: each asks the real server for a lease that there is not."""
+"""A connector whose loads fail: each names a lease that the real server does not have."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class FaultyConnector(KvdepotConnector):
     _num_loads = 0
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        orders = self._orders()
-        for position, order in enumerate(orders.loads):
+        commands = self._commands()
+        for position, command in enumerate(commands.loads):
             type(self)._num_loads += 1
             if self._num_loads % 2:
-                orders.loads[position] = dataclasses.replace(order, leases=("there-is-no-such-lease",))
+                commands.loads[position] = dataclasses.replace(command, leases=("there-is-no-such-lease",))
         super().start_load_kv(forward_context, **kwargs)

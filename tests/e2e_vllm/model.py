@@ -1,6 +1,6 @@
-"""A Llama with random weights, made on the spot; nothing is downloaded.
+"""Writes models with random weights, so that nothing is downloaded.
 
-Its weights are large enough that each token depends on the whole context: wrong KV gives other tokens.
+The weights are large enough that each token depends on the whole context: wrong KV gives other tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONFIG = {
     "tie_word_embeddings": False,
 }
 
-# Changes that make it a Llama 4 without experts: two layers of three read the tokens since the last multiple of 192.
+# Make it a Llama 4 without experts, in which two of three layers read the tokens since the last multiple of 192.
 LOCAL_CHUNKS = {
     "architectures": ["Llama4ForCausalLM"],
     "model_type": "llama4_text",
@@ -47,7 +47,7 @@ LOCAL_CHUNKS = {
     "attn_temperature_tuning": False,
 }
 
-# Of multi-head latent attention; its weights are vLLM's dummies, so its tokens prove nothing.
+# Multi-head latent attention. Its weights are vLLM's dummies, so its tokens prove nothing.
 _LATENT_CONFIG = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -128,14 +128,14 @@ save_file(weights, f"{folder}/adapter_model.safetensors")
 
 
 def write_latent(folder: Path) -> Path:
-    """Writes the configuration of a model of latent attention into a folder, and returns the folder."""
+    """Write the configuration of a model with latent attention into a folder; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(_LATENT_CONFIG))
     return folder
 
 
 def write(folder: Path, python: Path, *, seed: int = 7, **changes: Any) -> Path:
-    """Writes the model into a folder, by a Python that has torch and safetensors; returns the folder.
+    """Write the model into a folder, with a Python that has torch and safetensors; return the folder.
 
     ``changes`` of its configuration leave the weights as they are.
     """
@@ -146,7 +146,7 @@ def write(folder: Path, python: Path, *, seed: int = 7, **changes: Any) -> Path:
 
 
 def write_adapter(folder: Path, python: Path, *, seed: int) -> Path:
-    """Writes a LoRA adapter of the model into a folder, over the one that is there; returns the folder."""
+    """Write a LoRA adapter of the model into a folder, over an older one; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(_ADAPTER_CONFIG))
     model, layers = json.dumps(_CONFIG), json.dumps(_ADAPTER_CONFIG["target_modules"])

@@ -1,4 +1,4 @@
-"""Another connector, to stand beside ours in a MultiConnector: it does nothing but insist on a handshake of its own."""
+"""Another connector for a MultiConnector with ours. It only insists on a handshake of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 @dataclass
 class Payload(KVConnectorHandshakeMetadata):
-    """What its workers have to say to its scheduler."""
+    """What its workers send to its scheduler."""
 
     port: int
 

@@ -1,4 +1,4 @@
-"""Cases in which the connector must go on by itself: no new request, slow steps, early aborts, what was evicted."""
+"""Cases in which the connector must make progress by itself: no new request, slow steps, early aborts, evictions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from tests.e2e_vllm.cases import ALONE, Proof, Tokens, together, tokens_of, until, whole_chunks
 from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, Engine, slow_file
 
-HANG_SECONDS = 10.0  # longer than the stores' timeout, and than what an engine is busy for after its last request
+HANG_SECONDS = 10.0  # longer than the stores' timeout, and than an engine works after its last request
 
 
 async def idle_after_hang(proof: Proof, a: Engine, b: Engine) -> str:
-    """The depot hangs while it stores, and goes on: an engine without requests pauses, and has all of its blocks."""
+    """The depot hangs during stores and goes on. An engine without requests can pause, and no block is in use."""
     await proof.forget_locally(a)
-    await proof.until_quiet()  # the depot would never hear of sessions that end while it hangs
+    await proof.until_quiet()  # sessions that end while the depot hangs would stay open in it
     proof.server.send(signal.SIGSTOP)
     try:
         stopped = time.monotonic()
@@ -38,7 +38,7 @@ async def idle_after_hang(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def refused_reset(proof: Proof, a: Engine, b: Engine) -> str:
-    """vLLM refuses a reset while stores are under way: what was stored is not used all the same."""
+    """vLLM refuses a reset while stores run. The engine does not use what it stored before."""
     prompt = tokens_of(610, 600)
     before = await a.generate(prompt, 4)
     await proof.until_quiet()
@@ -63,7 +63,7 @@ async def refused_reset(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
-    """What the depot has lost of a request that is preempted is stored again."""
+    """A preempted request stores again what the depot has lost."""
     await proof.forget_locally(a, b)
     prompt = tokens_of(670, 600)
     running = asyncio.create_task(a.generate(prompt, 200))
@@ -76,7 +76,7 @@ async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
         await depot.clear_cache(force=True)
     await until(stored, "the prompt is stored")
     preempted = False
-    for _ in range(100):  # vLLM refuses while a store is under way
+    for _ in range(100):  # vLLM refuses while a store runs
         async with proof.depot() as depot:
             await depot.clear_cache(force=True)
         with suppress(KeyError):
@@ -93,7 +93,7 @@ async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def long_steps(proof: Proof) -> str:
-    """Steps last longer than an answer is held for: requests are admitted all the same, and hit."""
+    """Steps last longer than an answer is held. Requests are admitted nevertheless, and hit."""
     async with proof.engine("slow", "SlowConnector", "tests.e2e_vllm.slow") as engine:
         await engine.generate(ALONE[0])
         await proof.until_quiet()
@@ -115,10 +115,10 @@ async def long_steps(proof: Proof) -> str:
 
 
 async def early_aborts(proof: Proof) -> str:
-    """Requests are aborted while the depot is asked about them, and their ids come again at once.
+    """Requests are aborted during their lookups, and their ids come again at once.
 
-    No session is left, and the end of an attempt leaves its successor's session alone. Blocks are not reported, so
-    that nothing delays the end of a session.
+    No session is left, and the end of one attempt does not end the next one's session. Block reports are off, because
+    they delay the end of a session.
     """
     transfer = proof.transfer("KvdepotConnector")
     transfer["kv_connector_extra_config"]["kvdepot.report_blocks"] = False
@@ -145,7 +145,7 @@ async def early_aborts(proof: Proof) -> str:
 
 
 async def _aborted(engine: Engine, seconds: float, prompt: Tokens, **more: Any) -> None:
-    """A request that is aborted after so long."""
+    """Abort a request after this time."""
     running = asyncio.create_task(engine.generate(prompt, **more))
     await asyncio.sleep(seconds)
     running.cancel()

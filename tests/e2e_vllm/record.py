@@ -39,10 +39,10 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
                 await proof.forget_locally(engine)
                 await engine.generate(prompt, 4)
             await proof.forget_locally(engine)
-            await engine.generate(prompt[:100], 2)  # leaves 96 tokens with vLLM; its load fails
+            await engine.generate(prompt[:100], 2)  # vLLM keeps 96 tokens of it; its load fails
             await engine.generate(prompt, 2)  # loads what comes after those
             await proof.forget_locally(engine)
-            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], most)  # more than there is room for
+            await together(engine, [tokens_of(seed, 150) for seed in (2, 3, 4)], most)  # too much for the cache
             running = asyncio.create_task(engine.generate(tokens_of(5, 200), 200))
             await asyncio.sleep(1)
             running.cancel()

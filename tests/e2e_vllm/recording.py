@@ -1,4 +1,4 @@
-"""A connector that writes down how vLLM calls the scheduler's side; unit tests replay what it wrote."""
+"""A connector that records how vLLM calls its scheduler; unit tests replay the recordings."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from pathlib import Path
 from typing import Any
 
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
-from kvdepot.connector.lookups import Lookup
-from kvdepot.vllm.scheduler import SchedulerSide
+from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.scheduler import ConnectorScheduler
 from tests.e2e_vllm.engines import RECORD_VARIABLE
 from tests.e2e_vllm.faulty import FaultyConnector
 
 
 class RecordingConnector(FaultyConnector):
-    """Every second load fails, so that this is recorded, too."""
+    """Every second load fails, so that a recording has failed loads."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        if self._scheduler is not None:
+        if self._is_scheduler:
             self._scheduler = _Recorder(self._scheduler, Path(os.environ[RECORD_VARIABLE]))  # type: ignore[assignment]
 
 
 class _Recorder:
-    """Passes calls on, and writes a line for each: the call, what it was about, what came of it."""
+    """Passes calls on, and writes a line for each: the call, its arguments, its result."""
 
-    def __init__(self, side: SchedulerSide, path: Path) -> None:
-        self._side = side
+    def __init__(self, scheduler: ConnectorScheduler, path: Path) -> None:
+        self._scheduler = scheduler
         self._file = path.open("w", buffering=1)
-        self._write("settings", settings=asdict(side._settings))
+        self._write("settings", settings=asdict(scheduler._settings))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._side, name)
+        return getattr(self._scheduler, name)
 
     def arrived(self, request: Any) -> None:
-        self._side.arrived(request)
+        self._scheduler.arrived(request)
         self._write("arrived", request=_facts(request))
 
-    def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        lookup = self._side._requests[request.request_id].lookup
+    def matched_tokens(self, request: Any, num_computed_tokens: int) -> int | None:
+        lookup = self._scheduler._requests[request.request_id].lookup
         before = _answer(lookup)
-        result = self._side.matched_tokens(request, num_computed_tokens)
-        answer = before if result[0] is None else _answer(lookup)  # it may have come meanwhile
+        result = self._scheduler.matched_tokens(request, num_computed_tokens)
+        answer = before if result is None else _answer(lookup)  # it may have come meanwhile
         facts = _facts(request)
         self._write("matched_tokens", request=facts, computed=num_computed_tokens, answer=answer, result=result)
         return result
 
     def allocated(self, request: Any, block_ids: BlockIds, num_external_tokens: int) -> None:
-        self._side.allocated(request, block_ids, num_external_tokens)
+        self._scheduler.allocated(request, block_ids, num_external_tokens)
         self._write("allocated", request=_facts(request), block_ids=block_ids, external=num_external_tokens)
 
     def step(
@@ -61,38 +61,38 @@ class _Recorder:
         *,
         may_store: bool,
     ) -> StepCommands:
-        orders = self._side.step(num_scheduled_tokens, tables, new_blocks, may_store=may_store)
-        if not num_scheduled_tokens and not orders.loads:  # vLLM steps on while it waits
-            return orders
+        commands = self._scheduler.step(num_scheduled_tokens, tables, new_blocks, may_store=may_store)
+        if not num_scheduled_tokens and not commands.loads:  # vLLM steps on while it waits
+            return commands
         self._write(
             "step",
-            requests=[_facts(self._side._requests[request_id].request) for request_id in num_scheduled_tokens],
+            requests=[_facts(self._scheduler._requests[request_id].request) for request_id in num_scheduled_tokens],
             scheduled=num_scheduled_tokens,
             tables={request_id: tables(request_id) for request_id in num_scheduled_tokens},
             new_blocks=new_blocks,
             may_store=may_store,
-            orders=asdict(orders),
+            commands=asdict(commands),
         )
-        return orders
+        return commands
 
     def reported(self, report: WorkerReport) -> None:
-        self._side.reported(report)
+        self._scheduler.reported(report)
         self._write(
             "reported",
-            settled=list(report.settled.items()),
+            done=list(report.done.items()),
             failed=list(report.failed),
             chunk_sizes=list(report.chunk_sizes.items()),
         )
 
     def finished(self, request: Any) -> None:
-        self._side.finished(request)
+        self._scheduler.finished(request)
         self._write("finished", request=_facts(request))
 
     def _write(self, call: str, **facts: Any) -> None:
         self._file.write(json.dumps({"call": call, **facts}, default=_plain, separators=(",", ":")) + "\n")
 
 
-def _answer(lookup: Lookup | None) -> tuple[int, tuple[str, ...]] | None:
+def _answer(lookup: PendingLookup | None) -> tuple[int, tuple[str, ...]] | None:
     return None if lookup is None or lookup.matched_tokens is None else (lookup.matched_tokens, lookup.leases)
 
 

@@ -1,4 +1,4 @@
-"""A connector whose steps last for seconds while a file says so, as those of a large batch on a slow machine do."""
+"""A connector whose steps last for seconds while a file exists, like those of a large batch on a slow machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.e2e_vllm.engines import SLOW_STEP_SECONDS, slow_file
 
 
 class SlowConnector(KvdepotConnector):
-    """vLLM waits for its saves at the end of each step."""
+    """Delays the saves, for which vLLM waits at the end of each step."""
 
     def wait_for_save(self) -> None:
         super().wait_for_save()

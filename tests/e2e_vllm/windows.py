@@ -1,4 +1,4 @@
-"""Models whose layers keep a part of a prefix only: what is stored and found, and that the tokens are the same."""
+"""Cases of models whose layers keep only a part of a prefix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.e2e_vllm.engines import Engine
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 SHORTER_THAN_WINDOW = tokens_of(600, 300)
-GROWING = [ALONE[0][:700], ALONE[0]]  # the second finds a part in vLLM's own cache, and the rest in the depot
+GROWING = [ALONE[0][:700], ALONE[0]]  # of the second one, vLLM has a part and the depot has the rest
 
 
 async def sliding_windows(proof: Proof) -> str:
@@ -58,7 +58,7 @@ async def sliding_windows(proof: Proof) -> str:
 
 
 async def short_windows(proof: Proof) -> str:
-    """A window that is shorter than a chunk: of most chunks a group has nothing."""
+    """The window is shorter than a chunk, so that a group has no block of most chunks."""
     short = _proof(proof, "short", layer_types=[FULL, SLIDING, SLIDING] * 4, sliding_window=100)
     return await _two_engines(short, "short")
 
@@ -75,7 +75,7 @@ async def local_chunks(proof: Proof) -> str:
 
 
 def _proof(proof: Proof, name: str, **changes: Any) -> Proof:
-    """The same server with another model, and with what an engine without a depot says to that."""
+    """Return a run of another model on the same server, with its own answers of an engine without a depot."""
     return Proof(
         proof.folder, proof.python, model.write(proof.folder / f"model-{name}", proof.python, **changes), proof.server
     )
@@ -90,14 +90,14 @@ async def _two_engines(proof: Proof, name: str) -> str:
 
 
 async def _found(proof: Proof, a: Engine, b: Engine) -> str:
-    """What one engine computed, the other one finds."""
+    """One engine finds what the other one computed."""
     prompts = [*ALONE, WHOLE, SHORTER_THAN_WINDOW]
     computed = [await a.generate(prompt) for prompt in prompts]
     await proof.until_quiet()
     found = [await b.generate(prompt) for prompt in prompts]
     await proof.until_quiet()
     cached = [answer.cached for answer in found]
-    # Of a prompt that is all whole chunks the last one is computed: the window before its last token is not there.
+    # vLLM computes the last chunk of a prompt of whole chunks: the window before its last token is missing.
     assert cached == [whole_chunks(len(prompt) - 1) for prompt in prompts], f"{cached} tokens were cached"
     computing, loading = (
         statistics.median(answer.first_seconds for answer in answers[: len(ALONE)]) for answers in (computed, found)
@@ -116,7 +116,7 @@ async def _chat(proof: Proof, engine: Engine) -> None:
 
 
 async def _failed_loads(proof: Proof) -> str:
-    """Every second load fails: vLLM computes those tokens, from the first one on."""
+    """Every second load fails. vLLM computes all tokens of such a request."""
     async with proof.engine("windows-faulty", "FaultyConnector", "tests.e2e_vllm.faulty") as engine:
         answers = await together(engine, SOME)
         same = proof.plain.check(SOME, answers)
@@ -128,7 +128,7 @@ async def _failed_loads(proof: Proof) -> str:
 
 
 async def _preemptions(proof: Proof) -> str:
-    """A KV cache too small for all requests: preempted ones find what they had stored."""
+    """The KV cache is too small for all requests. Preempted requests find what they had stored."""
     async with proof.engine("windows-small", num_gpu_blocks_override=60, max_model_len=1024) as engine:
         answers = await together(engine, GREEDY, GREEDY_TOKENS)
         count = (await engine.do("preemptions"))["count"]

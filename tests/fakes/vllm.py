@@ -1,4 +1,4 @@
-"""What the connector sees of vLLM, and of the depot, in plain Python: requests, the block pool, answers to lookups."""
+"""What the connector sees of vLLM and of the depot, in plain Python: requests, the block pool, answers to lookups."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.block_allocations import BlockAllocation
+from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
-from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
 from kvdepot.connector.session_ids import SessionIds
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 
 BLOCK = 4
 CHUNK = 8
@@ -25,7 +26,7 @@ CHUNK = 8
 
 @dataclass(eq=False)
 class Request:
-    """Of vLLM: its tokens grow as they are sampled, and with them the hashes of its whole blocks."""
+    """A request of vLLM: its tokens grow as they are sampled, and with them the hashes of its whole blocks."""
 
     request_id: str = "request"
     tokens: list[int] = field(default_factory=list)
@@ -59,12 +60,12 @@ TABLE: BlockIds = (list(range(10, 20)),)
 
 
 def request_of(count: int, request_id: str = "request", **facts: Any) -> Request:
-    """A request with so many tokens."""
+    """Return a request with this many tokens."""
     return Request(request_id=request_id, tokens=list(range(count)), **facts)
 
 
 class Clock:
-    """The time. It begins at the same number in each run, and goes on when a test says so."""
+    """A clock that starts at the same time in each run and moves when a test says so."""
 
     def __init__(self) -> None:
         self.now = 1024.0
@@ -88,6 +89,7 @@ class Pool:
     def __init__(self, num_blocks: int) -> None:
         self.blocks = [Block(number) for number in range(num_blocks)]
         self.null_block = self.blocks[0]
+        self.freed_ids: list[int] = []
 
     def touch(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
@@ -98,6 +100,7 @@ class Pool:
         for block in ordered_blocks:
             assert block.ref_cnt > 0, f"block {block.block_id} is freed once too often"
             block.ref_cnt -= 1
+            self.freed_ids.append(block.block_id)
 
     @property
     def kept(self) -> dict[int, int]:
@@ -106,36 +109,36 @@ class Pool:
 
 
 @dataclass
-class Question:
+class LookupCall:
     session_id: str
     prefix: Prefix
     computed_tokens: int
     traceparent: str
-    lookup: Lookup
+    lookup: PendingLookup
 
 
 class LookupClient:
-    """Answers when a test says so, and knows which leases are out."""
+    """Answers when a test says so, and knows which leases are held."""
 
     def __init__(self) -> None:
         self.paused = False
-        self.questions: list[Question] = []
+        self.calls: list[LookupCall] = []
         self.leased: set[str] = set()
         self._lease_numbers = itertools.count(1)
         self.session_ids = SessionIds()
         self.ended_sessions: list[str] = []
         self.dropped_sessions: list[str] = []
-        self.given_up: list[Lookup] = []
+        self.given_up: list[PendingLookup] = []
 
-    def open_session(self, request: Any) -> str:
-        return self.session_ids.open(request)
+    def open_session(self, request_id: str) -> str:
+        return self.session_ids.open(request_id)
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
-        lookup = Lookup(deadline=time.monotonic() + 60)
-        self.questions.append(Question(session_id, prefix, computed_tokens, parent, lookup))
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
+        lookup = PendingLookup(deadline=time.monotonic() + 60)
+        self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, lookup))
         return lookup
 
-    def give_up(self, lookup: Lookup) -> None:
+    def give_up(self, lookup: PendingLookup) -> None:
         lookup.given_up = True
         self.given_up.append(lookup)
         self.release(lookup.leases)
@@ -151,11 +154,11 @@ class LookupClient:
         self.dropped_sessions.append(session_id)
         self.session_ids.close(session_id)
 
-    def answer(self, matched_tokens: int, *, good_for_seconds: float = 60.0) -> Lookup:
-        """Answers the last question; what matches more than is computed is leased for so long."""
-        question = self.questions[-1]
-        lookup = question.lookup
-        if matched_tokens > question.computed_tokens:
+    def answer(self, matched_tokens: int, *, good_for_seconds: float = 60.0) -> PendingLookup:
+        """Answer the last lookup. A match beyond the computed tokens is leased for so long."""
+        call = self.calls[-1]
+        lookup = call.lookup
+        if matched_tokens > call.computed_tokens:
             lookup.leases = (f"lease-{next(self._lease_numbers)}",)
             self.leased.update(lookup.leases)
             lookup.lease_until = time.monotonic() + good_for_seconds
@@ -165,20 +168,20 @@ class LookupClient:
         return lookup
 
 
-class Reports:
+class BlockReporter:
     def __init__(self) -> None:
-        self.noted: list[Allocation] = []
-        self.ended: list[str] = []
+        self.allocations: list[BlockAllocation] = []
+        self.ended_sessions: list[str] = []
 
-    def note(self, allocation: Allocation) -> None:
-        self.noted.append(allocation)
+    def report(self, allocation: BlockAllocation) -> None:
+        self.allocations.append(allocation)
 
-    def end(self, session_id: str) -> None:
-        self.ended.append(session_id)
+    def end_session(self, session_id: str) -> None:
+        self.ended_sessions.append(session_id)
 
 
 class Engine:
-    """The scheduler's side, and everything around it faked. `tables` are the requests' block tables."""
+    """The connector's scheduler, and fakes of everything around it. `tables` are the requests' block tables."""
 
     def __init__(
         self,
@@ -190,8 +193,8 @@ class Engine:
         **settings: Any,
     ) -> None:
         self.pool = Pool(num_blocks)
-        self.asks = LookupClient()
-        self.reports = Reports()
+        self.lookup_client = LookupClient()
+        self.reports = BlockReporter()
         self.tables: dict[str, BlockIds] = {}
         self.arrived: set[str] = set()
         defaults = {
@@ -201,13 +204,19 @@ class Engine:
             "stores": True,
             "lookup_timeout_seconds": 1.0,
             "lease_hold_seconds": 5.0,
-            "longest_operation_seconds": 30.0,
+            "longest_transfer_seconds": 30.0,
         }
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
-        self.side = SchedulerSide(all_settings, self.asks, self.reports if reports else None, Adapters())
-        self.side.bind(self.pool)
+        adapters = Adapters()
+        self.scheduler = ConnectorScheduler(
+            all_settings,
+            self.lookup_client,
+            self.reports if reports else None,
+            lambda request: request_traits(request, adapters),
+        )
+        self.scheduler.bind(VllmBlockReferences(self.pool))
         if is_heard:
-            self.side.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(num_workers), CHUNK)))
+            self.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(num_workers), CHUNK)))
 
     def step(
         self,
@@ -216,28 +225,28 @@ class Engine:
         *,
         may_store: bool = True,
     ) -> StepCommands:
-        """One step of vLLM's: the connector is asked before the requests count what was scheduled."""
+        """Make one step, as vLLM does: first the connector's step, and then the requests count the scheduled tokens."""
         for request in scheduled:
             if request.request_id not in self.arrived:
                 self.arrived.add(request.request_id)
-                self.side.arrived(request)
+                self.scheduler.arrived(request)
         numbers = {request.request_id: count for request, count in scheduled.items()}
-        orders = self.side.step(numbers, self.tables.get, new_blocks, may_store=may_store)
+        commands = self.scheduler.step(numbers, self.tables.get, new_blocks, may_store=may_store)
         for request, count in scheduled.items():
             request.num_computed_tokens += count
-        return orders
+        return commands
 
-    def settle(self, *operation_ids: int, failed: Sequence[int] = ()) -> None:
-        """One worker tells."""
+    def mark_done(self, *transfer_ids: int, failed: Sequence[int] = ()) -> None:
+        """Report, as one worker, that transfers are done."""
         report = WorkerReport(failed=set(failed))
-        for operation_id in operation_ids:
-            report.settled[operation_id] += 1
-        self.side.reported(report)
+        for transfer_id in transfer_ids:
+            report.done[transfer_id] += 1
+        self.scheduler.reported(report)
 
 
 @dataclass(frozen=True)
 class FullAttentionSpec:
-    """Of vLLM, by its name."""
+    """A spec of vLLM; the connector knows it by the name of its class."""
 
     block_size: int = BLOCK
     head_size: int = 8
@@ -261,7 +270,7 @@ class KvCacheConfig:
 
 
 def vllm_config(**changes: Any) -> Any:
-    """vLLM's configuration, as far as the connector looks at it; ``changes`` are by dotted name with ``__``."""
+    """Return as much of vLLM's configuration as the connector reads. ``changes`` have dotted names with ``__``."""
 
     class HfConfig(SimpleNamespace):
         def to_dict(self) -> dict[str, Any]:

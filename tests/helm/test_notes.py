@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvdepot.vllm.config import ConnectorConfig
+from kvdepot.connector.config import ConnectorConfig
 from tests.helm.conftest import Install, Installed
 from tests.helm.fake_cluster import WITHOUT_OPERATOR
 
@@ -37,7 +37,7 @@ def test_the_notes_give_vllm_the_socket_and_its_pods_needs(install: Install) -> 
     config = transfer_config(release.notes)
     assert (config["kv_connector"], config["kv_connector_module_path"]) == ("KvdepotConnector", "kvdepot.vllm")
     assert config["kv_load_failure_policy"] == "recompute"
-    connector = ConnectorConfig.of(config["kv_connector_extra_config"], {})
+    connector = ConnectorConfig.of(config["kv_connector_extra_config"], {}, source="notes")
     assert connector.address == release.settings["listen"][1]
     assert "hostPath: {path: /run/x, type: Directory}" in release.notes
     assert "hostPID: true" in release.notes

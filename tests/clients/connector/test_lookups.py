@@ -1,4 +1,4 @@
-"""Lookups and block reports, against a depot that does what a test tells it."""
+"""Lookups and block reports, against a fake depot that each test controls."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import pytest
 
 from kvdepot import AsyncDepotClient, hash_prefix
 from kvdepot.connector import block_reports
-from kvdepot.connector.allocations import Allocation
-from kvdepot.connector.block_reports import BlockReports
+from kvdepot.connector.block_allocations import BlockAllocation
+from kvdepot.connector.block_reports import BlockReportQueue
 from kvdepot.connector.event_loop import EventLoop
-from kvdepot.connector.lookups import Lookup, Lookups
+from kvdepot.connector.lookups import DepotLookupClient, PendingLookup
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse
 from tests.fakes.depot import FakeDepot, failure
-from tests.fakes.vllm import Request
 from tests.fakes.waiting import eventually
 
 PREFIX = hash_prefix([b"hash" * 8], 16)
@@ -27,7 +26,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class LeasingDepot(FakeDepot):
-    """Answers lookups by instance: matched tokens; more than none are leased, for a minute."""
+    """Answers lookups with each instance's matched tokens; a match is leased for a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +66,12 @@ async def client(depot: LeasingDepot) -> AsyncIterator[AsyncDepotClient]:
         yield client
 
 
-def lookups_of(client: AsyncDepotClient, *instances: str, timeout_seconds: float = 5.0) -> Lookups:
+def lookups_of(client: AsyncDepotClient, *instances: str, timeout_seconds: float = 5.0) -> DepotLookupClient:
     loop = EventLoop(asyncio.get_running_loop())
-    return Lookups(client, loop, instances or ("one",), timeout_seconds=timeout_seconds)
+    return DepotLookupClient(client, loop, instances or ("one",), timeout_seconds=timeout_seconds)
 
 
-async def answered(lookup: Lookup) -> Lookup:
+async def answered(lookup: PendingLookup) -> PendingLookup:
     await eventually(lambda: lookup.matched_tokens is not None)
     return lookup
 
@@ -139,12 +138,12 @@ async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, cl
     depot.matched = {"one": 16}
     depot.answering.clear()
     lookups = lookups_of(client)
-    session_id = lookups.open_session(Request("request"))
+    session_id = lookups.open_session("request")
     lookup = lookups.begin(session_id, PREFIX, 0, "")
     await eventually(lambda: depot.requests != [])
     lookups.give_up(lookup)
     lookups.end_session(session_id)
-    lookups.begin("other", PREFIX, 0, "")  # goes the same way: by its arrival the end would have come, too
+    lookups.begin("other", PREFIX, 0, "")  # by its arrival a premature end would have arrived as well
     lookups.end_session("another")
     await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
     assert depot.last("EndSession").session_id == "another"
@@ -154,20 +153,20 @@ async def test_session_ends_after_its_lookup_is_answered(depot: LeasingDepot, cl
 
 async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDepot, client: AsyncDepotClient) -> None:
     lookups = lookups_of(client)
-    first, second = (lookups.open_session(Request("request")) for _ in range(2))
+    first, second = (lookups.open_session("request") for _ in range(2))
     assert (first, second) == ("request", "request#2")
     lookups.end_session(first)
     await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
-    await eventually(lambda: lookups.open_session(Request("request")) == first)
+    await eventually(lambda: lookups.open_session("request") == first)
     lookups.drop_session(second)
-    assert lookups.open_session(Request("request")) == second
+    assert lookups.open_session("request") == second
 
 
 async def test_failures_are_followed_by_pauses_that_get_longer(depot: LeasingDepot, client: AsyncDepotClient) -> None:
     lookups = lookups_of(client)
     assert not lookups.paused
     depot.failures["Lookup"] = failure(grpc.StatusCode.NOT_FOUND, "INSTANCE_NOT_FOUND")
-    pauses = []
+    pauses: list[float] = []
     for _ in range(3):
         lookup = await answered(lookups.begin("session", PREFIX, 0, ""))
         assert (lookup.matched_tokens, lookup.leases) == (0, ())
@@ -200,8 +199,8 @@ async def test_sessions_end_at_every_replica(depot: LeasingDepot, client: AsyncD
     assert ended() == [("one", "session"), ("two", "session")]
 
 
-def allocation(session_id: str, *, resumed: bool = False) -> Allocation:
-    return Allocation(session_id, [4, 5], [3], [7, 8, 9], resumed)
+def allocation(session_id: str, *, resumed: bool = False) -> BlockAllocation:
+    return BlockAllocation(session_id, [4, 5], [3], [7, 8, 9], resumed)
 
 
 def reported(depot: FakeDepot) -> list[str]:
@@ -210,17 +209,17 @@ def reported(depot: FakeDepot) -> list[str]:
 
 
 @pytest.fixture
-async def reports(client: AsyncDepotClient) -> AsyncIterator[BlockReports]:
-    reports = BlockReports(client, "engine", "model", 16, lookups_of(client, "engine").end_session)
+async def reports(client: AsyncDepotClient) -> AsyncIterator[BlockReportQueue]:
+    reports = BlockReportQueue(client, "engine", "model", 16, lookups_of(client, "engine").end_session)
     task = asyncio.create_task(reports.run())
     yield reports
     task.cancel()
     await asyncio.wait([task])
 
 
-async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockReports) -> None:
+async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockReportQueue) -> None:
     for number in range(block_reports.BATCH_RECORDS + 10):
-        reports.note(allocation(f"session-{number}"))
+        reports.report(allocation(f"session-{number}"))
     await eventually(lambda: len(reported(depot)) == block_reports.BATCH_RECORDS + 10)
     requests = [request for name, request in depot.requests if name == "ReportBlockAllocation"]
     assert [len(request.records) for request in requests] == [block_reports.BATCH_RECORDS, 10]
@@ -230,11 +229,11 @@ async def test_allocations_are_sent_in_batches(depot: FakeDepot, reports: BlockR
     assert list(record.token_ids) == [7, 8, 9]
 
 
-async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, reports: BlockReports) -> None:
-    reports.note(allocation("first"))
-    reports.note(allocation("second"))
-    reports.end("first")
-    reports.note(allocation("third"))
+async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, reports: BlockReportQueue) -> None:
+    reports.report(allocation("first"))
+    reports.report(allocation("second"))
+    reports.end_session("first")
+    reports.report(allocation("third"))
     await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
     names = [name for name, _ in depot.requests]
     assert names == ["ReportBlockAllocation", "EndSession"]
@@ -242,36 +241,36 @@ async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, repor
     assert depot.last("EndSession").session_id == "first"
 
 
-async def test_request_of_which_a_record_was_lost_is_not_told_of_until_it_starts_anew(
-    depot: FakeDepot, reports: BlockReports
+async def test_request_of_which_a_record_was_lost_is_not_reported_until_it_starts_anew(
+    depot: FakeDepot, reports: BlockReportQueue
 ) -> None:
     depot.failures["ReportBlockAllocation"] = failure(grpc.StatusCode.UNAVAILABLE, "DRAINING")
-    reports.note(allocation("broken"))
+    reports.report(allocation("broken"))
     await eventually(lambda: bool(reports._lost))
     del depot.failures["ReportBlockAllocation"]
-    reports.note(allocation("broken"))
-    reports.note(allocation("whole"))
+    reports.report(allocation("broken"))
+    reports.report(allocation("whole"))
     await eventually(lambda: reported(depot) == ["broken", "whole"])
-    reports.note(allocation("broken", resumed=True))
+    reports.report(allocation("broken", resumed=True))
     await eventually(lambda: reported(depot)[2:] == ["broken"])
-    reports.note(allocation("broken"))
+    reports.report(allocation("broken"))
     await eventually(lambda: reported(depot)[2:] == ["broken", "broken"])
 
 
 async def test_queue_is_bounded(depot: FakeDepot, client: AsyncDepotClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_reports, "MAX_RECORDS", 2)
     ended: list[str] = []
-    reports = BlockReports(client, "engine", "model", 16, ended.append)
+    reports = BlockReportQueue(client, "engine", "model", 16, ended.append)
     for session_id in ("one", "two", "three", "three"):
-        reports.note(allocation(session_id))
+        reports.report(allocation(session_id))
     task = asyncio.create_task(reports.run())
     await eventually(lambda: len(reported(depot)) == 2)
-    reports.note(allocation("three"))
-    reports.note(allocation("four"))
+    reports.report(allocation("three"))
+    reports.report(allocation("four"))
     await eventually(lambda: reported(depot) == ["one", "two", "four"])
-    reports.end("three")  # its id may come again
+    reports.end_session("three")  # its id may come again
     await eventually(lambda: ended == ["three"])
-    reports.note(allocation("three"))
+    reports.report(allocation("three"))
     await eventually(lambda: reported(depot)[-1] == "three")
     task.cancel()
     await asyncio.wait([task])

@@ -1,4 +1,4 @@
-"""An adapter is what its files hold: KV of another one is never taken for its own."""
+"""Adapters are identified by the content of their files, so that KV of one is never used for another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Lora = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GOOD_FOR_SECONDS", 0.0)
+    monkeypatch.setattr(module, "VALID_SECONDS", 0.0)
     monkeypatch.setattr(module, "READ_SECONDS", 30.0)  # a machine under load may be slow
 
 
@@ -37,7 +37,7 @@ def lora(tmp_path: Path) -> Lora:
 
 
 def train(folder: Path, weights: bytes) -> None:
-    """Writes weights of the same size and time, as tools do that keep times."""
+    """Write weights of the same size and time, like tools that keep times."""
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text("{}")
     new = folder / "new"
@@ -61,7 +61,7 @@ def test_adapter_that_was_trained_again_is_another_one_after_a_restart(tmp_path:
     train(tmp_path / "sql", b"one")
     assert Adapters().identity_of(lora()) == one
     assert Adapters("other settings").identity_of(lora()) != one
-    assert Adapters().identity_of(None) == ""
+    assert Adapters().of_request(None) is None
 
 
 def test_files_of_training_do_not_count(tmp_path: Path, lora: Lora) -> None:
@@ -79,21 +79,21 @@ def test_files_that_changed_in_a_live_engine_count_once_they_are_loaded_in_place
     train(tmp_path / "sql", b"one")
     adapters = Adapters()
     one = adapters.identity_of(lora())
-    assert not adapters.has_changed(lora())
+    assert not adapters.was_replaced(lora())
     train(tmp_path / "sql", b"two")
     assert [adapters.identity_of(lora()) for _ in range(3)] == [None] * 3
     assert caplog.text.count("its files have changed since it was loaded") == 1
     two = adapters.identity_of(lora(load_inplace=True))
     assert two not in (one, None)
     assert adapters.identity_of(lora()) == two
-    assert adapters.has_changed(lora())
+    assert adapters.was_replaced(lora())
     assert adapters.identity_of(lora(number=2)) == two  # loaded anew, under the same name
-    assert adapters.has_changed(lora(number=2))
-    adapters.emptied()
+    assert adapters.was_replaced(lora(number=2))
+    adapters.engine_cache_emptied()
     assert adapters.identity_of(lora()) == two
-    assert not adapters.has_changed(lora())
+    assert not adapters.was_replaced(lora())
     train(tmp_path / "sql", b"three")
-    adapters.emptied()
+    adapters.engine_cache_emptied()
     assert adapters.identity_of(lora()) is None  # an empty cache does not load it
 
 
@@ -120,49 +120,49 @@ def test_long_names_stay_apart_and_the_depot_takes_them(tmp_path: Path, lora: Lo
     assert identities[0] != identities[1]
 
 
-def test_requests_ask_and_store_under_what_their_adapter_holds(tmp_path: Path, lora: Lora) -> None:
+def test_requests_look_up_and_store_under_the_content_of_their_adapter(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
     engine, request = Engine(), request_with(lora())
-    assert engine.side.matched_tokens(request, 0) == (None, False)
-    engine.asks.answer(0)
+    assert engine.scheduler.matched_tokens(request, 0) is None
+    engine.lookup_client.answer(0)
     engine.tables["request"] = TABLE
     (store,) = engine.step({request: 20}).stores
     expected = Adapters().identity_of(lora())
-    assert (engine.asks.questions[-1].prefix.adapter, store.adapter) == (expected, expected)
+    assert (engine.lookup_client.calls[-1].prefix.adapter, store.adapter) == (expected, expected)
 
 
 def test_request_whose_adapter_is_not_known_is_computed_and_not_stored(lora: Lora) -> None:
     engine, request = Engine(), request_with(lora())
     engine.tables["request"] = TABLE
-    assert engine.side.matched_tokens(request, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(request, 0) == 0
     assert not engine.step({request: 20}).stores
-    assert not engine.asks.questions
+    assert not engine.lookup_client.calls
 
 
 def test_request_that_is_under_way_when_its_adapter_changes_stores_no_more(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
     engine, request = Engine(), request_with(lora(load_inplace=True))
     engine.tables["request"] = TABLE
-    engine.side.matched_tokens(request, 0)
-    engine.asks.answer(0)
+    engine.scheduler.matched_tokens(request, 0)
+    engine.lookup_client.answer(0)
     (store,) = engine.step({request: CHUNK}).stores
     train(tmp_path / "sql", b"two")
     assert not engine.step({request: CHUNK}).stores
     waiting = request_with(lora(load_inplace=True), "waiting")
-    engine.side.arrived(waiting)
+    engine.scheduler.arrived(waiting)
     train(tmp_path / "sql", b"three")
-    assert engine.side.matched_tokens(waiting, 0) == (0, False)
+    assert engine.scheduler.matched_tokens(waiting, 0) == 0
     assert store.adapter != Adapters().identity_of(lora())
 
 
 def test_answer_for_an_adapter_that_was_replaced_since_is_not_loaded(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
     engine, request = Engine(), request_with(lora(load_inplace=True))
-    engine.side.matched_tokens(request, 0)
-    engine.asks.answer(16)
+    engine.scheduler.matched_tokens(request, 0)
+    engine.lookup_client.answer(16)
     train(tmp_path / "sql", b"two")
-    assert engine.side.matched_tokens(request, 0) == (0, False)
-    assert not engine.asks.leased
+    assert engine.scheduler.matched_tokens(request, 0) == 0
+    assert not engine.lookup_client.leased
 
 
 def test_what_vllms_own_prefix_cache_has_of_a_replaced_adapter_is_not_stored_as_the_new_one(
@@ -170,12 +170,12 @@ def test_what_vllms_own_prefix_cache_has_of_a_replaced_adapter_is_not_stored_as_
 ) -> None:
     train(tmp_path / "sql", b"one")
     engine = Engine()
-    engine.side.matched_tokens(request_with(lora(), "before"), 0)
+    engine.scheduler.matched_tokens(request_with(lora(), "before"), 0)
     train(tmp_path / "sql", b"two")
     stale, fresh = (request_with(lora(load_inplace=True), name) for name in ("stale", "fresh"))
     for request, local_tokens, num_stores in ((stale, CHUNK, 0), (fresh, 0, 1)):
         engine.tables[request.request_id] = TABLE
-        engine.side.matched_tokens(request, local_tokens)
+        engine.scheduler.matched_tokens(request, local_tokens)
         request.num_computed_tokens = local_tokens
         assert len(engine.step({request: 20 - local_tokens}).stores) == num_stores
 

@@ -26,21 +26,14 @@ class Kind(Enum):
     TWO = 2
 
 
-def name_of(
-    *,
-    engine_id: str = "engine",
-    vllm_version: str = "0.32.0",
-    weights_name: str = "",
-    environment: dict[str, str] | None = None,
-    **changes: Any,
-) -> str:
-    return model_identity(
-        vllm_config(**changes),
-        engine_id=engine_id,
-        vllm_version=vllm_version,
-        weights_name=weights_name,
-        environment=environment or {},
-    )
+DEFAULTS: dict[str, Any] = {"engine_id": "engine", "vllm_version": "0.32.0", "weights_name": "", "environment": {}}
+
+
+def name_of(**facts: Any) -> str:
+    """Return the identity; facts that are not in `DEFAULTS` are changes of vLLM's configuration."""
+    changes = {name: fact for name, fact in facts.items() if name not in DEFAULTS}
+    others = {name: facts.get(name, default) for name, default in DEFAULTS.items()}
+    return model_identity(vllm_config(**changes), **others)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +62,7 @@ def name_of(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
+def test_what_changes_kv_makes_another_model(change: dict[str, Any]) -> None:
     assert name_of(**change) != name_of()
 
 
@@ -205,12 +198,12 @@ def test_large_weights_are_told_apart_by_time_and_by_samples(folder: Path, monke
 def test_snapshot_of_the_hub_is_named_by_its_content_wherever_it_is(tmp_path: Path) -> None:
     def snapshot(root: Path, commit: str, blob: str) -> str:
         repository = root / "models--org--model"
-        place = repository / "snapshots" / commit
-        place.mkdir(parents=True)
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
         (repository / "blobs").mkdir(exist_ok=True)
-        (repository / "blobs" / blob).write_bytes(b"weights")  # in this moment: the hub's files never change
-        (place / "model.safetensors").symlink_to(f"../../blobs/{blob}")
-        return name_of(model_config__model=str(place))
+        (repository / "blobs" / blob).write_bytes(b"weights")  # new, but the hub's files never change
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/{blob}")
+        return name_of(model_config__model=str(snapshot))
 
     name = snapshot(tmp_path / "a", "c1", "b1")
     assert name.startswith("org/model#")
@@ -231,7 +224,7 @@ def test_weights_of_an_object_store_are_named_by_where_they_are(tmp_path: Path) 
     assert names[0] == names[1] != names[2]
 
 
-def test_engine_whose_files_changed_while_it_started_shares_with_nobody(
+def test_engine_whose_files_changed_while_it_started_shares_with_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"new")

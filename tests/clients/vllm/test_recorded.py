@@ -1,4 +1,4 @@
-"""How a real vLLM called the scheduler's side, replayed: the same calls must lead to the same answers and orders.
+"""Replays the calls of a real vLLM: the same calls must lead to the same answers and commands.
 
 ``python -m tests.e2e_vllm.record`` wrote them, of a model of full attention and of one with sliding windows: a
 prompt that is computed in two steps and stored, found again with and without a part that vLLM still has, loads that
@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
-from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.groups import CacheGroup
-from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 from tests.fakes.vllm import LookupClient, Pool
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.jsonl"))
@@ -38,19 +39,20 @@ class RecordedRequest:
     block_hashes: list[bytes] = field(default_factory=list)
     skip_reading_prefix_cache: bool = False
     cache_salt: str | None = None
+    all_token_ids: tuple[int, ...] = ()
     lora_request: None = None
     trace_headers: None = None
     prompt_embeds: None = None
 
 
-class RecordedAsks(LookupClient):
-    """Lookups are answered with what the depot answered."""
+class RecordedAnswers(LookupClient):
+    """Answers lookups as the depot did."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_session: dict[str, Lookup] = {}
+        self.by_session: dict[str, PendingLookup] = {}
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
         lookup = self.by_session[session_id] = super().begin(session_id, prefix, computed_tokens, parent)
         return lookup
 
@@ -64,16 +66,20 @@ class RecordedAsks(LookupClient):
 
 
 class Replay:
-    """Carries the recorded calls out."""
+    """Makes the recorded calls."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.pool = Pool(settings["num_blocks"])
-        self.asks = RecordedAsks()
+        self.lookup_client = RecordedAnswers()
         groups = tuple(CacheGroup(**group) for group in settings["groups"])
-        waits = dict.fromkeys(("lookup_timeout_seconds", "lease_hold_seconds", "longest_operation_seconds"), 3600.0)
-        told = SchedulerSettings(**{**settings, **waits, "groups": groups})
-        self.side = SchedulerSide(told, self.asks, None, Adapters())
-        self.side.bind(self.pool)
+        waits = dict.fromkeys(("lookup_timeout_seconds", "lease_hold_seconds", "longest_transfer_seconds"), 3600.0)
+        self.scheduler = ConnectorScheduler(
+            SchedulerSettings(**{**settings, **waits, "groups": groups}),
+            self.lookup_client,
+            None,
+            lambda request: request_traits(request, Adapters()),
+        )
+        self.scheduler.bind(VllmBlockReferences(self.pool))
         self.requests: dict[str, RecordedRequest] = {}
 
     def carry_out(self, call: str, facts: dict[str, Any]) -> None:
@@ -88,15 +94,15 @@ class Replay:
         request.block_hashes = [bytes.fromhex(each) for each in facts["block_hashes"]]
 
     def _arrived(self, request: dict[str, Any]) -> None:
-        self.side.arrived(self.requests[request["id"]])
+        self.scheduler.arrived(self.requests[request["id"]])
 
-    def _matched_tokens(self, request: dict[str, Any], computed: int, answer: Any, result: list[Any]) -> None:
+    def _matched_tokens(self, request: dict[str, Any], computed: int, answer: Any, result: int | None) -> None:
         if answer is not None:
-            self.asks.take(request["id"], answer)
-        assert list(self.side.matched_tokens(self.requests[request["id"]], computed)) == result
+            self.lookup_client.take(request["id"], answer)
+        assert self.scheduler.matched_tokens(self.requests[request["id"]], computed) == result
 
     def _allocated(self, request: dict[str, Any], block_ids: list[list[int]], external: int) -> None:
-        self.side.allocated(self.requests[request["id"]], tuple(block_ids), external)
+        self.scheduler.allocated(self.requests[request["id"]], tuple(block_ids), external)
 
     def _step(
         self,
@@ -105,22 +111,22 @@ class Replay:
         tables: dict[str, Any],
         new_blocks: list[Any],
         may_store: bool,
-        orders: dict[str, Any],
+        commands: dict[str, Any],
     ) -> None:
         def table(request_id: str) -> BlockIds:
             return tuple(tables[request_id])
 
         blocks = [(request_id, tuple(block_ids), anew) for request_id, block_ids, anew in new_blocks]
-        found = self.side.step(scheduled, table, blocks, may_store=may_store)
-        assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == orders
+        found = self.scheduler.step(scheduled, table, blocks, may_store=may_store)
+        assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == commands
 
-    def _reported(self, settled: list[tuple[int, int]], failed: list[int], chunk_sizes: list[tuple[int, int]]) -> None:
+    def _reported(self, done: list[tuple[int, int]], failed: list[int], chunk_sizes: list[tuple[int, int]]) -> None:
         report = WorkerReport(failed=set(failed), chunk_sizes=dict(chunk_sizes))
-        report.settled.update(dict(settled))
-        self.side.reported(report)
+        report.done.update(dict(done))
+        self.scheduler.reported(report)
 
     def _finished(self, request: dict[str, Any]) -> None:
-        self.side.finished(self.requests[request["id"]])
+        self.scheduler.finished(self.requests[request["id"]])
 
 
 @every_recording
@@ -134,28 +140,28 @@ def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(record
         except AssertionError as error:
             raise AssertionError(f"line {number + 2} of {recording.name}: {error}") from error
     assert replay.pool.kept == {}
-    assert replay.asks.leased == set()
-    assert sorted(replay.asks.ended_sessions) == sorted(replay.requests)
+    assert replay.lookup_client.leased == set()
+    assert sorted(replay.lookup_client.ended_sessions) == sorted(replay.requests)
 
 
 @every_recording
 def test_recording_holds_what_it_is_to_show(recording: Path) -> None:
     calls = calls_of(recording)
     has_windows = len(calls[0]["settings"]["groups"]) > 1
-    steps = [call["orders"] for call in calls if call["call"] == "step"]
-    loads = [order for orders in steps for order in orders["loads"]]
-    stores = [order for orders in steps for order in orders["stores"]]
-    failed = {operation for call in calls if call["call"] == "reported" for operation in call["failed"]}
+    steps = [call["commands"] for call in calls if call["call"] == "step"]
+    loads = [command for commands in steps for command in commands["loads"]]
+    stores = [command for commands in steps for command in commands["stores"]]
+    failed = {transfer_id for call in calls if call["call"] == "reported" for transfer_id in call["failed"]}
     loaded_twice = [call for call in calls if call["call"] == "allocated" and call["external"] == 0]
     anew: dict[str, int] = {}
     for call in calls:
         for request_id, _, begins in call.get("new_blocks", ()):
             anew[request_id] = anew.get(request_id, 0) + begins
-    assert any(order["skip_tokens"] for order in loads)
-    assert any(order["start_token"] for order in stores)
-    assert failed & {order["operation_id"] for order in loads}
-    assert {order["operation_id"] for order in loads} - failed
+    assert any(command["skip_tokens"] for command in loads)
+    assert any(command["start_token"] for command in stores)
+    assert failed & {command["transfer_id"] for command in loads}
+    assert {command["transfer_id"] for command in loads} - failed
     assert loaded_twice
     assert max(anew.values()) > 1, "no request began anew after a preemption"
-    for orders in (loads, stores):
-        assert has_windows == any(table["absent_blocks"] for order in orders for table in order["tables"])
+    for commands in (loads, stores):
+        assert has_windows == any(table["absent_blocks"] for command in commands for table in command["tables"])

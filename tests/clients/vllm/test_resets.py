@@ -1,10 +1,10 @@
-"""Resets of vLLM's cache: the scheduler's side is told of those that vLLM refuses, too."""
+"""Resets of vLLM's cache: the listener is called for those that vLLM refuses, too."""
 
 from __future__ import annotations
 
 import pytest
 
-from kvdepot.vllm.resets import follow
+from kvdepot.vllm.resets import listen_for_resets
 
 
 class Manager:
@@ -27,53 +27,53 @@ class Scheduler:
         return is_done
 
 
-class Side:
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def reset(self) -> None:
-        self.told.append("reset")
-
-    def emptied(self) -> None:
-        self.told.append("emptied")
+def listen(scheduler_class: type[Scheduler], manager: Manager) -> list[str]:
+    """Return the list of calls, which grows with each one."""
+    calls: list[str] = []
+    listen_for_resets(
+        scheduler_class,
+        manager,
+        on_reset=lambda: calls.append("reset"),
+        on_emptied=lambda: calls.append("emptied"),
+    )
+    return calls
 
 
 @pytest.fixture
 def scheduler_class() -> type[Scheduler]:
     class Patched(Scheduler):
-        """A class of each test's own: following changes it."""
+        """A class of each test's own: listening changes it."""
 
         reset_prefix_cache = Scheduler.reset_prefix_cache
 
     return Patched
 
 
-def test_refused_reset_is_told(scheduler_class: type[Scheduler]) -> None:
-    manager, side = Manager(), Side()
-    follow(scheduler_class, manager, side)
+def test_listener_is_called_for_a_refused_reset(scheduler_class: type[Scheduler]) -> None:
+    manager = Manager()
+    calls = listen(scheduler_class, manager)
     scheduler = scheduler_class(manager)
     manager.blocks_in_use = 1
     with pytest.raises(RuntimeError, match="in use"):
         scheduler.reset_prefix_cache(True, True)
-    assert side.told == ["reset"]
+    assert calls == ["reset"]
     manager.blocks_in_use = 0
     assert scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
-    assert side.told == ["reset", "reset", "emptied"]
+    assert calls == ["reset", "reset", "emptied"]
 
 
 def test_reset_of_vllms_own_cache_leaves_the_depots(scheduler_class: type[Scheduler]) -> None:
-    manager, side = Manager(), Side()
-    follow(scheduler_class, manager, side)
+    manager = Manager()
+    calls = listen(scheduler_class, manager)
     assert scheduler_class(manager).reset_prefix_cache()
     manager.blocks_in_use = 1
     assert not scheduler_class(manager).reset_prefix_cache()
-    assert side.told == ["emptied"]
+    assert calls == ["emptied"]
 
 
-def test_each_side_is_told_of_its_own_scheduler_once(scheduler_class: type[Scheduler]) -> None:
-    managers, sides = (Manager(), Manager()), (Side(), Side())
-    for manager, side in zip(managers, sides, strict=True):
-        follow(scheduler_class, manager, side)
+def test_each_listener_is_called_once_for_its_own_scheduler(scheduler_class: type[Scheduler]) -> None:
+    managers = (Manager(), Manager())
+    calls = [listen(scheduler_class, manager) for manager in managers]
     assert scheduler_class(managers[1]).reset_prefix_cache(reset_connector=True)
     assert scheduler_class(Manager()).reset_prefix_cache(reset_connector=True)
-    assert [side.told for side in sides] == [[], ["reset", "emptied"]]
+    assert calls == [[], ["reset", "emptied"]]

@@ -1,19 +1,19 @@
-"""The worker's side: blocks go to a real depot and come back."""
+"""The connector's worker with a real depot: blocks go there and come back."""
 
 from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvdepot import AsyncDepotClient, hash_prefix
 from kvdepot.connector.commands import WorkerReport
-from kvdepot.vllm.identity import place_of
+from kvdepot.connector.identity import worker_id
 from service.errors import RegionUnavailable
 from service.server import Server
-from tests.clients.vllm.workers import (
+from tests.clients.connector.workers import (
     CHUNK,
     CONFIG,
     CONTENT,
@@ -22,15 +22,18 @@ from tests.clients.vllm.workers import (
     StartWorker,
     content,
     hashes,
-    load_order,
+    load_command,
     start_worker,
-    store_order,
+    store_command,
     views,
 )
 from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig
 from tests.fakes.waiting import eventually
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 __all__ = ["start_worker"]
 
@@ -42,7 +45,7 @@ async def depot(start_server: Any, tmp_path: Any) -> Server:
 
 
 async def leased(server: Server, instance_id: str, num_chunks: int) -> str:
-    """The lease of what a lookup finds, which is all."""
+    """Look a prefix up, which must match as a whole; return its lease."""
     async with AsyncDepotClient(server.addresses[0]) as client:
         found = await client.lookup(instance_id, "session", hash_prefix(hashes(num_chunks), CHUNK))
     assert found.matched_tokens == num_chunks * CHUNK, found
@@ -62,23 +65,23 @@ async def test_blocks_of_one_engine_come_back_in_another(
     two.fill(2)
     there, here = [3, 9, 4, 20, 7, 1, 30, 12], [5, 6, 8, 11, 2, 0, 31, 13]
     before = content(two.caches, here)
-    one.side.store([store_order((there,))])
-    report = await one.until_settled(1)
-    assert (report.failed, report.settled) == (set(), {1: 1})
+    one.connector.store([store_command((there,))])
+    report = await one.until_done(1)
+    assert (report.failed, report.done) == (set(), {1: 1})
     lease = await leased(depot, "engine-1", 2)
-    two.side.load([load_order(lease, (here,), skip_tokens=5 * BLOCK)])
+    two.connector.load([load_command(lease, (here,), skip_tokens=5 * BLOCK)])
     assert await two.until_loaded() == ({"request"}, set())
-    assert await two.until_settled(2)
+    assert await two.until_done(2)
     assert torch.equal(content(two.caches, here[5:]), content(one.caches, there[5:]))
     assert torch.equal(content(two.caches, here[:5]), before[:, :, : 5 * BLOCK])  # not written
 
 
-async def test_scheduler_learns_the_chunk_size_and_the_loss_of_the_depot(
+async def test_scheduler_learns_how_the_depot_cuts_tokens_and_when_it_goes(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
-    assert worker.side.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
-    assert worker.side.take_report() is None
+    assert worker.connector.results.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
+    assert worker.connector.results.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
         attachment.fail(RegionUnavailable("the engine took its memory away"))
     await eventually(lambda: 0 in worker.take().chunk_sizes.values())
@@ -90,44 +93,44 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
 ) -> None:
     address = f"unix:{tmp_path}/depot.sock"
     worker = await start_worker(address, attach_timeout_seconds=0.1)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    worker.side.load([load_order("lease", ([1, 2, 3, 4],))])
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    worker.connector.load([load_command("lease", ([1, 2, 3, 4],))])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(1, 2)
+    report = await worker.until_done(1, 2)
     assert report.failed == {1, 2}
-    assert report.chunk_sizes == {0: 0}  # told once, so that the scheduler does not wait for it
+    assert report.chunk_sizes == {0: 0}  # reported once, so that the scheduler does not wait for it
     await start_server(chunk_size=CHUNK, listen=(address,))
     await eventually(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
 
-async def test_failed_load_is_reported_by_its_request(depot: Server, start_worker: StartWorker) -> None:
+async def test_load_that_fails_is_reported_by_its_request(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
+    worker.connector.load([load_command("no-such-lease", ([5, 6, 7, 8],), skip_tokens=BLOCK)])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    report = await worker.until_settled(2)  # the depot answered: it does not touch them
+    report = await worker.until_done(2)  # the depot answered: it does not touch them
     assert report.failed == {2}
     assert worker.chunk_size == CHUNK  # and stays attached
 
 
 async def test_load_that_is_known_to_be_impossible_fails_at_once(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
-    worker.side.load([load_order("", ([5, 6, 7, 8],))])
+    worker.connector.load([load_command("", ([5, 6, 7, 8],))])
     assert await worker.until_loaded() == ({"request"}, {"request"})
-    assert (await worker.until_settled(2)).failed == {2}
+    assert (await worker.until_done(2)).failed == {2}
 
 
 async def test_replica_stores_nothing_and_loads_its_own_lease(depot: Server, start_worker: StartWorker) -> None:
-    first = await start_worker(depot.addresses[0], place_of("engine", 0, 2, 2))
-    second = await start_worker(depot.addresses[0], place_of("engine", 1, 2, 2))
+    first = await start_worker(depot.addresses[0], worker_id("engine", 0, 2, 2))
+    second = await start_worker(depot.addresses[0], worker_id("engine", 1, 2, 2))
     first.fill(1)
     for worker in (first, second):
-        worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert (await second.until_settled(1)).failed == set()
-    await first.until_settled(1)
+        worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert (await second.until_done(1)).failed == set()
+    await first.until_done(1)
     leases = tuple([await leased(depot, f"engine-replica{replica}", 1) for replica in range(2)])
-    order = load_order("", ([9, 8, 7, 6],))
-    order.leases = leases
-    second.side.load([order])
+    command = load_command("", ([9, 8, 7, 6],))
+    command.leases = leases
+    second.connector.load([command])
     await second.until_loaded()
     assert torch.equal(content(second.caches, [9, 8, 7, 6]), content(first.caches, [1, 2, 3, 4]))
 
@@ -143,8 +146,8 @@ async def test_layers_of_different_shapes_become_groups(depot: Server, start_wor
         (HEADS, CONTENT * 4, 1),
         (1, 12, 1),
     ]
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert not (await worker.until_done(1)).failed
 
 
 async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_worker: StartWorker) -> None:
@@ -158,13 +161,13 @@ async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_
         worker.fill(number)
     before = content(workers[1].caches, list(range(NUM_BLOCKS)))
     stored = content(workers[0].caches, [3, 9, 4, 20, 7, 1, 30, 12])
-    order = store_order(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
-    order.tables[1].absent_blocks = 6
-    workers[0].side.store([order])
-    assert not (await workers[0].until_settled(1)).failed
-    load = load_order(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
+    command = store_command(([3, 9, 4, 20, 7, 1, 30, 12], [30, 12]))
+    command.tables[1].absent_blocks = 6
+    workers[0].connector.store([command])
+    assert not (await workers[0].until_done(1)).failed
+    load = load_command(await leased(depot, "engine-1", 2), ([5, 6, 8, 11, 2, 15, 31, 13], [14]))
     load.tables[1].absent_blocks = 7
-    workers[1].side.load([load])
+    workers[1].connector.load([load])
     assert await workers[1].until_loaded() == ({"request"}, set())
     after = content(workers[1].caches, list(range(NUM_BLOCKS))).unflatten(2, (NUM_BLOCKS, BLOCK))
     expected = before.unflatten(2, (NUM_BLOCKS, BLOCK)).clone()
@@ -173,8 +176,8 @@ async def test_groups_of_windows_lack_blocks_on_both_sides(depot: Server, start_
     expected[1][:, 14] = by_block[1][:, 7]
     assert torch.equal(after, expected)
     load.tables[1].absent_blocks, load.tables[1].block_ids = 5, [14, 16, 17]
-    load.operation_id = 3
-    workers[1].side.load([load])
+    load.transfer_id = 3
+    workers[1].connector.load([load])
     assert await workers[1].until_loaded() == ({"request"}, {"request"})  # it was not stored
 
 
@@ -189,12 +192,12 @@ async def test_layers_that_share_a_view_are_moved_once(depot: Server, start_work
 async def test_another_cache_takes_the_place_of_the_one_before(depot: Server, start_worker: StartWorker) -> None:
     worker = await start_worker(depot.addresses[0])
     worker.caches = views()
-    await asyncio.to_thread(worker.side.register, worker.caches, CONFIG)
+    await asyncio.to_thread(worker.attach, CONFIG)
     worker.fill(3)
-    worker.side.store([store_order(([1, 2, 3, 4],))])
-    assert not (await worker.until_settled(1)).failed
+    worker.connector.store([store_command(([1, 2, 3, 4],))])
+    assert not (await worker.until_done(1)).failed
     other = await start_worker(depot.addresses[0])
-    other.side.load([load_order(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
+    other.connector.load([load_command(await leased(depot, "engine-1", 1), ([5, 6, 7, 8],))])
     await other.until_loaded()
     assert torch.equal(content(other.caches, [5, 6, 7, 8]), content(worker.caches, [1, 2, 3, 4]))
 

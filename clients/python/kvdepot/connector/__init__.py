@@ -1,1 +1,6 @@
-"""The engine-neutral parts of a connector: the connection to the depot, lookups, commands, reports."""
+"""What a connector of any engine needs: lookups, loads and stores, the attachment, reports of blocks.
+
+An engine's own package, such as `kvdepot.vllm`, turns the engine's objects into the values of these modules.
+`scheduler` decides in the process of the engine's scheduler. `worker` moves blocks in each worker's process. `commands`
+is what they send each other with the engine's steps.
+"""

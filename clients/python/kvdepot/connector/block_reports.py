@@ -1,6 +1,7 @@
-"""Tells the depot which blocks the scheduler gave to whom: noted on its thread, sent by the event loop in batches.
+"""Reports to the depot which blocks the scheduler gave to which request, in batches.
 
-Ends of sessions go through the same queue: a report that came after the end would begin the session again.
+The scheduler's thread queues them and the event loop sends them. Ends of sessions go through the same queue, because a
+report that arrives after the end would begin the session again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from kvdepot.aio.client import AsyncDepotClient
-from kvdepot.connector.allocations import Allocation
+from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.errors import DepotError
 from kvdepot.requests import allocation_record
 
@@ -23,8 +24,11 @@ MAX_RECORDS = 16_384
 TIMEOUT_SECONDS = 5.0
 
 
-class BlockReports:
-    """A bounded queue. A request of which a record is lost is not told of any more: its next one would not fit."""
+class BlockReportQueue:
+    """A bounded queue.
+
+    A session with a lost record is not reported until it starts anew, because its next record would not fit.
+    """
 
     def __init__(
         self,
@@ -39,33 +43,33 @@ class BlockReports:
         self._instance_id = instance_id
         self._model_name = model_name
         self._block_size = block_size
-        self._queue: deque[Allocation | str] = deque()
+        self._queue: deque[BlockAllocation | str] = deque()
         self._lost: set[str] = set()
 
-    def note(self, allocation: Allocation) -> None:
-        """Notes an allocation, to be sent soon; on the scheduler's thread, so nothing is made of it yet."""
+    def report(self, allocation: BlockAllocation) -> None:
+        """Queue an allocation. The event loop makes the record of it, so that the scheduler's thread is not delayed."""
         if len(self._queue) < MAX_RECORDS:
             self._queue.append(allocation)
         else:
             self._lost.add(allocation.session_id)
 
-    def end(self, session_id: str) -> None:
-        """The request has ended: so does its session, once all of its allocations are sent."""
+    def end_session(self, session_id: str) -> None:
+        """End a session once all of its allocations are sent."""
         self._queue.append(session_id)
 
     async def run(self) -> None:
-        """Sends batches until it is cancelled."""
+        """Send batches until cancelled."""
         while True:
             await asyncio.sleep(BATCH_SECONDS)
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(BATCH_RECORDS, len(self._queue)))]
-                await self._send([each for each in batch if isinstance(each, Allocation)])
+                await self._send([each for each in batch if isinstance(each, BlockAllocation)])
                 for ended in batch:
                     if isinstance(ended, str):
                         self._lost.discard(ended)
                         self._end_session(ended)
 
-    async def _send(self, batch: Sequence[Allocation]) -> None:
+    async def _send(self, batch: Sequence[BlockAllocation]) -> None:
         records = [
             allocation_record(
                 each.session_id,
@@ -85,6 +89,6 @@ class BlockReports:
             )
         except DepotError as error:
             self._lost.update(each.session_id for each in batch)
-            logger.debug("%d block allocations were not told: %s", len(batch), error)
+            logger.debug("%d block allocations were not reported: %s", len(batch), error)
         else:
             self._lost.difference_update(each.session_id for each in batch if each.resumed)

@@ -1,35 +1,37 @@
-"""Block tables of requests, cut to what is moved: which blocks there are, and whether they are enough."""
+"""Block tables of requests, cut to the tokens that are moved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvdepot.connector.commands import BlockIds, Table, Tables
-from kvdepot.vllm.groups import CacheGroup
+from kvdepot.connector.cache_groups import CacheGroup
+from kvdepot.connector.commands import BlockIds, GroupTable, GroupTables
 
 
-def cut(groups: Sequence[CacheGroup], block_ids: BlockIds, start: int, end: int, null_block_id: int) -> Tables:
-    """The blocks of the tokens from ``start`` to ``end``; whatever precedes a null block is absent."""
+def cut_tables(
+    groups: Sequence[CacheGroup], block_ids: BlockIds, start: int, end: int, null_block_id: int
+) -> GroupTables:
+    """Return the tables of tokens ``start`` to ``end``; all blocks up to the last null block are absent."""
     tables = []
     for group, ids in zip(groups, block_ids, strict=True):
         part = ids[start // group.block_size : end // group.block_size]
         absent = len(part) - part[::-1].index(null_block_id) if null_block_id in part else 0
-        tables.append(Table(absent_blocks=absent, block_ids=list(part[absent:])))
+        tables.append(GroupTable(absent_blocks=absent, block_ids=list(part[absent:])))
     return tuple(tables)
 
 
-def num_needed(groups: Sequence[CacheGroup], start: int, end: int) -> int:
-    """How many blocks a load of the tokens from ``start`` to ``end`` writes."""
+def num_blocks_written(groups: Sequence[CacheGroup], start: int, end: int) -> int:
+    """Return how many blocks a load of tokens ``start`` to ``end`` writes, in all groups."""
     return sum((end - max(start, min(end, group.first_needed(end)))) // group.block_size for group in groups)
 
 
-def storable(
-    groups: Sequence[CacheGroup], tables: Tables, start: int, end: int, chunk_size: int, most_blocks: int
+def storable_tokens(
+    groups: Sequence[CacheGroup], tables: GroupTables, start: int, end: int, chunk_size: int, max_blocks: int
 ) -> tuple[int, int]:
-    """From where to where the chunks reach that can be stored, of tables that cover ``start`` to ``end``.
+    """Return the first and the last token of the chunks that can be stored, of tables that cover ``start`` to ``end``.
 
-    Any hit that ends at a chunk's end, or later, must find what it needs of the chunk. Chunks whose blocks vLLM has let
-    go of before they were stored are left out; they come first. So are those that ``most_blocks`` are not enough for.
+    A chunk must have all that any hit needs which ends with this chunk or later. Chunks whose blocks the engine has
+    freed already are left out; they come first. Chunks at the end are left out if they need more than ``max_blocks``.
     """
     firsts = [start + table.absent_blocks * group.block_size for table, group in zip(tables, groups, strict=True)]
     begin = start
@@ -39,11 +41,11 @@ def storable(
         begin += chunk_size
     stop = begin
     while stop < end:
-        most_blocks -= sum(
+        max_blocks -= sum(
             max(0, stop + chunk_size - max(stop, first)) // group.block_size
             for first, group in zip(firsts, groups, strict=True)
         )
-        if most_blocks < 0:
+        if max_blocks < 0:
             break
         stop += chunk_size
     return begin, stop

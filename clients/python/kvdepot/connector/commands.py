@@ -1,6 +1,6 @@
-"""What the scheduler's side tells the workers with each step, and what they tell it.
+"""What the scheduler sends the workers with each step, and what they report to it.
 
-vLLM pickles all of it between its own processes.
+The engine pickles all of it between its own processes.
 """
 
 from __future__ import annotations
@@ -11,53 +11,55 @@ from dataclasses import dataclass, field
 from kvdepot.v1.cache_pb2 import Prefix
 
 BlockIds = tuple[list[int], ...]
-"""Blocks by KV cache group of vLLM, in the order of the tokens; the null block where there is none."""
+"""The whole block table of a request, by group, in the order of the tokens; the null block where there is none."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Table:
-    """Blocks of one group in the order of the tokens, after so many that vLLM has let go of or never had."""
+class GroupTable:
+    """The blocks of one group in the order of the tokens; the engine has none for the first ``absent_blocks``."""
 
     absent_blocks: int
     block_ids: list[int]
 
 
-Tables = tuple[Table, ...]
-"""By KV cache group of vLLM."""
+GroupTables = tuple[GroupTable, ...]
+"""One table per group of the engine."""
 
 
 @dataclass(slots=True, kw_only=True)
-class LoadCommand:
-    """Retrieve a leased prefix into blocks; those below ``skip_tokens`` are the engine's own and are not written.
+class TransferCommand:
+    """What a load and a store have in common."""
 
-    ``leases`` holds one per replica (see `Place`); none of them if the load is known to be impossible, so that it
-    fails at once and is computed. ``tables`` cover the tokens from 0 to ``num_tokens``.
-    """
-
-    operation_id: int
+    transfer_id: int
     request_id: str
     session_id: str
-    leases: tuple[str, ...]
-    tables: Tables
-    num_tokens: int
-    skip_tokens: int
+    tables: GroupTables
     traceparent: str
 
 
 @dataclass(slots=True, kw_only=True)
-class StoreCommand:
+class LoadCommand(TransferCommand):
+    """Retrieve a leased prefix into blocks.
+
+    ``leases`` has one lease per replica (see `WorkerId`); it is empty if the load is known to be impossible: the load
+    then fails at once and the engine computes the tokens. ``tables`` cover tokens 0 to ``num_tokens``. Blocks below
+    ``skip_tokens`` are the engine's own and are not written.
+    """
+
+    leases: tuple[str, ...]
+    num_tokens: int
+    skip_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class StoreCommand(TransferCommand):
     """Store the whole chunks of a prefix from ``start_token`` on; ``tables`` cover the tokens from there."""
 
-    operation_id: int
-    request_id: str
-    session_id: str
     chunk_hashes: list[bytes]
     chunk_size: int
     cache_salt: str
     adapter: str
     start_token: int
-    tables: Tables
-    traceparent: str
 
     @property
     def prefix(self) -> Prefix:
@@ -72,7 +74,7 @@ class StoreCommand:
 
 @dataclass(slots=True)
 class StepCommands:
-    """All orders of one step."""
+    """All commands of one step."""
 
     loads: list[LoadCommand] = field(default_factory=list)
     stores: list[StoreCommand] = field(default_factory=list)
@@ -82,19 +84,20 @@ class StepCommands:
 class WorkerReport:
     """What happened at workers since the step before.
 
-    An operation is settled at a worker once the depot is known not to touch its blocks any more; `settled` counts
-    workers. `failed` operations did not do what they were to do. `chunk_sizes` tells, by worker, how the depot cuts
-    tokens into chunks, 0 while the worker is not attached; it is sent with the first step and when it changes.
+    A transfer is done at a worker when the depot is known not to touch its blocks again, whether it succeeded or not.
+    ``done[transfer_id]`` counts such workers. ``failed`` transfers have not loaded or stored all of their tokens.
+    ``chunk_sizes[worker_index]`` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
+    first step and when it changes.
     """
 
-    settled: Counter[int] = field(default_factory=Counter)
+    done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
-        """What both workers report; vLLM calls it."""
+        """Return what both report; the other's chunk sizes are the later ones."""
         return WorkerReport(
-            settled=self.settled + other.settled,
+            done=self.done + other.done,
             failed=self.failed | other.failed,
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
         )

@@ -1,8 +1,8 @@
-"""A worker's attachment, kept alive: attached again whenever it is lost, with a backoff.
+"""A worker's attachment, kept alive: attached again after each loss, with a backoff.
 
-An operation whose outcome is not known (a deadline passed, the connection broke) may still touch the engine's blocks.
-It is settled when it is certain that it does not: the depot took a new attachment of this rank, which it does only
-after the old one has been undone, or nobody listens at its address any more.
+The outcome of a transfer is uncertain if a deadline has passed or the connection broke: it may still touch the engine's
+blocks. It is certainly done in two cases. The depot has taken a new attachment of this rank, which it does only after
+the old one is undone. Or nothing listens at the depot's address.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.client import AsyncDepotClient
+from kvdepot.connector.attached_memory import AttachedMemory
+from kvdepot.connector.config import ConnectorConfig
+from kvdepot.connector.identity import WorkerId
 from kvdepot.errors import DepotError
-from kvdepot.vllm.identity import Place
-from kvdepot.vllm.memory import AttachedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -27,112 +27,107 @@ LONGEST_BACKOFF_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkSettings:
-    """Where to attach, and what."""
-
-    address: str
-    model_name: str
-    place: Place
-    memory: AttachedMemory
-    attach_timeout_seconds: float
-
-
 class DepotConnection:
-    """Runs on the event loop. ``on_settled`` is called with operations, ``on_change`` with the chunk size or 0.
+    """The attachment of one worker. It runs on the event loop.
 
-    ``unsettled`` are the worker's operations in doubt; they outlive a link that is closed.
+    ``uncertain`` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
+    ``on_done`` takes transfers that are done. ``on_change`` takes the chunk size of a new attachment, or 0.
     """
 
     def __init__(
         self,
         client: AsyncDepotClient,
-        settings: LinkSettings,
-        unsettled: set[int],
-        on_settled: Callable[[Iterable[int]], None],
+        config: ConnectorConfig,
+        model_name: str,
+        worker_id: WorkerId,
+        memory: AttachedMemory,
+        uncertain: set[int],
+        on_done: Callable[[Iterable[int]], None],
         on_change: Callable[[int], None],
     ) -> None:
+        self.memory = memory
         self._client = client
-        self._settings = settings
-        self._on_settled = on_settled
+        self._config = config
+        self._model_name = model_name
+        self._worker_id = worker_id
+        self._on_done = on_done
         self._on_change = on_change
         self._attachment: AsyncAttachment | None = None
-        self._unsettled = unsettled
-        self._doubt = asyncio.Event()
-        self._complaint = ""
+        self._uncertain = uncertain
+        self._must_reattach = asyncio.Event()
+        self._last_warning = ""
 
     @property
     def attachment(self) -> AsyncAttachment | None:
-        """What to call the depot through; None while it is not there, or about to go."""
+        """The attachment for calls to the depot; None while there is none, or while it is about to end."""
         attachment = self._attachment
-        if attachment is None or attachment.lost or attachment.draining or self._doubt.is_set():
+        if attachment is None or attachment.lost or attachment.draining or self._must_reattach.is_set():
             return None
         return attachment
 
-    def doubt(self, operation_id: int) -> None:
-        """Notes an operation that may still be running: the attachment is given up, to find out."""
-        self._unsettled.add(operation_id)
-        self._doubt.set()
+    def mark_uncertain(self, transfer_id: int) -> None:
+        """End the attachment, because the next one shows that this transfer is done."""
+        self._uncertain.add(transfer_id)
+        self._must_reattach.set()
 
     async def run(self) -> None:
-        """Attaches, and attaches again, until it is cancelled."""
+        """Attach, and attach again after each loss, until cancelled."""
         backoff_seconds = FIRST_BACKOFF_SECONDS
         while True:
             try:
-                self._doubt.clear()
+                self._must_reattach.clear()
                 async with await self._attach() as attachment:
-                    self._settle()
+                    self._mark_done()
                     backoff_seconds = FIRST_BACKOFF_SECONDS
                     await self._while_attached(attachment)
             except DepotError as error:
-                self._complain(str(error))
-                if self._unsettled and await nobody_listens(self._settings.address):
-                    self._settle()
+                self._warn(str(error))
+                if self._uncertain and await is_refused(self._config.address):
+                    self._mark_done()
             finally:
                 self._attachment = None
             await asyncio.sleep(backoff_seconds * random.uniform(0.5, 1.0))
             backoff_seconds = min(2 * backoff_seconds, LONGEST_BACKOFF_SECONDS)
 
     async def _attach(self) -> AsyncAttachment:
-        settings = self._settings
         return await self._client.attach(
-            instance_id=settings.place.instance_id,
-            model_name=settings.model_name,
-            world_size=settings.place.world_size,
-            rank=settings.place.rank,
-            groups=settings.memory.groups,
-            regions=settings.memory.regions,
-            timeout_seconds=settings.attach_timeout_seconds,
+            instance_id=self._worker_id.instance_id,
+            model_name=self._model_name,
+            world_size=self._worker_id.world_size,
+            rank=self._worker_id.rank,
+            groups=self.memory.groups,
+            regions=self.memory.regions,
+            timeout_seconds=self._config.attach_timeout_seconds,
         )
 
     async def _while_attached(self, attachment: AsyncAttachment) -> None:
         self._attachment = attachment
-        self._complaint = ""
+        self._last_warning = ""
         logger.info("attached to the depot: %r, version %s", attachment, attachment.server_version)
         self._on_change(attachment.chunk_size)
-        lost = asyncio.ensure_future(attachment.wait_lost())
-        doubt = asyncio.ensure_future(self._doubt.wait())
+        ends = [asyncio.ensure_future(attachment.wait_lost()), asyncio.ensure_future(self._must_reattach.wait())]
         try:
-            await asyncio.wait([lost, doubt], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            lost.cancel()
-            doubt.cancel()
+            for end in ends:
+                end.cancel()
             self._attachment = None
             self._on_change(0)
-        logger.warning("detached from the depot, the engine goes on without it: %s", attachment.lost_reason or "slow")
+        reason = attachment.lost_reason or "it did not answer a call in time"
+        logger.warning("detached from the depot, the engine goes on without it: %s", reason)
 
-    def _settle(self) -> None:
-        self._on_settled(tuple(self._unsettled))
-        self._unsettled.clear()
+    def _mark_done(self) -> None:
+        self._on_done(tuple(self._uncertain))
+        self._uncertain.clear()
 
-    def _complain(self, complaint: str) -> None:
-        if complaint != self._complaint:  # once, and not at each attempt
-            self._complaint = complaint
-            logger.warning("no depot at %s, the engine goes on without it: %s", self._settings.address, complaint)
+    def _warn(self, message: str) -> None:
+        if message != self._last_warning:  # once, and not at each attempt
+            self._last_warning = message
+            logger.warning("no depot at %s, the engine goes on without it: %s", self._config.address, message)
 
 
-async def nobody_listens(address: str) -> bool:
-    """Whether a connection is refused, so that no depot of this address lives; one that hangs still takes them."""
+async def is_refused(address: str) -> bool:
+    """Return whether a connection is refused, so that no depot lives there; one that hangs still accepts it."""
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(PROBE_SECONDS):

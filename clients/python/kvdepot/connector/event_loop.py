@@ -1,6 +1,6 @@
-"""The event loop that all of this process's calls to the depot run on, in a thread of its own.
+"""The event loop of all calls to the depot in this process, in a thread of its own.
 
-grpc.aio wants one loop per process, and vLLM may run its scheduler and its worker in one.
+grpc.aio wants one loop per process, and an engine may run its scheduler and its worker in one process.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ _lock = threading.Lock()
 
 
 class EventLoop:
-    """What other threads may do with a loop that runs."""
+    """A running loop, as other threads use it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Runs a function on the loop, soon."""
+        """Run a function on the loop, soon."""
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Runs a coroutine on the loop."""
+        """Run a coroutine on the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, Result], timeout_seconds: float) -> Result:
-        """Runs a coroutine on the loop and waits for it; it is cancelled when the time is over.
+        """Run a coroutine on the loop and wait for its result; cancel it after the timeout.
 
-        Raises:
-            TimeoutError: it took too long.
+        Raises: TimeoutError.
         """
         started = self.start(work)
         try:
@@ -46,8 +45,29 @@ class EventLoop:
             raise
 
 
+class BackgroundTasks:
+    """Tasks that nothing awaits. They are kept here, because a loop itself holds only weak references."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine on the running loop."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        if tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
 def shared_event_loop() -> EventLoop:
-    """This process's loop, in a daemon thread that lives as long; a forked child makes one of its own."""
+    """Return this process's loop. Its daemon thread lives as long as the process; a forked child has its own."""
     with _lock:
         if os.getpid() not in _shared:
             loop = asyncio.new_event_loop()

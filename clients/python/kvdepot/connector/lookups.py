@@ -1,6 +1,6 @@
-"""The scheduler's questions to the depot: asked on the event loop, answered whenever the scheduler looks again.
+"""Lookups of one scheduler: sent on the event loop, answered when the scheduler looks again.
 
-Calls of one session are in order: a session ends when its lookups are answered, so that none begins it anew.
+Calls of one session stay in order: a session ends after its lookups are answered, so that none begins it anew.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
 
 from kvdepot.aio.client import AsyncDepotClient
-from kvdepot.connector.event_loop import EventLoop
+from kvdepot.connector.event_loop import BackgroundTasks, EventLoop
 from kvdepot.connector.session_ids import SessionIds
 from kvdepot.errors import DepotError
 from kvdepot.rpc import traceparent
@@ -25,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
-TELL_SECONDS = 5.0
+NOTIFY_SECONDS = 5.0
 MAX_RPCS = 64
 
 
 @dataclass(slots=True, eq=False)
-class Lookup:
-    """One question. The loop fills it in; `matched_tokens` comes last, and says that the rest is there.
+class PendingLookup:
+    """One lookup. The event loop fills it in; it sets `matched_tokens` last, as the sign that the rest is there.
 
-    What is leased belongs to whoever has the lookup, until `Lookups.release`. The answer is good until
-    ``lease_until`` (monotonic), when half of the leases' time is over; one without leases does not age.
-    ``noticed`` is the scheduler's: when it first saw the answer (monotonic).
+    The leases belong to the owner of the lookup, until `DepotLookupClient.release`. The answer is valid until
+    ``lease_until`` (monotonic), when half of the leases' time is over; without leases it stays valid. ``noticed`` is
+    when the scheduler first saw the answer (monotonic).
     """
 
     deadline: float
@@ -46,11 +45,11 @@ class Lookup:
     noticed: float | None = None
 
 
-class Lookups:
-    """Asks for one scheduler. An engine whose KV is held several times is as many instances, all of which must match.
+class DepotLookupClient:
+    """Looks prefixes up, releases leases and ends sessions, for one scheduler. Its public methods never block.
 
-    After a failure nothing is asked for a while, longer each time, so that a depot that is slow or away costs the
-    engine next to nothing.
+    An engine that holds its KV several times is as many instances, and a prefix must match in all of them. After a
+    failure it pauses, longer each time, so that a slow or absent depot costs the engine next to nothing.
     """
 
     def __init__(
@@ -60,88 +59,81 @@ class Lookups:
         self._loop = loop
         self._instance_ids = instance_ids
         self._timeout_seconds = timeout_seconds
-        self._turns = asyncio.Semaphore(MAX_RPCS)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._asking: dict[str, set[asyncio.Task[None]]] = {}
+        self._rpc_slots = asyncio.Semaphore(MAX_RPCS)
+        self._tasks = BackgroundTasks()
+        self._lookups_by_session: dict[str, set[asyncio.Task[None]]] = {}
         self._session_ids = SessionIds()
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._paused_until = 0.0
 
     @property
     def paused(self) -> bool:
-        """Whether a failure was so recent that it is better not to ask."""
+        """Whether a lookup failed a short time ago, so that none should be made."""
         return time.monotonic() < self._paused_until
 
-    def open_session(self, request: Any) -> str:
-        """The id of a session for a request; no other that is open has it."""
-        return self._session_ids.open(request)
+    def open_session(self, request_id: str) -> str:
+        """Return a session id for a request; no other open session has it."""
+        return self._session_ids.open(request_id)
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup:
-        """Asks for the longest prefix that is stored."""
-        lookup = Lookup(deadline=time.monotonic() + self._timeout_seconds)
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
+        """Begin to look up the longest stored prefix; ``parent`` is the caller's traceparent."""
+        lookup = PendingLookup(deadline=time.monotonic() + self._timeout_seconds)
         self._loop.call(self._begin, lookup, session_id, prefix, computed_tokens, parent)
         return lookup
 
-    def give_up(self, lookup: Lookup) -> None:
-        """Lets go of a lookup, answered or not, and of what it leases."""
+    def give_up(self, lookup: PendingLookup) -> None:
+        """Give up a lookup, answered or not, and release its leases."""
         self._loop.call(self._give_up, lookup)
 
     def release(self, leases: Sequence[str]) -> None:
-        """Gives leases back."""
-        self._loop.call(self._start_release, tuple(leases))
+        """Release leases."""
+        if leases:
+            self._loop.call(self._start_release, tuple(leases))
 
     def end_session(self, session_id: str) -> None:
-        """Tells that a request has ended."""
-        self._loop.call(self._start_end, session_id)
+        """End the session of a request in the depot."""
+        self._loop.call(self._tasks.start, self._end(session_id))
 
     def drop_session(self, session_id: str) -> None:
-        """Lets go of the id of a session that the depot never heard of."""
+        """Free the id of a session that the depot never knew."""
         self._session_ids.close(session_id)
 
-    def _begin(self, lookup: Lookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> None:
-        asking = self._asking.setdefault(session_id, set())
-        task = self._start(self._ask(lookup, session_id, prefix, computed_tokens, parent))
-        asking.add(task)
-        task.add_done_callback(lambda _: self._asked(session_id, task))
+    def _begin(self, lookup: PendingLookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> None:
+        task = self._tasks.start(self._look_up(lookup, session_id, prefix, computed_tokens, parent))
+        self._lookups_by_session.setdefault(session_id, set()).add(task)
+        task.add_done_callback(lambda _: self._answered(session_id, task))
 
-    def _asked(self, session_id: str, task: asyncio.Task[None]) -> None:
-        asking = self._asking[session_id]
-        asking.discard(task)
-        if not asking:
-            del self._asking[session_id]
+    def _answered(self, session_id: str, task: asyncio.Task[None]) -> None:
+        running = self._lookups_by_session[session_id]
+        running.discard(task)
+        if not running:
+            del self._lookups_by_session[session_id]
 
-    def _give_up(self, lookup: Lookup) -> None:
+    def _give_up(self, lookup: PendingLookup) -> None:
         lookup.given_up = True
         if lookup.matched_tokens is not None:
             self._start_release(lookup.leases)
 
     def _start_release(self, leases: tuple[str, ...]) -> None:
         if leases:
-            self._start(self._release(leases))
+            self._tasks.start(self._release(leases))
 
-    def _start_end(self, session_id: str) -> None:
-        self._start(self._end(session_id))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _ask(self, lookup: Lookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> None:
-        traceparent.set(parent)  # of this task, and gone with it
+    async def _look_up(
+        self, lookup: PendingLookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str
+    ) -> None:
+        traceparent.set(parent)  # a context variable of this task only
         matched_tokens, leases = 0, tuple[Lease, ...]()
         try:
-            async with self._turns:
+            async with self._rpc_slots:
                 answers = await asyncio.gather(
-                    *(self._ask_one(lookup, each, session_id, prefix, computed_tokens) for each in self._instance_ids)
+                    *(self._call(lookup, each, session_id, prefix, computed_tokens) for each in self._instance_ids)
                 )
             found = [answer for answer in answers if answer is not None]
             leases = tuple(answer.lease for answer in found if answer.HasField("lease"))
             if len(found) == len(self._instance_ids):
                 matched_tokens = min(answer.matched_tokens for answer in found)
         finally:
-            if len(leases) < len(self._instance_ids):  # a replica has less than all others
+            if len(leases) < len(self._instance_ids):  # not all replicas have the prefix
                 self._start_release(tuple(lease.lease_id for lease in leases))
                 leases = ()
             lookup.leases = tuple(lease.lease_id for lease in leases)
@@ -151,10 +143,10 @@ class Lookups:
             if lookup.given_up:
                 self._start_release(lookup.leases)
 
-    async def _ask_one(
-        self, lookup: Lookup, instance_id: str, session_id: str, prefix: Prefix, computed_tokens: int
+    async def _call(
+        self, lookup: PendingLookup, instance_id: str, session_id: str, prefix: Prefix, computed_tokens: int
     ) -> LookupResponse | None:
-        left_seconds = lookup.deadline - time.monotonic()  # it may have waited for its turn
+        left_seconds = lookup.deadline - time.monotonic()  # waiting for an RPC slot has used some of the time
         if lookup.given_up or left_seconds <= 0:
             return None
         try:
@@ -176,21 +168,21 @@ class Lookups:
 
     async def _release(self, leases: tuple[str, ...]) -> None:
         for lease in leases:
-            await self._tell(self._client.release_lease(lease, timeout_seconds=TELL_SECONDS))
+            await self._notify(self._client.release_lease(lease, timeout_seconds=NOTIFY_SECONDS))
 
     async def _end(self, session_id: str) -> None:
         try:
-            if asking := self._asking.get(session_id):
-                await asyncio.wait(asking)
+            if running := self._lookups_by_session.get(session_id):
+                await asyncio.wait(running)
             for instance_id in self._instance_ids:
-                await self._tell(self._client.end_session(instance_id, session_id, timeout_seconds=TELL_SECONDS))
+                await self._notify(self._client.end_session(instance_id, session_id, timeout_seconds=NOTIFY_SECONDS))
         finally:
             self._session_ids.close(session_id)
 
-    async def _tell(self, call: Awaitable[object]) -> None:
-        """Makes a call that nothing depends on: leases and sessions end by themselves, too."""
+    async def _notify(self, call: Awaitable[object]) -> None:
+        """Make a call whose failure changes nothing: leases and sessions also end by themselves."""
         try:
-            async with self._turns:
+            async with self._rpc_slots:
                 await call
         except DepotError as error:
-            logger.debug("the depot was not told: %s", error)
+            logger.debug("a lease or a session was not ended: %s", error)

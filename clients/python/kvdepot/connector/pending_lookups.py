@@ -1,85 +1,84 @@
-"""The lookups of requests that vLLM has not made room for: how long each waits, and how long its answer is held.
+"""The lookups of waiting requests: how long each request waits, and how long its answer is held.
 
-A request waits at most for the lookup timeout, counted over all of its lookups since vLLM last made room for it, and
-for the rest of the step in which that time ends. An answer is kept for a whole step at least, so that vLLM can use it
-however long steps last.
+A request waits at most for the lookup timeout and the rest of the step in which that time ends. The time counts over
+all of its lookups since the engine last made room for it. An answer is held for a whole step at least, so that the
+engine can use it however long its steps last.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.lookups import PendingLookup
 from kvdepot.connector.request_state import RequestState
 from kvdepot.v1.cache_pb2 import Prefix
 
 
 class LookupClient(Protocol):
-    """Questions to the depot; `Lookups` is one."""
+    """Calls to the depot that do not block. `DepotLookupClient` implements it."""
 
     @property
     def paused(self) -> bool: ...
-    def open_session(self, request: Any) -> str: ...
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> Lookup: ...
-    def give_up(self, lookup: Lookup) -> None: ...
+    def open_session(self, request_id: str) -> str: ...
+    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup: ...
+    def give_up(self, lookup: PendingLookup) -> None: ...
     def release(self, leases: Sequence[str]) -> None: ...
     def end_session(self, session_id: str) -> None: ...
     def drop_session(self, session_id: str) -> None: ...
 
 
 class PendingLookups:
-    """Those of one scheduler. Times are monotonic."""
+    """The lookups of one scheduler. Times are monotonic."""
 
-    def __init__(self, asks: LookupClient, timeout_seconds: float, hold_seconds: float) -> None:
-        self._asks = asks
+    def __init__(self, client: LookupClient, timeout_seconds: float, hold_seconds: float) -> None:
+        self._client = client
         self._timeout_seconds = timeout_seconds
         self._hold_seconds = hold_seconds
-        self._asking: set[RequestState] = set()
+        self._waiting: set[RequestState] = set()
         self._last_step = 0.0
 
-    def look(self, state: RequestState) -> Lookup | None:
-        """The request's lookup, answered or not, now that vLLM looks at the request; None if there is none."""
+    def current(self, state: RequestState) -> PendingLookup | None:
+        """Return the request's lookup, answered or not, and end its wait; None if it has no valid one."""
         now = time.monotonic()
         state.end_wait(now)
         if state.lookup is not None and now >= state.lookup.lease_until:
             self.give_up(state)
         return state.lookup
 
-    def begin(self, state: RequestState, prefix: Prefix, parent: str) -> Lookup:
-        """Asks for the longest prefix that is stored."""
-        lookup = state.lookup = self._asks.begin(state.session_id, prefix, state.local_tokens, parent)
+    def begin(self, state: RequestState, prefix: Prefix) -> None:
+        """Begin to look up the longest stored prefix of the request."""
+        state.lookup = self._client.begin(state.session_id, prefix, state.local_tokens, state.traits.traceparent)
         state.known_to_depot = True
-        self._asking.add(state)
-        return lookup
+        self._waiting.add(state)
 
     def may_wait(self, state: RequestState) -> bool:
-        """Whether the request may wait on, for the answer or for room; otherwise it is computed."""
+        """Return whether the request may wait for an answer or for room; its wait begins. Else it is computed."""
         now = time.monotonic()
         if state.lookup is None or now >= state.lookup.deadline or state.waited_seconds >= self._timeout_seconds:
             return False
         state.waits_since = now
         return True
 
-    def take(self, state: RequestState) -> Lookup | None:
-        """The lookup that vLLM has made room for; what it leases is the caller's from now on."""
+    def take(self, state: RequestState) -> PendingLookup | None:
+        """Return and forget the request's lookup; its leases are the caller's."""
         lookup, state.lookup = state.lookup, None
         state.waits_since = None
-        self._asking.discard(state)
+        self._waiting.discard(state)
         return lookup
 
     def give_up(self, state: RequestState) -> None:
-        """Lets go of the request's lookup, if it has one, and of what it leases."""
+        """Give up the request's lookup, if it has one, and release its leases."""
         if (lookup := self.take(state)) is not None:
-            self._asks.give_up(lookup)
+            self._client.give_up(lookup)
 
     def end_step(self) -> None:
-        """Lets go of answers that vLLM had the time to use, and had no room."""
+        """Give up answers that the engine had the time to use and has no room for."""
         now = time.monotonic()
-        for state in list(self._asking):
+        for state in list(self._waiting):
             if state.waits_since is not None and state.waits_since <= self._last_step:
-                state.end_wait(now)  # vLLM could have looked at it in this step
+                state.end_wait(now)  # the engine could have looked at it in this step
             lookup = state.lookup
             if lookup is None or lookup.matched_tokens is None:
                 continue

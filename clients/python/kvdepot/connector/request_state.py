@@ -1,45 +1,100 @@
-"""What the scheduler's side knows of one request."""
+"""One request, as its engine shows it and as the connector's scheduler knows it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-from kvdepot.connector.lookups import Lookup
+from kvdepot.connector.lookups import PendingLookup
+
+
+class EngineRequest(Protocol):
+    """A request in its engine. Its tokens grow as the engine samples them; `block_hashes` has one per whole block."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_computed_tokens(self) -> int: ...
+    @property
+    def all_token_ids(self) -> Sequence[int]: ...
+    @property
+    def block_hashes(self) -> Sequence[bytes]: ...
+
+
+class Adapter(Protocol):
+    """The adapter (LoRA) that one request is computed with."""
+
+    @property
+    def identity(self) -> str | None:
+        """What its weights were when the request arrived; None if the connector can't find out."""
+
+    def is_current(self) -> bool:
+        """Whether the engine still computes with these weights."""
+
+    def was_replaced(self) -> bool:
+        """Whether the engine's own prefix cache may hold KV of other weights under this adapter's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTraits:
+    """What does not change while a request lives."""
+
+    cache_salt: str = ""
+    traceparent: str = ""
+    adapter: Adapter | None = None
+    may_load: bool = True
+    has_token_ids: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """One request, from its arrival until vLLM has finished it and its last operation is settled.
+    """One request, from its arrival until the engine has finished it and its last transfer is done.
 
-    ``stored_tokens`` are those that the depot has, or will have when what is under way ends well. ``waited_seconds``
-    were spent on answers since vLLM last made room for it; the wait that has not ended began at ``waits_since``.
-    ``adapter`` is the identity of its LoRA adapter when it arrived; None if it can't be told from others.
+    ``stored_tokens`` are those that the depot has, or will have if the running stores succeed. ``waited_seconds`` is
+    the time spent on lookups since the engine last made room for the request; it lacks the wait that began at
+    ``waits_since`` (monotonic). ``local_tokens`` are in the engine's own prefix cache.
     """
 
-    request: Any
+    request: EngineRequest
     session_id: str
-    adapter: str | None = ""
-    lookup: Lookup | None = None
+    traits: RequestTraits
+    may_load: bool
+    lookup: PendingLookup | None = None
     waits_since: float | None = None
     waited_seconds: float = 0.0
     local_tokens: int = 0
     stored_tokens: int = 0
     reported_tokens: int = 0
-    may_load: bool = True
     may_store: bool = True
     is_reported: bool = False
     known_to_depot: bool = False
     finished: bool = False
-    operations: set[int] = field(default_factory=set)
+    transfer_ids: set[int] = field(default_factory=set)
 
     @property
     def request_id(self) -> str:
-        """vLLM's id of it."""
-        return str(self.request.request_id)
+        """The engine's id of the request."""
+        return self.request.request_id
+
+    @property
+    def adapter_identity(self) -> str:
+        """The identity of its adapter; empty without one."""
+        return (self.traits.adapter.identity or "") if self.traits.adapter is not None else ""
 
     def end_wait(self, now: float) -> None:
-        """Counts the time since vLLM was last told to ask again; ``now`` is monotonic."""
+        """Add the wait that has not ended, if there is one; ``now`` is monotonic."""
         if self.waits_since is not None:
             self.waited_seconds += now - self.waits_since
             self.waits_since = None
+
+    def check_adapter(self) -> None:
+        """Neither load nor store KV of an adapter that is unknown, or that was replaced since the request arrived.
+
+        The engine's own prefix cache may hold KV of the replaced weights, so that nothing that builds on it is stored.
+        """
+        adapter = self.traits.adapter
+        if adapter is not None and (not adapter.is_current() or (self.local_tokens and adapter.was_replaced())):
+            self.may_load = self.may_store = False

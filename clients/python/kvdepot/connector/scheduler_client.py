@@ -1,4 +1,4 @@
-"""The scheduler's connection to the depot, and what uses it."""
+"""The scheduler's connection to the depot."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import logging
 from collections.abc import Sequence
 
 from kvdepot.aio.client import AsyncDepotClient
-from kvdepot.connector.block_reports import BlockReports
+from kvdepot.connector.block_reports import BlockReportQueue
+from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import EventLoop
-from kvdepot.connector.lookups import Lookups
-from kvdepot.vllm.config import ConnectorConfig
+from kvdepot.connector.lookups import DepotLookupClient
 
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
 
 
-class SchedulerCalls:
-    """Made before the first request; closed with the engine.
+class SchedulerClient:
+    """A client of the depot on the event loop, with its lookups and its reports; closed with the engine.
 
-    ``reported_block_size`` is that of the blocks that are reported; None if none are.
+    ``reported_block_size`` is in tokens, of the blocks that are reported; None if no group is.
     """
 
     def __init__(
@@ -32,16 +32,18 @@ class SchedulerCalls:
     ) -> None:
         self._loop = loop
         self._client = self._loop.run(_client(config), CLOSE_SECONDS)
-        self.lookups = Lookups(self._client, self._loop, instance_ids, timeout_seconds=config.lookup_timeout_seconds)
-        self.reports: BlockReports | None = None
+        self.lookups = DepotLookupClient(
+            self._client, self._loop, instance_ids, timeout_seconds=config.lookup_timeout_seconds
+        )
+        self.reports: BlockReportQueue | None = None
         if config.report_blocks and reported_block_size is not None:
-            self.reports = BlockReports(
+            self.reports = BlockReportQueue(
                 self._client, instance_ids[0], model_name, reported_block_size, self.lookups.end_session
             )
         self._sending = self._loop.start(self.reports.run()) if self.reports is not None else None
 
     def close(self) -> None:
-        """Ends the connection, within a bound."""
+        """Close the connection, within `CLOSE_SECONDS`."""
         if self._sending is not None:
             self._sending.cancel()
         try:
@@ -51,5 +53,5 @@ class SchedulerCalls:
 
 
 async def _client(config: ConnectorConfig) -> AsyncDepotClient:
-    """Made on the loop that uses it."""
+    """Make the client on the loop that uses it."""
     return AsyncDepotClient(config.address, credentials=config.credentials)

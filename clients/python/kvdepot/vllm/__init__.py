@@ -5,9 +5,8 @@
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"kvdepot.address": "unix:/run/kvdepot/kvdepot.sock"}}'
 
-`KvdepotConnector` is the only name that needs vLLM, and is imported when it is asked for; the modules below know vLLM's
-objects by their attributes alone. `scheduler` decides in the engine core's process, `worker` moves blocks in each
-worker's; `orders` is what they send each other with the steps.
+Only `KvdepotConnector` needs vLLM, and it is imported at its first use. The other modules know vLLM's objects by their
+attributes alone, and turn them into the values of `kvdepot.connector`, which does the work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The class that vLLM loads: it hands vLLM's calls to the scheduler's side or to the worker's."""
+"""The class that vLLM loads. It turns vLLM's calls into those of `kvdepot.connector`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from vllm.version import __version__ as vllm_version
 
+from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.commands import StepCommands, WorkerReport
+from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import shared_event_loop
-from kvdepot.connector.scheduler_client import SchedulerCalls
+from kvdepot.connector.identity import instance_ids, worker_id
+from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
+from kvdepot.connector.scheduler_client import SchedulerClient
+from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
-from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.groups import cache_groups, reported_group
-from kvdepot.vllm.identity import instance_ids, place_of
+from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
+from kvdepot.vllm.groups import cache_groups
+from kvdepot.vllm.memory import share
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
-from kvdepot.vllm.resets import follow
-from kvdepot.vllm.scheduler import SchedulerSettings, SchedulerSide
+from kvdepot.vllm.resets import listen_for_resets
 from kvdepot.vllm.support import check_engine, warn_of_hashes
-from kvdepot.vllm.worker import WorkerSide
 
 if TYPE_CHECKING:
     import torch
@@ -45,96 +48,117 @@ if TYPE_CHECKING:
 
 
 class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
-    """Keeps KV in the node's depot. Its settings are `kvdepot.vllm.config.ConnectorConfig`.
+    """Keeps KV in the node's depot. `ConnectorConfig` has its settings.
 
-    Raises:
-        ConfigError: a setting is wrong.
-        Unsupported: the engine is one that it does not serve.
+    vLLM makes one object in its scheduler, which has `_scheduler`, and one in each worker, which has `_worker`.
+
+    Raises: ConfigError, Unsupported.
     """
 
     _cache_hit_source = CacheHitSource.HOST
+    _scheduler: ConnectorScheduler
+    _worker: ConnectorWorker
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         _log_as_vllm_does()
-        config = ConnectorConfig.of(self._kv_transfer_config.kv_connector_extra_config, os.environ)
+        transfer = self._kv_transfer_config
+        self._config = ConnectorConfig.of(
+            transfer.kv_connector_extra_config, os.environ, source="kv_connector_extra_config"
+        )
         check_engine(vllm_config, kv_cache_config)
         parallel = vllm_config.parallel_config
-        num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
-        engine_id = self._kv_transfer_config.engine_id
         model_name = cache_identity(
             model_identity(
                 vllm_config,
-                engine_id=engine_id,
+                engine_id=transfer.engine_id,
                 vllm_version=vllm_version,
-                weights_name=config.model_name,
+                weights_name=self._config.model_name,
                 environment=os.environ,
             ),
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )
-        self._scheduler: SchedulerSide | None = None
-        self._worker: WorkerSide | None = None
-        if role is KVConnectorRole.SCHEDULER:
+        num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
+        if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)
-            groups = cache_groups(kv_cache_config)
-            settings = SchedulerSettings(
-                hash_block_size=kv_cache_config.hash_block_size or groups[0].block_size,
-                groups=groups,
-                num_blocks=kv_cache_config.num_blocks,
-                num_workers=parallel.world_size,
-                loads=self._kv_transfer_config.is_kv_consumer,
-                stores=self._kv_transfer_config.is_kv_producer,
-                lookup_timeout_seconds=config.lookup_timeout_seconds,
-                lease_hold_seconds=config.lease_hold_seconds,
-                longest_operation_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
-            )
-            instances = instance_ids(engine_id, num_replicas)
-            reported = reported_group(groups)
-            block_size = groups[reported].block_size if reported is not None else None
-            self._calls = SchedulerCalls(config, instances, model_name, block_size, shared_event_loop())
-            self._scheduler = SchedulerSide(
-                settings, self._calls.lookups, self._calls.reports, Adapters(lora_settings(vllm_config))
-            )
+            self._make_scheduler(model_name, num_replicas)
         else:
-            place = place_of(engine_id, parallel.rank, parallel.world_size, num_replicas)
-            self._worker = WorkerSide(config, model_name, place, parallel.rank, shared_event_loop(), _recorded_event)
+            self._worker = ConnectorWorker(
+                self._config,
+                model_name,
+                worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
+                parallel.rank,
+                shared_event_loop(),
+                _recorded_event,
+            )
+
+    def _make_scheduler(self, model_name: str, num_replicas: int) -> None:
+        config, transfer, kv_cache_config = self._config, self._kv_transfer_config, self._kv_cache_config
+        groups = cache_groups(kv_cache_config)
+        settings = SchedulerSettings(
+            hash_block_size=kv_cache_config.hash_block_size or groups[0].block_size,
+            groups=groups,
+            num_blocks=kv_cache_config.num_blocks,
+            num_workers=self._vllm_config.parallel_config.world_size,
+            loads=transfer.is_kv_consumer,
+            stores=transfer.is_kv_producer,
+            lookup_timeout_seconds=config.lookup_timeout_seconds,
+            lease_hold_seconds=config.lease_hold_seconds,
+            longest_transfer_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
+        )
+        reported = reported_group(groups)
+        block_size = groups[reported].block_size if reported is not None else None
+        instances = instance_ids(transfer.engine_id, num_replicas)
+        self._client = client = SchedulerClient(config, instances, model_name, block_size, shared_event_loop())
+        self._adapters = adapters = Adapters(lora_settings(self._vllm_config))
+        self._scheduler = ConnectorScheduler(
+            settings, client.lookups, client.reports, lambda request: request_traits(request, adapters)
+        )
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """It is a cache: what is not stored is computed again."""
+        """False: this is a cache, and the engine computes again what is not stored."""
         return False
 
-    # The scheduler's side.
+    @property
+    def _is_scheduler(self) -> bool:
+        return self.role is KVConnectorRole.SCHEDULER
+
+    # vLLM calls these in its scheduler.
 
     def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        if self._scheduler is not None:
-            from vllm.v1.core.sched.scheduler import Scheduler
+        if not self._is_scheduler:
+            return
+        from vllm.v1.core.sched.scheduler import Scheduler
 
-            follow(Scheduler, kv_cache_manager, self._scheduler)
+        scheduler, adapters = self._scheduler, self._adapters
+
+        def emptied() -> None:
+            scheduler.engine_cache_emptied()
+            adapters.engine_cache_emptied()
+
+        listen_for_resets(Scheduler, kv_cache_manager, on_reset=scheduler.reset, on_emptied=emptied)
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
-        if self._scheduler is not None:
-            self._scheduler.bind(gpu_block_pool)
+        if self._is_scheduler:
+            self._scheduler.bind(VllmBlockReferences(gpu_block_pool))
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: Mapping[tuple[int, int], Any]) -> None:
-        """Within a MultiConnector this is another connector's; our workers report with the steps."""
+        """Ignore it: within a MultiConnector it is another connector's. Our workers report with the steps."""
 
     def on_new_request(self, request: Request) -> None:
-        assert self._scheduler is not None
         self._scheduler.arrived(request)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        assert self._scheduler is not None
-        return self._scheduler.matched_tokens(request, num_computed_tokens)
+        num_tokens = self._scheduler.matched_tokens(request, num_computed_tokens)
+        return num_tokens, bool(num_tokens)  # all loads are asynchronous
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
-        assert self._scheduler is not None
         self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
-        assert self._scheduler is not None
         state = scheduler_output.kv_connector_block_state
         cached = scheduler_output.scheduled_cached_reqs
         new_blocks = [(new.req_id, new.block_ids, True) for new in scheduler_output.scheduled_new_reqs]
@@ -143,19 +167,18 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True)
             if block_ids is not None
         ]
-        orders = self._scheduler.step(
+        commands = self._scheduler.step(
             scheduler_output.num_scheduled_tokens,
             state.get_block_ids if state is not None else lambda _: None,
             new_blocks,
             may_store=not scheduler_output.has_sync_kv_loads,
         )
-        return StepMetadata(orders)
+        return StepMetadata(commands)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        assert self._scheduler is not None
-        reported = connector_output.kv_connector_worker_meta
-        if isinstance(reported, ReportMetadata):
-            self._scheduler.reported(reported.report)
+        metadata = connector_output.kv_connector_worker_meta
+        if isinstance(metadata, ReportMetadata):
+            self._scheduler.reported(metadata.report)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
@@ -163,69 +186,63 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """False: vLLM frees the blocks; those that are being stored are kept by references of their own."""
-        assert self._scheduler is not None
+        """Return False: vLLM frees the blocks, and running stores keep theirs by references of their own."""
         self._scheduler.finished(request)
         return False, None
 
     def has_pending_push_work(self) -> bool:
-        return self._scheduler is not None and self._scheduler.needs_steps()
+        return self._is_scheduler and self._scheduler.needs_steps()
 
     def reset_cache(self) -> bool | None:
-        """vLLM calls it for resets that it carries out; `resets` tells of all."""
-        if self._scheduler is not None:
+        """Reset the scheduler. vLLM calls this for resets that it carries out; `resets` notices all of them."""
+        if self._is_scheduler:
             self._scheduler.reset()
         return True
 
-    # The worker's side.
+    # vLLM calls these in its workers.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        assert self._worker is not None
-        self._worker.register(kv_caches, self._kv_cache_config)
+        self._worker.attach(lambda: share(kv_caches, self._kv_cache_config, self._config.share_memory_by))
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        assert self._worker is not None
-        self._worker.load(self._orders().loads)
+        self._worker.load(self._commands().loads)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Requests are not scheduled before their load has ended."""
+        """Do nothing: requests are not scheduled before their load has ended."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Blocks are stored when they are whole: `wait_for_save` begins that."""
+        """Do nothing: whole blocks are stored, which `wait_for_save` begins."""
 
     def wait_for_save(self) -> None:
-        assert self._worker is not None
-        self._worker.store(self._orders().stores)
+        self._worker.store(self._commands().stores)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """Loads fail by request: of which blocks, vLLM takes from caches of a single group only."""
-        assert self._worker is not None
-        loaded, failed = self._worker.take_loaded()
+        """Return failed loads by request, because vLLM takes failed blocks from caches of a single group only."""
+        loaded, failed = self._worker.results.take_loaded()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        report = self._worker.take_report() if self._worker is not None else None
+        report = None if self._is_scheduler else self._worker.results.take_report()
         return ReportMetadata(report) if report is not None else None
 
-    # Both sides.
+    def _commands(self) -> StepCommands:
+        commands: StepCommands = self._get_connector_metadata().commands
+        return commands
+
+    # vLLM calls this in both.
 
     def shutdown(self) -> None:
-        if self._worker is not None:
+        if self._is_scheduler:
+            self._client.close()
+        else:
             self._worker.close()
-        if self._scheduler is not None:
-            self._calls.close()
-
-    def _orders(self) -> StepCommands:
-        metadata = self._get_connector_metadata()
-        assert isinstance(metadata, StepMetadata)
-        return metadata.orders
 
 
 @dataclass
 class StepMetadata(KVConnectorMetadata):
-    """Orders, as vLLM carries them to its workers."""
+    """Commands, as vLLM carries them to its workers."""
 
-    orders: StepCommands
+    commands: StepCommands
 
 
 @dataclass
@@ -234,13 +251,12 @@ class ReportMetadata(KVConnectorWorkerMetadata):
 
     report: WorkerReport
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> ReportMetadata:
-        assert isinstance(other, ReportMetadata)
+    def aggregate(self, other: ReportMetadata) -> ReportMetadata:
         return ReportMetadata(self.report.aggregate(other.report))
 
 
 def _recorded_event() -> Any:
-    """An event of this moment on the device's current stream, that another process can wait for."""
+    """Return an event of this moment on the device's current stream, which another process can wait for."""
     import torch
 
     event = torch.cuda.Event(interprocess=True)
@@ -249,7 +265,7 @@ def _recorded_event() -> Any:
 
 
 def _log_as_vllm_does() -> None:
-    """Our loggers take vLLM's handlers, unless the user gave them their own."""
+    """Give our loggers vLLM's handlers, unless the user gave them their own."""
     ours, theirs = logging.getLogger("kvdepot"), logging.getLogger("vllm")
     if not ours.handlers and ours.level == logging.NOTSET:
         ours.handlers = list(theirs.handlers)

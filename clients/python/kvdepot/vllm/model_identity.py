@@ -1,7 +1,7 @@
-"""What makes the KV of two engines the same for equal tokens: a digest of all that vLLM decided about its model.
+"""The identity of an engine's model: engines with the same identity compute the same KV for equal tokens.
 
-Settings are part of it unless they are known to leave KV as it is, so that a setting of a later vLLM keeps engines
-apart until it is known.
+It is a digest of all that vLLM decided about the model. Settings are left out only if they are known to leave KV as it
+is, so that an unknown setting of a later vLLM keeps engines apart.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from kvdepot.connector.identity import bounded_text
 from kvdepot.vllm.groups import cache_groups
-from kvdepot.vllm.identity import within
 from kvdepot.vllm.neutral_settings import (
     CACHE_WITHOUT_EFFECT,
     LORA_WITHOUT_EFFECT,
-    MODEL_TOLD_OTHERWISE,
+    MODEL_IN_OTHER_FACTS,
     MODEL_WITHOUT_EFFECT,
     MULTIMODAL_WITHOUT_EFFECT,
     ROPES_OF_ANY_LENGTH,
@@ -28,7 +28,7 @@ from kvdepot.vllm.weights import hub_name, weights_facts
 MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
 
-_NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version", "_commit_hash"}
+_IGNORED_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
 _DRAFTS_WITHOUT_LAYERS = {None, "ngram", "ngram_gpu", "suffix"}
 _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 
@@ -36,9 +36,9 @@ _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 def model_identity(
     vllm_config: Any, *, engine_id: str, vllm_version: str, weights_name: str, environment: Mapping[str, str]
 ) -> str:
-    """The model's name, and a digest of what makes KV differ for equal tokens and equal geometry.
+    """Return the model's name with a digest of all that makes KV differ for equal tokens and equal geometry.
 
-    A ``weights_name`` takes the place of the model's path, revision and files, and of nothing else.
+    A ``weights_name`` replaces the model's path, revision and files, and nothing else.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     pipeline = getattr(parallel, "pipeline_parallel_size", 1)
@@ -57,10 +57,10 @@ def model_identity(
 
 
 def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
-    """The model's name; where not all is one group of full attention, with a digest of what the groups are.
+    """Return the model's name, with a digest of its groups unless there is one group of full attention.
 
-    Engines keep different blocks of a prefix if their windows or block sizes differ, and a group's chunks are of its
-    layers. What a worker of a pipeline has of these is not the same for all, so it is left out.
+    Engines keep different blocks of a prefix if their windows or block sizes differ. A group's chunks hold its layers;
+    these are left out for a pipeline, whose workers have different layers.
     """
     groups = cache_groups(kv_cache_config)
     if len(groups) == 1 and groups[0].is_full:
@@ -73,40 +73,40 @@ def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: boo
 
 
 def lora_settings(vllm_config: Any) -> str:
-    """What an engine does with the weights of any adapter, as text."""
+    """Return the settings of how an engine applies any adapter, as text."""
     return json.dumps(_settings(getattr(vllm_config, "lora_config", None), LORA_WITHOUT_EFFECT), sort_keys=True)
 
 
 def with_digest(name: str, facts: Any) -> str:
-    """A name of at most 512 bytes that tells facts apart."""
+    """Return the name with a digest of the facts, in at most `MAX_MODEL_BYTES`."""
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
-    return f"{within(name, MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
+    return f"{bounded_text(name, MAX_MODEL_BYTES - len(digest) - 1)}#{digest}"
 
 
 def _model(model: Any) -> dict[str, Any]:
-    """The model as vLLM runs it: its final configuration, after overrides, and what vLLM adds to it."""
-    facts = _settings(model, MODEL_TOLD_OTHERWISE | MODEL_WITHOUT_EFFECT)
+    """Return the model's final configuration, after overrides, and vLLM's own settings of it."""
+    facts = _settings(model, MODEL_IN_OTHER_FACTS | MODEL_WITHOUT_EFFECT)
     facts["hf_config"] = config = _canonical(model.hf_config)
     text_config = getattr(model, "hf_text_config", None)
     facts["hf_text_config"] = _canonical(text_config) if text_config is not model.hf_config else None
     facts["multimodal"] = _settings(getattr(model, "multimodal_config", None), MULTIMODAL_WITHOUT_EFFECT)
     if not _rope_types([config, facts["hf_text_config"]]) <= ROPES_OF_ANY_LENGTH:
-        # A length that is fitted to the memory is known only after the model was made, with the longest one.
+        # vLLM fits this length to the memory after it has made the model, with the longest length.
         is_fitted = getattr(model, "original_max_model_len", None) == -1
         facts["max_model_len"] = "fitted" if is_fitted else model.max_model_len
     return facts
 
 
 def _rope_types(value: Any) -> set[str]:
-    """All kinds of rotary embeddings within a configuration."""
-    return {kind for config in _mappings(value) for kind in _kinds(config)}
+    """Return all kinds of rotary embeddings within a configuration."""
+    return {rope_type for config in _mappings(value) for rope_type in _own_rope_types(config)}
 
 
-def _kinds(config: Mapping[str, Any]) -> Iterator[str]:
+def _own_rope_types(config: Mapping[str, Any]) -> Iterator[str]:
     if "rope_type" in config:
         yield str(config["rope_type"])
     for scaling in (config.get("rope_scaling"), config.get("rope_parameters")):
-        if isinstance(scaling, Mapping) and "type" in scaling:  # as older checkpoints say it
+        if isinstance(scaling, Mapping) and "type" in scaling:  # the name of older checkpoints
             yield str(scaling["type"])
     if config.get("use_fope"):
         yield "fope"
@@ -122,7 +122,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _source(model: Any) -> str:
-    """Where the weights are; of an object store vLLM has the configuration alone in a folder."""
+    """Return where the weights are. For an object store `model.model` is a folder of the configuration alone."""
     return str(getattr(model, "model_weights", "") or model.model)
 
 
@@ -138,7 +138,7 @@ def _load(load: Any, model: Any) -> list[Any]:
 
 
 def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
-    """Identify the draft model, if its layers are part of the KV cache."""
+    """Return the facts of the draft model if its layers are part of the KV cache."""
     speculative = vllm_config.speculative_config
     if speculative is None or (method := speculative.method) in _DRAFTS_WITHOUT_LAYERS:
         return []
@@ -149,7 +149,7 @@ def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
 
 
 def _attention(vllm_config: Any) -> list[Any]:
-    """How backends pack what is quantized is their own; all others keep K and V alike."""
+    """Return the facts of attention. Backends pack quantized K and V in their own ways, and all others in the same."""
     attention = getattr(vllm_config, "attention_config", None)
     is_quantized = str(vllm_config.cache_config.cache_dtype) not in _UNQUANTIZED
     names = ["use_non_causal", "indexer_kv_dtype", *(["backend", "backend_per_kind"] if is_quantized else [])]
@@ -157,7 +157,7 @@ def _attention(vllm_config: Any) -> list[Any]:
 
 
 def _settings(config: Any, left_out: frozenset[str]) -> dict[str, Any]:
-    """A part of vLLM's configuration, without the settings that are named."""
+    """Return the settings of a part of vLLM's configuration, without those that are left out."""
     if config is None:
         return {}
     names = [field.name for field in fields(config)] if is_dataclass(config) else list(vars(config))
@@ -165,11 +165,11 @@ def _settings(config: Any, left_out: frozenset[str]) -> dict[str, Any]:
 
 
 def _canonical(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """A value as JSON knows it, the same in every process."""
+    """Return a value in JSON's types, the same in every process."""
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Mapping):
-        kept = {str(key): each for key, each in value.items() if str(key) not in _NOT_OF_THE_MODEL}
+        kept = {str(key): each for key, each in value.items() if str(key) not in _IGNORED_KEYS}
         return {key: _canonical(each, depth - 1) for key, each in kept.items()} if depth else {}
     if isinstance(value, list | tuple):
         return [_canonical(each, depth - 1) for each in value] if depth else []

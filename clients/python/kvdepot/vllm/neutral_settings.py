@@ -1,4 +1,4 @@
-"""Which settings of vLLM leave KV as it is, so that they are no part of a model's identity."""
+"""Settings of vLLM that leave KV as it is, so that they are no part of a model's identity."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What has a fact of its own, or is contained in the model's final configuration.
-MODEL_TOLD_OTHERWISE = _names(
+# These have facts of their own, or are part of the model's final configuration.
+MODEL_IN_OTHER_FACTS = _names(
     """
     model model_weights revision hf_config hf_text_config hf_config_path hf_overrides config_format max_model_len
     original_max_model_len spec_target_max_model_len multimodal_config seed is_submodel_config
     word_embeddings_untied_by_checkpoint
     """
 )
-# What chooses or shows tokens, or saves memory and time.
+# These choose or show tokens, or save memory and time.
 MODEL_WITHOUT_EFFECT = _names(
     """
     runner tokenizer tokenizer_mode tokenizer_revision skip_tokenizer_init allowed_local_media_path
@@ -50,7 +50,7 @@ LORA_WITHOUT_EFFECT = _names(
     """
 )
 
-# Ways to turn positions that ask for no length but the checkpoint's. Others may choose by `max_model_len`.
+# Rotary embeddings that depend on no length but the checkpoint's. Others may depend on `max_model_len`.
 ROPES_OF_ANY_LENGTH = _names(
     """
     default linear ntk yarn llama3 mrope bailing_mrope proportional mllama4 deepseek_yarn deepseek_llama_scaling

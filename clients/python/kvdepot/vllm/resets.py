@@ -1,7 +1,7 @@
-"""Follows the resets that vLLM's scheduler is asked for.
+"""Notices every reset of the prefix cache that vLLM's scheduler is asked for.
 
 vLLM refuses a reset while blocks are in use. A pause or a sleep then raises before it calls the connector's
-`reset_cache`, but whoever asked may have changed the weights already. So the connector listens at vLLM's scheduler.
+`reset_cache`, but its caller may have changed the weights already. So this wraps the scheduler's method.
 """
 
 from __future__ import annotations
@@ -9,42 +9,44 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 
-class Follower(Protocol):
-    """Reacts to resets of a prefix cache. `SchedulerSide` implements it."""
+class _Listener(NamedTuple):
+    """Called before a reset that includes the connector, even if vLLM refuses it; and after vLLM emptied its cache."""
 
-    def reset(self) -> None: ...
-    def emptied(self) -> None: ...
-
-
-_followers: WeakKeyDictionary[Any, Follower] = WeakKeyDictionary()
+    on_reset: Callable[[], None]
+    on_emptied: Callable[[], None]
 
 
-def follow(scheduler_class: Any, kv_cache_manager: Any, follower: Follower) -> None:
-    """Call the follower at each reset of the scheduler that owns this KV cache manager."""
+_listeners: WeakKeyDictionary[Any, _Listener] = WeakKeyDictionary()
+
+
+def listen_for_resets(
+    scheduler_class: Any, kv_cache_manager: Any, *, on_reset: Callable[[], None], on_emptied: Callable[[], None]
+) -> None:
+    """Listen to the scheduler that owns this KV cache manager. The callbacks must not refer to the manager."""
     original = scheduler_class.reset_prefix_cache
-    if not hasattr(original, "tells_kvdepot"):
-        scheduler_class.reset_prefix_cache = _telling(original)
-    _followers[kv_cache_manager] = follower
+    if not hasattr(original, "calls_kvdepot"):
+        scheduler_class.reset_prefix_cache = _calling_listeners(original)
+    _listeners[kv_cache_manager] = _Listener(on_reset, on_emptied)
 
 
-def _telling(original: Callable[..., bool]) -> Callable[..., bool]:
+def _calling_listeners(original: Callable[..., bool]) -> Callable[..., bool]:
     parameters = inspect.signature(original)
 
     @functools.wraps(original)
     def reset_prefix_cache(self: Any, *arguments: Any, **named: Any) -> bool:
-        follower = _followers.get(self.kv_cache_manager)
-        if follower is None:
+        listener = _listeners.get(self.kv_cache_manager)
+        if listener is None:
             return original(self, *arguments, **named)
         if parameters.bind(self, *arguments, **named).arguments.get("reset_connector"):
-            follower.reset()  # also if vLLM refuses
+            listener.on_reset()
         is_done = original(self, *arguments, **named)
         if is_done:
-            follower.emptied()
+            listener.on_emptied()
         return is_done
 
-    reset_prefix_cache.tells_kvdepot = True  # type: ignore[attr-defined]
+    reset_prefix_cache.calls_kvdepot = True  # type: ignore[attr-defined]
     return reset_prefix_cache

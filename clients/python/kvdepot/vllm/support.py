@@ -1,4 +1,4 @@
-"""What the connector can't do yet is refused when the engine starts: KV that is not understood would be wrong KV."""
+"""Refuses engines whose KV the connector can't share correctly, when they start."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ SERVED = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "Chunked
 
 
 class Unsupported(ValueError):
-    """The engine is configured in a way that this connector does not serve."""
+    """The connector does not support the engine's configuration."""
 
 
 def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
-    """Raise Unsupported, with all that stands in the way, unless every block holds the KV of its own tokens only."""
-    faults = [*_parallelism(vllm_config), *_failures(vllm_config), *_groups(kv_cache_config)]
+    """Check that every block holds the KV of its own tokens only.
+
+    Raises: Unsupported, with all faults.
+    """
+    faults = [*_parallelism(vllm_config), *_failure_policy(vllm_config), *_groups(kv_cache_config)]
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         faults.append("calculate_kv_scales makes KV that only this engine can read")
     if faults:
@@ -28,7 +31,7 @@ def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
 
 
 def warn_of_hashes(vllm_config: Any, environment: Mapping[str, str]) -> None:
-    """Warns of hashes that no other process computes; the engine itself finds what it stored, until it ends."""
+    """Warn of block hashes that no other process computes. The engine finds only what it stored itself."""
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
     if algorithm not in REPRODUCIBLE_HASHES and "PYTHONHASHSEED" not in environment:
         logger.warning(
@@ -45,7 +48,7 @@ def _parallelism(vllm_config: Any) -> Iterator[str]:
             yield f"{name} is {getattr(parallel, name)}: a block would hold a part of its tokens only"
 
 
-def _failures(vllm_config: Any) -> Iterator[str]:
+def _failure_policy(vllm_config: Any) -> Iterator[str]:
     transfer = vllm_config.kv_transfer_config
     if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
         yield (

@@ -1,4 +1,4 @@
-"""Which weights an engine has loaded, told by the files of its model."""
+"""Tells apart the weights that engines have loaded, by the files of their models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kvdepot.vllm.files import changed_after, content, files_in
+from kvdepot.vllm.files import changed_after, content, files_in, hub_folder
 
 logger = logging.getLogger(__name__)
 
@@ -19,22 +19,22 @@ _HUB_SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/[^/]+/?")
 
 
 def hub_name(model: str) -> str:
-    """The name of a model on Hugging Face's hub, where vLLM was given or found the folder of its snapshot."""
+    """Return the model's name on Hugging Face's hub if ``model`` is the folder of its snapshot, else ``model``."""
     found = _HUB_SNAPSHOT.fullmatch(model)
     return found["name"].replace("--", "/") if found else model
 
 
 def weights_facts(model: str, revision: str | None, download_dir: str | None, engine_id: str) -> list[Any]:
-    """What tells weights apart: the files that they were loaded from, or else the name and revision alone.
+    """Return what tells weights apart: the model's files, or its name and revision if it has no files here.
 
-    Files that changed after this process began may not be those that were loaded. Then ``engine_id`` is part of it, so
-    that the engine shares with nobody.
+    If files changed after this process began, the engine may have loaded others. Then ``engine_id`` is part of the
+    result, so that the engine shares KV with no other one.
     """
-    place = Path(model)
+    location = Path(model)
     try:
-        if place.is_file():
-            files = [place]
-        elif (folder := place if place.is_dir() else _snapshot(model, revision, download_dir)) is not None:
+        if location.is_file():
+            files = [location]
+        elif folder := location if location.is_dir() else hub_folder(model, "config.json", download_dir, revision):
             files = files_in(folder, lambda name: name.endswith(_SUFFIXES))
         else:
             return [hub_name(model), str(revision)]
@@ -53,19 +53,8 @@ def weights_facts(model: str, revision: str | None, download_dir: str | None, en
     return [hub_name(model), *facts]
 
 
-def _snapshot(model: str, revision: str | None, download_dir: str | None) -> Path | None:
-    """The folder of Hugging Face's cache that a model was loaded from; None if it is not there."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(model, "config.json", cache_dir=download_dir, revision=revision)
-    except (ImportError, ValueError):  # there is no such library, or this is no name of a model
-        return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
 def _process_start() -> float:
-    """When this process began, in Unix time."""
+    """Return when this process began, in Unix time."""
     after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     since_boot_seconds = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_seconds)

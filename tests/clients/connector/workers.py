@@ -1,4 +1,4 @@
-"""Workers of the connector with small KV caches on the CPU, and the commands that a scheduler sends them."""
+"""Workers of a connector with small KV caches on the CPU, and the commands that a scheduler sends them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvdepot.connector.commands import BlockIds, LoadCommand, StoreCommand, Table, WorkerReport
+from kvdepot.connector.commands import BlockIds, GroupTable, LoadCommand, StoreCommand, WorkerReport
+from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import EventLoop
-from kvdepot.vllm.config import ConnectorConfig
-from kvdepot.vllm.identity import Place, place_of
-from kvdepot.vllm.worker import WorkerSide
+from kvdepot.connector.identity import WorkerId, worker_id
+from kvdepot.connector.worker import ConnectorWorker
+from kvdepot.vllm.memory import share
 from tests.fakes.vllm import BLOCK, Group, KvCacheConfig
 from tests.fakes.waiting import eventually
 
@@ -22,9 +23,17 @@ else:
     torch = pytest.importorskip("torch")
 
 CHUNK = 16
+
+
 PER_CHUNK = CHUNK // BLOCK
+
+
 NUM_BLOCKS, HEADS, CONTENT = 32, 2, 16
+
+
 QUICK = {"share_memory_by": "fd", "attach_timeout_seconds": 5.0}
+
+
 CONFIG = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1"])])
 
 
@@ -43,7 +52,7 @@ def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torc
 
 
 def content(caches: dict[str, torch.Tensor], block_ids: list[int]) -> torch.Tensor:
-    """What the blocks hold, [layers, heads, tokens, content], whatever the kernels' blocks are."""
+    """Return the content of blocks, [layers, heads, tokens, content], for any size of the kernels' blocks."""
     layers = []
     for cache in caches.values():
         parts = cache.shape[0] // NUM_BLOCKS
@@ -55,10 +64,13 @@ def content(caches: dict[str, torch.Tensor], block_ids: list[int]) -> torch.Tens
 class Worker:
     """A worker on the test's loop, and its blocks."""
 
-    def __init__(self, side: WorkerSide, caches: dict[str, torch.Tensor]) -> None:
-        self.side = side
+    def __init__(self, connector: ConnectorWorker, caches: dict[str, torch.Tensor]) -> None:
+        self.connector = connector
         self.caches = caches
         self.report = WorkerReport()
+
+    def attach(self, kv_cache_config: Any) -> None:
+        self.connector.attach(lambda: share(self.caches, kv_cache_config, "fd"))
 
     def fill(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -66,23 +78,23 @@ class Worker:
             cache.copy_(torch.rand(cache.shape, generator=generator))
 
     def take(self) -> WorkerReport:
-        if report := self.side.take_report():
+        if report := self.connector.results.take_report():
             self.report = self.report.aggregate(report)
         return self.report
 
     @property
     def chunk_size(self) -> int | None:
-        """What it reported last; None if it never did."""
+        """The chunk size that it reported last; None if it never did."""
         return self.take().chunk_sizes.get(0)
 
-    async def until_settled(self, *operation_ids: int) -> WorkerReport:
-        await eventually(lambda: set(operation_ids) <= set(self.take().settled))
+    async def until_done(self, *transfer_ids: int) -> WorkerReport:
+        await eventually(lambda: set(transfer_ids) <= set(self.take().done))
         return self.report
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
-        """Requests whose load has ended, and those whose load failed."""
+        """Return the requests whose load has ended, and those whose load failed."""
         results: list[tuple[set[str], set[str]]] = []
-        await eventually(lambda: bool(results.append(self.side.take_loaded()) or results[-1][0]))
+        await eventually(lambda: bool(results.append(self.connector.results.take_loaded()) or results[-1][0]))
         return results[-1]
 
 
@@ -96,34 +108,36 @@ async def start_worker() -> AsyncIterator[StartWorker]:
 
     async def start(
         address: str,
-        place: Place | None = None,
+        identity: WorkerId | None = None,
         caches: dict[str, torch.Tensor] | None = None,
         kv_cache_config: Any = CONFIG,
         **settings: object,
     ) -> Worker:
-        place = place or place_of(f"engine-{len(workers)}", 0, 1, 1)
+        identity = identity or worker_id(f"engine-{len(workers)}", 0, 1, 1)
         values = {"address": address, **QUICK, **settings}
-        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {})
+        config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {}, source="settings")
         loop = EventLoop(asyncio.get_running_loop())
-        side = WorkerSide(config, "model", place, 0, loop, lambda: pytest.fail("no event is recorded on a CPU"))
-        worker = Worker(side, views() if caches is None else caches)
+        connector = ConnectorWorker(
+            config, "model", identity, 0, loop, lambda: pytest.fail("no event is recorded on a CPU")
+        )
+        worker = Worker(connector, views() if caches is None else caches)
         workers.append(worker)
-        await asyncio.to_thread(side.register, worker.caches, kv_cache_config)
+        await asyncio.to_thread(worker.attach, kv_cache_config)
         return worker
 
     yield start
     for worker in workers:
-        await asyncio.to_thread(worker.side.close)
+        await asyncio.to_thread(worker.connector.close)
 
 
 def hashes(count: int, seed: int = 0) -> list[bytes]:
     return [bytes([seed, number]) * 16 for number in range(count)]
 
 
-def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
+def store_command(block_ids: BlockIds, *, transfer_id: int = 1, start_token: int = 0, seed: int = 0) -> StoreCommand:
     num_chunks = start_token // CHUNK + len(block_ids[0]) // PER_CHUNK
     return StoreCommand(
-        operation_id=operation_id,
+        transfer_id=transfer_id,
         request_id="request",
         session_id="session",
         chunk_hashes=hashes(num_chunks, seed),
@@ -131,18 +145,18 @@ def store_order(block_ids: BlockIds, *, operation_id: int = 1, start_token: int 
         cache_salt="",
         adapter="",
         start_token=start_token,
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
+        tables=tuple(GroupTable(absent_blocks=0, block_ids=ids) for ids in block_ids),
         traceparent="",
     )
 
 
-def load_order(lease: str, block_ids: BlockIds, *, operation_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
+def load_command(lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
     return LoadCommand(
-        operation_id=operation_id,
+        transfer_id=transfer_id,
         request_id="request",
         session_id="session",
         leases=(lease,) if lease else (),
-        tables=tuple(Table(absent_blocks=0, block_ids=ids) for ids in block_ids),
+        tables=tuple(GroupTable(absent_blocks=0, block_ids=ids) for ids in block_ids),
         num_tokens=len(block_ids[0]) * BLOCK,
         skip_tokens=skip_tokens,
         traceparent="",

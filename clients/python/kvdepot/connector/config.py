@@ -1,4 +1,4 @@
-"""What a user may set in `kv_connector_extra_config`."""
+"""The settings of a connector, as a user writes them into the engine's configuration."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ ADDRESS_VARIABLE = "KVDEPOT_ADDRESS"
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, or its value is not one; vLLM refuses to start."""
+    """A setting is unknown or has a wrong value; the engine refuses to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig:
-    """Each field is a key of `kv_connector_extra_config`, after ``kvdepot.``."""
+    """Each field is a key, after ``kvdepot.``."""
 
     address: str = DEFAULT_ADDRESS
-    """Of the depot; without it the variable KVDEPOT_ADDRESS counts."""
+    """Address of the depot; if it is not set, the variable KVDEPOT_ADDRESS counts."""
     model_name: str = ""
-    """Names the weights, in place of their path, revision and files; what else makes KV differ is always covered."""
+    """Name of the weights, in place of their path, revision and files. All else that makes KV differ still counts."""
     share_memory_by: By = "name"
-    """How the KV cache of a CPU is shared: by ``name`` in /dev/shm, or by ``fd`` (one pid namespace, one user)."""
+    """How the depot opens a CPU's KV cache: by ``name`` in /dev/shm, or by ``fd`` (one pid namespace, one user)."""
     report_blocks: bool = True
-    """Whether the depot is told which blocks the scheduler gave to whom, for the metrics of L0."""
+    """Whether to report which blocks each request gets, for the metrics of L0."""
     attach_timeout_seconds: float = 10.0
-    """How long the engine's start waits for the depot; it goes on without it after that."""
+    """How long the engine's start waits for the depot; then it goes on without it."""
     lookup_timeout_seconds: float = 1.0
-    """How long a request waits for the answers to its lookups; it is computed after that."""
+    """How long a request waits for the answers to its lookups; then it is computed."""
     retrieve_timeout_seconds: float = 10.0
-    """How long a request waits for its chunks; it is computed after that."""
+    """How long a request waits for its chunks; then it is computed."""
     store_timeout_seconds: float = 30.0
-    """How long blocks are kept for a store."""
+    """How long a store may take; its blocks are not freed meanwhile."""
     lease_hold_seconds: float = 5.0
-    """How long found chunks stay leased for a request that vLLM finds no room for."""
+    """How long found chunks stay leased while the engine has no room for the request."""
     token_file: str = ""
-    """A bearer token, for a depot that has tenants. This and what follows are `kvdepot.credentials.Credentials`."""
+    """File of a bearer token, for a depot with tenants. This and all below are `kvdepot.credentials.Credentials`."""
     tls: bool = False
     ca_file: str = ""
     certificate_file: str = ""
@@ -52,11 +52,10 @@ class ConnectorConfig:
     plain_tcp: bool = False
 
     @classmethod
-    def of(cls, extra_config: Mapping[str, Any], environment: Mapping[str, str]) -> ConnectorConfig:
-        """Reads what the user wrote; keys without the prefix are of others.
+    def of(cls, extra_config: Mapping[str, Any], environment: Mapping[str, str], *, source: str) -> ConnectorConfig:
+        """Read the user's settings; ``source`` names their place in messages. Keys without the prefix are ignored.
 
-        Raises:
-            ConfigError: with all that is wrong.
+        Raises: ConfigError, with all faults.
         """
         known = {field.name: field.type for field in fields(cls)}
         values: dict[str, Any] = {}
@@ -82,12 +81,12 @@ class ConnectorConfig:
         except (ValueError, OSError) as error:
             faults.append(str(error))
         if faults:
-            raise ConfigError("kv_connector_extra_config: " + "; ".join(faults))
+            raise ConfigError(f"{source}: " + "; ".join(faults))
         return config
 
     @property
     def credentials(self) -> Credentials:
-        """What to show the depot, and to ask of it."""
+        """What the client shows the depot, and demands of it."""
         return Credentials(
             token_file=self.token_file or None,
             tls=self.tls,
@@ -100,7 +99,7 @@ class ConnectorConfig:
 
 
 def _fault(expected: str, value: Any) -> str | None:
-    """What is expected of a value of this type, unless it is that."""
+    """Return what is expected of a value of this type, or None if the value is right."""
     match expected:
         case "bool":
             return None if isinstance(value, bool) else "true or false is expected"

@@ -1,4 +1,4 @@
-"""A clock for the scheduler's side."""
+"""A clock for the connector's scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fakes.vllm import Clock
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time of the scheduler's side, which goes on when a test says so."""
+    """The time that the connector's scheduler sees; it moves when a test says so."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
     return clock

@@ -1,10 +1,10 @@
-"""Settings, who an engine is to the depot, and what is refused when it starts."""
+"""Which engines the connector serves, and which groups their KV caches have."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,92 +12,13 @@ from typing import Any
 import pytest
 
 import kvdepot
-from kvdepot.vllm.config import ConfigError, ConnectorConfig
-from kvdepot.vllm.groups import CacheGroup, cache_groups
-from kvdepot.vllm.identity import place_of, salt_of, session_of, traceparent_of
+from kvdepot.connector.cache_groups import CacheGroup
+from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.model_identity import cache_identity
 from kvdepot.vllm.support import Unsupported, check_engine, warn_of_hashes
-from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, Request, vllm_config
+from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, vllm_config
 
 FULL = KvCacheConfig(8, [Group(["layer"])])
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-def test_settings_are_read_and_others_keys_are_left_alone() -> None:
-    config = ConnectorConfig.of({"kvdepot.address": "unix:/d.sock", "kvdepot.report_blocks": False, "other": 1}, {})
-    assert config == replace(ConnectorConfig(), address="unix:/d.sock", report_blocks=False)
-
-
-def test_address_of_the_environment_counts_unless_one_is_set() -> None:
-    environment = {"KVDEPOT_ADDRESS": "depot:1"}
-    assert ConnectorConfig.of({}, {}).address == "unix:/run/kvdepot/kvdepot.sock"
-    assert ConnectorConfig.of({}, environment).address == "depot:1"
-    assert ConnectorConfig.of({"kvdepot.address": "depot:2"}, environment).address == "depot:2"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kvdepot.adress": "x"}, "did you mean kvdepot.address?"),
-        ({"kvdepot.zzz": 1}, "kvdepot.zzz is not a setting; there are address"),
-        ({"kvdepot.address": ""}, "kvdepot.address: text is expected, not ''"),
-        ({"kvdepot.report_blocks": "yes"}, "true or false is expected, not 'yes'"),
-        ({"kvdepot.lookup_timeout_seconds": 0}, "a positive number of seconds is expected, not 0"),
-        ({"kvdepot.lookup_timeout_seconds": True}, "a positive number of seconds is expected, not True"),
-        ({"kvdepot.lookup_timeout_seconds": float("inf")}, "a positive number of seconds is expected, not inf"),
-        ({"kvdepot.share_memory_by": "magic"}, "one of name, fd is expected, not 'magic'"),
-        ({"kvdepot.token_file": "/no/such/token"}, "/no/such/token"),
-        ({"kvdepot.address": "depot:1", "kvdepot.ca_file": "/no/such/ca"}, "/no/such/ca"),
-        ({"kvdepot.key_file": "/key"}, "certificate_file and key_file: give both or none"),
-        ({"kvdepot.address": "depot:1", "kvdepot.token_file": "/dev/null"}, "a token is not sent over TCP without TLS"),
-    ],
-)
-def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        ConnectorConfig.of(settings, {})
-    assert message in str(caught.value)
-
-
-def test_everything_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"adress.*report_blocks"):
-        ConnectorConfig.of({"kvdepot.adress": "x", "kvdepot.report_blocks": 1}, {})
-
-
-def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
-    places = [place_of("engine", worker, 4, 2) for worker in range(4)]
-    assert [(place.instance_id, place.rank, place.stores) for place in places] == [
-        ("engine-replica0", 0, True),
-        ("engine-replica1", 0, False),
-        ("engine-replica0", 1, True),
-        ("engine-replica1", 1, False),
-    ]
-    assert {place.world_size for place in places} == {2}
-    alone = place_of("engine", 1, 2, 1)
-    assert (alone.instance_id, alone.rank, alone.world_size, alone.stores) == ("engine", 1, 2, True)
-
-
-def test_salts_and_traces_are_taken_from_the_request() -> None:
-    request = Request(cache_salt="salt", trace_headers={"TraceParent": PARENT})
-    assert (salt_of(request, ""), salt_of(request, "g1"), salt_of(Request(), "")) == ("salt", "salt#g1", "")
-    assert (traceparent_of(request), traceparent_of(Request())) == (PARENT, "")
-
-
-@pytest.mark.parametrize("sent", ["", "00-1-2-01", PARENT + "\n", PARENT + "é", PARENT.upper().replace("0", "G")])
-def test_trace_that_is_none_is_not_passed_on(sent: str) -> None:
-    assert traceparent_of(Request(trace_headers={"traceparent": sent})) == ""
-
-
-@pytest.mark.parametrize("name", ["x" * 3000, "é" * 200, "\ud800"], ids=["long", "long in bytes", "no text"])
-def test_whatever_a_client_calls_its_request_the_depot_takes_it(name: str) -> None:
-    for taken, most in ((session_of(Request(request_id=name)), 256), (salt_of(Request(cache_salt=name), ""), 256)):
-        assert len(taken.encode()) <= most
-    assert session_of(Request(request_id="ééé")) == "ééé"
-
-
-def test_names_that_are_too_long_for_the_depot_stay_apart() -> None:
-    salts = {salt_of(Request(cache_salt="x" * 300 + end), "") for end in "ab"}
-    assert len(salts) == 2
-    assert all(len(salt) <= 256 for salt in salts)
 
 
 @dataclass(frozen=True)
@@ -164,7 +85,7 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
         ("sha256_cbor", {}, False),
     ],
 )
-def test_engine_whose_hashes_nobody_shares_says_so_with_both_remedies(
+def test_engine_whose_hashes_no_other_process_computes_warns_with_both_remedies(
     algorithm: str, environment: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of_hashes(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
@@ -228,9 +149,10 @@ def test_role_that_loads_nothing_may_have_any_policy() -> None:
     check_engine(config, FULL)
 
 
-def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for() -> None:
+def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_used() -> None:
     script = (
-        "import sys, kvdepot.vllm, kvdepot.vllm.scheduler, kvdepot.vllm.worker, kvdepot.connector.scheduler_client\n"
+        "import sys, kvdepot.vllm.engine_values, kvdepot.connector.scheduler, kvdepot.connector.worker\n"
+        "import kvdepot.connector.scheduler_client\n"
         "assert not {'torch', 'vllm'} & set(sys.modules)\n"
         "assert kvdepot.vllm.__all__ == ['KvdepotConnector']\n"
         "import threading; assert threading.active_count() == 1\n"
@@ -242,11 +164,3 @@ def test_package_needs_neither_vllm_nor_torch_until_the_connector_is_asked_for()
     clients = Path(kvdepot.__file__).parents[1]
     ended = subprocess.run([sys.executable, "-c", script], cwd=clients, capture_output=True, text=True, check=False)
     assert (ended.stdout, ended.stderr) == ("as it should\n", "")
-
-
-def test_every_setting_is_in_the_docs_with_its_default() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
-    for field in fields(ConnectorConfig):
-        assert f"kvdepot.{field.name}`" in text or f"`.{field.name}`" in text, field.name
-        if field.name.endswith("_seconds"):
-            assert f"| `kvdepot.{field.name}` | {field.default:g} |" in text, field.name

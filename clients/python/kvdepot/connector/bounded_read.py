@@ -1,4 +1,4 @@
-"""Reading files from a thread that may not wait: a mount that hangs costs it a bounded time, once."""
+"""Reads of files in a thread that may not block: a mount that hangs costs it a bounded time, once."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ Result = TypeVar("Result")
 
 
 class StillReading(OSError):
-    """Files are not read in time, or those of an earlier call are not read yet."""
+    """The files can't be read in time, or the read of an earlier call has not ended."""
 
 
 class BoundedRead(Generic[Result]):
-    """Makes one call at a time, in a daemon thread."""
+    """Runs one read at a time, in a daemon thread."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._running: Future[Result] | None = None
 
     def call(self, read: Callable[[], Result]) -> Result:
-        """What ``read`` returns or raises.
+        """Return or raise what ``read`` does.
 
-        Raises:
-            StillReading: it takes too long; so is each call until it has ended.
+        After a timeout every call fails at once until that read has ended.
+
+        Raises: StillReading.
         """
         if self._running is not None and not self._running.done():
             raise StillReading("its files can't be read in time")
@@ -34,7 +35,7 @@ class BoundedRead(Generic[Result]):
         try:
             return running.result(self._timeout_seconds)
         except TimeoutError:
-            if running.done():  # the call itself raised it
+            if running.done():  # the read itself raised it
                 raise
             raise StillReading("its files can't be read in time") from None
 

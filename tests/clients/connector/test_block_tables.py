@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdepot.connector.block_tables import cut, num_needed, storable
-from kvdepot.connector.commands import Table
-from kvdepot.vllm.groups import CacheGroup, reported_group
+from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens
+from kvdepot.connector.cache_groups import CacheGroup, reported_group
+from kvdepot.connector.commands import GroupTable
 
 FULL = CacheGroup(block_size=4)
 CHUNK = 8
@@ -47,21 +47,21 @@ def test_a_hit_needs_the_blocks_that_the_next_token_reads(group: CacheGroup, end
 def test_what_precedes_a_null_block_is_absent() -> None:
     groups = (FULL, window(7), window(7, 8), FULL)
     tables = ([1, 2, 3, 4, 5], [0, 0, 6, 7, 8], [9, 0, 10], [11, 12, 0, 0, 0])
-    assert cut(groups, tables, 0, 16, 0) == (
-        Table(absent_blocks=0, block_ids=[1, 2, 3, 4]),
-        Table(absent_blocks=2, block_ids=[6, 7]),
-        Table(absent_blocks=2, block_ids=[]),
-        Table(absent_blocks=4, block_ids=[]),
+    assert cut_tables(groups, tables, 0, 16, 0) == (
+        GroupTable(absent_blocks=0, block_ids=[1, 2, 3, 4]),
+        GroupTable(absent_blocks=2, block_ids=[6, 7]),
+        GroupTable(absent_blocks=2, block_ids=[]),
+        GroupTable(absent_blocks=4, block_ids=[]),
     )
-    assert cut(groups[:2], tables[:2], 8, 20, 0) == (
-        Table(absent_blocks=0, block_ids=[3, 4, 5]),
-        Table(absent_blocks=0, block_ids=[6, 7, 8]),
+    assert cut_tables(groups[:2], tables[:2], 8, 20, 0) == (
+        GroupTable(absent_blocks=0, block_ids=[3, 4, 5]),
+        GroupTable(absent_blocks=0, block_ids=[6, 7, 8]),
     )
 
 
 def test_a_load_writes_what_the_engine_has_not_and_the_window_needs() -> None:
-    assert num_needed((FULL, window(7), local(8)), 8, 32) == 6 + 2 + 0
-    assert num_needed((FULL, window(7)), 28, 32) == 1 + 1
+    assert num_blocks_written((FULL, window(7), local(8)), 8, 32) == 6 + 2 + 0
+    assert num_blocks_written((FULL, window(7)), 28, 32) == 1 + 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_load_writes_what_the_engine_has_not_and_the_window_needs() -> None:
         ((1, 0), PLENTY, (8, 32)),  # full attention needs all
         ((0, 0), 4, (0, 8)),
         ((0, 0), 3, (0, 0)),
-        ((0, 3), 3, (8, 16)),  # what is absent needs no room
+        ((0, 3), 3, (8, 16)),  # absent blocks need no room
         ((0, 3), 2, (8, 8)),
     ],
 )
@@ -84,8 +84,8 @@ def test_chunks_are_stored_that_are_enough_for_any_hit(
     absent: tuple[int, int], most_blocks: int, stored: tuple[int, int]
 ) -> None:
     groups = (FULL, window(4))
-    tables = tuple(Table(absent_blocks=number, block_ids=[7] * (8 - number)) for number in absent)
-    assert storable(groups, tables, 0, 32, CHUNK, most_blocks) == stored
+    tables = tuple(GroupTable(absent_blocks=number, block_ids=[7] * (8 - number)) for number in absent)
+    assert storable_tokens(groups, tables, 0, 32, CHUNK, most_blocks) == stored
 
 
 @given(
@@ -102,12 +102,12 @@ def test_what_is_stored_in_time_satisfies_every_later_hit(
     end = start + CHUNK
     ids = list(range(1, end // 4 + 1))
     dropped = group.first_needed(begun) // 4
-    tables = cut((group,), ([0] * dropped + ids[dropped:],), start, end, 0)
-    assert storable((group,), tables, start, end, CHUNK, PLENTY) == (start, end)
+    tables = cut_tables((group,), ([0] * dropped + ids[dropped:],), start, end, 0)
+    assert storable_tokens((group,), tables, start, end, CHUNK, PLENTY) == (start, end)
     present_from = start + 4 * tables[0].absent_blocks
     assert present_from <= max(start, group.first_needed(end + CHUNK * more))
 
 
-def test_blocks_of_the_first_group_of_full_attention_are_told() -> None:
+def test_blocks_of_the_first_group_of_full_attention_are_reported() -> None:
     assert reported_group((window(7), FULL, FULL)) == 1
     assert reported_group((window(7), local(8))) is None

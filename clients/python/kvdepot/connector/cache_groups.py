@@ -1,0 +1,42 @@
+"""KV cache groups of an engine: which part of a prefix each one keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGroup:
+    """Layers that share a block table. All fields count tokens.
+
+    Full attention reads all of a prefix. Layers with a ``window`` read that many tokens before the next one. Layers
+    with a ``local_chunk`` read the tokens since its last multiple. The engine puts its null block in the place of
+    earlier blocks.
+    """
+
+    block_size: int
+    window: int | None = None
+    local_chunk: int | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all of a prefix is kept."""
+        return self.window is None and self.local_chunk is None
+
+    def first_needed(self, end: int) -> int:
+        """Return the first token of the first block that the engine needs to go on after ``end`` tokens."""
+        skipped = 0
+        if self.window is not None:
+            skipped = max(0, end - self.window)
+        elif self.local_chunk is not None:
+            skipped = end // self.local_chunk * self.local_chunk
+        return skipped // self.block_size * self.block_size
+
+
+def reported_group(groups: Sequence[CacheGroup]) -> int | None:
+    """Return the index of the group whose blocks are reported to the depot, or None.
+
+    It is the first group of full attention, because its tables lose no block.
+    """
+    return next((index for index, group in enumerate(groups) if group.is_full), None)

@@ -1,0 +1,49 @@
+"""Prefixes of requests in whole chunks, by the hashes of the engine's blocks."""
+
+from __future__ import annotations
+
+import uuid
+
+from kvdepot.connector.attached_workers import AttachedWorkers
+from kvdepot.connector.identity import salt_of
+from kvdepot.connector.request_state import EngineRequest, RequestState
+from kvdepot.v1.cache_pb2 import Prefix
+
+
+class ChunkPrefixes:
+    """Names the chunks of one engine's requests; after `change_salt` it names none as before."""
+
+    def __init__(self, workers: AttachedWorkers, hash_block_size: int) -> None:
+        self._workers = workers
+        self._hash_block_size = hash_block_size
+        self._reset_salt = ""
+
+    def change_salt(self) -> None:
+        """Give the engine a salt of its own."""
+        self._reset_salt = uuid.uuid4().hex
+
+    def salt(self, state: RequestState) -> str:
+        """Return the salt of a request's keys."""
+        return salt_of(state.traits.cache_salt, self._reset_salt)
+
+    def whole_tokens(self, request: EngineRequest, max_tokens: int) -> int:
+        """Return the tokens of all whole chunks with known hashes, up to ``max_tokens``; 0 while there is no depot."""
+        chunk_size = self._workers.chunk_size
+        if not chunk_size:
+            return 0
+        return min(len(request.block_hashes) * self._hash_block_size, max_tokens) // chunk_size * chunk_size
+
+    def hashes(self, request: EngineRequest, end: int) -> list[bytes]:
+        """Return the hash of each chunk's last block, up to token ``end``. It covers all tokens up to there."""
+        per_chunk = self._workers.chunk_size // self._hash_block_size
+        return list(request.block_hashes[per_chunk - 1 : end // self._hash_block_size : per_chunk])
+
+    def longest(self, state: RequestState) -> Prefix:
+        """Return the prefix of all whole chunks, to learn of all that is stored."""
+        request = state.request
+        return Prefix(
+            block_hashes=self.hashes(request, self.whole_tokens(request, request.num_tokens)),
+            hash_block_size=self._workers.chunk_size,
+            cache_salt=self.salt(state),
+            adapter=state.adapter_identity,
+        )

@@ -1,0 +1,150 @@
+"""Carries a worker's commands out, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from kvdepot.aio.attachment import AsyncAttachment
+from kvdepot.connector.attached_memory import AttachedMemory
+from kvdepot.connector.commands import LoadCommand, StoreCommand, TransferCommand
+from kvdepot.connector.config import ConnectorConfig
+from kvdepot.connector.depot_connection import DepotConnection
+from kvdepot.connector.event_loop import BackgroundTasks
+from kvdepot.connector.worker_results import WorkerResults
+from kvdepot.errors import DepotError
+from kvdepot.rpc import traceparent
+
+logger = logging.getLogger(__name__)
+
+MAX_STORES = 8
+
+Send = Callable[[AsyncAttachment, AttachedMemory], Awaitable[bool]]
+"""Makes the call of a transfer; returns whether all of its tokens were moved."""
+
+
+class ReadyEvent(NamedTuple):
+    """An event of the device and its handle. The event must live until the depot has waited for it."""
+
+    event: Any
+    handle: bytes
+
+
+class CommandRunner:
+    """The running transfers of one worker. ``connection`` is the current one; transfers fail while it is None."""
+
+    def __init__(self, config: ConnectorConfig, replica: int, results: WorkerResults) -> None:
+        self.connection: DepotConnection | None = None
+        self._config = config
+        self._replica = replica
+        self._results = results
+        self._tasks = BackgroundTasks()
+        self._store_slots = asyncio.Semaphore(MAX_STORES)
+        self._logged_reasons: set[str] = set()
+
+    def begin_load(self, command: LoadCommand, event: ReadyEvent) -> None:
+        """Begin a load."""
+        self._tasks.start(self._load(command, event))
+
+    def begin_store(self, command: StoreCommand, event: ReadyEvent) -> None:
+        """Begin a store, or let it wait for one of `MAX_STORES` slots."""
+        self._tasks.start(self._store(command, event))
+
+    async def close(self) -> None:
+        """Cancel all transfers. They become uncertain; the worker's next attachment shows that they are done.
+
+        A task that is cancelled before its first step would report nothing. That can't happen: the loop runs what the
+        engine's thread gives it in order, so that all transfers have begun.
+        """
+        await self._tasks.cancel()
+
+    async def _load(self, command: LoadCommand, event: ReadyEvent) -> None:
+        num_tokens = command.num_tokens - command.skip_tokens
+
+        async def send(attachment: AsyncAttachment, memory: AttachedMemory) -> bool:
+            response = await attachment.retrieve(
+                command.session_id,
+                command.leases[self._replica],
+                memory.block_tables(command.tables),
+                skip_tokens=command.skip_tokens,
+                ready_event=event.handle,
+                timeout_seconds=self._config.retrieve_timeout_seconds,
+            )
+            return response.retrieved_tokens == num_tokens
+
+        succeeded = False
+        try:
+            if command.leases:
+                succeeded = await self._transfer(command, send)
+            else:
+                self._refuse(command)
+        finally:
+            self._results.end_load(command.request_id, failed=not succeeded)
+
+    async def _store(self, command: StoreCommand, event: ReadyEvent) -> None:
+        """Store chunks. The wait for a slot is part of the store's timeout."""
+
+        async def send(attachment: AsyncAttachment, memory: AttachedMemory) -> bool:
+            response = await attachment.store(
+                command.session_id,
+                command.prefix,
+                memory.block_tables(command.tables),
+                start_token=command.start_token,
+                ready_event=event.handle,
+                timeout_seconds=left_seconds,
+            )
+            return not response.refused_tokens
+
+        deadline = time.monotonic() + self._config.store_timeout_seconds
+        is_sent = False
+        try:
+            async with self._store_slots:
+                if (left_seconds := deadline - time.monotonic()) > 0:
+                    is_sent = True
+                    await self._transfer(command, send)
+        finally:
+            if not is_sent:
+                self._refuse(command)
+
+    async def _transfer(self, command: TransferCommand, send: Send) -> bool:
+        """Send a transfer and report what became of it; return whether all of its tokens were moved."""
+        traceparent.set(command.traceparent)  # a context variable of this task only
+        connection = self.connection
+        attachment = connection.attachment if connection is not None else None
+        if connection is None or attachment is None:
+            self._refuse(command)
+            return False
+        succeeded = is_done = False
+        try:
+            succeeded = await send(attachment, connection.memory)
+            is_done = True
+        except DepotError as error:
+            is_done = is_answer(error)
+            self._log(command, error)
+        finally:
+            if not succeeded:
+                self._results.mark_failed(command.transfer_id)
+            if is_done:
+                self._results.mark_done([command.transfer_id])
+            else:
+                connection.mark_uncertain(command.transfer_id)
+        return succeeded
+
+    def _refuse(self, command: TransferCommand) -> None:
+        """Report a transfer that was not sent."""
+        self._results.mark_failed(command.transfer_id)
+        self._results.mark_done([command.transfer_id])
+
+    def _log(self, command: TransferCommand, error: DepotError) -> None:
+        if error.reason not in self._logged_reasons:  # once for each reason: under load there would be thousands
+            self._logged_reasons.add(error.reason)
+            kind = "load" if isinstance(command, LoadCommand) else "store"
+            logger.warning("the %s of request %s failed: %s", kind, command.request_id, error)
+
+
+def is_answer(error: DepotError) -> bool:
+    """Return whether the depot itself ended the call. It then does not touch the call's blocks again."""
+    return error.reason not in (error.code.name, "UNREACHABLE")

@@ -1,0 +1,72 @@
+"""The names under which the depot knows a worker, a session and a salt."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_SESSION_BYTES = 256
+MAX_SALT_BYTES = 256
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerId:
+    """One worker of an engine.
+
+    Consecutive ranks of tensor parallelism may hold equal KV, as with multi-head latent attention: they are replicas.
+    Each set of workers that holds all of the KV once is one instance of the depot. Only replica 0 stores.
+    """
+
+    instance_id: str
+    rank: int
+    world_size: int
+    replica: int
+
+    @property
+    def stores(self) -> bool:
+        """Whether this worker stores what it computes."""
+        return self.replica == 0
+
+
+def instance_ids(engine_id: str, num_replicas: int) -> tuple[str, ...]:
+    """Return the instance ids of an engine, by replica."""
+    if num_replicas == 1:
+        return (engine_id,)
+    return tuple(f"{engine_id}-replica{replica}" for replica in range(num_replicas))
+
+
+def worker_id(engine_id: str, worker_index: int, num_workers: int, num_replicas: int) -> WorkerId:
+    """Return the id of a worker; ``worker_index`` counts over tensor and pipeline parallelism."""
+    rank, replica = divmod(worker_index, num_replicas)
+    return WorkerId(
+        instance_id=instance_ids(engine_id, num_replicas)[replica],
+        rank=rank,
+        world_size=num_workers // num_replicas,
+        replica=replica,
+    )
+
+
+def session_id_of(request_id: str, attempt: int = 1) -> str:
+    """Return the session id of a request; a later ``attempt`` has the id of an earlier request that is still open."""
+    return bounded_text(f"{request_id}#{attempt}" if attempt > 1 else request_id, MAX_SESSION_BYTES)
+
+
+def salt_of(cache_salt: str, reset_salt: str) -> str:
+    """Return the salt of a request's keys; ``reset_salt`` is the engine's own after a reset, or empty."""
+    return bounded_text(f"{cache_salt}#{reset_salt}" if reset_salt else cache_salt, MAX_SALT_BYTES)
+
+
+def traceparent_of(headers: Mapping[str, str] | None) -> str:
+    """Return the caller's W3C trace context; empty if there is none, or if the client sent something else."""
+    found = next((str(value) for key, value in (headers or {}).items() if key.lower() == "traceparent"), "")
+    return found if _TRACEPARENT.fullmatch(found) else ""
+
+
+def bounded_text(text: str, max_bytes: int) -> str:
+    """Return the text, or a digest of it if it is too long or no valid Unicode (half of a surrogate pair)."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    is_text = text.isascii() or encoded.decode("utf-8", "replace") == text
+    return text if is_text and len(encoded) <= max_bytes else hashlib.blake2b(encoded, digest_size=32).hexdigest()

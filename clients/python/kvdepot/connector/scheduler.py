@@ -1,0 +1,294 @@
+"""The connector in the engine's scheduler: decides what is loaded and stored. Nothing here waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvdepot.connector.attached_workers import AttachedWorkers
+from kvdepot.connector.block_allocations import BlockReporter, report_allocation
+from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens
+from kvdepot.connector.block_transfers import BlockReferences, BlockTransfers
+from kvdepot.connector.cache_groups import CacheGroup, reported_group
+from kvdepot.connector.chunk_prefixes import ChunkPrefixes
+from kvdepot.connector.commands import BlockIds, GroupTables, LoadCommand, StepCommands, StoreCommand, WorkerReport
+from kvdepot.connector.pending_lookups import LookupClient, PendingLookups
+from kvdepot.connector.request_state import EngineRequest, RequestState, RequestTraits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    """What is fixed at the engine's start. ``hash_block_size`` is how many tokens each block hash covers."""
+
+    hash_block_size: int
+    groups: tuple[CacheGroup, ...]
+    num_blocks: int
+    num_workers: int
+    loads: bool
+    stores: bool
+    lookup_timeout_seconds: float
+    lease_hold_seconds: float
+    longest_transfer_seconds: float
+
+
+class ConnectorScheduler:
+    """The requests of one engine, and their transfers that are not done.
+
+    ``traits_of`` is called once for each request, when it is new.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        lookup_client: LookupClient,
+        reporter: BlockReporter | None,
+        traits_of: Callable[[EngineRequest], RequestTraits],
+    ) -> None:
+        self._settings = settings
+        self._lookup_client = lookup_client
+        self._reporter = reporter
+        self._traits_of = traits_of
+        self._transfers = BlockTransfers(settings.num_blocks, settings.num_workers, settings.longest_transfer_seconds)
+        self._requests: dict[str, RequestState] = {}
+        self._lookups = PendingLookups(lookup_client, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
+        self._commands = StepCommands()
+        self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size)
+        self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size)
+        self._engine_cache_is_stale = False
+        self._reported_group = reported_group(settings.groups)
+
+    def __repr__(self) -> str:
+        return f"<ConnectorScheduler {len(self._requests)} requests, {len(self._transfers)} transfers>"
+
+    def bind(self, references: BlockReferences) -> None:
+        """Use this block pool from the engine's start on."""
+        self._transfers.bind(references)
+
+    def arrived(self, request: EngineRequest) -> None:
+        """Take a new request."""
+        self._state(request)
+
+    def matched_tokens(self, request: EngineRequest, num_computed_tokens: int) -> int | None:
+        """Return how many tokens beyond the computed ones can be loaded; None: ask again in the next step.
+
+        A request waits for the workers' first reports, and then for answers. Once it has waited for as long as it may,
+        it is computed; see `PendingLookups`.
+        """
+        state = self._state(request)
+        state.local_tokens = num_computed_tokens
+        if self._workers.await_first_reports():
+            return None
+        if state.lookup is None or state.lookup.matched_tokens is not None:
+            state.check_adapter()
+        if self._engine_cache_is_stale and num_computed_tokens:
+            state.may_store = False  # the tokens that it builds on were computed before the reset
+        wanted = self._wanted_tokens(state)
+        if wanted <= num_computed_tokens:
+            self._lookups.give_up(state)
+            state.stored_tokens = self._transfers.stored_end(state, 0)
+            return 0
+        lookup = self._lookups.current(state)
+        answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
+        state.stored_tokens = self._transfers.stored_end(state, answer or 0)
+        if lookup is None and not self._lookup_client.paused:
+            self._lookups.begin(state, self._prefixes.longest(state))
+        if lookup is None or answer is None:
+            return None if self._lookups.may_wait(state) else 0
+        matched = min(answer, wanted)
+        num_blocks = num_blocks_written(self._settings.groups, num_computed_tokens, matched)
+        if not lookup.leases or matched <= num_computed_tokens or not self._transfers.can_ever_load(num_blocks):
+            return 0
+        if num_blocks > self._transfers.num_free(is_load=True):  # running loads end soon, or never
+            return None if self._lookups.may_wait(state) else 0
+        return matched - num_computed_tokens
+
+    def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
+        """Take the blocks that a request got, and load ``num_external_tokens`` into them in the next step."""
+        state = self._state(request)
+        state.waited_seconds = 0.0
+        if num_external_tokens == 0:
+            self._lookups.give_up(state)  # there is none if a load has just ended
+            return
+        lookup = self._lookups.take(state)
+        end = state.local_tokens + num_external_tokens
+        leases = lookup.leases if lookup is not None else ()
+        matched = (lookup.matched_tokens or 0) if lookup is not None else 0
+        if not self._workers.chunk_size or end % self._workers.chunk_size or end > matched:
+            self._lookup_client.release(leases)  # not what was found: the load fails, and the engine computes
+            leases = ()
+        written = self._tables(block_ids, state.local_tokens, end)
+        state.may_load = False  # if the load fails, the tokens are computed
+        transfer_id = self._transfers.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
+        self._commands.loads.append(
+            LoadCommand(
+                transfer_id=transfer_id,
+                request_id=state.request_id,
+                session_id=state.session_id,
+                leases=leases,
+                tables=self._tables(block_ids, 0, end),
+                num_tokens=end,
+                skip_tokens=state.local_tokens,
+                traceparent=state.traits.traceparent,
+            )
+        )
+
+    def step(
+        self,
+        num_scheduled_tokens: Mapping[str, int],
+        tables: Callable[[str], BlockIds | None],
+        new_blocks: Sequence[tuple[str, BlockIds, bool]],
+        *,
+        may_store: bool,
+    ) -> StepCommands:
+        """Return the commands to the workers for this step.
+
+        ``tables`` returns the whole block table of a request. ``new_blocks`` has the request id, the blocks that it got
+        in this step, and whether it starts anew; then these are all of its blocks. ``may_store`` is False in a step in
+        which another connector loads while the engine computes: if that load fails, KV of requests that start anew is
+        wrong, so they are not stored.
+        """
+        self._lookups.end_step()
+        if not may_store:
+            for request_id, _, starts_anew in new_blocks:
+                if starts_anew and (state := self._requests.get(request_id)):
+                    state.may_store = False
+        if chunk_size := self._workers.chunk_size:
+            for request_id, num_tokens in num_scheduled_tokens.items():
+                state = self._requests.get(request_id)
+                if state is None:
+                    continue
+                computed = state.request.num_computed_tokens + num_tokens
+                if computed >= state.stored_tokens + chunk_size:  # rare in decode, where this line is the whole cost
+                    self._store(state, computed, tables)
+            if self._reporter is not None and self._reported_group is not None:
+                block_size = self._settings.groups[self._reported_group].block_size
+                for request_id, block_ids, starts_anew in new_blocks:
+                    if state := self._requests.get(request_id):
+                        num_tokens = num_scheduled_tokens.get(request_id, 0)
+                        ids = block_ids[self._reported_group]
+                        report_allocation(self._reporter, state, ids, block_size, num_tokens, starts_anew)
+        commands, self._commands = self._commands, StepCommands()
+        return commands
+
+    def reported(self, report: WorkerReport) -> None:
+        """Take the workers' report."""
+        self._transfers.fail(report.failed)
+        for transfer in self._transfers.mark_done(report.done):
+            self._lookup_client.release(transfer.leases)
+            if transfer.is_load and not transfer.failed and transfer.state.may_store:
+                transfer.state.may_load = True  # it may load again after a preemption
+            self._end_session(transfer.state)
+        if report.chunk_sizes:
+            self._workers.update(report.chunk_sizes)
+            for state in self._requests.values():  # the new attachment may be to another depot, and that one empty
+                state.stored_tokens = 0
+
+    def finished(self, request: EngineRequest) -> None:
+        """End a finished or aborted request. The engine frees its blocks; transfers keep their own references."""
+        state = self._requests.get(request.request_id)
+        if state is None:
+            return
+        self._lookups.give_up(state)
+        state.finished = True
+        self._end_session(state)
+
+    def reset(self) -> None:
+        """Forget all that is stored, because it may be of other weights: the engine gets a salt of its own.
+
+        Until `engine_cache_emptied`, the engine's own cache may hold older KV. Nothing that builds on it is stored.
+        """
+        self._prefixes.change_salt()
+        self._engine_cache_is_stale = True
+        for state in self._requests.values():
+            self._lookups.give_up(state)
+            state.may_load = state.may_store = False
+
+    def engine_cache_emptied(self) -> None:
+        """Trust the engine's own cache again: the engine has emptied it."""
+        self._engine_cache_is_stale = False
+
+    def needs_steps(self) -> bool:
+        """Whether the engine should make another step, because workers report in steps only."""
+        return self._transfers.need_steps() or self._workers.await_first_reports()
+
+    def _state(self, request: EngineRequest) -> RequestState:
+        state = self._requests.get(request.request_id)
+        if state is None or state.finished:  # an id may come again while transfers of its last request run
+            traits = self._traits_of(request)
+            session_id = self._lookup_client.open_session(request.request_id)
+            state = RequestState(request, session_id, traits, may_load=traits.may_load)
+            self._requests[request.request_id] = state
+        return state
+
+    def _wanted_tokens(self, state: RequestState) -> int:
+        """Return how many tokens may come from the depot, the engine's own ones included.
+
+        The engine computes the last token of a fully cached prompt again. A window may then lack a block, so that the
+        last chunk is left out.
+        """
+        if not self._settings.loads or not state.may_load:
+            return 0
+        num_tokens = state.request.num_tokens
+        is_full = all(group.is_full for group in self._settings.groups)
+        return self._prefixes.whole_tokens(state.request, num_tokens if is_full else num_tokens - 1)
+
+    def _tables(self, block_ids: BlockIds, start: int, end: int) -> GroupTables:
+        return cut_tables(self._settings.groups, block_ids, start, end, self._transfers.null_block_id)
+
+    def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
+        """Command the store of all chunks that are whole once ``computed`` tokens are computed.
+
+        If stores hold too many blocks, a later step stores the rest. Computed tokens may include drafts that are
+        rejected later; these have no hash yet.
+        """
+        request, chunk_size = state.request, self._workers.chunk_size
+        end = min(self._prefixes.whole_tokens(request, request.num_tokens), computed // chunk_size * chunk_size)
+        start = state.stored_tokens // chunk_size * chunk_size
+        if end <= start or not self._settings.stores or not state.may_store or state.finished:
+            return
+        num_free = self._transfers.num_free(is_load=False)
+        block_ids = tables(state.request_id) if num_free else None
+        groups = self._settings.groups
+        if block_ids is None or any(
+            len(ids) * group.block_size < end for ids, group in zip(block_ids, groups, strict=True)
+        ):
+            return
+        covered = self._tables(block_ids, start, end)
+        start, end = storable_tokens(groups, covered, start, end, chunk_size, num_free)
+        state.stored_tokens = end
+        if end <= start:
+            return
+        state.check_adapter()
+        if not state.may_store:
+            return
+        stored = self._tables(block_ids, start, end)
+        state.known_to_depot = True
+        self._commands.stores.append(
+            StoreCommand(
+                transfer_id=self._transfers.begin(
+                    state, stored, is_load=False, leases=(), start_token=start, end_token=end
+                ),
+                request_id=state.request_id,
+                session_id=state.session_id,
+                chunk_hashes=self._prefixes.hashes(request, end),
+                chunk_size=chunk_size,
+                cache_salt=self._prefixes.salt(state),
+                adapter=state.adapter_identity,
+                start_token=start,
+                tables=stored,
+                traceparent=state.traits.traceparent,
+            )
+        )
+
+    def _end_session(self, state: RequestState) -> None:
+        """End the session of a finished request after its transfers are done, because the end would stop them."""
+        if not state.finished or state.transfer_ids:
+            return
+        if self._requests.get(state.request_id) is state:
+            del self._requests[state.request_id]
+        if not state.known_to_depot:
+            self._lookup_client.drop_session(state.session_id)
+        elif self._reporter is not None:
+            self._reporter.end_session(state.session_id)  # after its reports
+        else:
+            self._lookup_client.end_session(state.session_id)

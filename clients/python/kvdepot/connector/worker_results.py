@@ -1,0 +1,58 @@
+"""What happened at one worker: written on the event loop, read on the engine's thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from kvdepot.connector.commands import WorkerReport
+
+Item = TypeVar("Item")
+
+
+class WorkerResults:
+    """Results that the engine's thread has not taken. ``chunk_size`` is 0 while the worker is not attached.
+
+    A failed transfer is marked as failed before it is marked as done, and `take_report` reads in the reverse order. So
+    the scheduler never takes a failed transfer for a good one.
+    """
+
+    def __init__(self, worker_index: int) -> None:
+        self.chunk_size = 0
+        self._worker_index = worker_index
+        self._reported_chunk_size: int | None = None
+        self._done: deque[int] = deque()
+        self._failed: deque[int] = deque()
+        self._ended_loads: deque[tuple[str, bool]] = deque()
+
+    def mark_failed(self, transfer_id: int) -> None:
+        """Report that a transfer has not loaded or stored all of its tokens."""
+        self._failed.append(transfer_id)
+
+    def mark_done(self, transfer_ids: Iterable[int]) -> None:
+        """Report that the depot does not touch the blocks of these transfers again."""
+        self._done.extend(transfer_ids)
+
+    def end_load(self, request_id: str, *, failed: bool) -> None:
+        """Report that a request's load has ended."""
+        self._ended_loads.append((request_id, failed))
+
+    def take_loaded(self) -> tuple[set[str], set[str]]:
+        """Return the requests whose load has ended since the last call, and those of them whose load failed."""
+        ended = list(_drain(self._ended_loads))
+        return {request_id for request_id, _ in ended}, {request_id for request_id, failed in ended if failed}
+
+    def take_report(self) -> WorkerReport | None:
+        """Return what the scheduler does not know yet, or None."""
+        report = WorkerReport()
+        report.done.update(_drain(self._done))
+        report.failed.update(_drain(self._failed))
+        if (chunk_size := self.chunk_size) != self._reported_chunk_size:
+            self._reported_chunk_size = report.chunk_sizes[self._worker_index] = chunk_size
+        return report if report.done or report.failed or report.chunk_sizes else None
+
+
+def _drain(items: deque[Item]) -> Iterator[Item]:
+    while items:
+        yield items.popleft()

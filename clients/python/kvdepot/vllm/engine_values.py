@@ -1,0 +1,41 @@
+"""vLLM's requests and block pool, as `kvdepot.connector` wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kvdepot.connector.identity import traceparent_of
+from kvdepot.connector.request_state import RequestTraits
+from kvdepot.vllm.adapters import Adapters
+
+
+class VllmBlockReferences:
+    """vLLM's block pool; implements `kvdepot.connector.block_transfers.BlockReferences`."""
+
+    def __init__(self, block_pool: Any) -> None:
+        self._pool = block_pool
+
+    @property
+    def null_block_id(self) -> int:
+        """The block that vLLM puts where there is none."""
+        return int(self._pool.null_block.block_id)
+
+    def hold(self, block_ids: Sequence[int]) -> None:
+        """Take a reference to each block."""
+        self._pool.touch([self._pool.blocks[block_id] for block_id in block_ids])
+
+    def release(self, block_ids: Iterable[int]) -> None:
+        """Give the references back; the first block is the first one to be reused."""
+        self._pool.free_blocks([self._pool.blocks[block_id] for block_id in block_ids])
+
+
+def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
+    """Return what does not change of a request of vLLM."""
+    return RequestTraits(
+        cache_salt=request.cache_salt or "",
+        traceparent=traceparent_of(request.trace_headers),
+        adapter=adapters.of_request(request.lora_request),
+        may_load=not request.skip_reading_prefix_cache,
+        has_token_ids=request.prompt_embeds is None,
+    )

@@ -1,0 +1,225 @@
+"""What holds of `KvdepotConnector`, the class that vLLM loads. `test_connector` runs this where vLLM is a stub."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+from kvdepot import DepotClient
+from kvdepot.connector.commands import StepCommands, WorkerReport
+from kvdepot.connector.config import ConfigError
+from kvdepot.vllm import KvdepotConnector
+from kvdepot.vllm.adapters import VALID_SECONDS
+from kvdepot.vllm.connector import ReportMetadata
+from kvdepot.vllm.support import Unsupported
+from tests.clients.vllm.stub_engine import StubEngine, config_of, until
+from tests.fakes.depot import FakeDepot
+from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
+
+DEPOT = os.environ["KVDEPOT_ADDRESS"]  # a real one
+Start = Callable[..., StubEngine]
+CACHES = KvCacheConfig(8, [Group(["layer.0"])])
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start("one")` starts an engine of a real depot, or of the one at an address."""
+    engines: list[StubEngine] = []
+
+    def started(engine_id: str, address: str = DEPOT) -> StubEngine:
+        engines.append(StubEngine(address, engine_id))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def fake_depot() -> Iterator[FakeDepot]:
+    depot = FakeDepot()
+    depot.start()
+    yield depot
+    depot.stop()
+
+
+def compute(engine: StubEngine, request: Request, block_ids: list[int]) -> None:
+    """Let an engine compute a prompt that is not stored, and finish it."""
+    engine.add(request)
+    assert engine.match(request) == (0, False)
+    engine.allocate(request, block_ids, 0)
+    engine.step({request.request_id: request.num_tokens}, new=[request.request_id])
+    engine.finish(request)
+
+
+def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any) -> None:
+    """Let an engine load what it finds."""
+    engine.add(request)
+    num_tokens, is_asynchronous = engine.match(request)
+    assert (num_tokens, is_asynchronous) == (16, True)
+    engine.allocate(request, block_ids, num_tokens)
+    engine.step(**more)
+
+    def has_ended() -> bool:
+        engine.step()
+        return request.request_id in engine.loaded
+
+    until(has_ended)
+
+
+def prompt(seed: int, request_id: str) -> Request:
+    """Two chunks of 8 tokens, and some more."""
+    return Request(request_id, [1000 * seed + token for token in range(20)])
+
+
+def test_prompt_that_one_engine_stored_is_loaded_by_another(start: Start) -> None:
+    one, two = start("one"), start("two")
+    compute(one, prompt(1, "first"), [3, 9, 4, 20, 7])
+    request = prompt(1, "second")
+    load(two, request, [5, 6, 8, 11])
+    assert two.failed == set()
+    assert torch.equal(two.cache[[5, 6, 8, 11]], one.cache[[3, 9, 4, 20]])
+    two.allocate(request, [5, 6, 8, 11, 12], 0)  # vLLM's second call, after the load
+    request.num_computed_tokens = 16
+    two.step({"second": 4}, new=["second"])
+    two.finish(request)
+    assert one.pool.kept == two.pool.kept == {}
+    with DepotClient(DEPOT) as client:
+        until(lambda: client.get_status().num_sessions == 0)
+        assert client.get_status().num_leases == 0
+
+
+def test_failed_load_is_reported_by_its_request(start: Start) -> None:
+    engine = start("failing")
+    compute(engine, prompt(2, "first"), [3, 9, 4, 20, 7])
+
+    def lose_lease(commands: StepCommands) -> None:
+        for command in commands.loads:
+            command.leases = ("no-such-lease",)
+
+    request = prompt(2, "second")
+    load(engine, request, [5, 6, 8, 11], change=lose_lease)
+    assert (engine.loaded, engine.failed) == ({"second"}, {"second"})
+    engine.finish(request)
+    assert engine.pool.kept == {}
+
+
+def test_another_cache_of_the_worker_takes_the_place_of_the_one_before(start: Start) -> None:
+    engine, other = start("moving"), start("other")
+    engine.register()
+    engine.run_idle()
+    compute(engine, prompt(3, "first"), [1, 2, 3, 4, 5])
+    load(other, prompt(3, "second"), [5, 6, 8, 11])
+    assert torch.equal(other.cache[[5, 6, 8, 11]], engine.cache[[1, 2, 3, 4]])
+
+
+def test_new_running_and_resumed_requests_are_reported_with_their_blocks(start: Start, fake_depot: FakeDepot) -> None:
+    engine = start("reporting", fake_depot.address)
+    engine.run_idle()
+    request = request_of(14)
+    engine.add(request)
+    engine.allocate(request, [5, 6], 0)
+    engine.step({"request": 8}, new=["request"])
+    engine.step({"request": 2}, cached=[("request", ([7],))])
+    engine.step({"request": 1}, cached=[("request", None)])
+    request.num_computed_tokens = 0
+    engine.step({"request": 4}, cached=[("request", ([8],))], resumed=["request"])
+    engine.finish(request)
+
+    def records() -> list[tuple[list[int], bool]]:
+        reports = [each for name, each in list(fake_depot.requests) if name == "ReportBlockAllocation"]
+        return [(list(record.block_ids), record.resumed) for report in reports for record in report.records]
+
+    until(lambda: len(records()) == 3)
+    assert records() == [([5, 6], False), ([7], False), ([8], True)]
+
+
+def test_reset_of_vllms_scheduler_changes_the_salt_even_if_vllm_refuses_it(start: Start, fake_depot: FakeDepot) -> None:
+    engine = start("resetting", fake_depot.address)
+    engine.run_idle()
+
+    def salt(request_id: str) -> str:
+        engine.add(request_of(20, request_id))
+        engine.scheduler.get_num_new_matched_tokens(engine.requests[request_id], 0)
+        until(lambda: request_id in [each.session_id for name, each in list(fake_depot.requests) if name == "Lookup"])
+        return str(fake_depot.last("Lookup").prefix.cache_salt)
+
+    before = salt("before")
+    assert engine.vllm_scheduler.reset_prefix_cache()
+    assert salt("own cache only") == before
+    engine.pool.touch([engine.pool.blocks[1]])
+    assert not engine.vllm_scheduler.reset_prefix_cache(reset_connector=True)
+    after = salt("after")
+    assert after != before
+    assert engine.scheduler.reset_cache()
+    assert salt("last") not in (before, after)
+
+
+def test_what_builds_on_vllms_own_cache_is_stored_once_that_is_emptied(start: Start, fake_depot: FakeDepot) -> None:
+    engine = start("stale", fake_depot.address)
+    engine.run_idle()
+    engine.scheduler.reset_cache()
+
+    def stored_sessions() -> list[str]:
+        return [each.session_id for name, each in list(fake_depot.requests) if name == "Store"]
+
+    for request_id in ("stale", "trusted"):
+        request = request_of(20, request_id)
+        engine.add(request)
+        engine.scheduler.get_num_new_matched_tokens(request, 8)
+        engine.allocate(request, [1, 2, 3, 4, 5], 0)
+        request.num_computed_tokens = 8
+        engine.step({request_id: 12}, new=[request_id])
+        engine.finish(request)
+        assert engine.vllm_scheduler.reset_prefix_cache()
+    assert stored_sessions() == ["trusted"]
+
+
+def test_replaced_adapter_is_trusted_once_vllms_own_cache_is_emptied(
+    start: Start, fake_depot: FakeDepot, tmp_path: Path
+) -> None:
+    engine = start("adapted", fake_depot.address)
+    adapters = engine.scheduler._adapters
+    lora = SimpleNamespace(lora_int_id=1, lora_name="sql", lora_path=str(tmp_path), load_inplace=True)
+    for weights in (b"one", b"two"):
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+        time.sleep(2 * VALID_SECONDS)
+        assert adapters.identity_of(lora) is not None
+    assert adapters.was_replaced(lora)
+    assert engine.vllm_scheduler.reset_prefix_cache()
+    assert not adapters.was_replaced(lora)
+
+
+def test_reports_of_workers_are_added_up_and_pickled() -> None:
+    reports = [ReportMetadata(WorkerReport(failed={number}, chunk_sizes={number: 8})) for number in range(2)]
+    for report in reports:
+        report.report.done[7] += 1
+    both = pickle.loads(pickle.dumps(reports[0].aggregate(reports[1]))).report
+    assert (both.done, both.failed, both.chunk_sizes) == ({7: 2}, {0, 1}, {0: 8, 1: 8})
+
+
+@pytest.mark.parametrize("role", KVConnectorRole)
+def test_wrong_setting_or_engine_is_refused_in_both_roles(role: KVConnectorRole) -> None:
+    config = config_of("unix:/none", "refused")
+    config.kv_transfer_config.kv_connector_extra_config["kvdepot.adress"] = "x"
+    with pytest.raises(ConfigError, match=r"kv_connector_extra_config: kvdepot\.adress is not a setting"):
+        KvdepotConnector(config, role, CACHES)
+    config = config_of("unix:/none", "refused", parallel_config__decode_context_parallel_size=2)
+    with pytest.raises(Unsupported, match="decode_context_parallel_size"):
+        KvdepotConnector(config, role, CACHES)
+
+
+def test_cache_needs_no_delivery_and_counts_as_the_hosts(start: Start) -> None:
+    engine = start("facts")
+    assert not engine.scheduler.requires_kv_delivery
+    assert engine.scheduler._cache_hit_source == "host"
+    assert not engine.worker.has_pending_push_work()

@@ -1,0 +1,8 @@
+"""Where cached tokens come from, as in vLLM 0.32."""
+
+from enum import StrEnum
+
+
+class CacheHitSource(StrEnum):
+    HOST = "host"
+    EXTERNAL_UNSPECIFIED = "external_unspecified"

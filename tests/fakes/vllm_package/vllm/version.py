@@ -1,0 +1,3 @@
+"""The version of vLLM that this package stands for."""
+
+__version__ = "0.32.0"
