@@ -21,7 +21,7 @@ from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
 from kvdepot.vllm.support import Unsupported
-from tests.clients.vllm.stub_engine import StubEngine, config_of, until
+from tests.e2e.vllm.stub_engine import StubEngine, config_of, until
 from tests.fakes.depot import FakeDepot
 from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
 
