@@ -175,7 +175,8 @@ def test_a_depot_finds_the_bytes_of_every_tensor(driver: CardInProcess) -> None:
     for region, memory in zip(shared.regions, allocations, strict=True):
         depot.fake.export_memory(memory.numpy(), region.cuda_ipc.handle)
         depot.fake.devices = {canonical_uuid(region.cuda_ipc.device_uuid): depot.fake}
-    buffer = depot.backend.attach([group_of(group)], [region_of(region) for region in shared.regions], 2 * tokens)
+    regions = [region_of(region) for region in shared.regions]
+    buffer = depot.backend.attach([group_of(group)], regions, 2 * tokens)
     buffer.store([ChunkCopy(l1_offset_bytes=0, block_ids=(np.array([5, 2]),))]).future.result(SECONDS)
     expected = b"".join(tensor[kind, [5, 2]].numpy().tobytes() for tensor in tensors for kind in (0, 1))
     assert depot.l1[: len(expected)] == expected
