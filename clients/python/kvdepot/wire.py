@@ -48,7 +48,7 @@ def with_ids(message: M, **ids_by_field: Ids) -> M:
         if hasattr(ids, "tolist"):
             packed = _array(ids)
             tag = _tag(message.DESCRIPTOR.fields_by_name[field].number)
-            message.MergeFromString(tag + varint(packed.nbytes) + packed.tobytes())
+            message.MergeFromString(b"".join((tag, varint(packed.nbytes), packed.data)))
         else:
             getattr(message, field).extend(ids)
     return message
@@ -110,7 +110,7 @@ def parsed_retrieve(wire: bytes) -> Piece:
 
 
 def _array(ids: Any) -> np.ndarray[Any, Any]:
-    """Return ids as an array of little-endian uint32.
+    """Return ids as a contiguous array of little-endian uint32.
 
     Raises: TypeError, ValueError.
     """
@@ -126,8 +126,7 @@ def _array(ids: Any) -> np.ndarray[Any, Any]:
         raise TypeError(f"ids must be integers, not {ids.dtype}")
     if ids.dtype != np.uint32 and not (ids.min() >= 0 and ids.max() <= MAX_ID):
         raise ValueError(f"an id is out of range: from 0 to {MAX_ID}")
-    array: np.ndarray[Any, Any] = ids.astype("<u4", copy=False)
-    return array
+    return np.ascontiguousarray(ids, dtype="<u4")
 
 
 def _tag(field_number: int) -> bytes:
