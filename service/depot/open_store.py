@@ -33,8 +33,10 @@ class OpenStore:
     """Applies the plans of one store, and counts what became of its chunks. `positions` count chunks from token 0.
 
     Resident chunks are pinned while it is open, so that a store never evicts the prefix that it makes longer. `close`
-    must be called, even if the store fails.
+    must be called, even if the store fails. Then `answer` has the counts.
     """
+
+    answer: StoreAnswer
 
     def __init__(self, depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
         self._depot = depot
@@ -122,10 +124,7 @@ class OpenStore:
         """Give back the chunks that were reserved and not committed, and unpin the others, tail first."""
         self._depot.open_stores.discard(self._context)
         self._depot.slices.run(self._closing())
-
-    def answer(self) -> StoreAnswer:
-        """Return what became of the tokens so far."""
-        return StoreAnswer(
+        self.answer = StoreAnswer(
             stored_tokens=self._num_stored * self._chunk_size,
             resident_tokens=self._num_resident * self._chunk_size,
             refused_tokens=self._num_refused * self._chunk_size,

@@ -70,7 +70,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                 await open_store.commit(pace)
             undecided = await _wait_for(open_store, pending, deadline)
             pace = depot.slices.pace()
-    return open_store.answer()
+    return open_store.answer
 
 
 async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[memoryview]) -> StoreAnswer:
@@ -125,7 +125,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
         for position in await _wait_for(open_store, pending, deadline):
             if not open_store.count_resident(position):
                 open_store.refuse(position, RefusalReason.STORE_TIMEOUT, "the call that was storing it failed")
-    return open_store.answer()
+    return open_store.answer
 
 
 @contextmanager
@@ -149,15 +149,15 @@ def _open(
             start_token=header.start_token,
             inline=inline,
         ),
-        finished=lambda operation: _finished(header, operation, open_store.answer()),
+        finished=lambda operation: _finished(header, operation, open_store.answer),
     ) as operation:
         open_store.open(operation.operation_id)
         try:
             yield open_store, session, operation
         finally:
             open_store.close()
-            operation.num_tokens = open_store.answer().stored_tokens
-            operation.num_bytes = open_store.answer().stored_bytes
+            operation.num_tokens = open_store.answer.stored_tokens
+            operation.num_bytes = open_store.answer.stored_bytes
         operation.outcome = open_store.outcome()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.depot.chunk_index import ChunkIndex
@@ -42,7 +42,6 @@ class StoreContext:
     is_hidden: bool = False
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class StorePlan:
     """What a store does about some chunks, by position.
 
@@ -50,11 +49,14 @@ class StorePlan:
     this store's to write. `evicted` chunks left L1 for them.
     """
 
-    resident: dict[int, Chunk] = field(default_factory=dict)
-    pending: dict[int, PendingWrite] = field(default_factory=dict)
-    reserved: dict[int, Chunk] = field(default_factory=dict)
-    refused: dict[int, RefusalReason] = field(default_factory=dict)
-    evicted: list[Chunk] = field(default_factory=list)
+    __slots__ = ("evicted", "pending", "refused", "reserved", "resident")
+
+    def __init__(self) -> None:
+        self.resident: dict[int, Chunk] = {}
+        self.pending: dict[int, PendingWrite] = {}
+        self.reserved: dict[int, Chunk] = {}
+        self.refused: dict[int, RefusalReason] = {}
+        self.evicted: list[Chunk] = []
 
 
 def plan_store(index: ChunkIndex, context: StoreContext, offered: Iterable[OfferedChunk]) -> StorePlan:

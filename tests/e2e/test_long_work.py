@@ -159,7 +159,7 @@ async def test_what_a_store_reserves_after_a_clear_began_does_not_become_visible
     await site.settled()
     assert site.depot.index.num_resident == 0
     assert counts.num_cleared_chunks == 4
-    assert (await site.store(prefix(8))).answer().stored_tokens == 8 * CHUNK_SIZE
+    assert (await site.store(prefix(8))).answer.stored_tokens == 8 * CHUNK_SIZE
     assert site.depot.index.num_resident == 8
 
 
@@ -202,7 +202,7 @@ async def test_a_store_that_finds_no_slot_stops_searching(site: Site, monkeypatc
         return reserve(*arguments)
 
     monkeypatch.setattr(index, "reserve", counted)
-    answer = (await site.store(prefix(500, seed=2))).answer()
+    answer = (await site.store(prefix(500, seed=2))).answer
     assert num_asked == 1
     assert answer.refused_tokens == 500 * CHUNK_SIZE
     assert answer.refusal is not None
