@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: what it can't bind is told by us, once
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import of grpc: our own errors say what it can't bind
 
 from kvdepot.cli.health import health
 from kvdepot.cli.replay import replay

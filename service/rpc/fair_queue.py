@@ -1,21 +1,23 @@
 """Fairness between clients: the many open calls of one do not delay the few of another.
 
-A call does its work on the event loop in one go, and gRPC hands calls over in the order in which they came: a client
+A call does its work on the event loop in one go, and gRPC hands calls over in the order in which they came. A client
 with a hundred open calls would make each call of another client wait for all of them. So while several clients call,
-calls begin one at a time, and clients take turns.
+calls begin one at a time, round robin over the clients.
 
-A call can wait in two places. gRPC keeps calls in a queue of its own, in which clients can't be told apart, and hands
-the next one over after a hop between threads. So a call begins only when gRPC has handed over all that it has. A call
-that arrives asks for its request over the same hop. By the time that it has its request, the next call is on its way
-through `GRACE_PASSES` passes of the event loop, or there is none.
+A call can wait in two places. gRPC has a queue of its own, which mixes the clients, and it hands over one call after
+the other, each by a hop between threads. So a call here begins only when gRPC's queue is empty. The request of an
+arriving call comes by a hop of the same kind, after that of the next call. So once the request is here, the next call
+arrives within a few passes of the event loop, or gRPC's queue is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from time import perf_counter
 
-GRACE_PASSES = 8
+GRACE_PASSES = 8  # five that it takes, and some for a busy machine
+LONE_SECONDS = 0.001  # after the arrival before it, a call was not behind that one in gRPC's queue
 MAX_HOLD_SECONDS = 0.002  # that calls which arrive hold up those that wait
 MAX_WAITING = 1_024  # calls of a client
 SHARED_SECONDS = 10.0  # how long other clients are remembered
@@ -27,6 +29,8 @@ class FairQueue:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._num_arriving = 0
+        self._last_arrival = 0.0
+        self._is_lone = True
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._num_passes_left = 0
         self._hold: asyncio.TimerHandle | None = None
@@ -38,6 +42,9 @@ class FairQueue:
 
     def on_arrival(self) -> None:
         """Note a call that gRPC has handed over. `slot` or `on_departure` must follow."""
+        now = perf_counter()
+        self._is_lone = now - self._last_arrival > LONE_SECONDS
+        self._last_arrival = now
         self._num_arriving += 1
         if self._waiting and self._hold is None:
             self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
@@ -50,7 +57,8 @@ class FairQueue:
     def slot(self, client: str) -> asyncio.Future[None] | None:
         """Return what a call must wait for before it begins. None: it may begin at once.
 
-        A call may begin at once if its client is alone, or has `MAX_WAITING` calls that wait.
+        It may if only its client has called lately, if it is the only call here, or if its client has `MAX_WAITING`
+        calls that wait.
         """
         self._num_arriving -= 1
         now = self._loop.time()
@@ -58,7 +66,7 @@ class FairQueue:
             if self._last_client is not None:
                 self._shared_until = now + SHARED_SECONDS
             self._last_client = client
-        if now >= self._shared_until:
+        if now >= self._shared_until or (self._is_lone and not self._num_arriving and not self._waiting):
             return None
         waiting = self._waiting.get(client)
         if waiting is None:

@@ -35,7 +35,7 @@ class Call:
         self.instance_id = ""
         """The instance that the request names. Empty: it names none, or it was not received."""
         self.is_arriving = False
-        """Whether the fair queue was told of the call, and the call has not asked it for a slot yet."""
+        """Whether the fair queue counts the call as arriving."""
 
     def note(self, message: Any) -> None:
         """Note the instance of a message."""

@@ -69,7 +69,7 @@ def usage(server: Server) -> dict[str, int]:
         "instances": sum(len(depot.instances) for depot in depots),
         "sessions": sum(len(depot.sessions) for depot in depots),
         "leases": sum(len(depot.leases) for depot in depots),
-        "streams": server._boundary.num_streams,
+        "streams": server._admission.num_streams,
         "places": len(server._attacher._places),
         "pinned chunks": server.depots.index.num_protected,
         "tasks": len(asyncio.all_tasks()),
