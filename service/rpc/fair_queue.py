@@ -29,6 +29,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._num_arriving = 0
+        self._num_holds = 0
         self._last_arrival = 0.0
         self._is_lone = True
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
@@ -40,27 +41,28 @@ class FairQueue:
     def __repr__(self) -> str:
         return f"<FairQueue, {sum(map(len, self._waiting.values()))} calls of {len(self._waiting)} clients wait>"
 
-    def on_arrival(self) -> None:
-        """Note a call that gRPC has handed over. `slot` or `on_departure` must follow."""
+    def on_arrival(self) -> int:
+        """Note a call that gRPC has handed over. `slot` or `on_departure` must follow, with what this returns."""
         now = perf_counter()
         self._is_lone = now - self._last_arrival > LONE_SECONDS
         self._last_arrival = now
         self._num_arriving += 1
-        if self._waiting and self._hold is None:
-            self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
+        return self._num_holds
 
-    def on_departure(self) -> None:
-        """Note a call that ended before it asked for a slot."""
-        self._num_arriving -= 1
-        self._count_passes()
+    def on_departure(self, arrival: int) -> None:
+        """Note that a call ended before it asked for a slot."""
+        if arrival == self._num_holds:
+            self._num_arriving -= 1
+            self._count_passes()
 
-    def slot(self, client: str) -> asyncio.Future[None] | None:
+    def slot(self, client: str, arrival: int) -> asyncio.Future[None] | None:
         """Return what a call must wait for before it begins. None: it may begin at once.
 
         It may if only its client has called lately, if it is the only call here, or if its client has `MAX_WAITING`
         calls that wait.
         """
-        self._num_arriving -= 1
+        if arrival == self._num_holds:
+            self._num_arriving -= 1
         now = self._loop.time()
         if client != self._last_client:
             if self._last_client is not None:
@@ -80,13 +82,16 @@ class FairQueue:
         return begin
 
     def _count_passes(self) -> None:
+        """Begin a call after `GRACE_PASSES` passes of the event loop, if none arrives before."""
         if self._waiting and not self._num_passes_left:
             self._num_passes_left = GRACE_PASSES
             self._loop.call_soon(self._after_pass)
 
     def _after_pass(self) -> None:
-        if self._num_arriving:  # its request will come, or the hold will end
+        if self._num_arriving:
             self._num_passes_left = 0
+            if self._hold is None:
+                self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
             return
         self._num_passes_left -= 1
         if self._num_passes_left:
@@ -96,12 +101,14 @@ class FairQueue:
         self._count_passes()
 
     def _end_hold(self) -> None:
+        """Wait no more for the calls that still arrive, whose requests are slow or wait for memory."""
         self._hold = None
-        self._begin_one()
-        if self._waiting and self._num_arriving:
-            self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
+        self._num_holds += 1
+        self._num_arriving = 0
+        self._count_passes()
 
     def _begin_one(self) -> None:
+        """Begin the first call of the client that has waited longest for its turn."""
         while self._waiting:
             client, waiting = self._waiting.popitem(last=False)
             begin = waiting.popleft()
