@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-os.environ.setdefault(
-    "GRPC_VERBOSITY", "NONE"
-)  # before grpc is imported: the server itself reports an address that it can't bind
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import of grpc: our own errors say what it can't bind
 
 from kvdepot.cli.commands import DepotCommands
 from service.demo import demo

@@ -1,4 +1,4 @@
-"""The server: puts the parts together, serves until it is told to stop, and drains."""
+"""The server: puts the parts together, serves until a signal, and drains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from service.rpc.cache import CacheServicer
 from service.rpc.health import HealthServicer
 from service.rpc.interceptor import Interceptor
 from service.rpc.listen import CannotListen as CannotListen
-from service.rpc.listen import listen
+from service.rpc.listen import listen, server_options
 from service.rpc.observability import ObservabilityServicer
 from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
@@ -48,29 +48,29 @@ from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
 
-STREAMS_PER_CONNECTION = 1_024
-CONNECTIONS_PER_LISTENER = 4_096
-GOODBYE_SECONDS = 1.0
-END_SECONDS = 8.0  # for what comes after the drain; whoever supervises the process waits for 10
+GRACE_SECONDS = 1.0  # for attachments, and then for RPCs, to end by themselves after the drain
+END_SECONDS = 8.0  # for all that follows the drain; supervisors of the process usually wait for 10
 EXIT_SECONDS = 3.0
 GIL_SWITCH_SECONDS = 0.0005
 
 
 class Server:
-    """One depot behind its listeners. `addresses` are those it listens on, with the ports that were chosen.
+    """One depot behind its listeners. `addresses` are the listeners' addresses, with the chosen ports.
 
-    `gauges` are read with the depot's own, on the event loop. Made on the event loop that it will run on.
+    `gauges` are read with the depot's own gauges, on the event loop. Created on the event loop that it will run on.
 
     Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
 
     def __init__(self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = ()) -> None:
         self._settings = settings
+        # Memory and devices
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         budget = MemoryBudget(lambda: self._arena.missing_bytes)
         self._backends = Backends.open(
             self._arena.view, settings.transfer_threads, _cuda_settings(settings), budget.reserve
         )
+        # The cache
         self._observability = Observability(settings)
         self.bus = self._observability.bus
         limits = DepotLimits(
@@ -81,6 +81,7 @@ class Server:
         )
         self.depots = TenantDepots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
+        # RPCs
         self._access = Access(settings, self.bus)
         self._admission = Admission(
             max_concurrent_rpcs=settings.max_concurrent_rpcs, max_attachments=settings.max_attachments
@@ -106,17 +107,17 @@ class Server:
 
     @property
     def depot(self) -> Depot:
-        """The only depot, where there are no tenants."""
+        """The only depot, if there are no tenants."""
         return self.depots.of_default_tenant()
 
     @property
     def cuda_error(self) -> str:
-        """What is missing for engines on a GPU; empty if nothing is."""
+        """What engines on a GPU lack here. Empty: nothing."""
         return self._backends.cuda_error
 
     @property
     def prometheus_address(self) -> str | None:
-        """HOST:PORT where metrics are served for Prometheus; None where they are not."""
+        """HOST:PORT of the metrics for Prometheus. None: they are not served."""
         measuring = self._observability.measuring
         return measuring.prometheus_address if measuring is not None else None
 
@@ -140,17 +141,6 @@ class Server:
                 trimming.cancel()
                 await self._drain()
 
-    def _use_tenants(self, tenants: Tenants) -> None:
-        self.depots.set_tenants(tenants)
-        self._interceptor.revoke()
-
-    def _register(self, offset_bytes: int, size_bytes: int) -> None:
-        """In the thread that populates L1."""
-        try:
-            self._backends.register(offset_bytes, size_bytes)
-        except BackendError:
-            logger.exception("L1 from %d on is not registered with CUDA yet: transfers will try again", offset_bytes)
-
     async def _drain(self) -> None:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
         if self.bus is not None:
@@ -158,21 +148,32 @@ class Server:
         self._health.drain()
         self._admission.is_draining = True
         self.depots.drain()
-        self._draining.set()  # engines are told
+        self._draining.set()  # attachments send a notice to their engines
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
                 await self._admission.idle()
         self._drained.set()  # attachments end
         with suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_SECONDS):
+            async with asyncio.timeout(GRACE_SECONDS):
                 await self._attacher.all_detached()
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
-        await self._grpc.stop(grace=GOODBYE_SECONDS)
+        await self._grpc.stop(grace=GRACE_SECONDS)
         await self._observability.close()
         self.depots.stop()
         self._backends.close()
         self._arena.stop_populating()
+
+    def _use_tenants(self, tenants: Tenants) -> None:
+        self.depots.set_tenants(tenants)
+        self._interceptor.revoke()
+
+    def _register(self, offset_bytes: int, size_bytes: int) -> None:
+        """Register populated bytes of L1 with CUDA. Runs in the thread that populates L1."""
+        try:
+            self._backends.register(offset_bytes, size_bytes)
+        except BackendError:
+            logger.exception("L1 from %d on is not registered with CUDA yet: transfers will try again", offset_bytes)
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         depot_gauges = DepotGauges(self.depots, self._admission, self._refusals, lambda: self._arena.populated_bytes)
@@ -186,23 +187,7 @@ class Server:
         tracing = self._observability.tracing
         spans = (CallSpans(tracing.provider),) if tracing is not None else ()
         server = grpc.aio.server(
-            interceptors=(*spans, self._interceptor),
-            options=(
-                ("grpc.max_receive_message_length", self._settings.max_message_size),
-                ("grpc.max_send_message_length", -1),
-                # Of a request that nobody has asked for yet gRPC takes 64 KiB: with this it would take megabytes.
-                ("grpc.http2.bdp_probe", 0),
-                ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
-                ("grpc.max_allowed_incoming_connections", CONNECTIONS_PER_LISTENER),
-                ("grpc.server_handshake_timeout_ms", 10_000),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error
-                # An engine whose machine went away sends no FIN: it is noticed by pings that are not answered.
-                ("grpc.keepalive_time_ms", 10_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.http2.max_ping_strikes", 0),
-            ),
+            interceptors=(*spans, self._interceptor), options=server_options(self._settings.max_message_size)
         )
         add_services(
             server,
@@ -225,17 +210,17 @@ def _cuda_settings(settings: Settings) -> CudaSettings:
 async def serve(
     settings: Settings, ready: Callable[[Server], None], gauges: Iterable[Callable[[], Scalars]] = ()
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
-    Whatever hangs, the process ends `END_SECONDS` after the drain timeout, and `EXIT_SECONDS` after this has returned.
+    Even if something hangs, the process ends `END_SECONDS` after the drain timeout, or `EXIT_SECONDS` after the return.
 
     Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
-    # A thread that copies needs the GIL for a moment between two pieces; by default it would wait 5 ms for it.
+    # A copying thread needs the GIL for a moment between two pieces. By default it waits up to 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     keep_freed_memory()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a region that is attached keeps one open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # an attached region keeps one open
 
     server = Server(settings, gauges)
     stop = asyncio.Event()
@@ -258,4 +243,4 @@ async def serve(
             logger.info("no CUDA: %s", server.cuda_error)
         ready(server)
         await stop.wait()
-    last_resort.end_within(EXIT_SECONDS, exit_code=0)  # all is done; only a thread that hangs can be left
+    last_resort.end_within(EXIT_SECONDS, exit_code=0)  # only a thread that hangs can be left

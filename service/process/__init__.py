@@ -1,1 +1,1 @@
-"""What the server sets up for its own process: garbage collection, the heap, and the forced exit."""
+"""The server's own process: garbage collection, the heap, and the forced exit."""

@@ -1,8 +1,7 @@
-"""Garbage collection that does not halt the event loop for long: what survives a long collection is looked at once.
+"""Keeps garbage collections short: objects that survive a long collection are frozen, and not examined again.
 
-A full collection of 100,000 chunks takes 20 ms, one of a million takes 200. So what survives a long one, almost all of
-it chunks, is frozen. An object that is frozen is freed as before when nothing refers to it. Only of the calls that run
-at that moment, the few objects that refer to each other are not found later.
+A full collection of 100,000 chunks takes 20 ms, and one of a million takes 200 ms. Almost all survivors are chunks. A
+frozen object is still freed when its last reference goes. Only cycles of the calls that run at that moment stay.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import gc
 from time import perf_counter
 
-FULL = 2  # the generation that a full collection is of
+FULL = 2  # the generation of a full collection
 LONG_SECONDS = 0.01
 
 _began = 0.0
 
 
 def freeze_what_stays() -> None:
-    """Freeze all that there is now, and from now on what survives long collections."""
+    """Freeze all objects, and later those that survive a long collection."""
     gc.collect()
     gc.freeze()
     gc.callbacks.append(_after_collection)

@@ -1,4 +1,4 @@
-"""The C heap: it keeps what messages leave behind for the next ones, and gives back what many of them left."""
+"""The C heap: keeps the memory of freed messages for the next ones, and gives large amounts back to the kernel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TRIM_SECONDS = 10.0
 
 
 def keep_freed_memory() -> None:
-    """Give up to 16 MiB at the end of a heap back to the kernel only when they are exceeded; allocations of 4 MiB too.
+    """Keep up to 16 MiB of freed memory at the end of a heap, and map only allocations of 4 MiB or more by themselves.
 
-    By default a message of 1 MiB may be mapped anew each time, and to touch its pages takes longer than to copy it.
-    Another libc than glibc is left as it is.
+    By default each message of 1 MiB may be mapped anew, and touching its pages takes longer than copying it. Does
+    nothing on another libc than glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
 
 
 async def give_back_freed_memory(num_left_behind: Callable[[], int]) -> None:
-    """Give freed memory back to the kernel every ten seconds, for ever, if `num_left_behind` has changed meanwhile.
+    """Give freed memory back to the kernel every ten seconds, if `num_left_behind` has changed. Never return.
 
-    That is a count of what may have left memory behind. glibc gives back the end of a heap by itself. Memory that is
-    free between two pieces in use stays with the process until it is trimmed, which takes milliseconds in a thread.
+    `num_left_behind` counts RPCs that may have left freed memory. glibc gives back the end of a heap by itself, but not
+    free memory between two allocations. A trim gives that back; it takes milliseconds, in a thread.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
@@ -39,6 +39,6 @@ async def give_back_freed_memory(num_left_behind: Callable[[], int]) -> None:
     before = num_left_behind()
     while True:
         await asyncio.sleep(TRIM_SECONDS)
-        if (now := num_left_behind()) != before:
-            before = now
+        if (count := num_left_behind()) != before:
+            before = count
             await asyncio.to_thread(trim, KEPT_BYTES)

@@ -1,4 +1,4 @@
-"""The end of a process that does not end by itself."""
+"""Ends a process that does not end by itself."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import time
 
 logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 0.5  # for the last line to be written
+LINE_SECONDS = 0.5  # to write the last line of the log
 
 
 class LastResort:
-    """Ends the process by force when its time is over, whatever its threads wait for."""
+    """Ends the process by force after a time, even if its threads hang."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
 
     def end_within(self, seconds: float, exit_code: int) -> None:
-        """Give it so many seconds from now on, in place of what it had."""
+        """Let the process run for `seconds` more. This replaces an earlier time."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = threading.Timer(seconds, _end, args=(exit_code,))
@@ -31,11 +31,11 @@ class LastResort:
 
 def _end(exit_code: int) -> None:
     frames = sys._current_frames()
-    places = {
+    frame_by_thread = {
         thread.name: f"{frame.f_code.co_filename}:{frame.f_lineno}"
         for thread in threading.enumerate()
         if (frame := frames.get(thread.ident or 0)) is not None and not thread.daemon
     }
-    logger.critical("EndedByForce exit_code=%d threads=%r", exit_code, places)
+    logger.critical("EndedByForce exit_code=%d threads=%r", exit_code, frame_by_thread)
     time.sleep(LINE_SECONDS)
     os._exit(exit_code)

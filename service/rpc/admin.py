@@ -1,4 +1,4 @@
-"""AdminService: how the depot is, who is attached, clear the cache."""
+"""AdminService: reports the depot's state and its instances, and clears the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from telemetry.bus import EventBus
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Serves operators. `settings` are what the server was started with, without secrets."""
+    """Serves operators. `settings` are the server's settings by name, without secrets."""
 
     def __init__(
         self,

@@ -1,21 +1,23 @@
 """Fairness between clients: the many open calls of one do not delay the few of another.
 
-A call does its work on the event loop in one go, and gRPC hands calls over in the order in which they came: a client
+A call does its work on the event loop in one go, and gRPC hands calls over in the order in which they came. A client
 with a hundred open calls would make each call of another client wait for all of them. So while several clients call,
-calls begin one at a time, and clients take turns.
+calls begin one at a time, round robin over the clients.
 
-A call can wait in two places. gRPC keeps calls in a queue of its own, in which clients can't be told apart, and hands
-the next one over after a hop between threads. So a call begins only when gRPC has handed over all that it has. A call
-that arrives asks for its request over the same hop. By the time that it has its request, the next call is on its way
-through `GRACE_PASSES` passes of the event loop, or there is none.
+A call can wait in two places. gRPC has a queue of its own, which mixes the clients, and it hands over one call after
+the other, each by a hop between threads. So a call here begins only when gRPC's queue is empty. The request of an
+arriving call comes by a hop of the same kind, after that of the next call. So once the request is here, the next call
+arrives within a few passes of the event loop, or gRPC's queue is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from time import perf_counter
 
-GRACE_PASSES = 8
+GRACE_PASSES = 8  # five that it takes, and some for a busy machine
+LONE_SECONDS = 0.001  # after the arrival before it, a call was not behind that one in gRPC's queue
 MAX_HOLD_SECONDS = 0.002  # that calls which arrive hold up those that wait
 MAX_WAITING = 1_024  # calls of a client
 SHARED_SECONDS = 10.0  # how long other clients are remembered
@@ -27,6 +29,9 @@ class FairQueue:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._num_arriving = 0
+        self._num_holds = 0
+        self._last_arrival = 0.0
+        self._is_lone = True
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._num_passes_left = 0
         self._hold: asyncio.TimerHandle | None = None
@@ -36,29 +41,34 @@ class FairQueue:
     def __repr__(self) -> str:
         return f"<FairQueue, {sum(map(len, self._waiting.values()))} calls of {len(self._waiting)} clients wait>"
 
-    def on_arrival(self) -> None:
-        """Note a call that gRPC has handed over. `slot` or `on_departure` must follow."""
+    def on_arrival(self) -> int:
+        """Note a call that gRPC has handed over. `slot` or `on_departure` must follow, with what this returns."""
+        now = perf_counter()
+        self._is_lone = now - self._last_arrival > LONE_SECONDS
+        self._last_arrival = now
         self._num_arriving += 1
-        if self._waiting and self._hold is None:
-            self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
+        return self._num_holds
 
-    def on_departure(self) -> None:
-        """Note a call that ended before it asked for a slot."""
-        self._num_arriving -= 1
-        self._count_passes()
+    def on_departure(self, arrival: int) -> None:
+        """Note that a call ended before it asked for a slot."""
+        if arrival == self._num_holds:
+            self._num_arriving -= 1
+            self._count_passes()
 
-    def slot(self, client: str) -> asyncio.Future[None] | None:
+    def slot(self, client: str, arrival: int) -> asyncio.Future[None] | None:
         """Return what a call must wait for before it begins. None: it may begin at once.
 
-        A call may begin at once if its client is alone, or has `MAX_WAITING` calls that wait.
+        It may if only its client has called lately, if it is the only call here, or if its client has `MAX_WAITING`
+        calls that wait.
         """
-        self._num_arriving -= 1
+        if arrival == self._num_holds:
+            self._num_arriving -= 1
         now = self._loop.time()
         if client != self._last_client:
             if self._last_client is not None:
                 self._shared_until = now + SHARED_SECONDS
             self._last_client = client
-        if now >= self._shared_until:
+        if now >= self._shared_until or (self._is_lone and not self._num_arriving and not self._waiting):
             return None
         waiting = self._waiting.get(client)
         if waiting is None:
@@ -72,13 +82,16 @@ class FairQueue:
         return begin
 
     def _count_passes(self) -> None:
+        """Begin a call after `GRACE_PASSES` passes of the event loop, if none arrives before."""
         if self._waiting and not self._num_passes_left:
             self._num_passes_left = GRACE_PASSES
             self._loop.call_soon(self._after_pass)
 
     def _after_pass(self) -> None:
-        if self._num_arriving:  # its request will come, or the hold will end
+        if self._num_arriving:
             self._num_passes_left = 0
+            if self._hold is None:
+                self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
             return
         self._num_passes_left -= 1
         if self._num_passes_left:
@@ -88,12 +101,14 @@ class FairQueue:
         self._count_passes()
 
     def _end_hold(self) -> None:
+        """Wait no more for the calls that still arrive, whose requests are slow or wait for memory."""
         self._hold = None
-        self._begin_one()
-        if self._waiting and self._num_arriving:
-            self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._end_hold)
+        self._num_holds += 1
+        self._num_arriving = 0
+        self._count_passes()
 
     def _begin_one(self) -> None:
+        """Begin the first call of the client that has waited longest for its turn."""
         while self._waiting:
             client, waiting = self._waiting.popitem(last=False)
             begin = waiting.popleft()

@@ -139,14 +139,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._access.authorize(found, method, context)
         return found
 
-    def _on_arrival(self, call: Call) -> None:
-        self._fair_queue.on_arrival()
-        call.is_arriving = True
-
     def _slot(self, call: Call, tenant: str) -> asyncio.Future[None] | None:
-        """Return what the call must wait for before it begins. Without tenants, instances are the clients."""
-        call.is_arriving = False
-        return self._fair_queue.slot(tenant or call.instance_id)
+        """Ask for a slot, once. Return what the call must wait for. Without tenants, instances are the clients."""
+        arrival, call.arrival = call.arrival, None
+        return self._fair_queue.slot(tenant or call.instance_id, arrival) if arrival is not None else None
 
     def _serving_unary(self, rpc: Rpc) -> Behavior:
         """Steps 1 to 5 of an RPC that ends by itself."""
@@ -155,7 +151,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         is_limited = rpc.method not in ALWAYS_ADMITTED
 
         async def serve(context: Context, call: Call) -> Any:
-            self._on_arrival(call)
+            call.arrival = self._fair_queue.on_arrival()
             tenant = self._authenticate(rpc.method, context).tenant
             quota = self._quota_of(tenant)
             admission.begin(quota)
@@ -179,7 +175,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Steps 1 to 5 of a long-lived stream."""
 
         async def serve(context: Context, call: Call) -> None:
-            self._on_arrival(call)
+            call.arrival = self._fair_queue.on_arrival()
             stream_caller = self._authenticate(rpc.method, context)
             tenant = stream_caller.tenant
             with (
@@ -228,8 +224,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
                 await self._refuse(method, context, refusal, call)
             finally:
-                if call.is_arriving:
-                    self._fair_queue.on_departure()
+                if call.arrival is not None:
+                    self._fair_queue.on_departure(call.arrival)
 
         return call_servicer
 
@@ -242,10 +238,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._access.audit.denied(method, context.peer(), tenant, error)
         elif found is not None and error.status is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._quota_of(found.tenant).num_refused[error.reason] += 1
-        if call.is_arriving:
-            begin = self._slot(call, tenant)
-            if begin is not None:
-                await begin
+        begin = self._slot(call, tenant)
+        if begin is not None:
+            await begin
         if error.status in DENIALS and self._num_denied < MAX_DENIED:
             self._num_denied += 1
             try:

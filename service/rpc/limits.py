@@ -1,4 +1,4 @@
-"""How many of each thing a message may have: more than any engine has, and few enough to be looked at."""
+"""Limits on the length of each field of a message: more than any engine needs, and few enough to check."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from google.protobuf.descriptor import FieldDescriptor
 from kernels.plan import MAX_PLANES
 
 MAX_GROUPS = 256
-MAX_REGIONS = MAX_PLANES  # of which each has a plane
+MAX_REGIONS = MAX_PLANES  # each region has a plane at least
 MAX_TABLES = MAX_GROUPS
 MAX_TOKEN_IDS = 1 << 22  # 4 Mi tokens
 MAX_BLOCK_HASHES = 1 << 18  # 4 Mi tokens in blocks of 16
 MAX_RECORDS = 1 << 14  # an engine schedules hundreds of requests in a step
 MAX_EVENT_TYPES = 256
 MAX_FIELDS = 1 << 19
-"""Of a whole message, in whatever it holds: protobuf reads so many in 30 ms, and nobody else runs meanwhile."""
+"""Fields of a whole message at any depth. Protobuf parses so many in 30 ms, in which the event loop stands still."""
 
-MAX_UNKNOWN = 1 << 16  # of a field that a newer client knows
-MAX_REPETITIONS = 1 << 10  # of a field that is there once: of several, protobuf takes the last
+MAX_UNKNOWN = 1 << 16  # repetitions of a field that only newer clients know
+MAX_REPETITIONS = 1 << 10  # of a field that is not repeated: protobuf takes the last one
 
 _MOST_OF = {
     "kvdepot.v1.AttachInstanceRequest.groups": MAX_GROUPS,
@@ -33,7 +33,7 @@ _MOST_OF = {
 
 
 def most_of(field: FieldDescriptor | None) -> int:
-    """How often a field may be in a message; None is a field that is not known."""
+    """Return how often a field may be in a message. None is an unknown field."""
     if field is None:
         return MAX_UNKNOWN
     return _MOST_OF.get(field.full_name, MAX_FIELDS) if field.is_repeated else MAX_REPETITIONS

@@ -1,4 +1,4 @@
-"""Where the server listens: TCP, with TLS or without, and unix sockets with their mode and owner."""
+"""Listeners: TCP with or without TLS, unix sockets with their mode and owner, and the options of gRPC's server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
+STREAMS_PER_CONNECTION = 1_024
+CONNECTIONS_PER_LISTENER = 4_096
 MAX_SOCKET_PATH_BYTES = 107
 _KINDS = (
     (stat.S_ISREG, "an ordinary file"),
@@ -32,11 +35,31 @@ _KINDS = (
 
 
 class CannotListen(Exception):
-    """An address is taken, or not one of this machine, or a socket can't be given to its owner."""
+    """An address is taken or not of this machine, or a socket can't be given to its owner."""
+
+
+def server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
+    """Return the options of gRPC's server."""
+    return (
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # gRPC takes 64 KiB of a request before its call asks for it. With this option on, it takes megabytes.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS_PER_LISTENER),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.so_reuseport", 0),  # a taken port is an error
+        # An engine whose machine vanishes sends no FIN. Pings without an answer reveal it.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    )
 
 
 def listen(server: grpc.aio.Server, settings: Settings, access: Access) -> tuple[str, ...]:
-    """Open every listener; returns their addresses, with the ports that were chosen. Raises: CannotListen."""
+    """Open all listeners, and return their addresses with the chosen ports. Raises: CannotListen."""
     addresses = tuple(_listen(server, address, settings, access) for address in settings.listen)
     _warn_of_open_doors(settings)
     return addresses
@@ -94,7 +117,7 @@ def _listen_on_socket(server: grpc.aio.Server, address: str, settings: Settings)
         raise CannotListen(f"{address}: {obstacle}")
     if _is_served(path):
         raise CannotListen(f"{address} is taken: another process serves there")
-    # Nobody may connect between the socket's making and its chmod.
+    # No process may connect between the creation of the socket and a chmod.
     before = os.umask(0o777 & ~int(settings.unix_socket_mode, 8))
     try:
         server.add_insecure_port(address)
@@ -108,7 +131,7 @@ def _listen_on_socket(server: grpc.aio.Server, address: str, settings: Settings)
 
 
 def _obstacle(path: Path) -> str:
-    """What keeps a socket from being made at a path, but for another process; empty if nothing does."""
+    """Return why no socket can be created at a path. Empty: one can be, unless another process serves there."""
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         return f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes"
     try:
@@ -140,7 +163,7 @@ def _give_to(path: Path, owner: str) -> None:
 
 
 def _is_served(path: Path) -> bool:
-    """Whether somebody accepts on a unix socket; a socket that was left behind by a process that died is replaced."""
+    """Whether a process accepts on a unix socket. A socket that a dead process left behind is replaced."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(PROBE_SECONDS)
         probe.connect(str(path))

@@ -1,4 +1,4 @@
-"""ObservabilityService: takes block reports, shows events and sessions."""
+"""ObservabilityService: takes block reports, sends events, and lists sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORDS_AN_EVENT = 256
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
-    """Serves schedulers that report, and people who watch. `bus` is None where observability is disabled."""
+    """Serves schedulers that report blocks, and people who watch. `bus` is None if observability is disabled."""
 
     def __init__(self, depots: TenantDepots, bus: EventBus | None) -> None:
         self._depots = depots
@@ -85,7 +85,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
             session_id=request.session_id,
             tenant=visible_tenant(request.tenant),
         ) as watcher:
-            # Headers now, so that a client knows from when on it sees everything.
+            # Once a client has these headers, it misses no event.
             await context.send_initial_metadata(())
             async for event, num_lost in watcher:
                 await context.write(
@@ -95,7 +95,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     async def ListSessions(
         self, request: observability_pb2.ListSessionsRequest, context: object
     ) -> observability_pb2.ListSessionsResponse:
-        # Of the last session on the page before: its tenant, if several are listed, and its number.
+        # The tenant (empty without tenants) and the number of the last session on the previous page.
         at_tenant, _, number = request.page_token.rpartition("/")
         if request.page_token and not (number.isascii() and number.isdecimal() and len(number) < 19):
             raise invalid("page_token", "is not from an answer of this RPC")
@@ -126,7 +126,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
 
     def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
-        """Sessions with their tenants, by the tenants' names; from those of `at_tenant` before a number on."""
+        """Yield tenants and sessions by tenant, newest first. Begin at `at_tenant`, below the number `before`."""
         for depot in sorted(self._depots, key=lambda depot: depot.tenant):
             if tenant in ("", depot.tenant) and depot.tenant >= at_tenant:
                 last = before if before and depot.tenant == (at_tenant or tenant) else None

@@ -29,18 +29,19 @@ MAX_ID_CHARS = 256
 class Call:
     """What is known of one RPC. It may outlive its request, so it keeps nothing large."""
 
-    __slots__ = ("instance_id", "is_arriving")
+    __slots__ = ("arrival", "instance_id")
 
     def __init__(self) -> None:
         self.instance_id = ""
         """The instance that the request names. Empty: it names none, or it was not received."""
-        self.is_arriving = False
-        """Whether the fair queue was told of the call, and the call has not asked it for a slot yet."""
+        self.arrival: int | None = None
+        """What the fair queue returned for the call's arrival. None: the call has asked for its slot, or needs none."""
 
     def note(self, message: Any) -> None:
-        """Note the instance of a message."""
-        header = getattr(message, "header", message)
-        self.instance_id = self.instance_id or getattr(header, "instance_id", "")[:MAX_ID_CHARS]
+        """Note the instance that a message names, itself or in the header of an inline store."""
+        if not self.instance_id:
+            named = getattr(message, "instance_id", "") or getattr(getattr(message, "header", None), "instance_id", "")
+            self.instance_id = named[:MAX_ID_CHARS]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Calls that were refused: all are counted, and of attaches and stores each is an event, with a line in the log."""
+"""Counts refused calls. A refused attach or store is also an event, and a line in the log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
-TOLD = frozenset(
+PUBLISHED_METHODS = frozenset(
     f"/kvdepot.v1.CacheService/{name}" for name in ("AttachInstance", "Store", "StoreInline")
-)  # what an engine, or whoever runs it, asks about afterwards
+)  # operators of engines look for the reasons of these
 LINES_PER_MINUTE = 5  # of one instance, RPC and reason
-MAX_KEYS = 1_024  # that are told apart by the limit
+MAX_KEYS = 1_024  # that the limit tells apart
 MAX_DETAIL_CHARS = 1_000
 UNKNOWN_METHOD = ("other", "UNIMPLEMENTED")
 
@@ -31,7 +31,7 @@ class Publisher(Protocol):
 
 
 class Refusals:
-    """`num_refused` counts by RPC and reason, and misses nothing."""
+    """Counts all refused calls in `num_refused`, by RPC and reason."""
 
     def __init__(self, bus: Publisher | None) -> None:
         self.num_refused: Counter[tuple[str, str]] = Counter()
@@ -39,14 +39,14 @@ class Refusals:
         self._limit = RateLimit[tuple[str, str, str]](LINES_PER_MINUTE, period_seconds=60.0, max_keys=MAX_KEYS)
 
     def unknown(self) -> None:
-        """A call of a method that the depot does not have was refused by gRPC."""
+        """Count a call of an unknown method, which gRPC refuses."""
         self.num_refused[UNKNOWN_METHOD] += 1
 
     def refused(self, method: str, peer: str, tenant: str, instance_id: str, error: DepotError) -> None:
-        """A call was refused. `instance_id` is empty where its request was not received."""
+        """Count a refused call, and report it where it matters. `instance_id` is empty if no request was received."""
         rpc = method.removeprefix("/")
         self.num_refused[rpc, error.reason] += 1
-        if method not in TOLD:
+        if method not in PUBLISHED_METHODS:
             return
         instance = f"{tenant}/{instance_id}" if tenant and instance_id else instance_id
         event = CallRefused(
@@ -68,6 +68,6 @@ class Refusals:
 def _write(event: CallRefused, peer: str, num_suppressed: int) -> None:
     names = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
     facts = {name: getattr(event, name) for name in names} | {"peer": peer, "num_suppressed": num_suppressed}
-    # repr, so that nothing that came over the wire can forge a line of its own
+    # repr, so that text of a client can't forge a line of its own
     message = " ".join(["CallRefused", *(f"{name}=%({name})r" for name in facts)])
     logger.warning(message, facts, extra={"event": "CallRefused"})

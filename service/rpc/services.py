@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2, cache_pb2_grpc, observability_pb2, observability_pb2_grpc
 from service.rpc.admin import AdminServicer
@@ -54,4 +54,5 @@ def add_services(
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, generic)
     health_pb2_grpc.add_HealthServicer_to_server(health, generic)
     names: Sequence[str] = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    reflector = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, generic)

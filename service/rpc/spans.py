@@ -1,4 +1,4 @@
-"""A span for each call, by OpenTelemetry's instrumentation of gRPC, and the caller's trace for spans of our own."""
+"""Spans of calls, by OpenTelemetry's instrumentation of gRPC, and the caller's trace for spans of our own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from telemetry.traces.attributes import TENANT
 
 
 class CallSpans(grpc.aio.ServerInterceptor):
-    """Stands before those that measure and serve calls. Standing streams have no span: it would be days long."""
+    """Stands before the interceptor. Long-lived streams have no span: it would be days long."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._instrumentation = aio_server_interceptor(tracer_provider=provider)  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ class CallSpans(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Wrap a handler of ours; health checks and reflection are left alone."""
+        """Return a handler that runs in a span. Probes have no spans."""
         method = handler_call_details.method
         if not method.startswith(OUR_SERVICES) or method in LONG_LIVED:
             return await continuation(handler_call_details)

@@ -1,5 +1,6 @@
-"""Messages off the wire. Protobuf reads a message in one go, and nobody else runs meanwhile: half a second for 16 MB of
-empty records. So the fields of a long message are counted before it is read, a slice at a time.
+"""Parses messages. Protobuf parses a message in one go: 16 MB of empty records hold the event loop for half a second.
+
+So the fields of a long message are counted before it is parsed, in slices.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from service.errors import invalid
 from service.rpc.limits import MAX_FIELDS, most_of
 
 SHORT_BYTES = 64 << 10
-"""A message that is not longer is read at once: at two bytes a field that takes 2 ms."""
+"""A message that is not longer is parsed at once. With fields of two bytes, that takes 2 ms."""
 
 _STEPS_AT_ONCE = 256
 _MAX_VARINT_BYTES = 10
@@ -28,7 +29,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Unread(Generic[M]):
-    """A long message that is yet to be read."""
+    """A long message that is not parsed yet."""
 
     def __init__(self, message_type: type[M], wire: bytes) -> None:
         self._message_type = message_type
@@ -38,19 +39,19 @@ class Unread(Generic[M]):
         return f"<Unread {self._message_type.__name__} of {len(self._wire)} bytes>"
 
     async def read(self, slices: Slices) -> M:
-        """The message. Raises: InvalidRequest, if it has too many of anything; DecodeError, if it is none."""
+        """Return the parsed message. Raises: InvalidRequest, DecodeError."""
         pace = slices.pace()
         for _ in _count_fields(self._wire, self._message_type.DESCRIPTOR):
             if pace.is_over():
                 await pace.next()
-        await pace.next()  # to read it may take longer than a slice
+        await pace.next()  # to parse it may take longer than a slice
         message = self._message_type.FromString(self._wire)
-        await pace.next()  # so may what is done with it first
+        await pace.next()  # so may the first use of it
         return message
 
 
 def leaving_long_ones(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A message type's own deserializer, in a form that leaves long messages `Unread`; other ones as they are."""
+    """Return a deserializer that leaves long messages `Unread`, for one of a message type. Return others unchanged."""
     message_type = getattr(deserializer, "__self__", None)
     if not (isinstance(message_type, type) and issubclass(message_type, Message)):
         return deserializer
@@ -62,9 +63,9 @@ def leaving_long_ones(deserializer: Callable[[bytes], Any]) -> Callable[[bytes],
 
 
 def _count_fields(wire: bytes, descriptor: Any) -> Iterator[None]:
-    """Step by step. Stops where the bytes are no message: protobuf stops there, too.
+    """Count the fields of a message, in steps. Stop at bytes that are no message, as protobuf does.
 
-    Raises: InvalidRequest, as soon as there are too many of a field.
+    Raises: InvalidRequest, at the first field that is too many.
     """
     inside = [_Inside(descriptor, "", 0, len(wire))]
     num_fields = num_steps = 0
@@ -116,7 +117,7 @@ def _count_fields(wire: bytes, descriptor: Any) -> Iterator[None]:
 
 
 class _Inside:
-    """A message within the message: how far it was looked at, and how many it has of each field, by number."""
+    """A message within the message. `counts` has how often each field was seen, by its number."""
 
     __slots__ = ("counts", "descriptor", "end", "path", "position")
 
@@ -129,7 +130,7 @@ class _Inside:
 
 
 def _num_alike(wire: bytes, start: int, header_bytes: int, field_bytes: int, end: int) -> int:
-    """How many fields from `start` on have the same header and the same size, found many at a time."""
+    """Return how many fields in a row, from `start`, have the same header and the same size. Compare many at a time."""
     header = wire[start : start + header_bytes]
     num_alike, window = 1, 64
     while wire.startswith(header, start + num_alike * field_bytes):
@@ -150,10 +151,10 @@ def _num_alike(wire: bytes, start: int, header_bytes: int, field_bytes: int, end
 
 
 def _varint(wire: bytes, position: int) -> tuple[int, int]:
-    """The position after a number, and the number; bytes that are none give one of a wire type that does not exist."""
+    """Return the position after a varint, and its value. Bad bytes give a value whose wire type does not exist."""
     value = 0
-    for place, byte in enumerate(wire[position : position + _MAX_VARINT_BYTES]):
-        value |= (byte & 0x7F) << 7 * place
+    for shift, byte in enumerate(wire[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << 7 * shift
         if byte < 0x80:
-            return position + place + 1, value
+            return position + shift + 1, value
     return position, _NO_NUMBER

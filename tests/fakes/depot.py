@@ -64,9 +64,9 @@ def _packed(message: Any) -> PackedAny:
 
 
 class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminServiceServicer):
-    """Answers every RPC, remembers what was asked, and fails or hangs where it is told to.
+    """Answers every RPC, records the requests, and fails or hangs as `failures` and `hanging` say.
 
-    ``requests`` holds pairs of RPC name and request; ``deadlines`` the time that each RPC had left.
+    ``requests`` holds pairs of RPC name and request. ``deadlines`` has the seconds that each RPC had left.
     """
 
     def __init__(self) -> None:
@@ -103,11 +103,11 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
             stopping.wait()
 
     def notify(self, notice: cache_pb2.Notice.ValueType) -> None:
-        """Sends a notice on the attachment's stream."""
+        """Send a notice on the attachment's stream."""
         self._commands.put(cache_pb2.AttachInstanceResponse(notice=notice))
 
     def end_attachment(self, how: Failure | None = None) -> None:
-        """Ends the attachment's stream: with OK, or with a failure."""
+        """End the attachment's stream: with OK, or with a failure."""
         self._commands.put(how or _end)
 
     def AttachInstance(self, request: Any, context: Any) -> Iterator[cache_pb2.AttachInstanceResponse]:
@@ -131,6 +131,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
             if callable(command):
                 command(context)
             yield command
+
+    def DetachInstance(self, request: Any, context: Any) -> cache_pb2.DetachInstanceResponse:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "an older depot has no such RPC")
+        raise AssertionError  # abort raises
 
     def Lookup(self, request: Any, context: Any) -> cache_pb2.LookupResponse:
         self._enter("Lookup", request, context)

@@ -16,7 +16,7 @@ from tests.fuzz.rpcs import Message, Rpc
 
 # Of services that are not ours, which have no list.
 CODES_OF_OTHERS = {"OK", "NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"}
-# What the boundary answers for services that are not ours: see "Callers without credentials" in SECURITY.md.
+# How the interceptor refuses probes: see "Callers without credentials" in SECURITY.md.
 REASONS_OF_OTHERS = {"STREAM_STALLED", "TOO_MANY_BYTES", "TOO_MANY_RPCS", "DRAINING"}
 TO_NO_MESSAGE = {"INVALID_ARGUMENT"}
 TO_A_WRONG_NUMBER_OF_MESSAGES = {"UNIMPLEMENTED", "INTERNAL", "UNKNOWN", "CANCELLED", "INVALID_ARGUMENT"}

@@ -224,13 +224,11 @@ class Order:
     def have_called(self, clients: str) -> None:
         """Let several clients be known."""
         for client in clients:
-            self.queue.on_arrival()
-            self.queue.slot(client)
+            self.queue.slot(client, self.queue.on_arrival())
 
     def call(self, client: str) -> asyncio.Task[None]:
         async def run() -> None:
-            self.queue.on_arrival()
-            begin = self.queue.slot(client)
+            begin = self.queue.slot(client, self.queue.on_arrival())
             if begin is not None:
                 await begin
             self.began.append(client)
@@ -264,17 +262,18 @@ async def test_clients_that_all_have_many_calls_alternate() -> None:
         assert 8 <= began[:30].count(client) <= 12, began
 
 
-async def test_no_call_begins_while_gRPC_hands_calls_over() -> None:
+async def test_no_call_begins_while_gRPC_hands_calls_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "MAX_HOLD_SECONDS", 60.0)
     order = Order()
     order.have_called("ba")
     for client in "aaab":
         order.call(client)
     await asyncio.sleep(0)
-    order.queue.on_arrival()
+    arrival = order.queue.on_arrival()
     for _ in range(3 * fair_queue.GRACE_PASSES):
         await asyncio.sleep(0)
     assert not order.began
-    order.queue.on_departure()
+    order.queue.on_departure(arrival)
     assert sorted(await order.all_began()) == sorted("aaab")
 
 
@@ -284,7 +283,6 @@ async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
     order.queue.on_arrival()
     for client in "abab":
         order.call(client)
-    order.queue.on_arrival()
     assert sorted(await order.all_began()) == sorted("abab")
 
 
@@ -314,8 +312,7 @@ async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> No
     queue, began = FairQueue(), []
 
     async def run(client: str, number: int) -> None:
-        queue.on_arrival()
-        begin = queue.slot(client)
+        begin = queue.slot(client, queue.on_arrival())
         if begin is not None:
             await begin
         began.append((client, number))
@@ -327,7 +324,7 @@ async def test_calls_of_one_client_begin_in_the_order_in_which_they_came() -> No
 
 async def test_a_client_that_is_alone_waits_for_nothing() -> None:
     queue = FairQueue()
-    assert [queue.slot("a") for _ in range(100)] == [None] * 100
+    assert [queue.slot("a", queue.on_arrival()) for _ in range(100)] == [None] * 100
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
@@ -342,10 +339,8 @@ async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None
 async def test_what_waits_is_bounded() -> None:
     order = Order()
     order.have_called("ba")
-    waiting = []
-    for _ in range(MAX_WAITING + 100):
-        order.queue.on_arrival()
-        waiting.append(order.queue.slot("a"))
+    queue = order.queue
+    waiting = [queue.slot("a", queue.on_arrival()) for _ in range(MAX_WAITING + 100)]
     assert sum(begin is not None for begin in waiting) <= MAX_WAITING
     assert waiting[-1] is None
     await asyncio.wait([begin for begin in waiting if begin is not None], timeout=30)
