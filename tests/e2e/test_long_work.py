@@ -52,7 +52,7 @@ async def passes_until(condition: Callable[[], bool]) -> None:
 
 
 class Site:
-    """A depot with one engine, whose bytes nobody moves."""
+    """A depot with one engine. No bytes move."""
 
     def __init__(self, num_slots: int) -> None:
         backend: Any = None
@@ -85,7 +85,7 @@ class Site:
         return plan
 
     async def settled(self) -> None:
-        """Nobody has pinned anything any more, and everything is as it should be."""
+        """Nothing is pinned, and the books are in order."""
         await passes_until(lambda: self.depot.index.num_protected == 0)
         self.depot.index.check()
 

@@ -1,4 +1,4 @@
-"""A depot that speaks the contract and does what a test tells it."""
+"""A depot that speaks the contract and is controlled by a test."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _packed(message: Any) -> PackedAny:
 
 
 class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminServiceServicer):
-    """Answers every RPC, remembers what was asked, and fails or hangs where it is told to.
+    """Answers every RPC, remembers what was asked, and fails or hangs where a test says so.
 
     ``requests`` holds pairs of RPC name and request; ``deadlines`` the time that each RPC had left.
     """

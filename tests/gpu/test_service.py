@@ -1,4 +1,4 @@
-"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and tell lies."""
+"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and lie."""
 
 from __future__ import annotations
 

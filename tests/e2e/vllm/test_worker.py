@@ -95,7 +95,7 @@ async def test_engine_starts_without_a_depot_and_attaches_when_there_is_one(
     assert await worker.until_loaded() == ({"request"}, {"request"})
     report = await worker.until_settled(1, 2)
     assert report.failed == {1, 2}
-    assert report.chunk_sizes == {0: 0}  # told once, so that the scheduler does not wait for it
+    assert report.chunk_sizes == {0: 0}  # reported once, so that the scheduler does not wait for it
     await start_server(chunk_size=CHUNK, listen=(address,))
     await eventually(lambda: worker.take().chunk_sizes == {0: CHUNK})
 
