@@ -1,4 +1,4 @@
-"""The page of settings names each setting with its values and default."""
+"""The page of settings is the one that the model makes, and tells of each setting what it takes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_every_setting_stands_there_once() -> None:
 
 
 def test_it_says_what_a_setting_takes_and_what_it_is_without() -> None:
-    cells_of = rows()
-    assert cells_of["l1_size"][:2] == ["size", "`4GiB`"]
-    assert cells_of["lease_ttl"][:2] == ["duration", "`60`"]
-    assert cells_of["prometheus_port"][:2] == ["number, 0 to 65,535", "`9464`"]
-    assert cells_of["max_attachments"][0] == "number, 1 or more"
-    assert cells_of["disable_metrics"][0] == "switch"
-    assert cells_of["listen"][0] == "list"
-    assert all(cells[-1].endswith(".") for cells in cells_of.values())
+    told = rows()
+    assert told["l1_size"][:2] == ["size", "`4GiB`"]
+    assert told["lease_ttl"][:2] == ["duration", "`60`"]
+    assert told["prometheus_port"][:2] == ["number, 0 to 65,535", "`9464`"]
+    assert told["max_attachments"][0] == "number, 1 or more"
+    assert told["disable_metrics"][0] == "switch"
+    assert told["listen"][0] == "list"
+    assert all(cells[-1].endswith(".") for cells in told.values())
 
 
 def test_what_it_says_of_flags_variables_and_the_file_is_true(tmp_path: Path) -> None:

@@ -301,8 +301,8 @@ def test_an_l1_that_leaves_nothing_is_no_failure_yet() -> None:
 
 def test_missing_cupy_is_reported_once() -> None:
     without = gpu(cuda=CudaPresence(why_no_cupy="No module", why_no_devices="CuPy is missing"))
-    by_check = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
-    assert {(each.status, each.what) for each in by_check.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
+    told = {check: found(check, without) for check in ("GPU driver", "NVRTC")}
+    assert {(each.status, each.what) for each in told.values()} == {(Status.NOT_APPLICABLE, "CuPy is missing")}
 
 
 def test_each_check_can_find_something() -> None:
@@ -396,14 +396,14 @@ def doctor(*flags: str, **environment: str) -> Result:
     return CliRunner().invoke(app, ["doctor", *usual, *flags], env={"COLUMNS": "200", **environment})
 
 
-def reported(result: Result) -> dict[str, dict[str, str]]:
+def told(result: Result) -> dict[str, dict[str, str]]:
     """Findings by their check."""
     return {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
 
 
 def test_this_machine_can_run_a_small_depot() -> None:
     result = doctor("--json")
-    findings = reported(result)
+    findings = told(result)
     assert result.exit_code == json.loads(result.stdout)["exit_code"] == 0, result.output
     assert findings["memory for L1"]["status"] == "ok"
     assert findings["listen on 127.0.0.1:0"]["what"] == "free"
@@ -432,7 +432,7 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
         metrics_port = str(free.getsockname()[1])
     unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, "--prometheus-port", metrics_port)
     result = doctor("--listen", unix, "--listen", tcp, "--prometheus-port", metrics_port, "--json")
-    findings = reported(result)
+    findings = told(result)
     assert result.exit_code == 0, result.output
     assert {findings[f"listen on {address}"]["what"] for address in (unix, tcp)} == {"a depot serves there"}
     assert findings["metrics"]["what"] == f"127.0.0.1:{metrics_port} is served by a depot"
@@ -440,7 +440,7 @@ def test_a_depot_that_runs_is_recognised_by_tcp_and_by_socket(start_server_proce
 
 
 def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.2)  # a peer never answers
+    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.2)  # with who never answers
     other_socket = tmp_path / "other.sock"
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -471,20 +471,20 @@ def test_what_is_taken_missing_or_silent_fails(tmp_path: Path, monkeypatch: pyte
             "--json",
         )
         metrics = doctor("--prometheus-port", str(port), "--json")
-    findings = reported(result)
+    findings = told(result)
     assert result.exit_code == 1
     for address, what in listen.items():
         assert findings[f"listen on {address}"]["status"] == "failure", findings[f"listen on {address}"]
         assert what in findings[f"listen on {address}"]["what"]
     assert "Connection refused" in findings["OTLP collector"]["what"]
     assert findings["subscribers"]["what"] == "there is no module nowhere"
-    assert reported(metrics)["metrics"]["what"] == f"another process has 127.0.0.1:{port}"
+    assert told(metrics)["metrics"]["what"] == f"another process has 127.0.0.1:{port}"
 
 
 def test_an_l1_that_does_not_fit_fails() -> None:
     result = doctor("--l1-size", "1000TiB", "--json")
     assert result.exit_code == 1
-    assert reported(result)["memory for L1"]["status"] == "failure"
+    assert told(result)["memory for L1"]["status"] == "failure"
 
 
 def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
         ["doctor", "--config", str(file), "--json"],
         env={"KVDEPOT_TRANSFER_THREADS": "1", "KVDEPOT_L1_SIZE": "8MiB"},
     )
-    findings = reported(result)
+    findings = told(result)
     assert f"listen on unix:{tmp_path}/from-file.sock" in findings
     assert "transfer_threads is 1 " in findings["CPUs"]["what"]
     assert findings["memory for L1"]["what"].startswith("8 MiB of")
@@ -504,7 +504,7 @@ def test_settings_come_from_where_serve_takes_them(tmp_path: Path) -> None:
 def test_with_strict_a_warning_is_enough_for_scripts() -> None:
     flags = ("--listen", "0.0.0.0:0", "--json")
     lenient, strict = doctor(*flags), doctor(*flags, "--strict")
-    assert reported(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
+    assert told(lenient)["listen on 0.0.0.0:0"]["status"] == "warning"
     assert (lenient.exit_code, strict.exit_code) == (0, 1)
 
 
@@ -532,12 +532,12 @@ def test_a_depot_with_tls_is_known_by_the_certificate_that_it_shows(
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     start_server_process("--l1-size", "8MiB", "--listen", address, *tls)
-    findings = reported(doctor("--listen", address, *tls, "--json"))
+    findings = told(doctor("--listen", address, *tls, "--json"))
     assert findings[f"listen on {address}"]["what"] == "a depot serves there"
     assert findings["TLS certificate"]["what"] == "CN=depot: 10.0 days left"
     assert findings["TLS certificate"]["status"] == "warning"
     cert, key = Authority().issue(days=(-1, 100)).write(tmp_path, "other")
-    findings = reported(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
+    findings = told(doctor("--listen", address, "--tls-cert", cert, "--tls-key", key, "--json"))
     assert findings[f"listen on {address}"]["what"] == "another process has it"
     assert findings["TLS certificate"]["status"] == "ok"
 
@@ -547,7 +547,7 @@ def test_unusable_files_are_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "tenants.yaml").write_text("tenants: [{name: Bad}]\n")
     files = ("--tls-cert", cert, "--tls-key", f"{tmp_path}/none.key", "--tenants", f"{tmp_path}/tenants.yaml")
     result = doctor(*files, "--json")
-    findings = reported(result)
+    findings = told(result)
     assert result.exit_code == 1
     assert findings["TLS certificate"]["what"] == f"{tmp_path}/none.key: No such file or directory"
     assert findings["tenants"]["status"] == "failure"

@@ -52,7 +52,7 @@ async def passes_until(condition: Callable[[], bool]) -> None:
 
 
 class Site:
-    """A depot with one engine. No bytes move."""
+    """A depot with one engine, whose bytes nobody moves."""
 
     def __init__(self, num_slots: int) -> None:
         backend: Any = None
@@ -85,7 +85,7 @@ class Site:
         return plan
 
     async def settled(self) -> None:
-        """Nothing is pinned, and the books are in order."""
+        """Nobody has pinned anything any more, and everything is as it should be."""
         await passes_until(lambda: self.depot.index.num_protected == 0)
         self.depot.index.check()
 

@@ -1,4 +1,4 @@
-"""The engine of the GPU tests as seen from outside: a process that takes commands and may be killed."""
+"""The engine of the GPU tests as seen from outside: a process that is told what to do, and may be killed."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class EngineProcess:
 
     def region(self, do: str, **arguments: Any) -> Region:
         """Has a tensor made: memory for the depot to map."""
-        answer = self.ask(do, **arguments)
-        handle = CudaIpc(bytes.fromhex(answer["handle"]), answer["offset_bytes"], self._uuid)
-        return Region(answer["size_bytes"], handle)
+        told = self.ask(do, **arguments)
+        handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], self._uuid)
+        return Region(told["size_bytes"], handle)
 
     def kill(self) -> None:
         """As the kernel does it when memory is short; the process is gone when this returns."""

@@ -1,6 +1,6 @@
-"""An engine of its own process: it owns CUDA memory, exports it, and takes commands, one line of JSON each.
+"""An engine of its own process: it owns CUDA memory, exports it, and does what it is told, a line of JSON at a time.
 
-Imports torch and NumPy, as an engine would, and our client when a command needs it.
+Imports torch and NumPy, as an engine would, and our client when it is told to use it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Handle(ctypes.Structure):
 
 
 class Owner:
-    """The tensors that were asked for, by number, and their descriptions for the depot."""
+    """The tensors that were asked for, by number, and what the depot may be told of them."""
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
@@ -70,7 +70,7 @@ class Owner:
         torch.cuda.empty_cache()
 
     def load_late(self, number: int, path: str, seconds: float) -> str:
-        """Writes the bytes of a file into a tensor, on a stream that is busy before; an event marks its end."""
+        """Writes the bytes of a file into a tensor, on a stream that is busy before; an event tells when it is done."""
         source = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).cuda()
         torch.cuda.synchronize()
         sleep: Any = torch.cuda._sleep
@@ -124,7 +124,7 @@ class Owner:
         return ""
 
     def multiply(self, size: int, seconds: float) -> float:
-        """Multiply bf16 matrices for a while, and return the seconds of one product in the middle."""
+        """Multiplies bf16 matrices for a while, and tells how many seconds one product took in the middle."""
         left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
         times = []
         end = time.monotonic() + seconds

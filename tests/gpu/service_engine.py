@@ -98,7 +98,7 @@ class Engine:
         """Retrieves the leased prompt into other blocks than before.
 
         Raises:
-            AssertionError: its KV is wrong, or blocks of the previous time were overwritten.
+            AssertionError: its KV is wrong, or somebody wrote into the blocks of the time before.
         """
         self._check(self._leased[0], self._in_blocks)
         self._in_blocks = self._retrieve_exactly(*self._leased)
@@ -187,7 +187,7 @@ def _kv(seed: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Answers each line on standard input with one on standard output; an error is an answer."""
+    """Answers each line on standard input with one on standard output; an error is an answer too."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
 

@@ -1,4 +1,4 @@
-"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and lie."""
+"""The whole service on a GPU: engines share prompts through a real depot over CUDA IPC, are killed, and tell lies."""
 
 from __future__ import annotations
 
