@@ -105,7 +105,7 @@ class Driver:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    def tell(self, do: str, **arguments: object) -> dict[str, Any]:
+    def ask(self, do: str, **arguments: object) -> dict[str, Any]:
         """Raises: PeerFailed: it could not do it, did not answer in time, or is gone."""
         self._process.write(json.dumps({"do": do, **arguments}))
         answer: dict[str, Any] = json.loads(self._process.line(ANSWER_SECONDS))

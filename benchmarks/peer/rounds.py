@@ -108,4 +108,4 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
 
 async def _tell(peer: Driver, do: str, **arguments: object) -> dict[str, float]:
     """In a thread: the depot's client goes on answering pings."""
-    return await asyncio.to_thread(peer.tell, do, **arguments)
+    return await asyncio.to_thread(peer.ask, do, **arguments)

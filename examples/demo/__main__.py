@@ -86,7 +86,7 @@ def run(name: str, address: str, size: ModelSize, device: str, *, stay: bool) ->
 
 
 def compare(model: LlamaForCausalLM, prompt: list[int], answer: Answer) -> None:
-    """Computes the answer from nothing, in the same two steps, and tells how far the two are apart."""
+    """Compute the answer without the depot in the same two steps, and print how far the two answers differ."""
     cache = DynamicCache()
     again = Answer()
     with again.timed("prefill"):

@@ -1,1 +1,1 @@
-"""A subscriber of one's own."""
+"""Your own subscriber."""

@@ -1,4 +1,4 @@
-"""The reference pages are those that the code makes, and tell of everything."""
+"""The reference pages name every metric and every event."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_every_event_stands_there_with_its_fields() -> None:
     sections = dict(section.split("\n", 1) for section in page.split("\n### ")[1:])
     common = {"time", "monotonic", "instance_id", "session_id", "tenant"}
     for name, event_type in EVENT_TYPES.items():
-        told = {line.split("`")[1] for line in sections[name].splitlines() if line.startswith("| `")}
-        assert told == {field.name for field in fields(event_type)} - common, name
+        listed = {line.split("`")[1] for line in sections[name].splitlines() if line.startswith("| `")}
+        assert listed == {field.name for field in fields(event_type)} - common, name
 
 
 def test_pairs_name_each_other() -> None:

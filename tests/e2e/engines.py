@@ -278,7 +278,7 @@ class Site:
         depot = self.depot
         await eventually(lambda: not any(session.num_running for session in depot.sessions.newest_first()))
         depot.index.check()
-        assert depot.index.num_protected == 0, "a chunk is protected by nobody"
+        assert depot.index.num_protected == 0, "a chunk is protected without a lease or a call"
         assert len(depot.leases) == 0, "a lease is left"
         assert not any(attached.transfers for instance in depot.instances for attached in instance.ranks.values())
 

@@ -1,4 +1,4 @@
-"""A server's page of metrics, as somebody who scrapes it sees it."""
+"""A server's page of metrics, as a scraper sees it."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ async def unchanging_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bad:
-    """One thing wrong with a request that is right otherwise; `fields` are those that are told to be at fault.
+    """One thing wrong with a request that is right otherwise; `fields` are those that the answer must name.
 
     `change` is given the request (the list of messages of a stream) and the world.
     """
@@ -385,7 +385,7 @@ def lease(name: str) -> Callable[[Any, World], None]:
 
 
 def by(instance_id: str, rank: int = 0) -> Callable[[Any, World], None]:
-    """A change of who calls; with the lease that it has."""
+    """Change the caller, and use its own lease."""
 
     def change(request: Any, world: World) -> None:
         request = request[0].header if isinstance(request, list) else request
@@ -650,7 +650,7 @@ bad("ReportBlockAllocation", "no session_id", "records[1].session_id", put("reco
 bad("ReportBlockAllocation", "a long session_id", "records[0].session_id", put("records[0].session_id", "x" * 257))
 bad(
     "ReportBlockAllocation",
-    "more faults than are told",
+    "more faults than are listed",
     tuple(f"records[{number}].session_id" for number in range(10)),
     put("records", [observability_pb2.BlockAllocationRecord()] * 5_000),
 )
@@ -715,7 +715,7 @@ async def test_bytes_that_are_no_message_are_refused_and_change_nothing(rpc: str
 
 
 def test_each_documented_answer_to_a_bad_request_has_a_row() -> None:
-    # The others answer to what happens while a request is carried out, or to who calls: see tests/service/security.
+    # The others depend on the state during the call, or on the caller: see tests/e2e/access.
     while_running = {"DETACHED", "TRANSFER_FAILED", "STREAM_STALLED", "OBSERVABILITY_DISABLED", "TOO_MANY_BYTES"}
     while_running |= {
         "REGION_UNAVAILABLE",
@@ -734,7 +734,7 @@ def test_each_answer_in_the_table_is_documented_for_its_rpc(rpc: str) -> None:
     assert {(row.code, row.reason) for row in BAD if row.rpc == rpc} - DOCUMENTED[rpc] == set()
 
 
-# What nobody thought of
+# Random requests
 
 NUMBERS = (0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 63, 64, 65, 96, 256, 2**31 - 1, 2**31, 2**32 - 1)
 LARGE_NUMBERS = (*NUMBERS, 8_192, 12_288, 2**63 - 1, 2**63, 2**64 - 1)

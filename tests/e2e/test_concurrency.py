@@ -207,7 +207,7 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
     await depot.assert_comes_to_rest()
 
 
-# Calls whose session ends meanwhile
+# Calls whose session ends while they run
 
 
 async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Site) -> None:

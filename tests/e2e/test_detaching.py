@@ -105,14 +105,14 @@ async def test_a_stream_ends_with_ok_when_its_rank_is_detached(server: Server) -
 
 
 @pytest.mark.parametrize(
-    ("instance_id", "rank", "told"),
+    ("instance_id", "rank", "message"),
     [("other", 0, "INSTANCE_NOT_FOUND"), ("engine", 1, "RANK_NOT_FOUND"), ("", 0, "INVALID_REQUEST")],
 )
 async def test_what_is_not_attached_can_not_be_detached(
-    server: Server, client: AsyncDepotClient, instance_id: str, rank: int, told: str
+    server: Server, client: AsyncDepotClient, instance_id: str, rank: int, message: str
 ) -> None:
     async with await client.attach(instance_id="engine", model_name="m", groups=[GROUP]) as attachment:
         request = cache_pb2.DetachInstanceRequest(instance_id=instance_id, rank=rank)
-        with pytest.raises(DepotError, match=told):
+        with pytest.raises(DepotError, match=message):
             await client._calls.unary(client._calls.cache.DetachInstance, request, SECONDS)
         assert not attachment.lost

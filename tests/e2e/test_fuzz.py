@@ -15,7 +15,7 @@ from tests.fuzz.sabotage import KINDS
 from tests.fuzz.things import things
 
 MIN_OK = 0.03
-"""Of an RPC's calls that many are taken: the others are refused early, and so tell less."""
+"""The least share of an RPC's calls that must succeed. Refused calls reach less code."""
 
 
 def said(report: Report) -> str:
@@ -51,4 +51,4 @@ def test_every_field_of_every_request_is_changed_sooner_or_later(rpc: Rpc) -> No
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 async def test_a_fault_in_the_depot_is_noticed(kind: str) -> None:
     report = await fuzz(Options(calls=400, sabotage=kind), print)
-    assert any(KINDS[kind].told_as in finding.what for finding in report.findings.values()), said(report)
+    assert any(KINDS[kind].reported_as in finding.what for finding in report.findings.values()), said(report)

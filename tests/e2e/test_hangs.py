@@ -1,4 +1,4 @@
-"""What hangs outside of the process, such as who reads its output: no call waits for it, nor does the end."""
+"""Things outside of the process hang, such as the reader of its output: no call and no shutdown waits for them."""
 
 from __future__ import annotations
 

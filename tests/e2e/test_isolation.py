@@ -1,4 +1,4 @@
-"""Nobody ever gets another prompt's bytes, and who gets none is told why."""
+"""No call gets another prompt's bytes, and each miss has its reason."""
 
 from __future__ import annotations
 

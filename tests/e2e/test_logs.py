@@ -23,7 +23,7 @@ TRACEPARENT = ("traceparent", f"00-{TRACE_ID}-{0xEF:016x}-01")
 FORGED = 'x\n{"message": "forged"}'
 ALONE = ("--listen", "127.0.0.1:0", "--disable-metrics")
 JSON = ("--log-format", "json")
-NOWHERE = "http://127.0.0.1:9"  # nobody listens on the port of "discard"
+NOWHERE = "http://127.0.0.1:9"  # the port of "discard" has no listener
 
 
 def use(server: ServerProcess) -> None:

@@ -1,4 +1,4 @@
-"""The longest messages hold up nobody else: another client of a real server is answered meanwhile."""
+"""The longest messages delay no other client of a real server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_MS = 1_000.0  # 50 on an idle core; these machines are not idle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A depot, who calls it, and who is watched meanwhile."""
+    """A depot, a client that sends long messages, and a client whose latency is watched."""
 
     client: AsyncDepotClient
     channel: grpc.aio.Channel
@@ -31,7 +31,7 @@ class Site:
     attachment: AsyncAttachment
 
     async def call(self, method: str, wire: bytes) -> bytes:
-        """Make a call, beside which the other client must be answered soon. Raises: grpc.aio.AioRpcError."""
+        """Make a call during which the other client must be answered soon. Raises: grpc.aio.AioRpcError."""
         self.polls.longest_ms()
         try:
             return await long.answer(self.channel, method, wire)

@@ -33,7 +33,7 @@ OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
 ELSEWHERE = {
     metric.prometheus_name for metric in definitions.METRICS if metric.name.startswith((*OF_TENANTS, OF_PROCESSES))
 }
-"""What a depot without tenants and TLS has nothing to tell of: see tests/service/security; nor has one that is no
+"""Metrics that a depot without tenants and TLS lacks: see tests/e2e/access; nor has one that is no
 process of its own: see tests/e2e/test_hangs.py."""
 
 
@@ -180,8 +180,8 @@ async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:
         for attribute in metric.attributes:
             label = attribute.name.replace(".", "_")
             suffix = "_count" if metric.boundaries else ""
-            told = page.labels(metric.prometheus_name + suffix, label)
-            assert not attribute.values or told <= set(attribute.values), (metric.name, told)
+            values = page.labels(metric.prometheus_name + suffix, label)
+            assert not attribute.values or values <= set(attribute.values), (metric.name, values)
 
 
 def test_every_histogram_has_boundaries_that_ascend() -> None:

@@ -1,4 +1,4 @@
-"""Subscribers of one's own: handed every event, in the way of nobody, and told of if they can't be made."""
+"""Subscribers of the operator: they get every event, delay no call, and are reported if they can't be made."""
 
 from __future__ import annotations
 

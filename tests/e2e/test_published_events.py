@@ -107,7 +107,7 @@ async def test_a_chunk_that_is_leased_again_reports_its_idle_time(depot: Site) -
     assert all(0 <= gap <= longest for gap in reuse.reuse_gap_seconds)
     await engine.attachment.release_lease(first)
     await engine.end_session("s")
-    await asyncio.sleep(0.02)  # at least as long as this nobody uses it
+    await asyncio.sleep(0.02)  # it is unused for at least this long
     await lease(engine, "t")
     assert all((await seen.of(ChunksReused, 2))[1].reuse_gap_seconds >= 0.02)
 

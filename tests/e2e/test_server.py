@@ -133,7 +133,7 @@ class RunningStore:
 
     @classmethod
     def seen_by(cls, client: DepotClient, attachment: Attachment) -> RunningStore:
-        """With a depot that tells whether it has begun."""
+        """Make one on a depot whose sessions show whether it has begun."""
         return cls(attachment, lambda: any(each.session_id == "running" for each in client.list_sessions().sessions))
 
     def _store(self) -> None:
@@ -243,9 +243,9 @@ def test_settings_are_logged_as_given(serve: Serve, folder: Path) -> None:
     (address,) = serve("--listen", f"unix:{path}", "--unix-socket-mode", "660", "--lease-ttl", "90s").addresses()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with DepotClient(address) as client:
-        told = client.get_status().settings
-    assert (told["listen"], told["unix_socket_mode"], told["lease_ttl"]) == (address, "660", "90")
-    assert (told["l1_size"], told["chunk_size"]) == ("16MiB", str(CHUNK_SIZE))
+        settings = client.get_status().settings
+    assert (settings["listen"], settings["unix_socket_mode"], settings["lease_ttl"]) == (address, "660", "90")
+    assert (settings["l1_size"], settings["chunk_size"]) == ("16MiB", str(CHUNK_SIZE))
 
 
 def test_without_observability_it_serves_and_has_no_events_to_watch(serve: Serve) -> None:
@@ -265,7 +265,7 @@ def test_without_observability_it_serves_and_has_no_events_to_watch(serve: Serve
 
 
 def assert_refuses(server: ServerProcess, *words: str) -> None:
-    """It does not serve, and ends with 1 and one line that tells why."""
+    """It does not serve, and ends with 1 and one line with the reason."""
     assert server.process.stdout is not None
     assert server.process.stdout.readline() == b""
     assert server.exit_code() == 1, server.said()

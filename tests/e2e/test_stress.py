@@ -34,8 +34,8 @@ HASH_BLOCK_SIZE = 8
 MAX_CHUNKS = 5
 NUM_CLIENTS = 64
 POISON = 0xEE
-PATIENCE_SECONDS = 60.0  # for a call that nobody disturbs
-# What a call may be told because of what other calls do: a lease or a session that was ended, an engine that left.
+PATIENCE_SECONDS = 60.0  # for an undisturbed call
+# Reasons that a call may get because of other calls: a lease or a session that was ended, an engine that left.
 DISTURBANCES = frozenset(
     {
         "DETACHED",
@@ -344,7 +344,7 @@ class Client:
                 await asyncio.wait([task], timeout=self.random.random() * 0.02)
                 task.cancel()
             elif disturbance != "none":
-                while not task.done() and not self._bytes_move(engine):  # noqa: ASYNC110 - nobody tells
+                while not task.done() and not self._bytes_move(engine):  # noqa: ASYNC110 - no event says so
                     await asyncio.sleep(0)
                 if disturbance == "cancel while bytes move":
                     task.cancel()
@@ -352,7 +352,7 @@ class Client:
                     await self._client.clear_cache(model_name=engine.model.name, cache_salt="salt", force=True)
         finally:
             await asyncio.wait([task])
-            failed = None if task.cancelled() else task.exception()  # one that nobody took would be logged, and kept
+            failed = None if task.cancelled() else task.exception()  # an unread error would be logged
         if failed is not None:
             raise failed
         return None if task.cancelled() else task.result()
@@ -591,7 +591,7 @@ async def stress(start_server: Callable[..., Any], folder: Path, seed: int, num_
 
     with suppress(TimeoutError):
         async with asyncio.timeout(10):
-            while left():  # noqa: ASYNC110 - nobody tells
+            while left():  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(0.01)
     assert left() == []
     depot.index.check()

@@ -111,7 +111,7 @@ async def attach_file(client: AsyncDepotClient, group: Group, path: Path) -> tup
 
 
 async def assert_only_the_victim_is_gone(client: AsyncDepotClient, victim: Engine, other: Engine) -> None:
-    """The depot holds nothing for the victim any more, and serves the other engine with the right bytes."""
+    """The depot holds nothing for the victim, and serves the other engine with the right bytes."""
     reason = await victim.attachment.wait_lost(10)
     assert reason is not None
     assert reason.reason == "REGION_UNAVAILABLE"

@@ -1,4 +1,4 @@
-"""The live feed of a real server: what concerns a session is seen, and who reads slowly is told what was lost."""
+"""The live feed of a real server: it has a session's events, and a slow reader learns how many it lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_of_a_session_its_calls_and_its_blocks_are_seen(server: Server, cl
     async with aclosing(feed), await client.attach(instance_id="pod-1", model_name="m", groups=[GROUP]) as attachment:
         first = asyncio.ensure_future(anext(feed))
         async with asyncio.timeout(10):
-            while len(server.bus._delivery.subscribers) == num_subscribers:  # noqa: ASYNC110 - nobody tells
+            while len(server.bus._delivery.subscribers) == num_subscribers:  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(0.01)
         records = [
             allocation_record(session_id, block_ids=[number], token_ids=np.arange(16))
@@ -51,7 +51,7 @@ async def test_a_slow_reader_learns_how_many_events_it_lost(server: Server, clie
     async with aclosing(feed):
         first = asyncio.ensure_future(anext(feed))
         async with asyncio.timeout(10):
-            while len(server.bus._delivery.subscribers) == num_subscribers:  # noqa: ASYNC110 - nobody tells
+            while len(server.bus._delivery.subscribers) == num_subscribers:  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(0.01)
         for number in range(num_published):
             event = SessionEnded(
@@ -65,7 +65,7 @@ async def test_a_slow_reader_learns_how_many_events_it_lost(server: Server, clie
             server.bus.publish(event)
             if number % 100 == 99:
                 async with asyncio.timeout(10):
-                    while server.bus.stats().depth:  # noqa: ASYNC110 - nobody tells
+                    while server.bus.stats().depth:  # noqa: ASYNC110 - no event says so
                         await asyncio.sleep(0.001)
         expected, num_lost = 0, 0
         message = await first

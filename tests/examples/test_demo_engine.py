@@ -72,7 +72,7 @@ def test_the_comparison_notices_one_wrong_token_in_one_layer(
     logits = prefill(model, cache, PROMPT)
     tokens, logits = generate(model, cache, logits, NUM_NEW_TOKENS)
     compare(model, PROMPT, Answer(tokens=tokens, logits=logits, matched_tokens=matched))
-    told = capsys.readouterr().out
-    assert ('"max_logit_difference": 0.0' in told) == (wrong_layer is None)
+    printed = capsys.readouterr().out
+    assert ('"max_logit_difference": 0.0' in printed) == (wrong_layer is None)
     if wrong_layer == 0:
-        assert '"identical": false' in told
+        assert '"identical": false' in printed

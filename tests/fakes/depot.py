@@ -1,4 +1,4 @@
-"""A depot that speaks the contract and does what a test tells it."""
+"""A depot that speaks the contract and is controlled by a test."""
 
 from __future__ import annotations
 

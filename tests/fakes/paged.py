@@ -175,14 +175,14 @@ class Group:
         return DEFINITIONS[self.layout]
 
     def nested(self, tensors: Sequence[NDArray[Any]]) -> Any:
-        """The tensors as an engine of this layout holds them."""
+        """Nest the tensors as an engine of this layout does."""
         if self.layout.startswith("TWO_X_NL_X_"):
             return [tensors[: self.shape.num_layers], tensors[self.shape.num_layers :]]
         return tensors if "_X_" in self.definition.layout.name else tensors[0]
 
 
 def random_kv(groups: Sequence[Group], num_tokens: int, seed: int) -> Kv:
-    """The same KV for the same seed, whatever the layouts, the block sizes and the numbers of blocks."""
+    """Return the KV of a seed. It does not depend on layouts, block sizes or numbers of blocks."""
     kv = []
     for number, group in enumerate(groups):
         shape = group.shape
@@ -195,12 +195,12 @@ def random_kv(groups: Sequence[Group], num_tokens: int, seed: int) -> Kv:
 
 
 def first_tokens(kv: Kv, num_tokens: int) -> Kv:
-    """The KV of the beginning of a prompt."""
+    """Return the KV of a prompt's first tokens."""
     return [content[:, :, :num_tokens] for content in kv]
 
 
 def canonical(kv: Kv, chunk_size: int) -> list[bytes]:
-    """The bytes of each whole chunk of a prompt, in the order that the contract gives."""
+    """Return the canonical bytes of each whole chunk of a prompt."""
     num_tokens = kv[0].shape[2]
     return [
         b"".join(group[:, :, start : start + chunk_size].tobytes() for group in kv)
@@ -229,20 +229,20 @@ class PagedBuffer:
                 offset += tensor.nbytes + CANARY_BYTES
 
     def twin(self) -> PagedBuffer:
-        """A copy of all memory, laid out alike."""
+        """Return a copy of all memory with the same layout."""
         return PagedBuffer(self.groups, [region.copy() for region in self.regions])
 
     def differences(self, twin: PagedBuffer) -> list[tuple[int, int]]:
-        """The first byte of each region that is not as the twin's, canaries too."""
+        """Return the first byte of each region that differs from the twin's. Canaries count."""
         wrong = [np.flatnonzero(mine != other) for mine, other in zip(self.regions, twin.regions, strict=True)]
         return [(region, int(offsets[0])) for region, offsets in enumerate(wrong) if offsets.size]
 
     def write(self, tables: Tables, kv: Kv, skip_tokens: int = 0) -> None:
-        """Puts the KV of a prompt into its blocks; those below ``skip_tokens`` are left alone, the last may be part."""
+        """Write the KV of a prompt into its blocks from ``skip_tokens`` on. The last block may be partly filled."""
         self.write_from([skip_tokens] * len(self.groups), tables, kv)
 
     def write_from(self, first_tokens: Sequence[int], tables: Tables, kv: Kv) -> None:
-        """Puts the KV of a prompt into its blocks, from another token on in each group."""
+        """Write the KV of a prompt into its blocks, from a token of its own in each group."""
         for first_token, group, tensors, table, content in zip(
             first_tokens, self.groups, self.tensors, tables, kv, strict=True
         ):
@@ -255,7 +255,7 @@ class PagedBuffer:
                     plane[table[whole], : len(tokens) % size] = tokens[whole * size :]
 
     def fill(self, seed: int) -> None:
-        """Noise everywhere, also where the canaries are."""
+        """Write noise everywhere, canaries included."""
         rng = np.random.default_rng(seed)
         for region in self.regions:
             region[:] = rng.integers(0, 256, region.size, np.uint8)
@@ -268,7 +268,7 @@ def _planes(group: Group, tensors: Sequence[NDArray[Any]]) -> Iterator[tuple[int
 
 
 def region_sizes(groups: Sequence[Group], *, region_for_each_tensor: bool) -> list[int]:
-    """What to allocate for a `PagedBuffer`."""
+    """Return the sizes to allocate for a `PagedBuffer`."""
     sizes = [
         prod(group.definition.tensor(group.shape)) * group.shape.element_bytes
         for group in groups
@@ -280,7 +280,7 @@ def region_sizes(groups: Sequence[Group], *, region_for_each_tensor: bool) -> li
 
 
 class SharedPagedBuffer(PagedBuffer):
-    """A paged buffer in shared memory, with what an engine says about it when it attaches."""
+    """A paged buffer in shared memory, with the description that an engine attaches with."""
 
     def __init__(
         self, groups: Sequence[Group], *, by: Literal["name", "fd"] = "name", region_for_each_tensor: bool = False
@@ -293,7 +293,7 @@ class SharedPagedBuffer(PagedBuffer):
             self.shared.add(buffer)
 
     def described(self) -> list[KvGroup]:
-        """The groups as the contract describes them."""
+        """Return the groups as the contract describes them."""
         return [
             group.definition.layout.from_tensors(
                 group.nested(tensors),

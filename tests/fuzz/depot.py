@@ -93,7 +93,7 @@ class Depot:
         return json.loads(line)
 
     def complaints(self) -> list[str]:
-        """Lines that tell of a bug, with those after them, which were logged since the last call."""
+        """Return the lines since the previous call that report a bug, each with the lines after it."""
         with self._log.open("rb") as log:
             log.seek(self._log_bytes)
             new = log.read()

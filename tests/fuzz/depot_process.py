@@ -25,7 +25,7 @@ EXTENT_BYTES = 32 << 10
 class Holds:
     """How long the event loop was held at a time, since it was last asked: by the clock, and by the thread's CPU time.
 
-    On a machine that is busy with other things, the clock tells of these too.
+    On a busy machine, the clock counts other processes' work too.
     """
 
     def __init__(self) -> None:

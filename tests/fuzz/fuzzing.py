@@ -217,7 +217,7 @@ class Fuzzer:
 
 
 async def fuzz(options: Options, say: Say) -> Report:
-    """Run, and close what was opened; what is left in the depot after that is a finding, too."""
+    """Run, and close what was opened. Anything left in the depot afterwards is a finding."""
     with things() as existing:
         async with processes.depot(options.sabotage) if not options.server else nullcontext() as depot:
             addresses = depot.addresses if depot is not None else [options.server]
@@ -230,7 +230,7 @@ async def fuzz(options: Options, say: Say) -> Report:
                 try:
                     await fuzzer.run(existing)
                 except* (ConnectionError, TimeoutError):
-                    pass  # found, and told
+                    pass  # found and reported
             gc.collect()  # grpc.aio leaves cycles, which keep connections open
             report = fuzzer.report
             report.latencies, report.witnessed = witness.longest_seconds, witness.counts

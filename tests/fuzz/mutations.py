@@ -20,7 +20,7 @@ _REPEATS = (2, 3, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 class Mutator:
     """Changes messages in place, and notes the full name of each field that was changed in `changed`.
 
-    No repeated field grows beyond `most_bytes` on the wire, as far as can be told from its elements.
+    No repeated field grows beyond `most_bytes` on the wire, as far as its elements show.
     """
 
     def __init__(self, things: Things, random: Random, most_bytes: int) -> None:
@@ -272,7 +272,7 @@ def changed_wire(wire: bytes, other: Message, random: Random) -> bytes:
 
 
 def larger(wire: bytes, num_bytes: int) -> bytes:
-    """A message of more than so many bytes, most of them in a field that nobody knows."""
+    """A message of more than so many bytes, most of them in an unknown field."""
     return wire + _tag(_UNKNOWN_FIELD, 2) + varint(num_bytes) + bytes(num_bytes)
 
 

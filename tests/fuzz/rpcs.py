@@ -18,7 +18,7 @@ from tests.documented import DOCUMENTED
 Message = Any
 """A protobuf message, of whichever class."""
 
-# Of what every RPC may answer: a bug, a caller whom the depot does not know and a shutdown are not expected here.
+# Every RPC may answer these. A bug, an unknown caller and a shutdown are not expected here.
 _EVERYWHERE = {each for each in DOCUMENTED[""] if each[0] not in ("INTERNAL", "UNAUTHENTICATED", "UNAVAILABLE")}
 
 

@@ -114,10 +114,10 @@ def _a_call_that_is_not_answered() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How a fault is put into the depot of this process, and words of the finding that tells of it."""
+    """A function that puts a fault into this process's depot, and words of the finding that reports it."""
 
     install: Callable[[], None]
-    told_as: str
+    reported_as: str
 
 
 _L1: list[memoryview] = []

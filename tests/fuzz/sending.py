@@ -51,14 +51,14 @@ class Manner:
     stays_open: bool
 
     def __str__(self) -> str:
-        told = [f"deadline {self.deadline_seconds} s"] if self.deadline_seconds is not None else ["no deadline"]
+        said = [f"deadline {self.deadline_seconds} s"] if self.deadline_seconds is not None else ["no deadline"]
         if self.cancel_after_seconds is not None:
-            told.append(f"cancelled after {self.cancel_after_seconds * 1000:.2f} ms")
+            said.append(f"cancelled after {self.cancel_after_seconds * 1000:.2f} ms")
         if self.reads is not None:
-            told.append(f"at most {self.reads} answers read, {'left open' if self.stays_open else 'cancelled'} then")
-        told += ["with the wrong number of messages"] * self.wrong_arity
-        told += ["without the end of the stream"] * (not self.finishes_writing)
-        return ", ".join((*told, *(f"{key}: {value[:80]!r}" for key, value in self.metadata)))
+            said.append(f"at most {self.reads} answers read, {'left open' if self.stays_open else 'cancelled'} then")
+        said += ["with the wrong number of messages"] * self.wrong_arity
+        said += ["without the end of the stream"] * (not self.finishes_writing)
+        return ", ".join((*said, *(f"{key}: {value[:80]!r}" for key, value in self.metadata)))
 
     @property
     def has_huge_metadata(self) -> bool:
@@ -79,7 +79,7 @@ PLAIN = Manner(
 
 
 def manner(rpc: Rpc, random: Random) -> Manner:
-    """Mostly patient: a call that is cut short tells less."""
+    """Mostly patient: a call that is cut short shows less."""
     standing = rpc.streams_responses and rpc.name != "RetrieveInline"
     deadline = random.choice((*[None] * 6, *[30.0] * 12, 1e-6, random.choice((0.0005, 0.002, 0.01, 0.05))))
     moments = (*[None] * 27, 0.0, random.random() * 0.003, random.random() * 0.03)
@@ -205,7 +205,7 @@ class Client:
         if how.reads is None:
             return await call.read()
         reading = asyncio.ensure_future(call.read())
-        reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # looked at, if nobody waits
+        reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # else asyncio logs it
         done, _ = await asyncio.wait([reading], timeout=how.read_seconds)
         if not done:
             call.cancel()

@@ -1,4 +1,4 @@
-"""What exists in the depot that is fuzzed: engines with memory, prompts, sessions, and what answers have told of."""
+"""Everything that exists in the fuzzed depot: engines with memory, prompts, sessions, and ids from answers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Grant:
 class Things:
     """Ranks that stay attached (`homes`), ranks to attach and detach (`visitors`), and names of all that there is.
 
-    Names are found by the name of the field that they belong in. What answers tell, such as ids of leases, is learnt.
+    Names are found by the name of the field that they belong in. Ids in answers, such as those of leases, are learnt.
     """
 
     def __init__(self, buffers: Sequence[SharedBuffer]) -> None:

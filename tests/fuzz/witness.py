@@ -49,7 +49,7 @@ class Witness:
         self._longest: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Call until told to stop."""
+        """Call until ``stop`` is set."""
         for number in itertools.count():
             if stop.is_set():
                 break

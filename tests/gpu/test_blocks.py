@@ -44,7 +44,7 @@ class Twin:
             self.regions.append(engine.region("load", path=str(path)))
 
     def is_same(self) -> bool:
-        """Whether both have the same bytes, those around the planes too."""
+        """Return whether both have the same bytes, including those around the planes."""
         for number, contents in enumerate(self.host.contents()):
             path = self._folder / f"dump-{number}"
             self._engine.ask("dump", number=number, path=str(path))

@@ -30,15 +30,15 @@ def share(engine: EngineProcess, dtype: str) -> tuple[Group, list[Region]]:
     """Has the engine make a KV cache, and turns what its client says of it into what the backend takes."""
     from kvdepot.v1 import cache_pb2
 
-    told = engine.ask("share", num_layers=LAYERS, shape=[2, BLOCKS, TOKENS, HEADS, SIZE], dtype=dtype)
-    message = cache_pb2.KvGroup.FromString(bytes.fromhex(told["group"]))
+    answer = engine.ask("share", num_layers=LAYERS, shape=[2, BLOCKS, TOKENS, HEADS, SIZE], dtype=dtype)
+    message = cache_pb2.KvGroup.FromString(bytes.fromhex(answer["group"]))
     facts = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
     planes = [
         Plane(layer=plane.layer, kind=PlaneKind(plane.kind), region=plane.region, offset_bytes=plane.offset_bytes)
         for plane in message.planes
     ]
     regions = []
-    for encoded in told["regions"]:
+    for encoded in answer["regions"]:
         region = cache_pb2.MemoryRegion.FromString(bytes.fromhex(encoded))
         ipc = region.cuda_ipc
         regions.append(Region(region.size_bytes, CudaIpc(ipc.handle, ipc.offset_bytes, ipc.device_uuid)))

@@ -1,4 +1,4 @@
-"""The chart, installed with the real Helm engine into a cluster that is as real as it needs to be."""
+"""The chart, installed by the real Helm engine into a fake cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """What a release has made in a cluster, its notes, and the pods of `helm test`."""
+    """The objects of a release in a cluster, its notes, and the pods of `helm test`."""
 
     objects: dict[tuple[str, str], Manifest]
     notes: str
@@ -43,7 +43,7 @@ class Installed:
 
     @property
     def all(self) -> list[Manifest]:
-        """Everything, the pods of the tests too."""
+        """All objects, including the pods of the tests."""
         return [*self.objects.values(), *self.tests]
 
     @property
@@ -72,7 +72,7 @@ class Installed:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is in it."""
+        """Its content."""
         return dict(yaml.safe_load(self.config))
 
 
@@ -92,7 +92,7 @@ def helm() -> Iterator[Helm]:
 
 
 def installed(cluster: FakeCluster, release: dict[str, Any]) -> Installed:
-    """What is in a cluster now."""
+    """Return a cluster's objects with the release's notes and tests."""
     tests = [yaml.safe_load(hook["manifest"]) for hook in release.get("hooks", ())]
     objects = {name: _without_helms_annotations(manifest) for name, manifest in cluster.objects.items()}
     return Installed(objects=objects, notes=release["info"]["notes"], tests=tests)
@@ -130,7 +130,7 @@ def default(install: Install) -> Installed:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings in the environment are not meant for what is tested here."""
+    """Remove settings from the environment."""
     for name in list(os.environ):
         if name.startswith("KVDEPOT_"):
             monkeypatch.delenv(name)

@@ -49,8 +49,8 @@ def test_the_sockets_folder_may_exist_already(install: Install) -> None:
 
 def test_tls(install: Install) -> None:
     release = install({"tls": {"secretName": "cert", "clientCASecretName": "clients"}})
-    told = {name: release.settings[name] for name in ("tls_cert", "tls_key", "tls_client_ca")}
-    assert told == {
+    paths = {name: release.settings[name] for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    assert paths == {
         "tls_cert": f"{mounts(release)['tls']}/tls.crt",
         "tls_key": f"{mounts(release)['tls']}/tls.key",
         "tls_client_ca": f"{mounts(release)['client-ca']}/ca.crt",

@@ -547,7 +547,7 @@ def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
     entries = re.split(r"^### (Kvdepot\w+)\n", RUNBOOK.read_text(), flags=re.MULTILINE)
     assert entries[1::2] == list(ALERTS)
     for name, text in zip(entries[1::2], entries[2::2], strict=True):
-        told = text.split("\n## ")[0]
-        assert f"({ALERTS[name]['labels']['severity']})" in told, name
+        section = text.split("\n## ")[0]
+        assert f"({ALERTS[name]['labels']['severity']})" in section, name
         for part in ("Means:", "Look at:", "Do:"):
-            assert told.count(f"**{part}**") == 1, (name, part)
+            assert section.count(f"**{part}**") == 1, (name, part)

@@ -142,7 +142,7 @@ def test_labels_are_those_that_tools_know(release: Installed) -> None:
 
 
 def test_upgrades_lead_to_what_an_install_makes(helm: Helm, install: Install) -> None:
-    """From each case to the next and back again: what is not wanted any more is gone."""
+    """Upgrade from each case to the next and back: objects that the new values do not want are gone."""
     chain = [*CASES, "default"]
     with fake_cluster() as cluster:
         *_, last = helm.install(str(CHART), "kv", cluster.kubeconfig, [CASES[case] for case in chain])

@@ -1,4 +1,4 @@
-"""Addresses, and who may connect to whom."""
+"""Addresses and allowed connections."""
 
 from __future__ import annotations
 

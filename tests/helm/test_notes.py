@@ -1,4 +1,4 @@
-"""The notes tell what to type, and what they tell works."""
+"""The notes give the commands to type."""
 
 from __future__ import annotations
 

@@ -49,20 +49,20 @@ def process() -> Iterator[Process]:
 
 def test_each_command_has_its_answer_whatever_libraries_print(process: Process) -> None:
     driver = Driver(process)
-    assert [driver.tell("double", number=number) for number in (1, 21)] == [{"doubled": 2}, {"doubled": 42}]
+    assert [driver.ask("double", number=number) for number in (1, 21)] == [{"doubled": 2}, {"doubled": 42}]
 
 
 def test_a_command_that_fails_says_why_and_the_next_one_works(process: Process) -> None:
     driver = Driver(process)
     with pytest.raises(PeerFailed, match="the engine: ValueError: there is no such block\nwhat led to it"):
-        driver.tell("fail")
-    assert driver.tell("double", number=4) == {"doubled": 8}
+        driver.ask("fail")
+    assert driver.ask("double", number=4) == {"doubled": 8}
 
 
 def test_a_process_that_ends_is_reported_with_its_last_lines(process: Process) -> None:
     driver = Driver(process)
     with pytest.raises(PeerFailed, match=r"it ended.*\nthe server is gone"):
-        driver.tell("end")
+        driver.ask("end")
 
 
 def test_a_process_that_says_nothing_is_killed(process: Process) -> None:

@@ -1,4 +1,4 @@
-"""The manual of who operates a depot: its figures are those of a real depot, and its links lead somewhere."""
+"""The operators' manual: its figures match a real depot, and its links have targets."""
 
 from __future__ import annotations
 

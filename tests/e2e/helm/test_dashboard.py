@@ -66,12 +66,12 @@ async def test_every_query_has_an_answer_after_some_work(start_server: StartServ
     cert, key = authority.issue().write(tmp_path, "depot")
     tenants = write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "t", "limits": {"max_attachments": 1}})
     shared = await start_server(**measured(tenants=tenants, tls_cert=cert, tls_key=key))
-    red, nobody = (Credentials(token=token, ca_file=authority.write(tmp_path)) for token in ("t", "wrong"))
+    red, unknown = (Credentials(token=token, ca_file=authority.write(tmp_path)) for token in ("t", "wrong"))
     unanswered = {(title, asked(target["expr"], "10s")) for title, target in queries()}
     async with (
         site(server) as depot,
         AsyncDepotClient(shared.addresses[0], credentials=red) as tenant,
-        AsyncDepotClient(shared.addresses[0], credentials=nobody) as stranger,
+        AsyncDepotClient(shared.addresses[0], credentials=unknown) as stranger,
         prometheus(tmp_path, server.prometheus_address, shared.prometheus_address) as scraping,
     ):
         for number in count(4):
