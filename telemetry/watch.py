@@ -10,7 +10,7 @@ from types import TracebackType
 
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
-from telemetry.events import BlocksAllocated, Event, own_instance_id
+from telemetry.events import BlocksAllocated, Event
 
 
 class Watcher(Subscriber):
@@ -89,7 +89,7 @@ class Watcher(Subscriber):
         if (
             (self._tenant and event.tenant != self._tenant)
             or (self._event_types and type(event) not in self._event_types)
-            or (self._instance_id and own_instance_id(event) != self._instance_id)
+            or (self._instance_id and event.instance_id != self._instance_id)
         ):
             return None
         if not self._session_id or event.session_id == self._session_id:

@@ -10,11 +10,12 @@ from pathlib import Path
 from service.access.audit import Audit
 from service.access.certificates import BadCertificate, Certificate, read_certificate
 from service.access.credentials import Authentication, Caller, Context
-from service.access.reload import Publisher, ReloadedFiles
+from service.access.reload import ReloadedFiles
 from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
 from service.settings import BadSettings, Settings
+from telemetry.events import Publisher
 
 ADMIN = "/kvdepot.v1.AdminService/"
 ACTS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})

@@ -6,23 +6,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Protocol
 
 from service.errors import DepotError
-from telemetry.events import CallDenied, Event
+from telemetry.events import CallDenied, Publisher
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger("kvdepot.audit")
 
 LINES_PER_MINUTE = 10  # of one peer, for one reason
 MAX_PEERS = 1_024  # that are told apart by the limit
-
-
-class Publisher(Protocol):
-    """Takes events."""
-
-    def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
 
 
 class Audit:

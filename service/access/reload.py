@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from service.access.files import read_file
 from telemetry.daemon_thread import in_daemon_thread
-from telemetry.events import Event, FileRefused, FileReloaded
+from telemetry.events import FileRefused, FileReloaded, Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +19,6 @@ HANG_SECONDS = 5.0  # of a read, until it is said that the file can't be read
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-
-
-class Publisher(Protocol):
-    """Takes events."""
-
-    def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
 
 
 class ReloadedFiles(Generic[Value]):

@@ -15,9 +15,9 @@ import numpy as np
 from service.access.credentials import WITHOUT_LIMIT
 from service.access.quota import Quota
 from service.depot.instances import Instances, TransferBackend
-from service.depot.leases import Lease, LeaseEnd, Leases
+from service.depot.leases import Lease, Leases
 from service.depot.running_transfer import stopped, to_the_end
-from service.depot.sessions import Operation, OperationKind, Outcome, Session, SessionEnd, Sessions
+from service.depot.sessions import Operation, Session, Sessions
 from service.depot.slices import Slices
 from service.depot.trace_context import traceparent
 from service.depot.values import ClearAnswer
@@ -33,20 +33,13 @@ from telemetry.events import (
     Event,
     LeaseEnded,
     LeaseGranted,
+    Publisher,
     SessionEnded,
     SessionStarted,
 )
-
-L1 = "l1"
+from telemetry.kinds import LeaseEnd, OperationKind, Outcome, SessionEnd, Tier
 
 T = TypeVar("T")
-
-
-class Publisher(Protocol):
-    """Takes events."""
-
-    def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
 
 
 class OpenPlan(Protocol):
@@ -208,7 +201,7 @@ class Depot:
             self.bus.publish(
                 ChunksReused(
                     model_name=session.model_name,
-                    tier=L1,
+                    tier=Tier.L1,
                     reuse_gap_seconds=time.monotonic() - np.array(idle_since),
                 )
             )
@@ -325,7 +318,7 @@ class Depot:
                 ChunksEvicted(
                     tenant=tenant,
                     model_name=model_name,
-                    tier=L1,
+                    tier=Tier.L1,
                     keys=tuple(chunk.key for chunk in evicted),
                     num_bytes=sum(chunk.slot.size_bytes for chunk in evicted),
                     lifetime_seconds=now - np.array([chunk.store_time for chunk in evicted]),

@@ -11,14 +11,15 @@ from itertools import islice
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.leases import Lease
-from service.depot.sessions import Operation, OperationKind, Outcome, Session
+from service.depot.sessions import Operation, Session
 from service.depot.trace_context import traceparent
-from service.depot.values import LookupAnswer, LookupRequest, Miss, MissReason
+from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
 from service.l1.index import CHUNKS_A_STEP, Index, RemovalReason
 from service.l1.keys import ChunkKey, Namespace, Prefix, chunk_keys
 from telemetry.events import LookupFinished, LookupStarted
+from telemetry.kinds import MissReason, OperationKind, Outcome
 
 _DROPPED = {
     RemovalReason.EVICTED: MissReason.EVICTED,

@@ -13,13 +13,14 @@ from service.depot.block_tables import check_held, check_tables, chunk_move
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.leases import Lease
-from service.depot.sessions import Operation, OperationKind, Outcome, Session
+from service.depot.sessions import Operation, Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
 from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.l1.chunk import Chunk
 from telemetry.events import RetrieveFinished, RetrieveStarted
+from telemetry.kinds import OperationKind, Outcome
 
 MAX_PIECE_BYTES = 1 << 20
 MAX_LOOKED_AT = 4_096  # chunks of a prefix's tail, for who stored them

@@ -7,12 +7,12 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import islice
 
 from service.depot.begin_order import BeginOrder
 from service.depot.running_transfer import RunningTransfer
 from service.errors import SessionNotFound, TooManySessions
+from telemetry.kinds import OperationKind, Outcome, SessionEnd
 
 MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
@@ -23,33 +23,6 @@ MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
 
 SessionIds = tuple[str, str]
 """Of the instance, and of the session."""
-
-
-class OperationKind(StrEnum):
-    """What an operation was."""
-
-    LOOKUP = "lookup"
-    STORE = "store"
-    RETRIEVE = "retrieve"
-
-
-class Outcome(StrEnum):
-    """How an operation ended."""
-
-    OK = "ok"
-    PARTIAL = "partial"
-    MISS = "miss"
-    REFUSED = "refused"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-class SessionEnd(StrEnum):
-    """Why a session ended."""
-
-    REQUESTED = "requested"
-    IDLE = "idle"
-    INSTANCE_DETACHED = "instance detached"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

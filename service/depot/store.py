@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from service.depot.block_tables import absent_tokens, check_tables, chunk_move
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
-from service.depot.sessions import Operation, OperationKind, Session
+from service.depot.sessions import Operation, Session
 from service.depot.store_plan import CHECK_EVERY, StorePlan
 from service.depot.trace_context import traceparent
 from service.depot.transfer import check_ready_event, move, num_at_once, require_buffer
-from service.depot.values import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
+from service.depot.values import StoreAnswer, StoreHeader, StoreRequest
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
 from telemetry.events import StoreFinished, StoreStarted
+from telemetry.kinds import OperationKind, RefusalReason
 
 Write = Callable[[StorePlan, Session, Operation], Awaitable[None]]
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
-from service.depot.sessions import Outcome
 from service.depot.slices import Pace
-from service.depot.values import Refusal, RefusalReason, StoreAnswer, StoreHeader
+from service.depot.values import Refusal, StoreAnswer, StoreHeader
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.index import CHUNKS_A_STEP, RemovalReason
 from service.l1.keys import ChunkKey, chunk_keys
 from telemetry.events import ChunksStored
+from telemetry.kinds import Outcome, RefusalReason
 
 CHECK_EVERY = 32  # chunks, until a look at the time
 CHUNKS_AN_EVENT = 256

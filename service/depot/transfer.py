@@ -14,7 +14,7 @@ from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
 from service.depot.leases import Lease
 from service.depot.running_transfer import finished
-from service.depot.sessions import Operation, Outcome, Session
+from service.depot.sessions import Operation, Session
 from service.errors import (
     BackendUnavailable,
     Detached,
@@ -24,6 +24,7 @@ from service.errors import (
     TransferFailed,
 )
 from telemetry.events import TransferFinished, TransferStarted, TransferStep
+from telemetry.kinds import Outcome
 
 HOST = "host"
 MOST_AT_ONCE = 1_024  # chunks of a rank with one group: a longer transfer is made as several

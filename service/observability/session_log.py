@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from service.depot.sessions import Sessions
 from service.observability.session_report import report
 from telemetry.delivery import Subscriber
-from telemetry.events import Event, SessionEnded, own_instance_id
+from telemetry.events import Event, SessionEnded
 from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
@@ -59,7 +59,7 @@ class SessionLog(Subscriber):
         sessions = self._sessions_of(event.tenant)
         if sessions is None:
             return
-        session = sessions.last_ended(own_instance_id(event), event.session_id)
+        session = sessions.last_ended(event.instance_id, event.session_id)
         if session is None or session.duration_seconds != event.duration_seconds:
             return  # forgotten since, or another one of this id has ended since
         block = report(session)

@@ -10,11 +10,11 @@ from heapq import merge
 from typing import Any
 
 from kvdepot.timeline import Span, gaps
-from service.depot.sessions import Operation, OperationKind, Session
+from service.depot.sessions import Operation, Session
+from telemetry.kinds import OperationKind, Tier
 
 MAX_ROWS = 24
 SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
-TIER = "l1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _operation_facts(span: Span, operation: Operation) -> dict[str, Any]:
         "duration_seconds": round(span.seconds, 6),
         "num_tokens": operation.num_tokens,
         "num_bytes": operation.num_bytes,
-        "tier": TIER,
+        "tier": Tier.L1,
         "outcome": str(operation.outcome or "running"),
     }
 
@@ -119,4 +119,4 @@ def _row(span: Span, operation: Operation | None) -> str:
     else:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
     rate = f"{operation.num_bytes / span.seconds / 1e9:.2f} GB/s" if operation.num_bytes and span.seconds > 0 else ""
-    return f"{times}{what:<16}  {tokens:>24}  {rate:>11}  {TIER}  {operation.outcome or 'running'}"
+    return f"{times}{what:<16}  {tokens:>24}  {rate:>11}  {Tier.L1}  {operation.outcome or 'running'}"

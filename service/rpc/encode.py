@@ -7,8 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvdepot.v1 import cache_pb2
 from service.depot.leases import Lease
-from service.depot.sessions import Operation, OperationKind, Outcome, Session, SessionEnd
-from service.depot.values import LookupAnswer, Miss, MissReason, Refusal, RefusalReason, StoreAnswer
+from service.depot.sessions import Operation, Session
+from service.depot.values import LookupAnswer, Miss, Refusal, StoreAnswer
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 
 _MISS_REASONS = {
     MissReason.SHORTER_THAN_CHUNK: cache_pb2.MISS_REASON_SHORTER_THAN_CHUNK,

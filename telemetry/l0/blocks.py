@@ -37,7 +37,6 @@ class Blocks:
         self.num_owners = column(np.uint32, MAX_BLOCKS)
         self.generation = column(np.uint32, MAX_BLOCKS)
         self.mark = column(np.uint32, MAX_BLOCKS)
-        self.waits = column(np.bool_, MAX_BLOCKS)
         self.sampled = column(np.bool_, MAX_BLOCKS)
         self._has_page = np.zeros(MAX_BLOCKS // PAGE_ROWS, dtype=np.bool_)
 
@@ -45,7 +44,7 @@ class Blocks:
     def nbytes(self) -> int:
         """Bytes of the rows up to the largest id that was seen."""
         times = (self.alloc_time, self.last_access, self.release_time)
-        columns = (self.identity, *times, self.num_owners, self.generation, self.waits, self.mark, self.sampled)
+        columns = (self.identity, *times, self.num_owners, self.generation, self.mark, self.sampled)
         return self.num_rows * sum(column.itemsize for column in columns)
 
     def make_room(self, block_ids: NDArray[np.uint32]) -> bool:

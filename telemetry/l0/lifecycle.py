@@ -10,7 +10,6 @@ from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDe
 from telemetry.l0.fingerprints import KEYS_A_STEP, PositionKeys
 from telemetry.l0.instance import InstanceBlocks
 from telemetry.l0.observer import Observer, Source
-from telemetry.l0.pending import Pending
 
 # A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
 MAX_INSTANCES = 64
@@ -53,7 +52,6 @@ class L0Lifecycle:
         self._instances: dict[str, InstanceBlocks] = {}  # the one that was quiet for longest comes first
         self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES; a counter that is read must not go at once
         self._keys = PositionKeys()
-        self._pending = Pending()
         self._num_malformed = 0
 
     def __repr__(self) -> str:
@@ -68,7 +66,7 @@ class L0Lifecycle:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         instances = sum(instance.nbytes for instance in self._instances.values())
-        return instances + self._keys.nbytes + self._pending.nbytes
+        return instances + self._keys.nbytes
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Follow the events in their order, instance by instance."""
@@ -80,12 +78,9 @@ class L0Lifecycle:
         by_instance: dict[str, list[Event]] = {}
         for event in batch:
             if type(event) in L0_EVENTS:
-                by_instance.setdefault(event.instance_id, []).append(event)
-        try:
-            for instance_id, events in by_instance.items():
-                yield from self._follow(instance_id, events)
-        finally:
-            self._pending.take_all()  # if an instance failed it is forgotten, and with it what waited
+                by_instance.setdefault(event.instance_label, []).append(event)
+        for instance_id, events in by_instance.items():
+            yield from self._follow(instance_id, events)  # an instance that fails is forgotten
         if batch:
             self.expire(batch[-1].monotonic)
             yield
@@ -100,11 +95,14 @@ class L0Lifecycle:
         return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
 
     def _follow(self, instance_id: str, events: Iterable[Event]) -> Iterator[None]:
+        """Follow events of one instance. An instance that fails is forgotten."""
         step_end = monotonic() + STEP_SECONDS
         instance = self._instances.pop(instance_id, None)
         for event, record in _one_by_one(events):
             if record is not None and len(record.token_ids) > KEYS_A_STEP:
-                instance = yield from self._make_keys(instance_id, instance, record)
+                num_tokens = instance.num_tokens_after(record) if instance is not None else len(record.token_ids)
+                for _ in self._keys.making(num_tokens):
+                    instance = yield from self._pause(instance_id, instance)
             match event:
                 case BlocksAllocated():
                     instance = self._report(instance, event, record)
@@ -114,28 +112,20 @@ class L0Lifecycle:
                     self._forget(instance)
                     instance = None
             if monotonic() >= step_end:
-                if instance is not None:
-                    instance.flush()
-                    self._instances[instance_id] = instance
-                yield
-                instance = self._instances.pop(instance_id, None)
+                instance = yield from self._pause(instance_id, instance)
                 step_end = monotonic() + STEP_SECONDS
         if instance is not None:
-            instance.settle()
+            instance.flush()
             self._instances[instance_id] = instance
             if len(self._instances) > MAX_INSTANCES:
                 self._forget(self._instances.pop(self._least_wanted()))
 
-    def _make_keys(
-        self, instance_id: str, instance: InstanceBlocks | None, record: BlockAllocation
-    ) -> Generator[None, None, InstanceBlocks | None]:
-        """Make the keys that a long record needs; meanwhile the instance is where others find it."""
-        num_tokens = len(record.token_ids)
+    def _pause(self, instance_id: str, instance: InstanceBlocks | None) -> Generator[None, None, InstanceBlocks | None]:
+        """End a step. Until the next one the instance is where others find it."""
         if instance is not None:
-            num_tokens = instance.num_tokens_after(record)
             instance.flush()
             self._instances[instance_id] = instance
-        yield from self._keys.making(num_tokens)
+        yield
         return self._instances.pop(instance_id, None)
 
     def _report(
@@ -150,7 +140,7 @@ class L0Lifecycle:
             self._forget(instance)
             instance = None
         if instance is None:
-            instance = self._begin(Source(event.instance_id, event.model_name), event.block_size)
+            instance = self._begin(Source(event.instance_label, event.model_name), event.block_size)
         if record is not None:
             instance.record(record, event.monotonic)
         return instance
@@ -163,11 +153,10 @@ class L0Lifecycle:
             session_idle_timeout_seconds=self._session_idle_timeout_seconds,
             observer=self._observer,
             keys=self._keys,
-            pending=self._pending,
         )
         before = self._gone.pop(source.instance_id, None)
         if before is not None and before.model_name == source.model_name:
-            instance.lives.go_on_from(before.allocations, before.reuses, before.shares, before.evictions)
+            instance.lifecycle.continue_from(before.allocations, before.reuses, before.shares, before.evictions)
         return instance
 
     def _forget(self, instance: InstanceBlocks) -> None:
@@ -195,13 +184,13 @@ def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocatio
 
 
 def _counts(instance: InstanceBlocks) -> L0Counts:
-    lives, blocks = instance.lives, instance.blocks
+    lifecycle, blocks = instance.lifecycle, instance.blocks
     return L0Counts(
         model_name=instance.source.model_name,
-        allocations=lives.num_allocations,
-        reuses=lives.num_reuses,
-        shares=lives.num_shares,
-        evictions=lives.num_evictions,
+        allocations=lifecycle.num_allocations,
+        reuses=lifecycle.num_reuses,
+        shares=lifecycle.num_shares,
+        evictions=lifecycle.num_evictions,
         owned=blocks.num_owned(),
         released=blocks.num_released(),
         unknown=blocks.num_unknown(),

@@ -21,6 +21,7 @@ from telemetry.events import (
     SessionStarted,
     StoreFinished,
 )
+from telemetry.kinds import Outcome
 from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
@@ -106,7 +107,7 @@ class LogSubscriber(Subscriber):
 
 def level_of(event: Event) -> int:
     """The level at which an event is logged."""
-    if getattr(event, "outcome", "") in ("refused", "failed"):
+    if getattr(event, "outcome", "") in (Outcome.REFUSED, Outcome.FAILED):
         return logging.WARNING
     if isinstance(event, FileRefused) or (isinstance(event, StoreFinished) and event.refused_tokens):
         return logging.WARNING
@@ -119,7 +120,7 @@ def facts_of(event: Event) -> dict[str, Plain]:
     if event.tenant:
         facts["tenant"] = event.tenant
     if event.instance_id:
-        facts["instance_id"] = event.instance_id
+        facts["instance_id"] = event.instance_label
     if event.session_id:
         facts["session_id"] = event.session_id
     for name, value in attributes(event).items():

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from telemetry.delivery import Subscriber
 from telemetry.events import ChunksEvicted, ChunksReused, ChunksStored, Event
+from telemetry.kinds import Tier
 from telemetry.metrics import definitions as definitions
 from telemetry.metrics.array_histogram import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
-from telemetry.metrics.metric import Metric
-
-L1 = "l1"
+from telemetry.metrics.metric import Attributes, Metric
 
 
 class ChunksSubscriber(Subscriber):
@@ -36,15 +35,16 @@ class ChunksSubscriber(Subscriber):
         for event in batch:
             match event:
                 case ChunksStored():
-                    attributes = (self._models.exported(event.model_name), L1)
-                    self._reuse_after_evict.observe(attributes, event.seconds_since_eviction)
+                    self._reuse_after_evict.observe(self._attributes(event, Tier.L1), event.seconds_since_eviction)
                 case ChunksReused():
-                    attributes = (self._models.exported(event.model_name), event.tier)
-                    self._reuse_gap.observe(attributes, event.reuse_gap_seconds)
+                    self._reuse_gap.observe(self._attributes(event, event.tier), event.reuse_gap_seconds)
                 case ChunksEvicted():
-                    attributes = (self._models.exported(event.model_name), event.tier)
+                    attributes = self._attributes(event, event.tier)
                     self._lifetime.observe(attributes, event.lifetime_seconds)
                     self._idle_before_evict.observe(attributes, event.idle_seconds)
+
+    def _attributes(self, event: ChunksStored | ChunksReused | ChunksEvicted, tier: str) -> Attributes:
+        return self._models.exported(event.model_name), tier
 
 
 def _histogram(metric: Metric) -> Histogram:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from telemetry.events import EVENT_TYPES, OUTCOMES
+from telemetry.events import EVENT_TYPES
+from telemetry.kinds import DetachReason, LeaseEnd, MissReason, OperationKind, Outcome, RefusalReason, SessionEnd, Tier
 from telemetry.metrics.array_histogram import LIFECYCLE_BOUNDARIES_SECONDS
 from telemetry.metrics.label_limiter import MAX_MODELS
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
+
+NO_ANSWER = "no answer"
+"""Of a lookup that failed: why its tokens did not match."""
 
 # What figures are split by
 
@@ -15,34 +19,27 @@ MODEL = Attribute(
     "to an instance that nothing is known of, because its events were dropped",
 )
 INSTANCE = Attribute("instance_id", "as the engine gave it; few are remembered, the rest is forgotten or `other`")
-OPERATION = Attribute(
-    "operation", "what was asked for; the inline calls count as the others", ("lookup", "store", "retrieve")
-)
+OPERATION = Attribute("operation", "what was asked for; the inline calls count as the others", tuple(OperationKind))
 MOVE = Attribute("operation", "what the bytes moved for", ("store", "retrieve"))
-OUTCOME = Attribute("outcome", "how it ended", OUTCOMES)
-TIER = Attribute("tier", "where chunks are", ("l1", "l2"))
+OUTCOME = Attribute("outcome", "how it ended", tuple(Outcome))
+TIER = Attribute("tier", "where chunks are", tuple(Tier))
 MISS_REASON = Attribute(
     "reason",
     "why; where every whole chunk matched, a tail may be left that is shorter than a chunk",
-    (
-        *("shorter than chunk", "never stored", "evicted", "being stored", "rank missing", "cleared"),
-        *("unknown identity", "no answer"),
-    ),
+    (*MissReason, NO_ANSWER),
 )
 RESULT = Attribute("result", "what became of them; tail: less than a chunk", ("stored", "resident", "refused", "tail"))
-REFUSAL_REASON = Attribute("reason", "why the first chunk was refused", ("no slot", "store timeout", "no bytes"))
+REFUSAL_REASON = Attribute("reason", "why the first chunk was refused", tuple(RefusalReason))
 DIRECTION = Attribute("direction", "store: out of the engine's blocks; retrieve: into them", ("store", "retrieve"))
 BACKEND = Attribute("backend", "what moved the bytes: one of the few that this machine has, such as `host`")
 STEP = Attribute("step", "what was done; steps overlap where they can", ("wait", "gather", "scatter", "copy"))
-LEASE_END = Attribute(
-    "reason", "why it ended", ("released", "expired", "revoked", "session ended", "instance detached")
-)
-SESSION_END = Attribute("reason", "why it ended", ("requested", "idle", "instance detached"))
+LEASE_END = Attribute("reason", "why it ended", tuple(LeaseEnd))
+SESSION_END = Attribute("reason", "why it ended", tuple(SessionEnd))
 DETACH_REASON = Attribute(
     "reason",
     "why it ended; lost: with work left and no DetachInstance, as when the engine died; failed: its device did; "
     "drained: the depot shut down",
-    ("closed", "lost", "failed", "drained"),
+    tuple(DetachReason),
 )
 SLOT_STATE = Attribute("state", "of slots that memory was cut into so far", ("used", "free"))
 BLOCK_STATE = Attribute(

@@ -21,14 +21,12 @@ from telemetry.events import (
     StoreFinished,
     TransferFinished,
 )
+from telemetry.kinds import MissReason, OperationKind, Outcome, Tier
 from telemetry.metrics import definitions as definitions
 from telemetry.metrics.instruments import Distribution, Total
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.metric import Metric
 from telemetry.metrics.snapshot import Scalars
-
-NO_ANSWER = "no answer"
-SHORTER_THAN_CHUNK = "shorter than chunk"
 
 
 class MetricsSubscriber(Subscriber):
@@ -101,7 +99,7 @@ class MetricsSubscriber(Subscriber):
 
     def _operation(self, kind: str, event: LookupFinished | StoreFinished | RetrieveFinished) -> str:
         """Returns the model's name."""
-        model_name = self._models.of(event.instance_id)
+        model_name = self._models.of(event.instance_label)
         attributes = (kind, str(event.outcome), model_name)
         self._operations.add(attributes, 1)
         self._operation_duration.observe(attributes, event.duration_seconds)
@@ -110,23 +108,23 @@ class MetricsSubscriber(Subscriber):
         return model_name
 
     def _looked_up(self, event: LookupFinished) -> None:
-        model_name = self._operation("lookup", event)
+        model_name = self._operation(OperationKind.LOOKUP, event)
         self._lookup_tokens.add((model_name,), event.num_tokens)
-        self._lookup_matched.add(("l1", model_name), event.l1_tokens)
-        self._lookup_matched.add(("l2", model_name), event.l2_tokens)
+        self._lookup_matched.add((Tier.L1, model_name), event.l1_tokens)
+        self._lookup_matched.add((Tier.L2, model_name), event.l2_tokens)
         num_missed_tokens = event.num_tokens - event.matched_tokens
         if num_missed_tokens:
-            if event.outcome in ("cancelled", "failed"):
-                reason = NO_ANSWER
+            if event.outcome in (Outcome.CANCELLED, Outcome.FAILED):
+                reason: str = definitions.NO_ANSWER
             else:  # where no chunk is missing only a tail can be
-                reason = str(event.miss_reason) or SHORTER_THAN_CHUNK
+                reason = str(event.miss_reason) or MissReason.SHORTER_THAN_CHUNK
             self._lookup_missed.add((reason, model_name), num_missed_tokens)
 
     def _stored(self, event: StoreFinished) -> None:
-        model_name = self._operation("store", event)
-        self._operation_io.add(("store", model_name), event.stored_bytes)
+        model_name = self._operation(OperationKind.STORE, event)
+        self._operation_io.add((OperationKind.STORE, model_name), event.stored_bytes)
         if event.tenant:
-            self._tenant_io.add(("store", event.tenant), event.stored_bytes)
+            self._tenant_io.add((OperationKind.STORE, event.tenant), event.stored_bytes)
         self._store_tokens.add(("stored", model_name), event.stored_tokens)
         self._store_tokens.add(("resident", model_name), event.resident_tokens)
         self._store_tokens.add(("refused", model_name), event.refused_tokens)
@@ -135,32 +133,32 @@ class MetricsSubscriber(Subscriber):
             self._store_refusals.add((str(event.refusal_reason), model_name), 1)
 
     def _retrieved(self, event: RetrieveFinished) -> None:
-        model_name = self._operation("retrieve", event)
-        self._operation_io.add(("retrieve", model_name), event.retrieved_bytes)
+        model_name = self._operation(OperationKind.RETRIEVE, event)
+        self._operation_io.add((OperationKind.RETRIEVE, model_name), event.retrieved_bytes)
         if event.tenant:
-            self._tenant_io.add(("retrieve", event.tenant), event.retrieved_bytes)
-        self._retrieve_tokens.add(("l1", model_name), event.l1_tokens)
-        self._retrieve_tokens.add(("l2", model_name), event.l2_tokens)
+            self._tenant_io.add((OperationKind.RETRIEVE, event.tenant), event.retrieved_bytes)
+        self._retrieve_tokens.add((Tier.L1, model_name), event.l1_tokens)
+        self._retrieve_tokens.add((Tier.L2, model_name), event.l2_tokens)
 
     def _transferred(self, event: TransferFinished) -> None:
         where = (event.direction, event.backend)
         self._transfer_duration.observe((*where, str(event.outcome)), event.duration_seconds)
         for step in event.steps:
             self._transfer_step_duration.observe((*where, step.name), step.duration_seconds)
-        if event.outcome == "ok":
+        if event.outcome == Outcome.OK:
             self._transfer_io.add(where, event.num_bytes)
             if event.duration_seconds > 0:
                 self._transfer_throughput.observe(where, event.num_bytes / event.duration_seconds)
 
     def _attached(self, event: InstanceAttached) -> None:
-        self._models.note(event.instance_id, event.model_name)
+        self._models.note(event.instance_label, event.model_name)
         self._attachments_started.add((event.transfer_backend, self._models.exported(event.model_name)), 1)
 
     def _detached(self, event: InstanceDetached) -> None:
         self._attachments_ended.add((event.reason, self._models.exported(event.model_name)), 1)
 
     def _session_started(self, event: SessionStarted) -> None:
-        self._models.note(event.instance_id, event.model_name)
+        self._models.note(event.instance_label, event.model_name)
         self._sessions_started.add((self._models.exported(event.model_name),), 1)
 
     def _session_ended(self, event: SessionEnded) -> None:

@@ -17,7 +17,7 @@ NOT_FACTS = (*(field.name for field in fields(Event)), "duration_seconds", "trac
 
 def ids_of(event: Event) -> dict[str, Plain]:
     """Whose it is."""
-    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_id, SESSION_ID: event.session_id}
+    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_label, SESSION_ID: event.session_id}
     if event.tenant:
         ids[TENANT] = event.tenant
     return ids

@@ -26,14 +26,13 @@ from telemetry.events import (
     TransferFinished,
     TransferStarted,
 )
+from telemetry.kinds import Outcome, SessionEnd
 from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
 from telemetry.traces.export import caller
 from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
 
 OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
 WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished
-
-ENDED_WELL = "requested"  # the one reason of a session's end that is none to worry about
 
 MAX_SESSIONS = 10_000
 MAX_OPEN_WORK = 10_000
@@ -105,7 +104,7 @@ class TracingSubscriber(Subscriber):
     # Sessions
 
     def _begin_session(self, event: SessionStarted) -> Span:
-        earlier = self._sessions.pop((event.instance_id, event.session_id), None)
+        earlier = self._sessions.pop((event.instance_label, event.session_id), None)
         if earlier is not None:
             self._work.session_ended(earlier, event.monotonic, _ns(event.time))
             earlier.fail(LOST, _ns(event.time))
@@ -118,22 +117,22 @@ class TracingSubscriber(Subscriber):
             oldest.span.set_attribute(f"{PREFIX}reason", "too many sessions")
             oldest.end_at(_ns(event.time))
         session = self._open("session", caller(event.traceparent), event, ids_of(event) | facts)
-        self._sessions[event.instance_id, event.session_id] = session
+        self._sessions[event.instance_label, event.session_id] = session
         return session
 
     def _end_session(self, event: SessionEnded) -> Span | None:
-        session = self._sessions.pop((event.instance_id, event.session_id), None)
+        session = self._sessions.pop((event.instance_label, event.session_id), None)
         if session is None:
             return None
         self._work.session_ended(session, event.monotonic, _ns(event.time))
         session.span.set_attributes(facts_of(event))
-        if event.reason != ENDED_WELL:
+        if event.reason != SessionEnd.REQUESTED:
             session.span.set_status(Status(StatusCode.ERROR, event.reason))
         session.end_after(event.duration_seconds)
         return session.span
 
     def _note(self, event: LeaseGranted | LeaseEnded) -> Span | None:
-        session = self._sessions.get((event.instance_id, event.session_id))
+        session = self._sessions.get((event.instance_label, event.session_id))
         if session is None:
             return None
         session.span.add_event(type(event).__name__, facts_of(event), timestamp=_ns(event.time))
@@ -142,7 +141,7 @@ class TracingSubscriber(Subscriber):
     # Work
 
     def _begin_operation(self, event: OperationStarted) -> Span:
-        key = event.instance_id, event.session_id
+        key = event.instance_label, event.session_id
         session = self._sessions.get(key)
         if session is None:  # its beginning was dropped, or its span was ended as one too many
             session = self._open_session(event, {})
@@ -165,7 +164,9 @@ class TracingSubscriber(Subscriber):
         return operation.span
 
     def _begin_transfer(self, event: TransferStarted) -> Span:
-        above = self._work.get(event.parent_operation_id) or self._sessions.get((event.instance_id, event.session_id))
+        above = self._work.get(event.parent_operation_id) or self._sessions.get(
+            (event.instance_label, event.session_id)
+        )
         parent = above.context if above is not None else Context()
         transfer = self._open("transfer", parent, event, ids_of(event) | facts_of(event))
         self._work.add(event.operation_id, transfer, self._work.session_of(event.parent_operation_id))
@@ -185,7 +186,7 @@ class TracingSubscriber(Subscriber):
         if work is None:
             return None
         work.span.set_attributes(facts_of(event))
-        if event.outcome == "failed":
+        if event.outcome == Outcome.FAILED:
             work.span.set_status(Status(StatusCode.ERROR, "failed"))
         work.end_after(event.duration_seconds)
         return work.span
@@ -203,7 +204,7 @@ class TracingSubscriber(Subscriber):
     def _remember_store(self, event: StoreStarted, session: SpanContext) -> None:
         if len(self._stores) >= MAX_STORES_REMEMBERED:
             self._stores.popitem(last=False)
-        self._stores[event.operation_id] = session, event.instance_id, event.session_id
+        self._stores[event.operation_id] = session, event.instance_label, event.session_id
 
     def _links_to_stores(self, operation_ids: Sequence[str]) -> list[Link]:
         """To the sessions' spans, each once."""

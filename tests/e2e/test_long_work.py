@@ -16,11 +16,12 @@ from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import Attachment
 from service.depot.lookup import find
 from service.depot.store_plan import StorePlan
-from service.depot.values import ClearAnswer, RefusalReason, StoreHeader
+from service.depot.values import ClearAnswer, StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired
 from service.l1.chunk import Chunk
 from service.l1.index import RemovalReason
 from service.l1.keys import Prefix, RankIdentity
+from telemetry.kinds import RefusalReason
 
 CHUNK_SIZE = 16
 CHUNK_BYTES = 64

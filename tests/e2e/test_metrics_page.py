@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service.depot.leases import LeaseEnd
-from service.depot.sessions import OperationKind, Outcome, SessionEnd
-from service.depot.values import MissReason, RefusalReason
 from service.server import CannotListen
+from telemetry.kinds import LeaseEnd, MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 from telemetry.metrics import definitions as definitions
 from telemetry.metrics.metric import Attribute
 from tests.conftest import StartServer, running_server

@@ -7,7 +7,8 @@ import inspect
 import textwrap
 from dataclasses import fields
 
-from telemetry.events import EVENT_TYPES, OUTCOMES, BlockAllocation, Event, TransferStep
+from telemetry.events import EVENT_TYPES, BlockAllocation, Event, TransferStep
+from telemetry.kinds import Outcome
 from tools.generate.tables import GENERATED, table
 
 Record = type[Event] | type[BlockAllocation] | type[TransferStep]
@@ -21,7 +22,7 @@ are made of them, and a subscriber of one's own takes them, too. They are facts,
 is a pair, a `…Started` and a `…Finished` with one `operation_id`, which no other piece of work has. A pair whose second
 half is missing lost it: the queue is bounded, and what it drops is counted in `kvdepot_events_dropped_total`.
 
-An `outcome` is one of {", ".join(f"`{outcome}`" for outcome in OUTCOMES)}. Durations are in seconds of a clock that
+An `outcome` is one of {", ".join(f"`{outcome}`" for outcome in Outcome)}. Durations are in seconds of a clock that
 never jumps. `WatchEvents` and the log tell bytes as hexadecimal digits, and of an array only its length, as `num_…`.
 """
 

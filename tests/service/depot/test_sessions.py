@@ -18,13 +18,12 @@ from service.depot.sessions import (
     MAX_OPERATIONS,
     MAX_REPORTED,
     Operation,
-    OperationKind,
     Session,
-    SessionEnd,
     Sessions,
 )
 from service.errors import SessionNotFound, TooManySessions
 from service.server import Server
+from telemetry.kinds import OperationKind, SessionEnd
 
 IDLE_SECONDS = 600.0
 

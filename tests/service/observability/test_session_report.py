@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.depot.sessions import MAX_OPERATIONS, Operation, OperationKind, Outcome, Session, SessionEnd
+from service.depot.sessions import MAX_OPERATIONS, Operation, Session
 from service.observability.session_report import MAX_ROWS, report, saved_tokens
+from telemetry.kinds import OperationKind, Outcome, SessionEnd
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE
 

@@ -1,4 +1,4 @@
-"""What becomes of a block: each row of section 6's table, and stories that are easily told wrong."""
+"""What becomes of a block: each row of the table in telemetry/l0/README.md, and stories that are easily told wrong."""
 
 from __future__ import annotations
 
