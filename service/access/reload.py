@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from service.access.files import read_file
-from telemetry.daemon_thread import in_daemon_thread
 from telemetry.events import FileRefused, FileReloaded, Publisher
+from telemetry.thread import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 

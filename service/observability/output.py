@@ -14,7 +14,7 @@ from service.settings import LogFormat, Settings
 from telemetry.logs.detached_stream import DetachedStream
 from telemetry.logs.line_format import JsonFormat, TextFormat
 from telemetry.logs.throttling import LineThrottle
-from telemetry.metrics import definitions as definitions
+from telemetry.metrics import definitions
 from telemetry.metrics.snapshot import Scalars
 
 FINISH_SECONDS = 1.0  # for the last lines, at the end of the process

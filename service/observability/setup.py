@@ -11,14 +11,13 @@ from service.observability.metrics import Measuring
 from service.observability.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
-from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
 from telemetry.logs.line_format import SpanOf, no_span
 from telemetry.logs.subscriber import LogSubscriber
 from telemetry.metrics.snapshot import Scalars
 from telemetry.resource import server_resource
-from telemetry.subscriber_thread import SubscriberThread
+from telemetry.thread import SubscriberThread, in_daemon_thread
 from telemetry.traces.export import Tracing
 from telemetry.traces.subscriber import TracingSubscriber
 

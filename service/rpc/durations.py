@@ -11,8 +11,8 @@ import grpc
 
 from service.rpc.interceptor import OURS, STANDING
 from service.rpc.receive import Behavior
-from telemetry.metrics import definitions as definitions
-from telemetry.metrics.instruments import Distribution
+from telemetry.metrics import definitions
+from telemetry.metrics.instruments import Histogram
 
 _OK = grpc.StatusCode.OK
 _STATUS_BY_NUMBER = {status.value[0]: status for status in grpc.StatusCode}
@@ -26,7 +26,7 @@ class RpcDurations(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self) -> None:
-        self.duration = Distribution(definitions.RPC_DURATION)
+        self.duration = Histogram(definitions.RPC_DURATION)
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(

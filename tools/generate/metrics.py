@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from telemetry.l0.subscriber import BlockHistograms
-from telemetry.metrics.definitions import INSTANCE, METRICS, MODEL
-from telemetry.metrics.metric import Attribute, Kind, Metric, ReadableHistogram
+from telemetry.metrics.definitions import METRICS
+from telemetry.metrics.metric import Attribute, Kind, Metric
 from tools.generate.tables import GENERATED, table
 
 _INTRODUCTION = f"""\
@@ -43,20 +42,14 @@ _SECTIONS = {
 }
 
 
-def all_metrics() -> tuple[Metric, ...]:
-    """The catalogue's, and those of the engines' blocks."""
-    return (*METRICS, *map(_of_blocks, BlockHistograms(str).all))
-
-
 def metrics_page() -> str:
     """The whole page."""
-    metrics = all_metrics()
     parts = [_INTRODUCTION]
     for title, prefixes in _SECTIONS.items():
-        members = [metric for metric in metrics if metric.name.startswith(prefixes)]
+        members = [metric for metric in METRICS if metric.name.startswith(prefixes)]
         parts += [f"## {title}\n", _metrics(members), ""]
         parts += [_attributes(members), ""]
-    parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(metrics)]
+    parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(METRICS)]
     return "\n".join(parts) + "\n"
 
 
@@ -100,15 +93,3 @@ def _buckets(metrics: Sequence[Metric]) -> str:
         for boundaries, members in by_boundaries.items()
     )
     return table(("metrics", "boundaries"), rows)
-
-
-def _of_blocks(histogram: ReadableHistogram) -> Metric:
-    known = {attribute.name: attribute for attribute in (INSTANCE, MODEL)}
-    return Metric(
-        Kind.HISTOGRAM,
-        histogram.name,
-        histogram.unit,
-        histogram.description,
-        tuple(known[name] for name in histogram.attribute_names),
-        histogram.boundaries,
-    )
