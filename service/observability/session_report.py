@@ -1,4 +1,4 @@
-"""What a session did: a block of lines for people, and the same as facts for programs."""
+"""The report of a session: a block of lines for people, and facts for programs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
 
 @dataclass(frozen=True, slots=True)
 class SessionReport:
-    """`text` has a row for each operation and gap, `MAX_ROWS` of them at most; `facts` are what JSON can hold."""
+    """`text` has a row for each operation and gap, `MAX_ROWS` at most. `facts` hold JSON values."""
 
     text: str
     facts: dict[str, Any]
 
 
 def report(session: Session) -> SessionReport:
-    """Tells of a session that has ended. What was asked, matched and moved is summed over the operations kept."""
+    """Report an ended session. Tokens and bytes are summed over the operations that the session has kept."""
     operations = [(_span(session, each), each) for each in session.operations]
-    # Beyond the last operation that is kept nobody knows who worked.
+    # After the last operation that is kept, it is not known whether the depot or the engine worked.
     known_seconds = session.duration_seconds
     if session.num_dropped_operations:
         known_seconds = min(known_seconds, max(span.end_seconds for span, _ in operations))
@@ -57,7 +57,7 @@ def report(session: Session) -> SessionReport:
 
 
 def saved_tokens(retrieves: Iterable[tuple[int, int]]) -> int:
-    """Tokens that the engine need not compute: what every rank of those that retrieved has, from (rank, tokens)."""
+    """Return the tokens that the engine need not compute: the fewest of any rank, from pairs of (rank, tokens)."""
     by_rank: Counter[int] = Counter()
     for rank, num_tokens in retrieves:
         by_rank[rank] += num_tokens
@@ -65,7 +65,7 @@ def saved_tokens(retrieves: Iterable[tuple[int, int]]) -> int:
 
 
 def _span(session: Session, operation: Operation) -> Span:
-    """When it ran; one that has not ended yet ran until the session's end."""
+    """Return when the operation ran. One without an end ran until the session's end."""
     start_seconds = operation.start - session.start
     if operation.outcome is None:
         return Span(start_seconds, max(start_seconds, session.duration_seconds))
@@ -110,7 +110,7 @@ def _operation_facts(span: Span, operation: Operation) -> dict[str, Any]:
 
 
 def _row(span: Span, operation: Operation | None) -> str:
-    """One line; None is a gap."""
+    """Return one line. None is a gap."""
     times = f"  {span.start_seconds:>+11,.4f} s {span.seconds * 1e3:11,.1f} ms  "
     if operation is None:
         return f"{times}(engine)"

@@ -1,4 +1,4 @@
-"""The L0 of every instance: who they are, when they go, and what was counted."""
+"""The L0 of all instances: their states, and the counts of those that are gone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from telemetry.l0.fingerprints import KEYS_A_STEP, PositionKeys
 from telemetry.l0.instance import InstanceBlocks
 from telemetry.l0.observer import Observer, Source
 
-# A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
+# A node has a handful of GPUs. More instances are ones whose end was not reported: reports need no attachment.
 MAX_INSTANCES = 64
 STEP_SECONDS = 0.002
 
@@ -20,27 +20,27 @@ L0_EVENTS = frozenset({BlocksAllocated, SessionEnded, InstanceDetached})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class L0Counts:
-    """What happened to all blocks of an instance so far, and what its blocks are now."""
+    """What happened to the blocks of an instance so far, and their state."""
 
     model_name: str
     allocations: int = 0
-    """Lives begun: contents that a block did not have before, or none yet."""
+    """Blocks that got new contents, or that the engine began to write."""
     reuses: int = 0
     shares: int = 0
     evictions: int = 0
     owned: int = 0
-    """Blocks that a session holds."""
+    """Blocks with an owner."""
     released: int = 0
-    """Blocks that no session holds, with contents that the next one could reuse."""
+    """Blocks without an owner, with contents that the next session could reuse."""
     unknown: int = 0
-    """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
+    """Blocks without an owner that were released before they were full."""
 
 
 class L0Lifecycle:
-    """Follows the blocks of all instances, and tells ``observer`` about the sampled ones.
+    """Follows the blocks of all instances, and reports sampled ones to `observer`.
 
-    Sessions that bring no record for ``session_idle_timeout_seconds`` have ended by then, whenever that is noticed. An
-    instance that comes back with another model or block size is another one: what was known of its blocks is forgotten.
+    A session without a record for `session_idle_timeout_seconds` ends at that deadline, even if the end is noticed
+    later. An instance that comes back with another model or block size is a new one: its blocks are forgotten.
     """
 
     def __init__(self, observer: Observer, *, sample_rate: float, session_idle_timeout_seconds: float) -> None:
@@ -49,8 +49,8 @@ class L0Lifecycle:
         self._observer = observer
         self._sample_rate = sample_rate
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
-        self._instances: dict[str, InstanceBlocks] = {}  # the one that was quiet for longest comes first
-        self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES; a counter that is read must not go at once
+        self._instances: dict[str, InstanceBlocks] = {}  # the longest idle one comes first
+        self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES: exporters read the last counts
         self._keys = PositionKeys()
         self._num_malformed = 0
 
@@ -59,7 +59,7 @@ class L0Lifecycle:
 
     @property
     def num_malformed(self) -> int:
-        """Records that could not be followed, or not to their end: ids or tokens that no block table can have."""
+        """Records that could not be followed to their end: ids or tokens that no block table can have."""
         return self._num_malformed + sum(instance.num_malformed for instance in self._instances.values())
 
     @property
@@ -74,7 +74,7 @@ class L0Lifecycle:
             pass
 
     def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """The same in steps of `STEP_SECONDS`, or of one record; after each step the counts are right."""
+        """Follow the events in steps of `STEP_SECONDS`, or of one record. The counts are right after each step."""
         by_instance: dict[str, list[Event]] = {}
         for event in batch:
             if type(event) in L0_EVENTS:
@@ -86,12 +86,12 @@ class L0Lifecycle:
             yield
 
     def expire(self, now: float) -> None:
-        """End the sessions that were quiet for too long, in seconds of the events' clock."""
+        """End the sessions that were idle for too long. `now` is in seconds of the events' clock."""
         for instance in self._instances.values():
             instance.advance(now)
 
     def counts(self) -> Mapping[str, L0Counts]:
-        """Per instance id; those of instances that went stay for a while, with no blocks."""
+        """Return the counts by instance id. Instances that are gone stay for a while, with no blocks."""
         return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
 
     def _follow(self, instance_id: str, events: Iterable[Event]) -> Iterator[None]:
@@ -118,7 +118,7 @@ class L0Lifecycle:
             instance.flush()
             self._instances[instance_id] = instance
             if len(self._instances) > MAX_INSTANCES:
-                self._forget(self._instances.pop(self._least_wanted()))
+                self._forget(self._instances.pop(self._longest_idle()))
 
     def _pause(self, instance_id: str, instance: InstanceBlocks | None) -> Generator[None, None, InstanceBlocks | None]:
         """End a step. Until the next one the instance is where others find it."""
@@ -167,14 +167,14 @@ class L0Lifecycle:
         self._gone[instance.source.instance_id] = replace(_counts(instance), owned=0, released=0, unknown=0)
         self._observer.forgotten(instance.source)
 
-    def _least_wanted(self) -> str:
-        """The instance that was quiet for longest of those without a live session, if there are such."""
+    def _longest_idle(self) -> str:
+        """Return the longest idle instance, of those without a live session if there are any."""
         idle = (name for name, instance in self._instances.items() if not instance.num_sessions)
         return next(idle, next(iter(self._instances)))
 
 
 def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocation | None]]:
-    """Each event, a report once for each of its records."""
+    """Yield each event, and a report once for each of its records."""
     for event in events:
         if isinstance(event, BlocksAllocated) and event.records:
             for record in event.records:

@@ -18,7 +18,7 @@ from telemetry.metrics.otlp import WithHistograms
 from telemetry.metrics.prometheus import HistogramCollector, Page, PrometheusEndpoint
 from telemetry.metrics.snapshot import Snapshots
 
-FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
+FLUSH_SECONDS = 2.0  # for the last values, even if the collector is down
 
 
 class MetricsExport:

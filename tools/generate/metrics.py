@@ -18,7 +18,7 @@ says, in milliseconds. With `--disable-metrics` it measures nothing. On the page
 the first column, and the dots of attributes are underscores; a collector gets the names of the second. Sums and
 histograms grow from the start of the server on. A line with attributes is there once something was counted under them.
 
-What is counted from events lacks those that were dropped, see `kvdepot_events_dropped_total`; the gauges lack nothing.
+Counts made from events lack dropped events, see `kvdepot_events_dropped_total`. Gauges lack nothing.
 """
 
 # By how the names begin; the first that fits.
@@ -43,7 +43,7 @@ _SECTIONS = {
 
 
 def metrics_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [_INTRODUCTION]
     for title, prefixes in _SECTIONS.items():
         members = [metric for metric in METRICS if metric.name.startswith(prefixes)]
@@ -69,7 +69,7 @@ def _metrics(metrics: Sequence[Metric]) -> str:
 
 
 def _attributes(metrics: Sequence[Metric]) -> str:
-    """Each attribute once, with the metrics that have it where not all of its name mean the same."""
+    """Return each attribute once. If several attributes have its name, list the metrics that have it."""
     attributes: dict[Attribute, list[Metric]] = {}
     for metric in metrics:
         for attribute in metric.attributes:
