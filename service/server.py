@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import grpc
 
@@ -24,8 +25,7 @@ from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
-from service.observability.access_gauges import AccessGauges
-from service.observability.depot_gauges import DepotGauges
+from service.observability.gauges import DepotGauges, read_access
 from service.observability.setup import Observability
 from service.process.garbage import freeze_what_stays
 from service.process.heap import give_back_freed_memory, keep_freed_memory
@@ -177,7 +177,8 @@ class Server:
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         depot_gauges = DepotGauges(self.depots, self._admission, self._refusals, lambda: self._arena.populated_bytes)
-        gauges = (depot_gauges.read, AccessGauges(self._access).read, *more_gauges)
+        access_gauges: Callable[[], Scalars] = partial(read_access, self._access)
+        gauges = (depot_gauges.read, access_gauges, *more_gauges)
         try:
             self._observability.watch(self.depots.sessions_of, gauges)
         except CannotServeMetrics as error:

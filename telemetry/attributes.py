@@ -14,7 +14,7 @@ Plain = bool | int | float | str | None | list["Plain"] | dict[str, "Plain"]
 
 
 def attributes(event: Event) -> dict[str, Plain]:
-    """The event's own fields, ``operation_id`` included: bytes as hex, an array as ``num_…``, its length."""
+    """Return the event's own fields, with `operation_id`: bytes as hex, and of an array its length, as `num_…`."""
     return _plain_fields(event, but=COMMON_FIELDS)
 
 

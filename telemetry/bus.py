@@ -1,15 +1,15 @@
-"""The bus: events in from any thread, batches out to each subscriber, and never in the way of who publishes.
+"""The event bus: takes events from any thread, and hands batches to each subscriber. It never blocks a publisher.
 
-Disabled observability is no bus at all: call sites hold an ``EventBus | None`` and write
-``if bus is not None: bus.publish(StoreStarted(...))``, so that nothing is made, queued or run.
+Disabled observability is no bus at all: callers hold an ``EventBus | None`` and write
+``if bus is not None: bus.publish(StoreStarted(...))``, so that no event is made.
 
-**Slots.** A publisher takes one of ``capacity`` slots, or drops its event; the slot comes back when every subscriber
-had the event. Slots are the elements of a deque, whose ``pop`` and ``append`` are atomic, so publishers need no lock
-and the bound is exact. ``stop`` takes the slots away for good, so nobody gets one after it; a publisher that has one
-and enqueues only after the bus's last look takes its event back, as dropped. Nothing else that had a slot is lost.
+**Slots.** A publisher takes one of `capacity` slots, or drops its event. The slot is free again when every subscriber
+has had the event. Slots are the elements of a deque, whose ``pop`` and ``append`` are atomic, so publishers need no
+lock and the bound is exact. `stop` withdraws the slots, so no publisher gets one after it. A publisher may have a slot
+and enqueue after the last look of the drain task. Then it takes its event back, and the event counts as dropped.
 
-**Sleep.** The drain task says that it is asleep and *then* looks at the queue; a publisher enqueues and *then* looks
-whether the task is asleep. Whichever comes second sees the other, so no event waits for the next one.
+**Idle.** The drain task first sets `_idle` and then looks at the queue. A publisher first enqueues and then looks at
+`_idle`. The second of the two sees what the first one did, so no event waits until the next one is published.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from time import monotonic
 
-from telemetry.delivery import TURN_SECONDS, Delivery, Subscriber
+from telemetry.delivery import SLICE_SECONDS, Delivery, Subscriber
 from telemetry.events import Event
 
-GATHER_SECONDS = 0.002  # from waking up to draining: to wake up for one event costs as much as 20 events do
-FASTEST_PUBLISH_SECONDS = 0.5e-6  # making the event included
+COALESCING_SECONDS = 0.002  # from wake-up to drain: a wake-up costs as much as 20 events
+MIN_PUBLISH_SECONDS = 0.5e-6  # the making of the event included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStats:
-    """What the bus did so far: ``num_published == num_delivered + depth``; drops come on top."""
+    """What the bus did so far. `num_published` is `num_delivered + depth`, without dropped events."""
 
     depth: int
-    """Accepted and not yet delivered to every subscriber, at most ``capacity``."""
+    """Events that are accepted and not yet delivered to every subscriber, at most `capacity`."""
     capacity: int
     num_published: int
     num_delivered: int
     num_dropped_by_type: Mapping[str, int]
     num_errors_by_subscriber: Mapping[str, int]
     drain_lag_seconds: float
-    """The age of the oldest event that is not delivered yet; 0 if there is none."""
+    """The age of the oldest event that is not delivered yet. 0 if all are delivered."""
 
 
 class EventBus:
-    """Hands events to subscribers; `run` is the one task that does so. Only ``publish`` and ``stats`` are for any
-    thread, the rest is for the loop's."""
+    """Hands events to subscribers, in the task that runs `run`.
+
+    `publish` and `stats` are for any thread, all other methods are for the loop's thread.
+    """
 
     def __init__(self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000) -> None:
         if capacity < 1:
@@ -60,17 +62,17 @@ class EventBus:
 
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread_id = 0
-        # Publishers can't fill more than half of the queue in it, even of a short one.
-        self._gather_seconds = min(GATHER_SECONDS, capacity / 2 * FASTEST_PUBLISH_SECONDS)
-        self._asleep = False  # until the first to see it has knocked; for ever once the drain task has ended
-        self._awake = asyncio.Event()
+        # Publishers can fill half of the queue in this time at most.
+        self._coalescing_seconds = min(COALESCING_SECONDS, capacity / 2 * MIN_PUBLISH_SECONDS)
+        self._idle = False  # True until a publisher wakes the drain task, and for ever once the task has ended
+        self._woken = asyncio.Event()
         self._stopping = False
         self._finished = asyncio.Event()
         self._deliveries: Iterator[None] = iter(())
         self._batch: tuple[Event, ...] = ()
 
         # Re-entrant, because a signal handler or a finalizer may publish in the middle of counting.
-        self._counting = threading.RLock()
+        self._counts_lock = threading.RLock()
         self._num_slots_withdrawn = 0
         self._num_delivered = 0
         self._num_dropped: Counter[str] = Counter()
@@ -80,29 +82,29 @@ class EventBus:
         return f"<EventBus {stats.depth}/{stats.capacity} events, {sum(stats.num_dropped_by_type.values())} dropped>"
 
     def publish(self, event: Event) -> None:
-        """Accept the event, or drop and count it if ``capacity`` events wait or the bus has stopped."""
+        """Accept the event. If `capacity` events wait, or the bus has stopped, drop and count it."""
         try:
             self._take_slot()
         except IndexError:
             self._count_drop(event)
             return
         self._enqueue(event)
-        if self._asleep:
-            self._knock()
+        if self._idle:
+            self._wake()
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Hand batches to the subscriber too, from the next one on. A bus that has stopped closes it at once."""
+        """Add a subscriber, from the next batch on. A stopped bus closes it at once."""
         if self._finished.is_set():
             subscriber.close()
         else:
             self._delivery.add(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Hand no batch to the subscriber any more, nor close it."""
+        """Remove a subscriber, without closing it."""
         self._delivery.remove(subscriber)
 
     async def run(self) -> None:
-        """Deliver until ``stop``. If it is cancelled it delivers what was accepted before it ends, without a pause."""
+        """Deliver until `stop`. If cancelled, deliver all accepted events without a pause, then end."""
         if self._loop is not None:
             if not self._stopping:
                 raise RuntimeError("the bus is running already")
@@ -118,18 +120,18 @@ class EventBus:
             self._finish()
 
     async def stop(self) -> None:
-        """Accept nothing more, deliver all that was accepted, close the subscribers, end `run`; idempotent."""
+        """Accept no more events, deliver the accepted ones, close the subscribers, end `run`. Idempotent."""
         self._stopping = True
         self._withdraw_slots()
-        self._awake.set()
+        self._woken.set()
         if self._loop is None:
             await self.run()
         await self._finished.wait()
         await self._delivery.closed()
 
     def stats(self) -> BusStats:
-        """A snapshot, consistent in itself."""
-        with self._counting:
+        """Return a consistent snapshot."""
+        with self._counts_lock:
             depth = self._capacity - self._num_slots_withdrawn - len(self._slots)
             return BusStats(
                 depth=depth,
@@ -142,25 +144,25 @@ class EventBus:
             )
 
     async def _drain(self) -> None:
-        """Deliver until the queue is empty, and let others go first whenever a turn's time is used up."""
+        """Deliver until the queue is empty. Let others run after each `SLICE_SECONDS`."""
         self._deliveries = self._deliver()
-        turn_end = monotonic() + TURN_SECONDS
+        slice_end = monotonic() + SLICE_SECONDS
         for _ in self._deliveries:
-            if monotonic() >= turn_end:
+            if monotonic() >= slice_end:
                 await asyncio.sleep(0)
-                turn_end = monotonic() + TURN_SECONDS
+                slice_end = monotonic() + SLICE_SECONDS
 
     async def _sleep(self) -> None:
-        self._awake.clear()
-        self._asleep = True
+        self._woken.clear()
+        self._idle = True
         if self._queue or self._stopping:
             await asyncio.sleep(0)
         else:
-            await self._awake.wait()
-            await asyncio.sleep(self._gather_seconds)
+            await self._woken.wait()
+            await asyncio.sleep(self._coalescing_seconds)
 
     def _deliver(self) -> Iterator[None]:
-        """One step per batch and subscriber. A generator, so that `_finish` can go on where a cancellation struck."""
+        """Deliver in steps. It is a generator, so that `_finish` can continue after a cancellation."""
         while batch := self._take_batch():
             yield from self._delivery.steps(batch)
             self._settle(batch)
@@ -172,7 +174,7 @@ class EventBus:
         return self._batch
 
     def _settle(self, batch: Sequence[Event]) -> None:
-        with self._counting:
+        with self._counts_lock:
             self._num_delivered += len(batch)
             if self._stopping:
                 self._num_slots_withdrawn += len(batch)
@@ -180,45 +182,45 @@ class EventBus:
                 self._slots.extend(repeat(None, len(batch)))
 
     def _withdraw_slots(self) -> None:
-        with self._counting, contextlib.suppress(IndexError):
+        with self._counts_lock, contextlib.suppress(IndexError):
             while True:
                 self._take_slot()
                 self._num_slots_withdrawn += 1
 
-    def _knock(self) -> None:
-        """Wake the drain task; if it has ended, take back what was enqueued after its last look."""
-        self._asleep = False
+    def _wake(self) -> None:
+        """Wake the drain task. If it has ended, take back the events that were enqueued after its last look."""
+        self._idle = False
         if self._finished.is_set():
-            self._asleep = True
+            self._idle = True
             self._take_back()
         elif self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed without `stop`
                 if threading.get_ident() == self._loop_thread_id:
-                    self._awake.set()
+                    self._woken.set()
                 else:
-                    self._loop.call_soon_threadsafe(self._awake.set)
+                    self._loop.call_soon_threadsafe(self._woken.set)
 
     def _finish(self) -> None:
-        """Deliver the rest without a pause, close; then see to publishers that had a slot and were slow to enqueue."""
+        """Deliver the rest without a pause and close. Then take back the events that were enqueued too late."""
         self._stopping = True
         self._withdraw_slots()
         for _ in chain(self._deliveries, self._deliver()):
             pass
         self._delivery.close()
         self._finished.set()
-        self._asleep = True
+        self._idle = True
         self._take_back()
 
     def _take_back(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
                 event = self._queue.pop()
-                with self._counting:
+                with self._counts_lock:
                     self._num_slots_withdrawn += 1
                     self._count_drop(event)
 
     def _count_drop(self, event: Event) -> None:
-        with self._counting:
+        with self._counts_lock:
             self._num_dropped[type(event).__name__] += 1
 
     def _lag_seconds(self) -> float:

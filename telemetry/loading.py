@@ -1,4 +1,4 @@
-"""Subscribers of one's own: named on the command line, imported and made when the server starts."""
+"""Subscribers that the settings name: imported and made when the server starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TEXT = re.compile(rf"(?P<module>{_NAMES}):(?P<factory>{_NAMES})(?:=(?P<argument
 
 
 class CannotLoadSubscriber(Exception):
-    """What was named can't be imported, can't be called with its arguments, or makes no Subscriber."""
+    """The factory can't be imported or called with its arguments, or makes no Subscriber."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberSource:
-    """Where a subscriber comes from: ``factory`` of ``module``, called with the arguments by name.
+    """The `factory` of a `module` that makes a subscriber, and its keyword arguments.
 
-    The factory may be a class, and may be a dotted name within its module.
+    The factory may be a class, and may have a dotted name within its module.
     """
 
     module: str
@@ -33,7 +33,7 @@ class SubscriberSource:
 
     @classmethod
     def parse(cls, text: str) -> SubscriberSource:
-        """From ``package.module:factory``, or ``package.module:factory={"name": value}`` with arguments in JSON.
+        """Parse `package.module:factory`, or `package.module:factory={"name": value}` with arguments in JSON.
 
         Raises: ValueError.
         """
@@ -49,28 +49,31 @@ class SubscriberSource:
         return cls(match["module"], match["factory"], arguments)
 
     def load(self) -> Subscriber:
-        """Import the module and make the subscriber. Raises: CannotLoadSubscriber."""
+        """Import the module and make the subscriber.
+
+        Raises: CannotLoadSubscriber.
+        """
         name = f"{self.module}:{self.factory}"
-        # Whatever a stranger's code raises, SystemExit too, the depot says in one line whose it is.
+        # Foreign code may raise anything, SystemExit included. The depot reports it in one line.
         try:
             module = importlib.import_module(self.module)
             factory = reduce(getattr, self.factory.split("."), cast(Any, module))
         except (Exception, SystemExit) as error:
-            raise CannotLoadSubscriber(f"{name} can't be imported: {_told(error)}") from error
+            raise CannotLoadSubscriber(f"{name} can't be imported: {_one_line(error)}") from error
         if not callable(factory):
             raise CannotLoadSubscriber(f"{name} is of type {type(factory).__name__} and can't be called")
         try:
             subscriber = factory(**self.arguments)
         except (Exception, SystemExit) as error:
-            raise CannotLoadSubscriber(f"{name} makes no subscriber: {_told(error)}") from error
-        lacking = _lacking(subscriber)
-        if lacking:
-            raise CannotLoadSubscriber(f"{name} makes a {type(subscriber).__name__}, which is no subscriber: {lacking}")
+            raise CannotLoadSubscriber(f"{name} makes no subscriber: {_one_line(error)}") from error
+        fault = _fault(subscriber)
+        if fault:
+            raise CannotLoadSubscriber(f"{name} makes a {type(subscriber).__name__}, which is no subscriber: {fault}")
         return cast(Subscriber, subscriber)
 
 
-def _lacking(subscriber: object) -> str:
-    """What keeps it from being a Subscriber; empty if nothing does."""
+def _fault(subscriber: object) -> str:
+    """Return why it is no Subscriber. Empty if it is one."""
     if inspect.iscoroutine(subscriber):
         subscriber.close()
         return "a factory is called and not awaited"
@@ -82,10 +85,10 @@ def _lacking(subscriber: object) -> str:
         if not callable(member):
             return f"it has no method {method}"
         if inspect.iscoroutinefunction(member):
-            return f"its method {method} is async, and nobody would await it"
+            return f"its method {method} is async, and no one would await it"
     return ""
 
 
-def _told(error: BaseException) -> str:
-    """In one line, whatever the message."""
+def _one_line(error: BaseException) -> str:
+    """Return the error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

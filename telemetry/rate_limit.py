@@ -1,4 +1,4 @@
-"""A limit on how often the same thing is said, which counts what it held back."""
+"""A limit on how often something is logged, which counts what it suppressed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Key = TypeVar("Key", bound=Hashable)
 class _Window:
     start: float
     num_admitted: int = 0
-    num_held_back: int = 0
+    num_suppressed: int = 0
 
 
 class RateLimit(Generic[Key]):
-    """Admits ``limit`` per key and period.
+    """Admits `limit` events per key and period, and counts the others as suppressed.
 
-    Keys are never forgotten, there have to be few of them; or only the last ``max_keys`` that were new are remembered.
+    It remembers all keys, or the last `max_keys` new ones.
     """
 
     def __init__(self, limit: int, period_seconds: float, *, max_keys: int | None = None) -> None:
@@ -31,7 +31,7 @@ class RateLimit(Generic[Key]):
         self._windows: dict[Key, _Window] = {}
 
     def admit(self, key: Key, now: float) -> int | None:
-        """How many were held back since one was last admitted; None if this one is held back too."""
+        """Return how many were suppressed since the last admitted one, or None if this one is suppressed."""
         window = self._windows.get(key)
         if window is None:
             if len(self._windows) == self._max_keys:
@@ -40,12 +40,12 @@ class RateLimit(Generic[Key]):
         elif now - window.start >= self._period_seconds:
             window.start, window.num_admitted = now, 0
         if window.num_admitted >= self._limit:
-            window.num_held_back += 1
+            window.num_suppressed += 1
             return None
         window.num_admitted += 1
-        num_held_back, window.num_held_back = window.num_held_back, 0
-        return num_held_back
+        num_suppressed, window.num_suppressed = window.num_suppressed, 0
+        return num_suppressed
 
-    def untold(self) -> dict[Key, int]:
-        """What was held back and not told of by ``admit``."""
-        return {key: window.num_held_back for key, window in self._windows.items() if window.num_held_back}
+    def suppressed(self) -> dict[Key, int]:
+        """Return the suppressed numbers that `admit` has not returned."""
+        return {key: window.num_suppressed for key, window in self._windows.items() if window.num_suppressed}

@@ -1,4 +1,4 @@
-"""Who telemetry comes from, as its receivers are told."""
+"""The resource of OpenTelemetry that names this server to the receivers of telemetry."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from opentelemetry.sdk.resources import Resource
 
 
 def server_resource(version: str) -> Resource:
-    """This run of the server; the variable OTEL_RESOURCE_ATTRIBUTES adds what is known of the place where it runs."""
+    """Return a resource for this run of the server. OTEL_RESOURCE_ATTRIBUTES adds attributes of its place."""
     return Resource.create({"service.name": "kvdepot", "service.version": version, "service.instance.id": str(uuid4())})

@@ -1,4 +1,4 @@
-"""A live feed of events for one reader, which may be slow: it loses events and is told how many."""
+"""A live feed of events for one reader. A slow reader loses events and learns how many."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from types import TracebackType
 
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
-from telemetry.events import BlocksAllocated, Event, own_instance_id
+from telemetry.events import BlocksAllocated, Event
 
 
 class Watcher(Subscriber):
-    """Yields ``(event, num_lost)``: the events that pass the filters, oldest first, from the bus's next batch on.
+    """Yields `(event, num_lost)`: the events that pass the filters, oldest first, from the bus's next batch on.
 
-    ``num_lost`` events that passed were lost between the event before and this one: when ``capacity`` events wait the
-    oldest of them goes. An empty filter passes everything; of a report of blocks, a filter by session passes the
-    session's records. One task reads; `close`, or the bus that stops, ends the iteration after what is waiting.
+    `num_lost` events were lost between the event before and this one: if `capacity` events wait, the oldest one is
+    lost. An empty filter passes all events. A filter by session passes the session's records of a report of blocks. One
+    task reads. `close`, or the stop of the bus, ends the iteration after the waiting events.
     """
 
     name = "watch"
@@ -71,7 +71,7 @@ class Watcher(Subscriber):
         return self._buffer.popleft(), num_lost
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Keep what passes the filters, at the cost of the oldest."""
+        """Keep the events that pass the filters. The oldest ones are lost if too many wait."""
         passed = [shown for event in batch if (shown := self._shown(event)) is not None]
         if passed:
             self._num_lost += max(0, len(self._buffer) + len(passed) - self._capacity)
@@ -79,17 +79,17 @@ class Watcher(Subscriber):
             self._changed.set()
 
     def close(self) -> None:
-        """See no more events; idempotent."""
+        """Stop watching. Idempotent."""
         self._bus.unsubscribe(self)
         self._closed = True
         self._changed.set()
 
     def _shown(self, event: Event) -> Event | None:
-        """The event, or the part of it that passes the filters."""
+        """Return the event, or the part of it that passes the filters."""
         if (
             (self._tenant and event.tenant != self._tenant)
             or (self._event_types and type(event) not in self._event_types)
-            or (self._instance_id and own_instance_id(event) != self._instance_id)
+            or (self._instance_id and event.instance_id != self._instance_id)
         ):
             return None
         if not self._session_id or event.session_id == self._session_id:

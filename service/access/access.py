@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.access.audit import Audit, Publisher
+from service.access.audit import Audit
 from service.access.certificates import BadCertificate, Certificate, read_certificate
 from service.access.credentials import Authenticator, Caller, Context
 from service.access.reload import ReloadedFiles
@@ -15,6 +15,7 @@ from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
 from service.settings import BadSettings, Settings
+from telemetry.events import Publisher
 
 ADMIN_SERVICE = "/kvdepot.v1.AdminService/"
 AUDITED_METHODS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})

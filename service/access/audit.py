@@ -6,23 +6,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Protocol
 
 from service.errors import DepotError
-from telemetry.events import CallDenied, Event
+from telemetry.events import CallDenied, Publisher
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger("kvdepot.audit")
 
 LINES_PER_MINUTE = 10  # for one peer and one reason
 MAX_PEERS = 1_024  # that the limit can tell apart
-
-
-class Publisher(Protocol):
-    """A bus of events."""
-
-    def publish(self, event: Event) -> None:
-        """Take an event. It never blocks and never raises."""
 
 
 class Audit:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from service.access.audit import Publisher
-from telemetry.daemon_thread import in_daemon_thread
-from telemetry.events import FileRefused, FileReloaded
+from telemetry.events import FileRefused, FileReloaded, Publisher
+from telemetry.thread import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 

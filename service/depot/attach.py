@@ -12,10 +12,8 @@ from kernels.geometry import CudaIpc
 from kernels.plan import check_groups, chunk_bytes
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
-from service.depot.leases import LeaseEnd
 from service.depot.memory_objects import AttachedMemory, most_objects
 from service.depot.running_transfer import stopped, to_the_end
-from service.depot.sessions import SessionEnd
 from service.depot.values import AttachRequest
 from service.errors import (
     BackendUnavailable,
@@ -30,6 +28,7 @@ from service.errors import (
 from service.l1.keys import RankIdentity
 from service.l1.pool import slot_bytes_for
 from telemetry.events import InstanceAttached, InstanceDetached
+from telemetry.kinds import DetachReason, LeaseEnd, SessionEnd
 
 DETACH_WAIT_SECONDS = 1.0
 MAPPER_THREADS = 4
@@ -238,9 +237,9 @@ def _publish_attached(depot: Depot, attachment: Attachment) -> None:
 def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:
     """Return why the attachment ended. A client that ended its stream and left work counts as dead."""
     if attachment.failed.is_set():
-        return "failed"
+        return DetachReason.FAILED
     if draining:
-        return "drained"
+        return DetachReason.DRAINED
     if attachment.closing.is_set():
-        return "closed"
-    return "lost" if has_work or attachment.transfers else "closed"
+        return DetachReason.CLOSED
+    return DetachReason.LOST if has_work or attachment.transfers else DetachReason.CLOSED

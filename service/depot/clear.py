@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from service.depot.chunk_index import CHUNKS_A_STEP
 from service.depot.depot import Depot
-from service.depot.leases import LeaseEnd
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.index import RemovalReason
 from telemetry.events import CacheCleared
+from telemetry.kinds import LeaseEnd
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,17 +17,18 @@ from service.access.quota import Quota
 from service.depot.instances import Instances, TransferBackend
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
-from service.depot.operation import Operation, OperationKind, Outcome
-from service.depot.publisher import NullPublisher, Publisher
+from service.depot.operation import Operation
+from service.depot.publisher import NullPublisher
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
 from service.errors import StreamStalled, invalid
 from service.l1.chunk import Chunk
-from service.l1.index import TIER, Index
+from service.l1.index import Index
 from service.l1.keys import Prefix
 from service.l1.pool import Pool
-from telemetry.events import ChunksEvicted, Event
+from telemetry.events import ChunksEvicted, Event, Publisher
+from telemetry.kinds import OperationKind, Outcome, Tier
 
 T = TypeVar("T")
 
@@ -153,7 +154,7 @@ class Depot:
                 ChunksEvicted(
                     tenant=tenant,
                     model_name=model_name,
-                    tier=TIER,
+                    tier=Tier.L1,
                     keys=tuple(chunk.key for chunk in of_model),
                     num_bytes=sum(chunk.slot.size_bytes for chunk in of_model),
                     lifetime_seconds=now - np.array([chunk.store_time for chunk in of_model]),

@@ -8,26 +8,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from kernels.transfer import Transfer
 from service.depot.chunk_index import ChunkIndex, unpinning
 from service.depot.slices import Slices
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.l1.chunk import Chunk
+from telemetry.kinds import LeaseEnd
 
 MAX_ENDED_REMEMBERED = 16_384
 ENDS_AT_ONCE = 256
-
-
-class LeaseEnd(StrEnum):
-    """Why a lease ended."""
-
-    RELEASED = "released"
-    EXPIRED = "expired"
-    REVOKED = "revoked"
-    SESSION_ENDED = "session ended"
-    INSTANCE_DETACHED = "instance detached"
 
 
 _ERRORS: dict[LeaseEnd, type[DepotError]] = {

@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from service.depot.leases import Lease, LeaseEnd, Leases
-from service.depot.publisher import Publisher
+from service.depot.leases import Lease, Leases
 from service.depot.running_transfer import stopped, to_the_end
-from service.depot.sessions import Session, SessionEnd, Sessions
+from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.trace_context import traceparent
 from service.l1.chunk import Chunk
-from service.l1.index import TIER
-from telemetry.events import ChunksReused, LeaseEnded, LeaseGranted, SessionEnded, SessionStarted
+from telemetry.events import ChunksReused, LeaseEnded, LeaseGranted, Publisher, SessionEnded, SessionStarted
+from telemetry.kinds import LeaseEnd, SessionEnd, Tier
 
 
 class Lifetimes:
@@ -67,7 +66,7 @@ class Lifetimes:
             self._bus.publish(
                 ChunksReused(
                     model_name=session.model_name,
-                    tier=TIER,
+                    tier=Tier.L1,
                     reuse_gap_seconds=time.monotonic() - np.array(idle_since),
                 )
             )

@@ -12,15 +12,16 @@ from service.depot.chunk_index import CHUNKS_A_STEP, ChunkIndex, unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.leases import Lease
-from service.depot.operation import Operation, OperationKind, Outcome
+from service.depot.operation import Operation
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
-from service.depot.values import LookupAnswer, LookupRequest, Miss, MissReason
+from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
 from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey, Namespace, Prefix, chunk_keys
 from telemetry.events import LookupFinished, LookupStarted
+from telemetry.kinds import MissReason, OperationKind, Outcome
 
 _MISS_REASONS = {
     RemovalReason.EVICTED: MissReason.EVICTED,

@@ -11,14 +11,14 @@ import numpy as np
 from service.depot.chunk_index import CHUNKS_A_STEP
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
-from service.depot.operation import Outcome
 from service.depot.slices import Pace
 from service.depot.store_plan import OfferedChunk, StoreContext, StorePlan, plan_store
-from service.depot.values import Refusal, RefusalReason, StoreAnswer, StoreHeader
+from service.depot.values import Refusal, StoreAnswer, StoreHeader
 from service.l1.chunk import Chunk, PendingWrite
 from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey, chunk_keys
 from telemetry.events import ChunksStored
+from telemetry.kinds import Outcome, RefusalReason
 
 CHUNKS_A_PLAN = 32  # to decide about so many may take half a millisecond
 CHUNKS_AN_EVENT = 256

@@ -4,26 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class OperationKind(StrEnum):
-    """What an operation does."""
-
-    LOOKUP = "lookup"
-    STORE = "store"
-    RETRIEVE = "retrieve"
-
-
-class Outcome(StrEnum):
-    """How an operation ended."""
-
-    OK = "ok"
-    PARTIAL = "partial"
-    MISS = "miss"
-    REFUSED = "refused"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
+from telemetry.kinds import OperationKind, Outcome
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -15,7 +15,7 @@ from service.depot.chunk_index import unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.leases import Lease
-from service.depot.operation import Operation, OperationKind, Outcome
+from service.depot.operation import Operation
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
@@ -23,6 +23,7 @@ from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, Retrieve
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.l1.chunk import Chunk
 from telemetry.events import RetrieveFinished, RetrieveStarted
+from telemetry.kinds import OperationKind, Outcome
 
 MAX_PIECE_BYTES = 1 << 20
 MAX_TAIL_CHUNKS = 4_096  # of a prefix, in which to look for the stores that made them

@@ -7,13 +7,13 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import islice
 
 from kernels.transfer import Transfer
 from service.depot.begin_order import BeginOrder
 from service.depot.operation import Operation
 from service.errors import SessionNotFound, TooManySessions
+from telemetry.kinds import SessionEnd
 
 MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
@@ -23,14 +23,6 @@ MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
 
 SessionIds = tuple[str, str]
 """`(instance_id, session_id)`"""
-
-
-class SessionEnd(StrEnum):
-    """Why a session ended."""
-
-    REQUESTED = "requested"
-    IDLE = "idle"
-    INSTANCE_DETACHED = "instance detached"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -12,14 +12,15 @@ from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.open_store import CHUNKS_A_PLAN, OpenStore
-from service.depot.operation import Operation, OperationKind
+from service.depot.operation import Operation
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
-from service.depot.values import RefusalReason, StoreAnswer, StoreHeader, StoreRequest
+from service.depot.values import StoreAnswer, StoreHeader, StoreRequest
 from service.errors import Detached, FieldViolation, InvalidRequest, SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
 from telemetry.events import StoreFinished, StoreStarted
+from telemetry.kinds import OperationKind, RefusalReason
 
 
 async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:

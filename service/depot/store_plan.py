@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.depot.chunk_index import ChunkIndex
-from service.depot.values import RefusalReason
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey
+from telemetry.kinds import RefusalReason
 
 
 class OfferedChunk(NamedTuple):

@@ -17,30 +17,25 @@ from service.depot.chunk_index import CHUNKS_A_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
-from service.depot.publisher import Publisher
 from service.depot.running_transfer import to_the_end
 from service.depot.sessions import Sessions
 from service.depot.slices import Slices
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.pool import Pool
-from telemetry.events import Event
+from telemetry.events import Event, Publisher
 
 
 class TenantPublisher:
-    """Says of each event whose it is."""
+    """Publishes the events of one tenant."""
 
     def __init__(self, tenant: str, bus: Publisher) -> None:
         self._tenant = tenant
         self._bus = bus
 
     def publish(self, event: Event) -> None:
-        """Publish an event that was just made; that it is frozen is for those who get it."""
-        if not event.tenant:
-            event.tenant = self._tenant  # type: ignore[misc]
-        if event.instance_id:
-            event.instance_id = f"{event.tenant}/{event.instance_id}"  # type: ignore[misc]
-        self._bus.publish(event)
+        """Publish an event that was just made, with its tenant."""
+        self._bus.publish(event.of_tenant(self._tenant))
 
 
 class TenantDepots:

@@ -13,7 +13,7 @@ from kernels.transfer import Direction, Transfer
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
 from service.depot.leases import Lease
-from service.depot.operation import Operation, Outcome
+from service.depot.operation import Operation
 from service.depot.running_transfer import finished
 from service.depot.sessions import Session
 from service.errors import (
@@ -25,6 +25,7 @@ from service.errors import (
     TransferFailed,
 )
 from telemetry.events import TransferFinished, TransferStarted, TransferStep
+from telemetry.kinds import Outcome
 
 MAX_GROUP_CHUNKS = 1_024
 """Most chunks of one transfer, times groups: the start of a transfer takes a moment for each."""

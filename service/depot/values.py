@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from kernels.geometry import Group, Region
 from service.depot.leases import Lease
 from service.l1.index import Tombstone
 from service.l1.keys import Prefix
+from telemetry.kinds import MissReason, RefusalReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,18 +52,6 @@ class LookupRequest:
     prefix: Prefix
     computed_tokens: int
     max_wait_seconds: float
-
-
-class MissReason(StrEnum):
-    """Why a match is not longer."""
-
-    SHORTER_THAN_CHUNK = "shorter than chunk"
-    NEVER_STORED = "never stored"
-    EVICTED = "evicted"
-    BEING_STORED = "being stored"
-    RANK_MISSING = "rank missing"
-    CLEARED = "cleared"
-    UNKNOWN_IDENTITY = "unknown identity"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +95,6 @@ class StoreRequest:
     header: StoreHeader
     block_tables: Sequence[BlockTable]
     ready_event: bytes
-
-
-class RefusalReason(StrEnum):
-    """Why a chunk was not stored."""
-
-    NO_SLOT = "no slot"
-    STORE_TIMEOUT = "store timeout"
-    NO_BYTES = "no bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

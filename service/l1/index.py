@@ -18,7 +18,6 @@ from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool, Slot
 
-TIER = "l1"
 """The name of L1 in events."""
 
 MAX_REMEMBERED = 65_536

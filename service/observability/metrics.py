@@ -1,4 +1,4 @@
-"""Metrics, put together: who takes figures, and where they are exported."""
+"""The metrics of the server: who measures, and where the values are exported."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from opentelemetry.sdk.resources import Resource
 
 from service.settings import Settings
 from telemetry.bus import EventBus
-from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
-from telemetry.l0.metrics import read_blocks
 from telemetry.l0.subscriber import L0Subscriber
 from telemetry.metrics import definitions
 from telemetry.metrics.chunks import ChunksSubscriber
-from telemetry.metrics.event_queue import read_bus
 from telemetry.metrics.export import MetricsExport
-from telemetry.metrics.instruments import Distribution
+from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
-from telemetry.metrics.loop_lag import LoopLag
-from telemetry.metrics.process import read_process
+from telemetry.metrics.server import LoopLag, read_bus, read_process
 from telemetry.metrics.snapshot import Scalars, Snapshots
 from telemetry.metrics.subscriber import MetricsSubscriber
+from telemetry.thread import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
 
 class Measuring:
-    """Made on the event loop. ``subscribers`` are for the bus, ``rpc_durations`` is what the interceptor observes."""
+    """Measures the server and exports it. Made on the event loop.
+
+    `subscribers` are for the bus. The interceptor observes into `rpc_durations`.
+    """
 
     def __init__(self, settings: Settings, resource: Resource) -> None:
         self._settings = settings
@@ -43,33 +43,35 @@ class Measuring:
             exported=models.exported,
         )
         self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
-        self.rpc_durations = Distribution(definitions.RPC_DURATION)
+        self.rpc_durations = Histogram(definitions.RPC_DURATION)
         self._loop_lag = LoopLag()
-        self._readings = Snapshots()
-        self._readings.add(events.read)
-        self._readings.add(partial(read_blocks, l0, models))
-        self._readings.add(read_process)
-        self._readings.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
-        self._readings.add_histograms((self.rpc_durations, self._loop_lag.lag))
+        self._snapshots = Snapshots()
+        for read in (events.read, l0.read, read_process):
+            self._snapshots.add(read)
+        self._snapshots.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
+        self._snapshots.add_histograms((self.rpc_durations, self._loop_lag.lag))
         self._export: MetricsExport | None = None
 
     @property
     def prometheus_address(self) -> str | None:
-        """HOST:PORT where metrics are served; None where they are sent to a collector, or not exported yet."""
+        """HOST:PORT of the page for Prometheus. None before `start`, and if metrics are sent to a collector."""
         return self._export.prometheus_address if self._export is not None else None
 
     def start(self, bus: EventBus, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Export from now on. Raises: CannotServeMetrics."""
-        self._readings.add(partial(read_bus, bus))
+        """Begin to export.
+
+        Raises: CannotServeMetrics.
+        """
+        self._snapshots.add(partial(read_bus, bus))
         for read in gauges:
-            self._readings.add(read)
+            self._snapshots.add(read)
         settings = self._settings
         if settings.otlp_endpoint:
-            self._export = MetricsExport.to_collector(self._readings, self._resource, settings.otlp_endpoint)
+            self._export = MetricsExport.to_collector(self._snapshots, self._resource, settings.otlp_endpoint)
             logger.info("sends metrics to %s", settings.otlp_endpoint)
         else:
             host, port = settings.prometheus_host, settings.prometheus_port
-            self._export = MetricsExport.for_prometheus(self._readings, self._resource, host, port)
+            self._export = MetricsExport.for_prometheus(self._snapshots, self._resource, host, port)
             logger.info("serves metrics on http://%s/metrics", self._export.prometheus_address)
         self._loop_lag.start()
 

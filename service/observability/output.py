@@ -1,4 +1,4 @@
-"""What the server writes to standard output and error: the log, the line that says where it serves, spans."""
+"""Standard output and error of the server: the log, the line with its addresses, spans."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from service.settings import LogFormat, Settings
 from telemetry.logs.detached_stream import DetachedStream
 from telemetry.logs.line_format import JsonFormat, TextFormat
 from telemetry.logs.throttling import LineThrottle
-from telemetry.metrics import definitions as definitions
+from telemetry.metrics import definitions
 from telemetry.metrics.snapshot import Scalars
 
 FINISH_SECONDS = 1.0  # for the last lines, at the end of the process
 
 
 class Output:
-    """Standard output and error of a process that never waits for them; everything that prints or warns uses them.
+    """Standard output and error that never block the process.
 
-    A stream that is closed, or is none of the operating system's, stays as it is.
+    A stream that is closed, or has no file descriptor, stays as it is.
     """
 
     def __init__(self, streams: tuple[DetachedStream, ...]) -> None:
@@ -31,7 +31,7 @@ class Output:
 
     @classmethod
     def detached(cls) -> Output:
-        """Put detached streams in place of ``sys.stdout`` and ``sys.stderr``, which are finished at exit."""
+        """Replace `sys.stdout` and `sys.stderr` by detached streams, which are finished at exit."""
         streams = []
         for name in ("stdout", "stderr"):
             try:
@@ -46,7 +46,7 @@ class Output:
         return output
 
     def log_as(self, settings: Settings) -> None:
-        """Log to standard error, warnings of Python too."""
+        """Log to standard error, with Python's warnings."""
         format_of = JsonFormat() if settings.log_format is LogFormat.JSON else TextFormat()
         handler = logging.StreamHandler()
         handler.setFormatter(format_of)
@@ -59,21 +59,21 @@ class Output:
                 stream.report = lambda num_lines: format_of.format(_missing(num_lines))
 
     def read(self) -> Scalars:
-        """What was dropped, as figures."""
+        """Return the numbers of dropped lines."""
         return {definitions.LOG_LINES_DROPPED: {(each.name,): each.num_dropped_lines for each in self._streams}}
 
     def finish(self) -> None:
-        """Write what waits, in `FINISH_SECONDS` at most."""
+        """Write the waiting lines, in `FINISH_SECONDS` at most."""
         deadline = monotonic() + FINISH_SECONDS
         for stream in self._streams:
             stream.finish(deadline)
 
 
 def is_about_the_depot(record: logging.LogRecord) -> bool:
-    """Whether a record may be logged: not gRPC's that an answer failed.
+    """Return whether a record may be logged: all but gRPC's record of a failed answer.
 
-    An answer fails when its client has left. gRPC stays silent if it learns that the client left before it learns that
-    the answer failed. In the other order it logs an error with a traceback.
+    An answer fails if its client has left. gRPC logs nothing if it first learns that the client left. If it first
+    learns that the answer failed, it logs an error with a traceback.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 

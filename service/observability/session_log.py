@@ -1,8 +1,8 @@
-"""Logs each session that ended as one readable block.
+"""Logs each ended session as one readable block.
 
-The block is written from the bus's SessionEnded and not by who ends the session: it takes longer than the rest of
-EndSession, and an engine that dies ends thousands of sessions in one step. A dropped event costs a block in the log;
-what EndSession answers does not come from here.
+A block takes longer than the rest of EndSession, and an engine that dies ends thousands of sessions in one step. So a
+subscriber of the bus writes the blocks. A dropped event loses a block in the log. EndSession's answer does not come
+from here.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections.abc import Callable, Sequence
 from service.depot.sessions import Sessions
 from service.observability.session_report import report
 from telemetry.delivery import Subscriber
-from telemetry.events import Event, SessionEnded, own_instance_id
+from telemetry.events import Event, SessionEnded
 from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
 SessionsOf = Callable[[str], Sessions | None]
-"""The sessions of a tenant, of whom there may be nothing any more."""
+"""Returns the sessions of a tenant, or None if the tenant is gone."""
 
 EVENT = "SessionSummary"
-BLOCKS_PER_SECOND = 10  # for each reason why sessions end
+BLOCKS_PER_SECOND = 10  # for each reason
 
 
 class SessionLog(Subscriber):
-    """One INFO record per session: its message is the block, its arguments are the facts."""
+    """Logs one INFO record per session. The message is the block, the arguments are the facts."""
 
     name = "session log"
 
@@ -39,7 +39,7 @@ class SessionLog(Subscriber):
         self._limit = RateLimit[str](blocks_per_second, period_seconds=1.0)
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Log those that ended, unless too many did."""
+        """Log ended sessions, up to the limit."""
         if not logger.isEnabledFor(logging.INFO):
             return
         for event in batch:
@@ -47,8 +47,8 @@ class SessionLog(Subscriber):
                 self._log(event)
 
     def close(self) -> None:
-        """Tell of the sessions that were held back and that no later block told of."""
-        for reason, num_suppressed in self._limit.untold().items():
+        """Log how many sessions were suppressed since the last block."""
+        for reason, num_suppressed in self._limit.suppressed().items():
             facts = {"reason": str(reason), "num_suppressed": num_suppressed}
             logger.info(f"{EVENT} reason=%(reason)r num_suppressed=%(num_suppressed)d", facts, extra={"event": EVENT})
 
@@ -59,9 +59,9 @@ class SessionLog(Subscriber):
         sessions = self._sessions_of(event.tenant)
         if sessions is None:
             return
-        session = sessions.last_ended(own_instance_id(event), event.session_id)
+        session = sessions.last_ended(event.instance_id, event.session_id)
         if session is None or session.duration_seconds != event.duration_seconds:
-            return  # forgotten since, or another one of this id has ended since
+            return  # it is forgotten, or another session with this id ended after it
         block = report(session)
         text = block.text
         if event.tenant:

@@ -1,4 +1,4 @@
-"""What a session did: a block of lines for people, and the same as facts for programs."""
+"""The report of a session: a block of lines for people, and facts for programs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from heapq import merge
 from typing import Any
 
 from kvdepot.timeline import Span, timeline
-from service.depot.operation import Operation, OperationKind
+from service.depot.operation import Operation
 from service.depot.sessions import Session
+from telemetry.kinds import OperationKind, Tier
 
 MAX_ROWS = 24
 SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
-TIER = "l1"
 
 
 @dataclass(frozen=True, slots=True)
 class SessionReport:
-    """`text` has a row for each operation and gap, `MAX_ROWS` of them at most; `facts` are what JSON can hold."""
+    """`text` has a row for each operation and gap, `MAX_ROWS` at most. `facts` hold JSON values."""
 
     text: str
     facts: dict[str, Any]
 
 
 def report(session: Session) -> SessionReport:
-    """Tells of a session that has ended. What was asked, matched and moved is summed over the operations kept."""
+    """Report an ended session. Tokens and bytes are summed over the operations that the session has kept."""
     operations = [(_span(session, each), each) for each in session.operations]
     divided = timeline([span for span, _ in operations], session.duration_seconds, session.num_dropped_operations)
     facts = _facts(session)
@@ -53,7 +53,7 @@ def report(session: Session) -> SessionReport:
 
 
 def saved_tokens(retrieves: Iterable[tuple[int, int]]) -> int:
-    """Tokens that the engine need not compute: what every rank of those that retrieved has, from (rank, tokens)."""
+    """Return the tokens that the engine need not compute: the fewest of any rank, from pairs of (rank, tokens)."""
     by_rank: Counter[int] = Counter()
     for rank, num_tokens in retrieves:
         by_rank[rank] += num_tokens
@@ -61,7 +61,7 @@ def saved_tokens(retrieves: Iterable[tuple[int, int]]) -> int:
 
 
 def _span(session: Session, operation: Operation) -> Span:
-    """When it ran; one that has not ended yet ran until the session's end."""
+    """Return when the operation ran. One without an end ran until the session's end."""
     start_seconds = operation.start - session.start
     if operation.outcome is None:
         return Span(start_seconds, max(start_seconds, session.duration_seconds))
@@ -100,13 +100,13 @@ def _operation_facts(span: Span, operation: Operation) -> dict[str, Any]:
         "duration_seconds": round(span.seconds, 6),
         "num_tokens": operation.num_tokens,
         "num_bytes": operation.num_bytes,
-        "tier": TIER,
+        "tier": Tier.L1,
         "outcome": str(operation.outcome or "running"),
     }
 
 
 def _row(span: Span, operation: Operation | None) -> str:
-    """One line; None is a gap."""
+    """Return one line. None is a gap."""
     times = f"  {span.start_seconds:>+11,.4f} s {span.seconds * 1e3:11,.1f} ms  "
     if operation is None:
         return f"{times}(engine)"
@@ -116,4 +116,4 @@ def _row(span: Span, operation: Operation | None) -> str:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
     rate = span.gigabytes_per_second(operation.num_bytes)
     speed = f"{rate:.2f} GB/s" if rate is not None else ""
-    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {TIER}  {operation.outcome or 'running'}"
+    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {Tier.L1}  {operation.outcome or 'running'}"

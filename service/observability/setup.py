@@ -1,4 +1,4 @@
-"""Observability: the bus, the subscribers that the settings ask for, and where these send what they know."""
+"""Observability: the bus and the subscribers that the settings ask for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from service.observability.metrics import Measuring
 from service.observability.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings
 from telemetry.bus import EventBus
-from telemetry.daemon_thread import in_daemon_thread
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
 from telemetry.logs.line_format import SpanOf, no_span
 from telemetry.logs.subscriber import LogSubscriber
 from telemetry.metrics.snapshot import Scalars
 from telemetry.resource import server_resource
-from telemetry.subscriber_thread import SubscriberThread
+from telemetry.thread import SubscriberThread, in_daemon_thread
 from telemetry.traces.export import Tracing
 from telemetry.traces.subscriber import TracingSubscriber
 
@@ -28,10 +27,11 @@ CLOSE_SECONDS = 3.5  # an exporter needs less, unless it hangs
 
 
 class Observability:
-    """What watches the depot. ``bus`` is None where observability is disabled: then nothing is made or run.
+    """Everything that observes the depot. `bus` is None if observability is disabled: then nothing is made or run.
 
-    ``tracing`` is None where nothing is traced, ``measuring`` where nothing is measured.
-    Raises: BadSettings, for a subscriber that can't be loaded.
+    `tracing` is None without tracing, `measuring` without metrics.
+
+    Raises: BadSettings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,8 +47,8 @@ class Observability:
         subscribers: list[Subscriber] = []
         if settings.enable_tracing:
             self.tracing = Tracing.open(resource, otlp_endpoint=settings.otlp_endpoint, console=settings.trace_console)
-            spans = TracingSubscriber(self.tracing.provider, patience_seconds=2 * settings.max_wait)
-            subscribers.append(spans)  # before the logs, whose lines tell the spans' ids
+            spans = TracingSubscriber(self.tracing.provider, late_timeout_seconds=2 * settings.max_wait)
+            subscribers.append(spans)  # before the logs, whose lines have the ids of spans
             self._span_of = spans.span_of
         if self._logs:
             subscribers.append(LogSubscriber(span_of=self._span_of))
@@ -59,7 +59,10 @@ class Observability:
         self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
 
     def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Log sessions that end, and export metrics, from now on. Raises: CannotServeMetrics."""
+        """Begin to log ended sessions and to export metrics.
+
+        Raises: CannotServeMetrics.
+        """
         if self.bus is None:
             return
         if self._logs:
@@ -68,7 +71,7 @@ class Observability:
             self.measuring.start(self.bus, gauges)
 
     async def close(self) -> None:
-        """Send what was not sent yet, in `CLOSE_SECONDS` at most; the bus has stopped."""
+        """Send the last spans and metrics, in `CLOSE_SECONDS` at most. The bus has stopped."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as closing:
                 if self.tracing is not None:
@@ -80,7 +83,7 @@ class Observability:
 
 
 def _own_subscribers(settings: Settings) -> list[Subscriber]:
-    """Each in a thread of its own: nobody knows how long it takes."""
+    """Load the subscribers of the settings. Each has its own thread, because it may block."""
     try:
         return [SubscriberThread(SubscriberSource.parse(text).load()) for text in settings.subscriber]
     except CannotLoadSubscriber as error:

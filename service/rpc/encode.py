@@ -9,9 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvdepot.v1 import cache_pb2
 from service.depot.leases import Lease
-from service.depot.operation import Operation, OperationKind, Outcome
-from service.depot.sessions import Session, SessionEnd
-from service.depot.values import LookupAnswer, Miss, MissReason, Refusal, RefusalReason, StoreAnswer
+from service.depot.operation import Operation
+from service.depot.sessions import Session
+from service.depot.values import LookupAnswer, Miss, Refusal, StoreAnswer
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 
 _MISS_REASONS = {
     MissReason.SHORTER_THAN_CHUNK: cache_pb2.MISS_REASON_SHORTER_THAN_CHUNK,

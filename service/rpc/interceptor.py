@@ -37,7 +37,7 @@ from service.rpc.probes import Probes
 from service.rpc.receive import Behavior, Call, Handler, Rpc, stream_handler
 from service.rpc.refusals import Refusals
 from service.rpc.status import InternalError, abort, status_of
-from telemetry.metrics.instruments import Distribution
+from telemetry.metrics.instruments import Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         admission: Admission,
         quota_of: Callable[[Tenant], Quota],
         refusals: Refusals,
-        durations: Distribution | None,
+        durations: Histogram | None,
         slices: Slices,
         *,
         max_message_bytes: int,

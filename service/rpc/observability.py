@@ -19,7 +19,7 @@ from service.rpc import decode, encode
 from service.rpc.limits import MAX_EVENT_TYPES
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
-from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event, own_instance_id
+from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event
 from telemetry.watch import Watcher
 
 DEFAULT_PAGE_SIZE = 100
@@ -157,7 +157,7 @@ def _event(event: Event) -> observability_pb2.Event:
         type=type(event).__name__,
         time=encode.timestamp(event.time),
         tenant=event.tenant,
-        instance_id=own_instance_id(event),
+        instance_id=event.instance_id,
         session_id=event.session_id,
         operation_id=str(operation_id),
         attributes=struct,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import Protocol
 
 from service.access.audit import host_of
 from service.errors import DepotError
-from telemetry.events import CallRefused, Event
+from telemetry.events import CallRefused, Publisher
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -21,13 +20,6 @@ LINES_PER_MINUTE = 5  # of one instance, RPC and reason
 MAX_KEYS = 1_024  # that the limit tells apart
 MAX_DETAIL_CHARS = 1_000
 UNKNOWN_METHOD = ("other", "UNIMPLEMENTED")
-
-
-class Publisher(Protocol):
-    """Takes events."""
-
-    def publish(self, event: Event) -> None:
-        """Never blocks, never raises."""
 
 
 class Refusals:
@@ -48,9 +40,8 @@ class Refusals:
         self.num_refused[rpc, error.reason] += 1
         if method not in PUBLISHED_METHODS:
             return
-        instance = f"{tenant}/{instance_id}" if tenant and instance_id else instance_id
         event = CallRefused(
-            instance_id=instance,
+            instance_id=instance_id,
             tenant=tenant,
             rpc=rpc,
             peer=host_of(peer),
@@ -60,7 +51,7 @@ class Refusals:
         )
         if self._bus is not None:
             self._bus.publish(event)
-        num_suppressed = self._limit.admit((instance, rpc, error.reason), time.monotonic())
+        num_suppressed = self._limit.admit((event.instance_label, rpc, error.reason), time.monotonic())
         if num_suppressed is not None:
             _write(event, peer, num_suppressed)
 
@@ -68,6 +59,7 @@ class Refusals:
 def _write(event: CallRefused, peer: str, num_suppressed: int) -> None:
     names = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
     facts = {name: getattr(event, name) for name in names} | {"peer": peer, "num_suppressed": num_suppressed}
+    facts["instance_id"] = event.instance_label
     # repr, so that text of a client can't forge a line of its own
     message = " ".join(["CallRefused", *(f"{name}=%({name})r" for name in facts)])
     logger.warning(message, facts, extra={"event": "CallRefused"})

@@ -1,6 +1,8 @@
-"""What happens to blocks when sessions take them and let go of them, many at once or one by one."""
+"""The rules of telemetry/l0/README.md, applied to many blocks at once."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,127 +10,116 @@ from numpy.typing import NDArray
 from telemetry.l0.blocks import BlockIds, Blocks
 from telemetry.l0.observer import Observer, Source
 
-ONE = np.uint32(1)  # of the columns' type: with an int, np.add.at takes 25 times as long
+ONE = np.uint32(1)
+
+Observations = tuple[NDArray[Any], ...]
+"""Positions, then block ids, then seconds."""
 
 
-class Lives:
-    """Carries out section 6's table on the rows of one instance; counts all blocks, observes sampled ones.
+class BlockLifecycle:
+    """Applies the rules to the rows of one instance. Counts all blocks, observes sampled ones.
 
-    A session owns a block if it remembers the generation in which it took it and the block is still in that one. So
-    who let others take a block over, because its end was not heard of, needs no visit when that happens.
+    A session owns a block if its table has the block with the block's current generation. So a block that others take
+    over leaves all its owners at once, without a visit to their tables.
     """
 
     def __init__(self, source: Source, blocks: Blocks, observer: Observer) -> None:
         self._source = source
         self._blocks = blocks
         self._observer = observer
+        self._evictions: list[Observations] = []
+        self._reuses: list[Observations] = []
         self.num_allocations = 0
         self.num_reuses = 0
         self.num_shares = 0
         self.num_evictions = 0
 
-    def go_on_from(self, allocations: int, reuses: int, shares: int, evictions: int) -> None:
-        """Count on from there."""
+    def continue_from(self, allocations: int, reuses: int, shares: int, evictions: int) -> None:
+        """Count on from these numbers."""
         self.num_allocations = allocations
         self.num_reuses = reuses
         self.num_shares = shares
         self.num_evictions = evictions
 
-    def take_many(
+    def take(
         self,
         block_ids: BlockIds,
         identities: NDArray[np.uint64],
-        times: NDArray[np.float64],
-        mine: NDArray[np.bool_] | None,
-    ) -> None:
-        """What `take` does, for different blocks; ``identities`` are 0 where a block is not full yet.
+        is_prefix_hit: NDArray[np.bool_] | None,
+        is_owned: NDArray[np.bool_] | None,
+        now: float,
+        positions: BlockIds | None,
+    ) -> NDArray[np.uint32]:
+        """Give different blocks to sessions, and return the generations that the blocks are in afterwards.
 
-        ``mine``: where the session owns the block already; None: nowhere.
+        `identities`: of what each block holds; 0 if it is not full. A prefix hit holds what it held before, whatever
+        its identity. `is_owned`: whether the session owns the block already (None: none does). `positions`: the order
+        of the observations among those of other calls before `observe` (None: there is no other call).
         """
         blocks = self._blocks
         held = blocks.identity[block_ids]
-        occupied = held != 0
-        kept = occupied & (held == identities)
-        begun = ~kept
-        if mine is not None:
-            begun &= occupied | ~mine
-        if kept.any():
-            self._evict(block_ids, times, np.flatnonzero(occupied ^ kept))
-            at = np.flatnonzero(begun)
-            self._begin(block_ids[at], times[at])
-            at = np.flatnonzero(kept if mine is None else kept & ~mine)
-            self._access(block_ids[at], times[at])
+        is_full = held != 0
+        if is_prefix_hit is None:
+            is_kept = is_full & (held == identities)
         else:
-            self._evict(block_ids, times, np.flatnonzero(occupied))
-            at = np.flatnonzero(begun)
-            self._begin(block_ids[at], times[at]) if len(at) < len(block_ids) else self._begin(block_ids, times)
+            identities = np.where(is_prefix_hit, held, identities)
+            is_kept = (held == identities) & (is_full | is_prefix_hit & (blocks.num_owners[block_ids] != 0))
+        is_new = ~is_kept if is_owned is None else ~is_kept & (is_full | ~is_owned)
+        is_accessed = is_kept if is_owned is None else is_kept & ~is_owned
+        self._evict(block_ids, (is_full & ~is_kept).nonzero()[0], now, positions)
+        self._access(block_ids, is_accessed.nonzero()[0], now, positions)
+        self._begin(block_ids[is_new], now)
         blocks.identity[block_ids] = identities
+        return blocks.generation[block_ids]
 
-    def share_many(self, block_ids: BlockIds, times: NDArray[np.float64]) -> None:
-        """Blocks that are owned have one more owner each time that they occur."""
-        self.num_shares += len(block_ids)
-        np.add.at(self._blocks.num_owners, block_ids, ONE)
-        self._blocks.last_access[block_ids] = times  # the last of several stays
+    def observe(self) -> None:
+        """Hand the observations since the last call to the observer, in the order of their positions."""
+        if self._evictions:
+            evictions, self._evictions = self._evictions, []
+            self._observer.evicted(self._source, *_in_order(evictions))
+        if self._reuses:
+            reuses, self._reuses = self._reuses, []
+            self._observer.reused(self._source, *_in_order(reuses))
 
-    def take(self, block_id: int, identity: int, now: float, *, mine: bool) -> None:
-        """A session was given the block: with the contents that ``identity`` says, or with 0 to write it.
-
-        The same contents are an access, other contents or none an eviction, by whichever session. In a block without
-        contents there is nothing to reuse: its owner fills it in the same life, another session begins a new one.
-        """
-        held = int(self._blocks.identity[block_id])
-        one, time = np.array([block_id]), np.array([now])
-        if held and held == identity:
-            if not mine:
-                self._access(one, time)
-        elif held or not mine:
-            if held:
-                self._evict(one, time, np.array([0]))
-            self._begin(one, time)
-        self._blocks.identity[block_id] = identity
-
-    def claim(self, block_id: int, now: float, *, mine: bool) -> None:
-        """A session was given the block from the engine's prefix cache, whatever it holds."""
-        is_new = not self._blocks.num_owners[block_id] and not self._blocks.identity[block_id]
-        if is_new or not mine:
-            carry_out = self._begin if is_new else self._access
-            carry_out(np.array([block_id]), np.array([now]))
-
-    def claim_many(self, block_ids: BlockIds, now: float) -> None:
-        """What `claim` does, for different blocks of which the session owns none."""
+    def _begin(self, block_ids: BlockIds, now: float) -> None:
         blocks = self._blocks
-        is_new = (blocks.num_owners[block_ids] == 0) & (blocks.identity[block_ids] == 0)
-        times = np.full(len(block_ids), now)
-        self._begin(block_ids[is_new], times[is_new])
-        self._access(block_ids[~is_new], times[~is_new])
-
-    def _begin(self, block_ids: BlockIds, times: NDArray[np.float64]) -> None:
-        blocks = self._blocks
-        blocks.alloc_time[block_ids] = times
-        blocks.last_access[block_ids] = times
+        blocks.alloc_time[block_ids] = now
+        blocks.last_access[block_ids] = now
         blocks.num_owners[block_ids] = 1
         blocks.generation[block_ids] += ONE
         self.num_allocations += len(block_ids)
 
-    def _access(self, block_ids: BlockIds, times: NDArray[np.float64]) -> None:
-        blocks = self._blocks
-        owners = blocks.num_owners[block_ids]
-        at = np.flatnonzero(owners == 0)
-        self.num_reuses += len(at)
-        self.num_shares += len(block_ids) - len(at)
-        at = at[blocks.sampled[block_ids[at]]]
-        if len(at):
-            reused = block_ids[at]
-            self._observer.reused(self._source, reused, times[at] - blocks.last_access[reused])
-        blocks.num_owners[block_ids] = owners + ONE
-        blocks.last_access[block_ids] = times
+    def _access(self, block_ids: BlockIds, at: BlockIds, now: float, positions: BlockIds | None) -> None:
+        if not len(at):
+            return
+        blocks, accessed = self._blocks, block_ids[at]
+        num_owners = blocks.num_owners[accessed]
+        is_reused = num_owners == 0
+        num_reused = int(np.count_nonzero(is_reused))
+        self.num_reuses += num_reused
+        self.num_shares += len(at) - num_reused
+        is_sampled = is_reused & blocks.sampled[accessed]
+        if np.count_nonzero(is_sampled):
+            reused, at = accessed[is_sampled], at[is_sampled]
+            self._reuses.append((at if positions is None else positions[at], reused, now - blocks.last_access[reused]))
+        blocks.num_owners[accessed] = num_owners + ONE
+        blocks.last_access[accessed] = now
 
-    def _evict(self, block_ids: BlockIds, times: NDArray[np.float64], at: BlockIds) -> None:
-        """Counts and observes those at the indices ``at``; `_begin` does the rest."""
-        blocks = self._blocks
+    def _evict(self, block_ids: BlockIds, at: BlockIds, now: float, positions: BlockIds | None) -> None:
+        """Count and observe. `_begin` does the rest."""
         self.num_evictions += len(at)
+        blocks = self._blocks
         at = at[blocks.sampled[block_ids[at]]]
         if len(at):
-            evicted, now = block_ids[at], times[at]
+            evicted = block_ids[at]
             idle = np.where(blocks.num_owners[evicted] == 0, now - blocks.release_time[evicted], 0.0)
-            self._observer.evicted(self._source, evicted, now - blocks.alloc_time[evicted], idle)
+            order = at if positions is None else positions[at]
+            self._evictions.append((order, evicted, now - blocks.alloc_time[evicted], idle))
+
+
+def _in_order(observations: list[Observations]) -> tuple[NDArray[Any], ...]:
+    if len(observations) == 1:
+        return observations[0][1:]
+    positions, *columns = (np.concatenate(column) for column in zip(*observations, strict=True))
+    order = np.argsort(positions)
+    return tuple(column[order] for column in columns)

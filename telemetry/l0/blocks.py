@@ -1,4 +1,4 @@
-"""What is known of the blocks of one instance: a column per fact, a row per block id, 46 bytes a row."""
+"""The blocks of one instance: a column for each fact, a row for each block id, 45 bytes a row."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from telemetry.l0.fingerprints import sampled
 
 BlockIds = NDArray[np.intp]
 
-# 4 Mi blocks are 64 Mi tokens in blocks of 16. Rows are zeros that the kernel backs when they are written, so that
-# all of them cost an instance address space, 193 MB, and none is ever copied.
+# 4 Mi blocks are 64 Mi tokens in blocks of 16. The system makes a page of rows when one is written. So all rows cost
+# 189 MB of address space, and are never copied.
 MAX_BLOCKS = 1 << 22
-PAGE_ROWS = 1 << 14  # whose sampling is decided together
+PAGE_ROWS = 1 << 14  # rows whose sampling is decided at once
 
 
 class Blocks:
-    """The rows; a life of a block begins when its contents do, and ends when others replace them.
+    """The rows. A block is in one generation as long as it has the same contents.
 
-    ``identity``: the fingerprint of what the block holds; 0 while that is not known or not complete.
-    ``num_owners``: sessions that hold the block. ``generation``: lives that it had so far, 0 for a block never seen.
-    ``alloc_time``, ``last_access``, ``release_time``: of this life, in seconds of the events' monotonic clock.
-    ``waits``: whether the block is in a taking that was not carried out yet.
-    ``mark``: scratch for finding out which blocks of a list are the same.
+    `identity`: the fingerprint of the contents; 0 if the block is not full.
+    `num_owners`: sessions that own the block. `generation`: starts with 1; 0 for a block that was never allocated.
+    `alloc_time`, `last_access`, `release_time`: of this generation, in seconds of the events' monotonic clock.
+    `mark`: scratch space to find equal blocks in lists.
     """
 
     def __init__(self, instance_id: str, sample_rate: float) -> None:
@@ -37,19 +36,18 @@ class Blocks:
         self.num_owners = column(np.uint32, MAX_BLOCKS)
         self.generation = column(np.uint32, MAX_BLOCKS)
         self.mark = column(np.uint32, MAX_BLOCKS)
-        self.waits = column(np.bool_, MAX_BLOCKS)
         self.sampled = column(np.bool_, MAX_BLOCKS)
         self._has_page = np.zeros(MAX_BLOCKS // PAGE_ROWS, dtype=np.bool_)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows up to the largest id that was seen."""
+        """Bytes of the rows up to the largest id that was reported."""
         times = (self.alloc_time, self.last_access, self.release_time)
-        columns = (self.identity, *times, self.num_owners, self.generation, self.waits, self.mark, self.sampled)
+        columns = (self.identity, *times, self.num_owners, self.generation, self.mark, self.sampled)
         return self.num_rows * sum(column.itemsize for column in columns)
 
     def make_room(self, block_ids: NDArray[np.uint32]) -> bool:
-        """Have rows for these; returns False if an id is too large for that."""
+        """Prepare the rows of these blocks. Return False if an id is too large."""
         if not len(block_ids):
             return True
         largest = int(block_ids.max())
@@ -66,13 +64,13 @@ class Blocks:
         return True
 
     def num_owned(self) -> int:
-        """Blocks that a session holds."""
+        """Return the number of blocks with an owner."""
         return int(np.count_nonzero(self.num_owners[: self.num_rows]))
 
     def num_released(self) -> int:
-        """Blocks that no session holds, with contents that the next one could reuse."""
+        """Return the number of blocks without an owner, with contents that the next session could reuse."""
         return int(np.count_nonzero((self.num_owners[: self.num_rows] == 0) & (self.identity[: self.num_rows] != 0)))
 
     def num_unknown(self) -> int:
-        """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
+        """Return the number of blocks without an owner that were released before they were full."""
         return int(np.count_nonzero(self.generation[: self.num_rows])) - self.num_owned() - self.num_released()

@@ -1,4 +1,4 @@
-"""Arrays that have all their elements from the beginning, and take memory only where they were written."""
+"""Arrays of full length from the beginning, which take memory only where they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 def column(of: type[T], num_elements: int) -> NDArray[T]:
-    """Zeros. They are in small pages, because few of them are written, and never copied to make room."""
+    """Return zeros. They are in small pages, because few of them are written, and are never copied."""
     memory = mmap.mmap(-1, num_elements * np.dtype(of).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)

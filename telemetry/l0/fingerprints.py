@@ -1,8 +1,8 @@
-"""What a block holds, as 64 bits: a fingerprint of all tokens up to its end, found for many blocks at once.
+"""The identity of a block: a fingerprint of 64 bits of all tokens up to its end, computed for many blocks at once.
 
 The fingerprint of n tokens is ``sum(token[i] * key[i]) + n * LENGTH_KEY`` modulo 2**64 (multilinear hashing: Lemire and
 Kaser, "Strongly universal string hashing is fast", 2014). Even positions have pseudo-random odd keys; the key of an odd
-position is that of its neighbour, shifted by 32 bits, so that one multiplication does for two tokens. Prefixes of one
+position is that of its neighbour, shifted by 32 bits, so one multiplication serves two tokens. Prefixes of one
 length that differ in one token never meet; others do once in 2**64, or in 2**32 if they differ at odd positions alone.
 A running sum gives every block's fingerprint; to go on from there only the sum and the number of tokens are needed.
 """
@@ -34,7 +34,7 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class PositionKeys:
-    """A key for each position of a token; made as they are needed, 12 bytes each, the same in every process."""
+    """A key for each position of a token, 12 bytes each, made when needed. Every process has the same keys."""
 
     def __init__(self) -> None:
         self._num_made = 0
@@ -48,25 +48,25 @@ class PositionKeys:
         return self._num_made * (self._keys.itemsize + self._pair_keys.itemsize // 2)
 
     def making(self, count: int) -> Iterator[None]:
-        """Have that many in steps of a millisecond, so that who needs them next finds them."""
+        """Make keys up to this number, in steps of a millisecond."""
         while self._num_made < min(count, MAX_KEYS):
             self._make(min(count, self._num_made + KEYS_A_STEP))
             yield
 
     def between(self, first: int, last: int) -> NDArray[np.uint64]:
-        """The keys of positions ``first`` to ``last - 1``: a view."""
+        """Return the keys of positions `first` to `last - 1`: a view."""
         if last > self._num_made:
             self._make(last)
         return self._keys[first:last]
 
     def of_pairs_between(self, first: int, last: int) -> NDArray[np.uint64]:
-        """The keys of pairs of tokens, read as one integer each, from and to an even position: a view."""
+        """Return the keys of pairs of tokens, each pair read as one integer. Both positions are even. A view."""
         if last > self._num_made:
             self._make(last)
         return self._pair_keys[first // 2 : last // 2]
 
     def _make(self, count: int) -> None:
-        """Have at least so many, and an even number."""
+        """Make keys, at least up to this number."""
         first = self._num_made // 2
         last = min(-(-count // FIRST_KEYS) * FIRST_KEYS, MAX_KEYS) // 2
         numbers = np.arange(first + 1, last + 1, dtype=np.uint64)
@@ -85,10 +85,10 @@ def fingerprints(
     block_size: int,
     out: NDArray[np.uint64],
 ) -> int:
-    """Write the fingerprint of each block that becomes full into ``out`` and return the new total.
+    """Write the fingerprint of each block that becomes full into `out`, and return the new total.
 
-    ``total`` is the fingerprint of the ``first`` tokens before ``token_ids``; ``out`` has one element per block that
-    ends within ``token_ids``.
+    `total` is the fingerprint of the `first` tokens before `token_ids`. `out` has an element for each block that ends
+    within `token_ids`.
     """
     start = 0  # of the blocks that are here as a whole
     if len(out):
@@ -117,7 +117,7 @@ def _extend(keys: PositionKeys, total: int, first: int, token_ids: NDArray[np.ui
 def _sum_blocks(
     keys: PositionKeys, first: int, token_ids: NDArray[np.uint32], block_size: int, out: NDArray[np.uint64]
 ) -> None:
-    """Write the sum of each block's tokens times keys; ``first`` is a multiple of ``block_size``."""
+    """Write the sum of each block's tokens times keys. `first` is a multiple of `block_size`."""
     last = first + len(token_ids)
     if block_size % 2 == 0 and sys.byteorder == "little":
         pairs, shape = np.ascontiguousarray(token_ids).view(np.uint64), (len(out), block_size // 2)
@@ -128,7 +128,7 @@ def _sum_blocks(
 
 
 def sampled(instance_id: str, first: int, last: int, rate: float) -> NDArray[np.bool_]:
-    """Which of the blocks ``first`` to ``last - 1`` are sampled: a share of ``rate``, the same in every process."""
+    """Return which of the blocks `first` to `last - 1` are sampled: a share of `rate`, the same in every process."""
     are = np.ones(last - first, dtype=np.bool_)
     if rate < 1.0:
         name = instance_id.encode()

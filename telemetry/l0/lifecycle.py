@@ -1,4 +1,4 @@
-"""The L0 of every instance: who they are, when they go, and what was counted."""
+"""The L0 of all instances: their states, and the counts of those that are gone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDe
 from telemetry.l0.fingerprints import KEYS_A_STEP, PositionKeys
 from telemetry.l0.instance import InstanceBlocks
 from telemetry.l0.observer import Observer, Source
-from telemetry.l0.pending import Pending
 
-# A node has a handful of GPUs; instances beyond are ones that never said that they went (reports need no attachment).
+# A node has a handful of GPUs. More instances are ones whose end was not reported: reports need no attachment.
 MAX_INSTANCES = 64
 STEP_SECONDS = 0.002
 
@@ -21,27 +20,27 @@ L0_EVENTS = frozenset({BlocksAllocated, SessionEnded, InstanceDetached})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class L0Counts:
-    """What happened to all blocks of an instance so far, and what its blocks are now."""
+    """What happened to the blocks of an instance so far, and their state."""
 
     model_name: str
     allocations: int = 0
-    """Lives begun: contents that a block did not have before, or none yet."""
+    """Blocks that got new contents, or that the engine began to write."""
     reuses: int = 0
     shares: int = 0
     evictions: int = 0
     owned: int = 0
-    """Blocks that a session holds."""
+    """Blocks with an owner."""
     released: int = 0
-    """Blocks that no session holds, with contents that the next one could reuse."""
+    """Blocks without an owner, with contents that the next session could reuse."""
     unknown: int = 0
-    """Blocks that no session holds and that hold nothing one knows of: let go of before they were full."""
+    """Blocks without an owner that were released before they were full."""
 
 
 class L0Lifecycle:
-    """Follows the blocks of all instances, and tells ``observer`` about the sampled ones.
+    """Follows the blocks of all instances, and reports sampled ones to `observer`.
 
-    Sessions that bring no record for ``session_idle_timeout_seconds`` have ended by then, whenever that is noticed. An
-    instance that comes back with another model or block size is another one: what was known of its blocks is forgotten.
+    A session without a record for `session_idle_timeout_seconds` ends at that deadline, even if the end is noticed
+    later. An instance that comes back with another model or block size is a new one: its blocks are forgotten.
     """
 
     def __init__(self, observer: Observer, *, sample_rate: float, session_idle_timeout_seconds: float) -> None:
@@ -50,10 +49,9 @@ class L0Lifecycle:
         self._observer = observer
         self._sample_rate = sample_rate
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
-        self._instances: dict[str, InstanceBlocks] = {}  # the one that was quiet for longest comes first
-        self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES; a counter that is read must not go at once
+        self._instances: dict[str, InstanceBlocks] = {}  # the longest idle one comes first
+        self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES: exporters read the last counts
         self._keys = PositionKeys()
-        self._pending = Pending()
         self._num_malformed = 0
 
     def __repr__(self) -> str:
@@ -61,14 +59,14 @@ class L0Lifecycle:
 
     @property
     def num_malformed(self) -> int:
-        """Records that could not be followed, or not to their end: ids or tokens that no block table can have."""
+        """Records that could not be followed to their end: ids or tokens that no block table can have."""
         return self._num_malformed + sum(instance.num_malformed for instance in self._instances.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         instances = sum(instance.nbytes for instance in self._instances.values())
-        return instances + self._keys.nbytes + self._pending.nbytes
+        return instances + self._keys.nbytes
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Follow the events in their order, instance by instance."""
@@ -76,35 +74,35 @@ class L0Lifecycle:
             pass
 
     def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """The same in steps of `STEP_SECONDS`, or of one record; after each step the counts are right."""
+        """Follow the events in steps of `STEP_SECONDS`, or of one record. The counts are right after each step."""
         by_instance: dict[str, list[Event]] = {}
         for event in batch:
             if type(event) in L0_EVENTS:
-                by_instance.setdefault(event.instance_id, []).append(event)
-        try:
-            for instance_id, events in by_instance.items():
-                yield from self._follow(instance_id, events)
-        finally:
-            self._pending.take_all()  # if an instance failed it is forgotten, and with it what waited
+                by_instance.setdefault(event.instance_label, []).append(event)
+        for instance_id, events in by_instance.items():
+            yield from self._follow(instance_id, events)  # an instance that fails is forgotten
         if batch:
             self.expire(batch[-1].monotonic)
             yield
 
     def expire(self, now: float) -> None:
-        """End the sessions that were quiet for too long, in seconds of the events' clock."""
+        """End the sessions that were idle for too long. `now` is in seconds of the events' clock."""
         for instance in self._instances.values():
             instance.advance(now)
 
     def counts(self) -> Mapping[str, L0Counts]:
-        """Per instance id; those of instances that went stay for a while, with no blocks."""
+        """Return the counts by instance id. Instances that are gone stay for a while, with no blocks."""
         return self._gone | {name: _counts(instance) for name, instance in self._instances.items()}
 
     def _follow(self, instance_id: str, events: Iterable[Event]) -> Iterator[None]:
+        """Follow events of one instance. An instance that fails is forgotten."""
         step_end = monotonic() + STEP_SECONDS
         instance = self._instances.pop(instance_id, None)
         for event, record in _one_by_one(events):
             if record is not None and len(record.token_ids) > KEYS_A_STEP:
-                instance = yield from self._make_keys(instance_id, instance, record)
+                num_tokens = instance.num_tokens_after(record) if instance is not None else len(record.token_ids)
+                for _ in self._keys.making(num_tokens):
+                    instance = yield from self._pause(instance_id, instance)
             match event:
                 case BlocksAllocated():
                     instance = self._report(instance, event, record)
@@ -114,28 +112,20 @@ class L0Lifecycle:
                     self._forget(instance)
                     instance = None
             if monotonic() >= step_end:
-                if instance is not None:
-                    instance.flush()
-                    self._instances[instance_id] = instance
-                yield
-                instance = self._instances.pop(instance_id, None)
+                instance = yield from self._pause(instance_id, instance)
                 step_end = monotonic() + STEP_SECONDS
         if instance is not None:
-            instance.settle()
-            self._instances[instance_id] = instance
-            if len(self._instances) > MAX_INSTANCES:
-                self._forget(self._instances.pop(self._least_wanted()))
-
-    def _make_keys(
-        self, instance_id: str, instance: InstanceBlocks | None, record: BlockAllocation
-    ) -> Generator[None, None, InstanceBlocks | None]:
-        """Make the keys that a long record needs; meanwhile the instance is where others find it."""
-        num_tokens = len(record.token_ids)
-        if instance is not None:
-            num_tokens = instance.num_tokens_after(record)
             instance.flush()
             self._instances[instance_id] = instance
-        yield from self._keys.making(num_tokens)
+            if len(self._instances) > MAX_INSTANCES:
+                self._forget(self._instances.pop(self._longest_idle()))
+
+    def _pause(self, instance_id: str, instance: InstanceBlocks | None) -> Generator[None, None, InstanceBlocks | None]:
+        """End a step. Until the next one the instance is where others find it."""
+        if instance is not None:
+            instance.flush()
+            self._instances[instance_id] = instance
+        yield
         return self._instances.pop(instance_id, None)
 
     def _report(
@@ -150,7 +140,7 @@ class L0Lifecycle:
             self._forget(instance)
             instance = None
         if instance is None:
-            instance = self._begin(Source(event.instance_id, event.model_name), event.block_size)
+            instance = self._begin(Source(event.instance_label, event.model_name), event.block_size)
         if record is not None:
             instance.record(record, event.monotonic)
         return instance
@@ -163,11 +153,10 @@ class L0Lifecycle:
             session_idle_timeout_seconds=self._session_idle_timeout_seconds,
             observer=self._observer,
             keys=self._keys,
-            pending=self._pending,
         )
         before = self._gone.pop(source.instance_id, None)
         if before is not None and before.model_name == source.model_name:
-            instance.lives.go_on_from(before.allocations, before.reuses, before.shares, before.evictions)
+            instance.lifecycle.continue_from(before.allocations, before.reuses, before.shares, before.evictions)
         return instance
 
     def _forget(self, instance: InstanceBlocks) -> None:
@@ -178,14 +167,14 @@ class L0Lifecycle:
         self._gone[instance.source.instance_id] = replace(_counts(instance), owned=0, released=0, unknown=0)
         self._observer.forgotten(instance.source)
 
-    def _least_wanted(self) -> str:
-        """The instance that was quiet for longest of those without a live session, if there are such."""
+    def _longest_idle(self) -> str:
+        """Return the longest idle instance, of those without a live session if there are any."""
         idle = (name for name, instance in self._instances.items() if not instance.num_sessions)
         return next(idle, next(iter(self._instances)))
 
 
 def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocation | None]]:
-    """Each event, a report once for each of its records."""
+    """Yield each event, and a report once for each of its records."""
     for event in events:
         if isinstance(event, BlocksAllocated) and event.records:
             for record in event.records:
@@ -195,13 +184,13 @@ def _one_by_one(events: Iterable[Event]) -> Iterator[tuple[Event, BlockAllocatio
 
 
 def _counts(instance: InstanceBlocks) -> L0Counts:
-    lives, blocks = instance.lives, instance.blocks
+    lifecycle, blocks = instance.lifecycle, instance.blocks
     return L0Counts(
         model_name=instance.source.model_name,
-        allocations=lives.num_allocations,
-        reuses=lives.num_reuses,
-        shares=lives.num_shares,
-        evictions=lives.num_evictions,
+        allocations=lifecycle.num_allocations,
+        reuses=lifecycle.num_reuses,
+        shares=lifecycle.num_shares,
+        evictions=lifecycle.num_evictions,
         owned=blocks.num_owned(),
         released=blocks.num_released(),
         unknown=blocks.num_unknown(),

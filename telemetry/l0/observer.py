@@ -1,4 +1,4 @@
-"""Who is told of the reuses and evictions of sampled blocks."""
+"""The receiver of observations of sampled blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from telemetry.l0.blocks import BlockIds
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose blocks they are: the attributes of every observation."""
+    """The attributes of every observation. `instance_id` has the tenant in front, if there is one."""
 
     instance_id: str
     model_name: str
 
 
 class Observer(Protocol):
-    """Takes observations; those of one source come in the order in which they happened, kind by kind."""
+    """Takes observations. Those of one source and kind come in the order in which they happened."""
 
     def evicted(
         self,
@@ -29,10 +29,10 @@ class Observer(Protocol):
         lifetime_seconds: NDArray[np.float64],
         idle_seconds: NDArray[np.float64],
     ) -> None:
-        """Contents were replaced: how long they were there, and how long nobody had held them, 0 if somebody did."""
+        """Contents were replaced: how long they existed, and how long they had no owner (0 if they had one)."""
 
     def reused(self, source: Source, block_ids: BlockIds, gap_seconds: NDArray[np.float64]) -> None:
-        """Contents that nobody held are held again: how long after their last access."""
+        """Released contents have an owner again: how long after their last access."""
 
     def forgotten(self, source: Source) -> None:
         """The instance is gone."""

@@ -1,8 +1,9 @@
-"""The lives of the engines' blocks, as histograms of sampled blocks and counts of all of them."""
+"""The lifecycle of the engines' blocks as metrics: histograms of sampled blocks, and counts of all blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +13,21 @@ from telemetry.events import Event
 from telemetry.l0.blocks import BlockIds
 from telemetry.l0.lifecycle import L0Counts, L0Lifecycle
 from telemetry.l0.observer import Observer, Source
-from telemetry.metrics.array_histogram import LIFECYCLE_BOUNDARIES_SECONDS, Histogram
+from telemetry.metrics import definitions
+from telemetry.metrics.instruments import Histogram
+from telemetry.metrics.metric import Attributes
+from telemetry.metrics.snapshot import Scalars
 
 
 class BlockHistograms(Observer):
-    """What is observed of blocks, by instance and by the name under which its model is exported."""
+    """Observes sampled blocks, by instance and by the exported name of the model."""
 
     def __init__(self, exported: Callable[[str], str]) -> None:
         self._exported = exported
-        self.lifetime = _histogram("lifetime", "From the allocation of a block to the loss of its contents.")
-        self.idle_before_evict = _histogram(
-            "idle_before_evict", "From the release of a block by its last session to the loss of its contents."
-        )
-        self.reuse_gap = _histogram("reuse_gap", "From the last access of a block to its reuse, once released.")
-
-    @property
-    def all(self) -> tuple[Histogram, ...]:
-        """To be exported."""
-        return self.lifetime, self.idle_before_evict, self.reuse_gap
+        self._lifetime = Histogram(definitions.BLOCK_LIFETIME)
+        self._idle_before_evict = Histogram(definitions.BLOCK_IDLE)
+        self._reuse_gap = Histogram(definitions.BLOCK_REUSE_GAP)
+        self.all = (self._lifetime, self._idle_before_evict, self._reuse_gap)
 
     def evicted(
         self,
@@ -38,29 +36,29 @@ class BlockHistograms(Observer):
         lifetime_seconds: NDArray[np.float64],
         idle_seconds: NDArray[np.float64],
     ) -> None:
-        """Contents were replaced."""
+        """Observe replaced contents."""
         attributes = self._attributes(source)
-        self.lifetime.observe(attributes, lifetime_seconds)
-        self.idle_before_evict.observe(attributes, idle_seconds)
+        self._lifetime.observe_many(attributes, lifetime_seconds)
+        self._idle_before_evict.observe_many(attributes, idle_seconds)
 
     def reused(self, source: Source, block_ids: BlockIds, gap_seconds: NDArray[np.float64]) -> None:
-        """Contents that nobody held are held again."""
-        self.reuse_gap.observe(self._attributes(source), gap_seconds)
+        """Observe contents that have an owner again."""
+        self._reuse_gap.observe_many(self._attributes(source), gap_seconds)
 
     def forgotten(self, source: Source) -> None:
-        """The instance is gone: its points may go when their room is needed."""
+        """Give the points of the instance away if others need their places."""
         for histogram in self.all:
             histogram.forget(self._attributes(source))
 
-    def _attributes(self, source: Source) -> tuple[str, str]:
+    def _attributes(self, source: Source) -> Attributes:
         return source.instance_id, self._exported(source.model_name)
 
 
 class L0Subscriber(Subscriber):
-    """Follows reports of block allocations; counts all blocks, and observes a share of ``sample_rate`` of them.
+    """Follows reports of block allocations. Counts all blocks, and observes a share of `sample_rate` of them.
 
-    Which blocks are sampled is decided by their instance and id alone, so the same ones are after a restart.
-    ``exported`` gives a model the name that it has in the histograms.
+    The instance and the id of a block decide whether it is sampled, so the same blocks are sampled after a restart.
+    `exported` returns the exported name of a model.
     """
 
     name = "l0"
@@ -68,9 +66,11 @@ class L0Subscriber(Subscriber):
     def __init__(
         self, *, sample_rate: float, session_idle_timeout_seconds: float, exported: Callable[[str], str] = str
     ) -> None:
-        self._histograms = BlockHistograms(exported)
+        self._exported = exported
+        histograms = BlockHistograms(exported)
+        self.histograms = histograms.all
         self._lifecycle = L0Lifecycle(
-            self._histograms,
+            histograms,
             sample_rate=sample_rate,
             session_idle_timeout_seconds=session_idle_timeout_seconds,
         )
@@ -79,18 +79,13 @@ class L0Subscriber(Subscriber):
         return f"<L0Subscriber {self._lifecycle!r}>"
 
     @property
-    def histograms(self) -> tuple[Histogram, ...]:
-        """To be exported."""
-        return self._histograms.all
-
-    @property
     def num_malformed(self) -> int:
-        """Records that could not be followed, or not to their end."""
+        """Records that could not be followed to their end."""
         return self._lifecycle.num_malformed
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is remembered of blocks and tokens."""
+        """Bytes of the state of all blocks and sessions."""
         return self._lifecycle.nbytes
 
     def handle(self, batch: Sequence[Event]) -> None:
@@ -98,22 +93,30 @@ class L0Subscriber(Subscriber):
         self._lifecycle.handle(batch)
 
     def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """The same, a record or a few milliseconds a step."""
+        """Follow the blocks, in steps of a few milliseconds."""
         return self._lifecycle.steps(batch)
 
     def expire(self, now: float) -> None:
-        """End the sessions that were quiet for too long; ``now`` in seconds of the monotonic clock.
-
-        For whoever reads the counts: a depot that hears nothing releases blocks, too.
-        """
+        """End the sessions that were idle for too long. `now` is in seconds of the monotonic clock."""
         self._lifecycle.expire(now)
 
     def counts(self) -> Mapping[str, L0Counts]:
-        """Of each instance by its id, also of some that went."""
+        """Return the counts of each instance, by its id. Some instances that are gone are included."""
         return self._lifecycle.counts()
 
-
-def _histogram(name: str, description: str) -> Histogram:
-    return Histogram(
-        f"kvdepot.l0.block.{name}", "s", description, ("instance_id", "model_name"), LIFECYCLE_BOUNDARIES_SECONDS
-    )
+    def read(self) -> Scalars:
+        """Return the state of the blocks of each instance, and what happened to them so far."""
+        self.expire(monotonic())  # releases blocks even if no event comes
+        counts = {(name, self._exported(each.model_name)): each for name, each in self.counts().items()}
+        return {
+            definitions.BLOCKS: {
+                (*attributes, state): num_blocks
+                for attributes, each in counts.items()
+                for state, num_blocks in (("owned", each.owned), ("released", each.released), ("unknown", each.unknown))
+            },
+            definitions.BLOCK_ALLOCATIONS: {attributes: each.allocations for attributes, each in counts.items()},
+            definitions.BLOCK_REUSES: {attributes: each.reuses for attributes, each in counts.items()},
+            definitions.BLOCK_SHARES: {attributes: each.shares for attributes, each in counts.items()},
+            definitions.BLOCK_EVICTIONS: {attributes: each.evictions for attributes, each in counts.items()},
+            definitions.MALFORMED_RECORDS: {(): self.num_malformed},
+        }

@@ -1,4 +1,4 @@
-"""Standard output and error for a process that must not wait for whoever reads them."""
+"""Standard output and error for a process that must not wait for their reader."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from collections.abc import Callable
 from time import monotonic
 
 MAX_WAITING_BYTES = 1 << 20  # some thousand lines
-MAX_LINE_BYTES = 64 << 10  # of a text without a newline, which is written in pieces then
+MAX_LINE_BYTES = 64 << 10  # of a text without a newline; a longer one is written in pieces
 WRITE_BYTES = 64 << 10  # of whole lines at once
-RETRY_SECONDS = 1.0  # after a write that failed, as on a disk that is full
+RETRY_SECONDS = 1.0  # after a failed write, as on a full disk
 
 
-def _in_plain_words(num_lines: int) -> str:
-    return f"kvdepot: {num_lines} lines are missing here: nobody read them, or they could not be written"
+def _missing_lines(num_lines: int) -> str:
+    return f"kvdepot: {num_lines} lines are missing here: their reader was too slow, or the write failed"
 
 
 class DetachedStream(io.TextIOBase):
-    """A text stream over a file descriptor, of which a thread of its own writes whole lines.
+    """A text stream over a file descriptor. Its own thread writes whole lines.
 
-    ``write`` and ``flush`` never block and never raise. At most ``capacity_bytes`` wait. What is more than that is
-    dropped and counted, and so is what can't be written. From then on all lines are dropped until those that wait are
-    written. One more line, which ``report`` makes of their number, then tells how many are missing.
+    `write` and `flush` never block and never raise. At most `capacity_bytes` wait. More lines are dropped and counted,
+    and so are lines that can't be written. After a drop, all lines are dropped until the waiting ones are written. Then
+    one more line, made by `report`, says how many are missing.
 
-    The thread is a daemon: a process can end while it hangs in a write. ``write`` may be called by any thread, also by
-    a finalizer in the middle of another ``write``.
+    The thread is a daemon, so the process can end in the middle of a write. Any thread may call `write`, and so may a
+    finalizer in the middle of another `write`.
     """
 
     def __init__(self, fd: int, name: str, *, capacity_bytes: int = MAX_WAITING_BYTES) -> None:
         super().__init__()
         self.name = name
-        self.report: Callable[[int], str] = _in_plain_words
+        self.report: Callable[[int], str] = _missing_lines
         self.num_dropped_lines = 0
         self._fd = fd
         self._capacity_bytes = capacity_bytes
-        self._changed = threading.Condition()  # of a lock that is re-entrant
+        self._changed = threading.Condition()  # its lock is re-entrant
         self._partial_line = ""
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -53,23 +53,23 @@ class DetachedStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Always UTF-8."""
+        """UTF-8."""
         return "utf-8"
 
     def fileno(self) -> int:
-        """The descriptor, for whoever looks at what it is."""
+        """Return the file descriptor."""
         return self._fd
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         return os.isatty(self._fd)
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
-        """Queue the lines that the text completes, or drop and count them."""
+        """Queue the lines that the text completes, or drop and count them. Keep the rest for the next call."""
         with self._changed:
             lines, newline, rest = (self._partial_line + text).rpartition("\n")
             if len(rest) > MAX_LINE_BYTES:
@@ -80,10 +80,10 @@ class DetachedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: lines are written as soon as they can be."""
+        """Do nothing: lines are written as soon as possible."""
 
     def finish(self, deadline: float) -> bool:
-        """Let the thread write what waits, until a time of `monotonic` at most; whether it could."""
+        """Let the thread write what waits, until a time of `monotonic` at most. Return whether it wrote all."""
         with self._changed:
             if self._partial_line:
                 self.write("\n")
@@ -115,7 +115,7 @@ class DetachedStream(io.TextIOBase):
                 if not lines:
                     num_reported, self._num_missing_lines = self._num_missing_lines, 0
             if not lines and not num_reported:
-                return  # nothing is left, and nothing more comes
+                return  # all is written, and the stream is closing
             unwritten = self._write_all(lines or _encoded(f"{self.report(num_reported)}\n"))
             if unwritten:
                 with self._changed:
@@ -127,7 +127,7 @@ class DetachedStream(io.TextIOBase):
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
 
     def _take(self) -> bytes:
-        """Whole lines, or nothing."""
+        """Return some of the waiting lines."""
         taken: list[bytes] = []
         num_bytes = 0
         while self._waiting and (not taken or num_bytes + len(self._waiting[0]) <= WRITE_BYTES):
@@ -137,23 +137,23 @@ class DetachedStream(io.TextIOBase):
         return b"".join(taken)
 
     def _write_all(self, lines: bytes) -> bytes:
-        """Write lines; what is returned could not be written, and begins within a line where a part of that could."""
+        """Write lines and return the rest that could not be written. The rest may begin in the middle of a line."""
         rest = lines
         try:
             if self._is_torn:
                 self._write_some(b"\n")
             while rest:
                 rest = rest[self._write_some(rest) :]
-        except OSError:  # the disk is full, the reader has gone, the terminal was closed
+        except OSError:  # the disk is full, the reader is gone, the terminal is closed
             pass
         return rest
 
     def _write_some(self, data: bytes) -> int:
-        """The number of bytes that were written."""
+        """Write some bytes, and return their number."""
         while True:
             try:
                 num_written = os.write(self._fd, data)
-            except BlockingIOError:  # somebody with whom the pipe is shared has made it so
+            except BlockingIOError:  # another process that shares the pipe made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()

@@ -1,7 +1,7 @@
-"""What a log line looks like: text for people, or an object of JSON; with the ids of the span it belongs to.
+"""The formats of a log line: text for people, or a JSON object. Both have the ids of the line's span.
 
-A record may bring ``trace_id`` and ``span_id``, ``event``, the name of the event that it tells of, and
-``num_suppressed``. Arguments that are a mapping are facts, by name.
+A record may have `trace_id` and `span_id`, `event` (an event's name) and `num_suppressed`. If its arguments are a
+mapping, they are facts by name.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from opentelemetry.trace import SpanContext, format_span_id, format_trace_id, ge
 
 from telemetry.events import Event
 
-SpanOf: TypeAlias = Callable[[Event], SpanContext | None]  # the span that an event belongs to, if any
+SpanOf: TypeAlias = Callable[[Event], SpanContext | None]  # returns the span of an event, if it has one
 
 
 def no_span(event: Event) -> SpanContext | None:
-    """Where nothing is traced."""
+    """Return no span: nothing is traced."""
     return None
 
 
 def span_ids(span: SpanContext | None) -> dict[str, str]:
-    """A span's ids as a record and a line have them; none for none."""
+    """Return a span's ids as a record and a line have them. Empty without a span."""
     if span is None or not span.is_valid:
         return {}
     return {"trace_id": format_trace_id(span.trace_id), "span_id": format_span_id(span.span_id)}
 
 
 class TextFormat(logging.Formatter):
-    """Time, level, logger, message and what else is known of the record; then the rest of a message of many lines."""
+    """Time, level, logger, first line of the message, extras; then the other lines of the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line without the traceback."""
+        """Return the text without the traceback."""
         extras = [f"{name}={value}" for name, value in _extras(record).items()]
         first, *more = super().formatMessage(record).split("\n")
         return "\n".join([" ".join([first, *extras]), *more])
 
 
 class JsonFormat(logging.Formatter):
-    """One object a line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, facts by their names."""
+    """One object per line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, and facts by name."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object as text, in which nothing that came over the wire can end the line."""
+        """Return the object as text. No text from a client can end the line."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -1,4 +1,4 @@
-"""Events as log lines: the message is the event's name, the facts are its arguments, in ``LogRecord.args`` by name."""
+"""Events as log lines. The message is the event's name; the facts are in ``LogRecord.args``, by name."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from telemetry.events import (
     SessionStarted,
     StoreFinished,
 )
+from telemetry.kinds import Outcome
 from telemetry.logs.line_format import SpanOf, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
@@ -40,18 +41,17 @@ INFO_EVENTS = frozenset(
         CacheCleared,
     }
 )
-COUNTED_FIELDS = ("keys", "records")  # a line tells how many, nothing per chunk or block
+COUNTED_FIELDS = ("keys", "records")  # a line has their number only, and nothing per chunk or block
 LINES_PER_SECOND = 20  # of one event type; a line costs the event loop some 20 µs
 WARNINGS_PER_MINUTE = 10  # of one event type and tenant: a full L1 refuses stores for hours
-MAX_TENANTS = 1_024  # that are told apart by the limit, times types
+MAX_KEYS = 1_024  # pairs of type and tenant
 
 
 class LogSubscriber(Subscriber):
-    """Logs what was refused or failed as WARNING, ``INFO_EVENTS`` as INFO, the rest as DEBUG.
+    """Logs refusals and failures as WARNING, `INFO_EVENTS` as INFO, all other events as DEBUG.
 
-    At INFO at most ``lines_per_second`` of a type, at WARNING at most ``warnings_per_minute`` of a type and tenant; the
-    next line tells ``num_suppressed``. DEBUG is not limited: who asks for it wants everything. ``span_of`` tells which
-    span an event belongs to, if any.
+    It logs at most `lines_per_second` of a type at INFO, and at most `warnings_per_minute` of a type and tenant at
+    WARNING. The next line has `num_suppressed`. DEBUG has no limit. `span_of` returns the span of an event.
     """
 
     name = "log"
@@ -65,20 +65,20 @@ class LogSubscriber(Subscriber):
     ) -> None:
         self._span_of = span_of
         self._limit = RateLimit[str](lines_per_second, period_seconds=1.0)
-        self._warning_limit = RateLimit[tuple[str, str]](warnings_per_minute, period_seconds=60.0, max_keys=MAX_TENANTS)
+        self._warning_limit = RateLimit[tuple[str, str]](warnings_per_minute, period_seconds=60.0, max_keys=MAX_KEYS)
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Log each event that its level lets through."""
+        """Log each event whose level is enabled."""
         for event in batch:
             level = level_of(event)
             if logger.isEnabledFor(level):
                 self._log(event, level)
 
     def close(self) -> None:
-        """Tell of the lines that were held back and that no later line told of."""
-        for type_name, num_suppressed in self._limit.untold().items():
+        """Log how many lines were suppressed since the last line of their kind."""
+        for type_name, num_suppressed in self._limit.suppressed().items():
             self._write(logging.INFO, type_name, {"num_suppressed": num_suppressed}, {})
-        for (type_name, tenant), num_suppressed in self._warning_limit.untold().items():
+        for (type_name, tenant), num_suppressed in self._warning_limit.suppressed().items():
             facts: dict[str, Plain] = {"tenant": tenant} if tenant else {}
             self._write(logging.WARNING, type_name, facts | {"num_suppressed": num_suppressed}, {})
 
@@ -99,14 +99,14 @@ class LogSubscriber(Subscriber):
         self._write(level, type_name, facts, span_ids(self._span_of(event)))
 
     def _write(self, level: int, type_name: str, facts: dict[str, Plain], ids: dict[str, str]) -> None:
-        # repr, so that nothing that came over the wire can forge a line of its own
+        # repr, so that no text from a client can forge a line
         message = " ".join([type_name, *(f"{name}=%({name})r" for name in facts)])
         logger.log(level, message, *([facts] if facts else []), extra={"event": type_name, **ids})
 
 
 def level_of(event: Event) -> int:
-    """The level at which an event is logged."""
-    if getattr(event, "outcome", "") in ("refused", "failed"):
+    """Return the level at which an event is logged."""
+    if getattr(event, "outcome", "") in (Outcome.REFUSED, Outcome.FAILED):
         return logging.WARNING
     if isinstance(event, FileRefused) or (isinstance(event, StoreFinished) and event.refused_tokens):
         return logging.WARNING
@@ -114,12 +114,12 @@ def level_of(event: Event) -> int:
 
 
 def facts_of(event: Event) -> dict[str, Plain]:
-    """What a line tells: whose it is, the ids, if any, and the event's own fields."""
+    """Return the facts of a line: the tenant and the ids, if any, and the event's own fields."""
     facts: dict[str, Plain] = {}
     if event.tenant:
         facts["tenant"] = event.tenant
     if event.instance_id:
-        facts["instance_id"] = event.instance_id
+        facts["instance_id"] = event.instance_label
     if event.session_id:
         facts["session_id"] = event.session_id
     for name, value in attributes(event).items():

@@ -1,4 +1,4 @@
-"""A limit on log lines, so that what goes wrong in every call does not fill the disk."""
+"""A limit on log lines, so that an error of every call does not fill the disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PERIOD_SECONDS = 60.0
 
 
 class LineThrottle(logging.Filter):
-    """Lets few records of one place in the code through; the next one has ``num_suppressed``.
+    """Limits the warnings and errors of one place in the code. The next record has `num_suppressed`.
 
-    Of warnings and what is worse, our own and that of libraries, such as an exporter whose collector is down. Lines
-    of events have a limit of their own.
+    It applies to our records and to those of libraries, such as an exporter whose collector is down. Lines of events
+    have their own limit.
     """
 
     def __init__(self, lines: int = LINES, period_seconds: float = PERIOD_SECONDS) -> None:
@@ -25,7 +25,7 @@ class LineThrottle(logging.Filter):
         self._limit = RateLimit[tuple[str, int]](lines, period_seconds)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record may be logged."""
+        """Return whether the record may be logged."""
         if record.levelno < logging.WARNING or hasattr(record, "event"):
             return True
         with self._lock:

@@ -1,4 +1,4 @@
-"""Exporting: OpenTelemetry instruments over the readings, for Prometheus to scrape or sent to a collector."""
+"""Exports snapshots through instruments of OpenTelemetry: Prometheus scrapes them, or a collector receives them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from telemetry.metrics.otlp import WithHistograms
 from telemetry.metrics.prometheus import HistogramCollector, Page, PrometheusEndpoint
 from telemetry.metrics.snapshot import Snapshots
 
-FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
+FLUSH_SECONDS = 2.0  # for the last values, even if the collector is down
 
 
 class MetricsExport:
-    """Exports the readings until `close`. ``prometheus_address`` is None where they are sent to a collector.
+    """Exports metrics until `close`. `prometheus_address` is None if they are sent to a collector.
 
-    Nothing global is set. The variables OTEL_METRIC_EXPORT_INTERVAL and OTEL_EXPORTER_OTLP_… of OpenTelemetry's SDK
-    are honoured.
+    It sets nothing global. OpenTelemetry's variables OTEL_METRIC_EXPORT_INTERVAL and OTEL_EXPORTER_OTLP_… apply.
     """
 
     def __init__(self, provider: MeterProvider, endpoint: PrometheusEndpoint | None) -> None:
@@ -34,50 +33,53 @@ class MetricsExport:
         self.prometheus_address = endpoint.address if endpoint is not None else None
 
     @classmethod
-    def to_collector(cls, readings: Snapshots, resource: Resource, endpoint: str) -> MetricsExport:
-        """Send them to an address such as http://localhost:4317, over OTLP, once a minute by default."""
+    def to_collector(cls, snapshots: Snapshots, resource: Resource, endpoint: str) -> MetricsExport:
+        """Send them over OTLP to an address such as http://localhost:4317, once a minute by default."""
         exporter = OTLPMetricExporter(endpoint, insecure=endpoint.startswith("http://"))
-        reader = PeriodicExportingMetricReader(WithHistograms(exporter, readings))
-        return cls(_provider(readings, resource, reader), None)
+        reader = PeriodicExportingMetricReader(WithHistograms(exporter, snapshots))
+        return cls(_provider(snapshots, resource, reader), None)
 
     @classmethod
-    def for_prometheus(cls, readings: Snapshots, resource: Resource, host: str, port: int) -> MetricsExport:
-        """Serve them at an address; port 0 takes any. Raises: CannotServeMetrics."""
+    def for_prometheus(cls, snapshots: Snapshots, resource: Resource, host: str, port: int) -> MetricsExport:
+        """Serve them at an address. With port 0 the system chooses the port.
+
+        Raises: CannotServeMetrics.
+        """
         page = Page()
         endpoint = PrometheusEndpoint(host, port, page)
         reader = PrometheusMetricReader(registry=page, scope_info_enabled=False)
         views = [View(instrument_name=each.name, name=each.prometheus_stem) for each in METRICS if each.prometheus_stem]
-        provider = _provider(readings, resource, reader, views)
-        page.register(HistogramCollector(readings))
+        provider = _provider(snapshots, resource, reader, views)
+        page.register(HistogramCollector(snapshots))
         return cls(provider, endpoint)
 
     def close(self) -> None:
-        """Export for the last time, in a few seconds at most; not for the event loop, which the readings need."""
+        """Export for the last time, in a few seconds at most. Not for the event loop, which takes the last snapshot."""
         if self._endpoint is not None:
             self._endpoint.close()
         self._provider.shutdown(timeout_millis=FLUSH_SECONDS * 1e3)
 
 
 def _provider(
-    readings: Snapshots, resource: Resource, reader: MetricReader, views: Iterable[View] = ()
+    snapshots: Snapshots, resource: Resource, reader: MetricReader, views: Iterable[View] = ()
 ) -> MeterProvider:
-    """One with an instrument for each counter and gauge."""
+    """Return a provider with an instrument for each counter and gauge."""
     provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False, views=list(views))
     meter = provider.get_meter("kvdepot")
     create = {Kind.COUNTER: meter.create_observable_counter, Kind.GAUGE: meter.create_observable_gauge}
     for metric in METRICS:
         if metric.kind in create:
-            create[metric.kind](metric.name, [_callback(readings, metric)], metric.unit, metric.description)
+            create[metric.kind](metric.name, [_callback(snapshots, metric)], metric.unit, metric.description)
     return provider
 
 
-def _callback(readings: Snapshots, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _callback(snapshots: Snapshots, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
     names = metric.attribute_names
 
     def observe(options: CallbackOptions) -> Iterable[Observation]:
         return [
             Observation(value, dict(zip(names, attributes, strict=True)))
-            for attributes, value in readings.scalars(metric).items()
+            for attributes, value in snapshots.scalars(metric).items()
         ]
 
     return observe

@@ -1,17 +1,23 @@
-"""Where figures are kept between exports: plain Python, because the SDK's instruments take some 9 µs for each value."""
+"""Counters and histograms in plain Python: the instruments of OpenTelemetry's SDK take some 9 µs for each value."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
 from collections import defaultdict
+from dataclasses import dataclass
 
-from telemetry.metrics.array_histogram import HistogramPoint
-from telemetry.metrics.metric import Attributes, Metric, ReadableHistogram
+import numpy as np
+from numpy.typing import NDArray
+
+from telemetry.metrics.metric import Attributes, Metric
+
+MAX_POINTS = 1_024  # of a histogram: instances come and go under new names, and each is 30 lines for Prometheus
+OTHER = "other"
 
 
-class Total:
-    """The sums of a counter. For the event loop's thread."""
+class Counter:
+    """The sums of a metric, by its attributes. For the event loop's thread."""
 
     __slots__ = ("metric", "sums")
 
@@ -22,16 +28,30 @@ class Total:
             self.sums[()] = 0
 
     def __repr__(self) -> str:
-        return f"<Total {self.metric.name}, {len(self.sums)} sums>"
+        return f"<Counter {self.metric.name}, {len(self.sums)} sums>"
 
     def add(self, attributes: Attributes, amount: float) -> None:
-        """Count; of a metric with attributes nothing is there until something was counted."""
+        """Add to a sum. With attributes, a sum exists once something was added to it."""
         if amount:
             self.sums[attributes] += amount
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramPoint:
+    """The values with one set of attributes since `start_time_unix_nano`. The counts are not cumulative."""
+
+    attributes: Attributes
+    bucket_counts: tuple[int, ...]
+    """One more than there are boundaries: the last one counts the values above all boundaries."""
+    sum: float
+    min: float
+    max: float
+    count: int
+    start_time_unix_nano: int
+
+
 class _Series:
-    """The running figures of one set of attributes."""
+    """The values with one set of attributes so far."""
 
     __slots__ = ("bucket_counts", "max", "min", "start_time_unix_nano", "sum")
 
@@ -43,34 +63,53 @@ class _Series:
         self.start_time_unix_nano = time.time_ns()
 
 
-class Distribution(ReadableHistogram):
-    """A histogram that takes values one at a time, for attributes of few values. For the event loop's thread."""
+class Histogram:
+    """Values counted in buckets, by attributes. Bucket i counts the values up to `boundaries[i]`.
+
+    It has at most `MAX_POINTS` points. After `forget` a point stays, so that its last values are still exported, until
+    another one needs its place; the point that was forgotten first leaves first. If all points are in use, values with
+    new attributes count as "other". For the event loop's thread.
+    """
 
     def __init__(self, metric: Metric) -> None:
-        self.name = metric.name
-        self.unit = metric.unit
-        self.description = metric.description
-        self.attribute_names = metric.attribute_names
-        self.boundaries = metric.boundaries
+        if list(metric.boundaries) != sorted(set(metric.boundaries)):
+            raise ValueError(f"the boundaries of {metric.name} don't ascend")
+        self.metric = metric
+        self._boundaries = np.array(metric.boundaries, dtype=np.float64)
         self._series: dict[Attributes, _Series] = {}
+        self._forgotten: dict[Attributes, None] = {}  # in the order of the calls of `forget`
+        self._others = (OTHER,) * len(metric.attributes)
 
     def __repr__(self) -> str:
-        return f"<Distribution {self.name}, {len(self._series)} points>"
+        points = f"{len(self._series)}/{MAX_POINTS} points, {len(self._forgotten)} forgotten"
+        return f"<Histogram {self.metric.name} {points}>"
 
     def observe(self, attributes: Attributes, value: float) -> None:
         """Count one value."""
         series = self._series.get(attributes)
-        if series is None:
-            series = self._series[attributes] = _Series(len(self.boundaries) + 1)
-        series.bucket_counts[bisect_left(self.boundaries, value)] += 1
+        if series is None or self._forgotten:
+            series = self._series_of(attributes)
+        series.bucket_counts[bisect_left(self.metric.boundaries, value)] += 1
         series.sum += value
         if value < series.min:
             series.min = value
         if value > series.max:
             series.max = value
 
+    def observe_many(self, attributes: Attributes, values: NDArray[np.float64]) -> None:
+        """Count all values of an array."""
+        if not len(values):
+            return
+        series = self._series_of(attributes)
+        buckets = np.searchsorted(self._boundaries, values, side="left")
+        for bucket, count in enumerate(np.bincount(buckets).tolist()):
+            series.bucket_counts[bucket] += count
+        series.sum += float(values.sum())
+        series.min = min(series.min, float(values.min()))
+        series.max = max(series.max, float(values.max()))
+
     def points(self) -> list[HistogramPoint]:
-        """All that was observed so far."""
+        """Return all points."""
         return [
             HistogramPoint(
                 attributes=attributes,
@@ -83,3 +122,25 @@ class Distribution(ReadableHistogram):
             )
             for attributes, series in self._series.items()
         ]
+
+    def forget(self, attributes: Attributes) -> None:
+        """Say that no more values come with these attributes, so that their point may leave."""
+        if attributes in self._series:
+            self._forgotten[attributes] = None
+
+    def _series_of(self, attributes: Attributes) -> _Series:
+        series = self._series.get(attributes)
+        if series is None:
+            if len(self._series) >= MAX_POINTS - 1:  # the last place is for the others
+                attributes = self._make_place_for(attributes)
+            series = self._series.setdefault(attributes, _Series(len(self._boundaries) + 1))
+        self._forgotten.pop(attributes, None)
+        return series
+
+    def _make_place_for(self, attributes: Attributes) -> Attributes:
+        """Return the attributes to count under."""
+        if not self._forgotten:
+            return self._others
+        first = next(iter(self._forgotten))
+        del self._forgotten[first], self._series[first]
+        return attributes

@@ -1,18 +1,18 @@
-"""Models as an attribute: their names come from clients, so only so many are told apart."""
+"""The names of models as attributes: clients choose them, so only a limited number is exported."""
 
 from __future__ import annotations
 
+from telemetry.metrics.instruments import OTHER
+
 MAX_MODELS = 64
 MAX_INSTANCES = 4_096
-OTHER = "other"
 
 
 class LabelLimiter:
-    """What model an instance has, under a name that may be exported.
+    """Gives models the names that are exported, also by instance.
 
-    The first ``MAX_MODELS`` names are exported as they are; later ones, and instances that nothing is known of, are
-    "other". An instance is remembered after it went, because work of its may end after it; of all instances the last
-    ``MAX_INSTANCES`` that were new are.
+    The first `MAX_MODELS` names are exported as they are. Later ones, and the models of unknown instances, are "other".
+    It remembers the last `MAX_INSTANCES` new instances, also those that are gone, because their work may end later.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class LabelLimiter:
         self._by_instance: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"<Models {len(self._names)}/{MAX_MODELS} names, {len(self._by_instance)} instances>"
+        return f"<LabelLimiter {len(self._names)}/{MAX_MODELS} names, {len(self._by_instance)} instances>"
 
     def exported(self, model_name: str) -> str:
-        """The model's name, or "other"."""
+        """Return the model's name, or "other"."""
         if model_name in self._names:
             return model_name
         if len(self._names) >= MAX_MODELS:
@@ -31,15 +31,15 @@ class LabelLimiter:
         self._names.add(model_name)
         return model_name
 
-    def of(self, instance_id: str) -> str:
-        """The exported name of the instance's model."""
-        return self._by_instance.get(instance_id, OTHER)
+    def of(self, instance_label: str) -> str:
+        """Return the exported name of the instance's model."""
+        return self._by_instance.get(instance_label, OTHER)
 
-    def note(self, instance_id: str, model_name: str) -> None:
-        """The instance has this model."""
-        if self._by_instance.get(instance_id) == model_name:
+    def note(self, instance_label: str, model_name: str) -> None:
+        """Remember the instance's model."""
+        if self._by_instance.get(instance_label) == model_name:
             return
-        self._by_instance.pop(instance_id, None)
-        self._by_instance[instance_id] = self.exported(model_name)
+        self._by_instance.pop(instance_label, None)
+        self._by_instance[instance_label] = self.exported(model_name)
         if len(self._by_instance) > MAX_INSTANCES:
             del self._by_instance[next(iter(self._by_instance))]

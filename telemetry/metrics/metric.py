@@ -1,22 +1,19 @@
-"""What a metric is: a name, and what its figures mean."""
+"""The definition of a metric: its names, and what its values mean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
-
-from telemetry.metrics.array_histogram import HistogramPoint
 
 Attributes = tuple[str, ...]
 """The values of a metric's attributes, in the order of their names."""
 
-# What OpenTelemetry's Prometheus exporter makes of our units; what stands in braces is for people.
+# OpenTelemetry's Prometheus exporter writes our units like this. Units in braces are for people only.
 _PROMETHEUS_UNITS = {"s": "seconds", "By": "bytes", "By/s": "bytes_per_second"}
 
 
 class Kind(StrEnum):
-    """How figures behave over time."""
+    """How the values of a metric behave over time."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -25,7 +22,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """What figures are split by. Without ``values`` the meaning says why there can't be many."""
+    """What values are split by. Without `values`, the meaning says why there can't be many."""
 
     name: str
     meaning: str
@@ -34,9 +31,9 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric, compared by identity. ``boundaries`` are those of a histogram's buckets.
+    """One metric, compared by identity. `boundaries` are those of a histogram's buckets.
 
-    ``prometheus_stem`` stands in for the name where the rules of OpenTelemetry and of Prometheus contradict each other.
+    `prometheus_stem` replaces the name where the rules of OpenTelemetry and of Prometheus contradict each other.
     """
 
     kind: Kind
@@ -54,7 +51,7 @@ class Metric:
 
     @property
     def prometheus_name(self) -> str:
-        """The name of the metric as it stands on the page that Prometheus scrapes."""
+        """The name of the metric on the page that Prometheus scrapes."""
         parts = [
             prometheus_stem(self.prometheus_stem or self.name),
             prometheus_unit(self.unit),
@@ -64,38 +61,25 @@ class Metric:
 
 
 def prometheus_stem(name: str) -> str:
-    """A name without dots."""
+    """Return a name without dots."""
     return name.replace(".", "_")
 
 
 def prometheus_unit(unit: str) -> str:
-    """What ends a metric's name; empty for what is counted."""
+    """Return the end of a metric's name: empty for a unit in braces."""
     return _PROMETHEUS_UNITS.get(unit, "")
 
 
-class ReadableHistogram(Protocol):
-    """A histogram that can be exported; bucket i holds what is at most ``boundaries[i]``."""
-
-    name: str
-    unit: str
-    description: str
-    attribute_names: tuple[str, ...]
-    boundaries: tuple[float, ...]
-
-    def points(self) -> list[HistogramPoint]:
-        """All that was observed so far."""
-
-
-def counter(name: str, unit: str, description: str, *attributes: Attribute, prometheus_stem: str = "") -> Metric:
-    """A sum that only grows."""
-    return Metric(Kind.COUNTER, name, unit, description, attributes, prometheus_stem=prometheus_stem)
+def counter(name: str, unit: str, description: str, *attributes: Attribute) -> Metric:
+    """Define a sum that only grows."""
+    return Metric(Kind.COUNTER, name, unit, description, attributes)
 
 
 def gauge(name: str, unit: str, description: str, *attributes: Attribute, prometheus_stem: str = "") -> Metric:
-    """A figure as it is now."""
+    """Define a value at the moment of the export."""
     return Metric(Kind.GAUGE, name, unit, description, attributes, prometheus_stem=prometheus_stem)
 
 
 def histogram(name: str, unit: str, description: str, *attributes: Attribute, boundaries: tuple[float, ...]) -> Metric:
-    """Values counted in buckets."""
+    """Define values that are counted in buckets."""
     return Metric(Kind.HISTOGRAM, name, unit, description, attributes, boundaries)

@@ -1,4 +1,4 @@
-"""The page that Prometheus scrapes, and a server for it in threads of its own."""
+"""The page that Prometheus scrapes, and the server for it, in threads of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from telemetry.metrics.array_histogram import HistogramPoint
-from telemetry.metrics.metric import ReadableHistogram, prometheus_stem, prometheus_unit
+from telemetry.metrics.instruments import HistogramPoint
+from telemetry.metrics.metric import Metric, prometheus_stem, prometheus_unit
 from telemetry.metrics.snapshot import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -27,43 +27,43 @@ END_POLL_SECONDS = 0.1
 
 
 class CannotServeMetrics(Exception):
-    """The address is taken, or not one of this machine."""
+    """The address is in use, or not one of this machine."""
 
 
 class Page(CollectorRegistry):
-    """What is served. Made one at a time: OpenTelemetry's collector mixes up those that are made at once."""
+    """The page. One is made at a time, because OpenTelemetry's collector mixes up pages that are made at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._making = threading.Lock()
 
     def collect(self) -> Iterable[Family]:
-        """All families."""
+        """Return all families."""
         with self._making:
             return list(super().collect())
 
-    def restricted_registry(self, names: Iterable[str]) -> Page:  # type: ignore[override]  # it collects, too
-        """The whole page, whatever a client asks for: what a collector has is not known before it collects."""
+    def restricted_registry(self, names: Iterable[str]) -> Page:  # type: ignore[override]  # it collects
+        """Return the whole page for any names: the names of a collector are not known before it collects."""
         return self
 
 
 class HistogramCollector(Collector):
-    """Adds our histograms to a page, named as OpenTelemetry's exporter names the rest of it."""
+    """Adds our histograms to a page, under the names that OpenTelemetry's exporter would give them."""
 
-    def __init__(self, readings: Snapshots) -> None:
-        self._readings = readings
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
 
     def describe(self) -> Iterable[Family]:
-        """Nothing; who has no such method is asked to collect when it is registered."""
+        """Return nothing. Without this method the registry would collect at once."""
         return ()
 
     def collect(self) -> Iterable[Family]:
-        """The histograms that have values."""
-        return [_family(histogram, points) for histogram, points in self._readings.histograms() if points]
+        """Return the histograms that have values."""
+        return [_family(metric, points) for metric, points in self._snapshots.points() if points]
 
 
 class PrometheusEndpoint:
-    """Serves a page at ``address``, HOST:PORT, with the port that was chosen. Any path will do.
+    """Serves a page at `address` (HOST:PORT, the port that the system chose for port 0) under any path.
 
     Raises: CannotServeMetrics.
     """
@@ -74,7 +74,7 @@ class PrometheusEndpoint:
             self._server = _serve(host, port, page)
         except OSError as error:
             raise CannotServeMetrics(
-                f"{shown_host}:{port}, where metrics would be served, is taken, or not an address of this machine"
+                f"{shown_host}:{port}, where metrics would be served, is in use, or not an address of this machine"
             ) from error
         self.address = f"{shown_host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
@@ -86,21 +86,21 @@ class PrometheusEndpoint:
         return f"<PrometheusEndpoint {self.address}>"
 
     def close(self) -> None:
-        """Serve no more; takes up to `END_POLL_SECONDS`."""
+        """Stop. Takes up to `END_POLL_SECONDS`."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """Unlike http.server's it does not look up its own name, which may take seconds."""
+    """A server that does not look up its own name, unlike http.server's: the look-up may take seconds."""
 
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away or dawdled is no news; anything else is a bug."""
+        """Log an error that is a bug: anything but a client that left or was too slow."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("the page for Prometheus could not be made")
 
@@ -113,14 +113,14 @@ def _serve(host: str, port: int, page: Page) -> _Server:
     return server
 
 
-def _family(histogram: ReadableHistogram, points: Sequence[HistogramPoint]) -> HistogramMetricFamily:
+def _family(metric: Metric, points: Sequence[HistogramPoint]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(
-        prometheus_stem(histogram.name),
-        histogram.description,
-        labels=[name.replace(".", "_") for name in histogram.attribute_names],
-        unit=prometheus_unit(histogram.unit),
+        prometheus_stem(metric.name),
+        metric.description,
+        labels=[name.replace(".", "_") for name in metric.attribute_names],
+        unit=prometheus_unit(metric.unit),
     )
-    ends = [*map(floatToGoString, histogram.boundaries), "+Inf"]
+    ends = [*map(floatToGoString, metric.boundaries), "+Inf"]
     for point in points:
         cumulated = accumulate(point.bucket_counts)
         family.add_metric(list(point.attributes), list(zip(ends, cumulated, strict=True)), point.sum)

@@ -1,4 +1,4 @@
-"""All figures, read on the event loop, where they change, for exporters that ask in threads of theirs."""
+"""All metrics at one moment, read on the event loop, for exporters that ask in threads of their own."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from telemetry.metrics.array_histogram import HistogramPoint
-from telemetry.metrics.metric import Attributes, Metric, ReadableHistogram
+from telemetry.metrics.instruments import Histogram, HistogramPoint
+from telemetry.metrics.metric import Attributes, Metric
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 1.0  # with an event loop that is busy
+TIMEOUT_SECONDS = 1.0  # for an event loop that is busy
 
 Scalars = Mapping[Metric, Mapping[Attributes, float]]
-HistogramReading = tuple[ReadableHistogram, Sequence[HistogramPoint]]
+"""The values of counters and gauges."""
+Points = Sequence[tuple[Metric, Sequence[HistogramPoint]]]
+"""The points of histograms."""
 
 
 @dataclass(slots=True)
 class _Snapshot:
     scalars: dict[Metric, Mapping[Attributes, float]] = field(default_factory=dict)
-    histograms: list[HistogramReading] = field(default_factory=list)
+    points: list[tuple[Metric, Sequence[HistogramPoint]]] = field(default_factory=list)
     asked_for: set[object] = field(default_factory=set)
 
 
 class Snapshots:
-    """One snapshot for each export: it is taken anew when something is asked for that it has told already.
+    """One snapshot for each export. A new one is taken when an exporter asks for the same values a second time.
 
-    An event loop that does not answer in `PATIENCE_SECONDS` holds up no export: the last snapshot is told again.
+    If the event loop does not answer within `TIMEOUT_SECONDS`, the exporter gets the last snapshot again.
 
-    Made on the event loop; `scalars` and `histograms` are for any other thread.
+    Made on the event loop. `scalars` and `points` are for any other thread.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._reads: list[Callable[[], Scalars]] = []
-        self._histograms: list[ReadableHistogram] = []
+        self._histograms: list[Histogram] = []
         self._lock = threading.Lock()
         self._snapshot: _Snapshot | None = None
 
     def add(self, read: Callable[[], Scalars]) -> None:
-        """Tell what ``read`` tells, too; it is called on the event loop."""
+        """Add the values that `read` returns. It is called on the event loop."""
         self._reads.append(read)
 
-    def add_histograms(self, histograms: Iterable[ReadableHistogram]) -> None:
-        """Tell these, too; they are read on the event loop."""
+    def add_histograms(self, histograms: Iterable[Histogram]) -> None:
+        """Add histograms. They are read on the event loop."""
         self._histograms += histograms
 
     def scalars(self, metric: Metric) -> Mapping[Attributes, float]:
-        """The figures of a counter or a gauge."""
+        """Return the values of a counter or a gauge."""
         return self._current(metric).scalars.get(metric, {})
 
-    def histograms(self) -> Sequence[HistogramReading]:
-        """The figures of all histograms."""
-        return self._current("histograms").histograms
+    def points(self) -> Points:
+        """Return the points of all histograms."""
+        return self._current("points").points
 
     def _current(self, asked_for: object) -> _Snapshot:
         with self._lock:
@@ -70,8 +72,8 @@ class Snapshots:
         answer: Future[_Snapshot] = Future()
         try:
             self._loop.call_soon_threadsafe(self._answer, answer)
-            return answer.result(PATIENCE_SECONDS)
-        except (TimeoutError, RuntimeError):  # busy, or closed
+            return answer.result(TIMEOUT_SECONDS)
+        except (TimeoutError, RuntimeError):  # the loop is busy, or closed
             answer.cancel()
             last = self._snapshot or _Snapshot()
             last.asked_for.clear()
@@ -90,7 +92,7 @@ class Snapshots:
                 logger.exception("ReadingFailed %r", read)
         for histogram in self._histograms:
             try:
-                snapshot.histograms.append((histogram, histogram.points()))
+                snapshot.points.append((histogram.metric, histogram.points()))
             except Exception:
                 logger.exception("ReadingFailed %r", histogram)
         return snapshot

@@ -1,4 +1,4 @@
-"""Events as metrics: what each type of event adds to which figure."""
+"""Events as metrics: which type of event adds to which metric."""
 
 from __future__ import annotations
 
@@ -21,54 +21,53 @@ from telemetry.events import (
     StoreFinished,
     TransferFinished,
 )
-from telemetry.metrics import definitions as definitions
-from telemetry.metrics.instruments import Distribution, Total
+from telemetry.kinds import MissReason, OperationKind, Outcome, Tier
+from telemetry.metrics import definitions
+from telemetry.metrics.attributes import NO_ANSWER
+from telemetry.metrics.instruments import Counter, Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.metric import Metric
 from telemetry.metrics.snapshot import Scalars
 
-NO_ANSWER = "no answer"
-SHORTER_THAN_CHUNK = "shorter than chunk"
-
 
 class MetricsSubscriber(Subscriber):
-    """Counts. Nothing of it waits for an exporter: these read the sums when they want them."""
+    """Counts events. Exporters read the sums when they need them."""
 
     name = "metrics"
 
     def __init__(self, models: LabelLimiter) -> None:
         self._models = models
-        self._totals: list[Total] = []
-        self._operations = self._total(definitions.OPERATIONS)
-        self._operation_io = self._total(definitions.OPERATION_IO)
-        self._lookup_tokens = self._total(definitions.LOOKUP_TOKENS)
-        self._lookup_matched = self._total(definitions.LOOKUP_MATCHED)
-        self._lookup_missed = self._total(definitions.LOOKUP_MISSED)
-        self._store_tokens = self._total(definitions.STORE_TOKENS)
-        self._store_refusals = self._total(definitions.STORE_REFUSALS)
-        self._retrieve_tokens = self._total(definitions.RETRIEVE_TOKENS)
-        self._transfer_io = self._total(definitions.TRANSFER_IO)
-        self._chunks_stored = self._total(definitions.L1_STORED)
-        self._chunks_cleared = self._total(definitions.L1_CLEARED)
-        self._leases_granted = self._total(definitions.LEASES_GRANTED)
-        self._leases_ended = self._total(definitions.LEASES_ENDED)
-        self._sessions_started = self._total(definitions.SESSIONS_STARTED)
-        self._sessions_ended = self._total(definitions.SESSIONS_ENDED)
-        self._attachments_started = self._total(definitions.ATTACHMENTS_STARTED)
-        self._attachments_ended = self._total(definitions.ATTACHMENTS_ENDED)
-        self._tenant_operations = self._total(definitions.TENANT_OPERATIONS)
-        self._tenant_io = self._total(definitions.TENANT_IO)
-        self._operation_duration = Distribution(definitions.OPERATION_DURATION)
-        self._transfer_duration = Distribution(definitions.TRANSFER_DURATION)
-        self._transfer_step_duration = Distribution(definitions.TRANSFER_STEP_DURATION)
-        self._transfer_throughput = Distribution(definitions.TRANSFER_THROUGHPUT)
+        self._counters: list[Counter] = []
+        self._operations = self._counter(definitions.OPERATIONS)
+        self._operation_io = self._counter(definitions.OPERATION_IO)
+        self._lookup_tokens = self._counter(definitions.LOOKUP_TOKENS)
+        self._lookup_matched = self._counter(definitions.LOOKUP_MATCHED)
+        self._lookup_missed = self._counter(definitions.LOOKUP_MISSED)
+        self._store_tokens = self._counter(definitions.STORE_TOKENS)
+        self._store_refusals = self._counter(definitions.STORE_REFUSALS)
+        self._retrieve_tokens = self._counter(definitions.RETRIEVE_TOKENS)
+        self._transfer_io = self._counter(definitions.TRANSFER_IO)
+        self._chunks_stored = self._counter(definitions.L1_STORED)
+        self._chunks_cleared = self._counter(definitions.L1_CLEARED)
+        self._leases_granted = self._counter(definitions.LEASES_GRANTED)
+        self._leases_ended = self._counter(definitions.LEASES_ENDED)
+        self._sessions_started = self._counter(definitions.SESSIONS_STARTED)
+        self._sessions_ended = self._counter(definitions.SESSIONS_ENDED)
+        self._attachments_started = self._counter(definitions.ATTACHMENTS_STARTED)
+        self._attachments_ended = self._counter(definitions.ATTACHMENTS_ENDED)
+        self._tenant_operations = self._counter(definitions.TENANT_OPERATIONS)
+        self._tenant_io = self._counter(definitions.TENANT_IO)
+        self._operation_duration = Histogram(definitions.OPERATION_DURATION)
+        self._transfer_duration = Histogram(definitions.TRANSFER_DURATION)
+        self._transfer_step_duration = Histogram(definitions.TRANSFER_STEP_DURATION)
+        self._transfer_throughput = Histogram(definitions.TRANSFER_THROUGHPUT)
         self.histograms = (
             self._operation_duration,
             self._transfer_duration,
             self._transfer_step_duration,
             self._transfer_throughput,
         )
-        self._count: dict[type[Event], Callable[[Any], None]] = {
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
             InstanceAttached: self._attached,
             InstanceDetached: self._detached,
             SessionStarted: self._session_started,
@@ -79,29 +78,29 @@ class MetricsSubscriber(Subscriber):
             TransferFinished: self._transferred,
             LeaseGranted: self._lease_granted,
             LeaseEnded: self._lease_ended,
-            ChunksStored: self._chunks_came,
+            ChunksStored: self._chunks_in_l1,
             CacheCleared: self._cleared,
         }
 
     def handle(self, batch: Sequence[Event]) -> None:
         """Count each event."""
         for event in batch:
-            count = self._count.get(type(event))
-            if count is not None:
-                count(event)
+            handler = self._handlers.get(type(event))
+            if handler is not None:
+                handler(event)
 
     def read(self) -> Scalars:
-        """All sums so far."""
-        return {total.metric: dict(total.sums) for total in self._totals}
+        """Return all sums so far."""
+        return {counter.metric: dict(counter.sums) for counter in self._counters}
 
-    def _total(self, metric: Metric) -> Total:
-        total = Total(metric)
-        self._totals.append(total)
-        return total
+    def _counter(self, metric: Metric) -> Counter:
+        counter = Counter(metric)
+        self._counters.append(counter)
+        return counter
 
     def _operation(self, kind: str, event: LookupFinished | StoreFinished | RetrieveFinished) -> str:
-        """Returns the model's name."""
-        model_name = self._models.of(event.instance_id)
+        """Count what all operations have, and return the exported name of the model."""
+        model_name = self._models.of(event.instance_label)
         attributes = (kind, str(event.outcome), model_name)
         self._operations.add(attributes, 1)
         self._operation_duration.observe(attributes, event.duration_seconds)
@@ -110,23 +109,23 @@ class MetricsSubscriber(Subscriber):
         return model_name
 
     def _looked_up(self, event: LookupFinished) -> None:
-        model_name = self._operation("lookup", event)
+        model_name = self._operation(OperationKind.LOOKUP, event)
         self._lookup_tokens.add((model_name,), event.num_tokens)
-        self._lookup_matched.add(("l1", model_name), event.l1_tokens)
-        self._lookup_matched.add(("l2", model_name), event.l2_tokens)
+        self._lookup_matched.add((Tier.L1, model_name), event.l1_tokens)
+        self._lookup_matched.add((Tier.L2, model_name), event.l2_tokens)
         num_missed_tokens = event.num_tokens - event.matched_tokens
         if num_missed_tokens:
-            if event.outcome in ("cancelled", "failed"):
-                reason = NO_ANSWER
-            else:  # where no chunk is missing only a tail can be
-                reason = str(event.miss_reason) or SHORTER_THAN_CHUNK
+            if event.outcome in (Outcome.CANCELLED, Outcome.FAILED):
+                reason: str = NO_ANSWER
+            else:  # without a missing chunk, only tokens after the last whole chunk can be missing
+                reason = str(event.miss_reason) or MissReason.SHORTER_THAN_CHUNK
             self._lookup_missed.add((reason, model_name), num_missed_tokens)
 
     def _stored(self, event: StoreFinished) -> None:
-        model_name = self._operation("store", event)
-        self._operation_io.add(("store", model_name), event.stored_bytes)
+        model_name = self._operation(OperationKind.STORE, event)
+        self._operation_io.add((OperationKind.STORE, model_name), event.stored_bytes)
         if event.tenant:
-            self._tenant_io.add(("store", event.tenant), event.stored_bytes)
+            self._tenant_io.add((OperationKind.STORE, event.tenant), event.stored_bytes)
         self._store_tokens.add(("stored", model_name), event.stored_tokens)
         self._store_tokens.add(("resident", model_name), event.resident_tokens)
         self._store_tokens.add(("refused", model_name), event.refused_tokens)
@@ -135,32 +134,32 @@ class MetricsSubscriber(Subscriber):
             self._store_refusals.add((str(event.refusal_reason), model_name), 1)
 
     def _retrieved(self, event: RetrieveFinished) -> None:
-        model_name = self._operation("retrieve", event)
-        self._operation_io.add(("retrieve", model_name), event.retrieved_bytes)
+        model_name = self._operation(OperationKind.RETRIEVE, event)
+        self._operation_io.add((OperationKind.RETRIEVE, model_name), event.retrieved_bytes)
         if event.tenant:
-            self._tenant_io.add(("retrieve", event.tenant), event.retrieved_bytes)
-        self._retrieve_tokens.add(("l1", model_name), event.l1_tokens)
-        self._retrieve_tokens.add(("l2", model_name), event.l2_tokens)
+            self._tenant_io.add((OperationKind.RETRIEVE, event.tenant), event.retrieved_bytes)
+        self._retrieve_tokens.add((Tier.L1, model_name), event.l1_tokens)
+        self._retrieve_tokens.add((Tier.L2, model_name), event.l2_tokens)
 
     def _transferred(self, event: TransferFinished) -> None:
         where = (event.direction, event.backend)
         self._transfer_duration.observe((*where, str(event.outcome)), event.duration_seconds)
         for step in event.steps:
             self._transfer_step_duration.observe((*where, step.name), step.duration_seconds)
-        if event.outcome == "ok":
+        if event.outcome == Outcome.OK:
             self._transfer_io.add(where, event.num_bytes)
             if event.duration_seconds > 0:
                 self._transfer_throughput.observe(where, event.num_bytes / event.duration_seconds)
 
     def _attached(self, event: InstanceAttached) -> None:
-        self._models.note(event.instance_id, event.model_name)
+        self._models.note(event.instance_label, event.model_name)
         self._attachments_started.add((event.transfer_backend, self._models.exported(event.model_name)), 1)
 
     def _detached(self, event: InstanceDetached) -> None:
         self._attachments_ended.add((event.reason, self._models.exported(event.model_name)), 1)
 
     def _session_started(self, event: SessionStarted) -> None:
-        self._models.note(event.instance_id, event.model_name)
+        self._models.note(event.instance_label, event.model_name)
         self._sessions_started.add((self._models.exported(event.model_name),), 1)
 
     def _session_ended(self, event: SessionEnded) -> None:
@@ -172,7 +171,7 @@ class MetricsSubscriber(Subscriber):
     def _lease_ended(self, event: LeaseEnded) -> None:
         self._leases_ended.add((str(event.reason),), 1)
 
-    def _chunks_came(self, event: ChunksStored) -> None:
+    def _chunks_in_l1(self, event: ChunksStored) -> None:
         self._chunks_stored.add((self._models.exported(event.model_name),), len(event.keys))
 
     def _cleared(self, event: CacheCleared) -> None:

@@ -1,4 +1,4 @@
-"""The facts of an event as attributes of a span, under ``kvdepot.…``, with the types that they have."""
+"""The fields of an event as attributes of a span, under `kvdepot.…`, with their types."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Plain = bool | int | float | str
 PREFIX = "kvdepot."
 INSTANCE_ID, SESSION_ID, TENANT = f"{PREFIX}instance_id", f"{PREFIX}session_id", f"{PREFIX}tenant"
 PLAIN_TYPES = ("str", "int", "float", "bool")  # as annotations say
-# What a span has of its own, times and parent; and what `ids_of` tells.
+# A span has its own times and parent, and `ids_of` returns the ids.
 NOT_FACTS = (*(field.name for field in fields(Event)), "duration_seconds", "traceparent", "parent_operation_id")
 
 
 def ids_of(event: Event) -> dict[str, Plain]:
-    """Whose it is."""
-    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_id, SESSION_ID: event.session_id}
+    """Return the ids of the event: instance, session and tenant."""
+    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_label, SESSION_ID: event.session_id}
     if event.tenant:
         ids[TENANT] = event.tenant
     return ids
 
 
 def facts_of(event: Event) -> dict[str, Plain]:
-    """The event's own fields; a text that is empty says that there is none."""
+    """Return the event's own fields, without empty texts."""
     return {key: value for name, key in _ATTRIBUTES[type(event)] if (value := getattr(event, name)) != ""}
 
 
 def _attributes(event_type: type[Event]) -> tuple[tuple[str, str], ...]:
-    """The fields of an event that tell something new, with the attributes' names."""
+    """Return the fields of an event that its started event does not have, with the attributes' names."""
     known = set(NOT_FACTS)
     if event_type.__name__.endswith("Finished"):
         started = EVENT_TYPES[f"{event_type.__name__.removesuffix('Finished')}Started"]

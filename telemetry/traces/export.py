@@ -1,4 +1,4 @@
-"""Where spans go: a tracer provider of our own, which sends them in a thread, and callers as parents of spans."""
+"""Exports spans from a thread, with our own tracer provider; and the callers as parents of spans."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 SEND_EVERY_MS = 1_000
-FLUSH_SECONDS = 2.0  # for what is left at the end; a collector that is down gets no more
+FLUSH_SECONDS = 2.0  # for the last spans, even if the collector is down
 GIVE_UP_SECONDS = 1.0
 CALLERS_REMEMBERED = 1024
 
 
 class Tracing:
-    """The caller's trace decides whether spans are made; without a caller they are.
+    """Makes the spans that the caller's trace samples, and all spans without a caller.
 
-    Nothing global is set. Of OpenTelemetry's variables, OTEL_TRACES_SAMPLER (which spans to make instead) and
-    OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) count.
+    It sets nothing global. OpenTelemetry's variables OTEL_TRACES_SAMPLER (another choice of spans) and
+    OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) apply.
     """
 
     def __init__(self, exporters: Iterable[SpanExporter], resource: Resource) -> None:
@@ -35,7 +35,7 @@ class Tracing:
 
     @classmethod
     def open(cls, resource: Resource, *, otlp_endpoint: str, console: bool) -> Tracing:
-        """Send spans to a collector, if there is an address such as http://localhost:4317, and to standard output."""
+        """Send spans to a collector, if there is an address such as http://localhost:4317, or to standard output."""
         exporters: list[SpanExporter] = []
         if otlp_endpoint:
             exporters.append(OTLPSpanExporter(otlp_endpoint, insecure=otlp_endpoint.startswith("http://")))
@@ -44,19 +44,19 @@ class Tracing:
         return cls(exporters, resource)
 
     def close(self) -> None:
-        """Send what was not sent yet; blocks for `FLUSH_SECONDS` and `GIVE_UP_SECONDS` at most."""
+        """Send the last spans. Blocks for `FLUSH_SECONDS` and `GIVE_UP_SECONDS` at most."""
         flush = threading.Thread(target=self.provider.shutdown, name="flush spans", daemon=True)
         flush.start()
         flush.join(FLUSH_SECONDS)
         if flush.is_alive():
             for exporter in self._exporters:
-                exporter.shutdown()  # ends the wait for the collector; what comes now is discarded
+                exporter.shutdown()  # ends the wait for the collector, and discards later spans
             flush.join(GIVE_UP_SECONDS)
 
 
 @lru_cache(CALLERS_REMEMBERED)
 def caller(traceparent: str) -> Context:
-    """The context whose span is the caller's; one without a span if the header is empty or malformed."""
+    """Return the context of the caller's span. It has no span if the header is empty or malformed."""
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 

@@ -1,4 +1,4 @@
-"""Events as spans: one for each session, in it its operations, in these their transfers with their steps."""
+"""Events as spans: sessions, their operations, the transfers of these, and the steps of transfers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from telemetry.events import (
     TransferFinished,
     TransferStarted,
 )
+from telemetry.kinds import Outcome, SessionEnd
 from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
 from telemetry.traces.export import caller
 from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
@@ -33,21 +34,18 @@ from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
 OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
 WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished
 
-ENDED_WELL = "requested"  # the one reason of a session's end that is none to worry about
-
 MAX_SESSIONS = 10_000
 MAX_OPEN_WORK = 10_000
 MAX_STORES_REMEMBERED = 65_536
-PATIENCE_SECONDS = 120.0
+LATE_TIMEOUT_SECONDS = 120.0
 
 
 class TracingSubscriber(Subscriber):
-    """Makes spans. That of a session is a child of the call that began the session, if this had a ``traceparent``.
+    """Makes spans. A session's span is a child of the call that began the session, if the call had a `traceparent`.
 
-    Work that failed has the status ERROR, and so has a session that did not end by EndSession. Work that was
-    cancelled, refused or missed has none: the caller changed its mind, or was answered as promised; the attribute
-    ``kvdepot.outcome`` tells. What is open is bounded, and so is what never ends because the bus dropped its end:
-    work has ``patience_seconds`` after the end of its session.
+    Failed work has the status ERROR, and so has a session that did not end by EndSession. Cancelled, refused and missed
+    work has no status; see its attribute `kvdepot.outcome`. The number of open spans is bounded. Work whose end the bus
+    dropped ends `late_timeout_seconds` after its session.
     """
 
     name = "tracing"
@@ -58,12 +56,12 @@ class TracingSubscriber(Subscriber):
         *,
         max_sessions: int = MAX_SESSIONS,
         max_open_work: int = MAX_OPEN_WORK,
-        patience_seconds: float = PATIENCE_SECONDS,
+        late_timeout_seconds: float = LATE_TIMEOUT_SECONDS,
     ) -> None:
         self._tracer = provider.get_tracer("kvdepot")
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[tuple[str, str], OpenSpan] = OrderedDict()  # least recently used first
-        self._work = OpenWork(max_open_work, patience_seconds)
+        self._work = OpenWork(max_open_work, late_timeout_seconds)
         self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = OrderedDict()  # of which session, by operation
         self._spans_of_batch: dict[Event, SpanContext] = {}
         self._on: dict[type[Event], Callable[[Any], Span | None]] = {
@@ -89,14 +87,14 @@ class TracingSubscriber(Subscriber):
             span = on(event) if on is not None else None
             if span is not None:
                 self._spans_of_batch[event] = span.get_span_context()
-        self._work.give_up_late(batch[-1].monotonic)
+        self._work.end_late(batch[-1].monotonic)
 
     def span_of(self, event: Event) -> SpanContext | None:
-        """The span that an event of the last batch belongs to, which may have ended."""
+        """Return the span of an event of the last batch. It may have ended."""
         return self._spans_of_batch.get(event)
 
     def close(self) -> None:
-        """End what is open: nothing more will be seen of it."""
+        """End all open spans."""
         now_ns = time.time_ns()
         for open_span in (*self._work.take_all(), *self._sessions.values()):
             open_span.fail("the depot shut down", now_ns)
@@ -105,7 +103,7 @@ class TracingSubscriber(Subscriber):
     # Sessions
 
     def _begin_session(self, event: SessionStarted) -> Span:
-        earlier = self._sessions.pop((event.instance_id, event.session_id), None)
+        earlier = self._sessions.pop((event.instance_label, event.session_id), None)
         if earlier is not None:
             self._work.session_ended(earlier, event.monotonic, _ns(event.time))
             earlier.fail(LOST, _ns(event.time))
@@ -118,22 +116,22 @@ class TracingSubscriber(Subscriber):
             oldest.span.set_attribute(f"{PREFIX}reason", "too many sessions")
             oldest.end_at(_ns(event.time))
         session = self._open("session", caller(event.traceparent), event, ids_of(event) | facts)
-        self._sessions[event.instance_id, event.session_id] = session
+        self._sessions[event.instance_label, event.session_id] = session
         return session
 
     def _end_session(self, event: SessionEnded) -> Span | None:
-        session = self._sessions.pop((event.instance_id, event.session_id), None)
+        session = self._sessions.pop((event.instance_label, event.session_id), None)
         if session is None:
             return None
         self._work.session_ended(session, event.monotonic, _ns(event.time))
         session.span.set_attributes(facts_of(event))
-        if event.reason != ENDED_WELL:
+        if event.reason != SessionEnd.REQUESTED:
             session.span.set_status(Status(StatusCode.ERROR, event.reason))
         session.end_after(event.duration_seconds)
         return session.span
 
     def _note(self, event: LeaseGranted | LeaseEnded) -> Span | None:
-        session = self._sessions.get((event.instance_id, event.session_id))
+        session = self._sessions.get((event.instance_label, event.session_id))
         if session is None:
             return None
         session.span.add_event(type(event).__name__, facts_of(event), timestamp=_ns(event.time))
@@ -142,9 +140,9 @@ class TracingSubscriber(Subscriber):
     # Work
 
     def _begin_operation(self, event: OperationStarted) -> Span:
-        key = event.instance_id, event.session_id
+        key = event.instance_label, event.session_id
         session = self._sessions.get(key)
-        if session is None:  # its beginning was dropped, or its span was ended as one too many
+        if session is None:  # its start was dropped, or its span ended as one of too many
             session = self._open_session(event, {})
         self._sessions.move_to_end(key)
         session_context = session.span.get_span_context()
@@ -165,7 +163,9 @@ class TracingSubscriber(Subscriber):
         return operation.span
 
     def _begin_transfer(self, event: TransferStarted) -> Span:
-        above = self._work.get(event.parent_operation_id) or self._sessions.get((event.instance_id, event.session_id))
+        above = self._work.get(event.parent_operation_id) or self._sessions.get(
+            (event.instance_label, event.session_id)
+        )
         parent = above.context if above is not None else Context()
         transfer = self._open("transfer", parent, event, ids_of(event) | facts_of(event))
         self._work.add(event.operation_id, transfer, self._work.session_of(event.parent_operation_id))
@@ -185,7 +185,7 @@ class TracingSubscriber(Subscriber):
         if work is None:
             return None
         work.span.set_attributes(facts_of(event))
-        if event.outcome == "failed":
+        if event.outcome == Outcome.FAILED:
             work.span.set_status(Status(StatusCode.ERROR, "failed"))
         work.end_after(event.duration_seconds)
         return work.span
@@ -198,15 +198,15 @@ class TracingSubscriber(Subscriber):
             self._tracer.start_span(name, parent, attributes=facts, links=links, start_time=start_ns), start_ns
         )
 
-    # Whose chunks a retrieve reads
+    # Links of a retrieve to the stores of its chunks
 
     def _remember_store(self, event: StoreStarted, session: SpanContext) -> None:
         if len(self._stores) >= MAX_STORES_REMEMBERED:
             self._stores.popitem(last=False)
-        self._stores[event.operation_id] = session, event.instance_id, event.session_id
+        self._stores[event.operation_id] = session, event.instance_label, event.session_id
 
     def _links_to_stores(self, operation_ids: Sequence[str]) -> list[Link]:
-        """To the sessions' spans, each once."""
+        """Return links to the spans of the stores' sessions, each once."""
         links: dict[int, Link] = {}
         for operation_id in operation_ids:
             stored = self._stores.get(operation_id)

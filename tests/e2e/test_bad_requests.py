@@ -25,8 +25,8 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
 from kvdepot.v1.observability_pb2_grpc import ObservabilityServiceStub
-from service.depot.leases import LeaseEnd
 from service.server import Server
+from telemetry.kinds import LeaseEnd
 from tests.documented import DOCUMENTED, PROTOS
 from tests.e2e.servers import running_server
 

@@ -17,10 +17,11 @@ from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import Attachment
 from service.depot.lookup import match_prefix
 from service.depot.open_store import OpenStore
-from service.depot.values import RefusalReason, StoreHeader
+from service.depot.values import StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired
 from service.l1.index import RemovalReason
 from service.l1.keys import Prefix, RankIdentity
+from telemetry.kinds import RefusalReason
 
 CHUNK_SIZE = 16
 CHUNK_BYTES = 64

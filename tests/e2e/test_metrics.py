@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service.depot.sessions import SessionEnd
 from telemetry.events import LeaseEnded
+from telemetry.kinds import SessionEnd
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Engine, InlineStore, Site, prompt, refused
 from tests.e2e.scraping import Failing, Page, measured, scrape, work

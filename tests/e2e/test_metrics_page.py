@@ -12,19 +12,16 @@ import numpy as np
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service.depot.leases import LeaseEnd
-from service.depot.operation import OperationKind, Outcome
-from service.depot.sessions import SessionEnd
-from service.depot.values import MissReason, RefusalReason
 from service.server import CannotListen
-from telemetry.metrics import definitions as definitions
+from telemetry.kinds import LeaseEnd, MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
+from telemetry.metrics import attributes, definitions
+from telemetry.metrics.definitions import METRICS
 from telemetry.metrics.metric import Attribute
 from tests.e2e.conftest import Open
 from tests.e2e.engines import Site, prompt
 from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
 from tests.e2e.servers import StartServer, running_server
 from tests.fakes.waiting import eventually
-from tools.generate.metrics import all_metrics
 
 CHUNK_BYTES = 3_072
 OPERATION = "kvdepot_operations_total"
@@ -66,7 +63,7 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
         await depot.client.end_session("e", "none")
     await asyncio.sleep(0.15)  # the loop's lag is noted ten times a second
     page = await scrape(depot.server)
-    assert page.names - {"target"} - {"target_info"} == {metric.prometheus_name for metric in all_metrics()} - ELSEWHERE
+    assert page.names - {"target"} - {"target_info"} == {metric.prometheus_name for metric in METRICS} - ELSEWHERE
 
 
 async def test_a_page_is_whole_while_others_scrape_and_the_depot_works(depot: Site) -> None:
@@ -156,11 +153,11 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
 @pytest.mark.parametrize(
     ("attribute", "values"),
     [
-        (definitions.OPERATION, OperationKind),
-        (definitions.OUTCOME, Outcome),
-        (definitions.LEASE_END, LeaseEnd),
-        (definitions.SESSION_END, SessionEnd),
-        (definitions.REFUSAL_REASON, RefusalReason),
+        (attributes.OPERATION, OperationKind),
+        (attributes.OUTCOME, Outcome),
+        (attributes.LEASE_END, LeaseEnd),
+        (attributes.SESSION_END, SessionEnd),
+        (attributes.REFUSAL_REASON, RefusalReason),
     ],
 )
 def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, values: type[StrEnum]) -> None:
@@ -168,7 +165,7 @@ def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, v
 
 
 def test_missed_tokens_have_the_reasons_of_misses_and_one_more() -> None:
-    assert set(definitions.MISS_REASON.values) == {*map(str, MissReason), "no answer"}
+    assert set(attributes.MISS_REASON.values) == {*map(str, MissReason), "no answer"}
 
 
 async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:
@@ -176,7 +173,7 @@ async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:
     await work(engine, "s", 40, seed=1)
     await engine.end_session("s")
     page = await scrape(depot.server)
-    for metric in all_metrics():
+    for metric in METRICS:
         for attribute in metric.attributes:
             label = attribute.name.replace(".", "_")
             suffix = "_count" if metric.boundaries else ""
@@ -185,6 +182,6 @@ async def test_values_are_those_that_the_catalogue_names(depot: Site) -> None:
 
 
 def test_every_histogram_has_boundaries_that_ascend() -> None:
-    for metric in all_metrics():
+    for metric in METRICS:
         assert (metric.kind == "histogram") == bool(metric.boundaries)
         assert list(np.unique(metric.boundaries)) == list(metric.boundaries)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from service.depot.sessions import MAX_LIVE, SessionEnd
+from service.depot.sessions import MAX_LIVE
+from telemetry.kinds import SessionEnd
 from tests.e2e.servers import StartServer
 
 

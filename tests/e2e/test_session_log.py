@@ -11,10 +11,11 @@ import pytest
 
 from kvdepot import AsyncDepotClient, KvShape
 from kvdepot.layout import layouts
-from service.depot.sessions import MAX_ENDED_REMEMBERED, SessionEnd, Sessions
+from service.depot.sessions import MAX_ENDED_REMEMBERED, Sessions
 from service.observability.session_log import SessionLog
 from service.server import Server
 from telemetry.events import SessionEnded
+from telemetry.kinds import SessionEnd
 from telemetry.logs.line_format import JsonFormat
 
 LOGGER = "service.observability.session_log"

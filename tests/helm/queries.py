@@ -14,8 +14,8 @@ import promql_parser
 from promql_parser import AggregateExpr, BinaryExpr, Expr, Matcher, MatchOp, VectorSelector
 
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from telemetry.metrics.definitions import METRICS
 from telemetry.metrics.metric import Attribute, Kind, Metric
-from tools.generate.metrics import all_metrics
 
 TARGET_LABELS = {"job", "instance", "namespace", "pod"}
 """What Prometheus adds to each series; the last two on Kubernetes."""
@@ -34,7 +34,7 @@ _VALUES = {"rpc.method": _METHODS, "rpc.response.status_code": tuple(status.name
 def _series() -> dict[str, Metric]:
     """The names of series that a depot has, with the metric that each belongs to."""
     found = {}
-    for metric in all_metrics():
+    for metric in METRICS:
         suffixes = _OF_A_HISTOGRAM if metric.kind is Kind.HISTOGRAM else ("",)
         found.update({metric.prometheus_name + suffix: metric for suffix in suffixes})
     return found

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from telemetry import events
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.events import BlockAllocation, Event, TransferStep
@@ -116,7 +115,7 @@ def example(event_type: type[Event]) -> Event:
         npt.NDArray[np.uint32]: ids,
         npt.NDArray[np.float64]: np.array([0.5, 2.0]),
     }
-    hints = typing.get_type_hints(event_type, vars(events))
+    hints = typing.get_type_hints(event_type)
     return event_type(**{name: values[hint] for name, hint in hints.items()})
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry.bus import EventBus
-from telemetry.delivery import MAX_BATCH_EVENTS, TURN_SECONDS, Subscriber
+from telemetry.delivery import MAX_BATCH_EVENTS, SLICE_SECONDS, Subscriber
 from telemetry.events import Event, LeaseEnded, ServerDraining
 
 
@@ -143,7 +143,7 @@ async def test_slow_subscriber_gets_smaller_batches_until_a_call_fits_the_turn(r
 
         def handle(self, batch: Sequence[Event]) -> None:
             self.sizes.append(len(batch))
-            clock.now += len(batch) * TURN_SECONDS / 10
+            clock.now += len(batch) * SLICE_SECONDS / 10
 
     slow = Slow()
     async with running(EventBus([slow])) as bus:
@@ -162,7 +162,7 @@ async def test_batches_grow_again_when_the_subscriber_is_quick(running, clock):
 
         def handle(self, batch: Sequence[Event]) -> None:
             if len(self.sizes) < 3:
-                clock.now += 2 * TURN_SECONDS
+                clock.now += 2 * SLICE_SECONDS
             self.sizes.append(len(batch))
 
     warming = Warming()
@@ -204,7 +204,7 @@ async def test_others_run_whenever_a_turn_is_used_up(clock, make_recorder, runni
 
         def handle(self, batch: Sequence[Event]) -> None:
             seen.append(num_turns)
-            clock.now += TURN_SECONDS / 2
+            clock.now += SLICE_SECONDS / 2
 
     task = asyncio.create_task(other())
     async with running(EventBus([Slow(), Slow()])) as bus:
@@ -327,7 +327,7 @@ async def test_cancelled_run_accepts_nothing_more_not_even_from_a_subscriber():
 
 
 async def test_one_event_wakes_the_bus_and_those_that_follow_ride_along(recorder, running, monkeypatch):
-    monkeypatch.setattr("telemetry.bus.GATHER_SECONDS", 0.1)
+    monkeypatch.setattr("telemetry.bus.COALESCING_SECONDS", 0.1)
     async with running(EventBus([recorder], capacity=1_000_000)) as bus:
         bus.publish(ServerDraining())
         for _ in range(5):
@@ -353,7 +353,7 @@ async def test_cancelled_run_delivers_the_rest_to_each_subscriber_once(clock, ma
         name = "slow"
 
         def handle(self, batch: Sequence[Event]) -> None:
-            clock.now += TURN_SECONDS
+            clock.now += SLICE_SECONDS
 
     first, last = make_recorder(), make_recorder()
     bus = EventBus([first, Slow(), last])
@@ -397,7 +397,7 @@ async def test_drain_lag_is_the_age_of_the_oldest_event_not_delivered(clock, run
 async def test_events_published_as_the_bus_falls_asleep_are_delivered_and_let_others_run(recorder, running):
     """Between the drain task's last look at the queue and its word that it sleeps."""
     bus = EventBus([recorder])
-    clear = bus._awake.clear
+    clear = bus._woken.clear
     late = facts(5)
 
     def publish_then_clear() -> None:
@@ -405,7 +405,7 @@ async def test_events_published_as_the_bus_falls_asleep_are_delivered_and_let_ot
             bus.publish(late.pop())
         clear()
 
-    bus._awake.clear = publish_then_clear  # type: ignore[method-assign]
+    bus._woken.clear = publish_then_clear  # type: ignore[method-assign]
     async with running(bus):
         assert len(recorder.events) <= 1, "all in one turn of the loop"
         await recorder.wait_for(5)

@@ -73,7 +73,7 @@ async def test_nothing_is_dropped_while_there_is_room(recorder, running):
 async def test_publish_from_a_thread_wakes_a_sleeping_bus(recorder, running, until):
     async with running(EventBus([recorder])) as bus:
         for num_delivered in (1, 2, 3):
-            await until(lambda: bus._asleep)
+            await until(lambda: bus._idle)
             threading.Timer(0.01, bus.publish, [ServerDraining()]).start()
             await recorder.wait_for(num_delivered)
 
@@ -94,7 +94,7 @@ async def test_only_the_first_publish_of_another_thread_costs_a_call_to_the_loop
         await recorder.wait_for(1)
         assert calls == []
         await asyncio.sleep(0)
-        assert bus._asleep
+        assert bus._idle
         other = threading.Thread(target=lambda: [bus.publish(ServerDraining()) for _ in range(10)])
         other.start()
         other.join()
@@ -180,10 +180,10 @@ def test_publish_is_harmless_when_the_loop_is_closed_without_a_stop(recorder):
     loop = asyncio.new_event_loop()
     run = loop.create_task(bus.run())
     loop.run_until_complete(asyncio.sleep(0.01))
-    assert bus._asleep
+    assert bus._idle
     loop.close()
     bus.publish(ServerDraining())
-    bus._asleep = True
+    bus._idle = True
     other = threading.Thread(target=bus.publish, args=(ServerDraining(),))
     other.start()
     other.join()

@@ -86,3 +86,18 @@ def test_numbers_of_numpy_become_numbers(make_example):
 def test_field_of_another_kind_is_a_mistake():
     with pytest.raises(TypeError, match="holds a set"):
         attributes(LeaseGranted(lease_id="x", num_chunks={1}, expire_time=0.0))
+
+
+def test_instances_of_two_tenants_have_different_labels():
+    labels = [
+        LeaseGranted(instance_id="engine", tenant=tenant, lease_id="x", num_chunks=1, expire_time=0.0).instance_label
+        for tenant in ("red", "blue", "")
+    ]
+    assert labels == ["red/engine", "blue/engine", "engine"]
+    assert LeaseGranted(tenant="red", lease_id="x", num_chunks=1, expire_time=0.0).instance_label == ""
+
+
+def test_a_publisher_sets_the_tenant_of_an_event():
+    event = LeaseGranted(instance_id="engine", lease_id="x", num_chunks=1, expire_time=0.0)
+    assert event.of_tenant("red") is event
+    assert (event.tenant, event.instance_id) == ("red", "engine")

@@ -14,7 +14,7 @@ def test_limit_holds_per_key_and_period():
     assert [limit.admit("a", now) for now in (0, 1, 2, 9.9)] == [0, 0, None, None]
     assert limit.admit("b", 2) == 0
     assert [limit.admit("a", now) for now in (10, 11, 12)] == [2, 0, None]
-    assert limit.untold() == {"a": 1}
+    assert limit.suppressed() == {"a": 1}
 
 
 def test_limit_of_nothing_is_refused():
@@ -23,19 +23,19 @@ def test_limit_of_nothing_is_refused():
 
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4)), max_size=60))
-def test_admitted_told_and_untold_add_up_to_the_attempts(limit, attempts):
+def test_admitted_reported_and_suppressed_add_up_to_the_attempts(limit, attempts):
     rate_limit = RateLimit[str](limit, period_seconds=3)
     now = 0
     admitted_at: dict[str, list[int]] = {"a": [], "b": []}
-    num_told = 0
+    num_reported = 0
     for key, seconds in attempts:
         now += seconds
         told = rate_limit.admit(key, now)
         if told is not None:
             admitted_at[key].append(now)
-            num_told += told
+            num_reported += told
     num_admitted = sum(map(len, admitted_at.values()))
-    assert num_admitted + num_told + sum(rate_limit.untold().values()) == len(attempts)
+    assert num_admitted + num_reported + sum(rate_limit.suppressed().values()) == len(attempts)
     for times in admitted_at.values():
         for first, after in zip(times, times[limit * 2 :], strict=False):
             assert after - first >= 3  # two windows' worth never fits into one period

@@ -1,4 +1,4 @@
-"""docs/events.md: each type of event with its fields, as the classes and their docstrings have them."""
+"""docs/events.md: each type of event with its fields, from the classes and their docstrings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import inspect
 import textwrap
 from dataclasses import fields
 
-from telemetry.events import EVENT_TYPES, OUTCOMES, BlockAllocation, Event, TransferStep
+from telemetry.events import EVENT_TYPES, BlockAllocation, Event, TransferStep
+from telemetry.kinds import Outcome
 from tools.generate.tables import GENERATED, table
 
 Record = type[Event] | type[BlockAllocation] | type[TransferStep]
@@ -16,18 +17,18 @@ _INTRODUCTION = f"""\
 {GENERATED}
 # Events
 
-What happens in the depot is published as events. `WatchEvents` streams them, the log tells of them, metrics and spans
-are made of them, and a subscriber of one's own takes them, too. They are facts, in the past tense. Work that takes time
-is a pair, a `…Started` and a `…Finished` with one `operation_id`, which no other piece of work has. A pair whose second
-half is missing lost it: the queue is bounded, and what it drops is counted in `kvdepot_events_dropped_total`.
+The depot publishes what happens as events. `WatchEvents` streams them, the log has lines of them, and metrics and spans
+are made from them. Your own subscribers receive them as well. Events are in the past tense. Work that takes time is a
+pair, a `…Started` and a `…Finished` event with one `operation_id`, which no other work has. If the second event of a
+pair is missing, it was dropped: the queue is bounded, and `kvdepot_events_dropped_total` counts dropped events.
 
-An `outcome` is one of {", ".join(f"`{outcome}`" for outcome in OUTCOMES)}. Durations are in seconds of a clock that
-never jumps. `WatchEvents` and the log tell bytes as hexadecimal digits, and of an array only its length, as `num_…`.
+An `outcome` is one of {", ".join(f"`{outcome}`" for outcome in Outcome)}. Durations are in seconds of a clock that
+never jumps. `WatchEvents` and the log show bytes as hexadecimal digits, and of an array only its length, as `num_…`.
 """
 
 
 def events_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [_INTRODUCTION, "## What every event has\n", _fields(Event)]
     parts += ["", "## Types\n"]
     parts.append(
@@ -51,7 +52,7 @@ def _section(name: str, record: Record) -> list[str]:
 
 
 def _pair(name: str) -> str:
-    """The other half of a piece of work; empty for what is none."""
+    """Return the other event of a pair. Empty for an event without one."""
     for one, other in (("Started", "Finished"), ("Finished", "Started")):
         pair = name.removesuffix(one) + other
         if name.endswith(one) and pair in EVENT_TYPES:
@@ -64,13 +65,13 @@ def _linked(name: str) -> str:
 
 
 def _doc(record: Record) -> list[str]:
-    """Paragraphs of the docstring, each on one line."""
+    """Return the paragraphs of the docstring, each on one line."""
     doc = inspect.cleandoc(record.__doc__ or "")
     return [" ".join(paragraph.split()).replace("``", "`") for paragraph in doc.split("\n\n")]
 
 
 def _fields(record: Record) -> str:
-    """The fields that a class adds, with the string that follows each in the source; empty if it adds none."""
+    """Return the fields that a class adds, each with the string that follows it. Empty if it adds none."""
     common = set() if record is Event else {field.name for field in fields(Event)}
     rows = [
         (f"`{node.target.id}`", f"`{_type(node.annotation)}`", _field_doc(following))
@@ -81,7 +82,7 @@ def _fields(record: Record) -> str:
 
 
 def _statements(record: Record) -> list[tuple[ast.stmt, ast.stmt | None]]:
-    """Each statement of a class, with the one after it."""
+    """Return each statement of a class, with the one after it."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(record))).body
     assert isinstance(definition, ast.ClassDef)
     return list(zip(definition.body, [*definition.body[1:], None], strict=True))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from telemetry.l0.subscriber import BlockHistograms
-from telemetry.metrics.definitions import INSTANCE, METRICS, MODEL
-from telemetry.metrics.metric import Attribute, Kind, Metric, ReadableHistogram
+from telemetry.metrics.definitions import METRICS
+from telemetry.metrics.metric import Attribute, Kind, Metric
 from tools.generate.tables import GENERATED, table
 
 _INTRODUCTION = f"""\
@@ -19,7 +18,7 @@ says, in milliseconds. With `--disable-metrics` it measures nothing. On the page
 the first column, and the dots of attributes are underscores; a collector gets the names of the second. Sums and
 histograms grow from the start of the server on. A line with attributes is there once something was counted under them.
 
-What is counted from events lacks those that were dropped, see `kvdepot_events_dropped_total`; the gauges lack nothing.
+Counts made from events lack dropped events, see `kvdepot_events_dropped_total`. Gauges lack nothing.
 """
 
 # By how the names begin; the first that fits.
@@ -43,20 +42,14 @@ _SECTIONS = {
 }
 
 
-def all_metrics() -> tuple[Metric, ...]:
-    """The catalogue's, and those of the engines' blocks."""
-    return (*METRICS, *map(_of_blocks, BlockHistograms(str).all))
-
-
 def metrics_page() -> str:
-    """The whole page."""
-    metrics = all_metrics()
+    """Return the whole page."""
     parts = [_INTRODUCTION]
     for title, prefixes in _SECTIONS.items():
-        members = [metric for metric in metrics if metric.name.startswith(prefixes)]
+        members = [metric for metric in METRICS if metric.name.startswith(prefixes)]
         parts += [f"## {title}\n", _metrics(members), ""]
         parts += [_attributes(members), ""]
-    parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(metrics)]
+    parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(METRICS)]
     return "\n".join(parts) + "\n"
 
 
@@ -76,7 +69,7 @@ def _metrics(metrics: Sequence[Metric]) -> str:
 
 
 def _attributes(metrics: Sequence[Metric]) -> str:
-    """Each attribute once, with the metrics that have it where not all of its name mean the same."""
+    """Return each attribute once. If several attributes have its name, list the metrics that have it."""
     attributes: dict[Attribute, list[Metric]] = {}
     for metric in metrics:
         for attribute in metric.attributes:
@@ -100,15 +93,3 @@ def _buckets(metrics: Sequence[Metric]) -> str:
         for boundaries, members in by_boundaries.items()
     )
     return table(("metrics", "boundaries"), rows)
-
-
-def _of_blocks(histogram: ReadableHistogram) -> Metric:
-    known = {attribute.name: attribute for attribute in (INSTANCE, MODEL)}
-    return Metric(
-        Kind.HISTOGRAM,
-        histogram.name,
-        histogram.unit,
-        histogram.description,
-        tuple(known[name] for name in histogram.attribute_names),
-        histogram.boundaries,
-    )

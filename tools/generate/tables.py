@@ -8,7 +8,7 @@ GENERATED = "<!-- Made by `make docs` from the code: what is changed here is los
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, whose cells may hold anything that stands on one line."""
+    """Return a table. A cell may hold any text of one line."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 

@@ -18,7 +18,7 @@ from service.access.credentials import Authenticator
 from service.access.tenants import Tenant, TenantLimits, Tenants, Token, token_hash
 from service.errors import InsecureTransport
 from service.rpc.interceptor import DENIALS
-from telemetry.metrics import definitions as definitions
+from telemetry.metrics import definitions
 from tests.e2e.access.calling import METHODS, Calling, Denied, empty_request, sha256
 from tests.e2e.access.conftest import BLUE, OPS, Connect, StartTenants
 from tests.e2e.servers import StartServer

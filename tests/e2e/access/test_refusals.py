@@ -13,9 +13,9 @@ from kvdepot import AsyncDepotClient, DepotError, KvShape
 from kvdepot.errors import depot_error
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
-from service.observability.depot_gauges import DepotGauges
+from service.observability.gauges import DepotGauges
 from service.server import Server
-from telemetry.metrics import definitions as definitions
+from telemetry.metrics import definitions
 from tests.e2e.access.calling import METHODS, Calling, empty_request
 from tests.e2e.access.conftest import BLUE, Connect, StartTenants
 from tests.e2e.servers import StartServer

@@ -12,13 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.depot.leases import MAX_ENDED_REMEMBERED, Lease, LeaseEnd, Leases
+from service.depot.leases import MAX_ENDED_REMEMBERED, Lease, Leases
 from service.depot.slices import Slices
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.l1.chunk import Chunk, PendingWrite
 from service.l1.index import Index, RemovalReason
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool
+from telemetry.kinds import LeaseEnd
 
 SLOT_BYTES = 64
 NUM_SLOTS = 12

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.depot.operation import Operation, OperationKind
+from service.depot.operation import Operation
 from service.depot.sessions import (
     MAX_ENDED_REMEMBERED,
     MAX_IDLE_AT_ONCE,
@@ -17,10 +17,10 @@ from service.depot.sessions import (
     MAX_OPERATIONS,
     MAX_REPORTED,
     Session,
-    SessionEnd,
     Sessions,
 )
 from service.errors import SessionNotFound, TooManySessions
+from telemetry.kinds import OperationKind, SessionEnd
 
 IDLE_SECONDS = 600.0
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from service.depot.store_plan import OfferedChunk, StoreContext, plan_store
-from service.depot.values import RefusalReason
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.index import RemovalReason, Tombstone
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Slot, SlotState
+from telemetry.kinds import RefusalReason
 
 SLOT_BYTES = 64
 STATS = NamespaceStats(Namespace(b"n"), "m", "", 0)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.depot.operation import Operation, OperationKind, Outcome
-from service.depot.sessions import MAX_OPERATIONS, Session, SessionEnd
+from service.depot.operation import Operation
+from service.depot.sessions import MAX_OPERATIONS, Session
 from service.observability.session_report import MAX_ROWS, report, saved_tokens
+from telemetry.kinds import OperationKind, Outcome, SessionEnd
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from kvdepot.v1 import observability_pb2
 from service.access.credentials import DEFAULT_CALLER, caller
 from service.depot.depot import Depot, DepotLimits
-from service.depot.sessions import MAX_ENDED_REMEMBERED, SessionEnd
+from service.depot.sessions import MAX_ENDED_REMEMBERED
 from service.depot.tenant_depots import TenantDepots
 from service.rpc.observability import ObservabilityServicer
+from telemetry.kinds import SessionEnd
 
 CHANGES = st.lists(
     st.tuples(st.sampled_from(["begin", "end", "use"]), st.sampled_from("ij"), st.integers(0, 50)), max_size=12

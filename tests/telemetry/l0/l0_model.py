@@ -1,4 +1,4 @@
-"""Section 6's table in plain Python, with sets of owners and tokens as they are; and the events to feed it with."""
+"""The rules of telemetry/l0/README.md in plain Python, with sets of owners, and the events to feed them with."""
 
 from __future__ import annotations
 

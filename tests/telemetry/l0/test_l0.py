@@ -1,4 +1,4 @@
-"""What becomes of a block: each row of section 6's table, and stories that are easily told wrong."""
+"""What becomes of a block: each row of the table in telemetry/l0/README.md, and stories that are easily told wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Depot:
 
     def seen(self, name: str, instance_id="a", model_name="m") -> tuple[int, float]:
         """How many were observed and their sum, in seconds."""
-        (histogram,) = [h for h in self.subscriber.histograms if h.name == f"kvdepot.l0.block.{name}"]
+        (histogram,) = [h for h in self.subscriber.histograms if h.metric.name == f"kvdepot.l0.block.{name}"]
         points = {point.attributes: point for point in histogram.points()}
         point = points.get((instance_id, model_name))
         return (point.count, point.sum) if point else (0, 0.0)

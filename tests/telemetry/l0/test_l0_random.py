@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry.events import BlockAllocation, Event
-from telemetry.l0 import instance
+from telemetry.l0 import batch
 from telemetry.l0.lifecycle import L0Lifecycle
 from tests.telemetry.l0.l0_model import Model, Observations, detached, record, report, session_ended
 
@@ -24,9 +24,9 @@ def compare(batches: Iterator[Sequence[Event]] | Sequence[Sequence[Event]]) -> M
     model = Model(session_idle_timeout_seconds=TIMEOUT_SECONDS)
     seen = Observations()
     lifecycle = L0Lifecycle(seen, sample_rate=1.0, session_idle_timeout_seconds=TIMEOUT_SECONDS)
-    for batch in batches:
-        model.handle(batch)
-        lifecycle.handle(batch)
+    for events in batches:
+        model.handle(events)
+        lifecycle.handle(events)
         counts = {name: asdict(figures) for name, figures in lifecycle.counts().items()}
         for figures in counts.values():
             del figures["model_name"]
@@ -79,9 +79,9 @@ def test_whatever_a_client_reports_is_followed_as_the_table_says(batches):
 
 @settings(max_examples=100, deadline=None)
 @given(batches_of_events())
-def test_tables_that_are_indexed_are_followed_as_well(batches):
+def test_records_that_are_applied_one_by_one_are_followed_as_well(batches):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instance, "SCANS_OF_A_TABLE", 0)
+        patch.setattr(batch, "MAX_RECORDS", 1)
         compare(batches)
 
 

@@ -65,7 +65,7 @@ def test_event_is_an_object_with_its_facts(lines_in: Callable[..., Lines], event
         "logger": "telemetry.logs.subscriber",
         "message": "StoreFinished",
         "tenant": "text",
-        "instance_id": "text",
+        "instance_id": "text/text",
         "session_id": "text",
         "operation_id": "text",
         "rank": 7,

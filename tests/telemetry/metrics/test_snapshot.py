@@ -13,8 +13,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from telemetry.metrics import definitions as definitions
-from telemetry.metrics.instruments import Distribution
+from telemetry.metrics import definitions
+from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.prometheus import CannotServeMetrics, HistogramCollector, Page, PrometheusEndpoint
 from telemetry.metrics.snapshot import Scalars, Snapshots
 
@@ -39,12 +39,12 @@ async def elsewhere(ask: Callable[[], T]) -> T:
 
 
 async def test_one_export_is_one_reading_on_the_loop() -> None:
-    readings, source = Snapshots(), Source()
-    readings.add(source.read)
+    snapshots, source = Snapshots(), Source()
+    snapshots.add(source.read)
 
     def export() -> list[float]:
-        told = [readings.scalars(metric)[()] for metric in (definitions.LEASES_LIVE, definitions.SESSIONS_LIVE)]
-        readings.histograms()
+        told = [snapshots.scalars(metric)[()] for metric in (definitions.LEASES_LIVE, definitions.SESSIONS_LIVE)]
+        snapshots.points()
         return told
 
     assert [await elsewhere(export) for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
@@ -52,27 +52,27 @@ async def test_one_export_is_one_reading_on_the_loop() -> None:
 
 
 async def test_a_source_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    readings, source = Snapshots(), Source()
+    snapshots, source = Snapshots(), Source()
 
     def fail() -> Scalars:
         raise RuntimeError("no")
 
-    readings.add(fail)
-    readings.add(source.read)
-    assert await elsewhere(lambda: readings.scalars(definitions.LEASES_LIVE)) == {(): 1}
+    snapshots.add(fail)
+    snapshots.add(source.read)
+    assert await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE)) == {(): 1}
     assert "ReadingFailed" in caplog.text
 
 
 async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.metrics.snapshot.PATIENCE_SECONDS", 0.05)
-    readings, source = Snapshots(), Source()
-    readings.add(source.read)
+    monkeypatch.setattr("telemetry.metrics.snapshot.TIMEOUT_SECONDS", 0.05)
+    snapshots, source = Snapshots(), Source()
+    snapshots.add(source.read)
     told: list[float] = []
 
     def ask() -> None:
-        told.extend(readings.scalars(definitions.LEASES_LIVE)[()] for _ in range(3))
+        told.extend(snapshots.scalars(definitions.LEASES_LIVE)[()] for _ in range(3))
 
-    await elsewhere(lambda: readings.scalars(definitions.LEASES_LIVE))
+    await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE))
     thread = threading.Thread(target=ask)
     thread.start()
     while thread.is_alive():
@@ -80,7 +80,7 @@ async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.M
     assert told == [1, 1, 1]
     await asyncio.sleep(0)
     assert source.num_reads == 1, "what nobody waits for any more is not read"
-    assert await elsewhere(lambda: readings.scalars(definitions.LEASES_LIVE)) == {(): 2}
+    assert await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE)) == {(): 2}
 
 
 class BusyLoop:
@@ -94,11 +94,11 @@ class BusyLoop:
 
 
 async def test_a_loop_that_is_busy_is_waited_for_once_for_each_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.metrics.snapshot.PATIENCE_SECONDS", 0.001)
-    readings, loop = Snapshots(), BusyLoop()
-    monkeypatch.setattr(readings, "_loop", loop)
+    monkeypatch.setattr("telemetry.metrics.snapshot.TIMEOUT_SECONDS", 0.001)
+    snapshots, loop = Snapshots(), BusyLoop()
+    monkeypatch.setattr(snapshots, "_loop", loop)
     for _ in range(2):
-        assert [readings.scalars(metric) for metric in definitions.METRICS] == [{}] * len(definitions.METRICS)
+        assert [snapshots.scalars(metric) for metric in definitions.METRICS] == [{}] * len(definitions.METRICS)
     assert loop.num_asked == 2
 
 
@@ -130,22 +130,22 @@ async def test_pages_are_made_one_at_a_time() -> None:
 
 def test_a_loop_that_is_closed_leaves_the_last_reading() -> None:
     async def make() -> Snapshots:
-        readings = Snapshots()
-        readings.add(Source().read)
-        await elsewhere(lambda: readings.scalars(definitions.LEASES_LIVE))
-        return readings
+        snapshots = Snapshots()
+        snapshots.add(Source().read)
+        await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE))
+        return snapshots
 
     with asyncio.Runner() as runner:
-        readings = runner.run(make())
-    assert readings.scalars(definitions.LEASES_LIVE) == {(): 1}
+        snapshots = runner.run(make())
+    assert snapshots.scalars(definitions.LEASES_LIVE) == {(): 1}
 
 
 async def test_buckets_of_the_page_are_cumulated() -> None:
-    readings = Snapshots()
-    lag = Distribution(definitions.EVENT_LOOP_LAG)
-    readings.add_histograms([lag])
+    snapshots = Snapshots()
+    lag = Histogram(definitions.EVENT_LOOP_LAG)
+    snapshots.add_histograms([lag])
     page = Page()
-    page.register(HistogramCollector(readings))
+    page.register(HistogramCollector(snapshots))
     for value in (0.0004, 0.0005, 0.3, 100.0):
         lag.observe((), value)
     lines = (await elsewhere(lambda: generate_latest(page))).decode().splitlines()

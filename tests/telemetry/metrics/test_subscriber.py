@@ -22,16 +22,16 @@ from telemetry.events import (
     TransferFinished,
     TransferStep,
 )
-from telemetry.metrics import definitions as definitions
-from telemetry.metrics.array_histogram import Histogram
+from telemetry.metrics import definitions
+from telemetry.metrics.attributes import OUTCOME
 from telemetry.metrics.chunks import ChunksSubscriber
-from telemetry.metrics.instruments import Distribution, Total
+from telemetry.metrics.instruments import Counter, Histogram
 from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, OTHER, LabelLimiter
 from telemetry.metrics.metric import Metric, histogram
 from telemetry.metrics.subscriber import MetricsSubscriber
 
 BOUNDARIES = (0.5, 1.0, 2.0)
-HISTOGRAM = histogram("test.duration", "s", "A test's.", definitions.OUTCOME, boundaries=BOUNDARIES)
+HISTOGRAM = histogram("test.duration", "s", "A test's.", OUTCOME, boundaries=BOUNDARIES)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_only_transfers_that_went_well_count_for_bytes_and_speed(
     )
     metrics.handle([transfer])
     assert sums(metrics, definitions.TRANSFER_IO) == ({("store", "host"): 1_000} if num_counted else {})
-    points = {each.name: each.points() for each in metrics.histograms}
+    points = {each.metric.name: each.points() for each in metrics.histograms}
     assert len(points["kvdepot.transfer.throughput"]) == num_counted
     assert all(point.sum == 2_000 for point in points["kvdepot.transfer.throughput"])
     [duration] = points["kvdepot.transfer.duration"]
@@ -179,21 +179,20 @@ def test_only_transfers_that_went_well_count_for_bytes_and_speed(
     assert steps == {("store", "host", "wait"): 0.125, ("store", "host", "copy"): 0.375}
 
 
-# Figures
+# Instruments
 
 
 def test_a_sum_without_attributes_is_there_from_the_start() -> None:
-    assert Total(definitions.LEASES_GRANTED).sums == {(): 0}
-    assert Total(definitions.LEASES_ENDED).sums == {}
+    assert Counter(definitions.LEASES_GRANTED).sums == {(): 0}
+    assert Counter(definitions.LEASES_ENDED).sums == {}
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 100.0]), max_size=30))
-def test_a_distribution_counts_as_the_histogram_of_arrays_does(values: list[float]) -> None:
-    one_by_one = Distribution(HISTOGRAM)
-    at_once = Histogram("test.duration", "s", "A test's.", ("outcome",), BOUNDARIES)
+def test_values_count_one_by_one_as_they_do_by_the_array(values: list[float]) -> None:
+    one_by_one, at_once = Histogram(HISTOGRAM), Histogram(HISTOGRAM)
     for value in values:
         one_by_one.observe(("ok",), value)
-    at_once.observe(("ok",), np.array(values))
+    at_once.observe_many(("ok",), np.array(values))
     told = [
         [(each.attributes, each.bucket_counts, each.sum, each.min, each.max, each.count) for each in kept.points()]
         for kept in (one_by_one, at_once)

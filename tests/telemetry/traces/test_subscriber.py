@@ -348,7 +348,7 @@ def test_work_that_outlives_its_session_ends_as_it_does(traced: Traced) -> None:
 
 
 def test_work_whose_end_was_dropped_ends_after_its_session(traced: Traced) -> None:
-    traced = Traced(patience_seconds=60.0)
+    traced = Traced(late_timeout_seconds=60.0)
     traced.see(session_started(), store_started("1"), transfer_started("2", parent="1"))
     traced.see(session_ended(time=NOON + 5, monotonic=105.0))
     traced.see(session_started(session_id="another", monotonic=164.9))
@@ -427,7 +427,7 @@ def test_span_of_an_event_is_known_until_the_next_batch(traced: Traced) -> None:
 def test_session_forgets_work_that_ended() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     session, store = (OpenSpan(provider.get_tracer("t").start_span("s"), 0) for _ in range(2))
-    work = OpenWork(limit=10, patience_seconds=1.0)
+    work = OpenWork(limit=10, timeout_seconds=1.0)
     work.add("1", store, session)
     assert session.children == {"1"}
     assert work.take("1") is store

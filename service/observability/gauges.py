@@ -1,18 +1,20 @@
-"""The depot, as figures."""
+"""Metrics that are read from the state of the depot and of access, so that dropped events do not change them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from service.access.access import Access
 from service.depot.tenant_depots import TenantDepots
 from service.rpc.admission import Admission
 from service.rpc.refusals import Refusals
-from telemetry.metrics import definitions as definitions
+from telemetry.metrics import definitions
+from telemetry.metrics.metric import Attributes
 from telemetry.metrics.snapshot import Scalars
 
 
 class DepotGauges:
-    """Reads the depot, on the event loop; what is counted here misses nothing, whatever events are dropped."""
+    """Reads the depot, on the event loop."""
 
     def __init__(
         self, depots: TenantDepots, admission: Admission, refusals: Refusals, populated_bytes: Callable[[], int]
@@ -23,8 +25,8 @@ class DepotGauges:
         self._populated_bytes = populated_bytes
 
     def read(self) -> Scalars:
-        """How the depot is now."""
-        return {**self._l1(), **self._who_is_there(), **self._tenants()}
+        """Return the state of L1, of attachments, sessions and calls, and of tenants."""
+        return {**self._l1(), **self._work(), **self._tenants()}
 
     def _l1(self) -> Scalars:
         index = self._depots.index
@@ -42,7 +44,7 @@ class DepotGauges:
             definitions.L1_REFUSED: {(): sum(depot.num_refused_chunks for depot in self._depots)},
         }
 
-    def _who_is_there(self) -> Scalars:
+    def _work(self) -> Scalars:
         instances = [instance for depot in self._depots for instance in depot.instances]
         attachments = [attachment for instance in instances for attachment in instance.ranks.values()]
         mapped_bytes = sum(each.buffer.mapped_bytes for each in attachments if each.buffer is not None)
@@ -78,3 +80,19 @@ class DepotGauges:
                 for reason, num_refused in each.quota.num_refused.items()
             },
         }
+
+
+def read_access(access: Access) -> Scalars:
+    """Return which calls were denied, and the state of the watched files."""
+    files = [file for file in (access.tenants, access.certificate) if file is not None]
+    reads: dict[Attributes, float] = {}
+    for file in files:
+        reads[file.name, "used"] = file.num_reloads
+        reads[file.name, "refused"] = file.num_refusals
+    seconds_left = access.certificate_seconds_left
+    return {
+        definitions.DENIED: {(reason, tenant): n for (tenant, reason), n in access.audit.num_denied.items()},
+        definitions.FILES_READ: reads,
+        definitions.FILES_BROKEN: {(file.name,): int(file.is_broken) for file in files},
+        definitions.CERTIFICATE_TIME_LEFT: {(): seconds_left} if seconds_left is not None else {},
+    }

@@ -11,7 +11,7 @@ import pytest
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.events import Event, ServerDraining
-from telemetry.subscriber_thread import SubscriberThread
+from telemetry.thread import SubscriberThread
 
 
 class Blocking(Subscriber):
@@ -80,7 +80,7 @@ async def test_what_is_too_much_for_it_is_lost_and_told(blocking, recorder, runn
 
 
 async def test_one_that_never_returns_is_left_behind_at_the_end(blocking, monkeypatch, running, caplog):
-    monkeypatch.setattr("telemetry.subscriber_thread.CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("telemetry.thread.CLOSE_SECONDS", 0.01)
     async with running(EventBus([SubscriberThread(blocking)])) as bus:
         bus.publish(ServerDraining())
         await asyncio.to_thread(blocking.entered.wait, 10)

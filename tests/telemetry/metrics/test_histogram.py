@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telemetry.metrics.array_histogram import LIFECYCLE_BOUNDARIES_SECONDS, MAX_POINTS, OTHER, Histogram
+from telemetry.metrics.definitions import LIFECYCLE_BOUNDARIES_SECONDS
+from telemetry.metrics.instruments import MAX_POINTS, OTHER, Histogram
+from telemetry.metrics.metric import Attribute
+from telemetry.metrics.metric import histogram as definition
 
 
 def histogram(boundaries: tuple[float, ...] = (1.0, 2.0, 5.0)) -> Histogram:
-    return Histogram("kvdepot.test", "s", "A test.", ("instance_id", "model_name"), boundaries)
+    attributes = Attribute("instance_id", "any"), Attribute("model_name", "any")
+    return Histogram(definition("kvdepot.test", "s", "A test.", *attributes, boundaries=boundaries))
 
 
 def names(metric: Histogram) -> set[str]:
@@ -23,7 +27,7 @@ def names(metric: Histogram) -> set[str]:
 
 def test_a_boundary_belongs_to_the_bucket_below_it():
     metric = histogram()
-    metric.observe(("a", "m"), np.array([0.0, 1.0, 1.1, 2.0, 5.0, 5.1]))
+    metric.observe_many(("a", "m"), np.array([0.0, 1.0, 1.1, 2.0, 5.0, 5.1]))
     (point,) = metric.points()
     assert point.bucket_counts == (2, 2, 1, 1)
     assert (point.count, point.sum, point.min, point.max) == (6, pytest.approx(14.2), 0.0, 5.1)
@@ -34,7 +38,7 @@ def test_counts_add_up_over_all_observations(observations):
     metric = histogram(LIFECYCLE_BOUNDARIES_SECONDS)
     expected = [0] * (len(LIFECYCLE_BOUNDARIES_SECONDS) + 1)
     for values in observations:
-        metric.observe(("a", "m"), np.array(values, dtype=np.float64))
+        metric.observe_many(("a", "m"), np.array(values, dtype=np.float64))
         for value in values:
             expected[bisect_left(LIFECYCLE_BOUNDARIES_SECONDS, value)] += 1
     flat = [value for values in observations for value in values]
@@ -49,8 +53,8 @@ def test_counts_add_up_over_all_observations(observations):
 def test_each_set_of_attributes_has_a_point_that_knows_since_when():
     metric = histogram()
     before = time.time_ns()
-    metric.observe(("a", "m"), np.array([1.0]))
-    metric.observe(("b", "m"), np.array([2.0, 3.0]))
+    metric.observe_many(("a", "m"), np.array([1.0]))
+    metric.observe_many(("b", "m"), np.array([2.0, 3.0]))
     points = {point.attributes: point for point in metric.points()}
     assert {attributes: point.count for attributes, point in points.items()} == {("a", "m"): 1, ("b", "m"): 2}
     assert all(before <= point.start_time_unix_nano <= time.time_ns() for point in points.values())
@@ -60,24 +64,24 @@ def test_what_is_forgotten_stays_until_its_room_is_needed_and_goes_oldest_first(
     metric = histogram()
     room = MAX_POINTS - 1  # one is for the others
     for i in range(room):
-        metric.observe((f"i{i}", "m"), np.array([1.0]))
+        metric.observe_many((f"i{i}", "m"), np.array([1.0]))
     for forgotten in ("i5", "i3", "i4"):
         metric.forget((forgotten, "m"))
     assert len(names(metric)) == room
-    metric.observe(("i5", "m"), np.array([1.0]))  # it is back
-    metric.observe(("new", "m"), np.array([1.0]))
+    metric.observe_many(("i5", "m"), np.array([1.0]))  # it is back
+    metric.observe_many(("new", "m"), np.array([1.0]))
     assert names(metric) == {f"i{i}" for i in range(room)} - {"i3"} | {"new"}
 
 
 def test_with_no_room_left_values_are_counted_under_other():
     metric = histogram()
     for i in range(MAX_POINTS + 10):
-        metric.observe((f"i{i}", "m"), np.array([1.0]))
+        metric.observe_many((f"i{i}", "m"), np.array([1.0]))
     points = {point.attributes: point.count for point in metric.points()}
     assert len(points) == MAX_POINTS
     assert points[OTHER, OTHER] == 11
     metric.forget(("never seen", "m"))
-    metric.observe(("never seen", "m"), np.array([1.0]))
+    metric.observe_many(("never seen", "m"), np.array([1.0]))
     assert {point.attributes: point.count for point in metric.points()}[OTHER, OTHER] == 12
 
 

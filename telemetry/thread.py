@@ -1,4 +1,4 @@
-"""A thread for a subscriber that may block, so that it holds up neither the event loop nor the other subscribers."""
+"""Threads for work that may block: the process waits for none of them at its end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TypeVar
 
 from telemetry.delivery import Subscriber
 from telemetry.events import Event
@@ -16,16 +17,38 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
 
+Result = TypeVar("Result")
+
+
+async def in_daemon_thread(work: Callable[[], Result], name: str) -> Result:
+    """Do the work in a daemon thread and wait for it. A cancelled caller leaves the thread behind.
+
+    The threads of an executor, such as those of ``asyncio.to_thread``, are joined at exit. This one is not.
+    """
+    done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()  # so that it can't be cancelled: the thread sets its result
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(done)
+
 
 class FellBehind(Exception):
     """The subscriber takes events more slowly than they come, and lost some."""
 
 
 class SubscriberThread(Subscriber):
-    """Hands batches on to ``subscriber`` in a thread, of which at most ``capacity`` events wait; more are lost.
+    """Hands batches to `subscriber` in a thread. At most `capacity` events wait; more are lost.
 
-    What the subscriber raises, and that it lost events, is raised to the bus with the next batch, which counts and
-    logs it as it does for others. `closed` waits at most ``CLOSE_SECONDS`` for the subscriber to take what waits.
+    Errors of the subscriber, and lost events, are raised to the bus with the next batch. The bus counts and logs them
+    like those of other subscribers. `closed` waits at most `CLOSE_SECONDS` for the subscriber to take what waits.
     """
 
     def __init__(self, subscriber: Subscriber, *, capacity: int = 10_000) -> None:
@@ -40,14 +63,16 @@ class SubscriberThread(Subscriber):
         self._changed = threading.Condition()
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()
-        self._thread = threading.Thread(target=self._run, name=f"subscriber-{subscriber.name}", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=f"subscriber-{subscriber.name}", daemon=True).start()
 
     def __repr__(self) -> str:
-        return f"<OwnThread {self.name!r}, {self._num_waiting}/{self._capacity} events wait>"
+        return f"<SubscriberThread {self.name!r}, {self._num_waiting}/{self._capacity} events wait>"
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Queue the batch. Raises: what the subscriber raised since the last one, FellBehind."""
+        """Queue the batch.
+
+        Raises: FellBehind, and what the subscriber raised since the last batch.
+        """
         with self._changed:
             if self._num_waiting + len(batch) <= self._capacity:
                 self._batches.append(batch)
@@ -61,13 +86,16 @@ class SubscriberThread(Subscriber):
             raise error
 
     def close(self) -> None:
-        """Let the subscriber take what waits, and close it, in its thread."""
+        """Let the thread hand over what waits, and then close the subscriber."""
         with self._changed:
             self._closing = True
             self._changed.notify()
 
     async def closed(self) -> None:
-        """Wait until the subscriber has closed. Raises: what it raised since the last batch."""
+        """Wait until the subscriber has closed.
+
+        Raises: what the subscriber raised since the last batch.
+        """
         await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=CLOSE_SECONDS)
         if not self._ended.done():
             logger.warning("SubscriberAbandoned subscriber=%r num_events=%d", self.name, self._num_waiting)

@@ -1,0 +1,98 @@
+"""What happens to leases and chunks, and which blocks an engine's scheduler reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from telemetry.events.event import Event, fact
+
+
+@fact
+class LeaseGranted(Event):
+    """A Lookup leased chunks until ``expire_time``, in seconds since the epoch."""
+
+    lease_id: str
+    num_chunks: int
+    expire_time: float
+
+
+@fact
+class LeaseEnded(Event):
+    """A lease ended and protects no chunks.
+
+    ``reason``: released, expired, revoked, session ended, instance detached.
+    """
+
+    lease_id: str
+    reason: str
+    num_chunks: int
+
+
+@fact
+class ChunksStored(Event):
+    """Chunks are in L1, and Lookup finds them.
+
+    ``seconds_since_eviction``: an element for each chunk that was in L1 before, as far as the depot remembers.
+    """
+
+    model_name: str
+    rank: int
+    keys: tuple[bytes, ...]
+    num_bytes: int
+    seconds_since_eviction: npt.NDArray[np.float64]
+
+
+@fact
+class ChunksReused(Event):
+    """A Lookup leased chunks that had no lease. ``reuse_gap_seconds``: how long each was unused."""
+
+    model_name: str
+    tier: str
+    reuse_gap_seconds: npt.NDArray[np.float64]
+
+
+@fact
+class ChunksEvicted(Event):
+    """Chunks left a tier because others needed the space.
+
+    ``lifetime_seconds``: how long each was in the tier. ``idle_seconds``: how long each was unused at the end.
+    """
+
+    model_name: str
+    tier: str
+    keys: tuple[bytes, ...]
+    num_bytes: int
+    lifetime_seconds: npt.NDArray[np.float64]
+    idle_seconds: npt.NDArray[np.float64]
+
+
+@fact
+class CacheCleared(Event):
+    """ClearCache removed chunks. A ``cache_salt`` of None stands for all salts."""
+
+    model_name: str
+    cache_salt: str | None
+    num_chunks: int
+    num_bytes: int
+    force: bool
+
+
+@fact
+class BlockAllocation:
+    """Blocks that one session got. Its block table grew by ``reused_block_ids``, then by ``block_ids``."""
+
+    session_id: str
+    block_ids: npt.NDArray[np.uint32]
+    token_ids: npt.NDArray[np.uint32]
+    reused_block_ids: npt.NDArray[np.uint32]
+    resumed: bool
+
+
+@fact
+class BlocksAllocated(Event):
+    """An engine reported which blocks it gave to which sessions, in the order in which it gave them."""
+
+    model_name: str
+    block_size: int
+    records: tuple[BlockAllocation, ...]

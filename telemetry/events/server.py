@@ -1,0 +1,105 @@
+"""What happens to the server, to its files, to instances and to sessions; and which calls it refuses."""
+
+from __future__ import annotations
+
+from telemetry.events.event import Event, fact
+
+
+@fact
+class ServerStarted(Event):
+    """The server listens and takes calls."""
+
+    version: str
+    listen: tuple[str, ...]
+
+
+@fact
+class ServerDraining(Event):
+    """From this moment the server refuses new work and finishes the work that it has."""
+
+
+@fact
+class FileReloaded(Event):
+    """A file changed, and its new content is in use. ``file``: tenants, or certificate."""
+
+    file: str
+
+
+@fact
+class FileRefused(Event):
+    """A file changed, and its new content can't be used: the content before it stays in use."""
+
+    file: str
+    reason: str
+
+
+@fact
+class CallDenied(Event):
+    """The caller may not make this call. ``reason`` is the error's. ``tenant`` is empty if the caller is not known.
+
+    ``peer`` is the address of the caller, without the port.
+    """
+
+    rpc: str
+    peer: str
+    reason: str
+
+
+@fact
+class CallRefused(Event):
+    """An attach or a store was refused. The caller received the same ``reason`` and ``detail``.
+
+    ``peer`` is the address of the caller, without the port. The instance is the one that the request names. It is empty
+    if the call was refused before its request was received.
+    """
+
+    rpc: str
+    peer: str
+    status: str
+    reason: str
+    detail: str
+
+
+@fact
+class InstanceAttached(Event):
+    """One rank of an instance is registered, and its memory is mapped."""
+
+    model_name: str
+    world_size: int
+    rank: int
+    chunk_bytes: int
+    mapped_bytes: int
+    transfer_backend: str
+
+
+@fact
+class InstanceDetached(Event):
+    """The attachment of one rank ended, and its memory is unmapped. With ``num_ranks_left`` 0 the instance is gone.
+
+    ``reason``: closed; lost, if the engine sent no DetachInstance and left sessions, leases or transfers; failed, if
+    its device failed; drained, if the depot shuts down.
+    """
+
+    model_name: str
+    rank: int
+    reason: str
+    num_ranks_left: int
+
+
+@fact
+class SessionStarted(Event):
+    """A call or a report of blocks named a session for the first time."""
+
+    model_name: str
+    traceparent: str
+    """The W3C Trace Context of the call that named the session. Empty without one, and where nothing is traced."""
+
+
+@fact
+class SessionEnded(Event):
+    """A session ended. ``reason``: requested, by EndSession; idle, for too long; instance detached."""
+
+    model_name: str
+    reason: str
+    duration_seconds: float
+    num_operations: int

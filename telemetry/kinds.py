@@ -1,0 +1,81 @@
+"""The kinds that events, metrics, the depot and its RPCs name alike: each is defined here and nowhere else."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class OperationKind(StrEnum):
+    """What a call does with the cache."""
+
+    LOOKUP = "lookup"
+    STORE = "store"
+    RETRIEVE = "retrieve"
+
+
+class Outcome(StrEnum):
+    """How an operation or a transfer ended."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    MISS = "miss"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Tier(StrEnum):
+    """Where chunks are."""
+
+    L1 = "l1"
+    L2 = "l2"
+
+
+class MissReason(StrEnum):
+    """Why a match is not longer."""
+
+    SHORTER_THAN_CHUNK = "shorter than chunk"
+    NEVER_STORED = "never stored"
+    EVICTED = "evicted"
+    BEING_STORED = "being stored"
+    RANK_MISSING = "rank missing"
+    CLEARED = "cleared"
+    UNKNOWN_IDENTITY = "unknown identity"
+
+
+class RefusalReason(StrEnum):
+    """Why a chunk was not stored."""
+
+    NO_SLOT = "no slot"
+    STORE_TIMEOUT = "store timeout"
+    NO_BYTES = "no bytes"
+
+
+class LeaseEnd(StrEnum):
+    """Why a lease ended."""
+
+    RELEASED = "released"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    SESSION_ENDED = "session ended"
+    INSTANCE_DETACHED = "instance detached"
+
+
+class SessionEnd(StrEnum):
+    """Why a session ended."""
+
+    REQUESTED = "requested"
+    IDLE = "idle"
+    INSTANCE_DETACHED = "instance detached"
+
+
+class DetachReason(StrEnum):
+    """Why an attachment ended."""
+
+    CLOSED = "closed"
+    LOST = "lost"
+    """The engine left sessions, leases or transfers, and sent no DetachInstance."""
+    FAILED = "failed"
+    """Its device failed."""
+    DRAINED = "drained"
+    """The depot shut down."""
