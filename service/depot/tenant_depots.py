@@ -34,8 +34,8 @@ class TenantPublisher:
         self._bus = bus
 
     def publish(self, event: Event) -> None:
-        """Publish an event that was just made, with its tenant."""
-        self._bus.publish(event.of_tenant(self._tenant))
+        """Publish a new event. An eviction may have another tenant already: that of the chunks."""
+        self._bus.publish(event if event.tenant else event.of_tenant(self._tenant))
 
 
 class TenantDepots:

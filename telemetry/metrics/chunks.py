@@ -31,7 +31,9 @@ class ChunksSubscriber(Subscriber):
         for event in batch:
             match event:
                 case ChunksStored():
-                    self._reuse_after_evict.observe_many(self._attributes(event, Tier.L1), event.seconds_since_eviction)
+                    self._reuse_after_evict.observe_many(
+                        self._attributes(event, Tier.L1.value), event.seconds_since_eviction
+                    )
                 case ChunksReused():
                     self._reuse_gap.observe_many(self._attributes(event, event.tier), event.reuse_gap_seconds)
                 case ChunksEvicted():
@@ -40,4 +42,4 @@ class ChunksSubscriber(Subscriber):
                     self._idle_before_evict.observe_many(attributes, event.idle_seconds)
 
     def _attributes(self, event: ChunksStored | ChunksReused | ChunksEvicted, tier: str) -> Attributes:
-        return self._models.exported(event.model_name), tier
+        return self._models.exported(event.model_name), str(tier)

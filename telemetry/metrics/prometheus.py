@@ -74,7 +74,7 @@ class PrometheusEndpoint:
             self._server = _serve(host, port, page)
         except OSError as error:
             raise CannotServeMetrics(
-                f"{shown_host}:{port}, where metrics would be served, is in use, or not an address of this machine"
+                f"{shown_host}:{port}, where metrics would be served, is taken, or not an address of this machine"
             ) from error
         self.address = f"{shown_host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
