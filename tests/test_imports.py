@@ -26,10 +26,10 @@ ORDER = {
         backends
     """,
     "telemetry": """
-        kinds rate_limit daemon_thread resource
+        kinds rate_limit resource
         events
         attributes delivery
-        bus loading subscriber_thread
+        bus loading thread
         metrics
         traces logs l0 watch
     """,
