@@ -165,7 +165,6 @@ class Batch:
                     blocks.mark[block_ids[at]] = 0
                     blocks.mark[part.record.session.owned(blocks.generation)] = 1
                     is_owned[at] = blocks.mark[block_ids[at]] == 1
-                    part.record.session.has_repeats |= bool(is_owned[at].any())
         return is_owned
 
     def _rounds(self, block_ids: BlockIds, max_rounds: int) -> list[BlockIds]:

@@ -156,8 +156,6 @@ class InstanceBlocks:
         self.flush()
         blocks = self.blocks
         owned = session.owned(blocks.generation)
-        if session.has_repeats:
-            owned = np.unique(owned)
-        num_owners = blocks.num_owners[owned] - ONE
+        num_owners = blocks.num_owners[owned] - ONE  # a block that the table has twice is written twice, alike
         blocks.num_owners[owned] = num_owners
         blocks.release_time[owned[num_owners == 0]] = now

@@ -14,11 +14,10 @@ class SessionTable:
     """Block ids in the order of the tokens that they hold.
 
     `generations[entry]`: the generation of the block in which this entry took it; 0 if it did not.
-    `has_repeats`: whether the session may own a block by several entries.
     `num_tokens`, `fingerprint`: of the tokens so far. `last_time`: of the last record.
     """
 
-    __slots__ = ("block_ids", "fingerprint", "generations", "has_repeats", "last_time", "num_blocks", "num_tokens")
+    __slots__ = ("block_ids", "fingerprint", "generations", "last_time", "num_blocks", "num_tokens")
 
     def __init__(self) -> None:
         self.block_ids = self.generations = NOTHING
@@ -35,7 +34,6 @@ class SessionTable:
         self.num_blocks = 0
         self.num_tokens = 0
         self.fingerprint = 0
-        self.has_repeats = False
 
     def append(self, reused_block_ids: NDArray[np.uint32], block_ids: NDArray[np.uint32]) -> None:
         """Make the table longer by the reused blocks, then by the others. The session does not own them yet."""
@@ -57,7 +55,7 @@ class SessionTable:
         self.num_blocks = end
 
     def owned(self, generation: NDArray[np.uint32]) -> BlockIds:
-        """Return the blocks that the session owns. `generation[block_id]` is the one that the block is in."""
+        """Return the blocks that the session owns, once for each entry. `generation` is that of each block."""
         block_ids = self.block_ids[: self.num_blocks].astype(np.intp)
         generations = self.generations[: self.num_blocks]
         is_owned = (generation[block_ids] == generations) & (generations != 0)
