@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -197,9 +196,7 @@ class AsyncAttachment(AttachmentState):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _wait_acknowledged(self, timeout_seconds: float) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -194,9 +193,7 @@ class Attachment(AttachmentState):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _wait_acknowledged(self, timeout_seconds: float) -> None:
