@@ -76,9 +76,7 @@ class MetricsSubscriber(Subscriber):
         if amount:
             self._sums[metric][attributes] += amount
 
-    def _operation(
-        self, kind: str, event: events.LookupFinished | events.StoreFinished | events.RetrieveFinished
-    ) -> str:
+    def _operation(self, kind: str, event: OperationFinished) -> str:
         """Count what all operations have, and return the exported name of the model."""
         model_name = self._models.of(event.instance_label)
         attributes = (kind, str(event.outcome), model_name)
