@@ -189,6 +189,11 @@ def test_a_sum_without_attributes_is_there_from_the_start() -> None:
     }
 
 
+def test_a_sum_with_attributes_exists_once_something_was_added(metrics: MetricsSubscriber) -> None:
+    metrics.handle([lookup(l1_tokens=32, l2_tokens=0)])
+    assert sums(metrics, definitions.LOOKUP_MATCHED) == {("l1", OTHER): 32}
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 100.0]), max_size=30))
 def test_values_count_one_by_one_as_they_do_by_the_array(values: list[float]) -> None:
     one_by_one, at_once = Histogram(HISTOGRAM), Histogram(HISTOGRAM)
