@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 
 import grpc
 
@@ -25,7 +24,7 @@ from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
-from service.observability.gauges import DepotGauges, read_access
+from service.observability.gauges import read_access, read_depot
 from service.observability.setup import Observability
 from service.process.garbage import freeze_what_stays
 from service.process.heap import give_back_freed_memory, keep_freed_memory
@@ -176,9 +175,11 @@ class Server:
             logger.exception("L1 from %d on is not registered with CUDA yet: transfers will try again", offset_bytes)
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
-        depot_gauges = DepotGauges(self.depots, self._admission, self._refusals, lambda: self._arena.populated_bytes)
-        access_gauges: Callable[[], Scalars] = partial(read_access, self._access)
-        gauges = (depot_gauges.read, access_gauges, *more_gauges)
+        gauges = (
+            lambda: read_depot(self.depots, self._admission, self._refusals, self._arena.populated_bytes),
+            lambda: read_access(self._access),
+            *more_gauges,
+        )
         try:
             self._observability.watch(self.depots.sessions_of, gauges)
         except CannotServeMetrics as error:

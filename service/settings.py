@@ -75,95 +75,93 @@ class BadSettings(Exception):
 
 
 class Settings(BaseSettings):
-    """All settings, frozen. `__main__` builds them once."""
+    """All settings, frozen. `__main__` builds them once. The text below a setting is its help."""
 
-    model_config = SettingsConfigDict(env_prefix="KVDEPOT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="KVDEPOT_", frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    listen: Texts = Field(("127.0.0.1:50051",), description="address to serve on, HOST:PORT or unix:PATH; repeatable")
-    unix_socket_mode: str = Field("600", description="permissions of the unix sockets, in octal")
-    unix_socket_owner: str = Field(
-        "",
-        description="owner of the unix sockets, USER, USER:GROUP or :GROUP, names or numbers; empty: the depot's user",
-    )
-    tls_cert: str = Field("", description="PEM file of the server's certificate and its chain; turns on TLS for TCP")
-    tls_key: str = Field("", description="PEM file of the certificate's private key")
-    tls_client_ca: str = Field(
-        "",
-        description="PEM file of the authorities that sign clients' certificates; then every TCP client needs one",
-    )
-    tenants: str = Field(
-        "", description="YAML or JSON file of the tenants that may call; empty: every client is the same tenant"
-    )
-    tokens_over_plain_tcp: bool = Field(
-        False,
-        description="accept bearer tokens from other machines over TCP without TLS, where others can read them",
-    )
-    open_reflection: bool = Field(False, description="also serve reflection to unauthenticated callers")
-    l1_size: Size = Field(4 << 30, ge=4096, description="host memory for chunks, such as 8GiB")
-    l1_huge_pages: HugePages = Field(
-        HugePages.TRANSPARENT, description="huge pages of L1: none, transparent or reserved"
-    )
-    chunk_size: int = Field(256, ge=1, le=1 << 20, description="tokens per chunk")
-    transfer_threads: int = Field(2, ge=1, le=256, description="threads that copy, for each direction")
-    cuda_staging_size: Size = Field(
-        CUDA.staging_bytes, ge=1 << 20, le=1 << 30, description="size of one staging buffer on a GPU"
-    )
-    cuda_staging_slots: int = Field(
-        CUDA.staging_slots, ge=2, le=64, description="staging buffers of an attachment, for each direction"
-    )
-    cuda_max_ctas: int = Field(CUDA.max_ctas, ge=1, le=1024, description="most CTAs of a GPU that a copy uses")
-    cuda_over_tcp: bool = Field(False, description="accept CUDA handles over TCP")
-    lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS, description="how long a lease protects chunks, such as 60s")
-    session_idle_timeout: Seconds = Field(
-        600.0, gt=0, le=YEAR_SECONDS, description="how long a session may be idle before it ends"
-    )
-    max_wait: Seconds = Field(
-        30.0, gt=0, le=YEAR_SECONDS, description="longest time that a call waits for another call or for its client"
-    )
-    drain_timeout: Seconds = Field(
-        20.0, ge=0, le=YEAR_SECONDS, description="how long running calls may take to end at shutdown"
-    )
-    max_concurrent_rpcs: int = Field(1024, ge=1, description="most calls that run at a time; more are refused")
-    max_attachments: int = Field(1024, ge=1, description="most attachments and event feeds that are open at a time")
-    tenant_max_concurrent_rpcs: int = Field(
-        256, ge=1, description="most running calls of one tenant, unless the file of tenants says otherwise"
-    )
-    tenant_max_attachments: int = Field(
-        256,
-        ge=1,
-        description="most attachments and event feeds of one tenant, unless the file of tenants says otherwise",
-    )
-    tenant_max_bytes_in_flight: Size = Field(
-        4 << 30, ge=1, description="most bytes in flight of one tenant, unless the file of tenants says otherwise"
-    )
-    max_message_size: Size = Field(
-        16 << 20, ge=2 << 20, le=1 << 30, description="largest message that the server accepts"
-    )
-    disable_observability: bool = Field(False, description="publish no events: no logs of events, no metrics, no spans")
-    disable_logging: bool = Field(False, description="log no events")
-    event_queue_size: int = Field(
-        10_000, ge=1, le=10_000_000, description="most events that wait in the queue; more are dropped and counted"
-    )
+    listen: Texts = ("127.0.0.1:50051",)
+    """address to serve on, HOST:PORT or unix:PATH; repeatable"""
+    unix_socket_mode: str = "600"
+    """permissions of the unix sockets, in octal"""
+    unix_socket_owner: str = ""
+    """owner of the unix sockets, USER, USER:GROUP or :GROUP, names or numbers; empty: the depot's user"""
+    tls_cert: str = ""
+    """PEM file of the server's certificate and its chain; turns on TLS for TCP"""
+    tls_key: str = ""
+    """PEM file of the certificate's private key"""
+    tls_client_ca: str = ""
+    """PEM file of the authorities that sign clients' certificates; then every TCP client needs one"""
+    tenants: str = ""
+    """YAML or JSON file of the tenants that may call; empty: every client is the same tenant"""
+    tokens_over_plain_tcp: bool = False
+    """accept bearer tokens from other machines over TCP without TLS, where others can read them"""
+    open_reflection: bool = False
+    """also serve reflection to unauthenticated callers"""
+    l1_size: Size = Field(4 << 30, ge=4096)
+    """host memory for chunks, such as 8GiB"""
+    l1_huge_pages: HugePages = HugePages.TRANSPARENT
+    """huge pages of L1: none, transparent or reserved"""
+    chunk_size: int = Field(256, ge=1, le=1 << 20)
+    """tokens per chunk"""
+    transfer_threads: int = Field(2, ge=1, le=256)
+    """threads that copy, for each direction"""
+    cuda_staging_size: Size = Field(CUDA.staging_bytes, ge=1 << 20, le=1 << 30)
+    """size of one staging buffer on a GPU"""
+    cuda_staging_slots: int = Field(CUDA.staging_slots, ge=2, le=64)
+    """staging buffers of an attachment, for each direction"""
+    cuda_max_ctas: int = Field(CUDA.max_ctas, ge=1, le=1024)
+    """most CTAs of a GPU that a copy uses"""
+    cuda_over_tcp: bool = False
+    """accept CUDA handles over TCP"""
+    lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS)
+    """how long a lease protects chunks, such as 60s"""
+    session_idle_timeout: Seconds = Field(600.0, gt=0, le=YEAR_SECONDS)
+    """how long a session may be idle before it ends"""
+    max_wait: Seconds = Field(30.0, gt=0, le=YEAR_SECONDS)
+    """longest time that a call waits for another call or for its client"""
+    drain_timeout: Seconds = Field(20.0, ge=0, le=YEAR_SECONDS)
+    """how long running calls may take to end at shutdown"""
+    max_concurrent_rpcs: int = Field(1024, ge=1)
+    """most calls that run at a time; more are refused"""
+    max_attachments: int = Field(1024, ge=1)
+    """most attachments and event feeds that are open at a time"""
+    tenant_max_concurrent_rpcs: int = Field(256, ge=1)
+    """most running calls of one tenant, unless the file of tenants says otherwise"""
+    tenant_max_attachments: int = Field(256, ge=1)
+    """most attachments and event feeds of one tenant, unless the file of tenants says otherwise"""
+    tenant_max_bytes_in_flight: Size = Field(4 << 30, ge=1)
+    """most bytes in flight of one tenant, unless the file of tenants says otherwise"""
+    max_message_size: Size = Field(16 << 20, ge=2 << 20, le=1 << 30)
+    """largest message that the server accepts"""
+    disable_observability: bool = False
+    """publish no events: no logs of events, no metrics, no spans"""
+    disable_logging: bool = False
+    """log no events"""
+    event_queue_size: int = Field(10_000, ge=1, le=10_000_000)
+    """most events that wait in the queue; more are dropped and counted"""
     subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_list)] = Field(
         (),
         description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
         ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',
     )
-    l0_sample_rate: float = Field(
-        0.01, ge=0, le=1, description="share of the engines' blocks whose lifecycle is measured"
-    )
-    disable_metrics: bool = Field(False, description="provide no metrics")
-    prometheus_host: str = Field(
-        "127.0.0.1", pattern=r"^[^\s]+$", description="address of the metrics page for Prometheus"
-    )
-    prometheus_port: int = Field(9464, ge=0, le=65535, description="port of the metrics page; 0: any free port")
-    otlp_endpoint: str = Field(
-        "", description="collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"
-    )
-    enable_tracing: bool = Field(False, description="record spans; needs otlp_endpoint or trace_console")
-    trace_console: bool = Field(False, description="write spans to standard output")
-    log_level: LogLevel = Field(LogLevel.INFO, description="lowest level that is logged: debug, info, warning or error")
-    log_format: LogFormat = Field(LogFormat.TEXT, description="text for people, or json: one object per line")
+    l0_sample_rate: float = Field(0.01, ge=0, le=1)
+    """share of the engines' blocks whose lifecycle is measured"""
+    disable_metrics: bool = False
+    """provide no metrics"""
+    prometheus_host: str = Field("127.0.0.1", pattern=r"^[^\s]+$")
+    """address of the metrics page for Prometheus"""
+    prometheus_port: int = Field(9464, ge=0, le=65535)
+    """port of the metrics page; 0: any free port"""
+    otlp_endpoint: str = ""
+    """collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"""
+    enable_tracing: bool = False
+    """record spans; needs otlp_endpoint or trace_console"""
+    trace_console: bool = False
+    """write spans to standard output"""
+    log_level: LogLevel = LogLevel.INFO
+    """lowest level that is logged: debug, info, warning or error"""
+    log_format: LogFormat = LogFormat.TEXT
+    """text for people, or json: one object per line"""
 
     @field_validator("unix_socket_mode")
     @classmethod

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
@@ -53,9 +52,7 @@ class Watcher(Subscriber):
     def __enter__(self) -> Watcher:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __aiter__(self) -> Watcher:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 
 from service.errors import DepotError
 from telemetry.events import CallDenied, Publisher
+from telemetry.logs.line_format import log_event
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger("kvdepot.audit")
@@ -34,19 +34,13 @@ class Audit:
         num_suppressed = self._limit.admit((host, error.reason), time.monotonic())
         if num_suppressed is not None:
             facts = {"rpc": rpc, "tenant": tenant, "peer": peer, "status": error.status.name, "reason": error.reason}
-            _write(logging.WARNING, "CallDenied", {**facts, "num_suppressed": num_suppressed})
+            log_event(logger, logging.WARNING, "CallDenied", {**facts, "num_suppressed": num_suppressed})
 
     def acted(self, method: str, peer: str, tenant: str) -> None:
         """Report that an admin called an RPC that changes the cache of all tenants."""
-        _write(logging.INFO, "AdminActed", {"rpc": method.removeprefix("/"), "tenant": tenant, "peer": peer})
+        log_event(logger, logging.INFO, "AdminActed", {"rpc": method.removeprefix("/"), "tenant": tenant, "peer": peer})
 
 
 def host_of(peer: str) -> str:
     """Return the peer without its port. The port differs from connection to connection."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-
-
-def _write(level: int, event: str, facts: Mapping[str, object]) -> None:
-    # repr: text from the wire must not be able to forge a log line.
-    message = " ".join([event, *(f"{name}=%({name})r" for name in facts)])
-    logger.log(level, message, dict(facts), extra={"event": event})

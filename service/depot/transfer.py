@@ -151,20 +151,19 @@ def _published(
 ) -> Iterator[None]:
     """Publish that a transfer has started, and after the block how it has finished."""
     operation_id = depot.new_operation_id()
-    if depot.bus is not None:
-        depot.bus.publish(
-            TransferStarted(
-                instance_id=owner.attachment.instance_id,
-                session_id=owner.session.session_id,
-                operation_id=operation_id,
-                parent_operation_id=owner.operation.operation_id,
-                direction=direction,
-                rank=owner.attachment.rank,
-                num_chunks=num_chunks,
-                num_bytes=num_bytes,
-                backend=owner.attachment.transfer_backend,
-            )
+    depot.bus.publish(
+        TransferStarted(
+            instance_id=owner.attachment.instance_id,
+            session_id=owner.session.session_id,
+            operation_id=operation_id,
+            parent_operation_id=owner.operation.operation_id,
+            direction=direction,
+            rank=owner.attachment.rank,
+            num_chunks=num_chunks,
+            num_bytes=num_bytes,
+            backend=owner.attachment.transfer_backend,
         )
+    )
     outcome = Outcome.CANCELLED
     try:
         yield
@@ -175,27 +174,26 @@ def _published(
         outcome = Outcome.FAILED
         raise
     finally:
-        if depot.bus is not None:
-            depot.bus.publish(
-                TransferFinished(
-                    instance_id=owner.attachment.instance_id,
-                    session_id=owner.session.session_id,
-                    operation_id=operation_id,
-                    parent_operation_id=owner.operation.operation_id,
-                    direction=direction,
-                    rank=owner.attachment.rank,
-                    duration_seconds=time.monotonic() - start,
-                    outcome=outcome,
-                    num_chunks=num_chunks,
-                    num_bytes=num_bytes,
-                    backend=owner.attachment.transfer_backend,
-                    steps=tuple(
-                        TransferStep(
-                            name=phase.name,
-                            start_seconds=phase.start_seconds,
-                            duration_seconds=phase.duration_seconds,
-                        )
-                        for phase in transfer.phases
-                    ),
-                )
+        depot.bus.publish(
+            TransferFinished(
+                instance_id=owner.attachment.instance_id,
+                session_id=owner.session.session_id,
+                operation_id=operation_id,
+                parent_operation_id=owner.operation.operation_id,
+                direction=direction,
+                rank=owner.attachment.rank,
+                duration_seconds=time.monotonic() - start,
+                outcome=outcome,
+                num_chunks=num_chunks,
+                num_bytes=num_bytes,
+                backend=owner.attachment.transfer_backend,
+                steps=tuple(
+                    TransferStep(
+                        name=phase.name,
+                        start_seconds=phase.start_seconds,
+                        duration_seconds=phase.duration_seconds,
+                    )
+                    for phase in transfer.phases
+                ),
             )
+        )

@@ -14,7 +14,7 @@ from service.depot.sessions import Sessions
 from service.observability.session_report import report
 from telemetry.delivery import Subscriber
 from telemetry.events import Event, SessionEnded
-from telemetry.logs.line_format import SpanOf, no_span, span_ids
+from telemetry.logs.line_format import SpanOf, log_event, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class SessionLog(Subscriber):
         """Log how many sessions were suppressed since the last block."""
         for reason, num_suppressed in self._limit.suppressed().items():
             facts = {"reason": str(reason), "num_suppressed": num_suppressed}
-            logger.info(f"{EVENT} reason=%(reason)r num_suppressed=%(num_suppressed)d", facts, extra={"event": EVENT})
+            log_event(logger, logging.INFO, EVENT, facts)
 
     def _log(self, event: SessionEnded) -> None:
         num_suppressed = self._limit.admit(event.reason, event.monotonic)

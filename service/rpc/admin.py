@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
 from service import __version__
@@ -76,12 +77,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ClearCache(self, request: admin_pb2.ClearCacheRequest, context: object) -> admin_pb2.ClearCacheResponse:
         cache_salt = request.cache_salt if request.HasField("cache_salt") else None
         answer = await self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
-        return admin_pb2.ClearCacheResponse(
-            num_cleared_chunks=answer.num_cleared_chunks,
-            cleared_bytes=answer.cleared_bytes,
-            num_kept_chunks=answer.num_kept_chunks,
-            num_revoked_leases=answer.num_revoked_leases,
-        )
+        return admin_pb2.ClearCacheResponse(**asdict(answer))
 
     def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
         if self._bus is None:

@@ -14,39 +14,12 @@ from service.depot.sessions import Session
 from service.depot.values import LookupAnswer, Miss, Refusal, StoreAnswer
 from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 
-_MISS_REASONS = {
-    MissReason.SHORTER_THAN_CHUNK: cache_pb2.MISS_REASON_SHORTER_THAN_CHUNK,
-    MissReason.NEVER_STORED: cache_pb2.MISS_REASON_NEVER_STORED,
-    MissReason.EVICTED: cache_pb2.MISS_REASON_EVICTED,
-    MissReason.BEING_STORED: cache_pb2.MISS_REASON_BEING_STORED,
-    MissReason.RANK_MISSING: cache_pb2.MISS_REASON_RANK_MISSING,
-    MissReason.CLEARED: cache_pb2.MISS_REASON_CLEARED,
-    MissReason.UNKNOWN_IDENTITY: cache_pb2.MISS_REASON_UNKNOWN_IDENTITY,
-}
-_REFUSAL_REASONS = {
-    RefusalReason.NO_SLOT: cache_pb2.REFUSAL_REASON_NO_SLOT,
-    RefusalReason.STORE_TIMEOUT: cache_pb2.REFUSAL_REASON_STORE_TIMEOUT,
-    RefusalReason.NO_BYTES: cache_pb2.REFUSAL_REASON_NO_BYTES,
-}
-_OPERATION_KINDS = {
-    OperationKind.LOOKUP: cache_pb2.OPERATION_KIND_LOOKUP,
-    OperationKind.STORE: cache_pb2.OPERATION_KIND_STORE,
-    OperationKind.RETRIEVE: cache_pb2.OPERATION_KIND_RETRIEVE,
-}
-_OUTCOMES = {
-    Outcome.OK: cache_pb2.OUTCOME_OK,
-    Outcome.PARTIAL: cache_pb2.OUTCOME_PARTIAL,
-    Outcome.MISS: cache_pb2.OUTCOME_MISS,
-    Outcome.REFUSED: cache_pb2.OUTCOME_REFUSED,
-    Outcome.CANCELLED: cache_pb2.OUTCOME_CANCELLED,
-    Outcome.FAILED: cache_pb2.OUTCOME_FAILED,
-}
-_SESSION_ENDS = {
-    SessionEnd.REQUESTED: cache_pb2.SESSION_END_REQUESTED,
-    SessionEnd.IDLE: cache_pb2.SESSION_END_IDLE,
-    SessionEnd.INSTANCE_DETACHED: cache_pb2.SESSION_END_INSTANCE_DETACHED,
-}
-
+# The messages' enums have the names of the kinds, behind a prefix.
+_MISS_REASONS = {each: cache_pb2.MissReason.Value(f"MISS_REASON_{each.name}") for each in MissReason}
+_REFUSAL_REASONS = {each: cache_pb2.RefusalReason.Value(f"REFUSAL_REASON_{each.name}") for each in RefusalReason}
+_OPERATION_KINDS = {each: cache_pb2.OperationKind.Value(f"OPERATION_KIND_{each.name}") for each in OperationKind}
+_OUTCOMES = {each: cache_pb2.Outcome.Value(f"OUTCOME_{each.name}") for each in Outcome}
+_SESSION_ENDS = {each: cache_pb2.SessionEnd.Value(f"SESSION_END_{each.name}") for each in SessionEnd}
 
 _StoreResponse = TypeVar("_StoreResponse", cache_pb2.StoreResponse, cache_pb2.StoreInlineResponse)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from types import TracebackType
 from typing import Self
 
 UNREAD_BYTES = 64 << 10  # that gRPC takes of a message before its call asks for it
@@ -119,8 +118,6 @@ class Reservation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._inflight.add(self._client, -self.num_bytes)
         self.num_bytes = 0

@@ -9,6 +9,7 @@ from collections import Counter
 from service.access.audit import host_of
 from service.errors import DepotError
 from telemetry.events import CallRefused, Publisher
+from telemetry.logs.line_format import log_event
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 PUBLISHED_METHODS = frozenset(
     f"/kvdepot.v1.CacheService/{name}" for name in ("AttachInstance", "Store", "StoreInline")
 )  # operators of engines look for the reasons of these
+LOGGED_FACTS = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
 LINES_PER_MINUTE = 5  # of one instance, RPC and reason
 MAX_KEYS = 1_024  # that the limit tells apart
 MAX_DETAIL_CHARS = 1_000
@@ -53,13 +55,6 @@ class Refusals:
             self._bus.publish(event)
         num_suppressed = self._limit.admit((event.instance_label, rpc, error.reason), time.monotonic())
         if num_suppressed is not None:
-            _write(event, peer, num_suppressed)
-
-
-def _write(event: CallRefused, peer: str, num_suppressed: int) -> None:
-    names = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
-    facts = {name: getattr(event, name) for name in names} | {"peer": peer, "num_suppressed": num_suppressed}
-    facts["instance_id"] = event.instance_label
-    # repr, so that text of a client can't forge a line of its own
-    message = " ".join(["CallRefused", *(f"{name}=%({name})r" for name in facts)])
-    logger.warning(message, facts, extra={"event": "CallRefused"})
+            facts = {name: getattr(event, name) for name in LOGGED_FACTS}
+            facts |= {"instance_id": event.instance_label, "peer": peer, "num_suppressed": num_suppressed}
+            log_event(logger, logging.WARNING, "CallRefused", facts)

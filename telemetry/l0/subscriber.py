@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from telemetry.delivery import Subscriber
-from telemetry.events import Event
 from telemetry.l0.blocks import BlockIds
-from telemetry.l0.lifecycle import L0Counts, L0Lifecycle
+from telemetry.l0.lifecycle import L0Lifecycle
 from telemetry.l0.observer import Observer, Source
 from telemetry.metrics import definitions
 from telemetry.metrics.instruments import Histogram
@@ -54,7 +53,7 @@ class BlockHistograms(Observer):
         return source.instance_id, self._exported(source.model_name)
 
 
-class L0Subscriber(Subscriber):
+class L0Subscriber(L0Lifecycle, Subscriber):
     """Follows reports of block allocations. Counts all blocks, and observes a share of `sample_rate` of them.
 
     The instance and the id of a block decide whether it is sampled, so the same blocks are sampled after a restart.
@@ -68,41 +67,8 @@ class L0Subscriber(Subscriber):
     ) -> None:
         self._exported = exported
         histograms = BlockHistograms(exported)
+        super().__init__(histograms, sample_rate=sample_rate, session_idle_timeout_seconds=session_idle_timeout_seconds)
         self.histograms = histograms.all
-        self._lifecycle = L0Lifecycle(
-            histograms,
-            sample_rate=sample_rate,
-            session_idle_timeout_seconds=session_idle_timeout_seconds,
-        )
-
-    def __repr__(self) -> str:
-        return f"<L0Subscriber {self._lifecycle!r}>"
-
-    @property
-    def num_malformed(self) -> int:
-        """Records that could not be followed to their end."""
-        return self._lifecycle.num_malformed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the state of all blocks and sessions."""
-        return self._lifecycle.nbytes
-
-    def handle(self, batch: Sequence[Event]) -> None:
-        """Follow the blocks."""
-        self._lifecycle.handle(batch)
-
-    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """Follow the blocks, in steps of a few milliseconds."""
-        return self._lifecycle.steps(batch)
-
-    def expire(self, now: float) -> None:
-        """End the sessions that were idle for too long. `now` is in seconds of the monotonic clock."""
-        self._lifecycle.expire(now)
-
-    def counts(self) -> Mapping[str, L0Counts]:
-        """Return the counts of each instance, by its id. Some instances that are gone are included."""
-        return self._lifecycle.counts()
 
     def read(self) -> Scalars:
         """Return the state of the blocks of each instance, and what happened to them so far."""

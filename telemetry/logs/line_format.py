@@ -10,12 +10,14 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from opentelemetry.trace import SpanContext, format_span_id, format_trace_id, get_current_span
 
 from telemetry.events import Event
 
+EMPTY: Mapping[str, str] = MappingProxyType({})
 SpanOf: TypeAlias = Callable[[Event], SpanContext | None]  # returns the span of an event, if it has one
 
 
@@ -29,6 +31,15 @@ def span_ids(span: SpanContext | None) -> dict[str, str]:
     if span is None or not span.is_valid:
         return {}
     return {"trace_id": format_trace_id(span.trace_id), "span_id": format_span_id(span.span_id)}
+
+
+def log_event(
+    logger: logging.Logger, level: int, event: str, facts: Mapping[str, object], ids: Mapping[str, str] = EMPTY
+) -> None:
+    """Log a line that has a name and facts."""
+    # repr: text from the wire must not be able to forge a log line.
+    message = " ".join([event, *(f"{name}=%({name})r" for name in facts)])
+    logger.log(level, message, *([dict(facts)] if facts else []), extra={"event": event, **ids})
 
 
 class TextFormat(logging.Formatter):

@@ -5,40 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from telemetry import events
 from telemetry.attributes import Plain, attributes
 from telemetry.delivery import Subscriber
-from telemetry.events import (
-    CacheCleared,
-    Event,
-    FileRefused,
-    FileReloaded,
-    InstanceAttached,
-    InstanceDetached,
-    LookupFinished,
-    RetrieveFinished,
-    ServerDraining,
-    ServerStarted,
-    SessionStarted,
-    StoreFinished,
-)
 from telemetry.kinds import Outcome
-from telemetry.logs.line_format import SpanOf, no_span, span_ids
+from telemetry.logs.line_format import SpanOf, log_event, no_span, span_ids
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
 INFO_EVENTS = frozenset(
     {
-        ServerStarted,
-        ServerDraining,
-        FileReloaded,
-        InstanceAttached,
-        InstanceDetached,
-        SessionStarted,
-        LookupFinished,
-        StoreFinished,
-        RetrieveFinished,
-        CacheCleared,
+        events.ServerStarted,
+        events.ServerDraining,
+        events.FileReloaded,
+        events.InstanceAttached,
+        events.InstanceDetached,
+        events.SessionStarted,
+        events.LookupFinished,
+        events.StoreFinished,
+        events.RetrieveFinished,
+        events.CacheCleared,
     }
 )
 COUNTED_FIELDS = ("keys", "records")  # a line has their number only, and nothing per chunk or block
@@ -67,7 +54,7 @@ class LogSubscriber(Subscriber):
         self._limit = RateLimit[str](lines_per_second, period_seconds=1.0)
         self._warning_limit = RateLimit[tuple[str, str]](warnings_per_minute, period_seconds=60.0, max_keys=MAX_KEYS)
 
-    def handle(self, batch: Sequence[Event]) -> None:
+    def handle(self, batch: Sequence[events.Event]) -> None:
         """Log each event whose level is enabled."""
         for event in batch:
             level = level_of(event)
@@ -77,12 +64,12 @@ class LogSubscriber(Subscriber):
     def close(self) -> None:
         """Log how many lines were suppressed since the last line of their kind."""
         for type_name, num_suppressed in self._limit.suppressed().items():
-            self._write(logging.INFO, type_name, {"num_suppressed": num_suppressed}, {})
+            log_event(logger, logging.INFO, type_name, {"num_suppressed": num_suppressed})
         for (type_name, tenant), num_suppressed in self._warning_limit.suppressed().items():
             facts: dict[str, Plain] = {"tenant": tenant} if tenant else {}
-            self._write(logging.WARNING, type_name, facts | {"num_suppressed": num_suppressed}, {})
+            log_event(logger, logging.WARNING, type_name, facts | {"num_suppressed": num_suppressed})
 
-    def _log(self, event: Event, level: int) -> None:
+    def _log(self, event: events.Event, level: int) -> None:
         type_name = type(event).__name__
         num_suppressed = 0
         if level > logging.DEBUG:
@@ -96,24 +83,19 @@ class LogSubscriber(Subscriber):
         facts = facts_of(event)
         if num_suppressed:
             facts["num_suppressed"] = num_suppressed
-        self._write(level, type_name, facts, span_ids(self._span_of(event)))
-
-    def _write(self, level: int, type_name: str, facts: dict[str, Plain], ids: dict[str, str]) -> None:
-        # repr, so that no text from a client can forge a line
-        message = " ".join([type_name, *(f"{name}=%({name})r" for name in facts)])
-        logger.log(level, message, *([facts] if facts else []), extra={"event": type_name, **ids})
+        log_event(logger, level, type_name, facts, span_ids(self._span_of(event)))
 
 
-def level_of(event: Event) -> int:
+def level_of(event: events.Event) -> int:
     """Return the level at which an event is logged."""
     if getattr(event, "outcome", "") in (Outcome.REFUSED, Outcome.FAILED):
         return logging.WARNING
-    if isinstance(event, FileRefused) or (isinstance(event, StoreFinished) and event.refused_tokens):
+    if isinstance(event, events.FileRefused) or (isinstance(event, events.StoreFinished) and event.refused_tokens):
         return logging.WARNING
     return logging.INFO if type(event) in INFO_EVENTS else logging.DEBUG
 
 
-def facts_of(event: Event) -> dict[str, Plain]:
+def facts_of(event: events.Event) -> dict[str, Plain]:
     """Return the facts of a line: the tenant and the ids, if any, and the event's own fields."""
     facts: dict[str, Plain] = {}
     if event.tenant:

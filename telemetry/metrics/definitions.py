@@ -2,43 +2,8 @@
 
 from __future__ import annotations
 
-from telemetry.metrics.attributes import (
-    BACKEND,
-    BLOCK_STATE,
-    CALLER,
-    CPU_MODE,
-    DENIED_REASON,
-    DETACH_REASON,
-    DIRECTION,
-    EVENT_TYPE,
-    FILE,
-    GENERATION,
-    INSTANCE,
-    LEASE_END,
-    LIMIT_REASON,
-    MISS_REASON,
-    MODEL,
-    MOVE,
-    OPERATION,
-    OUTCOME,
-    READ_RESULT,
-    REFUSAL_REASON,
-    REFUSED_METHOD,
-    REFUSED_REASON,
-    RESULT,
-    RPC_KIND,
-    RPC_METHOD,
-    RPC_STATUS,
-    RPC_SYSTEM,
-    SESSION_END,
-    SLOT_STATE,
-    STEP,
-    STREAM,
-    SUBSCRIBER,
-    TENANT,
-    TIER,
-)
-from telemetry.metrics.metric import Metric, counter, gauge, histogram
+from telemetry.metrics import attributes as by
+from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
 
 # Engines reuse a block within a step or after hours: 1 ms to 8 hours, two or three a decade, in round units.
 LIFECYCLE_BOUNDARIES_SECONDS = (
@@ -55,150 +20,143 @@ THROUGHPUT_BOUNDARIES = (
     *(40e9, 50e9, 75e9, 100e9, 200e9, 400e9),
 )
 
+
+def lifecycle(name: str, description: str, *attributes: Attribute) -> Metric:
+    """Define a histogram of times in the life of a chunk or a block."""
+    return histogram(name, "s", description, *attributes, boundaries=LIFECYCLE_BOUNDARIES_SECONDS)
+
+
+def call_duration(name: str, description: str, *attributes: Attribute) -> Metric:
+    """Define a histogram of times that calls took."""
+    return histogram(name, "s", description, *attributes, boundaries=CALL_BOUNDARIES_SECONDS)
+
+
 # Operations
 
-OPERATIONS = counter("kvdepot.operations", "{operation}", "Operations that ended.", OPERATION, OUTCOME, MODEL)
-OPERATION_DURATION = histogram(
+OPERATIONS = counter("kvdepot.operations", "{operation}", "Operations that ended.", by.OPERATION, by.OUTCOME, by.MODEL)
+OPERATION_DURATION = call_duration(
     "kvdepot.operation.duration",
-    "s",
     "Time that operations took, from a valid request to its answer, waits included.",
-    *(OPERATION, OUTCOME, MODEL),
-    boundaries=CALL_BOUNDARIES_SECONDS,
+    *(by.OPERATION, by.OUTCOME, by.MODEL),
 )
-OPERATION_IO = counter("kvdepot.operation.io", "By", "Bytes of the chunks that were stored and retrieved.", MOVE, MODEL)
-LOOKUP_TOKENS = counter("kvdepot.lookup.tokens", "{token}", "Tokens that were looked up.", MODEL)
-LOOKUP_MATCHED = counter("kvdepot.lookup.matched_tokens", "{token}", "Tokens that a lookup found.", TIER, MODEL)
+OPERATION_IO = counter(
+    "kvdepot.operation.io", "By", "Bytes of the chunks that were stored and retrieved.", by.MOVE, by.MODEL
+)
+LOOKUP_TOKENS = counter("kvdepot.lookup.tokens", "{token}", "Tokens that were looked up.", by.MODEL)
+LOOKUP_MATCHED = counter("kvdepot.lookup.matched_tokens", "{token}", "Tokens that a lookup found.", by.TIER, by.MODEL)
 LOOKUP_MISSED = counter(
     "kvdepot.lookup.missed_tokens",
     "{token}",
     "Tokens that a lookup did not find, by the reason that the match is not longer. No answer: the lookup failed.",
-    *(MISS_REASON, MODEL),
+    *(by.MISS_REASON, by.MODEL),
 )
-STORE_TOKENS = counter("kvdepot.store.tokens", "{token}", "Tokens that engines sent to be stored.", RESULT, MODEL)
-STORE_REFUSALS = counter("kvdepot.store.refusals", "{operation}", "Stores with refused chunks.", REFUSAL_REASON, MODEL)
-RETRIEVE_TOKENS = counter("kvdepot.retrieve.tokens", "{token}", "Tokens that were retrieved.", TIER, MODEL)
+STORE_TOKENS = counter("kvdepot.store.tokens", "{token}", "Tokens that engines sent to be stored.", by.RESULT, by.MODEL)
+STORE_REFUSALS = counter(
+    "kvdepot.store.refusals", "{operation}", "Stores with refused chunks.", by.REFUSAL_REASON, by.MODEL
+)
+RETRIEVE_TOKENS = counter("kvdepot.retrieve.tokens", "{token}", "Tokens that were retrieved.", by.TIER, by.MODEL)
 
 # Transfers
 
-TRANSFER_DURATION = histogram(
+TRANSFER_DURATION = call_duration(
     "kvdepot.transfer.duration",
-    "s",
     "Time that transfers between blocks and chunks took, waits included.",
-    *(DIRECTION, BACKEND, OUTCOME),
-    boundaries=CALL_BOUNDARIES_SECONDS,
+    *(by.DIRECTION, by.BACKEND, by.OUTCOME),
 )
-TRANSFER_STEP_DURATION = histogram(
+TRANSFER_STEP_DURATION = call_duration(
     "kvdepot.transfer.step.duration",
-    "s",
     "Time from the first start to the last end of one kind of work within a transfer.",
-    *(DIRECTION, BACKEND, STEP),
-    boundaries=CALL_BOUNDARIES_SECONDS,
+    *(by.DIRECTION, by.BACKEND, by.STEP),
 )
 TRANSFER_THROUGHPUT = histogram(
     "kvdepot.transfer.throughput",
     "By/s",
     "Bytes of a successful transfer divided by its duration.",
-    *(DIRECTION, BACKEND),
+    *(by.DIRECTION, by.BACKEND),
     boundaries=THROUGHPUT_BOUNDARIES,
 )
-TRANSFER_IO = counter("kvdepot.transfer.io", "By", "Bytes that successful transfers moved.", DIRECTION, BACKEND)
+TRANSFER_IO = counter("kvdepot.transfer.io", "By", "Bytes that successful transfers moved.", by.DIRECTION, by.BACKEND)
 
 # L1
 
 L1_USED = gauge("kvdepot.l1.used", "By", "Bytes of the slots that hold chunks.")
 L1_CAPACITY = gauge("kvdepot.l1.capacity", "By", "Bytes that L1 has.")
 L1_POPULATED = gauge("kvdepot.l1.populated", "By", "Bytes of L1 whose memory pages exist.")
-L1_SLOTS = gauge("kvdepot.l1.slots", "{slot}", "Slots that L1 is cut into so far.", SLOT_STATE)
+L1_SLOTS = gauge("kvdepot.l1.slots", "{slot}", "Slots that L1 is cut into so far.", by.SLOT_STATE)
 L1_RESIDENT = gauge("kvdepot.l1.chunks.resident", "{chunk}", "Chunks that a lookup can find.")
 L1_PROTECTED = gauge(
     "kvdepot.l1.chunks.protected", "{chunk}", "Chunks that can't be evicted: leased, being read or being written."
 )
-L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", MODEL)
+L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", by.MODEL)
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
 L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
 L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearCache removed.")
-CHUNK_LIFETIME = histogram(
-    "kvdepot.l1.chunk.lifetime",
-    "s",
-    "From the store of a chunk to its eviction.",
-    *(MODEL, TIER),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+CHUNK_LIFETIME = lifecycle("kvdepot.l1.chunk.lifetime", "From the store of a chunk to its eviction.", by.MODEL, by.TIER)
+CHUNK_IDLE = lifecycle(
+    "kvdepot.l1.chunk.idle_before_evict", "From the last use of a chunk to its eviction.", by.MODEL, by.TIER
 )
-CHUNK_IDLE = histogram(
-    "kvdepot.l1.chunk.idle_before_evict",
-    "s",
-    "From the last use of a chunk to its eviction.",
-    *(MODEL, TIER),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
-)
-CHUNK_REUSE_GAP = histogram(
+CHUNK_REUSE_GAP = lifecycle(
     "kvdepot.l1.chunk.reuse_gap",
-    "s",
     "How long a chunk without a lease was unused when a lookup leased it.",
-    *(MODEL, TIER),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+    *(by.MODEL, by.TIER),
 )
-CHUNK_REUSE_AFTER_EVICT = histogram(
+CHUNK_REUSE_AFTER_EVICT = lifecycle(
     "kvdepot.l1.chunk.reuse_after_evict",
-    "s",
     "From the eviction of a chunk to its next store. Short times mean that L1 is too small.",
-    *(MODEL, TIER),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+    *(by.MODEL, by.TIER),
 )
 
 # Leases, sessions, attachments
 
 LEASES_LIVE = gauge("kvdepot.leases.live", "{lease}", "Leases that protect chunks.")
 LEASES_GRANTED = counter("kvdepot.leases.granted", "{lease}", "Leases that were granted.")
-LEASES_ENDED = counter("kvdepot.leases.ended", "{lease}", "Leases that ended.", LEASE_END)
+LEASES_ENDED = counter("kvdepot.leases.ended", "{lease}", "Leases that ended.", by.LEASE_END)
 SESSIONS_LIVE = gauge("kvdepot.sessions.live", "{session}", "Sessions that have not ended.")
-SESSIONS_STARTED = counter("kvdepot.sessions.started", "{session}", "Sessions that began.", MODEL)
-SESSIONS_ENDED = counter("kvdepot.sessions.ended", "{session}", "Sessions that ended.", SESSION_END, MODEL)
+SESSIONS_STARTED = counter("kvdepot.sessions.started", "{session}", "Sessions that began.", by.MODEL)
+SESSIONS_ENDED = counter("kvdepot.sessions.ended", "{session}", "Sessions that ended.", by.SESSION_END, by.MODEL)
 INSTANCES_LIVE = gauge("kvdepot.instances.live", "{instance}", "Instances with an attached rank.")
 ATTACHMENTS_LIVE = gauge("kvdepot.attachments.live", "{attachment}", "Ranks that are attached.")
-ATTACHMENTS_STARTED = counter("kvdepot.attachments.started", "{attachment}", "Ranks that attached.", BACKEND, MODEL)
-ATTACHMENTS_ENDED = counter("kvdepot.attachments.ended", "{attachment}", "Ranks that detached.", DETACH_REASON, MODEL)
+ATTACHMENTS_STARTED = counter(
+    "kvdepot.attachments.started", "{attachment}", "Ranks that attached.", by.BACKEND, by.MODEL
+)
+ATTACHMENTS_ENDED = counter(
+    "kvdepot.attachments.ended", "{attachment}", "Ranks that detached.", by.DETACH_REASON, by.MODEL
+)
 ATTACHMENTS_MAPPED = gauge("kvdepot.attachments.mapped", "By", "Bytes of the engines' memory that are mapped.")
 
 # The engines' blocks
 
 BLOCKS = gauge(
-    "kvdepot.l0.blocks", "{block}", "Blocks of the engines that the engines reported.", INSTANCE, MODEL, BLOCK_STATE
+    "kvdepot.l0.blocks",
+    "{block}",
+    "Blocks of the engines that the engines reported.",
+    *(by.INSTANCE, by.MODEL, by.BLOCK_STATE),
 )
-BLOCK_ALLOCATIONS = counter("kvdepot.l0.block.allocations", "{block}", "Blocks that got new contents.", INSTANCE, MODEL)
+BLOCK_ALLOCATIONS = counter(
+    "kvdepot.l0.block.allocations", "{block}", "Blocks that got new contents.", by.INSTANCE, by.MODEL
+)
 BLOCK_REUSES = counter(
     "kvdepot.l0.block.reuses",
     "{block}",
     "Blocks without an owner whose contents were used again.",
-    INSTANCE,
-    MODEL,
+    *(by.INSTANCE, by.MODEL),
 )
 BLOCK_SHARES = counter(
-    "kvdepot.l0.block.shares", "{block}", "Blocks that got one more owner while they had one.", INSTANCE, MODEL
+    "kvdepot.l0.block.shares", "{block}", "Blocks that got one more owner while they had one.", by.INSTANCE, by.MODEL
 )
 BLOCK_EVICTIONS = counter(
-    "kvdepot.l0.block.evictions", "{block}", "Blocks whose contents were replaced.", INSTANCE, MODEL
+    "kvdepot.l0.block.evictions", "{block}", "Blocks whose contents were replaced.", by.INSTANCE, by.MODEL
 )
-BLOCK_LIFETIME = histogram(
-    "kvdepot.l0.block.lifetime",
-    "s",
-    "From the allocation of a block to the loss of its contents.",
-    *(INSTANCE, MODEL),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+BLOCK_LIFETIME = lifecycle(
+    "kvdepot.l0.block.lifetime", "From the allocation of a block to the loss of its contents.", by.INSTANCE, by.MODEL
 )
-BLOCK_IDLE = histogram(
+BLOCK_IDLE = lifecycle(
     "kvdepot.l0.block.idle_before_evict",
-    "s",
     "From the release of a block by its last session to the loss of its contents.",
-    *(INSTANCE, MODEL),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+    *(by.INSTANCE, by.MODEL),
 )
-BLOCK_REUSE_GAP = histogram(
-    "kvdepot.l0.block.reuse_gap",
-    "s",
-    "From the last access of a released block to its reuse.",
-    *(INSTANCE, MODEL),
-    boundaries=LIFECYCLE_BOUNDARIES_SECONDS,
+BLOCK_REUSE_GAP = lifecycle(
+    "kvdepot.l0.block.reuse_gap", "From the last access of a released block to its reuse.", by.INSTANCE, by.MODEL
 )
 MALFORMED_RECORDS = counter(
     "kvdepot.l0.records.malformed", "{record}", "Records of block reports that could not be followed to their end."
@@ -207,21 +165,27 @@ MALFORMED_RECORDS = counter(
 # Tenants and access. The metrics of tenants exist where the depot has tenants.
 
 TENANT_OPERATIONS = counter(
-    "kvdepot.tenant.operations", "{operation}", "Operations that ended.", OPERATION, OUTCOME, TENANT
+    "kvdepot.tenant.operations", "{operation}", "Operations that ended.", by.OPERATION, by.OUTCOME, by.TENANT
 )
-TENANT_IO = counter("kvdepot.tenant.io", "By", "Bytes of the chunks that were stored and retrieved.", MOVE, TENANT)
-TENANT_L1_USED = gauge("kvdepot.tenant.l1.used", "By", "Bytes of the slots that its chunks are in.", TENANT)
-TENANT_SESSIONS = gauge("kvdepot.tenant.sessions.live", "{session}", "Sessions that have not ended.", TENANT)
-TENANT_RPCS = gauge("kvdepot.tenant.rpcs.running", "{call}", "Calls that run.", RPC_KIND, TENANT)
-TENANT_IN_FLIGHT = gauge("kvdepot.tenant.in_flight", "By", "Bytes that move.", TENANT)
-TENANT_REFUSED = counter("kvdepot.tenant.rpcs.refused", "{call}", "Calls that a limit refused.", LIMIT_REASON, TENANT)
-DENIED = counter("kvdepot.access.denied", "{call}", "Calls that their caller may not make.", DENIED_REASON, CALLER)
-FILES_READ = counter("kvdepot.files.read", "{read}", "Reads of a changed file.", FILE, READ_RESULT)
+TENANT_IO = counter(
+    "kvdepot.tenant.io", "By", "Bytes of the chunks that were stored and retrieved.", by.MOVE, by.TENANT
+)
+TENANT_L1_USED = gauge("kvdepot.tenant.l1.used", "By", "Bytes of the slots that its chunks are in.", by.TENANT)
+TENANT_SESSIONS = gauge("kvdepot.tenant.sessions.live", "{session}", "Sessions that have not ended.", by.TENANT)
+TENANT_RPCS = gauge("kvdepot.tenant.rpcs.running", "{call}", "Calls that run.", by.RPC_KIND, by.TENANT)
+TENANT_IN_FLIGHT = gauge("kvdepot.tenant.in_flight", "By", "Bytes that move.", by.TENANT)
+TENANT_REFUSED = counter(
+    "kvdepot.tenant.rpcs.refused", "{call}", "Calls that a limit refused.", by.LIMIT_REASON, by.TENANT
+)
+DENIED = counter(
+    "kvdepot.access.denied", "{call}", "Calls that their caller may not make.", by.DENIED_REASON, by.CALLER
+)
+FILES_READ = counter("kvdepot.files.read", "{read}", "Reads of a changed file.", by.FILE, by.READ_RESULT)
 FILES_BROKEN = gauge(
     "kvdepot.files.broken",
     "{file}",
     "1 while the new content of a file can't be used and the content before it stays in use.",
-    FILE,
+    by.FILE,
 )
 CERTIFICATE_TIME_LEFT = gauge(
     "kvdepot.tls.certificate.time_left",
@@ -231,19 +195,17 @@ CERTIFICATE_TIME_LEFT = gauge(
 
 # The server
 
-RPC_DURATION = histogram(
+RPC_DURATION = call_duration(
     "rpc.server.call.duration",
-    "s",
     "Time that calls took in the server, without AttachInstance and WatchEvents, which stay open.",
-    *(RPC_SYSTEM, RPC_METHOD, RPC_STATUS),
-    boundaries=CALL_BOUNDARIES_SECONDS,
+    *(by.RPC_SYSTEM, by.RPC_METHOD, by.RPC_STATUS),
 )
-RPCS_RUNNING = gauge("kvdepot.rpcs.running", "{call}", "Calls of the depot's methods that run.", RPC_KIND)
+RPCS_RUNNING = gauge("kvdepot.rpcs.running", "{call}", "Calls of the depot's methods that run.", by.RPC_KIND)
 RPCS_REFUSED = counter(
     "kvdepot.rpcs.refused",
     "{call}",
     "Calls that were refused, streams that stay open included.",
-    *(REFUSED_METHOD, REFUSED_REASON),
+    *(by.REFUSED_METHOD, by.REFUSED_REASON),
 )
 DRAINING = gauge("kvdepot.draining", "", "1 while the depot finishes its work and takes no new work; else 0.")
 EVENT_LOOP_LAG = histogram(
@@ -261,18 +223,18 @@ EVENTS_DROPPED = counter(
     "kvdepot.events.dropped",
     "{event}",
     "Events that were dropped because too many waited. Counts made from events lack them.",
-    EVENT_TYPE,
+    by.EVENT_TYPE,
 )
 SUBSCRIBER_ERRORS = counter(
-    "kvdepot.subscriber.errors", "{error}", "Batches of events that a subscriber failed to handle.", SUBSCRIBER
+    "kvdepot.subscriber.errors", "{error}", "Batches of events that a subscriber failed to handle.", by.SUBSCRIBER
 )
 LOG_LINES_DROPPED = counter(
     "kvdepot.log.lines.dropped",
     "{line}",
     "Lines of the log and of other output that were dropped: their reader was too slow, or the write failed.",
-    STREAM,
+    by.STREAM,
 )
-PROCESS_CPU_TIME = counter("process.cpu.time", "s", "CPU time that the process used.", CPU_MODE)
+PROCESS_CPU_TIME = counter("process.cpu.time", "s", "CPU time that the process used.", by.CPU_MODE)
 PROCESS_MEMORY_USAGE = gauge("process.memory.usage", "By", "Bytes of resident memory, with L1.")
 # Prometheus keeps _count for histograms.
 PROCESS_OPEN_FILES = gauge(
@@ -285,7 +247,7 @@ PROCESS_THREADS = gauge(
     "process.thread.count", "{thread}", "Threads of the process.", prometheus_stem="process.threads"
 )
 PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was started.")
-GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", GENERATION)
+GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """In the order in which they stand above."""

@@ -1,10 +1,9 @@
-"""Counters and histograms in plain Python: the instruments of OpenTelemetry's SDK take some 9 µs for each value."""
+"""Histograms in plain Python: the instruments of OpenTelemetry's SDK take some 9 µs for each value."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,26 +13,6 @@ from telemetry.metrics.metric import Attributes, Metric
 
 MAX_POINTS = 1_024  # of a histogram: instances come and go under new names, and each is 30 lines for Prometheus
 OTHER = "other"
-
-
-class Counter:
-    """The sums of a metric, by its attributes. For the event loop's thread."""
-
-    __slots__ = ("metric", "sums")
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.sums: defaultdict[Attributes, float] = defaultdict(int)
-        if not metric.attributes:
-            self.sums[()] = 0
-
-    def __repr__(self) -> str:
-        return f"<Counter {self.metric.name}, {len(self.sums)} sums>"
-
-    def add(self, attributes: Attributes, amount: float) -> None:
-        """Add to a sum. With attributes, a sum exists once something was added to it."""
-        if amount:
-            self.sums[attributes] += amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,29 +10,15 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TracerProvider, get_current_span
 
+from telemetry import events
 from telemetry.delivery import Subscriber
-from telemetry.events import (
-    Event,
-    LeaseEnded,
-    LeaseGranted,
-    LookupFinished,
-    LookupStarted,
-    RetrieveFinished,
-    RetrieveStarted,
-    SessionEnded,
-    SessionStarted,
-    StoreFinished,
-    StoreStarted,
-    TransferFinished,
-    TransferStarted,
-)
 from telemetry.kinds import Outcome, SessionEnd
 from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
 from telemetry.traces.export import caller
 from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
 
-OperationStarted = LookupStarted | StoreStarted | RetrieveStarted
-WorkFinished = LookupFinished | StoreFinished | RetrieveFinished | TransferFinished
+OperationStarted = events.LookupStarted | events.StoreStarted | events.RetrieveStarted
+WorkFinished = events.LookupFinished | events.StoreFinished | events.RetrieveFinished | events.TransferFinished
 
 MAX_SESSIONS = 10_000
 MAX_OPEN_WORK = 10_000
@@ -63,23 +49,23 @@ class TracingSubscriber(Subscriber):
         self._sessions: OrderedDict[tuple[str, str], OpenSpan] = OrderedDict()  # least recently used first
         self._work = OpenWork(max_open_work, late_timeout_seconds)
         self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = OrderedDict()  # of which session, by operation
-        self._spans_of_batch: dict[Event, SpanContext] = {}
-        self._on: dict[type[Event], Callable[[Any], Span | None]] = {
-            SessionStarted: self._begin_session,
-            SessionEnded: self._end_session,
-            LookupStarted: self._begin_operation,
-            StoreStarted: self._begin_operation,
-            RetrieveStarted: self._begin_operation,
-            TransferStarted: self._begin_transfer,
-            LookupFinished: self._end_work,
-            StoreFinished: self._end_work,
-            RetrieveFinished: self._end_work,
-            TransferFinished: self._end_transfer,
-            LeaseGranted: self._note,
-            LeaseEnded: self._note,
+        self._spans_of_batch: dict[events.Event, SpanContext] = {}
+        self._on: dict[type[events.Event], Callable[[Any], Span | None]] = {
+            events.SessionStarted: self._begin_session,
+            events.SessionEnded: self._end_session,
+            events.LookupStarted: self._begin_operation,
+            events.StoreStarted: self._begin_operation,
+            events.RetrieveStarted: self._begin_operation,
+            events.TransferStarted: self._begin_transfer,
+            events.LookupFinished: self._end_work,
+            events.StoreFinished: self._end_work,
+            events.RetrieveFinished: self._end_work,
+            events.TransferFinished: self._end_transfer,
+            events.LeaseGranted: self._note,
+            events.LeaseEnded: self._note,
         }
 
-    def handle(self, batch: Sequence[Event]) -> None:
+    def handle(self, batch: Sequence[events.Event]) -> None:
         """Begin and end spans."""
         self._spans_of_batch.clear()
         for event in batch:
@@ -89,7 +75,7 @@ class TracingSubscriber(Subscriber):
                 self._spans_of_batch[event] = span.get_span_context()
         self._work.end_late(batch[-1].monotonic)
 
-    def span_of(self, event: Event) -> SpanContext | None:
+    def span_of(self, event: events.Event) -> SpanContext | None:
         """Return the span of an event of the last batch. It may have ended."""
         return self._spans_of_batch.get(event)
 
@@ -102,14 +88,14 @@ class TracingSubscriber(Subscriber):
 
     # Sessions
 
-    def _begin_session(self, event: SessionStarted) -> Span:
+    def _begin_session(self, event: events.SessionStarted) -> Span:
         earlier = self._sessions.pop((event.instance_label, event.session_id), None)
         if earlier is not None:
             self._work.session_ended(earlier, event.monotonic, _ns(event.time))
             earlier.fail(LOST, _ns(event.time))
         return self._open_session(event, {f"{PREFIX}model_name": event.model_name}).span
 
-    def _open_session(self, event: SessionStarted | OperationStarted, facts: dict[str, Plain]) -> OpenSpan:
+    def _open_session(self, event: events.SessionStarted | OperationStarted, facts: dict[str, Plain]) -> OpenSpan:
         if len(self._sessions) >= self._max_sessions:
             _, oldest = self._sessions.popitem(last=False)
             self._work.session_ended(oldest, event.monotonic, _ns(event.time))
@@ -119,7 +105,7 @@ class TracingSubscriber(Subscriber):
         self._sessions[event.instance_label, event.session_id] = session
         return session
 
-    def _end_session(self, event: SessionEnded) -> Span | None:
+    def _end_session(self, event: events.SessionEnded) -> Span | None:
         session = self._sessions.pop((event.instance_label, event.session_id), None)
         if session is None:
             return None
@@ -130,7 +116,7 @@ class TracingSubscriber(Subscriber):
         session.end_after(event.duration_seconds)
         return session.span
 
-    def _note(self, event: LeaseGranted | LeaseEnded) -> Span | None:
+    def _note(self, event: events.LeaseGranted | events.LeaseEnded) -> Span | None:
         session = self._sessions.get((event.instance_label, event.session_id))
         if session is None:
             return None
@@ -153,16 +139,16 @@ class TracingSubscriber(Subscriber):
             if of_caller.is_valid and of_caller.trace_id != session_context.trace_id:
                 parent = caller(event.traceparent)
                 links.append(Link(session_context, {SESSION_ID: event.session_id}))
-        if isinstance(event, RetrieveStarted):
+        if isinstance(event, events.RetrieveStarted):
             links.extend(self._links_to_stores(event.stored_by))
         name = type(event).__name__.removesuffix("Started").lower()
         operation = self._open(name, parent, event, ids_of(event) | facts_of(event), links)
         self._work.add(event.operation_id, operation, session)
-        if isinstance(event, StoreStarted) and session_context.trace_flags.sampled:
+        if isinstance(event, events.StoreStarted) and session_context.trace_flags.sampled:
             self._remember_store(event, session_context)
         return operation.span
 
-    def _begin_transfer(self, event: TransferStarted) -> Span:
+    def _begin_transfer(self, event: events.TransferStarted) -> Span:
         above = self._work.get(event.parent_operation_id) or self._sessions.get(
             (event.instance_label, event.session_id)
         )
@@ -171,7 +157,7 @@ class TracingSubscriber(Subscriber):
         self._work.add(event.operation_id, transfer, self._work.session_of(event.parent_operation_id))
         return transfer.span
 
-    def _end_transfer(self, event: TransferFinished) -> Span | None:
+    def _end_transfer(self, event: events.TransferFinished) -> Span | None:
         transfer = self._work.get(event.operation_id)
         if transfer is not None:
             for step in event.steps:
@@ -191,7 +177,7 @@ class TracingSubscriber(Subscriber):
         return work.span
 
     def _open(
-        self, name: str, parent: Context, event: Event, facts: dict[str, Plain], links: Sequence[Link] = ()
+        self, name: str, parent: Context, event: events.Event, facts: dict[str, Plain], links: Sequence[Link] = ()
     ) -> OpenSpan:
         start_ns = _ns(event.time)
         return OpenSpan(
@@ -200,7 +186,7 @@ class TracingSubscriber(Subscriber):
 
     # Links of a retrieve to the stores of its chunks
 
-    def _remember_store(self, event: StoreStarted, session: SpanContext) -> None:
+    def _remember_store(self, event: events.StoreStarted, session: SpanContext) -> None:
         if len(self._stores) >= MAX_STORES_REMEMBERED:
             self._stores.popitem(last=False)
         self._stores[event.operation_id] = session, event.instance_label, event.session_id

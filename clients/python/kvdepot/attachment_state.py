@@ -17,65 +17,43 @@ class AttachmentState:
     def __init__(self, instance_id: str, rank: int) -> None:
         self.instance_id = instance_id
         self.rank = rank
-        self._acknowledgement: cache_pb2.AttachInstanceResponse | None = None
-        self._draining = False
-        self._lost_reason: DepotError | None = None
-        self._closed = False
-
-    @property
-    def chunk_size(self) -> int:
+        self.chunk_size = 0
         """Tokens per chunk; a ``start_token`` is a multiple of it."""
-        return self._acknowledged.chunk_size
-
-    @property
-    def chunk_bytes(self) -> int:
+        self.chunk_bytes = 0
         """Bytes of one chunk of this rank, over all its groups."""
-        return self._acknowledged.chunk_bytes
-
-    @property
-    def server_version(self) -> str:
+        self.server_version = ""
         """Version of the depot."""
-        return self._acknowledged.server_version
-
-    @property
-    def transfer_backend(self) -> str:
+        self.transfer_backend = ""
         """What moves bytes for this rank; ``inline`` if it attached no memory."""
-        return self._acknowledged.transfer_backend
-
-    @property
-    def draining(self) -> bool:
+        self.draining = False
         """Whether the depot said that it is shutting down."""
-        return self._draining
+        self.lost_reason: DepotError | None = None
+        """Why the stream ended."""
+        self._is_acknowledged = False
+        self._closed = False
 
     @property
     def lost(self) -> bool:
         """Whether the stream ended without `close`. The depot then holds nothing for this rank: attach again."""
-        return self._lost_reason is not None
-
-    @property
-    def lost_reason(self) -> DepotError | None:
-        """Why the stream ended."""
-        return self._lost_reason
+        return self.lost_reason is not None
 
     def __repr__(self) -> str:
-        state = "lost" if self.lost else "closed" if self._closed else "draining" if self._draining else "attached"
+        state = "lost" if self.lost else "closed" if self._closed else "draining" if self.draining else "attached"
         return f"<{type(self).__name__} {self.instance_id}/{self.rank} {state}, chunks of {self.chunk_size} tokens>"
 
     def _take(self, response: cache_pb2.AttachInstanceResponse) -> None:
         """Note a message of the stream: the acknowledgement, or a notice."""
-        if self._acknowledgement is None:
-            self._acknowledgement = response
+        if not self._is_acknowledged:
+            self.chunk_size, self.chunk_bytes = response.chunk_size, response.chunk_bytes
+            self.server_version, self.transfer_backend = response.server_version, response.transfer_backend
+            self._is_acknowledged = True
         if response.notice == cache_pb2.NOTICE_DRAINING:
-            self._draining = True
+            self.draining = True
 
     def _pieces_from(self, skip_tokens: int) -> PieceOrder:
         """Return the order in which an inline retrieve has to bring its pieces."""
         first_chunk = skip_tokens // self.chunk_size if self.chunk_size else 0
         return PieceOrder(chunk_bytes=self.chunk_bytes, first_chunk=first_chunk)
-
-    @property
-    def _acknowledged(self) -> cache_pb2.AttachInstanceResponse:
-        return self._acknowledgement or cache_pb2.AttachInstanceResponse()
 
 
 def ended() -> DepotError:

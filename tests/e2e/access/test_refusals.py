@@ -13,7 +13,7 @@ from kvdepot import AsyncDepotClient, DepotError, KvShape
 from kvdepot.errors import depot_error
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
-from service.observability.gauges import DepotGauges
+from service.observability.gauges import read_depot
 from service.server import Server
 from telemetry.metrics import definitions
 from tests.e2e.access.calling import METHODS, Calling, empty_request
@@ -28,8 +28,8 @@ NO_MESSAGE = b"\xff" * 7
 
 def counted(server: Server, rpc: str) -> dict[str, int]:
     """Refusals of an RPC as the metric has them, by reason."""
-    gauges = DepotGauges(server.depots, server._admission, server._refusals, lambda: 0)
-    figures = gauges.read()[definitions.RPCS_REFUSED]
+    gauges = read_depot(server.depots, server._admission, server._refusals, populated_bytes=0)
+    figures = gauges[definitions.RPCS_REFUSED]
     return {reason: int(number) for (method, reason), number in figures.items() if method.endswith(f"/{rpc}")}
 
 

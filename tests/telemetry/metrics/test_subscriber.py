@@ -25,7 +25,7 @@ from telemetry.events import (
 from telemetry.metrics import definitions
 from telemetry.metrics.attributes import OUTCOME
 from telemetry.metrics.chunks import ChunksSubscriber
-from telemetry.metrics.instruments import Counter, Histogram
+from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, OTHER, LabelLimiter
 from telemetry.metrics.metric import Metric, histogram
 from telemetry.metrics.subscriber import MetricsSubscriber
@@ -64,7 +64,7 @@ def detached(instance_id: str, model_name: str) -> InstanceDetached:
 
 
 def sums(metrics: MetricsSubscriber, metric: Metric) -> dict[tuple[str, ...], float]:
-    return dict(metrics.read()[metric])
+    return dict(metrics.read().get(metric, {}))
 
 
 # From events
@@ -183,8 +183,15 @@ def test_only_transfers_that_went_well_count_for_bytes_and_speed(
 
 
 def test_a_sum_without_attributes_is_there_from_the_start() -> None:
-    assert Counter(definitions.LEASES_GRANTED).sums == {(): 0}
-    assert Counter(definitions.LEASES_ENDED).sums == {}
+    assert MetricsSubscriber(LabelLimiter()).read() == {
+        definitions.LEASES_GRANTED: {(): 0},
+        definitions.L1_CLEARED: {(): 0},
+    }
+
+
+def test_a_sum_with_attributes_exists_once_something_was_added(metrics: MetricsSubscriber) -> None:
+    metrics.handle([lookup(l1_tokens=32, l2_tokens=0)])
+    assert sums(metrics, definitions.LOOKUP_MATCHED) == {("l1", OTHER): 32}
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 100.0]), max_size=30))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -183,7 +182,7 @@ class AsyncAttachment(AttachmentState):
 
     async def close(self) -> None:
         """Detach the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
-        is_attached = self._acknowledgement is not None and not self._closed and not self._ended.is_set()
+        is_attached = self._is_acknowledged and not self._closed and not self._ended.is_set()
         self._closed = True
         try:
             if is_attached:
@@ -197,9 +196,7 @@ class AsyncAttachment(AttachmentState):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _wait_acknowledged(self, timeout_seconds: float) -> None:
@@ -209,8 +206,8 @@ class AsyncAttachment(AttachmentState):
         """
         if not await self._settled.wait_for(timeout_seconds):
             raise unacknowledged(timeout_seconds)
-        if self._acknowledgement is None:
-            raise self._lost_reason or ended()
+        if not self._is_acknowledged:
+            raise self.lost_reason or ended()
 
     async def _read(self) -> None:
         """Take what the stream brings, until it ends."""
@@ -227,11 +224,11 @@ class AsyncAttachment(AttachmentState):
 
     def _end(self, reason: DepotError) -> None:
         if not self._closed:
-            self._lost_reason = reason
+            self.lost_reason = reason
         self._attachments.discard(self)
         self._settled.set()
         self._ended.set()
-        if self.lost and self._acknowledgement is not None and self._on_lost is not None:
+        if self.lost and self._is_acknowledged and self._on_lost is not None:
             try:
                 self._on_lost(reason)
             except Exception:

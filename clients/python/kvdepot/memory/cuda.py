@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kvdepot.memory.regions import Mapping, Regions
 from kvdepot.v1.cache_pb2 import CudaIpc, MemoryRegion
 
 _LIBRARY = "libcuda.so.1"
@@ -46,15 +47,6 @@ class _Handle(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class _Storage:
-    """The addresses of a region in this process, and the object that keeps it there."""
-
-    start: int
-    end: int
-    owner: Any
-
-
-@dataclass(frozen=True, slots=True)
 class _Allocation:
     """An allocation, as another process opens it."""
 
@@ -62,7 +54,7 @@ class _Allocation:
     device_uuid: str
 
 
-class CudaRegions:
+class CudaRegions(Regions):
     """The CUDA memory that tensors lie in, as regions to attach.
 
         shared = CudaRegions()
@@ -75,14 +67,8 @@ class CudaRegions:
     """
 
     def __init__(self) -> None:
-        self._regions: list[MemoryRegion] = []
-        self._storages: list[_Storage] = []
+        super().__init__()
         self._allocations: dict[int, _Allocation] = {}
-
-    @property
-    def regions(self) -> tuple[MemoryRegion, ...]:
-        """All regions so far, to attach; a region's index never changes."""
-        return tuple(self._regions)
 
     def locate(self, tensor: Any) -> tuple[int, int]:
         """Return the index of the tensor's region, and the byte in the region at which its first element is.
@@ -92,26 +78,25 @@ class CudaRegions:
 
         Raises: ValueError, NotShareable, CudaUnavailable.
         """
+        return super().locate(tensor)
+
+    def _address(self, tensor: Any) -> int:
         if not hasattr(tensor, "untyped_storage") or tensor.device.type != "cuda":
             raise ValueError("only a torch tensor on a CUDA device lies in memory that CUDA can share")
-        address = int(tensor.data_ptr())
-        for region, storage in enumerate(self._storages):
-            if storage.start <= address < storage.end:
-                return region, address - storage.start
-        region = self._share(tensor.untyped_storage(), int(tensor.device.index))
-        return region, address - self._storages[region].start
+        return int(tensor.data_ptr())
 
-    def _share(self, owner: Any, ordinal: int) -> int:
+    def _share(self, tensor: Any) -> int:
+        owner = tensor.untyped_storage()
         start, size_bytes = int(owner.data_ptr()), int(owner.nbytes())
-        with _device_in_use(ordinal) as device:
+        with _device_in_use(int(tensor.device.index)) as device:
             base = _allocation_start(start)
             if base not in self._allocations:
                 self._allocations[base] = _Allocation(_memory_handle(base), _device_uuid(device))
         allocation = self._allocations[base]
         handle = CudaIpc(handle=allocation.handle, offset_bytes=start - base, device_uuid=allocation.device_uuid)
-        self._regions.append(MemoryRegion(size_bytes=size_bytes, cuda_ipc=handle))
-        self._storages.append(_Storage(start, start + size_bytes, owner))
-        return len(self._regions) - 1
+        return self._append(
+            MemoryRegion(size_bytes=size_bytes, cuda_ipc=handle), Mapping(start, start + size_bytes, owner)
+        )
 
 
 def ready_event(event: Any) -> bytes:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from kvdepot.memory.available import SHM, check_shm
+from kvdepot.memory.regions import Mapping, Regions
 from kvdepot.memory.shared_buffer import By, SharedBuffer
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
 
-@dataclass(frozen=True, slots=True)
-class _Mapping:
-    """The addresses of a region's data in this process, and the size of torch's header before them."""
-
-    start: int
-    end: int
-    header_bytes: int
-    owner: Any  # kept alive: while it lives, nothing else can be at these addresses
-
-
-class SharedRegions:
+class SharedRegions(Regions):
     """The memory that tensors lie in, as regions to attach.
 
     The first `locate` of a torch tensor on the CPU moves its whole storage into shared memory, with every tensor in it:
@@ -36,19 +26,13 @@ class SharedRegions:
     """
 
     def __init__(self, by: By = "name") -> None:
+        super().__init__()
         self._by = by
-        self._regions: list[MemoryRegion] = []
-        self._mappings: list[_Mapping] = []
-
-    @property
-    def regions(self) -> tuple[MemoryRegion, ...]:
-        """All regions so far, to attach; a region's index never changes."""
-        return tuple(self._regions)
 
     def add(self, buffer: SharedBuffer) -> int:
         """Add memory that arrays lie in, and return the region's index."""
         start = buffer.array.__array_interface__["data"][0]
-        return self._append(buffer.region, _Mapping(start, start + buffer.array.nbytes, 0, buffer))
+        return self._append(buffer.region, Mapping(start, start + buffer.array.nbytes, buffer))
 
     def locate(self, tensor: Any) -> tuple[int, int]:
         """Return the index of the tensor's region, and the byte in the region at which its first element is.
@@ -58,27 +42,21 @@ class SharedRegions:
 
         Raises: ValueError, OSError.
         """
-        is_torch = hasattr(tensor, "untyped_storage")
-        address = self._address(tensor, is_torch)
-        for region, mapping in enumerate(self._mappings):
-            if mapping.start <= address < mapping.end:
-                return region, mapping.header_bytes + address - mapping.start
-        if not is_torch:
-            raise ValueError("the array lies in no SharedBuffer that was added")
-        region = self._share(tensor.untyped_storage())
-        mapping = self._mappings[region]
-        return region, mapping.header_bytes + self._address(tensor, is_torch) - mapping.start
+        return super().locate(tensor)
 
-    def _address(self, tensor: Any, is_torch: bool) -> int:
-        if not is_torch:
+    def _address(self, tensor: Any) -> int:
+        if not hasattr(tensor, "untyped_storage"):
             return int(tensor.__array_interface__["data"][0])
         if tensor.device.type != "cpu":
             found = f"only memory of the CPU can be shared by {self._by}, not of {tensor.device}"
             raise ValueError(f"{found}: use kvdepot.memory.cuda.CudaRegions for CUDA memory")
         return int(tensor.data_ptr())
 
-    def _share(self, storage: Any) -> int:
-        """Move a torch storage into shared memory, and return the region's index."""
+    def _share(self, tensor: Any) -> int:
+        """Move the storage of a torch tensor into shared memory, and return the region's index."""
+        if not hasattr(tensor, "untyped_storage"):
+            raise ValueError("the array lies in no SharedBuffer that was added")
+        storage = tensor.untyped_storage()
         if not storage.is_shared():
             check_shm(storage.nbytes())  # torch does not check
         region = MemoryRegion()
@@ -96,9 +74,4 @@ class SharedRegions:
         if header_bytes + storage.nbytes() != region.size_bytes:
             found = f"{storage.nbytes()} bytes at {start:#x} in an object of {region.size_bytes}"
             raise RuntimeError(f"this torch shares memory in a way that is not known: {found}")
-        return self._append(region, _Mapping(start, start + storage.nbytes(), header_bytes, storage))
-
-    def _append(self, region: MemoryRegion, mapping: _Mapping) -> int:
-        self._regions.append(region)
-        self._mappings.append(mapping)
-        return len(self._regions) - 1
+        return self._append(region, Mapping(start, start + storage.nbytes(), storage, header_bytes))
