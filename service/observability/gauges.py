@@ -14,7 +14,7 @@ from telemetry.metrics.snapshot import Scalars
 
 
 class DepotGauges:
-    """Reads the depot, on the event loop."""
+    """The gauges of all depots, read on the event loop."""
 
     def __init__(
         self, depots: TenantDepots, admission: Admission, refusals: Refusals, populated_bytes: Callable[[], int]
