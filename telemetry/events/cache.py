@@ -80,7 +80,7 @@ class CacheCleared(Event):
 
 @fact
 class BlockAllocation:
-    """Blocks that one session got. Its block table grew by ``reused_block_ids``, then by ``block_ids``."""
+    """The blocks that one session got. Its block table grew by ``reused_block_ids``, then by ``block_ids``."""
 
     session_id: str
     block_ids: npt.NDArray[np.uint32]

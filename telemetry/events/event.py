@@ -29,10 +29,10 @@ class Event:
     monotonic: float = field(default_factory=monotonic_clock)
     """Seconds of a clock that never jumps, for differences."""
     instance_id: str = ""
-    """As the engine gave it. Instances of two tenants may have the same one."""
+    """The id that the engine chose. Instances of two tenants may have the same one."""
     session_id: str = ""
     tenant: str = ""
-    """Whose event it is. Empty in a depot without tenants, and for what belongs to no tenant."""
+    """Empty in a depot without tenants, and for an event of no tenant."""
 
     @property
     def instance_label(self) -> str:
@@ -46,7 +46,7 @@ class Event:
 
 
 class Publisher(Protocol):
-    """Takes events."""
+    """What takes events: a bus, or a publisher in front of it."""
 
     def publish(self, event: Event) -> None:
         """Take the event over. Never blocks, never raises."""

@@ -61,7 +61,7 @@ class StoreFinished(Event):
 class RetrieveStarted(Event):
     """A valid Retrieve came in. It does not write tokens below ``skip_tokens``.
 
-    ``stored_by`` has the ``operation_id`` of each store that the chunks came from: of the last few.
+    ``stored_by`` has the ``operation_id`` of the stores that wrote the chunks, of a few at most.
     """
 
     operation_id: str

@@ -37,7 +37,7 @@ SHORTER_THAN_CHUNK = MissReason.SHORTER_THAN_CHUNK.value
 
 
 class MetricsSubscriber(Subscriber):
-    """Counts events. Exporters read the sums when they need them."""
+    """A subscriber that counts events. Exporters read the sums when they need them."""
 
     name = "metrics"
 
