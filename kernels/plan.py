@@ -13,7 +13,7 @@ from kernels.errors import GeometryError
 from kernels.geometry import Group, PlaneKind
 
 MAX_PLANES = 1024
-"""Most planes of one rank, such as 512 layers with K and V; the proof that none overlap looks at each pair."""
+"""The most planes of one rank, such as K and V of 512 layers. The proof that none overlap looks at each pair."""
 
 _LIMIT = 2**63
 _DTYPE = re.compile(r"[a-z0-9_]+")
@@ -55,7 +55,7 @@ class GroupPlan:
 
 
 def chunk_bytes(groups: Sequence[Group], chunk_size: int) -> int:
-    """Return the bytes of one chunk: for each group, layer and kind ``[tokens, heads, head_bytes]``."""
+    """Return the bytes of one chunk: ``[tokens, heads, head_bytes]`` for each group, layer and kind."""
     return chunk_size * sum(group.token_bytes for group in groups)
 
 
@@ -114,7 +114,9 @@ def check_groups(groups: Sequence[Group], region_sizes: Sequence[int], chunk_siz
     share bytes: engines give one pool of blocks to several groups. The caller checks that ``chunk_size`` is a multiple
     of each block size.
 
-    Raises: GeometryError with the path of the first wrong value.
+    The error has the path of the first wrong value.
+
+    Raises: GeometryError.
     """
     if not groups:
         raise GeometryError("groups", "there are none")

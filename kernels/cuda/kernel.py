@@ -54,7 +54,7 @@ def source() -> str:
 def access_bytes(
     plan: GroupPlan, plane_addresses: NDArray[np.uint64], chunks_base: int, chunk_block_offsets: NDArray[np.int64]
 ) -> int:
-    """Return the width of a launch's accesses: the widest one, at most 16 bytes, that fits all its alignments.
+    """Return the width of a launch's accesses in bytes: the widest one, 16 at most, that fits all its alignments.
 
     ``plane_addresses`` and ``chunk_block_offsets`` are the contents of the launch's arrays.
     """
@@ -90,7 +90,9 @@ def kernel_params(
 
     The function `access_bytes` computes the argument of that name.
 
-    Raises: ValueError if there is nothing to copy, or more than the kernels can count.
+    There must be something to copy, and no more than the kernels can count.
+
+    Raises: ValueError.
     """
     outer, inner = _loops(plan)
     for count in (num_planes, num_blocks, outer.count, inner.count, plan.run_bytes // access_bytes):

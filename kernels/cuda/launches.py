@@ -16,7 +16,7 @@ from kernels.transfer import Direction, Phase
 
 
 class BlockLaunches:
-    """The launches of one direction; ``phase`` is what they do."""
+    """The launches of one direction. ``phase`` is their phase of a transfer."""
 
     def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneArrays], max_ctas: int) -> None:
         self.phase = Phase.GATHER if direction is Direction.STORE else Phase.SCATTER

@@ -1,4 +1,4 @@
-"""Steps: parts of a transfer that are issued at once, and that fit a staging buffer."""
+"""Steps of a transfer. A step is issued as a whole, and fits a staging buffer."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ WORD_BYTES = 8
 
 
 class UploadBuffer:
-    """Words in pinned memory, and room for as many on the device.
+    """A buffer of words in pinned memory, and one of the same size on the device.
 
     It may be cleared and written again only when no upload is under way and no kernel reads it.
     """
@@ -82,7 +82,7 @@ class BlockArrays:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UploadedCopies:
-    """Copies whose block ids are in one upload buffer. Steps count these copies from 0."""
+    """The copies whose block ids are in one upload buffer. Steps count these copies from 0."""
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[BlockArrays]

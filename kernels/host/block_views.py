@@ -103,10 +103,10 @@ def pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], limit_bytes: 
     """
     num_layers, num_kinds = span.blocks.shape[:2]
     layer_block_bytes = num_kinds * span.plan.block_bytes
-    most_blocks = max(1, limit_bytes // layer_block_bytes)
+    max_blocks = max(1, limit_bytes // layer_block_bytes)
     chunk_block_ids = np.arange(span.plan.blocks_per_chunk - len(block_ids), span.plan.blocks_per_chunk)
-    for begin in range(0, len(block_ids), most_blocks):
-        some = slice(begin, begin + most_blocks)
+    for begin in range(0, len(block_ids), max_blocks):
+        some = slice(begin, begin + max_blocks)
         piece_layers = max(1, limit_bytes // (layer_block_bytes * len(chunk_block_ids[some])))
         for layer in range(0, num_layers, piece_layers):
             layers = slice(layer, layer + piece_layers)
