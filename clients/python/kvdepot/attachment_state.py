@@ -12,7 +12,7 @@ DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
 
 
 class AttachmentState:
-    """What both kinds of attachment have in common."""
+    """The common part of `AsyncAttachment` and `Attachment`."""
 
     def __init__(self, instance_id: str, rank: int) -> None:
         self.instance_id = instance_id
@@ -39,7 +39,7 @@ class AttachmentState:
 
     @property
     def transfer_backend(self) -> str:
-        """What moves bytes for this rank; ``inline`` if it attached no memory."""
+        """The depot's backend that moves bytes for this rank; ``inline`` if it attached no memory."""
         return self._acknowledged.transfer_backend
 
     @property
@@ -69,7 +69,7 @@ class AttachmentState:
             self._draining = True
 
     def _pieces_from(self, skip_tokens: int) -> PieceOrder:
-        """Return the order in which an inline retrieve has to bring its pieces."""
+        """Return the order in which an inline retrieve must bring its pieces."""
         first_chunk = skip_tokens // self.chunk_size if self.chunk_size else 0
         return PieceOrder(chunk_bytes=self.chunk_bytes, first_chunk=first_chunk)
 
@@ -79,7 +79,7 @@ class AttachmentState:
 
 
 def ended() -> DepotError:
-    """Return the error for a stream that the depot ended in good order."""
+    """Return the error for a stream that the depot ended with OK."""
     return DepotError(grpc.StatusCode.UNAVAILABLE, "ATTACHMENT_ENDED", "the depot ended the attachment")
 
 

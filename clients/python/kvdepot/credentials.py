@@ -1,4 +1,4 @@
-"""A client's credentials, and the authorities that it trusts to sign a depot's certificate."""
+"""A client's credentials, and the authorities that it trusts for depots' certificates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Credentials:
     def channel_credentials(self, address: str) -> grpc.ChannelCredentials | None:
         """Return the credentials of a channel to the address; None if it has no TLS.
 
-        A ValueError keeps a token from going to another machine over plain TCP.
+        A token that would go to another machine over plain TCP is a ValueError.
 
         Raises: ValueError, OSError.
         """
@@ -71,10 +71,10 @@ class Bearer:
         self._read_at = 0.0
         self._metadata: tuple[tuple[str, str], ...] = _bearer(credentials.token)
         if self._file is not None:
-            self.metadata()  # raises at once if the file can't be read
+            self.metadata()  # raises if the file can't be read
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return the metadata of a call. While the file can't be read, the token is the last one read, if there is one.
+        """Return the metadata of a call. While the file can't be read, the last token counts, if there is one.
 
         Raises: OSError.
         """

@@ -1,4 +1,4 @@
-"""Messages made of what callers have: prefixes, block tables, leases, and the requests that hold them."""
+"""Messages made from callers' values: prefixes, block tables, leases, and requests with them."""
 
 from __future__ import annotations
 

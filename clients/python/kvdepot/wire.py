@@ -1,4 +1,4 @@
-"""Ids and pieces on the wire, encoded and read by hand, without the loops and the copies that protobuf makes.
+"""Encodes and reads ids and pieces by hand, without protobuf's loops and copies.
 
 The encoding is protobuf's (https://protobuf.dev/programming-guides/encoding): a packed or a bytes field is a tag, a
 length, and the bytes. Messages that are encoded in another way, which protobuf allows, are left to protobuf.
@@ -55,7 +55,7 @@ def with_ids(message: M, **ids_by_field: Ids) -> M:
 
 
 def varint(number: int) -> bytes:
-    """Return a number of seven bits a byte, the lowest first."""
+    """Return a number as protobuf's varint: seven bits in each byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -134,7 +134,7 @@ def _tag(field_number: int) -> bytes:
 
 
 def _leading_bytes(wire: bytes, tag: bytes) -> tuple[memoryview, int] | None:
-    """Return the bytes field that a message begins with, and its end; None if it begins with something else."""
+    """Return the bytes field that a message begins with, and its end. None: it begins with another field."""
     start = len(tag)
     if not wire.startswith(tag):
         return None

@@ -1,4 +1,4 @@
-"""Which workers are attached to a depot, and how it cuts tokens into chunks, as they report it."""
+"""The workers that are attached to a depot, and its chunk size, as they report both."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from kvdepot.connector.commands import BlockIds, GroupTable, GroupTables
 def cut_tables(
     groups: Sequence[CacheGroup], block_ids: BlockIds, start: int, end: int, null_block_id: int
 ) -> GroupTables:
-    """Return the tables of tokens ``start`` to ``end``; all blocks up to the last null block are absent."""
+    """Return the tables of tokens ``start`` to ``end``. All blocks up to the last null block are absent."""
     tables = []
     for group, ids in zip(groups, block_ids, strict=True):
         part = ids[start // group.block_size : end // group.block_size]
@@ -30,8 +30,8 @@ def storable_tokens(
 ) -> tuple[int, int]:
     """Return the first and the last token of the chunks that can be stored, of tables that cover ``start`` to ``end``.
 
-    A chunk must have all that any hit needs which ends with this chunk or later. Chunks whose blocks the engine has
-    freed already are left out; they come first. Chunks at the end are left out if they need more than ``max_blocks``.
+    A hit may end with any chunk. So a chunk must have all blocks that a hit needs that ends with it or later. The first
+    chunks are left out if the engine has freed their blocks. The last ones are left out beyond ``max_blocks`` blocks.
     """
     firsts = [start + table.absent_blocks * group.block_size for table, group in zip(tables, groups, strict=True)]
     begin = start

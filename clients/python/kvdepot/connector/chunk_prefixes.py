@@ -11,7 +11,7 @@ from kvdepot.v1.cache_pb2 import Prefix
 
 
 class ChunkPrefixes:
-    """Names the chunks of one engine's requests; after `change_salt` it names none as before."""
+    """The prefixes of one engine's requests. `change_salt` changes the keys of all chunks."""
 
     def __init__(self, workers: AttachedWorkers, hash_block_size: int) -> None:
         self._workers = workers
@@ -39,7 +39,7 @@ class ChunkPrefixes:
         return list(request.block_hashes[per_chunk - 1 : end // self._hash_block_size : per_chunk])
 
     def longest(self, state: RequestState) -> Prefix:
-        """Return the prefix of all whole chunks, to learn of all that is stored."""
+        """Return the prefix of all whole chunks, to find all that is stored."""
         request = state.request
         return Prefix(
             block_hashes=self.hashes(request, self.whole_tokens(request, request.num_tokens)),

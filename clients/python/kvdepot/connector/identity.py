@@ -1,4 +1,4 @@
-"""The names under which the depot knows a worker, a session and a salt."""
+"""The names of workers, sessions and salts in the depot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def worker_id(engine_id: str, worker_index: int, num_workers: int, num_replicas:
 
 
 def session_id_of(request_id: str, attempt: int = 1) -> str:
-    """Return the session id of a request; a later ``attempt`` has the id of an earlier request that is still open."""
+    """Return the session id of a request. ``attempt`` counts the open requests with the same id."""
     return bounded_text(f"{request_id}#{attempt}" if attempt > 1 else request_id, MAX_SESSION_BYTES)
 
 

@@ -33,7 +33,7 @@ class _Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A layout, by the name that lists its dimensions: each of those it needs, once.
+    """A layout. Its name lists the dimensions, each once.
 
     Raises: ValueError.
     """
@@ -147,7 +147,7 @@ def _leaves(tensors: Any, lists: Sequence[str]) -> Iterator[tuple[dict[str, int]
 
 
 def _split(dim: str, size: int, stride: int, block_size: int | None) -> dict[str, _Axis]:
-    """Return the axes that a dimension of a tensor stands for, which its size must fit.
+    """Return the axes of a dimension of a tensor. The size of the dimension must fit them.
 
     Raises: ValueError.
     """

@@ -10,7 +10,7 @@ class Event(threading.Event):
     """An event with a bounded wait."""
 
     def wait_for(self, timeout_seconds: float | None) -> bool:
-        """Wait until the event is set, and return whether it is; None waits without a bound."""
+        """Wait until the event is set, and return whether it is. None waits without a bound."""
         return self.wait(timeout_seconds)
 
 

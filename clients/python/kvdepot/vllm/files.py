@@ -1,4 +1,4 @@
-"""Tells files apart: small ones by their content, large ones by size, time and samples."""
+"""Identifies files: small ones by their content, large ones by size, time and samples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hub_folder(name: str, file_name: str, cache_dir: str | None = None, revision
 
 
 def signature(files: Sequence[Path]) -> Signature:
-    """Return a value that changes with the files; it takes a few microseconds.
+    """Return a value that changes with the files. This takes a few microseconds.
 
     Raises: OSError.
     """
