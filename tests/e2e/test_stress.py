@@ -184,7 +184,7 @@ class Engine:
         taken, self.free = self.free[:num_blocks], self.free[num_blocks:]
         return taken
 
-    def free(self, block_ids: Sequence[int]) -> None:
+    def give_back(self, block_ids: Sequence[int]) -> None:
         for memory in self.memories:
             memory.poison(block_ids)
         self.free.extend(block_ids)
@@ -368,7 +368,7 @@ class Client:
         num_chunks = num_tokens // CHUNK_SIZE
         block_ids = engine.take(num_tokens)
         if prompt.num_tokens == 0 or len(block_ids) * engine.block_size < num_tokens:
-            engine.free(block_ids)
+            engine.give_back(block_ids)
             return
         whole = block_ids[: num_chunks * CHUNK_SIZE // engine.block_size]
         answers = []
@@ -387,7 +387,7 @@ class Client:
         if None in answers:  # the depot may still read the blocks, until this has answered
             with suppress_reason("SESSION_NOT_FOUND"):
                 await engine.attachments[0].end_session(session_id)
-        engine.free(block_ids)
+        engine.give_back(block_ids)
 
     def _check_counts(self, answer: Any, num_tokens: int) -> None:
         counted = answer.stored_tokens + answer.resident_tokens + answer.refused_tokens + answer.tail_tokens
@@ -431,7 +431,7 @@ class Client:
             assert (written[:, :skip_tokens] == POISON).all(), "blocks below skip_tokens were written"
         if cut or self.random.random() < 0.5:
             await engine.attachments[0].release_lease(found.lease)
-        engine.free(block_ids)
+        engine.give_back(block_ids)
 
     async def _look(self, engine: Engine, session_id: str, prompt: Prompt) -> Any:
         if prompt.num_tokens == 0:
