@@ -17,7 +17,7 @@ from kernels.map import Reserve
 
 
 class Backends:
-    """The host's backend, and CUDA's if there is one. Without it, ``cuda_error`` says what is missing."""
+    """The host's backend, and CUDA's if there is one. Without it, `cuda_error` says what is missing."""
 
     def __init__(self, host: HostBackend, cuda: CudaBackend | None, cuda_error: str = "") -> None:
         self._host = host
@@ -35,7 +35,7 @@ class Backends:
 
     @property
     def name(self) -> str:
-        """The backends of this machine, such as ``host, cuda``."""
+        """The backends of this machine, such as `host, cuda`."""
         return ", ".join(backend.name for backend in (self._host, self._cuda) if backend is not None)
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:

@@ -15,8 +15,8 @@ from kernels.plan import GroupPlan
 class ChunkCopy:
     """One chunk to copy: where it is in L1, and the engine's blocks that hold its tokens.
 
-    ``block_ids`` has an array for each group, with the blocks of the chunk's last tokens: at most
-    ``chunk_size / block_size``. If there are fewer, the tokens before them are not copied.
+    `block_ids` has an array for each group, with the blocks of the chunk's last tokens: at most
+    `chunk_size / block_size`. If there are fewer, the tokens before them are not copied.
     """
 
     l1_offset_bytes: int
@@ -25,7 +25,7 @@ class ChunkCopy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupBlocks:
-    """The blocks of one group that a transfer copies. Copy ``i`` has ``ids[starts[i]:starts[i + 1]]``."""
+    """The blocks of one group that a transfer copies. Copy `i` has `ids[starts[i]:starts[i + 1]]`."""
 
     ids: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -35,14 +35,14 @@ class GroupBlocks:
         return self.ids[self.starts[number] : self.starts[number + 1]]
 
     def of_copies(self, first: int, end: int) -> GroupBlocks:
-        """Return the blocks of copies ``first`` to ``end - 1``. Copy ``first`` becomes copy 0."""
+        """Return the blocks of copies `first` to `end - 1`. Copy `first` becomes copy 0."""
         starts = self.starts[first : end + 1]
         return GroupBlocks(self.ids[starts[0] : starts[-1]], starts - starts[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Copies:
-    """The copies of a transfer as arrays: where their chunks are in L1, ``[copies]``, and the blocks of each group."""
+    """The copies of a transfer as arrays: where their chunks are in L1, `[copies]`, and the blocks of each group."""
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[GroupBlocks]

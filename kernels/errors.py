@@ -6,7 +6,7 @@ from __future__ import annotations
 class GeometryError(ValueError):
     """A description of memory contradicts itself, or reaches outside its region.
 
-    ``field`` is the path of the wrong value, such as ``groups[0].planes[3].offset_bytes``.
+    `field` is the path of the wrong value, such as `groups[0].planes[3].offset_bytes`.
     """
 
     def __init__(self, field: str, description: str) -> None:

@@ -17,7 +17,7 @@ class PlaneKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """K, V, the latent, or K and V together, of one layer. Block 0, token 0, head 0 is at ``offset_bytes``."""
+    """K, V, the latent, or K and V together, of one layer. Block 0, token 0, head 0 is at `offset_bytes`."""
 
     layer: int
     kind: PlaneKind
@@ -30,7 +30,7 @@ class Group:
     """A group of layers that share a block table and a shape.
 
     The byte at (plane p, block b, token t, head h) is at
-    ``p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes``, and ``head_bytes`` bytes are
+    `p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes`, and `head_bytes` bytes are
     contiguous from there. The stride of a dimension of size 1 is ignored.
     """
 

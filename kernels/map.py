@@ -40,7 +40,7 @@ Raises: OSError.
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """Open shared memory. ``region`` is the number of the first region in it."""
+    """Open shared memory. `region` is the number of the first region in it."""
 
     fd: int
     device: int
@@ -57,12 +57,12 @@ class Mapping:
     several regions lie in it.
 
     Each page is populated: no transfer pays for a first touch, and a file system without room for a page fails here.
-    ``reserve`` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
+    `reserve` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
     `check_size` before each transfer, and guard the transfer itself.
 
     A RegionError says that an object can't be opened or mapped, is not shared memory, has another size, or that there
     is no memory for its pages. AccessDenied is for another user's process or object, and for a ProcessFd unless
-    ``allow_process_fd``. BackendError is for a CudaIpc. GeometryError is for more than MAX_OBJECTS objects.
+    `allow_process_fd`. BackendError is for a CudaIpc. GeometryError is for more than MAX_OBJECTS objects.
 
     Raises: RegionError, AccessDenied, BackendError, GeometryError.
     """
@@ -102,7 +102,7 @@ class Mapping:
         return range(self._address, self._address + self._span_bytes)
 
     def memory(self) -> NDArray[np.uint8]:
-        """Return the range as an array. Region ``i`` is at ``offsets[i]``. A touch after `close` is a segfault."""
+        """Return the range as an array. Region `i` is at `offsets[i]`. A touch after `close` is a segfault."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self._span_bytes).from_address(self._address))
 
     def check_size(self) -> None:

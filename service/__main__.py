@@ -1,4 +1,4 @@
-"""The command line: ``python -m service serve|demo|doctor``, and the commands of `kvdepot.cli`."""
+"""The command line: `python -m service serve|demo|doctor`, and the commands of `kvdepot.cli`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 If observability is disabled, there is no bus. Then a publisher of events has None or a publisher that drops them.
 
 **Slots.** A publisher takes one of `capacity` slots, or drops its event. The slot is free again when every subscriber
-has had the event. Slots are the elements of a deque, whose ``pop`` and ``append`` are atomic, so publishers need no
+has had the event. Slots are the elements of a deque, whose `pop` and `append` are atomic, so publishers need no
 lock and the bound is exact. `stop` withdraws the slots, so no publisher gets one after it. A publisher may have a slot
 and enqueue after the last look of the drain task. Then it takes its event back, and the event counts as dropped.
 

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 async def in_daemon_thread(work: Callable[[], Result], name: str) -> Result:
     """Do the work in a daemon thread and wait for it. A cancelled caller leaves the thread behind.
 
-    The threads of an executor, such as those of ``asyncio.to_thread``, are joined at exit. This one is not.
+    The threads of an executor, such as those of `asyncio.to_thread`, are joined at exit. This one is not.
     """
     done: Future[Result] = Future()
     done.set_running_or_notify_cancel()  # so that it can't be cancelled: the thread sets its result

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class CudaBackend:
     """The backend for buffers on GPUs. Each buffer has streams of its own.
 
-    ``l1`` is the whole arena, writable. `register` it as it is populated. A transfer registers the rest that it needs.
+    `l1` is the whole arena, writable. `register` it as it is populated. A transfer registers the rest that it needs.
     """
 
     name = "cuda"

@@ -12,7 +12,7 @@ from kernels.transfer import Direction
 class BlockKernels:
     """Gather and scatter, loaded for the current device. The same device must be current at a launch.
 
-    Compiling takes about a second, unless the result is in CuPy's cache (``CUPY_CACHE_DIR``). The driver launches a
+    Compiling takes about a second, unless the result is in CuPy's cache (`CUPY_CACHE_DIR`). The driver launches a
     kernel in a third of the 50 µs that CuPy takes. With CuPy's launches, both directions of an attachment together
     reach at most 60 % of an H200's link.
 

@@ -53,8 +53,8 @@ def spawn_thread(worker: StreamWorker, name: str) -> threading.Thread:
 class CudaBuffer:
     """An engine's paged buffer on a device, mapped. It is valid until `close`.
 
-    ``plane_addresses`` has an array for each group, in the order of its ``chunk_offsets``. ``objects`` are the
-    allocations that hold the blocks. The buffer owns ``resources``.
+    `plane_addresses` has an array for each group, in the order of its `chunk_offsets`. `objects` are the
+    allocations that hold the blocks. The buffer owns `resources`.
     """
 
     transfer_backend = "cuda"

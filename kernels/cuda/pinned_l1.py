@@ -12,7 +12,7 @@ from kernels.cuda.runtime import Address, CudaRuntime
 
 
 class PinnedL1:
-    """Host memory that is registered with CUDA, in parts of ``part_bytes``, each once.
+    """Host memory that is registered with CUDA, in parts of `part_bytes`, each once.
 
     The parts lie on a grid. So the thread that populates L1, and a store that is ahead of it, register the same parts.
     """

@@ -10,7 +10,7 @@ from typing import Any
 class CudaProbe:
     """What this machine has for CUDA. Versions are as in CUDA's API: 12090 is 12.9, 0 is none.
 
-    An ``…_error`` says why something is missing. It may be empty.
+    An `…_error` says why something is missing. It may be empty.
     """
 
     cupy_version: str = ""

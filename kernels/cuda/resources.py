@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 
 class Resources:
-    """The streams, events and memory of an attachment on ``device``.
+    """The streams, events and memory of an attachment on `device`.
 
     `close` first ends the users of all that, then unmaps memory of other processes, then gives back the rest. The rest
     may wait for all work of the device, and the memory of a dead engine must not wait for that.

@@ -25,7 +25,7 @@ StepEvents = Sequence[tuple[Event, Event]]
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """A staging buffer. ``emptied`` happens when its last step is done; it is None before the first step."""
+    """A staging buffer. `emptied` happens when its last step is done; it is None before the first step."""
 
     address: Address
     emptied: Event | None = None
@@ -38,8 +38,8 @@ class StagingRing:
     works at the step before, or the other way round for a retrieve. The copy engine copies parts of chunks, which are
     large. That keeps the link full whatever the size of a run, and needs only a few CTAs.
 
-    ``phases`` are those of each step, in their order. ``parts`` are what a chunk is cut into. A step has
-    ``chunks_per_step`` chunks, which is 1 if a chunk has several parts.
+    `phases` are those of each step, in their order. `parts` are what a chunk is cut into. A step has
+    `chunks_per_step` chunks, which is 1 if a chunk has several parts.
     """
 
     def __init__(

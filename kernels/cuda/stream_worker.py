@@ -62,9 +62,9 @@ class _Issued:
 class StreamWorker:
     """A worker that issues steps of its transfers round robin, so that a short transfer need not wait for a long one.
 
-    At most ``len(step_events)`` steps are on the streams. That is enough to keep them busy while the thread waits for
+    At most `len(step_events)` steps are on the streams. That is enough to keep them busy while the thread waits for
     the GIL, and so few that a transfer stops soon. Any thread may start and stop transfers; one thread calls `advance`.
-    A failure stops all transfers, and is passed to ``on_failure``.
+    A failure stops all transfers, and is passed to `on_failure`.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from kernels.plan import check_groups
 class HostBackend:
     """The backend for buffers in the host's memory. Threads copy them without the GIL.
 
-    ``l1`` is the whole arena, writable. ``copy`` is by default the quickest one of this machine. If there is none, no
-    memory can be attached. ``reserve`` sets memory aside before pages of an engine's memory are made.
+    `l1` is the whole arena, writable. `copy` is by default the quickest one of this machine. If there is none, no
+    memory can be attached. `reserve` sets memory aside before pages of an engine's memory are made.
     """
 
     name = "host"

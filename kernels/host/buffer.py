@@ -25,7 +25,7 @@ _PIECES_PER_THREAD = 8
 class HostL1:
     """The arena of L1, with the threads that copy into it and out of it.
 
-    Each direction has ``num_threads`` threads of its own, so that neither waits for the other.
+    Each direction has `num_threads` threads of its own, so that neither waits for the other.
     """
 
     def __init__(self, memory: Bytes, num_threads: int) -> None:

@@ -20,7 +20,7 @@ Piece = Callable[[], object]
 
 
 class HostTransfer(Transfer):
-    """A transfer that ``num_threads`` threads copy, piece by piece."""
+    """A transfer that `num_threads` threads copy, piece by piece."""
 
     def __init__(self, pieces: Iterator[Piece], num_threads: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class CopyPool:
             thread.start()
 
     def start(self, pieces: Iterator[Piece]) -> HostTransfer:
-        """Start to copy ``pieces``. Several threads advance the iterator, one at a time."""
+        """Start to copy `pieces`. Several threads advance the iterator, one at a time."""
         transfer = HostTransfer(pieces, len(self._threads))
         with self._lock:
             if self._is_closed:

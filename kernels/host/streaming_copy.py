@@ -37,7 +37,7 @@ Raises: MemoryVanished.
 
 
 class StreamingCopy:
-    """A copy with the compiled library. ``level`` is one of its source's levels, by default the processor's best."""
+    """A copy with the compiled library. `level` is one of its source's levels, by default the processor's best."""
 
     def __init__(self, library: Path, level: int | None = None) -> None:
         compiled = ctypes.CDLL(str(library))

@@ -71,7 +71,7 @@ class SystemCopy:
         return Blocks(ordered.transpose(np.argsort(order)), np.arange(shape[2]))
 
     def _call(self, call: Callable[..., int], theirs: Blocks, packed: Blocks) -> None:
-        """Read or write blocks in the order of their strides, with the system call ``call``.
+        """Read or write blocks in the order of their strides, with the system call `call`.
 
         Raises: MemoryVanished, OSError.
         """
@@ -100,7 +100,7 @@ def copy_with_numpy(to: Blocks, source: Blocks) -> None:
 
 
 def _order(array: Bytes) -> list[int]:
-    """Return the axes of ``[layers, kinds, blocks, *loops, run_bytes]``, the loops by falling stride."""
+    """Return the axes of `[layers, kinds, blocks, *loops, run_bytes]`, the loops by falling stride."""
     loops = sorted(range(3, array.ndim - 1), key=lambda axis: -array.strides[axis])
     return [0, 1, 2, *loops, array.ndim - 1]
 
@@ -120,7 +120,7 @@ def _runs(blocks: Blocks) -> tuple[NDArray[np.int64], int]:
 
 
 def _iovecs(addresses: NDArray[np.int64], num_bytes: int) -> NDArray[np.uint64]:
-    """Return an array of C's ``struct iovec``."""
+    """Return an array of C's `struct iovec`."""
     iovecs = np.empty((len(addresses), 2), np.uint64)
     iovecs[:, 0], iovecs[:, 1] = addresses, num_bytes
     return iovecs

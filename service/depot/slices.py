@@ -85,7 +85,7 @@ class Slices:
 
 
 class Pace:
-    """The slices of one call's long work: ``if pace.is_over(): await pace.next()``, every few dozen steps."""
+    """The slices of one call's long work: `if pace.is_over(): await pace.next()`, every few dozen steps."""
 
     __slots__ = ("_end", "_slices")
 

@@ -1,8 +1,8 @@
 """The keys of chunks: each names one token prefix in one namespace.
 
-``chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)``. The first parent is the namespace:
+`chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)`. The first parent is the namespace:
 blake3 over a canonical encoding of everything that makes KV differ for equal tokens. With block hashes
-``chunk_key = blake3(namespace || hash of the chunk's last block)``. Their namespaces also cover the number of tokens of
+`chunk_key = blake3(namespace || hash of the chunk's last block)`. Their namespaces also cover the number of tokens of
 a hash and of a chunk. Block size, block count and strides are left out: instances of one model with different layouts
 share chunks. A key is computed from the tokens of one call, never from remembered ones.
 """

@@ -95,7 +95,7 @@ class InflightBytes:
 
 
 class Reservation:
-    """The bytes that one call has reserved. They are given back at the end of its ``with`` block."""
+    """The bytes that one call has reserved. They are given back at the end of its `with` block."""
 
     __slots__ = ("_client", "_inflight", "num_bytes")
 

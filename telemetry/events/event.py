@@ -14,7 +14,7 @@ T = TypeVar("T")
 def fact(cls: type[T]) -> type[T]:
     """Make a slotted dataclass with keyword-only fields, compared by identity, that the type checker keeps frozen.
 
-    ``frozen=True`` would set each field through ``object.__setattr__``. The largest event would take four times as
+    `frozen=True` would set each field through `object.__setattr__`. The largest event would take four times as
     long to make, on the path that it watches.
     """
     return dataclass(slots=True, kw_only=True, eq=False)(cls)
@@ -36,7 +36,7 @@ class Event:
 
     @property
     def instance_label(self) -> str:
-        """``tenant/instance_id``, or the ``instance_id`` alone without a tenant: different for each instance."""
+        """`tenant/instance_id`, or the `instance_id` alone without a tenant: different for each instance."""
         return f"{self.tenant}/{self.instance_id}" if self.tenant and self.instance_id else self.instance_id
 
     def of_tenant(self, tenant: str) -> Self:

@@ -1,6 +1,6 @@
 """The identity of a block: a fingerprint of 64 bits of all tokens up to its end, computed for many blocks together.
 
-The fingerprint of n tokens is ``sum(token[i] * key[i]) + n * LENGTH_KEY`` modulo 2**64 (multilinear hashing: Lemire and
+The fingerprint of n tokens is `sum(token[i] * key[i]) + n * LENGTH_KEY` modulo 2**64 (multilinear hashing: Lemire and
 Kaser, "Strongly universal string hashing is fast", 2014). Even positions have pseudo-random odd keys; the key of an odd
 position is that of its neighbour, shifted by 32 bits, so one multiplication serves two tokens. Prefixes of one
 length that differ in one token never meet; others do once in 2**64, or in 2**32 if they differ at odd positions alone.

@@ -1,4 +1,4 @@
-"""Events as log lines. The message is the event's name; the facts are in ``LogRecord.args``, by name."""
+"""Events as log lines. The message is the event's name; the facts are in `LogRecord.args`, by name."""
 
 from __future__ import annotations
 

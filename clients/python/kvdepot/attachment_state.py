@@ -24,7 +24,7 @@ class AttachmentState:
 
     @property
     def chunk_size(self) -> int:
-        """Tokens per chunk; a ``start_token`` is a multiple of it."""
+        """Tokens per chunk; a `start_token` is a multiple of it."""
         return self._acknowledged.chunk_size
 
     @property
@@ -39,7 +39,7 @@ class AttachmentState:
 
     @property
     def transfer_backend(self) -> str:
-        """The depot's backend that moves bytes for this rank; ``inline`` if it attached no memory."""
+        """The depot's backend that moves bytes for this rank; `inline` if it attached no memory."""
         return self._acknowledged.transfer_backend
 
     @property

@@ -19,12 +19,12 @@ READ_TOKEN_EVERY_SECONDS = 1.0
 class Credentials:
     """A bearer token or a certificate for a depot with tenants, and authorities for a depot with TLS.
 
-    Give ``token`` or ``token_file``. A call reads the file if the last read is more than a second ago, so that a token
-    may be replaced there without a restart. ``ca_file`` holds the authorities that sign depots' certificates, in PEM;
-    ``tls`` alone takes the system's. ``certificate_file`` and ``key_file`` are the client's own, read when the client
-    is made. ``server_name`` is the name in the depot's certificate, where that is not the host of the address.
+    Give `token` or `token_file`. A call reads the file if the last read is more than a second ago, so that a token
+    may be replaced there without a restart. `ca_file` holds the authorities that sign depots' certificates, in PEM;
+    `tls` alone takes the system's. `certificate_file` and `key_file` are the client's own, read when the client
+    is made. `server_name` is the name in the depot's certificate, where that is not the host of the address.
 
-    Unix sockets have no TLS. The client sends no token to another machine over plain TCP, unless ``plain_tcp`` says
+    Unix sockets have no TLS. The client sends no token to another machine over plain TCP, unless `plain_tcp` says
     that something else keeps it secret, such as a mesh.
     """
 

@@ -37,11 +37,11 @@ class FieldViolation:
 class DepotError(Exception):
     """A call that failed: what the depot answered, or that it could not be reached.
 
-    ``code`` is the gRPC status and ``reason`` the word in the ``Errors:`` list of the RPC, such as ``LEASE_EXPIRED``.
-    The client itself adds ``UNREACHABLE`` (with UNAVAILABLE: no connection, or it was lost), ``ATTACHMENT_ENDED`` (with
-    UNAVAILABLE: the depot ended an attachment and gave no reason) and ``INCOMPLETE_STREAM`` (with DATA_LOSS: pieces of
+    `code` is the gRPC status and `reason` the word in the `Errors:` list of the RPC, such as `LEASE_EXPIRED`.
+    The client itself adds `UNREACHABLE` (with UNAVAILABLE: no connection, or it was lost), `ATTACHMENT_ENDED` (with
+    UNAVAILABLE: the depot ended an attachment and gave no reason) and `INCOMPLETE_STREAM` (with DATA_LOSS: pieces of
     an inline retrieve are missing). Where an answer has no reason, it is the name of the code, as in
-    ``DEADLINE_EXCEEDED``. ``violations`` name the fields at fault; ``retry_after_seconds`` is set where waiting helps.
+    `DEADLINE_EXCEEDED`. `violations` name the fields at fault; `retry_after_seconds` is set where waiting helps.
     """
 
     def __init__(

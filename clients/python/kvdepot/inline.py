@@ -38,7 +38,7 @@ def pieces(data: Buffer) -> Iterator[bytes]:
 class PieceOrder:
     """The position at which the next piece of an inline retrieve must start.
 
-    Chunks follow each other from ``first_chunk`` on. Pieces of a chunk follow each other without a gap.
+    Chunks follow each other from `first_chunk` on. Pieces of a chunk follow each other without a gap.
     """
 
     def __init__(self, *, chunk_bytes: int, first_chunk: int) -> None:

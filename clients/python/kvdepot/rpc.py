@@ -48,7 +48,7 @@ class CallDefaults:
         return (*token, ("traceparent", parent)) if parent else token or None
 
     def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
-        """Return the caller's timeout, or else the default and ``added_seconds``.
+        """Return the caller's timeout, or else the default and `added_seconds`.
 
         Raises: ValueError.
         """

@@ -25,7 +25,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A divided session. ``gaps`` are the spans without an operation, in order; ``engine_seconds`` is their sum."""
+    """A divided session. `gaps` are the spans without an operation, in order; `engine_seconds` is their sum."""
 
     gaps: list[Span]
     depot_seconds: float

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 
 def with_ids(message: M, **ids_by_field: Ids) -> M:
-    """Append ids to fields of the type ``repeated fixed32``, and return the message.
+    """Append ids to fields of the type `repeated fixed32`, and return the message.
 
     Ids must be integers from 0 to 2**32 - 1, in one dimension.
 
@@ -65,7 +65,7 @@ def varint(number: int) -> bytes:
 
 
 def store_piece(data: Buffer) -> bytes:
-    """Return a serialised StoreInlineRequest that holds ``data``."""
+    """Return a serialised StoreInlineRequest that holds `data`."""
     view = memoryview(data)
     return b"".join((_STORE_TAG, varint(view.nbytes), view))
 
@@ -77,7 +77,7 @@ def store_data(wire: bytes) -> memoryview | None:
 
 
 def parsed_store(wire: bytes) -> StoreInlineRequest | memoryview:
-    """Return a StoreInlineRequest, or just the bytes of one that holds ``data``.
+    """Return a StoreInlineRequest, or just the bytes of one that holds `data`.
 
     Raises: google.protobuf.message.DecodeError.
     """

@@ -36,7 +36,7 @@ _CREDENTIALS: dict[str, tuple[str, Any, Any, str]] = {
 
 
 def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the credential options. It gets the `Credentials` as ``credentials``."""
+    """Give a command the credential options. It gets the `Credentials` as `credentials`."""
 
     def run(**given: Any) -> None:
         fields = {field: given.pop(option) for option, (field, *_) in _CREDENTIALS.items()}

@@ -20,7 +20,7 @@ MIN_GAP_SHARE = 0.01  # of what is drawn; smaller ones count in the total, witho
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar for a span, at least one cell long. The whole column stands for ``drawn_seconds``."""
+    """A bar for a span, at least one cell long. The whole column stands for `drawn_seconds`."""
 
     span: Span
     drawn_seconds: float

@@ -54,7 +54,7 @@ class OperationView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """A session; the depot kept all of its operations but ``num_dropped_operations``."""
+    """A session; the depot kept all of its operations but `num_dropped_operations`."""
 
     instance_id: str
     session_id: str

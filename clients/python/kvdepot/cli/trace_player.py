@@ -35,7 +35,7 @@ class ReplayFailed(Exception):
 
 @dataclass(kw_only=True)
 class Replayed:
-    """The counts of the played requests. ``rpc_seconds`` has the duration of every call, by RPC."""
+    """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC."""
 
     num_requests: int = 0
     num_blocks: int = 0
@@ -54,7 +54,7 @@ async def replay_trace(
     concurrency: int,
     on_request: Callable[[], None],
 ) -> Replayed:
-    """Play every request, ``concurrency`` of them at a time, to a depot with an L1 of ``l1_chunks``.
+    """Play every request, `concurrency` of them at a time, to a depot with an L1 of `l1_chunks`.
 
     Raises: ReplayFailed, DepotError.
     """

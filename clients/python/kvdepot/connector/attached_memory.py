@@ -19,7 +19,7 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedMemory:
-    """The memory to attach. ``sources`` has one entry per group."""
+    """The memory to attach. `sources` has one entry per group."""
 
     groups: tuple[KvGroup, ...]
     regions: tuple[MemoryRegion, ...]
@@ -27,7 +27,7 @@ class AttachedMemory:
     on_gpu: bool
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
-        """Return the block table of each attached group; ``tables`` are by the engine's group."""
+        """Return the block table of each attached group; `tables` are by the engine's group."""
         return [_split(tables[source.engine_group], source.blocks_per_block) for source in self.sources]
 
 

@@ -33,9 +33,9 @@ def report_allocation(
     num_tokens: int,
     starts_anew: bool,
 ) -> None:
-    """Report the blocks that a request got in a step that computes ``num_tokens``.
+    """Report the blocks that a request got in a step that computes `num_tokens`.
 
-    If the request ``starts_anew``, ``block_ids`` are all of its blocks; else they extend its table.
+    If the request `starts_anew`, `block_ids` are all of its blocks; else they extend its table.
     """
     request = state.request
     if not (starts_anew or state.is_reported) or not state.traits.has_token_ids:

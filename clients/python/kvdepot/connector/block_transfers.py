@@ -36,7 +36,7 @@ class BlockReferences(Protocol):
 
 @dataclass(slots=True, eq=False)
 class BlockTransfer:
-    """A load or a store. It may touch blocks until ``workers_left`` more workers report that it is done."""
+    """A load or a store. It may touch blocks until `workers_left` more workers report that it is done."""
 
     state: RequestState
     is_load: bool
@@ -49,7 +49,7 @@ class BlockTransfer:
 
 
 class BlockTransfers:
-    """The transfers of one engine that are not done, oldest first. Each ends within ``longest_transfer_seconds``."""
+    """The transfers of one engine that are not done, oldest first. Each ends within `longest_transfer_seconds`."""
 
     def __init__(self, num_blocks: int, num_workers: int, longest_transfer_seconds: float) -> None:
         self._num_workers = num_workers
@@ -98,7 +98,7 @@ class BlockTransfers:
         return now < self._step_until
 
     def stored_end(self, state: RequestState, num_tokens: int) -> int:
-        """Return the end of the stored prefix if ``num_tokens`` are stored and the request's running stores succeed."""
+        """Return the end of the stored prefix if `num_tokens` are stored and the request's running stores succeed."""
         for transfer_id in sorted(state.transfer_ids):
             transfer = self._transfers[transfer_id]
             if not (transfer.is_load or transfer.failed) and transfer.start_token <= num_tokens:

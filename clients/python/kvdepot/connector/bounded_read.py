@@ -22,7 +22,7 @@ class BoundedRead(Generic[Result]):
         self._running: Future[Result] | None = None
 
     def call(self, read: Callable[[], Result]) -> Result:
-        """Return the result of ``read``, or raise its error.
+        """Return the result of `read`, or raise its error.
 
         After a timeout every call fails immediately until that read has ended.
 

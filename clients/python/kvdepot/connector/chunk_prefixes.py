@@ -27,14 +27,14 @@ class ChunkPrefixes:
         return salt_of(state.traits.cache_salt, self._reset_salt)
 
     def whole_tokens(self, request: EngineRequest, max_tokens: int) -> int:
-        """Return the tokens of all whole chunks with known hashes, up to ``max_tokens``; 0 while there is no depot."""
+        """Return the tokens of all whole chunks with known hashes, up to `max_tokens`; 0 while there is no depot."""
         chunk_size = self._workers.chunk_size
         if not chunk_size:
             return 0
         return min(len(request.block_hashes) * self._hash_block_size, max_tokens) // chunk_size * chunk_size
 
     def hashes(self, request: EngineRequest, end: int) -> list[bytes]:
-        """Return the hash of each chunk's last block, up to token ``end``. It covers all tokens up to there."""
+        """Return the hash of each chunk's last block, up to token `end`. It covers all tokens up to there."""
         per_chunk = self._workers.chunk_size // self._hash_block_size
         return list(request.block_hashes[per_chunk - 1 : end // self._hash_block_size : per_chunk])
 

@@ -34,7 +34,7 @@ class ReadyEvent(NamedTuple):
 
 
 class CommandRunner:
-    """The running transfers of one worker. While ``connection`` is None, transfers fail."""
+    """The running transfers of one worker. While `connection` is None, transfers fail."""
 
     def __init__(self, config: ConnectorConfig, replica: int, results: WorkerResults) -> None:
         self.connection: DepotConnection | None = None

@@ -16,7 +16,7 @@ BlockIds = tuple[list[int], ...]
 
 @dataclass(slots=True, kw_only=True)
 class GroupTable:
-    """The blocks of one group in the order of the tokens. The engine lacks the first ``absent_blocks``."""
+    """The blocks of one group in the order of the tokens. The engine lacks the first `absent_blocks`."""
 
     absent_blocks: int
     block_ids: list[int]
@@ -41,9 +41,9 @@ class TransferCommand:
 class LoadCommand(TransferCommand):
     """Retrieve a leased prefix into blocks.
 
-    ``leases`` has one lease per replica (see `WorkerId`). It is empty if the load is known to be impossible: then the
-    load fails immediately and the engine computes the tokens. ``tables`` cover tokens 0 to ``num_tokens``. Blocks below
-    ``skip_tokens`` are the engine's own and are not written.
+    `leases` has one lease per replica (see `WorkerId`). It is empty if the load is known to be impossible: then the
+    load fails immediately and the engine computes the tokens. `tables` cover tokens 0 to `num_tokens`. Blocks below
+    `skip_tokens` are the engine's own and are not written.
     """
 
     leases: tuple[str, ...]
@@ -53,7 +53,7 @@ class LoadCommand(TransferCommand):
 
 @dataclass(slots=True, kw_only=True)
 class StoreCommand(TransferCommand):
-    """Store the whole chunks of a prefix from ``start_token`` on. ``tables`` cover the tokens from there."""
+    """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there."""
 
     chunk_hashes: list[bytes]
     chunk_size: int
@@ -85,8 +85,8 @@ class WorkerReport:
     """The report of workers about the time since the step before.
 
     A transfer is done at a worker when the depot certainly does not touch its blocks again, even if it failed.
-    ``done[transfer_id]`` counts such workers. ``failed`` transfers have not loaded or stored all of their tokens.
-    ``chunk_sizes[worker_index]`` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
+    `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens.
+    `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
     first step and when it changes.
     """
 

@@ -22,14 +22,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig:
-    """Each field is a key, after ``kvdepot.``."""
+    """Each field is a key, after `kvdepot.`."""
 
     address: str = DEFAULT_ADDRESS
     """Address of the depot; if it is not set, the variable KVDEPOT_ADDRESS counts."""
     model_name: str = ""
     """Name of the weights, in place of their path, revision and files. Other facts that make KV differ still count."""
     share_memory_by: By = "name"
-    """How the depot opens a CPU's KV cache: by ``name`` in /dev/shm, or by ``fd`` (one pid namespace, one user)."""
+    """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True
     """Whether to report which blocks each request gets, for the metrics of L0."""
     attach_timeout_seconds: float = 10.0
@@ -53,7 +53,7 @@ class ConnectorConfig:
 
     @classmethod
     def of(cls, extra_config: Mapping[str, Any], environment: Mapping[str, str], *, source: str) -> ConnectorConfig:
-        """Read the user's settings. Keys without the prefix are ignored. ``source`` names the settings in messages.
+        """Read the user's settings. Keys without the prefix are ignored. `source` names the settings in messages.
 
         The error has all faults.
 

@@ -30,8 +30,8 @@ PROBE_SECONDS = 1.0
 class DepotConnection:
     """The attachment of one worker. It runs on the event loop.
 
-    ``uncertain`` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
-    ``on_done`` takes transfers that are done. ``on_change`` takes the chunk size of a new attachment, or 0.
+    `uncertain` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
+    `on_done` takes transfers that are done. `on_change` takes the chunk size of a new attachment, or 0.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class PendingLookup:
     """One lookup. The event loop fills it in, `matched_tokens` last: then all other fields are set.
 
     The leases belong to the owner of the lookup, until `DepotLookupClient.release`. The answer is valid until
-    ``lease_until`` (monotonic), when half of the leases' time is over; without leases it stays valid. ``noticed`` is
+    `lease_until` (monotonic), when half of the leases' time is over; without leases it stays valid. `noticed` is
     when the scheduler first saw the answer (monotonic).
     """
 
@@ -76,7 +76,7 @@ class DepotLookupClient:
         return self._session_ids.open(request_id)
 
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
-        """Begin to look up the longest stored prefix; ``parent`` is the caller's traceparent."""
+        """Begin to look up the longest stored prefix; `parent` is the caller's traceparent."""
         lookup = PendingLookup(deadline=time.monotonic() + self._timeout_seconds)
         self._loop.call(self._begin, lookup, session_id, prefix, computed_tokens, parent)
         return lookup

@@ -53,9 +53,9 @@ class RequestTraits:
 class RequestState:
     """One request, from its arrival until the engine has finished it and its last transfer is done.
 
-    ``stored_tokens`` are those that the depot has, or will have if the running stores succeed. ``waited_seconds`` is
+    `stored_tokens` are those that the depot has, or will have if the running stores succeed. `waited_seconds` is
     the time spent on lookups since the engine last allocated blocks for the request, without the wait that began at
-    ``waits_since`` (monotonic). ``local_tokens`` are in the engine's own prefix cache.
+    `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache.
     """
 
     request: EngineRequest
@@ -85,7 +85,7 @@ class RequestState:
         return (self.traits.adapter.identity or "") if self.traits.adapter is not None else ""
 
     def end_wait(self, now: float) -> None:
-        """Add the wait that has not ended, if there is one; ``now`` is monotonic."""
+        """Add the wait that has not ended, if there is one; `now` is monotonic."""
         if self.waits_since is not None:
             self.waited_seconds += now - self.waits_since
             self.waits_since = None

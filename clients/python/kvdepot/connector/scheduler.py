@@ -18,7 +18,7 @@ from kvdepot.connector.request_state import EngineRequest, RequestState, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """The settings that the engine's start fixes. ``hash_block_size`` is how many tokens each block hash covers."""
+    """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers."""
 
     hash_block_size: int
     groups: tuple[CacheGroup, ...]
@@ -34,7 +34,7 @@ class SchedulerSettings:
 class ConnectorScheduler:
     """The requests of one engine, and their transfers that are not done.
 
-    ``traits_of`` is called once for each request, when it is new.
+    `traits_of` is called once for each request, when it is new.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ConnectorScheduler:
         return matched - num_computed_tokens
 
     def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
-        """Take the blocks that a request got, and load ``num_external_tokens`` into them in the next step."""
+        """Take the blocks that a request got, and load `num_external_tokens` into them in the next step."""
         state = self._state(request)
         state.waited_seconds = 0.0
         if num_external_tokens == 0:
@@ -142,8 +142,8 @@ class ConnectorScheduler:
     ) -> StepCommands:
         """Return the commands to the workers for this step.
 
-        ``tables`` returns the whole block table of a request. ``new_blocks`` has the request id, the blocks that it got
-        in this step, and whether it starts anew; then these are all of its blocks. ``may_store`` is False in a step in
+        `tables` returns the whole block table of a request. `new_blocks` has the request id, the blocks that it got
+        in this step, and whether it starts anew; then these are all of its blocks. `may_store` is False in a step in
         which another connector loads while the engine computes: if that load fails, KV of requests that start anew is
         wrong, so they are not stored.
         """
@@ -236,7 +236,7 @@ class ConnectorScheduler:
         return cut_tables(self._settings.groups, block_ids, start, end, self._transfers.null_block_id)
 
     def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
-        """Command the store of all chunks that are whole once ``computed`` tokens are computed.
+        """Command the store of all chunks that are whole once `computed` tokens are computed.
 
         If stores hold too many blocks, a later step stores the rest. Computed tokens may include drafts that are
         rejected later; these have no hash yet.

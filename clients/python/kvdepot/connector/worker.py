@@ -30,7 +30,7 @@ CLOSE_SECONDS = 2.0
 class ConnectorWorker:
     """One worker: its memory, its connection to the depot, its running transfers and their `results`.
 
-    ``worker_index`` is its index in the engine's reports. ``record_event`` records an event on the device's current
+    `worker_index` is its index in the engine's reports. `record_event` records an event on the device's current
     stream. The depot waits for the event before it touches blocks. Only memory of a GPU needs it.
     """
 
@@ -58,9 +58,9 @@ class ConnectorWorker:
         self._uncertain: set[int] = set()
 
     def attach(self, share: Callable[[], AttachedMemory]) -> None:
-        """Attach the KV cache that ``share`` returns, and wait for that until the attach timeout.
+        """Attach the KV cache that `share` returns, and wait for that until the attach timeout.
 
-        ``share`` is called after the end of the attachment before, if there was one. Its errors are raised.
+        `share` is called after the end of the attachment before, if there was one. Its errors are raised.
         """
         self.close()
         self._first_attachment.clear()

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class WorkerResults:
-    """The results that the engine's thread has not taken. ``chunk_size`` is 0 while the worker is not attached.
+    """The results that the engine's thread has not taken. `chunk_size` is 0 while the worker is not attached.
 
     A failed transfer is marked as failed before it is marked as done, and `take_report` reads in the reverse order. So
     the scheduler never treats a failed transfer as a good one.

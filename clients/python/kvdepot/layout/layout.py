@@ -72,7 +72,7 @@ class Layout:
     def from_tensors(self, tensors: Any, shared: Locator, *, block_size: int | None = None) -> KvGroup:
         """Describe tensors (of torch or NumPy) as they lie in shared memory; they need not be contiguous.
 
-        ``tensors`` are nested in lists as the name says; a name without an X stands for one tensor. ``block_size`` is
+        `tensors` are nested in lists as the name says; a name without an X stands for one tensor. `block_size` is
         needed for NBBS, whose sizes do not show it. Heads must be contiguous, and all tensors equal in shape, strides
         and dtype.
 

@@ -2,7 +2,7 @@
 
 If it takes more, the kernel kills a process. Memory counts as left if it is free, or if the kernel reclaims it
 first: the cache of files, as in MemAvailable. Memory in /dev/shm is no such cache, and swap does not count. A control
-group's ``memory.high`` is a limit here like its ``memory.max``: beyond it the kernel all but stops the process.
+group's `memory.high` is a limit here like its `memory.max`: beyond it the kernel all but stops the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIMITS = (  # of version 2 and of version 1: limit, usage, and the cache of fil
 
 @dataclass(frozen=True, slots=True)
 class MemoryLeft:
-    """The bytes left of the limit that applies in ``place``, such as ``the machine``."""
+    """The bytes left of the limit that applies in `place`, such as `the machine`."""
 
     place: str
     limit_bytes: int
@@ -65,7 +65,7 @@ def check_shm(size_bytes: int) -> None:
 
 
 def not_enough(size_bytes: int, left_bytes: int, place: str) -> OSError:
-    """Return the error for memory that is not left in ``place``."""
+    """Return the error for memory that is not left in `place`."""
     return OSError(errno.ENOMEM, f"{size_bytes} bytes of memory are needed, {place} has {left_bytes} left")
 
 

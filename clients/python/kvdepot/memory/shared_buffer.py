@@ -29,7 +29,7 @@ _NAME = re.compile(r"kvdepot-\d+-[0-9a-f]{16}")
 class SharedBuffer:
     """Zeroed shared memory, made by `create`.
 
-    ``array`` is all of it, as bytes, and ``region`` describes it for `attach`. `close`, or else the end of the process,
+    `array` is all of it, as bytes, and `region` describes it for `attach`. `close`, or else the end of the process,
     removes the name or closes the descriptor. Mapped memory stays valid, so arrays may outlive the buffer.
     """
 
@@ -43,7 +43,7 @@ class SharedBuffer:
         """Allocate memory with all of its pages, so that a lack of memory shows here and not later.
 
         A process that is killed leaves a named buffer in /dev/shm until the same user makes another one. A buffer made
-        with ``by="fd"`` is gone with its process. An OSError means too little memory, or too little space in /dev/shm.
+        with `by="fd"` is gone with its process. An OSError means too little memory, or too little space in /dev/shm.
 
         Raises: ValueError, OSError.
         """

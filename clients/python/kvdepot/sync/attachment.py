@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Attachment(AttachmentState):
-    """One rank that is attached; made by `DepotClient.attach`, ended by `close` or by leaving ``with``.
+    """One rank that is attached; made by `DepotClient.attach`, ended by `close` or by leaving `with`.
 
     A daemon thread reads the stream, so that the loss of the depot is noticed while no call is made. Methods may be
     called from any thread.
@@ -79,8 +79,8 @@ class Attachment(AttachmentState):
     ) -> cache_pb2.StoreResponse:
         """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
 
-        ``block_tables`` cover the tokens from ``start_token`` on, which is a multiple of `chunk_size`. If a group lacks
-        blocks of the beginning, see `block_table`. If there is a ``ready_event``, the blocks are read after it: see
+        `block_tables` cover the tokens from `start_token` on, which is a multiple of `chunk_size`. If a group lacks
+        blocks of the beginning, see `block_table`. If there is a `ready_event`, the blocks are read after it: see
         `kvdepot.memory.cuda.ready_event`.
         """
         request = requests.store(
@@ -98,10 +98,10 @@ class Attachment(AttachmentState):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
-        """Copy leased chunks into the engine's blocks. Blocks below ``skip_tokens`` are not written.
+        """Copy leased chunks into the engine's blocks. Blocks below `skip_tokens` are not written.
 
-        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
-        written after the ``ready_event``, if there is one. If this raises, the depot may write to the
+        `block_tables` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
+        written after the `ready_event`, if there is one. If this raises, the depot may write to the
         blocks until `release_lease` or `end_session` has returned.
         """
         request = requests.retrieve(
@@ -125,7 +125,7 @@ class Attachment(AttachmentState):
         start_token: int = 0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreInlineResponse:
-        """Store the canonical bytes of every whole chunk from ``start_token`` on."""
+        """Store the canonical bytes of every whole chunk from `start_token` on."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
         return self._calls.store_inline(header, data, timeout_seconds)
 
@@ -134,7 +134,7 @@ class Attachment(AttachmentState):
     ) -> Generator[Piece, None, None]:
         """Iterate over the canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
-        The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
+        The bytes are right and complete only if the iterator ends without an exception. `skip_tokens` is a
         multiple of `chunk_size`.
         """
         request = cache_pb2.RetrieveInlineRequest(
@@ -158,7 +158,7 @@ class Attachment(AttachmentState):
     ) -> None:
         """Fill a buffer with the canonical bytes of leased chunks. The buffer must be exactly as large as they are.
 
-        That is ``(matched_tokens - skip_tokens) // chunk_size * chunk_bytes``. If this raises, the content of the
+        That is `(matched_tokens - skip_tokens) // chunk_size * chunk_bytes`. If this raises, the content of the
         buffer is undefined.
         """
         target = TargetBuffer(buffer)

@@ -100,7 +100,7 @@ class Calls(CallDefaults):
 
 
 class _Messages(Iterator[bytes]):
-    """The messages of an inline store. ``failure`` keeps what the data's iterator raised.
+    """The messages of an inline store. `failure` keeps what the data's iterator raised.
 
     gRPC, which iterates in a thread of its own, only logs it.
     """

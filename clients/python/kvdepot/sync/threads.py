@@ -21,4 +21,4 @@ class Reader:
         threading.Thread(target=read, name=name, daemon=True).start()
 
     def finish(self) -> None:
-        """Wait for nothing: the thread may run the caller's ``on_lost``, which may wait for the caller."""
+        """Wait for nothing: the thread may run the caller's `on_lost`, which may wait for the caller."""

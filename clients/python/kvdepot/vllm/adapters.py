@@ -39,7 +39,7 @@ class _Adapter:
 class Adapters:
     """The adapters of an engine, and their weights, as far as the scheduler's process can find out.
 
-    vLLM loads an adapter when it is first used, and again when a request says ``load_inplace``. If files changed in
+    vLLM loads an adapter when it is first used, and again when a request says `load_inplace`. If files changed in
     between, no worker has loaded them, or only some have: KV of such an adapter is not cached.
     """
 

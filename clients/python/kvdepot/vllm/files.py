@@ -46,7 +46,7 @@ def signature(files: Sequence[Path]) -> Signature:
 def content(path: Path, max_bytes: int) -> list[str]:
     """Return the name and content of a file, as text for a digest.
 
-    A file of Hugging Face's cache is a link whose target is named by its content. Other files of at most ``max_bytes``
+    A file of Hugging Face's cache is a link whose target is named by its content. Other files of at most `max_bytes`
     are read. Of larger ones the size, the time and samples count, so that equal copies with different times differ.
 
     Raises: OSError.

@@ -38,7 +38,7 @@ def model_identity(
 ) -> str:
     """Return the model's name with a digest of all that makes KV differ for equal tokens and equal geometry.
 
-    A ``weights_name`` replaces the model's path, revision and files, and nothing else.
+    A `weights_name` replaces the model's path, revision and files, and nothing else.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     pipeline = getattr(parallel, "pipeline_parallel_size", 1)

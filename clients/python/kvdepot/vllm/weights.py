@@ -19,7 +19,7 @@ _HUB_SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/[^/]+/?")
 
 
 def hub_name(model: str) -> str:
-    """Return the model's name on Hugging Face's hub if ``model`` is the folder of its snapshot, else ``model``."""
+    """Return the model's name on Hugging Face's hub if `model` is the folder of its snapshot, else `model`."""
     found = _HUB_SNAPSHOT.fullmatch(model)
     return found["name"].replace("--", "/") if found else model
 
@@ -27,7 +27,7 @@ def hub_name(model: str) -> str:
 def weights_facts(model: str, revision: str | None, download_dir: str | None, engine_id: str) -> list[Any]:
     """Return facts that identify the weights: the model's files, or its name and revision without files here.
 
-    If files changed after this process began, the engine may have loaded others. Then ``engine_id`` is part of the
+    If files changed after this process began, the engine may have loaded others. Then `engine_id` is part of the
     result, so that the engine shares KV with no other one.
     """
     location = Path(model)
