@@ -1,4 +1,4 @@
-"""Backends: each attachment is served by the one that its memory is made for."""
+"""The backends of this machine. The memory of an attachment decides which one serves it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kernels.map import Reserve
 
 
 class Backends:
-    """The host's backend, and CUDA's if there is one; otherwise ``cuda_error`` says what is missing for it."""
+    """The host's backend, and CUDA's if there is one. Without it, `cuda_error` says what is missing."""
 
     def __init__(self, host: HostBackend, cuda: CudaBackend | None, cuda_error: str = "") -> None:
         self._host = host
@@ -35,7 +35,7 @@ class Backends:
 
     @property
     def name(self) -> str:
-        """The backends of this machine, such as ``host, cuda``."""
+        """The backends of this machine, such as `host, cuda`."""
         return ", ".join(backend.name for backend in (self._host, self._cuda) if backend is not None)
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:
@@ -49,7 +49,7 @@ class Backends:
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
     ) -> HostBuffer | CudaBuffer:
-        """Map an engine's buffer, all of it on the host or all of it on one device; this takes a while.
+        """Map an engine's buffer, all of it on the host or all of it on one device. This takes time.
 
         Raises: GeometryError, RegionError, AccessDenied, BackendError.
         """

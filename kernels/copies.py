@@ -15,8 +15,8 @@ from kernels.plan import GroupPlan
 class ChunkCopy:
     """One chunk to copy: where it is in L1, and the engine's blocks that hold its tokens.
 
-    ``block_ids`` has an array for each group, with the blocks of the chunk's last tokens: at most
-    ``chunk_size / block_size``. If there are fewer, the tokens before them are not copied.
+    `block_ids` has an array for each group, with the blocks of the chunk's last tokens: at most
+    `chunk_size / block_size`. If there are fewer, the tokens before them are not copied.
     """
 
     l1_offset_bytes: int
@@ -25,7 +25,7 @@ class ChunkCopy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupBlocks:
-    """The blocks of one group that a transfer copies; those of copy ``i`` are ``ids[starts[i]:starts[i + 1]]``."""
+    """The blocks of one group that a transfer copies. Copy `i` has `ids[starts[i]:starts[i + 1]]`."""
 
     ids: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -35,14 +35,14 @@ class GroupBlocks:
         return self.ids[self.starts[number] : self.starts[number + 1]]
 
     def of_copies(self, first: int, end: int) -> GroupBlocks:
-        """Return the blocks of some copies; the first of these becomes copy 0."""
+        """Return the blocks of copies `first` to `end - 1`. Copy `first` becomes copy 0."""
         starts = self.starts[first : end + 1]
         return GroupBlocks(self.ids[starts[0] : starts[-1]], starts - starts[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Copies:
-    """The copies of a transfer as arrays: where their chunks are in L1, ``[copies]``, and the blocks of each group."""
+    """The copies of a transfer as arrays: where their chunks are in L1, `[copies]`, and the blocks of each group."""
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[GroupBlocks]
@@ -56,7 +56,7 @@ class Copies:
 
 
 def checked_copies(plans: Sequence[GroupPlan], chunk_bytes: int, l1_bytes: int, copies: Sequence[ChunkCopy]) -> Copies:
-    """Return copies as arrays of their own, after a check that all of them lie inside the buffer and the arena.
+    """Return copies as new arrays. Check that all of them lie inside the buffer and the arena.
 
     Raises: ValueError.
     """
@@ -67,7 +67,7 @@ def checked_copies(plans: Sequence[GroupPlan], chunk_bytes: int, l1_bytes: int, 
             raise ValueError("a copy needs block_ids for each group")
         for ids, plan in zip(copy.block_ids, plans, strict=True):
             if ids.ndim != 1 or len(ids) > plan.blocks_per_chunk:
-                raise ValueError("a copy has no more block_ids than the chunk has blocks")
+                raise ValueError("a copy has more block_ids than the chunk has blocks")
     checked = []
     for group, plan in enumerate(plans):
         by_copy = [copy.block_ids[group] for copy in copies]

@@ -1,4 +1,4 @@
-"""What can go wrong when memory is described, mapped or copied."""
+"""Errors of memory that is described, mapped or copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class GeometryError(ValueError):
     """A description of memory contradicts itself, or reaches outside its region.
 
-    ``field`` is the path of the wrong value, such as ``groups[0].planes[3].offset_bytes``.
+    `field` is the path of the wrong value, such as `groups[0].planes[3].offset_bytes`.
     """
 
     def __init__(self, field: str, description: str) -> None:
@@ -31,8 +31,11 @@ class AccessDenied(Exception):
 
 
 class BackendError(Exception):
-    """This machine lacks what the memory needs, or its device has failed. What a failed transfer wrote is undefined."""
+    """This machine lacks what the memory needs, or its device has failed.
+
+    The bytes that a failed transfer was to write are undefined.
+    """
 
 
 class TransferCancelled(Exception):
-    """The transfer was stopped. What it had to write is undefined."""
+    """The transfer was stopped. The bytes that it was to write are undefined."""

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class PlaneKind(IntEnum):
-    """What a plane holds; the numbers are the canonical order of a layer's planes."""
+    """What a plane holds. The numbers give the canonical order of a layer's planes."""
 
     K = 1
     V = 2
@@ -17,7 +17,7 @@ class PlaneKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """K, V, the latent, or K and V together, of one layer; block 0, token 0, head 0 is at ``offset_bytes``."""
+    """K, V, the latent, or K and V together, of one layer. Block 0, token 0, head 0 is at `offset_bytes`."""
 
     layer: int
     kind: PlaneKind
@@ -27,10 +27,10 @@ class Plane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Layers that share a block table and a shape.
+    """A group of layers that share a block table and a shape.
 
     The byte at (plane p, block b, token t, head h) is at
-    ``p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes``, and ``head_bytes`` bytes are
+    `p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes`, and `head_bytes` bytes are
     contiguous from there. The stride of a dimension of size 1 is ignored.
     """
 

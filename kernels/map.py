@@ -32,15 +32,15 @@ MAX_OBJECTS = MAX_PLANES
 """Most objects of one attachment: a plane lies in one object, so no engine needs more."""
 
 Reserve = Callable[[int], AbstractContextManager[object]]
-"""Sets bytes of the machine's memory aside while the block runs.
+"""Sets bytes of the machine's memory aside while the block runs. Too few bytes are an error.
 
-Raises: OSError if there are not enough.
+Raises: OSError.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """Open shared memory. ``region`` is the number of the first region in it."""
+    """Open shared memory. `region` is the number of the first region in it."""
 
     fd: int
     device: int
@@ -50,19 +50,21 @@ class _Object:
 
 
 class Mapping:
-    """Regions, mapped writable and shared, one behind the other in one range of addresses.
+    """Mapped regions, writable and shared, one behind the other in one range of addresses.
 
     Engines often have a buffer for each layer. In one range, buffers of equal size are at equal distances, so that one
     strided copy spans them. Behind each region is a page that faults. An object is opened and mapped once, even if
     several regions lie in it.
 
     Each page is populated: no transfer pays for a first touch, and a file system without room for a page fails here.
-    ``reserve`` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
+    `reserve` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
     `check_size` before each transfer, and guard the transfer itself.
 
-    Raises: RegionError if an object can't be opened or mapped, is not shared memory, has another size, or if there is
-        no memory for its pages; AccessDenied for another user's process or object, and for a ProcessFd unless
-        ``allow_process_fd``; BackendError for a CudaIpc; GeometryError for more than MAX_OBJECTS objects.
+    A RegionError says that an object can't be opened or mapped, is not shared memory, has another size, or that there
+    is no memory for its pages. AccessDenied is for another user's process or object, and for a ProcessFd unless
+    `allow_process_fd`. BackendError is for a CudaIpc. GeometryError is for more than MAX_OBJECTS objects.
+
+    Raises: RegionError, AccessDenied, BackendError, GeometryError.
     """
 
     def __init__(self, regions: Sequence[Region], *, allow_process_fd: bool, reserve: Reserve = nullcontext) -> None:
@@ -100,7 +102,7 @@ class Mapping:
         return range(self._address, self._address + self._span_bytes)
 
     def memory(self) -> NDArray[np.uint8]:
-        """Return the range as an array; region ``i`` is at ``offsets[i]``. To touch it after `close` is a segfault."""
+        """Return the range as an array. Region `i` is at `offsets[i]`. A touch after `close` is a segfault."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self._span_bytes).from_address(self._address))
 
     def check_size(self) -> None:
@@ -136,7 +138,7 @@ class Mapping:
                 else:
                     self._objects.append(_Object(fd, status.st_dev, status.st_ino, region.size_bytes, index))
                 if len(self._objects) > MAX_OBJECTS:
-                    raise GeometryError("regions", f"they are of more than {MAX_OBJECTS} objects of shared memory")
+                    raise GeometryError("regions", f"they lie in more than {MAX_OBJECTS} objects of shared memory")
             actual_bytes = os.fstat(self._objects[by_handle[region.handle]].fd).st_size
             if actual_bytes != region.size_bytes:
                 raise _another_size(index, actual_bytes, region.size_bytes)
@@ -210,7 +212,7 @@ def _open_process_fd(pid: int, fd: int) -> int:
 
 
 def _open_shared_memory(path: str, flags: int, directory: int | None = None) -> int:
-    """Open a regular file on tmpfs. Any other file is examined without opening it, which might block or act."""
+    """Open a regular file on tmpfs. Do not open any other file, because that may block or have an effect."""
     examined = os.open(path, os.O_PATH | os.O_CLOEXEC | flags, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(examined).st_mode) or _file_system(examined) != _TMPFS_MAGIC:

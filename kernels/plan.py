@@ -13,7 +13,7 @@ from kernels.errors import GeometryError
 from kernels.geometry import Group, PlaneKind
 
 MAX_PLANES = 1024
-"""Most planes of one rank, such as 512 layers with K and V; the proof that none overlap looks at each pair."""
+"""The most planes of one rank, such as K and V of 512 layers. The proof that none overlap looks at each pair."""
 
 _LIMIT = 2**63
 _DTYPE = re.compile(r"[a-z0-9_]+")
@@ -33,13 +33,13 @@ class Loop:
 class GroupPlan:
     """Where the bytes of one group are, in the engine's regions and in a chunk.
 
-    A run is the longest piece that is contiguous on both sides. For layer ``l``, kind ``k``, block ``j`` of a chunk
-    that is block ``b`` of the engine, and the indices ``i`` of ``loops`` (outermost first), ``run_bytes`` are
+    A run is the longest piece that is contiguous on both sides. For layer `l`, kind `k`, block `j` of a chunk
+    that is block `b` of the engine, and the indices `i` of `loops` (outermost first), `run_bytes` are
 
-    - at ``engine_offsets[l, k] + b * block_stride_bytes + sum(i * engine_stride_bytes)`` of region ``regions[l, k]``,
-    - at ``chunk_offsets[l, k] + j * block_bytes + sum(i * chunk_stride_bytes)`` of the chunk.
+    - at `engine_offsets[l, k] + b * block_stride_bytes + sum(i * engine_stride_bytes)` of region `regions[l, k]`,
+    - at `chunk_offsets[l, k] + j * block_bytes + sum(i * chunk_stride_bytes)` of the chunk.
 
-    The arrays are ``[num_layers, num_kinds]``, a layer's kinds in the order of PlaneKind. They are read-only.
+    The arrays are `[num_layers, num_kinds]`, a layer's kinds in the order of PlaneKind. They are read-only.
     """
 
     num_blocks: int
@@ -55,12 +55,12 @@ class GroupPlan:
 
 
 def chunk_bytes(groups: Sequence[Group], chunk_size: int) -> int:
-    """Return the bytes of one chunk: for each group, layer and kind ``[tokens, heads, head_bytes]``."""
+    """Return the bytes of one chunk: `[tokens, heads, head_bytes]` for each group, layer and kind."""
     return chunk_size * sum(group.token_bytes for group in groups)
 
 
 def plan_groups(groups: Sequence[Group], chunk_size: int) -> tuple[GroupPlan, ...]:
-    """Plan groups that `check_groups` accepts and whose block sizes divide ``chunk_size``."""
+    """Plan groups that `check_groups` accepts and whose block sizes divide `chunk_size`."""
     plans = []
     group_offset = 0
     for group in groups:
@@ -111,10 +111,12 @@ def check_groups(groups: Sequence[Group], region_sizes: Sequence[int], chunk_siz
     """Prove that each byte of the groups is inside its region, and that a group has no byte twice.
 
     Without regions, for a rank that sends its bytes inline, only shapes are checked. Planes of different groups may
-    share bytes: engines give one pool of blocks to several groups. The caller checks that ``chunk_size`` is a multiple
+    share bytes: engines give one pool of blocks to several groups. The caller checks that `chunk_size` is a multiple
     of each block size.
 
-    Raises: GeometryError with the path of the first wrong value.
+    The error has the path of the first wrong value.
+
+    Raises: GeometryError.
     """
     if not groups:
         raise GeometryError("groups", "there are none")

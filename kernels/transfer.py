@@ -19,7 +19,7 @@ class Direction(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a transfer spends time on.
+    """A phase of a transfer.
 
     It waits for the engine's event and for other transfers. Then kernels gather or scatter blocks, and the copy engine
     or the host's threads copy.
@@ -44,9 +44,9 @@ class PhaseTime:
 
 
 class Transfer:
-    """Chunks on their way. ``future`` is done only when nothing touches the transfer's memory.
+    """A running copy of chunks. `future` is done only when nothing touches the transfer's memory.
 
-    Then ``phases`` says where the time went.
+    `phases` then has the time of each phase.
     """
 
     def __init__(self) -> None:
@@ -65,17 +65,17 @@ class Transfer:
         return self._error is not None
 
     def cancel(self) -> None:
-        """Stop soon; ``future`` then raises TransferCancelled."""
+        """Stop soon. `future` then raises TransferCancelled."""
         self.stop(TransferCancelled("the transfer was cancelled"))
 
     def stop(self, error: BaseException) -> None:
-        """Stop soon; ``future`` then raises the first error that the transfer was stopped with."""
+        """Stop soon. `future` then raises the error of the first such call."""
         with self._lock:
             if self._error is None:
                 self._error = error
 
     def _settle(self, phases: tuple[PhaseTime, ...]) -> None:
-        """Make ``future`` done."""
+        """Make `future` done."""
         self.phases = phases
         if self._error is None:
             self.future.set_result(None)

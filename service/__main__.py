@@ -1,4 +1,4 @@
-"""The command line: ``python -m service serve|demo|doctor``, and the commands of `kvdepot.cli`."""
+"""The command line: `python -m service serve|demo|doctor`, and the commands of `kvdepot.cli`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def serve_command(**given: Any) -> None:
 def doctor_command(
     *,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for a warning, too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Also exit with 1 for a warning.")] = False,
     **given: Any,
 ) -> None:
     """Find what would make a depot with these settings fail on this machine, and how to fix it.

@@ -19,7 +19,7 @@ class FieldViolation:
 
 
 class DepotError(Exception):
-    """An expected condition, which the client learns as a gRPC status with a reason. Each condition is a subclass."""
+    """An expected condition. The client gets its gRPC status and its reason. Each condition is a subclass."""
 
     status: ClassVar[StatusCode]
     reason: ClassVar[str]
@@ -44,7 +44,7 @@ class InvalidRequest(DepotError, status=StatusCode.INVALID_ARGUMENT, reason="INV
 
 
 def invalid(field: str, description: str) -> InvalidRequest:
-    """An InvalidRequest for one field."""
+    """Return an InvalidRequest for one field."""
     return InvalidRequest(FieldViolation(field, description))
 
 
@@ -60,7 +60,7 @@ class InstanceNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="INSTANCE
 
 
 class RankNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="RANK_NOT_FOUND"):
-    """The rank is not attached, though others of the instance are."""
+    """The rank is not attached. Other ranks of the instance are."""
 
     def __init__(self, instance_id: str, rank: int) -> None:
         super().__init__(f"rank {rank} of instance {instance_id!r} is not attached")

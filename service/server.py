@@ -106,12 +106,12 @@ class Server:
 
     @property
     def depot(self) -> Depot:
-        """The only depot, if there are no tenants."""
+        """The default tenant's depot: the only one, if there are no tenants."""
         return self.depots.of_default_tenant()
 
     @property
     def cuda_error(self) -> str:
-        """What engines on a GPU lack here. Empty: nothing."""
+        """Why engines on a GPU can't attach. Empty: they can."""
         return self._backends.cuda_error
 
     @property
@@ -221,8 +221,8 @@ async def serve(
     # A copying thread needs the GIL for a moment between two pieces. By default it waits up to 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
     keep_freed_memory()
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # an attached region keeps one open
+    _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))  # an attached region keeps one open
 
     server = Server(settings, gauges)
     stop = asyncio.Event()

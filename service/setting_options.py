@@ -26,7 +26,10 @@ def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load_given(given: Mapping[str, Any]) -> Settings:
-    """Build the settings from the options of a command, the environment and the file. Raises: BadSettings."""
+    """Build the settings from the options of a command, the environment and the file.
+
+    Raises: BadSettings.
+    """
     flags = {name: value for name, value in given.items() if name != "config" and value is not None and value != []}
     return load(flags, given.get("config"))
 

@@ -212,13 +212,13 @@ class Settings(BaseSettings):
             ("trace_console", "enable_tracing"),
         ):
             if getattr(self, name) and not getattr(self, needed):
-                raise ValueError(f"{name}: set {needed} too")
+                raise ValueError(f"{name}: also set {needed}")
         if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
-            raise ValueError("enable_tracing: spans have no destination; set otlp_endpoint or trace_console too")
+            raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self
 
     def described(self) -> dict[str, str]:
-        """Return every setting as text, for status and logs. Arguments of subscribers are left out: may be secrets."""
+        """Return every setting as text, without the arguments of subscribers, which may be secrets."""
         return {name: _text(name, getattr(self, name)) for name in type(self).model_fields}
 
 

@@ -29,7 +29,10 @@ def parse_size(text: str | int) -> int:
 
 
 def parse_duration(text: str | float) -> float:
-    """Return the seconds of "60s", "5m", "250ms" or "1.5". Raises: ValueError."""
+    """Return the seconds of "60s", "5m", "250ms" or "1.5".
+
+    Raises: ValueError.
+    """
     return float(_parse(str(text), _DURATIONS, "60s, 5m, 250ms or 1.5"))
 
 

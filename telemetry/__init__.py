@@ -1,1 +1,1 @@
-"""Events, the bus they ride on, and its subscribers."""
+"""Events, the bus that delivers them, and its subscribers."""

@@ -1,10 +1,9 @@
 """The event bus: takes events from any thread, and hands batches to each subscriber. It never blocks a publisher.
 
-Disabled observability is no bus at all: callers hold an ``EventBus | None`` and write
-``if bus is not None: bus.publish(StoreStarted(...))``, so that no event is made.
+If observability is disabled, there is no bus. Then a publisher of events has None or a publisher that drops them.
 
 **Slots.** A publisher takes one of `capacity` slots, or drops its event. The slot is free again when every subscriber
-has had the event. Slots are the elements of a deque, whose ``pop`` and ``append`` are atomic, so publishers need no
+has had the event. Slots are the elements of a deque, whose `pop` and `append` are atomic, so publishers need no
 lock and the bound is exact. `stop` withdraws the slots, so no publisher gets one after it. A publisher may have a slot
 and enqueue after the last look of the drain task. Then it takes its event back, and the event counts as dropped.
 
@@ -32,7 +31,7 @@ MIN_PUBLISH_SECONDS = 0.5e-6  # the making of the event included
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStats:
-    """What the bus did so far. `num_published` is `num_delivered + depth`, without dropped events."""
+    """The counts of a bus. `num_published` is `num_delivered + depth`, without dropped events."""
 
     depth: int
     """Events that are accepted and not yet delivered to every subscriber, at most `capacity`."""
@@ -46,14 +45,14 @@ class BusStats:
 
 
 class EventBus:
-    """Hands events to subscribers, in the task that runs `run`.
+    """The queue of events, and its subscribers. The task that runs `run` hands events to them.
 
-    `publish` and `stats` are for any thread, all other methods are for the loop's thread.
+    `publish` and `stats` are for any thread. All other methods are for the event loop's thread.
     """
 
     def __init__(self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000) -> None:
         if capacity < 1:
-            raise ValueError(f"a bus for {capacity} events delivers nothing")
+            raise ValueError(f"capacity is {capacity}, not at least 1")
         self._delivery = Delivery(subscribers)
         self._capacity = capacity
         self._slots = deque(repeat(None, capacity))
@@ -93,7 +92,7 @@ class EventBus:
             self._wake()
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Add a subscriber, from the next batch on. A stopped bus closes it at once."""
+        """Add a subscriber, from the next batch on. A stopped bus closes it immediately."""
         if self._finished.is_set():
             subscriber.close()
         else:
@@ -201,7 +200,7 @@ class EventBus:
                     self._loop.call_soon_threadsafe(self._woken.set)
 
     def _finish(self) -> None:
-        """Deliver the rest without a pause and close. Then take back the events that were enqueued too late."""
+        """Deliver the rest without a pause and close. Then take back the events that were enqueued after that."""
         self._stopping = True
         self._withdraw_slots()
         for _ in chain(self._deliveries, self._deliver()):

@@ -21,7 +21,7 @@ LOG_PERIOD_SECONDS = 60.0
 
 
 class Subscriber(Protocol):
-    """Receives events, on the event loop.
+    """A receiver of events, on the event loop.
 
     Nothing else runs during `handle`, so it must be quick and must not wait. The bus chooses a batch size with which a
     call takes about `SLICE_SECONDS`, and logs calls that take much longer.
@@ -30,7 +30,7 @@ class Subscriber(Protocol):
     name: str
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Take events. Those of one thread come in the order in which it published them."""
+        """Take events. The events of one thread come in the order in which it published them."""
 
     def close(self) -> None:
         """Close. The bus has stopped, and no batch comes after this call."""
@@ -95,7 +95,7 @@ class Delivery:
                 self._count_error(subscriber, num_events=0)
 
     async def closed(self) -> None:
-        """Wait at once for all subscribers that close later."""
+        """Wait for all subscribers that close later, together."""
         await asyncio.gather(*map(self._closed, self.subscribers))
 
     async def _closed(self, subscriber: Subscriber) -> None:

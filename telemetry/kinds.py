@@ -1,4 +1,4 @@
-"""The kinds that events, metrics, the depot and its RPCs name alike: each is defined here and nowhere else."""
+"""The kinds that events, metrics, the depot and its RPCs share. Each is defined only here."""
 
 from __future__ import annotations
 

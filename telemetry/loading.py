@@ -43,9 +43,9 @@ class SubscriberSource:
         try:
             arguments = json.loads("{}" if match["arguments"] is None else match["arguments"])
         except json.JSONDecodeError as error:
-            raise ValueError(f"{text!r}: what stands behind the = is not JSON: {error}") from error
+            raise ValueError(f"{text!r}: the text after the = is not JSON: {error}") from error
         if not isinstance(arguments, dict):
-            raise ValueError(f'{text!r}: behind the = must stand an object, such as {{"path": "events.csv"}}')
+            raise ValueError(f'{text!r}: an object is expected after the =, such as {{"path": "events.csv"}}')
         return cls(match["module"], match["factory"], arguments)
 
     def load(self) -> Subscriber:
@@ -85,7 +85,7 @@ def _fault(subscriber: object) -> str:
         if not callable(member):
             return f"it has no method {method}"
         if inspect.iscoroutinefunction(member):
-            return f"its method {method} is async, and no one would await it"
+            return f"its method {method} is async, and the bus awaits nothing"
     return ""
 
 

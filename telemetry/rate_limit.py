@@ -1,4 +1,4 @@
-"""A limit on how often something is logged, which counts what it suppressed."""
+"""A limit on how often an event is logged, with counts of the suppressed ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Window:
 
 
 class RateLimit(Generic[Key]):
-    """Admits `limit` events per key and period, and counts the others as suppressed.
+    """A limit of `limit` events per key and period. It counts the others as suppressed.
 
     It remembers all keys, or the last `max_keys` new ones.
     """

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 async def in_daemon_thread(work: Callable[[], Result], name: str) -> Result:
     """Do the work in a daemon thread and wait for it. A cancelled caller leaves the thread behind.
 
-    The threads of an executor, such as those of ``asyncio.to_thread``, are joined at exit. This one is not.
+    The threads of an executor, such as those of `asyncio.to_thread`, are joined at exit. This one is not.
     """
     done: Future[Result] = Future()
     done.set_running_or_notify_cancel()  # so that it can't be cancelled: the thread sets its result
@@ -45,7 +45,7 @@ class FellBehind(Exception):
 
 
 class SubscriberThread(Subscriber):
-    """Hands batches to `subscriber` in a thread. At most `capacity` events wait; more are lost.
+    """A subscriber that runs `subscriber` in a thread. At most `capacity` events wait; more are lost.
 
     Errors of the subscriber, and lost events, are raised to the bus with the next batch. The bus counts and logs them
     like those of other subscribers. `closed` waits at most `CLOSE_SECONDS` for the subscriber to take what waits.
@@ -69,9 +69,9 @@ class SubscriberThread(Subscriber):
         return f"<SubscriberThread {self.name!r}, {self._num_waiting}/{self._capacity} events wait>"
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Queue the batch.
+        """Queue the batch. An error that the subscriber raised since the last batch is raised here.
 
-        Raises: FellBehind, and what the subscriber raised since the last batch.
+        Raises: FellBehind.
         """
         with self._changed:
             if self._num_waiting + len(batch) <= self._capacity:
@@ -92,10 +92,7 @@ class SubscriberThread(Subscriber):
             self._changed.notify()
 
     async def closed(self) -> None:
-        """Wait until the subscriber has closed.
-
-        Raises: what the subscriber raised since the last batch.
-        """
+        """Wait until the subscriber has closed. An error that it raised since the last batch is raised here."""
         await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=CLOSE_SECONDS)
         if not self._ended.done():
             logger.warning("SubscriberAbandoned subscriber=%r num_events=%d", self.name, self._num_waiting)

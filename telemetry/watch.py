@@ -13,7 +13,7 @@ from telemetry.events import BlocksAllocated, Event
 
 
 class Watcher(Subscriber):
-    """Yields `(event, num_lost)`: the events that pass the filters, oldest first, from the bus's next batch on.
+    """An iterator of `(event, num_lost)`: the events that pass the filters, oldest first, from the next batch on.
 
     `num_lost` events were lost between the event before and this one: if `capacity` events wait, the oldest one is
     lost. An empty filter passes all events. A filter by session passes the session's records of a report of blocks. One
@@ -33,7 +33,7 @@ class Watcher(Subscriber):
         capacity: int = 1_000,
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"a watcher of {capacity} events sees nothing")
+            raise ValueError(f"capacity is {capacity}, not at least 1")
         self._event_types = frozenset(event_types)
         self._instance_id = instance_id
         self._session_id = session_id

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class CudaBackend:
-    """Maps engines' buffers on GPUs, each with streams of its own.
+    """The backend for buffers on GPUs. Each buffer has streams of its own.
 
-    ``l1`` is the whole arena, writable. `register` it as it is populated; a transfer registers what it needs otherwise.
+    `l1` is the whole arena, writable. `register` it as it is populated. A transfer registers the rest that it needs.
     """
 
     name = "cuda"
@@ -47,9 +47,9 @@ class CudaBackend:
         self._buffers: set[CudaBuffer] = set()
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:
-        """Register a range of L1 with CUDA ahead of need, which takes a while: call it in a thread.
+        """Register a range of L1 with CUDA ahead of need. This takes time: call it in a thread.
 
-        Raises: BackendError if the memory can't be pinned.
+        Raises: BackendError.
         """
         try:
             self._l1.register(offset_bytes, size_bytes)
@@ -57,10 +57,12 @@ class CudaBackend:
             raise BackendError(f"L1 can't be registered with CUDA: {error}") from error
 
     def attach(self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int) -> CudaBuffer:
-        """Map an engine's buffer and make all that its transfers need, which takes a while: call it in a thread.
+        """Map an engine's buffer and make all that its transfers need. This takes time: call it in a thread.
 
-        Raises: GeometryError, also for regions that are not on one device; RegionError if a handle can't be opened or
-            its allocation is too small; BackendError if the device is not visible or lacks something.
+        All regions must be on one device. A RegionError says that a handle can't be opened, or that its allocation is
+        too small. A BackendError says that the device is not visible or lacks something.
+
+        Raises: GeometryError, RegionError, BackendError.
         """
         check_groups(groups, [region.size_bytes for region in regions], chunk_size)
         plans = plan_groups(groups, chunk_size)

@@ -10,13 +10,15 @@ from kernels.transfer import Direction
 
 
 class BlockKernels:
-    """Gather and scatter, compiled and loaded for the current device, which must also be current at a launch.
+    """Gather and scatter, loaded for the current device. The same device must be current at a launch.
 
-    Compiling takes about a second, unless the result is in CuPy's cache (``CUPY_CACHE_DIR``). The driver launches a
+    Compiling takes about a second, unless the result is in CuPy's cache (`CUPY_CACHE_DIR`). The driver launches a
     kernel in a third of the 50 µs that CuPy takes. With CuPy's launches, both directions of an attachment together
     reach at most 60 % of an H200's link.
 
-    Raises: BackendError if CuPy, NVRTC or a device is missing, or if their versions do not fit each other.
+    It needs CuPy, NVRTC and a device, in versions that fit each other.
+
+    Raises: BackendError.
     """
 
     def __init__(self) -> None:

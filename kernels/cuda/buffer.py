@@ -33,7 +33,7 @@ MAX_UPLOAD_COPIES = 256
 
 
 class Thread(Protocol):
-    """What runs a worker."""
+    """The thread that runs a worker."""
 
     def join(self) -> None:
         """Wait until the worker is over."""
@@ -51,10 +51,10 @@ def spawn_thread(worker: StreamWorker, name: str) -> threading.Thread:
 
 
 class CudaBuffer:
-    """Blocks in planes on a device; valid until `close`.
+    """An engine's paged buffer on a device, mapped. It is valid until `close`.
 
-    ``plane_addresses`` has an array for each group, in the order of its ``chunk_offsets``. ``objects`` are the
-    allocations that hold the blocks. The buffer owns ``resources``.
+    `plane_addresses` has an array for each group, in the order of its `chunk_offsets`. `objects` are the
+    allocations that hold the blocks. The buffer owns `resources`.
     """
 
     transfer_backend = "cuda"
@@ -90,7 +90,7 @@ class CudaBuffer:
         return f"<CudaBuffer {self.mapped_bytes} bytes, {self.transfer_backend}>"
 
     def check_size(self) -> None:
-        """Check that the attachment has not failed; device memory does not change its size.
+        """Check that the attachment has not failed. Device memory does not change its size.
 
         Raises: RegionError.
         """
@@ -100,14 +100,18 @@ class CudaBuffer:
     def store(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
         """Start to copy blocks into chunks, once the engine's event has happened.
 
-        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        Each copy must fit the buffer and the arena; otherwise nothing is written.
+
+        Raises: ValueError.
         """
         return self._start(Direction.STORE, copies, ready_event)
 
     def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> CudaTransfer:
         """Start to copy chunks into blocks, once the engine's event has happened.
 
-        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        Each copy must fit the buffer and the arena; otherwise nothing is written.
+
+        Raises: ValueError.
         """
         return self._start(Direction.RETRIEVE, copies, ready_event)
 

@@ -22,7 +22,7 @@ _HIGHEST_PRIORITY = -1_000  # the driver limits this to the highest priority tha
 
 
 def cuda_error() -> str | None:
-    """Return what is missing for blocks to be copied on a GPU; None if nothing is."""
+    """Return why no blocks can be copied on a GPU; None if they can."""
     try:
         import cupy
     except Exception as error:  # an incomplete CuPy raises any error
@@ -161,9 +161,11 @@ class CupyDevice:
 
 
 class CupyRuntime:
-    """All visible devices. The first one compiles the kernels at once, and its context registers host memory.
+    """All visible devices. The first one compiles the kernels when this is made. Its context registers host memory.
 
-    Raises: BackendError if CuPy, a device or a compiler is missing.
+    It needs CuPy, a device and a compiler.
+
+    Raises: BackendError.
     """
 
     def __init__(self) -> None:

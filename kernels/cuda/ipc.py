@@ -15,7 +15,7 @@ class _Mapped:
 
 
 class ImportedMemory:
-    """Allocations of other processes. Each is mapped once per device, because CUDA must not open it twice.
+    """Mapped allocations of other processes. Each is mapped once per device, because CUDA must not open it twice.
 
     Several regions often lie in one allocation, and several ranks may share one.
     """
@@ -41,9 +41,9 @@ class ImportedMemory:
             return mapped.address
 
     def close(self, device: CudaDevice, handle: bytes) -> None:
-        """Unmap the allocation with its last user.
+        """Unmap the allocation with its last user. After an error it also counts as unmapped.
 
-        Raises: CudaError; the allocation counts as unmapped nevertheless.
+        Raises: CudaError.
         """
         with self._lock:
             key = (device.uuid, handle)

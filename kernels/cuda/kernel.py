@@ -39,7 +39,7 @@ KERNEL_PARAMS = np.dtype(
         ("access_bytes", np.int64),
     ]
 )
-"""``struct KernelParams`` of block_transfer.cu, which is passed by value. The first four are addresses of arrays."""
+"""`struct KernelParams` of block_transfer.cu, which is passed by value. The first four are addresses of arrays."""
 
 KernelParams = NDArray[np.void]
 """An array of one KERNEL_PARAMS."""
@@ -54,9 +54,9 @@ def source() -> str:
 def access_bytes(
     plan: GroupPlan, plane_addresses: NDArray[np.uint64], chunks_base: int, chunk_block_offsets: NDArray[np.int64]
 ) -> int:
-    """Return the width of a launch's accesses: the widest one, at most 16 bytes, that fits all its alignments.
+    """Return the width of a launch's accesses in bytes: the widest one, 16 at most, that fits all its alignments.
 
-    ``plane_addresses`` and ``chunk_block_offsets`` are the contents of the launch's arrays.
+    `plane_addresses` and `chunk_block_offsets` are the contents of the launch's arrays.
     """
     bits = 16 | chunks_base | plan.block_stride_bytes | plan.run_bytes
     for loop in plan.loops:
@@ -82,15 +82,17 @@ def kernel_params(
 
     All addresses are the device's. The arrays must not change until the launch is done:
 
-    - ``plane_addresses``, uint64 ``[num_planes]``: where block 0, token 0, head 0 of each plane is,
-    - ``plane_chunk_offsets``, int64 ``[num_planes]``: where each plane begins in a chunk,
-    - ``block_ids``, int64 ``[num_blocks]``,
-    - ``chunk_block_offsets``, int64 ``[num_blocks]``: from ``chunks_base`` to each block's bytes, for a plane at
+    - `plane_addresses`, uint64 `[num_planes]`: where block 0, token 0, head 0 of each plane is,
+    - `plane_chunk_offsets`, int64 `[num_planes]`: where each plane begins in a chunk,
+    - `block_ids`, int64 `[num_blocks]`,
+    - `chunk_block_offsets`, int64 `[num_blocks]`: from `chunks_base` to each block's bytes, for a plane at
       the beginning of its chunk.
 
     The function `access_bytes` computes the argument of that name.
 
-    Raises: ValueError if there is nothing to copy, or more than the kernels can count.
+    There must be something to copy, and no more than the kernels can count.
+
+    Raises: ValueError.
     """
     outer, inner = _loops(plan)
     for count in (num_planes, num_blocks, outer.count, inner.count, plan.run_bytes // access_bytes):
@@ -119,7 +121,7 @@ def _loops(plan: GroupPlan) -> Sequence[Loop]:
 
 
 def num_ctas(params: KernelParams, max_ctas: int) -> int:
-    """Return the CTAs of a launch: enough for one vector per thread, ``max_ctas`` at most."""
+    """Return the CTAs of a launch: enough for one vector per thread, `max_ctas` at most."""
     return min(max_ctas, MAX_CTAS, -(-num_vectors(params) // THREADS_PER_CTA))
 
 

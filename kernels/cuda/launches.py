@@ -16,7 +16,7 @@ from kernels.transfer import Direction, Phase
 
 
 class BlockLaunches:
-    """The launches of one direction; ``phase`` is what they do."""
+    """The launches of one direction. `phase` is their phase of a transfer."""
 
     def __init__(self, device: CudaDevice, direction: Direction, planes: Sequence[PlaneArrays], max_ctas: int) -> None:
         self.phase = Phase.GATHER if direction is Direction.STORE else Phase.SCATTER
@@ -28,7 +28,7 @@ class BlockLaunches:
     def upload(
         self, copies: Copies, chunk_starts: NDArray[np.int64], buffer: UploadBuffer, stream: Stream
     ) -> UploadedCopies:
-        """Start to upload the blocks of copies. ``chunk_starts[copy]`` counts from the ``chunks_base`` of `issue`.
+        """Start to upload the blocks of copies. `chunk_starts[copy]` counts from the `chunks_base` of `issue`.
 
         That base never narrows an access: device memory is aligned to the widest one, and a part of a chunk begins
         where a plane does.

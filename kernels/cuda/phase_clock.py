@@ -9,11 +9,11 @@ from kernels.cuda.staging_ring import StagingRing
 
 
 class PhaseClock:
-    """Reads timing events of a ring as times of the host's monotonic clock, in seconds.
+    """The timing events of a ring, as times of the host's monotonic clock, in seconds.
 
     The device measures the time from a reference event to another one. The reference event is recorded while the
-    streams are idle, so that it happens at once; the host's clock is read beside it. The error of that reading is the
-    same for all events until the next calibration. CUDA counts milliseconds in 24 bits: after an hour without a
+    streams are idle, so that it happens immediately. The host's clock is read just before. The error of that reading
+    is the same for all events until the next calibration. CUDA counts milliseconds in 24 bits: after an hour without a
     calibration, times are exact to a quarter of a millisecond.
     """
 

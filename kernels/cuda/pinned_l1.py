@@ -12,9 +12,9 @@ from kernels.cuda.runtime import Address, CudaRuntime
 
 
 class PinnedL1:
-    """Registers host memory with CUDA, in parts of ``part_bytes``, each once.
+    """Host memory that is registered with CUDA, in parts of `part_bytes`, each once.
 
-    The parts lie on a grid. So the thread that populates L1 and a store that is ahead of it register the same ones.
+    The parts lie on a grid. So the thread that populates L1, and a store that is ahead of it, register the same parts.
     """
 
     def __init__(self, runtime: CudaRuntime, memory: memoryview, part_bytes: int) -> None:
@@ -39,9 +39,11 @@ class PinnedL1:
         return Address(self._address + offset_bytes)
 
     def register(self, offset_bytes: int, size_bytes: int) -> None:
-        """Register the parts that a range touches, which also populates them; do nothing after `close`.
+        """Register the parts that a range touches, which also populates them. Do nothing after `close`.
 
-        Raises: CudaError if the memory can't be pinned; parts that were registered before stay registered.
+        After an error, the parts that were registered before stay registered.
+
+        Raises: CudaError.
         """
         for part in self._parts(offset_bytes, size_bytes):
             if part in self._registered:
@@ -60,9 +62,9 @@ class PinnedL1:
             yield start, end - start
 
     def close(self) -> None:
-        """Undo all registrations. The caller makes sure that no copy runs.
+        """Undo all registrations, even after an error of one. The caller makes sure that no copy runs.
 
-        Raises: CudaError if one can't be undone; the others are.
+        Raises: CudaError.
         """
         with self._lock:
             self._is_closed = True

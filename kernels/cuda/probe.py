@@ -1,4 +1,4 @@
-"""A probe of CUDA on this machine: what is there, and what is missing. Nothing here raises."""
+"""A probe of CUDA on this machine: the versions and devices, and what is missing. Nothing here raises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaProbe:
-    """Versions as in CUDA's API: 12090 is 12.9, 0 is none. An ``…_error`` says why there is none, and may be empty."""
+    """What this machine has for CUDA. Versions are as in CUDA's API: 12090 is 12.9, 0 is none.
+
+    An `…_error` says why something is missing. It may be empty.
+    """
 
     cupy_version: str = ""
     cupy_error: str = ""

@@ -20,12 +20,14 @@ P = ParamSpec("P")
 
 
 class Resources:
-    """Makes streams, events and memory on ``device``, and gives them back.
+    """The streams, events and memory of an attachment on `device`.
 
     `close` first ends the users of all that, then unmaps memory of other processes, then gives back the rest. The rest
     may wait for all work of the device, and the memory of a dead engine must not wait for that.
 
-    Raises: CudaError by each method that makes something.
+    Each method that makes something may fail.
+
+    Raises: CudaError.
     """
 
     def __init__(self, runtime: CudaRuntime, device: CudaDevice) -> None:

@@ -117,5 +117,5 @@ class CudaRuntime(Protocol):
 
 
 def canonical_uuid(uuid: str) -> str:
-    """Return the 32 digits and 4 hyphens of a device's UUID, without a prefix such as ``GPU-`` or ``MIG-``."""
+    """Return the 32 digits and 4 hyphens of a device's UUID, without a prefix such as `GPU-` or `MIG-`."""
     return uuid.lower().removeprefix("gpu-").removeprefix("mig-")

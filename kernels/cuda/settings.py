@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaSettings:
-    """Sizes and limits of an attachment's transfers; docs/gpu.md has the measurements that chose the defaults.
+    """Sizes and limits of an attachment's transfers. docs/gpu.md has the measurements behind the defaults.
 
-    Each direction has ``staging_slots`` buffers of ``staging_bytes`` on the device, and at most ``steps_ahead`` steps
-    on its streams. A launch has at most ``max_ctas`` CTAs. L1 is registered in parts of ``pin_bytes``, a multiple of
+    Each direction has `staging_slots` buffers of `staging_bytes` on the device, and at most `steps_ahead` steps
+    on its streams. A launch has at most `max_ctas` CTAs. L1 is registered in parts of `pin_bytes`, a multiple of
     the page size.
     """
 

@@ -25,21 +25,21 @@ StepEvents = Sequence[tuple[Event, Event]]
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """A staging buffer. ``emptied`` happens when its last step is done; it is None before the first step."""
+    """A staging buffer. `emptied` happens when its last step is done; it is None before the first step."""
 
     address: Address
     emptied: Event | None = None
 
 
 class StagingRing:
-    """Carries out the steps of one direction of an attachment, in the order in which they are issued.
+    """The staging buffers of one direction of an attachment. It carries out steps in the order of their issue.
 
     One stream fills staging buffers and another one empties them. So the kernel of a step runs while the copy engine
     works at the step before, or the other way round for a retrieve. The copy engine copies parts of chunks, which are
     large. That keeps the link full whatever the size of a run, and needs only a few CTAs.
 
-    ``phases`` are those of each step, in their order. ``parts`` are what a chunk is cut into. A step has
-    ``chunks_per_step`` chunks, which is 1 if a chunk has several parts.
+    `phases` are those of each step, in their order. `parts` are what a chunk is cut into. A step has
+    `chunks_per_step` chunks, which is 1 if a chunk has several parts.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StagingRing:
         return self._launches.upload(copies, chunk_starts, buffer, self._kernel_stream)
 
     def issue(self, step: Step, copies: UploadedCopies, events: StepEvents, *, record_begins: bool) -> None:
-        """Start to carry out a step, and record its events; those of the begins only if asked to.
+        """Start to carry out a step, and record its events. Those of the begins are recorded only if `record_begins`.
 
         The last event happens when the step, and all that was issued before it, is done.
         """
@@ -103,9 +103,9 @@ class StagingRing:
         self._device.record(event, self._filling[0])
 
     def drain(self) -> None:
-        """Wait until all that was issued is done.
+        """Wait until all that was issued is done. After an error the device touches nothing more.
 
-        Raises: CudaError; the device then touches nothing more.
+        Raises: CudaError.
         """
         self._device.drain(self._kernel_stream)
         self._device.drain(self._copy_stream)

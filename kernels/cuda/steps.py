@@ -1,4 +1,4 @@
-"""Steps: parts of a transfer that are issued at once, and that fit a staging buffer."""
+"""Steps of a transfer. A step is issued as a whole, and fits a staging buffer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.plan import GroupPlan
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Whole planes that follow each other in a chunk; ``planes`` has pairs of a group and a range of its planes."""
+    """Whole planes that follow each other in a chunk; `planes` has pairs of a group and a range of its planes."""
 
     offset_bytes: int
     size_bytes: int
@@ -37,7 +37,7 @@ def chunk_bytes(plans: Sequence[GroupPlan]) -> int:
 
 
 def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
-    """Cut a chunk into parts of at most ``limit_bytes``; a larger plane is a part of its own."""
+    """Cut a chunk into parts of at most `limit_bytes`; a larger plane is a part of its own."""
     parts: list[Part] = []
     offset_bytes = 0
     for planes in _fill(plans, limit_bytes):
@@ -48,7 +48,7 @@ def cut_chunk(plans: Sequence[GroupPlan], limit_bytes: int) -> tuple[Part, ...]:
 
 
 def steps(num_copies: int, parts: Sequence[Part], chunks_per_step: int) -> Iterator[Step]:
-    """Yield the steps of ``num_copies`` copies. ``chunks_per_step`` is 1 if a chunk has several parts."""
+    """Yield the steps of `num_copies` copies. `chunks_per_step` is 1 if a chunk has several parts."""
     for first in range(0, num_copies, chunks_per_step):
         for part in parts:
             yield Step(range(first, min(first + chunks_per_step, num_copies)), part)
@@ -60,7 +60,7 @@ def num_steps(num_copies: int, parts: Sequence[Part], chunks_per_step: int) -> i
 
 
 def touched_bytes(part: Part, plans: Sequence[GroupPlan], num_blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the ranges of the last ``num_blocks[group]`` blocks of each plane in a part; adjacent ones are joined."""
+    """Return the ranges of the last `num_blocks[group]` blocks of each plane in a part; adjacent ones are joined."""
     ranges: list[tuple[int, int]] = []
     end_bytes = 0
     for group, planes in part.planes:

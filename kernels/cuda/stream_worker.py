@@ -17,8 +17,8 @@ from kernels.cuda.transfer import CudaTransfer
 from kernels.cuda.uploads import UploadBuffer, UploadedCopies
 from kernels.errors import BackendError
 
-SHORTEST_PAUSE_SECONDS = 50e-6
-LONGEST_PAUSE_SECONDS = 1e-3
+MIN_PAUSE_SECONDS = 50e-6
+MAX_PAUSE_SECONDS = 1e-3
 
 
 @dataclass(slots=True, eq=False)
@@ -60,11 +60,11 @@ class _Issued:
 
 
 class StreamWorker:
-    """Issues a step of each transfer in turn, so that a short one need not wait for a long one.
+    """A worker that issues steps of its transfers round robin, so that a short transfer need not wait for a long one.
 
-    At most ``len(step_events)`` steps are on the streams. That is enough to keep them busy while the thread waits for
+    At most `len(step_events)` steps are on the streams. That is enough to keep them busy while the thread waits for
     the GIL, and so few that a transfer stops soon. Any thread may start and stop transfers; one thread calls `advance`.
-    A failure stops all transfers, and is passed to ``on_failure``.
+    A failure stops all transfers, and is passed to `on_failure`.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class StreamWorker:
         self._running: deque[_Running] = deque()
         self._issued: deque[_Issued] = deque()
         self._stop_error: Exception | None = None
-        self._pause_seconds = SHORTEST_PAUSE_SECONDS
+        self._pause_seconds = MIN_PAUSE_SECONDS
         self._lock = threading.Lock()
         self._woken = threading.Event()
 
     def start(self, copies: Copies, ready_event: bytes) -> CudaTransfer:
         """Start a transfer, which begins after the event if there is one.
 
-        If the worker is stopped, the transfer ends at once with the worker's error.
+        If the worker is stopped, the transfer ends immediately with the worker's error.
         """
         transfer = CudaTransfer(copies, ready_event, self._woken.set)
         with self._lock:
@@ -144,7 +144,7 @@ class StreamWorker:
             started, self._started = self._started, []
             self._running.extend(_Running(transfer, transfer.copies, not transfer.ready_event) for transfer in started)
         if started:
-            self._pause_seconds = SHORTEST_PAUSE_SECONDS
+            self._pause_seconds = MIN_PAUSE_SECONDS
         if self._stop_error is not None:
             for running in self._running:
                 running.transfer.stop(self._stop_error)
@@ -259,5 +259,5 @@ class StreamWorker:
         if all(running.is_ready for running in self._running):
             return None
         pause_seconds = self._pause_seconds
-        self._pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+        self._pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)
         return pause_seconds

@@ -10,10 +10,10 @@ from kernels.transfer import Phase, PhaseTime, Transfer
 
 
 class CudaTransfer(Transfer):
-    """A transfer whose ``future`` is done only when the streams have passed all that was issued for it.
+    """A transfer whose `future` is done only when the streams have passed all that was issued for it.
 
-    ``begun`` and ``ended`` say when each phase first began and last ended, on the host's monotonic clock; a device that
-    failed reports no end. ``wake`` wakes the worker that carries the transfer out.
+    `begun` and `ended` say when each phase first began and last ended, on the host's monotonic clock, in seconds.
+    A device that failed reports no end. `wake` wakes the worker that carries the transfer out.
     """
 
     def __init__(self, copies: Copies, ready_event: bytes, wake: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class CudaTransfer(Transfer):
         self._wake()
 
     def settle(self) -> None:
-        """Make ``future`` done."""
+        """Make `future` done."""
         self._settle(self._times(time.monotonic()))
 
     def _times(self, settled_at: float) -> tuple[PhaseTime, ...]:

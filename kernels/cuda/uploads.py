@@ -17,7 +17,7 @@ WORD_BYTES = 8
 
 
 class UploadBuffer:
-    """Words in pinned memory, and room for as many on the device.
+    """A buffer of words in pinned memory, and one of the same size on the device.
 
     It may be cleared and written again only when no upload is under way and no kernel reads it.
     """
@@ -72,7 +72,7 @@ def upload_planes(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockArrays:
-    """The blocks of one group in an upload; those of copy ``i`` are ``starts[i] .. starts[i + 1]``."""
+    """The blocks of one group in an upload; those of copy `i` are `starts[i] .. starts[i + 1]`."""
 
     starts: NDArray[np.int64]
     device_ids: Address
@@ -82,14 +82,14 @@ class BlockArrays:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UploadedCopies:
-    """Copies whose block ids are in one upload buffer. Steps count these copies from 0."""
+    """The copies whose block ids are in one upload buffer. Steps count these copies from 0."""
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[BlockArrays]
 
 
 def block_offsets(plan: GroupPlan, blocks: GroupBlocks, chunk_starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each block's offset in a plane that begins where the block's chunk does, at ``chunk_starts[copy]``."""
+    """Return each block's offset in a plane that begins where the block's chunk does, at `chunk_starts[copy]`."""
     num_blocks = np.diff(blocks.starts)
     from_end = np.repeat(blocks.starts[1:], num_blocks) - np.arange(blocks.ids.size)
     return np.repeat(chunk_starts, num_blocks) + (plan.blocks_per_chunk - from_end) * plan.block_bytes

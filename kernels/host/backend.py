@@ -16,10 +16,10 @@ from kernels.plan import check_groups
 
 
 class HostBackend:
-    """Maps engines' buffers in the host's memory, which threads copy without the GIL.
+    """The backend for buffers in the host's memory. Threads copy them without the GIL.
 
-    ``l1`` is the whole arena, writable. ``copy`` is by default the quickest of this machine; a machine without any
-    refuses to attach memory. ``reserve`` sets memory aside before pages of an engine's memory are made.
+    `l1` is the whole arena, writable. `copy` is by default the quickest one of this machine. If there is none, no
+    memory can be attached. `reserve` sets memory aside before pages of an engine's memory are made.
     """
 
     name = "host"
@@ -41,9 +41,9 @@ class HostBackend:
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
     ) -> HostBuffer:
-        """Map an engine's buffer and populate the mapping, which takes a while: call it in a thread.
+        """Map an engine's buffer and populate the mapping. This takes time: call it in a thread.
 
-        Raises: GeometryError; RegionError, AccessDenied, BackendError of `Mapping`.
+        Raises: GeometryError, RegionError, AccessDenied, BackendError.
         """
         check_groups(groups, [region.size_bytes for region in regions], chunk_size)
         if self._copy is None:

@@ -15,7 +15,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """The blocks ``array[:, :, block_ids]`` of ``[layers, kinds, blocks, *loops, run_bytes]``, without a copy."""
+    """The blocks `array[:, :, block_ids]` of `[layers, kinds, blocks, *loops, run_bytes]`, without a copy."""
 
     array: Bytes
     block_ids: NDArray[np.int64]
@@ -30,7 +30,7 @@ class Blocks:
 class Span:
     """Consecutive layers of a group whose planes are at equal distances in the engine's memory.
 
-    ``blocks`` is ``[layers, kinds, num_blocks, *loops, run_bytes]``. Elements are bytes for any dtype: NumPy copies the
+    `blocks` is `[layers, kinds, num_blocks, *loops, run_bytes]`. Elements are bytes for any dtype: NumPy copies the
     innermost dimension with memmove, so wider words gain nothing and alignment does not matter.
     """
 
@@ -39,7 +39,7 @@ class Span:
     first_layer: int
 
     def chunk_blocks(self, l1: Bytes, l1_offset_bytes: int) -> Bytes:
-        """Return these layers of the chunk at ``l1_offset_bytes``, which has ``blocks_per_chunk`` blocks."""
+        """Return these layers of the chunk at `l1_offset_bytes`, which has `blocks_per_chunk` blocks."""
         num_layers, num_kinds = self.blocks.shape[:2]
         plan = self.plan
         plane_bytes = plan.blocks_per_chunk * plan.block_bytes
@@ -59,7 +59,7 @@ class Span:
 
 
 def spans(plan: GroupPlan, memory: Bytes, region_offsets: NDArray[np.int64]) -> tuple[Span, ...]:
-    """Divide a group's layers into as few spans as their addresses allow; region ``i`` is at ``region_offsets[i]``."""
+    """Divide a group's layers into as few spans as their addresses allow; region `i` is at `region_offsets[i]`."""
     planes = region_offsets[plan.regions] + plan.engine_offsets
     return tuple(
         Span(_engine_blocks(plan, memory, planes[first:end]), plan, first) for first, end in _regular_layers(planes)
@@ -67,7 +67,7 @@ def spans(plan: GroupPlan, memory: Bytes, region_offsets: NDArray[np.int64]) -> 
 
 
 def _regular_layers(planes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield first and end of layers at equal distances with kinds at equal distances; ``planes[layer, kind]``."""
+    """Yield first and end of layers at equal distances with kinds at equal distances; `planes[layer, kind]`."""
     first = 0
     for end in range(1, len(planes) + 1):
         if end < len(planes):
@@ -98,15 +98,15 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
 def pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], limit_bytes: int) -> Iterator[tuple[Blocks, Blocks]]:
     """Cut the copy between a span and its last blocks in a chunk; yield the engine's side and the chunk's side.
 
-    A piece is all blocks of some layers; where all blocks of one layer have more than ``limit_bytes``, it is some
+    A piece is all blocks of some layers; where all blocks of one layer have more than `limit_bytes`, it is some
     blocks of one layer. Only a single block may be larger than the limit.
     """
     num_layers, num_kinds = span.blocks.shape[:2]
     layer_block_bytes = num_kinds * span.plan.block_bytes
-    most_blocks = max(1, limit_bytes // layer_block_bytes)
+    max_blocks = max(1, limit_bytes // layer_block_bytes)
     chunk_block_ids = np.arange(span.plan.blocks_per_chunk - len(block_ids), span.plan.blocks_per_chunk)
-    for begin in range(0, len(block_ids), most_blocks):
-        some = slice(begin, begin + most_blocks)
+    for begin in range(0, len(block_ids), max_blocks):
+        some = slice(begin, begin + max_blocks)
         piece_layers = max(1, limit_bytes // (layer_block_bytes * len(chunk_block_ids[some])))
         for layer in range(0, num_layers, piece_layers):
             layers = slice(layer, layer + piece_layers)

@@ -1,4 +1,4 @@
-"""An engine's paged buffer in the host's memory, and L1 beside it."""
+"""An engine's paged buffer in the host's memory, and L1."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PIECES_PER_THREAD = 8
 class HostL1:
     """The arena of L1, with the threads that copy into it and out of it.
 
-    Each direction has ``num_threads`` threads of its own, so that neither waits for the other.
+    Each direction has `num_threads` threads of its own, so that neither waits for the other.
     """
 
     def __init__(self, memory: Bytes, num_threads: int) -> None:
@@ -68,7 +68,7 @@ class HostBuffer:
 
     @property
     def objects(self) -> frozenset[Hashable]:
-        """The mapped objects by device and inode: buffers that have one in common share memory."""
+        """The mapped objects, by device and inode. Two buffers with a common one share memory."""
         return self._mapping.objects
 
     def check_size(self) -> None:
@@ -79,17 +79,17 @@ class HostBuffer:
         self._mapping.check_size()
 
     def store(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> HostTransfer:
-        """Start to copy blocks into chunks.
+        """Start to copy blocks into chunks. Each copy must fit the buffer and the arena; otherwise nothing is written.
 
-        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        Raises: ValueError.
         """
         foreign, pairs = self._mapping.addresses, self._pairs(copies, ready_event)
         return self._l1.stores.start(functools.partial(self._copy, chunk, blocks, foreign) for blocks, chunk in pairs)
 
     def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> HostTransfer:
-        """Start to copy chunks into blocks.
+        """Start to copy chunks into blocks. Each copy must fit the buffer and the arena; otherwise nothing is written.
 
-        Raises: ValueError if a copy does not fit the buffer or the arena; nothing is written.
+        Raises: ValueError.
         """
         foreign, pairs = self._mapping.addresses, self._pairs(copies, ready_event)
         return self._l1.retrieves.start(
@@ -97,12 +97,12 @@ class HostBuffer:
         )
 
     def close(self) -> None:
-        """Unmap the memory at once. The caller makes sure that no transfer of this buffer runs."""
+        """Unmap the memory. The caller makes sure that no transfer of this buffer runs."""
         self.spans = ()
         self._mapping.close()
 
     def _pairs(self, copies: Sequence[ChunkCopy], ready_event: bytes) -> Iterator[tuple[Blocks, Blocks]]:
-        """Check the copies at once, and cut them later into pieces: the engine's side with the chunk's side."""
+        """Check the copies. The iterator then cuts them into pieces: the engine's side with the chunk's side."""
         if ready_event:
             raise ValueError("memory of the host has no CUDA events")
         if not self.spans:

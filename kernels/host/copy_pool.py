@@ -20,7 +20,7 @@ Piece = Callable[[], object]
 
 
 class HostTransfer(Transfer):
-    """A transfer that ``num_threads`` threads copy, piece by piece."""
+    """A transfer that `num_threads` threads copy, piece by piece."""
 
     def __init__(self, pieces: Iterator[Piece], num_threads: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class HostTransfer(Transfer):
         self._copying_since: float | None = None
 
     def copy_piece(self) -> bool:
-        """Copy the next piece. Return False if there is none; the thread then never asks again."""
+        """Copy the next piece. Return False if there is none. The thread must not call this again then."""
         piece = self._next_piece()
         if piece is None:
             with self._lock:
@@ -68,7 +68,7 @@ class HostTransfer(Transfer):
 
 
 class CopyPool:
-    """Threads that copy a piece of each transfer in turn, so that a short one need not wait for a long one."""
+    """Threads that copy pieces of transfers round robin, so that a short transfer need not wait for a long one."""
 
     def __init__(self, name: str, num_threads: int) -> None:
         self._queue: SimpleQueue[HostTransfer | None] = SimpleQueue()
@@ -82,7 +82,7 @@ class CopyPool:
             thread.start()
 
     def start(self, pieces: Iterator[Piece]) -> HostTransfer:
-        """Start to copy ``pieces``. Several threads advance the iterator, one at a time."""
+        """Start to copy `pieces`. Several threads advance the iterator, one at a time."""
         transfer = HostTransfer(pieces, len(self._threads))
         with self._lock:
             if self._is_closed:

@@ -98,7 +98,7 @@ static void add(Batch *batch, char *dst, const char *src, int64_t size) {
     batch->size = size;
 }
 
-// Cuts a run into segments; copies the incomplete lines at its ends at once.
+// Cuts a run into segments, and copies the incomplete lines at its ends.
 static void add_run(Batch *batch, char *dst, const char *src, int64_t size) {
     int64_t head = -(intptr_t)dst & (LINE_BYTES - 1);
     if (size < head + LINE_BYTES) {
@@ -159,14 +159,14 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
 
 // Runs before each copy, because another part of the process may set a handler of its own later.
 static void handle_bus_errors(void) {
-    struct sigaction now;
-    sigaction(SIGBUS, NULL, &now);
-    if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_bus_error) return;
+    struct sigaction current;
+    sigaction(SIGBUS, NULL, &current);
+    if (current.sa_flags & SA_SIGINFO && current.sa_sigaction == on_bus_error) return;
     // SA_NODEFER: the signal stays unblocked in the handler, so a jump out of it need not restore a mask.
     struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     sigemptyset(&ours.sa_mask);
-    sigaction(SIGBUS, &ours, &now);
-    if (now.sa_sigaction != on_bus_error) others = now;  // else another thread has just done it
+    sigaction(SIGBUS, &ours, &current);
+    if (current.sa_sigaction != on_bus_error) others = current;  // else another thread has just done it
 }
 
 // Copies runs of `run_bytes`, which do not overlap, in the order of `loops`, outermost first. Loop number `listed` goes

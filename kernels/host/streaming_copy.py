@@ -1,4 +1,4 @@
-"""Copies of scattered blocks at the speed of one large memcpy, by a library that is compiled at its first use."""
+"""Copies scattered blocks at the speed of one large memcpy, with a library that is compiled at its first use."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ BLOCKS_LOOP = 2  # the number of the loop over blocks in [layers, kinds, blocks,
 Copy = Callable[[Blocks, Blocks, range], None]
 """Copies the second blocks into the first ones, which have the same number and shape, without the GIL.
 
-The range has the addresses of the engine's memory; one side is in it.
+The range has the addresses of the engine's memory. One side is in it. If the engine took memory away, the bytes of the
+first blocks are undefined.
 
-Raises: MemoryVanished if the engine took memory away; the bytes of the first blocks are then undefined.
+Raises: MemoryVanished.
 """
 
 
 class StreamingCopy:
-    """Copies with the compiled library; ``level`` is one of its source's levels, by default the processor's best."""
+    """A copy with the compiled library. `level` is one of its source's levels, by default the processor's best."""
 
     def __init__(self, library: Path, level: int | None = None) -> None:
         compiled = ctypes.CDLL(str(library))
@@ -67,7 +68,9 @@ class StreamingCopy:
 def best_copy() -> Copy:
     """Return the quickest copy of this machine. The first call may compile it, which takes half a second.
 
-    Raises: BackendError if there is none.
+    There may be none.
+
+    Raises: BackendError.
     """
     try:
         return StreamingCopy(built_library())

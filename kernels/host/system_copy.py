@@ -1,4 +1,4 @@
-"""Copies of scattered blocks by the operating system, which reports memory that is gone by an error, not a signal."""
+"""Copies scattered blocks by system calls. For memory that is gone, these return an error and send no signal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 from kernels.errors import BackendError, MemoryVanished
 from kernels.host.block_views import Blocks, Bytes
 
-MOST_RUNS = 1024
-"""Most runs of one call: IOV_MAX of Linux."""
+MAX_RUNS = 1024
+"""The most runs of one call: IOV_MAX of Linux."""
 
 
 class SystemCopy:
-    """Copies through a buffer of the thread: the system copies between it and the engine, NumPy between it and L1.
+    """A copy through a buffer of the thread. The system copies between it and the engine, NumPy between it and L1.
 
     In the buffer, blocks lie as in the engine's memory. So the system copies the longest possible runs, each of which
     costs a quarter of a microsecond, and it writes no byte outside a block.
 
-    Raises: BackendError if this system does not let a process copy with process_vm_readv and process_vm_writev.
+    The system must let a process copy with process_vm_readv and process_vm_writev.
+
+    Raises: BackendError.
     """
 
     def __init__(self) -> None:
@@ -62,21 +64,21 @@ class SystemCopy:
         shape = list(theirs.array.shape)
         shape[2] = len(theirs.block_ids)
         num_bytes = math.prod(shape)
-        room: Bytes = getattr(self._threads, "room", np.empty(0, np.uint8))
-        if room.size < num_bytes:
-            room = self._threads.room = np.empty(num_bytes, np.uint8)
-        ordered = room[:num_bytes].reshape([shape[axis] for axis in order])
+        buffer: Bytes = getattr(self._threads, "buffer", np.empty(0, np.uint8))
+        if buffer.size < num_bytes:
+            buffer = self._threads.buffer = np.empty(num_bytes, np.uint8)
+        ordered = buffer[:num_bytes].reshape([shape[axis] for axis in order])
         return Blocks(ordered.transpose(np.argsort(order)), np.arange(shape[2]))
 
     def _call(self, call: Callable[..., int], theirs: Blocks, packed: Blocks) -> None:
-        """Read or write blocks in the order of their strides, with the system call ``call``.
+        """Read or write blocks in the order of their strides, with the system call `call`.
 
         Raises: MemoryVanished, OSError.
         """
         addresses, run_bytes = _runs(theirs)
         at = packed.array.ctypes.data
-        for begin in range(0, len(addresses), MOST_RUNS):
-            some = addresses[begin : begin + MOST_RUNS]
+        for begin in range(0, len(addresses), MAX_RUNS):
+            some = addresses[begin : begin + MAX_RUNS]
             runs, ours = _iovecs(some, run_bytes), _iovecs(np.array([at]), len(some) * run_bytes)
             # The engine's runs are on the remote side of the call, which the system checks page by page.
             copied_bytes = call(self._pid, runs.ctypes.data, len(runs), ours.ctypes.data, 1, 0)
@@ -98,7 +100,7 @@ def copy_with_numpy(to: Blocks, source: Blocks) -> None:
 
 
 def _order(array: Bytes) -> list[int]:
-    """Return the axes of ``[layers, kinds, blocks, *loops, run_bytes]``, the loops by falling stride."""
+    """Return the axes of `[layers, kinds, blocks, *loops, run_bytes]`, the loops by falling stride."""
     loops = sorted(range(3, array.ndim - 1), key=lambda axis: -array.strides[axis])
     return [0, 1, 2, *loops, array.ndim - 1]
 
@@ -118,7 +120,7 @@ def _runs(blocks: Blocks) -> tuple[NDArray[np.int64], int]:
 
 
 def _iovecs(addresses: NDArray[np.int64], num_bytes: int) -> NDArray[np.uint64]:
-    """Return an array of C's ``struct iovec``."""
+    """Return an array of C's `struct iovec`."""
     iovecs = np.empty((len(addresses), 2), np.uint64)
     iovecs[:, 0], iovecs[:, 1] = addresses, num_bytes
     return iovecs

@@ -22,9 +22,11 @@ AUDITED_METHODS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})
 
 
 class Access:
-    """Reads the tenants and the certificate of the settings. Each is None if the settings name none.
+    """The tenants and the certificate of the settings. Each is None if the settings name none.
 
-    Raises: BadSettings, for a file that is missing or wrong.
+    A file that is missing or wrong is an error.
+
+    Raises: BadSettings.
     """
 
     def __init__(self, settings: Settings, bus: Publisher | None) -> None:
@@ -38,7 +40,11 @@ class Access:
         )
 
     def authenticate(self, context: Context) -> Caller:
-        """Return the caller. Raises: what `Authenticator.authenticate` raises."""
+        """Return the caller.
+
+        Raises: CredentialsMissing, TokenUnknown, TokenExpired, CertificateUnknown, CredentialsConflict,
+            InsecureTransport.
+        """
         return self._authenticator.authenticate(context)
 
     def authorize(self, caller: Caller, method: str, context: Context) -> None:
@@ -53,7 +59,7 @@ class Access:
                 self.audit.acted(method, context.peer(), caller.tenant.name)
 
     def is_valid(self, caller: Caller) -> bool:
-        """Whether the credentials of an authenticated caller still stand for the same tenant."""
+        """Return whether the credentials of an authenticated caller still stand for the same tenant."""
         return self._authenticator.is_valid(caller)
 
     @property

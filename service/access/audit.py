@@ -1,4 +1,4 @@
-"""The audit: logs, counts and publishes each denied call, and logs what admins change."""
+"""The audit of denied calls and of admins' changes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from telemetry.rate_limit import RateLimit
 logger = logging.getLogger("kvdepot.audit")
 
 LINES_PER_MINUTE = 10  # for one peer and one reason
-MAX_PEERS = 1_024  # that the limit can tell apart
+MAX_PEERS = 1_024  # with a limit of their own
 
 
 class Audit:
-    """Reports denied calls. `num_denied[tenant, reason]` counts all of them. The tenant is empty if it is unknown."""
+    """The reports of denied calls: log lines, events and counts.
+
+    `num_denied[tenant, reason]` counts all of them. The tenant is empty if it is unknown.
+    """
 
     def __init__(self, bus: Publisher | None, *, lines_per_minute: int = LINES_PER_MINUTE) -> None:
         self.num_denied: Counter[tuple[str, str]] = Counter()

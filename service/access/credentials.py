@@ -52,21 +52,23 @@ caller: ContextVar[Caller] = ContextVar("caller")
 """The caller of the running RPC. It has no default, so that an RPC without authentication fails."""
 
 
-def visible_tenant(asked: str) -> str:
-    """Return the tenant whose data the caller may see. An admin sees the tenant that it asks for ("": all tenants).
+def visible_tenant(requested: str) -> str:
+    """Return the tenant whose data the caller may see. An admin sees the tenant that it names ("": all tenants).
 
     Raises: OtherTenant.
     """
     own = caller.get().tenant
-    if own.is_admin or asked in ("", own.name):
-        return asked if own.is_admin else own.name
+    if own.is_admin or requested in ("", own.name):
+        return requested if own.is_admin else own.name
     raise OtherTenant("only an admin sees other tenants")
 
 
 class Authenticator:
-    """Finds the caller of each call. Without `tenants` each caller is the default tenant, which may do everything.
+    """The tokens and certificates of all tenants. Without `tenants` each caller is the default tenant.
 
-    `over_tls` is true if TCP is served with TLS only, so that others can't read tokens on their way.
+    The default tenant may do everything.
+
+    `over_tls`: TCP is served with TLS only, so that others can't read tokens on the network.
     """
 
     def __init__(self, tenants: Tenants | None, *, over_tls: bool, tokens_over_plain_tcp: bool) -> None:
@@ -106,7 +108,7 @@ class Authenticator:
         return Caller(found[0], certificate=names)
 
     def is_valid(self, earlier: Caller) -> bool:
-        """Whether the credentials of an authenticated caller still stand for the same tenant."""
+        """Return whether the credentials of an authenticated caller still stand for the same tenant."""
         tenants = self._tenants
         if tenants is None:
             return True
@@ -147,5 +149,5 @@ def _names_of_certificate(context: Context) -> Sequence[bytes]:
 
 
 def has_certificate(context: Context) -> bool:
-    """Whether the peer came over TLS with a verified certificate."""
+    """Return whether the peer came over TLS with a verified certificate."""
     return "x509_pem_cert" in context.auth_context()

@@ -34,7 +34,7 @@ def peer_of(address: str) -> str:
 
 
 class PeerLimit:
-    """Limits the open calls of each peer to `per_peer`, and to an even share of `in_all` once `in_all` calls are open.
+    """A limit on open calls: `per_peer` of each peer, and an even share of `in_all` once `in_all` calls are open.
 
     A peer without open calls is never refused, so that other peers can't shut it out.
     """
@@ -49,8 +49,11 @@ class PeerLimit:
         return f"<PeerLimit {self._num_open_in_all}/{self._in_all} calls of {len(self._num_open)} peers>"
 
     @contextmanager
-    def counted(self, peer: str) -> Iterator[None]:
-        """Count a call for as long as the block runs. Raises: TooManyRpcs."""
+    def open_call(self, peer: str) -> Iterator[None]:
+        """Count an open call of a peer while the block runs.
+
+        Raises: TooManyRpcs.
+        """
         num_open = self._num_open[peer]
         if num_open >= self._per_peer:
             raise TooManyRpcs(f"{self._per_peer} calls of this peer are open")

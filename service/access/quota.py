@@ -1,4 +1,4 @@
-"""A tenant's running calls and bytes in flight, checked against its limits."""
+"""A tenant's running calls, open streams and bytes in flight, with its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.errors import TooManyBytes
 
 
 class Quota:
-    """Counts calls and bytes of one tenant. Only the event loop uses it."""
+    """The calls, streams and bytes of one tenant. Only the event loop uses it."""
 
     def __init__(self, tenant: str, limits: TenantLimits) -> None:
         self.tenant = tenant
@@ -33,7 +33,7 @@ class Quota:
         """
         if self.bytes_in_flight and self.bytes_in_flight + num_bytes > self.limits.max_bytes_in_flight:
             raise TooManyBytes(
-                f"{self.bytes_in_flight} bytes are moving already; with these {num_bytes} it would be more than "
+                f"{self.bytes_in_flight} bytes are in flight; with these {num_bytes} it would be more than "
                 f"{self.limits.max_bytes_in_flight}"
             )
         self.bytes_in_flight += num_bytes

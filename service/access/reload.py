@@ -1,4 +1,4 @@
-"""Files that others replace at any time: reads them safely, and reads them again when they change."""
+"""Files that others may replace at any time, read safely, and read again when they change."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def read_file(path: Path) -> bytes:
     """Return the content of an ordinary file of at most `MAX_FILE_BYTES`.
 
     A FIFO or a device is refused, because to read it may block. The read blocks while the file system does not answer.
+    The error has the fault in `strerror`.
 
-    Raises: OSError, with the fault in `strerror`.
+    Raises: OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -42,7 +43,7 @@ def read_file(path: Path) -> bytes:
 
 
 class ReloadedFiles(Generic[Value]):
-    """The value of one or more files. A broken change is refused, and the last good value stays.
+    """The value of one or more files, made by `read`. A broken change is refused, and the last good value stays.
 
     The contents are compared, and not the times: a Secret of Kubernetes changes behind symbolic links. A change counts
     when two looks in a row see the same contents, because a certificate and its key may be written one after the other.
@@ -57,7 +58,7 @@ class ReloadedFiles(Generic[Value]):
         refusal: type[Exception],
         bus: Publisher | None,
     ) -> None:
-        """Read the first value. Raises: what `read` raises."""
+        """Read the first value. An error of `read` is raised."""
         self.name = name
         self.num_reloads = 0
         self.num_refusals = 0
@@ -75,7 +76,7 @@ class ReloadedFiles(Generic[Value]):
 
     @property
     def is_broken(self) -> bool:
-        """Whether the present contents of the files can't be used."""
+        """Whether the files can't be used as they are."""
         return self._is_refused or self._hangs
 
     async def watch(self, changed: Callable[[Value], None]) -> None:

@@ -80,7 +80,10 @@ class _FilePart(_Part):
 
 
 def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
-    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`. Raises: BadTenants."""
+    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`.
+
+    Raises: BadTenants.
+    """
     try:
         data = read_file(path)
     except OSError as error:
@@ -89,7 +92,10 @@ def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
 
 
 def parse_tenants(data: bytes, defaults: TenantLimits, *, is_json: bool = False) -> Tenants:
-    """Return the tenants of a file's content. A tenant without limits gets `defaults`. Raises: BadTenants."""
+    """Return the tenants of a file's content. A tenant without limits gets `defaults`.
+
+    Raises: BadTenants.
+    """
     if len(data) > MAX_FILE_BYTES:
         raise BadTenants(f"the file is larger than {MAX_FILE_BYTES} bytes")
     try:

@@ -12,7 +12,7 @@ from kernels.geometry import CudaIpc
 from kernels.plan import check_groups, chunk_bytes
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
-from service.depot.memory_objects import AttachedMemory, most_objects
+from service.depot.memory_objects import AttachedMemory, max_objects_of_process
 from service.depot.running_transfer import stopped, to_the_end
 from service.depot.values import AttachRequest
 from service.errors import (
@@ -44,15 +44,15 @@ _ERRORS: dict[type[Exception], type[DepotError]] = {
 
 
 class Attacher:
-    """Attaches ranks, each once at a time, and no memory for two tenants.
+    """The attachments of all tenants. A rank has one at a time, and no memory is attached for two tenants.
 
-    The names of shared memory are no secrets, and the depot can open memory that a tenant itself could not.
+    The names of shared memory are no secrets, and the depot can open memory that a tenant itself can't open.
     """
 
     def __init__(self, *, cuda_over_tcp: bool) -> None:
         self._cuda_over_tcp = cuda_over_tcp
         self._ended: dict[RankId, asyncio.Future[None]] = {}
-        self._memory = AttachedMemory(most_objects())
+        self._memory = AttachedMemory(max_objects_of_process())
         # Two pools, so that the memory of a dead engine does not wait until others have been mapped.
         self._mappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-map")
         self._unmappers = ThreadPoolExecutor(MAPPER_THREADS, thread_name_prefix="kvdepot-unmap")
@@ -190,7 +190,7 @@ class Attacher:
 def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None:
     """Remove the rank at once. End its instance's leases, and with the last rank its sessions.
 
-    Returns a future that ends when all of these have ended. None: they have.
+    Return a future that ends when all of these have ended. None: they have already.
     """
     attachment.detached = True
     leases = [lease for lease in depot.leases.live() if lease.instance_id == attachment.instance_id]
@@ -235,7 +235,7 @@ def _publish_attached(depot: Depot, attachment: Attachment) -> None:
 
 
 def _reason(attachment: Attachment, draining: bool, *, has_work: bool) -> str:
-    """Return why the attachment ended. A client that ended its stream and left work counts as dead."""
+    """Return why the attachment ended. A client that ended its stream and left work counts as lost."""
     if attachment.failed.is_set():
         return DetachReason.FAILED
     if draining:

@@ -9,7 +9,7 @@ from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.index import RemovalReason, Tombstone
 from service.l1.keys import ChunkKey
 
-CHUNKS_A_STEP = 256  # of index operations: a tenth of a millisecond
+CHUNKS_PER_STEP = 256  # of index operations: a tenth of a millisecond
 
 
 class ChunkIndex(Protocol):
@@ -42,6 +42,6 @@ class ChunkIndex(Protocol):
 def unpinning(index: ChunkIndex, chunks_by_rank: Iterable[Sequence[Chunk]]) -> Iterator[None]:
     """Unpin prefixes in short steps. The tail of each counts as used before its head."""
     for chunks in chunks_by_rank:
-        for end in range(len(chunks), 0, -CHUNKS_A_STEP):
-            index.unpin(chunks[max(0, end - CHUNKS_A_STEP) : end])
+        for end in range(len(chunks), 0, -CHUNKS_PER_STEP):
+            index.unpin(chunks[max(0, end - CHUNKS_PER_STEP) : end])
             yield

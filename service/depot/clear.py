@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from service.depot.chunk_index import CHUNKS_A_STEP
+from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.index import RemovalReason
@@ -49,8 +49,8 @@ def clearing(
         if matches(store.namespace_stats):
             store.is_hidden = True
     num_chunks_before, bytes_before = counts.num_cleared_chunks, counts.cleared_bytes
-    for first in range(0, len(chunks), CHUNKS_A_STEP):
-        for chunk in chunks[first : first + CHUNKS_A_STEP]:
+    for first in range(0, len(chunks), CHUNKS_PER_STEP):
+        for chunk in chunks[first : first + CHUNKS_PER_STEP]:
             if chunk.removed or not matches(chunk.namespace_stats):
                 continue
             if chunk.num_pins and not force:

@@ -35,7 +35,7 @@ class MappedBuffer(Protocol):
 
     @property
     def objects(self) -> frozenset[Hashable]:
-        """The identities of the memory, whatever its names: buffers that have one in common share memory."""
+        """The identities of the memory. Two buffers with a common one share memory, even under different names."""
 
     def check_size(self) -> None:
         """Check that the engine took no memory away and that its device has not failed.
@@ -54,7 +54,7 @@ class MappedBuffer(Protocol):
 
 
 class TransferBackend(Protocol):
-    """Maps engines' memory."""
+    """What maps engines' memory."""
 
     @property
     def name(self) -> str:
@@ -63,9 +63,9 @@ class TransferBackend(Protocol):
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
     ) -> MappedBuffer:
-        """Map an engine's memory, which takes time.
+        """Map an engine's memory, which takes time. The errors are those of `kernels.errors`.
 
-        Raises: GeometryError, RegionError, AccessDenied, BackendError of kernels.errors.
+        Raises: GeometryError, RegionError, AccessDenied, BackendError.
         """
 
 

@@ -17,8 +17,7 @@ from service.l1.chunk import Chunk
 from telemetry.kinds import LeaseEnd
 
 MAX_ENDED_REMEMBERED = 16_384
-ENDS_AT_ONCE = 256
-
+MAX_EXPIRED_AT_A_TIME = 256
 
 _ERRORS: dict[LeaseEnd, type[DepotError]] = {
     LeaseEnd.RELEASED: LeaseReleased,
@@ -48,8 +47,8 @@ class Lease:
     transfers: set[Transfer] = field(default_factory=set)
 
     @property
-    def given_back(self) -> bool:
-        """Whether the engine itself ended the lease, so that nothing may be written to its blocks."""
+    def ended_by_engine(self) -> bool:
+        """Whether the engine itself ended the lease: then the depot writes nothing to its blocks."""
         return self.end in (LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED)
 
     def error(self) -> DepotError:
@@ -111,7 +110,7 @@ class Leases:
     def end(self, lease: Lease, why: LeaseEnd) -> asyncio.Future[None] | None:
         """End a live lease and unpin its chunks.
 
-        Returns a future that ends when all of them are unpinned. None: they are.
+        Return a future that ends when all of them are unpinned. None: they are.
         """
         del self._live[lease.lease_id]
         lease.end = why
@@ -122,10 +121,10 @@ class Leases:
         return self._slices.run(unpinning(self._index, chunks_by_rank))
 
     def expired(self, now: float) -> list[Lease]:
-        """Return the first leases that are overdue at `now` (monotonic). They live until `end` is called."""
+        """Return the first overdue leases at `now` (monotonic). They live until `end` is called."""
         overdue: list[Lease] = []
         for lease in self._live.values():
-            if lease.expire_monotonic > now or len(overdue) == ENDS_AT_ONCE:
+            if lease.expire_monotonic > now or len(overdue) == MAX_EXPIRED_AT_A_TIME:
                 break
             overdue.append(lease)
         return overdue

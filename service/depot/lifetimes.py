@@ -1,4 +1,4 @@
-"""The beginnings and ends of sessions and leases: one ends with the other, at a call's request, or by time."""
+"""The beginnings and ends of sessions and leases. A lease ends with its session, by a call, or by time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from telemetry.kinds import LeaseEnd, SessionEnd, Tier
 
 
 class Lifetimes:
-    """Begins and ends the sessions and leases of a tenant, and publishes both."""
+    """The beginnings and ends of one tenant's sessions and leases, each with its event."""
 
     def __init__(self, leases: Leases, sessions: Sessions, slices: Slices, bus: Publisher) -> None:
         self._leases = leases
@@ -97,7 +97,7 @@ class Lifetimes:
     def end_lease(self, lease: Lease, why: LeaseEnd) -> asyncio.Future[None] | None:
         """End a live lease. Its transfers go on: they have pins of their own.
 
-        Returns a future that ends when all its chunks are unpinned. None: they are.
+        Return a future that ends when all its chunks are unpinned. None: they are.
         """
         unpinned = self._leases.end(lease, why)
         session = self._sessions.find(lease.instance_id, lease.session_id)
@@ -140,7 +140,7 @@ class Lifetimes:
     def close_session(self, session: Session, why: SessionEnd) -> list[asyncio.Future[None]]:
         """End a session and its leases. Its transfers go on.
 
-        Returns futures to wait for, one after the other: the list grows meanwhile. Then all its chunks are unpinned.
+        Return futures to wait for, one after the other: the list grows meanwhile. Then all its chunks are unpinned.
         """
         unpinned: list[asyncio.Future[None]] = []
         leases_ended = self._slices.run(self._ending_leases(session, unpinned))

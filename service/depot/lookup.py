@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from service.depot.chunk_index import CHUNKS_A_STEP, ChunkIndex, unpinning
+from service.depot.chunk_index import CHUNKS_PER_STEP, ChunkIndex, unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.leases import Lease
@@ -44,7 +44,7 @@ class Match:
 
     @property
     def num_chunks(self) -> int:
-        """The chunks of the matched prefix, for one rank."""
+        """The number of chunks of the matched prefix, for one rank."""
         return len(self.chunks_by_rank[0])
 
     def lease(self, depot: Depot, session: Session) -> Lease:
@@ -136,7 +136,7 @@ async def match_prefix(depot: Depot, instance_id: str, prefix: Prefix) -> Match:
 
 
 class _Walk:
-    """From token 0 to the first chunk that a rank lacks, `CHUNKS_A_STEP` chunks a step; pins them."""
+    """A walk from token 0 to the first chunk that a rank lacks. Each step pins up to `CHUNKS_PER_STEP` chunks."""
 
     def __init__(self, depot: Depot, instance: Instance, prefix: Prefix) -> None:
         self._depot = depot
@@ -158,13 +158,13 @@ class _Walk:
             instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)
         ]
         self._keys = [chunk_keys(namespace, prefix, chunk_size) for namespace in self._namespaces]
-        self._num_a_step = max(1, CHUNKS_A_STEP // len(self._keys))
+        self._chunks_per_step = max(1, CHUNKS_PER_STEP // len(self._keys))
         self.match.chunks_by_rank = [[] for _ in self._keys]
 
     def step(self) -> None:
         """Match the next chunks."""
         index = self._depot.index
-        num_keys = min(self._num_a_step, self._num_wanted - self.match.num_chunks)
+        num_keys = min(self._chunks_per_step, self._num_wanted - self.match.num_chunks)
         num_chunks = num_keys  # that every rank has, of those walked so far
         parts: list[_RankPart] = []
         for keys in self._keys:
@@ -203,7 +203,10 @@ class _RankPart:
 
 
 def _resident(index: ChunkIndex, keys: Iterable[ChunkKey], num_wanted: int) -> _RankPart:
-    """Return the resident chunks of the first keys, with one more than wanted: the reason of a miss may need it."""
+    """Return the resident chunks of the first keys, one more than `num_wanted` at most.
+
+    The reason of a miss may need the additional one.
+    """
     chunks: list[Chunk] = []
     get = index.get
     for key in keys:
@@ -223,7 +226,7 @@ def _miss(
     found: Sequence[Chunk | None],
     at_token: int,
 ) -> Miss:
-    """Return the reason why a chunk ends the match: `keys[rank]` and `found[rank]` are its key and what is there."""
+    """Return the reason why a chunk ends the match. `keys[rank]` is its key, `found[rank]` the chunk in the index."""
     lacking = [rank for rank, chunk in enumerate(found) if chunk is None]
     if any(chunk is not None and chunk.pending_write is not None for chunk in found):
         return Miss(reason=MissReason.BEING_STORED, at_token=at_token, detail="another call is storing the chunk")

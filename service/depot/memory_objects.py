@@ -11,13 +11,16 @@ from pathlib import Path
 from service.errors import RegionForbidden, TooManyObjects
 
 MAX_TENANT_OBJECTS = 8192
-"""For 16 engines with an object for each K and each V of 256 layers. One takes a descriptor and two address ranges."""
+"""Enough for 16 engines with an object for each K and each V of 256 layers.
+
+An object takes a descriptor and two address ranges.
+"""
 
 _MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 
 
 class AttachedMemory:
-    """Counts the objects of all attachments, `max_objects` at most. Only the event loop uses it."""
+    """The objects of all attachments, `max_objects` at most. Only the event loop uses it."""
 
     def __init__(self, max_objects: int) -> None:
         self._max_objects = max_objects
@@ -29,9 +32,9 @@ class AttachedMemory:
 
     @contextmanager
     def hold(self, objects: Collection[Hashable], tenant: str) -> Iterator[None]:
-        """Count the objects of a tenant's attachment while the block runs.
+        """Count the objects of a tenant's attachment while the block runs. None may be attached by another tenant.
 
-        Raises: RegionForbidden if another tenant has attached one of them; TooManyObjects.
+        Raises: RegionForbidden, TooManyObjects.
         """
         if any(each in objects and owner != tenant for each, owner in self._objects):
             raise RegionForbidden("the memory is attached by another tenant")
@@ -54,7 +57,7 @@ class AttachedMemory:
             self._num_objects[tenant] -= len(objects)
 
 
-def most_objects() -> int:
+def max_objects_of_process() -> int:
     """Return the number of objects that take half of this process's descriptors and address ranges at most."""
     max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max_files // 2, int(_MAX_MAP_COUNT.read_text()) // 4)

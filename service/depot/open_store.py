@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from service.depot.chunk_index import CHUNKS_A_STEP
+from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.slices import Pace
@@ -20,8 +20,8 @@ from service.l1.keys import ChunkKey, chunk_keys
 from telemetry.events import ChunksStored
 from telemetry.kinds import Outcome, RefusalReason
 
-CHUNKS_A_PLAN = 32  # to decide about so many may take half a millisecond
-CHUNKS_AN_EVENT = 256
+CHUNKS_PER_PLAN = 32  # to decide about so many may take half a millisecond
+CHUNKS_PER_EVENT = 256
 
 _DETAILS = {
     RefusalReason.NO_BYTES: "every block is absent, of every group",
@@ -30,7 +30,7 @@ _DETAILS = {
 
 
 class OpenStore:
-    """Applies the plans of one store, and counts what became of its chunks. `positions` count chunks from token 0.
+    """The plans of one store, applied, and the counts of its chunks. `positions` count chunks from token 0.
 
     Resident chunks are pinned while it is open, so that a store never evicts the prefix that it makes longer. `close`
     must be called, even if the store fails. Then `answer` has the counts.
@@ -76,7 +76,7 @@ class OpenStore:
         """Pin the resident chunks of the prefix before the first position."""
         for position in range(self.positions.start):
             self._pin_resident(position)
-            if position % CHUNKS_A_PLAN == 0 and pace.is_over():
+            if position % CHUNKS_PER_PLAN == 0 and pace.is_over():
                 await pace.next()
 
     def plan(self, absent_tokens: Mapping[int, tuple[int, ...]]) -> StorePlan:
@@ -112,12 +112,12 @@ class OpenStore:
             self._refusal = Refusal(reason=reason, detail=f"from token {position * self._chunk_size} on: {detail}")
 
     async def commit(self, pace: Pace) -> None:
-        """Make the reserved chunks visible, whose bytes are in their slots, and wake the calls that wait for them."""
+        """Make the reserved chunks visible, and wake the calls that wait for them. All bytes are in their slots."""
         written = list(self._reserved.items())
-        for first in range(0, len(written), CHUNKS_AN_EVENT):
+        for first in range(0, len(written), CHUNKS_PER_EVENT):
             if pace.is_over():
                 await pace.next()
-            self._commit_some(written[first : first + CHUNKS_AN_EVENT])
+            self._commit_some(written[first : first + CHUNKS_PER_EVENT])
         self._end_pending_write()
 
     def close(self) -> None:
@@ -180,12 +180,12 @@ class OpenStore:
     def _closing(self) -> Iterator[None]:
         for number, chunk in enumerate(self._reserved.values()):
             self._depot.index.abandon(chunk)
-            if number % CHUNKS_A_PLAN == 0:
+            if number % CHUNKS_PER_PLAN == 0:
                 yield
         self._end_pending_write()
         positions = sorted(self._pinned)
-        for end in range(len(positions), 0, -CHUNKS_A_STEP):
-            self._depot.index.unpin([self._pinned[each] for each in positions[max(0, end - CHUNKS_A_STEP) : end]])
+        for end in range(len(positions), 0, -CHUNKS_PER_STEP):
+            self._depot.index.unpin([self._pinned[each] for each in positions[max(0, end - CHUNKS_PER_STEP) : end]])
             yield
 
     def _end_pending_write(self) -> None:

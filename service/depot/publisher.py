@@ -1,4 +1,4 @@
-"""Where the depot publishes its events."""
+"""The publisher of a depot without observability."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from telemetry.events import Event
 
 
 class NullPublisher:
-    """Forgets events, where observability is disabled."""
+    """A publisher that drops every event, for a depot without observability."""
 
     def publish(self, event: Event) -> None:
         """Do nothing."""

@@ -26,13 +26,13 @@ from telemetry.events import RetrieveFinished, RetrieveStarted
 from telemetry.kinds import OperationKind, Outcome
 
 MAX_PIECE_BYTES = 1 << 20
-MAX_TAIL_CHUNKS = 4_096  # of a prefix, in which to look for the stores that made them
+MAX_TAIL_CHUNKS = 4_096  # whose stores an event names
 MAX_SORTED_HERE = 16_384  # block ids: a millisecond
-MAX_STORED_BY = 8  # stores that made a prefix
+MAX_STORED_BY = 8  # stores that an event names
 
 
 async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
-    """Copy leased chunks into blocks. Those below `skip_tokens` are never written.
+    """Copy leased chunks into blocks. Blocks below `skip_tokens` are never written.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
         TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked, SessionNotFound,
@@ -66,9 +66,9 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 async def retrieve_inline(
     depot: Depot, request: RetrieveInlineRequest, send: Callable[[memoryview, int, int], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks as fast as `send` takes pieces: `send(data, chunk_index, offset_bytes)`.
+    """Send leased chunks in pieces, by `send(data, chunk_index, offset_bytes)`.
 
-    `chunk_index` counts chunks from token 0, and `offset_bytes` is the piece's place in its chunk. `data` is L1's own
+    `chunk_index` counts chunks from token 0. `offset_bytes` is where the piece begins in its chunk. `data` is L1's own
     memory: it may change after `send` returns.
 
     Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
@@ -95,7 +95,7 @@ async def retrieve_inline(
             for offset_bytes in range(0, chunk_bytes, MAX_PIECE_BYTES):
                 if attachment.detached:
                     raise Detached(f"rank {attachment.rank} detached while its bytes were being sent")
-                if lease.given_back:
+                if lease.ended_by_engine:
                     raise lease.error()
                 start = chunk.slot.offset_bytes + offset_bytes
                 data = depot.l1[start : start + min(MAX_PIECE_BYTES, chunk_bytes - offset_bytes)]

@@ -1,4 +1,4 @@
-"""Waits that end only when a transfer touches no memory, even if the waiting call is cancelled."""
+"""Waits for transfers. A wait ends when the transfer touches no memory, even if the waiting call is cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: what each request of an engine did, during its life and for a while after."""
+"""Sessions: what each request of an engine does. A session is remembered for a while after its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_OPERATIONS = 1_000
 MAX_ENDED_REMEMBERED = 1_000
 MAX_LIVE = 100_000
 MAX_REPORTED = 16_384
-MAX_IDLE_AT_ONCE = 256  # to end so many takes about two milliseconds
+MAX_IDLE_AT_A_TIME = 256  # to end so many takes about two milliseconds
 
 SessionIds = tuple[str, str]
 """`(instance_id, session_id)`"""
@@ -30,8 +30,8 @@ class Session:
     """The life of one request. It is not idle while `num_running` operations run.
 
     `number` grows from each session of the depot to the next. `start`, `last_use` and `last_report` are monotonic
-    seconds. `last_use` is when an operation began or ended, or a lease ended, or the last report of blocks if the
-    session is known from reports alone.
+    seconds. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
+    of blocks alone, it is when the last report came.
     """
 
     number: int
@@ -57,11 +57,11 @@ class Session:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it runs an operation or holds a lease: then it is never ended to make room."""
+        """Whether the session runs an operation or holds a lease. A busy session never ends for a new one."""
         return self.num_running > 0 or bool(self.lease_ids)
 
     def age_seconds(self) -> float:
-        """Return how long it lived, or has lived so far."""
+        """Return the seconds from the start to the end, or until this moment."""
         return self.duration_seconds if self.end is not None else time.monotonic() - self.start
 
     def begin(self, operation: Operation) -> None:
@@ -111,13 +111,13 @@ class Sessions:
         return self._live.get((instance_id, session_id))
 
     def begin(self, instance_id: str, session_id: str, model_name: str) -> Session:
-        """Begin a session that uses the cache; there must be room, and none of this id."""
+        """Begin a session that uses the cache. No live session has this id, and `victim_for` has ended."""
         session = self._begin(instance_id, session_id, model_name)
         self.used(session)
         return session
 
     def begin_reported(self, instance_id: str, session_id: str, model_name: str) -> Session:
-        """Begin a session that is known from a report of blocks; there must be room, and none of this id."""
+        """Begin a session that is known from a report. No live session has this id; `victim_for_report` has ended."""
         session = self._begin(instance_id, session_id, model_name)
         self.reported(session)
         return session
@@ -173,9 +173,11 @@ class Sessions:
         self._move(session, self._reported)
 
     def victim_for(self, session: Session | None) -> Session | None:
-        """Return the session that must end before this one (None: a new one) uses the cache; None if there is room.
+        """Return the session that must end before this one (None: a new one) uses the cache; None if none must.
 
-        Raises: TooManySessions if all are busy.
+        If all are busy, none can end.
+
+        Raises: TooManySessions.
         """
         is_counted = session is not None and session.ids not in self._reported
         if is_counted or len(self._busy) + len(self._quiet) < MAX_LIVE:
@@ -186,7 +188,7 @@ class Sessions:
         return oldest
 
     def victim_for_report(self) -> Session | None:
-        """Return the session that must end before a report begins another; None if there is room."""
+        """Return the session that must end before a report begins another; None if none must."""
         return next(iter(self._reported.values())) if len(self._reported) >= MAX_REPORTED else None
 
     def end(self, session: Session, why: SessionEnd) -> None:
@@ -213,11 +215,11 @@ class Sessions:
         return self._num_live[instance_id]
 
     def idle(self, now: float) -> list[Session]:
-        """Return up to `MAX_IDLE_AT_ONCE` sessions that did nothing for the idle timeout before `now` (monotonic)."""
+        """Return up to `MAX_IDLE_AT_A_TIME` sessions that were idle for the whole timeout at `now` (monotonic)."""
         idle: list[Session] = []
         for order in self._orders:
             for session in order.values():
-                if len(idle) >= MAX_IDLE_AT_ONCE or self.idle_at(session) > now:
+                if len(idle) >= MAX_IDLE_AT_A_TIME or self.idle_at(session) > now:
                     break
                 if session.num_running == 0:
                     idle.append(session)

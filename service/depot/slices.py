@@ -1,4 +1,4 @@
-"""Slices: long work on the event loop is done a little at a time, so that no call waits for all work of another.
+"""Slices: long work on the event loop is done in parts, so that no call waits for all work of another call.
 
 A slice lasts two milliseconds. All long work together gets one slice in each pass of the loop: ten calls with long work
 delay a short call by no more than one of them does.
@@ -20,7 +20,7 @@ SLICE_SECONDS = 0.002
 
 @dataclass(slots=True, eq=False)
 class _Steps:
-    """Work that goes on without a call; `done` ends with it."""
+    """Work that continues without its call. `done` is set at its end."""
 
     steps: Iterator[object]
     done: asyncio.Future[None]
@@ -41,9 +41,9 @@ class Slices:
         return Pace(self)
 
     def run(self, steps: Iterator[object]) -> asyncio.Future[None] | None:
-        """Do all steps, each of them short, even if the calling task is cancelled: at once if a slice is enough.
+        """Do all steps, even if the calling task is cancelled: immediately if one slice is enough. A step is short.
 
-        Returns a future that ends with the last step. None: all are done.
+        Return a future that ends with the last step. None: all are done.
         """
         if not self._waiting and _advance(steps):
             return None
@@ -85,7 +85,7 @@ class Slices:
 
 
 class Pace:
-    """The slices of one call's long work: ``if pace.is_over(): await pace.next()``, every few dozen steps."""
+    """The slices of one call's long work: `if pace.is_over(): await pace.next()`, every few dozen steps."""
 
     __slots__ = ("_end", "_slices")
 

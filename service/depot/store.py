@@ -11,7 +11,7 @@ from kernels.transfer import Direction
 from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
-from service.depot.open_store import CHUNKS_A_PLAN, OpenStore
+from service.depot.open_store import CHUNKS_PER_PLAN, OpenStore
 from service.depot.operation import Operation
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
@@ -48,13 +48,13 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
         while undecided:
             pending: dict[int, PendingWrite] = {}
             reserved: list[tuple[int, Chunk]] = []
-            for begin in range(0, len(undecided), CHUNKS_A_PLAN):
+            for begin in range(0, len(undecided), CHUNKS_PER_PLAN):
                 if pace.is_over():
                     await pace.next()
                 plan = open_store.plan(
                     {
                         position: absent_tokens(attachment, chunk_size, tables, position - first)
-                        for position in undecided[begin : begin + CHUNKS_A_PLAN]
+                        for position in undecided[begin : begin + CHUNKS_PER_PLAN]
                     }
                 )
                 pending |= plan.pending

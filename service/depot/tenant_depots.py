@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from service.access.credentials import DEFAULT_TENANT, caller
 from service.access.quota import Quota
 from service.access.tenants import Tenant, Tenants
-from service.depot.chunk_index import CHUNKS_A_STEP
+from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
@@ -27,14 +27,14 @@ from telemetry.events import Event, Publisher
 
 
 class TenantPublisher:
-    """Publishes the events of one tenant."""
+    """A publisher of one tenant's events."""
 
     def __init__(self, tenant: str, bus: Publisher) -> None:
         self._tenant = tenant
         self._bus = bus
 
     def publish(self, event: Event) -> None:
-        """Publish a new event. An eviction may have another tenant already: that of the chunks."""
+        """Publish a new event. An eviction keeps its tenant, which is that of the chunks."""
         self._bus.publish(event if event.tenant else event.of_tenant(self._tenant))
 
 
@@ -79,7 +79,7 @@ class TenantDepots:
         return self.of(caller.get().tenant)
 
     def of_default_tenant(self) -> Depot:
-        """Return the only depot, where there are no tenants."""
+        """Return the default tenant's depot: the only one, if there are no tenants."""
         return self.of(DEFAULT_TENANT)
 
     def named(self, tenant: str) -> Depot | None:
@@ -115,7 +115,7 @@ class TenantDepots:
         chunks: dict[str, list[Chunk]] = defaultdict(list)
         for number, chunk in enumerate(list(self.index.chunks())):
             chunks[chunk.namespace_stats.tenant].append(chunk)
-            if number % CHUNKS_A_STEP == 0:
+            if number % CHUNKS_PER_STEP == 0:
                 yield
         for depot in depots:
             yield from clearing(depot, chunks[depot.tenant], model_name, cache_salt, force=force, counts=counts)

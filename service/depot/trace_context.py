@@ -12,7 +12,7 @@ traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 
 
 def traceparent_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """Return the header in a call's metadata, or nothing. Its length is bounded, because events keep it."""
+    """Return the header in a call's metadata, or "". Its length is bounded, because events keep it."""
     for key, value in metadata or ():
         if key == "traceparent" and isinstance(value, str) and len(value) <= MAX_HEADER_CHARS:
             return value

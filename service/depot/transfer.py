@@ -28,12 +28,12 @@ from telemetry.events import TransferFinished, TransferStarted, TransferStep
 from telemetry.kinds import Outcome
 
 MAX_GROUP_CHUNKS = 1_024
-"""Most chunks of one transfer, times groups: the start of a transfer takes a moment for each."""
+"""The limit on chunks times groups of one transfer: its start does some work for each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOwner:
-    """What a transfer belongs to: if one of these ends, the transfer is cancelled. Only a retrieve has a lease."""
+    """What a transfer belongs to. The end of one of these cancels the transfer. Only a retrieve has a lease."""
 
     attachment: Attachment
     session: Session
@@ -41,11 +41,11 @@ class TransferOwner:
     lease: Lease | None = None
 
     def check(self) -> None:
-        """Check that the lease was not given back and that the session has not ended.
+        """Check that the engine has ended neither the lease nor the session.
 
-        Raises: SessionNotFound, or the lease's error.
+        Raises: SessionNotFound, LeaseReleased.
         """
-        if self.lease is not None and self.lease.given_back:
+        if self.lease is not None and self.lease.ended_by_engine:
             raise self.lease.error()
         if self.session.end is not None:
             raise SessionNotFound(self.session.instance_id, self.session.session_id)
@@ -68,7 +68,7 @@ class TransferOwner:
     def mapping_errors(self) -> Iterator[None]:
         """Raise the depot's errors instead of the kernels'. An attachment whose memory or device failed ends.
 
-        Raises: Detached, SessionNotFound, TransferFailed, RegionUnavailable, or the lease's error.
+        Raises: Detached, SessionNotFound, LeaseReleased, LeaseExpired, LeaseRevoked, TransferFailed, RegionUnavailable.
         """
         attachment = self.attachment
         try:
@@ -86,9 +86,11 @@ class TransferOwner:
 
 
 def require_buffer(attachment: Attachment, ready_event: bytes) -> MappedBuffer:
-    """Return the attachment's memory, which has its announced size and can wait for the event if there is one.
+    """Return the attachment's memory. Check its size, and that it can wait for the event if there is one.
 
-    Raises: NoRegions, Detached, BackendUnavailable; RegionUnavailable, with which the attachment ends.
+    RegionUnavailable ends the attachment.
+
+    Raises: NoRegions, Detached, BackendUnavailable, RegionUnavailable.
     """
     if attachment.detached:
         raise Detached(f"rank {attachment.rank} has detached")
@@ -113,7 +115,8 @@ async def transfer_chunks(
 ) -> int:
     """Carry out copies and return their bytes. After the end, nothing touches the blocks and slots.
 
-    Raises: TooManyBytes, the errors of `require_buffer` and those of `TransferOwner`.
+    Raises: TooManyBytes, NoRegions, Detached, BackendUnavailable, RegionUnavailable, TransferFailed, SessionNotFound,
+        LeaseReleased, LeaseExpired, LeaseRevoked.
     """
     buffer = require_buffer(owner.attachment, ready_event)
     owner.check()

@@ -26,7 +26,7 @@ class BlockTable:
         return self.absent_blocks + len(self.block_ids)
 
     def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
-        """Return the ids of the blocks from `first` to `end` that the engine has. Both count from the table's start."""
+        """Return the ids of the blocks `first` to `end - 1` that the engine has. Both count from the table's start."""
         return self.block_ids[max(0, first - self.absent_blocks) : max(0, end - self.absent_blocks)]
 
 
@@ -107,7 +107,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAnswer:
-    """What became of the tokens from the start token on. The tail is too short for a chunk."""
+    """The tokens from the start token on, by what became of them. The tail is too short for a chunk."""
 
     stored_tokens: int
     resident_tokens: int

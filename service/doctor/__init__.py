@@ -1,1 +1,1 @@
-"""`python -m service doctor`: what makes installations fail, looked for before it does."""
+"""`python -m service doctor`: finds what would make an installation fail."""

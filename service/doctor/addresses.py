@@ -98,7 +98,7 @@ def _tcp(shown: str, host: str, port: int, is_depot: Callable[[str], bool]) -> A
 
 
 def _is_depot(address: str) -> bool:
-    """Whether a depot answers. A depot that only asks for credentials also counts."""
+    """Return whether a depot answers. A depot that only asks for credentials also counts."""
     try:
         with DepotClient(address, timeout_seconds=TIMEOUT_SECONDS) as client:
             client.get_status()
@@ -108,7 +108,7 @@ def _is_depot(address: str) -> bool:
 
 
 def _has_certificate(tls_cert: Path, address: str) -> bool:
-    """Whether the server has this certificate: then it is the depot with these settings."""
+    """Return whether the server has this certificate: then it is the depot with these settings."""
     host, _, port = address.rpartition(":")
     try:
         certificate = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""What the checks know of the machine, as plain values.
+"""The facts of the machine that the checks use, as plain values.
 
 Each `error` says why a thing can't be used. It is empty if the thing can be used. A fact is None if the settings do not
 need it.

@@ -25,20 +25,20 @@ class Finding:
 
 
 def ok(what: str) -> Finding:
-    """It works well."""
+    """Return that the thing works well."""
     return Finding(Status.OK, what)
 
 
 def warning(what: str, fix: str) -> Finding:
-    """It works, but not as well as it should."""
+    """Return that the thing works, but not as well as it should."""
     return Finding(Status.WARNING, what, fix)
 
 
 def failure(what: str, fix: str) -> Finding:
-    """It does not work."""
+    """Return that the thing does not work."""
     return Finding(Status.FAILURE, what, fix)
 
 
 def not_applicable(why: str) -> Finding:
-    """There is nothing to check with these settings on this machine."""
+    """Return that there is nothing to check with these settings on this machine."""
     return Finding(Status.NOT_APPLICABLE, why)

@@ -151,7 +151,7 @@ def _subscriber_error(text: str) -> str:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in the folder, or the folder itself if it does not exist yet."""
+    """Return whether files can be made in the folder, or the folder itself if it does not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)

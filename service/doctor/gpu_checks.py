@@ -10,7 +10,7 @@ NO_GPU = "no GPU is seen"
 
 
 def gpu(facts: Facts, settings: Settings) -> Finding:
-    """Whether the process sees the node's GPUs."""
+    """Check whether the process sees the node's GPUs."""
     machine = facts.gpu
     if machine.cuda.devices:
         return ok("; ".join(machine.cuda.devices))
@@ -30,7 +30,7 @@ def gpu(facts: Facts, settings: Settings) -> Finding:
 
 
 def cupy(facts: Facts, settings: Settings) -> Finding:
-    """Whether CuPy is installed on a node with a GPU."""
+    """Check whether CuPy is installed on a node with a GPU."""
     cuda = facts.gpu.cuda
     if cuda.cupy_version:
         return ok(f"{cuda.cupy_version} for CUDA {_version(cuda.runtime_version)}")
@@ -42,7 +42,7 @@ def cupy(facts: Facts, settings: Settings) -> Finding:
 
 
 def driver(facts: Facts, settings: Settings) -> Finding:
-    """Whether the driver is new enough for CuPy's CUDA."""
+    """Check whether the driver is new enough for CuPy's CUDA."""
     cuda = facts.gpu.cuda
     if not facts.gpu.num_nodes or not cuda.cupy_version:
         return not_applicable(NO_GPU if not facts.gpu.num_nodes else "CuPy is missing")
@@ -57,7 +57,7 @@ def driver(facts: Facts, settings: Settings) -> Finding:
 
 
 def compiler(facts: Facts, settings: Settings) -> Finding:
-    """Whether the kernels can be compiled."""
+    """Check whether the kernels can be compiled."""
     cuda = facts.gpu.cuda
     if not facts.gpu.num_nodes or not cuda.cupy_version:
         return not_applicable(NO_GPU if not facts.gpu.num_nodes else "CuPy is missing")
@@ -70,7 +70,7 @@ def compiler(facts: Facts, settings: Settings) -> Finding:
 
 
 def compiled_kernels(facts: Facts, settings: Settings) -> Finding:
-    """Whether CuPy can save the kernels that it compiles."""
+    """Check whether CuPy can save the kernels that it compiles."""
     machine = facts.gpu
     if not machine.cuda.devices:
         return not_applicable(NO_GPU)
@@ -83,7 +83,7 @@ def compiled_kernels(facts: Facts, settings: Settings) -> Finding:
 
 
 def cuda_handles(facts: Facts, settings: Settings) -> Finding:
-    """Whether the settings let engines on GPUs attach."""
+    """Check whether the settings let engines on GPUs attach."""
     if not facts.gpu.cuda.devices:
         return not_applicable(NO_GPU)
     if any(address.startswith("unix:") for address in settings.listen):
@@ -94,7 +94,7 @@ def cuda_handles(facts: Facts, settings: Settings) -> Finding:
         return ok("accepted from every client over TCP")
     return warning(
         "refused from all clients: engines on GPUs can't attach their memory",
-        "listen on a unix socket too (listen: unix:/run/kvdepot/kvdepot.sock), or set tls_client_ca",
+        "also listen on a unix socket (listen: unix:/run/kvdepot/kvdepot.sock), or set tls_client_ca",
     )
 
 

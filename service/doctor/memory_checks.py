@@ -18,7 +18,7 @@ POPULATING_LINUX = (5, 14)
 
 
 def l1_memory(facts: Facts, settings: Settings) -> Finding:
-    """Whether L1 fits into the machine and into the cgroup."""
+    """Check whether L1 fits into the machine and into the cgroup."""
     memory = facts.memory
     wanted, needed = readable_size(settings.l1_size), readable_size(settings.l1_size + PROCESS_BYTES)
     if facts.depot_is_running:
@@ -49,7 +49,7 @@ def l1_memory(facts: Facts, settings: Settings) -> Finding:
 
 
 def huge_pages(facts: Facts, settings: Settings) -> Finding:
-    """Whether the machine has the pages that L1 is made of."""
+    """Check whether the machine has the pages that L1 is made of."""
     memory = facts.memory
     if settings.l1_huge_pages is HugePages.NONE:
         return not_applicable("L1 is made of small pages")
@@ -73,7 +73,7 @@ def huge_pages(facts: Facts, settings: Settings) -> Finding:
 
 
 def populating(facts: Facts, settings: Settings) -> Finding:
-    """Whether the depot can populate L1's pages before it needs them."""
+    """Check whether the depot can populate L1's pages before it needs them."""
     version = ".".join(map(str, facts.process.linux_version))
     if facts.process.linux_version >= POPULATING_LINUX:
         return ok(f"Linux {version}")
@@ -84,7 +84,7 @@ def populating(facts: Facts, settings: Settings) -> Finding:
 
 
 def memory_lock(facts: Facts, settings: Settings) -> Finding:
-    """Whether L1 may be pinned for a GPU."""
+    """Check whether L1 may be pinned for a GPU."""
     limit = facts.memory.memlock_bytes
     if not facts.gpu.cuda.devices:
         return not_applicable("no GPU: nothing is pinned")
@@ -97,7 +97,7 @@ def memory_lock(facts: Facts, settings: Settings) -> Finding:
 
 
 def shared_memory(facts: Facts, settings: Settings) -> Finding:
-    """Whether the depot can see the engines' buffers in shared memory."""
+    """Check whether the depot can see the engines' buffers in shared memory."""
     shared = facts.shared_memory
     if shared.error:
         return failure(

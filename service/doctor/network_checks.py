@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from service.doctor.facts import AddressFacts, Facts, Holder, SocketFacts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
-from service.rpc.listen import is_on_this_machine
+from service.rpc.listen import MAX_SOCKET_PATH_BYTES, is_on_this_machine
 from service.settings import Settings
 
-MAX_SOCKET_PATH_BYTES = 107
 SOON_SECONDS = 14 * 86_400.0
 
 _STICKY, _WRITABLE_BY_ALL = 0o1000, 0o002
 
 
 def listener(address: AddressFacts, settings: Settings) -> Finding:
-    """Whether the depot can listen on an address, and whether it is safe to do so."""
+    """Check whether the depot can listen on an address, and whether it is safe to do so."""
     if address.holder is Holder.OTHER:
         return failure("another process has it", "stop that process (ss -lptn), or set listen to another address")
     if address.bind_error:
@@ -28,7 +27,7 @@ def listener(address: AddressFacts, settings: Settings) -> Finding:
 
 
 def metrics(facts: Facts, settings: Settings) -> Finding:
-    """Whether the depot can serve metrics for Prometheus."""
+    """Check whether the depot can serve metrics for Prometheus."""
     address = facts.metrics
     if address is None:
         return not_applicable("none are served for Prometheus")
@@ -40,7 +39,7 @@ def metrics(facts: Facts, settings: Settings) -> Finding:
 
 
 def collector(facts: Facts, settings: Settings) -> Finding:
-    """Whether the OTLP collector answers."""
+    """Check whether the OTLP collector answers."""
     if facts.collector_error is None:
         return not_applicable("none is set")
     if facts.collector_error:
@@ -52,7 +51,7 @@ def collector(facts: Facts, settings: Settings) -> Finding:
 
 
 def certificate(facts: Facts, settings: Settings) -> Finding:
-    """Whether the files for TLS can be used, and for how long."""
+    """Check whether the files for TLS can be used, and for how long."""
     found = facts.certificate
     if found is None:
         return not_applicable("TCP is served without TLS")
@@ -65,7 +64,7 @@ def certificate(facts: Facts, settings: Settings) -> Finding:
 
 
 def tenants(facts: Facts, settings: Settings) -> Finding:
-    """Whether the file of tenants can be used."""
+    """Check whether the file of tenants can be used."""
     if facts.tenants_error is None:
         return not_applicable("none are set: every client is the same tenant")
     if facts.tenants_error:

@@ -11,7 +11,7 @@ OTHER_FILES = 256
 
 
 def pid_namespace(facts: Facts, settings: Settings) -> Finding:
-    """Whether the depot can see engines in other containers."""
+    """Check whether the depot can see engines in other containers."""
     if facts.process.is_in_host_pid_namespace:
         return ok("the node's")
     if not facts.gpu.cuda.devices:
@@ -23,14 +23,14 @@ def pid_namespace(facts: Facts, settings: Settings) -> Finding:
 
 
 def ipc_namespace(facts: Facts, settings: Settings) -> Finding:
-    """Never a problem. The report says so, because users suspect it."""
+    """Report the IPC namespace. It is never a problem, but users suspect it."""
     if facts.process.is_in_host_ipc_namespace:
         return ok("the node's")
     return not_applicable("a separate one; that is no problem: buffers are shared through /dev/shm and CUDA IPC")
 
 
 def cpus(facts: Facts, settings: Settings) -> Finding:
-    """Whether the threads that copy have CPUs to run on."""
+    """Check whether the threads that copy have CPUs to run on."""
     num_cpus = facts.process.num_cpus
     what = f"{num_cpus:g}, and transfer_threads is {settings.transfer_threads} for each direction"
     if num_cpus < settings.transfer_threads:
@@ -39,7 +39,7 @@ def cpus(facts: Facts, settings: Settings) -> Finding:
 
 
 def open_files(facts: Facts, settings: Settings) -> Finding:
-    """Whether each attachment can keep a file open."""
+    """Check whether each attachment can keep a file open."""
     limit = facts.process.max_files
     if limit < settings.max_attachments + OTHER_FILES:
         return warning(
@@ -50,7 +50,7 @@ def open_files(facts: Facts, settings: Settings) -> Finding:
 
 
 def streaming_copy(facts: Facts, settings: Settings) -> Finding:
-    """Whether the fast copy of the host backend is compiled."""
+    """Check whether the fast copy of the host backend is compiled."""
     if not facts.streaming_copy_error:
         return ok("compiled")
     return warning(
@@ -60,7 +60,7 @@ def streaming_copy(facts: Facts, settings: Settings) -> Finding:
 
 
 def subscribers(facts: Facts, settings: Settings) -> Finding:
-    """Whether the subscribers of the settings can be imported."""
+    """Check whether the subscribers of the settings can be imported."""
     if not settings.subscriber:
         return not_applicable("none are set")
     if facts.subscriber_errors:

@@ -37,9 +37,10 @@ class MemoryUnavailable(Exception):
 class Arena:
     """L1's bytes, as the writable `view`. A thread of low priority makes zeroed pages, lowest address first.
 
-    The first touch of a page costs about twenty times its copy, so pages are made before a store needs them.
+    The first touch of a page costs about twenty times its copy, so pages are made before a store needs them. The
+    machine and each cgroup around the process must have the memory.
 
-    Raises: MemoryUnavailable if the machine or a cgroup around the process lacks the memory.
+    Raises: MemoryUnavailable.
     """
 
     def __init__(self, size_bytes: int, huge_pages: HugePages = HugePages.TRANSPARENT) -> None:

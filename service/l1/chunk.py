@@ -60,7 +60,7 @@ class Chunk:
         return self.num_pins == 0 and self.pending_write is None
 
     def is_improved_by(self, absent_tokens: tuple[int, ...]) -> bool:
-        """Whether a chunk that lacks `absent_tokens` has all bytes of this one, and more."""
+        """Return whether a chunk that lacks `absent_tokens` has all bytes of this one, and more."""
         if not self.absent_tokens or absent_tokens == self.absent_tokens:
             return False
         return not absent_tokens or all(map(int.__le__, absent_tokens, self.absent_tokens))

@@ -59,12 +59,12 @@ class LeastRecentlyUsed:
         chunk.older = chunk.newer = None
 
     def next_victim(self, slot_bytes: int) -> Chunk | None:
-        """The chunk of this size that is evicted next."""
+        """Return the chunk of this size that is evicted next."""
         ends = self._ends.get(slot_bytes)
         return ends.oldest if ends is not None else None
 
     def next_victim_of_other_size(self, slot_bytes: int) -> Chunk | None:
-        """The chunk that is evicted next among those of every other size."""
+        """Return the chunk of any other size that is evicted next."""
         return min(
             (ends.oldest for size_bytes, ends in self._ends.items() if size_bytes != slot_bytes),
             key=lambda chunk: chunk.last_use,

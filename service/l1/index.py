@@ -1,4 +1,4 @@
-"""The index of L1: the chunks that are there, and those that left.
+"""The index of L1: its chunks, and the tombstones of those that left.
 
 It is plain synchronous Python: the event loop alone touches it, and each method is one step.
 """
@@ -18,13 +18,11 @@ from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool, Slot
 
-"""The name of L1 in events."""
-
 MAX_REMEMBERED = 65_536
 # Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
 # instead, and up to 30 milliseconds where it can't and the chunk would be refused.
-SWEPT_FOR_AGE = 32
-SWEPT_FOR_ROOM = 200_000
+MAX_SWEPT_FOR_AGE = 32
+MAX_SWEPT_FOR_SPACE = 200_000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,7 +73,7 @@ class Index:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
 
     def tombstone(self, key: ChunkKey) -> Tombstone | None:
-        """Return the reason and the time of a chunk's removal, unless it is back or was forgotten."""
+        """Return the tombstone of a removed chunk. None: the chunk was stored again, or the tombstone is forgotten."""
         return self._tombstones.get(key)
 
     def has_seen(self, namespace: Namespace) -> bool:
@@ -102,7 +100,7 @@ class Index:
     ) -> tuple[Chunk | None, Sequence[Chunk]]:
         """Take a slot for a chunk that is not there, and evict chunks for it if necessary.
 
-        Returns the chunk, which is being written until `commit` or `abandon`, and the evicted chunks. Returns no chunk
+        Return the chunk, which is being written until `commit` or `abandon`, and the evicted chunks. The chunk is None
         if L1 has no `slot_bytes` contiguous bytes without protected ones.
         """
         assert key not in self._chunks, "a chunk is reserved twice"
@@ -121,7 +119,7 @@ class Index:
     def commit(self, chunk: Chunk) -> Tombstone | None:
         """Make a chunk resident whose bytes are in its slot. It has one pin, which the store must take off.
 
-        Returns the tombstone that the key had. A chunk that was removed while it was being written stays invisible, and
+        Return the tombstone that the key had. A chunk that was removed while it was being written stays invisible, and
         its slot is freed with that pin.
         """
         assert chunk.pending_write is not None
@@ -176,7 +174,7 @@ class Index:
             self.num_removed_pinned += 1
         else:
             self._eviction.remove(chunk)
-            self.pool.give_back(chunk.slot)
+            self.pool.free(chunk.slot)
 
     def check(self) -> None:
         """Assert the invariants, which hold after every step."""
@@ -209,14 +207,14 @@ class Index:
         for victim in victims:
             self.remove(victim, RemovalReason.EVICTED)
         if run:
-            self.pool.release(run)
+            self.pool.join(run)
         return self.pool.take(slot_bytes), victims
 
     def _run_of_other_sizes(self, slot_bytes: int, own: Chunk | None) -> Sequence[Slot[Chunk]]:
         """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
 
-        `own` is the next victim of this size. Without it, neighbours of any age are returned. If there are some, they
-        are found: at the first try if L1 has `SWEPT_FOR_ROOM` slots at most, otherwise at a later try.
+        `own` is the next victim of this size. Without it, neighbours of any age are returned. An L1 of more than
+        `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them.
         """
         oldest = self._eviction.next_victim_of_other_size(slot_bytes)
         used_before = own.last_use if own is not None else math.inf
@@ -237,9 +235,9 @@ class Index:
             if seed is not None and (run := self.pool.run_around(seed, slot_bytes, may_go)):
                 return run
         if own is not None:
-            return self.pool.sweep(slot_bytes, may_go, SWEPT_FOR_AGE)
-        run = self.pool.sweep(slot_bytes, may_go, SWEPT_FOR_ROOM)
-        if not run and self.pool.num_stretches <= SWEPT_FOR_ROOM:
+            return self.pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
+        run = self.pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
+        if not run and self.pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
             self._no_run_bytes = slot_bytes
         return run
 
@@ -263,7 +261,7 @@ class Index:
         self.protected_bytes -= chunk.slot.size_bytes
         self._no_run_bytes = math.inf
         if chunk.removed:
-            self.pool.give_back(chunk.slot)
+            self.pool.free(chunk.slot)
         else:
             self._eviction.add(chunk)
 

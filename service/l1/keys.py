@@ -1,8 +1,8 @@
 """The keys of chunks: each names one token prefix in one namespace.
 
-``chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)``. The first parent is the namespace:
+`chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)`. The first parent is the namespace:
 blake3 over a canonical encoding of everything that makes KV differ for equal tokens. With block hashes
-``chunk_key = blake3(namespace || hash of the chunk's last block)``. Their namespaces also cover the number of tokens of
+`chunk_key = blake3(namespace || hash of the chunk's last block)`. Their namespaces also cover the number of tokens of
 a hash and of a chunk. Block size, block count and strides are left out: instances of one model with different layouts
 share chunks. A key is computed from the tokens of one call, never from remembered ones.
 """
@@ -24,7 +24,7 @@ ChunkKey = NewType("ChunkKey", bytes)
 Namespace = NewType("Namespace", bytes)
 
 NUM_NAMESPACES_KEPT = 1_024
-CHUNKS_AT_ONCE = 64  # their tokens are copied together; the first key of a long prompt costs no more than others
+CHUNKS_PER_COPY = 64  # of tokens; a limit, so that the first key of a long prompt costs no more than others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,9 @@ class RankIdentity:
 
     @classmethod
     def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group], tenant: str = "") -> RankIdentity:
-        """Encode the rank, its geometry and its tenant, if any. Each field is preceded by its length.
+        """Encode the rank, its geometry and its tenant, if any. Each field has its length in front.
 
-        So no two identities share an encoding.
+        So no two identities have the same encoding.
         """
         geometry = [_encode(len(groups))]
         for group in groups:
@@ -94,9 +94,9 @@ def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterato
     chunk_token_bytes = 4 * chunk_size
     parent: bytes = namespace
     num_tokens = len(prefix.token_ids) // chunk_size * chunk_size
-    tokens_at_once = CHUNKS_AT_ONCE * chunk_size
-    for first in range(0, num_tokens, tokens_at_once):
-        token_ids = prefix.token_ids[first : min(first + tokens_at_once, num_tokens)]
+    tokens_per_copy = CHUNKS_PER_COPY * chunk_size
+    for first in range(0, num_tokens, tokens_per_copy):
+        token_ids = prefix.token_ids[first : min(first + tokens_per_copy, num_tokens)]
         token_bytes = token_ids.astype("<u4", copy=False).tobytes()
         for start in range(0, len(token_bytes), chunk_token_bytes):
             parent = blake3(parent + token_bytes[start : start + chunk_token_bytes]).digest()

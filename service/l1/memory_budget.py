@@ -1,4 +1,4 @@
-"""The memory budget: two calls that make pages at once never count on the same free memory."""
+"""The memory budget: two calls that make pages at the same time never count on the same free memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT_BYTES = 128 << 20
 
 
 class MemoryBudget:
-    """Reserves memory, from any thread. `l1_missing_bytes` returns what L1 will still take."""
+    """The reserved memory, for any thread. `l1_missing_bytes` returns the bytes that L1 will still take."""
 
     def __init__(self, l1_missing_bytes: Callable[[], int], left: Callable[[], MemoryLeft] = memory_left) -> None:
         self._l1_missing_bytes = l1_missing_bytes
@@ -28,7 +28,9 @@ class MemoryBudget:
     def reserve(self, size_bytes: int) -> Iterator[None]:
         """Reserve memory while the block runs and makes its pages.
 
-        Raises: OSError with ENOMEM and both numbers if too little is left.
+        If too little is left, the error is ENOMEM, with both numbers.
+
+        Raises: OSError.
         """
         with self._lock:
             memory = self._left()

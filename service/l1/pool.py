@@ -47,10 +47,10 @@ def slot_bytes_for(chunk_bytes: int) -> int:
 
 
 class Pool(Generic[T]):
-    """Hands out slots, lowest addresses first, and takes them back.
+    """The slots and gaps of L1. Slots are taken lowest addresses first, and freed.
 
     A size class cuts slots from a gap, an extent at a time. One size class alone gets every slot that fits into L1.
-    Another one gets the gaps that `release` makes of free neighbours of any size.
+    Another one gets the gaps that `join` makes of free neighbours of any size.
     """
 
     def __init__(self, capacity_bytes: int, *, extent_bytes: int = EXTENT_BYTES) -> None:
@@ -81,7 +81,7 @@ class Pool(Generic[T]):
         self.used_bytes += slot_bytes
         return slot
 
-    def give_back(self, slot: Slot[T]) -> None:
+    def free(self, slot: Slot[T]) -> None:
         """Free a slot that was taken."""
         slot.state = SlotState.FREE
         slot.occupant = None
@@ -112,7 +112,10 @@ class Pool(Generic[T]):
         return run if run_bytes >= num_bytes else ()
 
     def sweep(self, num_bytes: int, may_go: Callable[[Slot[T]], bool], max_slots: int) -> Sequence[Slot[T]]:
-        """Do the same anywhere: look at `max_slots` slots and gaps, from where the last sweep ended."""
+        """Return neighbours anywhere, as `run_around` does.
+
+        Look at `max_slots` slots and gaps at most, from where the last sweep ended.
+        """
         slot = self._sweep_from
         if run := self.run_around(slot, num_bytes, may_go):
             return run
@@ -132,7 +135,7 @@ class Pool(Generic[T]):
         self._sweep_from = slot
         return neighbours if run_bytes >= num_bytes else ()
 
-    def release(self, run: Sequence[Slot[T]]) -> None:
+    def join(self, run: Sequence[Slot[T]]) -> None:
         """Join neighbours that are free or gaps into one gap, which can serve any size."""
         first, last = run[0], run[-1]
         if first.below is not None and first.below.state is SlotState.GAP:

@@ -1,4 +1,4 @@
-"""The metrics of the server: who measures, and where the values are exported."""
+"""The metrics of the server: the subscribers that measure, and the export of the values."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class Measuring:
-    """Measures the server and exports it. Made on the event loop.
+    """The metrics of one server, and their export. Made on the event loop.
 
-    `subscribers` are for the bus. The interceptor observes into `rpc_durations`.
+    The bus gets `subscribers`. The interceptor observes into `rpc_durations`.
     """
 
     def __init__(self, settings: Settings, resource: Resource) -> None:

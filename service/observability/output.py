@@ -31,7 +31,7 @@ class Output:
 
     @classmethod
     def detached(cls) -> Output:
-        """Replace `sys.stdout` and `sys.stderr` by detached streams, which are finished at exit."""
+        """Replace `sys.stdout` and `sys.stderr` with detached streams. At exit their last lines are written."""
         streams = []
         for name in ("stdout", "stderr"):
             try:

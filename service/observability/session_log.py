@@ -27,7 +27,7 @@ BLOCKS_PER_SECOND = 10  # for each reason
 
 
 class SessionLog(Subscriber):
-    """Logs one INFO record per session. The message is the block, the arguments are the facts."""
+    """A subscriber that logs each ended session at INFO. The message is the block, the arguments are the facts."""
 
     name = "session log"
 

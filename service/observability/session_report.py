@@ -15,7 +15,7 @@ from service.depot.sessions import Session
 from telemetry.kinds import OperationKind, Tier
 
 MAX_ROWS = 24
-SHORTEST_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
+MIN_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def report(session: Session) -> SessionReport:
     facts["engine_seconds"] = round(divided.engine_seconds, 6)
     facts["operations"] = [_operation_facts(span, each) for span, each in operations[:MAX_ROWS]]
 
-    shown = ((gap, None) for gap in divided.gaps if gap.seconds >= SHORTEST_GAP_SECONDS)
+    shown = ((gap, None) for gap in divided.gaps if gap.seconds >= MIN_GAP_SECONDS)
     rows = list(merge(operations, shown, key=lambda row: row[0].start_seconds))
     lines = [
         "SessionSummary instance_id={instance_id!r} session_id={session_id!r} model_name={model_name!r}",

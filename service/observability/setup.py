@@ -27,7 +27,7 @@ CLOSE_SECONDS = 3.5  # an exporter needs less, unless it hangs
 
 
 class Observability:
-    """Everything that observes the depot. `bus` is None if observability is disabled: then nothing is made or run.
+    """The bus, its subscribers and the exporters. `bus` is None if observability is disabled: then all are missing.
 
     `tracing` is None without tracing, `measuring` without metrics.
 

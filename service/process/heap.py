@@ -18,8 +18,8 @@ TRIM_SECONDS = 10.0
 def keep_freed_memory() -> None:
     """Keep up to 16 MiB of freed memory at the end of a heap, and map only allocations of 4 MiB or more by themselves.
 
-    By default each message of 1 MiB may be mapped anew, and touching its pages takes longer than copying it. Does
-    nothing on another libc than glibc.
+    By default each message of 1 MiB may be mapped anew, and touching its pages takes longer than copying it. On a
+    libc other than glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -10,17 +10,17 @@ import time
 
 logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 0.5  # to write the last line of the log
+LINE_SECONDS = 0.5  # for the last line of the log
 
 
 class LastResort:
-    """Ends the process by force after a time, even if its threads hang."""
+    """The forced end of the process after a time, even if its threads hang."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
 
     def end_within(self, seconds: float, exit_code: int) -> None:
-        """Let the process run for `seconds` more. This replaces an earlier time."""
+        """End the process by force after `seconds`. This replaces an earlier deadline."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = threading.Timer(seconds, _end, args=(exit_code,))

@@ -17,7 +17,7 @@ from telemetry.bus import EventBus
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Serves operators. `settings` are the server's settings by name, without secrets."""
+    """The service for operators. `settings` are the server's settings by name, without secrets."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Admission: limits the calls that run and the streams that are open, of each tenant and in all; refuses in a drain."""
+"""Admission: limits on running calls and open streams, for each tenant and in all. A drain refuses new ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.errors import Draining, TooManyRpcs
 
 
 class Admission:
-    """Counts unary calls and long-lived streams. Only the event loop uses it.
+    """The running unary calls and the open long-lived streams. Only the event loop uses it.
 
     A unary call ends by itself: a drain waits for it. A long-lived stream is open for as long as its client wants.
     """
@@ -34,7 +34,10 @@ class Admission:
         await self._idle.wait()
 
     def check_not_draining(self) -> None:
-        """Raises: Draining."""
+        """Refuse a call in a drain.
+
+        Raises: Draining.
+        """
         if self.is_draining:
             raise Draining("the depot is shutting down")
 
@@ -46,7 +49,7 @@ class Admission:
         quota.num_running += 1
 
     def end(self, quota: Quota) -> None:
-        """Count a unary call no more."""
+        """Uncount a unary call that has ended."""
         quota.num_running -= 1
         self._num_busy_tenants -= quota.num_running == 0
         self.num_running -= 1
@@ -54,9 +57,9 @@ class Admission:
             self._idle.set()
 
     def check(self, quota: Quota) -> None:
-        """Refuse the call that has begun if there are too many.
+        """Refuse the call that has begun if too many run.
 
-        If all tenants together have too many, those calls are refused that exceed an even share of their tenant.
+        If all tenants together run too many, a tenant that has more than an even share is refused.
 
         Raises: Draining, TooManyRpcs.
         """
@@ -72,7 +75,10 @@ class Admission:
 
     @contextmanager
     def stream(self, quota: Quota) -> Iterator[None]:
-        """Count a long-lived stream of a tenant while the block runs. Raises: TooManyRpcs."""
+        """Count a long-lived stream of a tenant while the block runs.
+
+        Raises: TooManyRpcs.
+        """
         limit = quota.limits.max_attachments
         if quota.num_streams >= limit:
             raise TooManyRpcs(f"{limit} streams of the tenant are open")

@@ -27,7 +27,7 @@ InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the
 
 
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
-    """Serves engines, each from the depot of its tenant.
+    """The service for engines. Each call uses the depot of its tenant.
 
     `draining` is set when the depots begin to shut down, `drained` when the transfers have ended.
     """
@@ -45,7 +45,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         request: cache_pb2.AttachInstanceRequest,
         context: grpc.aio.ServicerContext[cache_pb2.AttachInstanceRequest, cache_pb2.AttachInstanceResponse],
     ) -> None:
-        """Keep a rank attached until the client leaves, which cancels this, or until the depot has drained."""
+        """Keep a rank attached until the client ends the stream, which cancels this, or until the depot has drained."""
         depot = self._depots.of_caller()
         peer_is_known = context.peer().startswith("unix:") or has_certificate(context)
         plain = decode.attach_request(request, peer_is_known=peer_is_known)

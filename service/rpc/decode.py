@@ -1,4 +1,4 @@
-"""Decodes messages to plain values, and finds what is wrong with a request by itself."""
+"""Decodes messages to plain values, and checks what a request alone can show to be wrong."""
 
 from __future__ import annotations
 
@@ -39,10 +39,13 @@ _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: bool) -> AttachRequest:
-    """Raises: InvalidRequest."""
+    """Return the request. `peer_is_known` is described at `AttachRequest`.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
-    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-    wrong.check_text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
+    wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
+    wrong.check_text("model_name", message.model_name, max_bytes=MAX_NAME_BYTES)
     if not 1 <= message.world_size <= MAX_WORLD_SIZE:
         wrong.add("world_size", f"is {message.world_size}, not 1 to {MAX_WORLD_SIZE}")
     if message.rank >= max(1, message.world_size):
@@ -115,7 +118,10 @@ def _region(wrong: Violations, field: str, message: cache_pb2.MemoryRegion) -> R
 
 
 def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
-    """Raises: InvalidRequest."""
+    """Return the request of a lookup.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
     wrong.check_ids(message)
     prefix = _prefix(wrong, "prefix", message.prefix)
@@ -133,7 +139,10 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
 
 
 def store_request(message: cache_pb2.StoreRequest) -> StoreRequest:
-    """Raises: InvalidRequest."""
+    """Return the request of a store.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
     _ready_event(wrong, message.ready_event)
     wrong.check_length("block_tables", message.block_tables, MAX_TABLES)
@@ -163,10 +172,13 @@ def store_header(
 
 
 def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
-    """Raises: InvalidRequest."""
+    """Return the request of a retrieve.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
     wrong.check_ids(message)
-    wrong.check_text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("lease_id", message.lease_id, max_bytes=MAX_ID_BYTES)
     _ready_event(wrong, message.ready_event)
     wrong.check_length("block_tables", message.block_tables, MAX_TABLES)
     wrong.raise_any()
@@ -182,10 +194,13 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
 
 
 def retrieve_inline_request(message: cache_pb2.RetrieveInlineRequest) -> RetrieveInlineRequest:
-    """Raises: InvalidRequest."""
+    """Return the request of an inline retrieve.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
     wrong.check_ids(message)
-    wrong.check_text("lease_id", message.lease_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("lease_id", message.lease_id, max_bytes=MAX_ID_BYTES)
     wrong.raise_any()
     return RetrieveInlineRequest(
         instance_id=message.instance_id,
@@ -197,15 +212,21 @@ def retrieve_inline_request(message: cache_pb2.RetrieveInlineRequest) -> Retriev
 
 
 def instance_id(message: cache_pb2.DetachInstanceRequest) -> str:
-    """Return the instance id. Raises: InvalidRequest."""
+    """Return the instance id.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
-    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
+    wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
     wrong.raise_any()
     return message.instance_id
 
 
 def session_ids(message: WithIds) -> tuple[str, str]:
-    """Return the instance id and the session id. Raises: InvalidRequest."""
+    """Return the instance id and the session id.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
     wrong.check_ids(message)
     wrong.raise_any()
@@ -227,8 +248,8 @@ def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
     elif message.hash_block_size:
         wrong.add(f"{field}.hash_block_size", "is set without block_hashes")
     if message.cache_salt or message.adapter:
-        wrong.check_text(f"{field}.cache_salt", message.cache_salt, most_bytes=MAX_ID_BYTES, required=False)
-        wrong.check_text(f"{field}.adapter", message.adapter, most_bytes=MAX_NAME_BYTES, required=False)
+        wrong.check_text(f"{field}.cache_salt", message.cache_salt, max_bytes=MAX_ID_BYTES, required=False)
+        wrong.check_text(f"{field}.adapter", message.adapter, max_bytes=MAX_NAME_BYTES, required=False)
     return Prefix(
         token_ids=np.array(message.token_ids, dtype=np.uint32),
         block_hashes=block_hashes,
@@ -263,14 +284,17 @@ def _ready_event(wrong: Violations, ready_event: bytes) -> None:
 
 
 def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) -> None:
-    """Raises: InvalidRequest."""
+    """Check a report of block allocations.
+
+    Raises: InvalidRequest.
+    """
     wrong = Violations()
-    wrong.check_text("instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-    wrong.check_text("model_name", message.model_name, most_bytes=MAX_NAME_BYTES)
+    wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
+    wrong.check_text("model_name", message.model_name, max_bytes=MAX_NAME_BYTES)
     if not message.block_size:
         wrong.add("block_size", "is 0")
     wrong.check_length("records", message.records, MAX_RECORDS)
     wrong.raise_any()
     for n, record in enumerate(message.records):
-        wrong.check_text(f"records[{n}].session_id", record.session_id, most_bytes=MAX_ID_BYTES)
+        wrong.check_text(f"records[{n}].session_id", record.session_id, max_bytes=MAX_ID_BYTES)
     wrong.raise_any()

@@ -1,4 +1,4 @@
-"""Fairness between clients: the many open calls of one do not delay the few of another.
+"""Fairness between clients: many open calls of one client do not delay the few calls of another.
 
 A call does its work on the event loop in one go, and gRPC hands calls over in the order in which they came. A client
 with a hundred open calls would make each call of another client wait for all of them. So while several clients call,
@@ -17,8 +17,8 @@ from collections import OrderedDict, deque
 from time import perf_counter
 
 GRACE_PASSES = 8  # five that it takes, and some for a busy machine
-LONE_SECONDS = 0.001  # after the arrival before it, a call was not behind that one in gRPC's queue
-MAX_HOLD_SECONDS = 0.002  # that calls which arrive hold up those that wait
+LONE_SECONDS = 0.001  # between two arrivals: then the second call did not wait behind the first in gRPC's queue
+MAX_HOLD_SECONDS = 0.002  # that waiting calls wait for arriving ones
 MAX_WAITING = 1_024  # calls of a client
 SHARED_SECONDS = 10.0  # how long other clients are remembered
 
@@ -73,7 +73,8 @@ class FairQueue:
         waiting = self._waiting.get(client)
         if waiting is None:
             waiting = self._waiting[client] = deque()
-            self._waiting.move_to_end(client, last=False)  # clients that wait longer had their turns meanwhile
+            # First, because the other clients have had slots meanwhile.
+            self._waiting.move_to_end(client, last=False)
         elif len(waiting) >= MAX_WAITING:
             return None
         begin = self._loop.create_future()
@@ -101,14 +102,14 @@ class FairQueue:
         self._count_passes()
 
     def _end_hold(self) -> None:
-        """Wait no more for the calls that still arrive, whose requests are slow or wait for memory."""
+        """Stop waiting for the calls that still arrive: their requests are slow, or wait for memory."""
         self._hold = None
         self._num_holds += 1
         self._num_arriving = 0
         self._count_passes()
 
     def _begin_one(self) -> None:
-        """Begin the first call of the client that has waited longest for its turn."""
+        """Begin the first call of the client that has waited longest for a slot."""
         while self._waiting:
             client, waiting = self._waiting.popitem(last=False)
             begin = waiting.popleft()

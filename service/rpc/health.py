@@ -16,7 +16,7 @@ class ServiceUnknown(DepotError, status=grpc.StatusCode.NOT_FOUND, reason="SERVI
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it is not typed
-    """Answers for `services`, and for "", which stands for all of them. Created on the event loop."""
+    """The health of `services`, and of "", which stands for all of them. Created on the event loop."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset({"", *services})

@@ -1,4 +1,4 @@
-"""Limits the bytes of requests that arrive at once, and that running calls keep.
+"""Limits the bytes of requests: of those that arrive at the same time, and of those that running calls keep.
 
 gRPC takes at most 64 KiB of a message until its call asks for it; the rest waits in the client. The length of a message
 is unknown before it has arrived. So a call reserves the longest message first, and later what its message has.
@@ -16,7 +16,7 @@ UNREAD_BYTES = 64 << 10  # that gRPC takes of a message before its call asks for
 class InflightBytes:
     """Bytes for `num_messages` of the longest messages. One client gets at most half of them.
 
-    Clients that wait get bytes in turn. Only the event loop uses this.
+    Clients that wait get bytes round robin. Only the event loop uses this.
     """
 
     def __init__(self, num_messages: int, max_message_bytes: int) -> None:
@@ -38,7 +38,7 @@ class InflightBytes:
         return Reservation(self, client)
 
     def fits(self, client: str, num_bytes: int) -> bool:
-        """Whether a client may reserve `num_bytes` more."""
+        """Return whether a client may reserve `num_bytes` more."""
         return (
             self.reserved_bytes + num_bytes <= self._size_bytes
             and self._bytes_by_client[client] + num_bytes <= self._share_bytes
@@ -94,7 +94,7 @@ class InflightBytes:
 
 
 class Reservation:
-    """The bytes that one call has reserved. They are given back at the end of its ``with`` block."""
+    """The bytes that one call has reserved. They are given back at the end of its `with` block."""
 
     __slots__ = ("_client", "_inflight", "num_bytes")
 

@@ -3,7 +3,7 @@
 1. authenticate: find the caller, and check that it may call the method (`service/access`).
 2. admit: refuse the RPC in a drain, or if too many run (`admission.py`).
 3. receive: reserve memory, then read and parse the request (`inflight_bytes.py`, `receive.py`).
-4. queue: wait while other calls of the same client have its slots (`fair_queue.py`).
+4. queue: wait for a slot, which calls get round robin over their clients (`fair_queue.py`).
 5. serve: call the servicer.
 6. map errors: count an error, and end the RPC with its status and details (`refusals.py`, `status.py`).
 7. measure: observe the duration and the status.
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 OUR_SERVICES = "/kvdepot.v1."
 LONG_LIVED = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})
-# Admitted in a drain and beyond the limits: they let work end, or only look.
+# Admitted in a drain and beyond the limits: they end work, or only read.
 ALWAYS_ADMITTED = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
@@ -58,11 +58,11 @@ DENIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 DENIED_AFTER_SECONDS = 0.1  # so that a client that calls again at once does not keep the depot busy
 MAX_DENIED = 256  # denials that wait; others are sent at once
 RECEIVE_SECONDS = 10.0  # for the request of an admitted RPC
-NUM_LARGEST_REQUESTS = 16  # that fit into memory at once; as many again of streams
+NUM_LARGEST_REQUESTS = 16  # that fit into memory at the same time; as many again of streams
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Authenticates, limits and measures RPCs, and maps their errors.
+    """What runs around each servicer: it authenticates, limits and measures RPCs, and maps their errors.
 
     Servicers of ours are coroutine functions that send their responses with `context.write`. They are never async
     generators: a suspended generator keeps what it holds until it is collected.
@@ -97,12 +97,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     @property
     def num_left_behind(self) -> int:
-        """RPCs that ended and may have left free memory in the heap: they were refused, or their request was large."""
+        """The number of refused RPCs and of large requests: these may have left free memory in the heap."""
         inflight = (self._unary_bytes, self._stream_bytes, *self._probes.inflight)
         return self._refusals.num_refused.total() + sum(each.num_large for each in inflight)
 
     def revoke(self) -> None:
-        """End the long-lived streams of callers whose credentials are no longer valid."""
+        """End the long-lived streams of callers with invalid credentials."""
         now = asyncio.get_running_loop().time()
         for timeout, stream_caller in self._streams.items():
             if not timeout.expired() and not self._access.is_valid(stream_caller):
@@ -133,7 +133,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return stream_handler(self._measuring(method, self._mapping_errors(method, self._serving_unary(rpc))), handler)
 
     def _authenticate(self, method: str, context: Context) -> Caller:
-        """Return the caller, and set it for the servicer. Raises: what `Access` raises."""
+        """Return the caller, and set it for the servicer. Errors of `Access` are raised."""
         found = self._access.authenticate(context)
         caller.set(found)
         self._access.authorize(found, method, context)
@@ -145,7 +145,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return self._fair_queue.slot(tenant or call.instance_id, arrival) if arrival is not None else None
 
     def _serving_unary(self, rpc: Rpc) -> Behavior:
-        """Steps 1 to 5 of an RPC that ends by itself."""
+        """Return steps 1 to 5 of an RPC that ends by itself."""
         admission = self._admission
         inflight = self._stream_bytes if rpc.request_streaming else self._unary_bytes
         is_limited = rpc.method not in ALWAYS_ADMITTED
@@ -172,7 +172,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return serve
 
     def _serving_stream(self, rpc: Rpc) -> Behavior:
-        """Steps 1 to 5 of a long-lived stream."""
+        """Return steps 1 to 5 of a long-lived stream."""
 
         async def serve(context: Context, call: Call) -> None:
             call.arrival = self._fair_queue.on_arrival()
@@ -192,7 +192,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return serve
 
     async def _while_valid(self, stream_caller: Caller, stream: Awaitable[Any]) -> None:
-        """Serve a stream until the caller's credentials expire or are revoked. Raises: CredentialsRevoked."""
+        """Serve a stream until the caller's credentials expire or are revoked.
+
+        Raises: CredentialsRevoked.
+        """
         try:
             async with asyncio.timeout(stream_caller.seconds_left()) as timeout:
                 self._streams[timeout] = stream_caller
@@ -206,7 +209,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise
 
     def _mapping_errors(self, method: str, serve: Behavior) -> Behavior:
-        """Step 6: end the RPC with a status for any error."""
+        """Return `serve` with step 6: it ends the RPC with a status for any error."""
 
         async def call_servicer(_: Any, context: Context) -> Any:
             call = Call()
@@ -220,7 +223,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 except Exception:
                     logger.exception("unexpected error in %s", method)
                     refusal = InternalError("an unexpected error; the depot's log has the details")
-                # gRPC keeps the exception that ends a call until garbage is collected. It must not lead to the request.
+                # gRPC keeps the exception that ends a call until garbage is collected. It must not keep the request.
                 refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
                 await self._refuse(method, context, refusal, call)
             finally:
@@ -244,13 +247,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if error.status in DENIALS and self._num_denied < MAX_DENIED:
             self._num_denied += 1
             try:
-                await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)  # not all of them at once
+                # Random, so that clients do not all try again together.
+                await asyncio.sleep(random.uniform(0.5, 1.5) * DENIED_AFTER_SECONDS)
             finally:
                 self._num_denied -= 1
         await abort(context, error)
 
     def _measuring(self, method: str, serve: Behavior) -> Behavior:
-        """Step 7. Health, reflection and long-lived streams are not measured, nor are unknown methods."""
+        """Return `serve` with step 7. Health, reflection, streams and unknown methods are not measured."""
         if self._durations is None:
             return serve
         observe, rpc = self._durations.observe, method.removeprefix("/")

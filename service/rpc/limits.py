@@ -1,4 +1,4 @@
-"""Limits on the length of each field of a message: more than any engine needs, and few enough to check."""
+"""Limits on the length of each field of a message. Engines need less, and so much can be checked quickly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_FIELDS = 1 << 19
 MAX_UNKNOWN = 1 << 16  # repetitions of a field that only newer clients know
 MAX_REPETITIONS = 1 << 10  # of a field that is not repeated: protobuf takes the last one
 
-_MOST_OF = {
+_MAX_COUNTS = {
     "kvdepot.v1.AttachInstanceRequest.groups": MAX_GROUPS,
     "kvdepot.v1.AttachInstanceRequest.regions": MAX_REGIONS,
     "kvdepot.v1.KvGroup.planes": MAX_PLANES,
@@ -32,8 +32,8 @@ _MOST_OF = {
 }
 
 
-def most_of(field: FieldDescriptor | None) -> int:
-    """Return how often a field may be in a message. None is an unknown field."""
+def max_count(field: FieldDescriptor | None) -> int:
+    """Return how often a field may occur in a message. None is an unknown field."""
     if field is None:
         return MAX_UNKNOWN
-    return _MOST_OF.get(field.full_name, MAX_FIELDS) if field.is_repeated else MAX_REPETITIONS
+    return _MAX_COUNTS.get(field.full_name, MAX_FIELDS) if field.is_repeated else MAX_REPETITIONS

@@ -59,14 +59,17 @@ def server_options(max_message_bytes: int) -> Sequence[tuple[str, int]]:
 
 
 def listen(server: grpc.aio.Server, settings: Settings, access: Access) -> tuple[str, ...]:
-    """Open all listeners, and return their addresses with the chosen ports. Raises: CannotListen."""
+    """Open all listeners, and return their addresses with the chosen ports.
+
+    Raises: CannotListen.
+    """
     addresses = tuple(_listen(server, address, settings, access) for address in settings.listen)
     _warn_of_open_doors(settings)
     return addresses
 
 
 def is_on_this_machine(address: str) -> bool:
-    """Whether only processes of this machine can connect to a listener."""
+    """Return whether only processes of this machine can connect to a listener."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")
@@ -84,12 +87,14 @@ def _warn_of_open_doors(settings: Settings) -> None:
         return
     if not settings.tenants and not settings.tls_client_ca:
         logger.warning(
-            "NO AUTHENTICATION on %s: whoever reaches it can read, write and clear the whole cache. Set tenants and "
+            "NO AUTHENTICATION on %s: every client can read, write and clear the whole cache. Set tenants and "
             "tls_cert, or tls_client_ca, or listen on 127.0.0.1 or unix: only",
             remote,
         )
     elif not settings.tls_cert and settings.tokens_over_plain_tcp:
-        logger.warning("tokens are taken over plain TCP on %s: who listens there can use them. Set tls_cert", remote)
+        logger.warning(
+            "tokens are taken over plain TCP on %s: others on the network can read them. Set tls_cert", remote
+        )
     elif not settings.tls_cert:
         logger.warning("no tenant can call over %s: tokens are not taken over TCP without TLS. Set tls_cert", remote)
 
@@ -163,7 +168,7 @@ def _give_to(path: Path, owner: str) -> None:
 
 
 def _is_served(path: Path) -> bool:
-    """Whether a process accepts on a unix socket. A socket that a dead process left behind is replaced."""
+    """Return whether a process accepts on a unix socket. A socket that a dead process left behind is replaced."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(PROBE_SECONDS)
         probe.connect(str(path))

@@ -25,11 +25,11 @@ from telemetry.watch import Watcher
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 SUMMARIES_AT_ONCE = 50
-RECORDS_AN_EVENT = 256
+RECORDS_PER_EVENT = 256
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
-    """Serves schedulers that report blocks, and people who watch. `bus` is None if observability is disabled."""
+    """The service for reports of blocks, events and sessions. `bus` is None if observability is disabled."""
 
     def __init__(self, depots: TenantDepots, bus: EventBus | None) -> None:
         self._depots = depots
@@ -41,10 +41,10 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         decode.check_block_report(request)
         depot = self._depots.of_caller()
         pace = depot.slices.pace()
-        for first in range(0, len(request.records), RECORDS_AN_EVENT):
+        for first in range(0, len(request.records), RECORDS_PER_EVENT):
             if pace.is_over():
                 await pace.next()
-            self._report(depot, request, request.records[first : first + RECORDS_AN_EVENT])
+            self._report(depot, request, request.records[first : first + RECORDS_PER_EVENT])
         return observability_pb2.ReportBlockAllocationResponse()
 
     def _report(

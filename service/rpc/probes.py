@@ -26,7 +26,7 @@ MAX_OPEN_OF_OTHERS = (4, 16)
 
 
 class Probes:
-    """Limits probes by peer. `authenticate` is called for reflection; None: everybody may use it."""
+    """The probes, limited by peer. Reflection calls `authenticate`; None: it needs no credentials."""
 
     def __init__(self, max_message_bytes: int, authenticate: Callable[[str, Context], object] | None) -> None:
         self._authenticate = authenticate
@@ -35,7 +35,7 @@ class Probes:
         self.inflight = (self._health_bytes, self._reflection_bytes)
 
     def serving(self, rpc: Rpc) -> Behavior:
-        """Return what serves calls of a method."""
+        """Return the behavior that serves calls of a method."""
         limit = PeerLimit(*MAX_OPEN.get(rpc.method, MAX_OPEN_OF_OTHERS))
         inflight = self._reflection_bytes if rpc.request_streaming else self._health_bytes
         authenticate = self._authenticate if rpc.method.startswith(REFLECTION) else None
@@ -44,7 +44,7 @@ class Probes:
             if authenticate is not None:
                 authenticate(rpc.method, context)
             peer = peer_of(context.peer())
-            with limit.counted(peer), inflight.reservation(peer) as reservation:
+            with limit.open_call(peer), inflight.reservation(peer) as reservation:
                 request = await rpc.receive(context, reservation, RECEIVE_SECONDS, call, MAX_REQUEST_BYTES)
                 if rpc.request_streaming:
                     return await _send_all(rpc.behavior(request, context), context)
@@ -54,7 +54,10 @@ class Probes:
 
 
 async def _send_all(responses: Any, context: Context) -> None:
-    """Send what an async generator yields. Raises: StreamStalled."""
+    """Send what an async generator yields.
+
+    Raises: StreamStalled.
+    """
     try:
         async with asyncio.timeout(MAX_STREAM_SECONDS):
             async for response in responses:

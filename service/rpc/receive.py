@@ -27,7 +27,7 @@ MAX_ID_CHARS = 256
 
 
 class Call:
-    """What is known of one RPC. It may outlive its request, so it keeps nothing large."""
+    """The state of one RPC in the interceptor. It may outlive its request, so it keeps nothing large."""
 
     __slots__ = ("arrival", "instance_id")
 
@@ -89,7 +89,10 @@ class Rpc:
         return await self.parsed(message, call, max_bytes)
 
     async def parsed(self, message: bytes, call: Call, max_bytes: int) -> Any:
-        """Return the parsed message. Raises: NoMessage, InvalidRequest."""
+        """Return the parsed message.
+
+        Raises: NoMessage, InvalidRequest.
+        """
         if len(message) > max_bytes:
             raise NoMessage(f"the request has {len(message)} bytes, more than {max_bytes}")
         try:

@@ -19,13 +19,13 @@ PUBLISHED_METHODS = frozenset(
 )  # operators of engines look for the reasons of these
 LOGGED_FACTS = ("rpc", "instance_id", "tenant", "peer", "status", "reason", "detail")
 LINES_PER_MINUTE = 5  # of one instance, RPC and reason
-MAX_KEYS = 1_024  # that the limit tells apart
+MAX_KEYS = 1_024  # with a limit of their own
 MAX_DETAIL_CHARS = 1_000
 UNKNOWN_METHOD = ("other", "UNIMPLEMENTED")
 
 
 class Refusals:
-    """Counts all refused calls in `num_refused`, by RPC and reason."""
+    """The refused calls. `num_refused` counts all of them, by RPC and reason."""
 
     def __init__(self, bus: Publisher | None) -> None:
         self.num_refused: Counter[tuple[str, str]] = Counter()

@@ -18,7 +18,7 @@ from telemetry.traces.attributes import TENANT
 
 
 class CallSpans(grpc.aio.ServerInterceptor):
-    """Stands before the interceptor. Long-lived streams have no span: it would be days long."""
+    """An interceptor of spans, in front of `Interceptor`. Long-lived streams have no span: it would be days long."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._instrumentation = aio_server_interceptor(tracer_provider=provider)  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ def _traced(handler: Any) -> Handler:
                 get_current_span().set_attribute(TENANT, found.tenant.name)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        """Servicers send with `context.write`, see Interceptor. The instrumentation wants an iterator."""
+        """Yield nothing: servicers send with `context.write`. The instrumentation wants an iterator."""
         await call(request, context)
         return
         yield

@@ -26,7 +26,10 @@ class InternalError(DepotError, status=grpc.StatusCode.INTERNAL, reason="INTERNA
 
 
 async def abort(context: Context, error: DepotError) -> None:
-    """End a call with the error's status and details. Raises: AbortError, or CancelledError if the client left."""
+    """End a call with the error's status and details. If the client left, the call ends as cancelled.
+
+    Raises: AbortError, CancelledError.
+    """
     try:
         async with asyncio.timeout(ABORT_SECONDS):
             await context.abort(
@@ -79,7 +82,7 @@ def status_of(error: BaseException, context: Context) -> grpc.StatusCode:
     return _STATUS_BY_NUMBER.get(code if isinstance(code, int) else code.value[0], grpc.StatusCode.UNKNOWN)
 
 
-def _clipped(text: str, most_bytes: int) -> str:
+def _clipped(text: str, max_bytes: int) -> str:
     """Return the beginning of a text, in ASCII. A client may have written the text."""
     plain = text.encode("ascii", "backslashreplace").decode()
-    return plain if len(plain) <= most_bytes else f"{plain[: most_bytes - 3]}..."
+    return plain if len(plain) <= max_bytes else f"{plain[: max_bytes - 3]}..."

@@ -21,7 +21,7 @@ class WithIds(Protocol):
 
 
 class Violations:
-    """Collects the violations of a request, so that a client learns all of them at once."""
+    """The violations of a request, collected so that a client gets all of them in one answer."""
 
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
@@ -30,26 +30,29 @@ class Violations:
         """Note a violation of a field."""
         self._violations.append(FieldViolation(field, description))
 
-    def check_text(self, field: str, value: str, *, most_bytes: int, required: bool = True) -> None:
+    def check_text(self, field: str, value: str, *, max_bytes: int, required: bool = True) -> None:
         """Note whether a string is missing or too long."""
-        if 0 < len(value) <= most_bytes // MAX_UTF8_BYTES:
+        if 0 < len(value) <= max_bytes // MAX_UTF8_BYTES:
             return
         if required and not value:
             self.add(field, "is missing")
-        if len(value.encode()) > most_bytes:
-            self.add(field, f"is longer than {most_bytes} bytes")
+        if len(value.encode()) > max_bytes:
+            self.add(field, f"is longer than {max_bytes} bytes")
 
     def check_ids(self, message: WithIds, path: str = "") -> None:
         """Note whether an id is missing or too long."""
-        self.check_text(f"{path}instance_id", message.instance_id, most_bytes=MAX_ID_BYTES)
-        self.check_text(f"{path}session_id", message.session_id, most_bytes=MAX_ID_BYTES)
+        self.check_text(f"{path}instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
+        self.check_text(f"{path}session_id", message.session_id, max_bytes=MAX_ID_BYTES)
 
-    def check_length(self, field: str, values: Sized, most: int) -> None:
+    def check_length(self, field: str, values: Sized, max_length: int) -> None:
         """Note whether a repeated field is too long. Check it before you iterate over the field."""
-        if len(values) > most:
-            self.add(field, f"has {len(values)}, more than {most}")
+        if len(values) > max_length:
+            self.add(field, f"has {len(values)}, more than {max_length}")
 
     def raise_any(self) -> None:
-        """Raises: InvalidRequest, if anything was noted."""
+        """Raise the violations, if any were noted.
+
+        Raises: InvalidRequest.
+        """
         if self._violations:
             raise InvalidRequest(*self._violations)

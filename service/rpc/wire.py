@@ -13,14 +13,14 @@ from google.protobuf.message import Message
 
 from service.depot.slices import Slices
 from service.errors import invalid
-from service.rpc.limits import MAX_FIELDS, most_of
+from service.rpc.limits import MAX_FIELDS, max_count
 
 SHORT_BYTES = 64 << 10
 """A message that is not longer is parsed at once. With fields of two bytes, that takes 2 ms."""
 
 _STEPS_AT_ONCE = 256
 _MAX_VARINT_BYTES = 10
-_MOST_AT_ONCE = 1 << 16
+_MAX_WINDOW = 1 << 16
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _SIZES = {_FIXED64: 8, _FIXED32: 4, _GROUP: 0, _END_GROUP: 0}
 _NO_NUMBER = 1 << 70 | 7  # its wire type does not exist
@@ -39,7 +39,10 @@ class Unread(Generic[M]):
         return f"<Unread {self._message_type.__name__} of {len(self._wire)} bytes>"
 
     async def read(self, slices: Slices) -> M:
-        """Return the parsed message. Raises: InvalidRequest, DecodeError."""
+        """Return the parsed message.
+
+        Raises: InvalidRequest, DecodeError.
+        """
         pace = slices.pace()
         for _ in _count_fields(self._wire, self._message_type.DESCRIPTOR):
             if pace.is_over():
@@ -65,7 +68,9 @@ def leaving_long_ones(deserializer: Callable[[bytes], Any]) -> Callable[[bytes],
 def _count_fields(wire: bytes, descriptor: Any) -> Iterator[None]:
     """Count the fields of a message, in steps. Stop at bytes that are no message, as protobuf does.
 
-    Raises: InvalidRequest, at the first field that is too many.
+    The first field that is too many is an error.
+
+    Raises: InvalidRequest.
     """
     inside = [_Inside(descriptor, "", 0, len(wire))]
     num_fields = num_steps = 0
@@ -107,9 +112,9 @@ def _count_fields(wire: bytes, descriptor: Any) -> Iterator[None]:
             inside.append(_Inside(field.message_type, f"{path}.", header_end, position))
         num_fields += num_alike
         num_of_it = message.counts[number] = message.counts.get(number, 0) + num_alike
-        most = most_of(field)
-        if num_of_it > most:
-            raise invalid(f"{message.path}{name}", f"has more than {most}")
+        limit = max_count(field)
+        if num_of_it > limit:
+            raise invalid(f"{message.path}{name}", f"has more than {limit}")
         if num_alike > _STEPS_AT_ONCE:
             yield
         if num_fields > MAX_FIELDS:
@@ -144,8 +149,8 @@ def _num_alike(wire: bytes, start: int, header_bytes: int, field_bytes: int, end
         if not same.all():
             return num_alike + int(same.argmin())
         num_alike += window
-        window = min(2 * window, _MOST_AT_ONCE)
-        if num_alike > _MOST_AT_ONCE:
+        window = min(2 * window, _MAX_WINDOW)
+        if num_alike > _MAX_WINDOW:
             break
     return num_alike
 

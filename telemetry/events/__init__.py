@@ -1,7 +1,7 @@
-"""What can happen in the depot: a class for each type of event. The docstring says when the event is published.
+"""The events of the depot: a class for each type. Its docstring says when the event is published.
 
-Events are in the past tense. Work that takes time is a ``…Started`` and a ``…Finished`` event with one
-``operation_id``, which no other work has. Numbers are of tokens, chunks and bytes, as their names say. Durations are in
+Events are in the past tense. Work that takes time is a `…Started` and a `…Finished` event with one
+`operation_id`, which no other work has. Numbers are of tokens, chunks and bytes, as their names say. Durations are in
 seconds of the monotonic clock.
 """
 

@@ -10,7 +10,7 @@ from telemetry.events.event import Event, fact
 
 @fact
 class LeaseGranted(Event):
-    """A Lookup leased chunks until ``expire_time``, in seconds since the epoch."""
+    """A Lookup leased chunks until `expire_time`, in seconds since the epoch."""
 
     lease_id: str
     num_chunks: int
@@ -21,7 +21,7 @@ class LeaseGranted(Event):
 class LeaseEnded(Event):
     """A lease ended and protects no chunks.
 
-    ``reason``: released, expired, revoked, session ended, instance detached.
+    `reason`: released, expired, revoked, session ended, instance detached.
     """
 
     lease_id: str
@@ -33,7 +33,7 @@ class LeaseEnded(Event):
 class ChunksStored(Event):
     """Chunks are in L1, and Lookup finds them.
 
-    ``seconds_since_eviction``: an element for each chunk that was in L1 before, as far as the depot remembers.
+    `seconds_since_eviction`: an element for each chunk that was in L1 before, as far as the depot remembers.
     """
 
     model_name: str
@@ -45,7 +45,7 @@ class ChunksStored(Event):
 
 @fact
 class ChunksReused(Event):
-    """A Lookup leased chunks that had no lease. ``reuse_gap_seconds``: how long each was unused."""
+    """A Lookup leased chunks that had no lease. `reuse_gap_seconds`: how long each was unused."""
 
     model_name: str
     tier: str
@@ -56,7 +56,7 @@ class ChunksReused(Event):
 class ChunksEvicted(Event):
     """Chunks left a tier because others needed the space.
 
-    ``lifetime_seconds``: how long each was in the tier. ``idle_seconds``: how long each was unused at the end.
+    `lifetime_seconds`: how long each was in the tier. `idle_seconds`: how long each was unused at the end.
     """
 
     model_name: str
@@ -69,7 +69,7 @@ class ChunksEvicted(Event):
 
 @fact
 class CacheCleared(Event):
-    """ClearCache removed chunks. A ``cache_salt`` of None stands for all salts."""
+    """ClearCache removed chunks. A `cache_salt` of None stands for all salts."""
 
     model_name: str
     cache_salt: str | None
@@ -80,7 +80,7 @@ class CacheCleared(Event):
 
 @fact
 class BlockAllocation:
-    """Blocks that one session got. Its block table grew by ``reused_block_ids``, then by ``block_ids``."""
+    """The blocks that one session got. Its block table grew by `reused_block_ids`, then by `block_ids`."""
 
     session_id: str
     block_ids: npt.NDArray[np.uint32]

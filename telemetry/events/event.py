@@ -14,7 +14,7 @@ T = TypeVar("T")
 def fact(cls: type[T]) -> type[T]:
     """Make a slotted dataclass with keyword-only fields, compared by identity, that the type checker keeps frozen.
 
-    ``frozen=True`` would set each field through ``object.__setattr__``. The largest event would take four times as
+    `frozen=True` would set each field through `object.__setattr__`. The largest event would take four times as
     long to make, on the path that it watches.
     """
     return dataclass(slots=True, kw_only=True, eq=False)(cls)
@@ -29,14 +29,14 @@ class Event:
     monotonic: float = field(default_factory=monotonic_clock)
     """Seconds of a clock that never jumps, for differences."""
     instance_id: str = ""
-    """As the engine gave it. Instances of two tenants may have the same one."""
+    """The id that the engine chose. Instances of two tenants may have the same one."""
     session_id: str = ""
     tenant: str = ""
-    """Whose event it is. Empty in a depot without tenants, and for what belongs to no tenant."""
+    """Empty in a depot without tenants, and for an event of no tenant."""
 
     @property
     def instance_label(self) -> str:
-        """``tenant/instance_id``, or the ``instance_id`` alone without a tenant: different for each instance."""
+        """`tenant/instance_id`, or the `instance_id` alone without a tenant: different for each instance."""
         return f"{self.tenant}/{self.instance_id}" if self.tenant and self.instance_id else self.instance_id
 
     def of_tenant(self, tenant: str) -> Self:
@@ -46,7 +46,7 @@ class Event:
 
 
 class Publisher(Protocol):
-    """Takes events."""
+    """What takes events: a bus, or a publisher in front of it."""
 
     def publish(self, event: Event) -> None:
         """Take the event over. Never blocks, never raises."""

@@ -1,4 +1,4 @@
-"""Lookups, stores, retrieves and their transfers: a pair of events each, ``…Started`` and ``…Finished``."""
+"""Lookups, stores, retrieves and their transfers: a pair of events each, `…Started` and `…Finished`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from telemetry.events.event import Event, fact
 
 @fact
 class LookupStarted(Event):
-    """A valid Lookup came in. The engine itself has the first ``computed_tokens`` tokens."""
+    """A valid Lookup came in. The engine itself has the first `computed_tokens` tokens."""
 
     operation_id: str
     traceparent: str
@@ -17,7 +17,7 @@ class LookupStarted(Event):
 
 @fact
 class LookupFinished(Event):
-    """A Lookup is answered. ``miss_reason`` says why no more tokens matched. It is empty if all matched."""
+    """A Lookup is answered. `miss_reason` says why no more tokens matched. It is empty if all matched."""
 
     operation_id: str
     duration_seconds: float
@@ -31,7 +31,7 @@ class LookupFinished(Event):
 
 @fact
 class StoreStarted(Event):
-    """A valid Store came in, for the tokens from ``start_token`` on."""
+    """A valid Store came in, for the tokens from `start_token` on."""
 
     operation_id: str
     traceparent: str
@@ -43,7 +43,7 @@ class StoreStarted(Event):
 
 @fact
 class StoreFinished(Event):
-    """A Store is answered. Its four token counts add up to the tokens sent from ``start_token`` on."""
+    """A Store is answered. Its four token counts add up to the tokens sent from `start_token` on."""
 
     operation_id: str
     rank: int
@@ -59,9 +59,9 @@ class StoreFinished(Event):
 
 @fact
 class RetrieveStarted(Event):
-    """A valid Retrieve came in. It does not write tokens below ``skip_tokens``.
+    """A valid Retrieve came in. It does not write tokens below `skip_tokens`.
 
-    ``stored_by`` has the ``operation_id`` of each store that the chunks came from: of the last few.
+    `stored_by` has the `operation_id` of the stores that wrote the chunks, of a few at most.
     """
 
     operation_id: str
@@ -76,7 +76,7 @@ class RetrieveStarted(Event):
 
 @fact
 class RetrieveFinished(Event):
-    """A Retrieve is answered. ``l1_tokens`` and ``l2_tokens`` say from which tier the retrieved tokens came."""
+    """A Retrieve is answered. `l1_tokens` and `l2_tokens` say from which tier the retrieved tokens came."""
 
     operation_id: str
     rank: int
@@ -92,7 +92,7 @@ class RetrieveFinished(Event):
 class TransferStep:
     """One phase of a transfer, from its first start to its last end. Phases overlap where they can.
 
-    ``name``: wait (for the engine's event and for a free stream or thread), gather, scatter, copy. Times are from the
+    `name`: wait (for the engine's event and for a free stream or thread), gather, scatter, copy. Times are from the
     transfer's start.
     """
 
@@ -103,7 +103,7 @@ class TransferStep:
 
 @fact
 class TransferStarted(Event):
-    """Bytes of a store or a retrieve (``direction``) begin to move. ``operation_id`` is the transfer's own."""
+    """Bytes of a store or a retrieve (`direction`) begin to move. `operation_id` is the transfer's own."""
 
     operation_id: str
     parent_operation_id: str

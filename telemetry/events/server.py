@@ -20,7 +20,7 @@ class ServerDraining(Event):
 
 @fact
 class FileReloaded(Event):
-    """A file changed, and its new content is in use. ``file``: tenants, or certificate."""
+    """A file changed, and its new content is in use. `file`: tenants, or certificate."""
 
     file: str
 
@@ -35,9 +35,9 @@ class FileRefused(Event):
 
 @fact
 class CallDenied(Event):
-    """The caller may not make this call. ``reason`` is the error's. ``tenant`` is empty if the caller is not known.
+    """The caller may not make this call. `reason` is the error's. `tenant` is empty if the caller is not known.
 
-    ``peer`` is the address of the caller, without the port.
+    `peer` is the address of the caller, without the port.
     """
 
     rpc: str
@@ -47,9 +47,9 @@ class CallDenied(Event):
 
 @fact
 class CallRefused(Event):
-    """An attach or a store was refused. The caller received the same ``reason`` and ``detail``.
+    """An attach or a store was refused. The caller received the same `reason` and `detail`.
 
-    ``peer`` is the address of the caller, without the port. The instance is the one that the request names. It is empty
+    `peer` is the address of the caller, without the port. The instance is the one that the request names. It is empty
     if the call was refused before its request was received.
     """
 
@@ -74,9 +74,9 @@ class InstanceAttached(Event):
 
 @fact
 class InstanceDetached(Event):
-    """The attachment of one rank ended, and its memory is unmapped. With ``num_ranks_left`` 0 the instance is gone.
+    """The attachment of one rank ended, and its memory is unmapped. With `num_ranks_left` 0 the instance is gone.
 
-    ``reason``: closed; lost, if the engine sent no DetachInstance and left sessions, leases or transfers; failed, if
+    `reason`: closed; lost, if the engine sent no DetachInstance and left sessions, leases or transfers; failed, if
     its device failed; drained, if the depot shuts down.
     """
 
@@ -97,7 +97,7 @@ class SessionStarted(Event):
 
 @fact
 class SessionEnded(Event):
-    """A session ended. ``reason``: requested, by EndSession; idle, for too long; instance detached."""
+    """A session ended. `reason`: requested, by EndSession; idle, for too long; instance detached."""
 
     model_name: str
     reason: str

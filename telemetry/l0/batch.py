@@ -25,7 +25,7 @@ T = TypeVar("T", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Allocations:
-    """What one record means for the blocks of its session's table, in the order of the rules.
+    """One record, as allocations of blocks of its session's table, in the order of the rules.
 
     `entries`: of the table, one for each allocation. The first `num_prefix_hits` allocations are blocks from the
     engine's prefix cache. `identities`: of what the block holds, 0 if it is not full or a prefix hit.
@@ -36,7 +36,7 @@ class Allocations:
     identities: NDArray[np.uint64]
     num_prefix_hits: int
     is_first: bool
-    """Whether this is the session's first record, so that the session owns no block yet."""
+    """Whether this is the session's first record: before it, the session owns no block."""
 
     @property
     def block_ids(self) -> BlockIds:
@@ -47,7 +47,7 @@ class Allocations:
 def allocations(
     session: SessionTable, filled: range, appended: range, num_prefix_hits: int, identities: NDArray[np.uint64]
 ) -> Allocations:
-    """Return what it means that entries `filled` became full, and entries `appended` were added to the table.
+    """Return the allocations of a record: entries `filled` became full, and entries `appended` were added.
 
     `identities` are those of the full blocks: of `filled`, then of the first of `appended`. A prefix hit that is not
     full keeps its content, so it has no second allocation.
@@ -79,7 +79,7 @@ class Batch:
         self._now = 0.0
 
     def has_room(self, session: SessionTable, num_allocations: int, now: float) -> bool:
-        """Whether one more record of this session, length and time can wait."""
+        """Return whether one more record of this session, length and time can wait."""
         return not self._records or (
             now == self._now
             and session not in self._sessions
@@ -152,7 +152,7 @@ class Batch:
             part.record.session.generations[part.entries] = generations[part.at]
 
     def _is_owned(self, block_ids: BlockIds, parts: list[_Part]) -> NDArray[np.bool_]:
-        """Whether the session owns each block already: by the entry itself, or by another entry of its table."""
+        """Return whether the session owns each block already: by the entry itself, or by another entry of its table."""
         blocks = self._blocks
         generations = blocks.generation[block_ids]
         taken = _joined([part.record.session.generations[part.entries] for part in parts])

@@ -1,4 +1,4 @@
-"""The rules of telemetry/l0/README.md, applied to many blocks at once."""
+"""The rules of telemetry/l0/README.md, applied to many blocks together."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Observations = tuple[NDArray[Any], ...]
 
 
 class BlockLifecycle:
-    """Applies the rules to the rows of one instance. Counts all blocks, observes sampled ones.
+    """The rules for the rows of one instance. All blocks are counted, and sampled ones are observed.
 
-    A session owns a block if its table has the block with the block's current generation. So a block that others take
-    over leaves all its owners at once, without a visit to their tables.
+    A session owns a block if its table has the block with the block's current generation. So when
+    another session takes a block over, its owners lose it without a visit to their tables.
     """
 
     def __init__(self, source: Source, blocks: Blocks, observer: Observer) -> None:

@@ -13,7 +13,7 @@ BlockIds = NDArray[np.intp]
 # 4 Mi blocks are 64 Mi tokens in blocks of 16. The system makes a page of rows when one is written. So all rows cost
 # 189 MB of address space, and are never copied.
 MAX_BLOCKS = 1 << 22
-PAGE_ROWS = 1 << 14  # rows whose sampling is decided at once
+PAGE_ROWS = 1 << 14  # rows whose sampling is decided together
 
 
 class Blocks:

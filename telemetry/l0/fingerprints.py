@@ -1,6 +1,6 @@
-"""The identity of a block: a fingerprint of 64 bits of all tokens up to its end, computed for many blocks at once.
+"""The identity of a block: a fingerprint of 64 bits of all tokens up to its end, computed for many blocks together.
 
-The fingerprint of n tokens is ``sum(token[i] * key[i]) + n * LENGTH_KEY`` modulo 2**64 (multilinear hashing: Lemire and
+The fingerprint of n tokens is `sum(token[i] * key[i]) + n * LENGTH_KEY` modulo 2**64 (multilinear hashing: Lemire and
 Kaser, "Strongly universal string hashing is fast", 2014). Even positions have pseudo-random odd keys; the key of an odd
 position is that of its neighbour, shifted by 32 bits, so one multiplication serves two tokens. Prefixes of one
 length that differ in one token never meet; others do once in 2**64, or in 2**32 if they differ at odd positions alone.
@@ -21,13 +21,13 @@ from telemetry.l0.columns import column
 MASK = (1 << 64) - 1
 LENGTH_KEY = 0x9E3779B97F4A7C15  # odd, so that a prefix and the same with zeros after it differ
 FIRST_KEYS = 1 << 12
-KEYS_A_STEP = 1 << 16
-MAX_KEYS = 1 << 22  # as many as a session has tokens at most
-SAMPLED_AT_ONCE = 1 << 16  # so that it takes little memory on the way
+KEYS_PER_STEP = 1 << 16
+MAX_KEYS = 1 << 22  # the most tokens of a session
+MAX_SAMPLED_TOGETHER = 1 << 16  # so that the hashes take little memory
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64 bits in which every bit depends on all (the finalizer of splitmix64)."""
+    """Return a bijection of 64 bits in which every bit depends on all (the finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -50,7 +50,7 @@ class PositionKeys:
     def making(self, count: int) -> Iterator[None]:
         """Make keys up to this number, in steps of a millisecond."""
         while self._num_made < min(count, MAX_KEYS):
-            self._make(min(count, self._num_made + KEYS_A_STEP))
+            self._make(min(count, self._num_made + KEYS_PER_STEP))
             yield
 
     def between(self, first: int, last: int) -> NDArray[np.uint64]:
@@ -134,7 +134,7 @@ def sampled(instance_id: str, first: int, last: int, rate: float) -> NDArray[np.
         name = instance_id.encode()
         seed = np.uint64(zlib.crc32(name) << 32 | zlib.adler32(name))
         limit = np.uint64(int(rate * 2**64))
-        for at in range(first, last, SAMPLED_AT_ONCE):
-            block_ids = np.arange(at, min(at + SAMPLED_AT_ONCE, last), dtype=np.uint64)
+        for at in range(first, last, MAX_SAMPLED_TOGETHER):
+            block_ids = np.arange(at, min(at + MAX_SAMPLED_TOGETHER, last), dtype=np.uint64)
             are[at - first : at - first + len(block_ids)] = mix64(block_ids ^ seed) < limit
     return are

@@ -1,4 +1,4 @@
-"""The L0 of one instance: what records mean for its sessions' tables, and what those mean for its blocks."""
+"""The L0 of one instance: records change its sessions' tables, and these change its blocks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MAX_ENDS_AT_ONCE = 256
 
 
 class InstanceBlocks:
-    """Follows the records of one instance, with one model and one block size.
+    """The sessions and blocks of one instance, with one model and one block size.
 
-    The caller passes times, in seconds of the events' clock. They never go back: an earlier time counts as the latest.
+    Times are in seconds of the events' monotonic clock. A time before the latest one counts as the latest.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class InstanceBlocks:
         self.last_time = float("-inf")
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
         self._no_deadline_before = float("-inf")
-        self._sessions: dict[str, SessionTable] = {}  # the longest idle one comes first
+        self._sessions: dict[str, SessionTable] = {}  # least recently used first
         self._keys = keys
         self._batch = Batch(self.blocks, self.lifecycle)
 
@@ -62,7 +62,7 @@ class InstanceBlocks:
         return self.blocks.nbytes + sum(session.nbytes for session in self._sessions.values())
 
     def record(self, record: BlockAllocation, now: float) -> None:
-        """Follow one record: update its session's table, and let wait until `flush` what it means for the blocks.
+        """Follow one record: update its session's table, and keep its allocations until `flush`.
 
         A record that can't be followed changes nothing and is counted as malformed. So are surplus tokens, and blocks
         that repeat too often in one record.
@@ -130,7 +130,7 @@ class InstanceBlocks:
         self.num_malformed += self._batch.apply()
 
     def _fill(self, session: SessionTable, record: BlockAllocation, now: float) -> None:
-        """Make the table longer, and let wait what the record means for its blocks."""
+        """Make the table longer, and keep the record's allocations for the next `flush`."""
         appended, first_token = session.num_blocks, session.num_tokens
         if len(record.reused_block_ids) or len(record.block_ids):
             session.append(record.reused_block_ids, record.block_ids)

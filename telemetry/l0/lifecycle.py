@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
-from telemetry.l0.fingerprints import KEYS_A_STEP, PositionKeys
+from telemetry.l0.fingerprints import KEYS_PER_STEP, PositionKeys
 from telemetry.l0.instance import InstanceBlocks
 from telemetry.l0.observer import Observer, Source
 
-# A node has a handful of GPUs. More instances are ones whose end was not reported: reports need no attachment.
+# A node has a handful of GPUs. With more instances than this, the ends of some were not reported.
 MAX_INSTANCES = 64
 STEP_SECONDS = 0.002
 
@@ -37,7 +37,7 @@ class L0Counts:
 
 
 class L0Lifecycle:
-    """Follows the blocks of all instances, and reports sampled ones to `observer`.
+    """The blocks of all instances. `observer` gets the observations of sampled ones.
 
     A session without a record for `session_idle_timeout_seconds` ends at that deadline, even if the end is noticed
     later. An instance that comes back with another model or block size is a new one: its blocks are forgotten.
@@ -49,7 +49,7 @@ class L0Lifecycle:
         self._observer = observer
         self._sample_rate = sample_rate
         self._session_idle_timeout_seconds = session_idle_timeout_seconds
-        self._instances: dict[str, InstanceBlocks] = {}  # the longest idle one comes first
+        self._instances: dict[str, InstanceBlocks] = {}  # least recently used first
         self._gone: dict[str, L0Counts] = {}  # the last MAX_INSTANCES: exporters read the last counts
         self._keys = PositionKeys()
         self._num_malformed = 0
@@ -74,7 +74,7 @@ class L0Lifecycle:
             pass
 
     def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """Follow the events in steps of `STEP_SECONDS`, or of one record. The counts are right after each step."""
+        """Follow the events in steps of `STEP_SECONDS`, or of one record. After each step the counts are correct."""
         by_instance: dict[str, list[Event]] = {}
         for event in batch:
             if type(event) in L0_EVENTS:
@@ -99,7 +99,7 @@ class L0Lifecycle:
         step_end = monotonic() + STEP_SECONDS
         instance = self._instances.pop(instance_id, None)
         for event, record in _one_by_one(events):
-            if record is not None and len(record.token_ids) > KEYS_A_STEP:
+            if record is not None and len(record.token_ids) > KEYS_PER_STEP:
                 num_tokens = instance.num_tokens_after(record) if instance is not None else len(record.token_ids)
                 for _ in self._keys.making(num_tokens):
                     instance = yield from self._pause(instance_id, instance)
@@ -168,7 +168,7 @@ class L0Lifecycle:
         self._observer.forgotten(instance.source)
 
     def _longest_idle(self) -> str:
-        """Return the longest idle instance, of those without a live session if there are any."""
+        """Return the least recently used instance, of those without a live session if there are any."""
         idle = (name for name, instance in self._instances.items() if not instance.num_sessions)
         return next(idle, next(iter(self._instances)))
 

@@ -20,7 +20,7 @@ class Source:
 
 
 class Observer(Protocol):
-    """Takes observations. Those of one source and kind come in the order in which they happened."""
+    """A receiver of observations. Those of one source and kind come in the order in which they happened."""
 
     def evicted(
         self,
@@ -29,10 +29,10 @@ class Observer(Protocol):
         lifetime_seconds: NDArray[np.float64],
         idle_seconds: NDArray[np.float64],
     ) -> None:
-        """Contents were replaced: how long they existed, and how long they had no owner (0 if they had one)."""
+        """Take evictions: how long the contents existed, and how long they had no owner (0 if they had one)."""
 
     def reused(self, source: Source, block_ids: BlockIds, gap_seconds: NDArray[np.float64]) -> None:
-        """Released contents have an owner again: how long after their last access."""
+        """Take reuses of released contents: how long after their last access they have an owner again."""
 
     def forgotten(self, source: Source) -> None:
-        """The instance is gone."""
+        """Note that the instance is gone."""

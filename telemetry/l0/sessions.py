@@ -1,4 +1,4 @@
-"""The block table of one session, and how far its tokens have come."""
+"""The block table of one session, and the length of its tokens so far."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from telemetry.metrics.snapshot import Scalars
 
 
 class BlockHistograms(Observer):
-    """Observes sampled blocks, by instance and by the exported name of the model."""
+    """Histograms of sampled blocks, by instance and by the exported name of the model."""
 
     def __init__(self, exported: Callable[[str], str]) -> None:
         self._exported = exported
@@ -45,7 +45,7 @@ class BlockHistograms(Observer):
         self._reuse_gap.observe_many(self._attributes(source), gap_seconds)
 
     def forgotten(self, source: Source) -> None:
-        """Give the points of the instance away if others need their places."""
+        """Let other instances replace the points of the instance."""
         for histogram in self.all:
             histogram.forget(self._attributes(source))
 
@@ -54,7 +54,7 @@ class BlockHistograms(Observer):
 
 
 class L0Subscriber(L0Lifecycle, Subscriber):
-    """Follows reports of block allocations. Counts all blocks, and observes a share of `sample_rate` of them.
+    """A subscriber to reports of block allocations. It counts all blocks and observes a share of `sample_rate`.
 
     The instance and the id of a block decide whether it is sampled, so the same blocks are sampled after a restart.
     `exported` returns the exported name of a model.

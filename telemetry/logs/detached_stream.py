@@ -12,7 +12,7 @@ from time import monotonic
 
 MAX_WAITING_BYTES = 1 << 20  # some thousand lines
 MAX_LINE_BYTES = 64 << 10  # of a text without a newline; a longer one is written in pieces
-WRITE_BYTES = 64 << 10  # of whole lines at once
+WRITE_BYTES = 64 << 10  # of whole lines in one write
 RETRY_SECONDS = 1.0  # after a failed write, as on a full disk
 
 

@@ -1,4 +1,4 @@
-"""Events as log lines. The message is the event's name; the facts are in ``LogRecord.args``, by name."""
+"""Events as log lines. The message is the event's name; the facts are in `LogRecord.args`, by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_KEYS = 1_024  # pairs of type and tenant
 
 
 class LogSubscriber(Subscriber):
-    """Logs refusals and failures as WARNING, `INFO_EVENTS` as INFO, all other events as DEBUG.
+    """A subscriber that logs refusals and failures as WARNING, `INFO_EVENTS` as INFO, all other events as DEBUG.
 
     It logs at most `lines_per_second` of a type at INFO, and at most `warnings_per_minute` of a type and tenant at
     WARNING. The next line has `num_suppressed`. DEBUG has no limit. `span_of` returns the span of an event.

@@ -13,7 +13,7 @@ PERIOD_SECONDS = 60.0
 
 
 class LineThrottle(logging.Filter):
-    """Limits the warnings and errors of one place in the code. The next record has `num_suppressed`.
+    """A limit on the warnings and errors of one line of code. The next record has `num_suppressed`.
 
     It applies to our records and to those of libraries, such as an exporter whose collector is down. Lines of events
     have their own limit.

@@ -1,4 +1,4 @@
-"""What the values of the metrics are split by."""
+"""The attributes of the metrics."""
 
 from __future__ import annotations
 

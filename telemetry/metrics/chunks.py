@@ -14,7 +14,7 @@ from telemetry.metrics.metric import Attributes
 
 
 class ChunksSubscriber(Subscriber):
-    """Observes all chunks of an event at once. Remembers nothing of any chunk."""
+    """A subscriber that observes all chunks of an event together. It remembers nothing of any chunk."""
 
     name = "chunks"
 

@@ -22,7 +22,7 @@ FLUSH_SECONDS = 2.0  # for the last values, even if the collector is down
 
 
 class MetricsExport:
-    """Exports metrics until `close`. `prometheus_address` is None if they are sent to a collector.
+    """A running export of metrics, until `close`. `prometheus_address` is None if they are sent to a collector.
 
     It sets nothing global. OpenTelemetry's variables OTEL_METRIC_EXPORT_INTERVAL and OTEL_EXPORTER_OTLP_… apply.
     """

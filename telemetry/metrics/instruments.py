@@ -43,11 +43,11 @@ class _Series:
 
 
 class Histogram:
-    """Values counted in buckets, by attributes. Bucket i counts the values up to `boundaries[i]`.
+    """Buckets of values, by attributes. Bucket i counts the values up to `boundaries[i]`.
 
-    It has at most `MAX_POINTS` points. After `forget` a point stays, so that its last values are still exported, until
-    another one needs its place; the point that was forgotten first leaves first. If all points are in use, values with
-    new attributes count as "other". For the event loop's thread.
+    It has at most `MAX_POINTS` points. After `forget` a point stays until a new point replaces it, so that its last
+    values are still exported. The point that was forgotten first is replaced first. If all points are in use, values
+    with new attributes count as "other". For the event loop's thread.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -110,14 +110,14 @@ class Histogram:
     def _series_of(self, attributes: Attributes) -> _Series:
         series = self._series.get(attributes)
         if series is None:
-            if len(self._series) >= MAX_POINTS - 1:  # the last place is for the others
-                attributes = self._make_place_for(attributes)
+            if len(self._series) >= MAX_POINTS - 1:  # the last point is for the others
+                attributes = self._replace_forgotten(attributes)
             series = self._series.setdefault(attributes, _Series(len(self._boundaries) + 1))
         self._forgotten.pop(attributes, None)
         return series
 
-    def _make_place_for(self, attributes: Attributes) -> Attributes:
-        """Return the attributes to count under."""
+    def _replace_forgotten(self, attributes: Attributes) -> Attributes:
+        """Remove a forgotten point, and return `attributes`. Without one, return the attributes of the others."""
         if not self._forgotten:
             return self._others
         first = next(iter(self._forgotten))

@@ -9,7 +9,7 @@ MAX_INSTANCES = 4_096
 
 
 class LabelLimiter:
-    """Gives models the names that are exported, also by instance.
+    """The names under which models are exported, also by instance.
 
     The first `MAX_MODELS` names are exported as they are. Later ones, and the models of unknown instances, are "other".
     It remembers the last `MAX_INSTANCES` new instances, also those that are gone, because their work may end later.

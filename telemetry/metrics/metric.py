@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """What values are split by. Without `values`, the meaning says why there can't be many."""
+    """An attribute of values. Without `values`, the meaning says why there can't be many."""
 
     name: str
     meaning: str

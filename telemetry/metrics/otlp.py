@@ -1,4 +1,4 @@
-"""Sends our histograms to a collector, together with what OpenTelemetry's SDK exports."""
+"""Sends our histograms to a collector, together with the metrics of OpenTelemetry's SDK."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from telemetry.metrics.snapshot import Snapshots
 
 
 class WithHistograms(MetricExporter):
-    """Exports with `exporter`. Sums and histograms are cumulative, whatever the environment prefers."""
+    """`exporter`, with our histograms. Sums and histograms are cumulative, whatever the environment prefers."""
 
     def __init__(self, exporter: MetricExporter, snapshots: Snapshots) -> None:
         super().__init__()

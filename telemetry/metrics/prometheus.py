@@ -31,7 +31,7 @@ class CannotServeMetrics(Exception):
 
 
 class Page(CollectorRegistry):
-    """The page. One is made at a time, because OpenTelemetry's collector mixes up pages that are made at once."""
+    """The page. One is made at a time, because OpenTelemetry's collector mixes up simultaneous ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class Page(CollectorRegistry):
 
 
 class HistogramCollector(Collector):
-    """Adds our histograms to a page, under the names that OpenTelemetry's exporter would give them."""
+    """A collector of our histograms, under the names that OpenTelemetry's exporter would give them."""
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
 
     def describe(self) -> Iterable[Family]:
-        """Return nothing. Without this method the registry would collect at once."""
+        """Return nothing. Without this method the registry would collect when it registers this."""
         return ()
 
     def collect(self) -> Iterable[Family]:
@@ -63,7 +63,7 @@ class HistogramCollector(Collector):
 
 
 class PrometheusEndpoint:
-    """Serves a page at `address` (HOST:PORT, the port that the system chose for port 0) under any path.
+    """A server of a page at `address` (HOST:PORT, the port that the system chose for port 0) under any path.
 
     Raises: CannotServeMetrics.
     """

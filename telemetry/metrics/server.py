@@ -63,7 +63,7 @@ def _num_open_files() -> int:
 
 
 class LoopLag:
-    """Measures how late the event loop runs a timer. One long delay is one value."""
+    """The lag of the event loop: how late it runs a timer. One long delay is one value."""
 
     def __init__(self) -> None:
         self.lag = Histogram(definitions.EVENT_LOOP_LAG)

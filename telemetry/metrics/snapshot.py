@@ -1,4 +1,4 @@
-"""All metrics at one moment, read on the event loop, for exporters that ask in threads of their own."""
+"""All metrics at one moment, read on the event loop, for exporters in threads of their own."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ WITHOUT_ATTRIBUTES = (definitions.LEASES_GRANTED, definitions.L1_CLEARED)  # the
 
 
 class MetricsSubscriber(Subscriber):
-    """Counts events. Exporters read the sums when they need them."""
+    """A subscriber that counts events. Exporters read the sums when they need them."""
 
     name = "metrics"
 

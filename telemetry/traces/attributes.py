@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from telemetry.events import EVENT_TYPES, Event
 
-Plain = bool | int | float | str
+AttributeValue = bool | int | float | str
 
 PREFIX = "kvdepot."
 INSTANCE_ID, SESSION_ID, TENANT = f"{PREFIX}instance_id", f"{PREFIX}session_id", f"{PREFIX}tenant"
@@ -15,15 +15,15 @@ PLAIN_TYPES = ("str", "int", "float", "bool")  # as annotations say
 NOT_FACTS = (*(field.name for field in fields(Event)), "duration_seconds", "traceparent", "parent_operation_id")
 
 
-def ids_of(event: Event) -> dict[str, Plain]:
+def ids_of(event: Event) -> dict[str, AttributeValue]:
     """Return the ids of the event: instance, session and tenant."""
-    ids: dict[str, Plain] = {INSTANCE_ID: event.instance_label, SESSION_ID: event.session_id}
+    ids: dict[str, AttributeValue] = {INSTANCE_ID: event.instance_label, SESSION_ID: event.session_id}
     if event.tenant:
         ids[TENANT] = event.tenant
     return ids
 
 
-def facts_of(event: Event) -> dict[str, Plain]:
+def facts_of(event: Event) -> dict[str, AttributeValue]:
     """Return the event's own fields, without empty texts."""
     return {key: value for name, key in _ATTRIBUTES[type(event)] if (value := getattr(event, name)) != ""}
 

@@ -1,4 +1,4 @@
-"""Exports spans from a thread, with our own tracer provider; and the callers as parents of spans."""
+"""Exports spans from a thread, with our own tracer provider, and reads the parents that callers send."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 SEND_EVERY_MS = 1_000
 FLUSH_SECONDS = 2.0  # for the last spans, even if the collector is down
 GIVE_UP_SECONDS = 1.0
-CALLERS_REMEMBERED = 1024
+MAX_PARENTS = 1024
 
 
 class Tracing:
-    """Makes the spans that the caller's trace samples, and all spans without a caller.
+    """A tracer provider and its exporters. It samples the spans that the caller's trace samples, and all others.
 
     It sets nothing global. OpenTelemetry's variables OTEL_TRACES_SAMPLER (another choice of spans) and
     OTEL_EXPORTER_OTLP_… (headers, certificates, timeout) apply.
@@ -54,9 +54,9 @@ class Tracing:
             flush.join(GIVE_UP_SECONDS)
 
 
-@lru_cache(CALLERS_REMEMBERED)
-def caller(traceparent: str) -> Context:
-    """Return the context of the caller's span. It has no span if the header is empty or malformed."""
+@lru_cache(MAX_PARENTS)
+def parent_context(traceparent: str) -> Context:
+    """Return the context with the caller's span. It has no span if the header is empty or malformed."""
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 

@@ -39,7 +39,7 @@ class OpenSpan:
 
 
 class OpenWork:
-    """Spans of operations and transfers by their ids. Beyond `limit`, the oldest span ends.
+    """The open spans of operations and transfers, by their ids. Beyond `limit`, the oldest span ends.
 
     Work whose session has ended is *late*. It ends after `timeout_seconds` if its own end does not come.
     """

@@ -13,8 +13,8 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, Tra
 from telemetry import events
 from telemetry.delivery import Subscriber
 from telemetry.kinds import Outcome, SessionEnd
-from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, Plain, facts_of, ids_of
-from telemetry.traces.export import caller
+from telemetry.traces.attributes import INSTANCE_ID, PREFIX, SESSION_ID, AttributeValue, facts_of, ids_of
+from telemetry.traces.export import parent_context
 from telemetry.traces.open_spans import LOST, OpenSpan, OpenWork
 
 OperationStarted = events.LookupStarted | events.StoreStarted | events.RetrieveStarted
@@ -27,7 +27,7 @@ LATE_TIMEOUT_SECONDS = 120.0
 
 
 class TracingSubscriber(Subscriber):
-    """Makes spans. A session's span is a child of the call that began the session, if the call had a `traceparent`.
+    """A subscriber that makes spans. The parent of a session's span is the call that began it, by its `traceparent`.
 
     Failed work has the status ERROR, and so has a session that did not end by EndSession. Cancelled, refused and missed
     work has no status; see its attribute `kvdepot.outcome`. The number of open spans is bounded. Work whose end the bus
@@ -48,7 +48,9 @@ class TracingSubscriber(Subscriber):
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[tuple[str, str], OpenSpan] = OrderedDict()  # least recently used first
         self._work = OpenWork(max_open_work, late_timeout_seconds)
-        self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = OrderedDict()  # of which session, by operation
+        self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = (
+            OrderedDict()
+        )  # session's span and ids, by operation
         self._spans_of_batch: dict[events.Event, SpanContext] = {}
         self._on: dict[type[events.Event], Callable[[Any], Span | None]] = {
             events.SessionStarted: self._begin_session,
@@ -95,13 +97,15 @@ class TracingSubscriber(Subscriber):
             earlier.fail(LOST, _ns(event.time))
         return self._open_session(event, {f"{PREFIX}model_name": event.model_name}).span
 
-    def _open_session(self, event: events.SessionStarted | OperationStarted, facts: dict[str, Plain]) -> OpenSpan:
+    def _open_session(
+        self, event: events.SessionStarted | OperationStarted, facts: dict[str, AttributeValue]
+    ) -> OpenSpan:
         if len(self._sessions) >= self._max_sessions:
             _, oldest = self._sessions.popitem(last=False)
             self._work.session_ended(oldest, event.monotonic, _ns(event.time))
             oldest.span.set_attribute(f"{PREFIX}reason", "too many sessions")
             oldest.end_at(_ns(event.time))
-        session = self._open("session", caller(event.traceparent), event, ids_of(event) | facts)
+        session = self._open("session", parent_context(event.traceparent), event, ids_of(event) | facts)
         self._sessions[event.instance_label, event.session_id] = session
         return session
 
@@ -135,9 +139,10 @@ class TracingSubscriber(Subscriber):
         links = []
         parent = session.context
         if event.traceparent:
-            of_caller = get_current_span(caller(event.traceparent)).get_span_context()
+            caller_context = parent_context(event.traceparent)
+            of_caller = get_current_span(caller_context).get_span_context()
             if of_caller.is_valid and of_caller.trace_id != session_context.trace_id:
-                parent = caller(event.traceparent)
+                parent = caller_context
                 links.append(Link(session_context, {SESSION_ID: event.session_id}))
         if isinstance(event, events.RetrieveStarted):
             links.extend(self._links_to_stores(event.stored_by))
@@ -177,7 +182,12 @@ class TracingSubscriber(Subscriber):
         return work.span
 
     def _open(
-        self, name: str, parent: Context, event: events.Event, facts: dict[str, Plain], links: Sequence[Link] = ()
+        self,
+        name: str,
+        parent: Context,
+        event: events.Event,
+        facts: dict[str, AttributeValue],
+        links: Sequence[Link] = (),
     ) -> OpenSpan:
         start_ns = _ns(event.time)
         return OpenSpan(

@@ -150,7 +150,7 @@ class LookupClient:
     def end_session(self, session_id: str) -> None:
         self.ended_sessions.append(session_id)
 
-    def drop_session(self, session_id: str) -> None:
+    def forget_session(self, session_id: str) -> None:
         self.dropped_sessions.append(session_id)
         self.session_ids.close(session_id)
 

@@ -344,7 +344,7 @@ async def test_bus_runs_once(running):
 
 
 def test_capacity_below_one_is_refused():
-    with pytest.raises(ValueError, match="0 events"):
+    with pytest.raises(ValueError, match="capacity is 0"):
         EventBus(capacity=0)
 
 

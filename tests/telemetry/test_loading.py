@@ -131,7 +131,7 @@ def test_arguments_that_are_not_json_are_refused(arguments: str) -> None:
 
 @pytest.mark.parametrize("arguments", ["[]", "1", '"path"', "null"])
 def test_arguments_without_names_are_refused(arguments: str) -> None:
-    with pytest.raises(ValueError, match="must stand an object"):
+    with pytest.raises(ValueError, match="an object is expected"):
         SubscriberSource.parse(f"a:b={arguments}")
 
 

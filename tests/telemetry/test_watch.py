@@ -167,7 +167,7 @@ async def test_reader_that_is_cancelled_loses_nothing(running):
 
 
 async def test_watcher_without_room_is_refused():
-    with pytest.raises(ValueError, match="sees nothing"):
+    with pytest.raises(ValueError, match="not at least 1"):
         Watcher(EventBus(), capacity=0)
 
 

@@ -12,7 +12,7 @@
         attachment.store(request_id, token_ids, [block_ids])
         attachment.end_session(request_id)
 
-On a GPU it is `cuda.CudaRegions` instead of `SharedRegions`, and ``ready_event=cuda.ready_event(event)``.
+On a GPU it is `cuda.CudaRegions` instead of `SharedRegions`, and `ready_event=cuda.ready_event(event)`.
 `AsyncDepotClient` is the same for an event loop. The messages that methods take and return are in `kvdepot.v1`; the
 comments of the .proto files are their manual. torch is never imported: only tensors that a caller passes are used.
 """

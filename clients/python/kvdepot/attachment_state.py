@@ -12,19 +12,19 @@ DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
 
 
 class AttachmentState:
-    """What both kinds of attachment have in common."""
+    """The common part of `AsyncAttachment` and `Attachment`."""
 
     def __init__(self, instance_id: str, rank: int) -> None:
         self.instance_id = instance_id
         self.rank = rank
         self.chunk_size = 0
-        """Tokens per chunk; a ``start_token`` is a multiple of it."""
+        """Tokens per chunk; a `start_token` is a multiple of it."""
         self.chunk_bytes = 0
         """Bytes of one chunk of this rank, over all its groups."""
         self.server_version = ""
         """Version of the depot."""
         self.transfer_backend = ""
-        """What moves bytes for this rank; ``inline`` if it attached no memory."""
+        """The depot's backend that moves bytes for this rank; `inline` if it attached no memory."""
         self.draining = False
         """Whether the depot said that it is shutting down."""
         self.lost_reason: DepotError | None = None
@@ -51,13 +51,13 @@ class AttachmentState:
             self.draining = True
 
     def _pieces_from(self, skip_tokens: int) -> PieceOrder:
-        """Return the order in which an inline retrieve has to bring its pieces."""
+        """Return the order in which an inline retrieve must bring its pieces."""
         first_chunk = skip_tokens // self.chunk_size if self.chunk_size else 0
         return PieceOrder(chunk_bytes=self.chunk_bytes, first_chunk=first_chunk)
 
 
 def ended() -> DepotError:
-    """Return the error for a stream that the depot ended in good order."""
+    """Return the error for a stream that the depot ended with OK."""
     return DepotError(grpc.StatusCode.UNAVAILABLE, "ATTACHMENT_ENDED", "the depot ended the attachment")
 
 

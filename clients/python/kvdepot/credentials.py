@@ -1,4 +1,4 @@
-"""A client's credentials, and the authorities that it trusts to sign a depot's certificate."""
+"""A client's credentials, and the authorities that it trusts for depots' certificates."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ READ_TOKEN_EVERY_SECONDS = 1.0
 class Credentials:
     """A bearer token or a certificate for a depot with tenants, and authorities for a depot with TLS.
 
-    Give ``token`` or ``token_file``. A call reads the file if the last read is more than a second ago, so that a token
-    may be replaced there without a restart. ``ca_file`` holds the authorities that sign depots' certificates, in PEM;
-    ``tls`` alone takes the system's. ``certificate_file`` and ``key_file`` are the client's own, read when the client
-    is made. ``server_name`` is the name in the depot's certificate, where that is not the host of the address.
+    Give `token` or `token_file`. A call reads the file if the last read is more than a second ago, so that a token
+    may be replaced there without a restart. `ca_file` holds the authorities that sign depots' certificates, in PEM;
+    `tls` alone takes the system's. `certificate_file` and `key_file` are the client's own, read when the client
+    is made. `server_name` is the name in the depot's certificate, where that is not the host of the address.
 
-    Unix sockets have no TLS. The client sends no token to another machine over plain TCP, unless ``plain_tcp`` says
+    Unix sockets have no TLS. The client sends no token to another machine over plain TCP, unless `plain_tcp` says
     that something else keeps it secret, such as a mesh.
     """
 
@@ -46,7 +46,7 @@ class Credentials:
     def channel_credentials(self, address: str) -> grpc.ChannelCredentials | None:
         """Return the credentials of a channel to the address; None if it has no TLS.
 
-        A ValueError keeps a token from going to another machine over plain TCP.
+        A token that would go to another machine over plain TCP is a ValueError.
 
         Raises: ValueError, OSError.
         """
@@ -71,10 +71,10 @@ class Bearer:
         self._read_at = 0.0
         self._metadata: tuple[tuple[str, str], ...] = _bearer(credentials.token)
         if self._file is not None:
-            self.metadata()  # raises at once if the file can't be read
+            self.metadata()  # raises if the file can't be read
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return the metadata of a call. While the file can't be read, the token is the last one read, if there is one.
+        """Return the metadata of a call. While the file can't be read, the last token counts, if there is one.
 
         Raises: OSError.
         """

@@ -1,4 +1,4 @@
-"""The one exception that a failed call raises, made from the call's status and its details.
+"""The exception that a failed call raises, made from the call's status and its details.
 
 The details are a google.rpc.Status. An engine may lack googleapis-common-protos, or have another version of it. So the
 few messages of it are described here, in a descriptor pool of their own: nothing clashes with the default pool.
@@ -37,11 +37,11 @@ class FieldViolation:
 class DepotError(Exception):
     """A call that failed: what the depot answered, or that it could not be reached.
 
-    ``code`` is the gRPC status and ``reason`` the word in the ``Errors:`` list of the RPC, such as ``LEASE_EXPIRED``.
-    The client itself adds ``UNREACHABLE`` (with UNAVAILABLE: no connection, or it was lost), ``ATTACHMENT_ENDED`` (with
-    UNAVAILABLE: the depot ended an attachment without saying why) and ``INCOMPLETE_STREAM`` (with DATA_LOSS: pieces of
+    `code` is the gRPC status and `reason` the word in the `Errors:` list of the RPC, such as `LEASE_EXPIRED`.
+    The client itself adds `UNREACHABLE` (with UNAVAILABLE: no connection, or it was lost), `ATTACHMENT_ENDED` (with
+    UNAVAILABLE: the depot ended an attachment and gave no reason) and `INCOMPLETE_STREAM` (with DATA_LOSS: pieces of
     an inline retrieve are missing). Where an answer has no reason, it is the name of the code, as in
-    ``DEADLINE_EXCEEDED``. ``violations`` name the fields at fault; ``retry_after_seconds`` is set where waiting helps.
+    `DEADLINE_EXCEEDED`. `violations` name the fields at fault; `retry_after_seconds` is set where waiting helps.
     """
 
     def __init__(

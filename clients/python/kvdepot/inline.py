@@ -1,4 +1,4 @@
-"""Chunk bytes that ride on a call: cut into pieces on the way out, checked to be complete on the way in."""
+"""Chunk bytes that a call carries: cut into pieces to send, and checked to be complete when received."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def pieces(data: Buffer) -> Iterator[bytes]:
 
 
 class PieceOrder:
-    """The position at which the next piece of an inline retrieve has to start.
+    """The position at which the next piece of an inline retrieve must start.
 
-    Chunks follow each other from ``first_chunk`` on. Pieces of a chunk follow each other without a gap.
+    Chunks follow each other from `first_chunk` on. Pieces of a chunk follow each other without a gap.
     """
 
     def __init__(self, *, chunk_bytes: int, first_chunk: int) -> None:

@@ -1,4 +1,4 @@
-"""Messages made of what callers have: prefixes, block tables, leases, and the requests that hold them."""
+"""Messages made from callers' values: prefixes, block tables, leases, and requests with them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def token_prefix(token_ids: Ids, *, cache_salt: str = "", adapter: str = "") -> 
 def hash_prefix(
     block_hashes: Iterable[bytes], hash_block_size: int, *, cache_salt: str = "", adapter: str = ""
 ) -> Prefix:
-    """Return a prompt by the engine's chained block hashes, one for each whole block of ``hash_block_size`` tokens."""
+    """Return a prompt by the engine's chained block hashes, one for each whole block of `hash_block_size` tokens."""
     return Prefix(block_hashes=block_hashes, hash_block_size=hash_block_size, cache_salt=cache_salt, adapter=adapter)
 
 
 def block_table(block_ids: Ids, *, absent_blocks: int = 0) -> BlockTable:
-    """Return the block table of one group. The engine does not have its first ``absent_blocks`` blocks.
+    """Return the block table of one group. The engine does not have its first `absent_blocks` blocks.
 
     Those before a sliding window are absent, for instance. They are neither stored nor retrieved.
     """

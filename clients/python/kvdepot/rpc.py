@@ -1,4 +1,4 @@
-"""What every call to the depot shares: how its channel is set up, its deadline, and the metadata that it carries."""
+"""The common part of all calls to the depot: the channel's options, the deadline, and the metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
     # Half a minute without an answer to pings ends the connection, even while no call is made: the depot hangs, or its
-    # node is gone. A depot that dies closes its socket, which shows at once.
+    # node is gone. A depot that dies closes its socket, which the client sees immediately.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -48,7 +48,7 @@ class CallDefaults:
         return (*token, ("traceparent", parent)) if parent else token or None
 
     def timeout(self, timeout_seconds: float | None, *, added_seconds: float = 0.0) -> float:
-        """Return the caller's timeout, or else the default and ``added_seconds``.
+        """Return the caller's timeout, or else the default and `added_seconds`.
 
         Raises: ValueError.
         """
@@ -72,7 +72,9 @@ def channel_arguments(
 ) -> tuple[grpc.ChannelCredentials | None, tuple[tuple[str, int | str], ...]]:
     """Return a channel's credentials (None: without TLS) and its options.
 
-    Raises: ValueError, OSError; see `Credentials.channel_credentials`.
+    The errors are those of `Credentials.channel_credentials`.
+
+    Raises: ValueError, OSError.
     """
     if isinstance(credentials, Credentials):
         return credentials.channel_credentials(address), (*OPTIONS, *credentials.options())

@@ -1,4 +1,4 @@
-"""How a session's time divides between its operations and the engine's own work."""
+"""The time of a session, divided between its operations and the engine's own work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Span(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """The length of the span."""
         return self.end_seconds - self.start_seconds
 
     def gigabytes_per_second(self, num_bytes: int) -> float | None:
-        """Return the rate at which bytes moved in it, in units of 10^9; None if none did."""
+        """Return the rate at which bytes moved in the span, in units of 10^9. None: no bytes moved."""
         return num_bytes / self.seconds / 1e9 if num_bytes and self.seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """``gaps`` are the spans in which no operation ran, in order; ``engine_seconds`` is their sum."""
+    """A divided session. `gaps` are the spans without an operation, in order; `engine_seconds` is their sum."""
 
     gaps: list[Span]
     depot_seconds: float
@@ -35,8 +35,8 @@ class Timeline:
 def timeline(operations: Sequence[Span], duration_seconds: float, num_dropped_operations: int = 0) -> Timeline:
     """Divide a session's time. Operations may overlap and be in any order.
 
-    Time after the session's end does not count. If operations were dropped, neither does time after the last one that
-    was kept: what ran then is unknown.
+    Time after the session's end does not count. If operations were dropped, time after the last kept one does not count
+    either, because it is unknown.
     """
     if num_dropped_operations:
         duration_seconds = min(duration_seconds, max((each.end_seconds for each in operations), default=0.0))

@@ -1,4 +1,4 @@
-"""Ids and pieces on the wire, encoded and read by hand, without the loops and the copies that protobuf makes.
+"""Encodes and reads ids and pieces by hand, without protobuf's loops and copies.
 
 The encoding is protobuf's (https://protobuf.dev/programming-guides/encoding): a packed or a bytes field is a tag, a
 length, and the bytes. Messages that are encoded in another way, which protobuf allows, are left to protobuf.
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 
 def with_ids(message: M, **ids_by_field: Ids) -> M:
-    """Append ids to fields of the type ``repeated fixed32``, and return the message.
+    """Append ids to fields of the type `repeated fixed32`, and return the message.
 
     Ids must be integers from 0 to 2**32 - 1, in one dimension.
 
@@ -55,7 +55,7 @@ def with_ids(message: M, **ids_by_field: Ids) -> M:
 
 
 def varint(number: int) -> bytes:
-    """Return a number of seven bits a byte, the lowest first."""
+    """Return a number as protobuf's varint: seven bits in each byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -65,7 +65,7 @@ def varint(number: int) -> bytes:
 
 
 def store_piece(data: Buffer) -> bytes:
-    """Return a serialised StoreInlineRequest that holds ``data``."""
+    """Return a serialised StoreInlineRequest that holds `data`."""
     view = memoryview(data)
     return b"".join((_STORE_TAG, varint(view.nbytes), view))
 
@@ -77,7 +77,7 @@ def store_data(wire: bytes) -> memoryview | None:
 
 
 def parsed_store(wire: bytes) -> StoreInlineRequest | memoryview:
-    """Return a StoreInlineRequest, or just the bytes of one that holds ``data``.
+    """Return a StoreInlineRequest, or just the bytes of one that holds `data`.
 
     Raises: google.protobuf.message.DecodeError.
     """
@@ -134,7 +134,7 @@ def _tag(field_number: int) -> bytes:
 
 
 def _leading_bytes(wire: bytes, tag: bytes) -> tuple[memoryview, int] | None:
-    """Return the bytes field that a message begins with, and its end; None if it begins with something else."""
+    """Return the bytes field that a message begins with, and its end. None: it begins with another field."""
     start = len(tag)
     if not wire.startswith(tag):
         return None

@@ -158,7 +158,7 @@ async def test_ids_of_sessions_that_are_open_are_not_used_again(depot: LeasingDe
     lookups.end_session(first)
     await eventually(lambda: any(name == "EndSession" for name, _ in depot.requests))
     await eventually(lambda: lookups.open_session("request") == first)
-    lookups.drop_session(second)
+    lookups.forget_session(second)
     assert lookups.open_session("request") == second
 
 

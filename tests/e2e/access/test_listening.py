@@ -40,7 +40,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
         ((), ["NO AUTHENTICATION", "Set tenants and tls_cert, or tls_client_ca"]),
         (("tls",), ["NO AUTHENTICATION"]),
         (("tenants",), ["no tenant can call", "Set tls_cert"]),
-        (("tenants", "plain"), ["others", "who listens there can use them"]),
+        (("tenants", "plain"), ["others", "others on the network can read them"]),
         (("tenants", "tls"), []),
         (("tls", "client_ca"), []),
         (("tenants", "tls", "client_ca"), []),

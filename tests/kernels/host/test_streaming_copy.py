@@ -67,7 +67,7 @@ def all_of(array: NDArray[np.uint8]) -> Blocks:
 @pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
 @pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
 @settings(max_examples=100, deadline=None)
-@given(case=copies(), most_runs=st.sampled_from([3, system_copy.MOST_RUNS]))
+@given(case=copies(), most_runs=st.sampled_from([3, system_copy.MAX_RUNS]))
 def test_copies_what_it_should_and_nothing_else(best, level, foreign_is_source, case, most_runs):
     if level is not None and level > best.level:
         pytest.skip("this processor does not have it")
@@ -78,7 +78,7 @@ def test_copies_what_it_should_and_nothing_else(best, level, foreign_is_source, 
     expected[:, :, to_ids] = source[:, :, source_ids]
     before = source.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(system_copy, "MOST_RUNS", most_runs)
+        patch.setattr(system_copy, "MAX_RUNS", most_runs)
         copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
         foreign = addresses(source_memory if foreign_is_source else memory)
         copy(Blocks(to, np.array(to_ids)), Blocks(source, np.array(source_ids)), foreign)

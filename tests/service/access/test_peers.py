@@ -30,9 +30,15 @@ def test_a_peer_is_a_host_or_a_site(address: str, peer: str) -> None:
 
 def test_a_peer_has_as_many_calls_as_it_may_and_gives_them_back() -> None:
     limit = PeerLimit(2, 100)
-    with limit.counted("a"), limit.counted("a"), limit.counted("b"), pytest.raises(TooManyRpcs), limit.counted("a"):
+    with (
+        limit.open_call("a"),
+        limit.open_call("a"),
+        limit.open_call("b"),
+        pytest.raises(TooManyRpcs),
+        limit.open_call("a"),
+    ):
         pass
-    with limit.counted("a"), limit.counted("a"):
+    with limit.open_call("a"), limit.open_call("a"):
         pass
 
 
@@ -40,12 +46,12 @@ def test_when_all_calls_are_open_peers_beyond_their_share_are_refused() -> None:
     limit = PeerLimit(10, 4)
     with ExitStack() as calls:
         for peer in "aaab":
-            calls.enter_context(limit.counted(peer))
-        with pytest.raises(TooManyRpcs), limit.counted("a"):
+            calls.enter_context(limit.open_call(peer))
+        with pytest.raises(TooManyRpcs), limit.open_call("a"):
             pass
         for peer in "bc":
-            calls.enter_context(limit.counted(peer))
-        with pytest.raises(TooManyRpcs), limit.counted("b"):
+            calls.enter_context(limit.open_call(peer))
+        with pytest.raises(TooManyRpcs), limit.open_call("b"):
             pass
 
 

@@ -115,14 +115,14 @@ def test_a_late_call_learns_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> N
 
 
 def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: LeasedIndex) -> None:
-    given_back = []
+    ended_by_engine = []
     for why in LeaseEnd:
         lease = depot.grant("s", [[]])
-        assert not lease.given_back
+        assert not lease.ended_by_engine
         depot.leases.end(lease, why)
-        if lease.given_back:
-            given_back.append(why)
-    assert given_back == [LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED]
+        if lease.ended_by_engine:
+            ended_by_engine.append(why)
+    assert ended_by_engine == [LeaseEnd.RELEASED, LeaseEnd.SESSION_ENDED]
 
 
 def test_the_oldest_ends_are_forgotten(depot: LeasedIndex) -> None:

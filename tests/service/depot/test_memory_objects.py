@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from service.depot import memory_objects as attached_memory
-from service.depot.memory_objects import AttachedMemory, most_objects
+from service.depot.memory_objects import AttachedMemory, max_objects_of_process
 from service.errors import RegionForbidden, TooManyObjects
 
 
@@ -48,6 +48,6 @@ def test_memory_of_a_tenant_is_forbidden_to_others_until_its_last_attachment_end
 
 def test_half_of_the_descriptors_are_left_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 1 << 20))
-    assert most_objects() == 50
+    assert max_objects_of_process() == 50
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
-    assert most_objects() < 1 << 39
+    assert max_objects_of_process() < 1 << 39

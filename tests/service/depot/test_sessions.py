@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.depot.operation import Operation
 from service.depot.sessions import (
     MAX_ENDED_REMEMBERED,
-    MAX_IDLE_AT_ONCE,
+    MAX_IDLE_AT_A_TIME,
     MAX_LIVE,
     MAX_OPERATIONS,
     MAX_REPORTED,
@@ -170,7 +170,7 @@ def test_a_report_makes_no_session_that_uses_the_cache_younger(sessions: Session
 
 
 def test_not_all_of_many_idle_sessions_are_named_at_once(sessions: Sessions) -> None:
-    live = [sessions.begin("i", str(number), "m") for number in range(MAX_IDLE_AT_ONCE + 1)]
+    live = [sessions.begin("i", str(number), "m") for number in range(MAX_IDLE_AT_A_TIME + 1)]
     assert sessions.idle(sessions.idle_at(live[-1])) == live[:-1]
 
 

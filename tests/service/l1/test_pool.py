@@ -29,8 +29,8 @@ def test_free_neighbours_that_are_released_serve_another_size() -> None:
     small = pool.take(128)
     assert small is not None
     assert pool.take(512) is None
-    pool.give_back(small)
-    pool.release(pool.run_around(small, 512, may_go))
+    pool.free(small)
+    pool.join(pool.run_around(small, 512, may_go))
     large = pool.take(512)
     assert large is not None
     assert pool.take(128) is None
@@ -40,10 +40,10 @@ def test_a_gap_that_another_is_released_beside_grows() -> None:
     pool: Pool[str] = Pool(5 * 64, extent_bytes=64)
     first, second, third = [pool.take(64) for _ in range(3)]
     assert first is not None and second is not None and third is not None
-    pool.give_back(second)
-    pool.release([second])
-    pool.give_back(third)
-    pool.release([third])  # between two gaps
+    pool.free(second)
+    pool.join([second])
+    pool.free(third)
+    pool.join([third])  # between two gaps
     assert pool.take(4 * 64 + 1) is None
     assert pool.take(4 * 64) is not None
     pool.check()
@@ -54,7 +54,7 @@ def test_a_run_is_as_long_as_it_must_be_and_reaches_both_ways() -> None:
     slots = [pool.take(64) for _ in range(6)]
     for slot in slots[:4]:
         assert slot is not None
-        pool.give_back(slot)
+        pool.free(slot)
     assert slots[2] is not None and slots[4] is not None
     assert [*pool.run_around(slots[2], 128, may_go)] == slots[2:4]
     assert [*pool.run_around(slots[2], 192, may_go)] == slots[1:4]
@@ -67,7 +67,7 @@ def test_a_sweep_goes_on_where_the_last_one_ended() -> None:
     slots = [pool.take(64) for _ in range(100)]
     for slot in slots[60:62]:
         assert slot is not None
-        pool.give_back(slot)
+        pool.free(slot)
     found = [len(pool.sweep(128, may_go, 20)) for _ in range(4)]
     assert found == [0, 0, 0, 2]
     assert len(pool.sweep(128, may_go, 200)) == 2
@@ -99,15 +99,15 @@ class AnyUse(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        self.pool.give_back(self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1))))
+    def free(self, data: st.DataObject) -> None:
+        self.pool.free(self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1))))
 
     @rule(num_bytes=st.sampled_from([64, 1_024, 5_056, 20_000]))
     def sweep_and_release(self, num_bytes: int) -> None:
         run = self.pool.sweep(num_bytes, may_go, self.pool.num_stretches)
         assert bool(run) == (self.most_bytes_together() >= num_bytes)
         if run:
-            self.pool.release(run)
+            self.pool.join(run)
             slot = self.pool.take(num_bytes)
             assert slot is not None
             self.taken.append(slot)

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class AsyncAttachment(AttachmentState):
-    """One rank that is attached; made by `AsyncDepotClient.attach`, ended by `close` or by leaving ``async with``.
+    """One rank that is attached; made by `AsyncDepotClient.attach`, ended by `close` or by leaving `async with`.
 
     A task reads the stream, so that the loss of the depot is noticed while no call is made. Methods are called on the
     event loop of the client.
@@ -79,9 +79,9 @@ class AsyncAttachment(AttachmentState):
     ) -> cache_pb2.StoreResponse:
         """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
 
-        ``block_tables`` cover the tokens from ``start_token`` (a multiple of `chunk_size`) on; where a group lacks
-        blocks of the beginning, see `block_table`. The blocks are read after the ``ready_event`` (see
-        `kvdepot.memory.cuda.ready_event`), if there is one.
+        `block_tables` cover the tokens from `start_token` on, which is a multiple of `chunk_size`. If a group lacks
+        blocks of the beginning, see `block_table`. If there is a `ready_event`, the blocks are read after it: see
+        `kvdepot.memory.cuda.ready_event`.
         """
         request = requests.store(
             self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
@@ -98,10 +98,10 @@ class AsyncAttachment(AttachmentState):
         ready_event: bytes = b"",
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
-        """Copy leased chunks into the engine's blocks; blocks below ``skip_tokens`` are not written.
+        """Copy leased chunks into the engine's blocks. Blocks below `skip_tokens` are not written.
 
-        ``block_tables`` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
-        written after the ``ready_event``, if there is one. If this raises or is cancelled, the depot may write to the
+        `block_tables` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
+        written after the `ready_event`, if there is one. If this raises or is cancelled, the depot may write to the
         blocks until `release_lease` or `end_session` has returned.
         """
         request = requests.retrieve(
@@ -112,7 +112,7 @@ class AsyncAttachment(AttachmentState):
     async def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """End a lease before it expires; one that has ended already is no error."""
+        """End a lease before it expires. A lease that has ended already is no error."""
         request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
         return await self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
@@ -125,7 +125,7 @@ class AsyncAttachment(AttachmentState):
         start_token: int = 0,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreInlineResponse:
-        """Store the canonical bytes of every whole chunk from ``start_token`` on."""
+        """Store the canonical bytes of every whole chunk from `start_token` on."""
         header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
         return await self._calls.store_inline(header, data, timeout_seconds)
 
@@ -134,7 +134,7 @@ class AsyncAttachment(AttachmentState):
     ) -> AsyncGenerator[Piece, None]:
         """Iterate over the canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
 
-        The bytes are right and complete only if the iterator ends without an exception. ``skip_tokens`` is a
+        The bytes are right and complete only if the iterator ends without an exception. `skip_tokens` is a
         multiple of `chunk_size`.
         """
         request = cache_pb2.RetrieveInlineRequest(
@@ -156,9 +156,9 @@ class AsyncAttachment(AttachmentState):
         skip_tokens: int = 0,
         timeout_seconds: float | None = None,
     ) -> None:
-        """Fill a buffer with the canonical bytes of leased chunks; it must be exactly as large as they are.
+        """Fill a buffer with the canonical bytes of leased chunks. The buffer must be exactly as large as they are.
 
-        That is ``(matched_tokens - skip_tokens) // chunk_size * chunk_bytes``. If this raises, the content of the
+        That is `(matched_tokens - skip_tokens) // chunk_size * chunk_bytes`. If this raises, the content of the
         buffer is undefined.
         """
         target = TargetBuffer(buffer)
@@ -176,12 +176,12 @@ class AsyncAttachment(AttachmentState):
         return await self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     async def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
-        """Wait until the attachment ends, and return why; None if it was closed, or if the time is over."""
+        """Wait until the attachment ends, and return why. None: it was closed, or the time is over."""
         await self._ended.wait_for(timeout_seconds)
         return self.lost_reason
 
     async def close(self) -> None:
-        """Detach the rank: the depot unmaps its memory. Idempotent; waits two seconds at most for the depot."""
+        """Detach the rank: the depot unmaps its memory. Wait two seconds at most for the depot. Idempotent."""
         is_attached = self._is_acknowledged and not self._closed and not self._ended.is_set()
         self._closed = True
         try:
@@ -210,7 +210,7 @@ class AsyncAttachment(AttachmentState):
             raise self.lost_reason or ended()
 
     async def _read(self) -> None:
-        """Take what the stream brings, until it ends."""
+        """Take the messages of the stream, until it ends."""
         reason = DepotError(grpc.StatusCode.CANCELLED, "CANCELLED", "the reader of the stream was cancelled")
         try:
             async for response in self._stream:

@@ -85,7 +85,7 @@ class AsyncCalls(CallDefaults):
         request: Request,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[Response, None]:
-        """Start a call, which is cancelled when the iterator is closed or forgotten. None is no deadline."""
+        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline."""
         return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
 
     async def store_inline(
@@ -93,8 +93,8 @@ class AsyncCalls(CallDefaults):
     ) -> StoreInlineResponse:
         """Send the header and all the data. An error of the data's iterator is raised here, and cancels the call.
 
-        The depot may answer before it has read everything. A write that is under way then fails, and grpc.aio puts that
-        failure in place of the answer if it is noticed second: so the writer is stopped the moment the answer comes.
+        The depot may answer before it has read everything. A running write then fails. If grpc.aio sees the failure
+        after the answer, it replaces the answer. So the writer is stopped when the answer comes.
 
         Raises: DepotError, ValueError, OSError.
         """
@@ -129,7 +129,7 @@ async def _messages(header: StoreInlineRequest, data: InlineData) -> AsyncGenera
             async for buffer in data:
                 for message in inline.pieces(buffer):
                     yield message
-        finally:  # at once, not when it is collected
+        finally:  # immediately, not when it is collected
             if isinstance(data, AsyncGenerator):
                 await data.aclose()
     else:

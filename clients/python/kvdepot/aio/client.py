@@ -20,10 +20,10 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 class AsyncDepotClient:
     """A connection to one depot, shared by any number of instances and sessions, for the event loop it is made on.
 
-    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods
-    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``,
-    its own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection
-    is made before the first call. Where the depot has tenants, an admin names one in ``tenant``.
+    `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within `timeout_seconds`,
+    its own or else the client's. The streams of `attach` and `watch_events` live until they are closed. No connection
+    is made before the first call. If the depot has tenants, an admin names one in `tenant`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class AsyncDepotClient:
     ) -> AsyncAttachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
-        ``on_lost`` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
+        `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
         request = cache_pb2.AttachInstanceRequest(
             instance_id=instance_id,
@@ -81,7 +81,7 @@ class AsyncDepotClient:
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
 
-        ``computed_tokens`` are in the engine already. The depot waits, at most ``max_wait_seconds``, while another
+        `computed_tokens` are in the engine already. The depot waits, at most `max_wait_seconds`, while another
         store writes a chunk that makes the match longer.
         """
         request = requests.lookup(instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
@@ -92,7 +92,7 @@ class AsyncDepotClient:
     async def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """End a lease before it expires; one that has ended already is no error."""
+        """End a lease before it expires. A lease that has ended already is no error."""
         request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
         return await self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
@@ -127,7 +127,7 @@ class AsyncDepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[observability_pb2.WatchEventsResponse, None]:
-        """Iterate over the live event feed; without a timeout it goes on until the iterator is closed."""
+        """Iterate over the live event feed. Without a timeout it continues until the iterator is closed."""
         request = observability_pb2.WatchEventsRequest(
             event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
         )
@@ -175,7 +175,7 @@ class AsyncDepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
-        """Remove chunks that match every filter given; leased ones only with ``force``."""
+        """Remove the chunks that match all given filters. Leased chunks are removed only with `force`."""
         request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
         return await self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 

@@ -11,7 +11,7 @@ class Event(asyncio.Event):
     """An event with a bounded wait."""
 
     async def wait_for(self, timeout_seconds: float | None) -> bool:
-        """Wait until the event is set, and return whether it is; None waits without a bound."""
+        """Wait until the event is set, and return whether it is. None waits without a bound."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self.wait()

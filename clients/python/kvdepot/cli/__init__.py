@@ -1,1 +1,1 @@
-"""Commands that speak to a depot."""
+"""The commands that call a depot."""

@@ -1,4 +1,4 @@
-"""`python -m kvdepot.cli NAME`: the commands that speak to a depot."""
+"""`python -m kvdepot.cli NAME`: the commands that call a depot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = typer.Typer(cls=DepotCommands, no_args_is_help=True, add_completion=False,
 
 @app.callback()
 def main() -> None:
-    """Look at a depot that runs, and try whether it works."""
+    """Show the state of a running depot, and test it."""
 
 
 if __name__ == "__main__":

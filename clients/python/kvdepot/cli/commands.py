@@ -1,4 +1,4 @@
-"""The commands that speak to a depot. Each is imported when it is called, so that a command starts quickly."""
+"""The commands that call a depot. Each is imported when it is called, so that a command starts quickly."""
 
 from __future__ import annotations
 

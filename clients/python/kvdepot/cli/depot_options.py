@@ -31,12 +31,12 @@ _CREDENTIALS: dict[str, tuple[str, Any, Any, str]] = {
     "tls_key": ("key_file", Path | None, None, "Its private key, PEM."),
     "tls_server_name": ("server_name", str, "", "What the depot's certificate is for, if not the host."),
     "token_file": ("token_file", Path | None, None, "A file with a tenant's bearer token."),
-    "plain_tcp": ("plain_tcp", bool, False, "Send the token over TCP without TLS, too."),
+    "plain_tcp": ("plain_tcp", bool, False, "Also send the token over TCP without TLS."),
 }
 
 
 def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the credential options, and pass it the `Credentials` they make as ``credentials``."""
+    """Give a command the credential options. It gets the `Credentials` as `credentials`."""
 
     def run(**given: Any) -> None:
         fields = {field: given.pop(option) for option, (field, *_) in _CREDENTIALS.items()}
@@ -57,7 +57,7 @@ def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
         annotation: Any = Annotated[kind, variable]
         keyword = inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         parameters.append(keyword)
-    # What typer reads of a command.
+    # typer reads these attributes of a command.
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,6 +1,6 @@
 """The command `health`: whether a depot serves, as an exit code.
 
-A probe runs ``python -m kvdepot.cli.health`` every few seconds, so that it has to start quickly.
+A probe runs `python -m kvdepot.cli.health` every few seconds, so it must start quickly.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class Child:
 
 @contextmanager
 def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> Iterator[Child]:
-    """Run ``python ARGUMENTS`` for the duration of the block, where it can import the server."""
+    """Run `python ARGUMENTS` for the duration of the block, where it can import the server."""
     process = Child(name, arguments, variables)
     try:
         yield process

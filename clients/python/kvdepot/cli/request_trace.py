@@ -14,7 +14,7 @@ import numpy as np
 
 BLOCK_TOKENS = 512
 VOCABULARY_SIZE = 128_000
-"""Token ids are below this, as those of a real model, except for the two that spell a block's id."""
+"""Token ids are below this, as in a real model. The two that spell a block's id may be larger."""
 MAX_HASH_ID = 2**62 - 1
 
 

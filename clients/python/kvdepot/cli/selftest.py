@@ -27,7 +27,7 @@ SHAPE = KvShape(num_layers=1, num_blocks=1, block_size=1, num_heads=1, head_size
 
 
 class ExitCode(IntEnum):
-    """What a script reads."""
+    """The exit codes of the command, for scripts."""
 
     WORKS = 0
     REFUSED = 1

@@ -15,12 +15,12 @@ from kvdepot.timeline import Span, timeline
 STYLES = {"lookup": "cyan", "retrieve": "green", "store": "blue", "engine": "dim"}
 BAD_OUTCOMES = ("refused", "cancelled", "failed")
 MIN_BAR_CELLS = 10
-SMALLEST_GAP_SHARE = 0.01  # of what is drawn; smaller ones count in the total, without a row
+MIN_GAP_SHARE = 0.01  # of what is drawn; smaller ones count in the total, without a row
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar for a span of the ``drawn_seconds`` that the column stands for; at least one cell long."""
+    """A bar for a span, at least one cell long. The whole column stands for `drawn_seconds`."""
 
     span: Span
     drawn_seconds: float
@@ -33,7 +33,7 @@ class Bar:
 
 
 def cells(span: Span, drawn_seconds: float, width: int) -> tuple[int, int]:
-    """Return the first cell of a bar, and the one behind its last."""
+    """Return the first cell of a bar, and the cell after its last one."""
     scale = width / drawn_seconds if drawn_seconds > 0 else 0.0
     first = min(width - 1, round(span.start_seconds * scale))
     return first, max(first + 1, min(width, round(span.end_seconds * scale)))
@@ -82,7 +82,7 @@ def _rows(session: SessionView, engine: Iterable[Span], drawn_seconds: float) ->
     label = "engine"
     for gap in engine:
         is_after = gap.start_seconds >= drawn_seconds
-        if is_after or gap.seconds >= drawn_seconds * SMALLEST_GAP_SHARE:
+        if is_after or gap.seconds >= drawn_seconds * MIN_GAP_SHARE:
             bar = Text("after the last operation") if is_after else Bar(gap, drawn_seconds, STYLES["engine"])
             table.add_row(label, "", bar, *_times(gap), style=STYLES["engine"])
             label = ""

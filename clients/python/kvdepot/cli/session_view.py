@@ -25,7 +25,7 @@ _TIERS = cache_pb2.Tier.DESCRIPTOR.values_by_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationView:
-    """One call of a session. The span of one that still runs ends where the session does."""
+    """One call of a session. The span of a running call ends with the session's."""
 
     kind: str
     rank: int
@@ -43,18 +43,18 @@ class OperationView:
 
     @property
     def tokens(self) -> str:
-        """The number of tokens; for a lookup, of those it asked for."""
+        """The number of tokens, and for a lookup the length of its prompt."""
         return f"{self.num_tokens:,}" + (f" of {self.num_asked_tokens:,}" if self.num_asked_tokens else "")
 
     @property
     def gigabytes_per_second(self) -> float | None:
-        """The rate at which bytes moved; None if none did."""
+        """The rate at which bytes moved. None: no bytes moved."""
         return self.span.gigabytes_per_second(self.num_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """A session; the depot kept all of its operations but ``num_dropped_operations``."""
+    """A session; the depot kept all of its operations but `num_dropped_operations`."""
 
     instance_id: str
     session_id: str

@@ -19,7 +19,7 @@ from kvdepot.v1 import admin_pb2, cache_pb2
 
 @takes_credentials
 def status(*, address: Address = DEFAULT_ADDRESS, json_output: AsJson = False, credentials: Credentials) -> None:
-    """Show how a running depot is, and who is attached to it."""
+    """Show the state of a running depot, and the attached instances."""
     with connected(address, credentials) as client:
         depot, instances = client.get_status(), client.list_instances()
     if json_output:

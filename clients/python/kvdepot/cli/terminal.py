@@ -1,4 +1,4 @@
-"""What commands print: text from the wire, sizes, JSON, and the error that ends a command."""
+"""The output of commands: text from the wire, sizes, JSON, and the error that ends a command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes for all that a terminal would obey or not show."""
+    """Return the text with escapes for control characters and for characters that a terminal does not show."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

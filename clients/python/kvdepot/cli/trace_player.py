@@ -35,7 +35,7 @@ class ReplayFailed(Exception):
 
 @dataclass(kw_only=True)
 class Replayed:
-    """Counts of the requests that were played; ``rpc_seconds`` has the duration of every call, by RPC."""
+    """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC."""
 
     num_requests: int = 0
     num_blocks: int = 0
@@ -54,7 +54,7 @@ async def replay_trace(
     concurrency: int,
     on_request: Callable[[], None],
 ) -> Replayed:
-    """Play every request, ``concurrency`` of them at a time, to a depot with an L1 of ``l1_chunks``.
+    """Play every request, `concurrency` of them at a time, to a depot with an L1 of `l1_chunks`.
 
     Raises: ReplayFailed, DepotError.
     """
@@ -101,7 +101,7 @@ async def _check_capacity(client: AsyncDepotClient, attachment: AsyncAttachment,
 
 
 class _Player:
-    """Takes the requests of a trace in order, and plays each to its end."""
+    """A player that takes the requests of a trace in order, and plays each to its end."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Player:
             self._on_request()
 
     async def _play(self, session_id: str, hash_ids: tuple[int, ...], blocks: Blocks, first_block: int) -> None:
-        """Do with a prompt as an engine does: look up, retrieve what matched, "compute" and store the rest."""
+        """Do the work of an engine: look the prompt up, retrieve the match, "compute" and store the rest."""
         attachment, replayed = self._attachment, self.replayed
         prefix = token_prefix(token_ids(hash_ids))
         block_ids = range(first_block, first_block + len(hash_ids))
@@ -157,6 +157,6 @@ class _Player:
 
 
 def _contents(hash_ids: tuple[int, ...]) -> Blocks:
-    """Return the contents of a prompt's blocks, `[blocks, 1024]`: each word stands for the id and the offset in it."""
+    """Return the contents of a prompt's blocks, `[blocks, 1024]`. A word is made of the block's id and its offset."""
     ids = np.array(hash_ids, dtype=np.int64)[:, np.newaxis]
     return (ids * 2 * BLOCK_TOKENS + np.arange(2 * BLOCK_TOKENS)).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""A worker's KV cache as the depot has it: groups, regions, and how to make their block tables."""
+"""A worker's KV cache as the depot sees it: groups, regions, and the sources of their block tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, MemoryRegion
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """The engine's group whose block table an attached group takes, and into how many blocks each one is split."""
+    """The source of an attached group's block table: a group of the engine, and how its blocks are split."""
 
     engine_group: int
     blocks_per_block: int
@@ -19,7 +19,7 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedMemory:
-    """What to attach; ``sources`` has one entry per group."""
+    """The memory to attach. `sources` has one entry per group."""
 
     groups: tuple[KvGroup, ...]
     regions: tuple[MemoryRegion, ...]
@@ -27,7 +27,7 @@ class AttachedMemory:
     on_gpu: bool
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
-        """Return the block table of each attached group; ``tables`` are by the engine's group."""
+        """Return the block table of each attached group; `tables` are by the engine's group."""
         return [_split(tables[source.engine_group], source.blocks_per_block) for source in self.sources]
 
 

@@ -1,4 +1,4 @@
-"""Which workers are attached to a depot, and how it cuts tokens into chunks, as they report it."""
+"""The workers that are attached to a depot, and its chunk size, as they report both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST_REPORT_SECONDS = 5.0
 class AttachedWorkers:
     """The last report of each worker.
 
-    ``chunk_size`` is the depot's if all workers are attached and agree; else it is 0, and no depot is used.
+    `chunk_size` is the depot's if all workers are attached and agree; else it is 0, and no depot is used.
     """
 
     def __init__(self, num_workers: int, hash_block_size: int) -> None:

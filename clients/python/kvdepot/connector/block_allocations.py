@@ -1,4 +1,4 @@
-"""Blocks that the scheduler gives to requests, as they are reported to the depot."""
+"""Reports of the blocks that the scheduler gives to requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvdepot.connector.request_state import RequestState
 
 
 class BlockAllocation(NamedTuple):
-    """Blocks that a request got, and the tokens that they are for."""
+    """The blocks that a request got, and their tokens."""
 
     session_id: str
     block_ids: Sequence[int]
@@ -19,7 +19,7 @@ class BlockAllocation(NamedTuple):
 
 
 class BlockReporter(Protocol):
-    """Takes reports of block allocations. `BlockReportQueue` implements it."""
+    """A receiver of block allocations. `BlockReportQueue` implements it."""
 
     def report(self, allocation: BlockAllocation) -> None: ...
     def end_session(self, session_id: str) -> None: ...
@@ -33,9 +33,9 @@ def report_allocation(
     num_tokens: int,
     starts_anew: bool,
 ) -> None:
-    """Report the blocks that a request got in a step that computes ``num_tokens``.
+    """Report the blocks that a request got in a step that computes `num_tokens`.
 
-    If the request ``starts_anew``, ``block_ids`` are all of its blocks; else they extend its table.
+    If the request `starts_anew`, `block_ids` are all of its blocks; else they extend its table.
     """
     request = state.request
     if not (starts_anew or state.is_reported) or not state.traits.has_token_ids:

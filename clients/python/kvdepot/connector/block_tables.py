@@ -11,7 +11,7 @@ from kvdepot.connector.commands import BlockIds, GroupTable, GroupTables
 def cut_tables(
     groups: Sequence[CacheGroup], block_ids: BlockIds, start: int, end: int, null_block_id: int
 ) -> GroupTables:
-    """Return the tables of tokens ``start`` to ``end``; all blocks up to the last null block are absent."""
+    """Return the tables of tokens `start` to `end`. All blocks up to the last null block are absent."""
     tables = []
     for group, ids in zip(groups, block_ids, strict=True):
         part = ids[start // group.block_size : end // group.block_size]
@@ -21,17 +21,17 @@ def cut_tables(
 
 
 def num_blocks_written(groups: Sequence[CacheGroup], start: int, end: int) -> int:
-    """Return how many blocks a load of tokens ``start`` to ``end`` writes, in all groups."""
+    """Return how many blocks a load of tokens `start` to `end` writes, in all groups."""
     return sum((end - max(start, min(end, group.first_needed(end)))) // group.block_size for group in groups)
 
 
 def storable_tokens(
     groups: Sequence[CacheGroup], tables: GroupTables, start: int, end: int, chunk_size: int, max_blocks: int
 ) -> tuple[int, int]:
-    """Return the first and the last token of the chunks that can be stored, of tables that cover ``start`` to ``end``.
+    """Return the first and the last token of the chunks that can be stored, of tables that cover `start` to `end`.
 
-    A chunk must have all that any hit needs which ends with this chunk or later. Chunks whose blocks the engine has
-    freed already are left out; they come first. Chunks at the end are left out if they need more than ``max_blocks``.
+    A hit may end with any chunk. So a chunk must have all blocks that a hit needs that ends with it or later. The first
+    chunks are left out if the engine has freed their blocks. The last ones are left out beyond `max_blocks` blocks.
     """
     firsts = [start + table.absent_blocks * group.block_size for table, group in zip(tables, groups, strict=True)]
     begin = start

@@ -36,7 +36,7 @@ class BlockReferences(Protocol):
 
 @dataclass(slots=True, eq=False)
 class BlockTransfer:
-    """A load or a store that may touch blocks until ``workers_left`` more workers report that it is done."""
+    """A load or a store. It may touch blocks until `workers_left` more workers report that it is done."""
 
     state: RequestState
     is_load: bool
@@ -49,11 +49,11 @@ class BlockTransfer:
 
 
 class BlockTransfers:
-    """The transfers of one engine that are not done, oldest first; each ends within ``longest_seconds``."""
+    """The transfers of one engine that are not done, oldest first. Each ends within `longest_transfer_seconds`."""
 
-    def __init__(self, num_blocks: int, num_workers: int, longest_seconds: float) -> None:
+    def __init__(self, num_blocks: int, num_workers: int, longest_transfer_seconds: float) -> None:
         self._num_workers = num_workers
-        self._longest_seconds = longest_seconds
+        self._longest_transfer_seconds = longest_transfer_seconds
         self._references: BlockReferences | None = None
         self._transfers: dict[int, BlockTransfer] = {}
         self._next_id = itertools.count(1)
@@ -71,7 +71,7 @@ class BlockTransfers:
 
     @property
     def null_block_id(self) -> int:
-        """The id in block tables where there is no block."""
+        """The id that stands for no block in block tables."""
         return self._bound_references.null_block_id
 
     def num_free(self, *, is_load: bool) -> int:
@@ -79,11 +79,11 @@ class BlockTransfers:
         return max(0, self._max_blocks[is_load] - self._num_held[is_load])
 
     def can_ever_load(self, num_blocks: int) -> bool:
-        """Whether a load of so many blocks fits if no other load runs."""
+        """Return whether a load of so many blocks fits if no other load runs."""
         return num_blocks <= self._max_blocks[True]
 
     def need_steps(self) -> bool:
-        """Whether an idle engine should make another step for the transfers' sake.
+        """Return whether an idle engine should make another step, because transfers run.
 
         Workers report in steps only. If the depot hangs, the steps end some time after the last transfer's deadline.
         The engine asks again only when a call wakes it, such as a reset or a pause. Then the steps go on for as long
@@ -98,7 +98,7 @@ class BlockTransfers:
         return now < self._step_until
 
     def stored_end(self, state: RequestState, num_tokens: int) -> int:
-        """Return the end of the stored prefix if ``num_tokens`` are stored and the request's running stores succeed."""
+        """Return the end of the stored prefix if `num_tokens` are stored and the request's running stores succeed."""
         for transfer_id in sorted(state.transfer_ids):
             transfer = self._transfers[transfer_id]
             if not (transfer.is_load or transfer.failed) and transfer.start_token <= num_tokens:
@@ -121,7 +121,7 @@ class BlockTransfers:
         self._num_held[is_load] += len(block_ids)
         transfer_id = next(self._next_id)
         state.transfer_ids.add(transfer_id)
-        self._step_until = time.monotonic() + self._longest_seconds + GRACE_SECONDS
+        self._step_until = time.monotonic() + self._longest_transfer_seconds + GRACE_SECONDS
         self._transfers[transfer_id] = BlockTransfer(
             state=state,
             is_load=is_load,
@@ -141,7 +141,7 @@ class BlockTransfers:
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, transfer.start_token)
 
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:
-        """Count the workers at which each transfer is done; release and return those that are done at all.
+        """Count the workers at which each transfer is done. Release and return those that are done at all workers.
 
         The blocks of the tail are released first, so that the engine reuses them before those of the head.
         """

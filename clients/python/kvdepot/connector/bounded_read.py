@@ -1,4 +1,4 @@
-"""Reads of files in a thread that may not block: a mount that hangs costs it a bounded time, once."""
+"""Reads of files for a thread that must not block. A mount that hangs costs it a bounded time, once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class StillReading(OSError):
 
 
 class BoundedRead(Generic[Result]):
-    """Runs one read at a time, in a daemon thread."""
+    """One read at a time, in a daemon thread."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._running: Future[Result] | None = None
 
     def call(self, read: Callable[[], Result]) -> Result:
-        """Return or raise what ``read`` does.
+        """Return the result of `read`, or raise its error.
 
-        After a timeout every call fails at once until that read has ended.
+        After a timeout every call fails immediately until that read has ended.
 
         Raises: StillReading.
         """

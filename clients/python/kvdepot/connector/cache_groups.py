@@ -1,4 +1,4 @@
-"""KV cache groups of an engine: which part of a prefix each one keeps."""
+"""The KV cache groups of an engine. Each keeps a part of a prefix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheGroup:
-    """Layers that share a block table. All fields count tokens.
+    """A group of layers that share a block table. All fields count tokens.
 
-    Full attention reads all of a prefix. Layers with a ``window`` read that many tokens before the next one. Layers
-    with a ``local_chunk`` read the tokens since its last multiple. The engine puts its null block in the place of
+    Full attention reads all of a prefix. Layers with a `window` read that many tokens before the next one. Layers
+    with a `local_chunk` read the tokens since its last multiple. The engine puts its null block in the place of
     earlier blocks.
     """
 
@@ -25,7 +25,7 @@ class CacheGroup:
         return self.window is None and self.local_chunk is None
 
     def first_needed(self, end: int) -> int:
-        """Return the first token of the first block that the engine needs to go on after ``end`` tokens."""
+        """Return the first token of the first block that the engine needs to go on after `end` tokens."""
         skipped = 0
         if self.window is not None:
             skipped = max(0, end - self.window)

@@ -11,7 +11,7 @@ from kvdepot.v1.cache_pb2 import Prefix
 
 
 class ChunkPrefixes:
-    """Names the chunks of one engine's requests; after `change_salt` it names none as before."""
+    """The prefixes of one engine's requests. `change_salt` changes the keys of all chunks."""
 
     def __init__(self, workers: AttachedWorkers, hash_block_size: int) -> None:
         self._workers = workers
@@ -27,19 +27,19 @@ class ChunkPrefixes:
         return salt_of(state.traits.cache_salt, self._reset_salt)
 
     def whole_tokens(self, request: EngineRequest, max_tokens: int) -> int:
-        """Return the tokens of all whole chunks with known hashes, up to ``max_tokens``; 0 while there is no depot."""
+        """Return the tokens of all whole chunks with known hashes, up to `max_tokens`; 0 while there is no depot."""
         chunk_size = self._workers.chunk_size
         if not chunk_size:
             return 0
         return min(len(request.block_hashes) * self._hash_block_size, max_tokens) // chunk_size * chunk_size
 
     def hashes(self, request: EngineRequest, end: int) -> list[bytes]:
-        """Return the hash of each chunk's last block, up to token ``end``. It covers all tokens up to there."""
+        """Return the hash of each chunk's last block, up to token `end`. It covers all tokens up to there."""
         per_chunk = self._workers.chunk_size // self._hash_block_size
         return list(request.block_hashes[per_chunk - 1 : end // self._hash_block_size : per_chunk])
 
     def longest(self, state: RequestState) -> Prefix:
-        """Return the prefix of all whole chunks, to learn of all that is stored."""
+        """Return the prefix of all whole chunks, to find all that is stored."""
         request = state.request
         return Prefix(
             block_hashes=self.hashes(request, self.whole_tokens(request, request.num_tokens)),

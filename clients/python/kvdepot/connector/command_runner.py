@@ -1,4 +1,4 @@
-"""Carries a worker's commands out, on the event loop."""
+"""Carries out a worker's commands, on the event loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReadyEvent(NamedTuple):
 
 
 class CommandRunner:
-    """The running transfers of one worker. ``connection`` is the current one; transfers fail while it is None."""
+    """The running transfers of one worker. While `connection` is None, transfers fail."""
 
     def __init__(self, config: ConnectorConfig, replica: int, results: WorkerResults) -> None:
         self.connection: DepotConnection | None = None

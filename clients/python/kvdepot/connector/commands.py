@@ -1,6 +1,6 @@
-"""What the scheduler sends the workers with each step, and what they report to it.
+"""The commands that the scheduler sends to the workers with each step, and the workers' reports.
 
-The engine pickles all of it between its own processes.
+The engine pickles both between its own processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BlockIds = tuple[list[int], ...]
 
 @dataclass(slots=True, kw_only=True)
 class GroupTable:
-    """The blocks of one group in the order of the tokens; the engine has none for the first ``absent_blocks``."""
+    """The blocks of one group in the order of the tokens. The engine lacks the first `absent_blocks`."""
 
     absent_blocks: int
     block_ids: list[int]
@@ -28,7 +28,7 @@ GroupTables = tuple[GroupTable, ...]
 
 @dataclass(slots=True, kw_only=True)
 class TransferCommand:
-    """What a load and a store have in common."""
+    """The common part of loads and stores."""
 
     transfer_id: int
     request_id: str
@@ -41,9 +41,9 @@ class TransferCommand:
 class LoadCommand(TransferCommand):
     """Retrieve a leased prefix into blocks.
 
-    ``leases`` has one lease per replica (see `WorkerId`); it is empty if the load is known to be impossible: the load
-    then fails at once and the engine computes the tokens. ``tables`` cover tokens 0 to ``num_tokens``. Blocks below
-    ``skip_tokens`` are the engine's own and are not written.
+    `leases` has one lease per replica (see `WorkerId`). It is empty if the load is known to be impossible: then the
+    load fails immediately and the engine computes the tokens. `tables` cover tokens 0 to `num_tokens`. Blocks below
+    `skip_tokens` are the engine's own and are not written.
     """
 
     leases: tuple[str, ...]
@@ -53,7 +53,7 @@ class LoadCommand(TransferCommand):
 
 @dataclass(slots=True, kw_only=True)
 class StoreCommand(TransferCommand):
-    """Store the whole chunks of a prefix from ``start_token`` on; ``tables`` cover the tokens from there."""
+    """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there."""
 
     chunk_hashes: list[bytes]
     chunk_size: int
@@ -82,11 +82,11 @@ class StepCommands:
 
 @dataclass(slots=True, kw_only=True)
 class WorkerReport:
-    """What happened at workers since the step before.
+    """The report of workers about the time since the step before.
 
-    A transfer is done at a worker when the depot is known not to touch its blocks again, whether it succeeded or not.
-    ``done[transfer_id]`` counts such workers. ``failed`` transfers have not loaded or stored all of their tokens.
-    ``chunk_sizes[worker_index]`` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
+    A transfer is done at a worker when the depot certainly does not touch its blocks again, even if it failed.
+    `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens.
+    `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
     first step and when it changes.
     """
 
@@ -95,7 +95,7 @@ class WorkerReport:
     chunk_sizes: dict[int, int] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
-        """Return what both report; the other's chunk sizes are the later ones."""
+        """Return both reports as one. The other's chunk sizes are the later ones."""
         return WorkerReport(
             done=self.done + other.done,
             failed=self.failed | other.failed,

@@ -22,14 +22,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorConfig:
-    """Each field is a key, after ``kvdepot.``."""
+    """Each field is a key, after `kvdepot.`."""
 
     address: str = DEFAULT_ADDRESS
     """Address of the depot; if it is not set, the variable KVDEPOT_ADDRESS counts."""
     model_name: str = ""
-    """Name of the weights, in place of their path, revision and files. All else that makes KV differ still counts."""
+    """Name of the weights, in place of their path, revision and files. Other facts that make KV differ still count."""
     share_memory_by: By = "name"
-    """How the depot opens a CPU's KV cache: by ``name`` in /dev/shm, or by ``fd`` (one pid namespace, one user)."""
+    """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True
     """Whether to report which blocks each request gets, for the metrics of L0."""
     attach_timeout_seconds: float = 10.0
@@ -53,9 +53,11 @@ class ConnectorConfig:
 
     @classmethod
     def of(cls, extra_config: Mapping[str, Any], environment: Mapping[str, str], *, source: str) -> ConnectorConfig:
-        """Read the user's settings; ``source`` names their place in messages. Keys without the prefix are ignored.
+        """Read the user's settings. Keys without the prefix are ignored. `source` names the settings in messages.
 
-        Raises: ConfigError, with all faults.
+        The error has all faults.
+
+        Raises: ConfigError.
         """
         known = {field.name: field.type for field in fields(cls)}
         values: dict[str, Any] = {}
@@ -86,7 +88,7 @@ class ConnectorConfig:
 
     @property
     def credentials(self) -> Credentials:
-        """What the client shows the depot, and demands of it."""
+        """The client's credentials, and the authorities that it trusts."""
         return Credentials(
             token_file=self.token_file or None,
             tls=self.tls,

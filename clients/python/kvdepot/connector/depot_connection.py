@@ -23,15 +23,15 @@ from kvdepot.errors import DepotError
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.2
-LONGEST_BACKOFF_SECONDS = 5.0
+MAX_BACKOFF_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 
 
 class DepotConnection:
     """The attachment of one worker. It runs on the event loop.
 
-    ``uncertain`` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
-    ``on_done`` takes transfers that are done. ``on_change`` takes the chunk size of a new attachment, or 0.
+    `uncertain` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
+    `on_done` takes transfers that are done. `on_change` takes the chunk size of a new attachment, or 0.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DepotConnection:
 
     @property
     def attachment(self) -> AsyncAttachment | None:
-        """The attachment for calls to the depot; None while there is none, or while it is about to end."""
+        """The attachment for calls to the depot. None: there is none, or it is about to end."""
         attachment = self._attachment
         if attachment is None or attachment.lost or attachment.draining or self._must_reattach.is_set():
             return None
@@ -87,7 +87,7 @@ class DepotConnection:
             finally:
                 self._attachment = None
             await asyncio.sleep(backoff_seconds * random.uniform(0.5, 1.0))
-            backoff_seconds = min(2 * backoff_seconds, LONGEST_BACKOFF_SECONDS)
+            backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
 
     async def _attach(self) -> AsyncAttachment:
         return await self._client.attach(
@@ -127,7 +127,7 @@ class DepotConnection:
 
 
 async def is_refused(address: str) -> bool:
-    """Return whether a connection is refused, so that no depot lives there; one that hangs still accepts it."""
+    """Return whether a connection is refused: then no depot runs there. A depot that hangs accepts connections."""
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(PROBE_SECONDS):

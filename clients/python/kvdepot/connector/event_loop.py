@@ -33,7 +33,7 @@ class EventLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, Result], timeout_seconds: float) -> Result:
-        """Run a coroutine on the loop and wait for its result; cancel it after the timeout.
+        """Run a coroutine on the loop and wait for its result. Cancel it after the timeout.
 
         Raises: TimeoutError.
         """
@@ -46,7 +46,7 @@ class EventLoop:
 
 
 class BackgroundTasks:
-    """Tasks that nothing awaits. They are kept here, because a loop itself holds only weak references."""
+    """The tasks that nothing awaits. They are kept here, because a loop itself holds only weak references."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,4 +1,4 @@
-"""The names under which the depot knows a worker, a session and a salt."""
+"""The names of workers, sessions and salts in the depot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def instance_ids(engine_id: str, num_replicas: int) -> tuple[str, ...]:
 
 
 def worker_id(engine_id: str, worker_index: int, num_workers: int, num_replicas: int) -> WorkerId:
-    """Return the id of a worker; ``worker_index`` counts over tensor and pipeline parallelism."""
+    """Return the id of a worker; `worker_index` counts over tensor and pipeline parallelism."""
     rank, replica = divmod(worker_index, num_replicas)
     return WorkerId(
         instance_id=instance_ids(engine_id, num_replicas)[replica],
@@ -50,12 +50,12 @@ def worker_id(engine_id: str, worker_index: int, num_workers: int, num_replicas:
 
 
 def session_id_of(request_id: str, attempt: int = 1) -> str:
-    """Return the session id of a request; a later ``attempt`` has the id of an earlier request that is still open."""
+    """Return the session id of a request. `attempt` counts the open requests with the same id."""
     return bounded_text(f"{request_id}#{attempt}" if attempt > 1 else request_id, MAX_SESSION_BYTES)
 
 
 def salt_of(cache_salt: str, reset_salt: str) -> str:
-    """Return the salt of a request's keys; ``reset_salt`` is the engine's own after a reset, or empty."""
+    """Return the salt of a request's keys; `reset_salt` is the engine's own after a reset, or empty."""
     return bounded_text(f"{cache_salt}#{reset_salt}" if reset_salt else cache_salt, MAX_SALT_BYTES)
 
 

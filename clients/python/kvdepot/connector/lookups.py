@@ -23,17 +23,17 @@ from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Prefix
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 10.0
+MAX_PAUSE_SECONDS = 10.0
 NOTIFY_SECONDS = 5.0
 MAX_RPCS = 64
 
 
 @dataclass(slots=True, eq=False)
 class PendingLookup:
-    """One lookup. The event loop fills it in; it sets `matched_tokens` last, as the sign that the rest is there.
+    """One lookup. The event loop fills it in, `matched_tokens` last: then all other fields are set.
 
     The leases belong to the owner of the lookup, until `DepotLookupClient.release`. The answer is valid until
-    ``lease_until`` (monotonic), when half of the leases' time is over; without leases it stays valid. ``noticed`` is
+    `lease_until` (monotonic), when half of the leases' time is over; without leases it stays valid. `noticed` is
     when the scheduler first saw the answer (monotonic).
     """
 
@@ -46,10 +46,10 @@ class PendingLookup:
 
 
 class DepotLookupClient:
-    """Looks prefixes up, releases leases and ends sessions, for one scheduler. Its public methods never block.
+    """The calls of one scheduler: lookups, releases of leases, ends of sessions. Its public methods never block.
 
     An engine that holds its KV several times is as many instances, and a prefix must match in all of them. After a
-    failure it pauses, longer each time, so that a slow or absent depot costs the engine next to nothing.
+    failure it pauses, longer each time, so that a slow or absent depot costs the engine very little.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DepotLookupClient:
         return self._session_ids.open(request_id)
 
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
-        """Begin to look up the longest stored prefix; ``parent`` is the caller's traceparent."""
+        """Begin to look up the longest stored prefix; `parent` is the caller's traceparent."""
         lookup = PendingLookup(deadline=time.monotonic() + self._timeout_seconds)
         self._loop.call(self._begin, lookup, session_id, prefix, computed_tokens, parent)
         return lookup
@@ -94,7 +94,7 @@ class DepotLookupClient:
         """End the session of a request in the depot."""
         self._loop.call(self._tasks.start, self._end(session_id))
 
-    def drop_session(self, session_id: str) -> None:
+    def forget_session(self, session_id: str) -> None:
         """Free the id of a session that the depot never knew."""
         self._session_ids.close(session_id)
 
@@ -160,7 +160,7 @@ class DepotLookupClient:
         except DepotError as error:
             if not self.paused:
                 self._paused_until = time.monotonic() + self._pause_seconds
-                self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+                self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
                 logger.warning("a lookup failed, the next one is made later: %s", error)
             return None
         self._pause_seconds = FIRST_PAUSE_SECONDS

@@ -1,8 +1,8 @@
-"""The lookups of waiting requests: how long each request waits, and how long its answer is held.
+"""The lookups of waiting requests: how long each request waits, and how long its answer is kept.
 
 A request waits at most for the lookup timeout and the rest of the step in which that time ends. The time counts over
-all of its lookups since the engine last made room for it. An answer is held for a whole step at least, so that the
-engine can use it however long its steps last.
+all of its lookups since the engine last allocated blocks for it. An answer is kept for a whole step at least, so that
+the engine can use it even if its steps are long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LookupClient(Protocol):
     def give_up(self, lookup: PendingLookup) -> None: ...
     def release(self, leases: Sequence[str]) -> None: ...
     def end_session(self, session_id: str) -> None: ...
-    def drop_session(self, session_id: str) -> None: ...
+    def forget_session(self, session_id: str) -> None: ...
 
 
 class PendingLookups:
@@ -40,7 +40,7 @@ class PendingLookups:
         self._last_step = 0.0
 
     def current(self, state: RequestState) -> PendingLookup | None:
-        """Return the request's lookup, answered or not, and end its wait; None if it has no valid one."""
+        """Return the request's lookup, answered or not, and end its wait. None: it has no valid lookup."""
         now = time.monotonic()
         state.end_wait(now)
         if state.lookup is not None and now >= state.lookup.lease_until:
@@ -54,7 +54,7 @@ class PendingLookups:
         self._waiting.add(state)
 
     def may_wait(self, state: RequestState) -> bool:
-        """Return whether the request may wait for an answer or for room; its wait begins. Else it is computed."""
+        """Return whether the request may wait for an answer or for free blocks. If so, its wait begins."""
         now = time.monotonic()
         if state.lookup is None or now >= state.lookup.deadline or state.waited_seconds >= self._timeout_seconds:
             return False
@@ -62,7 +62,7 @@ class PendingLookups:
         return True
 
     def take(self, state: RequestState) -> PendingLookup | None:
-        """Return and forget the request's lookup; its leases are the caller's."""
+        """Return and forget the request's lookup. The caller owns its leases."""
         lookup, state.lookup = state.lookup, None
         state.waits_since = None
         self._waiting.discard(state)
@@ -74,7 +74,7 @@ class PendingLookups:
             self._client.give_up(lookup)
 
     def end_step(self) -> None:
-        """Give up answers that the engine had the time to use and has no room for."""
+        """Give up the answers that the engine had time to use, but no free blocks for."""
         now = time.monotonic()
         for state in list(self._waiting):
             if state.waits_since is not None and state.waits_since <= self._last_step:

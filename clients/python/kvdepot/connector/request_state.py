@@ -1,4 +1,4 @@
-"""One request, as its engine shows it and as the connector's scheduler knows it."""
+"""One request: its view in the engine, and its state in the connector's scheduler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvdepot.connector.lookups import PendingLookup
 
 
 class EngineRequest(Protocol):
-    """A request in its engine. Its tokens grow as the engine samples them; `block_hashes` has one per whole block."""
+    """A request in its engine. Its tokens grow as the engine samples them. `block_hashes` has one per whole block."""
 
     @property
     def request_id(self) -> str: ...
@@ -29,18 +29,18 @@ class Adapter(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """What its weights were when the request arrived; None if the connector can't find out."""
+        """The identity of its weights when the request arrived. None: the connector can't find out."""
 
     def is_current(self) -> bool:
-        """Whether the engine still computes with these weights."""
+        """Return whether the engine still computes with these weights."""
 
     def was_replaced(self) -> bool:
-        """Whether the engine's own prefix cache may hold KV of other weights under this adapter's name."""
+        """Return whether the engine's own prefix cache may hold KV of other weights under this adapter's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTraits:
-    """What does not change while a request lives."""
+    """The properties of a request that never change."""
 
     cache_salt: str = ""
     traceparent: str = ""
@@ -53,9 +53,9 @@ class RequestTraits:
 class RequestState:
     """One request, from its arrival until the engine has finished it and its last transfer is done.
 
-    ``stored_tokens`` are those that the depot has, or will have if the running stores succeed. ``waited_seconds`` is
-    the time spent on lookups since the engine last made room for the request; it lacks the wait that began at
-    ``waits_since`` (monotonic). ``local_tokens`` are in the engine's own prefix cache.
+    `stored_tokens` are those that the depot has, or will have if the running stores succeed. `waited_seconds` is
+    the time spent on lookups since the engine last allocated blocks for the request, without the wait that began at
+    `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache.
     """
 
     request: EngineRequest
@@ -85,7 +85,7 @@ class RequestState:
         return (self.traits.adapter.identity or "") if self.traits.adapter is not None else ""
 
     def end_wait(self, now: float) -> None:
-        """Add the wait that has not ended, if there is one; ``now`` is monotonic."""
+        """Add the wait that has not ended, if there is one; `now` is monotonic."""
         if self.waits_since is not None:
             self.waited_seconds += now - self.waits_since
             self.waits_since = None

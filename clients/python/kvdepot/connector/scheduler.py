@@ -18,7 +18,7 @@ from kvdepot.connector.request_state import EngineRequest, RequestState, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """What is fixed at the engine's start. ``hash_block_size`` is how many tokens each block hash covers."""
+    """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers."""
 
     hash_block_size: int
     groups: tuple[CacheGroup, ...]
@@ -34,7 +34,7 @@ class SchedulerSettings:
 class ConnectorScheduler:
     """The requests of one engine, and their transfers that are not done.
 
-    ``traits_of`` is called once for each request, when it is new.
+    `traits_of` is called once for each request, when it is new.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class ConnectorScheduler:
         self._state(request)
 
     def matched_tokens(self, request: EngineRequest, num_computed_tokens: int) -> int | None:
-        """Return how many tokens beyond the computed ones can be loaded; None: ask again in the next step.
+        """Return how many tokens beyond the computed ones can be loaded. None: ask again in the next step.
 
-        A request waits for the workers' first reports, and then for answers. Once it has waited for as long as it may,
-        it is computed; see `PendingLookups`.
+        A request waits for the workers' first reports, and then for answers. After its longest wait it is computed: see
+        `PendingLookups`.
         """
         state = self._state(request)
         state.local_tokens = num_computed_tokens
@@ -103,7 +103,7 @@ class ConnectorScheduler:
         return matched - num_computed_tokens
 
     def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
-        """Take the blocks that a request got, and load ``num_external_tokens`` into them in the next step."""
+        """Take the blocks that a request got, and load `num_external_tokens` into them in the next step."""
         state = self._state(request)
         state.waited_seconds = 0.0
         if num_external_tokens == 0:
@@ -142,8 +142,8 @@ class ConnectorScheduler:
     ) -> StepCommands:
         """Return the commands to the workers for this step.
 
-        ``tables`` returns the whole block table of a request. ``new_blocks`` has the request id, the blocks that it got
-        in this step, and whether it starts anew; then these are all of its blocks. ``may_store`` is False in a step in
+        `tables` returns the whole block table of a request. `new_blocks` has the request id, the blocks that it got
+        in this step, and whether it starts anew; then these are all of its blocks. `may_store` is False in a step in
         which another connector loads while the engine computes: if that load fails, KV of requests that start anew is
         wrong, so they are not stored.
         """
@@ -193,7 +193,7 @@ class ConnectorScheduler:
         self._end_session(state)
 
     def reset(self) -> None:
-        """Forget all that is stored, because it may be of other weights: the engine gets a salt of its own.
+        """Forget all stored chunks, because they may be of other weights. The engine gets a salt of its own.
 
         Until `engine_cache_emptied`, the engine's own cache may hold older KV. Nothing that builds on it is stored.
         """
@@ -208,7 +208,7 @@ class ConnectorScheduler:
         self._engine_cache_is_stale = False
 
     def needs_steps(self) -> bool:
-        """Whether the engine should make another step, because workers report in steps only."""
+        """Return whether the engine should make another step, because workers report in steps only."""
         return self._transfers.need_steps() or self._workers.await_first_reports()
 
     def _state(self, request: EngineRequest) -> RequestState:
@@ -236,7 +236,7 @@ class ConnectorScheduler:
         return cut_tables(self._settings.groups, block_ids, start, end, self._transfers.null_block_id)
 
     def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
-        """Command the store of all chunks that are whole once ``computed`` tokens are computed.
+        """Command the store of all chunks that are whole once `computed` tokens are computed.
 
         If stores hold too many blocks, a later step stores the rest. Computed tokens may include drafts that are
         rejected later; these have no hash yet.
@@ -287,7 +287,7 @@ class ConnectorScheduler:
         if self._requests.get(state.request_id) is state:
             del self._requests[state.request_id]
         if not state.known_to_depot:
-            self._lookup_client.drop_session(state.session_id)
+            self._lookup_client.forget_session(state.session_id)
         elif self._reporter is not None:
             self._reporter.end_session(state.session_id)  # after its reports
         else:

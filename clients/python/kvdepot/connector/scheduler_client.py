@@ -17,9 +17,9 @@ CLOSE_SECONDS = 2.0
 
 
 class SchedulerClient:
-    """A client of the depot on the event loop, with its lookups and its reports; closed with the engine.
+    """A client of the depot on the event loop, with its lookups and its reports. The engine's end closes it.
 
-    ``reported_block_size`` is in tokens, of the blocks that are reported; None if no group is.
+    `reported_block_size` is in tokens, of the blocks that are reported; None if no group is.
     """
 
     def __init__(

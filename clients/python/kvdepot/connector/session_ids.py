@@ -6,7 +6,7 @@ from kvdepot.connector.identity import session_id_of
 
 
 class SessionIds:
-    """The open ids. The scheduler's thread opens them and the event loop closes them; each is one atomic step."""
+    """The open ids. The scheduler's thread opens them and the event loop closes them, each in one atomic step."""
 
     def __init__(self) -> None:
         self._open: set[str] = set()

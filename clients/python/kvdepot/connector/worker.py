@@ -1,6 +1,6 @@
-"""The connector in a worker of the engine: begins loads and stores, and reports what became of them.
+"""The connector in a worker of the engine: begins loads and stores, and reports their results.
 
-The engine's thread only hands commands over and takes results; it waits for nothing but its first attachment.
+The engine's thread only hands over commands and takes results. It waits for nothing but its first attachment.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CLOSE_SECONDS = 2.0
 class ConnectorWorker:
     """One worker: its memory, its connection to the depot, its running transfers and their `results`.
 
-    ``worker_index`` is its place in the engine's reports. ``record_event`` records an event on the device's current
-    stream, and the depot waits for it before it touches blocks; it is called only if the memory is a GPU's.
+    `worker_index` is its index in the engine's reports. `record_event` records an event on the device's current
+    stream. The depot waits for the event before it touches blocks. Only memory of a GPU needs it.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ConnectorWorker:
         self._uncertain: set[int] = set()
 
     def attach(self, share: Callable[[], AttachedMemory]) -> None:
-        """Attach the KV cache that ``share`` returns, and wait for that until the attach timeout.
+        """Attach the KV cache that `share` returns, and wait for that until the attach timeout.
 
-        ``share`` is called when the worker has given up the attachment before, if there was one. Its errors are raised.
+        `share` is called after the end of the attachment before, if there was one. Its errors are raised.
         """
         self.close()
         self._first_attachment.clear()
@@ -71,7 +71,7 @@ class ConnectorWorker:
             logger.warning("not attached after %g s: the engine starts", self._config.attach_timeout_seconds)
 
     def load(self, commands: Iterable[LoadCommand]) -> None:
-        """Begin loads; `results` has them when they have ended."""
+        """Begin loads. `results` has them when they have ended."""
         event = None
         for command in commands:
             event = event or self._ready_event()

@@ -1,4 +1,4 @@
-"""What happened at one worker: written on the event loop, read on the engine's thread."""
+"""The results of one worker: written on the event loop, read on the engine's thread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 class WorkerResults:
-    """Results that the engine's thread has not taken. ``chunk_size`` is 0 while the worker is not attached.
+    """The results that the engine's thread has not taken. `chunk_size` is 0 while the worker is not attached.
 
     A failed transfer is marked as failed before it is marked as done, and `take_report` reads in the reverse order. So
-    the scheduler never takes a failed transfer for a good one.
+    the scheduler never treats a failed transfer as a good one.
     """
 
     def __init__(self, worker_index: int) -> None:
@@ -44,7 +44,7 @@ class WorkerResults:
         return {request_id for request_id, _ in ended}, {request_id for request_id, failed in ended if failed}
 
     def take_report(self) -> WorkerReport | None:
-        """Return what the scheduler does not know yet, or None."""
+        """Return the report about the time since the last call. None: nothing happened."""
         report = WorkerReport()
         report.done.update(_drain(self._done))
         report.failed.update(_drain(self._failed))

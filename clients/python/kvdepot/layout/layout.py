@@ -33,7 +33,7 @@ class _Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A layout, by the name that lists its dimensions: each of those it needs, once.
+    """A layout. Its name lists the dimensions, each once.
 
     Raises: ValueError.
     """
@@ -72,7 +72,7 @@ class Layout:
     def from_tensors(self, tensors: Any, shared: Locator, *, block_size: int | None = None) -> KvGroup:
         """Describe tensors (of torch or NumPy) as they lie in shared memory; they need not be contiguous.
 
-        ``tensors`` are nested in lists as the name says; a name without an X stands for one tensor. ``block_size`` is
+        `tensors` are nested in lists as the name says; a name without an X stands for one tensor. `block_size` is
         needed for NBBS, whose sizes do not show it. Heads must be contiguous, and all tensors equal in shape, strides
         and dtype.
 
@@ -147,7 +147,7 @@ def _leaves(tensors: Any, lists: Sequence[str]) -> Iterator[tuple[dict[str, int]
 
 
 def _split(dim: str, size: int, stride: int, block_size: int | None) -> dict[str, _Axis]:
-    """Return the axes that a dimension of a tensor stands for, which its size must fit.
+    """Return the axes of a dimension of a tensor. The size of the dimension must fit them.
 
     Raises: ValueError.
     """

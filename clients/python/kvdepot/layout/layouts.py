@@ -3,7 +3,7 @@
 A name lists the dimensions from the outermost to the innermost: NL layers, TWO (K, then V), NB blocks, BS tokens of a
 block, NH heads, HS elements of a head, ONE where a tensor has one head. Dimensions before an X are nested lists, those
 after the last X are dimensions of a tensor: `NL_X_TWO_NB_BS_NH_HS` is a list of one tensor per
-layer, each of the shape ``[2, num_blocks, block_size, num_heads, head_size]``. Two names stand for two dimensions in
+layer, each of the shape `[2, num_blocks, block_size, num_heads, head_size]`. Two names stand for two dimensions in
 one: NBBS for blocks and their tokens, C for K and V side by side. KV is the same as C, but one plane.
 
     shared = SharedRegions()

@@ -12,8 +12,8 @@ _DTYPE = re.compile(r"(?:bfloat|float|int|uint)(\d+)(?:_[a-z0-9]+?)?(?:_x(\d+))?
 class KvShape:
     """The sizes of one group of layers on one rank.
 
-    ``head_size`` counts elements of one head of one token in K or V alone, or of the latent, which has one head.
-    ``dtype`` is named as torch does: ``bfloat16``, ``float8_e4m3fn``.
+    `head_size` counts elements of one head of one token in K or V alone, or of the latent, which has one head.
+    `dtype` is named as torch does: `bfloat16`, `float8_e4m3fn`.
 
     Sizes are at least 1, and an element has a whole number of bytes.
 

@@ -16,7 +16,7 @@ class Locator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strided:
-    """Properties that all tensors of a group share; the stride of a dimension of size 1 is 0."""
+    """The properties that all tensors of a group share. The stride of a dimension of size 1 is 0."""
 
     shape: tuple[int, ...]
     strides_bytes: tuple[int, ...]

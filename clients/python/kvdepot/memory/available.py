@@ -1,8 +1,8 @@
-"""How much memory this process may still take: from the machine, from its control groups, from /dev/shm.
+"""The memory that this process may still take: from the machine, from its control groups, from /dev/shm.
 
-More than that makes the kernel kill some process. Memory counts as left if it is free, or if the kernel reclaims it
+If it takes more, the kernel kills a process. Memory counts as left if it is free, or if the kernel reclaims it
 first: the cache of files, as in MemAvailable. Memory in /dev/shm is no such cache, and swap does not count. A control
-group's ``memory.high`` is a limit here like its ``memory.max``: beyond it the kernel all but stops the process.
+group's `memory.high` is a limit here like its `memory.max`: beyond it the kernel all but stops the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIMITS = (  # of version 2 and of version 1: limit, usage, and the cache of fil
 
 @dataclass(frozen=True, slots=True)
 class MemoryLeft:
-    """The bytes left of the limit that applies in ``place``, such as ``the machine``."""
+    """The bytes left of the limit that applies in `place`, such as `the machine`."""
 
     place: str
     limit_bytes: int
@@ -41,7 +41,7 @@ def memory_left() -> MemoryLeft:
 
 
 def check_memory(size_bytes: int) -> None:
-    """Check that so much memory is left; else the error is ENOMEM, with both numbers.
+    """Check that so much memory is left. If not, the error is ENOMEM, with both numbers.
 
     Raises: OSError.
     """
@@ -51,7 +51,7 @@ def check_memory(size_bytes: int) -> None:
 
 
 def check_shm(size_bytes: int) -> None:
-    """Check that so much memory and so much space in /dev/shm is left; else the error is ENOMEM or ENOSPC.
+    """Check that so much memory and so much space in /dev/shm is left. If not, the error is ENOMEM or ENOSPC.
 
     Without the check, a write to a full /dev/shm is a SIGBUS.
 
@@ -65,7 +65,7 @@ def check_shm(size_bytes: int) -> None:
 
 
 def not_enough(size_bytes: int, left_bytes: int, place: str) -> OSError:
-    """Return the error for memory that is not left in ``place``."""
+    """Return the error for memory that is not left in `place`."""
     return OSError(errno.ENOMEM, f"{size_bytes} bytes of memory are needed, {place} has {left_bytes} left")
 
 
@@ -118,7 +118,7 @@ def _number(path: Path) -> int | None:
 
 
 def text_of(path: Path) -> str:
-    """Return what a file of the kernel holds; nothing if it can't be read."""
+    """Return the text of a file of the kernel, or "" if it can't be read."""
     try:
         return path.read_text().strip()
     except OSError:

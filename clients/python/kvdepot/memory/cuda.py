@@ -100,9 +100,9 @@ class CudaRegions(Regions):
 
 
 def ready_event(event: Any) -> bytes:
-    """Return the ``ready_event`` of a store or a retrieve, which the depot waits for before it touches blocks.
+    """Return the `ready_event` of a store or a retrieve, which the depot waits for before it touches blocks.
 
-    ``event`` is a ``torch.cuda.Event(interprocess=True)``. Record it first, on the stream that works on the blocks.
+    `event` is a `torch.cuda.Event(interprocess=True)`. Record it first, on the stream that works on the blocks.
     Neither record it again nor drop it before the call has returned.
 
     Raises: NotShareable, CudaUnavailable.

@@ -28,8 +28,8 @@ _NAME = re.compile(r"kvdepot-\d+-[0-9a-f]{16}")
 class SharedBuffer:
     """Zeroed shared memory, made by `create`.
 
-    ``array`` is all of it, as bytes, and ``region`` describes it for `attach`. `close`, or else the end of the process,
-    removes the name or closes the descriptor. Memory that is mapped stays valid, so that arrays may outlive the buffer.
+    `array` is all of it, as bytes, and `region` describes it for `attach`. `close`, or else the end of the process,
+    removes the name or closes the descriptor. Mapped memory stays valid, so arrays may outlive the buffer.
     """
 
     def __init__(self, array: npt.NDArray[np.uint8], region: MemoryRegion, fd: int | None, path: Path | None) -> None:
@@ -42,7 +42,7 @@ class SharedBuffer:
         """Allocate memory with all of its pages, so that a lack of memory shows here and not later.
 
         A process that is killed leaves a named buffer in /dev/shm until the same user makes another one. A buffer made
-        with ``by="fd"`` is gone at once. An OSError means too little memory, or too little space in /dev/shm.
+        with `by="fd"` is gone with its process. An OSError means too little memory, or too little space in /dev/shm.
 
         Raises: ValueError, OSError.
         """
@@ -102,7 +102,7 @@ def _create_named() -> tuple[Path, int]:
 
 
 def _remove_orphans() -> None:
-    """Remove the names of objects whose makers ended without doing so: their locks are free."""
+    """Remove the names that ended processes left behind. The locks of such objects are free."""
     for path in SHM.iterdir():
         if not _NAME.fullmatch(path.name):
             continue

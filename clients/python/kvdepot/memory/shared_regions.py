@@ -20,7 +20,7 @@ class SharedRegions(Regions):
     raw pointer, and never one that was made from a NumPy array. NumPy arrays must lie in a `SharedBuffer` that was
     added.
 
-    ``by="name"`` makes regions that every process with the same /dev/shm can open. ``by="fd"`` makes regions without a
+    `by="name"` makes regions that every process with the same /dev/shm can open. `by="fd"` makes regions without a
     name, which a depot opens through this process, over a unix socket and as the same user. Either way nothing is left
     in /dev/shm once the tensors are gone, however the process ends.
     """

@@ -76,7 +76,7 @@ class Calls(CallDefaults):
         request: Request,
         deadline_seconds: float | None,
     ) -> Generator[Response, None, None]:
-        """Start a call, which is cancelled when the iterator is closed or forgotten. None is no deadline."""
+        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline."""
         return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
 
     def store_inline(
@@ -100,7 +100,7 @@ class Calls(CallDefaults):
 
 
 class _Messages(Iterator[bytes]):
-    """The messages of an inline store. ``failure`` keeps what the data's iterator raised.
+    """The messages of an inline store. `failure` keeps what the data's iterator raised.
 
     gRPC, which iterates in a thread of its own, only logs it.
     """

@@ -21,10 +21,10 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 class DepotClient:
     """A connection to one depot, shared by any number of instances, sessions and threads.
 
-    ``address`` is ``host:port`` or ``unix:/path``; without ``credentials`` there is no TLS, and no token. Methods
-    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within ``timeout_seconds``,
-    its own or else the client's; the streams of `attach` and `watch_events` live until they are closed. No connection
-    is made before the first call. Where the depot has tenants, an admin names one in ``tenant``.
+    `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within `timeout_seconds`,
+    its own or else the client's. The streams of `attach` and `watch_events` live until they are closed. No connection
+    is made before the first call. If the depot has tenants, an admin names one in `tenant`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DepotClient:
     ) -> Attachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
-        ``on_lost`` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
+        `on_lost` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
         request = cache_pb2.AttachInstanceRequest(
             instance_id=instance_id,
@@ -82,7 +82,7 @@ class DepotClient:
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
 
-        ``computed_tokens`` are in the engine already. The depot waits, at most ``max_wait_seconds``, while another
+        `computed_tokens` are in the engine already. The depot waits, at most `max_wait_seconds`, while another
         store writes a chunk that makes the match longer.
         """
         request = requests.lookup(instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
@@ -91,7 +91,7 @@ class DepotClient:
     def release_lease(
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
-        """End a lease before it expires; one that has ended already is no error."""
+        """End a lease before it expires. A lease that has ended already is no error."""
         request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
         return self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
@@ -126,7 +126,7 @@ class DepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> Generator[observability_pb2.WatchEventsResponse, None, None]:
-        """Iterate over the live event feed; without a timeout it goes on until the iterator is closed."""
+        """Iterate over the live event feed. Without a timeout it continues until the iterator is closed."""
         request = observability_pb2.WatchEventsRequest(
             event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
         )
@@ -174,7 +174,7 @@ class DepotClient:
         tenant: str = "",
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
-        """Remove chunks that match every filter given; leased ones only with ``force``."""
+        """Remove the chunks that match all given filters. Leased chunks are removed only with `force`."""
         request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
         return self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 

@@ -10,7 +10,7 @@ class Event(threading.Event):
     """An event with a bounded wait."""
 
     def wait_for(self, timeout_seconds: float | None) -> bool:
-        """Wait until the event is set, and return whether it is; None waits without a bound."""
+        """Wait until the event is set, and return whether it is. None waits without a bound."""
         return self.wait(timeout_seconds)
 
 
@@ -21,4 +21,4 @@ class Reader:
         threading.Thread(target=read, name=name, daemon=True).start()
 
     def finish(self) -> None:
-        """Wait for nothing: the thread may run the caller's ``on_lost``, which may wait for the caller."""
+        """Wait for nothing: the thread may run the caller's `on_lost`, which may wait for the caller."""

@@ -1,4 +1,4 @@
-"""Tells the LoRA adapters of one engine apart by what their files hold."""
+"""Identifies the LoRA adapters of one engine by the contents of their files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALID_SECONDS = 0.01
 
 
 class _UnknownWeights(Exception):
-    """Says why the connector can't know which weights an adapter's KV is computed with."""
+    """The connector can't know which weights an adapter's KV is computed with. The message says why."""
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ class _Adapter:
 
 
 class Adapters:
-    """Knows which adapter a request is computed with, as far as the scheduler's process can find out.
+    """The adapters of an engine, and their weights, as far as the scheduler's process can find out.
 
-    vLLM loads an adapter when it is first used, and again when a request says ``load_inplace``. If files changed in
+    vLLM loads an adapter when it is first used, and again when a request says `load_inplace`. If files changed in
     between, no worker has loaded them, or only some have: KV of such an adapter is not cached.
     """
 
@@ -51,11 +51,11 @@ class Adapters:
         self._logged: set[tuple[str, str]] = set()
 
     def of_request(self, lora: Any) -> RequestAdapter | None:
-        """Return the adapter of a request that is new; None if it has none."""
+        """Return the adapter of a new request. None: it has none."""
         return RequestAdapter(self, lora, self.identity_of(lora)) if lora is not None else None
 
     def identity_of(self, lora: Any) -> str | None:
-        """Return the identity of the adapter's weights; None if they may be others."""
+        """Return the identity of the adapter's weights. None: the engine may have loaded others."""
         try:
             return self._loaded(lora)
         except (OSError, ValueError, _UnknownWeights) as error:
@@ -65,7 +65,7 @@ class Adapters:
             return None
 
     def was_replaced(self, lora: Any) -> bool:
-        """Whether the engine has computed with other weights of this name, so that its own cache may hold such KV.
+        """Return whether the engine has computed with other weights of this name. Its own cache may then hold such KV.
 
         vLLM's block hashes cover an adapter's name and path only.
         """
@@ -93,7 +93,7 @@ class Adapters:
         return adapter.loaded
 
     def _read(self, lora: Any, known: _Adapter | None) -> tuple[Signature, str]:
-        """Return the adapter's files and identity; read them only if they differ from the known ones."""
+        """Return the adapter's files and identity. Read the files only if they differ from the known ones."""
         files = files_in(_folder(lora.lora_path), lambda name: name.startswith("adapter_"))
         if not files:
             raise _UnknownWeights("there are no adapter_* files")
@@ -118,16 +118,16 @@ class RequestAdapter:
     identity: str | None
 
     def is_current(self) -> bool:
-        """Whether the engine still computes with the weights of the request's arrival."""
+        """Return whether the engine still computes with the weights of the request's arrival."""
         return self.identity is not None and self.adapters.identity_of(self.lora) == self.identity
 
     def was_replaced(self) -> bool:
-        """Whether vLLM's own prefix cache may hold KV of other weights under this name."""
+        """Return whether vLLM's own prefix cache may hold KV of other weights under this name."""
         return self.adapters.was_replaced(self.lora)
 
 
 def _name(lora: Any) -> tuple[str, str]:
-    """Return what vLLM's block hashes cover of an adapter."""
+    """Return the part of an adapter that vLLM's block hashes cover."""
     return lora.lora_name, lora.lora_path
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
-    """Keeps KV in the node's depot. `ConnectorConfig` has its settings.
+    """The connector to the node's depot. `ConnectorConfig` has its settings.
 
     vLLM makes one object in its scheduler, which has `_scheduler`, and one in each worker, which has `_worker`.
 
@@ -118,7 +118,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """False: this is a cache, and the engine computes again what is not stored."""
+        """False: this is a cache, and the engine computes missing KV again."""
         return False
 
     @property
@@ -146,7 +146,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.bind(VllmBlockReferences(gpu_block_pool))
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: Mapping[tuple[int, int], Any]) -> None:
-        """Ignore it: within a MultiConnector it is another connector's. Our workers report with the steps."""
+        """Ignore it: within a MultiConnector it is for another connector. Our workers report with the steps."""
 
     def on_new_request(self, request: Request) -> None:
         self._scheduler.arrived(request)
@@ -240,7 +240,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
 @dataclass
 class StepMetadata(KVConnectorMetadata):
-    """Commands, as vLLM carries them to its workers."""
+    """The commands, as vLLM carries them to its workers."""
 
     commands: StepCommands
 

@@ -1,4 +1,4 @@
-"""vLLM's requests and block pool, as `kvdepot.connector` wants them."""
+"""vLLM's requests and block pool, as values of `kvdepot.connector`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VllmBlockReferences:
 
     @property
     def null_block_id(self) -> int:
-        """The block that vLLM puts where there is none."""
+        """The id of vLLM's null block."""
         return int(self._pool.null_block.block_id)
 
     def hold(self, block_ids: Sequence[int]) -> None:
@@ -26,12 +26,12 @@ class VllmBlockReferences:
         self._pool.touch([self._pool.blocks[block_id] for block_id in block_ids])
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """Give the references back; the first block is the first one to be reused."""
+        """Give the references back. The first block is the first one to be reused."""
         self._pool.free_blocks([self._pool.blocks[block_id] for block_id in block_ids])
 
 
 def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
-    """Return what does not change of a request of vLLM."""
+    """Return the properties of vLLM's request that never change."""
     return RequestTraits(
         cache_salt=request.cache_salt or "",
         traceparent=traceparent_of(request.trace_headers),

@@ -1,4 +1,4 @@
-"""Tells files apart: small ones by their content, large ones by size, time and samples."""
+"""Identifies files: small ones by their content, large ones by size, time and samples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hub_folder(name: str, file_name: str, cache_dir: str | None = None, revision
 
 
 def signature(files: Sequence[Path]) -> Signature:
-    """Return a value that changes with the files; it takes a few microseconds.
+    """Return a value that changes with the files. This takes a few microseconds.
 
     Raises: OSError.
     """
@@ -46,7 +46,7 @@ def signature(files: Sequence[Path]) -> Signature:
 def content(path: Path, max_bytes: int) -> list[str]:
     """Return the name and content of a file, as text for a digest.
 
-    A file of Hugging Face's cache is a link whose target is named by its content. Other files of at most ``max_bytes``
+    A file of Hugging Face's cache is a link whose target is named by its content. Other files of at most `max_bytes`
     are read. Of larger ones the size, the time and samples count, so that equal copies with different times differ.
 
     Raises: OSError.

@@ -13,13 +13,13 @@ def cache_groups(kv_cache_config: Any) -> tuple[CacheGroup, ...]:
 
 
 def layer_specs(group: Any) -> list[Any]:
-    """Return the specs of a group's layers; most groups have one for all."""
+    """Return the specs of a group's layers. Most groups have one for all layers."""
     by_layer = getattr(group.kv_cache_spec, "kv_cache_specs", None)
     return [group.kv_cache_spec] if by_layer is None else list(by_layer.values())
 
 
 def cache_group(spec: Any) -> CacheGroup:
-    """Return which part of a prefix layers of a spec keep."""
+    """Return the group of layers with this spec."""
     block_size = spec.block_size
     match type(spec).__name__:
         case "SlidingWindowSpec":  # vLLM counts the next token as part of the window

@@ -58,5 +58,5 @@ def _views_by_layout(group: Any, kv_caches: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _layout(spec: Any) -> Layout:
-    """Return the layout of a layer: one plane of all that a token has per head. MLA has one head and no V."""
+    """Return the layout of a layer. A plane has all bytes of a token and a head. MLA has one head and no V."""
     return layouts.VLLM_MLA if spec.head_size_v == 0 else layouts.VLLM_PACKED

@@ -1,7 +1,7 @@
 """The identity of an engine's model: engines with the same identity compute the same KV for equal tokens.
 
-It is a digest of all that vLLM decided about the model. Settings are left out only if they are known to leave KV as it
-is, so that an unknown setting of a later vLLM keeps engines apart.
+It is a digest of vLLM's whole configuration of the model. Only settings that certainly do not change KV are left out.
+So engines with different values of an unknown setting share no KV.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def model_identity(
 ) -> str:
     """Return the model's name with a digest of all that makes KV differ for equal tokens and equal geometry.
 
-    A ``weights_name`` replaces the model's path, revision and files, and nothing else.
+    A `weights_name` replaces the model's path, revision and files, and nothing else.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     pipeline = getattr(parallel, "pipeline_parallel_size", 1)

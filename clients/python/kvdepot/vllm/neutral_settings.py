@@ -1,4 +1,4 @@
-"""Settings of vLLM that leave KV as it is, so that they are no part of a model's identity."""
+"""The settings of vLLM that do not change KV. A model's identity leaves them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notices every reset of the prefix cache that vLLM's scheduler is asked for.
+"""Notices every requested reset of the prefix cache of vLLM's scheduler.
 
 vLLM refuses a reset while blocks are in use. A pause or a sleep then raises before it calls the connector's
 `reset_cache`, but its caller may have changed the weights already. So this wraps the scheduler's method.
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 
 class _Listener(NamedTuple):
-    """Called before a reset that includes the connector, even if vLLM refuses it; and after vLLM emptied its cache."""
+    """Callbacks: before a reset that includes the connector, even a refused one, and after vLLM emptied its cache."""
 
     on_reset: Callable[[], None]
     on_emptied: Callable[[], None]

@@ -21,7 +21,9 @@ class Unsupported(ValueError):
 def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
     """Check that every block holds the KV of its own tokens only.
 
-    Raises: Unsupported, with all faults.
+    The error has all faults.
+
+    Raises: Unsupported.
     """
     faults = [*_parallelism(vllm_config), *_failure_policy(vllm_config), *_groups(kv_cache_config)]
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
@@ -53,7 +55,7 @@ def _failure_policy(vllm_config: Any) -> Iterator[str]:
     if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
         yield (
             f'kv_load_failure_policy is "{transfer.kv_load_failure_policy}", so that a depot that goes away would fail '
-            'requests: set it to "recompute" (within a MultiConnector: in this connector\'s own entry too)'
+            'requests: set it to "recompute" (within a MultiConnector: also in this connector\'s own entry)'
         )
 
 

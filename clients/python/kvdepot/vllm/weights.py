@@ -1,4 +1,4 @@
-"""Tells apart the weights that engines have loaded, by the files of their models."""
+"""Identifies the weights that engines have loaded, by the files of their models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _HUB_SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/[^/]+/?")
 
 
 def hub_name(model: str) -> str:
-    """Return the model's name on Hugging Face's hub if ``model`` is the folder of its snapshot, else ``model``."""
+    """Return the model's name on Hugging Face's hub if `model` is the folder of its snapshot, else `model`."""
     found = _HUB_SNAPSHOT.fullmatch(model)
     return found["name"].replace("--", "/") if found else model
 
 
 def weights_facts(model: str, revision: str | None, download_dir: str | None, engine_id: str) -> list[Any]:
-    """Return what tells weights apart: the model's files, or its name and revision if it has no files here.
+    """Return facts that identify the weights: the model's files, or its name and revision without files here.
 
-    If files changed after this process began, the engine may have loaded others. Then ``engine_id`` is part of the
+    If files changed after this process began, the engine may have loaded others. Then `engine_id` is part of the
     result, so that the engine shares KV with no other one.
     """
     location = Path(model)
@@ -54,7 +54,7 @@ def weights_facts(model: str, revision: str | None, download_dir: str | None, en
 
 
 def _process_start() -> float:
-    """Return when this process began, in Unix time."""
+    """Return when this process began, in seconds since the epoch."""
     after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     since_boot_seconds = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_seconds)
