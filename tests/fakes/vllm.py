@@ -180,8 +180,8 @@ class BlockReporter:
         self.ended_sessions.append(session_id)
 
 
-class Engine:
-    """The connector's scheduler, and fakes of everything around it. `tables` are the requests' block tables."""
+class SchedulerDriver:
+    """Drives the connector's scheduler as vLLM does, with fakes around it. `tables` are the requests' block tables."""
 
     def __init__(
         self,

@@ -21,9 +21,10 @@ from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
 from kvdepot.vllm.support import Unsupported
-from tests.e2e.vllm.stub_engine import StubEngine, config_of, until
+from tests.e2e.vllm.stub_engine import StubEngine, config_of
 from tests.fakes.depot import FakeDepot
 from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
+from tests.fakes.waiting import wait_until
 
 DEPOT = os.environ["KVDEPOT_ADDRESS"]  # a real one
 Start = Callable[..., StubEngine]
@@ -73,7 +74,7 @@ def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any
         engine.step()
         return request.request_id in engine.loaded
 
-    until(has_ended)
+    wait_until(has_ended)
 
 
 def prompt(seed: int, request_id: str) -> Request:
@@ -94,7 +95,7 @@ def test_prompt_that_one_engine_stored_is_loaded_by_another(start: Start) -> Non
     two.finish(request)
     assert one.pool.kept == two.pool.kept == {}
     with DepotClient(DEPOT) as client:
-        until(lambda: client.get_status().num_sessions == 0)
+        wait_until(lambda: client.get_status().num_sessions == 0)
         assert client.get_status().num_leases == 0
 
 
@@ -139,7 +140,7 @@ def test_new_running_and_resumed_requests_are_reported_with_their_blocks(start: 
         reports = [each for name, each in list(fake_depot.requests) if name == "ReportBlockAllocation"]
         return [(list(record.block_ids), record.resumed) for report in reports for record in report.records]
 
-    until(lambda: len(records()) == 3)
+    wait_until(lambda: len(records()) == 3)
     assert records() == [([5, 6], False), ([7], False), ([8], True)]
 
 
@@ -150,7 +151,9 @@ def test_reset_of_vllms_scheduler_changes_the_salt_even_if_vllm_refuses_it(start
     def salt(request_id: str) -> str:
         engine.add(request_of(20, request_id))
         engine.scheduler.get_num_new_matched_tokens(engine.requests[request_id], 0)
-        until(lambda: request_id in [each.session_id for name, each in list(fake_depot.requests) if name == "Lookup"])
+        wait_until(
+            lambda: request_id in [each.session_id for name, each in list(fake_depot.requests) if name == "Lookup"]
+        )
         return str(fake_depot.last("Lookup").prefix.cache_salt)
 
     before = salt("before")
