@@ -58,10 +58,17 @@ def sessions() -> Sessions:
     return Sessions(600.0)
 
 
-def end(sessions: Sessions, session_id: str = "s", why: SessionEnd = SessionEnd.REQUESTED) -> SessionEnded:
+def end(
+    sessions: Sessions,
+    session_id: str = "s",
+    why: SessionEnd = SessionEnd.REQUESTED,
+    *,
+    monotonic: float = 100.0,
+) -> SessionEnded:
     session = sessions.begin("i", session_id, "m")
     sessions.end(session, why)
     return SessionEnded(
+        monotonic=monotonic,
         instance_id="i",
         session_id=session_id,
         model_name="m",
@@ -133,12 +140,9 @@ def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) ->
     log = SessionLog(lambda tenant: sessions, blocks_per_second=2)
     ended = [end(sessions, str(i), SessionEnd.INSTANCE_DETACHED) for i in range(10)]
     requested = end(sessions, "r")
-    for event in (*ended, requested):
-        event.monotonic = 100.0
     log.handle([*ended, requested])  # what an engine ends is not held back for what died
     assert [record.args["session_id"] for record in blocks.records] == ["0", "1", "r"]  # type: ignore[call-overload, index]
-    later = end(sessions, "later", SessionEnd.INSTANCE_DETACHED)
-    later.monotonic = 101.5
+    later = end(sessions, "later", SessionEnd.INSTANCE_DETACHED, monotonic=101.5)
     log.handle([later])
     assert blocks.records[-1].getMessage().splitlines()[-1] == "  8 sessions that ended before are not shown"
     assert blocks.records[-1].args["num_suppressed"] == 8  # type: ignore[call-overload, index]

@@ -111,7 +111,7 @@ def test_other_variables_of_the_environment_are_ignored(monkeypatch: pytest.Monk
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load({}).chunk_size = 1  # type: ignore[misc]
+        load({}).chunk_size = 1
 
 
 def test_described_settings_are_read_back_as_they_are() -> None:

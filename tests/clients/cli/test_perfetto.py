@@ -108,7 +108,9 @@ SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(sorted)
 )
 def test_no_slices_of_a_thread_overlap_and_none_is_lost(sessions: list[list[tuple[str, list[int], int]]]) -> None:
     views = [
-        session(*(operation(kind, *span, rank=rank) for kind, span, rank in calls), ids=("pod", f"s{number}"))
+        session(
+            *(operation(kind, start, end, rank=rank) for kind, (start, end), rank in calls), ids=("pod", f"s{number}")
+        )
         for number, calls in enumerate(sessions)
     ]
     trace = json.loads(json.dumps(trace_of(views), allow_nan=False))

@@ -81,7 +81,7 @@ async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepo
     lookups = lookups_of(client)
     lookup = lookups.begin("session", PREFIX, 0, PARENT)
     assert lookup.matched_tokens is None
-    await answered(lookup)
+    lookup = await answered(lookup)
     assert (lookup.matched_tokens, lookup.leases) == (16, ("lease-of-one",))
     assert depot.metadata["traceparent"] == PARENT
     assert depot.last("Lookup").session_id == "session"

@@ -93,9 +93,16 @@ class Worker:
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
         """Return the requests whose load has ended, and those whose load failed."""
-        results: list[tuple[set[str], set[str]]] = []
-        await eventually(lambda: bool(results.append(self.connector.results.take_loaded()) or results[-1][0]))
-        return results[-1]
+        loaded: set[str] = set()
+        failed: set[str] = set()
+
+        def has_loaded() -> bool:
+            nonlocal loaded, failed
+            loaded, failed = self.connector.results.take_loaded()
+            return bool(loaded)
+
+        await eventually(has_loaded)
+        return loaded, failed
 
 
 StartWorker = Callable[..., Any]

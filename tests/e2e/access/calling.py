@@ -57,12 +57,12 @@ class Calling:
     """One caller, over a channel that others may share."""
 
     def __init__(self, channel: grpc.aio.Channel, token: str = "") -> None:
-        self._channel = channel
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.channel = channel
+        self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
 
     def start(self, rpc: str, request: Any) -> Any:
         """The call, begun; for StoreInline `request` is a list of messages."""
-        method = getattr(STUBS[METHODS[rpc].containing_service][1](self._channel), rpc)
+        method = getattr(STUBS[METHODS[rpc].containing_service][1](self.channel), rpc)
         return method(iter(request) if rpc == "StoreInline" else request, timeout=20, metadata=self.metadata)
 
     async def __call__(self, rpc: str, request: Any) -> list[Any]:
@@ -84,6 +84,11 @@ class Calling:
             return [await call]
         except grpc.aio.AioRpcError as error:
             raise Denied(error) from error
+
+
+def as_is(message: bytes) -> bytes:
+    """Return the message; gRPC takes it as the serializer of bytes that are no message of the depot."""
+    return message
 
 
 def empty_request(rpc: str) -> Any:

@@ -18,7 +18,7 @@ from service.access.credentials import Authenticator
 from service.access.tenants import Tenant, TenantLimits, Tenants, Token, token_hash
 from service.errors import InsecureTransport
 from service.rpc.interceptor import DENIALS
-from telemetry.metrics import definitions
+from telemetry.metrics.attributes import DENIED_REASON
 from tests.e2e.access.calling import METHODS, Calling, Denied, empty_request, sha256
 from tests.e2e.access.conftest import BLUE, OPS, Connect, StartTenants
 from tests.e2e.servers import StartServer
@@ -230,8 +230,9 @@ async def test_each_denied_call_has_a_line_an_event_and_a_count(
 
 def test_the_reasons_of_the_metric_are_those_of_the_errors() -> None:
     classes = [each for each in vars(service.errors).values() if isinstance(each, type)]
-    denials = {each.reason for each in classes if getattr(each, "status", None) in DENIALS}
-    assert set(definitions.DENIED_REASON.values) == denials | {"REGION_FORBIDDEN"}
+    errors = [each for each in classes if issubclass(each, service.errors.DepotError)]
+    denials = {each.reason for each in errors if getattr(each, "status", None) in DENIALS}
+    assert set(DENIED_REASON.values) == denials | {"REGION_FORBIDDEN"}
 
 
 async def test_a_storm_of_denied_calls_is_counted_and_told_of_in_few_lines(

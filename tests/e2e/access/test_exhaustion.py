@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from kvdepot.v1 import observability_pb2
-from tests.e2e.access.calling import Calling, write_tenants
+from tests.e2e.access.calling import Calling, as_is, write_tenants
 from tests.e2e.access.conftest import BLUE
 from tests.e2e.engines import listening_pid
 from tests.fakes.waiting import eventually
@@ -52,7 +52,10 @@ class Depot:
     async def attack(self, method: str, message: bytes, num_calls: int, num_connections: int = 4) -> Counter[str]:
         """Begin so many calls at once and leave them open; how they ended, if they did, as soon as most have."""
         channels = [self._channel() for _ in range(num_connections)]
-        calls = [channels[number % num_connections].unary_stream(method)(message) for number in range(num_calls)]
+        calls = [
+            channels[number % num_connections].unary_stream(method, as_is, as_is)(message)
+            for number in range(num_calls)
+        ]
         give_up = time.monotonic() + SECONDS
         while time.monotonic() < give_up and sum(call.done() for call in calls) < num_calls - 32:
             await self.is_served()
@@ -133,7 +136,7 @@ async def test_a_stream_of_requests_without_credentials_is_refused_unread(depot:
         while True:
             yield bytes(MIB)
 
-    call = channel.stream_unary("/kvdepot.v1.CacheService/StoreInline")(endless())
+    call = channel.stream_unary("/kvdepot.v1.CacheService/StoreInline", as_is, as_is)(endless())
     code = await asyncio.wait_for(call.code(), SECONDS)
     assert code.name in ("UNAUTHENTICATED", "INTERNAL"), call.details()  # a client that goes on sending may miss why
     assert resident_mib(depot.pid) < depot.base_mib + 100
@@ -148,10 +151,10 @@ async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: D
         await never.wait()
         yield b""
 
-    slow = [channel.stream_unary(CHECK)(slowly()) for _ in range(100)]
+    slow = [channel.stream_unary(CHECK, as_is, as_is)(slowly()) for _ in range(100)]
     codes = Counter([(await asyncio.wait_for(call.code(), SECONDS)).name for call in slow])
     assert codes["DEADLINE_EXCEEDED"]
-    answer = await depot._channel().unary_unary(CHECK)(b"", timeout=SECONDS)
+    answer = await depot._channel().unary_unary(CHECK, as_is, as_is)(b"", timeout=SECONDS)
     assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -163,5 +166,5 @@ async def test_a_request_that_does_not_come_holds_nobody_for_long(depot: Depot) 
         yield b""
 
     metadata = depot._blue.metadata
-    call = depot._channel().stream_unary("/kvdepot.v1.CacheService/Lookup")(slowly(), metadata=metadata)
+    call = depot._channel().stream_unary("/kvdepot.v1.CacheService/Lookup", as_is, as_is)(slowly(), metadata=metadata)
     assert (await asyncio.wait_for(call.code(), SECONDS)).name == "DEADLINE_EXCEEDED"

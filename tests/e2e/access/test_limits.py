@@ -15,7 +15,7 @@ from service.access.tenants import TenantLimits
 from service.errors import TooManyBytes
 from service.rpc import fair_queue, interceptor
 from service.rpc.fair_queue import MAX_WAITING, FairQueue
-from tests.e2e.access.calling import Calling, Denied
+from tests.e2e.access.calling import Calling, Denied, as_is
 from tests.e2e.access.conftest import BLUE, RED, Connect, StartTenants
 from tests.fakes.waiting import eventually
 
@@ -46,7 +46,7 @@ class SlowStore:
         self._num_bytes = num_chunks * CHUNK_BYTES
         self._may_send = asyncio.Event()
         self._header = header
-        self.call = call._channel.stream_unary(
+        self.call = call.channel.stream_unary(
             "/kvdepot.v1.CacheService/StoreInline",
             request_serializer=cache_pb2.StoreInlineRequest.SerializeToString,
             response_deserializer=cache_pb2.StoreInlineResponse.FromString,
@@ -300,7 +300,9 @@ async def test_every_call_that_arrives_asks_for_a_slot_or_departs(
     for refused in (red("ListSessions", lists()), unknown("ListSessions", lists())):
         with pytest.raises(Denied):
             await refused
-    cancelled = blue._channel.stream_unary("/kvdepot.v1.CacheService/Lookup")(endless(), metadata=blue.metadata)
+    cancelled = blue.channel.stream_unary("/kvdepot.v1.CacheService/Lookup", as_is, as_is)(
+        endless(), metadata=blue.metadata
+    )
     await eventually(lambda: queue._num_arriving == 1)
     cancelled.cancel()
     slow.call.cancel()

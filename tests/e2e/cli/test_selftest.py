@@ -155,7 +155,7 @@ def start_faulty() -> Iterator[Callable[[str], str]]:
 
     def start(fault: str) -> str:
         server = grpc.server(ThreadPoolExecutor(4))
-        add_CacheServiceServicer_to_server(FaultyDepot(fault), server)
+        add_CacheServiceServicer_to_server(FaultyDepot(fault), server)  # type: ignore[abstract]  # the rest is not called
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)

@@ -127,12 +127,12 @@ def check_gather(
         chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
         chunk[:] = np.frombuffer(engine.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
     launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for copy in launches:
-        machine.launch("gather", copy, 16)
+    for launch in launches:
+        machine.launch("gather", launch, 16)
     machine.finish()
     np.testing.assert_array_equal(chunks, expected)
     assert engine.contents() == memory
-    return [int(copy["access_bytes"][0]) for copy in launches]
+    return [int(launch["access_bytes"][0]) for launch in launches]
 
 
 def check_scatter(
@@ -141,8 +141,8 @@ def check_scatter(
     """Scatter, and compare all memory with the reference; return the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()
     launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for copy in launches:
-        machine.launch("scatter", copy, 16)
+    for launch in launches:
+        machine.launch("scatter", launch, 16)
     machine.finish()
     moved = engine.contents()
     for memory, contents in zip(engine._memory, before, strict=True):
@@ -152,7 +152,7 @@ def check_scatter(
         engine.write_chunk(chunk.tobytes(), copy.block_ids)
     assert moved == engine.contents()
     np.testing.assert_array_equal(chunks, unchanged)
-    return [int(copy["access_bytes"][0]) for copy in launches]
+    return [int(launch["access_bytes"][0]) for launch in launches]
 
 
 CHECKS = {"gather": check_gather, "scatter": check_scatter}

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from kernels.copies import ChunkCopy
 from kernels.errors import AccessDenied, BackendError, GeometryError, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Group, Region
-from kernels.host.backend import HostBackend, HostBuffer
+from kernels.host.backend import HostBackend
+from kernels.host.buffer import HostBuffer
 from tests.kernels.host.test_copy_pool import SECONDS, Gate
 from tests.kernels.reference import KV_LAYOUTS, LATENT_LAYOUTS, LAYOUTS, Engine, Shape, without_first
 from tests.kernels.test_map import mappings_of

@@ -227,7 +227,7 @@ def test_where_nothing_can_copy_it_is_said_why(monkeypatch, tmp_path):
         ctypes.set_errno(1)
         return -1
 
-    monkeypatch.setattr(system_copy.ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
     with pytest.raises(BackendError, match="Operation not permitted"):
         best_copy()
 

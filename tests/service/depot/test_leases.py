@@ -115,7 +115,7 @@ def test_a_late_call_learns_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> N
 
 
 def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: LeasedIndex) -> None:
-    given_back = []
+    given_back: list[LeaseEnd] = []
     for why in LeaseEnd:
         lease = depot.grant("s", [[]])
         assert not lease.given_back

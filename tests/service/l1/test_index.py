@@ -220,13 +220,13 @@ def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) 
     index = Index(Pool(10_000 * SLOT_BYTES))
     sweep = index.pool.sweep
 
-    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], most_slots: int) -> Sequence[Slot[Chunk]]:
+    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], max_slots: int) -> Sequence[Slot[Chunk]]:
         def seen(slot: Slot[Chunk]) -> bool:
             nonlocal num_seen
             num_seen += 1
             return may_go(slot)
 
-        return sweep(num_bytes, seen, most_slots)
+        return sweep(num_bytes, seen, max_slots)
 
     index.pool.sweep = counted  # type: ignore[method-assign]
     chunks = [

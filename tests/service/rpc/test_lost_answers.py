@@ -45,7 +45,7 @@ class LeftCall:
         return "ipv4:127.0.0.1:1"
 
     async def read(self) -> bytes:
-        return health_pb2.HealthCheckRequest().SerializeToString()
+        return bytes(health_pb2.HealthCheckRequest().SerializeToString())
 
     async def write(self, _: Any) -> None:
         raise grpc.aio.InternalError("the batch failed")
@@ -73,7 +73,7 @@ async def test_a_stream_whose_client_left_ends_as_a_cancelled_one(caplog: pytest
 
     refusals = Refusals(None)
     interceptor = Interceptor(
-        Access(Settings(), None),
+        Access(Settings.model_construct(), None),
         Admission(max_concurrent_rpcs=1, max_attachments=1),
         lambda _: pytest.fail("a probe has no quota"),
         refusals,

@@ -38,7 +38,7 @@ class Depot:
     def counts(self, instance_id="a"):
         return self.subscriber.counts()[instance_id]
 
-    def seen(self, name: str, instance_id="a", model_name="m") -> tuple[int, float]:
+    def seen(self, name: str, instance_id: str = "a", model_name: str = "m") -> tuple[int, float]:
         """How many were observed and their sum, in seconds."""
         (histogram,) = [h for h in self.subscriber.histograms if h.metric.name == f"kvdepot.l0.block.{name}"]
         points = {point.attributes: point for point in histogram.points()}

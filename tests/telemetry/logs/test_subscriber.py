@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,11 @@ def all_levels(caplog):
     caplog.set_level(logging.DEBUG, "telemetry.logs.subscriber")
 
 
-def stored(**changes) -> StoreFinished:
+def stored(**changes: Any) -> StoreFinished:
     counts = {"stored_tokens": 512, "resident_tokens": 0, "refused_tokens": 0, "tail_tokens": 3, "stored_bytes": 9}
     fields = {"operation_id": "op", "rank": 0, "duration_seconds": 0.12345678, "outcome": "ok", "refusal_reason": ""}
-    return StoreFinished(**{"instance_id": "pod-1", "session_id": "chat", **fields, **counts, **changes})
+    facts: dict[str, Any] = {"instance_id": "pod-1", "session_id": "chat", **fields, **counts, **changes}
+    return StoreFinished(**facts)
 
 
 def test_line_is_the_name_and_the_facts(caplog):
@@ -91,7 +93,11 @@ def test_level_that_is_off_costs_no_facts(caplog, monkeypatch):
 
 
 def test_name_from_the_wire_cannot_forge_a_line(caplog):
-    forged = {"session_id": "x\nStoreFinished %s outcome='ok'", "model_name": "%(no)s", "traceparent": "\n"}
+    forged: dict[str, Any] = {
+        "session_id": "x\nStoreFinished %s outcome='ok'",
+        "model_name": "%(no)s",
+        "traceparent": "\n",
+    }
     LogSubscriber().handle([SessionStarted(**forged)])
     [line] = caplog.messages
     assert "\n" not in line

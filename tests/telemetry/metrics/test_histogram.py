@@ -30,7 +30,8 @@ def test_a_boundary_belongs_to_the_bucket_below_it():
     metric.observe_many(("a", "m"), np.array([0.0, 1.0, 1.1, 2.0, 5.0, 5.1]))
     (point,) = metric.points()
     assert point.bucket_counts == (2, 2, 1, 1)
-    assert (point.count, point.sum, point.min, point.max) == (6, pytest.approx(14.2), 0.0, 5.1)
+    assert (point.count, point.min, point.max) == (6, 0.0, 5.1)
+    assert point.sum == pytest.approx(14.2)
 
 
 @given(st.lists(st.lists(st.floats(0, 1e5))))

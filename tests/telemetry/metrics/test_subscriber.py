@@ -25,8 +25,8 @@ from telemetry.events import (
 from telemetry.metrics import definitions
 from telemetry.metrics.attributes import OUTCOME
 from telemetry.metrics.chunks import ChunksSubscriber
-from telemetry.metrics.instruments import Counter, Histogram
-from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, OTHER, LabelLimiter
+from telemetry.metrics.instruments import OTHER, Counter, Histogram
+from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, LabelLimiter
 from telemetry.metrics.metric import Metric, histogram
 from telemetry.metrics.subscriber import MetricsSubscriber
 
