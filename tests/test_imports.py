@@ -203,7 +203,7 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
     assert set(faults(*not_commands, forbidden=("kvdepot",))) <= set(allowed)
 
 
-def test_the_connector_knows_no_engine() -> None:
+def test_the_connector_imports_no_engine() -> None:
     assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
 
 

@@ -167,12 +167,12 @@ async def test_call_of_an_attachment_adds_instance_and_rank(
     await side(attachment.close)
 
 
-async def test_lookup_without_a_wait_asks_for_none(side: Side, client: Any, depot: FakeDepot) -> None:
+async def test_lookup_without_a_wait_requests_none(side: Side, client: Any, depot: FakeDepot) -> None:
     await side(client.lookup, "engine-0", "session", [1])
     assert not depot.last("Lookup").HasField("max_wait")
 
 
-async def test_deadline_of_lookup_leaves_room_for_the_wait(side: Side, client: Any, depot: FakeDepot) -> None:
+async def test_deadline_of_lookup_includes_the_wait(side: Side, client: Any, depot: FakeDepot) -> None:
     await side(client.lookup, "engine-0", "session", [1], max_wait_seconds=100.0)
     deadline = depot.deadlines["Lookup"]
     assert deadline is not None

@@ -26,7 +26,7 @@ def test_a_header_is_parsed() -> None:
     assert parsed_store(HEADER.SerializeToString()) == HEADER
 
 
-def test_an_empty_message_and_empty_data_are_told_apart() -> None:
+def test_an_empty_message_is_not_empty_data() -> None:
     assert parsed_store(b"") == StoreInlineRequest()
     assert parsed_store(StoreInlineRequest(data=b"").SerializeToString()) == b""
 

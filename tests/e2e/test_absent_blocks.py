@@ -194,7 +194,7 @@ async def test_a_leased_chunk_with_fewer_bytes_stays_until_its_lease_ends(depot:
     await retrieve(engine, kv, (0, 0, 0))
 
 
-async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_room(depot: Site) -> None:
+async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_slot(depot: Site) -> None:
     engine = await depot.attach(*MODEL)
     kv = await store(engine, (0, 40, 32))
     stream = InlineStore(depot.stub)

@@ -234,7 +234,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(serve: Serve, m
         assert "EndedByForce" not in server.said()
 
 
-def test_subscribers_that_never_return_do_not_hold_up_the_end(serve: Serve) -> None:
+def test_subscribers_that_never_return_do_not_delay_the_end(serve: Serve) -> None:
     blocking = "tests.e2e.test_own_subscribers:Blocking"
     server = serve(
         *("--listen", "127.0.0.1:0", *DRAIN),

@@ -238,7 +238,7 @@ def rpcs(page: Page, method: str, status: str) -> float | None:
     )
 
 
-async def test_a_loop_that_is_held_up_is_seen(depot: Site) -> None:
+async def test_a_blocked_loop_is_measured(depot: Site) -> None:
     await asyncio.sleep(0.15)
     time.sleep(0.4)  # noqa: ASYNC251 - on purpose
     await asyncio.sleep(0.15)

@@ -52,7 +52,7 @@ async def test_a_lease_survives_reports_of_more_sessions_than_there_may_be(clien
     await engine.close()
 
 
-async def test_reported_sessions_take_each_others_room_only(client: AsyncDepotClient) -> None:
+async def test_reported_sessions_replace_only_each_other(client: AsyncDepotClient) -> None:
     engine = await attach(client, SMALL, instance_id="engine")
     await engine.store("writer", prompt(NUM_TOKENS), engine.kv(NUM_TOKENS, seed=1))
     await report(client, [f"reported-{number}" for number in range(MAX_REPORTED + 5)])

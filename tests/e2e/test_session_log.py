@@ -99,7 +99,7 @@ async def test_a_session_that_its_engine_ends_is_one_record(
     assert "\n" not in as_json
 
 
-async def test_sessions_of_an_engine_that_goes_away_are_told(
+async def test_sessions_of_an_engine_that_goes_away_are_logged(
     server: Server, client: AsyncDepotClient, blocks: Blocks
 ) -> None:
     async with await client.attach(instance_id="pod-1", model_name="llama", groups=[GROUP]) as attachment:
@@ -108,7 +108,9 @@ async def test_sessions_of_an_engine_that_goes_away_are_told(
     assert record.getMessage().splitlines()[1].endswith("s: instance detached")
 
 
-async def test_a_session_that_idles_away_is_told(start_server: Callable[..., Any], blocks: Blocks) -> None:
+async def test_a_session_that_ends_by_its_idle_timeout_is_logged(
+    start_server: Callable[..., Any], blocks: Blocks
+) -> None:
     server: Server = await start_server(session_idle_timeout="50ms")
     server.depot.lifetimes.session("i", "s", "m")
     [record] = await blocks.wait_for(1)
@@ -136,7 +138,7 @@ def test_where_info_is_off_no_block_is_made(
     assert caplog.records == []
 
 
-def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) -> None:
+def test_a_burst_is_throttled_and_counted(sessions: Sessions, blocks: Blocks) -> None:
     log = SessionLog(lambda tenant: sessions, blocks_per_second=2)
     ended = [end(sessions, str(i), SessionEnd.INSTANCE_DETACHED) for i in range(10)]
     requested = end(sessions, "r")
@@ -148,7 +150,7 @@ def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) ->
     assert blocks.records[-1].args["num_suppressed"] == 8  # type: ignore[call-overload, index]
 
 
-def test_what_was_held_back_last_is_told_at_the_end(sessions: Sessions, blocks: Blocks) -> None:
+def test_the_last_suppressed_count_is_reported_at_the_end(sessions: Sessions, blocks: Blocks) -> None:
     log = SessionLog(lambda tenant: sessions, blocks_per_second=1)
     log.handle([end(sessions, str(i)) for i in range(4)])
     log.close()
@@ -160,14 +162,14 @@ def test_names_from_the_wire_are_not_formats(sessions: Sessions, blocks: Blocks)
     assert "session_id='100% %s %(no)d'" in blocks.records[0].getMessage()
 
 
-def test_one_id_that_ends_twice_is_not_told_twice_as_the_same(sessions: Sessions, blocks: Blocks) -> None:
+def test_one_id_that_ends_twice_is_logged_as_two_sessions(sessions: Sessions, blocks: Blocks) -> None:
     events = [end(sessions), end(sessions)]
     SessionLog(lambda tenant: sessions).handle(events)
     [record] = blocks.records
     assert record.args["duration_seconds"] == round(events[1].duration_seconds, 6)  # type: ignore[call-overload, index]
 
 
-def test_what_is_forgotten_meanwhile_is_not_told(sessions: Sessions, blocks: Blocks) -> None:
+def test_a_forgotten_session_is_not_logged(sessions: Sessions, blocks: Blocks) -> None:
     first = end(sessions, "first")
     for number in range(MAX_ENDED_REMEMBERED):
         end(sessions, str(number))

@@ -122,7 +122,7 @@ def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     assert time.monotonic() - begin < 1
 
 
-def test_the_driver_knows_the_size_of_an_allocation(runtime: CupyRuntime, engine: EngineProcess) -> None:
+def test_the_driver_returns_the_size_of_an_allocation(runtime: CupyRuntime, engine: EngineProcess) -> None:
     told = engine.ask("make", size_bytes=5 << 20)
     device = runtime.devices[canonical_uuid(engine.ask("uuid"))]
     address = device.open_memory(bytes.fromhex(told["handle"]))

@@ -11,7 +11,7 @@ from tests.helm.dashboard import DASHBOARD, PANELS, VARIABLES, asked, queries
 from tests.helm.queries import faults
 
 
-def test_every_metric_and_label_that_it_asks_for_is_there() -> None:
+def test_every_metric_and_label_that_it_queries_exists() -> None:
     annotations = [(each["name"], each) for each in DASHBOARD["annotations"]["list"]]
     found = {
         (title, fault)
@@ -51,7 +51,7 @@ def promql_selectors(query: str) -> list[promql_parser.VectorSelector]:
     return found
 
 
-def test_a_panel_says_what_it_shows_in_which_unit_and_asks_the_data_source_that_is_chosen() -> None:
+def test_a_panel_has_a_title_and_a_unit_and_queries_the_chosen_data_source() -> None:
     for panel in PANELS:
         title = panel["title"]
         assert panel["description"].endswith("."), title

@@ -12,7 +12,7 @@ from tests.helm.conftest import Install
 from tests.helm.reading import gpu
 
 
-def test_the_test_asks_where_engines_do(install: Install) -> None:
+def test_the_test_connects_to_the_address_of_engines(install: Install) -> None:
     (test,) = install({**gpu("runtimeClass"), "nodeSelector": {"a": "b"}, "service": {"port": 6000}}).tests
     assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
     (container,) = test["spec"]["containers"]

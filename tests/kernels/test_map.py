@@ -179,7 +179,7 @@ class Reserved:
         yield
 
 
-def test_only_pages_that_nobody_touched_are_reserved_once_for_each_object(memfds: list[int]) -> None:
+def test_only_untouched_pages_are_reserved_and_once_for_each_object(memfds: list[int]) -> None:
     os.pwrite(memfds[0], b"x", 0)
     os.pwrite(memfds[1], b"x" * SIZE, 0)
     reserved = Reserved(1 << 20)
@@ -259,7 +259,7 @@ def test_what_is_not_a_name_is_refused(bad: str) -> None:
         map_all(shm(bad))
 
 
-def test_a_name_that_nobody_has_is_unavailable(name: str) -> None:
+def test_a_name_without_an_object_is_unavailable(name: str) -> None:
     with pytest.raises(RegionError, match="No such file"):
         map_all(shm(name))
 

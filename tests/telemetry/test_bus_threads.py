@@ -54,7 +54,7 @@ async def test_every_attempt_of_eight_threads_around_a_stop_is_delivered_or_coun
         last_of_thread[event.instance_id] = event.num_chunks + 1
 
 
-async def test_nothing_is_dropped_while_there_is_room(recorder, running):
+async def test_nothing_is_dropped_while_slots_are_free(recorder, running):
     num_events = 2_000
 
     def publish(thread: int) -> None:

@@ -47,7 +47,7 @@ def test_event_has_slots_and_takes_keywords_only(event_type, make_example):
         event_type(0.0)
 
 
-def test_event_knows_both_times_of_its_making():
+def test_event_has_both_times_of_its_creation():
     before = time.time(), time.monotonic()
     event = LeaseGranted(lease_id="x", num_chunks=1, expire_time=0.0)
     after = time.time(), time.monotonic()

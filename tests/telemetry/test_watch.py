@@ -64,7 +64,7 @@ async def test_watcher_that_waits_is_woken_by_an_event(running):
             assert await waiting == [(published[0], 0)]
 
 
-async def test_watcher_that_does_not_read_loses_the_oldest_and_is_told(recorder, running):
+async def test_watcher_that_does_not_read_loses_the_oldest_and_gets_their_number(recorder, running):
     async with running(EventBus([recorder])) as bus:
         with Watcher(bus, capacity=3) as watcher:
             published = [lease(i) for i in range(10)]
@@ -172,7 +172,7 @@ async def test_reader_that_is_cancelled_loses_nothing(running):
             assert (lease_id_of(event), num_lost) == ("0", 0)
 
 
-async def test_watcher_without_room_is_refused():
+async def test_watcher_without_capacity_is_refused():
     with pytest.raises(ValueError, match="sees nothing"):
         Watcher(EventBus(), capacity=0)
 
@@ -181,7 +181,7 @@ async def test_watcher_without_room_is_refused():
     capacity=st.integers(1, 6),
     steps=st.lists(st.one_of(st.integers(1, 9), st.just("read")), max_size=40),
 )
-def test_each_loss_is_told_at_its_place(capacity, steps):
+def test_each_loss_is_reported_where_it_occurred(capacity, steps):
     """The number of an event less that of the one read before is one more than the losses told with it."""
 
     async def scenario() -> None:

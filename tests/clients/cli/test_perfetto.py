@@ -91,7 +91,7 @@ def test_each_session_and_each_of_its_callers_has_a_thread_of_its_instance() -> 
     assert trace["displayTimeUnit"] == "ms"
 
 
-def test_calls_of_one_rank_that_overlap_are_told_apart() -> None:
+def test_calls_of_one_rank_that_overlap_are_on_threads_of_their_own() -> None:
     trace = trace_of([session(operation("store", 1, 4), operation("store", 2, 3), operation("retrieve", 3.5, 5))])
     tids = [event["tid"] for event in trace["traceEvents"] if event["ph"] == "X" and event["name"] != "chat"]
     assert len(set(tids)) == 2

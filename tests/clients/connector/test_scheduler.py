@@ -352,7 +352,9 @@ def stored_of(driver: SchedulerDriver, request: Request, num_tokens: int) -> lis
     ]
 
 
-def test_chunks_that_were_evicted_before_there_was_room_are_stored_again(clock: Clock, driver: SchedulerDriver) -> None:
+def test_chunks_that_were_evicted_before_blocks_were_free_are_stored_again(
+    clock: Clock, driver: SchedulerDriver
+) -> None:
     request = request_of(40)
     driver.scheduler.matched_tokens(request, 0)
     driver.lookup_client.answer(32)
@@ -608,7 +610,7 @@ def test_reports_have_reused_and_new_blocks_and_their_tokens() -> None:
     assert not driver.lookup_client.ended_sessions
 
 
-def test_request_of_which_the_beginning_was_not_reported_is_not_reported() -> None:
+def test_request_whose_beginning_was_not_reported_is_not_reported() -> None:
     driver = SchedulerDriver(reports=True)
     driver.scheduler.reported(WorkerReport(chunk_sizes={0: 0}))
     request = request_of(20)

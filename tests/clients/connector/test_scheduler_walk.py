@@ -183,7 +183,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         return list(self.driver.scheduler._transfers._transfers.values())
 
     @invariant()
-    def blocks_are_held_for_transfers_alone(self) -> None:
+    def only_transfers_hold_blocks(self) -> None:
         kept: Counter[int] = Counter()
         for transfer in self.transfers():
             kept.update(transfer.block_ids)
@@ -193,7 +193,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         assert kept.total() - num_loading <= self.num_blocks // 4
 
     @invariant()
-    def leases_are_held_by_lookups_and_loads_alone(self) -> None:
+    def only_lookups_and_loads_hold_leases(self) -> None:
         lookups = [state.lookup for state in self.driver.scheduler._requests.values() if state.lookup is not None]
         held = [lease for lookup in lookups for lease in lookup.leases]
         held += [lease for transfer in self.transfers() for lease in transfer.leases]

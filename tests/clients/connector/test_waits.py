@@ -42,7 +42,7 @@ def test_answer_is_used_at_the_next_look_however_long_steps_last(
 
 @pytest.mark.parametrize("has_room_after", [2, 3, 4, 5, 10, 11, 12])
 @pytest.mark.parametrize("step_seconds", [7.0, 20.0, 40.0])
-def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
+def test_request_is_admitted_as_soon_as_blocks_are_free_however_long_steps_last(
     clock: Clock, driver: SchedulerDriver, step_seconds: float, has_room_after: int
 ) -> None:
     """The depot answers at once. vLLM has no room at first; then the request must not wait for another answer."""
@@ -130,7 +130,7 @@ def test_miss_is_looked_up_once_while_it_is_fresh(clock: Clock, driver: Schedule
     assert driver.scheduler.matched_tokens(request, 0) is None
 
 
-def test_lease_is_not_held_for_long_while_vllm_has_no_room(clock: Clock, driver: SchedulerDriver) -> None:
+def test_lease_is_kept_only_briefly_while_vllm_has_no_free_blocks(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(20)
     driver.scheduler.matched_tokens(request, 0)
     driver.lookup_client.answer(16)

@@ -114,7 +114,7 @@ async def test_uncertain_transfer_is_done_when_nothing_listens(start_worker: Sta
     assert (await worker.until_done(1)).failed == {1}
 
 
-async def test_store_whose_time_is_over_before_its_turn_is_not_made(start_worker: StartWorker) -> None:
+async def test_store_that_expires_while_it_waits_is_not_made(start_worker: StartWorker) -> None:
     class SlowDepot(FakeDepot):
         def Store(self, request: Any, context: Any) -> StoreResponse:
             self.requests.append(("Store", request))

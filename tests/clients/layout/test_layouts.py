@@ -133,7 +133,7 @@ def test_buffer_without_memory_has_no_offsets(name: str) -> None:
 @pytest.mark.parametrize("order", PHYSICAL_ORDERS)
 @few
 @given(shape=shapes)
-def test_views_of_vllm_are_told_apart_by_their_strides(order: str, shape: KvShape) -> None:
+def test_views_of_vllm_are_distinguished_by_their_strides(order: str, shape: KvShape) -> None:
     group = Group(f"VLLM_{order}", shape)
     with random_buffer(layouts.VLLM.size_bytes(shape)) as buffer:
         (backing,) = cut(buffer.array, group, 0, 0)

@@ -201,7 +201,7 @@ def test_a_tensor_elsewhere_is_refused(driver: CardInProcess) -> None:
         SharedRegions().locate(OnDevice(driver.allocate(64)))
 
 
-def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_LIBRARY", "libcuda-absent.so.1")
     with pytest.raises(CudaUnavailable, match=r"no CUDA driver: .*libcuda-absent"):
         CudaRegions().locate(OnDevice(torch.zeros(4)))

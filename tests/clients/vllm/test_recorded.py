@@ -130,7 +130,7 @@ class Replay:
 
 
 @every_recording
-def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(recording: Path) -> None:
+def test_same_calls_lead_to_the_same_answers_and_commands_and_leave_nothing(recording: Path) -> None:
     settings, *calls = calls_of(recording)
     replay = Replay(settings["settings"])
     for number, facts in enumerate(calls):

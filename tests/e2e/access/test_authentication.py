@@ -34,7 +34,9 @@ async def refusal(call: Calling, rpc: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("rpc", METHODS)
-async def test_no_rpc_serves_who_shows_nothing(rpc: str, start_tenants: StartTenants, connect: Connect) -> None:
+async def test_no_rpc_serves_a_caller_without_credentials(
+    rpc: str, start_tenants: StartTenants, connect: Connect
+) -> None:
     server = await start_tenants()
     assert await refusal(connect(server.addresses[0]), rpc) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
 
@@ -76,7 +78,7 @@ async def test_admin_service_is_for_admins(start_tenants: StartTenants, connect:
     assert len(admin) == 3
 
 
-async def test_nobody_but_an_admin_is_shown_another_tenant(start_tenants: StartTenants, connect: Connect) -> None:
+async def test_only_an_admin_sees_another_tenant(start_tenants: StartTenants, connect: Connect) -> None:
     server = await start_tenants()
     blue, ops = (connect(server.addresses[0], token) for token in ("blue-token", "ops-token"))
     ids = {"instance_id": "i", "session_id": "s"}
@@ -91,7 +93,7 @@ async def test_nobody_but_an_admin_is_shown_another_tenant(start_tenants: StartT
     await blue("ListSessions", observability_pb2.ListSessionsRequest(tenant="blue"))
 
 
-async def test_without_tenants_nobody_is_asked(start_server: StartServer, connect: Connect) -> None:
+async def test_without_tenants_no_caller_needs_credentials(start_server: StartServer, connect: Connect) -> None:
     server = await start_server(chunk_size=16)
     for token in ("", "whatever"):
         (status,) = await connect(server.addresses[0], token)("GetStatus", admin_pb2.GetStatusRequest())
@@ -235,7 +237,7 @@ def test_the_reasons_of_the_metric_are_those_of_the_errors() -> None:
     assert set(DENIED_REASON.values) == denials | {"REGION_FORBIDDEN"}
 
 
-async def test_a_storm_of_denied_calls_is_counted_and_told_of_in_few_lines(
+async def test_a_burst_of_denied_calls_is_counted_and_logged_in_few_lines(
     start_tenants: StartTenants, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start_tenants()
@@ -257,7 +259,7 @@ async def test_no_token_is_ever_logged(
     assert "blue-token" not in caplog.text
 
 
-async def test_what_an_admin_clears_is_told(
+async def test_what_an_admin_clears_is_logged(
     start_tenants: StartTenants, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

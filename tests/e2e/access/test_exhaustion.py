@@ -158,7 +158,7 @@ async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: D
     assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_request_that_does_not_come_holds_nobody_for_long(depot: Depot) -> None:
+async def test_a_request_that_does_not_come_ends_at_its_deadline(depot: Depot) -> None:
     never = asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:

@@ -147,7 +147,7 @@ async def test_while_one_floods_all_calls_of_another_are_served(start_tenants: S
     stream.cancel()
 
 
-async def test_when_the_depot_is_full_those_go_who_take_more_than_their_share(
+async def test_a_full_depot_refuses_tenants_that_take_more_than_their_share(
     start_tenants: StartTenants, connect: Connect
 ) -> None:
     server = await start_tenants(RED, BLUE, max_concurrent_rpcs=4)
@@ -277,7 +277,7 @@ async def test_no_call_begins_while_gRPC_hands_calls_over(monkeypatch: pytest.Mo
     assert sorted(await order.all_began()) == sorted("aaab")
 
 
-async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
+async def test_a_call_whose_request_does_not_come_delays_no_other() -> None:
     order = Order()
     order.have_called("ba")
     order.queue.on_arrival()
@@ -287,7 +287,7 @@ async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
 
 
 @pytest.mark.parametrize("flags", [{}, {"disable_metrics": False, "prometheus_port": 0}])
-async def test_every_call_that_arrives_asks_for_a_slot_or_departs(
+async def test_every_call_that_arrives_takes_a_slot_or_departs(
     flags: dict[str, Any], start_tenants: StartTenants, connect: Connect
 ) -> None:
     server = await start_tenants(RED | {"limits": {"max_concurrent_rpcs": 1}}, BLUE, **flags)
@@ -329,7 +329,7 @@ async def test_a_client_that_is_alone_waits_for_nothing() -> None:
     assert [queue.slot("a", queue.on_arrival()) for _ in range(100)] == [None] * 100
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_delays_no_other() -> None:
     order = Order()
     calls = [order.call(client) for client in "abababab"]
     await asyncio.sleep(0)

@@ -85,7 +85,7 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
     watching.cancel()
 
 
-async def test_a_storm_of_refused_stores_has_few_lines_and_counts_all(
+async def test_a_burst_of_refused_stores_has_few_lines_and_counts_all(
     server: Server, client: AsyncDepotClient, caplog: pytest.LogCaptureFixture, connect: Connect
 ) -> None:
     call = connect(server.addresses[0])

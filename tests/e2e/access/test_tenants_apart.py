@@ -367,11 +367,11 @@ async def test_what_one_tenant_does_is_nothing_to_another(twins: Twins, steps: l
 
 
 @pytest.mark.parametrize(("first", "then"), list(itertools.product(ACTIONS, ["Lookup", "Retrieve", "GetSession"])))
-async def test_no_single_call_changes_what_the_other_is_told_next(twins: Twins, first: str, then: str) -> None:
+async def test_no_single_call_changes_the_next_answer_to_the_other(twins: Twins, first: str, then: str) -> None:
     await compare(twins, [*PREPARED, Step("red", first), Step("blue", then), Step("blue", "ListSessions")])
 
 
-async def test_a_tenant_that_shows_anothers_lease_is_told_that_there_is_none(twins: Twins) -> None:
+async def test_the_lease_of_another_tenant_is_not_found(twins: Twins) -> None:
     number = next(twins.numbers)
     site = Site(twins.servers[0], twins.channels[0], number)
     try:

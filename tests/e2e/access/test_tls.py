@@ -283,7 +283,7 @@ def broken_pairs(authority: Authority, folder: Path) -> Iterable[tuple[str, byte
     yield "not yet", early.cert, early.key
 
 
-async def test_what_is_broken_is_told_of_and_the_old_certificate_goes_on(
+async def test_a_broken_pair_is_reported_and_the_old_certificate_goes_on(
     start_server: StartServer,
     authority: Authority,
     files: dict[str, str],
@@ -337,7 +337,7 @@ def test_an_encrypted_key_and_a_broken_client_ca_are_refused(authority: Authorit
         read_certificate(Path(cert), Path(key), None)
 
 
-def test_a_certificate_is_told_without_its_key(authority: Authority, tmp_path: Path) -> None:
+def test_repr_of_a_certificate_shows_no_key(authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue().write(tmp_path, "depot")
     told = repr(read_certificate(Path(cert), Path(key), None))
     assert "CN=depot" in told

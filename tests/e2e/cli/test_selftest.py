@@ -63,7 +63,7 @@ def test_a_depot_that_is_still_starting(start_server_process: Callable[..., str]
     assert results[0].exit_code == ExitCode.WORKS, results[0].output
 
 
-def test_a_depot_without_room(start_server_process: Callable[..., str]) -> None:
+def test_a_depot_without_space(start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "4KiB")
     result = selftest("--address", address)
     assert result.exit_code == ExitCode.REFUSED

@@ -187,7 +187,7 @@ def test_a_transfer_waits_until_a_thread_takes_its_first_piece_then_copies() -> 
     pool.close()
 
 
-def test_a_transfer_that_is_cancelled_before_its_turn_has_only_waited() -> None:
+def test_a_transfer_that_is_cancelled_in_the_queue_has_only_waited() -> None:
     pool, gate = CopyPool("test", 1), Gate()
     pool.start(iter([gate]))
     begin = time.monotonic()

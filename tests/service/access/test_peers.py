@@ -52,7 +52,7 @@ def test_when_all_calls_are_open_peers_beyond_their_share_are_refused() -> None:
 # Bytes of requests
 
 
-async def test_there_is_room_for_so_many_requests_and_half_of_it_for_one_client() -> None:
+async def test_one_client_gets_at_most_half_of_the_limit() -> None:
     inflight = InflightBytes(4, 100)
     with ExitStack() as calls:
         reservations = [calls.enter_context(inflight.reservation(client)) for client in "aaab"]
@@ -70,7 +70,7 @@ async def test_there_is_room_for_so_many_requests_and_half_of_it_for_one_client(
     assert inflight.fits("a", 200)
 
 
-async def test_clients_that_wait_have_room_in_turns() -> None:
+async def test_clients_that_wait_are_admitted_round_robin() -> None:
     inflight = InflightBytes(2, 100)
     began: list[str] = []
 
@@ -86,7 +86,7 @@ async def test_clients_that_wait_have_room_in_turns() -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_call_that_is_cancelled_while_it_waits_has_no_room(moment: str) -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_reserves_nothing(moment: str) -> None:
     inflight = InflightBytes(2, 100)
     with ExitStack() as calls:
         first = calls.enter_context(inflight.reservation("a"))

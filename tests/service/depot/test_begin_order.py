@@ -30,7 +30,7 @@ def test_agrees_with_a_sorted_dict(steps: list[tuple[bool, int]], before: int | 
     assert len(order) == len(expected)
 
 
-def test_what_left_takes_no_room() -> None:
+def test_removed_entries_take_no_memory() -> None:
     order: BeginOrder[str] = BeginOrder()
     for number in range(10_000):
         order.add(number, "thing")

@@ -58,7 +58,7 @@ async def test_all_long_work_together_has_one_slice_in_each_pass() -> None:
     assert set(done[1:6]) == set("01234")  # in turn
 
 
-async def test_calls_wait_for_their_slices_in_turn() -> None:
+async def test_calls_get_slices_round_robin() -> None:
     slices, order = Slices(), list[str]()
 
     async def work(name: str) -> None:

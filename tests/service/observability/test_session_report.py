@@ -75,7 +75,7 @@ def test_time_in_which_any_rank_worked_is_the_depots_once() -> None:
     assert (facts["depot_seconds"], facts["engine_seconds"]) == (pytest.approx(0.3), pytest.approx(0.7))
 
 
-def test_gaps_too_short_to_tell_have_no_row_and_still_count() -> None:
+def test_gaps_too_short_to_show_have_no_row_and_still_count() -> None:
     made = session(operation(LOOKUP, 0.0, 0.5), operation(STORE, 0.50005, 1.0))
     assert not any("engine" in row for row in rows(made))
     assert report(made).facts["engine_seconds"] == pytest.approx(0.00005)
@@ -108,7 +108,7 @@ def test_a_long_session_is_cut_and_tells_by_how_much() -> None:
     assert told.facts["num_operations"] == MAX_ROWS + 12
 
 
-def test_beyond_the_operations_that_are_kept_nobody_is_said_to_have_worked() -> None:
+def test_beyond_the_operations_that_are_kept_no_side_is_said_to_have_worked() -> None:
     made = session(*(operation(LOOKUP, i, i + 0.5) for i in range(MAX_OPERATIONS + 5)), duration_seconds=9_999.0)
     facts = report(made).facts
     assert facts["num_operations"] == MAX_OPERATIONS + 5

@@ -90,7 +90,7 @@ async def test_a_stream_whose_client_left_ends_as_a_cancelled_one(caplog: pytest
     assert not caplog.records
 
 
-async def test_a_refusal_that_finds_nobody_ends_as_a_cancelled_call() -> None:
+async def test_a_refusal_after_the_client_left_ends_as_a_cancelled_call() -> None:
     with pytest.raises(asyncio.CancelledError):
         await abort(LEFT, NoMessage("the call ended without a request"))
 

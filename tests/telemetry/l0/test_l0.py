@@ -111,7 +111,7 @@ def test_a_block_listed_as_reused_is_reused_if_it_was_released_and_shared_if_own
     assert depot.seen("reuse_gap") == (1, 2.0)
 
 
-def test_a_block_listed_as_reused_counts_before_its_tokens_are_told(depot):
+def test_a_block_listed_as_reused_counts_before_its_tokens_are_reported(depot):
     depot.gives("s", [1], text(0, 16))
     depot.ends("s")
     depot.after(3).gives("t", [], [], reused=[1])
@@ -163,7 +163,7 @@ def test_a_block_evicted_while_it_was_owned_was_not_idle_and_its_old_owner_owns_
     assert depot.seen("idle_before_evict") == (2, 2.0)
 
 
-def test_a_block_that_is_written_has_lost_what_it_held_at_once(depot):
+def test_a_block_that_is_written_loses_its_content_at_once(depot):
     depot.gives("s", [1], text(0, 16))
     depot.ends("s")
     depot.after(3).gives("t", [1], text(500, 4))

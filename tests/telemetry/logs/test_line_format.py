@@ -134,7 +134,7 @@ def complain(logger: logging.Logger) -> None:
     logger.warning("a collector is down")
 
 
-def test_storm_from_one_place_is_held_back_and_told_of(
+def test_burst_from_one_source_line_is_throttled_and_counted(
     lines_in: Callable[..., Lines], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_000.0]
@@ -149,7 +149,7 @@ def test_storm_from_one_place_is_held_back_and_told_of(
     assert lines()[-1].endswith("a collector is down num_suppressed=8")
 
 
-def test_storm_limit_lets_through_what_is_no_complaint_and_what_has_a_limit_of_its_own(
+def test_throttling_passes_records_below_warning_and_those_with_a_limit_of_their_own(
     lines_in: Callable[..., Lines], logger: logging.Logger, event: Event
 ) -> None:
     lines = lines_in(TextFormat(), LineThrottle(lines=1))

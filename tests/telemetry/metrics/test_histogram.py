@@ -51,7 +51,7 @@ def test_counts_add_up_over_all_observations(observations):
         assert point.sum == pytest.approx(sum(flat))
 
 
-def test_each_set_of_attributes_has_a_point_that_knows_since_when():
+def test_each_set_of_attributes_has_a_point_with_its_start_time():
     metric = histogram()
     before = time.time_ns()
     metric.observe_many(("a", "m"), np.array([1.0]))
@@ -61,7 +61,7 @@ def test_each_set_of_attributes_has_a_point_that_knows_since_when():
     assert all(before <= point.start_time_unix_nano <= time.time_ns() for point in points.values())
 
 
-def test_what_is_forgotten_stays_until_its_room_is_needed_and_goes_oldest_first():
+def test_forgotten_points_stay_until_their_slots_are_needed_and_go_oldest_first():
     metric = histogram()
     room = MAX_POINTS - 1  # one is for the others
     for i in range(room):
@@ -74,7 +74,7 @@ def test_what_is_forgotten_stays_until_its_room_is_needed_and_goes_oldest_first(
     assert names(metric) == {f"i{i}" for i in range(room)} - {"i3"} | {"new"}
 
 
-def test_with_no_room_left_values_are_counted_under_other():
+def test_beyond_the_last_point_values_are_counted_under_other():
     metric = histogram()
     for i in range(MAX_POINTS + 10):
         metric.observe_many((f"i{i}", "m"), np.array([1.0]))

@@ -109,7 +109,7 @@ def test_tokens_that_did_not_match_are_missed_for_a_reason(
     assert sums(metrics, definitions.LOOKUP_MISSED) == missed
 
 
-def test_tiers_are_told_apart(metrics: MetricsSubscriber) -> None:
+def test_tiers_have_series_of_their_own(metrics: MetricsSubscriber) -> None:
     metrics.handle([lookup(l1_tokens=20, l2_tokens=12)])
     metrics.handle(
         [
@@ -130,7 +130,7 @@ def test_tiers_are_told_apart(metrics: MetricsSubscriber) -> None:
     assert sums(metrics, definitions.OPERATION_IO) == {("retrieve", OTHER): 300}
 
 
-def test_the_four_counts_of_a_store_are_told_apart(metrics: MetricsSubscriber) -> None:
+def test_the_four_counts_of_a_store_have_series_of_their_own(metrics: MetricsSubscriber) -> None:
     store = StoreFinished(
         operation_id="3",
         rank=0,
@@ -208,7 +208,7 @@ def test_values_count_one_by_one_as_they_do_by_the_array(values: list[float]) ->
 # Models
 
 
-def test_so_many_models_are_told_apart_and_no_more() -> None:
+def test_the_number_of_models_with_a_label_is_bounded() -> None:
     models = LabelLimiter()
     names = [models.exported(f"model-{number}") for number in range(MAX_MODELS + 5)]
     assert names[:MAX_MODELS] == [f"model-{number}" for number in range(MAX_MODELS)]

@@ -163,7 +163,7 @@ def test_without_a_sanitizer_its_steps_are_skipped_with_a_word(monkeypatch: pyte
     assert (dry.outcome, dry.summary) == (Outcome.PASSED, "a card (without compute-sanitizer)")
 
 
-def test_a_session_that_is_stopped_leaves_no_process_and_all_it_knows(tmp_path: Path) -> None:
+def test_a_session_that_is_stopped_leaves_no_process_and_all_its_findings(tmp_path: Path) -> None:
     """Of the real steps on the simulated card, the first has ended and the second runs."""
     command = [sys.executable, "-m", "tools.gpu_session", "--dry-run", "--out", str(tmp_path)]
     process = subprocess.Popen(
