@@ -1,4 +1,4 @@
-"""Measures what the connector adds to a scheduler's step: 256 requests that decode, with and without block reports."""
+"""Measure what the connector adds to a scheduler's step: 256 requests that decode, with and without block reports."""
 
 from __future__ import annotations
 

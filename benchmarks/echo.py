@@ -50,7 +50,7 @@ async def serve(address: str) -> None:
     server.add_insecure_port(address)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(f"127.0.0.1:{port}", flush=True)  # for who started it
+    print(f"127.0.0.1:{port}", flush=True)  # for the parent process
     await asyncio.Event().wait()
 
 

@@ -20,7 +20,7 @@ NUM_BLOCKS = 50_000
 RECORD_BLOCKS = (16, 32, 64, 128, 264, 512)
 VOCABULARY = 128_000
 STEP_SECONDS = 0.01
-NUM_REPORTS = 200  # made beforehand, so that this process costs little beside the one that is measured
+NUM_REPORTS = 200  # made beforehand, so that this process takes little CPU from the one that is measured
 
 
 def reports(blocks_per_report: int) -> list[bytes]:

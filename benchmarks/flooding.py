@@ -1,8 +1,8 @@
-"""``python -m benchmarks.flooding``: what one client's calls cost another's, beside what those take alone, in one run.
+"""``python -m benchmarks.flooding``: what the calls of one client cost another client, in one run.
 
 Blue looks up one prompt after the other. Red floods: `NUM_FLOODING` calls under way at any time, each followed by the
-next at once. Blue is measured in turns: alone, while red floods another depot, and while it floods blue's. What red's
-processes take of the machine is in the second figure, what the depot lets red take of blue is in the third.
+next at once. Each round measures blue alone, while red floods another depot, and while red floods blue's depot. The
+second figure shows the load of red's processes on the machine, the third one also their effect through the depot.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Caller:
 
 
 async def flood(address: str, token: str) -> None:
-    """Call for ever, whether the calls are refused or not."""
+    """Call for ever, also when the calls are refused."""
 
     async def call_on(caller: Caller) -> None:
         while True:
@@ -106,7 +106,7 @@ def flooded(address: str, token: str) -> Iterator[None]:
 
 
 async def measure(depot: str, elsewhere: str, tokens: tuple[str, str]) -> Sequence[tuple[float, float]]:
-    """Blue's p50 and p99 in ms: alone, beside a flood elsewhere, beside a flood of its depot; medians over rounds."""
+    """Measure blue's p50 and p99 in ms: alone, and during floods of another and of its depot; medians of rounds."""
     red, blue = tokens
     cases: Sequence[Callable[[], AbstractContextManager[None]]] = (
         nullcontext,
@@ -137,7 +137,7 @@ def main() -> None:
         for what, flags, tokens in (
             ("another tenant", with_tenants, ("red", "blue")),
             ("another tenant that may have 4", (*with_tenants, "--tenant-max-concurrent-rpcs", "4"), ("red", "blue")),
-            ("somebody with a wrong token", with_tenants, (WRONG, "blue")),
+            ("a client with a wrong token", with_tenants, (WRONG, "blue")),
             ("another instance, no tenants", (), ("", "")),
         ):
             common = ("--l1-size", "256MiB", "--log-level", "error", *flags)

@@ -1,4 +1,4 @@
-"""Blocks per second through the L0 subscriber, beside the tokens' fingerprints alone and LMCache; its memory."""
+"""Blocks per second through the L0 subscriber, compared with the tokens' fingerprints alone and LMCache; its memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_LIVE = 32  # sessions: one ends for each that begins
 RECORD_BLOCKS = (16, 64, 264, 512)
 SAMPLE_RATES = (1.0, 0.01)
 MEASURED_BLOCKS = 1_000_000
-GOALS = {1.0: Goal(at_least=2.0), 0.01: Goal(at_least=5.0)}  # beside LMCache
+GOALS = {1.0: Goal(at_least=2.0), 0.01: Goal(at_least=5.0)}  # relative to LMCache
 ROUNDS = 3
 PEER_BLOCKS = 100_000  # it takes 10 µs a block
 MODEL_NAME = "bench"
@@ -119,7 +119,7 @@ def count_blocks(events: Sequence[Event]) -> int:
 
 
 def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
-    """First what makes every id seen, then what is measured."""
+    """Return the events that make every id seen, then those that are measured."""
     pairs = workload(record_blocks)
     num_first = 2 * NUM_BLOCK_IDS // record_blocks + NUM_LIVE
 
@@ -147,7 +147,7 @@ def seconds_of(handle: Handle, warm_up: Sequence[Any], measured: Sequence[Any]) 
 
 
 def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
-    """How long hashing all tokens takes and nothing else."""
+    """Measure the time of hashing all tokens and nothing else."""
     keys = PositionKeys()
     begin = time.perf_counter()
     for event in measured:
@@ -158,7 +158,7 @@ def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
 
 
 class _Subscriber:
-    """What is measured, as the bus knows it."""
+    """The subscriber that is measured, as the bus calls it."""
 
     name = "l0"
 

@@ -47,7 +47,7 @@ def depot(*flags: str) -> Iterator[Serving]:
 
 @contextmanager
 def echo() -> Iterator[Serving]:
-    """A grpc.aio server that does nothing with what it gets."""
+    """Run a grpc.aio server that ignores its requests."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         unix = f"unix:{folder}/echo.sock"
         with child("the echo server", "-m", "benchmarks.echo", unix) as server:

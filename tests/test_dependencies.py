@@ -43,7 +43,7 @@ def declared(path: str) -> set[str]:
 
 
 def third_party_imports(tree: ast.Module) -> Iterator[str]:
-    """Full names of what a module imports at run time and is neither ours nor Python's."""
+    """Return the full names of third-party modules that a module imports at run time."""
     skipped = {
         child
         for node in ast.walk(tree)

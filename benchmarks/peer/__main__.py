@@ -1,4 +1,4 @@
-"""``python -m benchmarks.peer``: kvdepot beside LMCache's multiprocess server, round by round, in the same run."""
+"""``python -m benchmarks.peer``: kvdepot and LMCache's multiprocess server, round by round, in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCHING_SECONDS = 180.0
 
 
 async def measure() -> list[Figure]:
-    """Every setup of the peer, beside one depot."""
+    """Measure every setup of the peer, each with one depot."""
     moved: list[Figure] = []
     asked: list[Figure] = []
     with servers.depot("--l1-size", L1, "--transfer-threads", str(shapes.THREADS)) as depot:
@@ -57,7 +57,7 @@ def main() -> None:
             version, watched = watch()
     except (PeerFailed, WrongBytes) as error:
         sys.exit(str(error))
-    title = f"Beside LMCache {version} on the CPU (load of the machine at the start: {load:.1f})"
+    title = f"Compared with LMCache {version} on the CPU (load of the machine at the start: {load:.1f})"
     report = Report(title=title, figures=[*figures, *watched])
     report.print()
     report.write("peer")

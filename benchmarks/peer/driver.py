@@ -1,7 +1,7 @@
-"""``python -m benchmarks.peer.driver URL``: an engine of LMCache's server, told what to do by lines of JSON.
+"""``python -m benchmarks.peer.driver URL``: an engine of LMCache's server that reads commands as lines of JSON.
 
 It runs in the peer's environment and goes the way of the peer's own vLLM connector: its request client, its
-engine-driven transfer context, its keys. A line is ``{"do": NAME, …}``; the answer is a line, too.
+engine-driven transfer context, its keys. A line is ``{"do": NAME, …}``; the answer is one line.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Buffer:
 
 
 class Engine:
-    """A client of the server, and what it can be told to do."""
+    """A client of the server, and its commands."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -127,7 +127,7 @@ class Engine:
         return {"store_seconds": store_seconds, "retrieve_seconds": retrieve_seconds}
 
     def check(self, tokens: list[int], blocks: list[int], other_blocks: list[int]) -> dict[str, Any]:
-        """Whether a prompt's bits come back, in other blocks."""
+        """Return whether a prompt's bits come back in other blocks."""
         large = _attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)
@@ -142,7 +142,7 @@ class Engine:
         return {"equal": torch.equal(stored, large.read(other_blocks))}
 
     def transact(self, first_token: int, num_tokens: int, clients: int, seconds: float) -> dict[str, Any]:
-        """Lookup transactions of so many clients, each a thread with a connection of its own, for so long."""
+        """Make lookup transactions for some seconds, with a thread and a connection for each client."""
         small = _attached(self._small)
         tokens = _prompt(first_token, num_tokens)
         expected = num_tokens if first_token == shapes.STORED else 0
@@ -179,7 +179,7 @@ class Engine:
     def _lock(
         client: RequestClient, buffer: Buffer, session: str, tokens: tuple[int, ...], expected_tokens: int
     ) -> IPCCacheServerKey:
-        """Asks until the server knows how much it has; what it has is locked then."""
+        """Look up until the server returns the length of the match, which is locked then."""
         key = buffer.key(session, tokens, None)
         client.lookup(key, 1).result(TIMEOUT_SECONDS)
         while (num_chunks := client.query_prefetch_status(session).result(TIMEOUT_SECONDS)) is None:

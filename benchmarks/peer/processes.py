@@ -1,4 +1,4 @@
-"""Processes of the peer's environment: started, told, listened to, and never left behind."""
+"""Processes of the peer's environment: they take commands, and none is left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PeerFailed(Exception):
 
 
 class Process:
-    """A Python process of the peer's environment; what it says on standard error is kept for the case that it fails."""
+    """A Python process of the peer's environment. Its standard error is kept for the report of a failure."""
 
     def __init__(
         self, name: str, *arguments: str, variables: Mapping[str, str], answers: bool, python: Path = PYTHON
@@ -78,13 +78,13 @@ class Process:
         raise self.failure(f"it does not listen after {limit_seconds:g} s")
 
     def failure(self, why: str) -> PeerFailed:
-        """What is known of why it failed."""
+        """Return an error with the reason and the end of the process's standard error."""
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace").strip().splitlines()[-15:]
         return PeerFailed("\n".join([f"{self._name}: {why}", *tail]))
 
     def end(self) -> None:
-        """Asks it to end, and kills it if it does not."""
+        """Ask it to end, and kill it if it does not."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()

@@ -31,7 +31,7 @@ BASELINE = "LMCache"
 
 
 def subscribers() -> list[Figure]:
-    """Blocks a second, and what is remembered of each block."""
+    """Measure blocks a second, and the memory of each block."""
     warm_up, measured = l0.events(RECORD_BLOCKS)
     measured = measured[: 2 * l0.PEER_BLOCKS // RECORD_BLOCKS]
     num_blocks = l0.count_blocks(measured)
@@ -81,7 +81,7 @@ def _bytes_per_block(handle: l0.Handle, events: Sequence[Any]) -> float:
 
 
 def buses() -> list[Figure]:
-    """What publishing takes, and events a second to a subscriber that does nothing, each made where it is published."""
+    """Measure the time of a publish, and events a second to a subscriber that does nothing."""
     published: list[float] = []
     published_theirs: list[float] = []
     delivered: dict[int, tuple[list[float], list[float]]] = {threads: ([], []) for threads in bus.THREADS}
@@ -156,7 +156,7 @@ def _peer_bus(capacity: int) -> PeerBus:
 
 
 def _peer_event() -> Event:
-    """The one that says of the peer's lookups what `bus.event` says of kvdepot's."""
+    """Return the peer's event of a lookup, the counterpart of `bus.event`."""
     return Event(
         event_type=EventType.MP_LOOKUP_PREFETCH_END,
         session_id="request-1",

@@ -26,7 +26,7 @@ from kvdepot.v1.cache_pb2 import SessionSummary
 
 @dataclass(kw_only=True)
 class Answer:
-    """What an engine generated, and what that took; ``seconds`` has the time of each step by its name."""
+    """The tokens that an engine generated. ``seconds`` has the time of each step by its name."""
 
     tokens: list[int] = field(default_factory=list)
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -109,7 +109,7 @@ class Engine:
             raise lost
 
     def _ready_event(self) -> bytes:
-        """What the depot waits for before it touches blocks: all that the GPU has been given to do so far.
+        """Return the event that the depot waits for before it touches blocks: the end of all work on the GPU so far.
 
         On the CPU that is done already, and there is no event.
         """
@@ -120,7 +120,9 @@ class Engine:
         return ready_event(self._event)  # kvdepot
 
     def _allocate(self, num_tokens: int) -> list[int]:
-        """Blocks for a prompt. Raises MemoryError if there are too few."""
+        """Return blocks for a prompt.
+
+        Raises: MemoryError."""
         num_blocks = -(-num_tokens // self._block_size)
         if num_blocks > len(self._free_blocks):
             raise MemoryError(f"{num_blocks} blocks are needed and {len(self._free_blocks)} are free")

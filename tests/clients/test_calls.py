@@ -1,4 +1,4 @@
-"""Each call sends what it was given, ends in time, and is the same on both clients."""
+"""Each call sends its arguments, ends in time, and is the same on both clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failed call raises DepotError, with everything that the answer said."""
+"""A failed call raises DepotError, with all details of the answer."""
 
 from __future__ import annotations
 

@@ -51,9 +51,10 @@ def test_a_retrieved_piece_is_protobufs_message(data: bytes, chunk_index: int, o
 
 
 def test_the_fields_of_a_retrieved_piece_may_come_in_any_order() -> None:
-    place = RetrieveInlineResponse(chunk_index=3, offset_bytes=1 << 40).SerializeToString()
+    position = RetrieveInlineResponse(chunk_index=3, offset_bytes=1 << 40).SerializeToString()
     data = RetrieveInlineResponse(data=b"bytes").SerializeToString()
-    for wire in (place + data, data + place, RetrieveInlineResponse(data=b"other").SerializeToString() + place + data):
+    other = RetrieveInlineResponse(data=b"other").SerializeToString()
+    for wire in (position + data, data + position, other + position + data):
         assert parsed_retrieve(wire) == Piece(memoryview(b"bytes"), 3, 1 << 40)
 
 

@@ -79,7 +79,7 @@ def listening_pid(address: str) -> int:
 
 
 class InlineStore:
-    """An inline store of which a test sends each message, and none that it does not want to."""
+    """An inline store whose messages a test sends one by one."""
 
     def __init__(self, stub: CacheServiceAsyncStub, *, timeout_seconds: float = 30.0) -> None:
         self._call = stub.StoreInline(timeout=timeout_seconds)
@@ -98,7 +98,7 @@ class InlineStore:
         await self.send(StoreInlineRequest(data=data))
 
     async def trickle(self) -> None:
-        """Send a byte now and then, for ever."""
+        """Send a byte at intervals, for ever."""
         while True:
             await self.data(b"x")
             await asyncio.sleep(0.05)
@@ -107,12 +107,18 @@ class InlineStore:
         await self._call.write(message)
 
     async def complete(self) -> StoreInlineResponse:
-        """End the stream in good order; what the depot says to it. Raises: DepotError."""
+        """End the stream and return the answer.
+
+        Raises: DepotError.
+        """
         await self._call.done_writing()
         return await self.answer()
 
     async def answer(self) -> StoreInlineResponse:
-        """What the depot says without the stream's end: nothing may be sent that could cross it. Raises: DepotError."""
+        """Return the answer to an open stream. No message may be on its way.
+
+        Raises: DepotError.
+        """
         try:
             return await self._call
         except grpc.aio.AioRpcError as error:
@@ -165,7 +171,7 @@ class Engine:
     async def retrieve(
         self, session_id: str, lease: Any, num_tokens: int, *, skip_tokens: int = 0, tables: Tables | None = None
     ) -> RetrieveResponse:
-        """Retrieve into some blocks, whatever is in them afterwards."""
+        """Retrieve into some blocks, without a check of their content."""
         tables = self.tables(num_tokens) if tables is None else tables
         return await self.attachment.retrieve(session_id, lease, tables, skip_tokens=skip_tokens)
 
@@ -251,7 +257,7 @@ class Site:
         return engine
 
     def attachment(self, engine: Engine) -> Attachment:
-        """What the depot knows of an engine."""
+        """Return the depot's record of an engine."""
         found = self.depot.instances.find(engine.attachment.instance_id, engine.attachment.rank)
         assert found is not None
         return found
@@ -264,11 +270,11 @@ class Site:
         return task
 
     def is_moving(self, engine: Engine) -> bool:
-        """Whether the engine's bytes are on their way."""
+        """Return whether a transfer of the engine runs."""
         return bool(self.attachment(engine).transfers)
 
     def let_leases_expire(self) -> None:
-        """What the passing of time does."""
+        """End expired leases, as the depot's timer does."""
         for lease in self.depot.leases.live():
             lease.expire_monotonic = time.monotonic()
         self.depot.lifetimes.expire()

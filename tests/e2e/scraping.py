@@ -19,7 +19,7 @@ OF_A_HISTOGRAM = ("_bucket", "_count", "_sum")
 
 
 class Page:
-    """What was scraped, as `text`; `names` are those of the metrics, as the page has them."""
+    """A scraped page: its `text`, and the `names` of its metrics."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""A real server in this process, whose state can be looked at."""
+"""A real server in this process, with access to its state."""
 
 from __future__ import annotations
 

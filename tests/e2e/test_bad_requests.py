@@ -69,7 +69,7 @@ def test_the_documented_reasons_are_those_that_can_be_raised() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a call ended: with messages, or with a code and what its details say."""
+    """How a call ended: its messages, or its code and details."""
 
     messages: Sequence[Any] = ()
     code: str = "OK"
@@ -194,13 +194,13 @@ class World:
         return request_class(rpc)()
 
     async def call(self, rpc: str, request: Any, *, over_unix_socket: bool = False) -> Answer:
-        """Send a request, or messages, and read until the end; of standing streams only the first message."""
+        """Send a request, or messages, and read until the end. Of long-lived streams, read only the first message."""
         method = self._method(rpc, over_unix_socket=over_unix_socket)
         call = method(iter(request) if rpc == "StoreInline" else request, timeout=20)
         try:
             if rpc == "WatchEvents":
                 await call.initial_metadata()
-                await self.call("GetStatus", self.valid("GetStatus"))  # a refusal has arrived too by then
+                await self.call("GetStatus", self.valid("GetStatus"))  # a refusal has arrived by then
                 messages = [await call.read()] if call.done() else []
                 call.cancel()
             elif rpc == "AttachInstance":
@@ -461,8 +461,8 @@ bad("AttachInstance", "a plane of no kind", "groups[0].planes[3].kind", put("gro
 bad("AttachInstance", "a plane of another kind", "groups[0].planes[3].kind", put("groups[0].planes[3].kind", 9))
 bad("AttachInstance", "a layer beyond the last", "groups[0].planes[3].layer", put("groups[0].planes[3].layer", 2))
 bad("AttachInstance", "a layer with two V", "groups[0].planes[3]", put("groups[0].planes[2].kind", 2))
-bad("AttachInstance", "LATENT beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 3))
-bad("AttachInstance", "KV beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 4))
+bad("AttachInstance", "LATENT with K and V", "groups[0].planes", put("groups[0].planes[3].kind", 3))
+bad("AttachInstance", "KV with K and V", "groups[0].planes", put("groups[0].planes[3].kind", 4))
 bad("AttachInstance", "K without V", "groups[1].planes", put("groups[1].planes[0].kind", 1))
 bad("AttachInstance", "a layer without V", "groups[0].planes", lambda r, _: r.groups[0].planes.pop())
 bad("AttachInstance", "a layer without planes", "groups[0].planes", put("groups[0].num_layers", 3))
@@ -472,11 +472,11 @@ for what, path, value in (
     ("a plane past its region", "groups[1].planes[0].offset_bytes", 8_193),
     ("a plane at 2**64 - 1", "groups[1].planes[0].offset_bytes", 2**64 - 1),
     ("overlapping planes", "groups[0].planes[2].offset_bytes", 4_095),
-    ("planes at one place", "groups[0].planes[3].offset_bytes", 0),
+    ("planes at one offset", "groups[0].planes[3].offset_bytes", 0),
     ("overlapping blocks", "groups[0].block_stride_bytes", 63),
     ("overlapping tokens", "groups[0].token_stride_bytes", 15),
     ("overlapping heads", "groups[0].head_stride_bytes", 7),
-    ("blocks at one place", "groups[0].block_stride_bytes", 0),
+    ("blocks at one offset", "groups[0].block_stride_bytes", 0),
     ("a stride of 2**64 - 1", "groups[0].block_stride_bytes", 2**64 - 1),
 ):
     bad("AttachInstance", what, path, put(path, value))
@@ -641,7 +641,7 @@ refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND",
 refused("DetachInstance", "an unknown rank", "NOT_FOUND RANK_NOT_FOUND", put("rank", 7))
 
 for rpc in ("EndSession", "GetSession"):
-    for what, name in (("an unknown session", "session_id"), ("a session of nobody", "instance_id")):
+    for what, name in (("an unknown session", "session_id"), ("a session of an unknown instance", "instance_id")):
         refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "nobody"))
 refused("EndSession", "a session that has ended", "NOT_FOUND SESSION_NOT_FOUND", put("session_id", "ended"))
 

@@ -111,7 +111,7 @@ def store_until(address: str, enough: Callable[[], bool], at_least: int = 0) -> 
     return slowest_seconds
 
 
-# Nobody reads
+# The output is not read
 
 
 def test_unread_output_delays_neither_calls_nor_the_shutdown(start: Start, pipe: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_tenants_file_that_is_a_fifo_refuses_to_start(serve: Serve, tmp_path: 
     assert "is not an ordinary file" in server.said()
 
 
-# Who is sent telemetry, or takes it
+# Collectors and scrapers
 
 
 class LeavesThread:

@@ -405,7 +405,7 @@ async def test_a_chunk_that_is_being_stored_inline_is_counted_once(depot: Site) 
     assert (answer.stored_tokens, answer.resident_tokens) == (16, 48)
     assert (other_answer.stored_tokens, other_answer.resident_tokens) == (48, 16)
     expected: Kv = [
-        np.concatenate([mine[:, :, :16], other[:, :, 16:]], axis=2) for mine, other in zip(kv, other_kv, strict=True)
+        np.concatenate([own[:, :, :16], other[:, :, 16:]], axis=2) for own, other in zip(kv, other_kv, strict=True)
     ]
     assert await engine.holds("s", TOKENS, expected) == NUM_TOKENS
 

@@ -220,7 +220,7 @@ async def test_a_rank_that_did_not_store_or_is_not_attached(depot: Site) -> None
 
 
 async def begun_store(depot: Site) -> tuple[Engine, InlineStore, bytes]:
-    """The first chunk of a prompt is stored, the second one is on its way; returns what of it has not been sent."""
+    """Store the first chunk of a prompt and begin the second one. Return the bytes that are not sent."""
     engine = await depot.attach()
     kv = engine.kv(32, seed=1)
     await engine.store("s", TOKENS[:16], first_tokens(kv, 16))

@@ -1,4 +1,4 @@
-"""What was stored from one layout comes back in any other: every byte in its place, and no other byte touched."""
+"""Bytes that were stored from one layout come back in any other, and no other byte is written."""
 
 from __future__ import annotations
 

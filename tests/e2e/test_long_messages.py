@@ -23,7 +23,7 @@ MOST_MS = 1_000.0  # 50 on an idle core; these machines are not idle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A depot, a client that sends long messages, and a client whose latency is watched."""
+    """A depot, a client that sends long messages, and a client that measures its latency."""
 
     client: AsyncDepotClient
     channel: grpc.aio.Channel

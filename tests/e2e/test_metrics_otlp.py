@@ -24,7 +24,7 @@ CHUNK_BYTES = 3_072
 
 
 class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """Keeps what came last of each metric. `answers` is cleared for one that never answers."""
+    """Keeps the last export of each metric. It answers while `answers` is set."""
 
     def __init__(self) -> None:
         self.endpoint = ""

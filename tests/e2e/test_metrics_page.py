@@ -147,7 +147,7 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
     assert not [timer for timer in timers if "LoopLag" in repr(timer) and not timer.cancelled()]
 
 
-# What the catalogue says
+# The metric definitions
 
 
 @pytest.mark.parametrize(

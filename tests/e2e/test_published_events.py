@@ -1,4 +1,4 @@
-"""What the depot publishes of its work: pairs that match, ages of chunks, whose they were, how attachments end."""
+"""Events of the depot's work: matching pairs, ages and owners of chunks, ends of attachments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of blocks feed metrics only: whatever they say, sessions that use the cache, and their leases, stay."""
+"""Reports of blocks feed metrics only. No report ends a session that uses the cache, or its leases."""
 
 from __future__ import annotations
 

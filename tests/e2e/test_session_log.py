@@ -1,4 +1,4 @@
-"""Every session that ends is logged as a block, and a storm of them as a few."""
+"""Every session that ends is logged as a block, and a burst of them as a few."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP = layouts.NL_X_NB_BS_HS.without_memory(
 
 
 class Blocks(logging.Handler):
-    """Keeps records, and tells a waiting test of each."""
+    """Keeps records, and wakes a waiting test at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ async def test_a_session_that_its_engine_ends_is_one_record(
         await attachment.lookup("chat", range(40))
         await attachment.end_session("chat")
         [record] = await blocks.wait_for(1)
-    told = record.getMessage()
+    text = record.getMessage()
     assert record.levelno == logging.INFO
-    assert told.startswith("SessionSummary instance_id='pod-1' session_id='chat' model_name='llama'\n")
-    assert "store rank 0" in told
-    assert "32 of 40 tokens" in told
-    assert "hit ratio 0.80" in told
-    assert told.splitlines()[1].endswith("s: requested")
+    assert text.startswith("SessionSummary instance_id='pod-1' session_id='chat' model_name='llama'\n")
+    assert "store rank 0" in text
+    assert "32 of 40 tokens" in text
+    assert "hit ratio 0.80" in text
+    assert text.splitlines()[1].endswith("s: requested")
     as_json = JsonFormat().format(record)
     assert '"message": "SessionSummary"' in as_json
     assert '"matched_tokens": 32' in as_json
@@ -142,7 +142,7 @@ def test_a_burst_is_throttled_and_counted(sessions: Sessions, blocks: Blocks) ->
     log = SessionLog(lambda tenant: sessions, blocks_per_second=2)
     ended = [end(sessions, str(i), SessionEnd.INSTANCE_DETACHED) for i in range(10)]
     requested = end(sessions, "r")
-    log.handle([*ended, requested])  # what an engine ends is not held back for what died
+    log.handle([*ended, requested])  # requested ends are not throttled with the others
     assert [record.args["session_id"] for record in blocks.records] == ["0", "1", "r"]  # type: ignore[call-overload, index]
     later = end(sessions, "later", SessionEnd.INSTANCE_DETACHED, monotonic=101.5)
     log.handle([later])

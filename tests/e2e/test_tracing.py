@@ -35,7 +35,7 @@ SERVICE = "/kvdepot.v1.CacheService"
 
 
 def traceparent(trace: int = TRACE, span: int = 0xEF) -> dict[str, Any]:
-    """What an engine that traces itself adds to a call."""
+    """Return the traceparent that an engine adds to a call."""
     return {"metadata": (("traceparent", f"00-{trace:032x}-{span:016x}-01"),), "timeout": 20}
 
 
@@ -46,7 +46,7 @@ async def collector() -> AsyncIterator[Collector]:
 
 
 class Engine:
-    """A client with raw stubs, whose calls can have metadata."""
+    """A client with raw stubs for calls with metadata."""
 
     def __init__(self, server: Any, client: AsyncDepotClient, channel: grpc.aio.Channel) -> None:
         self.server = server

@@ -219,7 +219,7 @@ async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def chat(proof: Proof, a: Engine, b: Engine) -> str:
-    """The turns of a chat alternate between two engines. Each finds what the other one computed and generated."""
+    """The rounds of a chat alternate between two engines. Each finds what the other one computed and generated."""
     answers = []
     for number, history in enumerate(proof.plain.chat):
         answers.append(await (a, b)[number % 2].generate(history, 32))

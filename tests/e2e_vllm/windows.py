@@ -1,4 +1,4 @@
-"""Cases of models whose layers keep only a part of a prefix."""
+"""Cases of models with layers that keep only a part of a prefix."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Authority:
         names: tuple[x509.GeneralName, ...] = LOCALHOST,
         days: tuple[float, float] = (-1, 5),
     ) -> Issued:
-        """A certificate for these names, from and to so many days from now."""
+        """Issue a certificate for these names. Its validity begins and ends some days after today."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = self._builder(subject, key.public_key(), days, is_ca=False)

@@ -146,7 +146,7 @@ def _numbered(part: Any, number: int) -> Any:
 
 
 def _size_bytes(part: Any) -> int:
-    """About what an element takes on the wire."""
+    """Estimate the size of an element on the wire."""
     if isinstance(part, str | bytes):
         return len(part) + 2
     return part.ByteSize() + 2 if hasattr(part, "ByteSize") else 4
@@ -272,12 +272,12 @@ def changed_wire(wire: bytes, other: Message, random: Random) -> bytes:
 
 
 def larger(wire: bytes, num_bytes: int) -> bytes:
-    """A message of more than so many bytes, most of them in an unknown field."""
+    """Return a message of more than so many bytes, most of them in an unknown field."""
     return wire + _tag(_UNKNOWN_FIELD, 2) + varint(num_bytes) + bytes(num_bytes)
 
 
 def is_message(request: type[Message], wire: bytes) -> bool:
-    """Whether a parser takes the bytes."""
+    """Return whether a parser accepts the bytes."""
     try:
         request.FromString(wire)
     except Exception:

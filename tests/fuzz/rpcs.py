@@ -40,7 +40,7 @@ class Rpc:
 
     @property
     def takes_a_lease(self) -> bool:
-        """Whether a request makes sense only after a lookup has given a lease to its session."""
+        """Return whether a request makes sense only after a lookup has given a lease to its session."""
         return {"session_id", "lease_id"} <= set(self.request.DESCRIPTOR.fields_by_name)
 
     @property

@@ -42,7 +42,7 @@ class Rank:
         return sum(len(group.planes) * CHUNK_SIZE * group.num_heads * group.head_bytes for group in self.request.groups)
 
     def tables(self, num_tokens: int, random: Random) -> list[cache_pb2.BlockTable]:
-        """Different blocks for so many tokens, in any order; the last may be part."""
+        """Return tables of different blocks for so many tokens, in any order. The last block may be partly filled."""
         return [
             cache_pb2.BlockTable(
                 block_ids=random.sample(
@@ -117,7 +117,7 @@ class Things:
         return random.choice(known or self.homes)
 
     def name(self, field: str, random: Random) -> str:
-        """A name for a field: what exists, what existed, or the name of something of another kind.
+        """Return a name for a field: of an existing thing, of a removed one, or of a thing of another kind.
 
         It draws the same numbers from `random`, whatever was learnt.
         """

@@ -1,4 +1,4 @@
-"""Values at the edges of each type of field, and texts that break what is careless with them."""
+"""Values at the edges of each type of field, and texts that break careless code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = (
     "e\u0301",  # é, not normalised
     "é",
     "\ufffe\uffff\U0010ffff",
-    "İıſK",  # letters whose cases are not a pair
+    "İıſK",  # letters with an upper and a lower case that are not a pair
     "🏴\U000e0067\U000e0062\U000e007f",
     "%s%n%x%d",
     "{0}{}{__class__.__mro__}",

@@ -1,4 +1,4 @@
-"""An engine process: it owns CUDA memory, exports it, and carries out orders, one in each line of JSON.
+"""An engine process: it owns CUDA memory, exports it, and carries out commands, one in each line of JSON.
 
 It imports torch and NumPy, as an engine does, and our client when an order needs it.
 """

@@ -19,7 +19,7 @@ def queries() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def asked(query: str, window: str) -> str:
-    """As Grafana asks with everything chosen."""
+    """Return a query as Grafana sends it with everything chosen."""
     query = query.replace("$__rate_interval", window)
     for name in VARIABLES:
         query = query.replace(f'"${name}"', '".*"')

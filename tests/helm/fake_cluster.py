@@ -35,7 +35,7 @@ class FakeCluster:
 
     @property
     def objects(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What there is, by kind and name."""
+        """Return the objects by kind and name."""
         return {(found["kind"], found["metadata"]["name"]): found for found in self._by_path.values()}
 
     @property

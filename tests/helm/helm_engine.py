@@ -12,11 +12,11 @@ from typing import Any
 
 
 class HelmFailed(Exception):
-    """What Helm says of values or templates that it refuses."""
+    """Helm refuses values or templates, with its message."""
 
 
 class Helm:
-    """Helm, which keeps what it knows of releases in memory. Not for threads."""
+    """Helm, which keeps its releases in memory. Not for threads."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(

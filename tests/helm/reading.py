@@ -1,4 +1,4 @@
-"""What tests of the chart read in a release, and values that several of them give."""
+"""Parts of a release that tests of the chart read, and values that several tests give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NODE_SOCKET = {"hostAccess": {"hostPID": True, "unixSocket": True}}
 
 
 def gpu(mode: str, **more: Any) -> Manifest:
-    """Values for GPUs, with what each mode needs of the node."""
+    """Return values for GPUs, with those that each mode needs of the node."""
     return {"gpu": {"mode": mode, **more}, **NODE_SOCKET}
 
 

@@ -1,4 +1,4 @@
-"""What is generated of the chart is fresh, and the schema knows the settings that the server knows."""
+"""Generated files of the chart are fresh, and the schema has the server's settings."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ def test_what_can_be_chosen_is_asked_from_where_the_panels_find_it() -> None:
     assert list(VARIABLES) == ["datasource", "namespace", "job", "instance", "model"]
     labels = {"namespace": "namespace", "job": "job", "instance": "instance", "model": "model_name"}
     for name, label in labels.items():
-        asks = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["query"])
-        assert asks is not None
-        assert asks[2] == label
-        assert faults(asked(asks[1], "5m")) == []
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["query"])
+        assert query is not None
+        assert query[2] == label
+        assert faults(asked(query[1], "5m")) == []
         assert any(f'{label}=~"${name}"' in target["expr"] for _, target in queries())
         assert VARIABLES[name]["allValue"] == ".*", "where there is no such label, nothing would be shown"
 

@@ -39,7 +39,7 @@ def test_the_test_sends_its_credentials(install: Install) -> None:
 
 
 def test_the_test_sends_its_token_over_plain_tcp_only_where_the_server_takes_it(install: Install) -> None:
-    plain = {"tenants": {"secretName": "who"}, "settings": {"tokens_over_plain_tcp": True}}
+    plain = {"tenants": {"secretName": "tenants-secret"}, "settings": {"tokens_over_plain_tcp": True}}
     (test,) = install({**plain, "test": {"tokenSecretName": "token"}}).tests
     assert test["spec"]["containers"][0]["args"][-1] == "--plain-tcp"
 

@@ -1,4 +1,4 @@
-"""Metrics, alerts and the dashboard: what finds a depot, and where."""
+"""Metrics, alerts and the dashboard: which objects find a depot, and where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pods and what runs them: kind, names, image, probes, what is passed through."""
+"""The pods and their controller: kind, names, image, probes, values that are passed through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carries out a Dockerfile's steps in plain folders, one for each stage: what of an image can be proved without Docker.
+"""Carry out a Dockerfile's steps in plain folders, one for each stage, to test an image without Docker.
 
 Absolute paths are placed below the stage's folder, wherever they stand in a step. What only root can do, and what
 installs packages of the system, is left out; the host has to have them.
@@ -27,7 +27,7 @@ FROM_THE_HOST = ("PIP_CERT", "PIP_FIND_LINKS", "PIP_INDEX_URL", "SSL_CERT_FILE",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
-    """One line of a Dockerfile: its word, and what is behind it."""
+    """One line of a Dockerfile: its word, and its arguments."""
 
     word: str
     value: str
@@ -40,7 +40,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A stage that was carried out: its files below ``root``, and what a container of it would be started with."""
+    """A stage that was carried out: its files below ``root``, and the command and environment of its containers."""
 
     root: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Stage:
 
 
 def instructions(dockerfile: Path) -> list[Instruction]:
-    """What stands in a Dockerfile, without its comments."""
+    """Return the instructions of a Dockerfile, without its comments."""
     with dockerfile.open("rb") as opened:
         lines = DockerfileParser(fileobj=opened).structure
     found = [Instruction(word=line["instruction"], value=line["value"]) for line in lines]

@@ -24,7 +24,7 @@ Planes = dict[tuple[int, PlaneKind], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What all layouts of a group have in common."""
+    """The shape that all layouts of a group have in common."""
 
     num_layers: int = 3
     num_blocks: int = 8
@@ -42,7 +42,7 @@ class Shape:
 def without_first(
     block_ids: Sequence[NDArray[np.int64]], groups: Sequence[Group], skip_tokens: Sequence[int]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The blocks of a chunk but for those of its first tokens, so many for each group; all if nothing is said."""
+    """Return a chunk's blocks without those of its first `skip_tokens`, by group; all blocks if it is empty."""
     firsts = [tokens // group.block_size for tokens, group in zip(skip_tokens, groups, strict=bool(skip_tokens))]
     return tuple(ids[first:] for ids, first in zip(block_ids, firsts or [0] * len(groups), strict=True))
 

@@ -1,4 +1,4 @@
-"""Mapping: what is opened, what is refused, what is left when it is closed."""
+"""Mapping: accepted and refused objects, and the release of all that was opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 3 * PAGE + 5
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A name for a shared memory object; what is under it is removed afterwards."""
+    """A name for a shared memory object, which is removed afterwards."""
     name = f"kvdepot-test-{uuid.uuid4().hex}"
     yield name
     path = Path("/dev/shm", name)
@@ -187,7 +187,7 @@ def test_only_untouched_pages_are_reserved_and_once_for_each_object(memfds: list
     mapping = Mapping(regions, allow_process_fd=True, reserve=reserved)
     assert reserved.asked == [2 * SIZE - PAGE]
     mapping.check_size()
-    assert len(reserved.asked) == 1  # all are there now
+    assert len(reserved.asked) == 1  # all are populated
     mapping.close()
 
 

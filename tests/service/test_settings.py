@@ -35,7 +35,7 @@ def values(settings: Settings) -> dict[str, Any]:
 
 
 def serve(*flags: str, **environment: str) -> Any:
-    """What `serve` says; it must be refused, or a server would run."""
+    """Run `serve` with settings that it refuses; accepted ones would start a server."""
     return CliRunner().invoke(app, ["serve", *flags], env=environment)
 
 

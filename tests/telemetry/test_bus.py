@@ -211,8 +211,8 @@ async def test_others_run_whenever_a_pass_is_used_up(clock, make_recorder, runni
         for event in facts(MAX_BATCH_EVENTS * 3):
             bus.publish(event)
     task.cancel()
-    turns = Counter(seen)
-    assert list(turns.values()) == [2, 2, 2], "calls in one turn of the loop"
+    calls_by_pass = Counter(seen)
+    assert list(calls_by_pass.values()) == [2, 2, 2], "calls in one pass of the loop"
 
 
 async def test_subscriber_can_come_and_go_while_the_bus_runs(recorder, make_recorder, running):
@@ -407,7 +407,7 @@ async def test_events_published_as_the_bus_falls_asleep_are_delivered_and_let_ot
 
     bus._woken.clear = publish_then_clear  # type: ignore[method-assign]
     async with running(bus):
-        assert len(recorder.events) <= 1, "all in one turn of the loop"
+        assert len(recorder.events) <= 1, "all in one pass of the loop"
         await recorder.wait_for(5)
 
 

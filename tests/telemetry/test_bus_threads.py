@@ -1,4 +1,4 @@
-"""The bus between threads: nothing that is accepted is lost, whoever comes second in a race."""
+"""The bus between threads: no race loses an accepted event."""
 
 from __future__ import annotations
 

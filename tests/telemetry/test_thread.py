@@ -15,7 +15,7 @@ from telemetry.thread import SubscriberThread
 
 
 class Blocking(Subscriber):
-    """Takes a batch when it is told to."""
+    """Takes a batch when a test says so."""
 
     name = "blocking"
 

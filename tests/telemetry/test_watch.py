@@ -1,4 +1,4 @@
-"""The live feed: what a watcher sees, loses, and is told of."""
+"""The live feed: the events that a watcher sees and loses, and their number."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def test_watcher_without_capacity_is_refused():
     steps=st.lists(st.one_of(st.integers(1, 9), st.just("read")), max_size=40),
 )
 def test_each_loss_is_reported_where_it_occurred(capacity, steps):
-    """The number of an event less that of the one read before is one more than the losses told with it."""
+    """The numbers of two events in sequence differ by one more than the losses between them."""
 
     async def scenario() -> None:
         watcher = Watcher(EventBus(), capacity=capacity)

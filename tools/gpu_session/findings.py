@@ -1,4 +1,4 @@
-"""What a step has found, read from the lines of JSON that it wrote, also if it was killed on the way."""
+"""The findings of a step, read from the lines of JSON that it wrote, also if it was killed."""
 
 from __future__ import annotations
 

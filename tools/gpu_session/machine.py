@@ -101,7 +101,7 @@ def _is_running(name: str) -> bool:
 def main() -> None:
     """Print the facts, a line each."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_session.machine", description=__doc__)
-    parser.add_argument("--results", type=Path, help="write them to this file, too, as a line of JSON")
+    parser.add_argument("--results", type=Path, help="also write them to this file, as a line of JSON")
     arguments = parser.parse_args()
     found = facts()
     for name, value in found.items():

@@ -1,4 +1,4 @@
-"""Packages for a machine that can fetch none: the server's, as wheels in a folder that travels with the tree.
+"""Packages for a machine without a network: the server's, as wheels in a folder of the tree.
 
 ``python -m tools.gpu_session.packages FOLDER`` fetches them, for another Python and with the versions of
 constraints.txt.

@@ -18,7 +18,7 @@ Done = Sequence[tuple[Step, Findings]]
 
 
 def table(done: Done, title: str) -> str:
-    """A line for each step, what failed, and the figures; those that missed their goal come first."""
+    """Return a line for each step, the failures, and the figures. Those that missed their goal come first."""
     lines = [title, ""]
     for step, found in done:
         lines.append(f"{step.name:10} {found.outcome:14} {found.seconds:5.0f} s  {found.summary}".rstrip())

@@ -1,4 +1,4 @@
-"""The connector's scheduler: what it looks up, loads, stores and releases in all that vLLM does with a request."""
+"""The connector's scheduler: its lookups, loads, stores and releases in the life of a request."""
 
 from __future__ import annotations
 
@@ -358,14 +358,14 @@ def test_chunks_that_were_evicted_before_blocks_were_free_are_stored_again(
     request = request_of(40)
     driver.scheduler.matched_tokens(request, 0)
     driver.lookup_client.answer(32)
-    assert driver.scheduler.matched_tokens(request, 0) == 32  # and vLLM has no room
+    assert driver.scheduler.matched_tokens(request, 0) == 32  # and vLLM has no free blocks
     driver.step({})
     clock.advance(5.0)
     driver.step({})
     driver.scheduler.matched_tokens(request, 0)
     driver.lookup_client.answer(8)  # the others were evicted
     assert driver.scheduler.matched_tokens(request, 0) == 8
-    driver.scheduler.allocated(request, TABLE, 0)  # another connector has more, or vLLM has no room for a load
+    driver.scheduler.allocated(request, TABLE, 0)  # another connector has more, or vLLM has no free blocks for a load
     assert stored_of(driver, request, 40) == [8, 40]
 
 

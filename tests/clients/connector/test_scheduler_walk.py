@@ -69,13 +69,13 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.driver.tables[request.request_id] = tuple(tables)
         return tuple(tables)
 
-    @rule(data=st.data(), local=st.integers(0, 4), room=st.booleans(), chosen=st.booleans())
+    @rule(data=st.data(), local=st.integers(0, 4), blocks_are_free=st.booleans(), chosen=st.booleans())
     @precondition(lambda self: self.idle())
-    def ask(self, data: st.DataObject, local: int, room: bool, chosen: bool) -> None:
+    def ask(self, data: st.DataObject, local: int, blocks_are_free: bool, chosen: bool) -> None:
         request = data.draw(st.sampled_from(self.idle()))
         local_tokens = min(local * BLOCK, request.num_tokens // BLOCK * BLOCK)
         found = self.driver.scheduler.matched_tokens(request, local_tokens)
-        if found is None or not room:
+        if found is None or not blocks_are_free:
             return
         is_hybrid = len(self.groups) > 1
         assert local_tokens + found <= request.num_tokens - (is_hybrid and found > 0)
@@ -111,7 +111,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.loading[command.request_id] = command.transfer_id
 
     def check(self, command: LoadCommand | StoreCommand) -> None:
-        """Check that a store is enough for each hit that ends in it, and that a load fills the room that vLLM made."""
+        """Check that a store serves each hit that ends in it, and that a load fills the blocks that vLLM allocated."""
         for table, group in zip(command.tables, self.groups, strict=True):
             assert 0 not in table.block_ids
             if isinstance(command, LoadCommand):

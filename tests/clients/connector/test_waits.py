@@ -1,4 +1,4 @@
-"""Waits and their bounds: of requests for answers, of answers for room, of an idle engine for its workers."""
+"""Waits and their bounds: of requests for answers, of answers for free blocks, of an idle engine for its workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_answer_is_used_at_the_next_look_however_long_steps_last(
 def test_request_is_admitted_as_soon_as_blocks_are_free_however_long_steps_last(
     clock: Clock, driver: SchedulerDriver, step_seconds: float, has_room_after: int
 ) -> None:
-    """The depot answers at once. vLLM has no room at first; then the request must not wait for another answer."""
+    """The depot answers at once, and vLLM has no free blocks at first. The request must not wait for another answer."""
     request = request_of(20)
     answers = []
     for _ in range(has_room_after + 2):
@@ -62,7 +62,7 @@ def test_request_is_admitted_as_soon_as_blocks_are_free_however_long_steps_last(
 
 
 def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Clock, driver: SchedulerDriver) -> None:
-    """Answers that vLLM has no room for are given up and looked up again; that may not delay the request."""
+    """Matches that find no free blocks are given up and looked up again. This may not delay the request."""
     request = request_of(20)
     waited = 0.0
     for _ in range(1000):

@@ -137,7 +137,7 @@ async def test_transfers_of_a_replaced_cache_are_done_after_the_next_attachment(
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
-        numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
+        numbers = range(1, MAX_STORES + 3)  # the last ones wait
         worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=number) for number in numbers])
         await eventually(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
         worker.caches = views()

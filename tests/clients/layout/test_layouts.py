@@ -49,7 +49,7 @@ def cut(memory: Bytes, group: Group, offset_bytes: int, gap_bytes: int) -> list[
 
 
 def assert_describes(described: cache_pb2.KvGroup, memory: Bytes, group: Group, tensors: list[NDArray[Any]]) -> None:
-    """Every head of every token, found through the description, is what indexing the tensors gives."""
+    """Check that every head of every token is where the description says: compare with indexing the tensors."""
     shape, definition = group.shape, group.definition
     kinds = (LATENT,) if definition.num_halves == 1 else (K, V)
     assert [(plane.layer, plane.kind) for plane in described.planes] == list(product(range(shape.num_layers), kinds))

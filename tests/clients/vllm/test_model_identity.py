@@ -1,4 +1,4 @@
-"""Engines share KV exactly if all that vLLM decided about their model is the same."""
+"""Engines share KV exactly if all facts of their model in vLLM are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in, by token; who is not, with which words; and that it is told."""
+"""Authentication by token: accepted and refused callers, the reasons, and the audit log."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def _until_failure(call: Any) -> Any:
 
 
 class Connection:
-    """What a call tells of itself."""
+    """The facts of a call that authentication uses."""
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
@@ -197,7 +197,7 @@ async def test_over_a_unix_socket_a_token_is_asked_for_and_taken(
     await connect(server.addresses[0], "blue-token")("ListSessions", observability_pb2.ListSessionsRequest())
 
 
-# That it is told
+# The audit log
 
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from tests.e2e.engines import listening_pid
 from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
-MOST_MIB = 400  # that all who have no credentials may take, heap and fragments included; unbounded it was gigabytes
+MOST_MIB = 400  # for all callers without credentials, heap and fragments included; without the bound it is gigabytes
 LEFT_MIB = 150  # that may be left of it: arenas of threads, code that was used for the first time
 SECONDS = 60.0
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
@@ -38,7 +38,7 @@ def name_of(num_bytes: int) -> bytes:
 
 
 class Depot:
-    """A depot in a process of its own, somebody who is served by it all the time, and those who attack it."""
+    """A depot in a process of its own, a client that it serves all the time, and attackers."""
 
     def __init__(self, address: str, stack: AsyncExitStack) -> None:
         self.pid = listening_pid(address)
@@ -50,7 +50,7 @@ class Depot:
         self._blue = Calling(self._channel(), "blue-token")
 
     async def attack(self, method: str, message: bytes, num_calls: int, num_connections: int = 4) -> Counter[str]:
-        """Begin so many calls at once and leave them open; how they ended, if they did, as soon as most have."""
+        """Begin calls at once and leave them open. Return how they ended as soon as most have ended."""
         channels = [self._channel() for _ in range(num_connections)]
         calls = [
             channels[number % num_connections].unary_stream(method, as_is, as_is)(message)
@@ -143,7 +143,7 @@ async def test_a_stream_of_requests_without_credentials_is_refused_unread(depot:
 
 
 async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: Depot) -> None:
-    """Of those who send a name slowly, few are heard at once, and not for long."""
+    """Few calls that send a service's name slowly are read at once, and not for long."""
     channel = depot._channel()
     never = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What one tenant may take at once, that it is given back, and that others are served meanwhile."""
+"""The limits of one tenant: what it may take at once, what it gives back, and others that are still served."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def attach(call: Calling) -> Any:
 
 
 class SlowStore:
-    """An inline store whose data does not come."""
+    """An inline store that sends a header and no data."""
 
     def __init__(self, call: Calling, prompt: int, num_chunks: int = 1) -> None:
         tokens = range(prompt * 1000, prompt * 1000 + 16 * num_chunks)
@@ -110,8 +110,8 @@ async def test_a_denial_is_not_had_at_once_while_others_are_served(
 ) -> None:
     server = await start_tenants(BLUE)
     monkeypatch.setattr(interceptor, "DENIED_AFTER_SECONDS", 60.0)
-    stranger, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
-    denied = asyncio.ensure_future(stranger("ListSessions", lists()))
+    unknown, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
+    denied = asyncio.ensure_future(unknown("ListSessions", lists()))
     await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 1)
     await blue("ListSessions", lists())
     assert not denied.done()

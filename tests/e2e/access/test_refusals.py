@@ -1,4 +1,4 @@
-"""Every refusal is counted; a refused attach or store is an event and a line that says whose it was, and why."""
+"""Every refusal is counted. A refused attach or store is an event and a log line with its owner and reason."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NO_MESSAGE = b"\xff" * 7
 def counted(server: Server, rpc: str) -> dict[str, int]:
     """Refusals of an RPC as the metric has them, by reason."""
     gauges = DepotGauges(server.depots, server._admission, server._refusals, lambda: 0)
-    figures = gauges.read()[definitions.RPCS_REFUSED]
-    return {reason: int(number) for (method, reason), number in figures.items() if method.endswith(f"/{rpc}")}
+    counts = gauges.read()[definitions.RPCS_REFUSED]
+    return {reason: int(number) for (method, reason), number in counts.items() if method.endswith(f"/{rpc}")}
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

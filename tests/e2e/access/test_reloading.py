@@ -1,4 +1,4 @@
-"""The file of tenants changes: who comes, who goes, and what becomes of what they had."""
+"""Changes of the file of tenants: new tenants, removed tenants, and what removed tenants leave."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_of_a_tenant_that_is_taken_out_nothing_is_left(
     assert not streams[1].done()
     streams[1].cancel()
 
-    # Whoever gets the name next finds nothing.
+    # The next tenant of that name finds nothing.
     write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "another"}, OPS)
     heir = connect(server.addresses[0], "another")
     await eventually(lambda: is_let_in(heir))

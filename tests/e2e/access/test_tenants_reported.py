@@ -1,4 +1,4 @@
-"""Tenants in events, metrics and status: whose each figure is, and nobody else's names."""
+"""Tenants in events, metrics and status: each value has its tenant, and a tenant sees no names of others."""
 
 from __future__ import annotations
 
@@ -137,10 +137,10 @@ async def test_every_metric_of_tenants_and_files_is_exported(
     limited = RED | {"limits": {"max_attachments": 1}}
     server = await start_tenants(limited, disable_metrics=False, prometheus_port=0, tls_cert=cert, tls_key=key)
     credentials = grpc.ssl_channel_credentials(authority.pem)
-    red, stranger = (connect(server.addresses[0], token, credentials) for token in ("red-token", "wrong"))
+    red, unknown = (connect(server.addresses[0], token, credentials) for token in ("red-token", "wrong"))
     stream = await attached(red)
     await stored(red, 1)
-    for call in (red, stranger):
+    for call in (red, unknown):
         with pytest.raises(Denied):
             await call("WatchEvents", observability_pb2.WatchEventsRequest())
     await eventually(lambda: server.bus.stats().depth == 0)
@@ -162,7 +162,7 @@ async def test_spans_name_their_tenant(start_tenants: StartTenants, connect: Con
             await stored(call, 1)
             await call("EndSession", cache_pb2.EndSessionRequest(instance_id="engine", session_id="s"))
 
-        def told() -> set[tuple[str, str, str]]:
+        def labels() -> set[tuple[str, str, str]]:
             found = [(span.name.rpartition("/")[2], attributes(span)) for span in collector.spans]
             return {
                 (name, str(facts.get("kvdepot.tenant", "")), str(facts.get("kvdepot.instance_id", "")))
@@ -179,7 +179,7 @@ async def test_spans_name_their_tenant(start_tenants: StartTenants, connect: Con
                 ("EndSession", ""),
             )
         }
-        await eventually(lambda: told() >= expected)
+        await eventually(lambda: labels() >= expected)
         for stream in streams:
             stream.cancel()
 

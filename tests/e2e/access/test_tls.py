@@ -1,4 +1,4 @@
-"""TLS: who can connect, which certificate it sees, and that it is replaced without a call that fails."""
+"""TLS: who can connect, which certificate clients see, and a replacement that fails no call."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_certificates_are_replaced_under_load_without_a_call_that_fails(
     server = await start_server(chunk_size=16, disable_logging=True, **files)
     (address,) = server.addresses
     credentials = channel_credentials(authority)
-    standing = connect(address, credentials=credentials)
+    long_lived = connect(address, credentials=credentials)
     stop = asyncio.Event()
     num_calls = 0
 
@@ -234,7 +234,7 @@ async def test_certificates_are_replaced_under_load_without_a_call_that_fails(
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
-            tasks.create_task(call_on(standing))
+            tasks.create_task(call_on(long_lived))
             tasks.create_task(connect_and_call())
         for _ in range(3):
             issued = authority.issue()
@@ -271,7 +271,7 @@ async def test_a_secret_that_is_swapped_behind_symbolic_links_is_seen(
 
 
 def broken_pairs(authority: Authority, folder: Path) -> Iterable[tuple[str, bytes, bytes | None]]:
-    """What is wrong, the certificate's file, the key's (None: there is none)."""
+    """Return tuples: the fault, the certificate's file, the key's file (None: it is missing)."""
     good, other = authority.issue(), authority.issue()
     yield "another's key", good.cert, other.key
     yield "no PEM", b"nothing", good.key
@@ -339,9 +339,9 @@ def test_an_encrypted_key_and_a_broken_client_ca_are_refused(authority: Authorit
 
 def test_repr_of_a_certificate_shows_no_key(authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue().write(tmp_path, "depot")
-    told = repr(read_certificate(Path(cert), Path(key), None))
-    assert "CN=depot" in told
-    assert "PRIVATE" not in told
+    text = repr(read_certificate(Path(cert), Path(key), None))
+    assert "CN=depot" in text
+    assert "PRIVATE" not in text
 
 
 async def test_how_long_the_certificate_is_good_for_is_a_figure(

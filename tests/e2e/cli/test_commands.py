@@ -1,4 +1,4 @@
-"""Every command that speaks to a depot starts quickly, on its own and beside the server's."""
+"""Every command that speaks to a depot starts quickly, on its own and as a command of the server's."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ def conversations(num_requests: int, seed: int) -> list[list[int]]:
     rng = random.Random(seed)
     ids: dict[tuple[int, ...], int] = {}
     prompts: list[tuple[int, ...]] = [(0,)]
-    for turn in range(1, num_requests):
+    for number in range(1, num_requests):
         earlier = rng.choice(prompts[-15:])
         kept = earlier[: rng.randint(1, len(earlier))]
-        prompts.append((*kept, *(100 * turn + i for i in range(rng.randint(0, 4))))[:20])
+        prompts.append((*kept, *(100 * number + i for i in range(rng.randint(0, 4))))[:20])
     return [[ids.setdefault(prompt[: i + 1], len(ids)) for i in range(len(prompt))] for prompt in prompts]
 
 

@@ -40,7 +40,7 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line of a page, and what stands behind its `#`."""
+    """A command line of a page, and the comment after its `#`."""
 
     page: str
     line: str

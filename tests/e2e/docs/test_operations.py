@@ -1,4 +1,4 @@
-"""The operators' manual: its figures match a real depot, and its links have targets."""
+"""The operators' manual: its numbers match a real depot, and its links have targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of `KvdepotConnector`, the class that vLLM loads. `test_connector` runs this where vLLM is a stub."""
+"""Tests of `KvdepotConnector`, the class that vLLM loads. `test_connector` runs them with a stub of vLLM."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def compute(engine: StubEngine, request: Request, block_ids: list[int]) -> None:
 
 
 def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any) -> None:
-    """Let an engine load what it finds."""
+    """Let an engine load the match of its request."""
     engine.add(request)
     num_tokens, is_asynchronous = engine.match(request)
     assert (num_tokens, is_asynchronous) == (16, True)

@@ -74,7 +74,7 @@ class StubEngine:
         self.scheduler.on_new_request(request)
 
     def match(self, request: Request, num_computed_tokens: int = 0) -> tuple[int, bool]:
-        """Ask the connector, step after step, until it knows how many tokens it can load."""
+        """Make steps until the connector returns how many tokens it can load."""
         found: list[tuple[int | None, bool]] = []
 
         def is_known() -> bool:

@@ -1,4 +1,4 @@
-"""The class that vLLM loads, where vLLM is a stub: in a process of its own, which has that package and another loop."""
+"""Run the tests of the class that vLLM loads, in a process of their own with a stub of vLLM and another loop."""
 
 from __future__ import annotations
 

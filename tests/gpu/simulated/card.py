@@ -21,8 +21,8 @@ _KERNELS_ON_CPU = Path(__file__).parents[2] / "kernels" / "cuda"
 def simulated_card() -> Iterator[dict[str, str]]:
     """Make a card while the block runs; yield the environment variables of its processes.
 
-    At the end all memory of the card is gone, also that of processes which were killed. It goes too when this process
-    is killed.
+    At the end all memory of the card is gone, also that of killed processes, and also when this process is
+    killed.
     """
     with tempfile.TemporaryDirectory(prefix="simulated-card-") as folder, _shared_memory() as memory:
         card = Path(folder)
@@ -57,5 +57,5 @@ def _shared_memory() -> Iterator[Path]:
 
 
 def _in_front(variable: str, path: Path) -> str:
-    """A search path with a folder in front of what the variable has."""
+    """Return the search path of the variable, with a folder first."""
     return os.pathsep.join([str(path), *filter(None, [os.environ.get(variable)])])

@@ -27,7 +27,7 @@ _DISABLE_TIMING, _INTERPROCESS = 2, 4
 
 
 class CardInProcess:
-    """The library, as ctypes loads it; ``library.card_…`` are what tests ask of it."""
+    """The library, as ctypes loads it. Tests call its functions ``library.card_…``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

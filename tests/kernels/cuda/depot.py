@@ -1,4 +1,4 @@
-"""A CUDA backend on the fake, with one engine, for tests that decide what happens when."""
+"""A CUDA backend on the fake, with one engine, for tests that choose the order of events."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Attached:
 
     def _after(self, transfer: CudaTransfer) -> CudaTransfer:
         for worker in self.depot.workers.values():
-            self.fake.streams.tell("main", worker.name)
+            self.fake.streams.synchronize("main", worker.name)
         return transfer
 
     def advance(self, direction: str, times: int = 1) -> None:

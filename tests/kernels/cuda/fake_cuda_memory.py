@@ -1,4 +1,4 @@
-"""Memory of the fake CUDA: what may be touched, and who touched it without an order between them."""
+"""Memory of the fake CUDA: the bytes that may be touched, and races between operations that touched them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Memory:
 
 @dataclass(eq=False)
 class Touch:
-    """What one operation read and wrote: for each memory, bytes as bits of a number."""
+    """The bytes that one operation read and wrote: for each memory, as bits of a number."""
 
     actor: str
     name: str
@@ -70,7 +70,7 @@ class Touch:
 
 
 class TouchableMemory:
-    """What kernels and copies may touch, with the touches so far."""
+    """The bytes that kernels and copies may touch, with the touches so far."""
 
     def __init__(self) -> None:
         self.all: list[Memory] = []

@@ -1,4 +1,4 @@
-"""The CUDA backend on the fake device with real threads: every layout, what is refused, what is given back."""
+"""The CUDA backend on the fake device with real threads: every layout, refusals, and release of all memory."""
 
 from __future__ import annotations
 

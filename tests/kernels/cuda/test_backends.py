@@ -1,4 +1,4 @@
-"""Backends: memory goes to the one that is made for it, and what is missing is named."""
+"""Backends: memory goes to the backend of its kind, and a missing backend is named."""
 
 from __future__ import annotations
 

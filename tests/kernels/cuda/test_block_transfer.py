@@ -1,4 +1,4 @@
-"""The CUDA kernels: the right bytes in the right place, and no other byte touched."""
+"""The CUDA kernels: the right bytes at the right address, and no other byte touched."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> 
 
 
 def sparse(size_bytes: int) -> Bytes:
-    """Memory that takes no more than what is touched of it."""
+    """Return memory that takes no more than its touched pages."""
     fd = os.memfd_create("kvdepot-test")
     os.ftruncate(fd, size_bytes)
     try:
@@ -266,7 +266,7 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     machine, gib = OnCpu(), 1 << 30
     engine_strides = (5 * gib + 512, 6 * gib + 256, 7 * gib + 128, 9 * gib + 64)  # nothing meets
     chunk_strides = engine_strides[::-1]
-    shape = (2, 2, 2, 2, 32)  # planes, blocks, turns of the outer loop, of the inner loop, bytes
+    shape = (2, 2, 2, 2, 32)  # planes, blocks, iterations of the outer loop, of the inner loop, bytes
     engine, chunks = sparse(28 * gib), sparse(28 * gib)
     engine_view = np.ndarray(shape, np.uint8, engine, strides=(*engine_strides, 1))
     chunk_view = np.ndarray(shape, np.uint8, chunks, strides=(*chunk_strides, 1))

@@ -1,4 +1,4 @@
-"""Stream workers: their order, their steps in flight, their ends. Nothing happens here unless a test asks for it."""
+"""Stream workers: their order, their steps in flight, their ends. A test makes every step."""
 
 from __future__ import annotations
 

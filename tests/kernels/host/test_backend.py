@@ -1,4 +1,4 @@
-"""The host backend: the right bytes in the right place, and no other byte touched."""
+"""The host backend: the right bytes at the right address, and no other byte touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The copy pool: done means done, a stop is soon, and no transfer waits behind a long one."""
+"""The copy pool: a done transfer touches no memory, a stop is quick, and no transfer waits behind a long one."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def best() -> StreamingCopy:
 
 @st.composite
 def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[int]]:
-    """Of either side: shape, what lies between the elements of each dimension, block ids, where the array begins."""
+    """Return for either side: shape, gaps between elements of each dimension, block ids, the array's offset."""
     rest = [*draw(st.lists(st.integers(1, 4), max_size=2)), draw(RUN_BYTES)]
     layers, kinds, num_copied = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 5))
     shapes, gaps, ids, starts = [], [], [], []
@@ -233,7 +233,7 @@ def test_where_nothing_can_copy_it_is_said_why(monkeypatch, tmp_path):
 
 
 class FakeLibc:
-    """A libc of a container whose seccomp profile forbids the calls."""
+    """A libc of a container with a seccomp profile that forbids the calls."""
 
     def __init__(self, call):
         self.process_vm_readv = self.process_vm_writev = call

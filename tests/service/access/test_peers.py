@@ -1,4 +1,4 @@
-"""Who counts as one peer, and what one peer leaves to the others."""
+"""Peers: which addresses count as one, and the share that one leaves to others."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_reserves_nothing(moment: 
         waiting = asyncio.create_task(inflight.reservation("a").reserve())
         await asyncio.sleep(0)
         if moment == "after":
-            first.shrink(0)  # gives it room
+            first.shrink(0)  # frees bytes for it
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()

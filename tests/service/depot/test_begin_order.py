@@ -1,4 +1,4 @@
-"""The order in which things began: any place in it is found again, whatever left meanwhile."""
+"""The order in which things began: a cursor is valid although entries are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: live while they are used, remembered for a while after, and bounded in every respect."""
+"""Sessions: live while they are used, remembered after their end, and bounded in number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a store: each chunk is pinned, waited for, reserved or refused, and the index hears of it in order."""
+"""The plan of a store: each chunk is pinned, waited for, reserved or refused, in order."""
 
 from __future__ import annotations
 

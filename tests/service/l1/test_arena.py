@@ -1,4 +1,4 @@
-"""The arena: zeroed memory that can be written to, made before it is needed, or refused."""
+"""The arena: zeroed memory that is writable, populated in advance, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index: what is evicted and when, and that no slot is lost or shared whatever happens in whatever order."""
+"""The index: which chunk is evicted when. No order of events loses or shares a slot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put(
 ) -> list[Chunk | None]:
     """Store a prefix of chunks, head first, the way a store does: resident ones stay pinned until all is decided."""
     stats = index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
-    held: list[Chunk] = []
+    pinned: list[Chunk] = []
     chunks: list[Chunk | None] = []
     for name in names:
         chunk = index.get(key(name))
@@ -48,13 +48,13 @@ def put(
                 index.commit(chunk)
         chunks.append(chunk)
         if chunk is not None:
-            held.append(chunk)
-    index.unpin(held)
+            pinned.append(chunk)
+    index.unpin(pinned)
     return chunks
 
 
 def use(index: Index, chunks: Sequence[Chunk]) -> None:
-    """What a lookup of a prefix, given head first, does with its chunks."""
+    """Use the chunks of a prefix, given head first, as a lookup does."""
     index.pin(chunks)
     index.unpin(chunks)
 
@@ -241,7 +241,7 @@ def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) 
 class AnyUse(RuleBasedStateMachine):
     """Reserves, commits, abandons, pins, unpins and removes at random, over three slot sizes.
 
-    A slot is found exactly if there are so many bytes side by side of which none is protected.
+    A slot is found exactly if there are so many contiguous bytes without a protected chunk.
     """
 
     def __init__(self) -> None:

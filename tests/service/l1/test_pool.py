@@ -1,4 +1,4 @@
-"""The pool: each byte of L1 belongs to one slot or one gap, whatever is taken, given back and released."""
+"""The pool: each byte of L1 belongs to one slot or one gap, in any order of takes, returns and releases."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def may_go(slot: Slot[str]) -> bool:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Takes, gives back and releases at random. The model is the list of what is taken."""
+    """Takes, gives back and releases at random. The model is the list of taken slots."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Clients that leave while they are answered are no fault of the depot: nothing is logged, no refusal is counted.
+"""Clients that leave during an answer are no fault of the depot: nothing is logged, no refusal is counted.
 
-gRPC tells a server in either order that a client left and that its answer failed. These tests take the order in which
+gRPC reports in either order that a client left and that its answer failed. These tests take the order in which
 the failure comes first; with real clients about one call in 50,000 does so.
 """
 
@@ -39,7 +39,7 @@ for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
 
 
 class LeftCall:
-    """A call whose client sent its request and left."""
+    """A call after its client sent the request and left."""
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"

@@ -1,4 +1,4 @@
-"""Pages of sessions: each session that stays is listed once, whatever begins and ends between two pages."""
+"""Pages of sessions: each session that stays is listed once, also when others begin and end between two pages."""
 
 from __future__ import annotations
 

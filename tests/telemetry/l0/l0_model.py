@@ -18,7 +18,7 @@ Identity = tuple[Any, ...]
 
 @dataclass
 class Observations(Observer):
-    """What was observed of one or more instances, in order: by source, of evictions and of reuses."""
+    """The observed evictions and reuses of one or more instances, in order, by source."""
 
     evictions: dict[Source, list[tuple[int, float, float]]] = field(default_factory=dict)
     reuses: dict[Source, list[tuple[int, float]]] = field(default_factory=dict)
@@ -97,12 +97,12 @@ class Model:
     def counts(self) -> dict[str, dict[str, int]]:
         """As the fields of L0Counts, without the model's name."""
         counts = {}
-        for name, (_, figures) in self._counts.items():
+        for name, (_, count) in self._counts.items():
             blocks = self._instances[name].blocks.values() if name in self._instances else ()
             free = [block for block in blocks if not block.owners]
             num_released = sum(block.identity is not None for block in free)
             states = {"owned": len(blocks) - len(free), "released": num_released, "unknown": len(free) - num_released}
-            counts[name] = figures | states
+            counts[name] = count | states
         return counts
 
     def _report(self, event: BlocksAllocated) -> None:
@@ -148,9 +148,9 @@ class Model:
             self._claim(instance, session.table[i], name)
 
         tokens = record.token_ids.tolist()
-        room = (len(session.table) - session.num_full) * instance.block_size - len(session.open_tokens)
-        self.num_malformed += len(tokens) > room
-        session.open_tokens += tokens[: max(0, room)]
+        num_free = (len(session.table) - session.num_full) * instance.block_size - len(session.open_tokens)
+        self.num_malformed += len(tokens) > num_free
+        session.open_tokens += tokens[: max(0, num_free)]
         while len(session.open_tokens) >= instance.block_size:
             contents = tuple(session.open_tokens[: instance.block_size])
             del session.open_tokens[: instance.block_size]

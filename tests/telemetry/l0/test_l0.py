@@ -1,4 +1,4 @@
-"""What becomes of a block: each row of the table in telemetry/l0/README.md, and stories that are easily told wrong."""
+"""A block's lifecycle: each row of the table in telemetry/l0/README.md, and sequences that are easy to miscount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What L0 costs, which blocks it samples, and what clients can't do to it."""
+"""The memory of L0, the blocks that it samples, and its bounds against clients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_block_takes_at_most_64_bytes_with_the_tables_of_the_sessions_that_hol
     finally:
         tracemalloc.stop()
     assert subscriber.counts()["a"].owned == num_blocks
-    assert subscriber.nbytes / num_blocks <= 64  # the rows, too, which are not Python's
+    assert subscriber.nbytes / num_blocks <= 64  # with the rows, which are not Python's
     assert (after - before) / num_blocks <= 16
 
 

@@ -78,7 +78,7 @@ def test_a_full_disk_is_tried_again_and_a_line_says_how_many_are_missing(pipe: P
     stream.write("1\n2\n")
     wait_until(lambda: stream.num_dropped_lines == 2)
     stream.write("3\n")
-    os.dup2(pipe.writer, fd)  # there is room again
+    os.dup2(pipe.writer, fd)  # there is space again
     assert pipe.read_until("\n") == "missing 3\n"
     assert finish(stream)
     os.close(fd)

@@ -1,4 +1,4 @@
-"""What a log line looks like, and what does not come through when one place logs too much."""
+"""The format of a log line, and the lines that are suppressed when one source line logs too much."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logger() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def lines_in(logger: logging.Logger) -> Iterator[Callable[..., Lines]]:
-    """`lines_in(JsonFormat())` logs in this format from now on, to where the lines can be read."""
+    """`lines_in(JsonFormat())` logs in this format; the result returns the lines so far."""
     handlers = []
 
     def start(formatter: logging.Formatter, *filters: logging.Filter) -> Lines:
@@ -142,7 +142,7 @@ def test_burst_from_one_source_line_is_throttled_and_counted(
     lines = lines_in(TextFormat(), LineThrottle(lines=2, period_seconds=60.0))
     for _ in range(10):
         complain(logger)
-    logger.warning("another place")
+    logger.warning("another source line")
     assert len(lines()) == 3
     now[0] += 60
     complain(logger)
@@ -154,6 +154,6 @@ def test_throttling_passes_records_below_warning_and_those_with_a_limit_of_their
 ) -> None:
     lines = lines_in(TextFormat(), LineThrottle(lines=1))
     for _ in range(3):
-        logger.info("all is well")
+        logger.info("everything works")
         LogSubscriber().handle([event])
     assert len(lines()) == 6

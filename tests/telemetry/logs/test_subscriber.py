@@ -125,9 +125,9 @@ def test_stores_that_are_refused_for_hours_are_few_lines_that_count_all(caplog):
     log = LogSubscriber()
     log.handle([stored(monotonic=100 + i / 10, outcome="partial", refused_tokens=256) for i in range(36_000)])
     assert 100 < len(caplog.records) <= 10 * 61
-    told = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
+    num_suppressed = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
     log.close()
-    assert len(caplog.records) - 1 + told + caplog.records[-1].args["num_suppressed"] == 36_000
+    assert len(caplog.records) - 1 + num_suppressed + caplog.records[-1].args["num_suppressed"] == 36_000
 
 
 def test_refusals_of_one_tenant_do_not_hide_those_of_another(caplog):

@@ -1,4 +1,4 @@
-"""Values by the array: what is in which bucket, and which points there are."""
+"""Histograms of arrays: the buckets of values, and the points that exist."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_each_set_of_attributes_has_a_point_with_its_start_time():
 
 def test_forgotten_points_stay_until_their_slots_are_needed_and_go_oldest_first():
     metric = histogram()
-    room = MAX_POINTS - 1  # one is for the others
-    for i in range(room):
+    num_points = MAX_POINTS - 1  # one is for the others
+    for i in range(num_points):
         metric.observe_many((f"i{i}", "m"), np.array([1.0]))
     for forgotten in ("i5", "i3", "i4"):
         metric.forget((forgotten, "m"))
-    assert len(names(metric)) == room
+    assert len(names(metric)) == num_points
     metric.observe_many(("i5", "m"), np.array([1.0]))  # it is back
     metric.observe_many(("new", "m"), np.array([1.0]))
-    assert names(metric) == {f"i{i}" for i in range(room)} - {"i3"} | {"new"}
+    assert names(metric) == {f"i{i}" for i in range(num_points)} - {"i3"} | {"new"}
 
 
 def test_beyond_the_last_point_values_are_counted_under_other():

@@ -1,4 +1,4 @@
-"""What events add to which figure, where no real server would go easily."""
+"""Events and their metrics, in cases that a real server rarely meets."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_the_four_counts_of_a_store_have_series_of_their_own(metrics: MetricsSub
         refusal_reason="no slot",
     )
     metrics.handle([store, store])
-    told = {result: count for (result, _), count in sums(metrics, definitions.STORE_TOKENS).items()}
-    assert told == {"stored": 2, "resident": 4, "refused": 6, "tail": 8}
+    tokens = {result: count for (result, _), count in sums(metrics, definitions.STORE_TOKENS).items()}
+    assert tokens == {"stored": 2, "resident": 4, "refused": 6, "tail": 8}
     assert sums(metrics, definitions.STORE_REFUSALS) == {("no slot", OTHER): 2}
 
 
@@ -193,16 +193,16 @@ def test_values_count_one_by_one_as_they_do_by_the_array(values: list[float]) ->
     for value in values:
         one_by_one.observe(("ok",), value)
     at_once.observe_many(("ok",), np.array(values))
-    told = [
+    series = [
         [(each.attributes, each.bucket_counts, each.sum, each.min, each.max, each.count) for each in kept.points()]
         for kept in (one_by_one, at_once)
     ]
-    assert told[0] == told[1]
+    assert series[0] == series[1]
     if values:
         expected = [0] * (len(BOUNDARIES) + 1)
         for value in values:
             expected[bisect_left(BOUNDARIES, value)] += 1
-        assert list(told[0][0][1]) == expected
+        assert list(series[0][0][1]) == expected
 
 
 # Models

@@ -1,4 +1,4 @@
-"""Events as spans: their tree, their times, their links, and what becomes of spans whose end does not come."""
+"""Events as spans: their tree, times and links, and spans without an end."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def test_session_forgets_work_that_ended() -> None:
 
 
 class HangingExporter(SpanExporter):
-    """Waits for a collector until it is told to give up."""
+    """Waits for a collector until it is shut down."""
 
     def __init__(self) -> None:
         self._given_up = threading.Event()

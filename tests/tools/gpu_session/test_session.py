@@ -1,4 +1,4 @@
-"""A session goes on whatever becomes of a step, ends in time, and leaves what it has found."""
+"""A session goes on after any end of a step, ends in time, and leaves its findings."""
 
 from __future__ import annotations
 

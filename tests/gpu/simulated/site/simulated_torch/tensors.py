@@ -1,4 +1,4 @@
-"""Tensors on the card: which they are, and what torch's functions make of them."""
+"""Tensors on the card, and torch's functions on them."""
 
 import ctypes
 import weakref
@@ -40,7 +40,7 @@ def new_on_card(meta):
 
 
 def to_card(tensor):
-    """The tensor if it is on the card, else a copy there."""
+    """Return the tensor if it is on the card, otherwise a copy there."""
     if is_on_card(tensor):
         return tensor
     copy = new_on_card(torch.empty_like(tensor, device="meta"))
@@ -48,7 +48,7 @@ def to_card(tensor):
 
 
 def is_on_card(tensor):
-    """Whether the tensor's storage is memory of the card."""
+    """Return whether the tensor's storage is memory of the card."""
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         return False
     return segments.holds(_address(tensor))
@@ -89,7 +89,7 @@ def _is_card(device):
 
 
 def _result_on_card(result, arguments):
-    """A result as it is on the card. What is an argument stays where it is, and so does what has gradients."""
+    """Return a result on the card. An argument, or a tensor with gradients, stays where it is."""
     if isinstance(result, torch.Tensor):
         is_argument = any(result is argument for argument in arguments)
         return result if is_argument or result.grad_fn is not None else to_card(result)

@@ -61,7 +61,7 @@ class Stream(_BaseStream):
 
 
 class ExternalStream(_BaseStream):
-    """A stream that someone else destroys."""
+    """A stream that another owner destroys."""
 
     def __init__(self, ptr, device_id=-1):
         super().__init__(ptr)
@@ -97,7 +97,7 @@ class PinnedMemory:
 
 
 class MemoryPointer:
-    """A place in memory of the device, which it keeps."""
+    """An address in memory of the device, which it keeps alive."""
 
     def __init__(self, mem, offset):
         self.mem = mem
@@ -105,7 +105,7 @@ class MemoryPointer:
 
 
 class PinnedMemoryPointer:
-    """A place in pinned memory, which it keeps."""
+    """An address in pinned memory, which it keeps alive."""
 
     def __init__(self, mem, offset):
         self.mem = mem

@@ -35,7 +35,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class PointerAttributes:
-    """What kind of memory is at an address."""
+    """The kind of memory at an address."""
 
     def __init__(self, device, devicePointer, hostPointer, type):  # noqa: A002, N803 - CuPy's names
         self.device, self.devicePointer, self.hostPointer, self.type = device, devicePointer, hostPointer, type
