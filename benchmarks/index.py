@@ -70,7 +70,7 @@ class Filled:
         return (time.perf_counter() - begin) / PROMPTS * 1e6
 
     def store_us(self) -> float:
-        """A prompt that evicts another."""
+        """Return a prompt that evicts another."""
         num_evicted = self.index.num_evicted
         begin = time.perf_counter()
         for _ in range(PROMPTS):

@@ -190,7 +190,7 @@ def peer(sample_rate: float) -> Handle | None:
 
 
 def translated(events: Sequence[Event]) -> list[Any]:
-    """The same records as LMCache's events."""
+    """Return the same records as LMCache's events."""
     module = import_module("lmcache.v1.mp_observability.event")
 
     def of(event: Event) -> Any:

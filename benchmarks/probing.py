@@ -38,7 +38,7 @@ class Prober:
 
     @classmethod
     async def open(cls, stack: AsyncExitStack, address: str) -> Prober:
-        """A depot's prober, with the prompt stored."""
+        """Return a depot's prober, with the prompt stored."""
         client = await stack.enter_async_context(AsyncDepotClient(address))
         attachment = await stack.enter_async_context(
             await client.attach(instance_id="probe", model_name="tiny", groups=GROUPS)

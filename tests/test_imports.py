@@ -91,7 +91,7 @@ def imports(path: str) -> Iterator[tuple[str, int]]:
 
 
 def name_of(path: str) -> str:
-    """A module's name, as it is imported."""
+    """Return a module's name, as it is imported."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 

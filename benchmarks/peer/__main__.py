@@ -37,7 +37,7 @@ async def measure() -> list[Figure]:
 
 
 def watch() -> tuple[str, list[Figure]]:
-    """The peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
+    """Return the peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
     process = Process("the subscribers", "-m", "benchmarks.peer.watching", variables=PRIVATE, answers=True)
     try:
         said = json.loads(process.line(WATCHING_SECONDS))

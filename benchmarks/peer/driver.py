@@ -71,7 +71,7 @@ class Buffer:
         _require(future.result(TIMEOUT_SECONDS), "the retrieve was refused")
 
     def read(self, blocks: list[int]) -> torch.Tensor:
-        """A copy of the blocks' bits, [layer, K or V, block, …]."""
+        """Return a copy of the blocks' bits, [layer, K or V, block, …]."""
         return torch.stack([layer[:, blocks] for layer in self._layers.values()]).view(torch.int16)
 
     def randomize(self, blocks: list[int]) -> None:
@@ -111,7 +111,7 @@ class Engine:
         return {}
 
     def move(self, tokens: list[int], blocks: list[int]) -> dict[str, Any]:
-        """A store and a retrieve of one prompt, which is forgotten then."""
+        """Return a store and a retrieve of one prompt, which is forgotten then."""
         large = _attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)

@@ -57,7 +57,10 @@ class Process:
             raise self.failure("it is gone") from None
 
     def line(self, limit_seconds: float) -> str:
-        """The next of its standard output. Raises: PeerFailed: it ended, or there was none in time."""
+        """Return the next line of its standard output.
+
+        Raises: PeerFailed, if it ended or there was none in time.
+        """
         assert self._process.stdout is not None
         with _killed_after(self._process, limit_seconds):
             line = self._process.stdout.readline()

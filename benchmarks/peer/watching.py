@@ -59,12 +59,12 @@ def subscribers() -> list[Figure]:
 
 
 def ours(sample_rate: float) -> l0.Handle:
-    """A subscriber that has seen nothing."""
+    """Return a subscriber that has seen nothing."""
     return L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0).handle
 
 
 def peers(sample_rate: float) -> l0.Handle:
-    """The peer's."""
+    """Return the peer's subscriber."""
     handle = l0.peer(sample_rate)
     if handle is None:
         raise ImportError("lmcache's L0 subscriber can't be imported")

@@ -46,7 +46,7 @@ SHAPES = {
 
 
 def build_model(size: ModelSize, device: str = "cpu") -> LlamaForCausalLM:
-    """The same weights in every process, on every device."""
+    """Return a model with the same weights in every process and on every device."""
     transformers_logging.set_verbosity_error()
     shape = SHAPES[size]
     config = LlamaConfig(

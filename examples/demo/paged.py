@@ -38,7 +38,7 @@ class PagedKv:
             values[blocks, offsets] = layer.values[0, :, start:].transpose(0, 1)
 
     def read(self, num_tokens: int, block_ids: list[int]) -> DynamicCache:
-        """The dense cache of a prompt's first tokens, gathered from its blocks.
+        """Return the dense cache of a prompt's first tokens, gathered from its blocks.
 
         An engine whose attention kernel reads blocks does not need this.
         """
@@ -52,14 +52,14 @@ class PagedKv:
         return cache
 
     def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block and the offset in the block of each token."""
+        """Return the block and the offset in the block of each token."""
         block_size = self.keys[0].shape[1]
         tokens = torch.arange(start, end, device=self.device)
         return torch.tensor(block_ids, device=self.device)[tokens // block_size], tokens % block_size
 
 
 def split(shape: KvShape, device: str = "cpu") -> PagedKv:
-    """Every layer is a tensor `[2, num_blocks, block_size, num_heads, head_size]`: keys, then values."""
+    """Return a tensor of `[2, num_blocks, block_size, num_heads, head_size]` for each layer: keys, then values."""
     sizes = (2, shape.num_blocks, shape.block_size, shape.num_heads, shape.head_size)
     tensors = [torch.zeros(sizes, device=device) for _ in range(shape.num_layers)]
     keys, values = [tensor[0] for tensor in tensors], [tensor[1] for tensor in tensors]

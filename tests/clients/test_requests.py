@@ -20,7 +20,7 @@ def tensor(*args: Any, **kwargs: Any) -> Any:
 
 
 def uint32(ids: list[int]) -> Any:
-    """A NumPy array of `uint32`."""
+    """Return a NumPy array of `uint32`."""
     return np.array(ids, np.uint32)
 
 

@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs/settings.md"
 
 
 def rows() -> dict[str, list[str]]:
-    """The cells of each setting's line, without the name."""
+    """Return the cells of each setting's line, without the name."""
     lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     return {cells[0].strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
 

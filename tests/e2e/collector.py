@@ -31,7 +31,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def wait_for(self, name: str) -> Span:
-        """The first span of this name, which may be yet to come."""
+        """Return the first span of this name, which may be yet to come."""
         async with asyncio.timeout(20):
             while not (found := self.named(name)):
                 self._came.clear()
@@ -43,7 +43,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return [span for span in self.spans if span.name == name]
 
     def one(self, name: str) -> Span:
-        """The only one of this name."""
+        """Return the only one of this name."""
         [span] = self.named(name)
         return span
 

@@ -71,7 +71,7 @@ def refused(status: str, reason: str) -> Iterator[None]:
 
 
 def listening_pid(address: str) -> int:
-    """The process behind a unix socket."""
+    """Return the process behind a unix socket."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address.removeprefix("unix:"))
         pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -129,9 +129,9 @@ class InlineStore:
 
 
 def calls_running() -> set[asyncio.Task[Any]]:
-    """All tasks but those in which gRPC waits for the next call, or an attachment for its end."""
-    standing = ("_request_call", "_request_registered_call", "coro=<Event.wait()")
-    return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in standing)}
+    """Return all tasks but those in which gRPC waits for the next call, or an attachment for its end."""
+    permanent = ("_request_call", "_request_registered_call", "coro=<Event.wait()")
+    return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in permanent)}
 
 
 class Engine:
@@ -151,7 +151,7 @@ class Engine:
         ]
 
     def kv(self, num_tokens: int, seed: int) -> Kv:
-        """The KV that belongs to a prompt of this seed."""
+        """Return the KV that belongs to a prompt of this seed."""
         return random_kv(self.groups, num_tokens, seed)
 
     def put(self, kv: Kv) -> Tables:
@@ -263,7 +263,7 @@ class Site:
         return found
 
     async def begun(self, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A call that moves the engine's bytes, slowly until the throttle is released."""
+        """Return a call that moves the engine's bytes, slowly until the throttle is released."""
         self.throttle.slow_down()
         task = asyncio.create_task(call)
         await eventually(lambda: self.is_moving(engine))

@@ -32,7 +32,7 @@ class Polls:
         self._output = cast("IO[str]", process.stdout)
 
     def longest_ms(self) -> float:
-        """The longest poll since the previous call of this method. A running poll counts."""
+        """Return the longest poll since the previous call of this method. A running poll counts."""
         self._input.write("\n")
         self._input.flush()
         return float(self._output.readline())

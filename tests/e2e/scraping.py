@@ -43,7 +43,7 @@ class Page:
         )
 
     def labels(self, name: str, label: str) -> set[str]:
-        """The values of a label in all lines of a name."""
+        """Return the values of a label in all lines of a name."""
         return {dict(at)[label] for other, at in self._values if other == name}
 
 
@@ -56,7 +56,7 @@ def get(address: str, path: str = "/metrics", **headers: str) -> str:
 
 
 async def scrape(server: Server, **headers: str) -> Page:
-    """The page when everything that was published has been counted."""
+    """Return the page when everything that was published has been counted."""
     assert server.bus is not None
     assert server.prometheus_address is not None
     bus = server.bus

@@ -150,7 +150,7 @@ class World:
         self.buffer.close()
 
     def valid(self, rpc: str) -> Any:
-        """A request that the depot takes; for StoreInline a list of messages."""
+        """Return a request that the depot takes; for StoreInline a list of messages."""
         # One that a call begins, if it does not say no first.
         ids: dict[str, Any] = {
             "instance_id": "engine",
@@ -219,7 +219,7 @@ class World:
         return getattr(stub, rpc)
 
     def state(self) -> dict[str, Any]:
-        """All that a bad request must leave as it is."""
+        """Return all that a bad request must leave as it is."""
         depot = self.depot
         depot.index.check()
         return {
@@ -358,7 +358,7 @@ def refused(rpc: str, what: str, answer: str, change: Callable[[Any, World], obj
 
 
 def put(path: str, value: Any) -> Callable[[Any, World], None]:
-    """A change that sets the field at a path such as ``groups[0].planes[1].layer``; None clears it."""
+    """Return a change that sets the field at a path such as ``groups[0].planes[1].layer``; None clears it."""
     *parents, last = re.findall(r"\w+|\[\d+\]", path)
 
     def change(message: Any, _: World) -> None:
@@ -380,7 +380,7 @@ def put(path: str, value: Any) -> Callable[[Any, World], None]:
 
 
 def lease(name: str) -> Callable[[Any, World], None]:
-    """A change to another lease of the world's."""
+    """Return a change to another lease of the world's."""
     return lambda request, world: setattr(request, "lease_id", world.leases[name])
 
 
@@ -414,7 +414,7 @@ for rpc, names in {
         bad(rpc, f"no {name}", name, put(name, ""))
         bad(rpc, f"a long {name}", name, put(name, "é" * (IDS[name] // 2) + "x"))
 for rpc in ("Lookup", "Store", "Retrieve", "RetrieveInline", "StoreInline"):
-    refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", by("nobody"))
+    refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", by("unknown"))
 for rpc in ("Store", "Retrieve", "RetrieveInline", "StoreInline"):
     refused(rpc, "a rank beyond the world", "NOT_FOUND RANK_NOT_FOUND", by("engine", rank=1))
     refused(rpc, "a rank that is missing", "NOT_FOUND RANK_NOT_FOUND", by("pair", rank=1))
@@ -637,12 +637,12 @@ for what, field, change in (
 ):
     bad("StoreInline", what, field, change, notes_operation=True)
 
-refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "nobody"))
+refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "unknown"))
 refused("DetachInstance", "an unknown rank", "NOT_FOUND RANK_NOT_FOUND", put("rank", 7))
 
 for rpc in ("EndSession", "GetSession"):
     for what, name in (("an unknown session", "session_id"), ("a session of an unknown instance", "instance_id")):
-        refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "nobody"))
+        refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "unknown"))
 refused("EndSession", "a session that has ended", "NOT_FOUND SESSION_NOT_FOUND", put("session_id", "ended"))
 
 bad("ReportBlockAllocation", "no block_size", "block_size", put("block_size", 0))

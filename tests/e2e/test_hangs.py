@@ -63,7 +63,7 @@ class Depot:
         assert self.process.poll() is None
 
     def ends(self) -> int:
-        """The exit code after SIGTERM, which comes in time."""
+        """Return the exit code after SIGTERM, which comes in time."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(END_SECONDS)
 

@@ -36,7 +36,7 @@ BIG = Group("NL_X_TWO_NB_BS_NH_HS", replace(SMALL.shape, block_size=16, num_bloc
 
 
 async def retrieved(engine: Engine, session_id: str, lease: Any, *, skip_tokens: int = 0) -> bytes:
-    """All that an inline retrieve brings; the client checks the order of the pieces."""
+    """Return all that an inline retrieve brings; the client checks the order of the pieces."""
     pieces = engine.attachment.retrieve_inline(session_id, lease, skip_tokens=skip_tokens)
     return b"".join([piece.data async for piece in pieces])
 

@@ -113,7 +113,7 @@ async def test_no_lease_is_given_where_the_engine_has_all_that_matched(depot: Si
 
 
 async def full_depot(open_site: Open, **flags: Any) -> tuple[Site, Engine, Any]:
-    """A depot with slots for one prompt of 4 chunks, which is leased."""
+    """Return a depot with slots for one prompt of 4 chunks, which is leased."""
     depot = await open_site(l1_size=4 * SMALL_CHUNK_BYTES + 100, **flags)
     engine = await depot.attach()
     return depot, engine, await leased(engine)
@@ -172,7 +172,7 @@ async def test_a_store_does_not_evict_the_prefix_that_it_makes_longer(open_site:
 
 
 async def slow_retrieve(depot: Site) -> tuple[Engine, Any, asyncio.Task[Any]]:
-    """An engine with a running retrieve of a long prompt."""
+    """Return an engine with a running retrieve of a long prompt."""
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=1)
     await other.store("s", prompt(SLOW_TOKENS), kv)

@@ -38,7 +38,7 @@ def use(server: ServerProcess) -> None:
 
 
 def events(server: ServerProcess) -> dict[str, dict[str, Any]]:
-    """The last line of each message."""
+    """Return the last line of each message."""
     lines = [json.loads(line) for line in server.said().splitlines()]
     assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
     return {line["message"]: line for line in lines}

@@ -51,7 +51,7 @@ async def site(start_server_process: Callable[..., str]) -> AsyncIterator[Site]:
 
 
 def field_of(error: grpc.aio.AioRpcError) -> str:
-    """The first field that a refusal names."""
+    """Return the first field that a refusal names."""
     status = Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
     bad = BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details)

@@ -176,7 +176,7 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     await engine.store("s", prompt(16), engine.kv(16, 1))
     for _ in range(2):
         with pytest.raises(DepotError):
-            await depot.client.lookup("nobody", "s", prompt(16))
+            await depot.client.lookup("unknown", "s", prompt(16))
     async for _ in engine.attachment.retrieve_inline("s", (await engine.lookup("s", prompt(16))).lease):
         pass
     gone = await depot.attach()  # a stream that is measured by other means

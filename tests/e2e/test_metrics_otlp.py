@@ -45,7 +45,7 @@ class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
-        """The points of a metric, with their attributes."""
+        """Return the points of a metric, with their attributes."""
         metric = self.metrics[name]
         data = getattr(metric, metric.WhichOneof("data") or "")
         return [(attributes(point), point) for point in data.data_points]

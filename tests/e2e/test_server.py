@@ -69,7 +69,7 @@ class ServerProcess:
         return self.process.wait(TIMEOUT_SECONDS)
 
     def said(self) -> str:
-        """All of its standard error."""
+        """Return all of its standard error."""
         self.stderr.seek(0)
         return self.stderr.read().decode()
 

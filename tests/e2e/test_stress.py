@@ -327,7 +327,7 @@ class Client:
         )
 
     async def _disturbed(self, engine: Engine, call: Callable[..., Awaitable[Any]]) -> Any:
-        """The answer; None if the call was cancelled, or met its deadline, before it came."""
+        """Return the answer; None if the call was cancelled, or met its deadline, before it came."""
         disturbances = ("none", "cancel", "cancel while bytes move", "clear while bytes move", "deadline")
         (disturbance,) = self.random.choices(disturbances, (76, 6, 6, 2, 10))
         if disturbance == "deadline":

@@ -197,7 +197,7 @@ async def test_calls_that_fail_are_recorded_as_they_were_answered(collector: Col
         await engine.attach()
         for call, request in (
             (engine.stub.Lookup, LookupRequest(instance_id="pod")),
-            (engine.stub.RetrieveInline, RetrieveInlineRequest(instance_id="nobody", session_id="s", lease_id="l")),
+            (engine.stub.RetrieveInline, RetrieveInlineRequest(instance_id="unknown", session_id="s", lease_id="l")),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 answer = call(request, timeout=20)

@@ -111,7 +111,7 @@ async def attach_file(client: AsyncDepotClient, group: Group, path: Path) -> tup
 
 
 async def assert_only_the_victim_is_gone(client: AsyncDepotClient, victim: Engine, other: Engine) -> None:
-    """The depot holds nothing for the victim, and serves the other engine with the right bytes."""
+    """Check that the depot has nothing of the victim, and serves the other engine with the right bytes."""
     reason = await victim.attachment.wait_lost(10)
     assert reason is not None
     assert reason.reason == "REGION_UNAVAILABLE"
@@ -183,7 +183,7 @@ async def test_memory_that_shrinks_during_a_copy_fails_the_call(
         return bool(ranks and ranks[0].num_transfers)
 
     async def shrink_during_a_copy() -> tuple[Engine, DepotError | None]:
-        """The error of the call, or None if all was copied before."""
+        """Return the error of the call, or None if all was copied before."""
         fd = os.memfd_create("victim") if kind == "memfd" else nameless_file()
         buffer = FileBuffer(SLOW, fd)
         attachment = await client.attach(

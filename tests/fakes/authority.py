@@ -43,7 +43,7 @@ class Authority:
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def write(self, folder: Path, name: str = "ca") -> str:
-        """The authority's certificate into NAME.crt; its path."""
+        """Write the authority's certificate to NAME.crt and return its path."""
         path = folder / f"{name}.crt"
         path.write_bytes(self.pem)
         return str(path)

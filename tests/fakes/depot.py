@@ -205,7 +205,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return admin_pb2.ClearCacheResponse()
 
     def last(self, rpc: str) -> Any:
-        """The latest request of an RPC."""
+        """Return the latest request of an RPC."""
         return [request for name, request in self.requests if name == rpc][-1]
 
     def _enter(self, rpc: str, request: Any, context: Any) -> None:

@@ -36,7 +36,7 @@ class Call:
 
     @staticmethod
     def numbered(seed: int, number: int) -> Call:
-        """The call of this number."""
+        """Return the call of this number."""
         random = Random(f"{seed}/{number}")
         (rpc,) = random.choices(RPCS, WEIGHTS)
         return Call(number, rpc, random)
@@ -86,7 +86,7 @@ class Call:
         )
 
     def __str__(self) -> str:
-        """The request as text, as far as it is a message, and how it is made."""
+        """Return the request as text, as far as it is a message, and how it is made."""
         shown = [_text(_parsed(self.rpc, wire), wire) for wire in self.wires]
         return "\n".join((f"call {self.number}, {self.rpc.name}: {self.how}", *shown))
 

@@ -42,7 +42,7 @@ class LoopDelays:
             self._cpu_seconds = max(self._cpu_seconds, cpu - cpu_before)
 
     def take(self) -> tuple[float, float]:
-        """The longest hold by the clock, and the most CPU time, since the last call."""
+        """Return the longest delay by the clock, and the most CPU time, since the last call."""
         longest = self._seconds, self._cpu_seconds
         self._seconds = self._cpu_seconds = 0.0
         return longest

@@ -120,7 +120,7 @@ class Fuzzer:
         await self._judged(call, client, call.rpc, call.wires, call.how, expected, existing)
 
     async def _granted(self, call: Call, lookup: Any, client: Client, existing: Things) -> Grant | None:
-        """A lease for the call, by plain calls that are judged as well."""
+        """Return a lease for the call, by plain calls that are judged as well."""
         request, inline = lookup
         for _ in range(2):
             num_grants = len(existing.grants)
@@ -244,11 +244,11 @@ async def fuzz(options: Options, say: Say) -> Report:
 
 async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], options: Options) -> None:
     async def left() -> list[str]:
-        now = await depot.ask("usage")
+        after = await depot.ask("usage")
         slack = {"tasks": 2, "threads": 64, "descriptors": MOST_DESCRIPTORS, "resident bytes": 1 << 62}
         return [
             f"{number - before[what]} {what} are left"
-            for what, number in now.items()
+            for what, number in after.items()
             if number > before[what] + slack.get(what, 0)
         ]
 

@@ -126,7 +126,7 @@ class Mutator:
 
 
 def _numbered(part: Any, number: int) -> Any:
-    """An element like another, with a number in each text and in place of each number."""
+    """Return an element like another, with a number in each text and instead of each number."""
     if isinstance(part, bool):
         return part
     if isinstance(part, int):
@@ -157,7 +157,7 @@ def _is_map(field: values.Field) -> bool:
 
 
 def rearranged(messages: list[Message], random: Random) -> list[Message]:
-    """The messages of a stream: one is missing or there twice, the end is cut off, or the order is another."""
+    """Return the messages of a stream: one is missing or there twice, the end is cut off, or the order is another."""
     change = random.randrange(5)
     at = random.randrange(len(messages)) if messages else 0
     if change == 0:
@@ -175,7 +175,7 @@ def rearranged(messages: list[Message], random: Random) -> list[Message]:
 
 
 def varint(number: int) -> bytes:
-    """A number as the wire has it."""
+    """Return a number as the wire has it."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -201,13 +201,13 @@ def _unknown_fields(wire: bytes, random: Random) -> bytes:
 
 
 def _another_behind(wire: bytes, random: Random, message: Message) -> bytes:
-    """The fields of two messages in one: single ones are there twice, and both members of a oneof."""
+    """Return the fields of two messages in one: single ones are there twice, and both members of a oneof."""
     behind: bytes = message.SerializeToString()
     return wire + behind
 
 
 def _nested(wire: bytes, random: Random) -> bytes:
-    """A field in a field, and so on, deeper than a parser goes."""
+    """Return a field in a field, and so on, deeper than a parser goes."""
     number = random.choice((1, 3, 4, _UNKNOWN_FIELD))
     inner = b""
     for _ in range(random.choice((50, 150))):

@@ -14,7 +14,7 @@ PIECE_BYTES = 1 << 20
 
 
 def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) -> list[Message]:
-    """The messages of a call that makes sense, as far as is known; with a lease if it takes one."""
+    """Return the messages of a call that makes sense, as far as is known; with a lease if it takes one."""
     match rpc.name:
         case "AttachInstance":
             return [_copy(random.choice(things.visitors).request)]
@@ -67,7 +67,7 @@ def made(request: type[Message], things: Things, random: Random, *, share: float
 
 
 def plausible(field: values.Field, things: Things, random: Random) -> object:
-    """A value that a client might send."""
+    """Return a value that a client might send."""
     if field.cpp_type == field.CPPTYPE_STRING and field.type != field.TYPE_BYTES:
         return things.name(field.name, random)
     if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):

@@ -77,7 +77,7 @@ BY_NAME = {rpc.name: rpc for rpc in RPCS}
 
 
 def fields_of(request: type[Message]) -> set[str]:
-    """The full names of all fields that a request can hold, at any depth."""
+    """Return the full names of all fields that a request can hold, at any depth."""
     fields: set[str] = set()
     messages, seen = [request.DESCRIPTOR], set()
     while messages:

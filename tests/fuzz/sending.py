@@ -204,7 +204,7 @@ class Client:
             call.cancel()
 
     async def _read(self, call: Any, how: Manner) -> Any:
-        """The next answer; None if it does not come in time, which ends the call."""
+        """Return the next answer; None if it does not come in time, which ends the call."""
         if how.reads is None:
             return await call.read()
         reading = asyncio.ensure_future(call.read())

@@ -131,7 +131,7 @@ class Things:
         return names[int(random.random() * len(names))] if names else ""
 
     def prefix(self, random: Random) -> cache_pb2.Prefix:
-        """A prompt: of few families, so that prefixes meet; by its token ids or by hashes."""
+        """Return a prompt: of few families, so that prefixes meet; by its token ids or by hashes."""
         family = random.randrange(4)
         num_tokens = random.choice((CHUNK_SIZE, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE, random.randint(1, MOST_TOKENS)))
         names: dict[str, Any] = {
@@ -145,12 +145,12 @@ class Things:
         return cache_pb2.Prefix(token_ids=_TOKENS[family][:num_tokens], **names)
 
     def grant(self, random: Random) -> Grant:
-        """A lease that was given, which may have ended."""
+        """Return a lease that was given, which may have ended."""
         at = random.random()
         return self.grants[int(at * len(self.grants))] if self.grants else Grant("home-name", "s0", "none", CHUNK_SIZE)
 
     def session(self, random: Random) -> tuple[str, str]:
-        """The instance and the id of a session that was there."""
+        """Return the instance and the id of a session that was there."""
         at = random.random()
         return self._sessions[int(at * len(self._sessions))] if self._sessions else ("home-name", "s0")
 
@@ -167,7 +167,7 @@ class Things:
 
 
 def num_tokens(prefix: cache_pb2.Prefix) -> int:
-    """The length of a prompt."""
+    """Return the length of a prompt."""
     return len(prefix.token_ids) or len(prefix.block_hashes) * prefix.hash_block_size
 
 

@@ -46,7 +46,7 @@ def share(engine: EngineProcess, dtype: str) -> tuple[Group, list[Region]]:
 
 
 def contents(engine: EngineProcess, folder: Path) -> L1:
-    """The bytes of the engine's layers, as ``[layers, 2, blocks, bytes of a block]``."""
+    """Return the bytes of the engine's layers, as ``[layers, 2, blocks, bytes of a block]``."""
     layers = []
     for number in range(LAYERS):
         engine.ask("dump", number=number, path=str(folder / "dump"))

@@ -196,7 +196,7 @@ def test_the_gpu_measures_the_phases_of_each_transfer(depots: dict[str, ServiceD
 
 
 def transfers_in(spans: list[dict[str, Any]], operation: str) -> list[dict[str, Any]]:
-    """The transfers of operations of a name."""
+    """Return the transfers of operations of a name."""
     above = {span["context"]["span_id"] for span in spans if span["name"] == operation}
     return [span for span in spans if span["name"] == "transfer" and span["parent_id"] in above]
 
@@ -241,7 +241,7 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 
 
 def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) -> None:
-    """Attach an engine in the place of the killed one; it finds the prompts that the killed one stored."""
+    """Attach a successor of the killed engine; it finds the prompts that the killed one stored."""
     engine.ask("attach", address=depot.address, instance_id="victim")
     for seed in stored:
         assert engine.ask("finds", seed=seed) == PROMPT_TOKENS

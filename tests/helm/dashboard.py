@@ -14,7 +14,7 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 
 
 def queries() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each query of a panel, with the panel's title."""
+    """Return each query of a panel, with the panel's title."""
     return ((panel["title"], target) for panel in PANELS for target in panel["targets"])
 
 

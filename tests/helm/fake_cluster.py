@@ -53,7 +53,7 @@ class FakeCluster:
         )
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """The status and the body of an answer."""
+        """Return the status and the body of an answer."""
         discovered = self._discover(path)
         if discovered is not None:
             return 200, discovered

@@ -29,7 +29,7 @@ class Helm:
         )
 
     def install(self, chart: str, name: str, kubeconfig: str, values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The releases of an install with the first values and of an upgrade with each of the others.
+        """Return the releases of an install with the first values and of an upgrade with each of the others.
 
         Raises:
             HelmFailed: one of them failed.

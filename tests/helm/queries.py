@@ -32,7 +32,7 @@ _VALUES = {"rpc.method": _METHODS, "rpc.response.status_code": tuple(status.name
 
 
 def _series() -> dict[str, Metric]:
-    """The names of series that a depot has, with the metric that each belongs to."""
+    """Return the names of series that a depot has, with the metric that each belongs to."""
     found = {}
     for metric in METRICS:
         suffixes = _OF_A_HISTOGRAM if metric.kind is Kind.HISTOGRAM else ("",)

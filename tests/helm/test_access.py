@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import mounts, volume
+from tests.helm.releases import mounts, volume
 
 
 def test_nothing_of_the_node_by_default(default: Installed) -> None:

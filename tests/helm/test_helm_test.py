@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from service.__main__ import app
 from tests.helm.conftest import Install
-from tests.helm.reading import gpu
+from tests.helm.releases import gpu
 
 
 def test_the_test_connects_to_the_address_of_engines(install: Install) -> None:

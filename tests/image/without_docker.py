@@ -53,11 +53,11 @@ class Stage:
     ports: tuple[int, ...] = ()
 
     def placed(self, text: str) -> str:
-        """A text with the image's paths as they are here."""
+        """Return a text with the image's paths as they are here."""
         return OURS.sub(lambda match: f"{self.root}{match.group()}", text)
 
     def environment(self) -> dict[str, str]:
-        """The image's variables, and none of the host's."""
+        """Return the image's variables, and none of the host's."""
         path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"))
         variables = {"PATH": path} | {name: self.placed(value) for name, value in self.variables.items()}
         return variables | {"PATH": variables["PATH"].replace("$PATH", path)}
@@ -68,7 +68,7 @@ class Stage:
         return Path(self.placed(self.workdir))
 
     def files(self) -> dict[Path, tuple[int, int]]:
-        """Every file with its size and time of change."""
+        """Return every file with its size and time of change."""
         found = {path: path.lstat() for path in self.root.rglob("*") if not path.is_dir()}
         return {path.relative_to(self.root): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
@@ -96,7 +96,7 @@ class Builder:
             self._lines.setdefault(name, []).append(line)
 
     def stage(self, name: str) -> Stage:
-        """A stage, and before it those that it is made from."""
+        """Return a stage, and before it those that it is made from."""
         if name not in self._stages:
             start, *steps = self._lines[name]
             base = start.words[0]

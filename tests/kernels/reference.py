@@ -201,7 +201,7 @@ class Engine:
         return [memory.region for memory in self._memory]
 
     def contents(self) -> list[bytes]:
-        """All bytes of all regions: those of the planes and the canaries around them."""
+        """Return all bytes of all regions: those of the planes and the canaries around them."""
         return [memory.bytes.tobytes() for memory in self._memory]
 
     def read_chunk(self, block_ids: Sequence[NDArray[np.int64]], chunk: bytes = b"") -> bytes:

@@ -65,7 +65,7 @@ def map_all(*regions: Region) -> Mapping:
 
 
 def mappings_of(fd: int) -> list[str]:
-    """The lines of this process's memory map that are about the object behind a descriptor."""
+    """Return the lines of this process's memory map that are about the object behind a descriptor."""
     inode = str(os.fstat(fd).st_ino)
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.split()[4] == inode]
 

@@ -98,7 +98,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
 
 
 def example(event_type: Callable[..., Event]) -> Event:
-    """An event with a value of the right kind in each field, chosen by the field's annotation."""
+    """Return an event with a value of the right kind in each field, chosen by the field's annotation."""
     ids = np.arange(3, dtype=np.uint32)
     values: dict[object, object] = {
         str: "text",

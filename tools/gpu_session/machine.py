@@ -77,7 +77,7 @@ def _output(*command: str) -> str:
 
 
 def _first(path: str, name: str) -> str:
-    """The first line of a file in /proc that begins with a name."""
+    """Return the first line of a file in /proc that begins with a name."""
     lines = _text(path).splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 

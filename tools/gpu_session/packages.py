@@ -79,7 +79,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _name(wheel: Path) -> str:
-    """The project that a wheel is of, as PyPI writes names."""
+    """Return the project that a wheel is of, as PyPI writes names."""
     return re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
 
 

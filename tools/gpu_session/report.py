@@ -38,7 +38,7 @@ def table(done: Done, title: str) -> str:
 
 
 def markdown(done: Done, title: str) -> str:
-    """All figures, a table for each step."""
+    """Return all figures, a table for each step."""
     lines = [f"# {title}", ""]
     for step, found in done:
         lines += [f"## {step.name}: {step.what}", "", f"{found.outcome}, {found.seconds:.0f} s. {found.summary}", ""]

@@ -51,7 +51,7 @@ def row(lines: list[str], *words: str) -> str:
 
 
 def bar(line: str) -> tuple[int, int]:
-    """The first cell and the one behind the last."""
+    """Return the first cell and the one behind the last."""
     return line.index("━"), line.rindex("━") + 1
 
 

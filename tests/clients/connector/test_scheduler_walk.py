@@ -195,9 +195,9 @@ class SchedulerWalk(RuleBasedStateMachine):
     @invariant()
     def only_lookups_and_loads_hold_leases(self) -> None:
         lookups = [state.lookup for state in self.driver.scheduler._requests.values() if state.lookup is not None]
-        held = [lease for lookup in lookups for lease in lookup.leases]
-        held += [lease for transfer in self.transfers() for lease in transfer.leases]
-        assert sorted(held) == sorted(self.driver.lookup_client.leased)
+        leases = [lease for lookup in lookups for lease in lookup.leases]
+        leases += [lease for transfer in self.transfers() for lease in transfer.leases]
+        assert sorted(leases) == sorted(self.driver.lookup_client.leased)
 
     def teardown(self) -> None:
         for request in list(self.requests.values()):

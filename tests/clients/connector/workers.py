@@ -38,7 +38,7 @@ CONFIG = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1"])])
 
 
 def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torch.Tensor]:
-    """A KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
+    """Return a KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
     tokens = BLOCK // kernel_blocks
     shape = (
         (2, NUM_BLOCKS * kernel_blocks, HEADS, tokens, CONTENT)

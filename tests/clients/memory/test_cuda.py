@@ -71,7 +71,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardInPr
 
 
 def part(memory: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """A tensor with a storage of its own that is a part of some memory, as torch's allocator makes them."""
+    """Return a tensor with a storage of its own that is a part of some memory, as torch's allocator makes them."""
     return torch.from_numpy(memory.numpy()[start:end])
 
 

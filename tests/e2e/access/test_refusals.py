@@ -65,9 +65,9 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
     watching = blue.start("WatchEvents", observability_pb2.WatchEventsRequest(event_types=["CallRefused"]))
     await watching.initial_metadata()
     header = cache_pb2.StoreInlineHeader(
-        instance_id="nobody", session_id="s", prefix=cache_pb2.Prefix(token_ids=range(16))
+        instance_id="unknown", session_id="s", prefix=cache_pb2.Prefix(token_ids=range(16))
     )
-    ids: dict[str, Any] = {"instance_id": "nobody", "session_id": "s", "prefix": header.prefix}
+    ids: dict[str, Any] = {"instance_id": "unknown", "session_id": "s", "prefix": header.prefix}
     for rpc, request in (
         ("Store", cache_pb2.StoreRequest(**ids)),
         ("StoreInline", [cache_pb2.StoreInlineRequest(header=header)]),
@@ -77,7 +77,7 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
         event = (await watching.read()).event
         assert (event.tenant, event.instance_id, event.attributes["rpc"]) == (
             "blue",
-            "nobody",
+            "unknown",
             f"kvdepot.v1.CacheService/{rpc}",
         )
         assert event.attributes["detail"]

@@ -37,7 +37,7 @@ async def is_let_in(call: Calling) -> bool:
 
 
 async def attached(call: Calling, instance_id: str = "i") -> Any:
-    """The stream of an attachment that stores a prompt and leases it."""
+    """Return the stream of an attachment that stores a prompt and leases it."""
     stream = call.start(
         "AttachInstance",
         cache_pb2.AttachInstanceRequest(

@@ -393,8 +393,8 @@ def test_keys_cover_the_tenant_and_are_what_they_were_without_one(
 ) -> None:
     prefix = Prefix(token_ids=np.zeros(0, np.uint32), cache_salt=salt, adapter=adapter)
 
-    def namespace(*whose: str) -> bytes:
-        return RankIdentity.of(model_name, world_size, 0, (), *whose).namespace(prefix, CHUNK_SIZE)
+    def namespace(*tenant: str) -> bytes:
+        return RankIdentity.of(model_name, world_size, 0, (), *tenant).namespace(prefix, CHUNK_SIZE)
 
     assert namespace() == namespace("")
     assert namespace(tenant) != namespace()

@@ -44,7 +44,7 @@ def channel_credentials(authority: Authority, client: Issued | None = None) -> g
 
 
 async def shown(address: str) -> int:
-    """The serial number of the certificate that a new connection is shown."""
+    """Return the serial number of the certificate that a new connection is shown."""
     host, _, port = address.rpartition(":")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -127,11 +127,11 @@ async def test_a_certificate_is_mapped_to_its_tenant(
         (with_names(common_name="red cn"), "", "red"),
         (with_names(blue_dns), "", "blue"),
         (with_names(blue_dns), "blue-token", "blue"),
-        (with_names(common_name="nobody's"), "blue-token", "blue"),
+        (with_names(common_name="unknown"), "blue-token", "blue"),
         (with_names(x509.DNSName("other.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(x509.RFC822Name("red.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(x509.DNSName("red.example.org")), "", "CERTIFICATE_UNKNOWN"),
-        (with_names(common_name="nobody's"), "", "CERTIFICATE_UNKNOWN"),
+        (with_names(common_name="unknown"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(red_dns, blue_dns), "", "CREDENTIALS_CONFLICT"),
         (with_names(blue_dns), "red-token", "CREDENTIALS_CONFLICT"),
         (with_names(blue_dns), "wrong", "TOKEN_UNKNOWN"),

@@ -35,8 +35,8 @@ async def day(depot: Site, number: int) -> None:
     await engine.attachment.release_lease(lease)
     with pytest.raises(DepotError, match="session_id"):
         await engine.store("", prompt(32, 4), engine.kv(32, 4))
-    with pytest.raises(Exception, match="no rank of instance 'nobody' is attached"):
-        await depot.client.lookup("nobody", "s", prompt(16))
+    with pytest.raises(Exception, match="no rank of instance 'unknown' is attached"):
+        await depot.client.lookup("unknown", "s", prompt(16))
     for session, tokens in (("a", [1, 2]), ("b", [1, 2]), ("c", [3, number])):
         record = [allocation_record(f"{session}{number}", block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("reporting", "llama", 2, record)

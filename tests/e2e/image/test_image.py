@@ -68,13 +68,13 @@ class Container:
             time.sleep(0.2)
 
     def here(self, text: str) -> str:
-        """A text with the image's paths and ports as they are here."""
+        """Return a text with the image's paths and ports as they are here."""
         for port, free in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(free), text)
         return self.stage.placed(text)
 
     def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command in the container."""
+        """Run a command in the container."""
         return subprocess.run(
             [self.here(word) for word in words],
             cwd=self.stage.folder,

@@ -36,7 +36,7 @@ extern "C" __global__ void write_a_byte(const Target target) {
 
 
 def stand_in() -> Any:
-    """The stand-in for CuPy under another name, so that it does not hide the real one."""
+    """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
     for name in [name for name in sys.modules if name.startswith("simulated_cupy")]:
         del sys.modules[name]
     folder = SITE / "cupy"

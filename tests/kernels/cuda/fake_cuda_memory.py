@@ -84,7 +84,7 @@ class TouchableMemory:
         self.all.remove(next(each for each in self.all if each.kind == kind and each.address == address))
 
     def holding(self, address: int, size_bytes: int = 1) -> Memory | None:
-        """The one memory that has all of a range."""
+        """Return the one memory that has all of a range."""
         return next((each for each in self.all if each.address <= address and address + size_bytes <= each.end), None)
 
     def read(self, touch: Touch, addresses: Addresses) -> Bytes:
@@ -100,7 +100,7 @@ class TouchableMemory:
             touch.written[memory] = touch.written.get(memory, 0) | _bits(memory, offsets)
 
     def races(self, touch: Touch) -> list[str]:
-        """The earlier touches that this one clashes with and is not ordered after."""
+        """Return the earlier touches that this one clashes with and is not ordered after."""
         clashes = [
             f"{touch.name} in {touch.actor} is not ordered after {other.name} in {other.actor}"
             for other in self._touches

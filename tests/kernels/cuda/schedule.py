@@ -123,7 +123,7 @@ class Schedule:
                 self.problems.append(f"an engine can't attach: {error}")
 
     def found(self) -> list[str]:
-        """All that is wrong."""
+        """Return all that is wrong."""
         return [*self.problems, *self.fake.faults, *(f"left over: {what}" for what in self.fake.left_over())]
 
 
@@ -288,7 +288,7 @@ class AttachedEngine:
         return self._random.sample(sorted(offsets), min(len(offsets), self._random.randint(1, 4)))
 
     def _last_of(self, blocks: list[int], free: set[int]) -> list[int]:
-        """All of a chunk's blocks, or some of the last ones; the others are free again."""
+        """Return all of a chunk's blocks, or some of the last ones; the others are free again."""
         first = self._random.choice((0, 0, self._random.randint(0, len(blocks))))
         free.update(blocks[:first])
         return blocks[first:]

@@ -53,7 +53,7 @@ class AlignedEngine(Engine):
 
 
 def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
-    """Random bytes at an address that is ``misaligned_by`` modulo 64."""
+    """Return random bytes at an address that is ``misaligned_by`` modulo 64."""
     buffer = np.random.default_rng(3).integers(0, 256, size_bytes + 128, dtype=np.uint8)
     start = (misaligned_by - address(buffer)) % 64
     return buffer[start : start + size_bytes]

@@ -197,7 +197,7 @@ def test_what_one_layout_stored_any_other_retrieves(depot: Depot, layouts: dict[
     stored = depot.random_copies(source, 2)
     depot.store(depot.attach(source), stored)
     for name in layouts:
-        # Other block sizes, too: they are no part of what a chunk is.
+        # Also with other block sizes: a chunk does not depend on them.
         engine = Engine((name, Shape(num_heads=3, num_blocks=17, block_size=2)))
         retrieved = depot.random_copies(engine, 2)
         depot.retrieve(depot.attach(engine), retrieved)

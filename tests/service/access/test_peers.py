@@ -56,15 +56,15 @@ async def test_one_client_gets_at_most_half_of_the_limit() -> None:
     inflight = InflightBytes(4, 100)
     with ExitStack() as calls:
         reservations = [calls.enter_context(inflight.reservation(client)) for client in "aaab"]
-        taking = [asyncio.create_task(each.reserve()) for each in reservations]
+        reserving = [asyncio.create_task(each.reserve()) for each in reservations]
         await asyncio.sleep(0)
-        assert [task.done() for task in taking] == [True, True, False, True]
+        assert [task.done() for task in reserving] == [True, True, False, True]
         reservations[3].shrink(10)
         reservations[0].shrink(50)
         await asyncio.sleep(0)
-        assert not taking[2].done(), "it would have more than half"
+        assert not reserving[2].done(), "it would have more than half"
         reservations[1].shrink(50)
-        await asyncio.wait([taking[2]], timeout=5)
+        await asyncio.wait([reserving[2]], timeout=5)
         assert inflight.reserved_bytes == 10 + 50 + 50 + 100
     assert inflight.reserved_bytes == 0
     assert inflight.fits("a", 200)

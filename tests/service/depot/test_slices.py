@@ -55,7 +55,7 @@ async def test_all_long_work_together_has_one_slice_in_each_pass() -> None:
         await asyncio.sleep(0)
         num_done.append(len(done) - before)
     assert max(num_done) == 1
-    assert set(done[1:6]) == set("01234")  # in turn
+    assert set(done[1:6]) == set("01234")  # round robin
 
 
 async def test_calls_get_slices_round_robin() -> None:

@@ -37,7 +37,7 @@ def operation(kind: OperationKind, start: float, end: float, **values: Any) -> O
 
 
 def rows(made: Session) -> list[str]:
-    """The lines between the two heads and the totals, with single spaces."""
+    """Return the lines between the two heads and the totals, with single spaces."""
     return [" ".join(line.split()) for line in report(made).text.splitlines() if line.lstrip().startswith("+")]
 
 

@@ -26,7 +26,7 @@ class Pipe:
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
 
     def read_until(self, end: str) -> str:
-        """All that is written up to an end that comes."""
+        """Return all that is written up to an end that comes."""
         text = b""
         while not text.endswith(end.encode()):
             text += os.read(self.reader, 1 << 16)

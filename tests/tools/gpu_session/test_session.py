@@ -40,7 +40,7 @@ def step(name: str, script: str, *, kind: Kind = Kind.FACTS, limit_seconds: floa
 def run(
     *steps: Step, seconds: float = 60.0, wheels: Path = Path("nowhere"), is_dry: bool = False
 ) -> tuple[list[Findings], str]:
-    """The findings of some steps, and the log."""
+    """Return the findings of some steps, and the log."""
     plan = Plan(steps=steps, seconds=seconds, wheels=wheels, variables={"SEEN": "yes"}, is_dry=is_dry)
     with tempfile.TemporaryFile() as log:
         found = [findings for _, findings in run_steps(plan, log, lambda step, limit_seconds: None)]
@@ -108,7 +108,7 @@ def test_steps_see_the_variables_of_the_plan_and_our_packages() -> None:
 
 
 def wheel(folder: Path, name: str) -> Path:
-    """A wheel with one module."""
+    """Return a wheel with one module."""
     path = folder / f"{name}-1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", "")

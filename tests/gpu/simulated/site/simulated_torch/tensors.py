@@ -19,7 +19,7 @@ _pinned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  
 
 
 def _tensor_at(address, num_bytes, meta, give_back):
-    """A tensor of the shape of ``meta`` in memory that is given back when its storage ends."""
+    """Return a tensor of the shape of ``meta`` in memory that is given back when its storage ends."""
     buffer = (ctypes.c_ubyte * num_bytes).from_address(address)
     weakref.finalize(buffer, give_back, address).atexit = False
     storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
@@ -34,7 +34,7 @@ def _storage_bytes(meta):
 
 
 def new_on_card(meta):
-    """A tensor on the card like one that has no memory."""
+    """Return a tensor on the card like one that has no memory."""
     num_bytes = _storage_bytes(meta)
     return _tensor_at(segments.allocate(num_bytes), num_bytes, meta, segments.release)[0]
 

@@ -69,7 +69,7 @@ class ExternalStream(_BaseStream):
 
 
 def get_current_stream(device_id=-1):
-    """The innermost stream that this thread has entered."""
+    """Return the innermost stream that this thread has entered."""
     return _current.streams[-1] if _current.streams else Stream(null=True)
 
 

@@ -15,7 +15,7 @@ def gpu(mode: str, **more: Any) -> Manifest:
 
 
 def volume(release: Installed, name: str) -> Manifest:
-    """The volume of a name of the depots."""
+    """Return the volume of a name of the depots."""
     (found,) = [volume for volume in release.pod["volumes"] if volume["name"] == name]
     return dict(found)
 
@@ -26,11 +26,11 @@ def mounts(release: Installed) -> dict[str, str]:
 
 
 def variables(release: Installed) -> dict[str, str]:
-    """The variables of the depot with their values."""
+    """Return the variables of the depot with their values."""
     return {variable["name"]: variable.get("value", "") for variable in release.container["env"]}
 
 
 def service(release: Installed) -> Manifest:
-    """The Service that engines use."""
+    """Return the Service that engines use."""
     (found,) = [found for found in release.of("Service") if found["spec"].get("clusterIP") != "None"]
     return found
