@@ -23,11 +23,11 @@ class Nothing(Subscriber):
     name = "nothing"
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def event() -> LookupFinished:
-    """One of the larger events."""
+    """Return one of the larger events."""
     return LookupFinished(
         instance_id="engine-0",
         session_id="request-1",

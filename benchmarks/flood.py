@@ -24,7 +24,7 @@ NUM_REPORTS = 200  # made beforehand, so that this process takes little CPU from
 
 
 def reports(blocks_per_report: int) -> list[bytes]:
-    """Reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike.
+    """Return reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike.
 
     An engine gives a block to one session at a time: ids are handed out in order. When an id comes again, its
     session also comes again, and starts at token 0 with other tokens.

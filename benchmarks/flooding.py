@@ -53,7 +53,7 @@ class Caller:
     @classmethod
     @asynccontextmanager
     async def attached(cls, address: str, instance_id: str, token: str) -> AsyncIterator[Caller]:
-        """Attached for as long as the block runs, unless its token is wrong."""
+        """Attach while the block runs, unless the token is wrong."""
         credentials = Credentials(token=token) if token else None
         groups = [layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(TINY)]
         async with (
@@ -70,11 +70,14 @@ class Caller:
                 yield caller
 
     async def call(self) -> None:
-        """One lookup. Raises: AioRpcError."""
+        """Make one lookup.
+
+        Raises: AioRpcError.
+        """
         await self._lookup(self._request, metadata=self._metadata)
 
     async def percentiles(self) -> tuple[float, float]:
-        """p50 and p99 in ms of one lookup after the other."""
+        """Measure p50 and p99 in ms of lookups, one after the other."""
         latencies: list[float] = []
         begin = time.perf_counter()
         while time.perf_counter() < begin + SECONDS:
@@ -98,7 +101,7 @@ async def flood(address: str, token: str) -> None:
 
 @contextmanager
 def flooded(address: str, token: str) -> Iterator[None]:
-    """A process that floods, for as long as the block runs."""
+    """Run a process that floods while the block runs."""
     with child("the flood", "-m", "benchmarks.flooding", address, token) as process:
         next(process.lines())
         process.drain()

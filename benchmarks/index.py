@@ -41,7 +41,7 @@ class Filled:
             self.store()
 
     def keys(self, number: int) -> list[ChunkKey]:
-        """Of the prompt that was stored as the number-th."""
+        """Return the keys of the prompt with this number in the order of stores."""
         return [ChunkKey(b"%032d" % each) for each in range(number * PROMPT_CHUNKS, (number + 1) * PROMPT_CHUNKS)]
 
     def store(self) -> None:
@@ -57,7 +57,7 @@ class Filled:
         self._next += 1
 
     def look_up_us(self) -> float:
-        """Finding a prompt's chunks, pinning and unpinning them, for prompts at random."""
+        """Measure a lookup of random prompts: find their chunks, pin and unpin them."""
         first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, whichever were looked up before
         prompts = [self.keys(random.randrange(first, self._next)) for _ in range(PROMPTS)]
         begin = time.perf_counter()

@@ -16,7 +16,7 @@ ROUNDS = 50
 
 
 async def measure() -> list[Figure]:
-    """Tokens per second."""
+    """Measure tokens per second."""
     tokens = np.random.default_rng(0).integers(0, 128_000, TOKENS, dtype=np.uint32)
     prefix, namespace = Prefix(token_ids=tokens), Namespace(bytes(32))
     piece_bytes = 4 * CHUNK_SIZE + 32  # with the parent's key

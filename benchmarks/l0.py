@@ -34,7 +34,7 @@ Handle = Callable[[Sequence[Any]], None]
 
 
 def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded | None]]:
-    """Prompts that begin with one of the prefixes, on its blocks, and go on with blocks and tokens of their own.
+    """Return prompts that begin with one of the prefixes, on its blocks, and go on with blocks and tokens of their own.
 
     The blocks of their own are the ones unused for longest, so that once all ids were seen each is an eviction.
     """
@@ -80,7 +80,7 @@ def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded
 
 
 def measure() -> list[Figure]:
-    """Two or three figures per length of records and sample rate, and one of the memory."""
+    """Measure two or three figures per length of records and sample rate, and one of the memory."""
     figures: list[Figure] = []
     for record_blocks in RECORD_BLOCKS:
         warm_up, measured = events(record_blocks)
@@ -114,7 +114,7 @@ def measure() -> list[Figure]:
 
 
 def count_blocks(events: Sequence[Event]) -> int:
-    """Blocks in all records."""
+    """Count the blocks in all records."""
     return sum(len(event.records[0].block_ids) for event in events if isinstance(event, BlocksAllocated))
 
 
@@ -130,7 +130,7 @@ def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
 
 
 def seconds_of(handle: Handle, warm_up: Sequence[Any], measured: Sequence[Any]) -> float:
-    """How long the handler takes for ``measured``, in batches as large as the bus would make them."""
+    """Measure the handler's time for ``measured``, in batches as large as the bus makes them."""
     delivery = Delivery([_Subscriber(handle)])
     for batch in (warm_up, measured):
         begin = time.perf_counter()
@@ -166,11 +166,11 @@ class _Subscriber:
         self.handle = handle
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def peer(sample_rate: float) -> Handle | None:
-    """LMCache's subscriber with the SDK's instruments, if both can be imported."""
+    """Return LMCache's subscriber with the SDK's instruments, if both can be imported."""
     try:
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider

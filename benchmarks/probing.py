@@ -51,7 +51,7 @@ class Prober:
         return cls(channel, request)
 
     async def round(self) -> None:
-        """One round of calls, one after the other."""
+        """Make one round of calls, one after the other."""
         seconds: list[float] = []
         begin = time.perf_counter()
         while time.perf_counter() < begin + ROUND_SECONDS:

@@ -100,7 +100,7 @@ PATHS = {name_of(path): path for path in MODULES}
 
 @cache
 def modules_imported_by(path: str) -> frozenset[str]:
-    """Paths of the modules of ours that a module imports."""
+    """Return the paths of our modules that a module imports."""
     found = set()
     for name, _ in imports(path):
         while name and name not in PATHS:
@@ -130,7 +130,7 @@ def faults(*patterns: str, forbidden: tuple[str, ...]) -> list[str]:
 
 
 def others(*patterns: str) -> tuple[str, ...]:
-    """Paths that match none of the patterns, the generated ones left out."""
+    """Return the paths that match none of the patterns, without the generated ones."""
     return tuple(path for path in MODULES if not matches(path, GENERATED, *patterns))
 
 
@@ -249,7 +249,7 @@ print(json.dumps({
 
 
 def names(package: str) -> list[str]:
-    """Modules of a package, but for the command line and the connector, which are programs' own."""
+    """Return the modules of a package, without the command line and the connector, which programs use."""
     paths = [
         path for path in MODULES if path.startswith(f"{package}/") and not matches(path, "*/__main__.py", CONNECTOR)
     ]

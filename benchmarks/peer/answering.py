@@ -22,7 +22,7 @@ def say(output: TextIO, answer: object) -> None:
 
 
 def serve(engine: object, commands: TextIO, output: TextIO) -> None:
-    """A line ``{"do": METHOD, …}`` in, a line out, until the input ends; ``{"error": …}`` where the method raised."""
+    """Answer each line ``{"do": METHOD, …}`` until the input ends; with ``{"error": …}`` if the method raised."""
     for line in commands:
         command: dict[str, Any] = json.loads(line)
         try:

@@ -49,7 +49,7 @@ class DepotEngine:
     @classmethod
     @asynccontextmanager
     async def attached(cls, address: str) -> AsyncIterator[DepotEngine]:
-        """Both attached, and L1 in memory."""
+        """Attach both engines, and wait until L1 is populated."""
         with SharedBuffer.create(LAYOUT.size_bytes(LARGE)) as buffer:
             buffer.array[:] = 1
             groups, regions = [LAYOUT.from_shape(LARGE)], [buffer.region]
@@ -64,7 +64,7 @@ class DepotEngine:
                 yield cls(buffer, large, small, itertools.count())
 
     async def move(self, tokens: Ids, blocks: Ids) -> tuple[float, float]:
-        """Seconds of a store and of a retrieve of one prompt."""
+        """Measure the seconds of a store and of a retrieve of one prompt."""
         session = str(next(self.names))
         begin = time.perf_counter()
         answer = await self.large.store(session, tokens, [blocks])
@@ -95,7 +95,7 @@ class DepotEngine:
         return np.array_equal(planes[:, other_blocks], stored)
 
     async def store_prompt(self) -> None:
-        """The one that lookups find; it is evicted when enough is moved."""
+        """Store the prompt that lookups find. Later stores can evict it."""
         num_bytes = self.small.chunk_bytes * shapes.LONG // shapes.CHUNK_SIZE
         await self.small.store_inline("stored", prompt(shapes.STORED, shapes.LONG), bytes(num_bytes))
         await self.small.end_session("stored")
@@ -125,5 +125,5 @@ class DepotEngine:
 
 
 def prompt(first_token: int, num_tokens: int) -> NDArray[np.uint32]:
-    """As the driver makes it."""
+    """Return the same prompt as the driver's."""
     return np.arange(first_token, first_token + num_tokens, dtype=np.uint32)

@@ -46,7 +46,7 @@ class Buffer:
         _require(shared, "the server shares no memory: is /dev/shm large enough?")
 
     def key(self, session: str, tokens: tuple[int, ...], worker: int | None) -> IPCCacheServerKey:
-        """Of the whole prompt; for every worker where none is named."""
+        """Return the key of the whole prompt; for every worker if none is named."""
         return IPCCacheServerKey(
             model_name=self.model_name,
             world_size=1,
@@ -59,12 +59,12 @@ class Buffer:
         )
 
     def store(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
-        """Returns when the server has committed the bytes."""
+        """Return when the server has committed the bytes."""
         future = self._context.submit_store(key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk)
         _require(future.result(TIMEOUT_SECONDS), "the store was refused")
 
     def retrieve(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
-        """Returns when the blocks are written."""
+        """Return when the blocks are written."""
         future = self._context.submit_retrieve(
             key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk
         )
@@ -75,7 +75,7 @@ class Buffer:
         return torch.stack([layer[:, blocks] for layer in self._layers.values()]).view(torch.int16)
 
     def randomize(self, blocks: list[int]) -> None:
-        """Other bits in the blocks."""
+        """Write random bits to the blocks."""
         for layer in self._layers.values():
             bits = layer.view(torch.int16)
             bits[:, blocks] = torch.randint(-(2**15), 2**15, bits[:, blocks].shape, dtype=torch.int16)
@@ -95,14 +95,14 @@ class Engine:
         _require(chunk_size == shapes.CHUNK_SIZE, f"the server's chunks have {chunk_size} tokens")
 
     def attach_large(self) -> dict[str, Any]:
-        """Registers the buffer of store, retrieve and check."""
+        """Register the buffer of store, retrieve and check."""
         torch.set_num_threads(shapes.THREADS)
         heads = (shapes.NUM_HEADS, shapes.HEAD_SIZE)
         self._large = Buffer(self._client, "large", shapes.NUM_LAYERS, shapes.NUM_BLOCKS, *heads)
         return {}
 
     def attach_small(self) -> dict[str, Any]:
-        """Registers a buffer of a tiny model, and stores the prompt that lookups find."""
+        """Register a buffer of a tiny model, and store the prompt that lookups find."""
         num_blocks = shapes.LONG // shapes.BLOCK_SIZE
         self._small = Buffer(self._client, "small", 1, num_blocks, 1, 8)
         session = next(self._names)
@@ -205,7 +205,7 @@ def _require(holds: object, otherwise: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answers until its input ends."""
+    """Answer until the input ends."""
     output = answering.own_output()
     engine = Engine(arguments[0])
     answering.say(output, {"ready": True})

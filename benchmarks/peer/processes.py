@@ -48,7 +48,10 @@ class Process:
         )
 
     def write(self, line: str) -> None:
-        """To its standard input. Raises: PeerFailed: it is gone."""
+        """Write a line to its standard input.
+
+        Raises: PeerFailed, if it has ended.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -69,7 +72,10 @@ class Process:
         return line
 
     def until_listening(self, port: int, limit_seconds: float) -> None:
-        """Raises: PeerFailed: it ended, or does not listen in time."""
+        """Wait until it listens on a port.
+
+        Raises: PeerFailed, if it ended, or does not listen in time.
+        """
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
@@ -109,7 +115,10 @@ class Driver:
         self._process = process
 
     def ask(self, do: str, **arguments: object) -> dict[str, Any]:
-        """Raises: PeerFailed: it could not do it, did not answer in time, or is gone."""
+        """Send a command and return its answer.
+
+        Raises: PeerFailed, if the command failed, the answer is late, or the process has ended.
+        """
         self._process.write(json.dumps({"do": do, **arguments}))
         answer: dict[str, Any] = json.loads(self._process.line(ANSWER_SECONDS))
         if "error" in answer:

@@ -107,5 +107,5 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
 
 
 async def _send(peer: Driver, do: str, **arguments: object) -> dict[str, float]:
-    """In a thread: the depot's client goes on answering pings."""
+    """Send a command in a thread, so that the depot's client answers pings."""
     return await asyncio.to_thread(peer.ask, do, **arguments)

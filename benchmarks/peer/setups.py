@@ -71,7 +71,7 @@ class Setup:
 
 @contextmanager
 def server(setup: Setup) -> Iterator[str]:
-    """LMCache's server, as its engines on a CPU need it: yields its address.
+    """Run LMCache's server for engines on a CPU, and yield its address.
 
     Raises:
         PeerFailed: it did not start.
@@ -97,7 +97,7 @@ def server(setup: Setup) -> Iterator[str]:
 
 @contextmanager
 def driver(setup: Setup, url: str) -> Iterator[Driver]:
-    """An engine of that server.
+    """Run an engine of that server.
 
     Raises:
         PeerFailed: it did not reach the server.

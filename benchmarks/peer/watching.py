@@ -72,7 +72,7 @@ def peers(sample_rate: float) -> l0.Handle:
 
 
 def _bytes_per_block(handle: l0.Handle, events: Sequence[Any]) -> float:
-    """By the allocator's account, of all that stays when every block was seen."""
+    """Measure the allocated bytes that stay when every block was seen."""
     tracemalloc.start()
     l0.seconds_of(handle, events, ())
     num_bytes, _ = tracemalloc.get_traced_memory()
@@ -108,7 +108,7 @@ def _published(publish: Callable[[Any], object], make: Callable[[], Any]) -> flo
 
 
 async def _delivered(num_threads: int) -> float:
-    """By kvdepot's bus."""
+    """Measure kvdepot's bus."""
     depot_bus = EventBus([bus.Nothing()], capacity=bus.EVENTS * num_threads)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(depot_bus.run())
@@ -120,7 +120,7 @@ async def _delivered(num_threads: int) -> float:
 
 
 def _delivered_theirs(num_threads: int) -> float:
-    """By the peer's bus."""
+    """Measure the peer's bus."""
     num_delivered = 0
 
     def count(event: Event) -> None:
@@ -175,7 +175,7 @@ def _figure(what: str, unit: str, values: list[float], theirs: list[float], goal
 
 
 def main() -> None:
-    """One answer: the peer's version and the figures."""
+    """Answer once with the peer's version and the figures."""
     output = answering.own_output()
     figures = [asdict(figure) for figure in [*subscribers(), *buses()]]
     answering.say(output, {"version": version("lmcache"), "figures": figures})

@@ -39,7 +39,7 @@ class Answer:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Takes the time of the block."""
+        """Measure the time of the block."""
         start = time.perf_counter()
         yield
         if torch.cuda.is_initialized():
@@ -64,7 +64,7 @@ class Engine:
         )
 
     def answer(self, session_id: str, prompt: list[int], num_tokens: int, on_prefill: Callable[[int], None]) -> Answer:
-        """Generates tokens greedily after a prompt, and computes no KV that the depot has."""
+        """Generate tokens greedily after a prompt. Compute no KV that the depot has."""
         answer = Answer()
         block_ids = self._allocate(len(prompt))
 
@@ -104,7 +104,10 @@ class Engine:
         return answer
 
     def stay(self) -> None:
-        """Keeps the attachment until this process is stopped. Raises DepotError if the depot ends it earlier."""
+        """Keep the attachment until this process is stopped.
+
+        Raises: DepotError, if the depot ends it earlier.
+        """
         if (lost := self._depot.wait_lost()) is not None:
             raise lost
 

@@ -30,7 +30,7 @@ class PagedKv:
         return self.tensors[0].device
 
     def write(self, cache: DynamicCache, start: int, block_ids: list[int]) -> None:
-        """Copies the KV of a prompt's tokens from ``start`` on into its blocks."""
+        """Copy the KV of a prompt's tokens from ``start`` on into its blocks."""
         blocks, offsets = self._slots(start, cache.get_seq_length(), block_ids)
         layers: Any = cache.layers  # DynamicCache makes layers with `keys` and `values`; its type allows others
         for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
@@ -67,8 +67,10 @@ def split(shape: KvShape, device: str = "cpu") -> PagedKv:
 
 
 def packed(shape: KvShape, device: str = "cpu") -> PagedKv:
-    """One allocation for all layers; a layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it, with
-    the key and the value of a token side by side, as in vLLM."""
+    """Return one allocation for all layers, with the key and the value of a token side by side, as in vLLM.
+
+    A layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it.
+    """
     sizes = (shape.num_layers, shape.num_blocks, shape.num_heads, shape.block_size, 2 * shape.head_size)
     tensors = list(torch.zeros(sizes, device=device))
     tokens_first = [tensor.transpose(1, 2) for tensor in tensors]

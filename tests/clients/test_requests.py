@@ -15,7 +15,7 @@ IDS = [0, 1, 128_255, (1 << 31) - 1]
 
 
 def tensor(*args: Any, **kwargs: Any) -> Any:
-    """`torch.tensor`; without torch the test is skipped."""
+    """Return `torch.tensor`; skip the test without torch."""
     return pytest.importorskip("torch").tensor(*args, **kwargs)
 
 

@@ -39,7 +39,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return found[0]
 
     def named(self, name: str) -> list[Span]:
-        """In the order in which they came."""
+        """Return the spans of a name, in the order in which they came."""
         return [span for span in self.spans if span.name == name]
 
     def one(self, name: str) -> Span:
@@ -50,7 +50,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 @asynccontextmanager
 async def running_collector() -> AsyncIterator[Collector]:
-    """One on a port of its own."""
+    """Run a collector on a port of its own."""
     collector = Collector()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
@@ -63,7 +63,7 @@ async def running_collector() -> AsyncIterator[Collector]:
 
 
 def attributes(of: Any) -> dict[str, Any]:
-    """Attributes as Python's values, of the types that were sent."""
+    """Return attributes as Python's values, of the types that were sent."""
     return {each.key: _value(each.value) for each in of.attributes}
 
 

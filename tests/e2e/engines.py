@@ -57,14 +57,14 @@ FAST = 4 * (Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW[0].shape, num_blocks=SLOW
 
 
 def prompt(num_tokens: int, seed: int = 1) -> list[int]:
-    """Token ids; a longer prompt of the same seed goes on where a shorter one ended."""
+    """Return token ids; a longer prompt of the same seed goes on where a shorter one ended."""
     tokens: list[int] = np.random.default_rng(seed).integers(0, 1 << 32, num_tokens, np.uint32).tolist()
     return tokens
 
 
 @contextmanager
 def refused(status: str, reason: str) -> Iterator[None]:
-    """The block's call is answered with this status and this reason."""
+    """Check that the block's call is refused with this status and this reason."""
     with pytest.raises(DepotError) as failure:
         yield
     assert (failure.value.code.name, failure.value.reason) == (status, reason), str(failure.value)
@@ -144,7 +144,7 @@ class Engine:
         self._rng = np.random.default_rng(7)
 
     def tables(self, num_tokens: int) -> Tables:
-        """Blocks for a prompt, anywhere and in any order."""
+        """Return blocks for a prompt, anywhere and in any order."""
         return [
             self._rng.permutation(group.shape.num_blocks)[: -(-num_tokens // group.shape.block_size)]
             for group in self.groups
@@ -187,7 +187,7 @@ class Engine:
         return answer
 
     async def holds(self, session_id: str, prefix: Any, kv: Kv) -> int:
-        """How many tokens of the prompt the depot has; their bytes are the right ones."""
+        """Return how many tokens of the prompt the depot has, and check their bytes."""
         found = await self.lookup(session_id, prefix)
         if found.HasField("lease"):
             await self.retrieve_exactly(session_id, found.lease, first_tokens(kv, found.matched_tokens))
@@ -280,7 +280,7 @@ class Site:
         self.depot.lifetimes.expire()
 
     async def assert_comes_to_rest(self) -> None:
-        """In a moment nothing is reserved, pinned, leased or running, and the books are in order."""
+        """Wait until nothing is reserved, pinned, leased or running; check the invariants."""
         depot = self.depot
         await eventually(lambda: not any(session.num_running for session in depot.sessions.newest_first()))
         depot.index.check()
@@ -299,7 +299,7 @@ class Site:
 
 @asynccontextmanager
 async def site(server: Server, address: str = "", throttle: Throttle | None = None) -> AsyncIterator[Site]:
-    """Clients of a server, for as long as the block runs."""
+    """Open clients of a server while the block runs."""
     address = address or server.addresses[0]
     async with AsyncDepotClient(address) as client, grpc.aio.insecure_channel(address) as channel:
         opened = Site(server, client, CacheServiceStub(channel), throttle)

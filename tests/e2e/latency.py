@@ -40,7 +40,7 @@ class Polls:
 
 @contextmanager
 def polled(address: str) -> Iterator[Polls]:
-    """Another client polls the depot for the duration of the block."""
+    """Poll the depot from another client during the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.latency", address],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -29,7 +29,7 @@ NUM_TOKENS = 3_900_000
 
 @asynccontextmanager
 async def attached(client: AsyncDepotClient) -> AsyncIterator[AsyncAttachment]:
-    """An engine with a few small blocks; a chunk of 256 tokens has 512 bytes."""
+    """Attach an engine with a few small blocks; a chunk of 256 tokens has 512 bytes."""
     buffer = SharedBuffer.create(1 << 20)
     shared = SharedRegions()
     shared.add(buffer)
@@ -50,7 +50,7 @@ async def answer(channel: grpc.aio.Channel, method: str, wire: bytes) -> bytes:
 
 
 def token_prefix(num_tokens: int = NUM_TOKENS) -> cache_pb2.Prefix:
-    """Token ids of a long prompt, always the same."""
+    """Return token ids of a long prompt, always the same."""
     tokens = np.random.default_rng(0).integers(0, 1 << 17, num_tokens, np.uint32)
     return with_ids(cache_pb2.Prefix(), token_ids=tokens)
 

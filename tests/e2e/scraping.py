@@ -33,11 +33,11 @@ class Page:
                 self._values[at] = sample.value
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Of the line with exactly these labels; None if there is none."""
+        """Return the value of the line with exactly these labels; None if there is none."""
         return self._values.get((name, frozenset(labels.items())))
 
     def sum(self, name: str, **labels: str) -> float:
-        """Over all lines of a name that have these labels."""
+        """Return the sum of all lines of a name with these labels."""
         return sum(
             value for (other, at), value in self._values.items() if other == name and labels.items() <= dict(at).items()
         )
@@ -48,7 +48,10 @@ class Page:
 
 
 def get(address: str, path: str = "/metrics", **headers: str) -> str:
-    """Raises: urllib.error.HTTPError for anything but 200."""
+    """Return the body of a page.
+
+    Raises: urllib.error.HTTPError for any status but 200.
+    """
     request = urllib.request.Request(f"http://{address}{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         text: str = answer.read().decode()
@@ -65,7 +68,7 @@ async def scrape(server: Server, **headers: str) -> Page:
 
 
 def measured(**flags: Any) -> dict[str, Any]:
-    """Flags of a server that serves metrics, on a port of its own."""
+    """Return flags of a server that serves metrics, on a port of its own."""
     return {"chunk_size": 16, "disable_metrics": False, "prometheus_port": 0, **flags}
 
 

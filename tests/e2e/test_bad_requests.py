@@ -265,7 +265,7 @@ def request_class(rpc: str) -> Any:
 
 
 def groups() -> list[cache_pb2.KvGroup]:
-    """Two layers of K and V in blocks of 4 tokens, then one layer of latents in blocks of 8, in one region."""
+    """Return two layers of K and V in blocks of 4 tokens, then one layer of latents in blocks of 8, in one region."""
     attention = cache_pb2.KvGroup(
         num_layers=2,
         num_blocks=32,
@@ -346,13 +346,13 @@ BAD: list[Bad] = []
 def bad(
     rpc: str, what: str, field: str | tuple[str, ...], change: Callable[[Any, World], object], **other: Any
 ) -> None:
-    """A row with INVALID_REQUEST."""
+    """Add a row with INVALID_REQUEST."""
     fields = (field,) if isinstance(field, str) else field
     BAD.append(Bad(rpc=rpc, what=what, fields=fields, change=change, **other))
 
 
 def refused(rpc: str, what: str, answer: str, change: Callable[[Any, World], object], **other: Any) -> None:
-    """A row with another answer, "CODE REASON"."""
+    """Add a row with another answer, "CODE REASON"."""
     code, reason = answer.split()
     BAD.append(Bad(rpc=rpc, what=what, code=code, reason=reason, change=change, **other))
 

@@ -26,7 +26,7 @@ SECONDS = 20
 
 @asynccontextmanager
 async def ends(client: AsyncDepotClient) -> AsyncIterator[asyncio.Queue[str]]:
-    """Why attachments end, from here on."""
+    """Record the reasons for which attachments end, from here on."""
     reasons: asyncio.Queue[str] = asyncio.Queue()
     request = observability_pb2.WatchEventsRequest(event_types=["InstanceDetached"])
     call = client._calls.observability.WatchEvents(request)

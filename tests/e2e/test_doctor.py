@@ -404,7 +404,7 @@ def doctor(*flags: str, **environment: str) -> Result:
 
 
 def findings_of(result: Result) -> dict[str, dict[str, str]]:
-    """Findings by their check."""
+    """Return findings by their check."""
     return {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
 
 

@@ -68,7 +68,7 @@ class Depot:
         return self.process.wait(END_SECONDS)
 
     def num_dropped(self, stream: str) -> float:
-        """Lines that were dropped so far."""
+        """Return the number of dropped lines so far."""
         return Page(get(self.metrics_address)).sum("kvdepot_log_lines_dropped_total", stream=stream)
 
 
@@ -98,7 +98,7 @@ def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def store_until(address: str, enough: Callable[[], bool], at_least: int = 0) -> float:
-    """Stores and ends small sessions until it is enough; the seconds that the slowest took."""
+    """Store and end small sessions until it is enough. Return the seconds of the slowest."""
     slowest_seconds = 0.0
     with DepotClient(address) as client, attached(client) as attachment:
         number = 0

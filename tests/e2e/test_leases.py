@@ -29,7 +29,7 @@ async def leased(engine: Engine, session_id: str = "s", seed: int = 1) -> Any:
 
 
 async def assert_refused_without_a_byte(engine: Engine, session_id: str, lease: Any, reason: str) -> None:
-    """Neither retrieve works under the lease, and the engine's memory stays as it is."""
+    """Check that no retrieve works under the lease, and that the engine's memory stays as it is."""
     before = engine.buffer.twin()
     with refused("NOT_FOUND", reason):
         await engine.retrieve(session_id, lease, NUM_TOKENS)

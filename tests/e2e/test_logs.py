@@ -27,7 +27,7 @@ NOWHERE = "http://127.0.0.1:9"  # the port of "discard" has no listener
 
 
 def use(server: ServerProcess) -> None:
-    """One lookup in the engine's trace, and the end of the server."""
+    """Make one lookup in the engine's trace, and end the server."""
     [address] = server.addresses()
     with DepotClient(address) as client, attached(client, FORGED), grpc.insecure_channel(address) as channel:
         request = requests.lookup(FORGED, "chat", range(CHUNK_SIZE), 0, 0.0)

@@ -229,7 +229,7 @@ async def test_a_call_that_is_cut_off_has_a_status_of_its_own(depot: Site) -> No
 
 
 def rpcs(page: Page, method: str, status: str) -> float | None:
-    """How many calls of a method of CacheService were measured that ended with a status."""
+    """Return how many measured calls of a method of CacheService ended with a status."""
     return page.value(
         "rpc_server_call_duration_seconds_count",
         rpc_system_name="grpc",
@@ -303,6 +303,6 @@ async def test_models_beyond_the_limit_are_one(depot: Site) -> None:
 
 
 def end_sessions(depot: Site) -> None:
-    """Those of instances that are not attached."""
+    """End sessions of instances that are not attached."""
     for session in list(depot.depot.sessions.newest_first()):
         depot.depot.lifetimes.close_session(session, SessionEnd.REQUESTED)

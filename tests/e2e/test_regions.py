@@ -73,7 +73,7 @@ def region(fd: int) -> MemoryRegion:
 
 
 def num_open(pid: int, name: str) -> int:
-    """Descriptors of a process that are of objects of this name."""
+    """Count a process's descriptors of objects of this name."""
     return sum(name in str(entry.readlink()) for entry in list(Path(f"/proc/{pid}/fd").iterdir()) if entry.is_symlink())
 
 
@@ -82,7 +82,7 @@ def num_mapped(pid: int, name: str) -> int:
 
 
 async def assert_refused(client: AsyncDepotClient, memfd: int, limit: str) -> None:
-    """The memory is refused with both numbers, no page of it was made, and another engine is served."""
+    """Check that the memory is refused with both numbers, has no pages, and another engine is served."""
     with pytest.raises(DepotError) as refused:
         await client.attach(instance_id="sparse", model_name="model", groups=groups(), regions=[region(memfd)])
     assert (refused.value.code.name, refused.value.reason) == ("FAILED_PRECONDITION", "REGION_UNAVAILABLE")

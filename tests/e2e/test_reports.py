@@ -24,7 +24,7 @@ async def client(start_server_process: Callable[..., str]) -> AsyncIterator[Asyn
 
 
 async def report(client: AsyncDepotClient, session_ids: list[str], instance_id: str = "reporter") -> None:
-    """A report of one new block for each of these sessions."""
+    """Report one new block for each of these sessions."""
     for first in range(0, len(session_ids), SESSIONS_A_REPORT):
         records = [allocation_record(each, block_ids=[0]) for each in session_ids[first : first + SESSIONS_A_REPORT]]
         await client.report_block_allocation(instance_id=instance_id, model_name="model", block_size=4, records=records)

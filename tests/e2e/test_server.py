@@ -56,7 +56,7 @@ class ServerProcess:
         )
 
     def addresses(self) -> list[str]:
-        """Where it serves, once it does."""
+        """Return its addresses as soon as it serves."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         assert line.startswith("kvdepot serves on "), self.said()
@@ -113,7 +113,7 @@ def shared(folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def attached(client: DepotClient, instance_id: str = "engine") -> Iterator[Attachment]:
-    """An engine that has memory."""
+    """Attach an engine with memory."""
     with SharedBuffer.create(layouts.NL_X_TWO_NB_BS_NH_HS.size_bytes(SHAPE)) as buffer:
         group = layouts.NL_X_TWO_NB_BS_NH_HS.from_shape(SHAPE)
         with client.attach(instance_id=instance_id, model_name="m", groups=[group], regions=[buffer.region]) as rank:
@@ -265,7 +265,7 @@ def test_without_observability_it_serves_and_has_no_events_to_watch(serve: Serve
 
 
 def assert_refuses(server: ServerProcess, *words: str) -> None:
-    """It does not serve, and ends with 1 and one line with the reason."""
+    """Check that it does not serve, and ends with 1 and one line with the reason."""
     assert server.process.stdout is not None
     assert server.process.stdout.readline() == b""
     assert server.exit_code() == 1, server.said()

@@ -125,7 +125,7 @@ def chunk_content(model: Model, rank: int, path: tuple[int, ...], salt: str, has
 
 
 def content(model: Model, rank: int, prompt: Prompt, start: int, num_chunks: int) -> Bytes:
-    """Of several chunks, along their tokens."""
+    """Return the bytes of several chunks, along their tokens."""
     chunks = [
         chunk_content(model, rank, prompt.path[: end + 1], prompt.salt, prompt.hashed)
         for end in range(start, start + num_chunks)
@@ -177,7 +177,7 @@ class Engine:
         return self.memories[0].group.block_size
 
     def take(self, num_tokens: int) -> list[int]:
-        """Blocks for some tokens; none if there are not enough."""
+        """Return blocks for some tokens; none if there are not enough."""
         num_blocks = -(-num_tokens // self.block_size)
         if num_blocks > len(self.free):
             return []
@@ -308,7 +308,7 @@ class Client:
         self._client, self._engine = client, Engine(self.model, attachments, memories, num_blocks)
 
     async def _attach(self, attach: Callable[[], Awaitable[AsyncAttachment]]) -> AsyncAttachment:
-        """As often as it takes the depot to notice that the engine of this name has left."""
+        """Attach again until the depot has noticed that the engine of this name has left."""
         while True:
             try:
                 return await attach()
@@ -543,7 +543,7 @@ class Client:
 
 
 def ours(lines: Iterable[str]) -> Counter[str]:
-    """This process's shared memory among the last words of lines."""
+    """Return this process's shared memory among the last words of lines."""
     names = (line.split()[-1] if line.split() else "" for line in lines)
     return Counter(name for name in names if f"/dev/shm/kvdepot-{os.getpid()}-" in name or "/memfd:kvdepot" in name)
 

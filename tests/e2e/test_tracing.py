@@ -76,7 +76,7 @@ class Engine:
 
 @asynccontextmanager
 async def traced_depot(collector: Collector, **changes: Any) -> AsyncIterator[Engine]:
-    """A server that has sent all its spans when the block ends."""
+    """Run a server that has sent all its spans when the block ends."""
     flags = {"enable_tracing": True, "otlp_endpoint": collector.endpoint, "disable_metrics": True, **changes}
     async with (
         running_server({"chunk_size": CHUNK_SIZE, **flags}) as server,

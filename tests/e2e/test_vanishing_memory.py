@@ -85,14 +85,14 @@ class FileBuffer(SharedPagedBuffer):
         self.shared.add(self.buffers[0])
 
     def punch_hole(self) -> None:
-        """Gives all pages back, and keeps the size. To touch the array is a SIGBUS then, if there are no others."""
+        """Give all pages back, and keep the size. An access to the array is a SIGBUS then, if no pages are free."""
         libc = ctypes.CDLL(None, use_errno=True)
         size_bytes = ctypes.c_long(os.fstat(self.fd).st_size)
         assert libc.fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, ctypes.c_long(0), size_bytes) == 0
 
 
 def fill_up(folder: Path) -> None:
-    """Leaves no page free in a file system."""
+    """Leave no page free in a file system."""
     with (folder / "filling").open("wb", buffering=0) as filling, suppress(OSError):
         while True:
             filling.write(bytes(mmap.PAGESIZE))

@@ -24,7 +24,7 @@ class Issued:
     serial_number: int
 
     def write(self, folder: Path, name: str) -> tuple[str, str]:
-        """Into NAME.crt and NAME.key; their paths."""
+        """Write NAME.crt and NAME.key, and return their paths."""
         cert, key = folder / f"{name}.crt", folder / f"{name}.key"
         cert.write_bytes(self.cert)
         key.write_bytes(self.key)

@@ -88,7 +88,7 @@ def _try(faults: Faults, what: str, check: Callable[[], None]) -> None:
 
 
 def _leased(server: Server) -> Counter[Chunk]:
-    """How many leases each chunk is in."""
+    """Return how many leases each chunk is in."""
     return Counter(
         chunk
         for depot in server.depots
@@ -99,7 +99,7 @@ def _leased(server: Server) -> Counter[Chunk]:
 
 
 def _books(server: Server, *, exactly: bool) -> Iterator[str]:
-    """Sums that the pool and the index keep. Chunks that were dropped while they are read are in these sums alone."""
+    """Check the sums of the pool and the index. Removed chunks that are still read are in these sums alone."""
     index = server.depots.index
     chunks = list(index.chunks())
     num_protected = sum(chunk.num_pins > 0 or chunk.pending_write is not None for chunk in chunks)

@@ -82,7 +82,7 @@ class Depot:
         return self._process.returncode is None
 
     async def last_words(self) -> str:
-        """How the process ended, if it did, and the end of its log."""
+        """Return how the process ended, if it did, and the end of its log."""
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._process.wait()
@@ -113,7 +113,10 @@ class Depot:
 
 @asynccontextmanager
 async def depot(sabotage: str = "none") -> AsyncIterator[Depot]:
-    """A depot with little memory and short times, for as long as the block runs. Raises: RuntimeError."""
+    """Run a depot with little memory and short times during the block.
+
+    Raises: RuntimeError.
+    """
     with tempfile.TemporaryDirectory(prefix="kvdepot-fuzz-") as name:
         folder = Path(name)
         log, socket = folder / "depot.log", folder / "audit.sock"
@@ -172,7 +175,7 @@ class Witness:
         self.ready.set()
 
     def take(self) -> list[dict[str, Any]]:
-        """Its faults and slow calls since the last time."""
+        """Return its faults and slow calls since the last call."""
         said = list(self._said)
         self._said.clear()
         return said
@@ -190,7 +193,7 @@ class Witness:
 
 @asynccontextmanager
 async def witness(address: str) -> AsyncIterator[Witness]:
-    """A healthy client for as long as the block runs."""
+    """Run a healthy client during the block."""
     process = await _python(
         "tests.fuzz.witness",
         address,

@@ -50,11 +50,11 @@ class Report:
         self.longest_cpu_hold = max(self.longest_cpu_hold, (cpu_seconds, calls))
 
     def never_changed(self) -> set[str]:
-        """Fields of requests that no call had another value of."""
+        """Return fields of requests that had one value in all calls."""
         return set().union(*(fields_of(rpc.request) for rpc in RPCS)) - self.changed
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the report's lines."""
         for rpc in RPCS:
             outcomes = Counter({outcome: n for (name, outcome), n in self.outcomes.items() if name == rpc.name})
             counts = ", ".join(f"{outcome} {n}" for outcome, n in outcomes.most_common())

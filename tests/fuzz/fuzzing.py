@@ -186,7 +186,7 @@ class Fuzzer:
                 self._found(f"the witness waited {said['slow']:.2f} s for {said['rpc']}", self._largest())
 
     def _largest(self) -> Call:
-        """Of the calls under way the one that is most likely to take long."""
+        """Return the running call that is most likely to take long."""
         return max(self._under_way.values(), key=lambda call: sum(map(len, call.wires)))
 
     async def _comes_to_rest(self, batch: Sequence[int]) -> None:

@@ -80,7 +80,7 @@ class Mutator:
             part.CopyFrom(requests.made(type(part), self._things, self._random, share=share))
 
     def _change_repeated(self, message: Message, field: values.Field) -> None:
-        """Fewer elements, more, many, in another order, or one of them another."""
+        """Change elements: fewer, more, many, another order, or one of them changed."""
         elements = getattr(message, field.name)
         if _is_map(field):
             elements.clear()
@@ -188,7 +188,7 @@ def _tag(number: int, wire_type: int) -> bytes:
 
 
 def _unknown_fields(wire: bytes, random: Random) -> bytes:
-    """Fields of a later version: a varint, fixed64, some bytes, a group, fixed32."""
+    """Return fields of a later version: a varint, fixed64, some bytes, a group, fixed32."""
     number = random.choice((_UNKNOWN_FIELD, _LAST_FIELD))
     unknown = (
         _tag(number, 0) + varint((1 << 64) - 1),
@@ -265,7 +265,7 @@ CHANGES: Sequence[Callable[[bytes, Random], bytes]] = (
 
 
 def changed_wire(wire: bytes, other: Message, random: Random) -> bytes:
-    """Bytes that no generated code would write, which are a message or not; `other` is one of the same kind."""
+    """Return bytes that no generated code writes, a message or not. `other` is one of the same kind."""
     if random.random() < 0.25:
         return _another_behind(wire, random, other)
     return random.choice(CHANGES)(wire, random)

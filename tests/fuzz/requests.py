@@ -154,7 +154,7 @@ def _retrieve(rpc: Rpc, things: Things, random: Random, grant: Grant) -> Message
 
 
 def _report(things: Things, random: Random) -> Message:
-    """Reports of a scheduler about a few sessions: growing tables and reused blocks."""
+    """Return reports of a scheduler about a few sessions: growing tables and reused blocks."""
     block_size = random.choice((4, 16))
     records = [
         observability_pb2.BlockAllocationRecord(

@@ -79,7 +79,7 @@ PLAIN = Manner(
 
 
 def manner(rpc: Rpc, random: Random) -> Manner:
-    """Mostly patient: a call that is cut short shows less."""
+    """Return how to make a call; mostly to its end, because a call that is cut short shows less."""
     long_lived = rpc.streams_responses and rpc.name != "RetrieveInline"
     deadline = random.choice((*[None] * 6, *[30.0] * 12, 1e-6, random.choice((0.0005, 0.002, 0.01, 0.05))))
     moments = (*[None] * 27, 0.0, random.random() * 0.003, random.random() * 0.03)

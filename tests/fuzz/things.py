@@ -112,7 +112,7 @@ class Things:
         self._learnt: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     def rank_of(self, instance_id: str, random: Random) -> Rank:
-        """One of the instance's ranks; any rank for an instance that does not exist."""
+        """Return one of the instance's ranks; any rank for an instance that does not exist."""
         known = [rank for rank in (*self.homes, *self.visitors) if rank.request.instance_id == instance_id]
         return random.choice(known or self.homes)
 
@@ -173,7 +173,7 @@ def num_tokens(prefix: cache_pb2.Prefix) -> int:
 
 @contextmanager
 def things() -> Iterator[Things]:
-    """The things of one run; their memory is gone after the block."""
+    """Yield the things of one run; release their memory at the end."""
     by: tuple[Literal["name", "fd"], ...] = ("name", "fd", "name")
     size_bytes = max(_size_bytes(_ATTENTION), _size_bytes(_WIDE, _LATENT))
     buffers = [SharedBuffer.create(size_bytes, by=each) for each in by]
@@ -192,7 +192,7 @@ def _size_bytes(*shaped: _Shaped) -> int:
 
 
 def _groups(*shaped: _Shaped) -> list[cache_pb2.KvGroup]:
-    """Groups that lie one after the other in one region."""
+    """Return groups one after the other in one region."""
     groups = []
     offset_bytes = 0
     for layout, shape in shaped:

@@ -25,7 +25,7 @@ SECONDS = 60
 
 
 def latent_group(size_bytes: int, block_bytes: int = 1 << 20) -> Group:
-    """One plane over all of a region, in blocks of one token."""
+    """Return one plane over all of a region, in blocks of one token."""
     return Group(
         num_layers=1,
         num_blocks=size_bytes // block_bytes,

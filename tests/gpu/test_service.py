@@ -118,7 +118,7 @@ def spare(engines: list[ServiceEngine]) -> Iterator[ServiceEngine]:
 
 
 def free_bytes() -> int:
-    """Of the GPU."""
+    """Return the free bytes of the GPU."""
     import cupy
 
     return int(cupy.cuda.runtime.memGetInfo()[0])
@@ -202,7 +202,7 @@ def transfers_in(spans: list[dict[str, Any]], operation: str) -> list[dict[str, 
 
 
 def times(span: dict[str, Any]) -> tuple[float, float]:
-    """When a span began and ended, in seconds."""
+    """Return the begin and the end of a span, in seconds."""
     begin, end = (datetime.fromisoformat(span[name]).timestamp() for name in ("start_time", "end_time"))
     return begin, end
 
@@ -248,7 +248,7 @@ def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) 
 
 
 def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
-    """Waits for the middle of a burst of transfers."""
+    """Wait for the middle of a burst of transfers."""
     wait_until(lambda: depot.num_transfers("victim") > 1, within_seconds=SECONDS)
 
 

@@ -110,7 +110,7 @@ def _not_found(path: str) -> dict[str, Any]:
 
 @contextmanager
 def fake_cluster(version: str = "1.37", api_versions: Iterable[str] = tuple(KINDS)) -> Iterator[FakeCluster]:
-    """A cluster for the duration of the block."""
+    """Run a cluster during the block."""
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

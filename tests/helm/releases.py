@@ -21,7 +21,7 @@ def volume(release: Installed, name: str) -> Manifest:
 
 
 def mounts(release: Installed) -> dict[str, str]:
-    """Where the volumes are mounted, by name."""
+    """Return the mount paths of volumes by name."""
     return {mount["name"]: mount["mountPath"] for mount in release.container["volumeMounts"]}
 
 

@@ -46,7 +46,7 @@ class Case:
     labels: Mapping[str, str] | None = None
 
     def as_test(self) -> dict[str, Any]:
-        """As promtool takes it."""
+        """Return the case in the format of promtool."""
         rule = ALERTS[self.alert]
         expected = {
             "exp_labels": {**(TARGET if self.labels is None else self.labels), **rule["labels"]},
@@ -72,7 +72,7 @@ def _too_early(rule: Mapping[str, Any]) -> list[str]:
 
 
 def _of_target(series: str) -> str:
-    """With the labels of a depot that Prometheus scrapes."""
+    """Add the labels of a depot that Prometheus scrapes."""
     name, _, labels = series.partition("{")
     given = labels.removesuffix("}")
     own = ", ".join(f'{label}="{value}"' for label, value in TARGET.items() if f"{label}=" not in given)

@@ -122,7 +122,7 @@ def nl_x_nbbs_one_hs(new: NewTensor, shape: Shape) -> Planes:
 
 
 def packed(order: str) -> Callable[[NewTensor, Shape], Planes]:
-    """One allocation for all layers, seen as ``[B, H, N, C]`` per layer, with K then V in C."""
+    """Return one allocation for all layers, seen as ``[B, H, N, C]`` per layer, with K then V in C."""
 
     def planes(new: NewTensor, shape: Shape) -> Planes:
         layers, blocks, tokens, heads, size = shape.dims
@@ -205,7 +205,7 @@ class Engine:
         return [memory.bytes.tobytes() for memory in self._memory]
 
     def read_chunk(self, block_ids: Sequence[NDArray[np.int64]], chunk: bytes = b"") -> bytes:
-        """The canonical chunk that is in these blocks; if these are its last ones only, the rest is ``chunk``'s."""
+        """Return the canonical chunk in these blocks. If they are only its last ones, the rest is ``chunk``'s."""
         read = bytearray(
             chunk
             or sum(
@@ -226,7 +226,7 @@ class Engine:
     def _last_blocks(
         self, chunk_bytes: int, block_ids: Sequence[NDArray[np.int64]]
     ) -> Iterator[tuple[Tensor, NDArray[np.int64], int]]:
-        """Each plane, the blocks of it, and where the first of these is in a chunk."""
+        """Yield each plane, its blocks, and the offset of the first of them in a chunk."""
         chunk_size = chunk_bytes // sum(group.token_bytes for group in self.groups)
         at = 0
         for planes, ids in zip(self.planes, block_ids, strict=True):
@@ -276,5 +276,5 @@ class Engine:
 
 
 def address(view: Tensor) -> int:
-    """Where the first element of a view is."""
+    """Return the address of the first element of a view."""
     return int(view.__array_interface__["data"][0])

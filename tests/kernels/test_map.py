@@ -71,7 +71,7 @@ def mappings_of(fd: int) -> list[str]:
 
 
 def num_open_fds(fd: int) -> int:
-    """Descriptors of this process that are of the object behind a descriptor."""
+    """Count this process's descriptors of the object behind a descriptor."""
     inode, num_open = os.fstat(fd).st_ino, 0
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -50,7 +50,7 @@ def with_plane(index: int, **changes: Any) -> Group:
 
 
 def extent(group: Group) -> int:
-    """Where the last byte of a group ends."""
+    """Return the end of the last byte of a group."""
     return max(byte for plane in group.planes for byte in plane_bytes(group, plane)) + 1
 
 

@@ -49,7 +49,7 @@ def facts() -> dict[str, str]:
 
 
 def which(program: str) -> str | None:
-    """Where a program is, on the path or among CUDA's own."""
+    """Return a program's path, from PATH or CUDA's folders."""
     return shutil.which(program) or shutil.which(program, path=CUDA_PROGRAMS)
 
 

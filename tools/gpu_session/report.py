@@ -77,7 +77,7 @@ def _cells(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _line(figure: Mapping[str, Any]) -> str:
-    """Short, because there are more than a hundred."""
+    """Return a short line for a figure; there are more than a hundred."""
     what, measured, _, ratio, goal = _cells(figure)
     baseline = f", {ratio} of {_number(figure['baseline_median'])}" if ratio else ""
     return f"{what}: {measured}{baseline}" + (f"  [{goal}]" if goal else "")
@@ -88,7 +88,7 @@ def _number(value: float) -> str:
 
 
 def _cut(lines: Sequence[str]) -> str:
-    """As many lines as may be printed."""
+    """Return as many lines as may be printed."""
     kept: list[str] = []
     num_characters = 0
     for number, line in enumerate(lines):

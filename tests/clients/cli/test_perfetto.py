@@ -45,7 +45,7 @@ def session(*operations: OperationView, start: float = 0.0, ids: tuple[str, str]
 
 
 def threads(trace: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Slices by the names of their process and thread; every slice must have both."""
+    """Return slices by the names of their process and thread; every slice must have both."""
     named: dict[tuple[str, int, int], str] = {}
     for event in trace["traceEvents"]:
         if event["ph"] == "M":

@@ -36,7 +36,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def group_of(name: str, shape: KvShape) -> Group:
-    """Layers in a layout of this shape, with one head if the layout has no heads."""
+    """Return layers in a layout of this shape, with one head if the layout has no heads."""
     return Group(name, shape if DEFINITIONS[name].num_halves == 2 else replace(shape, num_heads=1))
 
 

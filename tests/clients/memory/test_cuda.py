@@ -76,7 +76,7 @@ def part(memory: torch.Tensor, start: int, end: int) -> torch.Tensor:
 
 
 def allocation_of(region: cache_pb2.MemoryRegion) -> tuple[int, int]:
-    """Where the allocation begins that a handle is of, and its size."""
+    """Return the address and the size of a handle's allocation."""
     start, size_bytes = np.frombuffer(region.cuda_ipc.handle, dtype=np.uint64)[:2].tolist()
     return start, size_bytes
 

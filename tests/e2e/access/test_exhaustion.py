@@ -65,7 +65,7 @@ class Depot:
         return ended
 
     async def is_served(self) -> None:
-        """One call of a tenant is answered."""
+        """Check that a call of a tenant is answered."""
         await self._blue("ListSessions", observability_pb2.ListSessionsRequest())
         self.num_served += 1
         self.peak_mib = max(self.peak_mib, resident_mib(self.pid))

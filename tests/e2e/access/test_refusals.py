@@ -27,7 +27,7 @@ NO_MESSAGE = b"\xff" * 7
 
 
 def counted(server: Server, rpc: str) -> dict[str, int]:
-    """Refusals of an RPC as the metric has them, by reason."""
+    """Return the refusals of an RPC in the metric, by reason."""
     gauges = DepotGauges(server.depots, server._admission, server._refusals, lambda: 0)
     counts = gauges.read()[definitions.RPCS_REFUSED]
     return {reason: int(number) for (method, reason), number in counts.items() if method.endswith(f"/{rpc}")}

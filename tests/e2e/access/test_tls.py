@@ -60,7 +60,7 @@ def write(issued: Issued, settings: dict[str, str]) -> None:
 
 
 def write_pair(cert: bytes, key: bytes | None, settings: dict[str, str]) -> None:
-    """One after the other, as most tools do."""
+    """Write the files one after the other, as most tools do."""
     Path(settings["tls_cert"]).write_bytes(cert)
     if key is None:
         Path(settings["tls_key"]).unlink()

@@ -19,7 +19,7 @@ L1_CHUNKS = 40
 
 
 def conversations(num_requests: int, seed: int) -> list[list[int]]:
-    """Requests that go on where an earlier one ended, or begin anew after a common first block; ids are prefixes."""
+    """Return requests that extend an earlier one, or begin anew after a common first block; ids are prefixes."""
     rng = random.Random(seed)
     ids: dict[tuple[int, ...], int] = {}
     prompts: list[tuple[int, ...]] = [(0,)]
@@ -31,7 +31,7 @@ def conversations(num_requests: int, seed: int) -> list[list[int]]:
 
 
 def brute_force_hits(requests: Sequence[Sequence[int]], capacity: int) -> int:
-    """Leading resident blocks, if the least recently used leaves first, and of one prompt the tail before its head."""
+    """Count leading resident blocks with LRU eviction, which evicts the tail of a prompt before its head."""
     resident: list[int] = []  # what leaves first is first
     hits = 0
     for request in requests:

@@ -52,7 +52,7 @@ def depot(start_server_process: Callable[..., str]) -> Iterator[Depot]:
 
 
 def assert_fails(result: Result, message: str) -> None:
-    """With 1, one line, and nothing besides."""
+    """Check that a command exits with 1 and prints one line."""
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert result.stderr.strip() == f"error: {message}"

@@ -23,7 +23,7 @@ MAX_ROUNDS = 60
 
 
 async def day(depot: Site, number: int) -> None:
-    """Some of everything that can happen in a depot, in an L1 of two chunks."""
+    """Make calls with all kinds of results, in an L1 of two chunks."""
     assert depot.server.bus is not None
     engine = await depot.attach(model_name="llama")
     for seed in (1, 2, 1):

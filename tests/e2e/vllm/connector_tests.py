@@ -78,7 +78,7 @@ def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any
 
 
 def prompt(seed: int, request_id: str) -> Request:
-    """Two chunks of 8 tokens, and some more."""
+    """Return two chunks of 8 tokens, and some more."""
     return Request(request_id, [1000 * seed + token for token in range(20)])
 
 

@@ -44,7 +44,7 @@ def compile_driver(path: Path) -> None:
 
 @contextmanager
 def _shared_memory() -> Iterator[Path]:
-    """A folder in /dev/shm. A shell waits for the end of this process to delete it, so that SIGKILL leaves nothing."""
+    """Make a folder in /dev/shm. A shell waits for the end of this process to delete it, also after SIGKILL."""
     path = Path(tempfile.mkdtemp(prefix="simulated-card-", dir="/dev/shm"))
     keeper = subprocess.Popen(
         ["/bin/sh", "-c", 'cat; rm -rf "$0"', path], stdin=subprocess.PIPE, start_new_session=True

@@ -58,7 +58,7 @@ class CudaDepot:
         some: slice = slice(None),
         l1_offset_bytes: int = 0,
     ) -> list[ChunkCopy]:
-        """Chunks at odd places, one after the other, of some blocks in random order, none twice."""
+        """Return chunks at odd offsets, one after the other, of some blocks in random order, none twice."""
         tables = []
         for group in engine.groups:
             blocks = chunk_size // group.block_size
@@ -102,7 +102,7 @@ class Attached:
             self.depot.workers[direction].advance()
 
     def close(self) -> None:
-        """Nothing went wrong, and nothing is left."""
+        """Close, and check that there are no faults and nothing is left."""
         self.buffer.close()
         self.depot.backend.close()
         self.engine.close()

@@ -86,7 +86,7 @@ class Schedule:
         return self.workers[-1]
 
     def run(self, num_events: int) -> None:
-        """So much happens, then all engines detach, and the backend ends."""
+        """Make some steps, then detach all engines and end the backend."""
         for _ in range(num_events):
             engine = self.random.choice(self.engines)
             what = self.random.randrange(160)
@@ -193,7 +193,7 @@ class AttachedEngine:
         request.transfer.future.add_done_callback(lambda _: self._finish(request))
 
     def become_ready_or_cancel(self) -> None:
-        """The engine is ready for a request, or gives it up."""
+        """Become ready for a request, or give it up."""
         running = [request for request in self.requests if not request.transfer.future.done()]
         if not running:
             return

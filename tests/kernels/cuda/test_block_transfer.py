@@ -62,7 +62,7 @@ def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
 def random_copies(
     engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
 ) -> list[ChunkCopy]:
-    """Chunks ``gap`` bytes apart, of blocks in random order, none twice."""
+    """Return chunks ``gap`` bytes apart, of blocks in random order, none twice."""
     rng = np.random.default_rng(5)
     tables = []
     for group in engine.groups:

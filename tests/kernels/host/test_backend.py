@@ -39,7 +39,7 @@ class Depot:
     def random_copies(
         self, engine: Engine, num_chunks: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
     ) -> list[ChunkCopy]:
-        """Chunks at odd places, one after the other, of blocks in random order, none twice."""
+        """Return chunks at odd offsets, one after the other, of blocks in random order, none twice."""
         tables = []
         for group in engine.groups:
             blocks = chunk_size // group.block_size

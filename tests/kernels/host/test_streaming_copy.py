@@ -47,7 +47,7 @@ def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[list
 
 
 def view(counts: list[int], gaps: list[int], start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Memory of random bytes, and a strided view into it, with bytes around it."""
+    """Return memory of random bytes, and a strided view into it, with bytes around it."""
     strides, step = [1], counts[-1] + gaps[-1]
     for count, gap in zip(reversed(counts[:-1]), reversed(gaps[:-1]), strict=True):
         strides.insert(0, step)

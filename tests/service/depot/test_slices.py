@@ -19,7 +19,7 @@ def steps(num: int, done: list[str], name: str = "", step_seconds: float = 0.0) 
 
 
 async def passes_of_the_loop(slices: Slices, until: asyncio.Future[None]) -> list[float]:
-    """How long each pass took while long work was under way."""
+    """Return the time of each pass of the loop during long work."""
     seconds: list[float] = []
     while not until.done():
         begin = time.perf_counter()

@@ -28,7 +28,7 @@ class FakeIndex:
         self.calls: list[str] = []
 
     def add(self, name: str, *, pending_write: PendingWrite | None = None, absent: tuple[int, ...] = ()) -> Chunk:
-        """Have a chunk, in a slot of its own."""
+        """Add a chunk, in a slot of its own."""
         slot: Slot[Chunk] = Slot(0, SLOT_BYTES, SlotState.TAKEN)
         chunk = self.chunks[key(name)] = Chunk(key(name), STATS, slot, pending_write, absent_tokens=absent)
         return chunk

@@ -95,7 +95,7 @@ class Model:
             self._tick(instance, now)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """As the fields of L0Counts, without the model's name."""
+        """Return counts as the fields of L0Counts, without the model's name."""
         counts = {}
         for name, (_, count) in self._counts.items():
             blocks = self._instances[name].blocks.values() if name in self._instances else ()

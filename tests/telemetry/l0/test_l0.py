@@ -39,7 +39,7 @@ class Depot:
         return self.subscriber.counts()[instance_id]
 
     def seen(self, name: str, instance_id: str = "a", model_name: str = "m") -> tuple[int, float]:
-        """How many were observed and their sum, in seconds."""
+        """Return the number of observations and their sum, in seconds."""
         (histogram,) = [h for h in self.subscriber.histograms if h.metric.name == f"kvdepot.l0.block.{name}"]
         points = {point.attributes: point for point in histogram.points()}
         point = points.get((instance_id, model_name))

@@ -51,7 +51,7 @@ class Traced:
         self.subscriber = TracingSubscriber(provider, **limits)
 
     def see(self, *events: Event) -> None:
-        """Each in a batch of its own."""
+        """Handle each event in a batch of its own."""
         for event in events:
             self.subscriber.handle([event])
 

@@ -14,7 +14,7 @@ from tools.gpu_session.steps import Kind, Step
 
 
 def figure(what: str, value: float, baseline: float = 10.0, goal: Goal | None = None) -> dict[str, Any]:
-    """As ``benchmarks.gpu`` writes it."""
+    """Return a figure as ``benchmarks.gpu`` writes it."""
     measured = Figure(
         what=what, unit="GB/s", values=[value], baseline="the link", baseline_values=[baseline], goal=goal
     )

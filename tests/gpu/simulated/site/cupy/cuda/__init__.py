@@ -113,10 +113,10 @@ class PinnedMemoryPointer:
 
 
 def alloc(size):
-    """Memory of the device. There is no pool: every access behind its end is found out."""
+    """Return memory of the device. There is no pool, so every access behind its end is detected."""
     return MemoryPointer(Memory(size), 0)
 
 
 def alloc_pinned_memory(size):
-    """Pinned memory of the host."""
+    """Return pinned memory of the host."""
     return PinnedMemoryPointer(PinnedMemory(size), 0)
