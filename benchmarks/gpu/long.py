@@ -1,4 +1,4 @@
-"""A large L1: how long until all of it is registered, what waits for that, and requests of 131,072 tokens."""
+"""A large L1: the time until all of it is registered, the delays by that, and requests of 131,072 tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One engine of the demo, as a process: it writes what it does to its standard output, as JSON lines.
+"""One engine of the demo, as a process: it writes its steps to standard output as JSON lines.
 
 python -m examples.demo --address unix:/run/kvdepot.sock --engine a
 """

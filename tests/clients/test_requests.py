@@ -1,4 +1,4 @@
-"""Prefixes and block tables are built from whatever holds ids."""
+"""Prefixes and block tables are built from any container of ids."""
 
 from __future__ import annotations
 

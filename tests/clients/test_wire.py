@@ -1,4 +1,4 @@
-"""Pieces on the wire are protobuf's messages, however they are encoded."""
+"""Pieces on the wire are protobuf's messages in any valid encoding."""
 
 from __future__ import annotations
 

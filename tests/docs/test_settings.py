@@ -1,4 +1,4 @@
-"""The page of settings is generated from the model, and says what each setting takes."""
+"""The page of settings is generated from the model, and lists the values of each setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an attachment ended: an engine that stops in order is no loss, whatever it left open; one that dies is."""
+"""Ends of attachments: an engine that stops in order is no loss, also with open calls; one that dies is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `python -m service serve` logs: lines that a program can read, with the spans that they belong to."""
+"""The log of `python -m service serve`: lines that a program can read, with their spans."""
 
 from __future__ import annotations
 

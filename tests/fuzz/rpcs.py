@@ -16,7 +16,7 @@ import kvdepot.v1
 from tests.documented import DOCUMENTED
 
 Message = Any
-"""A protobuf message, of whichever class."""
+"""A protobuf message of any class."""
 
 # Every RPC may answer these. A bug, an unknown caller and a shutdown are not expected here.
 _EVERYWHERE = {each for each in DOCUMENTED[""] if each[0] not in ("INTERNAL", "UNAUTHENTICATED", "UNAVAILABLE")}

@@ -45,7 +45,7 @@ DELAYS_SECONDS = (0.0, 0.001, 0.002, 0.003, 0.004)
 
 @pytest.fixture(scope="module")
 def packages(runtime: CupyRuntime) -> None:
-    """What the server imports."""
+    """Return the packages that the server imports."""
     try:
         importlib.import_module("service.__main__")
     except ImportError as error:

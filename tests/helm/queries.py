@@ -1,6 +1,6 @@
 """PromQL compared with the metric definitions that docs/metrics.md is made from: names, labels, values of labels.
 
-A query that names what is not there is no error to Prometheus: it answers nothing, for ever.
+To Prometheus, a query with an unknown name is no error: its answer is always empty.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
 
 from service.__main__ import app
@@ -49,10 +50,10 @@ def test_the_commands_of_the_pods_exist(install: Install, case: str) -> None:
     shown = {"tls": {"secretName": "a"}, "test": {"tokenSecretName": "b", "clientCertSecretName": "c"}}
     release = install(shown if case == "everything shown" else {})
     command_line: Any = get_command(app)
-    commands = command_line.commands
+    context = typer.Context(command_line)
     (test,) = release.tests
     words = [container["args"] for container in (release.container, test["spec"]["containers"][0])]
     if case == "everything shown":
         words.append(["health", *release.container["livenessProbe"]["exec"]["command"][3:]])
     for name, *arguments in words:
-        commands[name].make_context(name, arguments, resilient_parsing=False)
+        command_line.get_command(context, name).make_context(name, arguments, resilient_parsing=False)

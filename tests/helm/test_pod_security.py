@@ -1,4 +1,4 @@
-"""What the pods may do, by the rules of the Pod Security level `restricted`."""
+"""The pods fit the rules of the Pod Security level `restricted`."""
 
 from __future__ import annotations
 

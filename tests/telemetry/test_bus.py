@@ -1,4 +1,4 @@
-"""The bus on one thread: what is accepted, dropped, delivered and counted."""
+"""The bus on one thread: events are accepted or dropped, delivered, and counted."""
 
 from __future__ import annotations
 

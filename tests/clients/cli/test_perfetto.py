@@ -1,4 +1,4 @@
-"""A trace file is what ui.perfetto.dev reads: names for every process and thread, and slices that nest."""
+"""A trace file fits ui.perfetto.dev: names for every process and thread, and slices that nest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connector's worker: what it reports when a depot fails, hangs or refuses."""
+"""The connector's worker: its reports when a depot fails, hangs or refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers without credentials can't take a depot's memory. What they took comes back, and others are served."""
+"""Callers without credentials can't take a depot's memory. Their memory comes back, and others are served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`replay` finds the hit ratio that its policy must have, and refuses what it can't play."""
+"""`replay` gets the hit ratio that its policy must have, and refuses traces that it can't play."""
 
 from __future__ import annotations
 

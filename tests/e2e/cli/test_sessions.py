@@ -1,4 +1,4 @@
-"""`sessions` lists, shows and exports what requests did, and fails in one line."""
+"""`sessions` lists, shows and exports the operations of requests, and fails in one line."""
 
 from __future__ import annotations
 

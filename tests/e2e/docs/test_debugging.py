@@ -1,4 +1,4 @@
-"""The commands in the documentation do what it says."""
+"""The commands in the documentation have the documented effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image's steps in plain folders: what comes out serves, stores and retrieves, writes nowhere else, and drains."""
+"""The image's steps in plain folders: the result serves, stores and retrieves, writes nowhere else, and drains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table that is printed last is short, and shows first what needs a look."""
+"""The table that is printed last is short, and shows the problems first."""
 
 from __future__ import annotations
 
