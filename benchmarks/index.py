@@ -58,7 +58,7 @@ class Filled:
 
     def look_up_us(self) -> float:
         """Measure a lookup of random prompts: find their chunks, pin and unpin them."""
-        first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, whichever were looked up before
+        first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, also after lookups of others
         prompts = [self.keys(random.randrange(first, self._next)) for _ in range(PROMPTS)]
         begin = time.perf_counter()
         for keys in prompts:

@@ -30,7 +30,7 @@ async def measure() -> list[Figure]:
                 for tuning, lengths in ((STOCK, [shapes.SHORT]), (TUNED, [shapes.SHORT, shapes.LONG])):
                     setup = Setup(transport=transport, tuning=tuning)
                     with server(setup) as url, driver(setup, url) as peer:
-                        if transport is Transport.ZMQ:  # the bytes take the same way whatever carries the requests
+                        if transport is Transport.ZMQ:  # the transport of requests does not carry the bytes
                             moved += await rounds.move(ours, peer, setup)
                         asked += await rounds.ask(ours, peer, setup, lengths)
     return [*moved, *asked]

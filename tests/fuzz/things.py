@@ -119,7 +119,7 @@ class Things:
     def name(self, field: str, random: Random) -> str:
         """Return a name for a field: of an existing thing, of a removed one, or of a thing of another kind.
 
-        It draws the same numbers from `random` in each run.
+        It draws the same numbers from `random`, independent of the learnt names.
         """
         where = random.random()
         learnt = self._learnt.get(field) or self._learnt["lease_id"]

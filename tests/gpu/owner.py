@@ -165,7 +165,7 @@ class Owner:
 def main() -> None:
     """Answer each line on standard input with one on standard output."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # the output of a library is no answer
     owner = Owner()
     for line in sys.stdin:
         order = json.loads(line)

@@ -128,7 +128,7 @@ def test_memory_is_made_sure_of_where_linux_cannot_populate(memfd: int, monkeypa
     mapping.close()
 
 
-def test_closing_unmaps_at_once_whatever_views_exist(memfd: int) -> None:
+def test_closing_unmaps_at_once_although_views_exist(memfd: int) -> None:
     fds = num_open_fds(memfd)
     mapping = map_all(own(memfd))
     view = mapping.memory()[10:20]

@@ -570,7 +570,7 @@ def test_load_counts_the_blocks_that_it_writes() -> None:
     assert driver.scheduler.matched_tokens(request, 0) == 32
 
 
-def test_blocks_of_full_attention_are_reported_whichever_group_they_are() -> None:
+def test_blocks_of_full_attention_are_reported_from_any_group() -> None:
     driver = SchedulerDriver(reports=True, groups=WINDOWS[::-1])
     driver.step({request_of(8): 8}, [("request", ([0, 21], [10, 11]), True)])
     assert [each.block_ids for each in driver.reports.allocations] == [[10, 11]]

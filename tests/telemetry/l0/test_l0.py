@@ -92,7 +92,7 @@ def test_the_same_contents_once_released_are_a_reuse_recorded_at_once(depot):
     assert (depot.counts().reuses, depot.counts().owned, depot.counts().allocations) == (1, 1, 1)
 
 
-def test_a_reuse_gap_begins_at_the_last_access_by_whoever_it_was(depot):
+def test_a_reuse_gap_begins_at_the_last_access_by_any_session(depot):
     depot.gives("s", [1], text(0, 16))
     depot.after(5).gives("t", [1], text(0, 16))
     depot.after(1).ends("s")

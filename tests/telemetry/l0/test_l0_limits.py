@@ -53,7 +53,7 @@ def test_a_share_of_the_blocks_is_sampled():
     assert (sampled("a", 0, 10_000, 0.1) != sampled("b", 0, 10_000, 0.1)).any()
 
 
-def test_the_same_blocks_are_sampled_after_a_restart_and_in_whatever_order_they_come():
+def test_the_same_blocks_are_sampled_after_a_restart_and_in_any_order():
     program = (
         "from telemetry.l0.fingerprints import sampled\nprint(sampled('a', 0, 1_000_000, 0.01).nonzero()[0].sum())"
     )

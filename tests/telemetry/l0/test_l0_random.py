@@ -73,7 +73,7 @@ def batches_of_events(draw: st.DrawFn) -> list[list[Event]]:
 
 @settings(max_examples=100, deadline=None)
 @given(batches_of_events())
-def test_whatever_a_client_reports_is_followed_as_the_table_says(batches):
+def test_all_reports_of_a_client_follow_the_table(batches):
     compare(batches)
 
 
