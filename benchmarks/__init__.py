@@ -1,1 +1,1 @@
-"""Every number in the documents comes from here; each is printed beside the limit measured in the same run."""
+"""Print every number in the documents, each with the limit that is measured in the same run."""

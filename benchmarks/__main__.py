@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: figures beside the limit of the machine in the same run.
+"""``python -m benchmarks [NAME …]``: figures and the limits of the machine, from the same run.
 
 Without names: all of them, and the tables are written to ``benchmarks/results/``.
 """

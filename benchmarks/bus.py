@@ -1,4 +1,4 @@
-"""The event bus: what a publish costs, and how many events a second reach a subscriber that does nothing."""
+"""The event bus: the time of a publish, and events a second to a subscriber that does nothing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Nothing(Subscriber):
     name = "nothing"
 
     def handle(self, batch: Sequence[Event]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def event() -> LookupFinished:
-    """One of the larger events."""
+    """Return one of the larger events."""
     return LookupFinished(
         instance_id="engine-0",
         session_id="request-1",
@@ -43,7 +43,7 @@ def event() -> LookupFinished:
 
 
 async def measure() -> list[Figure]:
-    """What one event costs, and how many a second go through."""
+    """Measure the time of one publish, and events a second."""
     made, ready, drained = [], [], []
     for _ in range(ROUNDS):
         made.append(_seconds_each(event) * 1e9)
@@ -74,7 +74,7 @@ def _seconds_each(call: object) -> float:
 
 
 async def _delivered(num_threads: int) -> float:
-    """Events a second from so many threads to a subscriber, with nothing dropped: the queue is large enough."""
+    """Return events a second from some threads to a subscriber. The queue is large enough to drop none."""
     bus = EventBus([Nothing()], capacity=EVENTS * num_threads)
 
     def publish() -> None:

@@ -1,4 +1,4 @@
-"""Measures what the connector adds to a scheduler's step: 256 requests that decode, with and without block reports."""
+"""Measure what the connector adds to a scheduler's step: 256 requests that decode, with and without block reports."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _UnsentReports:
 
 
 async def measure() -> list[Figure]:
-    """Microseconds per step; in each, 16 requests get a block and one stores a chunk."""
+    """Measure microseconds per step; in each, 16 requests get a block and one stores a chunk."""
     without, with_reports = (_steps(reports) for reports in (None, _UnsentReports()))
     return [
         Figure(what=f"step of {REQUESTS} requests", unit="µs", values=without, goal=Goal(at_most=250)),

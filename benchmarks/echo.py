@@ -19,19 +19,19 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 async def echo(request: bytes, context: Context) -> bytes:
-    """Answers with the request."""
+    """Answer with the request."""
     return request
 
 
 async def sink(requests: AsyncIterator[bytes], context: Context) -> bytes:
-    """Reads a stream to its end."""
+    """Read a stream to its end."""
     async for _ in requests:
         pass
     return b""
 
 
 async def source(request: bytes, context: Context) -> None:
-    """Writes as many messages of an inline retrieve's size as asked for, each made anew as there."""
+    """Write the requested number of messages of an inline retrieve's size, and build each, as a retrieve does."""
     data = memoryview(bytes(MAX_PIECE_BYTES))
     for number in range(int(request)):
         await context.write(serialised_retrieve(Piece(data, number, 0)))
@@ -50,7 +50,7 @@ async def serve(address: str) -> None:
     server.add_insecure_port(address)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(f"127.0.0.1:{port}", flush=True)  # for who started it
+    print(f"127.0.0.1:{port}", flush=True)  # for the parent process
     await asyncio.Event().wait()
 
 

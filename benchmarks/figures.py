@@ -1,4 +1,4 @@
-"""Figures: measurements with their baselines, their spread over the rounds, and whether they met a goal."""
+"""Figures: measurements with their baselines, their spread over the rounds, and their goals."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ NUM_BLOCKS = 50_000
 RECORD_BLOCKS = (16, 32, 64, 128, 264, 512)
 VOCABULARY = 128_000
 STEP_SECONDS = 0.01
-NUM_REPORTS = 200  # made beforehand, so that this process costs little beside the one that is measured
+NUM_REPORTS = 200  # made beforehand, so that this process takes little CPU from the one that is measured
 
 
 def reports(blocks_per_report: int) -> list[bytes]:
-    """Reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike.
+    """Return reports of one scheduler step each, over prompts of many lengths; a tenth of them begin alike.
 
-    An engine gives a block to one session at a time: ids are handed out in turn, and by the time that they come
-    round again the sessions that had them have, too. Those start at token 0 again, with other tokens.
+    An engine gives a block to one session at a time: ids are handed out in order. When an id comes again, its
+    session also comes again, and starts at token 0 with other tokens.
     """
     rng = np.random.default_rng(0)
     shared = rng.integers(0, VOCABULARY, BLOCK_SIZE * max(RECORD_BLOCKS), dtype=np.uint32)

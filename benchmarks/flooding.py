@@ -1,8 +1,8 @@
-"""``python -m benchmarks.flooding``: what one client's calls cost another's, beside what those take alone, in one run.
+"""``python -m benchmarks.flooding``: what the calls of one client cost another client, in one run.
 
 Blue looks up one prompt after the other. Red floods: `NUM_FLOODING` calls under way at any time, each followed by the
-next at once. Blue is measured in turns: alone, while red floods another depot, and while it floods blue's. What red's
-processes take of the machine is in the second figure, what the depot lets red take of blue is in the third.
+next at once. Each round measures blue alone, while red floods another depot, and while red floods blue's depot. The
+second figure shows the load of red's processes on the machine, the third one also their effect through the depot.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Caller:
     @classmethod
     @asynccontextmanager
     async def attached(cls, address: str, instance_id: str, token: str) -> AsyncIterator[Caller]:
-        """Attached for as long as the block runs, unless its token is wrong."""
+        """Attach while the block runs, unless the token is wrong."""
         credentials = Credentials(token=token) if token else None
         groups = [layouts.NL_X_TWO_NB_BS_NH_HS.without_memory(TINY)]
         async with (
@@ -70,11 +70,14 @@ class Caller:
                 yield caller
 
     async def call(self) -> None:
-        """One lookup. Raises: AioRpcError."""
+        """Make one lookup.
+
+        Raises: AioRpcError.
+        """
         await self._lookup(self._request, metadata=self._metadata)
 
     async def percentiles(self) -> tuple[float, float]:
-        """p50 and p99 in ms of one lookup after the other."""
+        """Measure p50 and p99 in ms of lookups, one after the other."""
         latencies: list[float] = []
         begin = time.perf_counter()
         while time.perf_counter() < begin + SECONDS:
@@ -84,7 +87,7 @@ class Caller:
 
 
 async def flood(address: str, token: str) -> None:
-    """Call for ever, whether the calls are refused or not."""
+    """Call for ever, also when the calls are refused."""
 
     async def call_on(caller: Caller) -> None:
         while True:
@@ -98,7 +101,7 @@ async def flood(address: str, token: str) -> None:
 
 @contextmanager
 def flooded(address: str, token: str) -> Iterator[None]:
-    """A process that floods, for as long as the block runs."""
+    """Run a process that floods while the block runs."""
     with child("the flood", "-m", "benchmarks.flooding", address, token) as process:
         next(process.lines())
         process.drain()
@@ -106,7 +109,7 @@ def flooded(address: str, token: str) -> Iterator[None]:
 
 
 async def measure(depot: str, elsewhere: str, tokens: tuple[str, str]) -> Sequence[tuple[float, float]]:
-    """Blue's p50 and p99 in ms: alone, beside a flood elsewhere, beside a flood of its depot; medians over rounds."""
+    """Measure blue's p50 and p99 in ms: alone, and during floods of another and of its depot; medians of rounds."""
     red, blue = tokens
     cases: Sequence[Callable[[], AbstractContextManager[None]]] = (
         nullcontext,
@@ -137,7 +140,7 @@ def main() -> None:
         for what, flags, tokens in (
             ("another tenant", with_tenants, ("red", "blue")),
             ("another tenant that may have 4", (*with_tenants, "--tenant-max-concurrent-rpcs", "4"), ("red", "blue")),
-            ("somebody with a wrong token", with_tenants, (WRONG, "blue")),
+            ("a client with a wrong token", with_tenants, (WRONG, "blue")),
             ("another instance, no tenants", (), ("", "")),
         ):
             common = ("--l1-size", "256MiB", "--log-level", "error", *flags)

@@ -1,4 +1,4 @@
-"""How long the longest messages hold up another client, which polls GetStatus all the time meanwhile."""
+"""How long the longest messages delay another client, which polls GetStatus all the time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MESSAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 async def measure() -> list[Figure]:
-    """The longest poll beside each message, until half a second after its answer."""
+    """Measure the longest poll during each message, until half a second after its answer."""
     wires = {name: make() for name, (_, make) in MESSAGES.items()}
     longest_ms: dict[str, list[float]] = {name: [] for name in MESSAGES}
     idle_ms: list[float] = []
@@ -59,10 +59,10 @@ async def measure() -> list[Figure]:
                 await client.clear_cache()
     return [
         Figure(
-            what=f"longest poll beside {name}",
+            what=f"longest poll during {name}",
             unit="ms",
             values=values,
-            baseline="beside nothing",
+            baseline="idle",
             baseline_values=idle_ms,
         )
         for name, values in longest_ms.items()

@@ -1,4 +1,4 @@
-"""The index with ten thousand to a million chunks, and with two sizes of them: what its steps take, and its memory."""
+"""The index with ten thousand to a million chunks, and with two chunk sizes: the time of its steps, and its memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLOT_BYTES = 4_096
 FLAT = Goal(at_most=2.0)
 SHARED_BYTES = 8 << 30
 SHARED_SLOT_BYTES = (7 << 20, 9 << 20)
-SHARED_TURNS = 40
+SHARED_STORES = 40
 
 
 class Filled:
@@ -41,11 +41,11 @@ class Filled:
             self.store()
 
     def keys(self, number: int) -> list[ChunkKey]:
-        """Of the prompt that was stored as the number-th."""
+        """Return the keys of the prompt with this number in the order of stores."""
         return [ChunkKey(b"%032d" % each) for each in range(number * PROMPT_CHUNKS, (number + 1) * PROMPT_CHUNKS)]
 
     def store(self) -> None:
-        """One more prompt: reserved, committed, let go of; what is oldest is evicted once the index is full."""
+        """Reserve, commit and unpin one more prompt; a full index evicts its oldest chunks."""
         chunks = []
         for key in self.keys(self._next):
             chunk, _ = self.index.reserve(key, self._stats, SLOT_BYTES, self._pending_write)
@@ -57,8 +57,8 @@ class Filled:
         self._next += 1
 
     def look_up_us(self) -> float:
-        """Finding a prompt's chunks, pinning and unpinning them, for prompts at random."""
-        first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, whichever were looked up before
+        """Measure a lookup of random prompts: find their chunks, pin and unpin them."""
+        first = self._next - self.num_chunks // PROMPT_CHUNKS // 4  # not evicted, also after lookups of others
         prompts = [self.keys(random.randrange(first, self._next)) for _ in range(PROMPTS)]
         begin = time.perf_counter()
         for keys in prompts:
@@ -70,7 +70,7 @@ class Filled:
         return (time.perf_counter() - begin) / PROMPTS * 1e6
 
     def store_us(self) -> float:
-        """A prompt that evicts another."""
+        """Return a prompt that evicts another."""
         num_evicted = self.index.num_evicted
         begin = time.perf_counter()
         for _ in range(PROMPTS):
@@ -81,7 +81,7 @@ class Filled:
 
 
 async def measure() -> list[Figure]:
-    """Of one prompt, beside the smallest index; garbage collection is a figure of its own."""
+    """Measure the steps of one prompt, relative to the smallest index; garbage collection is a figure of its own."""
     indexes = [Filled(num_chunks) for num_chunks in NUM_CHUNKS]
     look_ups: list[list[float]] = [[] for _ in indexes]
     stores: list[list[float]] = [[] for _ in indexes]
@@ -96,7 +96,7 @@ async def measure() -> list[Figure]:
     return [
         *_relative_to_the_smallest(f"index: a lookup's {PROMPT_CHUNKS} chunks found, pinned, unpinned", look_ups),
         *_relative_to_the_smallest(f"index: {PROMPT_CHUNKS} chunks planned, evicting as many, committed", stores),
-        Figure(what="index: a chunk stored, two sizes by turns in 8 GiB", unit="µs", values=shared_us),
+        Figure(what="index: a chunk stored, two sizes alternately in 8 GiB", unit="µs", values=shared_us),
         Figure(what="index: of L1 in use then", unit="percent", values=shared_percent, goal=Goal(at_least=85)),
         Figure(what="index: memory per chunk", unit="bytes", values=[_bytes_per_chunk()], goal=Goal(at_most=400)),
         Figure(what=f"a full garbage collection, {NUM_CHUNKS[1]:,} chunks", unit="ms", values=[_collection_ms()]),
@@ -104,14 +104,14 @@ async def measure() -> list[Figure]:
 
 
 def _shared() -> tuple[float, float]:
-    """Models of two sizes store by turns: µs per chunk, and the share of L1 that chunks take in percent."""
+    """Store alternately for models of two sizes: µs per chunk, and the share of L1 that chunks take in percent."""
     index = Index(Pool(SHARED_BYTES))
     pending_write = PendingWrite(asyncio.get_running_loop().create_future())
     numbers = itertools.count()
     shares = []
     begin = time.perf_counter()
-    for turn in range(SHARED_TURNS):
-        slot_bytes = SHARED_SLOT_BYTES[turn % 2]
+    for number in range(SHARED_STORES):
+        slot_bytes = SHARED_SLOT_BYTES[number % 2]
         stats = index.namespace_stats(Namespace(b"%d" % slot_bytes), model_name="m", cache_salt="", rank=0)
         for _ in range(random.randrange(100)):
             chunks = []

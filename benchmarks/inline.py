@@ -1,4 +1,4 @@
-"""Inline store and retrieve beside bare gRPC streams of the same messages."""
+"""Inline store and retrieve, compared with bare gRPC streams of the same messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks per second through the L0 subscriber, beside the tokens' fingerprints alone and LMCache; its memory."""
+"""Blocks per second through the L0 subscriber, compared with the tokens' fingerprints alone and LMCache; its memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_LIVE = 32  # sessions: one ends for each that begins
 RECORD_BLOCKS = (16, 64, 264, 512)
 SAMPLE_RATES = (1.0, 0.01)
 MEASURED_BLOCKS = 1_000_000
-GOALS = {1.0: Goal(at_least=2.0), 0.01: Goal(at_least=5.0)}  # beside LMCache
+GOALS = {1.0: Goal(at_least=2.0), 0.01: Goal(at_least=5.0)}  # relative to LMCache
 ROUNDS = 3
 PEER_BLOCKS = 100_000  # it takes 10 µs a block
 MODEL_NAME = "bench"
@@ -34,7 +34,7 @@ Handle = Callable[[Sequence[Any]], None]
 
 
 def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded | None]]:
-    """Prompts that begin with one of the prefixes, on its blocks, and go on with blocks and tokens of their own.
+    """Return prompts that begin with one of the prefixes, on its blocks, and go on with blocks and tokens of their own.
 
     The blocks of their own are the ones unused for longest, so that once all ids were seen each is an eviction.
     """
@@ -80,7 +80,7 @@ def workload(record_blocks: int) -> Iterator[tuple[BlocksAllocated, SessionEnded
 
 
 def measure() -> list[Figure]:
-    """Two or three figures per length of records and sample rate, and one of the memory."""
+    """Measure two or three figures per length of records and sample rate, and one of the memory."""
     figures: list[Figure] = []
     for record_blocks in RECORD_BLOCKS:
         warm_up, measured = events(record_blocks)
@@ -114,12 +114,12 @@ def measure() -> list[Figure]:
 
 
 def count_blocks(events: Sequence[Event]) -> int:
-    """Blocks in all records."""
+    """Count the blocks in all records."""
     return sum(len(event.records[0].block_ids) for event in events if isinstance(event, BlocksAllocated))
 
 
 def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
-    """First what makes every id seen, then what is measured."""
+    """Return the events that make every id seen, then those that are measured."""
     pairs = workload(record_blocks)
     num_first = 2 * NUM_BLOCK_IDS // record_blocks + NUM_LIVE
 
@@ -130,7 +130,7 @@ def events(record_blocks: int) -> tuple[Sequence[Event], Sequence[Event]]:
 
 
 def seconds_of(handle: Handle, warm_up: Sequence[Any], measured: Sequence[Any]) -> float:
-    """How long the handler takes for ``measured``, in batches as large as the bus would make them."""
+    """Measure the handler's time for ``measured``, in batches as large as the bus makes them."""
     delivery = Delivery([_Subscriber(handle)])
     for batch in (warm_up, measured):
         begin = time.perf_counter()
@@ -147,7 +147,7 @@ def seconds_of(handle: Handle, warm_up: Sequence[Any], measured: Sequence[Any]) 
 
 
 def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
-    """How long hashing all tokens takes and nothing else."""
+    """Measure the time of hashing all tokens and nothing else."""
     keys = PositionKeys()
     begin = time.perf_counter()
     for event in measured:
@@ -158,7 +158,7 @@ def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
 
 
 class _Subscriber:
-    """What is measured, as the bus knows it."""
+    """The subscriber that is measured, as the bus calls it."""
 
     name = "l0"
 
@@ -166,11 +166,11 @@ class _Subscriber:
         self.handle = handle
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def peer(sample_rate: float) -> Handle | None:
-    """LMCache's subscriber with the SDK's instruments, if both can be imported."""
+    """Return LMCache's subscriber with the SDK's instruments, if both can be imported."""
     try:
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
@@ -190,7 +190,7 @@ def peer(sample_rate: float) -> Handle | None:
 
 
 def translated(events: Sequence[Event]) -> list[Any]:
-    """The same records as LMCache's events."""
+    """Return the same records as LMCache's events."""
     module = import_module("lmcache.v1.mp_observability.event")
 
     def of(event: Event) -> Any:

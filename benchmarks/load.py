@@ -10,7 +10,7 @@ from benchmarks.probing import Case, measure_cases
 
 
 async def measure() -> list[Figure]:
-    """p50 and p99 alone and under load."""
+    """Measure p50 and p99 alone and under load."""
     with ExitStack() as stack:
         alone = stack.enter_context(servers.depot("--l1-size", "64MiB")).unix
         storing = stack.enter_context(servers.depot("--l1-size", "3GiB")).unix

@@ -1,4 +1,4 @@
-"""Lookups per second beside an echo of the same message: hits, misses, short and long prompts, few and many clients."""
+"""Lookups per second, compared with an echo of the same message: hits, misses, prompt lengths, numbers of clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 
 @dataclass(slots=True)
 class Rounds:
-    """What each round measured of one server."""
+    """The measurements of one server, one for each round."""
 
     rate: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Rounds:
     cpu_us: list[float] = field(default_factory=list)
 
     async def measure(self, call: Method, request: bytes, num_clients: int, server: servers.Serving) -> None:
-        """One round: so many clients, each with one call at a time."""
+        """Measure one round of some clients, each with one call at a time."""
         latencies: list[float] = []
         cpu_seconds = server.cpu_seconds()
         begin = time.perf_counter()
@@ -54,7 +54,7 @@ class Rounds:
 
 
 async def measure() -> list[Figure]:
-    """Figures of every case."""
+    """Measure every case."""
     figures: list[Figure] = []
     with servers.depot("--l1-size", "64MiB") as depot, servers.echo() as echo:
         async with (

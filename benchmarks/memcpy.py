@@ -60,8 +60,8 @@ class MemcpyLoop:
         shares = list(zip(np.array_split(to, THREADS), np.array_split(source, THREADS), strict=True))
 
         def copy(number: int) -> None:
-            mine, theirs = shares[number]
-            self._copy_each(mine.ctypes.data, theirs.ctypes.data, len(mine), block_bytes)
+            to_share, source_share = shares[number]
+            self._copy_each(to_share.ctypes.data, source_share.ctypes.data, len(to_share), block_bytes)
 
         return _seconds(copy)
 

@@ -1,4 +1,4 @@
-"""Lookups one after the other, and how long each took: alone, or while others keep the depot busy."""
+"""The latency of lookups, one after the other: alone, or while others keep the depot busy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Prober:
 
     @classmethod
     async def open(cls, stack: AsyncExitStack, address: str) -> Prober:
-        """A depot's prober, with the prompt stored."""
+        """Return a depot's prober, with the prompt stored."""
         client = await stack.enter_async_context(AsyncDepotClient(address))
         attachment = await stack.enter_async_context(
             await client.attach(instance_id="probe", model_name="tiny", groups=GROUPS)
@@ -51,7 +51,7 @@ class Prober:
         return cls(channel, request)
 
     async def round(self) -> None:
-        """One round of calls, one after the other."""
+        """Make one round of calls, one after the other."""
         seconds: list[float] = []
         begin = time.perf_counter()
         while time.perf_counter() < begin + ROUND_SECONDS:
@@ -63,7 +63,7 @@ class Prober:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A depot that is asked, and the process that keeps it busy meanwhile, if one does."""
+    """A depot that gets lookups, and the process that keeps it busy, if there is one."""
 
     name: str
     address: str
@@ -72,7 +72,7 @@ class Case:
 
 
 async def measure_cases(cases: Sequence[Case]) -> list[Figure]:
-    """One case after the other, over and over; each is put beside the first."""
+    """Measure the cases alternately; the first is the baseline of the others."""
     async with AsyncExitStack() as stack:
         probers = [await Prober.open(stack, case.address) for case in cases]
         for _ in range(ROUNDS):

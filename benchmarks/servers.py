@@ -28,14 +28,14 @@ class Serving:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Of all its threads, user and system, so far."""
+        """Return the CPU time of all its threads so far, user and system."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 @contextmanager
 def depot(*flags: str) -> Iterator[Serving]:
-    """A depot as it is by default, but for its log's INFO lines and the flags."""
+    """Run a depot with its defaults, except for INFO lines of its log and the flags."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         unix = f"unix:{folder}/depot.sock"
         listen = ("--listen", unix, "--listen", "127.0.0.1:0")
@@ -47,7 +47,7 @@ def depot(*flags: str) -> Iterator[Serving]:
 
 @contextmanager
 def echo() -> Iterator[Serving]:
-    """A grpc.aio server that does nothing with what it gets."""
+    """Run a grpc.aio server that ignores its requests."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         unix = f"unix:{folder}/echo.sock"
         with child("the echo server", "-m", "benchmarks.echo", unix) as server:
@@ -56,7 +56,7 @@ def echo() -> Iterator[Serving]:
 
 @contextmanager
 def stopped(what: str, module: str, *arguments: str) -> Iterator[Child]:
-    """A process that works for ever, but stands still except while it is ``running``. It says a line when it begins."""
+    """Start a process that works only while it is ``running``. It prints a line when it begins."""
     with child(what, "-m", module, *arguments) as process:
         next(process.lines())
         os.kill(process.pid, signal.SIGSTOP)
@@ -68,7 +68,7 @@ def stopped(what: str, module: str, *arguments: str) -> Iterator[Child]:
 
 @contextmanager
 def running(process: Child | None, settle_seconds: float = 0.1) -> Iterator[None]:
-    """Lets a stopped process run for the duration of the block, from a moment before it on."""
+    """Let a stopped process run during the block, and shortly before it."""
     if process is None:
         yield
         return

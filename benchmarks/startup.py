@@ -15,7 +15,7 @@ SIZES = ("1GiB", "16GiB")
 
 
 async def measure() -> list[Figure]:
-    """Seconds, for a small and a large L1; it is populated in the background."""
+    """Measure seconds for a small and a large L1, which is populated in the background."""
     seconds: dict[str, list[float]] = {size: [] for size in SIZES}
     for _ in range(ROUNDS):
         for size in SIZES:

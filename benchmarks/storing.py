@@ -32,7 +32,7 @@ async def store_for_ever(address: str) -> None:
             ) as attachment,
         ):
             await servers.until_populated(client)
-            print("ready", flush=True)  # for who started it
+            print("ready", flush=True)  # for the parent process
             for number in itertools.count():
                 prompt = rng.integers(0, 128_000, TOKENS, dtype=np.uint32)
                 blocks = rng.permutation(LLAMA_3_8B.num_blocks)[: TOKENS // LLAMA_3_8B.block_size]

@@ -1,4 +1,4 @@
-"""What watching costs: the bus, the L0 subscriber, and the latency of a Lookup."""
+"""The cost of telemetry: the bus, the L0 subscriber, and the latency of a Lookup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OFF = "--disable-observability"
 
 
 async def measure() -> list[Figure]:
-    """Figures of the parts, then of the whole."""
+    """Measure the parts, then the whole."""
     figures = [*await bus.measure(), *l0.measure()]
     flooded = f"and {FLOOD_BLOCKS_PER_SECOND:,} blocks/s reported"
     with ExitStack() as stack:

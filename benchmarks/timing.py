@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 
 async def seconds_of(work: Awaitable[object]) -> float:
-    """How long one piece of work takes."""
+    """Measure the time of one piece of work."""
     begin = time.perf_counter()
     await work
     return time.perf_counter() - begin

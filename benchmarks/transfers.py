@@ -1,4 +1,4 @@
-"""Store and retrieve of scattered blocks through the real RPCs, beside what the machine can do with as many threads."""
+"""Store and retrieve of scattered blocks through the real RPCs, compared with memcpy in as many threads."""
 
 from __future__ import annotations
 

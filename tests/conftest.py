@@ -1,4 +1,4 @@
-"""Name in one line what a run left out, and why."""
+"""Print in one line which tests a run skipped, and why."""
 
 from __future__ import annotations
 

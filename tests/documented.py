@@ -11,7 +11,7 @@ PROTOS = Path(__file__).parents[1] / "protos" / "kvdepot" / "v1"
 
 
 def documented_errors() -> dict[str, set[tuple[str, str]]]:
-    """The (code, reason) pairs that the protos name for each RPC; under "" those of every RPC."""
+    """Return the (code, reason) pairs that the protos name for each RPC; under "" those of every RPC."""
     documented: dict[str, set[tuple[str, str]]] = {"": set()}
     for path in sorted(PROTOS.glob("*.proto")):
         found: set[tuple[str, str]] = set()

@@ -31,19 +31,19 @@ OF_VLLM = {"vllm", "torch", "huggingface_hub"}
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """Return a distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def declared(path: str) -> set[str]:
-    """The distributions that a module may import from."""
+    """Return the distributions that a module may import from."""
     extras = next(extras for pattern, extras in DECLARED_FOR.items() if fnmatchcase(path, pattern))
     wanted = [*PROJECT["dependencies"], *(each for extra in extras for each in PROJECT["optional-dependencies"][extra])]
     return {normalized(re.split(r"[\[<>=;~ ]", requirement)[0]) for requirement in wanted}
 
 
 def third_party_imports(tree: ast.Module) -> Iterator[str]:
-    """Full names of what a module imports at run time and is neither ours nor Python's."""
+    """Return the full names of third-party modules that a module imports at run time."""
     skipped = {
         child
         for node in ast.walk(tree)
@@ -64,19 +64,19 @@ def third_party_imports(tree: ast.Module) -> Iterator[str]:
 
 @cache
 def files_of(distribution: str) -> frozenset[str]:
-    """The files that a distribution installs."""
+    """Return the files that a distribution installs."""
     return frozenset(str(file) for file in metadata.files(distribution) or ())
 
 
 @cache
 def distributions() -> dict[str, list[str]]:
-    """The distributions behind each top-level name that is installed."""
+    """Return the distributions behind each top-level name that is installed."""
     return {name: sorted(set(found)) for name, found in metadata.packages_distributions().items()}
 
 
 @cache
 def distribution_of(name: str) -> str:
-    """The distribution that a name is imported from. Several share a namespace such as `google`."""
+    """Return the distribution that a name is imported from. Several share a namespace such as `google`."""
     top = name.partition(".")[0]
     candidates = distributions().get(top) or [WITHOUT_CUPY.get(top, top)]
     while len(candidates) > 1 and name:

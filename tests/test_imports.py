@@ -66,7 +66,7 @@ CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 
 
 def modules() -> dict[str, ast.Module]:
-    """The syntax trees of what we ship, by path from the package's parent."""
+    """Return the syntax trees of all shipped modules, by path from the package's parent."""
     found = {}
     for package, folder in ROOTS.items():
         root = REPOSITORY / folder
@@ -79,7 +79,7 @@ MODULES = modules()
 
 
 def imports(path: str) -> Iterator[tuple[str, int]]:
-    """The full names of what a module imports, anywhere in it, with the line."""
+    """Yield the full names that a module imports, anywhere in it, with the line."""
     for node in ast.walk(MODULES[path]):
         if isinstance(node, ast.Import):
             for name in node.names:
@@ -91,7 +91,7 @@ def imports(path: str) -> Iterator[tuple[str, int]]:
 
 
 def name_of(path: str) -> str:
-    """A module's name, as it is imported."""
+    """Return a module's name, as it is imported."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -100,7 +100,7 @@ PATHS = {name_of(path): path for path in MODULES}
 
 @cache
 def modules_imported_by(path: str) -> frozenset[str]:
-    """Paths of the modules of ours that a module imports."""
+    """Return the paths of our modules that a module imports."""
     found = set()
     for name, _ in imports(path):
         while name and name not in PATHS:
@@ -119,7 +119,7 @@ def within(name: str, *packages: str) -> bool:
 
 
 def faults(*patterns: str, forbidden: tuple[str, ...]) -> list[str]:
-    """Where modules import what they may not."""
+    """Return the forbidden imports of modules."""
     return [
         f"{path}:{line} imports {name}"
         for path in MODULES
@@ -130,24 +130,24 @@ def faults(*patterns: str, forbidden: tuple[str, ...]) -> list[str]:
 
 
 def others(*patterns: str) -> tuple[str, ...]:
-    """Paths that match none of the patterns, the generated ones left out."""
+    """Return the paths that match none of the patterns, without the generated ones."""
     return tuple(path for path in MODULES if not matches(path, GENERATED, *patterns))
 
 
 REST = "*"
 
 
-def line_of(package: str, room: str) -> int:
-    """The line of the table that a folder or module is in."""
+def line_of(package: str, folder: str) -> int:
+    """Return the line of the table that a folder or module is in."""
     lines = [line.split() for line in ORDER[package].strip().splitlines()]
-    return next(number for name in (room, REST) for number, line in enumerate(lines) if name in line)
+    return next(number for name in (folder, REST) for number, line in enumerate(lines) if name in line)
 
 
-def room_of(path: str) -> tuple[str, str]:
-    """A module's package, and the folder or module below it; an empty one for the package's own `__init__`."""
+def folder_of(path: str) -> tuple[str, str]:
+    """Return a module's package, and the folder or module below it; an empty one for the package's own `__init__`."""
     package, _, rest = path.removesuffix(".py").partition("/")
-    room = rest.partition("/")[0]
-    return package, "" if room == "__init__" else room
+    folder = rest.partition("/")[0]
+    return package, "" if folder == "__init__" else folder
 
 
 def test_the_modules_are_found() -> None:
@@ -158,17 +158,17 @@ def test_the_modules_are_found() -> None:
 
 @pytest.mark.parametrize("package", [package for package, order in ORDER.items() if REST not in order])
 def test_every_folder_and_module_is_in_the_order(package: str) -> None:
-    rooms = {room for owner, room in map(room_of, MODULES) if owner == package}
-    assert rooms - {"", *ORDER[package].split()} == set()
+    folders = {folder for owner, folder in map(folder_of, MODULES) if owner == package}
+    assert folders - {"", *ORDER[package].split()} == set()
 
 
 def points_down(path: str, other: str) -> bool:
-    """Whether a module may import another one of its package."""
-    package, room = room_of(path)
-    _, other_room = room_of(other)
-    if "" in (room, other_room) or room == other_room:
+    """Return whether a module may import another one of its package."""
+    package, folder = folder_of(path)
+    _, other_folder = folder_of(other)
+    if "" in (folder, other_folder) or folder == other_folder:
         return True
-    line, other_line = line_of(package, room), line_of(package, other_room)
+    line, other_line = line_of(package, folder), line_of(package, other_folder)
     is_rest = REST in ORDER[package].strip().splitlines()[line].split()
     return other_line < line or (other_line == line and is_rest)
 
@@ -178,7 +178,7 @@ def test_imports_point_down() -> None:
         (path, other)
         for path in MODULES
         for other in modules_imported_by(path)
-        if room_of(path)[0] == room_of(other)[0]
+        if folder_of(path)[0] == folder_of(other)[0]
     ]
     assert [f"{path} imports {other}" for path, other in within_package if not points_down(path, other)] == []
 
@@ -203,7 +203,7 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
     assert set(faults(*not_commands, forbidden=("kvdepot",))) <= set(allowed)
 
 
-def test_the_connector_knows_no_engine() -> None:
+def test_the_connector_imports_no_engine() -> None:
     assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
 
 
@@ -249,7 +249,7 @@ print(json.dumps({
 
 
 def names(package: str) -> list[str]:
-    """Modules of a package, but for the command line and the connector, which are programs' own."""
+    """Return the modules of a package, without the command line and the connector, which programs use."""
     paths = [
         path for path in MODULES if path.startswith(f"{package}/") and not matches(path, "*/__main__.py", CONNECTOR)
     ]

@@ -13,7 +13,7 @@ GENERATED = REPOSITORY / "clients/python/kvdepot/v1"
 
 
 def python_files() -> Iterator[Path]:
-    """Every Python file of the repository that is not generated."""
+    """Yield every Python file of the repository that is not generated."""
     for folder in ("service", "kernels", "telemetry", "clients", "tests", "tools", "benchmarks", "examples"):
         for path in (REPOSITORY / folder).rglob("*.py"):
             if not path.is_relative_to(GENERATED) and "node_modules" not in path.parts:

@@ -1,1 +1,1 @@
-"""What the project's own engineers run."""
+"""Programs for the project's own engineers."""

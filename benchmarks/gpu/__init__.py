@@ -1,1 +1,1 @@
-"""Store and retrieve over CUDA IPC beside the link's limit: run by ``python -m benchmarks.gpu``."""
+"""Store and retrieve over CUDA IPC, compared with the link's limit: run by ``python -m benchmarks.gpu``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu [NAME …]``: store and retrieve on a GPU beside the link's limit in the same run.
+"""``python -m benchmarks.gpu [NAME …]``: store and retrieve on a GPU, and the link's limit in the same run.
 
 Needs a CUDA device, numpy, torch, CuPy and rich. The engine is another process, as it is in life.
 Each figure is printed as soon as it is known.

@@ -18,7 +18,7 @@ ROUNDS = 2
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Without goals: the figures choose the default of ``max_ctas``."""
+    """Measure without goals: the figures choose the default of ``max_ctas``."""
     num_bytes = sizes.tokens * sizes.token_bytes
     with closing(Rig(sizes, sizes.tokens)) as opened, closing(Link(opened, sizes.link_bytes)) as limit:
         for max_ctas in sizes.max_ctas:

@@ -21,7 +21,7 @@ ROUNDS_FACTOR = 4
 
 
 class UntimedDevice:
-    """A device whose events have no times."""
+    """A device with events that record no times."""
 
     def __init__(self, device: CudaDevice) -> None:
         import cupy

@@ -1,4 +1,4 @@
-"""A large L1: how long until all of it is registered, what waits for that, and requests of 131,072 tokens."""
+"""A large L1: the time until all of it is registered, the delays by that, and requests of 131,072 tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 
 def starting(opened: Rig) -> Iterator[Figure]:
-    """Make L1's pages and register them, as the service does, beside stores of one chunk."""
+    """Make L1's pages and register them, as the service does, while chunks are stored one by one."""
     arena, size_bytes = opened.arena, len(opened.arena.view)
     backend = CudaBackend(arena.view, opened.runtime, CudaSettings())
     with opened.buffer(backend, RUN_KIB) as buffer:
@@ -54,7 +54,7 @@ def starting(opened: Rig) -> Iterator[Figure]:
         raise RuntimeError(f"only {arena.populated_bytes} of {size_bytes} bytes of L1 could be populated")
     gib = size_bytes / 2**30
     yield Figure(
-        what=f"make and register the pages of {gib:.3g} GiB of L1 beside stores, {gib / seconds:.3g} GiB/s",
+        what=f"make and register the pages of {gib:.3g} GiB of L1 during stores, {gib / seconds:.3g} GiB/s",
         unit="s",
         values=[seconds],
     )

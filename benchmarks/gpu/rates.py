@@ -1,4 +1,4 @@
-"""Figures of transfers beside the link, measured alternately."""
+"""Rates of transfers and of the link, measured alternately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = {"store": "one pinned copy", "retrieve": "one pinned copy", "both": "pi
 def rate(
     what: str, case: str, starts: Sequence[Start], num_bytes: int, link: Link, rounds: int, *, goal: Goal | None
 ) -> Figure:
-    """Measure the bytes per second of transfers that start at once, beside those of the link."""
+    """Measure the bytes per second of transfers that start at once, and of the link."""
     linked, moved = in_turns(rounds, link.copies[case], partial(finish, starts))
     return Figure(
         what=what,

@@ -1,4 +1,4 @@
-"""Each length of run: a store, a retrieve, and half of each at once, beside the link."""
+"""Each length of run: a store, a retrieve, and half of each at once, compared with the link."""
 
 from __future__ import annotations
 

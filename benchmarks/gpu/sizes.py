@@ -18,7 +18,7 @@ class Sizes:
     """One set of sizes for all measurements.
 
     ``run_kib`` are the lengths of a run: a block of one plane. A request has ``tokens``, a long one ``long_tokens``.
-    The link's limit is a copy of ``link_bytes``. The matrix product beside a transfer is ``matrix`` by ``matrix``. It
+    The link's limit is a copy of ``link_bytes``. The matrix product during a transfer is ``matrix`` by ``matrix``. It
     is timed for ``window_seconds`` a round.
     """
 

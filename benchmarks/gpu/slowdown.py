@@ -19,7 +19,7 @@ GOAL = Goal(at_most=1.05)
 
 
 def measure(sizes: Sizes) -> Iterator[Figure]:
-    """Measure the time of one product beside transfers and alone, and the rate of the transfers."""
+    """Measure the time of one product during transfers and alone, and the rate of the transfers."""
     with (
         closing(Rig(sizes, sizes.tokens)) as opened,
         opened.backend(CudaSettings()) as backend,
@@ -32,7 +32,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 def slowed(
     opened: Rig, name: str, starts: Sequence[Start], num_bytes: int, *, goal: Goal | None, rounds: int = ROUNDS
 ) -> list[Figure]:
-    """Measure the product alone, and beside transfers that follow each other without a pause."""
+    """Measure the product alone, and during transfers that follow each other without a pause."""
     sizes = opened.sizes
     product = {"size": sizes.matrix, "seconds": sizes.window_seconds}
     alone, shared, rates = [], [], []
@@ -48,12 +48,12 @@ def slowed(
         shared.append(opened.engine.answer())
     return [
         Figure(
-            what=f"bf16 product of {sizes.matrix} × {sizes.matrix} beside {name}",
+            what=f"bf16 product of {sizes.matrix} × {sizes.matrix} during {name}",
             unit="ms",
             values=[seconds * 1e3 for seconds in shared],
             baseline="alone",
             baseline_values=[seconds * 1e3 for seconds in alone],
             goal=goal,
         ),
-        Figure(what=f"{name}, beside that product", unit="GB/s", values=rates),
+        Figure(what=f"{name}, during that product", unit="GB/s", values=rates),
     ]

@@ -1,4 +1,4 @@
-"""The smallest request, one chunk: its time beside the link's time for as many bytes."""
+"""The smallest request, one chunk: its time, and the link's time for as many bytes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""LMCache's multiprocess server, which a user would pick instead, measured beside kvdepot on the CPU in one run."""
+"""LMCache's multiprocess server, an alternative to kvdepot, measured with kvdepot on the CPU in one run."""

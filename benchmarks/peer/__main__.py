@@ -1,4 +1,4 @@
-"""``python -m benchmarks.peer``: kvdepot beside LMCache's multiprocess server, round by round, in the same run."""
+"""``python -m benchmarks.peer``: kvdepot and LMCache's multiprocess server, round by round, in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCHING_SECONDS = 180.0
 
 
 async def measure() -> list[Figure]:
-    """Every setup of the peer, beside one depot."""
+    """Measure every setup of the peer, each with one depot."""
     moved: list[Figure] = []
     asked: list[Figure] = []
     with servers.depot("--l1-size", L1, "--transfer-threads", str(shapes.THREADS)) as depot:
@@ -30,14 +30,14 @@ async def measure() -> list[Figure]:
                 for tuning, lengths in ((STOCK, [shapes.SHORT]), (TUNED, [shapes.SHORT, shapes.LONG])):
                     setup = Setup(transport=transport, tuning=tuning)
                     with server(setup) as url, driver(setup, url) as peer:
-                        if transport is Transport.ZMQ:  # the bytes take the same way whatever carries the requests
+                        if transport is Transport.ZMQ:  # the transport of requests does not carry the bytes
                             moved += await rounds.move(ours, peer, setup)
                         asked += await rounds.ask(ours, peer, setup, lengths)
     return [*moved, *asked]
 
 
 def watch() -> tuple[str, list[Figure]]:
-    """The peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
+    """Return the peer's version; buses and L0 subscribers of both sides, in one process of the peer's environment."""
     process = Process("the subscribers", "-m", "benchmarks.peer.watching", variables=PRIVATE, answers=True)
     try:
         said = json.loads(process.line(WATCHING_SECONDS))
@@ -57,7 +57,7 @@ def main() -> None:
             version, watched = watch()
     except (PeerFailed, WrongBytes) as error:
         sys.exit(str(error))
-    title = f"Beside LMCache {version} on the CPU (load of the machine at the start: {load:.1f})"
+    title = f"Compared with LMCache {version} on the CPU (load of the machine at the start: {load:.1f})"
     report = Report(title=title, figures=[*figures, *watched])
     report.print()
     report.write("peer")

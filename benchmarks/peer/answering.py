@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 def own_output() -> TextIO:
-    """What was standard output until now; what libraries print there goes to standard error from now on."""
+    """Return the standard output of the process; redirect what libraries print there to standard error."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -17,12 +17,12 @@ def own_output() -> TextIO:
 
 
 def say(output: TextIO, answer: object) -> None:
-    """One line."""
+    """Write the answer as one line."""
     print(json.dumps(answer), file=output, flush=True)
 
 
 def serve(engine: object, commands: TextIO, output: TextIO) -> None:
-    """A line ``{"do": METHOD, …}`` in, a line out, until the input ends; ``{"error": …}`` where the method raised."""
+    """Answer each line ``{"do": METHOD, …}`` until the input ends; with ``{"error": …}`` if the method raised."""
     for line in commands:
         command: dict[str, Any] = json.loads(line)
         try:

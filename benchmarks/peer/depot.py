@@ -1,4 +1,4 @@
-"""kvdepot's side: an engine that moves the same blocks and asks the same questions, over TCP as the peer's does."""
+"""kvdepot's side: an engine that moves the same blocks and makes the same lookups, over TCP as the peer's does."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SMALL = KvShape(num_layers=1, num_blocks=1, block_size=16, num_heads=1, head_siz
 
 
 class WrongBytes(Exception):
-    """What was retrieved is not what was stored."""
+    """The retrieved bytes differ from the stored bytes."""
 
 
 @dataclass(slots=True)
 class DepotEngine:
-    """An engine with a buffer, and one of a tiny model whose prompts are looked up."""
+    """An engine with a buffer, and an engine of a tiny model for lookups."""
 
     buffer: SharedBuffer
     large: AsyncAttachment
@@ -49,7 +49,7 @@ class DepotEngine:
     @classmethod
     @asynccontextmanager
     async def attached(cls, address: str) -> AsyncIterator[DepotEngine]:
-        """Both attached, and L1 in memory."""
+        """Attach both engines, and wait until L1 is populated."""
         with SharedBuffer.create(LAYOUT.size_bytes(LARGE)) as buffer:
             buffer.array[:] = 1
             groups, regions = [LAYOUT.from_shape(LARGE)], [buffer.region]
@@ -64,7 +64,7 @@ class DepotEngine:
                 yield cls(buffer, large, small, itertools.count())
 
     async def move(self, tokens: Ids, blocks: Ids) -> tuple[float, float]:
-        """Seconds of a store and of a retrieve of one prompt."""
+        """Measure the seconds of a store and of a retrieve of one prompt."""
         session = str(next(self.names))
         begin = time.perf_counter()
         answer = await self.large.store(session, tokens, [blocks])
@@ -79,7 +79,7 @@ class DepotEngine:
         return store_seconds, retrieve_seconds
 
     async def check(self, tokens: Ids, blocks: Ids, other_blocks: Ids) -> bool:
-        """Whether a prompt's bytes come back, in other blocks."""
+        """Return whether a prompt's bytes come back in other blocks."""
         session = str(next(self.names))
         planes = self.buffer.array.reshape(-1, shapes.NUM_BLOCKS, shapes.BLOCK_BYTES)
         random = np.random.default_rng()
@@ -95,13 +95,13 @@ class DepotEngine:
         return np.array_equal(planes[:, other_blocks], stored)
 
     async def store_prompt(self) -> None:
-        """The one that lookups find; it is evicted when enough is moved."""
+        """Store the prompt that lookups find. Later stores can evict it."""
         num_bytes = self.small.chunk_bytes * shapes.LONG // shapes.CHUNK_SIZE
         await self.small.store_inline("stored", prompt(shapes.STORED, shapes.LONG), bytes(num_bytes))
         await self.small.end_session("stored")
 
     async def transact(self, first_token: int, num_tokens: int, clients: int, seconds: float) -> float:
-        """Lookup transactions a second, of so many clients that each have one at a time.
+        """Return the lookup transactions a second of some clients, each with one at a time.
 
         The session's end gives the lease back; LMCache's leaves the locks, so that its transaction has one more call.
         """
@@ -125,5 +125,5 @@ class DepotEngine:
 
 
 def prompt(first_token: int, num_tokens: int) -> NDArray[np.uint32]:
-    """As the driver makes it."""
+    """Return the same prompt as the driver's."""
     return np.arange(first_token, first_token + num_tokens, dtype=np.uint32)

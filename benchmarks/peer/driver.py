@@ -1,7 +1,7 @@
-"""``python -m benchmarks.peer.driver URL``: an engine of LMCache's server, told what to do by lines of JSON.
+"""``python -m benchmarks.peer.driver URL``: an engine of LMCache's server that reads commands as lines of JSON.
 
 It runs in the peer's environment and goes the way of the peer's own vLLM connector: its request client, its
-engine-driven transfer context, its keys. A line is ``{"do": NAME, …}``; the answer is a line, too.
+engine-driven transfer context, its keys. A line is ``{"do": NAME, …}``; the answer is one line.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Buffer:
         _require(shared, "the server shares no memory: is /dev/shm large enough?")
 
     def key(self, session: str, tokens: tuple[int, ...], worker: int | None) -> IPCCacheServerKey:
-        """Of the whole prompt; for every worker where none is named."""
+        """Return the key of the whole prompt; for every worker if none is named."""
         return IPCCacheServerKey(
             model_name=self.model_name,
             world_size=1,
@@ -59,30 +59,30 @@ class Buffer:
         )
 
     def store(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
-        """Returns when the server has committed the bytes."""
+        """Return when the server has committed the bytes."""
         future = self._context.submit_store(key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk)
         _require(future.result(TIMEOUT_SECONDS), "the store was refused")
 
     def retrieve(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
-        """Returns when the blocks are written."""
+        """Return when the blocks are written."""
         future = self._context.submit_retrieve(
             key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk
         )
         _require(future.result(TIMEOUT_SECONDS), "the retrieve was refused")
 
     def read(self, blocks: list[int]) -> torch.Tensor:
-        """A copy of the blocks' bits, [layer, K or V, block, …]."""
+        """Return a copy of the blocks' bits, [layer, K or V, block, …]."""
         return torch.stack([layer[:, blocks] for layer in self._layers.values()]).view(torch.int16)
 
     def randomize(self, blocks: list[int]) -> None:
-        """Other bits in the blocks."""
+        """Write random bits to the blocks."""
         for layer in self._layers.values():
             bits = layer.view(torch.int16)
             bits[:, blocks] = torch.randint(-(2**15), 2**15, bits[:, blocks].shape, dtype=torch.int16)
 
 
 class Engine:
-    """A client of the server, and what it can be told to do."""
+    """A client of the server, and its commands."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -95,14 +95,14 @@ class Engine:
         _require(chunk_size == shapes.CHUNK_SIZE, f"the server's chunks have {chunk_size} tokens")
 
     def attach_large(self) -> dict[str, Any]:
-        """Registers the buffer of store, retrieve and check."""
+        """Register the buffer of store, retrieve and check."""
         torch.set_num_threads(shapes.THREADS)
         heads = (shapes.NUM_HEADS, shapes.HEAD_SIZE)
         self._large = Buffer(self._client, "large", shapes.NUM_LAYERS, shapes.NUM_BLOCKS, *heads)
         return {}
 
     def attach_small(self) -> dict[str, Any]:
-        """Registers a buffer of a tiny model, and stores the prompt that lookups find."""
+        """Register a buffer of a tiny model, and store the prompt that lookups find."""
         num_blocks = shapes.LONG // shapes.BLOCK_SIZE
         self._small = Buffer(self._client, "small", 1, num_blocks, 1, 8)
         session = next(self._names)
@@ -111,7 +111,7 @@ class Engine:
         return {}
 
     def move(self, tokens: list[int], blocks: list[int]) -> dict[str, Any]:
-        """A store and a retrieve of one prompt, which is forgotten then."""
+        """Return a store and a retrieve of one prompt, which is forgotten then."""
         large = _attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)
@@ -127,7 +127,7 @@ class Engine:
         return {"store_seconds": store_seconds, "retrieve_seconds": retrieve_seconds}
 
     def check(self, tokens: list[int], blocks: list[int], other_blocks: list[int]) -> dict[str, Any]:
-        """Whether a prompt's bits come back, in other blocks."""
+        """Return whether a prompt's bits come back in other blocks."""
         large = _attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)
@@ -142,7 +142,7 @@ class Engine:
         return {"equal": torch.equal(stored, large.read(other_blocks))}
 
     def transact(self, first_token: int, num_tokens: int, clients: int, seconds: float) -> dict[str, Any]:
-        """Lookup transactions of so many clients, each a thread with a connection of its own, for so long."""
+        """Make lookup transactions for some seconds, with a thread and a connection for each client."""
         small = _attached(self._small)
         tokens = _prompt(first_token, num_tokens)
         expected = num_tokens if first_token == shapes.STORED else 0
@@ -179,7 +179,7 @@ class Engine:
     def _lock(
         client: RequestClient, buffer: Buffer, session: str, tokens: tuple[int, ...], expected_tokens: int
     ) -> IPCCacheServerKey:
-        """Asks until the server knows how much it has; what it has is locked then."""
+        """Look up until the server returns the length of the match, which is locked then."""
         key = buffer.key(session, tokens, None)
         client.lookup(key, 1).result(TIMEOUT_SECONDS)
         while (num_chunks := client.query_prefetch_status(session).result(TIMEOUT_SECONDS)) is None:
@@ -205,7 +205,7 @@ def _require(holds: object, otherwise: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answers until its input ends."""
+    """Answer until the input ends."""
     output = answering.own_output()
     engine = Engine(arguments[0])
     answering.say(output, {"ready": True})

@@ -1,4 +1,4 @@
-"""Processes of the peer's environment: started, told, listened to, and never left behind."""
+"""Processes of the peer's environment: they take commands, and none is left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PeerFailed(Exception):
 
 
 class Process:
-    """A Python process of the peer's environment; what it says on standard error is kept for the case that it fails."""
+    """A Python process of the peer's environment. Its standard error is kept for the report of a failure."""
 
     def __init__(
         self, name: str, *arguments: str, variables: Mapping[str, str], answers: bool, python: Path = PYTHON
@@ -48,7 +48,10 @@ class Process:
         )
 
     def write(self, line: str) -> None:
-        """To its standard input. Raises: PeerFailed: it is gone."""
+        """Write a line to its standard input.
+
+        Raises: PeerFailed, if it has ended.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -57,7 +60,10 @@ class Process:
             raise self.failure("it is gone") from None
 
     def line(self, limit_seconds: float) -> str:
-        """The next of its standard output. Raises: PeerFailed: it ended, or there was none in time."""
+        """Return the next line of its standard output.
+
+        Raises: PeerFailed, if it ended or there was none in time.
+        """
         assert self._process.stdout is not None
         with _killed_after(self._process, limit_seconds):
             line = self._process.stdout.readline()
@@ -66,7 +72,10 @@ class Process:
         return line
 
     def until_listening(self, port: int, limit_seconds: float) -> None:
-        """Raises: PeerFailed: it ended, or does not listen in time."""
+        """Wait until it listens on a port.
+
+        Raises: PeerFailed, if it ended, or does not listen in time.
+        """
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
@@ -78,13 +87,13 @@ class Process:
         raise self.failure(f"it does not listen after {limit_seconds:g} s")
 
     def failure(self, why: str) -> PeerFailed:
-        """What is known of why it failed."""
+        """Return an error with the reason and the end of the process's standard error."""
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace").strip().splitlines()[-15:]
         return PeerFailed("\n".join([f"{self._name}: {why}", *tail]))
 
     def end(self) -> None:
-        """Asks it to end, and kills it if it does not."""
+        """Ask it to end, and kill it if it does not."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -106,7 +115,10 @@ class Driver:
         self._process = process
 
     def ask(self, do: str, **arguments: object) -> dict[str, Any]:
-        """Raises: PeerFailed: it could not do it, did not answer in time, or is gone."""
+        """Send a command and return its answer.
+
+        Raises: PeerFailed, if the command failed, the answer is late, or the process has ended.
+        """
         self._process.write(json.dumps({"do": do, **arguments}))
         answer: dict[str, Any] = json.loads(self._process.line(ANSWER_SECONDS))
         if "error" in answer:

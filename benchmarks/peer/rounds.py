@@ -1,4 +1,4 @@
-"""Rounds of kvdepot, the peer, kvdepot, …: the same prompts and blocks moved, the same questions asked."""
+"""Rounds of kvdepot, the peer, kvdepot, …: the same blocks and the same lookups."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ASKING = {Transport.ZMQ: Goal(at_least=3.0), Transport.GRPC: Goal(at_least=5.0)}
 async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
     """Store and retrieve, after the bytes of both were checked."""
     random = np.random.default_rng()  # no prompt is stored twice: that would move nothing
-    await _tell(peer, "attach_large")
+    await _send(peer, "attach_large")
     tokens = random.integers(0, 2**31, CHECKED_TOKENS)
     blocks, other_blocks = np.split(random.permutation(shapes.NUM_BLOCKS)[: CHECKED_TOKENS // 8], 2)
     if not await ours.check(tokens, blocks, other_blocks):
         raise WrongBytes("kvdepot gave other bytes back than were stored")
-    checked = await _tell(
+    checked = await _send(
         peer, "check", tokens=tokens.tolist(), blocks=blocks.tolist(), other_blocks=other_blocks.tolist()
     )
     if not checked["equal"]:
@@ -50,7 +50,7 @@ async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
             tokens = random.integers(0, 2**31, num_tokens)
             blocks = random.permutation(shapes.NUM_BLOCKS)[: num_tokens // shapes.BLOCK_SIZE]
             stored, retrieved = await ours.move(tokens, blocks)
-            theirs = await _tell(peer, "move", tokens=tokens.tolist(), blocks=blocks.tolist())
+            theirs = await _send(peer, "move", tokens=tokens.tolist(), blocks=blocks.tolist())
             if number < WARM_UP_ROUNDS:
                 continue
             gigabytes = num_tokens * shapes.TOKEN_BYTES / 1e9
@@ -73,9 +73,9 @@ async def move(ours: DepotEngine, peer: Driver, setup: Setup) -> list[Figure]:
 
 
 async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[int]) -> list[Figure]:
-    """Transactions: the lookup, what it holds given back, the session ended."""
+    """Measure transactions: look up, release the lease, end the session."""
     await ours.store_prompt()
-    await _tell(peer, "attach_small")
+    await _send(peer, "attach_small")
     figures: list[Figure] = []
     for num_tokens in lengths:
         for name, first_token in (("hit", shapes.STORED), ("miss", shapes.ABSENT)):
@@ -89,7 +89,7 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
                         break
                     seconds = ROUND_SECONDS if number else WARM_UP_SECONDS  # the first opens the connections
                     rate = await ours.transact(**case, seconds=seconds)
-                    answer = await _tell(peer, "transact", **case, seconds=seconds)
+                    answer = await _send(peer, "transact", **case, seconds=seconds)
                     if number:
                         rates.append(rate)
                         theirs.append(answer["rate"])
@@ -106,6 +106,6 @@ async def ask(ours: DepotEngine, peer: Driver, setup: Setup, lengths: Sequence[i
     return figures
 
 
-async def _tell(peer: Driver, do: str, **arguments: object) -> dict[str, float]:
-    """In a thread: the depot's client goes on answering pings."""
+async def _send(peer: Driver, do: str, **arguments: object) -> dict[str, float]:
+    """Send a command in a thread, so that the depot's client answers pings."""
     return await asyncio.to_thread(peer.ask, do, **arguments)

@@ -1,4 +1,4 @@
-"""How the peer is run: its server, and an engine of it, as its documentation has them, and tuned."""
+"""Setups of the peer: its server and an engine of it, as documented and tuned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.peer.processes import Driver, Process
 
 START_SECONDS = 120.0
 L1_GB = 2.5
-PRIVATE = {"LMCACHE_TRACK_USAGE": "false", "DO_NOT_TRACK": "1"}  # nothing is sent to anybody
+PRIVATE = {"LMCACHE_TRACK_USAGE": "false", "DO_NOT_TRACK": "1"}  # nothing is sent to a third party
 
 
 class Transport(StrEnum):
-    """What carries requests."""
+    """The transport of requests."""
 
     ZMQ = "ZMQ"
     GRPC = "gRPC"
@@ -29,7 +29,7 @@ SCHEMES = {Transport.ZMQ: "tcp", Transport.GRPC: "grpc"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What is set besides what any setup on a CPU needs: flags of the server, the environment of server and engine."""
+    """Settings that a setup adds to those of every CPU: flags of the server, the environment of server and engine."""
 
     name: str
     flags: tuple[str, ...]
@@ -71,7 +71,7 @@ class Setup:
 
 @contextmanager
 def server(setup: Setup) -> Iterator[str]:
-    """LMCache's server, as its engines on a CPU need it: yields its address.
+    """Run LMCache's server for engines on a CPU, and yield its address.
 
     Raises:
         PeerFailed: it did not start.
@@ -97,7 +97,7 @@ def server(setup: Setup) -> Iterator[str]:
 
 @contextmanager
 def driver(setup: Setup, url: str) -> Iterator[Driver]:
-    """An engine of that server.
+    """Run an engine of that server.
 
     Raises:
         PeerFailed: it did not reach the server.

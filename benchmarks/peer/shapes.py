@@ -1,4 +1,4 @@
-"""What both sides are given: the model's buffer, prompts and rounds. Imported by both interpreters."""
+"""The input of both sides: the model's buffer, prompts and rounds. Both interpreters import it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ BASELINE = "LMCache"
 
 
 def subscribers() -> list[Figure]:
-    """Blocks a second, and what is remembered of each block."""
+    """Measure blocks a second, and the memory of each block."""
     warm_up, measured = l0.events(RECORD_BLOCKS)
     measured = measured[: 2 * l0.PEER_BLOCKS // RECORD_BLOCKS]
     num_blocks = l0.count_blocks(measured)
@@ -59,12 +59,12 @@ def subscribers() -> list[Figure]:
 
 
 def ours(sample_rate: float) -> l0.Handle:
-    """A subscriber that has seen nothing."""
+    """Return a subscriber that has seen nothing."""
     return L0Subscriber(sample_rate=sample_rate, session_idle_timeout_seconds=600.0).handle
 
 
 def peers(sample_rate: float) -> l0.Handle:
-    """The peer's."""
+    """Return the peer's subscriber."""
     handle = l0.peer(sample_rate)
     if handle is None:
         raise ImportError("lmcache's L0 subscriber can't be imported")
@@ -72,7 +72,7 @@ def peers(sample_rate: float) -> l0.Handle:
 
 
 def _bytes_per_block(handle: l0.Handle, events: Sequence[Any]) -> float:
-    """By the allocator's account, of all that stays when every block was seen."""
+    """Measure the allocated bytes that stay when every block was seen."""
     tracemalloc.start()
     l0.seconds_of(handle, events, ())
     num_bytes, _ = tracemalloc.get_traced_memory()
@@ -81,7 +81,7 @@ def _bytes_per_block(handle: l0.Handle, events: Sequence[Any]) -> float:
 
 
 def buses() -> list[Figure]:
-    """What publishing takes, and events a second to a subscriber that does nothing, each made where it is published."""
+    """Measure the time of a publish, and events a second to a subscriber that does nothing."""
     published: list[float] = []
     published_theirs: list[float] = []
     delivered: dict[int, tuple[list[float], list[float]]] = {threads: ([], []) for threads in bus.THREADS}
@@ -108,7 +108,7 @@ def _published(publish: Callable[[Any], object], make: Callable[[], Any]) -> flo
 
 
 async def _delivered(num_threads: int) -> float:
-    """By kvdepot's bus."""
+    """Measure kvdepot's bus."""
     depot_bus = EventBus([bus.Nothing()], capacity=bus.EVENTS * num_threads)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(depot_bus.run())
@@ -120,7 +120,7 @@ async def _delivered(num_threads: int) -> float:
 
 
 def _delivered_theirs(num_threads: int) -> float:
-    """By the peer's bus."""
+    """Measure the peer's bus."""
     num_delivered = 0
 
     def count(event: Event) -> None:
@@ -156,7 +156,7 @@ def _peer_bus(capacity: int) -> PeerBus:
 
 
 def _peer_event() -> Event:
-    """The one that says of the peer's lookups what `bus.event` says of kvdepot's."""
+    """Return the peer's event of a lookup, the counterpart of `bus.event`."""
     return Event(
         event_type=EventType.MP_LOOKUP_PREFETCH_END,
         session_id="request-1",
@@ -175,7 +175,7 @@ def _figure(what: str, unit: str, values: list[float], theirs: list[float], goal
 
 
 def main() -> None:
-    """One answer: the peer's version and the figures."""
+    """Answer once with the peer's version and the figures."""
     output = answering.own_output()
     figures = [asdict(figure) for figure in [*subscribers(), *buses()]]
     answering.say(output, {"version": version("lmcache"), "figures": figures})

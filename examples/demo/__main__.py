@@ -1,4 +1,4 @@
-"""One engine of the demo, as a process: it writes what it does to its standard output, as JSON lines.
+"""One engine of the demo, as a process: it writes its steps to standard output as JSON lines.
 
 python -m examples.demo --address unix:/run/kvdepot.sock --engine a
 """
@@ -36,12 +36,12 @@ LAYOUTS: dict[str, tuple[Callable[[KvShape, str], paged.PagedKv], int]] = {
 
 
 def say(event: str, **facts: object) -> None:
-    """Writes one line for the process that started this one."""
+    """Write one line for the process that started this one."""
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
 def run(name: str, address: str, size: ModelSize, device: str, *, stay: bool) -> None:
-    """Answers the engine's question; engine B then does it again without the depot, and compares.
+    """Answer the engine's question. Engine B then repeats it without the depot, and compares.
 
     With ``stay`` the engine is attached until it is stopped.
     """
@@ -102,10 +102,10 @@ def compare(model: LlamaForCausalLM, prompt: list[int], answer: Answer) -> None:
 
 
 def main() -> int:
-    """Runs one engine; an error is one line on standard error."""
+    """Run one engine; an error is one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--address", required=True, help="the depot, HOST:PORT or unix:/PATH")
-    parser.add_argument("--engine", required=True, choices=sorted(QUESTIONS), help="a asks first, b after it")
+    parser.add_argument("--engine", required=True, choices=sorted(QUESTIONS), help="a runs first, b after it")
     parser.add_argument("--size", type=ModelSize, default=ModelSize.FULL, choices=list(ModelSize))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the model and of its KV")
     parser.add_argument("--stay", action="store_true", help="stay attached after the answer, until stopped")

@@ -25,7 +25,7 @@ from kvdepot.v1.cache_pb2 import SessionSummary
 
 @dataclass(kw_only=True)
 class Answer:
-    """What an engine generated, and what that took; ``seconds`` has the time of each step by its name."""
+    """The tokens that an engine generated. ``seconds`` has the time of each step by its name."""
 
     tokens: list[int] = field(default_factory=list)
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -38,7 +38,7 @@ class Answer:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Takes the time of the block."""
+        """Measure the time of the block."""
         start = time.perf_counter()
         yield
         if torch.cuda.is_initialized():
@@ -63,7 +63,7 @@ class Engine:
         )
 
     def answer(self, session_id: str, prompt: list[int], num_tokens: int, on_prefill: Callable[[int], None]) -> Answer:
-        """Generates tokens greedily after a prompt, and computes no KV that the depot has."""
+        """Generate tokens greedily after a prompt. Compute no KV that the depot has."""
         answer = Answer()
         block_ids = self._allocate(len(prompt))
 
@@ -103,12 +103,15 @@ class Engine:
         return answer
 
     def stay(self) -> None:
-        """Keeps the attachment until this process is stopped. Raises DepotError if the depot ends it earlier."""
+        """Keep the attachment until this process is stopped.
+
+        Raises: DepotError, if the depot ends it earlier.
+        """
         if (lost := self._depot.wait_lost()) is not None:
             raise lost
 
     def _ready_event(self) -> bytes:
-        """What the depot waits for before it touches blocks: all that the GPU has been given to do so far.
+        """Return the event that the depot waits for before it touches blocks: the end of all work on the GPU so far.
 
         On the CPU that is done already, and there is no event.
         """
@@ -119,7 +122,9 @@ class Engine:
         return ready_event(self._event)  # kvdepot
 
     def _allocate(self, num_tokens: int) -> list[int]:
-        """Blocks for a prompt. Raises MemoryError if there are too few."""
+        """Return blocks for a prompt.
+
+        Raises: MemoryError."""
         num_blocks = -(-num_tokens // self._block_size)
         if num_blocks > len(self._free_blocks):
             raise MemoryError(f"{num_blocks} blocks are needed and {len(self._free_blocks)} are free")

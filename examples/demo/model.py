@@ -46,7 +46,7 @@ SHAPES = {
 
 
 def build_model(size: ModelSize, device: str = "cpu") -> LlamaForCausalLM:
-    """The same weights in every process, on every device."""
+    """Return a model with the same weights in every process and on every device."""
     transformers_logging.set_verbosity_error()
     shape = SHAPES[size]
     config = LlamaConfig(
@@ -68,7 +68,7 @@ def build_model(size: ModelSize, device: str = "cpu") -> LlamaForCausalLM:
 
 
 def tokenize(text: str) -> list[int]:
-    """Token ids of a text: its bytes."""
+    """Return the token ids of a text: its bytes."""
     return list(text.encode())
 
 
@@ -79,7 +79,7 @@ def prefill(
     token_ids: list[int],
     on_progress: Callable[[int], None] = lambda num_tokens: None,
 ) -> torch.Tensor:
-    """Computes the KV of the tokens that the cache does not hold yet, and appends it.
+    """Compute the KV of the tokens that are not in the cache yet, and append it.
 
     Returns:
         The logits after the last token, `[vocabulary]`.
@@ -99,7 +99,7 @@ def prefill(
 def generate(
     model: LlamaForCausalLM, cache: DynamicCache, logits: torch.Tensor, num_tokens: int
 ) -> tuple[list[int], torch.Tensor]:
-    """Decodes greedily after a prefill.
+    """Decode greedily after a prefill.
 
     Returns:
         The tokens, and the logits each was chosen from, `[num_tokens, vocabulary]`.

@@ -30,7 +30,7 @@ class PagedKv:
         return self.tensors[0].device
 
     def write(self, cache: DynamicCache, start: int, block_ids: list[int]) -> None:
-        """Copies the KV of a prompt's tokens from ``start`` on into its blocks."""
+        """Copy the KV of a prompt's tokens from ``start`` on into its blocks."""
         blocks, offsets = self._slots(start, cache.get_seq_length(), block_ids)
         layers: Any = cache.layers  # DynamicCache makes layers with `keys` and `values`; its type allows others
         for layer, keys, values in zip(layers, self.keys, self.values, strict=True):
@@ -38,7 +38,7 @@ class PagedKv:
             values[blocks, offsets] = layer.values[0, :, start:].transpose(0, 1)
 
     def read(self, num_tokens: int, block_ids: list[int]) -> DynamicCache:
-        """The dense cache of a prompt's first tokens, gathered from its blocks.
+        """Return the dense cache of a prompt's first tokens, gathered from its blocks.
 
         An engine whose attention kernel reads blocks does not need this.
         """
@@ -52,14 +52,14 @@ class PagedKv:
         return cache
 
     def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block and the offset in the block of each token."""
+        """Return the block and the offset in the block of each token."""
         block_size = self.keys[0].shape[1]
         tokens = torch.arange(start, end, device=self.device)
         return torch.tensor(block_ids, device=self.device)[tokens // block_size], tokens % block_size
 
 
 def split(shape: KvShape, device: str = "cpu") -> PagedKv:
-    """Every layer is a tensor `[2, num_blocks, block_size, num_heads, head_size]`: keys, then values."""
+    """Return a tensor of `[2, num_blocks, block_size, num_heads, head_size]` for each layer: keys, then values."""
     sizes = (2, shape.num_blocks, shape.block_size, shape.num_heads, shape.head_size)
     tensors = [torch.zeros(sizes, device=device) for _ in range(shape.num_layers)]
     keys, values = [tensor[0] for tensor in tensors], [tensor[1] for tensor in tensors]
@@ -67,8 +67,10 @@ def split(shape: KvShape, device: str = "cpu") -> PagedKv:
 
 
 def packed(shape: KvShape, device: str = "cpu") -> PagedKv:
-    """One allocation for all layers; a layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it, with
-    the key and the value of a token side by side, as in vLLM."""
+    """Return one allocation for all layers, with the key and the value of a token side by side, as in vLLM.
+
+    A layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it.
+    """
     sizes = (shape.num_layers, shape.num_blocks, shape.num_heads, shape.block_size, 2 * shape.head_size)
     tensors = list(torch.zeros(sizes, device=device))
     tokens_first = [tensor.transpose(1, 2) for tensor in tensors]

@@ -90,7 +90,7 @@ async function retrieveInline(client, request) {
   return Buffer.concat(pieces);
 }
 
-// KV is a function of the prompt, so these bytes are too: another run of this script finds what this one stored.
+// KV is a function of the prompt, and so are these bytes: another run of this script finds what this one stored.
 function kvBytes(numBytes) {
   const bytes = Buffer.alloc(numBytes);
   let state = 1;

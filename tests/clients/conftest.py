@@ -13,7 +13,7 @@ from tests.fakes.depot import FakeDepot
 
 
 class Side:
-    """One of the two clients, so that a claim is tested on both. A blocking call runs in a thread."""
+    """One of the two clients, so that each test runs on both. A blocking call runs in a thread."""
 
     def __init__(self, client_class: Callable[..., Any]) -> None:
         self.client_class = client_class

@@ -1,4 +1,4 @@
-"""An attachment lives as long as its stream, and `on_lost` is called when the stream ends."""
+"""An attachment lasts as long as its stream, and `on_lost` is called when the stream ends."""
 
 from __future__ import annotations
 

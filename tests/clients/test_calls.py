@@ -1,4 +1,4 @@
-"""Each call sends what it was given, ends in time, and is the same on both clients."""
+"""Each call sends its arguments, ends in time, and is the same on both clients."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from kvdepot import (
     AsyncAttachment,
@@ -35,7 +36,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
             session_id="session",
             prefix=cache_pb2.Prefix(token_ids=[1, 2]),
             computed_tokens=3,
-            max_wait={"seconds": 1, "nanos": 500_000_000},
+            max_wait=Duration(seconds=1, nanos=500_000_000),
         ),
     ),
     "ReleaseLease": ("release_lease", ("lease",), {}, cache_pb2.ReleaseLeaseRequest(lease_id="lease")),
@@ -91,7 +92,7 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
             session_id="session",
             prefix=cache_pb2.Prefix(block_hashes=[b"hash"], hash_block_size=16, cache_salt="salt", adapter="lora"),
             computed_tokens=3,
-            max_wait={"seconds": 1, "nanos": 500_000_000},
+            max_wait=Duration(seconds=1, nanos=500_000_000),
         ),
     ),
     "Store": (
@@ -166,14 +167,16 @@ async def test_call_of_an_attachment_adds_instance_and_rank(
     await side(attachment.close)
 
 
-async def test_lookup_without_a_wait_asks_for_none(side: Side, client: Any, depot: FakeDepot) -> None:
+async def test_lookup_without_a_wait_requests_none(side: Side, client: Any, depot: FakeDepot) -> None:
     await side(client.lookup, "engine-0", "session", [1])
     assert not depot.last("Lookup").HasField("max_wait")
 
 
-async def test_deadline_of_lookup_leaves_room_for_the_wait(side: Side, client: Any, depot: FakeDepot) -> None:
+async def test_deadline_of_lookup_includes_the_wait(side: Side, client: Any, depot: FakeDepot) -> None:
     await side(client.lookup, "engine-0", "session", [1], max_wait_seconds=100.0)
-    assert depot.deadlines["Lookup"] > 100
+    deadline = depot.deadlines["Lookup"]
+    assert deadline is not None
+    assert deadline > 100
 
 
 @pytest.mark.parametrize("rpc", CALLS)

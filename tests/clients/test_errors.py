@@ -1,4 +1,4 @@
-"""A failed call raises DepotError, with everything that the answer said."""
+"""A failed call raises DepotError, with all details of the answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_reason_fields_and_delay_are_read_from_the_details(side: Side, cli
         assert part in str(error)
 
 
-async def test_fields_that_the_message_names_are_told_once(side: Side, client: Any, depot: FakeDepot) -> None:
+async def test_fields_that_the_message_names_are_shown_once(side: Side, client: Any, depot: FakeDepot) -> None:
     depot.failures["GetStatus"] = failure(
         CODES.INVALID_ARGUMENT,
         "INVALID_REQUEST",

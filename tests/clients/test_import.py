@@ -40,7 +40,7 @@ def test_import_brings_neither_torch_nor_google_rpc_and_starts_nothing() -> None
     run(PROBE)
 
 
-def test_real_google_rpc_can_be_loaded_beside_ours() -> None:
+def test_real_google_rpc_can_be_loaded_with_ours() -> None:
     run(
         "import kvdepot\nkvdepot.errors.status_messages()\n"
         "from google.rpc import status_pb2, error_details_pb2\n"

@@ -22,14 +22,14 @@ DATA = np.random.default_rng(7).integers(0, 256, 2 * CHUNK_BYTES, np.uint8).toby
 
 
 def piece(chunk_index: int, start: int, end: int) -> cache_pb2.RetrieveInlineResponse:
-    """Bytes of DATA, in whose chunks 3 and 4 they are."""
+    """Return a piece of DATA, which is the chunks 3 and 4."""
     first = (chunk_index - 3) * CHUNK_BYTES
     data = DATA[first + start : first + end]
     return cache_pb2.RetrieveInlineResponse(chunk_index=chunk_index, offset_bytes=start, data=data)
 
 
 def brought(message: cache_pb2.RetrieveInlineResponse) -> Piece:
-    """What the client makes of a message."""
+    """Return what the client parses from a message."""
     return Piece(memoryview(message.data), message.chunk_index, message.offset_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Prefixes and block tables are built from whatever holds ids."""
+"""Prefixes and block tables are built from any container of ids."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ IDS = [0, 1, 128_255, (1 << 31) - 1]
 
 
 def tensor(*args: Any, **kwargs: Any) -> Any:
-    """`torch.tensor`; without torch the test is skipped."""
+    """Return `torch.tensor`; skip the test without torch."""
     return pytest.importorskip("torch").tensor(*args, **kwargs)
 
 
 def uint32(ids: list[int]) -> Any:
-    """A NumPy array of `uint32`."""
+    """Return a NumPy array of `uint32`."""
     return np.array(ids, np.uint32)
 
 

@@ -1,4 +1,4 @@
-"""Gaps: the times in which no operation of a session ran, whichever overlap."""
+"""Gaps: the times without a running operation of a session, also when operations overlap."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class TracedDepot(FakeDepot):
-    """Knows the header of the last call of each RPC."""
+    """Keeps the header of the last call of each RPC."""
 
     def __init__(self) -> None:
         super().__init__()

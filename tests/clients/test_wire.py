@@ -1,4 +1,4 @@
-"""Pieces on the wire are protobuf's messages, however they are encoded."""
+"""Pieces on the wire are protobuf's messages in any valid encoding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_header_is_parsed() -> None:
     assert parsed_store(HEADER.SerializeToString()) == HEADER
 
 
-def test_an_empty_message_and_empty_data_are_told_apart() -> None:
+def test_an_empty_message_is_not_empty_data() -> None:
     assert parsed_store(b"") == StoreInlineRequest()
     assert parsed_store(StoreInlineRequest(data=b"").SerializeToString()) == b""
 
@@ -51,9 +51,10 @@ def test_a_retrieved_piece_is_protobufs_message(data: bytes, chunk_index: int, o
 
 
 def test_the_fields_of_a_retrieved_piece_may_come_in_any_order() -> None:
-    place = RetrieveInlineResponse(chunk_index=3, offset_bytes=1 << 40).SerializeToString()
+    position = RetrieveInlineResponse(chunk_index=3, offset_bytes=1 << 40).SerializeToString()
     data = RetrieveInlineResponse(data=b"bytes").SerializeToString()
-    for wire in (place + data, data + place, RetrieveInlineResponse(data=b"other").SerializeToString() + place + data):
+    other = RetrieveInlineResponse(data=b"other").SerializeToString()
+    for wire in (position + data, data + position, other + position + data):
         assert parsed_retrieve(wire) == Piece(memoryview(b"bytes"), 3, 1 << 40)
 
 

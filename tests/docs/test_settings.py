@@ -1,4 +1,4 @@
-"""The page of settings is generated from the model, and says what each setting takes."""
+"""The page of settings is generated from the model, and lists the values of each setting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs/settings.md"
 
 
 def rows() -> dict[str, list[str]]:
-    """The cells of each setting's line, without the name."""
+    """Return the cells of each setting's line, without the name."""
     lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     return {cells[0].strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
 

@@ -31,7 +31,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def wait_for(self, name: str) -> Span:
-        """The first span of this name, which may be yet to come."""
+        """Return the first span of this name, which may be yet to come."""
         async with asyncio.timeout(20):
             while not (found := self.named(name)):
                 self._came.clear()
@@ -39,18 +39,18 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return found[0]
 
     def named(self, name: str) -> list[Span]:
-        """In the order in which they came."""
+        """Return the spans of a name, in the order in which they came."""
         return [span for span in self.spans if span.name == name]
 
     def one(self, name: str) -> Span:
-        """The only one of this name."""
+        """Return the only one of this name."""
         [span] = self.named(name)
         return span
 
 
 @asynccontextmanager
 async def running_collector() -> AsyncIterator[Collector]:
-    """One on a port of its own."""
+    """Run a collector on a port of its own."""
     collector = Collector()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
@@ -63,7 +63,7 @@ async def running_collector() -> AsyncIterator[Collector]:
 
 
 def attributes(of: Any) -> dict[str, Any]:
-    """Attributes as Python's values, of the types that were sent."""
+    """Return attributes as Python's values, of the types that were sent."""
     return {each.key: _value(each.value) for each in of.attributes}
 
 

@@ -57,21 +57,21 @@ FAST = 4 * (Group("NL_X_TWO_NB_BS_NH_HS", replace(SLOW[0].shape, num_blocks=SLOW
 
 
 def prompt(num_tokens: int, seed: int = 1) -> list[int]:
-    """Token ids; a longer prompt of the same seed goes on where a shorter one ended."""
+    """Return token ids; a longer prompt of the same seed goes on where a shorter one ended."""
     tokens: list[int] = np.random.default_rng(seed).integers(0, 1 << 32, num_tokens, np.uint32).tolist()
     return tokens
 
 
 @contextmanager
 def refused(status: str, reason: str) -> Iterator[None]:
-    """The block's call is answered with this status and this reason."""
+    """Check that the block's call is refused with this status and this reason."""
     with pytest.raises(DepotError) as failure:
         yield
     assert (failure.value.code.name, failure.value.reason) == (status, reason), str(failure.value)
 
 
 def listening_pid(address: str) -> int:
-    """The process behind a unix socket."""
+    """Return the process behind a unix socket."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address.removeprefix("unix:"))
         pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -79,7 +79,7 @@ def listening_pid(address: str) -> int:
 
 
 class InlineStore:
-    """An inline store of which a test sends each message, and none that it does not want to."""
+    """An inline store whose messages a test sends one by one."""
 
     def __init__(self, stub: CacheServiceAsyncStub, *, timeout_seconds: float = 30.0) -> None:
         self._call = stub.StoreInline(timeout=timeout_seconds)
@@ -98,7 +98,7 @@ class InlineStore:
         await self.send(StoreInlineRequest(data=data))
 
     async def trickle(self) -> None:
-        """Send a byte now and then, for ever."""
+        """Send a byte at intervals, for ever."""
         while True:
             await self.data(b"x")
             await asyncio.sleep(0.05)
@@ -107,12 +107,18 @@ class InlineStore:
         await self._call.write(message)
 
     async def complete(self) -> StoreInlineResponse:
-        """End the stream in good order; what the depot says to it. Raises: DepotError."""
+        """End the stream and return the answer.
+
+        Raises: DepotError.
+        """
         await self._call.done_writing()
         return await self.answer()
 
     async def answer(self) -> StoreInlineResponse:
-        """What the depot says without the stream's end: nothing may be sent that could cross it. Raises: DepotError."""
+        """Return the answer to an open stream. No message may be on its way.
+
+        Raises: DepotError.
+        """
         try:
             return await self._call
         except grpc.aio.AioRpcError as error:
@@ -123,9 +129,9 @@ class InlineStore:
 
 
 def calls_running() -> set[asyncio.Task[Any]]:
-    """All tasks but those in which gRPC waits for the next call, or an attachment for its end."""
-    standing = ("_request_call", "_request_registered_call", "coro=<Event.wait()")
-    return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in standing)}
+    """Return all tasks but those in which gRPC waits for the next call, or an attachment for its end."""
+    permanent = ("_request_call", "_request_registered_call", "coro=<Event.wait()")
+    return {task for task in asyncio.all_tasks() if not any(each in repr(task) for each in permanent)}
 
 
 class Engine:
@@ -138,14 +144,14 @@ class Engine:
         self._rng = np.random.default_rng(7)
 
     def tables(self, num_tokens: int) -> Tables:
-        """Blocks for a prompt, anywhere and in any order."""
+        """Return blocks for a prompt, anywhere and in any order."""
         return [
             self._rng.permutation(group.shape.num_blocks)[: -(-num_tokens // group.shape.block_size)]
             for group in self.groups
         ]
 
     def kv(self, num_tokens: int, seed: int) -> Kv:
-        """The KV that belongs to a prompt of this seed."""
+        """Return the KV that belongs to a prompt of this seed."""
         return random_kv(self.groups, num_tokens, seed)
 
     def put(self, kv: Kv) -> Tables:
@@ -165,7 +171,7 @@ class Engine:
     async def retrieve(
         self, session_id: str, lease: Any, num_tokens: int, *, skip_tokens: int = 0, tables: Tables | None = None
     ) -> RetrieveResponse:
-        """Retrieve into some blocks, whatever is in them afterwards."""
+        """Retrieve into some blocks, without a check of their content."""
         tables = self.tables(num_tokens) if tables is None else tables
         return await self.attachment.retrieve(session_id, lease, tables, skip_tokens=skip_tokens)
 
@@ -181,7 +187,7 @@ class Engine:
         return answer
 
     async def holds(self, session_id: str, prefix: Any, kv: Kv) -> int:
-        """How many tokens of the prompt the depot has; their bytes are the right ones."""
+        """Return how many tokens of the prompt the depot has, and check their bytes."""
         found = await self.lookup(session_id, prefix)
         if found.HasField("lease"):
             await self.retrieve_exactly(session_id, found.lease, first_tokens(kv, found.matched_tokens))
@@ -251,30 +257,30 @@ class Site:
         return engine
 
     def attachment(self, engine: Engine) -> Attachment:
-        """What the depot knows of an engine."""
+        """Return the depot's record of an engine."""
         found = self.depot.instances.find(engine.attachment.instance_id, engine.attachment.rank)
         assert found is not None
         return found
 
     async def begun(self, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A call that moves the engine's bytes, slowly until the throttle is released."""
+        """Return a call that moves the engine's bytes, slowly until the throttle is released."""
         self.throttle.slow_down()
         task = asyncio.create_task(call)
         await eventually(lambda: self.is_moving(engine))
         return task
 
     def is_moving(self, engine: Engine) -> bool:
-        """Whether the engine's bytes are on their way."""
+        """Return whether a transfer of the engine runs."""
         return bool(self.attachment(engine).transfers)
 
     def let_leases_expire(self) -> None:
-        """What the passing of time does."""
+        """End expired leases, as the depot's timer does."""
         for lease in self.depot.leases.live():
             lease.expire_monotonic = time.monotonic()
         self.depot.lifetimes.expire()
 
     async def assert_comes_to_rest(self) -> None:
-        """In a moment nothing is reserved, pinned, leased or running, and the books are in order."""
+        """Wait until nothing is reserved, pinned, leased or running; check the invariants."""
         depot = self.depot
         await eventually(lambda: not any(session.num_running for session in depot.sessions.newest_first()))
         depot.index.check()
@@ -293,7 +299,7 @@ class Site:
 
 @asynccontextmanager
 async def site(server: Server, address: str = "", throttle: Throttle | None = None) -> AsyncIterator[Site]:
-    """Clients of a server, for as long as the block runs."""
+    """Open clients of a server while the block runs."""
     address = address or server.addresses[0]
     async with AsyncDepotClient(address) as client, grpc.aio.insecure_channel(address) as channel:
         opened = Site(server, client, CacheServiceStub(channel), throttle)

@@ -32,7 +32,7 @@ class Polls:
         self._output = cast("IO[str]", process.stdout)
 
     def longest_ms(self) -> float:
-        """The longest poll since the previous call of this method. A running poll counts."""
+        """Return the longest poll since the previous call of this method. A running poll counts."""
         self._input.write("\n")
         self._input.flush()
         return float(self._output.readline())
@@ -40,7 +40,7 @@ class Polls:
 
 @contextmanager
 def polled(address: str) -> Iterator[Polls]:
-    """Another client polls the depot for the duration of the block."""
+    """Poll the depot from another client during the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.latency", address],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -29,7 +29,7 @@ NUM_TOKENS = 3_900_000
 
 @asynccontextmanager
 async def attached(client: AsyncDepotClient) -> AsyncIterator[AsyncAttachment]:
-    """An engine with a few small blocks; a chunk of 256 tokens has 512 bytes."""
+    """Attach an engine with a few small blocks; a chunk of 256 tokens has 512 bytes."""
     buffer = SharedBuffer.create(1 << 20)
     shared = SharedRegions()
     shared.add(buffer)
@@ -44,13 +44,13 @@ async def attached(client: AsyncDepotClient) -> AsyncIterator[AsyncAttachment]:
 
 
 async def answer(channel: grpc.aio.Channel, method: str, wire: bytes) -> bytes:
-    """The answer to a call, as bytes. Raises: grpc.aio.AioRpcError."""
+    """Return the answer to a call, as bytes. Raises: grpc.aio.AioRpcError."""
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     return await call(wire, timeout=120.0)
 
 
 def token_prefix(num_tokens: int = NUM_TOKENS) -> cache_pb2.Prefix:
-    """Token ids of a long prompt, always the same."""
+    """Return token ids of a long prompt, always the same."""
     tokens = np.random.default_rng(0).integers(0, 1 << 17, num_tokens, np.uint32)
     return with_ids(cache_pb2.Prefix(), token_ids=tokens)
 
@@ -65,12 +65,12 @@ def hash_prefix(num_hashes: int, num_bytes: int) -> cache_pb2.Prefix:
 
 
 def lookup(prefix: cache_pb2.Prefix, session_id: str = "s") -> bytes:
-    """A LookupRequest."""
+    """Return a LookupRequest."""
     return cache_pb2.LookupRequest(instance_id=INSTANCE, session_id=session_id, prefix=prefix).SerializeToString()
 
 
 def store(prefix: cache_pb2.Prefix, num_tokens: int) -> bytes:
-    """A StoreRequest, from any blocks."""
+    """Return a StoreRequest, from any blocks."""
     block_ids = np.arange(num_tokens // BLOCK_SIZE, dtype=np.uint32) % NUM_BLOCKS
     tables = [with_ids(cache_pb2.BlockTable(), block_ids=block_ids)]
     return cache_pb2.StoreRequest(
@@ -79,7 +79,7 @@ def store(prefix: cache_pb2.Prefix, num_tokens: int) -> bytes:
 
 
 def attach(num_planes: int) -> bytes:
-    """An AttachInstanceRequest of one group."""
+    """Return an AttachInstanceRequest of one group."""
     plane = cache_pb2.Plane(layer=1, kind=cache_pb2.PLANE_KIND_K, offset_bytes=5)
     group = cache_pb2.KvGroup(
         num_layers=1, num_blocks=1, block_size=1, num_heads=1, head_bytes=1, dtype="uint8", planes=[plane] * num_planes
@@ -90,31 +90,31 @@ def attach(num_planes: int) -> bytes:
 
 
 def report(records: Iterable[observability_pb2.BlockAllocationRecord], block_size: int = BLOCK_SIZE) -> bytes:
-    """A ReportBlockAllocationRequest."""
+    """Return a ReportBlockAllocationRequest."""
     return observability_pb2.ReportBlockAllocationRequest(
         instance_id=INSTANCE, model_name="m", block_size=block_size, records=records
     ).SerializeToString()
 
 
 def new_sessions(num_records: int, prefix: str = "") -> Iterator[observability_pb2.BlockAllocationRecord]:
-    """A record of each of so many sessions, of which nothing is known."""
+    """Return a record of each of some new sessions."""
     return (observability_pb2.BlockAllocationRecord(session_id=f"{prefix}{number:x}") for number in range(num_records))
 
 
 def long_record(num_tokens: int, *, num_different: int | None = None) -> observability_pb2.BlockAllocationRecord:
-    """A whole prompt in one record, of so many different blocks."""
+    """Return a whole prompt in one record, with some different blocks."""
     block_ids = np.arange(num_tokens // BLOCK_SIZE, dtype=np.uint32) % (num_different or num_tokens)
     tokens = np.arange(num_tokens, dtype=np.uint32)
     return allocation_record("long", block_ids=block_ids, token_ids=tokens, reused_block_ids=[])
 
 
 def one_token_blocks(num_blocks: int) -> observability_pb2.BlockAllocationRecord:
-    """A table of blocks with a token each, of which few are different."""
+    """Return a table of blocks with a token each; few blocks are different."""
     return allocation_record("long", block_ids=np.arange(num_blocks, dtype=np.uint32) % 7, token_ids=[])
 
 
 def repeated(field: bytes, within: bytes = b"") -> bytes:
-    """A field over and over, to the longest message; `within` is the tag of the message that has it."""
+    """Return a field over and over, to the longest message; `within` is the tag of the message that has it."""
     payload = field * (MAX_BYTES // len(field))
     if not within:
         return payload

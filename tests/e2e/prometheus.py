@@ -35,7 +35,7 @@ class Prometheus:
         self._address = address
 
     async def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series that answers; none while Prometheus starts."""
+        """Return labels and value of each series of the answer; none while Prometheus starts."""
         path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         try:
             answer = json.loads(await asyncio.to_thread(get, self._address, path))
@@ -48,7 +48,7 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus(folder: Path, *targets: str) -> AsyncIterator[Prometheus]:
-    """A Prometheus that scrapes targets ten times a second, with its data in a folder, while the block runs."""
+    """Run a Prometheus that scrapes targets ten times a second, with its data in a folder, during the block."""
     config = folder / "prometheus.yml"
     config.write_text(CONFIG.format(targets=json.dumps(targets)))
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -19,7 +19,7 @@ OF_A_HISTOGRAM = ("_bucket", "_count", "_sum")
 
 
 class Page:
-    """What was scraped, as `text`; `names` are those of the metrics, as the page has them."""
+    """A scraped page: its `text`, and the `names` of its metrics."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -33,22 +33,25 @@ class Page:
                 self._values[at] = sample.value
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Of the line with exactly these labels; None if there is none."""
+        """Return the value of the line with exactly these labels; None if there is none."""
         return self._values.get((name, frozenset(labels.items())))
 
     def sum(self, name: str, **labels: str) -> float:
-        """Over all lines of a name that have these labels."""
+        """Return the sum of all lines of a name with these labels."""
         return sum(
             value for (other, at), value in self._values.items() if other == name and labels.items() <= dict(at).items()
         )
 
     def labels(self, name: str, label: str) -> set[str]:
-        """The values of a label in all lines of a name."""
+        """Return the values of a label in all lines of a name."""
         return {dict(at)[label] for other, at in self._values if other == name}
 
 
 def get(address: str, path: str = "/metrics", **headers: str) -> str:
-    """Raises: urllib.error.HTTPError for anything but 200."""
+    """Return the body of a page.
+
+    Raises: urllib.error.HTTPError for any status but 200.
+    """
     request = urllib.request.Request(f"http://{address}{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         text: str = answer.read().decode()
@@ -56,7 +59,7 @@ def get(address: str, path: str = "/metrics", **headers: str) -> str:
 
 
 async def scrape(server: Server, **headers: str) -> Page:
-    """The page when everything that was published has been counted."""
+    """Return the page when everything that was published has been counted."""
     assert server.bus is not None
     assert server.prometheus_address is not None
     bus = server.bus
@@ -65,7 +68,7 @@ async def scrape(server: Server, **headers: str) -> Page:
 
 
 def measured(**flags: Any) -> dict[str, Any]:
-    """Flags of a server that serves metrics, on a port of its own."""
+    """Return flags of a server that serves metrics, on a port of its own."""
     return {"chunk_size": 16, "disable_metrics": False, "prometheus_port": 0, **flags}
 
 

@@ -1,4 +1,4 @@
-"""A real server in this process, whose state can be looked at."""
+"""A real server in this process, with access to its state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ StartServer = Callable[..., Any]
 
 @asynccontextmanager
 async def running_server(flags: dict[str, Any]) -> AsyncIterator[Server]:
-    """A server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise."""
+    """Run a server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise."""
     quick = {"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", "disable_metrics": True}
     server = Server(load({**quick, **flags}))
     stop = asyncio.Event()

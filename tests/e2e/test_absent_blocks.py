@@ -1,4 +1,4 @@
-"""Groups may lack the blocks of a prefix's beginning: their bytes are neither stored, nor written, nor ever made up."""
+"""Groups may lack the first blocks of a prefix: their bytes are neither stored, nor written, nor invented."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ELSEWHERE = [
 
 
 def without(engine: Engine, tables: Tables, absent_tokens: Sequence[int]) -> list[BlockTable]:
-    """The tables of an engine that lacks the blocks of so many first tokens, by group."""
+    """Return the tables of an engine that lacks the blocks of its first tokens: how many, by group."""
     firsts = [absent // group.shape.block_size for absent, group in zip(absent_tokens, engine.groups, strict=True)]
     return [block_table(ids[first:], absent_blocks=first) for ids, first in zip(tables, firsts, strict=True)]
 
@@ -46,7 +46,7 @@ def token_bytes(group: Group) -> int:
 async def store(
     engine: Engine, absent_tokens: Sequence[int], *, seed: int = 1, start_token: int = 0, prefix: Any = TOKENS
 ) -> Kv:
-    """Store a prompt of which the engine lacks so many tokens behind `start_token`, by group."""
+    """Store a prompt. The engine lacks some tokens after `start_token`: how many, by group."""
     kv = engine.kv(NUM_TOKENS, seed)
     engine.buffer.fill(seed=98)
     tables = engine.put([content[:, :, start_token:] for content in kv])
@@ -62,7 +62,7 @@ async def store(
 async def retrieve(
     engine: Engine, kv: Kv, absent_tokens: Sequence[int], *, skip_tokens: int = 0, prefix: Any = TOKENS
 ) -> None:
-    """Retrieve into some blocks: what the tables name from `skip_tokens` on is there then; no other byte is."""
+    """Retrieve into some blocks; check that exactly the bytes that the tables name after `skip_tokens` are written."""
     tables = engine.tables(NUM_TOKENS)
     engine.buffer.fill(seed=99)
     expected = engine.buffer.twin()
@@ -194,7 +194,7 @@ async def test_a_leased_chunk_with_fewer_bytes_stays_until_its_lease_ends(depot:
     await retrieve(engine, kv, (0, 0, 0))
 
 
-async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_room(depot: Site) -> None:
+async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_slot(depot: Site) -> None:
     engine = await depot.attach(*MODEL)
     kv = await store(engine, (0, 40, 32))
     stream = InlineStore(depot.stub)
@@ -218,7 +218,7 @@ async def test_a_chunk_without_bytes_is_refused_and_a_store_with_bytes_succeeds(
     assert answer.refusal.reason == REFUSAL_REASON_NO_BYTES
     assert "from token 0 on" in answer.refusal.detail
     assert (await engine.lookup("s", TOKENS)).matched_tokens == 0
-    assert depot.depot.num_refused_chunks == 0  # of which an alert says that L1 is too small
+    assert depot.depot.num_refused_chunks == 0  # an alert takes these as a sign that L1 is too small
     assert (await engine.attachment.store("s", TOKENS, engine.put(kv))).stored_tokens == 48
     await retrieve(engine, kv, (0, 0, 0))
 

@@ -69,7 +69,7 @@ def test_the_documented_reasons_are_those_that_can_be_raised() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a call ended: with messages, or with a code and what its details say."""
+    """How a call ended: its messages, or its code and details."""
 
     messages: Sequence[Any] = ()
     code: str = "OK"
@@ -150,7 +150,7 @@ class World:
         self.buffer.close()
 
     def valid(self, rpc: str) -> Any:
-        """A request that the depot takes; for StoreInline a list of messages."""
+        """Return a request that the depot takes; for StoreInline a list of messages."""
         # One that a call begins, if it does not say no first.
         ids: dict[str, Any] = {
             "instance_id": "engine",
@@ -194,13 +194,13 @@ class World:
         return request_class(rpc)()
 
     async def call(self, rpc: str, request: Any, *, over_unix_socket: bool = False) -> Answer:
-        """Send a request, or messages, and read until the end; of standing streams only the first message."""
+        """Send a request, or messages, and read until the end. Of long-lived streams, read only the first message."""
         method = self._method(rpc, over_unix_socket=over_unix_socket)
         call = method(iter(request) if rpc == "StoreInline" else request, timeout=20)
         try:
             if rpc == "WatchEvents":
                 await call.initial_metadata()
-                await self.call("GetStatus", self.valid("GetStatus"))  # a refusal has arrived too by then
+                await self.call("GetStatus", self.valid("GetStatus"))  # a refusal has arrived by then
                 messages = [await call.read()] if call.done() else []
                 call.cancel()
             elif rpc == "AttachInstance":
@@ -219,7 +219,7 @@ class World:
         return getattr(stub, rpc)
 
     def state(self) -> dict[str, Any]:
-        """All that a bad request must leave as it is."""
+        """Return all that a bad request must leave as it is."""
         depot = self.depot
         depot.index.check()
         return {
@@ -265,7 +265,7 @@ def request_class(rpc: str) -> Any:
 
 
 def groups() -> list[cache_pb2.KvGroup]:
-    """Two layers of K and V in blocks of 4 tokens, then one layer of latents in blocks of 8, in one region."""
+    """Return two layers of K and V in blocks of 4 tokens, then one layer of latents in blocks of 8, in one region."""
     attention = cache_pb2.KvGroup(
         num_layers=2,
         num_blocks=32,
@@ -346,19 +346,19 @@ BAD: list[Bad] = []
 def bad(
     rpc: str, what: str, field: str | tuple[str, ...], change: Callable[[Any, World], object], **other: Any
 ) -> None:
-    """A row with INVALID_REQUEST."""
+    """Add a row with INVALID_REQUEST."""
     fields = (field,) if isinstance(field, str) else field
     BAD.append(Bad(rpc=rpc, what=what, fields=fields, change=change, **other))
 
 
 def refused(rpc: str, what: str, answer: str, change: Callable[[Any, World], object], **other: Any) -> None:
-    """A row with another answer, "CODE REASON"."""
+    """Add a row with another answer, "CODE REASON"."""
     code, reason = answer.split()
     BAD.append(Bad(rpc=rpc, what=what, code=code, reason=reason, change=change, **other))
 
 
 def put(path: str, value: Any) -> Callable[[Any, World], None]:
-    """A change that sets the field at a path such as ``groups[0].planes[1].layer``; None clears it."""
+    """Return a change that sets the field at a path such as ``groups[0].planes[1].layer``; None clears it."""
     *parents, last = re.findall(r"\w+|\[\d+\]", path)
 
     def change(message: Any, _: World) -> None:
@@ -380,7 +380,7 @@ def put(path: str, value: Any) -> Callable[[Any, World], None]:
 
 
 def lease(name: str) -> Callable[[Any, World], None]:
-    """A change to another lease of the world's."""
+    """Return a change to another lease of the world's."""
     return lambda request, world: setattr(request, "lease_id", world.leases[name])
 
 
@@ -414,7 +414,7 @@ for rpc, names in {
         bad(rpc, f"no {name}", name, put(name, ""))
         bad(rpc, f"a long {name}", name, put(name, "é" * (IDS[name] // 2) + "x"))
 for rpc in ("Lookup", "Store", "Retrieve", "RetrieveInline", "StoreInline"):
-    refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", by("nobody"))
+    refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", by("unknown"))
 for rpc in ("Store", "Retrieve", "RetrieveInline", "StoreInline"):
     refused(rpc, "a rank beyond the world", "NOT_FOUND RANK_NOT_FOUND", by("engine", rank=1))
     refused(rpc, "a rank that is missing", "NOT_FOUND RANK_NOT_FOUND", by("pair", rank=1))
@@ -461,8 +461,8 @@ bad("AttachInstance", "a plane of no kind", "groups[0].planes[3].kind", put("gro
 bad("AttachInstance", "a plane of another kind", "groups[0].planes[3].kind", put("groups[0].planes[3].kind", 9))
 bad("AttachInstance", "a layer beyond the last", "groups[0].planes[3].layer", put("groups[0].planes[3].layer", 2))
 bad("AttachInstance", "a layer with two V", "groups[0].planes[3]", put("groups[0].planes[2].kind", 2))
-bad("AttachInstance", "LATENT beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 3))
-bad("AttachInstance", "KV beside K and V", "groups[0].planes", put("groups[0].planes[3].kind", 4))
+bad("AttachInstance", "LATENT with K and V", "groups[0].planes", put("groups[0].planes[3].kind", 3))
+bad("AttachInstance", "KV with K and V", "groups[0].planes", put("groups[0].planes[3].kind", 4))
 bad("AttachInstance", "K without V", "groups[1].planes", put("groups[1].planes[0].kind", 1))
 bad("AttachInstance", "a layer without V", "groups[0].planes", lambda r, _: r.groups[0].planes.pop())
 bad("AttachInstance", "a layer without planes", "groups[0].planes", put("groups[0].num_layers", 3))
@@ -472,11 +472,11 @@ for what, path, value in (
     ("a plane past its region", "groups[1].planes[0].offset_bytes", 8_193),
     ("a plane at 2**64 - 1", "groups[1].planes[0].offset_bytes", 2**64 - 1),
     ("overlapping planes", "groups[0].planes[2].offset_bytes", 4_095),
-    ("planes at one place", "groups[0].planes[3].offset_bytes", 0),
+    ("planes at one offset", "groups[0].planes[3].offset_bytes", 0),
     ("overlapping blocks", "groups[0].block_stride_bytes", 63),
     ("overlapping tokens", "groups[0].token_stride_bytes", 15),
     ("overlapping heads", "groups[0].head_stride_bytes", 7),
-    ("blocks at one place", "groups[0].block_stride_bytes", 0),
+    ("blocks at one offset", "groups[0].block_stride_bytes", 0),
     ("a stride of 2**64 - 1", "groups[0].block_stride_bytes", 2**64 - 1),
 ):
     bad("AttachInstance", what, path, put(path, value))
@@ -637,12 +637,12 @@ for what, field, change in (
 ):
     bad("StoreInline", what, field, change, notes_operation=True)
 
-refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "nobody"))
+refused("DetachInstance", "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "unknown"))
 refused("DetachInstance", "an unknown rank", "NOT_FOUND RANK_NOT_FOUND", put("rank", 7))
 
 for rpc in ("EndSession", "GetSession"):
-    for what, name in (("an unknown session", "session_id"), ("a session of nobody", "instance_id")):
-        refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "nobody"))
+    for what, name in (("an unknown session", "session_id"), ("a session of an unknown instance", "instance_id")):
+        refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "unknown"))
 refused("EndSession", "a session that has ended", "NOT_FOUND SESSION_NOT_FOUND", put("session_id", "ended"))
 
 bad("ReportBlockAllocation", "no block_size", "block_size", put("block_size", 0))

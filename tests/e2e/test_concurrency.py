@@ -35,7 +35,7 @@ async def depot(open_site: Open) -> Site:
 
 
 async def has_come(depot: Site, engine: Engine, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """The first call of the engine's session "s", once the depot has it."""
+    """Return the first call of the engine's session "s", once the depot has it."""
     task = asyncio.create_task(call)
     await eventually(lambda: depot.depot.sessions.find(engine.attachment.instance_id, "s") is not None)
     return task
@@ -207,7 +207,7 @@ async def test_a_lookup_that_is_cancelled_while_it_waits_leaves_no_lease(depot: 
     await depot.assert_comes_to_rest()
 
 
-# Calls whose session ends while they run
+# Calls during which their session ends
 
 
 async def test_once_end_session_has_answered_no_store_reads_the_blocks(depot: Site) -> None:

@@ -42,7 +42,7 @@ def test_without_transformers_it_says_what_to_run(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @needs_transformers
 def test_an_engine_without_a_depot_fails_in_one_line(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/nobody.sock"
+    address = f"unix:{tmp_path}/missing.sock"
     arguments = ("-m", "examples.demo", "--address", address, "--engine", "a", "--size", "small")
     with child("engine A", *arguments) as engine, pytest.raises(ChildFailed) as raised:
         list(engine.lines())

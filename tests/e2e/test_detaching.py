@@ -1,4 +1,4 @@
-"""How an attachment ended: an engine that stops in order is no loss, whatever it left open; one that dies is."""
+"""Ends of attachments: an engine that stops in order is no loss, also with open calls; one that dies is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS = 20
 
 @asynccontextmanager
 async def ends(client: AsyncDepotClient) -> AsyncIterator[asyncio.Queue[str]]:
-    """Why attachments end, from here on."""
+    """Record the reasons for which attachments end, from here on."""
     reasons: asyncio.Queue[str] = asyncio.Queue()
     request = observability_pb2.WatchEventsRequest(event_types=["InstanceDetached"])
     call = client._calls.observability.WatchEvents(request)

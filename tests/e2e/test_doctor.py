@@ -136,13 +136,13 @@ def unix(**changed: Any) -> Facts:
 
 
 def found(check: str, facts: Facts, **given: Any) -> Finding:
-    """The finding of one check."""
+    """Return the finding of one check."""
     [finding] = [each for name, each in examine(facts, settings(**given)).items() if _kind(name) == check]
     return finding
 
 
 def _kind(check: str) -> str:
-    """The name of a check without an address."""
+    """Return the name of a check without an address."""
     return "listen on" if check.startswith("listen on ") else check
 
 
@@ -404,7 +404,7 @@ def doctor(*flags: str, **environment: str) -> Result:
 
 
 def findings_of(result: Result) -> dict[str, dict[str, str]]:
-    """Findings by their check."""
+    """Return findings by their check."""
     return {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
 
 
@@ -465,7 +465,7 @@ def test_taken_missing_and_silent_addresses_fail(tmp_path: Path, monkeypatch: py
             f"unix:{tmp_path}/no/depot.sock": f"there is no folder {tmp_path}/no",
             f"unix:{tmp_path}/{'x' * 100}": "107 at most",
             "203.0.113.7:50051": "Cannot assign requested address",
-            f"unix:{tmp_path}/depot.sock": "unix_socket_owner: this machine does not know nobody-here",
+            f"unix:{tmp_path}/depot.sock": "unix_socket_owner: this machine does not know unknown-group",
         }
         flags = [each for address in listen for each in ("--listen", address)]
         result = doctor(
@@ -475,7 +475,7 @@ def test_taken_missing_and_silent_addresses_fail(tmp_path: Path, monkeypatch: py
             "--subscriber",
             "nowhere:Mine",
             "--unix-socket-owner",
-            "root:nobody-here",
+            "root:unknown-group",
             "--json",
         )
         metrics = doctor("--prometheus-port", str(port), "--json")

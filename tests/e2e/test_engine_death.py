@@ -1,4 +1,4 @@
-"""However an engine goes, the depot lets go of its memory and of what it held, and the next one gets its place."""
+"""However an engine ends, the depot unmaps its memory and ends its leases, and the next engine can attach."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMIT_SECONDS = 1.0
 
 @asynccontextmanager
 async def engine_process(address: str, by: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The engine of engine_process.py; what it leaves in /dev/shm is taken away."""
+    """Start the engine of engine_process.py; remove what it leaves in /dev/shm."""
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
     arguments = ("-m", "tests.e2e.engine_process", address, by)
     process = await asyncio.create_subprocess_exec(
@@ -71,8 +71,9 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_nothing_behind(
 
         async def all_is_given_back() -> bool:
             status = await client.get_status()
-            held = (status.num_instances, status.num_sessions, status.num_leases, status.tiers[0].num_protected_chunks)
-            return held == (0, 0, 0, 0) and num_mappings(depot_pid, mapping) == 0
+            num_protected = status.tiers[0].num_protected_chunks
+            in_use = (status.num_instances, status.num_sessions, status.num_leases, num_protected)
+            return in_use == (0, 0, 0, 0) and num_mappings(depot_pid, mapping) == 0
 
         await eventually(all_is_given_back, within_seconds=LIMIT_SECONDS)
         engine = await attach(client, *FAST, instance_id="victim")

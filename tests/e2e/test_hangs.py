@@ -63,12 +63,12 @@ class Depot:
         assert self.process.poll() is None
 
     def ends(self) -> int:
-        """The exit code after SIGTERM, which comes in time."""
+        """Return the exit code after SIGTERM, which comes in time."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(END_SECONDS)
 
     def num_dropped(self, stream: str) -> float:
-        """Lines that were dropped so far."""
+        """Return the number of dropped lines so far."""
         return Page(get(self.metrics_address)).sum("kvdepot_log_lines_dropped_total", stream=stream)
 
 
@@ -98,7 +98,7 @@ def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def store_until(address: str, enough: Callable[[], bool], at_least: int = 0) -> float:
-    """Stores and ends small sessions until it is enough; the seconds that the slowest took."""
+    """Store and end small sessions until it is enough. Return the seconds of the slowest."""
     slowest_seconds = 0.0
     with DepotClient(address) as client, attached(client) as attachment:
         number = 0
@@ -111,7 +111,7 @@ def store_until(address: str, enough: Callable[[], bool], at_least: int = 0) -> 
     return slowest_seconds
 
 
-# Nobody reads
+# The output is not read
 
 
 def test_unread_output_delays_neither_calls_nor_the_shutdown(start: Start, pipe: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_tenants_file_that_is_a_fifo_refuses_to_start(serve: Serve, tmp_path: 
     assert "is not an ordinary file" in server.said()
 
 
-# Who is sent telemetry, or takes it
+# Collectors and scrapers
 
 
 class LeavesThread:
@@ -234,7 +234,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(serve: Serve, m
         assert "EndedByForce" not in server.said()
 
 
-def test_subscribers_that_never_return_do_not_hold_up_the_end(serve: Serve) -> None:
+def test_subscribers_that_never_return_do_not_delay_the_end(serve: Serve) -> None:
     blocking = "tests.e2e.test_own_subscribers:Blocking"
     server = serve(
         *("--listen", "127.0.0.1:0", *DRAIN),

@@ -38,7 +38,7 @@ print(faults() - before)
 
 
 def minor_faults(pid: int) -> int:
-    """Pages that a process has been given so far."""
+    """Return the number of pages that a process got so far."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 

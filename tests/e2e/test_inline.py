@@ -36,7 +36,7 @@ BIG = Group("NL_X_TWO_NB_BS_NH_HS", replace(SMALL.shape, block_size=16, num_bloc
 
 
 async def retrieved(engine: Engine, session_id: str, lease: Any, *, skip_tokens: int = 0) -> bytes:
-    """All that an inline retrieve brings; the client checks the order of the pieces."""
+    """Return all that an inline retrieve brings; the client checks the order of the pieces."""
     pieces = engine.attachment.retrieve_inline(session_id, lease, skip_tokens=skip_tokens)
     return b"".join([piece.data async for piece in pieces])
 
@@ -405,7 +405,7 @@ async def test_a_chunk_that_is_being_stored_inline_is_counted_once(depot: Site) 
     assert (answer.stored_tokens, answer.resident_tokens) == (16, 48)
     assert (other_answer.stored_tokens, other_answer.resident_tokens) == (48, 16)
     expected: Kv = [
-        np.concatenate([mine[:, :, :16], other[:, :, 16:]], axis=2) for mine, other in zip(kv, other_kv, strict=True)
+        np.concatenate([own[:, :, :16], other[:, :, 16:]], axis=2) for own, other in zip(kv, other_kv, strict=True)
     ]
     assert await engine.holds("s", TOKENS, expected) == NUM_TOKENS
 

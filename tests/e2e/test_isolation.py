@@ -29,7 +29,7 @@ def reason(found: LookupResponse) -> str:
 # Never each other's bytes
 
 
-async def test_a_session_that_is_used_with_two_prompts_gets_the_bytes_of_the_one_it_asks_for(depot: Site) -> None:
+async def test_a_session_that_is_used_with_two_prompts_gets_the_bytes_of_the_prompt_it_names(depot: Site) -> None:
     engine = await depot.attach()
     for seed in (1, 2):
         await engine.store("s", prompt(NUM_TOKENS, seed), engine.kv(NUM_TOKENS, seed))
@@ -153,7 +153,7 @@ async def test_a_prompt_shorter_than_a_chunk(depot: Site) -> None:
     assert (reason(found), found.miss.at_token) == ("SHORTER_THAN_CHUNK", 0)
 
 
-async def test_a_prompt_of_which_the_rest_was_never_stored(depot: Site) -> None:
+async def test_a_prompt_whose_rest_was_never_stored(depot: Site) -> None:
     engine = await depot.attach()
     await engine.store("s", TOKENS[:32], engine.kv(32, seed=1))
     found = await engine.lookup("s", TOKENS)
@@ -168,7 +168,7 @@ async def test_an_identity_under_which_nothing_was_ever_stored(depot: Site) -> N
     assert reason(await engine.lookup("s", token_prefix(TOKENS, cache_salt="unheard of"))) == "UNKNOWN_IDENTITY"
 
 
-async def test_an_identity_of_which_all_was_cleared_is_not_unknown(depot: Site) -> None:
+async def test_an_identity_whose_chunks_were_all_cleared_is_not_unknown(depot: Site) -> None:
     engine = await depot.attach()
     await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, seed=1))
     await depot.client.clear_cache()
@@ -220,7 +220,7 @@ async def test_a_rank_that_did_not_store_or_is_not_attached(depot: Site) -> None
 
 
 async def begun_store(depot: Site) -> tuple[Engine, InlineStore, bytes]:
-    """The first chunk of a prompt is stored, the second one is on its way; returns what of it has not been sent."""
+    """Store the first chunk of a prompt and begin the second one. Return the bytes that are not sent."""
     engine = await depot.attach()
     kv = engine.kv(32, seed=1)
     await engine.store("s", TOKENS[:16], first_tokens(kv, 16))

@@ -1,4 +1,4 @@
-"""What was stored from one layout comes back in any other: every byte in its place, and no other byte touched."""
+"""Bytes that were stored from one layout come back in any other, and no other byte is written."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ block_sizes = st.sampled_from([1, 2, 4, 8, 16])
 
 @st.composite
 def two_sides(draw: st.DrawFn) -> tuple[list[Group], list[Group]]:
-    """The groups of one model as two engines lay them out."""
+    """Return the groups of one model in the layouts of two engines."""
     sides: tuple[list[Group], list[Group]] = [], []
     for _ in range(draw(st.integers(1, 3))):
         shape = draw(dims)

@@ -1,4 +1,4 @@
-"""A lease protects what it covers until it ends; after that nothing is written under it, and its chunks may go."""
+"""A lease protects its chunks until it ends. After that nothing is written under it, and they may be evicted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def leased(engine: Engine, session_id: str = "s", seed: int = 1) -> Any:
 
 
 async def assert_refused_without_a_byte(engine: Engine, session_id: str, lease: Any, reason: str) -> None:
-    """Neither retrieve works under the lease, and the engine's memory stays as it is."""
+    """Check that no retrieve works under the lease, and that the engine's memory stays as it is."""
     before = engine.buffer.twin()
     with refused("NOT_FOUND", reason):
         await engine.retrieve(session_id, lease, NUM_TOKENS)
@@ -87,9 +87,9 @@ async def test_releasing_a_lease_that_is_unknown_or_has_ended_is_no_error(depot:
 async def test_a_lease_is_of_use_to_its_own_session_and_instance_only(depot: Site) -> None:
     engine, other = await depot.attach(), await depot.attach()
     lease = await leased(engine, "s")
-    for stranger, session_id in ((engine, "another"), (other, "s")):
-        await stranger.lookup(session_id, prompt(NUM_TOKENS))
-        await assert_refused_without_a_byte(stranger, session_id, lease, "LEASE_NOT_FOUND")
+    for outsider, session_id in ((engine, "another"), (other, "s")):
+        await outsider.lookup(session_id, prompt(NUM_TOKENS))
+        await assert_refused_without_a_byte(outsider, session_id, lease, "LEASE_NOT_FOUND")
     await assert_refused_without_a_byte(engine, "s", "never heard of", "LEASE_NOT_FOUND")
     await engine.retrieve_exactly("s", lease, engine.kv(NUM_TOKENS, seed=1))
 
@@ -113,7 +113,7 @@ async def test_no_lease_is_given_where_the_engine_has_all_that_matched(depot: Si
 
 
 async def full_depot(open_site: Open, **flags: Any) -> tuple[Site, Engine, Any]:
-    """A depot with room for one prompt of 4 chunks, which is leased."""
+    """Return a depot with slots for one prompt of 4 chunks, which is leased."""
     depot = await open_site(l1_size=4 * SMALL_CHUNK_BYTES + 100, **flags)
     engine = await depot.attach()
     return depot, engine, await leased(engine)
@@ -172,7 +172,7 @@ async def test_a_store_does_not_evict_the_prefix_that_it_makes_longer(open_site:
 
 
 async def slow_retrieve(depot: Site) -> tuple[Engine, Any, asyncio.Task[Any]]:
-    """An engine into whose blocks a long prompt is on its way."""
+    """Return an engine with a running retrieve of a long prompt."""
     engine, other = await depot.attach(*SLOW), await depot.attach(*FAST)
     kv = other.kv(SLOW_TOKENS, seed=1)
     await other.store("s", prompt(SLOW_TOKENS), kv)
@@ -182,7 +182,7 @@ async def slow_retrieve(depot: Site) -> tuple[Engine, Any, asyncio.Task[Any]]:
 
 
 async def assert_nothing_is_written(engine: Engine) -> None:
-    """The engine uses its blocks for something else, and finds that in them a while later."""
+    """Write other bytes to the engine's blocks, and find them unchanged a while later."""
     engine.buffer.fill(seed=5)
     expected = engine.buffer.twin()
     await asyncio.sleep(0.1)

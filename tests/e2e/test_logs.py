@@ -1,4 +1,4 @@
-"""What `python -m service serve` logs: lines that a program can read, with the spans that they belong to."""
+"""The log of `python -m service serve`: lines that a program can read, with their spans."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOWHERE = "http://127.0.0.1:9"  # the port of "discard" has no listener
 
 
 def use(server: ServerProcess) -> None:
-    """One lookup in the engine's trace, and the end of the server."""
+    """Make one lookup in the engine's trace, and end the server."""
     [address] = server.addresses()
     with DepotClient(address) as client, attached(client, FORGED), grpc.insecure_channel(address) as channel:
         request = requests.lookup(FORGED, "chat", range(CHUNK_SIZE), 0, 0.0)
@@ -38,7 +38,7 @@ def use(server: ServerProcess) -> None:
 
 
 def events(server: ServerProcess) -> dict[str, dict[str, Any]]:
-    """The last line of each message."""
+    """Return the last line of each message."""
     lines = [json.loads(line) for line in server.said().splitlines()]
     assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
     return {line["message"]: line for line in lines}

@@ -23,7 +23,7 @@ MOST_MS = 1_000.0  # 50 on an idle core; these machines are not idle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A depot, a client that sends long messages, and a client whose latency is watched."""
+    """A depot, a client that sends long messages, and a client that measures its latency."""
 
     client: AsyncDepotClient
     channel: grpc.aio.Channel
@@ -51,7 +51,7 @@ async def site(start_server_process: Callable[..., str]) -> AsyncIterator[Site]:
 
 
 def field_of(error: grpc.aio.AioRpcError) -> str:
-    """The first field that a refusal names."""
+    """Return the first field that a refusal names."""
     status = Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
     bad = BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details)

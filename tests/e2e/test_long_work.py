@@ -1,4 +1,4 @@
-"""What others do between two slices of long work is seen by it: nothing that is gone is answered, leased or shown."""
+"""Long work sees what others do between its slices: it answers, leases and shows nothing that is removed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def passes_until(condition: Callable[[], bool]) -> None:
 
 
 class Site:
-    """A depot with one engine, whose bytes are not moved."""
+    """A depot with one engine, and transfers that move no bytes."""
 
     def __init__(self, num_slots: int) -> None:
         backend: Any = None

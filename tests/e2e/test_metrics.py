@@ -176,7 +176,7 @@ async def test_calls_are_measured_by_method_and_status(depot: Site) -> None:
     await engine.store("s", prompt(16), engine.kv(16, 1))
     for _ in range(2):
         with pytest.raises(DepotError):
-            await depot.client.lookup("nobody", "s", prompt(16))
+            await depot.client.lookup("unknown", "s", prompt(16))
     async for _ in engine.attachment.retrieve_inline("s", (await engine.lookup("s", prompt(16))).lease):
         pass
     gone = await depot.attach()  # a stream that is measured by other means
@@ -229,7 +229,7 @@ async def test_a_call_that_is_cut_off_has_a_status_of_its_own(depot: Site) -> No
 
 
 def rpcs(page: Page, method: str, status: str) -> float | None:
-    """How many calls of a method of CacheService were measured that ended with a status."""
+    """Return how many measured calls of a method of CacheService ended with a status."""
     return page.value(
         "rpc_server_call_duration_seconds_count",
         rpc_system_name="grpc",
@@ -238,7 +238,7 @@ def rpcs(page: Page, method: str, status: str) -> float | None:
     )
 
 
-async def test_a_loop_that_is_held_up_is_seen(depot: Site) -> None:
+async def test_a_blocked_loop_is_measured(depot: Site) -> None:
     await asyncio.sleep(0.15)
     time.sleep(0.4)  # noqa: ASYNC251 - on purpose
     await asyncio.sleep(0.15)
@@ -303,6 +303,6 @@ async def test_models_beyond_the_limit_are_one(depot: Site) -> None:
 
 
 def end_sessions(depot: Site) -> None:
-    """Those of instances that are not attached."""
+    """End sessions of instances that are not attached."""
     for session in list(depot.depot.sessions.newest_first()):
         depot.depot.lifetimes.close_session(session, SessionEnd.REQUESTED)

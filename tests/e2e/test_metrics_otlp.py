@@ -24,7 +24,7 @@ CHUNK_BYTES = 3_072
 
 
 class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """Keeps what came last of each metric. `answers` is cleared for one that never answers."""
+    """Keeps the last export of each metric. It answers while `answers` is set."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -45,7 +45,7 @@ class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
-        """The points of a metric, with their attributes."""
+        """Return the points of a metric, with their attributes."""
         metric = self.metrics[name]
         data = getattr(metric, metric.WhichOneof("data") or "")
         return [(attributes(point), point) for point in data.data_points]

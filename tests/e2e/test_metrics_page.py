@@ -101,7 +101,7 @@ async def test_any_path_answers_with_the_page(depot: Site, path: str) -> None:
     assert page.value("kvdepot_l1_capacity_bytes") == 16 << 20
 
 
-async def test_a_scrape_while_the_loop_is_held_up_is_answered_with_what_was_known(depot: Site) -> None:
+async def test_a_scrape_while_the_loop_is_blocked_gets_the_last_snapshot(depot: Site) -> None:
     engine = await depot.attach()
     await engine.lookup("s", prompt(16))
     known = await scrape(depot.server)
@@ -147,7 +147,7 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
     assert not [timer for timer in timers if "LoopLag" in repr(timer) and not timer.cancelled()]
 
 
-# What the catalogue says
+# The metric definitions
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
         (attributes.REFUSAL_REASON, RefusalReason),
     ],
 )
-def test_attributes_have_the_values_that_the_depot_knows(attribute: Attribute, values: type[StrEnum]) -> None:
+def test_attributes_have_the_values_of_the_depots_enumerations(attribute: Attribute, values: type[StrEnum]) -> None:
     assert set(attribute.values) == {str(value) for value in values}
 
 

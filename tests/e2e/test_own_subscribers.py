@@ -1,4 +1,4 @@
-"""Subscribers of the operator: they get every event, delay no call, and are reported if they can't be made."""
+"""Subscribers of the operator: they get every event and delay no call. An error in one is reported."""
 
 from __future__ import annotations
 

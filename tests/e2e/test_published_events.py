@@ -1,4 +1,4 @@
-"""What the depot publishes of its work: pairs that match, ages of chunks, whose they were, how attachments end."""
+"""Events of the depot's work: matching pairs, ages and owners of chunks, ends of attachments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Seen(Subscriber):
         self._events += batch
 
     async def of(self, event_type: type[E], at_least: int = 1) -> list[E]:
-        """The events of a type, once there are so many."""
+        """Return the events of a type, once there are so many."""
 
         def found() -> list[E]:
             return [event for event in self._events if isinstance(event, event_type)]
@@ -118,9 +118,9 @@ async def test_an_evicted_chunk_reports_its_lifetime_its_idle_time_and_its_retur
     begin = time.monotonic()
     await store(engine, "s", seed=1)
     await asyncio.sleep(0.02)
-    held = await lease(engine, "s", seed=1)
+    granted = await lease(engine, "s", seed=1)
     await asyncio.sleep(0.02)
-    await engine.attachment.release_lease(held)
+    await engine.attachment.release_lease(granted)
     await asyncio.sleep(0.02)
     await store(engine, "s", seed=2)
     longest = time.monotonic() - begin
@@ -158,8 +158,8 @@ async def test_a_retrieve_names_the_stores_that_its_chunks_came_from(depot: Site
     await store(engine, "s", num_tokens=NUM_TOKENS // 2)
     await store(engine, "t")
     stores = [event.operation_id for event in await seen.of(StoreStarted, 2)]
-    held = await lease(engine, "u")
-    await engine.retrieve("u", held, NUM_TOKENS)
+    granted = await lease(engine, "u")
+    await engine.retrieve("u", granted, NUM_TOKENS)
     (retrieve,) = await seen.of(RetrieveStarted)
     assert sorted(retrieve.stored_by) == sorted(stores)
 

@@ -1,4 +1,4 @@
-"""What engines attach costs the depot no more than it has: memory, descriptors, ranges of addresses."""
+"""Attached memory never takes more than the depot has: memory, descriptors, address ranges."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def region(fd: int) -> MemoryRegion:
 
 
 def num_open(pid: int, name: str) -> int:
-    """Descriptors of a process that are of objects of this name."""
+    """Count a process's descriptors of objects of this name."""
     return sum(name in str(entry.readlink()) for entry in list(Path(f"/proc/{pid}/fd").iterdir()) if entry.is_symlink())
 
 
@@ -81,12 +81,12 @@ def num_mapped(pid: int, name: str) -> int:
     return Path(f"/proc/{pid}/maps").read_text().count(name)
 
 
-async def assert_refused(client: AsyncDepotClient, memfd: int, place: str) -> None:
-    """The memory is refused with both numbers, no page of it was made, and another engine is served."""
+async def assert_refused(client: AsyncDepotClient, memfd: int, limit: str) -> None:
+    """Check that the memory is refused with both numbers, has no pages, and another engine is served."""
     with pytest.raises(DepotError) as refused:
         await client.attach(instance_id="sparse", model_name="model", groups=groups(), regions=[region(memfd)])
     assert (refused.value.code.name, refused.value.reason) == ("FAILED_PRECONDITION", "REGION_UNAVAILABLE")
-    assert f"{os.fstat(memfd).st_size} bytes of memory are needed, {place}" in refused.value.message
+    assert f"{os.fstat(memfd).st_size} bytes of memory are needed, {limit}" in refused.value.message
     assert os.fstat(memfd).st_blocks == 0
     other = await attach(client, *FAST, instance_id="other")
     kv = other.kv(1024, seed=1)

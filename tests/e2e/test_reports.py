@@ -1,4 +1,4 @@
-"""Reports of blocks feed metrics only: whatever they say, sessions that use the cache, and their leases, stay."""
+"""Reports of blocks feed metrics only. No report ends a session that uses the cache, or its leases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def client(start_server_process: Callable[..., str]) -> AsyncIterator[Asyn
 
 
 async def report(client: AsyncDepotClient, session_ids: list[str], instance_id: str = "reporter") -> None:
-    """A report of one new block for each of these sessions."""
+    """Report one new block for each of these sessions."""
     for first in range(0, len(session_ids), SESSIONS_A_REPORT):
         records = [allocation_record(each, block_ids=[0]) for each in session_ids[first : first + SESSIONS_A_REPORT]]
         await client.report_block_allocation(instance_id=instance_id, model_name="model", block_size=4, records=records)
@@ -52,7 +52,7 @@ async def test_a_lease_survives_reports_of_more_sessions_than_there_may_be(clien
     await engine.close()
 
 
-async def test_reported_sessions_take_each_others_room_only(client: AsyncDepotClient) -> None:
+async def test_reported_sessions_replace_only_each_other(client: AsyncDepotClient) -> None:
     engine = await attach(client, SMALL, instance_id="engine")
     await engine.store("writer", prompt(NUM_TOKENS), engine.kv(NUM_TOKENS, seed=1))
     await report(client, [f"reported-{number}" for number in range(MAX_REPORTED + 5)])

@@ -1,4 +1,4 @@
-"""The server as a process: where it listens, what it says when it can't, and how it ends."""
+"""The server as a process: its listeners, its errors at the start, and its end."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
 CHUNK_SIZE = 16
 SHAPE = KvShape(num_layers=2, num_blocks=8, block_size=4, num_heads=2, head_size=8, dtype="float32")
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 class ServerProcess:
-    """`python -m service serve`, with what it writes."""
+    """`python -m service serve`, and its output."""
 
     def __init__(self, *flags: str) -> None:
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -56,7 +56,7 @@ class ServerProcess:
         )
 
     def addresses(self) -> list[str]:
-        """Where it serves, once it does."""
+        """Return its addresses as soon as it serves."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         assert line.startswith("kvdepot serves on "), self.said()
@@ -66,10 +66,10 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def exit_code(self) -> int:
-        return self.process.wait(PATIENCE_SECONDS)
+        return self.process.wait(TIMEOUT_SECONDS)
 
     def said(self) -> str:
-        """All of its standard error."""
+        """Return all of its standard error."""
         self.stderr.seek(0)
         return self.stderr.read().decode()
 
@@ -113,7 +113,7 @@ def shared(folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def attached(client: DepotClient, instance_id: str = "engine") -> Iterator[Attachment]:
-    """An engine that has memory."""
+    """Attach an engine with memory."""
     with SharedBuffer.create(layouts.NL_X_TWO_NB_BS_NH_HS.size_bytes(SHAPE)) as buffer:
         group = layouts.NL_X_TWO_NB_BS_NH_HS.from_shape(SHAPE)
         with client.attach(instance_id=instance_id, model_name="m", groups=[group], regions=[buffer.region]) as rank:
@@ -121,7 +121,7 @@ def attached(client: DepotClient, instance_id: str = "engine") -> Iterator[Attac
 
 
 class RunningStore:
-    """An inline store that the depot has begun, and whose data it waits for."""
+    """An inline store that runs and waits for data."""
 
     def __init__(self, attachment: Attachment, has_begun: Callable[[], bool]) -> None:
         self._attachment = attachment
@@ -133,7 +133,7 @@ class RunningStore:
 
     @classmethod
     def seen_by(cls, client: DepotClient, attachment: Attachment) -> RunningStore:
-        """Make one on a depot whose sessions show whether it has begun."""
+        """Begin a store, and wait until the depot's sessions show it."""
         return cls(attachment, lambda: any(each.session_id == "running" for each in client.list_sessions().sessions))
 
     def _store(self) -> None:
@@ -148,9 +148,9 @@ class RunningStore:
         return self.answer()
 
     def answer(self) -> Any:
-        """What came of it."""
+        """Return its result."""
         self._data.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(TIMEOUT_SECONDS)
         assert self._answer is not None
         return self._answer
 
@@ -159,16 +159,16 @@ def health(address: str, service: str = "") -> str:
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_SECONDS)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             return str(error.code().name)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def healths(address: str) -> dict[str, str]:
-    """What Health.List says of each service."""
+    """Return the status of each service by Health.List."""
     with grpc.insecure_channel(address) as channel:
-        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=PATIENCE_SECONDS)
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=TIMEOUT_SECONDS)
         name = health_pb2.HealthCheckResponse.ServingStatus.Name
         return {service: name(answer.status) for service, answer in listed.statuses.items()}
 
@@ -265,7 +265,7 @@ def test_without_observability_it_serves_and_has_no_events_to_watch(serve: Serve
 
 
 def assert_refuses(server: ServerProcess, *words: str) -> None:
-    """It does not serve, and ends with 1 and one line with the reason."""
+    """Check that it does not serve, and ends with 1 and one line with the reason."""
     assert server.process.stdout is not None
     assert server.process.stdout.readline() == b""
     assert server.exit_code() == 1, server.said()
@@ -349,7 +349,7 @@ def test_a_signal_lets_work_end_and_takes_no_new_work(serve: Serve, folder: Path
             assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
             assert caught.value.retry_after_seconds is not None
         assert store.finish().stored_tokens == CHUNK_SIZE
-        lost = attachment.wait_lost(PATIENCE_SECONDS)
+        lost = attachment.wait_lost(TIMEOUT_SECONDS)
         assert lost is not None
         assert lost.reason == "DRAINING"
     assert server.exit_code() == 0
@@ -395,7 +395,7 @@ def test_work_that_does_not_end_is_cut_when_the_time_is_over(serve: Serve) -> No
         server.send(signal.SIGTERM)
         assert server.exit_code() == 0
         assert isinstance(store.answer(), DepotError)
-        assert attachment.wait_lost(PATIENCE_SECONDS) is not None
+        assert attachment.wait_lost(TIMEOUT_SECONDS) is not None
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:

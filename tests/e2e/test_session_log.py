@@ -1,4 +1,4 @@
-"""Every session that ends is logged as a block, and a storm of them as a few."""
+"""Every session that ends is logged as a block, and a burst of them as a few."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP = layouts.NL_X_NB_BS_HS.without_memory(
 
 
 class Blocks(logging.Handler):
-    """Keeps records, and tells a waiting test of each."""
+    """Keeps records, and wakes a waiting test at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,10 +58,17 @@ def sessions() -> Sessions:
     return Sessions(600.0)
 
 
-def end(sessions: Sessions, session_id: str = "s", why: SessionEnd = SessionEnd.REQUESTED) -> SessionEnded:
+def end(
+    sessions: Sessions,
+    session_id: str = "s",
+    why: SessionEnd = SessionEnd.REQUESTED,
+    *,
+    monotonic: float = 100.0,
+) -> SessionEnded:
     session = sessions.begin("i", session_id, "m")
     sessions.end(session, why)
     return SessionEnded(
+        monotonic=monotonic,
         instance_id="i",
         session_id=session_id,
         model_name="m",
@@ -79,20 +86,20 @@ async def test_a_session_that_its_engine_ends_is_one_record(
         await attachment.lookup("chat", range(40))
         await attachment.end_session("chat")
         [record] = await blocks.wait_for(1)
-    told = record.getMessage()
+    text = record.getMessage()
     assert record.levelno == logging.INFO
-    assert told.startswith("SessionSummary instance_id='pod-1' session_id='chat' model_name='llama'\n")
-    assert "store rank 0" in told
-    assert "32 of 40 tokens" in told
-    assert "hit ratio 0.80" in told
-    assert told.splitlines()[1].endswith("s: requested")
+    assert text.startswith("SessionSummary instance_id='pod-1' session_id='chat' model_name='llama'\n")
+    assert "store rank 0" in text
+    assert "32 of 40 tokens" in text
+    assert "hit ratio 0.80" in text
+    assert text.splitlines()[1].endswith("s: requested")
     as_json = JsonFormat().format(record)
     assert '"message": "SessionSummary"' in as_json
     assert '"matched_tokens": 32' in as_json
     assert "\n" not in as_json
 
 
-async def test_sessions_of_an_engine_that_goes_away_are_told(
+async def test_sessions_of_an_engine_that_goes_away_are_logged(
     server: Server, client: AsyncDepotClient, blocks: Blocks
 ) -> None:
     async with await client.attach(instance_id="pod-1", model_name="llama", groups=[GROUP]) as attachment:
@@ -101,7 +108,9 @@ async def test_sessions_of_an_engine_that_goes_away_are_told(
     assert record.getMessage().splitlines()[1].endswith("s: instance detached")
 
 
-async def test_a_session_that_idles_away_is_told(start_server: Callable[..., Any], blocks: Blocks) -> None:
+async def test_a_session_that_ends_by_its_idle_timeout_is_logged(
+    start_server: Callable[..., Any], blocks: Blocks
+) -> None:
     server: Server = await start_server(session_idle_timeout="50ms")
     server.depot.lifetimes.session("i", "s", "m")
     [record] = await blocks.wait_for(1)
@@ -129,22 +138,19 @@ def test_where_info_is_off_no_block_is_made(
     assert caplog.records == []
 
 
-def test_a_storm_is_held_back_and_told_of(sessions: Sessions, blocks: Blocks) -> None:
+def test_a_burst_is_throttled_and_counted(sessions: Sessions, blocks: Blocks) -> None:
     log = SessionLog(lambda tenant: sessions, blocks_per_second=2)
     ended = [end(sessions, str(i), SessionEnd.INSTANCE_DETACHED) for i in range(10)]
     requested = end(sessions, "r")
-    for event in (*ended, requested):
-        event.monotonic = 100.0
-    log.handle([*ended, requested])  # what an engine ends is not held back for what died
+    log.handle([*ended, requested])  # requested ends are not throttled with the others
     assert [record.args["session_id"] for record in blocks.records] == ["0", "1", "r"]  # type: ignore[call-overload, index]
-    later = end(sessions, "later", SessionEnd.INSTANCE_DETACHED)
-    later.monotonic = 101.5
+    later = end(sessions, "later", SessionEnd.INSTANCE_DETACHED, monotonic=101.5)
     log.handle([later])
     assert blocks.records[-1].getMessage().splitlines()[-1] == "  8 sessions that ended before are not shown"
     assert blocks.records[-1].args["num_suppressed"] == 8  # type: ignore[call-overload, index]
 
 
-def test_what_was_held_back_last_is_told_at_the_end(sessions: Sessions, blocks: Blocks) -> None:
+def test_the_last_suppressed_count_is_reported_at_the_end(sessions: Sessions, blocks: Blocks) -> None:
     log = SessionLog(lambda tenant: sessions, blocks_per_second=1)
     log.handle([end(sessions, str(i)) for i in range(4)])
     log.close()
@@ -156,14 +162,14 @@ def test_names_from_the_wire_are_not_formats(sessions: Sessions, blocks: Blocks)
     assert "session_id='100% %s %(no)d'" in blocks.records[0].getMessage()
 
 
-def test_one_id_that_ends_twice_is_not_told_twice_as_the_same(sessions: Sessions, blocks: Blocks) -> None:
+def test_one_id_that_ends_twice_is_logged_as_two_sessions(sessions: Sessions, blocks: Blocks) -> None:
     events = [end(sessions), end(sessions)]
     SessionLog(lambda tenant: sessions).handle(events)
     [record] = blocks.records
     assert record.args["duration_seconds"] == round(events[1].duration_seconds, 6)  # type: ignore[call-overload, index]
 
 
-def test_what_is_forgotten_meanwhile_is_not_told(sessions: Sessions, blocks: Blocks) -> None:
+def test_a_forgotten_session_is_not_logged(sessions: Sessions, blocks: Blocks) -> None:
     first = end(sessions, "first")
     for number in range(MAX_ENDED_REMEMBERED):
         end(sessions, str(number))

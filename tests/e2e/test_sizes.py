@@ -27,7 +27,7 @@ async def fill(engine: Engine) -> None:
         assert answer.stored_tokens == NUM_TOKENS
 
 
-async def test_a_model_gets_room_beside_leased_chunks_of_another_size(open_site: Open) -> None:
+async def test_a_model_gets_slots_although_chunks_of_another_size_are_leased(open_site: Open) -> None:
     depot = await open_site(l1_size="16MiB")
     wide, narrow = await depot.attach(WIDE), await depot.attach(NARROW, model_name="narrow")
     await fill(wide)
@@ -41,7 +41,7 @@ async def test_a_model_gets_room_beside_leased_chunks_of_another_size(open_site:
     depot.depot.index.check()
 
 
-async def test_a_model_whose_chunks_are_larger_gets_room_beside_leased_chunks(open_site: Open) -> None:
+async def test_a_model_whose_chunks_are_larger_gets_slots_although_chunks_are_leased(open_site: Open) -> None:
     depot = await open_site(l1_size="16MiB")
     wide, narrow = await depot.attach(WIDE), await depot.attach(NARROW, model_name="narrow")
     for seed in (1, 2, 3):

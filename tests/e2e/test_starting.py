@@ -1,4 +1,4 @@
-"""What a server says when it starts, and what it refuses to start with."""
+"""What a server logs when it starts, and settings that it refuses."""
 
 from __future__ import annotations
 

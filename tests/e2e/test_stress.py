@@ -34,7 +34,7 @@ HASH_BLOCK_SIZE = 8
 MAX_CHUNKS = 5
 NUM_CLIENTS = 64
 POISON = 0xEE
-PATIENCE_SECONDS = 60.0  # for an undisturbed call
+TIMEOUT_SECONDS = 60.0  # for an undisturbed call
 # Reasons that a call may get because of other calls: a lease or a session that was ended, an engine that left.
 DISTURBANCES = frozenset(
     {
@@ -53,7 +53,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What instances share chunks by, and the layouts that they choose from."""
+    """A model that instances share chunks of, and the layouts that they choose from."""
 
     name: str
     layouts: tuple[layouts.Layout, ...]
@@ -125,7 +125,7 @@ def chunk_content(model: Model, rank: int, path: tuple[int, ...], salt: str, has
 
 
 def content(model: Model, rank: int, prompt: Prompt, start: int, num_chunks: int) -> Bytes:
-    """Of several chunks, along their tokens."""
+    """Return the bytes of several chunks, along their tokens."""
     chunks = [
         chunk_content(model, rank, prompt.path[: end + 1], prompt.salt, prompt.hashed)
         for end in range(start, start + num_chunks)
@@ -177,7 +177,7 @@ class Engine:
         return self.memories[0].group.block_size
 
     def take(self, num_tokens: int) -> list[int]:
-        """Blocks for some tokens; none if there are not enough."""
+        """Return blocks for some tokens; none if there are not enough."""
         num_blocks = -(-num_tokens // self.block_size)
         if num_blocks > len(self.free):
             return []
@@ -190,7 +190,7 @@ class Engine:
         self.free.extend(block_ids)
 
     def check_canaries(self) -> None:
-        """Nobody wrote to a block that was free."""
+        """Check that no free block was written to."""
         for memory in self.memories:
             assert (memory.read(self.free) == POISON).all()
 
@@ -229,7 +229,7 @@ class Client:
     def __init__(self, server: Server, seed: int, counts: Counter[str]) -> None:
         self.random = random.Random(seed)
         self.model = self.random.choice(MODELS)
-        self._num_lanes = self.random.randint(1, 3)
+        self._num_callers = self.random.randint(1, 3)
         self._server = server
         self._counts = counts
         self._name = f"engine-{next(self.numbers)}"
@@ -250,17 +250,17 @@ class Client:
         ]
         weights, functions = zip(*steps, strict=True)
 
-        async def lane(number: int) -> None:
+        async def caller(number: int) -> None:
             for _ in range(num_steps):
                 step = self.random.choices(functions, weights)[0]
                 with self._expected(self._engine):
                     await step(self._engine, f"session-{number}-{self.random.randrange(3)}")
                     self._counts[step.__name__] += 1
-            self._num_lanes -= 1
+            self._num_callers -= 1
 
-        async with asyncio.TaskGroup() as lanes:
-            for number in range(self._num_lanes):
-                lanes.create_task(lane(number))
+        async with asyncio.TaskGroup() as callers:
+            for number in range(self._num_callers):
+                callers.create_task(caller(number))
         self._engine.check_canaries()
         if self.random.random() < 0.5:  # else the connection goes with everything in it
             for attachment in self._engine.attachments:
@@ -269,7 +269,7 @@ class Client:
 
     @contextmanager
     def _expected(self, engine: Engine) -> Iterator[None]:
-        """Count what goes wrong because of what others do, and go on."""
+        """Count failures that other callers cause, and go on."""
         try:
             yield
         except DepotError as error:
@@ -277,7 +277,7 @@ class Client:
                 raise
             self._counts[error.reason] += 1
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
-            # The other lane has closed the connection; a lane is never cancelled from outside.
+            # The other caller has closed the connection; a caller is never cancelled from outside.
             if engine is self._engine:
                 raise
             self._counts[type(error).__name__] += 1
@@ -289,7 +289,7 @@ class Client:
         num_blocks = self.model.num_prompts * (MAX_CHUNKS + 1) * CHUNK_SIZE // block_size
         shape = self.model.shape(block_size=block_size, num_blocks=num_blocks)
         group = layout.from_shape(shape)
-        client = AsyncDepotClient(address, timeout_seconds=PATIENCE_SECONDS)
+        client = AsyncDepotClient(address, timeout_seconds=TIMEOUT_SECONDS)
         memories = [Memory(group, layout.size_bytes(shape), by) for _ in range(self.model.world_size)]
         attachments = [
             await self._attach(
@@ -308,7 +308,7 @@ class Client:
         self._client, self._engine = client, Engine(self.model, attachments, memories, num_blocks)
 
     async def _attach(self, attach: Callable[[], Awaitable[AsyncAttachment]]) -> AsyncAttachment:
-        """As often as it takes the depot to notice that the engine of this name has left."""
+        """Attach again until the depot has noticed that the engine of this name has left."""
         while True:
             try:
                 return await attach()
@@ -327,7 +327,7 @@ class Client:
         )
 
     async def _disturbed(self, engine: Engine, call: Callable[..., Awaitable[Any]]) -> Any:
-        """The answer; None if the call was cancelled, or met its deadline, before it came."""
+        """Return the answer; None if the call was cancelled, or met its deadline, before it came."""
         disturbances = ("none", "cancel", "cancel while bytes move", "clear while bytes move", "deadline")
         (disturbance,) = self.random.choices(disturbances, (76, 6, 6, 2, 10))
         if disturbance == "deadline":
@@ -338,7 +338,7 @@ class Client:
                 if error.reason not in ("DEADLINE_EXCEEDED", "CANCELLED"):
                     raise
                 return None
-        task = asyncio.ensure_future(call(timeout_seconds=PATIENCE_SECONDS))
+        task = asyncio.ensure_future(call(timeout_seconds=TIMEOUT_SECONDS))
         try:
             if disturbance == "cancel":
                 await asyncio.wait([task], timeout=self.random.random() * 0.02)
@@ -522,14 +522,14 @@ class Client:
         )
 
     async def _leave_and_return(self, engine: Engine, session_id: str) -> None:
-        """Detach, in the middle of what the other lane does, and attach new memory.
+        """Detach, while the other caller works, and attach new memory.
 
         Under the same name only if no call is on its way that means the old memory.
         """
         if engine.leaving:
             return
         engine.leaving = True
-        client, alone = self._client, self._num_lanes == 1
+        client, alone = self._client, self._num_callers == 1
         if alone:
             engine.check_canaries()
         if self.random.random() < 0.5:
@@ -543,20 +543,20 @@ class Client:
 
 
 def ours(lines: Iterable[str]) -> Counter[str]:
-    """This process's shared memory among the last words of lines."""
+    """Return this process's shared memory among the last words of lines."""
     names = (line.split()[-1] if line.split() else "" for line in lines)
     return Counter(name for name in names if f"/dev/shm/kvdepot-{os.getpid()}-" in name or "/memfd:kvdepot" in name)
 
 
 def shared_memory() -> Counter[str]:
-    """What of it this process has mapped, and what has a name."""
+    """Return the shared memory that this process has mapped, and the names in /dev/shm."""
     gc.collect()
     maps = Path("/proc/self/maps").read_text().replace(" (deleted)", "").splitlines()
     return ours(maps) + ours(map(str, Path("/dev/shm").iterdir()))
 
 
 def tasks() -> Counter[str]:
-    """By what they run: gRPC has one that waits for the next call, and makes a new one after each."""
+    """Count tasks by their coroutine. gRPC's own task, which waits for the next call, is replaced after each call."""
     return Counter(repr(task.get_coro()).split(" at ")[0] for task in asyncio.all_tasks())
 
 

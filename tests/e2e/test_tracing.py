@@ -35,7 +35,7 @@ SERVICE = "/kvdepot.v1.CacheService"
 
 
 def traceparent(trace: int = TRACE, span: int = 0xEF) -> dict[str, Any]:
-    """What an engine that traces itself adds to a call."""
+    """Return the traceparent that an engine adds to a call."""
     return {"metadata": (("traceparent", f"00-{trace:032x}-{span:016x}-01"),), "timeout": 20}
 
 
@@ -46,7 +46,7 @@ async def collector() -> AsyncIterator[Collector]:
 
 
 class Engine:
-    """A client with raw stubs, whose calls can have metadata."""
+    """A client with raw stubs for calls with metadata."""
 
     def __init__(self, server: Any, client: AsyncDepotClient, channel: grpc.aio.Channel) -> None:
         self.server = server
@@ -76,7 +76,7 @@ class Engine:
 
 @asynccontextmanager
 async def traced_depot(collector: Collector, **changes: Any) -> AsyncIterator[Engine]:
-    """A server that has sent all its spans when the block ends."""
+    """Run a server that has sent all its spans when the block ends."""
     flags = {"enable_tracing": True, "otlp_endpoint": collector.endpoint, "disable_metrics": True, **changes}
     async with (
         running_server({"chunk_size": CHUNK_SIZE, **flags}) as server,
@@ -197,7 +197,7 @@ async def test_calls_that_fail_are_recorded_as_they_were_answered(collector: Col
         await engine.attach()
         for call, request in (
             (engine.stub.Lookup, LookupRequest(instance_id="pod")),
-            (engine.stub.RetrieveInline, RetrieveInlineRequest(instance_id="nobody", session_id="s", lease_id="l")),
+            (engine.stub.RetrieveInline, RetrieveInlineRequest(instance_id="unknown", session_id="s", lease_id="l")),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 answer = call(request, timeout=20)

@@ -85,14 +85,14 @@ class FileBuffer(SharedPagedBuffer):
         self.shared.add(self.buffers[0])
 
     def punch_hole(self) -> None:
-        """Gives all pages back, and keeps the size. To touch the array is a SIGBUS then, if there are no others."""
+        """Give all pages back, and keep the size. An access to the array is a SIGBUS then, if no pages are free."""
         libc = ctypes.CDLL(None, use_errno=True)
         size_bytes = ctypes.c_long(os.fstat(self.fd).st_size)
         assert libc.fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, ctypes.c_long(0), size_bytes) == 0
 
 
 def fill_up(folder: Path) -> None:
-    """Leaves no page free in a file system."""
+    """Leave no page free in a file system."""
     with (folder / "filling").open("wb", buffering=0) as filling, suppress(OSError):
         while True:
             filling.write(bytes(mmap.PAGESIZE))
@@ -111,7 +111,7 @@ async def attach_file(client: AsyncDepotClient, group: Group, path: Path) -> tup
 
 
 async def assert_only_the_victim_is_gone(client: AsyncDepotClient, victim: Engine, other: Engine) -> None:
-    """The depot holds nothing for the victim, and serves the other engine with the right bytes."""
+    """Check that the depot has nothing of the victim, and serves the other engine with the right bytes."""
     reason = await victim.attachment.wait_lost(10)
     assert reason is not None
     assert reason.reason == "REGION_UNAVAILABLE"
@@ -183,7 +183,7 @@ async def test_memory_that_shrinks_during_a_copy_fails_the_call(
         return bool(ranks and ranks[0].num_transfers)
 
     async def shrink_during_a_copy() -> tuple[Engine, DepotError | None]:
-        """The error of the call, or None if all was copied before."""
+        """Return the error of the call, or None if all was copied before."""
         fd = os.memfd_create("victim") if kind == "memfd" else nameless_file()
         buffer = FileBuffer(SLOW, fd)
         attachment = await client.attach(

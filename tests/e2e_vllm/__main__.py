@@ -106,7 +106,7 @@ def main() -> None:
     failed = asyncio.run(run(folder, arguments.python.absolute(), arguments.case))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
-    print("all of it held")
+    print("all cases passed")
 
 
 if __name__ == "__main__":

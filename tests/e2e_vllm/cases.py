@@ -44,7 +44,7 @@ WHOLE = tokens_of(4, 4 * CHUNK_SIZE)  # the depot has all of it; vLLM computes i
 PREFIXES = [tokens_of(seed, 3 * CHUNK_SIZE) for seed in range(10, 15)]
 CROWD = [PREFIXES[number % 5] + tokens_of(100 + number, 40) for number in range(50)]
 SOME = [tokens_of(seed, 600) for seed in range(200, 212)]
-TURNS = [tokens_of(seed, 300) for seed in range(300, 305)]
+PROMPT_ROUNDS = [tokens_of(seed, 300) for seed in range(300, 305)]
 GREEDY = [tokens_of(seed, 300) for seed in range(400, 406)]
 GREEDY_TOKENS = 300  # together more than a small KV cache holds
 
@@ -63,8 +63,8 @@ class Plain:
             self.answers[prompt] = await engine.generate(prompt)
         self.first_seconds["alone"] = statistics.median(self.answers[prompt].first_seconds for prompt in ALONE)
         history: Tokens = ()
-        for turn in TURNS:
-            history += turn
+        for tokens in PROMPT_ROUNDS:
+            history += tokens
             self.chat.append(history)
             self.answers[history] = await engine.generate(history, 32)
             history += self.answers[history].tokens
@@ -219,7 +219,7 @@ async def shared_prompts(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def chat(proof: Proof, a: Engine, b: Engine) -> str:
-    """The turns of a chat alternate between two engines. Each finds what the other one computed and generated."""
+    """The rounds of a chat alternate between two engines. Each finds what the other one computed and generated."""
     answers = []
     for number, history in enumerate(proof.plain.chat):
         answers.append(await (a, b)[number % 2].generate(history, 32))
@@ -227,7 +227,7 @@ async def chat(proof: Proof, a: Engine, b: Engine) -> str:
     cached = [answer.cached for answer in answers]
     for number in range(1, len(cached)):
         known = whole_chunks(len(proof.plain.chat[number - 1]))
-        assert cached[number] >= known, f"turn {number} found {cached[number]} of {known} tokens"
+        assert cached[number] >= known, f"round {number} found {cached[number]} of {known} tokens"
     lengths = [len(history) for history in proof.plain.chat]
     return f"cached {cached} of {lengths}; {proof.plain.check(proof.plain.chat, answers)}"
 
@@ -270,7 +270,7 @@ async def aborts(proof: Proof, a: Engine, b: Engine) -> str:
         task.add_done_callback(lambda _: None)
     done = await asyncio.gather(*running, return_exceptions=True)
     await proof.until_quiet()
-    await proof.forget_locally(b)  # fails while a block is held
+    await proof.forget_locally(b)  # fails while a block is in use
     answers = await together(b, SOME)
     assert all(answer.cached == whole_chunks(600) for answer in answers), [answer.cached for answer in answers]
     aborted = sum(isinstance(each, BaseException) for each in done)
@@ -331,7 +331,7 @@ async def hung_server(proof: Proof, a: Engine, b: Engine) -> str:
     await proof.until_attached(2)
     await asyncio.gather(a.generate(tokens_of(902, 64), 2), b.generate(tokens_of(903, 64), 2))
     await proof.until_quiet()
-    await proof.forget_locally(a, b)  # fails while a block is held
+    await proof.forget_locally(a, b)  # fails while a block is in use
     again = await together(b, SOME)
     hits = sum(answer.cached > 0 for answer in again)
     assert hits == len(SOME), f"{hits} hits"

@@ -1,4 +1,4 @@
-"""A connector whose loads fail: each names a lease that the real server does not have."""
+"""A connector with failing loads: each names a lease that the real server does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of which engines share KV: those that compute the same, and no others."""
+"""Cases of engines that share KV exactly if they compute the same."""
 
 from __future__ import annotations
 

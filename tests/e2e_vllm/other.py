@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 @dataclass
 class Payload(KVConnectorHandshakeMetadata):
-    """What its workers send to its scheduler."""
+    """The message of its workers to its scheduler."""
 
     port: int
 

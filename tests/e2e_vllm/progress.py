@@ -93,7 +93,7 @@ async def evicted_chunks(proof: Proof, a: Engine, b: Engine) -> str:
 
 
 async def long_steps(proof: Proof) -> str:
-    """Steps last longer than an answer is held. Requests are admitted nevertheless, and hit."""
+    """Steps last longer than an answer is kept. Requests are admitted nevertheless, and hit."""
     async with proof.engine("slow", "SlowConnector", "tests.e2e_vllm.slow") as engine:
         await engine.generate(ALONE[0])
         await proof.until_quiet()

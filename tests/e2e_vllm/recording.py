@@ -107,5 +107,5 @@ def _facts(request: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
-        return value.hex()[:16]  # enough to tell them apart
+        return value.hex()[:16]  # enough to distinguish them
     raise TypeError(type(value).__name__)

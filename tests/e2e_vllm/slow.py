@@ -1,4 +1,4 @@
-"""A connector whose steps last for seconds while a file exists, like those of a large batch on a slow machine."""
+"""A connector with steps of seconds while a file exists, as with a large batch on a slow machine."""
 
 from __future__ import annotations
 

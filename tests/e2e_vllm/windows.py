@@ -1,4 +1,4 @@
-"""Cases of models whose layers keep only a part of a prefix."""
+"""Cases of models with layers that keep only a part of a prefix."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.e2e_vllm.cases import (
     ALONE,
     GREEDY,
     GREEDY_TOKENS,
+    PROMPT_ROUNDS,
     SOME,
-    TURNS,
     WHOLE,
     Proof,
     Tokens,
@@ -42,14 +42,14 @@ async def sliding_windows(proof: Proof) -> str:
         await windowed.forget_locally(b)
         growing = [await b.generate(prompt) for prompt in GROWING]
         assert growing[1].cached == whole_chunks(1900), f"{growing[1].cached} tokens were cached"
-        turns = []
+        answers = []
         for number, history in enumerate(windowed.plain.chat):
-            turns.append(await (a, b)[number % 2].generate(history, 32))
+            answers.append(await (a, b)[number % 2].generate(history, 32))
             await windowed.until_quiet()
-        cached = [answer.cached for answer in turns]
+        cached = [answer.cached for answer in answers]
         known = [whole_chunks(len(history)) for history in windowed.plain.chat]
         assert all(has >= had for has, had in zip(cached[1:], known, strict=False)), f"{cached} of {known} were cached"
-        same = windowed.plain.check([*GROWING, *windowed.plain.chat], [*growing, *turns])
+        same = windowed.plain.check([*GROWING, *windowed.plain.chat], [*growing, *answers])
         await together(a, SOME)
         await windowed.until_quiet()
     failed = await _failed_loads(windowed)
@@ -108,8 +108,8 @@ async def _found(proof: Proof, a: Engine, b: Engine) -> str:
 
 async def _chat(proof: Proof, engine: Engine) -> None:
     history: Tokens = ()
-    for turn in TURNS:
-        history += turn
+    for tokens in PROMPT_ROUNDS:
+        history += tokens
         proof.plain.chat.append(history)
         proof.plain.answers[history] = await engine.generate(history, 32)
         history += proof.plain.answers[history].tokens
@@ -121,7 +121,7 @@ async def _failed_loads(proof: Proof) -> str:
         answers = await together(engine, SOME)
         same = proof.plain.check(SOME, answers)
         await proof.until_quiet()
-        await proof.forget_locally(engine)  # fails while a block is held
+        await proof.forget_locally(engine)  # fails while a block is in use
     cached = Counter(answer.cached for answer in answers)
     assert cached == {0: len(SOME) // 2, whole_chunks(600): len(SOME) // 2}, cached
     return f"{cached[0]} of {len(SOME)} loads failed and were computed, {same}"

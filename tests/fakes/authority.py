@@ -24,7 +24,7 @@ class Issued:
     serial_number: int
 
     def write(self, folder: Path, name: str) -> tuple[str, str]:
-        """Into NAME.crt and NAME.key; their paths."""
+        """Write NAME.crt and NAME.key, and return their paths."""
         cert, key = folder / f"{name}.crt", folder / f"{name}.key"
         cert.write_bytes(self.cert)
         key.write_bytes(self.key)
@@ -43,7 +43,7 @@ class Authority:
         self.pem = self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def write(self, folder: Path, name: str = "ca") -> str:
-        """The authority's certificate into NAME.crt; its path."""
+        """Write the authority's certificate to NAME.crt and return its path."""
         path = folder / f"{name}.crt"
         path.write_bytes(self.pem)
         return str(path)
@@ -54,7 +54,7 @@ class Authority:
         names: tuple[x509.GeneralName, ...] = LOCALHOST,
         days: tuple[float, float] = (-1, 5),
     ) -> Issued:
-        """A certificate for these names, from and to so many days from now."""
+        """Issue a certificate for these names. Its validity begins and ends some days after today."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = self._builder(subject, key.public_key(), days, is_ca=False)

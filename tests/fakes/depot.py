@@ -31,7 +31,7 @@ def failure(
     violations: tuple[tuple[str, str], ...] = (),
     retry_after: tuple[int, int] | None = None,
 ) -> Failure:
-    """Aborts an RPC the way the depot does."""
+    """Return a failure that aborts an RPC as the depot does."""
     details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain="kvdepot", metadata={"key": "value"}))]
     if violations:
         bad = error_details_pb2.BadRequest()
@@ -47,7 +47,7 @@ def failure(
 
 
 def bare_failure(code: grpc.StatusCode, message: str = "", details: bytes | None = None) -> Failure:
-    """Aborts an RPC as something that is not the depot does: without details, or with others."""
+    """Return a failure that aborts an RPC as another server does: without details, or with others."""
     return lambda context: _abort(context, code, message, details)
 
 
@@ -153,7 +153,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return cache_pb2.ReleaseLeaseResponse()
 
     def StoreInline(self, request_iterator: Any, context: Any) -> cache_pb2.StoreInlineResponse:
-        """Answers, or fails, after ``store_inline_reads`` messages."""
+        """Answer, or fail, after ``store_inline_reads`` messages."""
         _at_the_end(context, self.ended)
         self.reading.set()
         stored_bytes, messages = 0, []
@@ -205,7 +205,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         return admin_pb2.ClearCacheResponse()
 
     def last(self, rpc: str) -> Any:
-        """The latest request of an RPC."""
+        """Return the latest request of an RPC."""
         return [request for name, request in self.requests if name == rpc][-1]
 
     def _enter(self, rpc: str, request: Any, context: Any) -> None:
@@ -220,10 +220,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
 
 
 def _at_the_end(context: grpc.ServicerContext, event: threading.Event) -> None:
-    """Sets the event when the RPC has ended, which it may have already."""
+    """Set the event when the RPC ends, or at once if it has ended."""
     if not context.add_callback(event.set):
         event.set()
 
 
 def _end(context: grpc.ServicerContext) -> None:
-    """Marks the end of an attachment's stream."""
+    """Mark the end of an attachment's stream."""

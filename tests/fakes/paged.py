@@ -234,7 +234,7 @@ class PagedBuffer:
 
     def differences(self, twin: PagedBuffer) -> list[tuple[int, int]]:
         """Return the first byte of each region that differs from the twin's. Canaries count."""
-        wrong = [np.flatnonzero(mine != other) for mine, other in zip(self.regions, twin.regions, strict=True)]
+        wrong = [np.flatnonzero(own != other) for own, other in zip(self.regions, twin.regions, strict=True)]
         return [(region, int(offsets[0])) for region, offsets in enumerate(wrong) if offsets.size]
 
     def write(self, tables: Tables, kv: Kv, skip_tokens: int = 0) -> None:

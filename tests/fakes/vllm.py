@@ -1,4 +1,4 @@
-"""What the connector sees of vLLM and of the depot, in plain Python: requests, the block pool, answers to lookups."""
+"""The parts of vLLM and of the depot that the connector uses, in plain Python: requests, the block pool, lookups."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class LookupCall:
 
 
 class LookupClient:
-    """Answers when a test says so, and knows which leases are held."""
+    """Answers when a test says so, and keeps the leases that are not released."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -180,8 +180,8 @@ class BlockReporter:
         self.ended_sessions.append(session_id)
 
 
-class Engine:
-    """The connector's scheduler, and fakes of everything around it. `tables` are the requests' block tables."""
+class SchedulerDriver:
+    """Drives the connector's scheduler as vLLM does, with fakes around it. `tables` are the requests' block tables."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class FullAttentionSpec:
-    """A spec of vLLM; the connector knows it by the name of its class."""
+    """A spec of vLLM; the connector recognizes it by the name of its class."""
 
     block_size: int = BLOCK
     head_size: int = 8

@@ -16,7 +16,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the fuzzer and print what came of it."""
+    """Run the fuzzer and print its report."""
     usual = Options()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seed", type=int, default=usual.seed)

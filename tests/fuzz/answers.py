@@ -27,7 +27,7 @@ _PATH = re.compile(r"(\w+)((?:\[\d+\])*)(?:\.|$)")
 
 @dataclass(slots=True)
 class Answer:
-    """A call's end: its messages, and if it failed the code and what the details say."""
+    """The end of a call: its messages, and the code and details of a failure."""
 
     code: str = "OK"
     message: str = ""
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the client did to its call, and so has to expect. `requests` are the messages that it sent."""
+    """How the client made its call, and the answers that this allows. `requests` are the messages that it sent."""
 
     requests: Sequence[Message] = ()
     is_stream: bool = False
@@ -63,7 +63,7 @@ class Expected:
 
 
 def answer_of(error: grpc.aio.AioRpcError) -> Answer:
-    """What a failed call says; a `fault` if its details can't be read."""
+    """Return the answer of a failed call, with a `fault` if its details can't be read."""
     answer = Answer(code=error.code().name, message=error.details() or "")
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -86,7 +86,7 @@ def _read_details(answer: Answer, details: bytes) -> None:
 
 
 def fault_in(answer: Answer, rpc: Rpc, expected: Expected) -> str:
-    """What is wrong with an answer; empty if nothing is."""
+    """Return the fault of an answer; empty if there is none."""
     if answer.fault:
         return answer.fault
     code_number = grpc.StatusCode[answer.code].value[0]
@@ -131,7 +131,7 @@ def _was_ended_by_the_client(answer: Answer, expected: Expected) -> bool:
 
 
 def _exists(path: str, descriptor: Any, requests: Sequence[Message]) -> bool:
-    """Whether a path such as ``groups[0].planes[1].layer`` names a field, or a oneof, of what was sent."""
+    """Return whether a path such as ``groups[0].planes[1].layer`` names a field, or a oneof, of the request."""
     at, parts = 0, []
     while at < len(path):
         match = _PATH.match(path, at)

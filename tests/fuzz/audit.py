@@ -1,4 +1,4 @@
-"""What must hold in a depot's state: at every moment, and when no call runs. It runs in the depot's process."""
+"""Invariants of a depot's state: at every moment, and when no call runs. They are checked in the depot's process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Faults = list[str]
 
 
 def always(server: Server) -> Faults:
-    """What is wrong at this moment, whatever runs."""
+    """Return violations of the invariants that hold at every moment."""
     faults: Faults = []
     _try(faults, "index", server.depots.index.check)
     leased = _leased(server)
@@ -33,12 +33,12 @@ def always(server: Server) -> Faults:
 
 
 def soon(server: Server) -> Faults:
-    """What may be so for a moment, while leases of a session that has ended are ended one by one."""
+    """Return faults that may exist briefly, while the leases of an ended session end one by one."""
     return [fault for depot in server.depots for fault in (*_leases(depot), *_sessions(depot))]
 
 
 def at_rest(server: Server) -> Faults:
-    """What is still taken though no call runs."""
+    """Return what is in use although no call runs."""
     faults: Faults = []
     admission, index = server._admission, server.depots.index
     if admission.num_running:
@@ -62,7 +62,7 @@ def at_rest(server: Server) -> Faults:
 
 
 def usage(server: Server) -> dict[str, int]:
-    """What there is, by name: of the depot's state, and of the process."""
+    """Return numbers by name: of the depot's state and of the process."""
     depots = list(server.depots)
     maps = Path("/proc/self/maps").read_text().splitlines()
     return {
@@ -88,7 +88,7 @@ def _try(faults: Faults, what: str, check: Callable[[], None]) -> None:
 
 
 def _leased(server: Server) -> Counter[Chunk]:
-    """How many leases each chunk is in."""
+    """Return how many leases each chunk is in."""
     return Counter(
         chunk
         for depot in server.depots
@@ -99,7 +99,7 @@ def _leased(server: Server) -> Counter[Chunk]:
 
 
 def _books(server: Server, *, exactly: bool) -> Iterator[str]:
-    """Sums that the pool and the index keep. Chunks that were dropped while they are read are in these sums alone."""
+    """Check the sums of the pool and the index. Removed chunks that are still read are in these sums alone."""
     index = server.depots.index
     chunks = list(index.chunks())
     num_protected = sum(chunk.num_pins > 0 or chunk.pending_write is not None for chunk in chunks)
@@ -122,7 +122,7 @@ def _leases(depot: Depot) -> Faults:
         if all(instance.instance_id != lease.instance_id for instance in depot.instances):
             faults.append(f"{name} outlives its instance")
         if lease.end is not None:
-            faults.append(f"{name} lives and has ended: {lease.end}")
+            faults.append(f"{name} is live and has ended: {lease.end}")
     return faults
 
 

@@ -1,4 +1,4 @@
-"""Which call has which number: all that a client decides about it follows from the seed and the number."""
+"""Numbered calls: every choice of a call follows from the seed and its number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORT_DEADLINE_SECONDS = 0.2
 
 @dataclass(slots=True)
 class Call:
-    """One fuzzed call. What depends on earlier answers, such as the id of a lease, is filled in when it is sent."""
+    """One fuzzed call. Values from earlier answers, such as the id of a lease, are filled in when it is sent."""
 
     number: int
     rpc: Rpc
@@ -36,13 +36,13 @@ class Call:
 
     @staticmethod
     def numbered(seed: int, number: int) -> Call:
-        """The call of this number."""
+        """Return the call of this number."""
         random = Random(f"{seed}/{number}")
         (rpc,) = random.choices(RPCS, WEIGHTS)
         return Call(number, rpc, random)
 
     def lookup(self, things: Things) -> tuple[Message, list[Message]] | None:
-        """What is to be asked, and stored before if need be, so that a lease is there; None without need of one."""
+        """Return the lookup, and the store before it, that give the call a lease; None if it needs none."""
         if not self.rpc.takes_a_lease or self.random.random() < 0.25:
             return None
         return requests.lookup_of(self.rpc, things, self.random)
@@ -71,7 +71,7 @@ class Call:
                 self.how = replace(self.how, deadline_seconds=SHORT_DEADLINE_SECONDS)
 
     def expected(self) -> Expected:
-        """What its answer may be because of how it is made."""
+        """Return the answers that are allowed for the way it is made."""
         assert self.how is not None
         parsed = [_parsed(self.rpc, wire) for wire in self.wires]
         return Expected(
@@ -86,7 +86,7 @@ class Call:
         )
 
     def __str__(self) -> str:
-        """The request as text, as far as it is a message, and how it is made."""
+        """Return the request as text, as far as it is a message, and how it is made."""
         shown = [_text(_parsed(self.rpc, wire), wire) for wire in self.wires]
         return "\n".join((f"call {self.number}, {self.rpc.name}: {self.how}", *shown))
 

@@ -44,7 +44,7 @@ class Homes:
 async def connected(
     addresses: Sequence[str], num_clients: int, existing: Things
 ) -> AsyncIterator[tuple[Sequence[Client], Homes]]:
-    """Clients of each address in turn, and the engines that are attached all the time."""
+    """Open clients of the addresses, round robin, and the engines that stay attached."""
     async with AsyncExitStack() as stack:
         homes = Homes(addresses[-1], existing)
         stack.push_async_callback(homes.close)

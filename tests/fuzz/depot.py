@@ -1,4 +1,4 @@
-"""The processes beside the fuzzer: the depot that is fuzzed, and the witness."""
+"""The child processes of the fuzzer: the depot, and the witness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 60.0
 END_SECONDS = 15.0
 ANSWER_SECONDS = 120.0
-MARKS = ("Traceback (most recent call last)", "unexpected error", "exception was never retrieved", "Task was destroyed")
+ERROR_TEXTS = (
+    "Traceback (most recent call last)",
+    "unexpected error",
+    "exception was never retrieved",
+    "Task was destroyed",
+)
 _MOST_LINES = 60
 
 # Short times and little memory, so that chunks are evicted and leases, sessions and waits come to their ends.
@@ -47,7 +52,7 @@ async def _python(*arguments: str, log: Any, **pipes: Any) -> asyncio.subprocess
 
 
 async def _end(process: asyncio.subprocess.Process) -> bool:
-    """Ask a process to end; whether it did."""
+    """Ask a process to end; return whether it did."""
     if process.returncode is not None:
         return True
     process.terminate()
@@ -73,18 +78,21 @@ class Depot:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the process runs."""
         return self._process.returncode is None
 
     async def last_words(self) -> str:
-        """How the process ended, if it did, and the end of its log."""
+        """Return how the process ended, if it did, and the end of its log."""
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._process.wait()
         return f"exit code {self._process.returncode}, its log ends with\n{_end_of(self._log)}"
 
     async def ask(self, question: str) -> Any:
-        """What the audit answers. Raises: ConnectionError if the process has died, TimeoutError if its loop hangs."""
+        """Return the audit's answer.
+
+        Raises: ConnectionError if the process has died, TimeoutError if its loop hangs.
+        """
         async with self._asking, asyncio.timeout(ANSWER_SECONDS):
             self._writer.write(question.encode() + b"\n")
             line = await self._reader.readline()
@@ -99,13 +107,16 @@ class Depot:
             new = log.read()
         self._log_bytes += len(new)
         lines = new.decode(errors="replace").splitlines()
-        first = next((at for at, line in enumerate(lines) if any(mark in line for mark in MARKS)), None)
+        first = next((at for at, line in enumerate(lines) if any(text in line for text in ERROR_TEXTS)), None)
         return [] if first is None else lines[max(0, first - 1) : first + _MOST_LINES]
 
 
 @asynccontextmanager
 async def depot(sabotage: str = "none") -> AsyncIterator[Depot]:
-    """A depot with little memory and short times, for as long as the block runs. Raises: RuntimeError."""
+    """Run a depot with little memory and short times during the block.
+
+    Raises: RuntimeError.
+    """
     with tempfile.TemporaryDirectory(prefix="kvdepot-fuzz-") as name:
         folder = Path(name)
         log, socket = folder / "depot.log", folder / "audit.sock"
@@ -141,7 +152,7 @@ def _end_of(log: Path) -> str:
 
 
 class Witness:
-    """The healthy client's process, and what it has said so far."""
+    """The healthy client's process, and its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -151,7 +162,7 @@ class Witness:
         self.ready = asyncio.Event()
 
     async def listen(self) -> None:
-        """Read what it says, to the end."""
+        """Read its output to the end."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             said = json.loads(line)
@@ -164,13 +175,13 @@ class Witness:
         self.ready.set()
 
     def take(self) -> list[dict[str, Any]]:
-        """Its faults and slow calls since the last time."""
+        """Return its faults and slow calls since the last call."""
         said = list(self._said)
         self._said.clear()
         return said
 
     async def end(self) -> None:
-        """Let it finish its call and say what it did."""
+        """Let it finish its call, and read its summary."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         with suppress(TimeoutError):
@@ -182,7 +193,7 @@ class Witness:
 
 @asynccontextmanager
 async def witness(address: str) -> AsyncIterator[Witness]:
-    """A healthy client for as long as the block runs."""
+    """Run a healthy client during the block."""
     process = await _python(
         "tests.fuzz.witness",
         address,

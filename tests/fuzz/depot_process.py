@@ -22,10 +22,10 @@ TICK_SECONDS = 0.005
 EXTENT_BYTES = 32 << 10
 
 
-class Holds:
-    """How long the event loop was held at a time, since it was last asked: by the clock, and by the thread's CPU time.
+class LoopDelays:
+    """The longest delay of the event loop since the last call of `take`: by the clock, and in the thread's CPU time.
 
-    On a busy machine, the clock counts other processes' work too.
+    On a busy machine, the clock also counts the work of other processes.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Holds:
             self._cpu_seconds = max(self._cpu_seconds, cpu - cpu_before)
 
     def take(self) -> tuple[float, float]:
-        """The longest hold by the clock, and the most CPU time, since the last call."""
+        """Return the longest delay by the clock, and the most CPU time, since the last call."""
         longest = self._seconds, self._cpu_seconds
         self._seconds = self._cpu_seconds = 0.0
         return longest
@@ -51,14 +51,14 @@ class Holds:
 @asynccontextmanager
 async def auditing(server: Server, path: str) -> AsyncIterator[None]:
     """Answer questions on a socket for as long as the block runs: a line of one word each, JSON back."""
-    holds = Holds()
+    loop_delays = LoopDelays()
 
     def answer(question: str) -> Any:
         match question:
             case "addresses":
                 return {"grpc": server.addresses, "metrics": server.prometheus_address}
             case "always":
-                return {"faults": audit.always(server), "held": holds.take()}
+                return {"faults": audit.always(server), "delayed": loop_delays.take()}
             case "soon":
                 return audit.soon(server)
             case "at rest":
@@ -72,7 +72,7 @@ async def auditing(server: Server, path: str) -> AsyncIterator[None]:
             writer.write(json.dumps(answer(line.decode().strip())).encode() + b"\n")
         writer.close()
 
-    watching = asyncio.create_task(holds.watch())
+    watching = asyncio.create_task(loop_delays.watch())
     async with await asyncio.start_unix_server(serve, path):
         try:
             yield

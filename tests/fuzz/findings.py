@@ -1,4 +1,4 @@
-"""What a run found, and what it did."""
+"""The findings of a run, and a summary of its calls."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Report:
     usage: list[dict[str, int]] = field(default_factory=list)
 
     def add(self, finding: Finding) -> bool:
-        """Note a finding; whether it is the first of its kind."""
+        """Note a finding; return whether it is the first of its kind."""
         self.seen[finding.key] += 1
         return self.findings.setdefault(finding.key, finding) is finding
 
-    def held(self, seconds: float, cpu_seconds: float, calls: tuple[int, ...]) -> None:
-        """Note how long the loop was held while these calls were under way."""
+    def note_delay(self, seconds: float, cpu_seconds: float, calls: tuple[int, ...]) -> None:
+        """Note how long the loop was delayed while these calls ran."""
         self.longest_hold = max(self.longest_hold, (seconds, calls))
         self.longest_cpu_hold = max(self.longest_cpu_hold, (cpu_seconds, calls))
 
     def never_changed(self) -> set[str]:
-        """Fields of requests that no call had another value of."""
+        """Return fields of requests that had one value in all calls."""
         return set().union(*(fields_of(rpc.request) for rpc in RPCS)) - self.changed
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the report's lines."""
         for rpc in RPCS:
             outcomes = Counter({outcome: n for (name, outcome), n in self.outcomes.items() if name == rpc.name})
             counts = ", ".join(f"{outcome} {n}" for outcome, n in outcomes.most_common())
@@ -63,7 +63,7 @@ class Report:
         never = sorted(self.never_changed())
         yield f"fields changed: {num_fields - len(never)} of {num_fields}; never: {', '.join(never[:10]) or 'none'}"
         for what, (seconds, calls) in (("by the clock", self.longest_hold), ("of CPU time", self.longest_cpu_hold)):
-            yield f"the loop was held for {seconds * 1000:.0f} ms {what} at most, by one of the calls {list(calls)}"
+            yield f"the loop was delayed for {seconds * 1000:.0f} ms {what} at most, by one of the calls {list(calls)}"
         slowest = ", ".join(f"{rpc} {seconds * 1000:.0f} ms" for rpc, seconds in sorted(self.latencies.items()))
         yield f"the witness waited at most: {slowest}"
         yield f"the witness did: {self.witnessed}"

@@ -27,7 +27,7 @@ BATCH = 100
 MOST_OPEN_CALLS = 4  # of a client
 MOST_FINDINGS = 10
 REST_SECONDS = 5.0
-SOON_SECONDS = 1.0  # less than a lease lives
+SOON_SECONDS = 1.0  # less than the ttl of a lease
 WARM_CALLS = 300
 MOST_DESCRIPTORS = 8
 """More than at the start, which the depot may keep open: of threads' loops, of gRPC's pollers."""
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to run, and what is too much.
+    """The size of a run, and its limits.
 
     With `server` a depot that runs already is fuzzed, without an audit. `only` is the one call to make.
     `latency_seconds` are for the witness, `hold_seconds` of CPU time for the depot's loop, `growth_bytes` for its
@@ -120,7 +120,7 @@ class Fuzzer:
         await self._judged(call, client, call.rpc, call.wires, call.how, expected, existing)
 
     async def _granted(self, call: Call, lookup: Any, client: Client, existing: Things) -> Grant | None:
-        """A lease for the call, by plain calls that are judged as well."""
+        """Return a lease for the call, by plain calls that are judged as well."""
         request, inline = lookup
         for _ in range(2):
             num_grants = len(existing.grants)
@@ -151,7 +151,7 @@ class Fuzzer:
         except Hangs as hangs:
             self._found(f"{rpc.name}: {hangs}", call)
             return
-        except Exception as error:  # a finding too, or a fault of the fuzzer
+        except Exception as error:  # a finding, or a fault of the fuzzer
             self._found(f"{rpc.name}: {type(error).__name__}: {error}", call)
             return
         self.report.outcomes[rpc.name, answer.outcome] += 1
@@ -162,7 +162,7 @@ class Fuzzer:
             existing.learn(request or (expected.requests[0] if expected.requests else None), message)
 
     async def _audit(self, call: Call) -> None:
-        """What holds at every moment holds now, and the witness is served."""
+        """Check the invariants of every moment, and that the witness is served."""
         under_way = (call.number, *(number for number in self._under_way if number != call.number))
         if self._depot is not None:
             try:
@@ -172,10 +172,10 @@ class Fuzzer:
                 raise
             for fault in audited["faults"]:
                 self._found(fault, call)
-            seconds, cpu_seconds = audited["held"]
-            self.report.held(seconds, cpu_seconds, under_way)
+            seconds, cpu_seconds = audited["delayed"]
+            self.report.note_delay(seconds, cpu_seconds, under_way)
             if cpu_seconds > self._options.hold_seconds:
-                self._found(f"the loop was held for {cpu_seconds:.2f} s of CPU time", self._largest())
+                self._found(f"the loop was delayed for {cpu_seconds:.2f} s of CPU time", self._largest())
             complaints = self._depot.complaints()
             if complaints:
                 self._found("the depot logged\n" + "\n".join(complaints), call)
@@ -186,7 +186,7 @@ class Fuzzer:
                 self._found(f"the witness waited {said['slow']:.2f} s for {said['rpc']}", self._largest())
 
     def _largest(self) -> Call:
-        """Of the calls under way the one that is most likely to take long."""
+        """Return the running call that is most likely to take long."""
         return max(self._under_way.values(), key=lambda call: sum(map(len, call.wires)))
 
     async def _comes_to_rest(self, batch: Sequence[int]) -> None:
@@ -217,7 +217,7 @@ class Fuzzer:
 
 
 async def fuzz(options: Options, say: Say) -> Report:
-    """Run, and close what was opened. Anything left in the depot afterwards is a finding."""
+    """Run, and close all clients. Anything left in the depot afterwards is a finding."""
     with things() as existing:
         async with processes.depot(options.sabotage) if not options.server else nullcontext() as depot:
             addresses = depot.addresses if depot is not None else [options.server]
@@ -244,11 +244,11 @@ async def fuzz(options: Options, say: Say) -> Report:
 
 async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], options: Options) -> None:
     async def left() -> list[str]:
-        now = await depot.ask("usage")
+        after = await depot.ask("usage")
         slack = {"tasks": 2, "threads": 64, "descriptors": MOST_DESCRIPTORS, "resident bytes": 1 << 62}
         return [
             f"{number - before[what]} {what} are left"
-            for what, number in now.items()
+            for what, number in after.items()
             if number > before[what] + slack.get(what, 0)
         ]
 
@@ -262,7 +262,7 @@ async def _leaves_nothing(fuzzer: Fuzzer, depot: Depot, before: dict[str, int], 
 
 
 async def until_empty(faults: Callable[[], Awaitable[Sequence[str]]], seconds: float) -> list[str]:
-    """Ask until each fault was missing once; those that were there each time, whatever their numbers, at the end.
+    """Audit until each fault was absent once. Return the faults that were present every time.
 
     The witness is at work all the time, so that there may be no moment without any fault.
     """

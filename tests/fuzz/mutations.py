@@ -80,7 +80,7 @@ class Mutator:
             part.CopyFrom(requests.made(type(part), self._things, self._random, share=share))
 
     def _change_repeated(self, message: Message, field: values.Field) -> None:
-        """Fewer elements, more, many, in another order, or one of them another."""
+        """Change elements: fewer, more, many, another order, or one of them changed."""
         elements = getattr(message, field.name)
         if _is_map(field):
             elements.clear()
@@ -126,7 +126,7 @@ class Mutator:
 
 
 def _numbered(part: Any, number: int) -> Any:
-    """An element like another, with a number in each text and in place of each number."""
+    """Return an element like another, with a number in each text and instead of each number."""
     if isinstance(part, bool):
         return part
     if isinstance(part, int):
@@ -146,7 +146,7 @@ def _numbered(part: Any, number: int) -> Any:
 
 
 def _size_bytes(part: Any) -> int:
-    """About what an element takes on the wire."""
+    """Estimate the size of an element on the wire."""
     if isinstance(part, str | bytes):
         return len(part) + 2
     return part.ByteSize() + 2 if hasattr(part, "ByteSize") else 4
@@ -157,7 +157,7 @@ def _is_map(field: values.Field) -> bool:
 
 
 def rearranged(messages: list[Message], random: Random) -> list[Message]:
-    """The messages of a stream: one is missing or there twice, the end is cut off, or the order is another."""
+    """Return the messages of a stream: one is missing or there twice, the end is cut off, or the order is another."""
     change = random.randrange(5)
     at = random.randrange(len(messages)) if messages else 0
     if change == 0:
@@ -175,7 +175,7 @@ def rearranged(messages: list[Message], random: Random) -> list[Message]:
 
 
 def varint(number: int) -> bytes:
-    """A number as the wire has it."""
+    """Return a number as the wire has it."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -188,7 +188,7 @@ def _tag(number: int, wire_type: int) -> bytes:
 
 
 def _unknown_fields(wire: bytes, random: Random) -> bytes:
-    """Fields of a later version: a varint, fixed64, some bytes, a group, fixed32."""
+    """Return fields of a later version: a varint, fixed64, some bytes, a group, fixed32."""
     number = random.choice((_UNKNOWN_FIELD, _LAST_FIELD))
     unknown = (
         _tag(number, 0) + varint((1 << 64) - 1),
@@ -201,13 +201,13 @@ def _unknown_fields(wire: bytes, random: Random) -> bytes:
 
 
 def _another_behind(wire: bytes, random: Random, message: Message) -> bytes:
-    """The fields of two messages in one: single ones are there twice, and both members of a oneof."""
+    """Return the fields of two messages in one: single ones are there twice, and both members of a oneof."""
     behind: bytes = message.SerializeToString()
     return wire + behind
 
 
 def _nested(wire: bytes, random: Random) -> bytes:
-    """A field in a field, and so on, deeper than a parser goes."""
+    """Return a field in a field, and so on, deeper than a parser goes."""
     number = random.choice((1, 3, 4, _UNKNOWN_FIELD))
     inner = b""
     for _ in range(random.choice((50, 150))):
@@ -265,19 +265,19 @@ CHANGES: Sequence[Callable[[bytes, Random], bytes]] = (
 
 
 def changed_wire(wire: bytes, other: Message, random: Random) -> bytes:
-    """Bytes that no generated code would write, which are a message or not; `other` is one of the same kind."""
+    """Return bytes that no generated code writes, a message or not. `other` is one of the same kind."""
     if random.random() < 0.25:
         return _another_behind(wire, random, other)
     return random.choice(CHANGES)(wire, random)
 
 
 def larger(wire: bytes, num_bytes: int) -> bytes:
-    """A message of more than so many bytes, most of them in an unknown field."""
+    """Return a message of more than so many bytes, most of them in an unknown field."""
     return wire + _tag(_UNKNOWN_FIELD, 2) + varint(num_bytes) + bytes(num_bytes)
 
 
 def is_message(request: type[Message], wire: bytes) -> bool:
-    """Whether a parser takes the bytes."""
+    """Return whether a parser accepts the bytes."""
     try:
         request.FromString(wire)
     except Exception:

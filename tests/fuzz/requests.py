@@ -1,4 +1,4 @@
-"""Requests that the depot takes: written for those that must fit what exists, the others made by descriptor."""
+"""Requests that the depot accepts: written by hand where they must fit its state, the others made by descriptor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIECE_BYTES = 1 << 20
 
 
 def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) -> list[Message]:
-    """The messages of a call that makes sense, as far as is known; with a lease if it takes one."""
+    """Return the messages of a call that makes sense, as far as is known; with a lease if it takes one."""
     match rpc.name:
         case "AttachInstance":
             return [_copy(random.choice(things.visitors).request)]
@@ -43,7 +43,7 @@ def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) 
 
 
 def made(request: type[Message], things: Things, random: Random, *, share: float = 0.8, depth: int = 0) -> Message:
-    """A message of which this share of fields is set, to what exists where there is anything of the field's name."""
+    """Make a message with this share of its fields set, to existing values of the field's name where there are any."""
     message = request()
     if isinstance(message, cache_pb2.Prefix):
         return things.prefix(random)
@@ -67,7 +67,7 @@ def made(request: type[Message], things: Things, random: Random, *, share: float
 
 
 def plausible(field: values.Field, things: Things, random: Random) -> object:
-    """A value that a client might send."""
+    """Return a value that a client might send."""
     if field.cpp_type == field.CPPTYPE_STRING and field.type != field.TYPE_BYTES:
         return things.name(field.name, random)
     if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):
@@ -76,7 +76,7 @@ def plausible(field: values.Field, things: Things, random: Random) -> object:
 
 
 def lookup_of(rpc: Rpc, things: Things, random: Random) -> tuple[cache_pb2.LookupRequest, list[Message]]:
-    """What gives a lease to a session: the lookup, and the inline store that it may need before, for each rank."""
+    """Return the calls that give a session a lease: the lookup, and an inline store before it for each rank."""
     homes = [rank for rank in things.homes if rank.request.regions or rpc.name == "RetrieveInline"]
     instance_id = random.choice([rank.request.instance_id for rank in homes])
     prefix = things.prefix(random)
@@ -154,7 +154,7 @@ def _retrieve(rpc: Rpc, things: Things, random: Random, grant: Grant) -> Message
 
 
 def _report(things: Things, random: Random) -> Message:
-    """Reports of a scheduler about a few sessions: growing tables and reused blocks."""
+    """Return reports of a scheduler about a few sessions: growing tables and reused blocks."""
     block_size = random.choice((4, 16))
     records = [
         observability_pb2.BlockAllocationRecord(

@@ -16,7 +16,7 @@ import kvdepot.v1
 from tests.documented import DOCUMENTED
 
 Message = Any
-"""A protobuf message, of whichever class."""
+"""A protobuf message of any class."""
 
 # Every RPC may answer these. A bug, an unknown caller and a shutdown are not expected here.
 _EVERYWHERE = {each for each in DOCUMENTED[""] if each[0] not in ("INTERNAL", "UNAUTHENTICATED", "UNAVAILABLE")}
@@ -40,7 +40,7 @@ class Rpc:
 
     @property
     def takes_a_lease(self) -> bool:
-        """Whether a request makes sense only after a lookup has given a lease to its session."""
+        """Return whether a request makes sense only after a lookup has given a lease to its session."""
         return {"session_id", "lease_id"} <= set(self.request.DESCRIPTOR.fields_by_name)
 
     @property
@@ -77,7 +77,7 @@ BY_NAME = {rpc.name: rpc for rpc in RPCS}
 
 
 def fields_of(request: type[Message]) -> set[str]:
-    """The full names of all fields that a request can hold, at any depth."""
+    """Return the full names of all fields that a request can hold, at any depth."""
     fields: set[str] = set()
     messages, seen = [request.DESCRIPTOR], set()
     while messages:

@@ -23,7 +23,7 @@ _OF_FEW = 3
 
 
 def _every(number: int, original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """The original, but for one call in so many."""
+    """Return a function that is the original, except for one in so many calls."""
     calls = 0
 
     def either(*args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ def _a_bug_in_a_servicer() -> None:
     decode.lookup_request = _every(_EVERY, decode.lookup_request, broken)
 
 
-def _the_loop_is_held() -> None:
+def _the_loop_is_delayed() -> None:
     async def slow(servicer: Any, request: Any, context: Any) -> Any:
         time.sleep(5)  # noqa: ASYNC251 - that is the fault
         return await get_session(servicer, request, context)
@@ -126,7 +126,7 @@ KINDS: dict[str, Fault] = {
     "a pin stays": Fault(_a_pin_stays, " 0 leases"),
     "a lease is forgotten by its session": Fault(_a_lease_is_forgotten_by_its_session, "is not its session's"),
     "a bug in a servicer": Fault(_a_bug_in_a_servicer, "INTERNAL INTERNAL"),
-    "the loop is held": Fault(_the_loop_is_held, "the witness waited"),
+    "the loop is delayed": Fault(_the_loop_is_delayed, "the witness waited"),
     "a reason that is not documented": Fault(_a_reason_that_is_not_documented, "WEATHER"),
     "a field that does not exist": Fault(_a_field_that_does_not_exist, "fields that do not exist"),
     "wrong bytes": Fault(_wrong_bytes, "wrong bytes"),

@@ -14,7 +14,7 @@ from grpc._cython.cygrpc import ExecuteBatchError
 from tests.fuzz.answers import Answer, answer_of
 from tests.fuzz.rpcs import Rpc
 
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 """After this a call that is not answered hangs. It is longer than every wait that the depot is set to."""
 
 HUGE_METADATA_BYTES = 7_000
@@ -62,28 +62,28 @@ class Manner:
 
     @property
     def has_huge_metadata(self) -> bool:
-        """Whether gRPC refuses it."""
+        """Return whether gRPC refuses it."""
         return sum(len(key) + len(value) + 32 for key, value in self.metadata) > HUGE_METADATA_BYTES
 
 
 PLAIN = Manner(
-    deadline_seconds=PATIENCE_SECONDS,
+    deadline_seconds=TIMEOUT_SECONDS,
     cancel_after_seconds=None,
     metadata=(),
     wrong_arity=False,
     finishes_writing=True,
     reads=None,
-    read_seconds=PATIENCE_SECONDS,
+    read_seconds=TIMEOUT_SECONDS,
     stays_open=False,
 )
 
 
 def manner(rpc: Rpc, random: Random) -> Manner:
-    """Mostly patient: a call that is cut short shows less."""
-    standing = rpc.streams_responses and rpc.name != "RetrieveInline"
+    """Return how to make a call; mostly to its end, because a call that is cut short shows less."""
+    long_lived = rpc.streams_responses and rpc.name != "RetrieveInline"
     deadline = random.choice((*[None] * 6, *[30.0] * 12, 1e-6, random.choice((0.0005, 0.002, 0.01, 0.05))))
     moments = (*[None] * 27, 0.0, random.random() * 0.003, random.random() * 0.03)
-    reads = random.choice((0, 1, 1, 3) if standing else (1, *[None] * 9) if rpc.streams_responses else (None,))
+    reads = random.choice((0, 1, 1, 3) if long_lived else (1, *[None] * 9) if rpc.streams_responses else (None,))
     return Manner(
         deadline_seconds=deadline,
         cancel_after_seconds=random.choice(moments),
@@ -139,7 +139,10 @@ class Client:
         )
 
     async def call(self, rpc: Rpc, wires: Sequence[bytes], how: Manner = PLAIN) -> Answer:
-        """Make the call and read what it says. Raises: Hangs."""
+        """Make the call and read its answer.
+
+        Raises: Hangs.
+        """
         kind = "stream_stream" if how.wrong_arity else rpc.kind
         method = getattr(self._channel, kind)(
             rpc.path, request_serializer=None, response_deserializer=rpc.response.FromString
@@ -152,15 +155,15 @@ class Client:
         )
         answer = Answer()
         task = asyncio.ensure_future(self._through(call, kind, wires if given is None else (), how, answer))
-        patience = PATIENCE_SECONDS if how.cancel_after_seconds is None else how.cancel_after_seconds
-        done, _ = await asyncio.wait([task], timeout=patience)
+        timeout_seconds = TIMEOUT_SECONDS if how.cancel_after_seconds is None else how.cancel_after_seconds
+        done, _ = await asyncio.wait([task], timeout=timeout_seconds)
         if not done:
             call.cancel()
             # A call that is cancelled before it has begun leaves grpc.aio's own writes waiting for ever.
             task.cancel()
             await asyncio.wait([task])
             if how.cancel_after_seconds is None:
-                raise Hangs(f"no answer in {PATIENCE_SECONDS:g} s")
+                raise Hangs(f"no answer in {TIMEOUT_SECONDS:g} s")
         if task.cancelled():  # the call was cancelled here
             return Answer(code="CANCELLED", messages=answer.messages)
         error = task.exception()
@@ -201,7 +204,7 @@ class Client:
             call.cancel()
 
     async def _read(self, call: Any, how: Manner) -> Any:
-        """The next answer; None if it does not come in time, which ends the call."""
+        """Return the next answer; None if it does not come in time, which ends the call."""
         if how.reads is None:
             return await call.read()
         reading = asyncio.ensure_future(call.read())
@@ -220,7 +223,7 @@ class Client:
             )
 
     def let_go(self, random: Random, most: int) -> None:
-        """Cancel open calls, any of them, until there are at most so many."""
+        """Cancel random open calls until at most so many are left."""
         self.open_calls = [call for call in self.open_calls if not call.done()]
         while len(self.open_calls) > most:
             self.open_calls.pop(random.randrange(len(self.open_calls))).cancel()

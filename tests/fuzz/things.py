@@ -42,7 +42,7 @@ class Rank:
         return sum(len(group.planes) * CHUNK_SIZE * group.num_heads * group.head_bytes for group in self.request.groups)
 
     def tables(self, num_tokens: int, random: Random) -> list[cache_pb2.BlockTable]:
-        """Different blocks for so many tokens, in any order; the last may be part."""
+        """Return tables of different blocks for so many tokens, in any order. The last block may be partly filled."""
         return [
             cache_pb2.BlockTable(
                 block_ids=random.sample(
@@ -112,14 +112,14 @@ class Things:
         self._learnt: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     def rank_of(self, instance_id: str, random: Random) -> Rank:
-        """One of the instance's ranks; any rank for an instance that does not exist."""
+        """Return one of the instance's ranks; any rank for an instance that does not exist."""
         known = [rank for rank in (*self.homes, *self.visitors) if rank.request.instance_id == instance_id]
         return random.choice(known or self.homes)
 
     def name(self, field: str, random: Random) -> str:
-        """A name for a field: what exists, what existed, or the name of something of another kind.
+        """Return a name for a field: of an existing thing, of a removed one, or of a thing of another kind.
 
-        It draws the same numbers from `random`, whatever was learnt.
+        It draws the same numbers from `random`, independent of the learnt names.
         """
         where = random.random()
         learnt = self._learnt.get(field) or self._learnt["lease_id"]
@@ -131,7 +131,7 @@ class Things:
         return names[int(random.random() * len(names))] if names else ""
 
     def prefix(self, random: Random) -> cache_pb2.Prefix:
-        """A prompt: of few families, so that prefixes meet; by its token ids or by hashes."""
+        """Return a prompt: of few families, so that prefixes meet; by its token ids or by hashes."""
         family = random.randrange(4)
         num_tokens = random.choice((CHUNK_SIZE, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE, random.randint(1, MOST_TOKENS)))
         names: dict[str, Any] = {
@@ -145,12 +145,12 @@ class Things:
         return cache_pb2.Prefix(token_ids=_TOKENS[family][:num_tokens], **names)
 
     def grant(self, random: Random) -> Grant:
-        """A lease that was given, which may have ended."""
+        """Return a lease that was given, which may have ended."""
         at = random.random()
         return self.grants[int(at * len(self.grants))] if self.grants else Grant("home-name", "s0", "none", CHUNK_SIZE)
 
     def session(self, random: Random) -> tuple[str, str]:
-        """The instance and the id of a session that was there."""
+        """Return the instance and the id of a session that was there."""
         at = random.random()
         return self._sessions[int(at * len(self._sessions))] if self._sessions else ("home-name", "s0")
 
@@ -167,13 +167,13 @@ class Things:
 
 
 def num_tokens(prefix: cache_pb2.Prefix) -> int:
-    """The length of a prompt."""
+    """Return the length of a prompt."""
     return len(prefix.token_ids) or len(prefix.block_hashes) * prefix.hash_block_size
 
 
 @contextmanager
 def things() -> Iterator[Things]:
-    """The things of one run; their memory is gone after the block."""
+    """Yield the things of one run; release their memory at the end."""
     by: tuple[Literal["name", "fd"], ...] = ("name", "fd", "name")
     size_bytes = max(_size_bytes(_ATTENTION), _size_bytes(_WIDE, _LATENT))
     buffers = [SharedBuffer.create(size_bytes, by=each) for each in by]
@@ -192,7 +192,7 @@ def _size_bytes(*shaped: _Shaped) -> int:
 
 
 def _groups(*shaped: _Shaped) -> list[cache_pb2.KvGroup]:
-    """Groups that lie one after the other in one region."""
+    """Return groups one after the other in one region."""
     groups = []
     offset_bytes = 0
     for layout, shape in shaped:

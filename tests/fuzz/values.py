@@ -1,4 +1,4 @@
-"""Values at the edges of each type of field, and texts that break what is careless with them."""
+"""Values at the edges of each type of field, and texts that break careless code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = (
     "e\u0301",  # é, not normalised
     "é",
     "\ufffe\uffff\U0010ffff",
-    "İıſK",  # letters whose cases are not a pair
+    "İıſK",  # letters with an upper and a lower case that are not a pair
     "🏴\U000e0067\U000e0062\U000e007f",
     "%s%n%x%d",
     "{0}{}{__class__.__mro__}",
@@ -69,7 +69,7 @@ _LIMITS = {
 
 
 def number(field: Field, random: Random) -> int:
-    """An integer that the field can hold, mostly at an edge."""
+    """Return an integer that the field can hold, mostly at an edge."""
     least, most = _LIMITS[next(name for name in _LIMITS if field.cpp_type == getattr(field, f"CPPTYPE_{name}"))]
     if random.random() < 0.1:
         return random.randint(least, most)
@@ -78,7 +78,7 @@ def number(field: Field, random: Random) -> int:
 
 
 def text(random: Random) -> str:
-    """A hostile text, or some characters of any kind."""
+    """Return a hostile text, or some characters of any kind."""
     if random.random() < 0.8:
         return random.choice(TEXTS)
     length = random.choice((1, 2, 8, 40))
@@ -88,7 +88,7 @@ def text(random: Random) -> str:
 
 
 def scalar(field: Field, random: Random) -> Any:
-    """A value of a field that is no message."""
+    """Return a value of a field that is no message."""
     match field.cpp_type:
         case field.CPPTYPE_BOOL:
             return random.random() < 0.5

@@ -1,4 +1,4 @@
-"""A healthy client beside the fuzzed calls: it stores, finds and checks its own data, and times each of its calls.
+"""A healthy client during the fuzzed calls: it stores, finds and checks its own data, and times each of its calls.
 
 ``python -m tests.fuzz.witness ADDRESS`` goes on until its standard input ends. It writes a line of JSON for each fault,
 for each call that took long, and at the end for what it did.
@@ -24,7 +24,7 @@ from tests.fuzz.things import WITNESS
 PAUSE_SECONDS = 0.02
 CHECK_EVERY = 5
 SLOW_SECONDS = 0.25
-PATIENCE_SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 NUM_PROMPTS = 8
 NUM_TOKENS = 48
 BLOCK_SIZE = 4
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class WrongBytes(Exception):
-    """What came back is not what was stored."""
+    """The retrieved bytes differ from the stored bytes."""
 
 
 class Witness:
@@ -54,7 +54,7 @@ class Witness:
             if stop.is_set():
                 break
             try:
-                await self._timed("GetStatus", self._client.get_status(timeout_seconds=PATIENCE_SECONDS))
+                await self._timed("GetStatus", self._client.get_status(timeout_seconds=TIMEOUT_SECONDS))
                 if number % CHECK_EVERY == 0:
                     await self._check(number // CHECK_EVERY % NUM_PROMPTS)
             except DepotError as error:
@@ -86,19 +86,19 @@ class Witness:
         here, there = list(range(num_blocks)), list(range(num_blocks, 2 * num_blocks))
         self._blocks[here] = content
         engine = self._attachment
-        patience: dict[str, Any] = {"timeout_seconds": PATIENCE_SECONDS}
-        await self._timed("Store", engine.store(session_id, tokens, [here], **patience))
-        found = await self._timed("Lookup", engine.lookup(session_id, tokens, **patience))
+        timeout: dict[str, Any] = {"timeout_seconds": TIMEOUT_SECONDS}
+        await self._timed("Store", engine.store(session_id, tokens, [here], **timeout))
+        found = await self._timed("Lookup", engine.lookup(session_id, tokens, **timeout))
         if found.HasField("lease"):
             num_blocks = found.matched_tokens // BLOCK_SIZE
             self._blocks[:] = 0xEE
-            await self._timed("Retrieve", engine.retrieve(session_id, found.lease, [there[:num_blocks]], **patience))
+            await self._timed("Retrieve", engine.retrieve(session_id, found.lease, [there[:num_blocks]], **timeout))
             if not np.array_equal(self._blocks[there[:num_blocks]], content[:num_blocks]):
                 raise WrongBytes(f"prompt {prompt}, {found.matched_tokens} tokens")
             if (self._blocks[here] != 0xEE).any() or (self._blocks[2 * len(here) :] != 0xEE).any():
                 raise WrongBytes(f"prompt {prompt}: blocks that were not named have changed")
             self._counts["compared bytes"] += content[:num_blocks].nbytes
-        await self._timed("EndSession", engine.end_session(session_id, **patience))
+        await self._timed("EndSession", engine.end_session(session_id, **timeout))
 
 
 def _content(prompt: int, shape: tuple[int, ...]) -> Any:
@@ -122,7 +122,7 @@ async def watch(address: str) -> None:
                 model_name=WITNESS,
                 groups=[layout.from_shape(shape)],
                 regions=[buffer.region],
-                timeout_seconds=PATIENCE_SECONDS,
+                timeout_seconds=TIMEOUT_SECONDS,
             )
             _say(ready=True)
             await Witness(client, attachment, buffer.array.reshape(shape.num_blocks, -1)).run(stop)

@@ -1,4 +1,4 @@
-"""The engine of the GPU tests, seen from outside: a process that takes orders and may be killed."""
+"""The engine of the GPU tests, seen from outside: a process that takes commands and may be killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLIENTS = Path(__file__).parents[2] / "clients" / "python"
 
 
 def python_path() -> str:
-    """Our client, in front of what this process has on its path."""
+    """Return this process's path, with our client first."""
     return os.pathsep.join([str(CLIENTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -68,9 +68,9 @@ class EngineProcess:
 
     def region(self, do: str, **arguments: Any) -> Region:
         """Make the engine allocate a tensor; return it as a region that the depot maps."""
-        told = self.ask(do, **arguments)
-        handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], self._uuid)
-        return Region(told["size_bytes"], handle)
+        answer = self.ask(do, **arguments)
+        handle = CudaIpc(bytes.fromhex(answer["handle"]), answer["offset_bytes"], self._uuid)
+        return Region(answer["size_bytes"], handle)
 
     def kill(self) -> None:
         """Kill the process, as the kernel does when memory is short. It is gone when this returns."""

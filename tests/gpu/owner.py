@@ -1,4 +1,4 @@
-"""An engine process: it owns CUDA memory, exports it, and carries out orders, one in each line of JSON.
+"""An engine process: it owns CUDA memory, exports it, and carries out commands, one in each line of JSON.
 
 It imports torch and NumPy, as an engine does, and our client when an order needs it.
 """
@@ -165,7 +165,7 @@ class Owner:
 def main() -> None:
     """Answer each line on standard input with one on standard output."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # the output of a library is no answer
     owner = Owner()
     for line in sys.stdin:
         order = json.loads(line)

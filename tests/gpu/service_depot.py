@@ -49,7 +49,7 @@ class ServiceDepot:
         return self._client
 
     @property
-    def held(self) -> tuple[int, int, int, int]:
+    def in_use(self) -> tuple[int, int, int, int]:
         """Return the numbers of instances, sessions, leases and protected chunks."""
         status = self.client.get_status()
         return status.num_instances, status.num_sessions, status.num_leases, status.tiers[0].num_protected_chunks

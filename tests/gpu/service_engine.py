@@ -1,4 +1,4 @@
-"""An engine on a GPU that uses a depot through the client, and does what a line of JSON on its standard input asks.
+"""An engine on a GPU that uses a depot through the client. It reads commands as lines of JSON on standard input.
 
 python -m tests.gpu.service_engine
 """
@@ -98,7 +98,7 @@ class Engine:
         """Retrieve the leased prompt into other blocks than before.
 
         Raises:
-            AssertionError: its KV is wrong, or somebody wrote into the blocks of the time before.
+            AssertionError: its KV is wrong, or another process wrote into the blocks of the time before.
         """
         self._check(self._leased[0], self._in_blocks)
         self._in_blocks = self._retrieve_exactly(*self._leased)
@@ -187,12 +187,12 @@ def _kv(seed: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Answer each line on standard input with one on standard output; an error is an answer too."""
+    """Answer each line on standard input with one on standard output. An error is also an answer."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
 
     def say(line: dict[str, Any]) -> None:
-        answers.write(json.dumps(line) + "\n")  # at once: threads say something too
+        answers.write(json.dumps(line) + "\n")  # at once, because several threads write
 
     engine = Engine(say)
     for line in sys.stdin:

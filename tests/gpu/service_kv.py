@@ -18,6 +18,6 @@ PROMPT_TOKENS = NUM_BLOCKS * BLOCK_SIZE // 4
 
 
 def prompt(seed: int) -> list[int]:
-    """Token ids."""
+    """Return token ids."""
     tokens: list[int] = np.random.default_rng(seed).integers(0, 1 << 32, PROMPT_TOKENS, np.uint32).tolist()
     return tokens

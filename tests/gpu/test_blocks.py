@@ -1,4 +1,4 @@
-"""Blocks of another process's GPU memory: the right bytes in the right place, and no other byte touched."""
+"""Blocks of another process's GPU memory: the right bytes at the right address, and no other byte touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client exports of real torch tensors and events, the depot's backend opens and finds to be right."""
+"""The depot's backend opens what the client exports of real torch tensors and events, with the right bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ L1 = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def share(engine: EngineProcess, dtype: str) -> tuple[Group, list[Region]]:
-    """Has the engine make a KV cache, and turns what its client says of it into what the backend takes."""
+    """Let the engine make a KV cache, and convert the client's description of it to the backend's."""
     from kvdepot.v1 import cache_pb2
 
     answer = engine.ask("share", num_layers=LAYERS, shape=[2, BLOCKS, TOKENS, HEADS, SIZE], dtype=dtype)
@@ -46,7 +46,7 @@ def share(engine: EngineProcess, dtype: str) -> tuple[Group, list[Region]]:
 
 
 def contents(engine: EngineProcess, folder: Path) -> L1:
-    """The bytes of the engine's layers, as ``[layers, 2, blocks, bytes of a block]``."""
+    """Return the bytes of the engine's layers, as ``[layers, 2, blocks, bytes of a block]``."""
     layers = []
     for number in range(LAYERS):
         engine.ask("dump", number=number, path=str(folder / "dump"))

@@ -1,4 +1,4 @@
-"""Memory of another process: how large it is, whose it is, and that it is free again when its owner is killed."""
+"""Memory of another process: its size, its owner, and its release when the owner is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 60
 
 
 def latent_group(size_bytes: int, block_bytes: int = 1 << 20) -> Group:
-    """One plane over all of a region, in blocks of one token."""
+    """Return one plane over all of a region, in blocks of one token."""
     return Group(
         num_layers=1,
         num_blocks=size_bytes // block_bytes,
@@ -122,20 +122,20 @@ def test_an_engine_killed_before_its_event_does_not_hold_its_memory(
     assert time.monotonic() - begin < 1
 
 
-def test_the_driver_knows_the_size_of_an_allocation(runtime: CupyRuntime, engine: EngineProcess) -> None:
-    told = engine.ask("make", size_bytes=5 << 20)
+def test_the_driver_returns_the_size_of_an_allocation(runtime: CupyRuntime, engine: EngineProcess) -> None:
+    answer = engine.ask("make", size_bytes=5 << 20)
     device = runtime.devices[canonical_uuid(engine.ask("uuid"))]
-    address = device.open_memory(bytes.fromhex(told["handle"]))
-    assert device.bytes_from(address) == told["allocated_bytes"]
-    assert device.bytes_from(type(address)(address + 9)) == told["allocated_bytes"] - 9
+    address = device.open_memory(bytes.fromhex(answer["handle"]))
+    assert device.bytes_from(address) == answer["allocated_bytes"]
+    assert device.bytes_from(type(address)(address + 9)) == answer["allocated_bytes"] - 9
     device.close_memory(address)
 
 
 def test_a_region_beyond_its_allocation_is_refused(open_backend: OpenBackend, engine: EngineProcess) -> None:
-    told = engine.ask("make", size_bytes=64 << 20)
-    handle = CudaIpc(bytes.fromhex(told["handle"]), told["offset_bytes"], engine.ask("uuid"))
+    answer = engine.ask("make", size_bytes=64 << 20)
+    handle = CudaIpc(bytes.fromhex(answer["handle"]), answer["offset_bytes"], engine.ask("uuid"))
     with pytest.raises(RegionError, match="beyond"):
-        attach(open_backend(), Region(told["allocated_bytes"] + (1 << 20), handle))
+        attach(open_backend(), Region(answer["allocated_bytes"] + (1 << 20), handle))
 
 
 def test_memory_of_a_process_that_is_gone_is_refused(open_backend: OpenBackend, mortal: EngineProcess) -> None:

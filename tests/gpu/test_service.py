@@ -45,7 +45,7 @@ DELAYS_SECONDS = (0.0, 0.001, 0.002, 0.003, 0.004)
 
 @pytest.fixture(scope="module")
 def packages(runtime: CupyRuntime) -> None:
-    """What the server imports."""
+    """Return the packages that the server imports."""
     try:
         importlib.import_module("service.__main__")
     except ImportError as error:
@@ -91,7 +91,7 @@ def depots(engines: list[ServiceEngine], expandable: ServiceEngine) -> Iterator[
 def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> ServiceEngine:
     """An engine that is attached all the time, and has leased a prompt of its own."""
     engine, depot = engines[0], depots["shared"]
-    assert depot.held == (0, 0, 0, 0)
+    assert depot.in_use == (0, 0, 0, 0)
     # From here on no depot takes more of the GPU's memory but for its attachments.
     wait_until(lambda: all(each.is_populated for each in depots.values()), within_seconds=SECONDS)
     engine.ask("attach", address=depot.address, instance_id="witness")
@@ -102,11 +102,11 @@ def witness(depots: dict[str, ServiceDepot], engines: list[ServiceEngine]) -> Se
 
 @pytest.fixture
 def depot(depots: dict[str, ServiceDepot], witness: ServiceEngine) -> Iterator[ServiceDepot]:
-    """The depot that tests share: after each it holds what it held before, and the witness finds its own bytes."""
+    """The depot that tests share. After each test its content is as before, and the witness finds its own bytes."""
     shared = depots["shared"]
-    before = shared.held
+    before = shared.in_use
     yield shared
-    wait_until(lambda: shared.held == before, within_seconds=LIMIT_SECONDS)
+    wait_until(lambda: shared.in_use == before, within_seconds=LIMIT_SECONDS)
     witness.ask("finds_leased")
 
 
@@ -118,7 +118,7 @@ def spare(engines: list[ServiceEngine]) -> Iterator[ServiceEngine]:
 
 
 def free_bytes() -> int:
-    """Of the GPU."""
+    """Return the free bytes of the GPU."""
     import cupy
 
     return int(cupy.cuda.runtime.memGetInfo()[0])
@@ -129,7 +129,7 @@ def free_bytes() -> int:
 
 @contextmanager
 def demo_engine(depot: ServiceDepot, name: str) -> Iterator[tuple[Child, Callable[[str], dict[str, Any]]]]:
-    """An engine of the demo on the GPU, and a function that waits for what it says about an event."""
+    """An engine of the demo on the GPU, and a function that waits for its line about an event."""
     arguments = ("-m", "examples.demo", "--address", depot.address, "--device", "cuda", "--engine", name, "--stay")
     size = "small" if IS_SIMULATED else "full"
     variables = {"HF_HUB_OFFLINE": "1"}
@@ -164,7 +164,7 @@ def test_an_engine_answers_with_the_kv_of_one_that_was_killed_as_it_does_without
 def test_the_gpu_measures_the_phases_of_each_transfer(depots: dict[str, ServiceDepot], spare: ServiceEngine) -> None:
     depot, backend = depots["traced"], "cuda"
     steps = {"store": {"gather", "copy"}, "retrieve": {"copy", "scatter"}}
-    assert depot.held == (0, 0, 0, 0)
+    assert depot.in_use == (0, 0, 0, 0)
     spare.ask("attach", address=depot.address, instance_id="spare")
     spare.ask("store", seed=2)
     assert spare.ask("finds", seed=2) == PROMPT_TOKENS
@@ -196,13 +196,13 @@ def test_the_gpu_measures_the_phases_of_each_transfer(depots: dict[str, ServiceD
 
 
 def transfers_in(spans: list[dict[str, Any]], operation: str) -> list[dict[str, Any]]:
-    """The transfers of operations of a name."""
+    """Return the transfers of operations of a name."""
     above = {span["context"]["span_id"] for span in spans if span["name"] == operation}
     return [span for span in spans if span["name"] == "transfer" and span["parent_id"] in above]
 
 
 def times(span: dict[str, Any]) -> tuple[float, float]:
-    """When a span began and ended, in seconds."""
+    """Return the begin and the end of a span, in seconds."""
     begin, end = (datetime.fromisoformat(span[name]).timestamp() for name in ("start_time", "end_time"))
     return begin, end
 
@@ -221,7 +221,7 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 ) -> None:
     from kvdepot.v1.cache_pb2 import OPERATION_KIND_RETRIEVE, OUTCOME_CANCELLED
 
-    before, stored, cut = depot.held, list[int](), set()
+    before, stored, cut = depot.in_use, list[int](), set()
     for number, (victim, delay_seconds) in enumerate(zip(engines[2:], DELAYS_SECONDS, strict=True)):
         free = free_bytes()
         attach_again(depot, victim, stored)
@@ -241,27 +241,27 @@ def test_engines_that_are_killed_while_their_blocks_move_leave_nothing_and_harm_
 
 
 def attach_again(depot: ServiceDepot, engine: ServiceEngine, stored: list[int]) -> None:
-    """Attach an engine in the place of the killed one; it finds the prompts that the killed one stored."""
+    """Attach a successor of the killed engine; it finds the prompts that the killed one stored."""
     engine.ask("attach", address=depot.address, instance_id="victim")
     for seed in stored:
         assert engine.ask("finds", seed=seed) == PROMPT_TOKENS
 
 
 def wait_until_blocks_move(depot: ServiceDepot, victim: ServiceEngine) -> None:
-    """Waits for the middle of a burst of transfers."""
+    """Wait for the middle of a burst of transfers."""
     wait_until(lambda: depot.num_transfers("victim") > 1, within_seconds=SECONDS)
 
 
 def wait_until_all_is_given_back(depot: ServiceDepot, before: tuple[int, int, int, int], free: int) -> None:
-    """Waits until the depot holds what it held before the victim came, and the GPU has the victim's memory again."""
-    wait_until(lambda: depot.held == before and free_bytes() > free - BUFFER_BYTES // 2, within_seconds=LIMIT_SECONDS)
+    """Wait until the depot's content is as before the victim came, and the GPU has the victim's memory again."""
+    wait_until(lambda: depot.in_use == before and free_bytes() > free - BUFFER_BYTES // 2, within_seconds=LIMIT_SECONDS)
 
 
 def test_a_depot_that_is_stopped_while_blocks_move_ends_well_and_says_so(
     depots: dict[str, ServiceDepot], spare: ServiceEngine
 ) -> None:
     depot = depots["doomed"]
-    assert depot.held == (0, 0, 0, 0)
+    assert depot.in_use == (0, 0, 0, 0)
     spare.ask("attach", address=depot.address, instance_id="victim")
     spare.order("store_on_and_on", first_seed=1)
     wait_until_blocks_move(depot, spare)

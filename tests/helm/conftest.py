@@ -33,12 +33,12 @@ class Installed:
     tests: list[Manifest]
 
     def __getitem__(self, kind: str) -> Manifest:
-        """The only object of a kind."""
+        """Return the only object of a kind."""
         (found,) = self.of(kind)
         return found
 
     def of(self, kind: str) -> list[Manifest]:
-        """The objects of a kind."""
+        """Return the objects of a kind."""
         return [manifest for (its_kind, _), manifest in self.objects.items() if its_kind == kind]
 
     @property

@@ -14,12 +14,12 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 
 
 def queries() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each query of a panel, with the panel's title."""
+    """Return each query of a panel, with the panel's title."""
     return ((panel["title"], target) for panel in PANELS for target in panel["targets"])
 
 
 def asked(query: str, window: str) -> str:
-    """As Grafana asks with everything chosen."""
+    """Return a query as Grafana sends it with everything chosen."""
     query = query.replace("$__rate_interval", window)
     for name in VARIABLES:
         query = query.replace(f'"${name}"', '".*"')

@@ -35,7 +35,7 @@ class FakeCluster:
 
     @property
     def objects(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What there is, by kind and name."""
+        """Return the objects by kind and name."""
         return {(found["kind"], found["metadata"]["name"]): found for found in self._by_path.values()}
 
     @property
@@ -53,7 +53,7 @@ class FakeCluster:
         )
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """The status and the body of an answer."""
+        """Return the status and the body of an answer."""
         discovered = self._discover(path)
         if discovered is not None:
             return 200, discovered
@@ -110,7 +110,7 @@ def _not_found(path: str) -> dict[str, Any]:
 
 @contextmanager
 def fake_cluster(version: str = "1.37", api_versions: Iterable[str] = tuple(KINDS)) -> Iterator[FakeCluster]:
-    """A cluster for the duration of the block."""
+    """Run a cluster during the block."""
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -12,11 +12,11 @@ from typing import Any
 
 
 class HelmFailed(Exception):
-    """What Helm says of values or templates that it refuses."""
+    """Helm refuses values or templates, with its message."""
 
 
 class Helm:
-    """Helm, which keeps what it knows of releases in memory. Not for threads."""
+    """Helm, which keeps its releases in memory. Not for threads."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -29,7 +29,7 @@ class Helm:
         )
 
     def install(self, chart: str, name: str, kubeconfig: str, values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The releases of an install with the first values and of an upgrade with each of the others.
+        """Return the releases of an install with the first values and of an upgrade with each of the others.
 
         Raises:
             HelmFailed: one of them failed.

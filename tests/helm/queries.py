@@ -1,6 +1,6 @@
-"""PromQL held against the catalogue, from which docs/metrics.md is made: names, labels, and values of labels.
+"""PromQL compared with the metric definitions that docs/metrics.md is made from: names, labels, values of labels.
 
-A query that names what is not there is no error to Prometheus: it answers nothing, for ever.
+To Prometheus, a query with an unknown name is no error: its answer is always empty.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VALUES = {"rpc.method": _METHODS, "rpc.response.status_code": tuple(status.name
 
 
 def _series() -> dict[str, Metric]:
-    """The names of series that a depot has, with the metric that each belongs to."""
+    """Return the names of series that a depot has, with the metric that each belongs to."""
     found = {}
     for metric in METRICS:
         suffixes = _OF_A_HISTOGRAM if metric.kind is Kind.HISTOGRAM else ("",)
@@ -44,7 +44,10 @@ SERIES = _series()
 
 
 def faults(query: str, recorded: Iterable[str] = ()) -> list[str]:
-    """What is wrong with a query, but for the names in ``recorded``, which rules make. Raises: ValueError."""
+    """Return the faults of a query. The names in ``recorded`` are made by rules.
+
+    Raises: ValueError.
+    """
     expression = promql_parser.parse(query)
     known = {*recorded, "up"}
     found = [
@@ -57,7 +60,7 @@ def faults(query: str, recorded: Iterable[str] = ()) -> list[str]:
 
 
 def selectors(expression: Expr) -> Iterator[VectorSelector]:
-    """What a query asks for."""
+    """Return the selectors of a query."""
     return (node for node in _nodes(expression) if isinstance(node, VectorSelector))
 
 
@@ -94,7 +97,7 @@ def _matchers(selector: VectorSelector) -> list[Matcher]:
 
 
 def _alternatives(matcher: Matcher) -> list[str]:
-    """As patterns, each of which some value should match; a variable of Grafana's matches anything."""
+    """Return patterns that should each match some value. A variable of Grafana's matches anything."""
     if matcher.value.startswith("$"):
         return []
     if matcher.op in (MatchOp.Equal, MatchOp.NotEqual):

@@ -1,9 +1,9 @@
-"""What is opened to the pods and what they keep secret: the node, Secrets, the account."""
+"""The pods' access to the node, to Secrets and to the account."""
 
 from __future__ import annotations
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import mounts, volume
+from tests.helm.releases import mounts, volume
 
 
 def test_nothing_of_the_node_by_default(default: Installed) -> None:
@@ -58,13 +58,15 @@ def test_tls(install: Install) -> None:
     assert volume(release, "tls")["secret"]["secretName"] == "cert"
     client_ca = volume(release, "client-ca")["secret"]
     assert client_ca["secretName"] == "clients"
-    assert client_ca["items"] == [{"key": "ca.crt", "path": "ca.crt"}]  # of a Secret that may hold a key, too
+    assert client_ca["items"] == [{"key": "ca.crt", "path": "ca.crt"}]  # of a Secret that may also hold a key
 
 
 def test_tenants(install: Install) -> None:
-    release = install({"tenants": {"secretName": "who", "key": "who.yaml"}, "tls": {"secretName": "cert"}})
-    assert release.settings["tenants"] == f"{mounts(release)['tenants']}/who.yaml"
-    assert volume(release, "tenants")["secret"]["secretName"] == "who"
+    release = install(
+        {"tenants": {"secretName": "tenants-secret", "key": "tenants.yaml"}, "tls": {"secretName": "cert"}}
+    )
+    assert release.settings["tenants"] == f"{mounts(release)['tenants']}/tenants.yaml"
+    assert volume(release, "tenants")["secret"]["secretName"] == "tenants-secret"
 
 
 def test_secrets_are_read_only_and_for_the_pods_group(install: Install) -> None:

@@ -33,7 +33,7 @@ CALLS = RPCS + '{{rpc_method="kvdepot.v1.CacheService/{}", rpc_response_status_c
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What Prometheus sees, and what it should make of it; of an alert that should not fire, ``summary`` is empty.
+    """Series that Prometheus sees, and the alert that should fire. If it should not fire, ``summary`` is empty.
 
     Series are values once a minute, in promtool's notation. ``labels`` are those of the alert.
     """
@@ -46,7 +46,7 @@ class Case:
     labels: Mapping[str, str] | None = None
 
     def as_test(self) -> dict[str, Any]:
-        """As promtool takes it."""
+        """Return the case in the format of promtool."""
         rule = ALERTS[self.alert]
         expected = {
             "exp_labels": {**(TARGET if self.labels is None else self.labels), **rule["labels"]},
@@ -64,7 +64,7 @@ class Case:
 
 
 def _too_early(rule: Mapping[str, Any]) -> list[str]:
-    """When no alert can have lasted for as long as it has to; what each case begins with is there by then."""
+    """Return a time at which each case has begun and no alert can have lasted long enough."""
     minutes = {"m": 1, "h": 60}
     lasts = rule.get("for", "0m")
     too_early = int(lasts[:-1]) * minutes[lasts[-1]] - 1
@@ -72,7 +72,7 @@ def _too_early(rule: Mapping[str, Any]) -> list[str]:
 
 
 def _of_target(series: str) -> str:
-    """With the labels of a depot that Prometheus scrapes."""
+    """Add the labels of a depot that Prometheus scrapes."""
     name, _, labels = series.partition("{")
     given = labels.removesuffix("}")
     own = ", ".join(f'{label}="{value}"' for label, value in TARGET.items() if f"{label}=" not in given)
@@ -124,11 +124,11 @@ HEALTHY: Mapping[str, str] = {
     'kvdepot_files_broken{file="tenants"}': "0+0x480",
     'kvdepot_access_denied_total{reason="TOKEN_UNKNOWN", tenant=""}': "0+1x480",
 }
-"""A depot in which now and then something happens, as it does in every one."""
+"""A depot with some work, as every one has."""
 
 QUIET = [
     Case("KvdepotManyDown", "one of four", "20m", {f'up{{instance="{n}"}}': f"{int(n > 0)}+0x30" for n in range(4)}),
-    Case("KvdepotAbsent", "a collector brings its figures", "20m", {"kvdepot_l1_capacity_bytes": "1+0x30"}),
+    Case("KvdepotAbsent", "a collector brings its metrics", "20m", {"kvdepot_l1_capacity_bytes": "1+0x30"}),
     Case("KvdepotDown", "one that is scraped again soon", "20m", {"up": "1+0x15 0 0 0 0 1+0x10"}),
     Case("KvdepotRestarting", "an upgrade", "30m", {"process_uptime_seconds": "0+60x10 0+60x30"}),
     Case("KvdepotDraining", "a drain that ends", "20m", {"kvdepot_draining": "0+0x14 1 1 1 0+0x10"}),
@@ -488,7 +488,7 @@ needs_promtool = pytest.mark.skipif(
 
 
 def promtool(*arguments: str) -> str:
-    """What it says; it must be content."""
+    """Run promtool, which must succeed, and return its output."""
     run = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
@@ -500,7 +500,7 @@ def test_prometheus_takes_the_rules() -> None:
 
 
 def run_tests(folder: Path, *tests: Mapping[str, Any]) -> None:
-    """promtool finds what these tests expect."""
+    """Run these tests with promtool."""
     file = folder / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
     promtool("test", "rules", str(file))

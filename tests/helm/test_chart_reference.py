@@ -1,4 +1,4 @@
-"""What is generated of the chart is fresh, and the schema knows the settings that the server knows."""
+"""Generated files of the chart are fresh, and the schema has the server's settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_follows_from_a_value_names_one_that_there_is() -> None:
 
 
 def objects(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
-    """The schemas of objects with known keys, by path."""
+    """Return the schemas of objects with known keys, by path."""
     found = {path: schema} if "properties" in schema else {}
     for name, inner in schema.get("properties", {}).items():
         found |= objects(inner, f"{path}.{name}".lstrip("."))

@@ -11,7 +11,7 @@ from tests.helm.dashboard import DASHBOARD, PANELS, VARIABLES, asked, queries
 from tests.helm.queries import faults
 
 
-def test_every_metric_and_label_that_it_asks_for_is_there() -> None:
+def test_every_metric_and_label_that_it_queries_exists() -> None:
     annotations = [(each["name"], each) for each in DASHBOARD["annotations"]["list"]]
     found = {
         (title, fault)
@@ -26,10 +26,10 @@ def test_what_can_be_chosen_is_asked_from_where_the_panels_find_it() -> None:
     assert list(VARIABLES) == ["datasource", "namespace", "job", "instance", "model"]
     labels = {"namespace": "namespace", "job": "job", "instance": "instance", "model": "model_name"}
     for name, label in labels.items():
-        asks = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["query"])
-        assert asks is not None
-        assert asks[2] == label
-        assert faults(asked(asks[1], "5m")) == []
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["query"])
+        assert query is not None
+        assert query[2] == label
+        assert faults(asked(query[1], "5m")) == []
         assert any(f'{label}=~"${name}"' in target["expr"] for _, target in queries())
         assert VARIABLES[name]["allValue"] == ".*", "where there is no such label, nothing would be shown"
 
@@ -51,7 +51,7 @@ def promql_selectors(query: str) -> list[promql_parser.VectorSelector]:
     return found
 
 
-def test_a_panel_says_what_it_shows_in_which_unit_and_asks_the_data_source_that_is_chosen() -> None:
+def test_a_panel_has_a_title_and_a_unit_and_queries_the_chosen_data_source() -> None:
     for panel in PANELS:
         title = panel["title"]
         assert panel["description"].endswith("."), title

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import gpu, variables
+from tests.helm.releases import gpu, variables
 
 
 def test_without_gpus(default: Installed) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
 
 from service.__main__ import app
 from tests.helm.conftest import Install
-from tests.helm.reading import gpu
+from tests.helm.releases import gpu
 
 
-def test_the_test_asks_where_engines_do(install: Install) -> None:
+def test_the_test_connects_to_the_address_of_engines(install: Install) -> None:
     (test,) = install({**gpu("runtimeClass"), "nodeSelector": {"a": "b"}, "service": {"port": 6000}}).tests
     assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
     (container,) = test["spec"]["containers"]
@@ -39,7 +40,7 @@ def test_the_test_sends_its_credentials(install: Install) -> None:
 
 
 def test_the_test_sends_its_token_over_plain_tcp_only_where_the_server_takes_it(install: Install) -> None:
-    plain = {"tenants": {"secretName": "who"}, "settings": {"tokens_over_plain_tcp": True}}
+    plain = {"tenants": {"secretName": "tenants-secret"}, "settings": {"tokens_over_plain_tcp": True}}
     (test,) = install({**plain, "test": {"tokenSecretName": "token"}}).tests
     assert test["spec"]["containers"][0]["args"][-1] == "--plain-tcp"
 
@@ -49,9 +50,10 @@ def test_the_commands_of_the_pods_exist(install: Install, case: str) -> None:
     shown = {"tls": {"secretName": "a"}, "test": {"tokenSecretName": "b", "clientCertSecretName": "c"}}
     release = install(shown if case == "everything shown" else {})
     command_line: Any = get_command(app)
+    context = typer.Context(command_line)
     (test,) = release.tests
     words = [container["args"] for container in (release.container, test["spec"]["containers"][0])]
     if case == "everything shown":
         words.append(["health", *release.container["livenessProbe"]["exec"]["command"][3:]])
     for name, *arguments in words:
-        command_line.get_command(None, name).make_context(name, arguments, resilient_parsing=False)
+        command_line.get_command(context, name).make_context(name, arguments, resilient_parsing=False)

@@ -1,4 +1,4 @@
-"""Whatever the values, the manifests are what Kubernetes takes, and fit each other."""
+"""With all kinds of values, the manifests are valid for Kubernetes and fit each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helm.conftest import CHART, CI_FILES, Install, Installed, Manifest, i
 from tests.helm.fake_cluster import KINDS, WITHOUT_OPERATOR, fake_cluster
 from tests.helm.helm_engine import Helm
 
-# An old version, one that has resource claims as beta, and the newest that there are schemas of.
+# An old version, one with resource claims as beta, and the newest one with schemas.
 VERSIONS = {
     "1.30": tuple(group for group in KINDS if not group.startswith("resource")),
     "1.33": tuple(group for group in KINDS if group != "resource.k8s.io/v1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import service
+from tests.helm.releases import service
 
 
 @pytest.mark.parametrize("policy", ["Local", "Cluster"])

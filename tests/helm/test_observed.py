@@ -1,4 +1,4 @@
-"""Metrics, alerts and the dashboard: what finds a depot, and where."""
+"""Metrics, alerts and the dashboard: which objects find a depot, and where."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.helm.conftest import CHART, Install, Installed, Manifest
-from tests.helm.reading import service, variables
+from tests.helm.releases import service, variables
 
 
 def test_metrics_have_a_service_of_their_own(default: Installed) -> None:

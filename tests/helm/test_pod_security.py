@@ -1,4 +1,4 @@
-"""What the pods may do, by the rules of the Pod Security level `restricted`."""
+"""The pods fit the rules of the Pod Security level `restricted`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_only_what_is_asked_for_is_opened(install: Install, path: object) -> Non
         assert not list(violations(test["spec"]))
 
 
-def test_the_depot_itself_stays_unprivileged_beside_an_init_container_that_is_root(install: Install) -> None:
+def test_the_depot_itself_stays_unprivileged_with_an_init_container_that_is_root(install: Install) -> None:
     pod = install({"hostAccess": {"unixSocket": True}}).pod
     assert "root" not in set(violations({**pod, "initContainers": []}))
     assert "allowPrivilegeEscalation" in pod["initContainers"][0]["securityContext"]

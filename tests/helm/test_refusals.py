@@ -1,4 +1,4 @@
-"""What can't work is refused before anything is made, with a message that says which value it is and what to set."""
+"""Values that can't work are refused before anything is made. The message names the value and the remedy."""
 
 from __future__ import annotations
 

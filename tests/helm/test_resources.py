@@ -6,7 +6,7 @@ import pytest
 
 from service.units import parse_size
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import gpu
+from tests.helm.releases import gpu
 
 UNITS = ("", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "GiB", "gi", "T", "TB", "TiB", "Ti")
 

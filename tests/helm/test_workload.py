@@ -1,4 +1,4 @@
-"""The pods and what runs them: kind, names, image, probes, what is passed through."""
+"""The pods and their controller: kind, names, image, probes, values that are passed through."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.reading import mounts, service, variables, volume
+from tests.helm.releases import mounts, service, variables, volume
 
 
 def test_a_daemon_set_by_default(default: Installed) -> None:

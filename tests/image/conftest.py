@@ -1,4 +1,4 @@
-"""The chart's fixtures, for what the image and the chart have to agree on."""
+"""The chart's fixtures, for tests that the image and the chart agree."""
 
 from tests.helm.conftest import helm, install
 

@@ -63,7 +63,7 @@ def test_the_installed_extras_exist() -> None:
     assert all("--constraint constraints.txt" in line for line in installs)
 
 
-def test_it_runs_as_the_charts_user_who_is_not_root() -> None:
+def test_it_runs_as_the_charts_user_which_is_not_root() -> None:
     context = VALUES["podSecurityContext"]
     assert only("USER").value == f"{context['runAsUser']}:{context['runAsGroup']}" != "0:0"
 

@@ -1,4 +1,4 @@
-"""Carries out a Dockerfile's steps in plain folders, one for each stage: what of an image can be proved without Docker.
+"""Carry out a Dockerfile's steps in plain folders, one for each stage, to test an image without Docker.
 
 Absolute paths are placed below the stage's folder, wherever they stand in a step. What only root can do, and what
 installs packages of the system, is left out; the host has to have them.
@@ -27,7 +27,7 @@ FROM_THE_HOST = ("PIP_CERT", "PIP_FIND_LINKS", "PIP_INDEX_URL", "SSL_CERT_FILE",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
-    """One line of a Dockerfile: its word, and what is behind it."""
+    """One line of a Dockerfile: its word, and its arguments."""
 
     word: str
     value: str
@@ -40,7 +40,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A stage that was carried out: its files below ``root``, and what a container of it would be started with."""
+    """A stage that was carried out: its files below ``root``, and the command and environment of its containers."""
 
     root: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Stage:
     ports: tuple[int, ...] = ()
 
     def placed(self, text: str) -> str:
-        """A text with the image's paths as they are here."""
+        """Return a text with the image's paths as they are here."""
         return OURS.sub(lambda match: f"{self.root}{match.group()}", text)
 
     def environment(self) -> dict[str, str]:
-        """The image's variables, and none of the host's."""
+        """Return the image's variables, and none of the host's."""
         path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"))
         variables = {"PATH": path} | {name: self.placed(value) for name, value in self.variables.items()}
         return variables | {"PATH": variables["PATH"].replace("$PATH", path)}
@@ -68,13 +68,13 @@ class Stage:
         return Path(self.placed(self.workdir))
 
     def files(self) -> dict[Path, tuple[int, int]]:
-        """Every file with its size and time of change."""
+        """Return every file with its size and time of change."""
         found = {path: path.lstat() for path in self.root.rglob("*") if not path.is_dir()}
         return {path.relative_to(self.root): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def instructions(dockerfile: Path) -> list[Instruction]:
-    """What stands in a Dockerfile, without its comments."""
+    """Return the instructions of a Dockerfile, without its comments."""
     with dockerfile.open("rb") as opened:
         lines = DockerfileParser(fileobj=opened).structure
     found = [Instruction(word=line["instruction"], value=line["value"]) for line in lines]
@@ -96,7 +96,7 @@ class Builder:
             self._lines.setdefault(name, []).append(line)
 
     def stage(self, name: str) -> Stage:
-        """A stage, and before it those that it is made from."""
+        """Return a stage, and before it those that it is made from."""
         if name not in self._stages:
             start, *steps = self._lines[name]
             base = start.words[0]

@@ -24,7 +24,7 @@ Planes = dict[tuple[int, PlaneKind], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What all layouts of a group have in common."""
+    """The shape that all layouts of a group have in common."""
 
     num_layers: int = 3
     num_blocks: int = 8
@@ -42,7 +42,7 @@ class Shape:
 def without_first(
     block_ids: Sequence[NDArray[np.int64]], groups: Sequence[Group], skip_tokens: Sequence[int]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The blocks of a chunk but for those of its first tokens, so many for each group; all if nothing is said."""
+    """Return a chunk's blocks without those of its first `skip_tokens`, by group; all blocks if it is empty."""
     firsts = [tokens // group.block_size for tokens, group in zip(skip_tokens, groups, strict=bool(skip_tokens))]
     return tuple(ids[first:] for ids, first in zip(block_ids, firsts or [0] * len(groups), strict=True))
 
@@ -122,7 +122,7 @@ def nl_x_nbbs_one_hs(new: NewTensor, shape: Shape) -> Planes:
 
 
 def packed(order: str) -> Callable[[NewTensor, Shape], Planes]:
-    """One allocation for all layers, seen as ``[B, H, N, C]`` per layer, with K then V in C."""
+    """Return one allocation for all layers, seen as ``[B, H, N, C]`` per layer, with K then V in C."""
 
     def planes(new: NewTensor, shape: Shape) -> Planes:
         layers, blocks, tokens, heads, size = shape.dims
@@ -201,11 +201,11 @@ class Engine:
         return [memory.region for memory in self._memory]
 
     def contents(self) -> list[bytes]:
-        """All bytes of all regions: those of the planes and the canaries around them."""
+        """Return all bytes of all regions: those of the planes and the canaries around them."""
         return [memory.bytes.tobytes() for memory in self._memory]
 
     def read_chunk(self, block_ids: Sequence[NDArray[np.int64]], chunk: bytes = b"") -> bytes:
-        """The canonical chunk that is in these blocks; if these are its last ones only, the rest is ``chunk``'s."""
+        """Return the canonical chunk in these blocks. If they are only its last ones, the rest is ``chunk``'s."""
         read = bytearray(
             chunk
             or sum(
@@ -226,7 +226,7 @@ class Engine:
     def _last_blocks(
         self, chunk_bytes: int, block_ids: Sequence[NDArray[np.int64]]
     ) -> Iterator[tuple[Tensor, NDArray[np.int64], int]]:
-        """Each plane, the blocks of it, and where the first of these is in a chunk."""
+        """Yield each plane, its blocks, and the offset of the first of them in a chunk."""
         chunk_size = chunk_bytes // sum(group.token_bytes for group in self.groups)
         at = 0
         for planes, ids in zip(self.planes, block_ids, strict=True):
@@ -276,5 +276,5 @@ class Engine:
 
 
 def address(view: Tensor) -> int:
-    """Where the first element of a view is."""
+    """Return the address of the first element of a view."""
     return int(view.__array_interface__["data"][0])

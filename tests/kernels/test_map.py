@@ -1,4 +1,4 @@
-"""Mapping: what is opened, what is refused, what is left when it is closed."""
+"""Mapping: accepted and refused objects, and the release of all that was opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 3 * PAGE + 5
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A name for a shared memory object; what is under it is removed afterwards."""
+    """A name for a shared memory object, which is removed afterwards."""
     name = f"kvdepot-test-{uuid.uuid4().hex}"
     yield name
     path = Path("/dev/shm", name)
@@ -65,13 +65,13 @@ def map_all(*regions: Region) -> Mapping:
 
 
 def mappings_of(fd: int) -> list[str]:
-    """The lines of this process's memory map that are about the object behind a descriptor."""
+    """Return the lines of this process's memory map that are about the object behind a descriptor."""
     inode = str(os.fstat(fd).st_ino)
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.split()[4] == inode]
 
 
 def num_open_fds(fd: int) -> int:
-    """Descriptors of this process that are of the object behind a descriptor."""
+    """Count this process's descriptors of the object behind a descriptor."""
     inode, num_open = os.fstat(fd).st_ino, 0
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -128,7 +128,7 @@ def test_memory_is_made_sure_of_where_linux_cannot_populate(memfd: int, monkeypa
     mapping.close()
 
 
-def test_closing_unmaps_at_once_whatever_views_exist(memfd: int) -> None:
+def test_closing_unmaps_at_once_although_views_exist(memfd: int) -> None:
     fds = num_open_fds(memfd)
     mapping = map_all(own(memfd))
     view = mapping.memory()[10:20]
@@ -179,7 +179,7 @@ class Reserved:
         yield
 
 
-def test_only_pages_that_nobody_touched_are_reserved_once_for_each_object(memfds: list[int]) -> None:
+def test_only_untouched_pages_are_reserved_and_once_for_each_object(memfds: list[int]) -> None:
     os.pwrite(memfds[0], b"x", 0)
     os.pwrite(memfds[1], b"x" * SIZE, 0)
     reserved = Reserved(1 << 20)
@@ -187,7 +187,7 @@ def test_only_pages_that_nobody_touched_are_reserved_once_for_each_object(memfds
     mapping = Mapping(regions, allow_process_fd=True, reserve=reserved)
     assert reserved.asked == [2 * SIZE - PAGE]
     mapping.check_size()
-    assert len(reserved.asked) == 1  # all are there now
+    assert len(reserved.asked) == 1  # all are populated
     mapping.close()
 
 
@@ -259,7 +259,7 @@ def test_what_is_not_a_name_is_refused(bad: str) -> None:
         map_all(shm(bad))
 
 
-def test_a_name_that_nobody_has_is_unavailable(name: str) -> None:
+def test_a_name_without_an_object_is_unavailable(name: str) -> None:
     with pytest.raises(RegionError, match="No such file"):
         map_all(shm(name))
 

@@ -22,7 +22,7 @@ K, V, LATENT, KV = PlaneKind
 
 
 def group(**changes: Any) -> Group:
-    """A sound group of two layers, [block, layer, kind, token, head], of 256 bytes; with changes."""
+    """Return a sound group of two layers, [block, layer, kind, token, head], of 256 bytes; with changes."""
     planes = tuple(
         Plane(layer=layer, kind=kind, region=0, offset_bytes=layer * 64 + index * 32)
         for layer in range(2)
@@ -50,7 +50,7 @@ def with_plane(index: int, **changes: Any) -> Group:
 
 
 def extent(group: Group) -> int:
-    """Where the last byte of a group ends."""
+    """Return the end of the last byte of a group."""
     return max(byte for plane in group.planes for byte in plane_bytes(group, plane)) + 1
 
 
@@ -140,7 +140,7 @@ def copied(plan: GroupPlan, block_ids: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def canonical(group: Group, block_ids: list[int]) -> list[int]:
-    """The engine's offset of each byte of a chunk, by the definition of a chunk."""
+    """Return the engine's offset of each byte of a chunk, by the definition of a chunk."""
     return [
         plane.offset_bytes
         + block_ids[token // group.block_size] * group.block_stride_bytes

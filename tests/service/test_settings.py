@@ -35,7 +35,7 @@ def values(settings: Settings) -> dict[str, Any]:
 
 
 def serve(*flags: str, **environment: str) -> Any:
-    """What `serve` says; it must be refused, or a server would run."""
+    """Run `serve` with settings that it refuses; accepted ones would start a server."""
     return CliRunner().invoke(app, ["serve", *flags], env=environment)
 
 
@@ -111,7 +111,7 @@ def test_other_variables_of_the_environment_are_ignored(monkeypatch: pytest.Monk
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load({}).chunk_size = 1  # type: ignore[misc]
+        load({}).chunk_size = 1
 
 
 def test_described_settings_are_read_back_as_they_are() -> None:

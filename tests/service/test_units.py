@@ -1,4 +1,4 @@
-"""Units: sizes and durations as people write them, and nothing that only looks like one."""
+"""Units: sizes and durations as people write them, and refusals of similar texts."""
 
 from __future__ import annotations
 

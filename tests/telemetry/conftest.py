@@ -20,7 +20,7 @@ RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
 
 
 class Recorder(Subscriber):
-    """Remembers batches, and tells a waiting test of each event."""
+    """Keeps batches, and wakes a waiting test at each event."""
 
     def __init__(self, name: str = "recorder") -> None:
         self.name = name
@@ -59,7 +59,7 @@ def make_recorder() -> type[Recorder]:
 
 @pytest.fixture(scope="session")
 def running() -> RunBus:
-    """Runs a bus in a task group, as the server does, and stops it at the end."""
+    """Run a bus in a task group, as the server does, and stops it at the end."""
 
     @asynccontextmanager
     async def run(bus: EventBus) -> AsyncIterator[EventBus]:
@@ -74,12 +74,12 @@ def running() -> RunBus:
 
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
-    """Waits for what nothing tells of."""
+    """Return a function that polls a condition."""
     return eventually
 
 
 class FakeClock:
-    """Stands still unless told to go on."""
+    """A clock that moves only when a test says so."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -97,8 +97,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
     yield fake
 
 
-def example(event_type: type[Event]) -> Event:
-    """An event with a value of the right kind in each field, chosen by the field's annotation."""
+def example(event_type: Callable[..., Event]) -> Event:
+    """Return an event with a value of the right kind in each field, chosen by the field's annotation."""
     ids = np.arange(3, dtype=np.uint32)
     values: dict[object, object] = {
         str: "text",

@@ -1,4 +1,4 @@
-"""The bus on one thread: what is accepted, dropped, delivered and counted."""
+"""The bus on one thread: events are accepted or dropped, delivered, and counted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_what_is_being_delivered_counts_towards_the_bound(running, make_re
     assert bus.stats().num_dropped_by_type == {"ServerDraining": 2}
 
 
-async def test_room_comes_back_when_events_are_delivered(recorder, running, until):
+async def test_slots_come_back_when_events_are_delivered(recorder, running, until):
     async with running(EventBus([recorder], capacity=2)) as bus:
         for num_delivered in (2, 4, 6):
             for event in facts(2):
@@ -99,14 +99,14 @@ async def test_room_comes_back_when_events_are_delivered(recorder, running, unti
     assert bus.stats().num_dropped_by_type == {}
 
 
-async def test_a_bus_without_subscribers_delivers_to_nobody(running):
+async def test_a_bus_without_subscribers_delivers_nothing(running):
     async with running(EventBus()) as bus:
         for event in facts(MAX_BATCH_EVENTS * 3):
             bus.publish(event)
     assert bus.stats().num_delivered == MAX_BATCH_EVENTS * 3
 
 
-async def test_raising_subscriber_is_counted_and_stops_nobody(recorder, running, caplog):
+async def test_raising_subscriber_is_counted_and_stops_no_other(recorder, running, caplog):
     raising = Raising()
     bus = EventBus([raising, recorder])
     async with running(bus):
@@ -134,7 +134,7 @@ async def test_raising_subscriber_is_logged_once_a_minute_with_its_traceback(rec
     assert all(record.exc_info and record.levelno == logging.ERROR for record in lines)
 
 
-async def test_slow_subscriber_gets_smaller_batches_until_a_call_fits_the_turn(running, clock):
+async def test_slow_subscriber_gets_smaller_batches_until_a_call_fits_the_pass(running, clock):
     class Slow(Subscriber):
         name = "slow"
 
@@ -189,7 +189,7 @@ async def test_call_that_takes_long_is_logged(recorder, running, clock, caplog):
     ]
 
 
-async def test_others_run_whenever_a_turn_is_used_up(clock, make_recorder, running):
+async def test_others_run_whenever_a_pass_is_used_up(clock, make_recorder, running):
     num_turns = 0
     seen: list[int] = []
 
@@ -211,8 +211,8 @@ async def test_others_run_whenever_a_turn_is_used_up(clock, make_recorder, runni
         for event in facts(MAX_BATCH_EVENTS * 3):
             bus.publish(event)
     task.cancel()
-    turns = Counter(seen)
-    assert list(turns.values()) == [2, 2, 2], "calls in one turn of the loop"
+    calls_by_pass = Counter(seen)
+    assert list(calls_by_pass.values()) == [2, 2, 2], "calls in one pass of the loop"
 
 
 async def test_subscriber_can_come_and_go_while_the_bus_runs(recorder, make_recorder, running):
@@ -247,7 +247,7 @@ async def test_unsubscribed_in_the_middle_of_a_batch_gets_nothing_more(make_reco
     assert len(last.events) == 1
 
 
-async def test_stopped_bus_closes_who_subscribes(recorder):
+async def test_stopped_bus_closes_a_new_subscriber(recorder):
     bus = EventBus()
     await bus.stop()
     bus.subscribe(recorder)
@@ -407,7 +407,7 @@ async def test_events_published_as_the_bus_falls_asleep_are_delivered_and_let_ot
 
     bus._woken.clear = publish_then_clear  # type: ignore[method-assign]
     async with running(bus):
-        assert len(recorder.events) <= 1, "all in one turn of the loop"
+        assert len(recorder.events) <= 1, "all in one pass of the loop"
         await recorder.wait_for(5)
 
 

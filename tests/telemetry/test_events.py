@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_event_has_slots_and_takes_keywords_only(event_type, make_example):
         event_type(0.0)
 
 
-def test_event_knows_both_times_of_its_making():
+def test_event_has_both_times_of_its_creation():
     before = time.time(), time.monotonic()
     event = LeaseGranted(lease_id="x", num_chunks=1, expire_time=0.0)
     after = time.time(), time.monotonic()
@@ -79,13 +80,14 @@ def test_arrays_become_their_lengths(make_example):
 
 
 def test_numbers_of_numpy_become_numbers(make_example):
-    event = LeaseGranted(lease_id="x", num_chunks=np.int64(3), expire_time=np.float64(0.5))
+    num_chunks: Any = np.int64(3)
+    event = LeaseGranted(lease_id="x", num_chunks=num_chunks, expire_time=np.float64(0.5))
     assert json.dumps(attributes(event)) == '{"lease_id": "x", "num_chunks": 3, "expire_time": 0.5}'
 
 
 def test_field_of_another_kind_is_a_mistake():
     with pytest.raises(TypeError, match="holds a set"):
-        attributes(LeaseGranted(lease_id="x", num_chunks={1}, expire_time=0.0))
+        attributes(LeaseGranted(lease_id="x", num_chunks={1}, expire_time=0.0))  # type: ignore[arg-type]  # the mistake
 
 
 def test_instances_of_two_tenants_have_different_labels():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ number = 3
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "their_package").mkdir()
     (tmp_path / "their_package" / "watching.py").write_text(MODULE)
     (tmp_path / "their_package" / "broken.py").write_text("def f(:\n")
@@ -111,10 +110,10 @@ def test_a_factory_may_stand_within_a_class_and_take_nothing(module: str) -> Non
 def test_what_is_no_subscriber_is_refused_in_a_line_that_names_it(source: str, complaint: str) -> None:
     with pytest.raises(CannotLoadSubscriber) as caught:
         load(source)
-    told = str(caught.value)
-    assert told.startswith(f"{source.partition('=')[0]} ")
-    assert complaint in told
-    assert len(told.splitlines()) == 1
+    message = str(caught.value)
+    assert message.startswith(f"{source.partition('=')[0]} ")
+    assert complaint in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["", "csv", "csv:", ":f", "a b:c", "../x:y", "a..b:c", "1a:b", "a:b c", "a:b "])

@@ -1,4 +1,4 @@
-"""What a rate limit admits and counts."""
+"""A rate limit: what it admits and what it counts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_admitted_reported_and_suppressed_add_up_to_the_attempts(limit, attempts
     num_reported = 0
     for key, seconds in attempts:
         now += seconds
-        told = rate_limit.admit(key, now)
-        if told is not None:
+        num_suppressed = rate_limit.admit(key, now)
+        if num_suppressed is not None:
             admitted_at[key].append(now)
-            num_reported += told
+            num_reported += num_suppressed
     num_admitted = sum(map(len, admitted_at.values()))
     assert num_admitted + num_reported + sum(rate_limit.suppressed().values()) == len(attempts)
     for times in admitted_at.values():

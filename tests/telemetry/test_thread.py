@@ -15,7 +15,7 @@ from telemetry.thread import SubscriberThread
 
 
 class Blocking(Subscriber):
-    """Takes a batch when it is told to."""
+    """Takes a batch when a test says so."""
 
     name = "blocking"
 
@@ -68,7 +68,7 @@ async def test_what_it_raises_is_counted_and_it_goes_on(blocking, recorder, runn
     assert bus.stats().num_errors_by_subscriber == {"blocking": 2}
 
 
-async def test_what_is_too_much_for_it_is_lost_and_told(blocking, recorder, running, caplog):
+async def test_events_beyond_its_queue_are_lost_and_reported(blocking, recorder, running, caplog):
     async with running(EventBus([SubscriberThread(blocking, capacity=3), recorder])) as bus:
         for number in range(1, 6):
             bus.publish(ServerDraining())

@@ -1,4 +1,4 @@
-"""The live feed: what a watcher sees, loses, and is told of."""
+"""The live feed: the events that a watcher sees and loses, and their number."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ def lease(i: int) -> LeaseEnded:
     return LeaseEnded(lease_id=str(i), reason="released", num_chunks=i)
 
 
-def started(**ids: str) -> SessionStarted:
-    return SessionStarted(model_name="m", traceparent="", **ids)
+def lease_id_of(event: Event) -> str:
+    assert isinstance(event, LeaseEnded)
+    return event.lease_id
+
+
+def started(*, instance_id: str = "", session_id: str = "") -> SessionStarted:
+    return SessionStarted(instance_id=instance_id, session_id=session_id, model_name="m", traceparent="")
 
 
 def allocation(session_id: str) -> BlockAllocation:
@@ -59,7 +64,7 @@ async def test_watcher_that_waits_is_woken_by_an_event(running):
             assert await waiting == [(published[0], 0)]
 
 
-async def test_watcher_that_does_not_read_loses_the_oldest_and_is_told(recorder, running):
+async def test_watcher_that_does_not_read_loses_the_oldest_and_gets_their_number(recorder, running):
     async with running(EventBus([recorder])) as bus:
         with Watcher(bus, capacity=3) as watcher:
             published = [lease(i) for i in range(10)]
@@ -103,6 +108,7 @@ async def test_of_a_report_of_blocks_a_session_sees_its_own_records():
     watcher.handle(reports)
     watcher.close()
     [(seen, num_lost)] = [shown async for shown in watcher]
+    assert isinstance(seen, BlocksAllocated)
     assert (seen.records, num_lost) == ((x, x), 0)
     assert (seen.time, seen.monotonic) == (reports[0].time, reports[0].monotonic)
     assert reports[0].records == (x, y, x)  # others are handed the same event
@@ -126,7 +132,7 @@ async def test_closed_watcher_sees_nothing_more(recorder, running):
         bus.publish(lease(1))
         await recorder.wait_for(2)
         async with asyncio.timeout(5):
-            assert [event.lease_id async for event, _ in watcher] == ["0"]
+            assert [lease_id_of(event) async for event, _ in watcher] == ["0"]
         assert bus._delivery.subscribers == (recorder,)
 
 
@@ -163,10 +169,10 @@ async def test_reader_that_is_cancelled_loses_nothing(running):
             await asyncio.wait([reader])
             bus.publish(lease(0))
             [(event, num_lost)] = await take(watcher, 1)
-            assert (event.lease_id, num_lost) == ("0", 0)
+            assert (lease_id_of(event), num_lost) == ("0", 0)
 
 
-async def test_watcher_without_room_is_refused():
+async def test_watcher_without_capacity_is_refused():
     with pytest.raises(ValueError, match="not at least 1"):
         Watcher(EventBus(), capacity=0)
 
@@ -175,8 +181,8 @@ async def test_watcher_without_room_is_refused():
     capacity=st.integers(1, 6),
     steps=st.lists(st.one_of(st.integers(1, 9), st.just("read")), max_size=40),
 )
-def test_each_loss_is_told_at_its_place(capacity, steps):
-    """The number of an event less that of the one read before is one more than the losses told with it."""
+def test_each_loss_is_reported_where_it_occurred(capacity, steps):
+    """The numbers of two events in sequence differ by one more than the losses between them."""
 
     async def scenario() -> None:
         watcher = Watcher(EventBus(), capacity=capacity)
@@ -187,7 +193,7 @@ def test_each_loss_is_told_at_its_place(capacity, steps):
                 num_published += step
             elif expected < num_published:
                 event, num_lost = await anext(watcher)
-                assert int(event.lease_id) == expected + num_lost
+                assert int(lease_id_of(event)) == expected + num_lost
                 expected += num_lost + 1
         assert expected == num_published
 

@@ -43,6 +43,6 @@ def sync_module(name: str) -> str:
 
 
 def _ruff(text: str, *arguments: str) -> str:
-    """Return what ruff makes of a module."""
+    """Return a module as ruff formats it."""
     command = [sys.executable, "-m", "ruff", *arguments]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout

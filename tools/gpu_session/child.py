@@ -75,7 +75,7 @@ def _kill_session(leader: subprocess.Popen[bytes]) -> None:
 
 
 def _members(session_id: int) -> list[int]:
-    """The processes of a session that have not ended; see proc_pid_stat(5)."""
+    """Return the processes of a session that have not ended; see proc_pid_stat(5)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a step has found, read from the lines of JSON that it wrote, also if it was killed on the way."""
+"""The findings of a step, read from the lines of JSON that it wrote, also if it was killed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Findings:
 
 
 def read_findings(step: Step, ended: Ended, results: Path) -> Findings:
-    """The findings of a step that has ended. Missing results are a failure."""
+    """Return the findings of a step that has ended. Missing results are a failure."""
     lines = _read_lines(results)
     if not lines:
         found = Findings(outcome=Outcome.FAILED, summary="it left no results")

@@ -49,7 +49,7 @@ def facts() -> dict[str, str]:
 
 
 def which(program: str) -> str | None:
-    """Where a program is, on the path or among CUDA's own."""
+    """Return a program's path, from PATH or CUDA's folders."""
     return shutil.which(program) or shutil.which(program, path=CUDA_PROGRAMS)
 
 
@@ -77,7 +77,7 @@ def _output(*command: str) -> str:
 
 
 def _first(path: str, name: str) -> str:
-    """The first line of a file in /proc that begins with a name."""
+    """Return the first line of a file in /proc that begins with a name."""
     lines = _text(path).splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
@@ -101,7 +101,7 @@ def _is_running(name: str) -> bool:
 def main() -> None:
     """Print the facts, a line each."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_session.machine", description=__doc__)
-    parser.add_argument("--results", type=Path, help="write them to this file, too, as a line of JSON")
+    parser.add_argument("--results", type=Path, help="also write them to this file, as a line of JSON")
     arguments = parser.parse_args()
     found = facts()
     for name, value in found.items():

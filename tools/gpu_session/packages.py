@@ -1,4 +1,4 @@
-"""Packages for a machine that can fetch none: the server's, as wheels in a folder that travels with the tree.
+"""Packages for a machine without a network: the server's, as wheels in a folder of the tree.
 
 ``python -m tools.gpu_session.packages FOLDER`` fetches them, for another Python and with the versions of
 constraints.txt.
@@ -79,7 +79,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _name(wheel: Path) -> str:
-    """The project that a wheel is of, as PyPI writes names."""
+    """Return the project that a wheel is of, as PyPI writes names."""
     return re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
 
 

@@ -23,12 +23,12 @@ class _Writer:
         self._path = path
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that can't be imported is a failure; one that skips itself is a skipped test."""
+        """Count a file that can't be imported as a failure, and one that skips itself as a skipped test."""
         if report.outcome != "passed":
             self._write(report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test counts once: when its body has run, or with the set-up or clean-up that failed."""
+        """Count a test once: after its body, or after a set-up or clean-up that failed."""
         if report.when == "call" or report.outcome != "passed":
             self._write(report)
 
@@ -40,7 +40,7 @@ class _Writer:
 
 
 def _message(report: pytest.CollectReport | pytest.TestReport) -> str:
-    """Why a test failed or was skipped, in one line."""
+    """Return why a test failed or was skipped, in one line."""
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)

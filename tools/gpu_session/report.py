@@ -18,7 +18,7 @@ Done = Sequence[tuple[Step, Findings]]
 
 
 def table(done: Done, title: str) -> str:
-    """A line for each step, what failed, and the figures; those that missed their goal come first."""
+    """Return a line for each step, the failures, and the figures. Those that missed their goal come first."""
     lines = [title, ""]
     for step, found in done:
         lines.append(f"{step.name:10} {found.outcome:14} {found.seconds:5.0f} s  {found.summary}".rstrip())
@@ -38,7 +38,7 @@ def table(done: Done, title: str) -> str:
 
 
 def markdown(done: Done, title: str) -> str:
-    """All figures, a table for each step."""
+    """Return all figures, a table for each step."""
     lines = [f"# {title}", ""]
     for step, found in done:
         lines += [f"## {step.name}: {step.what}", "", f"{found.outcome}, {found.seconds:.0f} s. {found.summary}", ""]
@@ -77,7 +77,7 @@ def _cells(figure: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _line(figure: Mapping[str, Any]) -> str:
-    """Short, because there are more than a hundred."""
+    """Return a short line for a figure; there are more than a hundred."""
     what, measured, _, ratio, goal = _cells(figure)
     baseline = f", {ratio} of {_number(figure['baseline_median'])}" if ratio else ""
     return f"{what}: {measured}{baseline}" + (f"  [{goal}]" if goal else "")
@@ -88,7 +88,7 @@ def _number(value: float) -> str:
 
 
 def _cut(lines: Sequence[str]) -> str:
-    """As many lines as may be printed."""
+    """Return as many lines as may be printed."""
     kept: list[str] = []
     num_characters = 0
     for number, line in enumerate(lines):

@@ -24,7 +24,7 @@ SHORTEST_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run. ``variables`` are added to the steps' environment, in front of what PYTHONPATH has.
+    """The steps to run. ``variables`` are added to the steps' environment; their PYTHONPATH goes first.
 
     All steps together take at most ``seconds``. ``is_dry`` makes the benchmarks quick, and lets steps do without
     compute-sanitizer and without the ``wheels``.
@@ -38,7 +38,7 @@ class Plan:
 
 
 def run_steps(plan: Plan, log: IO[bytes], on_begin: Callable[[Step, float], None]) -> Iterator[tuple[Step, Findings]]:
-    """Run each step and yield its findings at its end, whatever the results of the steps before.
+    """Run each step and yield its findings at its end, also after steps that failed.
 
     ``log`` receives all that the steps print. ``on_begin`` is called with a step and the seconds that it has.
     """

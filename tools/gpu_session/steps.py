@@ -1,4 +1,4 @@
-"""The steps of a GPU session, by their value: what is right comes before what is fast."""
+"""The steps of a GPU session, by their value: correctness before speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHORT_KERNELS = (*_KERNELS, "-k", "short_runs or groups or worst")
 
 
 class Kind(StrEnum):
-    """What a step leaves behind: facts about the machine, the outcome of tests, or figures."""
+    """The kind of a step's results: facts about the machine, the outcome of tests, or figures."""
 
     FACTS = "facts"
     TESTS = "tests"
@@ -74,9 +74,9 @@ STEPS: tuple[Step, ...] = (
     # The first test starts a dozen processes. Most of them import torch.
     _tests("service", "the real server with real engines", 150, "tests/gpu/test_service.py", test_seconds=100),
     _tests("memcheck", "the kernels under memcheck", 90, *_SHORT_KERNELS, sanitizer="memcheck"),
-    _figures("runs", "transfers beside the link, runs of 4 to 64 KiB", 75),
+    _figures("runs", "transfers and the link, runs of 4 to 64 KiB", 75),
     _figures("small", "requests of one chunk", 45),
-    _figures("slowdown", "a matrix product beside transfers", 60),
+    _figures("slowdown", "a matrix product during transfers", 60),
     _figures("long", "16 GiB of L1, requests of 131,072 tokens", 75),
     _figures("ctas", "CTAs from 4 to 132, with a matrix product", 90),
     _figures("events", "what timing events cost, and whether unmapping waits", 60, "unmapping", "events"),

@@ -1,4 +1,4 @@
-"""The benchmarks move what their figures name."""
+"""The benchmarks move the bytes that their figures name."""
 
 from __future__ import annotations
 

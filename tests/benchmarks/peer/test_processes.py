@@ -47,7 +47,7 @@ def process() -> Iterator[Process]:
     process.end()
 
 
-def test_each_command_has_its_answer_whatever_libraries_print(process: Process) -> None:
+def test_each_command_has_its_answer_although_libraries_print(process: Process) -> None:
     driver = Driver(process)
     assert [driver.ask("double", number=number) for number in (1, 21)] == [{"doubled": 2}, {"doubled": 42}]
 

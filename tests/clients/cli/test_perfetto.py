@@ -1,4 +1,4 @@
-"""A trace file is what ui.perfetto.dev reads: names for every process and thread, and slices that nest."""
+"""A trace file fits ui.perfetto.dev: names for every process and thread, and slices that nest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def session(*operations: OperationView, start: float = 0.0, ids: tuple[str, str]
 
 
 def threads(trace: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Slices by the names of their process and thread; every slice must have both."""
+    """Return slices by the names of their process and thread; every slice must have both."""
     named: dict[tuple[str, int, int], str] = {}
     for event in trace["traceEvents"]:
         if event["ph"] == "M":
@@ -91,7 +91,7 @@ def test_each_session_and_each_of_its_callers_has_a_thread_of_its_instance() -> 
     assert trace["displayTimeUnit"] == "ms"
 
 
-def test_calls_of_one_rank_that_overlap_are_told_apart() -> None:
+def test_calls_of_one_rank_that_overlap_are_on_threads_of_their_own() -> None:
     trace = trace_of([session(operation("store", 1, 4), operation("store", 2, 3), operation("retrieve", 3.5, 5))])
     tids = [event["tid"] for event in trace["traceEvents"] if event["ph"] == "X" and event["name"] != "chat"]
     assert len(set(tids)) == 2
@@ -108,7 +108,9 @@ SPANS = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(sorted)
 )
 def test_no_slices_of_a_thread_overlap_and_none_is_lost(sessions: list[list[tuple[str, list[int], int]]]) -> None:
     views = [
-        session(*(operation(kind, *span, rank=rank) for kind, span, rank in calls), ids=("pod", f"s{number}"))
+        session(
+            *(operation(kind, start, end, rank=rank) for kind, (start, end), rank in calls), ids=("pod", f"s{number}")
+        )
         for number, calls in enumerate(sessions)
     ]
     trace = json.loads(json.dumps(trace_of(views), allow_nan=False))

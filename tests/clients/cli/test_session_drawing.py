@@ -51,7 +51,7 @@ def row(lines: list[str], *words: str) -> str:
 
 
 def bar(line: str) -> tuple[int, int]:
-    """The first cell and the one behind the last."""
+    """Return the first cell and the one behind the last."""
     return line.index("━"), line.rindex("━") + 1
 
 
@@ -93,7 +93,7 @@ def test_what_still_runs_reaches_to_the_end() -> None:
     assert lines[-1] == "depot 0.6000 s, engine 0.4000 s"
 
 
-def test_operations_that_are_not_known_are_told_and_nobody_is_said_to_have_worked() -> None:
+def test_operations_that_are_not_known_are_reported_and_no_side_is_said_to_have_worked() -> None:
     lines = draw(operation("lookup", 0.0, 0.5), duration=9.0, num_dropped_operations=1_234)
     assert "1,234 operations after these are not known" in lines
     assert lines[-1] == "depot 0.5000 s, engine 0.0000 s"

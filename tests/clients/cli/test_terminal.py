@@ -1,4 +1,4 @@
-"""What a command prints can't command the terminal, and an error ends it with its exit code."""
+"""The output of a command can't control the terminal, and an error ends the command with its exit code."""
 
 from __future__ import annotations
 

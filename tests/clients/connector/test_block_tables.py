@@ -1,4 +1,4 @@
-"""Which blocks are moved of tables that vLLM has put its null block into."""
+"""Block tables with vLLM's null block: which blocks are moved."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_load_writes_what_the_engine_has_not_and_the_window_needs() -> None:
         ((1, 0), PLENTY, (8, 32)),  # full attention needs all
         ((0, 0), 4, (0, 8)),
         ((0, 0), 3, (0, 0)),
-        ((0, 3), 3, (8, 16)),  # absent blocks need no room
+        ((0, 3), 3, (8, 16)),  # absent blocks need no slot
         ((0, 3), 2, (8, 8)),
     ],
 )

@@ -1,4 +1,4 @@
-"""The names under which the depot knows workers, sessions and salts."""
+"""The names of workers, sessions and salts at the depot."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepo
     lookups = lookups_of(client)
     lookup = lookups.begin("session", PREFIX, 0, PARENT)
     assert lookup.matched_tokens is None
-    await answered(lookup)
+    lookup = await answered(lookup)
     assert (lookup.matched_tokens, lookup.leases) == (16, ("lease-of-one",))
     assert depot.metadata["traceparent"] == PARENT
     assert depot.last("Lookup").session_id == "session"
@@ -122,7 +122,7 @@ async def test_lookup_that_is_given_up_leaves_no_lease(
     await eventually(lambda: depot.released == ["lease-of-one"])
 
 
-async def test_lookup_that_is_given_up_before_its_turn_is_not_made(
+async def test_lookup_that_is_given_up_while_it_waits_is_not_made(
     depot: LeasingDepot, client: AsyncDepotClient
 ) -> None:
     lookups = lookups_of(client)
@@ -241,7 +241,7 @@ async def test_session_ends_after_all_of_its_allocations(depot: FakeDepot, repor
     assert depot.last("EndSession").session_id == "first"
 
 
-async def test_request_of_which_a_record_was_lost_is_not_reported_until_it_starts_anew(
+async def test_request_that_lost_a_record_is_not_reported_until_it_starts_anew(
     depot: FakeDepot, reports: BlockReportQueue
 ) -> None:
     depot.failures["ReportBlockAllocation"] = failure(grpc.StatusCode.UNAVAILABLE, "DRAINING")

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvdepot.connector.block_transfers import BlockTransfer
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, LoadCommand, StepCommands, StoreCommand, WorkerReport
-from tests.fakes.vllm import BLOCK, CHUNK, Engine, Request
+from tests.fakes.vllm import BLOCK, CHUNK, Request, SchedulerDriver
 
 MOST_BLOCKS = 10  # of a request, in each group
 WORKERS = 2
@@ -37,7 +37,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.num_blocks = 1 + 6 * MOST_BLOCKS * len(self.groups)
-        self.engine = Engine(num_blocks=self.num_blocks, num_workers=WORKERS, groups=self.groups)
+        self.driver = SchedulerDriver(num_blocks=self.num_blocks, num_workers=WORKERS, groups=self.groups)
         self.requests: dict[str, Request] = {}
         self.loading: dict[str, int] = {}
         self.commands: dict[int, LoadCommand | StoreCommand] = {}
@@ -53,9 +53,9 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.count += 1
         request = Request(request_id=f"request-{self.count}", tokens=list(range(num_tokens)))
         self.requests[request.request_id] = request
-        self.engine.arrived.add(request.request_id)
+        self.driver.arrived.add(request.request_id)
         self.drop(request)
-        self.engine.scheduler.arrived(request)
+        self.driver.scheduler.arrived(request)
 
     def drop(self, request: Request, num_computed_tokens: int = 0) -> BlockIds:
         """Return the request's tables once this many tokens are computed."""
@@ -66,33 +66,33 @@ class SchedulerWalk(RuleBasedStateMachine):
             ids = list(range(first, first + MOST_BLOCKS))
             dropped = num_dropped(group, num_computed_tokens)
             tables.append([0] * dropped + ids[dropped:])
-        self.engine.tables[request.request_id] = tuple(tables)
+        self.driver.tables[request.request_id] = tuple(tables)
         return tuple(tables)
 
-    @rule(data=st.data(), local=st.integers(0, 4), room=st.booleans(), chosen=st.booleans())
+    @rule(data=st.data(), local=st.integers(0, 4), blocks_are_free=st.booleans(), chosen=st.booleans())
     @precondition(lambda self: self.idle())
-    def ask(self, data: st.DataObject, local: int, room: bool, chosen: bool) -> None:
+    def ask(self, data: st.DataObject, local: int, blocks_are_free: bool, chosen: bool) -> None:
         request = data.draw(st.sampled_from(self.idle()))
         local_tokens = min(local * BLOCK, request.num_tokens // BLOCK * BLOCK)
-        found = self.engine.scheduler.matched_tokens(request, local_tokens)
-        if found is None or not room:
+        found = self.driver.scheduler.matched_tokens(request, local_tokens)
+        if found is None or not blocks_are_free:
             return
         is_hybrid = len(self.groups) > 1
         assert local_tokens + found <= request.num_tokens - (is_hybrid and found > 0)
         external = found if chosen else 0
-        self.engine.scheduler.allocated(request, self.drop(request, local_tokens + external), external)
+        self.driver.scheduler.allocated(request, self.drop(request, local_tokens + external), external)
         request.num_computed_tokens = local_tokens + external
         if external:
             self.loading[request.request_id] = 0
 
     @rule(chunks=st.integers(0, 5), good=st.booleans())
-    @precondition(lambda self: any(each.lookup.matched_tokens is None for each in self.engine.lookup_client.calls))
+    @precondition(lambda self: any(each.lookup.matched_tokens is None for each in self.driver.lookup_client.calls))
     def answer(self, chunks: int, good: bool) -> None:
-        open_ = [each for each in self.engine.lookup_client.calls if each.lookup.matched_tokens is None]
-        self.engine.lookup_client.calls.remove(open_[0])
-        self.engine.lookup_client.calls.append(open_[0])
+        open_ = [each for each in self.driver.lookup_client.calls if each.lookup.matched_tokens is None]
+        self.driver.lookup_client.calls.remove(open_[0])
+        self.driver.lookup_client.calls.append(open_[0])
         matched = min(chunks, len(open_[0].prefix.block_hashes)) * CHUNK
-        self.engine.lookup_client.answer(matched, good_for_seconds=60.0 if good else -1.0)
+        self.driver.lookup_client.answer(matched, good_for_seconds=60.0 if good else -1.0)
 
     @rule(num_tokens=st.integers(1, 16), may_store=st.booleans())
     def step(self, num_tokens: int, may_store: bool) -> None:
@@ -101,8 +101,8 @@ class SchedulerWalk(RuleBasedStateMachine):
             if count := min(num_tokens, request.num_tokens - request.num_computed_tokens):
                 scheduled[request] = count
                 self.drop(request, request.num_computed_tokens)
-        new = [(request.request_id, self.engine.tables[request.request_id], True) for request in scheduled]
-        commands = self.engine.step(scheduled, new if not may_store else [], may_store=may_store)
+        new = [(request.request_id, self.driver.tables[request.request_id], True) for request in scheduled]
+        commands = self.driver.step(scheduled, new if not may_store else [], may_store=may_store)
         for command in all_of(commands):
             self.commands[command.transfer_id] = command
             self.check(command)
@@ -111,7 +111,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.loading[command.request_id] = command.transfer_id
 
     def check(self, command: LoadCommand | StoreCommand) -> None:
-        """Check that a store is enough for each hit that ends in it, and that a load fills the room that vLLM made."""
+        """Check that a store serves each hit that ends in it, and that a load fills the blocks that vLLM allocated."""
         for table, group in zip(command.tables, self.groups, strict=True):
             assert 0 not in table.block_ids
             if isinstance(command, LoadCommand):
@@ -129,7 +129,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     @precondition(lambda self: self.commands)
     def end_transfer(self, data: st.DataObject, failed: bool) -> None:
         transfer_id = data.draw(st.sampled_from(sorted(self.commands)))
-        self.engine.mark_done(transfer_id, failed=[transfer_id] if failed else [])
+        self.driver.mark_done(transfer_id, failed=[transfer_id] if failed else [])
         self.left[transfer_id] -= 1
         command = self.commands[transfer_id]
         if self.left[transfer_id] == 0:
@@ -139,7 +139,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 request = self.requests.get(command.request_id)
                 if request is not None and not failed:
                     # vLLM's second call, after the load
-                    self.engine.scheduler.allocated(request, self.engine.tables[request.request_id], 0)
+                    self.driver.scheduler.allocated(request, self.driver.tables[request.request_id], 0)
                 elif request is not None:
                     request.num_computed_tokens = 0
 
@@ -154,67 +154,67 @@ class SchedulerWalk(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(list(self.requests.values())))
         del self.requests[request.request_id]
         self.loading.pop(request.request_id, None)
-        self.engine.scheduler.finished(request)
+        self.driver.scheduler.finished(request)
 
     @rule()
     def all_stores_fail(self) -> None:
         """All chunks are stored again, from blocks that a window may have left meanwhile."""
         stores = [number for number, command in self.commands.items() if isinstance(command, StoreCommand)]
-        self.engine.scheduler.reported(WorkerReport(failed=set(stores)))
+        self.driver.scheduler.reported(WorkerReport(failed=set(stores)))
 
     @rule(trouble=st.sampled_from(["one worker detaches", "another depot", "reset", "late answer"]))
     def trouble(self, trouble: str) -> None:
         match trouble:
             case "one worker detaches":
-                self.engine.scheduler.reported(WorkerReport(chunk_sizes={0: 0}))
+                self.driver.scheduler.reported(WorkerReport(chunk_sizes={0: 0}))
             case "another depot":
-                self.engine.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(WORKERS), 2 * CHUNK)))
+                self.driver.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(WORKERS), 2 * CHUNK)))
             case "reset":
-                self.engine.scheduler.reset()
+                self.driver.scheduler.reset()
             case "late answer":
-                for call in self.engine.lookup_client.calls:
+                for call in self.driver.lookup_client.calls:
                     call.lookup.deadline = time.monotonic()
 
     @rule()
     def all_is_well(self) -> None:
-        self.engine.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(WORKERS), CHUNK)))
+        self.driver.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(WORKERS), CHUNK)))
 
     def transfers(self) -> list[BlockTransfer]:
-        return list(self.engine.scheduler._transfers._transfers.values())
+        return list(self.driver.scheduler._transfers._transfers.values())
 
     @invariant()
-    def blocks_are_held_for_transfers_alone(self) -> None:
+    def only_transfers_hold_blocks(self) -> None:
         kept: Counter[int] = Counter()
         for transfer in self.transfers():
             kept.update(transfer.block_ids)
-        assert kept == Counter(self.engine.pool.kept)
+        assert kept == Counter(self.driver.pool.kept)
         num_loading = sum(len(each.block_ids) for each in self.transfers() if each.is_load)
         assert num_loading <= self.num_blocks // 2
         assert kept.total() - num_loading <= self.num_blocks // 4
 
     @invariant()
-    def leases_are_held_by_lookups_and_loads_alone(self) -> None:
-        lookups = [state.lookup for state in self.engine.scheduler._requests.values() if state.lookup is not None]
-        held = [lease for lookup in lookups for lease in lookup.leases]
-        held += [lease for transfer in self.transfers() for lease in transfer.leases]
-        assert sorted(held) == sorted(self.engine.lookup_client.leased)
+    def only_lookups_and_loads_hold_leases(self) -> None:
+        lookups = [state.lookup for state in self.driver.scheduler._requests.values() if state.lookup is not None]
+        leases = [lease for lookup in lookups for lease in lookup.leases]
+        leases += [lease for transfer in self.transfers() for lease in transfer.leases]
+        assert sorted(leases) == sorted(self.driver.lookup_client.leased)
 
     def teardown(self) -> None:
         for request in list(self.requests.values()):
-            self.engine.scheduler.finished(request)
+            self.driver.scheduler.finished(request)
         self.requests.clear()
         self.loading.clear()
-        for command in all_of(self.engine.step({})):
+        for command in all_of(self.driver.step({})):
             self.left[command.transfer_id] = WORKERS
         for transfer_id, workers in self.left.items():
             for _ in range(workers):
-                self.engine.mark_done(transfer_id)
-        while any(each.lookup.matched_tokens is None for each in self.engine.lookup_client.calls):
+                self.driver.mark_done(transfer_id)
+        while any(each.lookup.matched_tokens is None for each in self.driver.lookup_client.calls):
             self.answer(1, True)
-        assert not self.engine.pool.kept
-        assert not self.engine.lookup_client.leased
-        assert not self.engine.scheduler._requests
-        assert not self.engine.scheduler._transfers
+        assert not self.driver.pool.kept
+        assert not self.driver.lookup_client.leased
+        assert not self.driver.scheduler._requests
+        assert not self.driver.scheduler._transfers
 
 
 class WindowsWalk(SchedulerWalk):

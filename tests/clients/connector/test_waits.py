@@ -1,59 +1,59 @@
-"""Waits and their bounds: of requests for answers, of answers for room, of an idle engine for its workers."""
+"""Waits and their bounds: of requests for answers, of answers for free blocks, of an idle engine for its workers."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.fakes.vllm import TABLE, Clock, Engine, request_of
+from tests.fakes.vllm import TABLE, Clock, SchedulerDriver, request_of
 
 LEASE_SECONDS = 30.0
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def driver() -> SchedulerDriver:
+    return SchedulerDriver()
 
 
-def test_request_is_computed_once_it_has_waited_for_its_lookup(clock: Clock, engine: Engine) -> None:
+def test_request_is_computed_once_it_has_waited_for_its_lookup(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(20)
-    engine.scheduler.matched_tokens(request, 0)
-    engine.lookup_client.calls[0].lookup.deadline = clock.now + 1.0
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.calls[0].lookup.deadline = clock.now + 1.0
     clock.advance(1.0)
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    assert len(engine.lookup_client.calls) == 1
-    engine.scheduler.allocated(request, TABLE, 0)  # vLLM computes it
-    engine.lookup_client.answer(16)  # too late
-    assert not engine.lookup_client.leased
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    assert len(driver.lookup_client.calls) == 1
+    driver.scheduler.allocated(request, TABLE, 0)  # vLLM computes it
+    driver.lookup_client.answer(16)  # too late
+    assert not driver.lookup_client.leased
 
 
 @pytest.mark.parametrize("stored_tokens", [0, 16], ids=["a miss", "a hit"])
 @pytest.mark.parametrize("step_seconds", [0.05, 7.0, 20.0])
 def test_answer_is_used_at_the_next_look_however_long_steps_last(
-    clock: Clock, engine: Engine, step_seconds: float, stored_tokens: int
+    clock: Clock, driver: SchedulerDriver, step_seconds: float, stored_tokens: int
 ) -> None:
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) is None
-    engine.step({})
-    engine.lookup_client.answer(stored_tokens, good_for_seconds=LEASE_SECONDS)
+    assert driver.scheduler.matched_tokens(request, 0) is None
+    driver.step({})
+    driver.lookup_client.answer(stored_tokens, good_for_seconds=LEASE_SECONDS)
     clock.advance(step_seconds)
-    assert engine.scheduler.matched_tokens(request, 0) == stored_tokens
+    assert driver.scheduler.matched_tokens(request, 0) == stored_tokens
 
 
 @pytest.mark.parametrize("has_room_after", [2, 3, 4, 5, 10, 11, 12])
 @pytest.mark.parametrize("step_seconds", [7.0, 20.0, 40.0])
-def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
-    clock: Clock, engine: Engine, step_seconds: float, has_room_after: int
+def test_request_is_admitted_as_soon_as_blocks_are_free_however_long_steps_last(
+    clock: Clock, driver: SchedulerDriver, step_seconds: float, has_room_after: int
 ) -> None:
-    """The depot answers at once. vLLM has no room at first; then the request must not wait for another answer."""
+    """The depot answers at once, and vLLM has no free blocks at first. The request must not wait for another answer."""
     request = request_of(20)
     answers = []
     for _ in range(has_room_after + 2):
-        num_asked = len(engine.lookup_client.calls)
-        answers.append(engine.scheduler.matched_tokens(request, 0))
-        engine.step({})
-        if len(engine.lookup_client.calls) > num_asked:
-            engine.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
+        num_asked = len(driver.lookup_client.calls)
+        answers.append(driver.scheduler.matched_tokens(request, 0))
+        driver.step({})
+        if len(driver.lookup_client.calls) > num_asked:
+            driver.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
         clock.advance(step_seconds)
     assert answers[0] is None
     assert None not in answers[2:], answers
@@ -61,115 +61,117 @@ def test_request_is_admitted_as_soon_as_there_is_room_however_long_steps_last(
         assert answers.count(16) >= answers.count(0), "it may load at every second look at least"
 
 
-def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Clock, engine: Engine) -> None:
-    """Answers that vLLM has no room for are given up and looked up again; that may not delay the request."""
+def test_request_waits_for_all_its_lookups_together_as_long_as_for_one(clock: Clock, driver: SchedulerDriver) -> None:
+    """Matches that find no free blocks are given up and looked up again. This may not delay the request."""
     request = request_of(20)
     waited = 0.0
     for _ in range(1000):
-        num_asked = len(engine.lookup_client.calls)
-        found = engine.scheduler.matched_tokens(request, 0)
-        engine.step({})
-        if len(engine.lookup_client.calls) > num_asked:
-            engine.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
+        num_asked = len(driver.lookup_client.calls)
+        found = driver.scheduler.matched_tokens(request, 0)
+        driver.step({})
+        if len(driver.lookup_client.calls) > num_asked:
+            driver.lookup_client.answer(16, good_for_seconds=LEASE_SECONDS)
         clock.advance(0.3)
         waited += 0.3 if found is None else 0.0
     assert 0.3 < waited <= 1.0 + 0.3
-    assert len(engine.lookup_client.calls) > 10  # it still learns of what is stored
+    assert len(driver.lookup_client.calls) > 10  # it still learns of what is stored
 
 
-def test_time_in_which_vllm_did_not_look_is_not_waited(clock: Clock, engine: Engine) -> None:
+def test_time_in_which_vllm_did_not_look_is_not_waited(clock: Clock, driver: SchedulerDriver) -> None:
     """A request that others stand before loses its lease, and not its hit."""
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) is None
+    assert driver.scheduler.matched_tokens(request, 0) is None
     for _ in range(400):
-        engine.step({})
-        if engine.lookup_client.calls[-1].lookup.matched_tokens is None:
-            engine.lookup_client.answer(16)
+        driver.step({})
+        if driver.lookup_client.calls[-1].lookup.matched_tokens is None:
+            driver.lookup_client.answer(16)
         clock.advance(0.05)
-    assert not engine.lookup_client.leased  # for ten of the twenty seconds at least
-    assert engine.scheduler.matched_tokens(request, 0) is None
-    engine.lookup_client.answer(16)
-    assert engine.scheduler.matched_tokens(request, 0) == 16
+    assert not driver.lookup_client.leased  # for ten of the twenty seconds at least
+    assert driver.scheduler.matched_tokens(request, 0) is None
+    driver.lookup_client.answer(16)
+    assert driver.scheduler.matched_tokens(request, 0) == 16
 
 
 def test_step_that_a_request_waited_for_counts_though_vllm_did_not_look_at_it_then(
-    clock: Clock, engine: Engine
+    clock: Clock, driver: SchedulerDriver
 ) -> None:
     request = request_of(20)
-    assert engine.scheduler.matched_tokens(request, 0) is None
-    engine.step({})
-    engine.lookup_client.answer(16)
+    assert driver.scheduler.matched_tokens(request, 0) is None
+    driver.step({})
+    driver.lookup_client.answer(16)
     for _ in range(2):
         clock.advance(7.0)
-        engine.step({})
-    assert not engine.lookup_client.leased
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    assert len(engine.lookup_client.calls) == 2
+        driver.step({})
+    assert not driver.lookup_client.leased
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    assert len(driver.lookup_client.calls) == 2
 
 
-def test_preempted_request_may_wait_again(clock: Clock, engine: Engine) -> None:
+def test_preempted_request_may_wait_again(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(20)
-    engine.scheduler.matched_tokens(request, 0)
-    engine.step({})
+    driver.scheduler.matched_tokens(request, 0)
+    driver.step({})
     clock.advance(7.0)
-    engine.lookup_client.answer(0)
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    engine.scheduler.allocated(request, TABLE, 0)
-    assert engine.scheduler.matched_tokens(request, 0) is None
+    driver.lookup_client.answer(0)
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    driver.scheduler.allocated(request, TABLE, 0)
+    assert driver.scheduler.matched_tokens(request, 0) is None
 
 
-def test_miss_is_looked_up_once_while_it_is_fresh(clock: Clock, engine: Engine) -> None:
+def test_miss_is_looked_up_once_while_it_is_fresh(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(20)
-    engine.scheduler.matched_tokens(request, 0)
-    engine.lookup_client.answer(0)
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    engine.step({})
-    assert engine.scheduler.matched_tokens(request, 0) == 0
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(0)
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    driver.step({})
+    assert driver.scheduler.matched_tokens(request, 0) == 0
     clock.advance(5.0)
-    engine.step({})
-    assert engine.scheduler.matched_tokens(request, 0) is None
+    driver.step({})
+    assert driver.scheduler.matched_tokens(request, 0) is None
 
 
-def test_lease_is_not_held_for_long_while_vllm_has_no_room(clock: Clock, engine: Engine) -> None:
+def test_lease_is_kept_only_briefly_while_vllm_has_no_free_blocks(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(20)
-    engine.scheduler.matched_tokens(request, 0)
-    engine.lookup_client.answer(16)
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(16)
     for seconds in (0.0, 0.25, 4.5):
         clock.advance(seconds)
-        engine.step({})
-    assert engine.lookup_client.leased
+        driver.step({})
+    assert driver.lookup_client.leased
     clock.advance(0.25)
-    engine.step({})
-    assert not engine.lookup_client.leased
-    assert engine.scheduler.matched_tokens(request, 0) is None
+    driver.step({})
+    assert not driver.lookup_client.leased
+    assert driver.scheduler.matched_tokens(request, 0) is None
 
 
-def test_idle_engine_steps_on_until_its_transfers_are_done(clock: Clock, engine: Engine) -> None:
+def test_idle_engine_steps_on_until_its_transfers_are_done(clock: Clock, driver: SchedulerDriver) -> None:
     request = request_of(8)
-    engine.tables["request"] = TABLE
-    (command,) = engine.step({request: 8}).stores
-    engine.scheduler.finished(request)
+    driver.tables["request"] = TABLE
+    (command,) = driver.step({request: 8}).stores
+    driver.scheduler.finished(request)
     for _ in range(60):  # the depot hangs
-        assert engine.scheduler.needs_steps()
+        assert driver.scheduler.needs_steps()
         clock.advance(0.5)
-    engine.mark_done(command.transfer_id, failed=[command.transfer_id])
-    assert not engine.scheduler.needs_steps()
-    assert not engine.pool.kept
+    driver.mark_done(command.transfer_id, failed=[command.transfer_id])
+    assert not driver.scheduler.needs_steps()
+    assert not driver.pool.kept
 
 
-def test_idle_engine_stops_in_the_end_and_goes_on_whenever_a_call_wakes_it(clock: Clock, engine: Engine) -> None:
+def test_idle_engine_stops_in_the_end_and_goes_on_whenever_a_call_wakes_it(
+    clock: Clock, driver: SchedulerDriver
+) -> None:
     """A pause waits until vLLM has nothing to do, so that this must come."""
     request = request_of(8)
-    engine.tables["request"] = TABLE
-    (command,) = engine.step({request: 8}).stores
-    engine.scheduler.finished(request)
+    driver.tables["request"] = TABLE
+    (command,) = driver.step({request: 8}).stores
+    driver.scheduler.finished(request)
 
     def steps_for() -> float:
         start = clock.now
-        while engine.scheduler.needs_steps():
+        while driver.scheduler.needs_steps():
             assert clock.now < start + 1000
             clock.advance(0.01)
-        assert not engine.scheduler.needs_steps()
+        assert not driver.scheduler.needs_steps()
         return clock.now - start
 
     assert 30 < steps_for() < 120
@@ -177,6 +179,6 @@ def test_idle_engine_stops_in_the_end_and_goes_on_whenever_a_call_wakes_it(clock
         clock.advance(600)  # then a call wakes it
         assert 30 < steps_for() < 120
     clock.advance(600)
-    assert engine.scheduler.needs_steps()
-    engine.mark_done(command.transfer_id)
-    assert not engine.scheduler.needs_steps()
+    assert driver.scheduler.needs_steps()
+    driver.mark_done(command.transfer_id)
+    assert not driver.scheduler.needs_steps()

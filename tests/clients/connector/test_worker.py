@@ -1,4 +1,4 @@
-"""The connector's worker: what it reports when a depot fails, hangs or refuses."""
+"""The connector's worker: its reports when a depot fails, hangs or refuses."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_uncertain_transfer_is_done_when_nothing_listens(start_worker: Sta
     assert (await worker.until_done(1)).failed == {1}
 
 
-async def test_store_whose_time_is_over_before_its_turn_is_not_made(start_worker: StartWorker) -> None:
+async def test_store_that_expires_while_it_waits_is_not_made(start_worker: StartWorker) -> None:
     class SlowDepot(FakeDepot):
         def Store(self, request: Any, context: Any) -> StoreResponse:
             self.requests.append(("Store", request))
@@ -137,7 +137,7 @@ async def test_transfers_of_a_replaced_cache_are_done_after_the_next_attachment(
     with fake_depot("127.0.0.1:0") as depot:
         worker = await start_worker(depot.address)
         depot.hanging.add("Store")
-        numbers = range(1, MAX_STORES + 3)  # the last ones wait for their turn
+        numbers = range(1, MAX_STORES + 3)  # the last ones wait
         worker.connector.store([store_command(([1, 2, 3, 4],), transfer_id=number) for number in numbers])
         await eventually(lambda: sum(name == "Store" for name, _ in depot.requests) == MAX_STORES)
         worker.caches = views()

@@ -38,7 +38,7 @@ CONFIG = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1"])])
 
 
 def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torch.Tensor]:
-    """A KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
+    """Return a KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
     tokens = BLOCK // kernel_blocks
     shape = (
         (2, NUM_BLOCKS * kernel_blocks, HEADS, tokens, CONTENT)
@@ -93,9 +93,16 @@ class Worker:
 
     async def until_loaded(self) -> tuple[set[str], set[str]]:
         """Return the requests whose load has ended, and those whose load failed."""
-        results: list[tuple[set[str], set[str]]] = []
-        await eventually(lambda: bool(results.append(self.connector.results.take_loaded()) or results[-1][0]))
-        return results[-1]
+        loaded: set[str] = set()
+        failed: set[str] = set()
+
+        def has_loaded() -> bool:
+            nonlocal loaded, failed
+            loaded, failed = self.connector.results.take_loaded()
+            return bool(loaded)
+
+        await eventually(has_loaded)
+        return loaded, failed
 
 
 StartWorker = Callable[..., Any]

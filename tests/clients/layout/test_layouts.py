@@ -36,7 +36,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def group_of(name: str, shape: KvShape) -> Group:
-    """Layers in a layout of this shape, with one head if the layout has no heads."""
+    """Return layers in a layout of this shape, with one head if the layout has no heads."""
     return Group(name, shape if DEFINITIONS[name].num_halves == 2 else replace(shape, num_heads=1))
 
 
@@ -49,7 +49,7 @@ def cut(memory: Bytes, group: Group, offset_bytes: int, gap_bytes: int) -> list[
 
 
 def assert_describes(described: cache_pb2.KvGroup, memory: Bytes, group: Group, tensors: list[NDArray[Any]]) -> None:
-    """Every head of every token, found through the description, is what indexing the tensors gives."""
+    """Check that every head of every token is where the description says: compare with indexing the tensors."""
     shape, definition = group.shape, group.definition
     kinds = (LATENT,) if definition.num_halves == 1 else (K, V)
     assert [(plane.layer, plane.kind) for plane in described.planes] == list(product(range(shape.num_layers), kinds))
@@ -133,7 +133,7 @@ def test_buffer_without_memory_has_no_offsets(name: str) -> None:
 @pytest.mark.parametrize("order", PHYSICAL_ORDERS)
 @few
 @given(shape=shapes)
-def test_views_of_vllm_are_told_apart_by_their_strides(order: str, shape: KvShape) -> None:
+def test_views_of_vllm_are_distinguished_by_their_strides(order: str, shape: KvShape) -> None:
     group = Group(f"VLLM_{order}", shape)
     with random_buffer(layouts.VLLM.size_bytes(shape)) as buffer:
         (backing,) = cut(buffer.array, group, 0, 0)

@@ -26,7 +26,7 @@ def by(request: pytest.FixtureRequest) -> Any:
 
 
 def left_by(pid: int) -> list[Path]:
-    """What a process has left in /dev/shm."""
+    """Return the names that a process has left in /dev/shm."""
     return [path for path in SHM.iterdir() if path.name.startswith((f"kvdepot-{pid}-", f"torch_{pid}_"))]
 
 

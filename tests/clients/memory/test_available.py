@@ -1,4 +1,4 @@
-"""The memory that is left: where least is, in the machine or in a control group around the process."""
+"""The memory that is left: the least of the machine and of each control group around the process."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def test_the_machines_is_read_in_kib(tmp_path: Path) -> None:
     assert in_machine(tmp_path / "meminfo") == MemoryLeft("the machine", 24683520 << 10, 22964992 << 10)
 
 
-@pytest.mark.parametrize("size_bytes, place", [(5000, "the machine has 4096 left"), (700, "the cgroup x has 600 left")])
+@pytest.mark.parametrize("size_bytes, limit", [(5000, "the machine has 4096 left"), (700, "the cgroup x has 600 left")])
 def test_too_much_is_refused_with_both_numbers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size_bytes: int, place: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size_bytes: int, limit: str
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
     machine = in_machine(tmp_path / "meminfo")
     group = MemoryLeft("the cgroup x", 1000, 600) if size_bytes == 700 else None
     monkeypatch.setattr(memory_left, "in_machine", lambda: machine)
     monkeypatch.setattr(memory_left, "in_control_groups", lambda: group)
-    with pytest.raises(OSError, match=f"{size_bytes} bytes of memory are needed, {place}") as raised:
+    with pytest.raises(OSError, match=f"{size_bytes} bytes of memory are needed, {limit}") as raised:
         check_memory(size_bytes)
     assert raised.value.errno == errno.ENOMEM
     check_memory(600)

@@ -71,12 +71,12 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardInPr
 
 
 def part(memory: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """A tensor with a storage of its own that is a part of some memory, as torch's allocator makes them."""
+    """Return a tensor with a storage of its own that is a part of some memory, as torch's allocator makes them."""
     return torch.from_numpy(memory.numpy()[start:end])
 
 
 def allocation_of(region: cache_pb2.MemoryRegion) -> tuple[int, int]:
-    """Where the allocation begins that a handle is of, and its size."""
+    """Return the address and the size of a handle's allocation."""
     start, size_bytes = np.frombuffer(region.cuda_ipc.handle, dtype=np.uint64)[:2].tolist()
     return start, size_bytes
 
@@ -201,7 +201,7 @@ def test_a_tensor_elsewhere_is_refused(driver: CardInProcess) -> None:
         SharedRegions().locate(OnDevice(driver.allocate(64)))
 
 
-def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_LIBRARY", "libcuda-absent.so.1")
     with pytest.raises(CudaUnavailable, match=r"no CUDA driver: .*libcuda-absent"):
         CudaRegions().locate(OnDevice(torch.zeros(4)))

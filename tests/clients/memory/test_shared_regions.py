@@ -166,7 +166,7 @@ async def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_els
 def test_buffer_that_was_taken_for_an_orphan_before_it_was_locked_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lock, lost = fcntl.flock, []
+    lock, lost = fcntl.flock, list[Path]()
 
     def taken_once(fd: int, operation: int) -> None:
         if operation == fcntl.LOCK_SH and not lost:

@@ -32,11 +32,12 @@ def test_another_process_sees_the_bytes_of_a_tensor_and_its_exact_size(by: Any) 
     tensor = filled(7, 33)
     expected = bytes_of(tensor)
     shared = SharedRegions(by)
-    assert shared.regions == ()
+    assert not shared.regions
     region, offset = shared.locate(tensor)
     assert region == 0
-    path = path_of(shared.regions[0])
-    assert shared.regions[0].size_bytes == Path(path).stat().st_size
+    (shared_region,) = shared.regions
+    path = path_of(shared_region)
+    assert shared_region.size_bytes == Path(path).stat().st_size
     assert bytes_of(tensor) == expected
     assert in_another_process(READ, path)[offset:] == expected
     in_another_process(WRITE, path, offset + 8, "four")

@@ -14,7 +14,7 @@ import pytest
 
 from kvdepot.vllm import adapters as module
 from kvdepot.vllm.adapters import Adapters
-from tests.fakes.vllm import CHUNK, Engine, Request
+from tests.fakes.vllm import CHUNK, Request, SchedulerDriver
 
 TABLE = ([1, 2, 3, 4, 5],)
 Lora = Callable[..., Any]
@@ -122,62 +122,62 @@ def test_long_names_stay_apart_and_the_depot_takes_them(tmp_path: Path, lora: Lo
 
 def test_requests_look_up_and_store_under_the_content_of_their_adapter(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
-    engine, request = Engine(), request_with(lora())
-    assert engine.scheduler.matched_tokens(request, 0) is None
-    engine.lookup_client.answer(0)
-    engine.tables["request"] = TABLE
-    (store,) = engine.step({request: 20}).stores
+    driver, request = SchedulerDriver(), request_with(lora())
+    assert driver.scheduler.matched_tokens(request, 0) is None
+    driver.lookup_client.answer(0)
+    driver.tables["request"] = TABLE
+    (store,) = driver.step({request: 20}).stores
     expected = Adapters().identity_of(lora())
-    assert (engine.lookup_client.calls[-1].prefix.adapter, store.adapter) == (expected, expected)
+    assert (driver.lookup_client.calls[-1].prefix.adapter, store.adapter) == (expected, expected)
 
 
 def test_request_whose_adapter_is_not_known_is_computed_and_not_stored(lora: Lora) -> None:
-    engine, request = Engine(), request_with(lora())
-    engine.tables["request"] = TABLE
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    assert not engine.step({request: 20}).stores
-    assert not engine.lookup_client.calls
+    driver, request = SchedulerDriver(), request_with(lora())
+    driver.tables["request"] = TABLE
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    assert not driver.step({request: 20}).stores
+    assert not driver.lookup_client.calls
 
 
 def test_request_that_is_under_way_when_its_adapter_changes_stores_no_more(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
-    engine, request = Engine(), request_with(lora(load_inplace=True))
-    engine.tables["request"] = TABLE
-    engine.scheduler.matched_tokens(request, 0)
-    engine.lookup_client.answer(0)
-    (store,) = engine.step({request: CHUNK}).stores
+    driver, request = SchedulerDriver(), request_with(lora(load_inplace=True))
+    driver.tables["request"] = TABLE
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(0)
+    (store,) = driver.step({request: CHUNK}).stores
     train(tmp_path / "sql", b"two")
-    assert not engine.step({request: CHUNK}).stores
+    assert not driver.step({request: CHUNK}).stores
     waiting = request_with(lora(load_inplace=True), "waiting")
-    engine.scheduler.arrived(waiting)
+    driver.scheduler.arrived(waiting)
     train(tmp_path / "sql", b"three")
-    assert engine.scheduler.matched_tokens(waiting, 0) == 0
+    assert driver.scheduler.matched_tokens(waiting, 0) == 0
     assert store.adapter != Adapters().identity_of(lora())
 
 
 def test_answer_for_an_adapter_that_was_replaced_since_is_not_loaded(tmp_path: Path, lora: Lora) -> None:
     train(tmp_path / "sql", b"one")
-    engine, request = Engine(), request_with(lora(load_inplace=True))
-    engine.scheduler.matched_tokens(request, 0)
-    engine.lookup_client.answer(16)
+    driver, request = SchedulerDriver(), request_with(lora(load_inplace=True))
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(16)
     train(tmp_path / "sql", b"two")
-    assert engine.scheduler.matched_tokens(request, 0) == 0
-    assert not engine.lookup_client.leased
+    assert driver.scheduler.matched_tokens(request, 0) == 0
+    assert not driver.lookup_client.leased
 
 
 def test_what_vllms_own_prefix_cache_has_of_a_replaced_adapter_is_not_stored_as_the_new_one(
     tmp_path: Path, lora: Lora
 ) -> None:
     train(tmp_path / "sql", b"one")
-    engine = Engine()
-    engine.scheduler.matched_tokens(request_with(lora(), "before"), 0)
+    driver = SchedulerDriver()
+    driver.scheduler.matched_tokens(request_with(lora(), "before"), 0)
     train(tmp_path / "sql", b"two")
     stale, fresh = (request_with(lora(load_inplace=True), name) for name in ("stale", "fresh"))
     for request, local_tokens, num_stores in ((stale, CHUNK, 0), (fresh, 0, 1)):
-        engine.tables[request.request_id] = TABLE
-        engine.scheduler.matched_tokens(request, local_tokens)
+        driver.tables[request.request_id] = TABLE
+        driver.scheduler.matched_tokens(request, local_tokens)
         request.num_computed_tokens = local_tokens
-        assert len(engine.step({request: 20 - local_tokens}).stores) == num_stores
+        assert len(driver.step({request: 20 - local_tokens}).stores) == num_stores
 
 
 def test_mount_that_hangs_costs_the_scheduler_a_bounded_time_once(

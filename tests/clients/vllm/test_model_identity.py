@@ -1,4 +1,4 @@
-"""Engines share KV exactly if all that vLLM decided about their model is the same."""
+"""Engines share KV exactly if all facts of their model in vLLM are the same."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_weights_that_were_replaced_under_the_same_path_are_another_model(folder
     assert name != name_of(model_config__model=str(folder))
 
 
-def test_large_weights_are_told_apart_by_time_and_by_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_distinguished_by_time_and_by_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "MAX_READ_BYTES", 100)
     path = folder / "model.safetensors"
     path.write_bytes(bytes(1 << 20))
@@ -236,7 +236,7 @@ def test_engine_whose_files_changed_while_it_started_shares_with_no_other(
     assert name_of(**changed, engine_id="a") == name_of(**changed, engine_id="b")
 
 
-def test_process_knows_when_it_began() -> None:
+def test_process_start_time_is_that_of_the_process() -> None:
     assert time.time() - 3600 < weights._process_start() < time.time()
     script = "import time; from kvdepot.vllm.weights import _process_start; print(time.time() - _process_start())"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Replays the calls of a real vLLM: the same calls must lead to the same answers and commands.
+"""Replays of a real vLLM's calls: the same calls must lead to the same answers and commands.
 
 ``python -m tests.e2e_vllm.record`` wrote them, of a model of full attention and of one with sliding windows: a
 prompt that is computed in two steps and stored, found again with and without a part that vLLM still has, loads that
@@ -130,7 +130,7 @@ class Replay:
 
 
 @every_recording
-def test_same_calls_lead_to_the_same_answers_and_orders_and_leave_nothing(recording: Path) -> None:
+def test_same_calls_lead_to_the_same_answers_and_commands_and_leave_nothing(recording: Path) -> None:
     settings, *calls = calls_of(recording)
     replay = Replay(settings["settings"])
     for number, facts in enumerate(calls):

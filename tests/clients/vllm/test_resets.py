@@ -1,4 +1,4 @@
-"""Resets of vLLM's cache: the listener is called for those that vLLM refuses, too."""
+"""Resets of vLLM's cache: the listener is also called for resets that vLLM refuses."""
 
 from __future__ import annotations
 

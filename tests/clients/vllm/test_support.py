@@ -1,4 +1,4 @@
-"""Which engines the connector serves, and which groups their KV caches have."""
+"""Engines that the connector supports, and the groups of their KV caches."""
 
 from __future__ import annotations
 

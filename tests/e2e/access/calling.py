@@ -1,4 +1,4 @@
-"""Calls of every RPC, with the messages that are sent and what is answered, as whoever is told."""
+"""Calls of every RPC by any caller, with the messages of requests and answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sha256(token: str) -> str:
 
 
 def write_tenants(path: Path, *tenants: Mapping[str, Any]) -> str:
-    """A file of tenants; a plain `token` stands for its hash. Its path."""
+    """Write a file of tenants and return its path. A plain `token` stands for its hash."""
     written = []
     for each in tenants:
         tenant = dict(each)
@@ -47,26 +47,29 @@ class Denied(Exception):
     """How a call was refused."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        told = depot_error(error)
-        super().__init__(told.code.name, told.reason, told.message)
-        self.code, self.reason, self.message = told.code.name, told.reason, told.message
-        self.retry_after_seconds = told.retry_after_seconds
+        refusal = depot_error(error)
+        super().__init__(refusal.code.name, refusal.reason, refusal.message)
+        self.code, self.reason, self.message = refusal.code.name, refusal.reason, refusal.message
+        self.retry_after_seconds = refusal.retry_after_seconds
 
 
 class Calling:
     """One caller, over a channel that others may share."""
 
     def __init__(self, channel: grpc.aio.Channel, token: str = "") -> None:
-        self._channel = channel
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.channel = channel
+        self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
 
     def start(self, rpc: str, request: Any) -> Any:
-        """The call, begun; for StoreInline `request` is a list of messages."""
-        method = getattr(STUBS[METHODS[rpc].containing_service][1](self._channel), rpc)
+        """Begin a call. For StoreInline `request` is a list of messages."""
+        method = getattr(STUBS[METHODS[rpc].containing_service][1](self.channel), rpc)
         return method(iter(request) if rpc == "StoreInline" else request, timeout=20, metadata=self.metadata)
 
     async def __call__(self, rpc: str, request: Any) -> list[Any]:
-        """All messages that are answered; of standing streams the first one, and they end. Raises: Denied."""
+        """Return all messages of the answer. A long-lived stream is cancelled after its first message.
+
+        Raises: Denied.
+        """
         call = self.start(rpc, request)
         try:
             if rpc == "WatchEvents":
@@ -86,8 +89,13 @@ class Calling:
             raise Denied(error) from error
 
 
+def as_is(message: bytes) -> bytes:
+    """Return the message; gRPC takes it as the serializer of bytes that are no message of the depot."""
+    return message
+
+
 def empty_request(rpc: str) -> Any:
-    """A request with nothing in it."""
+    """Return a request without any field."""
     method = METHODS[rpc]
     request = getattr(STUBS[method.containing_service][0], method.input_type.name)()
     return [request] if rpc == "StoreInline" else request

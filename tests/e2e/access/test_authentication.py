@@ -1,4 +1,4 @@
-"""Who is let in, by token; who is not, with which words; and that it is told."""
+"""Authentication by token: accepted and refused callers, the reasons, and the audit log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ async def refusal(call: Calling, rpc: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("rpc", METHODS)
-async def test_no_rpc_serves_who_shows_nothing(rpc: str, start_tenants: StartTenants, connect: Connect) -> None:
+async def test_no_rpc_serves_a_caller_without_credentials(
+    rpc: str, start_tenants: StartTenants, connect: Connect
+) -> None:
     server = await start_tenants()
     assert await refusal(connect(server.addresses[0]), rpc) == ("UNAUTHENTICATED", "CREDENTIALS_MISSING")
 
@@ -76,7 +78,7 @@ async def test_admin_service_is_for_admins(start_tenants: StartTenants, connect:
     assert len(admin) == 3
 
 
-async def test_nobody_but_an_admin_is_shown_another_tenant(start_tenants: StartTenants, connect: Connect) -> None:
+async def test_only_an_admin_sees_another_tenant(start_tenants: StartTenants, connect: Connect) -> None:
     server = await start_tenants()
     blue, ops = (connect(server.addresses[0], token) for token in ("blue-token", "ops-token"))
     ids = {"instance_id": "i", "session_id": "s"}
@@ -91,7 +93,7 @@ async def test_nobody_but_an_admin_is_shown_another_tenant(start_tenants: StartT
     await blue("ListSessions", observability_pb2.ListSessionsRequest(tenant="blue"))
 
 
-async def test_without_tenants_nobody_is_asked(start_server: StartServer, connect: Connect) -> None:
+async def test_without_tenants_no_caller_needs_credentials(start_server: StartServer, connect: Connect) -> None:
     server = await start_server(chunk_size=16)
     for token in ("", "whatever"):
         (status,) = await connect(server.addresses[0], token)("GetStatus", admin_pb2.GetStatusRequest())
@@ -142,7 +144,7 @@ async def _until_failure(call: Any) -> Any:
 
 
 class Connection:
-    """What a call tells of itself."""
+    """The facts of a call that authentication uses."""
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
@@ -195,7 +197,7 @@ async def test_over_a_unix_socket_a_token_is_asked_for_and_taken(
     await connect(server.addresses[0], "blue-token")("ListSessions", observability_pb2.ListSessionsRequest())
 
 
-# That it is told
+# The audit log
 
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -230,11 +232,12 @@ async def test_each_denied_call_has_a_line_an_event_and_a_count(
 
 def test_the_reasons_of_the_metric_are_those_of_the_errors() -> None:
     classes = [each for each in vars(service.errors).values() if isinstance(each, type)]
-    denials = {each.reason for each in classes if getattr(each, "status", None) in DENIALS}
+    errors = [each for each in classes if issubclass(each, service.errors.DepotError)]
+    denials = {each.reason for each in errors if getattr(each, "status", None) in DENIALS}
     assert set(attributes.DENIED_REASON.values) == denials | {"REGION_FORBIDDEN"}
 
 
-async def test_a_storm_of_denied_calls_is_counted_and_told_of_in_few_lines(
+async def test_a_burst_of_denied_calls_is_counted_and_logged_in_few_lines(
     start_tenants: StartTenants, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start_tenants()
@@ -256,7 +259,7 @@ async def test_no_token_is_ever_logged(
     assert "blue-token" not in caplog.text
 
 
-async def test_what_an_admin_clears_is_told(
+async def test_what_an_admin_clears_is_logged(
     start_tenants: StartTenants, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""Callers without credentials can't take a depot's memory. What they took comes back, and others are served."""
+"""Callers without credentials can't take a depot's memory. Their memory comes back, and others are served."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from kvdepot.v1 import observability_pb2
-from tests.e2e.access.calling import Calling, write_tenants
+from tests.e2e.access.calling import Calling, as_is, write_tenants
 from tests.e2e.access.conftest import BLUE
 from tests.e2e.engines import listening_pid
 from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
-MOST_MIB = 400  # that all who have no credentials may take, heap and fragments included; unbounded it was gigabytes
+MOST_MIB = 400  # for all callers without credentials, heap and fragments included; without the bound it is gigabytes
 LEFT_MIB = 150  # that may be left of it: arenas of threads, code that was used for the first time
 SECONDS = 60.0
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
@@ -38,7 +38,7 @@ def name_of(num_bytes: int) -> bytes:
 
 
 class Depot:
-    """A depot in a process of its own, somebody who is served by it all the time, and those who attack it."""
+    """A depot in a process of its own, a client that it serves all the time, and attackers."""
 
     def __init__(self, address: str, stack: AsyncExitStack) -> None:
         self.pid = listening_pid(address)
@@ -50,9 +50,12 @@ class Depot:
         self._blue = Calling(self._channel(), "blue-token")
 
     async def attack(self, method: str, message: bytes, num_calls: int, num_connections: int = 4) -> Counter[str]:
-        """Begin so many calls at once and leave them open; how they ended, if they did, as soon as most have."""
+        """Begin calls at once and leave them open. Return how they ended as soon as most have ended."""
         channels = [self._channel() for _ in range(num_connections)]
-        calls = [channels[number % num_connections].unary_stream(method)(message) for number in range(num_calls)]
+        calls = [
+            channels[number % num_connections].unary_stream(method, as_is, as_is)(message)
+            for number in range(num_calls)
+        ]
         give_up = time.monotonic() + SECONDS
         while time.monotonic() < give_up and sum(call.done() for call in calls) < num_calls - 32:
             await self.is_served()
@@ -62,7 +65,7 @@ class Depot:
         return ended
 
     async def is_served(self) -> None:
-        """One call of a tenant is answered."""
+        """Check that a call of a tenant is answered."""
         await self._blue("ListSessions", observability_pb2.ListSessionsRequest())
         self.num_served += 1
         self.peak_mib = max(self.peak_mib, resident_mib(self.pid))
@@ -133,14 +136,14 @@ async def test_a_stream_of_requests_without_credentials_is_refused_unread(depot:
         while True:
             yield bytes(MIB)
 
-    call = channel.stream_unary("/kvdepot.v1.CacheService/StoreInline")(endless())
+    call = channel.stream_unary("/kvdepot.v1.CacheService/StoreInline", as_is, as_is)(endless())
     code = await asyncio.wait_for(call.code(), SECONDS)
     assert code.name in ("UNAUTHENTICATED", "INTERNAL"), call.details()  # a client that goes on sending may miss why
     assert resident_mib(depot.pid) < depot.base_mib + 100
 
 
 async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: Depot) -> None:
-    """Of those who send a name slowly, few are heard at once, and not for long."""
+    """Few calls that send a service's name slowly are read at once, and not for long."""
     channel = depot._channel()
     never = asyncio.Event()
 
@@ -148,14 +151,14 @@ async def test_a_check_is_answered_while_slow_names_come_from_elsewhere(depot: D
         await never.wait()
         yield b""
 
-    slow = [channel.stream_unary(CHECK)(slowly()) for _ in range(100)]
+    slow = [channel.stream_unary(CHECK, as_is, as_is)(slowly()) for _ in range(100)]
     codes = Counter([(await asyncio.wait_for(call.code(), SECONDS)).name for call in slow])
     assert codes["DEADLINE_EXCEEDED"]
-    answer = await depot._channel().unary_unary(CHECK)(b"", timeout=SECONDS)
+    answer = await depot._channel().unary_unary(CHECK, as_is, as_is)(b"", timeout=SECONDS)
     assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_request_that_does_not_come_holds_nobody_for_long(depot: Depot) -> None:
+async def test_a_request_that_does_not_come_ends_at_its_deadline(depot: Depot) -> None:
     never = asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:
@@ -163,5 +166,5 @@ async def test_a_request_that_does_not_come_holds_nobody_for_long(depot: Depot) 
         yield b""
 
     metadata = depot._blue.metadata
-    call = depot._channel().stream_unary("/kvdepot.v1.CacheService/Lookup")(slowly(), metadata=metadata)
+    call = depot._channel().stream_unary("/kvdepot.v1.CacheService/Lookup", as_is, as_is)(slowly(), metadata=metadata)
     assert (await asyncio.wait_for(call.code(), SECONDS)).name == "DEADLINE_EXCEEDED"

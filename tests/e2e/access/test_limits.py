@@ -1,4 +1,4 @@
-"""What one tenant may take at once, that it is given back, and that others are served meanwhile."""
+"""The limits of one tenant: what it may take at once, what it gives back, and others that are still served."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.access.tenants import TenantLimits
 from service.errors import TooManyBytes
 from service.rpc import fair_queue, interceptor
 from service.rpc.fair_queue import MAX_WAITING, FairQueue
-from tests.e2e.access.calling import Calling, Denied
+from tests.e2e.access.calling import Calling, Denied, as_is
 from tests.e2e.access.conftest import BLUE, RED, Connect, StartTenants
 from tests.fakes.waiting import eventually
 
@@ -36,7 +36,7 @@ async def attach(call: Calling) -> Any:
 
 
 class SlowStore:
-    """An inline store whose data does not come."""
+    """An inline store that sends a header and no data."""
 
     def __init__(self, call: Calling, prompt: int, num_chunks: int = 1) -> None:
         tokens = range(prompt * 1000, prompt * 1000 + 16 * num_chunks)
@@ -46,7 +46,7 @@ class SlowStore:
         self._num_bytes = num_chunks * CHUNK_BYTES
         self._may_send = asyncio.Event()
         self._header = header
-        self.call = call._channel.stream_unary(
+        self.call = call.channel.stream_unary(
             "/kvdepot.v1.CacheService/StoreInline",
             request_serializer=cache_pb2.StoreInlineRequest.SerializeToString,
             response_deserializer=cache_pb2.StoreInlineResponse.FromString,
@@ -110,8 +110,8 @@ async def test_a_denial_is_not_had_at_once_while_others_are_served(
 ) -> None:
     server = await start_tenants(BLUE)
     monkeypatch.setattr(interceptor, "DENIED_AFTER_SECONDS", 60.0)
-    stranger, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
-    denied = asyncio.ensure_future(stranger("ListSessions", lists()))
+    unknown, blue = (connect(server.addresses[0], token) for token in ("wrong", "blue-token"))
+    denied = asyncio.ensure_future(unknown("ListSessions", lists()))
     await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 1)
     await blue("ListSessions", lists())
     assert not denied.done()
@@ -147,7 +147,7 @@ async def test_while_one_floods_all_calls_of_another_are_served(start_tenants: S
     stream.cancel()
 
 
-async def test_when_the_depot_is_full_those_go_who_take_more_than_their_share(
+async def test_a_full_depot_refuses_tenants_that_take_more_than_their_share(
     start_tenants: StartTenants, connect: Connect
 ) -> None:
     server = await start_tenants(RED, BLUE, max_concurrent_rpcs=4)
@@ -277,7 +277,7 @@ async def test_no_call_begins_while_gRPC_hands_calls_over(monkeypatch: pytest.Mo
     assert sorted(await order.all_began()) == sorted("aaab")
 
 
-async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
+async def test_a_call_whose_request_does_not_come_delays_no_other() -> None:
     order = Order()
     order.have_called("ba")
     order.queue.on_arrival()
@@ -287,7 +287,7 @@ async def test_a_call_whose_request_does_not_come_holds_nobody_up() -> None:
 
 
 @pytest.mark.parametrize("flags", [{}, {"disable_metrics": False, "prometheus_port": 0}])
-async def test_every_call_that_arrives_asks_for_a_slot_or_departs(
+async def test_every_call_that_arrives_takes_a_slot_or_departs(
     flags: dict[str, Any], start_tenants: StartTenants, connect: Connect
 ) -> None:
     server = await start_tenants(RED | {"limits": {"max_concurrent_rpcs": 1}}, BLUE, **flags)
@@ -300,7 +300,9 @@ async def test_every_call_that_arrives_asks_for_a_slot_or_departs(
     for refused in (red("ListSessions", lists()), unknown("ListSessions", lists())):
         with pytest.raises(Denied):
             await refused
-    cancelled = blue._channel.stream_unary("/kvdepot.v1.CacheService/Lookup")(endless(), metadata=blue.metadata)
+    cancelled = blue.channel.stream_unary("/kvdepot.v1.CacheService/Lookup", as_is, as_is)(
+        endless(), metadata=blue.metadata
+    )
     await eventually(lambda: queue._num_arriving == 1)
     cancelled.cancel()
     slow.call.cancel()
@@ -327,7 +329,7 @@ async def test_a_client_that_is_alone_waits_for_nothing() -> None:
     assert [queue.slot("a", queue.on_arrival()) for _ in range(100)] == [None] * 100
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_holds_nobody_up() -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_delays_no_other() -> None:
     order = Order()
     calls = [order.call(client) for client in "abababab"]
     await asyncio.sleep(0)

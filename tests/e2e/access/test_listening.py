@@ -1,4 +1,4 @@
-"""Who can reach the listeners, and the warnings of those that too many can."""
+"""Who can reach the listeners, and warnings for listeners that are too open."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ async def test_a_listener_that_other_machines_reach_is_warned_of(
     if not words:
         assert warnings(caplog) == []
         return
-    (told,) = warnings(caplog)
-    assert any(word in told for word in words)
-    assert server.addresses[0].partition(":")[0] in told
+    (line,) = warnings(caplog)
+    assert any(word in line for word in words)
+    assert server.addresses[0].partition(":")[0] in line
     assert [each.levelno for each in caplog.records if each.name == "service.rpc.listen"] == [logging.WARNING]
 
 

@@ -1,4 +1,4 @@
-"""Every refusal is counted; a refused attach or store is an event and a line that says whose it was, and why."""
+"""Every refusal is counted. A refused attach or store is an event and a log line with its owner and reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvdepot.v1 import cache_pb2, observability_pb2
 from service.observability.gauges import read_depot
 from service.server import Server
 from telemetry.metrics import definitions
-from tests.e2e.access.calling import METHODS, Calling, empty_request
+from tests.e2e.access.calling import METHODS, Calling, as_is, empty_request
 from tests.e2e.access.conftest import BLUE, Connect, StartTenants
 from tests.e2e.servers import StartServer
 
@@ -27,10 +27,10 @@ NO_MESSAGE = b"\xff" * 7
 
 
 def counted(server: Server, rpc: str) -> dict[str, int]:
-    """Refusals of an RPC as the metric has them, by reason."""
+    """Return the refusals of an RPC in the metric, by reason."""
     gauges = read_depot(server.depots, server._admission, server._refusals, populated_bytes=0)
-    figures = gauges[definitions.RPCS_REFUSED]
-    return {reason: int(number) for (method, reason), number in figures.items() if method.endswith(f"/{rpc}")}
+    counts = gauges[definitions.RPCS_REFUSED]
+    return {reason: int(number) for (method, reason), number in counts.items() if method.endswith(f"/{rpc}")}
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -65,9 +65,9 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
     watching = blue.start("WatchEvents", observability_pb2.WatchEventsRequest(event_types=["CallRefused"]))
     await watching.initial_metadata()
     header = cache_pb2.StoreInlineHeader(
-        instance_id="nobody", session_id="s", prefix=cache_pb2.Prefix(token_ids=range(16))
+        instance_id="unknown", session_id="s", prefix=cache_pb2.Prefix(token_ids=range(16))
     )
-    ids = {"instance_id": "nobody", "session_id": "s", "prefix": header.prefix}
+    ids: dict[str, Any] = {"instance_id": "unknown", "session_id": "s", "prefix": header.prefix}
     for rpc, request in (
         ("Store", cache_pb2.StoreRequest(**ids)),
         ("StoreInline", [cache_pb2.StoreInlineRequest(header=header)]),
@@ -77,7 +77,7 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
         event = (await watching.read()).event
         assert (event.tenant, event.instance_id, event.attributes["rpc"]) == (
             "blue",
-            "nobody",
+            "unknown",
             f"kvdepot.v1.CacheService/{rpc}",
         )
         assert event.attributes["detail"]
@@ -85,7 +85,7 @@ async def test_refused_stores_are_events_with_their_instance(start_tenants: Star
     watching.cancel()
 
 
-async def test_a_storm_of_refused_stores_has_few_lines_and_counts_all(
+async def test_a_burst_of_refused_stores_has_few_lines_and_counts_all(
     server: Server, client: AsyncDepotClient, caplog: pytest.LogCaptureFixture, connect: Connect
 ) -> None:
     call = connect(server.addresses[0])
@@ -115,7 +115,7 @@ async def test_bytes_that_are_no_message_are_refused_as_such(server: Server, con
     async def messages() -> AsyncIterator[bytes]:
         yield NO_MESSAGE
 
-    error = await refused(call._channel.stream_stream(path)(messages()))
+    error = await refused(call.channel.stream_stream(path, as_is, as_is)(messages()))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert "are no message of" in error.message
     assert counted(server, rpc) == {"INVALID_REQUEST": 1}
@@ -134,7 +134,7 @@ async def test_bytes_that_are_no_message_in_the_midst_of_a_stream_are_refused_as
 
     async with await client.attach(instance_id="engine", model_name="m", groups=[GROUP]):
         path = "/kvdepot.v1.CacheService/StoreInline"
-        error = await refused(connect(server.addresses[0])._channel.stream_stream(path)(messages()))
+        error = await refused(connect(server.addresses[0]).channel.stream_stream(path, as_is, as_is)(messages()))
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
         status = await client.get_status()
         assert status.tiers[0].num_chunks == 0
@@ -148,7 +148,7 @@ async def test_a_call_without_a_message_is_refused_as_such(server: Server, conne
         return
         yield b""
 
-    error = await refused(connect(server.addresses[0])._channel.stream_stream(path)(nothing()))
+    error = await refused(connect(server.addresses[0]).channel.stream_stream(path, as_is, as_is)(nothing()))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
@@ -160,6 +160,6 @@ async def test_refusals_before_a_request_is_read_are_counted_too(
     with pytest.raises(Exception, match="CREDENTIALS_MISSING"):
         await call("Lookup", empty_request("Lookup"))
     with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
-        await call._channel.unary_unary("/other.Service/Method")(b"")
+        await call.channel.unary_unary("/other.Service/Method", as_is, as_is)(b"")
     assert counted(server, "Lookup") == {"CREDENTIALS_MISSING": 1}
     assert server._refusals.num_refused["other", "UNIMPLEMENTED"] == 1

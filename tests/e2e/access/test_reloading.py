@@ -1,4 +1,4 @@
-"""The file of tenants changes: who comes, who goes, and what becomes of what they had."""
+"""Changes of the file of tenants: new tenants, removed tenants, and what removed tenants leave."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def is_let_in(call: Calling) -> bool:
 
 
 async def attached(call: Calling, instance_id: str = "i") -> Any:
-    """The stream of an attachment that stores a prompt and leases it."""
+    """Return the stream of an attachment that stores a prompt and leases it."""
     stream = call.start(
         "AttachInstance",
         cache_pb2.AttachInstanceRequest(
@@ -74,7 +74,7 @@ async def test_tenants_come_and_go_without_a_restart(
     assert not await is_let_in(red)
 
 
-async def test_a_token_is_replaced_by_one_beside_it_first(
+async def test_a_new_token_is_valid_before_the_old_one_is_removed(
     start_tenants: StartTenants, connect: Connect, tmp_path: Path
 ) -> None:
     server = await start_tenants(RED)
@@ -117,7 +117,7 @@ async def test_of_a_tenant_that_is_taken_out_nothing_is_left(
     assert not streams[1].done()
     streams[1].cancel()
 
-    # Whoever gets the name next finds nothing.
+    # The next tenant of that name finds nothing.
     write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "another"}, OPS)
     heir = connect(server.addresses[0], "another")
     await eventually(lambda: is_let_in(heir))
@@ -149,7 +149,7 @@ async def test_a_stream_ends_when_its_token_expires(
     assert datetime.now(UTC) >= soon
 
 
-async def test_an_admin_that_is_none_any_more_does_not_go_on_watching_others(
+async def test_an_admin_that_loses_the_role_stops_watching_others(
     start_tenants: StartTenants, connect: Connect, tmp_path: Path
 ) -> None:
     server = await start_tenants(RED, OPS)
@@ -159,7 +159,7 @@ async def test_an_admin_that_is_none_any_more_does_not_go_on_watching_others(
     assert await ended_with(stream) == "CREDENTIALS_REVOKED"
 
 
-async def test_a_broken_file_is_told_of_and_the_old_tenants_go_on(
+async def test_a_broken_file_is_reported_and_the_old_tenants_go_on(
     start_tenants: StartTenants, connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start_tenants(RED, OPS)
@@ -212,7 +212,7 @@ async def test_limits_change_with_the_file(start_tenants: StartTenants, connect:
 # Whatever is in a file
 
 
-async def test_what_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) -> None:
+async def test_an_unexpected_error_does_not_end_the_watch(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
 
@@ -230,7 +230,7 @@ async def test_what_nobody_thought_of_does_not_end_the_watch(tmp_path: Path) -> 
     watching.cancel()
 
 
-async def test_a_read_that_hangs_is_told_and_nobody_waits_for_it(
+async def test_a_read_that_hangs_is_reported_and_delays_no_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a file system of a network that does not answer."""

@@ -1,7 +1,7 @@
 """Nothing that one tenant does through any RPC is seen by another.
 
-Blue makes calls to two depots. In one of them red makes calls, too, of every kind, under the same names, for the same
-prompts, and with blue's own leases. If blue is told, is given and sees the same in both depots, byte for byte, then
+Blue makes calls to two depots. In one of them red also makes calls of every kind, under the same names, for the same
+prompts, and with blue's own leases. If blue gets the same answers, bytes and events from both depots, then
 red has not reached anything of blue's, nor blue anything of red's, not even that it exists.
 """
 
@@ -38,12 +38,12 @@ SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_siz
 CHUNK_BYTES = 2 * CHUNK_SIZE * 4
 PROMPTS = [list(range(seed * 100, seed * 100 + 2 * CHUNK_SIZE)) for seed in range(2)]
 NAMES = ("a", "b")
-END = "the end"  # a session by whose end a watcher knows that it has seen everything
+END = "the end"  # a session; its end is the last event that a watcher waits for
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call: whose, of which RPC, under which names, for which prompt, with which of all leases so far."""
+    """A call: its tenant, RPC, names and prompt, and which of all leases so far it uses."""
 
     tenant: str
     rpc: str
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(slots=True)
 class Party:
-    """A tenant in one depot: its memory, what it has attached, and what it is told, in plain words."""
+    """A tenant in one depot: its memory, its attachments, and the answers that it got, as text."""
 
     call: Calling
     depot: Any
@@ -63,7 +63,7 @@ class Party:
     buffers: dict[str, SharedBuffer] = field(default_factory=dict)
     attachments: dict[str, Any] = field(default_factory=dict)
     leases: list[str] = field(default_factory=list)
-    told: list[Any] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
 
 
 class Site:
@@ -82,7 +82,7 @@ class Site:
         return self._server.depots.of(self._server._access.tenants.value.by_name[name])
 
     def lease(self, step: Step) -> str:
-        """One of all leases that were granted here, whoever's: blue's are never red's."""
+        """Return one of the leases that were granted here. Blue's choice never includes red's leases."""
         own = self.parties[step.tenant].leases
         every = self.parties["blue"].leases + own if step.tenant == "red" else own
         return every[step.lease % len(every)] if every else "none"
@@ -93,10 +93,10 @@ class Site:
             answer: Any = await ACTIONS[step.rpc](self, party, step)
         except Denied as denied:
             answer = denied.args
-        party.told.append(self.plain(party, step.rpc, answer))
+        party.answers.append(self.plain(party, step.rpc, answer))
 
     def plain(self, party: Party, rpc: str, answer: Any) -> Any:
-        """Without what differs from run to run: moments, durations, and the random ids of leases."""
+        """Return an answer as text, without values that differ from run to run: times, durations, ids of leases."""
         if isinstance(answer, list):
             return [self.plain(party, rpc, each) for each in answer]
         if not isinstance(answer, (tuple, str, bytes, type(None))):
@@ -274,7 +274,7 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
 
 
 def test_every_rpc_is_tried() -> None:
-    """Of an RPC that is added somebody has to say how a tenant might reach another through it."""
+    """A new RPC needs an entry here: how might a tenant reach another one through it?"""
     assert set(ACTIONS) == set(METHODS)
 
 
@@ -309,7 +309,7 @@ async def twins(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Twins
 
 async def compare(twins: Twins, steps: Sequence[Step]) -> None:
     number = next(twins.numbers)
-    told = []
+    by_site = []
     for server, channel, red_calls in zip(twins.servers, twins.channels, (True, False), strict=True):
         site = Site(server, channel, number)
         blue = site.parties["blue"]
@@ -323,13 +323,13 @@ async def compare(twins: Twins, steps: Sequence[Step]) -> None:
         finally:
             watching.cancel()
             await site.close()
-        told.append([*blue.told, *events])
-    with_red, without_red = told
+        by_site.append([*blue.answers, *events])
+    with_red, without_red = by_site
     assert with_red == without_red
 
 
 async def _events(site: Site, blue: Party, watching: Any) -> list[Any]:
-    """What blue has watched from the beginning."""
+    """Return all events that blue has watched."""
     for rpc in ("ReportBlockAllocation", "EndSession"):
         await site.do(Step("blue", rpc, session=END))
     events = []
@@ -367,11 +367,11 @@ async def test_what_one_tenant_does_is_nothing_to_another(twins: Twins, steps: l
 
 
 @pytest.mark.parametrize(("first", "then"), list(itertools.product(ACTIONS, ["Lookup", "Retrieve", "GetSession"])))
-async def test_no_single_call_changes_what_the_other_is_told_next(twins: Twins, first: str, then: str) -> None:
+async def test_no_single_call_changes_the_next_answer_to_the_other(twins: Twins, first: str, then: str) -> None:
     await compare(twins, [*PREPARED, Step("red", first), Step("blue", then), Step("blue", "ListSessions")])
 
 
-async def test_a_tenant_that_shows_anothers_lease_is_told_that_there_is_none(twins: Twins) -> None:
+async def test_the_lease_of_another_tenant_is_not_found(twins: Twins) -> None:
     number = next(twins.numbers)
     site = Site(twins.servers[0], twins.channels[0], number)
     try:
@@ -380,9 +380,9 @@ async def test_a_tenant_that_shows_anothers_lease_is_told_that_there_is_none(twi
         for rpc in ("ReportBlockAllocation", "Retrieve", "RetrieveInline"):
             await site.do(Step("red", rpc))
         lease_id = site.parties["blue"].leases[0]
-        for _, told in site.parties["red"].told[-2:]:
-            assert "LEASE_NOT_FOUND" in told
-            assert f"there is no lease '{lease_id}' of this session" in told
+        for _, answer in site.parties["red"].answers[-2:]:
+            assert "LEASE_NOT_FOUND" in answer
+            assert f"there is no lease '{lease_id}' of this session" in answer
     finally:
         await site.close()
 
@@ -393,8 +393,8 @@ def test_keys_cover_the_tenant_and_are_what_they_were_without_one(
 ) -> None:
     prefix = Prefix(token_ids=np.zeros(0, np.uint32), cache_salt=salt, adapter=adapter)
 
-    def namespace(*whose: str) -> bytes:
-        return RankIdentity.of(model_name, world_size, 0, (), *whose).namespace(prefix, CHUNK_SIZE)
+    def namespace(*tenant: str) -> bytes:
+        return RankIdentity.of(model_name, world_size, 0, (), *tenant).namespace(prefix, CHUNK_SIZE)
 
     assert namespace() == namespace("")
     assert namespace(tenant) != namespace()
@@ -416,16 +416,16 @@ async def test_memory_that_a_tenant_has_attached_no_other_can_attach(tmp_path: P
     red, blue = site.parties["red"], site.parties["blue"]
     try:
         await site.do(PREPARED[0])
-        red.buffers["a"] = blue.buffers["a"]  # it knows the name
+        red.buffers["a"] = blue.buffers["a"]  # it has the name
         await site.do(PREPARED[1])
-        assert "REGION_FORBIDDEN" in repr(red.told[-1])
+        assert "REGION_FORBIDDEN" in repr(red.answers[-1])
         assert not red.attachments
         assert twins.servers[0]._access.audit.num_denied[f"red-{number}", "REGION_FORBIDDEN"] == 1
         blue.attachments.pop("a").cancel()
         await eventually(lambda: len(blue.depot.instances) == 0)
         await asyncio.sleep(0.05)
         await site.do(PREPARED[1])
-        assert red.attachments, "what nobody has attached any more is free"
+        assert red.attachments, "memory without an attachment is free"
     finally:
         red.buffers.clear()
         for stream in red.attachments.values():

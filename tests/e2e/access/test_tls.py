@@ -1,4 +1,4 @@
-"""TLS: who can connect, which certificate it sees, and that it is replaced without a call that fails."""
+"""TLS: who can connect, which certificate clients see, and a replacement that fails no call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def channel_credentials(authority: Authority, client: Issued | None = None) -> g
 
 
 async def shown(address: str) -> int:
-    """The serial number of the certificate that a new connection is shown."""
+    """Return the serial number of the certificate that a new connection is shown."""
     host, _, port = address.rpartition(":")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -60,7 +60,7 @@ def write(issued: Issued, settings: dict[str, str]) -> None:
 
 
 def write_pair(cert: bytes, key: bytes | None, settings: dict[str, str]) -> None:
-    """One after the other, as most tools do."""
+    """Write the files one after the other, as most tools do."""
     Path(settings["tls_cert"]).write_bytes(cert)
     if key is None:
         Path(settings["tls_key"]).unlink()
@@ -127,11 +127,11 @@ async def test_a_certificate_is_mapped_to_its_tenant(
         (with_names(common_name="red cn"), "", "red"),
         (with_names(blue_dns), "", "blue"),
         (with_names(blue_dns), "blue-token", "blue"),
-        (with_names(common_name="nobody's"), "blue-token", "blue"),
+        (with_names(common_name="unknown"), "blue-token", "blue"),
         (with_names(x509.DNSName("other.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(x509.RFC822Name("red.example"), common_name="red cn"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(x509.DNSName("red.example.org")), "", "CERTIFICATE_UNKNOWN"),
-        (with_names(common_name="nobody's"), "", "CERTIFICATE_UNKNOWN"),
+        (with_names(common_name="unknown"), "", "CERTIFICATE_UNKNOWN"),
         (with_names(red_dns, blue_dns), "", "CREDENTIALS_CONFLICT"),
         (with_names(blue_dns), "red-token", "CREDENTIALS_CONFLICT"),
         (with_names(blue_dns), "wrong", "TOKEN_UNKNOWN"),
@@ -214,7 +214,7 @@ async def test_certificates_are_replaced_under_load_without_a_call_that_fails(
     server = await start_server(chunk_size=16, disable_logging=True, **files)
     (address,) = server.addresses
     credentials = channel_credentials(authority)
-    standing = connect(address, credentials=credentials)
+    long_lived = connect(address, credentials=credentials)
     stop = asyncio.Event()
     num_calls = 0
 
@@ -234,7 +234,7 @@ async def test_certificates_are_replaced_under_load_without_a_call_that_fails(
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
-            tasks.create_task(call_on(standing))
+            tasks.create_task(call_on(long_lived))
             tasks.create_task(connect_and_call())
         for _ in range(3):
             issued = authority.issue()
@@ -271,7 +271,7 @@ async def test_a_secret_that_is_swapped_behind_symbolic_links_is_seen(
 
 
 def broken_pairs(authority: Authority, folder: Path) -> Iterable[tuple[str, bytes, bytes | None]]:
-    """What is wrong, the certificate's file, the key's (None: there is none)."""
+    """Return tuples: the fault, the certificate's file, the key's file (None: it is missing)."""
     good, other = authority.issue(), authority.issue()
     yield "another's key", good.cert, other.key
     yield "no PEM", b"nothing", good.key
@@ -283,7 +283,7 @@ def broken_pairs(authority: Authority, folder: Path) -> Iterable[tuple[str, byte
     yield "not yet", early.cert, early.key
 
 
-async def test_what_is_broken_is_told_of_and_the_old_certificate_goes_on(
+async def test_a_broken_pair_is_reported_and_the_old_certificate_goes_on(
     start_server: StartServer,
     authority: Authority,
     files: dict[str, str],
@@ -337,11 +337,11 @@ def test_an_encrypted_key_and_a_broken_client_ca_are_refused(authority: Authorit
         read_certificate(Path(cert), Path(key), None)
 
 
-def test_a_certificate_is_told_without_its_key(authority: Authority, tmp_path: Path) -> None:
+def test_repr_of_a_certificate_shows_no_key(authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue().write(tmp_path, "depot")
-    told = repr(read_certificate(Path(cert), Path(key), None))
-    assert "CN=depot" in told
-    assert "PRIVATE" not in told
+    text = repr(read_certificate(Path(cert), Path(key), None))
+    assert "CN=depot" in text
+    assert "PRIVATE" not in text
 
 
 async def test_how_long_the_certificate_is_good_for_is_a_figure(

@@ -1,4 +1,4 @@
-"""Every command that speaks to a depot starts quickly, on its own and beside the server's."""
+"""Every command that speaks to a depot starts quickly, on its own and as a command of the server's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 
 def _imported(*arguments: str) -> set[str]:
-    """The modules that a command has imported when it ends."""
+    """Return the modules that a command has imported when it ends."""
     code = """
 import atexit, runpy, sys
 atexit.register(lambda: print(*sys.modules))

@@ -57,7 +57,7 @@ async def test_the_environment_will_do(secured: dict[str, str]) -> None:
     assert result.exit_code == 0, result.output
 
 
-async def test_what_is_missing_or_wrong_is_told(secured: dict[str, str]) -> None:
+async def test_what_is_missing_or_wrong_is_reported(secured: dict[str, str]) -> None:
     for changes, words in (
         ({"--token-file": ""}, "CREDENTIALS_MISSING"),
         ({"--token-file": str(Path(secured["--token-file"]).with_name("red"))}, "ADMIN_ONLY"),

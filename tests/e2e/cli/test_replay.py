@@ -1,4 +1,4 @@
-"""`replay` finds the hit ratio that its policy must have, and refuses what it can't play."""
+"""`replay` gets the hit ratio that its policy must have, and refuses traces that it can't play."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ L1_CHUNKS = 40
 
 
 def conversations(num_requests: int, seed: int) -> list[list[int]]:
-    """Requests that go on where an earlier one ended, or begin anew after a common first block; ids are prefixes."""
+    """Return requests that extend an earlier one, or begin anew after a common first block; ids are prefixes."""
     rng = random.Random(seed)
     ids: dict[tuple[int, ...], int] = {}
     prompts: list[tuple[int, ...]] = [(0,)]
-    for turn in range(1, num_requests):
+    for number in range(1, num_requests):
         earlier = rng.choice(prompts[-15:])
         kept = earlier[: rng.randint(1, len(earlier))]
-        prompts.append((*kept, *(100 * turn + i for i in range(rng.randint(0, 4))))[:20])
+        prompts.append((*kept, *(100 * number + i for i in range(rng.randint(0, 4))))[:20])
     return [[ids.setdefault(prompt[: i + 1], len(ids)) for i in range(len(prompt))] for prompt in prompts]
 
 
 def brute_force_hits(requests: Sequence[Sequence[int]], capacity: int) -> int:
-    """Leading resident blocks, if the least recently used leaves first, and of one prompt the tail before its head."""
+    """Count leading resident blocks with LRU eviction, which evicts the tail of a prompt before its head."""
     resident: list[int] = []  # what leaves first is first
     hits = 0
     for request in requests:

@@ -63,7 +63,7 @@ def test_a_depot_that_is_still_starting(start_server_process: Callable[..., str]
     assert results[0].exit_code == ExitCode.WORKS, results[0].output
 
 
-def test_a_depot_without_room(start_server_process: Callable[..., str]) -> None:
+def test_a_depot_without_space(start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "4KiB")
     result = selftest("--address", address)
     assert result.exit_code == ExitCode.REFUSED
@@ -155,7 +155,7 @@ def start_faulty() -> Iterator[Callable[[str], str]]:
 
     def start(fault: str) -> str:
         server = grpc.server(ThreadPoolExecutor(4))
-        add_CacheServiceServicer_to_server(FaultyDepot(fault), server)
+        add_CacheServiceServicer_to_server(FaultyDepot(fault), server)  # type: ignore[abstract]  # the rest is not called
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)

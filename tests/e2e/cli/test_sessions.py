@@ -1,4 +1,4 @@
-"""`sessions` lists, shows and exports what requests did, and fails in one line."""
+"""`sessions` lists, shows and exports the operations of requests, and fails in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def depot(start_server_process: Callable[..., str]) -> Iterator[Depot]:
 
 
 def assert_fails(result: Result, message: str) -> None:
-    """With 1, one line, and nothing besides."""
+    """Check that a command exits with 1 and prints one line."""
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert result.stderr.strip() == f"error: {message}"

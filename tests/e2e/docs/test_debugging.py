@@ -1,4 +1,4 @@
-"""The commands in the documentation do what it says."""
+"""The commands in the documentation have the documented effect."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line of a page, and what stands behind its `#`."""
+    """A command line of a page, and the comment after its `#`."""
 
     page: str
     line: str
@@ -108,7 +108,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @contextmanager
 def serving(*flags: str) -> Iterator[str]:
-    """The address by TCP of a depot that is served for the duration of the block."""
+    """Serve a depot during the block; yield its TCP address."""
     usual = ("--listen", "127.0.0.1:0", "--l1-size", "16MiB", "--log-level", "error")
     with child("the depot", "-m", "service", "serve", *ANY_PORT, *usual, *flags) as server:
         address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]

@@ -1,4 +1,4 @@
-"""The operators' manual: its figures match a real depot, and its links have targets."""
+"""The operators' manual: its numbers match a real depot, and its links have targets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_token_takes_what_the_table_says(start_server_process: Callable[..., s
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page, as links name them."""
+    """Return the headings of a page, as links name them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 

@@ -42,7 +42,7 @@ def test_bytes_come_back_as_they_were_stored(start_server_process: Callable[...,
 
 @pytest.mark.usefixtures("installed")
 def test_without_a_depot_it_fails_in_one_line(tmp_path: Path) -> None:
-    result = run(f"unix:{tmp_path}/nobody.sock")
+    result = run(f"unix:{tmp_path}/missing.sock")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1

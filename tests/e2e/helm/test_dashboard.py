@@ -23,7 +23,7 @@ MAX_ROUNDS = 60
 
 
 async def day(depot: Site, number: int) -> None:
-    """Some of everything that can happen in a depot, in an L1 of two chunks."""
+    """Make calls with all kinds of results, in an L1 of two chunks."""
     assert depot.server.bus is not None
     engine = await depot.attach(model_name="llama")
     for seed in (1, 2, 1):
@@ -35,8 +35,8 @@ async def day(depot: Site, number: int) -> None:
     await engine.attachment.release_lease(lease)
     with pytest.raises(DepotError, match="session_id"):
         await engine.store("", prompt(32, 4), engine.kv(32, 4))
-    with pytest.raises(Exception, match="no rank of instance 'nobody' is attached"):
-        await depot.client.lookup("nobody", "s", prompt(16))
+    with pytest.raises(Exception, match="no rank of instance 'unknown' is attached"):
+        await depot.client.lookup("unknown", "s", prompt(16))
     for session, tokens in (("a", [1, 2]), ("b", [1, 2]), ("c", [3, number])):
         record = [allocation_record(f"{session}{number}", block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("reporting", "llama", 2, record)
@@ -46,14 +46,14 @@ async def day(depot: Site, number: int) -> None:
     await engine.attachment.close()
 
 
-async def tenants_day(client: AsyncDepotClient, stranger: AsyncDepotClient, number: int) -> None:
-    """Some of what can happen where there are tenants, each of which may attach once."""
+async def tenants_day(client: AsyncDepotClient, unauthenticated: AsyncDepotClient, number: int) -> None:
+    """Make calls of a tenant that may attach once, and calls that are refused."""
     engine = await attach(client, SMALL, instance_id=f"engine-{number}")
     await work(engine, "s", 40, seed=number)
     with pytest.raises(DepotError, match="1 streams of the tenant are open"):
         await attach(client, SMALL, instance_id=f"one-more-{number}")
     with pytest.raises(DepotError, match="token"):
-        await stranger.get_status()
+        await unauthenticated.get_status()
     await engine.close()
 
 
@@ -71,12 +71,12 @@ async def test_every_query_has_an_answer_after_some_work(start_server: StartServ
     async with (
         site(server) as depot,
         AsyncDepotClient(shared.addresses[0], credentials=red) as tenant,
-        AsyncDepotClient(shared.addresses[0], credentials=unknown) as stranger,
+        AsyncDepotClient(shared.addresses[0], credentials=unknown) as unauthenticated,
         prometheus(tmp_path, server.prometheus_address, shared.prometheus_address) as scraping,
     ):
         for number in count(4):
             await day(depot, number)
-            await tenants_day(tenant, stranger, number)
+            await tenants_day(tenant, unauthenticated, number)
             for title, query in list(unanswered):
                 if any(math.isfinite(value) for _, value in await scraping.query(query)):
                     unanswered.remove((title, query))

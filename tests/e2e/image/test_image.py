@@ -1,4 +1,4 @@
-"""The image's steps in plain folders: what comes out serves, stores and retrieves, writes nowhere else, and drains."""
+"""The image's steps in plain folders: the result serves, stores and retrieves, writes nowhere else, and drains."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Container:
 
     @property
     def process(self) -> subprocess.Popen[str]:
-        """What was started."""
+        """The process that was started."""
         assert self._process is not None
         return self._process
 
@@ -68,13 +68,13 @@ class Container:
             time.sleep(0.2)
 
     def here(self, text: str) -> str:
-        """A text with the image's paths and ports as they are here."""
+        """Return a text with the image's paths and ports as they are here."""
         for port, free in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(free), text)
         return self.stage.placed(text)
 
     def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command in the container."""
+        """Run a command in the container."""
         return subprocess.run(
             [self.here(word) for word in words],
             cwd=self.stage.folder,
@@ -86,7 +86,7 @@ class Container:
         )
 
     def stop(self) -> tuple[int, str]:
-        """As Docker does; the exit code, and what was logged."""
+        """Stop as Docker does; return the exit code and the log."""
         self.process.send_signal(signal.SIGTERM)
         _, logged = self.process.communicate(timeout=60)
         return self.process.returncode, logged
@@ -115,7 +115,7 @@ def test_it_serves_stores_and_retrieves_and_drains(cpu: Stage, container: Contai
 
 
 def mount(pod: Manifest, container: Container, contents: dict[str, dict[str, str]]) -> None:
-    """Puts what a pod's volumes hold, by the name of the ConfigMap or the Secret, where its container mounts them."""
+    """Write the files of a pod's volumes, by ConfigMap or Secret, to the paths where its container mounts them."""
     (spec,) = pod["containers"]
     sources = {volume["name"]: volume.get("configMap") or volume.get("secret") for volume in pod["volumes"]}
     for mounted in spec["volumeMounts"]:
@@ -152,7 +152,7 @@ def test_the_charts_pods_run_in_it(cpu: Stage, container: Container, install: In
     mount(release.pod, container, contents)
     container.start(release.container["args"])
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
-        if values:  # without TLS it is the kubelet that asks, by gRPC
+        if values:  # without TLS the kubelet probes by gRPC
             asked = container.exec(*release.container[name]["exec"]["command"])
             assert asked.stdout == "SERVING\n", asked.stderr
 

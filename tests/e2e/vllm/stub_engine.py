@@ -6,7 +6,6 @@ It needs the package `vllm` of tests/fakes/vllm_package, or the real one.
 from __future__ import annotations
 
 import pickle
-import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +16,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from kvdepot.vllm import KvdepotConnector
 from tests.fakes.vllm import BLOCK, Group, KvCacheConfig, Pool, Request, vllm_config
+from tests.fakes.waiting import wait_until
 
 NUM_BLOCKS = 32
-WAIT_SECONDS = 20.0
 
 StepBlocks = tuple[list[int], ...]
 
@@ -75,7 +74,7 @@ class StubEngine:
         self.scheduler.on_new_request(request)
 
     def match(self, request: Request, num_computed_tokens: int = 0) -> tuple[int, bool]:
-        """Ask the connector, step after step, until it knows how many tokens it can load."""
+        """Make steps until the connector returns how many tokens it can load."""
         found: list[tuple[int | None, bool]] = []
 
         def is_known() -> bool:
@@ -83,7 +82,7 @@ class StubEngine:
             found.append(self.scheduler.get_num_new_matched_tokens(request, num_computed_tokens))
             return found[-1][0] is not None
 
-        until(is_known)
+        wait_until(is_known)
         num_tokens, is_asynchronous = found[-1]
         assert num_tokens is not None
         return num_tokens, is_asynchronous
@@ -137,7 +136,7 @@ class StubEngine:
             self.step()
             return not self.scheduler.has_pending_push_work()
 
-        until(is_idle)
+        wait_until(is_idle)
 
     def finish(self, request: Request) -> None:
         found = self.scheduler.request_finished(request, self.tables[request.request_id][0])
@@ -147,10 +146,3 @@ class StubEngine:
     def close(self) -> None:
         self.scheduler.shutdown()
         self.worker.shutdown()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The class that vLLM loads, where vLLM is a stub: in a process of its own, which has that package and another loop."""
+"""Run the tests of the class that vLLM loads, in a process of their own with a stub of vLLM and another loop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[3]
-CLAIMS = Path(__file__).with_name("connector_claims.py")
+TESTS = Path(__file__).with_name("connector_tests.py")
 STUB = REPOSITORY / "tests" / "fakes" / "vllm_package"
 
 
 def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--chunk-size", "8", "--l1-size", "16MiB")
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", CLAIMS],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TESTS],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(STUB), "KVDEPOT_ADDRESS": address},
         capture_output=True,

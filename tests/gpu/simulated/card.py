@@ -21,8 +21,8 @@ _KERNELS_ON_CPU = Path(__file__).parents[2] / "kernels" / "cuda"
 def simulated_card() -> Iterator[dict[str, str]]:
     """Make a card while the block runs; yield the environment variables of its processes.
 
-    At the end all memory of the card is gone, also that of processes which were killed. It goes too when this process
-    is killed.
+    At the end all memory of the card is gone, also that of killed processes, and also when this process is
+    killed.
     """
     with tempfile.TemporaryDirectory(prefix="simulated-card-") as folder, _shared_memory() as memory:
         card = Path(folder)
@@ -44,7 +44,7 @@ def compile_driver(path: Path) -> None:
 
 @contextmanager
 def _shared_memory() -> Iterator[Path]:
-    """A folder in /dev/shm. A shell waits for the end of this process to delete it, so that SIGKILL leaves nothing."""
+    """Make a folder in /dev/shm. A shell waits for the end of this process to delete it, also after SIGKILL."""
     path = Path(tempfile.mkdtemp(prefix="simulated-card-", dir="/dev/shm"))
     keeper = subprocess.Popen(
         ["/bin/sh", "-c", 'cat; rm -rf "$0"', path], stdin=subprocess.PIPE, start_new_session=True
@@ -57,5 +57,5 @@ def _shared_memory() -> Iterator[Path]:
 
 
 def _in_front(variable: str, path: Path) -> str:
-    """A search path with a folder in front of what the variable has."""
+    """Return the search path of the variable, with a folder first."""
     return os.pathsep.join([str(path), *filter(None, [os.environ.get(variable)])])

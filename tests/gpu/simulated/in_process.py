@@ -27,7 +27,7 @@ _DISABLE_TIMING, _INTERPROCESS = 2, 4
 
 
 class CardInProcess:
-    """The library, as ctypes loads it; ``library.card_…`` are what tests ask of it."""
+    """The library, as ctypes loads it. Tests call its functions ``library.card_…``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class CardInProcess:
         assert self.library.cuDevicePrimaryCtxRelease_v2(0) == 0
 
     def allocate(self, size_bytes: int, *, is_mapped_piecewise: bool = False) -> torch.Tensor:
-        """Random bytes that are an allocation, until the process ends. Without torch the test is skipped."""
+        """Return random bytes that are an allocation, until the process ends. Without torch the test is skipped."""
         address = ctypes.c_uint64()
         name = "card_allocate_piecewise" if is_mapped_piecewise else "cuMemAlloc_v2"
         with self.device_in_use():
@@ -56,7 +56,7 @@ class CardInProcess:
         return tensor
 
     def event(self, *, interprocess: bool) -> int:
-        """A new event."""
+        """Return a new event."""
         event = ctypes.c_uint64()
         flags = _DISABLE_TIMING | _INTERPROCESS if interprocess else 0
         with self.device_in_use():

@@ -36,7 +36,7 @@ extern "C" __global__ void write_a_byte(const Target target) {
 
 
 def stand_in() -> Any:
-    """The stand-in for CuPy under another name, so that it does not take the place of the real one."""
+    """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
     for name in [name for name in sys.modules if name.startswith("simulated_cupy")]:
         del sys.modules[name]
     folder = SITE / "cupy"
@@ -78,7 +78,7 @@ def names_of(thing: Any) -> list[str]:
 
 
 def parameters_of(function: Any) -> list[str]:
-    """The names of parameters; CuPy's functions have them in the first line of what they say of themselves."""
+    """Return the names of a function's parameters. CuPy's functions have them in the first line of their docstrings."""
     try:
         return list(inspect.signature(function).parameters)
     except ValueError:

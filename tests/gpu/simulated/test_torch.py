@@ -23,7 +23,7 @@ def variables() -> Iterator[dict[str, str]]:
 
 
 def run(variables: dict[str, str], program: str) -> str:
-    """What a program prints that runs with the card."""
+    """Return the output of a program that runs with the card."""
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
     )

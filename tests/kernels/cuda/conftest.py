@@ -1,4 +1,4 @@
-"""An engine that is attached to a depot on the fake device, where nothing happens unless a test says so."""
+"""An engine that is attached to a depot on the fake device, where a test starts every step."""
 
 from __future__ import annotations
 

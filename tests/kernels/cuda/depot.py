@@ -1,4 +1,4 @@
-"""A CUDA backend on the fake, with one engine, for tests that decide what happens when."""
+"""A CUDA backend on the fake, with one engine, for tests that choose the order of events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CudaDepot:
         some: slice = slice(None),
         l1_offset_bytes: int = 0,
     ) -> list[ChunkCopy]:
-        """Chunks at odd places, one after the other, of some blocks in random order, none twice."""
+        """Return chunks at odd offsets, one after the other, of some blocks in random order, none twice."""
         tables = []
         for group in engine.groups:
             blocks = chunk_size // group.block_size
@@ -94,7 +94,7 @@ class Attached:
 
     def _after(self, transfer: CudaTransfer) -> CudaTransfer:
         for worker in self.depot.workers.values():
-            self.fake.streams.tell("main", worker.name)
+            self.fake.streams.synchronize("main", worker.name)
         return transfer
 
     def advance(self, direction: str, times: int = 1) -> None:
@@ -102,7 +102,7 @@ class Attached:
             self.depot.workers[direction].advance()
 
     def close(self) -> None:
-        """Nothing went wrong, and nothing is left."""
+        """Close, and check that there are no faults and nothing is left."""
         self.buffer.close()
         self.depot.backend.close()
         self.engine.close()

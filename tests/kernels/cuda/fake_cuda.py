@@ -1,7 +1,7 @@
 """A CUDA runtime without a device, which really copies bytes, in memory of this process.
 
-Each operation knows the operations before it. So each schedule finds two operations that touch the same byte without an
-order between them, not only a schedule in which the bytes are wrong. `faults` has all that was found.
+Each operation has a clock of the operations before it. So each schedule finds two operations that touch the same byte
+without an order between them, also if the bytes happen to be right. `faults` has all findings.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FakeCuda:
         self._exported_events[handle].has_happened = True
 
     def left_over(self) -> Sequence[str]:
-        """Return what was made and not given back."""
+        """Return the objects that were made and not given back."""
         memory = [f"{memory.kind} memory" for memory in self._memory.all]
         return [*memory, *["a stream"] * len(self.streams), *["an event"] * len(self._events)]
 

@@ -1,4 +1,4 @@
-"""Memory of the fake CUDA: what may be touched, and who touched it without an order between them."""
+"""Memory of the fake CUDA: the bytes that may be touched, and races between operations that touched them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Memory:
 
 @dataclass(eq=False)
 class Touch:
-    """What one operation read and wrote: for each memory, bytes as bits of a number."""
+    """The bytes that one operation read and wrote: for each memory, as bits of a number."""
 
     actor: str
     name: str
@@ -70,7 +70,7 @@ class Touch:
 
 
 class TouchableMemory:
-    """What kernels and copies may touch, with the touches so far."""
+    """The bytes that kernels and copies may touch, with the touches so far."""
 
     def __init__(self) -> None:
         self.all: list[Memory] = []
@@ -84,7 +84,7 @@ class TouchableMemory:
         self.all.remove(next(each for each in self.all if each.kind == kind and each.address == address))
 
     def holding(self, address: int, size_bytes: int = 1) -> Memory | None:
-        """The one memory that has all of a range."""
+        """Return the one memory that has all of a range."""
         return next((each for each in self.all if each.address <= address and address + size_bytes <= each.end), None)
 
     def read(self, touch: Touch, addresses: Addresses) -> Bytes:
@@ -100,7 +100,7 @@ class TouchableMemory:
             touch.written[memory] = touch.written.get(memory, 0) | _bits(memory, offsets)
 
     def races(self, touch: Touch) -> list[str]:
-        """The earlier touches that this one clashes with and is not ordered after."""
+        """Return the earlier touches that this one clashes with and is not ordered after."""
         clashes = [
             f"{touch.name} in {touch.actor} is not ordered after {other.name} in {other.actor}"
             for other in self._touches

@@ -1,4 +1,4 @@
-"""Streams of the fake CUDA: what was issued is done in the order of each stream, and else in a random one."""
+"""Streams of the fake CUDA: operations are done in the order of each stream, and otherwise in a random one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Operation:
 
 
 class FakeStreams:
-    """All streams of the device, with what each, and each thread that issues, knows to be done.
+    """All streams of the device, with a vector clock for each of them and for each thread that issues.
 
-    ``done`` has the names of all that was done; the device's ``clock`` tells when. The operation number ``fail_at`` is
-    not done: it kills the device.
+    ``done`` has the names of all operations that are done; the device's ``clock`` gives their times. The operation
+    number ``fail_at`` is not done: it kills the device.
     """
 
     def __init__(self, seed: int, memory: TouchableMemory, faults: list[str]) -> None:
@@ -59,13 +59,13 @@ class FakeStreams:
 
     @contextmanager
     def acting(self, thread: str) -> Iterator[None]:
-        """What is called meanwhile is called by this thread."""
+        """Make calls as this thread while the block runs."""
         before, self.thread = self.thread, thread
         yield
         self.thread = before
 
-    def tell(self, source: str, target: str) -> None:
-        """Let one thread know of all operations that another thread knows to be done."""
+    def synchronize(self, source: str, target: str) -> None:
+        """Order the target's next operations after all that the source has seen done."""
         merge(self._clocks.setdefault(target, {}), self._clocks.get(source, {}))
 
     def add(self, stream: Stream) -> None:
@@ -110,7 +110,7 @@ class FakeStreams:
             return True
 
     def finish(self, operation: Operation) -> None:
-        """Do random operations until one operation is done; the thread then knows of that."""
+        """Do random operations until one operation is done. Order the thread's next operations after it."""
         with self._lock:
             while not operation.is_done:
                 self._must_step()

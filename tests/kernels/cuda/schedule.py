@@ -1,4 +1,4 @@
-"""Schedules: engines that use a depot on the fake CUDA, all in one thread, so that a seed decides what happens when."""
+"""Schedules: engines that use a depot on the fake CUDA, all in one thread. A seed decides the order of events."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LAYOUTS = (
 
 
 class ManualThread:
-    """Advances a stream worker when a test asks for it, as a thread of its own would."""
+    """Advances a stream worker in the steps of a test, as a thread of its own would."""
 
     def __init__(self, fake: FakeCuda, worker: StreamWorker, name: str) -> None:
         self.name = name
         self._fake = fake
         self.worker = worker
-        fake.streams.tell("main", name)
+        fake.streams.synchronize("main", name)
 
     def advance(self) -> None:
         with self._fake.streams.acting(self.name):
@@ -45,7 +45,7 @@ class ManualThread:
     def join(self) -> None:
         while not self.worker.is_over:
             self.advance()
-        self._fake.streams.tell(self.name, "main")
+        self._fake.streams.synchronize(self.name, "main")
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class Request:
 
 
 class Schedule:
-    """One depot. What it does wrong is in `problems`, and in the faults of the fake."""
+    """One depot. Its faults are in `problems`, and in the faults of the fake."""
 
     def __init__(self, seed: int, num_engines: int = 2) -> None:
         self.random = random.Random(seed)
@@ -86,7 +86,7 @@ class Schedule:
         return self.workers[-1]
 
     def run(self, num_events: int) -> None:
-        """So much happens, then all engines detach, and the backend ends."""
+        """Make some steps, then detach all engines and end the backend."""
         for _ in range(num_events):
             engine = self.random.choice(self.engines)
             what = self.random.randrange(160)
@@ -112,7 +112,7 @@ class Schedule:
             self.problems.append("L1 has not the bytes that it should have")
 
     def _replace(self, engine: AttachedEngine) -> None:
-        """An engine goes away, whatever it is doing, and another one attaches; if that fails, it stays away."""
+        """Detach an engine at any moment, and attach another one. If that fails, go on without it."""
         engine.detach()
         self.engines.remove(engine)
         self.workers = [worker for worker in self.workers if worker not in engine.workers]
@@ -123,12 +123,12 @@ class Schedule:
                 self.problems.append(f"an engine can't attach: {error}")
 
     def found(self) -> list[str]:
-        """All that is wrong."""
+        """Return all that is wrong."""
         return [*self.problems, *self.fake.faults, *(f"left over: {what}" for what in self.fake.left_over())]
 
 
 class AttachedEngine:
-    """An engine with slots of L1 of its own. What its memory should hold is written to a twin, too."""
+    """An engine with slots of L1 of its own. A twin has the bytes that its memory should have."""
 
     def __init__(self, schedule: Schedule, first_slot: int) -> None:
         self._schedule = schedule
@@ -188,12 +188,12 @@ class AttachedEngine:
             self._write_all(is_store, copies, chunks)
         request = Request(is_store, copies, chunks, ready_event, not ready_event, start(copies, ready_event))
         for worker in schedule.workers:
-            schedule.fake.streams.tell("main", worker.name)
+            schedule.fake.streams.synchronize("main", worker.name)
         self.requests.append(request)
         request.transfer.future.add_done_callback(lambda _: self._finish(request))
 
     def become_ready_or_cancel(self) -> None:
-        """The engine is ready for a request, or gives it up."""
+        """Become ready for a request, or give it up."""
         running = [request for request in self.requests if not request.transfer.future.done()]
         if not running:
             return
@@ -231,7 +231,7 @@ class AttachedEngine:
 
     def _finish(self, request: Request) -> None:
         """Compare the memory as soon as the future is done, because others may write it afterwards."""
-        self._schedule.fake.streams.tell(self._schedule.fake.streams.thread, "main")
+        self._schedule.fake.streams.synchronize(self._schedule.fake.streams.thread, "main")
         error = request.transfer.future.exception()
         if not isinstance(error, TransferCancelled | BackendError | None):
             self._schedule.problems.append(f"a transfer ended with {error!r}")
@@ -288,7 +288,7 @@ class AttachedEngine:
         return self._random.sample(sorted(offsets), min(len(offsets), self._random.randint(1, 4)))
 
     def _last_of(self, blocks: list[int], free: set[int]) -> list[int]:
-        """All of a chunk's blocks, or some of the last ones; the others are free again."""
+        """Return all of a chunk's blocks, or some of the last ones; the others are free again."""
         first = self._random.choice((0, 0, self._random.randint(0, len(blocks))))
         free.update(blocks[:first])
         return blocks[first:]

@@ -1,4 +1,4 @@
-"""The CUDA backend on the fake device with real threads: every layout, what is refused, what is given back."""
+"""The CUDA backend on the fake device with real threads: every layout, refusals, and release of all memory."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_closing_stops_both_directions_before_it_waits_for_one(depots: list[Cuda
         advance_worker = worker.advance
 
         def advance(advance_worker: Callable[[], object] = advance_worker, other: StreamWorker = other) -> None:
-            """Both threads run, whichever is waited for."""
+            """Advance both threads, also when a test waits for one of them."""
             StreamWorker.advance(other)
             advance_worker()
 

@@ -1,4 +1,4 @@
-"""Backends: memory goes to the one that is made for it, and what is missing is named."""
+"""Backends: memory goes to the backend of its kind, and a missing backend is named."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_without_cuda_the_host_serves_and_a_cuda_attach_says_what_is_missing(
     only_host.close()
 
 
-def test_a_machine_without_cupy_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cupy_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def no_cupy(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def test_a_cupy_that_is_not_whole_is_no_traceback(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(HAS_DEVICE, reason="there is a device")
-def test_a_machine_without_a_device_is_told_so() -> None:
+def test_a_missing_device_is_named_in_the_error() -> None:
     pytest.importorskip("cupy")
     with pytest.raises(BackendError, match="device"):
         cupy_runtime.CupyRuntime()

@@ -1,4 +1,4 @@
-"""The CUDA kernels: the right bytes in the right place, and no other byte touched."""
+"""The CUDA kernels: the right bytes at the right address, and no other byte touched."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class AlignedEngine(Engine):
 
 
 def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
-    """Random bytes at an address that is ``misaligned_by`` modulo 64."""
+    """Return random bytes at an address that is ``misaligned_by`` modulo 64."""
     buffer = np.random.default_rng(3).integers(0, 256, size_bytes + 128, dtype=np.uint8)
     start = (misaligned_by - address(buffer)) % 64
     return buffer[start : start + size_bytes]
@@ -62,7 +62,7 @@ def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
 def random_copies(
     engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
 ) -> list[ChunkCopy]:
-    """Chunks ``gap`` bytes apart, of blocks in random order, none twice."""
+    """Return chunks ``gap`` bytes apart, of blocks in random order, none twice."""
     rng = np.random.default_rng(5)
     tables = []
     for group in engine.groups:
@@ -127,12 +127,12 @@ def check_gather(
         chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
         chunk[:] = np.frombuffer(engine.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
     launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for copy in launches:
-        machine.launch("gather", copy, 16)
+    for launch in launches:
+        machine.launch("gather", launch, 16)
     machine.finish()
     np.testing.assert_array_equal(chunks, expected)
     assert engine.contents() == memory
-    return [int(copy["access_bytes"][0]) for copy in launches]
+    return [int(launch["access_bytes"][0]) for launch in launches]
 
 
 def check_scatter(
@@ -141,8 +141,8 @@ def check_scatter(
     """Scatter, and compare all memory with the reference; return the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()
     launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for copy in launches:
-        machine.launch("scatter", copy, 16)
+    for launch in launches:
+        machine.launch("scatter", launch, 16)
     machine.finish()
     moved = engine.contents()
     for memory, contents in zip(engine._memory, before, strict=True):
@@ -152,7 +152,7 @@ def check_scatter(
         engine.write_chunk(chunk.tobytes(), copy.block_ids)
     assert moved == engine.contents()
     np.testing.assert_array_equal(chunks, unchanged)
-    return [int(copy["access_bytes"][0]) for copy in launches]
+    return [int(launch["access_bytes"][0]) for launch in launches]
 
 
 CHECKS = {"gather": check_gather, "scatter": check_scatter}
@@ -252,7 +252,7 @@ def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> 
 
 
 def sparse(size_bytes: int) -> Bytes:
-    """Memory that takes no more than what is touched of it."""
+    """Return memory that takes no more than its touched pages."""
     fd = os.memfd_create("kvdepot-test")
     os.ftruncate(fd, size_bytes)
     try:
@@ -266,7 +266,7 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     machine, gib = OnCpu(), 1 << 30
     engine_strides = (5 * gib + 512, 6 * gib + 256, 7 * gib + 128, 9 * gib + 64)  # nothing meets
     chunk_strides = engine_strides[::-1]
-    shape = (2, 2, 2, 2, 32)  # planes, blocks, turns of the outer loop, of the inner loop, bytes
+    shape = (2, 2, 2, 2, 32)  # planes, blocks, iterations of the outer loop, of the inner loop, bytes
     engine, chunks = sparse(28 * gib), sparse(28 * gib)
     engine_view = np.ndarray(shape, np.uint8, engine, strides=(*engine_strides, 1))
     chunk_view = np.ndarray(shape, np.uint8, chunks, strides=(*chunk_strides, 1))

@@ -22,7 +22,7 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 @functools.cache
 def compile_with_nvrtc(architecture: str) -> tuple[bytes, str]:
-    """The binary and the log, with ptxas' report."""
+    """Return the binary and the log, with ptxas' report."""
     pytest.importorskip("cupy")
     from cupy_backends.cuda.libs import nvrtc
 

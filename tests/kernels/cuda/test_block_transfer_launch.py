@@ -182,7 +182,7 @@ def test_the_source_has_one_text_and_says_which_file_a_line_is_of() -> None:
 
 
 class FakeCuPy:
-    """Stands in for CuPy: it compiles nothing, and a kernel's address is its place in ``NAMES``."""
+    """Stands in for CuPy: it compiles nothing, and a kernel's address is its index in ``NAMES``."""
 
     NAMES = ("", "gather_blocks", "scatter_blocks")
 

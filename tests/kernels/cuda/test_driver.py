@@ -1,4 +1,4 @@
-"""The driver's calls that CuPy lacks, through ctypes: what one side exports, the other side opens."""
+"""The driver's calls that CuPy lacks, through ctypes: one side opens the exports of the other."""
 
 from __future__ import annotations
 

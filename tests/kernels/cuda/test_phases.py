@@ -84,7 +84,7 @@ def test_the_device_measures_how_long_work_took(num_chunks: int, steps_ahead: in
     attached.close()
 
 
-def test_who_waits_for_the_engine_waits(watch: Watch) -> None:
+def test_a_wait_for_the_engine_is_its_own_phase(watch: Watch) -> None:
     watch.finish(watch.attached.store(1), "store")
     event = watch.attached.fake.export_event()
     transfer = watch.attached.store(1, event)

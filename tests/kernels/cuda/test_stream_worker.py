@@ -1,4 +1,4 @@
-"""Stream workers: their order, their steps in flight, their ends. Nothing happens here unless a test asks for it."""
+"""Stream workers: their order, their steps in flight, their ends. A test makes every step."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_request_uploads_once_and_allocates_nothing(attached: Attached) -> Non
     assert set(attached.fake.calls) == work | {"record", "wait", "synchronize", "seconds_between"}
 
 
-def test_who_waits_for_an_event_holds_up_nobody(attached: Attached) -> None:
+def test_a_wait_for_an_event_delays_no_other(attached: Attached) -> None:
     event = attached.fake.export_event()
     waiting, other = attached.store(1, event), attached.store(1)
     attached.advance("store", 9)

@@ -1,4 +1,4 @@
-"""The host backend: the right bytes in the right place, and no other byte touched."""
+"""The host backend: the right bytes at the right address, and no other byte touched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from kernels.copies import ChunkCopy
 from kernels.errors import AccessDenied, BackendError, GeometryError, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Group, Region
-from kernels.host.backend import HostBackend, HostBuffer
+from kernels.host.backend import HostBackend
+from kernels.host.buffer import HostBuffer
 from tests.kernels.host.test_copy_pool import SECONDS, Gate
 from tests.kernels.reference import KV_LAYOUTS, LATENT_LAYOUTS, LAYOUTS, Engine, Shape, without_first
 from tests.kernels.test_map import mappings_of
@@ -38,7 +39,7 @@ class Depot:
     def random_copies(
         self, engine: Engine, num_chunks: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
     ) -> list[ChunkCopy]:
-        """Chunks at odd places, one after the other, of blocks in random order, none twice."""
+        """Return chunks at odd offsets, one after the other, of blocks in random order, none twice."""
         tables = []
         for group in engine.groups:
             blocks = chunk_size // group.block_size
@@ -196,7 +197,7 @@ def test_what_one_layout_stored_any_other_retrieves(depot: Depot, layouts: dict[
     stored = depot.random_copies(source, 2)
     depot.store(depot.attach(source), stored)
     for name in layouts:
-        # Other block sizes, too: they are no part of what a chunk is.
+        # Also with other block sizes: a chunk does not depend on them.
         engine = Engine((name, Shape(num_heads=3, num_blocks=17, block_size=2)))
         retrieved = depot.random_copies(engine, 2)
         depot.retrieve(depot.attach(engine), retrieved)

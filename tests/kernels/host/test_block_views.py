@@ -66,7 +66,7 @@ def test_pieces_are_bounded_and_every_block_of_every_layer_is_in_one(limit_bytes
     chunk = span.chunk_blocks(np.zeros(1 << 20, dtype=np.uint8), 0)
     for of_engine, of_chunk in pieces(span, chunk, np.array(IDS[first_block:]), limit_bytes):
         assert len(of_engine.array) * len(of_engine.block_ids) * 2 * BLOCK_BYTES <= max(limit_bytes, 2 * BLOCK_BYTES)
-        assert [IDS[place] for place in of_chunk.block_ids] == of_engine.block_ids.tolist()
+        assert [IDS[index] for index in of_chunk.block_ids] == of_engine.block_ids.tolist()
         for of in (of_engine, of_chunk):
             of.array[:, :, of.block_ids] += 1
     of_blocks = span.blocks.swapaxes(0, 2).reshape(span.blocks.shape[2], -1)

@@ -1,8 +1,9 @@
-"""The copy pool: done means done, a stop is soon, and no transfer waits behind a long one."""
+"""The copy pool: a done transfer touches no memory, a stop is quick, and no transfer waits behind a long one."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
 import time
@@ -37,12 +38,12 @@ def pool() -> Iterator[CopyPool]:
 
 
 def endless(done: list[int]) -> Iterator[Piece]:
-    return ((lambda index=index: done.append(index)) for index in itertools.count())
+    return (functools.partial(done.append, index) for index in itertools.count())
 
 
 def test_every_piece_is_carried_out_once(pool: CopyPool) -> None:
     done: list[int] = []
-    pool.start((lambda index=index: done.append(index)) for index in range(1000)).future.result(SECONDS)
+    pool.start(functools.partial(done.append, index) for index in range(1000)).future.result(SECONDS)
     assert sorted(done) == list(range(1000))
 
 
@@ -61,7 +62,7 @@ def test_the_future_waits_for_the_last_piece(pool: CopyPool) -> None:
 
 
 def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(pool: CopyPool) -> None:
-    gate, later = Gate(), []
+    gate, later = Gate(), list[int]()
     transfer = pool.start(itertools.chain([gate], endless(later)))
     assert gate.reached.wait(SECONDS)
     transfer.cancel()
@@ -84,7 +85,7 @@ def test_cancelling_twice_or_when_done_does_nothing(pool: CopyPool) -> None:
 
 
 def test_a_failing_piece_stops_the_others_and_is_what_the_future_raises(pool: CopyPool) -> None:
-    gate, later = Gate(), []
+    gate, later = Gate(), list[int]()
 
     def fail() -> None:
         assert gate.reached.wait(SECONDS)
@@ -186,7 +187,7 @@ def test_a_transfer_waits_until_a_thread_takes_its_first_piece_then_copies() -> 
     pool.close()
 
 
-def test_a_transfer_that_is_cancelled_before_its_turn_has_only_waited() -> None:
+def test_a_transfer_that_is_cancelled_in_the_queue_has_only_waited() -> None:
     pool, gate = CopyPool("test", 1), Gate()
     pool.start(iter([gate]))
     begin = time.monotonic()

@@ -33,7 +33,7 @@ def best() -> StreamingCopy:
 
 @st.composite
 def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[int]]:
-    """Of either side: shape, what lies between the elements of each dimension, block ids, where the array begins."""
+    """Return for either side: shape, gaps between elements of each dimension, block ids, the array's offset."""
     rest = [*draw(st.lists(st.integers(1, 4), max_size=2)), draw(RUN_BYTES)]
     layers, kinds, num_copied = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 5))
     shapes, gaps, ids, starts = [], [], [], []
@@ -47,7 +47,7 @@ def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[list
 
 
 def view(counts: list[int], gaps: list[int], start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Memory of random bytes, and a strided view into it, with bytes around it."""
+    """Return memory of random bytes, and a strided view into it, with bytes around it."""
     strides, step = [1], counts[-1] + gaps[-1]
     for count, gap in zip(reversed(counts[:-1]), reversed(gaps[:-1]), strict=True):
         strides.insert(0, step)
@@ -227,13 +227,13 @@ def test_where_nothing_can_copy_it_is_said_why(monkeypatch, tmp_path):
         ctypes.set_errno(1)
         return -1
 
-    monkeypatch.setattr(system_copy.ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: FakeLibc(refused))
     with pytest.raises(BackendError, match="Operation not permitted"):
         best_copy()
 
 
 class FakeLibc:
-    """A libc of a container whose seccomp profile forbids the calls."""
+    """A libc of a container with a seccomp profile that forbids the calls."""
 
     def __init__(self, call):
         self.process_vm_readv = self.process_vm_writev = call

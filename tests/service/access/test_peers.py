@@ -1,4 +1,4 @@
-"""Who counts as one peer, and what one peer leaves to the others."""
+"""Peers: which addresses count as one, and the share that one leaves to others."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def test_when_all_calls_are_open_peers_beyond_their_share_are_refused() -> None:
 # Bytes of requests
 
 
-async def test_there_is_room_for_so_many_requests_and_half_of_it_for_one_client() -> None:
+async def test_one_client_gets_at_most_half_of_the_limit() -> None:
     inflight = InflightBytes(4, 100)
     with ExitStack() as calls:
         reservations = [calls.enter_context(inflight.reservation(client)) for client in "aaab"]
-        taking = [asyncio.create_task(each.reserve()) for each in reservations]
+        reserving = [asyncio.create_task(each.reserve()) for each in reservations]
         await asyncio.sleep(0)
-        assert [task.done() for task in taking] == [True, True, False, True]
+        assert [task.done() for task in reserving] == [True, True, False, True]
         reservations[3].shrink(10)
         reservations[0].shrink(50)
         await asyncio.sleep(0)
-        assert not taking[2].done(), "it would have more than half"
+        assert not reserving[2].done(), "it would have more than half"
         reservations[1].shrink(50)
-        await asyncio.wait([taking[2]], timeout=5)
+        await asyncio.wait([reserving[2]], timeout=5)
         assert inflight.reserved_bytes == 10 + 50 + 50 + 100
     assert inflight.reserved_bytes == 0
     assert inflight.fits("a", 200)
 
 
-async def test_clients_that_wait_have_room_in_turns() -> None:
+async def test_clients_that_wait_are_admitted_round_robin() -> None:
     inflight = InflightBytes(2, 100)
     began: list[str] = []
 
@@ -92,7 +92,7 @@ async def test_clients_that_wait_have_room_in_turns() -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_call_that_is_cancelled_while_it_waits_has_no_room(moment: str) -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_reserves_nothing(moment: str) -> None:
     inflight = InflightBytes(2, 100)
     with ExitStack() as calls:
         first = calls.enter_context(inflight.reservation("a"))
@@ -100,7 +100,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_has_no_room(moment: str) 
         waiting = asyncio.create_task(inflight.reservation("a").reserve())
         await asyncio.sleep(0)
         if moment == "after":
-            first.shrink(0)  # gives it room
+            first.shrink(0)  # frees bytes for it
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()

@@ -15,7 +15,7 @@ from service.access.tenants_file import BadTenants, parse_tenants, read_tenants
 from tests.e2e.access.calling import sha256
 
 DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9)
-SECRET = "s3cret-token-that-somebody-wrote-here-by-mistake"
+SECRET = "s3cret-token-that-is-here-by-mistake"
 
 FULL = {
     "tenants": [

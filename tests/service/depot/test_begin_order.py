@@ -1,4 +1,4 @@
-"""The order in which things began: any place in it is found again, whatever left meanwhile."""
+"""The order in which things began: a cursor is valid although entries are removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_agrees_with_a_sorted_dict(steps: list[tuple[bool, int]], before: int | 
     assert len(order) == len(expected)
 
 
-def test_what_left_takes_no_room() -> None:
+def test_removed_entries_take_no_memory() -> None:
     order: BeginOrder[str] = BeginOrder()
     for number in range(10_000):
         order.add(number, "thing")

@@ -1,4 +1,4 @@
-"""Leases: each pins its chunks once while it lives, and late calls learn how it ended."""
+"""Leases: each pins its chunks once until it ends, and late calls get the reason of its end."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_late_call_learns_why_it_ended(depot: LeasedIndex, why: LeaseEnd) -> N
 
 
 def test_only_ends_that_its_holder_asked_for_stop_what_runs_under_it(depot: LeasedIndex) -> None:
-    ended_by_engine = []
+    ended_by_engine: list[LeaseEnd] = []
     for why in LeaseEnd:
         lease = depot.grant("s", [[]])
         assert not lease.ended_by_engine
@@ -150,17 +150,17 @@ def test_nothing_expires_where_there_is_nothing(depot: LeasedIndex) -> None:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Stores, removes, grants, ends and lets time pass at random; `held` are the leases that live, oldest first."""
+    """Stores, removes, grants, ends and lets time pass at random; `live` are the live leases, oldest first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.depot = LeasedIndex(num_slots=NUM_SLOTS)
-        self.held: list[Lease] = []
+        self.live: list[Lease] = []
         self.ended: dict[Lease, LeaseEnd] = {}
         self.num_stored = 0
 
     def teardown(self) -> None:
-        for lease in self.held:
+        for lease in self.live:
             self.depot.leases.end(lease, LeaseEnd.RELEASED)
         assert self.depot.index.num_protected == 0
         assert len(self.depot.leases) == 0
@@ -176,32 +176,32 @@ class AnyUse(RuleBasedStateMachine):
     @property
     def pins(self) -> Counter[Chunk]:
         """How many of the leases that live hold each chunk."""
-        return Counter(chunk for lease in self.held for chunks in lease.chunks_by_rank for chunk in chunks)
+        return Counter(chunk for lease in self.live for chunks in lease.chunks_by_rank for chunk in chunks)
 
     @rule(data=st.data(), num_ranks=st.integers(1, 2))
     def grant(self, data: st.DataObject, num_ranks: int) -> None:
         chunks = list(self.depot.index.chunks())
         by_rank = [chunks[rank::num_ranks] for rank in range(num_ranks)]
         length = data.draw(st.integers(0, min(map(len, by_rank))))
-        self.held.append(self.depot.grant("s", [each[:length] for each in by_rank]))
+        self.live.append(self.depot.grant("s", [each[:length] for each in by_rank]))
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.live)
     @rule(data=st.data(), why=st.sampled_from(LeaseEnd))
     def end(self, data: st.DataObject, why: LeaseEnd) -> None:
-        lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        lease = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
         self.depot.leases.end(lease, why)
         self.ended[lease] = why
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.live)
     @rule(data=st.data())
     def time_passes(self, data: st.DataObject) -> None:
-        now = data.draw(st.sampled_from(self.held)).expire_monotonic
+        now = data.draw(st.sampled_from(self.live)).expire_monotonic
         expired = self.depot.leases.expired(now)
-        assert expired == [lease for lease in self.held if lease.expire_monotonic <= now]
+        assert expired == [lease for lease in self.live if lease.expire_monotonic <= now]
         for lease in expired:
             self.depot.leases.end(lease, LeaseEnd.EXPIRED)
             self.ended[lease] = LeaseEnd.EXPIRED
-            self.held.remove(lease)
+            self.live.remove(lease)
 
     @rule(data=st.data())
     def clear(self, data: st.DataObject) -> None:
@@ -218,8 +218,8 @@ class AnyUse(RuleBasedStateMachine):
 
     @invariant()
     def the_oldest_expires_next(self) -> None:
-        assert list(self.depot.leases.live()) == self.held
-        assert self.depot.leases.next_expiry() == (self.held[0].expire_monotonic if self.held else None)
+        assert list(self.depot.leases.live()) == self.live
+        assert self.depot.leases.next_expiry() == (self.live[0].expire_monotonic if self.live else None)
 
     @invariant()
     def ends_are_remembered(self) -> None:

@@ -1,4 +1,4 @@
-"""Sessions: live while they are used, remembered for a while after, and bounded in every respect."""
+"""Sessions: live while they are used, remembered after their end, and bounded in number."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_oldest_ended_sessions_are_forgotten(sessions: Sessions) -> None:
     assert len(list(sessions.newest_first("i"))) == MAX_ENDED_REMEMBERED - 1
 
 
-def test_instances_of_which_nothing_is_remembered_take_no_room(sessions: Sessions) -> None:
+def test_instances_without_sessions_take_no_memory(sessions: Sessions) -> None:
     for number in range(MAX_ENDED_REMEMBERED + 10):
         sessions.end(sessions.begin(str(number), "s", "m"), SessionEnd.REQUESTED)
     assert len(sessions._of_instance) == len(sessions._last_ended) == MAX_ENDED_REMEMBERED

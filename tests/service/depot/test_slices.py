@@ -19,7 +19,7 @@ def steps(num: int, done: list[str], name: str = "", step_seconds: float = 0.0) 
 
 
 async def passes_of_the_loop(slices: Slices, until: asyncio.Future[None]) -> list[float]:
-    """How long each pass took while long work was under way."""
+    """Return the time of each pass of the loop during long work."""
     seconds: list[float] = []
     while not until.done():
         begin = time.perf_counter()
@@ -55,10 +55,10 @@ async def test_all_long_work_together_has_one_slice_in_each_pass() -> None:
         await asyncio.sleep(0)
         num_done.append(len(done) - before)
     assert max(num_done) == 1
-    assert set(done[1:6]) == set("01234")  # in turn
+    assert set(done[1:6]) == set("01234")  # round robin
 
 
-async def test_calls_wait_for_their_slices_in_turn() -> None:
+async def test_calls_get_slices_round_robin() -> None:
     slices, order = Slices(), list[str]()
 
     async def work(name: str) -> None:

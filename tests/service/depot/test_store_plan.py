@@ -1,4 +1,4 @@
-"""The plan of a store: each chunk is pinned, waited for, reserved or refused, and the index hears of it in order."""
+"""The plan of a store: each chunk is pinned, waited for, reserved or refused, in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FakeIndex:
         self.calls: list[str] = []
 
     def add(self, name: str, *, pending_write: PendingWrite | None = None, absent: tuple[int, ...] = ()) -> Chunk:
-        """Have a chunk, in a slot of its own."""
+        """Add a chunk, in a slot of its own."""
         slot: Slot[Chunk] = Slot(0, SLOT_BYTES, SlotState.TAKEN)
         chunk = self.chunks[key(name)] = Chunk(key(name), STATS, slot, pending_write, absent_tokens=absent)
         return chunk

@@ -1,4 +1,4 @@
-"""The index: what is evicted and when, and that no slot is lost or shared whatever happens in whatever order."""
+"""The index: which chunk is evicted when. No order of events loses or shares a slot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put(
 ) -> list[Chunk | None]:
     """Store a prefix of chunks, head first, the way a store does: resident ones stay pinned until all is decided."""
     stats = index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
-    held: list[Chunk] = []
+    pinned: list[Chunk] = []
     chunks: list[Chunk | None] = []
     for name in names:
         chunk = index.get(key(name))
@@ -48,13 +48,13 @@ def put(
                 index.commit(chunk)
         chunks.append(chunk)
         if chunk is not None:
-            held.append(chunk)
-    index.unpin(held)
+            pinned.append(chunk)
+    index.unpin(pinned)
     return chunks
 
 
 def use(index: Index, chunks: Sequence[Chunk]) -> None:
-    """What a lookup of a prefix, given head first, does with its chunks."""
+    """Use the chunks of a prefix, given head first, as a lookup does."""
     index.pin(chunks)
     index.unpin(chunks)
 
@@ -220,13 +220,13 @@ def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) 
     index = Index(Pool(10_000 * SLOT_BYTES))
     sweep = index.pool.sweep
 
-    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], most_slots: int) -> Sequence[Slot[Chunk]]:
+    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], max_slots: int) -> Sequence[Slot[Chunk]]:
         def seen(slot: Slot[Chunk]) -> bool:
             nonlocal num_seen
             num_seen += 1
             return may_go(slot)
 
-        return sweep(num_bytes, seen, most_slots)
+        return sweep(num_bytes, seen, max_slots)
 
     index.pool.sweep = counted  # type: ignore[method-assign]
     chunks = [
@@ -241,7 +241,7 @@ def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) 
 class AnyUse(RuleBasedStateMachine):
     """Reserves, commits, abandons, pins, unpins and removes at random, over three slot sizes.
 
-    A slot is found exactly if there are so many bytes side by side of which none is protected.
+    A slot is found exactly if there are so many contiguous bytes without a protected chunk.
     """
 
     def __init__(self) -> None:

@@ -63,7 +63,7 @@ def test_a_key_is_blake3_over_its_parent_and_its_little_endian_tokens() -> None:
     assert keys(prefix) == [first, second]
 
 
-def test_whatever_makes_kv_differ_makes_keys_differ() -> None:
+def test_all_that_makes_kv_differ_makes_keys_differ() -> None:
     prefix = tokens(1, 2, 3, 4)
     different = [
         keys(prefix),

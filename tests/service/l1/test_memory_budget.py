@@ -1,4 +1,4 @@
-"""The budget: what is set aside for one, and what L1 will still take, is not there for another."""
+"""The budget: memory that is set aside for one attach, or for L1, is not available to another."""
 
 from __future__ import annotations
 

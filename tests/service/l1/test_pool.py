@@ -1,4 +1,4 @@
-"""The pool: each byte of L1 belongs to one slot or one gap, whatever is taken, given back and released."""
+"""The pool: each byte of L1 belongs to one slot or one gap, in any order of takes, returns and releases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_free_neighbours_that_are_released_serve_another_size() -> None:
     assert pool.take(128) is None
 
 
-def test_a_gap_that_another_is_released_beside_grows() -> None:
+def test_neighbouring_gaps_merge() -> None:
     pool: Pool[str] = Pool(5 * 64, extent_bytes=64)
     first, second, third = [pool.take(64) for _ in range(3)]
     assert first is not None and second is not None and third is not None
@@ -83,7 +83,7 @@ def may_go(slot: Slot[str]) -> bool:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Takes, gives back and releases at random. The model is the list of what is taken."""
+    """Takes, gives back and releases at random. The model is the list of taken slots."""
 
     def __init__(self) -> None:
         super().__init__()

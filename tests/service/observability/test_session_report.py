@@ -1,4 +1,4 @@
-"""What a session did, in a block of lines and in facts."""
+"""The report of a session, as a block of lines and as facts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def operation(kind: OperationKind, start: float, end: float, **values: Any) -> O
 
 
 def rows(made: Session) -> list[str]:
-    """The lines between the two heads and the totals, with single spaces."""
+    """Return the lines between the two heads and the totals, with single spaces."""
     return [" ".join(line.split()) for line in report(made).text.splitlines() if line.lstrip().startswith("+")]
 
 
@@ -75,7 +75,7 @@ def test_time_in_which_any_rank_worked_is_the_depots_once() -> None:
     assert (facts["depot_seconds"], facts["engine_seconds"]) == (pytest.approx(0.3), pytest.approx(0.7))
 
 
-def test_gaps_too_short_to_tell_have_no_row_and_still_count() -> None:
+def test_gaps_too_short_to_show_have_no_row_and_still_count() -> None:
     made = session(operation(LOOKUP, 0.0, 0.5), operation(STORE, 0.50005, 1.0))
     assert not any("engine" in row for row in rows(made))
     assert report(made).facts["engine_seconds"] == pytest.approx(0.00005)
@@ -93,22 +93,22 @@ def test_what_ended_after_its_session_counts_until_the_sessions_end() -> None:
 
 
 def test_a_session_that_did_nothing_has_a_block_too() -> None:
-    told = report(session()).text
+    shown = report(session()).text
     assert rows(session()) == ["+0.0000 s 1,000.0 ms (engine)"]
-    assert "hit ratio" not in told
+    assert "hit ratio" not in shown
     assert report(session()).facts["hit_ratio"] is None
 
 
 def test_a_long_session_is_cut_and_tells_by_how_much() -> None:
     made = session(*(operation(LOOKUP, i, i + 1) for i in range(MAX_ROWS + 12)), duration_seconds=MAX_ROWS + 12)
-    told = report(made)
+    shown = report(made)
     assert len(rows(made)) == MAX_ROWS
-    assert "  … and 12 more" in told.text.splitlines()
-    assert len(told.facts["operations"]) == MAX_ROWS
-    assert told.facts["num_operations"] == MAX_ROWS + 12
+    assert "  … and 12 more" in shown.text.splitlines()
+    assert len(shown.facts["operations"]) == MAX_ROWS
+    assert shown.facts["num_operations"] == MAX_ROWS + 12
 
 
-def test_beyond_the_operations_that_are_kept_nobody_is_said_to_have_worked() -> None:
+def test_beyond_the_operations_that_are_kept_no_side_is_said_to_have_worked() -> None:
     made = session(*(operation(LOOKUP, i, i + 0.5) for i in range(MAX_OPERATIONS + 5)), duration_seconds=9_999.0)
     facts = report(made).facts
     assert facts["num_operations"] == MAX_OPERATIONS + 5
@@ -124,10 +124,10 @@ def test_tokens_are_saved_if_every_rank_that_retrieves_has_them() -> None:
 def test_names_from_the_wire_forge_no_line_and_are_not_formats() -> None:
     name = "x\n  depot 0 s\x1b[31m {hit_ratio} %s"
     made = session(session_id=name, instance_id=name, model_name=name)
-    told = report(made).text
-    assert len(told.splitlines()) == len(report(session()).text.splitlines())
-    assert "\x1b" not in told
-    assert told.count("{hit_ratio} %s") == 3
+    shown = report(made).text
+    assert len(shown.splitlines()) == len(report(session()).text.splitlines())
+    assert "\x1b" not in shown
+    assert shown.count("{hit_ratio} %s") == 3
 
 
 def test_facts_are_what_json_can_hold() -> None:

@@ -1,6 +1,6 @@
-"""Clients that leave while they are answered are no fault of the depot: nothing is logged, no refusal is counted.
+"""Clients that leave during an answer are no fault of the depot: nothing is logged, no refusal is counted.
 
-gRPC tells a server in either order that a client left and that its answer failed. These tests take the order in which
+gRPC reports in either order that a client left and that its answer failed. These tests take the order in which
 the failure comes first; with real clients about one call in 50,000 does so.
 """
 
@@ -39,13 +39,13 @@ for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
 
 
 class LeftCall:
-    """A call whose client sent its request and left."""
+    """A call after its client sent the request and left."""
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
     async def read(self) -> bytes:
-        return health_pb2.HealthCheckRequest().SerializeToString()
+        return bytes(health_pb2.HealthCheckRequest().SerializeToString())
 
     async def write(self, _: Any) -> None:
         raise grpc.aio.InternalError("the batch failed")
@@ -73,7 +73,7 @@ async def test_a_stream_whose_client_left_ends_as_a_cancelled_one(caplog: pytest
 
     refusals = Refusals(None)
     interceptor = Interceptor(
-        Access(Settings(), None),
+        Access(Settings.model_construct(), None),
         Admission(max_concurrent_rpcs=1, max_attachments=1),
         lambda _: pytest.fail("a probe has no quota"),
         refusals,
@@ -90,7 +90,7 @@ async def test_a_stream_whose_client_left_ends_as_a_cancelled_one(caplog: pytest
     assert not caplog.records
 
 
-async def test_a_refusal_that_finds_nobody_ends_as_a_cancelled_call() -> None:
+async def test_a_refusal_after_the_client_left_ends_as_a_cancelled_call() -> None:
     with pytest.raises(asyncio.CancelledError):
         await abort(LEFT, NoMessage("the call ended without a request"))
 

@@ -1,4 +1,4 @@
-"""Pages of sessions: each session that stays is listed once, whatever begins and ends between two pages."""
+"""Pages of sessions: each session that stays is listed once, also when others begin and end between two pages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def few_are_remembered() -> None:
 
 
 @given(st.lists(st.sampled_from("ij"), max_size=12), st.lists(CHANGES, max_size=12), st.sampled_from(["", "i"]))
-async def test_what_was_there_is_listed_once_whatever_happens_meanwhile(
+async def test_sessions_that_stay_are_listed_once_while_others_come_and_go(
     instance_ids: list[str], changes: list[list[tuple[str, str, int]]], instance_id: str
 ) -> None:
     depots = new_depots()

@@ -1,4 +1,4 @@
-"""Long messages: what is counted before protobuf reads a message is what protobuf reads."""
+"""Long messages: the numbers that are counted before protobuf parses a message are those that it parses."""
 
 from __future__ import annotations
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, InstanceDetached, SessionEnded
 from telemetry.l0.observer import Observer, Source
 
+Identity = tuple[Any, ...]
+"""Of a full block: the block before it and its tokens."""
+
 
 @dataclass
 class Observations(Observer):
-    """What was observed of one or more instances, in order: by source, of evictions and of reuses."""
+    """The observed evictions and reuses of one or more instances, in order, by source."""
 
     evictions: dict[Source, list[tuple[int, float, float]]] = field(default_factory=dict)
     reuses: dict[Source, list[tuple[int, float]]] = field(default_factory=dict)
@@ -31,7 +36,7 @@ class Observations(Observer):
 
 @dataclass
 class Block:
-    identity: tuple | None = None
+    identity: Identity | None = None
     alloc_time: float = 0.0
     last_access: float = 0.0
     release_time: float = 0.0
@@ -44,7 +49,7 @@ class Session:
     table: list[int] = field(default_factory=list)
     num_full: int = 0
     """Blocks at the table's beginning that are full."""
-    identity: tuple = ()
+    identity: Identity = ()
     """Of the last of them: the one before it, and its tokens."""
     open_tokens: list[int] = field(default_factory=list)
 
@@ -69,7 +74,7 @@ class Model:
         self.num_malformed = 0
         self._timeout_seconds = session_idle_timeout_seconds
         self._instances: dict[str, Instance] = {}
-        self._interned: dict[tuple, tuple] = {}
+        self._interned: dict[Identity, Identity] = {}
         self._counts: dict[str, tuple[str, dict[str, int]]] = {}
 
     def handle(self, batch: Sequence[Event]) -> None:
@@ -90,14 +95,14 @@ class Model:
             self._tick(instance, now)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """As the fields of L0Counts, without the model's name."""
+        """Return counts as the fields of L0Counts, without the model's name."""
         counts = {}
-        for name, (_, figures) in self._counts.items():
+        for name, (_, count) in self._counts.items():
             blocks = self._instances[name].blocks.values() if name in self._instances else ()
             free = [block for block in blocks if not block.owners]
             num_released = sum(block.identity is not None for block in free)
             states = {"owned": len(blocks) - len(free), "released": num_released, "unknown": len(free) - num_released}
-            counts[name] = figures | states
+            counts[name] = count | states
         return counts
 
     def _report(self, event: BlocksAllocated) -> None:
@@ -143,9 +148,9 @@ class Model:
             self._claim(instance, session.table[i], name)
 
         tokens = record.token_ids.tolist()
-        room = (len(session.table) - session.num_full) * instance.block_size - len(session.open_tokens)
-        self.num_malformed += len(tokens) > room
-        session.open_tokens += tokens[: max(0, room)]
+        num_free = (len(session.table) - session.num_full) * instance.block_size - len(session.open_tokens)
+        self.num_malformed += len(tokens) > num_free
+        session.open_tokens += tokens[: max(0, num_free)]
         while len(session.open_tokens) >= instance.block_size:
             contents = tuple(session.open_tokens[: instance.block_size])
             del session.open_tokens[: instance.block_size]
@@ -165,7 +170,7 @@ class Model:
         else:
             self._access(instance, block_id, block, name)
 
-    def _take(self, instance: Instance, block_id: int, name: str, identity: tuple | None) -> None:
+    def _take(self, instance: Instance, block_id: int, name: str, identity: Identity | None) -> None:
         block = instance.blocks.get(block_id)
         if block is None:
             self._begin(instance, block_id, name, identity)
@@ -183,7 +188,7 @@ class Model:
             instance.counts["evictions"] += 1
             self._begin(instance, block_id, name, identity)
 
-    def _begin(self, instance: Instance, block_id: int, name: str, identity: tuple | None) -> None:
+    def _begin(self, instance: Instance, block_id: int, name: str, identity: Identity | None) -> None:
         instance.blocks[block_id] = Block(identity, instance.now, instance.now, owners={name})
         instance.counts["allocations"] += 1
 
@@ -208,9 +213,9 @@ def report(now: float, instance_id: str, *records: BlockAllocation, block_size: 
 
 def record(
     session_id: str,
-    block_ids: Sequence[int],
-    token_ids: Sequence[int],
-    reused_block_ids: Sequence[int] = (),
+    block_ids: npt.ArrayLike,
+    token_ids: npt.ArrayLike,
+    reused_block_ids: npt.ArrayLike = (),
     resumed: bool = False,
 ) -> BlockAllocation:
     return BlockAllocation(

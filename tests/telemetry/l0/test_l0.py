@@ -1,4 +1,4 @@
-"""What becomes of a block: each row of the table in telemetry/l0/README.md, and stories that are easily told wrong."""
+"""A block's lifecycle: each row of the table in telemetry/l0/README.md, and sequences that are easy to miscount."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Depot:
     def counts(self, instance_id="a"):
         return self.subscriber.counts()[instance_id]
 
-    def seen(self, name: str, instance_id="a", model_name="m") -> tuple[int, float]:
-        """How many were observed and their sum, in seconds."""
+    def seen(self, name: str, instance_id: str = "a", model_name: str = "m") -> tuple[int, float]:
+        """Return the number of observations and their sum, in seconds."""
         (histogram,) = [h for h in self.subscriber.histograms if h.metric.name == f"kvdepot.l0.block.{name}"]
         points = {point.attributes: point for point in histogram.points()}
         point = points.get((instance_id, model_name))
@@ -92,7 +92,7 @@ def test_the_same_contents_once_released_are_a_reuse_recorded_at_once(depot):
     assert (depot.counts().reuses, depot.counts().owned, depot.counts().allocations) == (1, 1, 1)
 
 
-def test_a_reuse_gap_begins_at_the_last_access_by_whoever_it_was(depot):
+def test_a_reuse_gap_begins_at_the_last_access_by_any_session(depot):
     depot.gives("s", [1], text(0, 16))
     depot.after(5).gives("t", [1], text(0, 16))
     depot.after(1).ends("s")
@@ -111,7 +111,7 @@ def test_a_block_listed_as_reused_is_reused_if_it_was_released_and_shared_if_own
     assert depot.seen("reuse_gap") == (1, 2.0)
 
 
-def test_a_block_listed_as_reused_counts_before_its_tokens_are_told(depot):
+def test_a_block_listed_as_reused_counts_before_its_tokens_are_reported(depot):
     depot.gives("s", [1], text(0, 16))
     depot.ends("s")
     depot.after(3).gives("t", [], [], reused=[1])
@@ -163,7 +163,7 @@ def test_a_block_evicted_while_it_was_owned_was_not_idle_and_its_old_owner_owns_
     assert depot.seen("idle_before_evict") == (2, 2.0)
 
 
-def test_a_block_that_is_written_has_lost_what_it_held_at_once(depot):
+def test_a_block_that_is_written_loses_its_content_at_once(depot):
     depot.gives("s", [1], text(0, 16))
     depot.ends("s")
     depot.after(3).gives("t", [1], text(500, 4))

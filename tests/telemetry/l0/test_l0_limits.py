@@ -1,4 +1,4 @@
-"""What L0 costs, which blocks it samples, and what clients can't do to it."""
+"""The memory of L0, the blocks that it samples, and its bounds against clients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_block_takes_at_most_64_bytes_with_the_tables_of_the_sessions_that_hol
     finally:
         tracemalloc.stop()
     assert subscriber.counts()["a"].owned == num_blocks
-    assert subscriber.nbytes / num_blocks <= 64  # the rows, too, which are not Python's
+    assert subscriber.nbytes / num_blocks <= 64  # with the rows, which are not Python's
     assert (after - before) / num_blocks <= 16
 
 
@@ -53,7 +53,7 @@ def test_a_share_of_the_blocks_is_sampled():
     assert (sampled("a", 0, 10_000, 0.1) != sampled("b", 0, 10_000, 0.1)).any()
 
 
-def test_the_same_blocks_are_sampled_after_a_restart_and_in_whatever_order_they_come():
+def test_the_same_blocks_are_sampled_after_a_restart_and_in_any_order():
     program = (
         "from telemetry.l0.fingerprints import sampled\nprint(sampled('a', 0, 1_000_000, 0.01).nonzero()[0].sum())"
     )

@@ -27,9 +27,9 @@ def compare(batches: Iterator[Sequence[Event]] | Sequence[Sequence[Event]]) -> M
     for events in batches:
         model.handle(events)
         lifecycle.handle(events)
-        counts = {name: asdict(figures) for name, figures in lifecycle.counts().items()}
-        for figures in counts.values():
-            del figures["model_name"]
+        counts = {name: asdict(count) for name, count in lifecycle.counts().items()}
+        for count in counts.values():
+            del count["model_name"]
         assert counts == model.counts()
     assert seen == model.observations
     assert lifecycle.num_malformed == model.num_malformed
@@ -73,7 +73,7 @@ def batches_of_events(draw: st.DrawFn) -> list[list[Event]]:
 
 @settings(max_examples=100, deadline=None)
 @given(batches_of_events())
-def test_whatever_a_client_reports_is_followed_as_the_table_says(batches):
+def test_all_reports_of_a_client_follow_the_table(batches):
     compare(batches)
 
 
@@ -86,7 +86,7 @@ def test_records_that_are_applied_one_by_one_are_followed_as_well(batches):
 
 
 class Engine:
-    """A scheduler with a prefix cache and paged blocks, that reports late, forgets ends, and preempts now and then."""
+    """A scheduler with a prefix cache and paged blocks, that sometimes reports late, forgets ends, and preempts."""
 
     def __init__(self, choices: random.Random, instance_id: str) -> None:
         self.choices = choices

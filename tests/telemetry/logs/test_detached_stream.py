@@ -26,7 +26,7 @@ class Pipe:
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
 
     def read_until(self, end: str) -> str:
-        """All that is written up to an end that comes."""
+        """Return all that is written up to an end that comes."""
         text = b""
         while not text.endswith(end.encode()):
             text += os.read(self.reader, 1 << 16)
@@ -55,7 +55,7 @@ def test_what_is_printed_comes_out_in_whole_lines_and_in_order(pipe: Pipe) -> No
     assert stream.num_dropped_lines == 0
 
 
-def test_a_full_pipe_drops_and_counts_and_the_reader_is_told_where(pipe: Pipe) -> None:
+def test_a_full_pipe_drops_lines_and_a_line_there_says_how_many(pipe: Pipe) -> None:
     stream = DetachedStream(pipe.writer, "stderr", capacity_bytes=20_000)
     stream.report = lambda num_lines: f"missing {num_lines}"
     start = monotonic()
@@ -70,7 +70,7 @@ def test_a_full_pipe_drops_and_counts_and_the_reader_is_told_where(pipe: Pipe) -
     assert finish(stream)
 
 
-def test_a_disk_that_is_full_is_tried_again_and_told_what_is_missing(pipe: Pipe, monkeypatch: Any) -> None:
+def test_a_full_disk_is_tried_again_and_a_line_says_how_many_are_missing(pipe: Pipe, monkeypatch: Any) -> None:
     monkeypatch.setattr("telemetry.logs.detached_stream.RETRY_SECONDS", 0.01)
     fd = os.open("/dev/full", os.O_WRONLY)
     stream = DetachedStream(fd, "stderr")
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_is_tried_again_and_told_what_is_missing(pipe: Pipe,
     stream.write("1\n2\n")
     wait_until(lambda: stream.num_dropped_lines == 2)
     stream.write("3\n")
-    os.dup2(pipe.writer, fd)  # there is room again
+    os.dup2(pipe.writer, fd)  # there is space again
     assert pipe.read_until("\n") == "missing 3\n"
     assert finish(stream)
     os.close(fd)

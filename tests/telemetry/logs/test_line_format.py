@@ -1,4 +1,4 @@
-"""What a log line looks like, and what does not come through when one place logs too much."""
+"""The format of a log line, and the lines that are suppressed when one source line logs too much."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logger() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def lines_in(logger: logging.Logger) -> Iterator[Callable[..., Lines]]:
-    """`lines_in(JsonFormat())` logs in this format from now on, to where the lines can be read."""
+    """`lines_in(JsonFormat())` logs in this format; the result returns the lines so far."""
     handlers = []
 
     def start(formatter: logging.Formatter, *filters: logging.Filter) -> Lines:
@@ -134,7 +134,7 @@ def complain(logger: logging.Logger) -> None:
     logger.warning("a collector is down")
 
 
-def test_storm_from_one_place_is_held_back_and_told_of(
+def test_burst_from_one_source_line_is_throttled_and_counted(
     lines_in: Callable[..., Lines], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1_000.0]
@@ -142,18 +142,18 @@ def test_storm_from_one_place_is_held_back_and_told_of(
     lines = lines_in(TextFormat(), LineThrottle(lines=2, period_seconds=60.0))
     for _ in range(10):
         complain(logger)
-    logger.warning("another place")
+    logger.warning("another source line")
     assert len(lines()) == 3
     now[0] += 60
     complain(logger)
     assert lines()[-1].endswith("a collector is down num_suppressed=8")
 
 
-def test_storm_limit_lets_through_what_is_no_complaint_and_what_has_a_limit_of_its_own(
+def test_throttling_passes_records_below_warning_and_those_with_a_limit_of_their_own(
     lines_in: Callable[..., Lines], logger: logging.Logger, event: Event
 ) -> None:
     lines = lines_in(TextFormat(), LineThrottle(lines=1))
     for _ in range(3):
-        logger.info("all is well")
+        logger.info("everything works")
         LogSubscriber().handle([event])
     assert len(lines()) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,11 @@ def all_levels(caplog):
     caplog.set_level(logging.DEBUG, "telemetry.logs.subscriber")
 
 
-def stored(**changes) -> StoreFinished:
+def stored(**changes: Any) -> StoreFinished:
     counts = {"stored_tokens": 512, "resident_tokens": 0, "refused_tokens": 0, "tail_tokens": 3, "stored_bytes": 9}
     fields = {"operation_id": "op", "rank": 0, "duration_seconds": 0.12345678, "outcome": "ok", "refusal_reason": ""}
-    return StoreFinished(**{"instance_id": "pod-1", "session_id": "chat", **fields, **counts, **changes})
+    facts: dict[str, Any] = {"instance_id": "pod-1", "session_id": "chat", **fields, **counts, **changes}
+    return StoreFinished(**facts)
 
 
 def test_line_is_the_name_and_the_facts(caplog):
@@ -47,7 +49,7 @@ def test_event_without_facts_is_its_name(caplog):
     assert caplog.messages == ["ServerDraining"]
 
 
-def test_keys_are_counted_and_addresses_are_told(caplog, make_example):
+def test_keys_are_counted_and_addresses_are_shown(caplog, make_example):
     LogSubscriber().handle([make_example(ChunksStored), make_example(ServerStarted)])
     assert "num_keys=2" in caplog.messages[0]
     assert "0102" not in caplog.text
@@ -91,14 +93,18 @@ def test_level_that_is_off_costs_no_facts(caplog, monkeypatch):
 
 
 def test_name_from_the_wire_cannot_forge_a_line(caplog):
-    forged = {"session_id": "x\nStoreFinished %s outcome='ok'", "model_name": "%(no)s", "traceparent": "\n"}
+    forged: dict[str, Any] = {
+        "session_id": "x\nStoreFinished %s outcome='ok'",
+        "model_name": "%(no)s",
+        "traceparent": "\n",
+    }
     LogSubscriber().handle([SessionStarted(**forged)])
     [line] = caplog.messages
     assert "\n" not in line
     assert "%(no)s" in line
 
 
-def test_storm_is_held_back_and_told_of(caplog):
+def test_burst_is_throttled_and_counted(caplog):
     log = LogSubscriber(lines_per_second=2)
     log.handle([stored(monotonic=100 + i / 100) for i in range(10)])
     log.handle([stored(monotonic=100.2, outcome="failed")])  # a level of its own
@@ -107,7 +113,7 @@ def test_storm_is_held_back_and_told_of(caplog):
     assert caplog.messages[-1].endswith("num_suppressed=8")
 
 
-def test_what_was_held_back_last_is_told_at_the_end(caplog):
+def test_the_last_suppressed_count_is_reported_at_the_end(caplog):
     log = LogSubscriber(warnings_per_minute=1)
     log.handle([stored(monotonic=100, outcome="failed") for _ in range(5)])
     log.close()
@@ -115,13 +121,13 @@ def test_what_was_held_back_last_is_told_at_the_end(caplog):
     assert caplog.records[-1].levelno == logging.WARNING
 
 
-def test_stores_that_are_refused_for_hours_are_few_lines_that_tell_how_many(caplog):
+def test_stores_that_are_refused_for_hours_are_few_lines_that_count_all(caplog):
     log = LogSubscriber()
     log.handle([stored(monotonic=100 + i / 10, outcome="partial", refused_tokens=256) for i in range(36_000)])
     assert 100 < len(caplog.records) <= 10 * 61
-    told = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
+    num_suppressed = sum(record.args.get("num_suppressed", 0) for record in caplog.records)
     log.close()
-    assert len(caplog.records) - 1 + told + caplog.records[-1].args["num_suppressed"] == 36_000
+    assert len(caplog.records) - 1 + num_suppressed + caplog.records[-1].args["num_suppressed"] == 36_000
 
 
 def test_refusals_of_one_tenant_do_not_hide_those_of_another(caplog):
@@ -130,13 +136,13 @@ def test_refusals_of_one_tenant_do_not_hide_those_of_another(caplog):
     assert [record.args["tenant"] for record in caplog.records] == ["red", "blue"]
 
 
-def test_debug_is_not_held_back(caplog):
+def test_debug_is_not_throttled(caplog):
     lease = LeaseEnded(lease_id="x", reason="expired", num_chunks=1)
     LogSubscriber(lines_per_second=1).handle([lease] * 5)
     assert len(caplog.records) == 5
 
 
-def test_types_are_held_back_one_by_one(caplog, make_example):
+def test_each_type_is_throttled_by_itself(caplog, make_example):
     log = LogSubscriber(lines_per_second=1)
     log.handle([make_example(LookupFinished), make_example(SessionStarted)])
     assert len(caplog.records) == 2

@@ -1,4 +1,4 @@
-"""Figures are read on the event loop, once for each export, and an export waits for nobody for long."""
+"""Metrics are read on the event loop, once for each export, and an export has a bounded wait."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ async def test_one_export_is_one_reading_on_the_loop() -> None:
     snapshots.add(source.read)
 
     def export() -> list[float]:
-        told = [snapshots.scalars(metric)[()] for metric in (definitions.LEASES_LIVE, definitions.SESSIONS_LIVE)]
+        values = [snapshots.scalars(metric)[()] for metric in (definitions.LEASES_LIVE, definitions.SESSIONS_LIVE)]
         snapshots.points()
-        return told
+        return values
 
     assert [await elsewhere(export) for _ in range(3)] == [[1, 1], [2, 2], [3, 3]]
     assert source.threads == {threading.get_ident()}
@@ -67,24 +67,24 @@ async def test_a_loop_that_is_busy_leaves_the_last_reading(monkeypatch: pytest.M
     monkeypatch.setattr("telemetry.metrics.snapshot.TIMEOUT_SECONDS", 0.05)
     snapshots, source = Snapshots(), Source()
     snapshots.add(source.read)
-    told: list[float] = []
+    values: list[float] = []
 
     def ask() -> None:
-        told.extend(snapshots.scalars(definitions.LEASES_LIVE)[()] for _ in range(3))
+        values.extend(snapshots.scalars(definitions.LEASES_LIVE)[()] for _ in range(3))
 
     await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE))
     thread = threading.Thread(target=ask)
     thread.start()
     while thread.is_alive():
-        time.sleep(0.01)  # noqa: ASYNC251 - the loop is held up meanwhile
-    assert told == [1, 1, 1]
+        time.sleep(0.01)  # noqa: ASYNC251 - the loop is delayed up meanwhile
+    assert values == [1, 1, 1]
     await asyncio.sleep(0)
-    assert source.num_reads == 1, "what nobody waits for any more is not read"
+    assert source.num_reads == 1, "a read without a waiting export is not made"
     assert await elsewhere(lambda: snapshots.scalars(definitions.LEASES_LIVE)) == {(): 2}
 
 
 class BusyLoop:
-    """Never comes to what it is asked to do."""
+    """A loop that never runs its callbacks."""
 
     def __init__(self) -> None:
         self.num_asked = 0

@@ -1,4 +1,4 @@
-"""What events add to which figure, where no real server would go easily."""
+"""Events and their metrics, in cases that a real server rarely meets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from telemetry.events import (
 from telemetry.metrics import definitions
 from telemetry.metrics.attributes import OUTCOME
 from telemetry.metrics.chunks import ChunksSubscriber
-from telemetry.metrics.instruments import Histogram
-from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, OTHER, LabelLimiter
+from telemetry.metrics.instruments import OTHER, Histogram
+from telemetry.metrics.label_limiter import MAX_INSTANCES, MAX_MODELS, LabelLimiter
 from telemetry.metrics.metric import Metric, histogram
 from telemetry.metrics.subscriber import MetricsSubscriber
 
@@ -109,7 +109,7 @@ def test_tokens_that_did_not_match_are_missed_for_a_reason(
     assert sums(metrics, definitions.LOOKUP_MISSED) == missed
 
 
-def test_tiers_are_told_apart(metrics: MetricsSubscriber) -> None:
+def test_tiers_have_series_of_their_own(metrics: MetricsSubscriber) -> None:
     metrics.handle([lookup(l1_tokens=20, l2_tokens=12)])
     metrics.handle(
         [
@@ -130,7 +130,7 @@ def test_tiers_are_told_apart(metrics: MetricsSubscriber) -> None:
     assert sums(metrics, definitions.OPERATION_IO) == {("retrieve", OTHER): 300}
 
 
-def test_the_four_counts_of_a_store_are_told_apart(metrics: MetricsSubscriber) -> None:
+def test_the_four_counts_of_a_store_have_series_of_their_own(metrics: MetricsSubscriber) -> None:
     store = StoreFinished(
         operation_id="3",
         rank=0,
@@ -144,8 +144,8 @@ def test_the_four_counts_of_a_store_are_told_apart(metrics: MetricsSubscriber) -
         refusal_reason="no slot",
     )
     metrics.handle([store, store])
-    told = {result: count for (result, _), count in sums(metrics, definitions.STORE_TOKENS).items()}
-    assert told == {"stored": 2, "resident": 4, "refused": 6, "tail": 8}
+    tokens = {result: count for (result, _), count in sums(metrics, definitions.STORE_TOKENS).items()}
+    assert tokens == {"stored": 2, "resident": 4, "refused": 6, "tail": 8}
     assert sums(metrics, definitions.STORE_REFUSALS) == {("no slot", OTHER): 2}
 
 
@@ -200,22 +200,22 @@ def test_values_count_one_by_one_as_they_do_by_the_array(values: list[float]) ->
     for value in values:
         one_by_one.observe(("ok",), value)
     at_once.observe_many(("ok",), np.array(values))
-    told = [
+    series = [
         [(each.attributes, each.bucket_counts, each.sum, each.min, each.max, each.count) for each in kept.points()]
         for kept in (one_by_one, at_once)
     ]
-    assert told[0] == told[1]
+    assert series[0] == series[1]
     if values:
         expected = [0] * (len(BOUNDARIES) + 1)
         for value in values:
             expected[bisect_left(BOUNDARIES, value)] += 1
-        assert list(told[0][0][1]) == expected
+        assert list(series[0][0][1]) == expected
 
 
 # Models
 
 
-def test_so_many_models_are_told_apart_and_no_more() -> None:
+def test_the_number_of_models_with_a_label_is_bounded() -> None:
     models = LabelLimiter()
     names = [models.exported(f"model-{number}") for number in range(MAX_MODELS + 5)]
     assert names[:MAX_MODELS] == [f"model-{number}" for number in range(MAX_MODELS)]

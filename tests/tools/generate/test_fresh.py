@@ -1,4 +1,4 @@
-"""Every generated file is what its generator makes."""
+"""Every generated file equals the output of its generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step leaves behind is read, and the worst that it says decides."""
+"""The lines that a step wrote are read, and the worst one decides its outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BROKEN_SETUP = "import pytest\n@pytest.fixture\ndef card(): raise OSError('gone'
 HANGS = "import os\ndef test_hangs(): os.kill(os.getpid(), 9)\n"
 
 
-def found_by(folder: Path, source: str) -> Findings:
-    """What pytest with our plugin finds of a file."""
+def findings_of(folder: Path, source: str) -> Findings:
+    """Return the findings of pytest with our plugin."""
     test, results = folder / "test_it.py", folder / "results"
     test.write_text(source)
     command = [sys.executable, "-m", "pytest", "-p", "tools.gpu_session.pytest_results", "--results", str(results)]
@@ -36,7 +36,7 @@ def found_by(folder: Path, source: str) -> Findings:
 
 
 def test_tests_that_pass_are_counted(tmp_path: Path) -> None:
-    found = found_by(tmp_path, PASSES + SKIPS)
+    found = findings_of(tmp_path, PASSES + SKIPS)
     assert (found.outcome, found.summary, found.seconds) == (
         Outcome.PASSED,
         "1 passed, 1 skipped: there is no card",
@@ -54,7 +54,7 @@ def test_tests_that_pass_are_counted(tmp_path: Path) -> None:
     ids=["body", "set-up", "import"],
 )
 def test_what_fails_is_named_with_its_reason(tmp_path: Path, source: str, failure: str) -> None:
-    found = found_by(tmp_path, source)
+    found = findings_of(tmp_path, source)
     assert found.outcome is Outcome.FAILED
     (line,) = found.failures
     assert line.startswith(failure)
@@ -62,15 +62,15 @@ def test_what_fails_is_named_with_its_reason(tmp_path: Path, source: str, failur
 
 
 def test_tests_that_all_skip_are_a_skipped_step_with_the_reason(tmp_path: Path) -> None:
-    found = found_by(tmp_path, SKIPS)
+    found = findings_of(tmp_path, SKIPS)
     assert (found.outcome, found.summary) == (Outcome.SKIPPED, "1 skipped: there is no card")
 
 
 def test_a_file_that_skips_itself_gives_the_reason(tmp_path: Path) -> None:
-    found = found_by(tmp_path, "import pytest\npytest.skip('no server here', allow_module_level=True)\n")
+    found = findings_of(tmp_path, "import pytest\npytest.skip('no server here', allow_module_level=True)\n")
     assert (found.outcome, found.summary) == (Outcome.FAILED, "exit code 5; 1 skipped: no server here")
 
 
 def test_tests_before_a_crash_are_kept(tmp_path: Path) -> None:
-    found = found_by(tmp_path, PASSES + HANGS)
+    found = findings_of(tmp_path, PASSES + HANGS)
     assert (found.outcome, found.summary) == (Outcome.FAILED, "exit code -9; 1 passed")

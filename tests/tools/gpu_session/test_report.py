@@ -1,4 +1,4 @@
-"""The table that is printed last is short, and shows first what needs a look."""
+"""The table that is printed last is short, and shows the problems first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.gpu_session.steps import Kind, Step
 
 
 def figure(what: str, value: float, baseline: float = 10.0, goal: Goal | None = None) -> dict[str, Any]:
-    """As ``benchmarks.gpu`` writes it."""
+    """Return a figure as ``benchmarks.gpu`` writes it."""
     measured = Figure(
         what=what, unit="GB/s", values=[value], baseline="the link", baseline_values=[baseline], goal=goal
     )

@@ -1,4 +1,4 @@
-"""A session goes on whatever becomes of a step, ends in time, and leaves what it has found."""
+"""A session goes on after any end of a step, ends in time, and leaves its findings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def step(name: str, script: str, *, kind: Kind = Kind.FACTS, limit_seconds: floa
 def run(
     *steps: Step, seconds: float = 60.0, wheels: Path = Path("nowhere"), is_dry: bool = False
 ) -> tuple[list[Findings], str]:
-    """The findings of some steps, and the log."""
+    """Return the findings of some steps, and the log."""
     plan = Plan(steps=steps, seconds=seconds, wheels=wheels, variables={"SEEN": "yes"}, is_dry=is_dry)
     with tempfile.TemporaryFile() as log:
         found = [findings for _, findings in run_steps(plan, log, lambda step, limit_seconds: None)]
@@ -108,7 +108,7 @@ def test_steps_see_the_variables_of_the_plan_and_our_packages() -> None:
 
 
 def wheel(folder: Path, name: str) -> Path:
-    """A wheel with one module."""
+    """Return a wheel with one module."""
     path = folder / f"{name}-1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", "")
@@ -163,7 +163,7 @@ def test_without_a_sanitizer_its_steps_are_skipped_with_a_word(monkeypatch: pyte
     assert (dry.outcome, dry.summary) == (Outcome.PASSED, "a card (without compute-sanitizer)")
 
 
-def test_a_session_that_is_stopped_leaves_no_process_and_all_it_knows(tmp_path: Path) -> None:
+def test_a_session_that_is_stopped_leaves_no_process_and_all_its_findings(tmp_path: Path) -> None:
     """Of the real steps on the simulated card, the first has ended and the second runs."""
     command = [sys.executable, "-m", "tools.gpu_session", "--dry-run", "--out", str(tmp_path)]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The steps run what there is."""
+"""The steps run all GPU tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_test_of_the_gpu_is_in_a_step() -> None:
     assert {"tests/gpu", "tests/gpu/test_service.py", "tests/kernels/cuda/test_block_transfer.py"} <= set(named)
 
 
-def test_what_is_right_comes_before_what_is_fast() -> None:
+def test_correctness_comes_before_speed() -> None:
     kinds = [step.kind for step in STEPS if step.name != "racecheck"]
     assert kinds == sorted(kinds, key=[Kind.FACTS, Kind.TESTS, Kind.FIGURES].index)
 

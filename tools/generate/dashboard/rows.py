@@ -48,7 +48,7 @@ _OVERVIEW = (
     ),
     number(
         "L1 fill",
-        "Share of L1 that holds chunks. A full L1 is healthy: the least recently used chunks make room.",
+        "Share of L1 that holds chunks. A full L1 is healthy: the least recently used chunks are evicted.",
         "percentunit",
         share(total("kvdepot_l1_used_bytes{DEPOT}"), total("kvdepot_l1_capacity_bytes{DEPOT}")),
     ),
@@ -184,7 +184,7 @@ _L1 = (
     ),
     lines(
         "Chunks stored and removed",
-        "Evicted: others needed the room. Refused: no slot became free in time.",
+        "Evicted: others needed the slot. Refused: no slot became free in time.",
         "ops",
         {
             "stored": rate(_STORED),
@@ -248,7 +248,7 @@ _L0 = (
     heat(
         "Unused before eviction",
         "From the release of a block by its last session to the loss of its contents. If this is seconds, the engine's "
-        "own prefix cache loses a prompt before its next turn, and L1 serves it.",
+        "own prefix cache loses a prompt before its next request, and L1 serves it.",
         "s",
         "kvdepot_l0_block_idle_before_evict_seconds_bucket{MODEL}",
     ),

@@ -8,5 +8,5 @@ __version__ = "0.0 (simulated)"
 
 
 def is_available() -> bool:
-    """Whether there is a device."""
+    """Return whether there is a device."""
     return bool(cuda.runtime.getDeviceCount() > 0)

@@ -31,13 +31,13 @@ class RawModule:
         _driver._call("cuModuleLoad", _ctypes.byref(self._module), str(self._compiled()).encode())
 
     def get_function(self, name):
-        """A kernel by its name."""
+        """Return a kernel by its name."""
         function = _ctypes.c_void_p()
         _driver._call("cuModuleGetFunction", _ctypes.byref(function), self._module, name.encode())
         return _Kernel(function)
 
     def _compiled(self):
-        """The library, which all processes of the card share."""
+        """Return the library, which all processes of the card share."""
         exports = "".join(
             f'extern "C" void run_{name}(const {type_name}* argument, unsigned ctas, unsigned threads, '
             f"Observation* seen) {{ run_on_cpu({name}, *argument, ctas, threads, *seen); }}\n"

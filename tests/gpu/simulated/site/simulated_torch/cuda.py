@@ -1,4 +1,4 @@
-"""What takes the place of functions and classes of torch.cuda."""
+"""Replacements of functions and classes of torch.cuda."""
 
 import contextlib
 import ctypes
@@ -61,10 +61,10 @@ class Stream:
         return event
 
     def wait_event(self, event):
-        """What comes next in the line comes later anyway."""
+        """Do nothing: all work of the card is done in the order of one queue."""
 
     def wait_stream(self, stream):
-        """What comes next in the line comes later anyway."""
+        """Do nothing: all work of the card is done in the order of one queue."""
 
 
 class Event:
@@ -81,7 +81,7 @@ class Event:
                 call("cuEventDestroy_v2", u64(self.cuda_event))
 
     def record(self, stream=None):
-        """It happens when the card has done all that is in the line now."""
+        """Record the event behind all work that is in the queue."""
         self._make()
         if line.is_busy:
             record = issue_event(self.cuda_event)
@@ -90,7 +90,7 @@ class Event:
             call("cuEventRecord", u64(self.cuda_event), u64(0))
 
     def wait(self, stream=None):
-        """What comes next in the line comes later anyway."""
+        """Do nothing: all work of the card is done in the order of one queue."""
 
     def query(self):
         return not line.is_busy

@@ -15,7 +15,7 @@ def call(name, *arguments):
 
 
 def check(name, status):
-    """Raise what torch raises."""
+    """Raise the error that torch raises."""
     if status:
         text = ctypes.c_char_p()
         _library().cuGetErrorName(status, ctypes.byref(text))
@@ -37,7 +37,7 @@ def _context():
 
 
 def issue_event(event):
-    """Has an event wait for its turn; returns the number of this record."""
+    """Queue the record of an event; return the number of this record."""
     return _library().card_event_issue(u64(event))
 
 

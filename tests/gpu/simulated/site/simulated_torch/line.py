@@ -1,4 +1,4 @@
-"""What the card has been given to do and has not done yet: one line for all streams, and a thread that works it off."""
+"""Work that the card has not done yet: one queue for all streams, and a thread that does it."""
 
 import queue
 import threading
@@ -17,7 +17,7 @@ class Line:
 
     @property
     def is_busy(self):
-        """Whether there is work that is not done."""
+        """Return whether there is work that is not done."""
         return self._queue.unfinished_tasks > 0
 
     def add(self, work, written=0):
@@ -31,7 +31,7 @@ class Line:
         self._queue.put(work)
 
     def writes_to(self, address):
-        """Whether the values of a storage are not there yet."""
+        """Return whether work in the queue writes to a storage."""
         return self.is_busy and address in self._written
 
     def sleep(self, seconds):
@@ -51,7 +51,7 @@ class Line:
             work = self._queue.get()
             try:
                 work()
-            except Exception as error:  # whoever waits next gets it
+            except Exception as error:  # the next wait raises it
                 self._error = error
             finally:
                 self._queue.task_done()

@@ -32,11 +32,11 @@ class Segments:
         return sum(size for size, _ in self._used.values())
 
     def holds(self, address):
-        """Whether this is memory of the card."""
+        """Return whether this is memory of the card."""
         return any(start <= address < start + size for start, size in tuple(self._sizes.items()))
 
     def allocate(self, size_bytes):
-        """The address of a piece; its bytes are what the last user has left there."""
+        """Return the address of a piece. It has the bytes that its last user left."""
         size_bytes = max(1, -(-size_bytes // _ROUND_BYTES)) * _ROUND_BYTES
         with self._lock:
             whole = _segment_bytes(size_bytes)

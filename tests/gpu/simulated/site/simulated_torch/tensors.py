@@ -1,4 +1,4 @@
-"""Tensors on the card: which they are, and what torch's functions make of them."""
+"""Tensors on the card, and torch's functions on them."""
 
 import ctypes
 import weakref
@@ -19,7 +19,7 @@ _pinned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  
 
 
 def _tensor_at(address, num_bytes, meta, give_back):
-    """A tensor of the shape of ``meta`` in memory that is given back when its storage ends."""
+    """Return a tensor of the shape of ``meta`` in memory that is given back when its storage ends."""
     buffer = (ctypes.c_ubyte * num_bytes).from_address(address)
     weakref.finalize(buffer, give_back, address).atexit = False
     storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
@@ -34,13 +34,13 @@ def _storage_bytes(meta):
 
 
 def new_on_card(meta):
-    """A tensor on the card like one that has no memory."""
+    """Return a tensor on the card like one that has no memory."""
     num_bytes = _storage_bytes(meta)
     return _tensor_at(segments.allocate(num_bytes), num_bytes, meta, segments.release)[0]
 
 
 def to_card(tensor):
-    """The tensor if it is on the card, else a copy there."""
+    """Return the tensor if it is on the card, otherwise a copy there."""
     if is_on_card(tensor):
         return tensor
     copy = new_on_card(torch.empty_like(tensor, device="meta"))
@@ -48,7 +48,7 @@ def to_card(tensor):
 
 
 def is_on_card(tensor):
-    """Whether the tensor's storage is memory of the card."""
+    """Return whether the tensor's storage is memory of the card."""
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         return False
     return segments.holds(_address(tensor))
@@ -89,7 +89,7 @@ def _is_card(device):
 
 
 def _result_on_card(result, arguments):
-    """A result as it is on the card. What is an argument stays where it is, and so does what has gradients."""
+    """Return a result on the card. An argument, or a tensor with gradients, stays where it is."""
     if isinstance(result, torch.Tensor):
         is_argument = any(result is argument for argument in arguments)
         return result if is_argument or result.grad_fn is not None else to_card(result)

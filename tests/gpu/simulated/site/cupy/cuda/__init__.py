@@ -61,7 +61,7 @@ class Stream(_BaseStream):
 
 
 class ExternalStream(_BaseStream):
-    """A stream that someone else destroys."""
+    """A stream that another owner destroys."""
 
     def __init__(self, ptr, device_id=-1):
         super().__init__(ptr)
@@ -69,7 +69,7 @@ class ExternalStream(_BaseStream):
 
 
 def get_current_stream(device_id=-1):
-    """The innermost stream that this thread has entered."""
+    """Return the innermost stream that this thread has entered."""
     return _current.streams[-1] if _current.streams else Stream(null=True)
 
 
@@ -97,7 +97,7 @@ class PinnedMemory:
 
 
 class MemoryPointer:
-    """A place in memory of the device, which it keeps."""
+    """An address in memory of the device, which it keeps alive."""
 
     def __init__(self, mem, offset):
         self.mem = mem
@@ -105,7 +105,7 @@ class MemoryPointer:
 
 
 class PinnedMemoryPointer:
-    """A place in pinned memory, which it keeps."""
+    """An address in pinned memory, which it keeps alive."""
 
     def __init__(self, mem, offset):
         self.mem = mem
@@ -113,10 +113,10 @@ class PinnedMemoryPointer:
 
 
 def alloc(size):
-    """Memory of the device. There is no pool: every access behind its end is found out."""
+    """Return memory of the device. There is no pool, so every access behind its end is detected."""
     return MemoryPointer(Memory(size), 0)
 
 
 def alloc_pinned_memory(size):
-    """Pinned memory of the host."""
+    """Return pinned memory of the host."""
     return PinnedMemoryPointer(PinnedMemory(size), 0)

@@ -16,7 +16,10 @@ class CUDADriverError(RuntimeError):
 
 @_functools.cache
 def _library():
-    """The library; an OSError where there is none."""
+    """Return the library.
+
+    Raises: OSError, where there is none.
+    """
     return _ctypes.CDLL("libcuda.so.1")
 
 

@@ -35,7 +35,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class PointerAttributes:
-    """What kind of memory is at an address."""
+    """The kind of memory at an address."""
 
     def __init__(self, device, devicePointer, hostPointer, type):  # noqa: A002, N803 - CuPy's names
         self.device, self.devicePointer, self.hostPointer, self.type = device, devicePointer, hostPointer, type
@@ -47,13 +47,13 @@ def _check(status):
 
 
 def _quietly(name, handle):
-    """A call of an object that is going; nothing can be done about an error."""
+    """Make a call while an object is deleted; ignore errors."""
     _use_a_device()
     getattr(_driver._library(), name)(_u64(handle))
 
 
 def _use_a_device():
-    """The runtime makes device 0 the thread's if none is."""
+    """Make device 0 the thread's if it has none, as the runtime does."""
     if _driver._library().cuCtxGetDevice(_ctypes.byref(_ctypes.c_int())):
         setDevice(0)
 

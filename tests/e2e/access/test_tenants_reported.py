@@ -1,4 +1,4 @@
-"""Tenants in events, metrics and status: whose each figure is, and nobody else's names."""
+"""Tenants in events, metrics and status: each value has its tenant, and a tenant sees no names of others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ async def stored(call: Calling, prompt: int, num_chunks: int = 2) -> None:
     )
 
 
-async def test_an_eviction_is_told_to_whom_the_chunks_belonged(start_tenants: StartTenants, connect: Connect) -> None:
+async def test_an_eviction_is_an_event_of_the_tenant_that_owned_the_chunks(
+    start_tenants: StartTenants, connect: Connect
+) -> None:
     server = await start_tenants(l1_size=4 * CHUNK_BYTES)
     red, blue = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue"))
     streams = [await attached(call) for call in (red, blue)]
@@ -107,7 +109,7 @@ async def test_an_admin_sees_whose_everything_is_and_a_tenant_its_own_names(
         stream.cancel()
 
 
-async def test_metrics_tell_tenants_apart(start_tenants: StartTenants, connect: Connect) -> None:
+async def test_metrics_have_a_label_for_the_tenant(start_tenants: StartTenants, connect: Connect) -> None:
     server = await start_tenants(disable_metrics=False, prometheus_port=0)
     red, blue = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue"))
     streams = [await attached(call) for call in (red, blue)]
@@ -135,10 +137,10 @@ async def test_every_metric_of_tenants_and_files_is_exported(
     limited = RED | {"limits": {"max_attachments": 1}}
     server = await start_tenants(limited, disable_metrics=False, prometheus_port=0, tls_cert=cert, tls_key=key)
     credentials = grpc.ssl_channel_credentials(authority.pem)
-    red, stranger = (connect(server.addresses[0], token, credentials) for token in ("red-token", "wrong"))
+    red, unknown = (connect(server.addresses[0], token, credentials) for token in ("red-token", "wrong"))
     stream = await attached(red)
     await stored(red, 1)
-    for call in (red, stranger):
+    for call in (red, unknown):
         with pytest.raises(Denied):
             await call("WatchEvents", observability_pb2.WatchEventsRequest())
     await eventually(lambda: server.bus.stats().depth == 0)
@@ -150,7 +152,7 @@ async def test_every_metric_of_tenants_and_files_is_exported(
     stream.cancel()
 
 
-async def test_spans_tell_whose_they_are(start_tenants: StartTenants, connect: Connect) -> None:
+async def test_spans_name_their_tenant(start_tenants: StartTenants, connect: Connect) -> None:
     async with running_collector() as collector:
         # Left open, so that the server sends its spans within the block.
         server = await start_tenants(enable_tracing=True, otlp_endpoint=collector.endpoint, disable_metrics=True)
@@ -160,7 +162,7 @@ async def test_spans_tell_whose_they_are(start_tenants: StartTenants, connect: C
             await stored(call, 1)
             await call("EndSession", cache_pb2.EndSessionRequest(instance_id="engine", session_id="s"))
 
-        def told() -> set[tuple[str, str, str]]:
+        def labels() -> set[tuple[str, str, str]]:
             found = [(span.name.rpartition("/")[2], attributes(span)) for span in collector.spans]
             return {
                 (name, str(facts.get("kvdepot.tenant", "")), str(facts.get("kvdepot.instance_id", "")))
@@ -177,7 +179,7 @@ async def test_spans_tell_whose_they_are(start_tenants: StartTenants, connect: C
                 ("EndSession", ""),
             )
         }
-        await eventually(lambda: told() >= expected)
+        await eventually(lambda: labels() >= expected)
         for stream in streams:
             stream.cancel()
 

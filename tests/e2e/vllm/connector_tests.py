@@ -1,4 +1,4 @@
-"""What holds of `KvdepotConnector`, the class that vLLM loads. `test_connector` runs this where vLLM is a stub."""
+"""Tests of `KvdepotConnector`, the class that vLLM loads. `test_connector` runs them with a stub of vLLM."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
 from kvdepot.vllm.support import Unsupported
-from tests.e2e.vllm.stub_engine import StubEngine, config_of, until
+from tests.e2e.vllm.stub_engine import StubEngine, config_of
 from tests.fakes.depot import FakeDepot
 from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
+from tests.fakes.waiting import wait_until
 
 DEPOT = os.environ["KVDEPOT_ADDRESS"]  # a real one
 Start = Callable[..., StubEngine]
@@ -62,7 +63,7 @@ def compute(engine: StubEngine, request: Request, block_ids: list[int]) -> None:
 
 
 def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any) -> None:
-    """Let an engine load what it finds."""
+    """Let an engine load the match of its request."""
     engine.add(request)
     num_tokens, is_asynchronous = engine.match(request)
     assert (num_tokens, is_asynchronous) == (16, True)
@@ -73,11 +74,11 @@ def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any
         engine.step()
         return request.request_id in engine.loaded
 
-    until(has_ended)
+    wait_until(has_ended)
 
 
 def prompt(seed: int, request_id: str) -> Request:
-    """Two chunks of 8 tokens, and some more."""
+    """Return two chunks of 8 tokens, and some more."""
     return Request(request_id, [1000 * seed + token for token in range(20)])
 
 
@@ -94,7 +95,7 @@ def test_prompt_that_one_engine_stored_is_loaded_by_another(start: Start) -> Non
     two.finish(request)
     assert one.pool.kept == two.pool.kept == {}
     with DepotClient(DEPOT) as client:
-        until(lambda: client.get_status().num_sessions == 0)
+        wait_until(lambda: client.get_status().num_sessions == 0)
         assert client.get_status().num_leases == 0
 
 
@@ -139,7 +140,7 @@ def test_new_running_and_resumed_requests_are_reported_with_their_blocks(start: 
         reports = [each for name, each in list(fake_depot.requests) if name == "ReportBlockAllocation"]
         return [(list(record.block_ids), record.resumed) for report in reports for record in report.records]
 
-    until(lambda: len(records()) == 3)
+    wait_until(lambda: len(records()) == 3)
     assert records() == [([5, 6], False), ([7], False), ([8], True)]
 
 
@@ -150,7 +151,9 @@ def test_reset_of_vllms_scheduler_changes_the_salt_even_if_vllm_refuses_it(start
     def salt(request_id: str) -> str:
         engine.add(request_of(20, request_id))
         engine.scheduler.get_num_new_matched_tokens(engine.requests[request_id], 0)
-        until(lambda: request_id in [each.session_id for name, each in list(fake_depot.requests) if name == "Lookup"])
+        wait_until(
+            lambda: request_id in [each.session_id for name, each in list(fake_depot.requests) if name == "Lookup"]
+        )
         return str(fake_depot.last("Lookup").prefix.cache_salt)
 
     before = salt("before")

@@ -1,4 +1,4 @@
-"""What tests of the chart read in a release, and values that several of them give."""
+"""Parts of a release that tests of the chart read, and values that several tests give."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ NODE_SOCKET = {"hostAccess": {"hostPID": True, "unixSocket": True}}
 
 
 def gpu(mode: str, **more: Any) -> Manifest:
-    """Values for GPUs, with what each mode needs of the node."""
+    """Return values for GPUs, with those that each mode needs of the node."""
     return {"gpu": {"mode": mode, **more}, **NODE_SOCKET}
 
 
 def volume(release: Installed, name: str) -> Manifest:
-    """The volume of a name of the depots."""
+    """Return the volume of a name of the depots."""
     (found,) = [volume for volume in release.pod["volumes"] if volume["name"] == name]
     return dict(found)
 
 
 def mounts(release: Installed) -> dict[str, str]:
-    """Where the volumes are mounted, by name."""
+    """Return the mount paths of volumes by name."""
     return {mount["name"]: mount["mountPath"] for mount in release.container["volumeMounts"]}
 
 
 def variables(release: Installed) -> dict[str, str]:
-    """The variables of the depot with their values."""
+    """Return the variables of the depot with their values."""
     return {variable["name"]: variable.get("value", "") for variable in release.container["env"]}
 
 
 def service(release: Installed) -> Manifest:
-    """The Service that engines use."""
+    """Return the Service that engines use."""
     (found,) = [found for found in release.of("Service") if found["spec"].get("clusterIP") != "None"]
     return found
