@@ -43,6 +43,11 @@ _ERRORS: dict[type[Exception], type[DepotError]] = {
 }
 
 
+def depot_error(error: Exception) -> DepotError:
+    """Return the depot's error for one of the kernels'."""
+    return next(ours for theirs, ours in _ERRORS.items() if isinstance(error, theirs))(str(error))
+
+
 class Attacher:
     """The attachments of all tenants. A rank has one at a time, and no memory is attached for two tenants.
 
@@ -184,7 +189,7 @@ class Attacher:
         except kernels.errors.GeometryError as error:
             raise invalid(error.field, error.description) from error
         except tuple(_ERRORS) as error:
-            raise _ERRORS[type(error)](str(error)) from error
+            raise depot_error(error) from error
 
 
 def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None:
