@@ -56,7 +56,7 @@ class Mapping:
     strided copy spans them. Behind each region is a page that faults. An object is opened and mapped once, even if
     several regions lie in it.
 
-    Each page is populated: no transfer pays for a first touch, and a file system without room for a page fails here.
+    Each page is populated: no transfer pays for a first touch, and a file system without space for a page fails here.
     `reserve` sets memory aside for pages that do not exist yet. An engine can still take pages away, so call
     `check_size` before each transfer, and guard the transfer itself.
 
@@ -254,7 +254,7 @@ def _populate(address: int, size_bytes: int, fd: int) -> None:
             _checked(madvise(ctypes.c_void_p(at), ctypes.c_size_t(length), _MADV_POPULATE_WRITE))
     except OSError as error:
         if error.errno != errno.EINVAL:
-            raise RegionError(f"{size_bytes} bytes can't be had (no room?): {error.strerror}") from error
+            raise RegionError(f"{size_bytes} bytes can't be had (no space?): {error.strerror}") from error
         _allocate(size_bytes, fd)
 
 

@@ -148,10 +148,10 @@ static struct sigaction others;  // the handler of SIGBUS before ours
 // most once: if the fault comes back, the process ends.
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     (void)context;
-    const Guard *mine = guard;
+    const Guard *own = guard;
     uintptr_t address = (uintptr_t)info->si_addr;
     int is_fault = info->si_code > 0;  // else a process has sent the signal
-    if (is_fault && mine && mine->start <= address && address < mine->end) siglongjmp(guard->leave, 1);
+    if (is_fault && own && own->start <= address && address < own->end) siglongjmp(guard->leave, 1);
     sigaction(SIGBUS, &others, NULL);
     others = (struct sigaction){.sa_handler = SIG_DFL};
     if (!is_fault) raise(number);
@@ -182,11 +182,11 @@ int kvdepot_copy(char *dst, const char *src, const Loop *loops, int num_loops, i
         .run_bytes = run_bytes,
         .batch = {.count = 0, .size = 0, .side_by_side = SIDE_BY_SIDE[level]},
     };
-    Guard mine = {.start = foreign, .end = foreign_end};
+    Guard own = {.start = foreign, .end = foreign_end};
     handle_bus_errors();
-    int is_gone = sigsetjmp(mine.leave, 0);
+    int is_gone = sigsetjmp(own.leave, 0);
     if (!is_gone) {
-        guard = &mine;
+        guard = &own;
         walk(&all, loops, dst, src);
         flush(&all.batch);
     }

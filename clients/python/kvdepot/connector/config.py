@@ -41,7 +41,7 @@ class ConnectorConfig:
     store_timeout_seconds: float = 30.0
     """How long a store may take; its blocks are not freed meanwhile."""
     lease_hold_seconds: float = 5.0
-    """How long found chunks stay leased while the engine has no room for the request."""
+    """How long found chunks stay leased while the engine has no free blocks for the request."""
     token_file: str = ""
     """File of a bearer token, for a depot with tenants. This and all below are `kvdepot.credentials.Credentials`."""
     tls: bool = False
