@@ -65,7 +65,7 @@ test-full: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with
 test-all: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu"
 
-check: $(VENV)/.installed-torch .venv-proto/.installed ## lint, types, contract, freshness of the stubs
+check: $(VENV)/.installed-demo .venv-proto/.installed ## lint, types, contract, freshness of the stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
