@@ -57,11 +57,11 @@ class UntimedRuntime:
 def measure(sizes: Sizes) -> Iterator[Figure]:
     """Measure transfers with timed events and with untimed events alternately."""
     with closing(Rig(sizes, sizes.tokens)) as opened:
-        untimed: Any = UntimedRuntime(opened)
+        untimed_runtime: Any = UntimedRuntime(opened)
         for num_tokens in (SMALL_TOKENS, sizes.tokens):
             medians: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
             for _ in range(BLOCKS):
-                for number, runtime in enumerate((opened.runtime, untimed)):
+                for number, runtime in enumerate((opened.runtime, untimed_runtime)):
                     for case, seconds in medians_of(opened, runtime, num_tokens).items():
                         medians[case][number].append(seconds * 1e6)
             for case, (timed, untimed) in medians.items():
