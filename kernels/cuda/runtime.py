@@ -84,7 +84,7 @@ class CudaDevice(Protocol):
         """Gather blocks into chunks, or scatter chunks into blocks."""
 
     def open_memory(self, handle: bytes) -> Address:
-        """Map an allocation of another process, whose handle must not be open already."""
+        """Map an allocation of another process. Its handle must not be open yet."""
 
     def close_memory(self, address: Address) -> None:
         """Unmap an allocation of another process; may wait for all work of the device."""

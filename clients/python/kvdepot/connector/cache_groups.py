@@ -35,7 +35,7 @@ class CacheGroup:
 
 
 def reported_group(groups: Sequence[CacheGroup]) -> int | None:
-    """Return the index of the group whose blocks are reported to the depot, or None.
+    """Return the index of the group to report to the depot. None: there is no such group.
 
     It is the first group of full attention, because its tables lose no block.
     """

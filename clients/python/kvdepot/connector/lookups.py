@@ -180,7 +180,7 @@ class DepotLookupClient:
             self._session_ids.close(session_id)
 
     async def _notify(self, call: Awaitable[object]) -> None:
-        """Make a call whose failure changes nothing: leases and sessions also end by themselves."""
+        """Make a call that may fail: leases and sessions also end by themselves."""
         try:
             async with self._rpc_slots:
                 await call

@@ -39,7 +39,7 @@ class WorkerResults:
         self._ended_loads.append((request_id, failed))
 
     def take_loaded(self) -> tuple[set[str], set[str]]:
-        """Return the requests whose load has ended since the last call, and those of them whose load failed."""
+        """Return two sets: requests whose load ended since the last call, and the failed ones among them."""
         ended = list(_drain(self._ended_loads))
         return {request_id for request_id, _ in ended}, {request_id for request_id, failed in ended if failed}
 

@@ -1,4 +1,4 @@
-"""Refuses engines whose KV the connector can't share correctly, when they start."""
+"""Refuses an engine at its start if the connector can't share its KV correctly."""
 
 from __future__ import annotations
 
