@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[3]
 TESTS = Path(__file__).with_name("connector_tests.py")
 STUB = REPOSITORY / "tests" / "fakes" / "vllm_package"
 
 
 def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str]) -> None:
+    pytest.importorskip("torch")  # the stub engine's KV caches are tensors
     address = start_server_process("--chunk-size", "8", "--l1-size", "16MiB")
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TESTS],
