@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from kernels.cuda.backend import CudaBackend
@@ -13,6 +13,7 @@ from kernels.errors import BackendError
 from kernels.geometry import CudaIpc, Group, Region
 from kernels.host.backend import HostBackend
 from kernels.host.buffer import HostBuffer
+from kernels.host.streaming_copy import Copy
 from kernels.map import Reserve
 
 
@@ -25,11 +26,22 @@ class Backends:
         self.cuda_error = cuda_error
 
     @classmethod
-    def open(cls, l1: memoryview, num_threads: int, settings: CudaSettings, reserve: Reserve = nullcontext) -> Backends:
-        """Open what this machine has. With a GPU, the kernels are compiled, which takes about a second."""
-        host = HostBackend(l1, num_threads, reserve=reserve)
+    def open(
+        cls,
+        l1: memoryview,
+        num_threads: int,
+        settings: CudaSettings,
+        reserve: Reserve = nullcontext,
+        copy: Copy | None = None,
+        runtime: Callable[[], CupyRuntime] = CupyRuntime,
+    ) -> Backends:
+        """Open what this machine has. With a GPU, the kernels are compiled, which takes about a second.
+
+        `copy` and `reserve` are as in `HostBackend`. If `runtime` raises BackendError, there is no CUDA.
+        """
+        host = HostBackend(l1, num_threads, copy, reserve)
         try:
-            return cls(host, CudaBackend(l1, CupyRuntime(), settings))
+            return cls(host, CudaBackend(l1, runtime(), settings))
         except BackendError as error:
             return cls(host, None, str(error))
 

@@ -16,6 +16,7 @@ import grpc
 from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
+from kernels.host.streaming_copy import Copy
 from service import __version__
 from service.access.access import Access
 from service.access.tenants import Tenants
@@ -56,18 +57,21 @@ GIL_SWITCH_SECONDS = 0.0005
 class Server:
     """One depot behind its listeners. `addresses` are the listeners' addresses, with the chosen ports.
 
-    `gauges` are read with the depot's own gauges, on the event loop. Created on the event loop that it will run on.
+    `gauges` are read with the depot's own gauges, on the event loop. `copy` copies blocks of host memory; by default
+    it is the quickest one of this machine. Created on the event loop that it will run on.
 
     Raises: MemoryUnavailable, CannotListen, BadSettings.
     """
 
-    def __init__(self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = ()) -> None:
+    def __init__(
+        self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = (), copy: Copy | None = None
+    ) -> None:
         self._settings = settings
         # Memory and devices
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         budget = MemoryBudget(lambda: self._arena.missing_bytes)
         self._backends = Backends.open(
-            self._arena.view, settings.transfer_threads, _cuda_settings(settings), budget.reserve
+            self._arena.view, settings.transfer_threads, _cuda_settings(settings), budget.reserve, copy
         )
         # The cache
         self._observability = Observability(settings)

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from time import monotonic
@@ -47,13 +47,17 @@ class BusStats:
 class EventBus:
     """The queue of events, and its subscribers. The task that runs `run` hands events to them.
 
-    `publish` and `stats` are for any thread. All other methods are for the event loop's thread.
+    `publish` and `stats` are for any thread. All other methods are for the event loop's thread. `clock` is the clock
+    of the events' `monotonic`, in seconds.
     """
 
-    def __init__(self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000) -> None:
+    def __init__(
+        self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000, clock: Callable[[], float] = monotonic
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}, not at least 1")
-        self._delivery = Delivery(subscribers)
+        self._clock = clock
+        self._delivery = Delivery(subscribers, clock)
         self._capacity = capacity
         self._slots = deque(repeat(None, capacity))
         self._queue: deque[Event] = deque()
@@ -145,11 +149,11 @@ class EventBus:
     async def _drain(self) -> None:
         """Deliver until the queue is empty. Let others run after each `SLICE_SECONDS`."""
         self._deliveries = self._deliver()
-        slice_end = monotonic() + SLICE_SECONDS
+        slice_end = self._clock() + SLICE_SECONDS
         for _ in self._deliveries:
-            if monotonic() >= slice_end:
+            if self._clock() >= slice_end:
                 await asyncio.sleep(0)
-                slice_end = monotonic() + SLICE_SECONDS
+                slice_end = self._clock() + SLICE_SECONDS
 
     async def _sleep(self) -> None:
         self._woken.clear()
@@ -225,5 +229,5 @@ class EventBus:
     def _lag_seconds(self) -> float:
         for events in (self._batch, self._queue):
             with contextlib.suppress(IndexError):
-                return max(0.0, monotonic() - events[0].monotonic)
+                return max(0.0, self._clock() - events[0].monotonic)
         return 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Protocol, runtime_checkable
 
@@ -56,8 +56,9 @@ class InSteps(Protocol):
 class Delivery:
     """The subscribers. They may come and go in the middle of a batch. For the event loop's thread."""
 
-    def __init__(self, subscribers: Iterable[Subscriber]) -> None:
+    def __init__(self, subscribers: Iterable[Subscriber], clock: Callable[[], float] = monotonic) -> None:
         self.subscribers = tuple(subscribers)
+        self._clock = clock
         self.batch_limit = MAX_BATCH_EVENTS
         self.num_errors: Counter[str] = Counter()
         self._limit = RateLimit[tuple[str, str]](1, LOG_PERIOD_SECONDS)
@@ -111,7 +112,7 @@ class Delivery:
         steps = subscriber.steps(batch) if isinstance(subscriber, InSteps) else _in_one_step(subscriber, batch)
         is_done = False
         while not is_done:
-            start = monotonic()
+            start = self._clock()
             try:
                 next(steps)
             except StopIteration:
@@ -119,7 +120,7 @@ class Delivery:
             except Exception:
                 self._count_error(subscriber, len(batch))
                 is_done = True
-            seconds = monotonic() - start
+            seconds = self._clock() - start
             if seconds > SLOW_SECONDS:
                 self._log(logging.WARNING, "SubscriberSlow", subscriber, len(batch))
             yield seconds
@@ -129,7 +130,7 @@ class Delivery:
         self._log(logging.ERROR, "SubscriberFailed", subscriber, num_events)
 
     def _log(self, level: int, message: str, subscriber: Subscriber, num_events: int) -> None:
-        num_suppressed = self._limit.admit((message, subscriber.name), monotonic())
+        num_suppressed = self._limit.admit((message, subscriber.name), self._clock())
         if num_suppressed is not None:
             logger.log(
                 level,

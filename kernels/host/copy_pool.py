@@ -13,7 +13,7 @@ from kernels.transfer import Phase, PhaseTime, Transfer
 
 # A thread that copies would keep a core for all of its time slice, 3 ms and more, while the event loop waits for one.
 _YIELD_SECONDS = 1e-3
-_yield_core = ctypes.CDLL(None).sched_yield  # releases the GIL, which os.sched_yield does not before Python 3.13
+_sched_yield = ctypes.CDLL(None).sched_yield  # releases the GIL, which os.sched_yield does not before Python 3.13
 
 Piece = Callable[[], object]
 """Copies a few MiB at most, without the GIL."""
@@ -68,9 +68,13 @@ class HostTransfer(Transfer):
 
 
 class CopyPool:
-    """Threads that copy pieces of transfers round robin, so that a short transfer need not wait for a long one."""
+    """Threads that copy pieces of transfers round robin, so that a short transfer need not wait for a long one.
 
-    def __init__(self, name: str, num_threads: int) -> None:
+    `yield_core` lets other threads run.
+    """
+
+    def __init__(self, name: str, num_threads: int, yield_core: Callable[[], object] = _sched_yield) -> None:
+        self._yield_core = yield_core
         self._queue: SimpleQueue[HostTransfer | None] = SimpleQueue()
         self._transfers: set[HostTransfer] = set()
         self._is_closed = False
@@ -117,5 +121,5 @@ class CopyPool:
                 self._queue.put(transfer)
             ran_until = time.thread_time()
             if ran_until - yielded_at >= _YIELD_SECONDS:
-                _yield_core()
+                self._yield_core()
                 yielded_at = ran_until

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from time import monotonic
 
 from telemetry.rate_limit import RateLimit
@@ -19,8 +20,11 @@ class LineThrottle(logging.Filter):
     have their own limit.
     """
 
-    def __init__(self, lines: int = LINES, period_seconds: float = PERIOD_SECONDS) -> None:
+    def __init__(
+        self, lines: int = LINES, period_seconds: float = PERIOD_SECONDS, clock: Callable[[], float] = monotonic
+    ) -> None:
         super().__init__()
+        self._clock = clock
         self._lock = threading.Lock()
         self._limit = RateLimit[tuple[str, int]](lines, period_seconds)
 
@@ -29,7 +33,7 @@ class LineThrottle(logging.Filter):
         if record.levelno < logging.WARNING or hasattr(record, "event"):
             return True
         with self._lock:
-            num_suppressed = self._limit.admit((record.pathname, record.lineno), monotonic())
+            num_suppressed = self._limit.admit((record.pathname, record.lineno), self._clock())
         if num_suppressed:
             record.num_suppressed = num_suppressed
         return num_suppressed is not None

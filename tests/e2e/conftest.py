@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from kernels.host.streaming_copy import Copy
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import server_process
 from service.server import Server
-from tests.e2e import throttle
 from tests.e2e.engines import Site, site
 from tests.e2e.servers import StartServer, running_server
 from tests.e2e.throttle import Throttle
@@ -24,8 +24,8 @@ async def start_server() -> AsyncIterator[StartServer]:
     """`await start_server(chunk_size=16, …)` runs a server in this process until the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def start(**flags: Any) -> Server:
-            return await stack.enter_async_context(running_server(flags))
+        async def start(*, copy: Copy | None = None, **flags: Any) -> Server:
+            return await stack.enter_async_context(running_server(flags, copy))
 
         yield start
 
@@ -56,18 +56,17 @@ def start_server_process() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-async def open_site(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+async def open_site(start_server: StartServer) -> AsyncIterator[Open]:
     """`await open_site(lease_ttl="0.2s", …)` runs a depot with chunks of 16 tokens until the test ends."""
-    copies = Throttle()
-    throttle.install(copies, monkeypatch)
+    throttle = Throttle()
     async with AsyncExitStack() as stack:
 
         async def opened(**flags: object) -> Site:
-            server = await start_server(**{"chunk_size": 16, **flags})
-            return await stack.enter_async_context(site(server, throttle=copies))
+            server = await start_server(copy=throttle, **{"chunk_size": 16, **flags})
+            return await stack.enter_async_context(site(server, throttle=throttle))
 
         yield opened
-        copies.release()
+        throttle.release()
 
 
 @pytest.fixture

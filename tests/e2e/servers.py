@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from kernels.host.streaming_copy import Copy
 from service.server import Server
 from service.settings import load
 
@@ -14,10 +15,13 @@ StartServer = Callable[..., Any]
 
 
 @asynccontextmanager
-async def running_server(flags: dict[str, Any]) -> AsyncIterator[Server]:
-    """Run a server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise."""
+async def running_server(flags: dict[str, Any], copy: Copy | None = None) -> AsyncIterator[Server]:
+    """Run a server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise.
+
+    ``copy`` copies blocks of host memory.
+    """
     quick = {"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", "disable_metrics": True}
-    server = Server(load({**quick, **flags}))
+    server = Server(load({**quick, **flags}), copy=copy)
     stop = asyncio.Event()
     started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from kvdepot.connector.session_ids import SessionIds
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
+from tests.fakes.clock import Clock
 
 BLOCK = 4
 CHUNK = 8
@@ -64,19 +64,6 @@ def request_of(count: int, request_id: str = "request", **facts: Any) -> Request
     return Request(request_id=request_id, tokens=list(range(count)), **facts)
 
 
-class Clock:
-    """A clock that starts at the same time in each run and moves when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1024.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @dataclass
 class Block:
     block_id: int
@@ -120,7 +107,8 @@ class LookupCall:
 class LookupClient:
     """Answers when a test says so, and keeps the leases that are not released."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.paused = False
         self.calls: list[LookupCall] = []
         self.leased: set[str] = set()
@@ -134,7 +122,7 @@ class LookupClient:
         return self.session_ids.open(request_id)
 
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
-        lookup = PendingLookup(deadline=time.monotonic() + 60)
+        lookup = PendingLookup(deadline=self._clock() + 60)
         self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, lookup))
         return lookup
 
@@ -161,7 +149,7 @@ class LookupClient:
         if matched_tokens > call.computed_tokens:
             lookup.leases = (f"lease-{next(self._lease_numbers)}",)
             self.leased.update(lookup.leases)
-            lookup.lease_until = time.monotonic() + good_for_seconds
+            lookup.lease_until = self._clock() + good_for_seconds
         lookup.matched_tokens = matched_tokens
         if lookup.given_up:
             self.release(lookup.leases)
@@ -193,7 +181,8 @@ class SchedulerDriver:
         **settings: Any,
     ) -> None:
         self.pool = Pool(num_blocks)
-        self.lookup_client = LookupClient()
+        self.clock = Clock()
+        self.lookup_client = LookupClient(self.clock)
         self.reports = BlockReporter()
         self.tables: dict[str, BlockIds] = {}
         self.arrived: set[str] = set()
@@ -213,6 +202,7 @@ class SchedulerDriver:
             self.lookup_client,
             self.reports if reports else None,
             lambda request: request_traits(request, adapters),
+            self.clock,
         )
         self.scheduler.bind(VllmBlockReferences(self.pool))
         if is_heard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.events import BlockAllocation, Event, TransferStep
+from tests.fakes.clock import Clock
 from tests.fakes.waiting import eventually
 
 RunBus = Callable[[EventBus], AbstractAsyncContextManager[EventBus]]
@@ -78,23 +79,10 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     return eventually
 
 
-class FakeClock:
-    """A clock that moves only when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
-    """The bus's clock."""
-    fake = FakeClock()
-    monkeypatch.setattr("telemetry.bus.monotonic", fake)
-    monkeypatch.setattr("telemetry.delivery.monotonic", fake)
-    yield fake
+def clock() -> Clock:
+    """A clock for a bus."""
+    return Clock()
 
 
 def example(event_type: Callable[..., Event]) -> Event:

@@ -120,7 +120,7 @@ async def test_raising_subscriber_is_counted_and_stops_no_other(recorder, runnin
 
 
 async def test_raising_subscriber_is_logged_once_a_minute_with_its_traceback(recorder, running, clock, caplog):
-    bus = EventBus([Raising(), recorder])
+    bus = EventBus([Raising(), recorder], clock=clock)
     async with running(bus):
         for num_delivered, seconds in enumerate((0, 30, 29, 2), 1):
             clock.now += seconds
@@ -146,7 +146,7 @@ async def test_slow_subscriber_gets_smaller_batches_until_a_call_fits_the_pass(r
             clock.now += len(batch) * SLICE_SECONDS / 10
 
     slow = Slow()
-    async with running(EventBus([slow])) as bus:
+    async with running(EventBus([slow], clock=clock)) as bus:
         for event in facts(2_000):
             bus.publish(event)
     assert slow.sizes[:6] == [256, 128, 64, 32, 16, 8]
@@ -166,7 +166,7 @@ async def test_batches_grow_again_when_the_subscriber_is_quick(running, clock):
             self.sizes.append(len(batch))
 
     warming = Warming()
-    async with running(EventBus([warming])) as bus:
+    async with running(EventBus([warming], clock=clock)) as bus:
         for event in facts(2_000):
             bus.publish(event)
     assert warming.sizes[:7] == [256, 128, 64, 32, 64, 128, 256]
@@ -180,7 +180,7 @@ async def test_call_that_takes_long_is_logged(recorder, running, clock, caplog):
         def handle(self, batch: Sequence[Event]) -> None:
             clock.now += 1.0
 
-    async with running(EventBus([Slow(), recorder])) as bus:
+    async with running(EventBus([Slow(), recorder], clock=clock)) as bus:
         for num_delivered in (1, 2):
             bus.publish(ServerDraining())
             await recorder.wait_for(num_delivered)
@@ -207,7 +207,7 @@ async def test_others_run_whenever_a_pass_is_used_up(clock, make_recorder, runni
             clock.now += SLICE_SECONDS / 2
 
     task = asyncio.create_task(other())
-    async with running(EventBus([Slow(), Slow()])) as bus:
+    async with running(EventBus([Slow(), Slow()], clock=clock)) as bus:
         for event in facts(MAX_BATCH_EVENTS * 3):
             bus.publish(event)
     task.cancel()
@@ -356,7 +356,7 @@ async def test_cancelled_run_delivers_the_rest_to_each_subscriber_once(clock, ma
             clock.now += SLICE_SECONDS
 
     first, last = make_recorder(), make_recorder()
-    bus = EventBus([first, Slow(), last])
+    bus = EventBus([first, Slow(), last], clock=clock)
     published = facts(MAX_BATCH_EVENTS * 2 + 1)
     for event in published:
         bus.publish(event)
@@ -383,7 +383,7 @@ async def test_drain_lag_is_the_age_of_the_oldest_event_not_delivered(clock, run
         def handle(self, batch: Sequence[Event]) -> None:
             lags.append(bus.stats().drain_lag_seconds)
 
-    bus = EventBus([Looking()])
+    bus = EventBus([Looking()], clock=clock)
     assert bus.stats().drain_lag_seconds == 0
     bus.publish(ServerDraining(monotonic=clock.now - 5))
     bus.publish(ServerDraining(monotonic=clock.now - 3))

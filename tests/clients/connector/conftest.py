@@ -1,17 +1,14 @@
-"""A clock for the connector's scheduler."""
+"""The clock of a test's scheduler."""
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from tests.fakes.vllm import Clock
+from tests.fakes.clock import Clock
+from tests.fakes.vllm import SchedulerDriver
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that the connector's scheduler sees; it moves when a test says so."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
+def clock(driver: SchedulerDriver) -> Clock:
+    """The clock of `driver`."""
+    return driver.clock

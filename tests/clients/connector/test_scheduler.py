@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import GroupTable, LoadCommand, StoreCommand, WorkerReport
-from tests.fakes.vllm import CHUNK, TABLE, Clock, Request, SchedulerDriver, request_of
+from tests.fakes.clock import Clock
+from tests.fakes.vllm import CHUNK, TABLE, Request, SchedulerDriver, request_of
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -205,7 +204,7 @@ def test_loads_leave_half_of_the_blocks_to_others() -> None:
     assert driver.scheduler.matched_tokens(second, 0) == 40
     load(driver, request_of(40, "third"), matched_tokens=40)
     assert driver.scheduler.matched_tokens(second, 0) is None
-    lookup.deadline = time.monotonic()  # long enough
+    lookup.deadline = driver.clock.now  # long enough
     assert driver.scheduler.matched_tokens(second, 0) == 0
 
 
@@ -640,11 +639,10 @@ def test_first_request_waits_until_all_workers_have_reported_whether_they_are_at
     assert driver.lookup_client.calls
 
 
-def test_wait_for_workers_that_never_report_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_workers_that_never_report_has_a_bound() -> None:
     driver = SchedulerDriver(is_heard=False)
     request = request_of(20)
     assert driver.scheduler.matched_tokens(request, 0) is None
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+    driver.clock.advance(6)
     assert driver.scheduler.matched_tokens(request, 0) == 0
     assert not driver.scheduler.needs_steps()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 from hypothesis import settings
@@ -173,7 +172,7 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.driver.scheduler.reset()
             case "late answer":
                 for call in self.driver.lookup_client.calls:
-                    call.lookup.deadline = time.monotonic()
+                    call.lookup.deadline = self.driver.clock.now
 
     @rule()
     def all_is_well(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes.vllm import TABLE, Clock, SchedulerDriver, request_of
+from tests.fakes.clock import Clock
+from tests.fakes.vllm import TABLE, SchedulerDriver, request_of
 
 LEASE_SECONDS = 30.0
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvdepot.memory import available as memory_left
-from kvdepot.memory.available import MemoryLeft, check_memory, in_control_groups, in_machine
+from kvdepot.memory.available import MemoryLeft, check_memory, in_control_groups, in_machine, memory_left
 
 
 def group(folder: Path, **files: str) -> None:
@@ -72,16 +71,15 @@ def test_the_machines_is_read_in_kib(tmp_path: Path) -> None:
     assert in_machine(tmp_path / "meminfo") == MemoryLeft("the machine", 24683520 << 10, 22964992 << 10)
 
 
-@pytest.mark.parametrize("size_bytes, limit", [(5000, "the machine has 4096 left"), (700, "the cgroup x has 600 left")])
-def test_too_much_is_refused_with_both_numbers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size_bytes: int, limit: str
+@pytest.mark.parametrize("group_bytes, left_bytes, place", [(9000, 4096, "the machine"), (600, 600, "the cgroup ")])
+def test_too_much_for_the_tightest_limit_is_refused_with_both_numbers(
+    tmp_path: Path, group_bytes: int, left_bytes: int, place: str
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
-    machine = in_machine(tmp_path / "meminfo")
-    group = MemoryLeft("the cgroup x", 1000, 600) if size_bytes == 700 else None
-    monkeypatch.setattr(memory_left, "in_machine", lambda: machine)
-    monkeypatch.setattr(memory_left, "in_control_groups", lambda: group)
-    with pytest.raises(OSError, match=f"{size_bytes} bytes of memory are needed, {limit}") as raised:
-        check_memory(size_bytes)
+    (tmp_path / "membership").write_text("0::/\n")
+    group(tmp_path, memory__max=f"{group_bytes}\n", memory__current="0\n")
+    memory = memory_left(tmp_path / "meminfo", tmp_path, tmp_path / "membership")
+    with pytest.raises(OSError, match=f"5000 bytes of memory are needed, {place}.* has {left_bytes} left") as raised:
+        check_memory(5000, memory)
     assert raised.value.errno == errno.ENOMEM
-    check_memory(600)
+    check_memory(600, memory)

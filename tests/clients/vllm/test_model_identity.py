@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import kvdepot
 from kvdepot.vllm import weights
 from kvdepot.vllm.model_identity import model_identity
+from kvdepot.vllm.weights import EngineProcess, process_start
 from tests.fakes.vllm import vllm_config
 
 LONG_ROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
@@ -26,14 +28,21 @@ class Kind(Enum):
     TWO = 2
 
 
-DEFAULTS: dict[str, Any] = {"engine_id": "engine", "vllm_version": "0.32.0", "weights_name": "", "environment": {}}
+DEFAULTS: dict[str, Any] = {
+    "engine_id": "engine",
+    "engine_start": math.inf,  # all files are older
+    "vllm_version": "0.32.0",
+    "weights_name": "",
+    "environment": {},
+}
 
 
 def name_of(**facts: Any) -> str:
     """Return the identity; facts that are not in `DEFAULTS` are changes of vLLM's configuration."""
     changes = {name: fact for name, fact in facts.items() if name not in DEFAULTS}
     others = {name: facts.get(name, default) for name, default in DEFAULTS.items()}
-    return model_identity(vllm_config(**changes), **others)
+    engine = EngineProcess(others.pop("engine_id"), others.pop("engine_start"))
+    return model_identity(vllm_config(**changes), engine=engine, **others)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +167,8 @@ def test_name_is_the_same_in_every_process_and_the_depot_takes_it() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model's folder, older than the process that loads it."""
-    monkeypatch.setattr(weights, "_process_start", lambda: time.time() + 60)
+def folder(tmp_path: Path) -> Path:
+    """A model's folder."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     return tmp_path
@@ -213,7 +221,7 @@ def test_snapshot_of_the_hub_is_named_by_its_content_wherever_it_is(tmp_path: Pa
 def test_weights_of_an_object_store_are_named_by_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")  # pulled while the engine started
     names = [
-        name_of(model_config__model=folder, model_config__model_weights=source, engine_id=engine)
+        name_of(model_config__model=folder, model_config__model_weights=source, engine_id=engine, engine_start=0.0)
         for folder, source, engine in (
             (str(tmp_path), "s3://models/a", "one"),
             ("/elsewhere", "s3://models/a", "two"),
@@ -225,20 +233,20 @@ def test_weights_of_an_object_store_are_named_by_where_they_are(tmp_path: Path) 
 
 
 def test_engine_whose_files_changed_while_it_started_shares_with_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"new")
-    changed = {"model_config__model": str(tmp_path)}
+    unchanged = {"model_config__model": str(tmp_path)}
+    changed = {**unchanged, "engine_start": time.time() - 60}
     assert name_of(**changed, engine_id="a") != name_of(**changed, engine_id="b")
     assert name_of(**changed, engine_id="a") == name_of(**changed, engine_id="a")  # of the engine's other ranks
     assert "changed while the engine started (model.safetensors)" in caplog.text
-    monkeypatch.setattr(weights, "_process_start", lambda: time.time() + 60)
-    assert name_of(**changed, engine_id="a") == name_of(**changed, engine_id="b")
+    assert name_of(**unchanged, engine_id="a") == name_of(**unchanged, engine_id="b")
 
 
 def test_process_start_time_is_that_of_the_process() -> None:
-    assert time.time() - 3600 < weights._process_start() < time.time()
-    script = "import time; from kvdepot.vllm.weights import _process_start; print(time.time() - _process_start())"
+    assert time.time() - 3600 < process_start() < time.time()
+    script = "import time; from kvdepot.vllm.weights import process_start; print(time.time() - process_start())"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert -0.1 < float(ended.stdout) < 60
 

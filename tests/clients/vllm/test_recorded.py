@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ class RecordedAnswers(LookupClient):
     """Answers lookups as the depot did."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(monotonic)
         self.by_session: dict[str, PendingLookup] = {}
 
     def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:

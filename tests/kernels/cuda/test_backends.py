@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from kernels import backends
 from kernels.backends import Backends
 from kernels.cuda import cupy_runtime
 from kernels.cuda.probe import probe_cuda
@@ -80,13 +79,12 @@ def test_populated_memory_is_registered(depot: CudaDepot, both: Backends) -> Non
 
 
 def test_without_cuda_the_host_serves_and_a_cuda_attach_says_what_is_missing(
-    depot: CudaDepot, monkeypatch: pytest.MonkeyPatch
+    depot: CudaDepot,
 ) -> None:
-    def missing() -> None:
+    def missing() -> cupy_runtime.CupyRuntime:
         raise BackendError("there is no such thing")
 
-    monkeypatch.setattr(backends, "CupyRuntime", missing)
-    only_host = Backends.open(memoryview(depot.l1), 1, CudaSettings())
+    only_host = Backends.open(memoryview(depot.l1), 1, CudaSettings(), runtime=missing)
     assert (only_host.name, only_host.cuda_error) == ("host", "there is no such thing")
     only_host.register(0, 5_000)
     engine = Engine(LAYOUT)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import pytest
 
 from kernels.errors import TransferCancelled
-from kernels.host import copy_pool
 from kernels.host.copy_pool import CopyPool, HostTransfer, Piece
 
 SECONDS = 30  # a limit for what happens at once
@@ -218,9 +217,8 @@ def test_a_transfer_of_nothing_has_only_waited(pool: CopyPool) -> None:
     assert list(times_of(transfer, begin)) == ["wait"]
 
 
-def test_a_thread_yields_its_core_when_it_has_run_for_a_while_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_yields_its_core_when_it_has_run_for_a_while_and_not_before() -> None:
     yields: list[int] = []
-    monkeypatch.setattr(copy_pool, "_yield_core", lambda: yields.append(len(done)))
     done: list[int] = []
 
     def runs_for_a_millisecond() -> None:
@@ -229,7 +227,7 @@ def test_a_thread_yields_its_core_when_it_has_run_for_a_while_and_not_before(mon
             pass
         done.append(1)
 
-    pool = CopyPool("test", 1)
+    pool = CopyPool("test", 1, lambda: yields.append(len(done)))
     pool.start(iter([lambda: None] * 20)).future.result(SECONDS)
     assert len(yields) <= 1
     yields.clear()

@@ -15,6 +15,7 @@ from telemetry.events import Event, ServerDraining, StoreFinished
 from telemetry.logs.line_format import JsonFormat, TextFormat
 from telemetry.logs.subscriber import LogSubscriber
 from telemetry.logs.throttling import LineThrottle
+from tests.fakes.clock import Clock
 
 Lines = Callable[[], list[str]]
 
@@ -135,16 +136,15 @@ def complain(logger: logging.Logger) -> None:
 
 
 def test_burst_from_one_source_line_is_throttled_and_counted(
-    lines_in: Callable[..., Lines], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    lines_in: Callable[..., Lines], logger: logging.Logger
 ) -> None:
-    now = [1_000.0]
-    monkeypatch.setattr("telemetry.logs.throttling.monotonic", lambda: now[0])
-    lines = lines_in(TextFormat(), LineThrottle(lines=2, period_seconds=60.0))
+    clock = Clock()
+    lines = lines_in(TextFormat(), LineThrottle(lines=2, period_seconds=60.0, clock=clock))
     for _ in range(10):
         complain(logger)
     logger.warning("another source line")
     assert len(lines()) == 3
-    now[0] += 60
+    clock.advance(60)
     complain(logger)
     assert lines()[-1].endswith("a collector is down num_suppressed=8")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -15,10 +14,12 @@ FIRST_REPORT_SECONDS = 5.0
 class AttachedWorkers:
     """The last report of each worker.
 
-    `chunk_size` is the depot's if all workers are attached and agree; else it is 0, and no depot is used.
+    `chunk_size` is the depot's if all workers are attached and agree; else it is 0, and no depot is used. `clock` is in
+    seconds.
     """
 
-    def __init__(self, num_workers: int, hash_block_size: int) -> None:
+    def __init__(self, num_workers: int, hash_block_size: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.chunk_size = 0
         self._num_workers = num_workers
         self._hash_block_size = hash_block_size
@@ -46,7 +47,7 @@ class AttachedWorkers:
         """
         if len(self._chunk_sizes) == self._num_workers:
             return False
-        now = time.monotonic()
+        now = self._clock()
         if self._first_reports_until is None:
             self._first_reports_until = now + FIRST_REPORT_SECONDS
         return now < self._first_reports_until

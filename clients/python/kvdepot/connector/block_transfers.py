@@ -7,8 +7,7 @@ of a request, nor a preemption, nor a moving window gives the blocks away while 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,9 +48,15 @@ class BlockTransfer:
 
 
 class BlockTransfers:
-    """The transfers of one engine that are not done, oldest first. Each ends within `longest_transfer_seconds`."""
+    """The transfers of one engine that are not done, oldest first. Each ends within `longest_transfer_seconds`.
 
-    def __init__(self, num_blocks: int, num_workers: int, longest_transfer_seconds: float) -> None:
+    `clock` is in seconds.
+    """
+
+    def __init__(
+        self, num_blocks: int, num_workers: int, longest_transfer_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._num_workers = num_workers
         self._longest_transfer_seconds = longest_transfer_seconds
         self._references: BlockReferences | None = None
@@ -91,7 +96,7 @@ class BlockTransfers:
         """
         if not self._transfers:
             return False
-        now = time.monotonic()
+        now = self._clock()
         if now >= max(self._step_until, self._last_question + IDLE_SECONDS):
             self._step_until = now + GRACE_SECONDS
         self._last_question = now
@@ -121,7 +126,7 @@ class BlockTransfers:
         self._num_held[is_load] += len(block_ids)
         transfer_id = next(self._next_id)
         state.transfer_ids.add(transfer_id)
-        self._step_until = time.monotonic() + self._longest_transfer_seconds + GRACE_SECONDS
+        self._step_until = self._clock() + self._longest_transfer_seconds + GRACE_SECONDS
         self._transfers[transfer_id] = BlockTransfer(
             state=state,
             is_load=is_load,

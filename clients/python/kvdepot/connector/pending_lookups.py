@@ -7,8 +7,7 @@ the engine can use it even if its steps are long.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvdepot.connector.lookups import PendingLookup
@@ -30,9 +29,12 @@ class LookupClient(Protocol):
 
 
 class PendingLookups:
-    """The lookups of one scheduler. Times are monotonic."""
+    """The lookups of one scheduler. `clock` is the clock of the client's deadlines, in seconds."""
 
-    def __init__(self, client: LookupClient, timeout_seconds: float, hold_seconds: float) -> None:
+    def __init__(
+        self, client: LookupClient, timeout_seconds: float, hold_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._client = client
         self._timeout_seconds = timeout_seconds
         self._hold_seconds = hold_seconds
@@ -41,7 +43,7 @@ class PendingLookups:
 
     def current(self, state: RequestState) -> PendingLookup | None:
         """Return the request's lookup, answered or not, and end its wait. None: it has no valid lookup."""
-        now = time.monotonic()
+        now = self._clock()
         state.end_wait(now)
         if state.lookup is not None and now >= state.lookup.lease_until:
             self.give_up(state)
@@ -55,7 +57,7 @@ class PendingLookups:
 
     def may_wait(self, state: RequestState) -> bool:
         """Return whether the request may wait for an answer or for free blocks. If so, its wait begins."""
-        now = time.monotonic()
+        now = self._clock()
         if state.lookup is None or now >= state.lookup.deadline or state.waited_seconds >= self._timeout_seconds:
             return False
         state.waits_since = now
@@ -75,7 +77,7 @@ class PendingLookups:
 
     def end_step(self) -> None:
         """Give up the answers that the engine had time to use, but no free blocks for."""
-        now = time.monotonic()
+        now = self._clock()
         for state in list(self._waiting):
             if state.waits_since is not None and state.waits_since <= self._last_step:
                 state.end_wait(now)  # the engine could have looked at it in this step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from kvdepot.connector.attached_workers import AttachedWorkers
 from kvdepot.connector.block_allocations import BlockReporter, report_allocation
@@ -34,7 +35,7 @@ class SchedulerSettings:
 class ConnectorScheduler:
     """The requests of one engine, and their transfers that are not done.
 
-    `traits_of` is called once for each request, when it is new.
+    `traits_of` is called once for each request, when it is new. `clock` is the clock of the lookup client, in seconds.
     """
 
     def __init__(
@@ -43,16 +44,21 @@ class ConnectorScheduler:
         lookup_client: LookupClient,
         reporter: BlockReporter | None,
         traits_of: Callable[[EngineRequest], RequestTraits],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._settings = settings
         self._lookup_client = lookup_client
         self._reporter = reporter
         self._traits_of = traits_of
-        self._transfers = BlockTransfers(settings.num_blocks, settings.num_workers, settings.longest_transfer_seconds)
+        self._transfers = BlockTransfers(
+            settings.num_blocks, settings.num_workers, settings.longest_transfer_seconds, clock
+        )
         self._requests: dict[str, RequestState] = {}
-        self._lookups = PendingLookups(lookup_client, settings.lookup_timeout_seconds, settings.lease_hold_seconds)
+        self._lookups = PendingLookups(
+            lookup_client, settings.lookup_timeout_seconds, settings.lease_hold_seconds, clock
+        )
         self._commands = StepCommands()
-        self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size)
+        self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size, clock)
         self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size)
         self._engine_cache_is_stale = False
         self._reported_group = reported_group(settings.groups)

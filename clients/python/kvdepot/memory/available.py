@@ -34,18 +34,18 @@ class MemoryLeft:
     left_bytes: int
 
 
-def memory_left() -> MemoryLeft:
+def memory_left(meminfo: Path = _MEMINFO, root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> MemoryLeft:
     """Return the tightest limit: the machine's, or that of a control group around this process."""
-    machine, group = in_machine(), in_control_groups()
+    machine, group = in_machine(meminfo), in_control_groups(root, membership)
     return machine if group is None or machine.left_bytes <= group.left_bytes else group
 
 
-def check_memory(size_bytes: int) -> None:
-    """Check that so much memory is left. If not, the error is ENOMEM, with both numbers.
+def check_memory(size_bytes: int, memory: MemoryLeft | None = None) -> None:
+    """Check that so much memory is left, by default of `memory_left()`. If not, the error is ENOMEM, with both numbers.
 
     Raises: OSError.
     """
-    memory = memory_left()
+    memory = memory or memory_left()
     if memory.left_bytes < size_bytes:
         raise not_enough(size_bytes, memory.left_bytes, memory.place)
 

@@ -34,6 +34,7 @@ from kvdepot.vllm.memory import share
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.resets import listen_for_resets
 from kvdepot.vllm.support import check_engine, warn_of_hashes
+from kvdepot.vllm.weights import EngineProcess, process_start
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         model_name = cache_identity(
             model_identity(
                 vllm_config,
-                engine_id=transfer.engine_id,
+                engine=EngineProcess(transfer.engine_id, process_start()),
                 vllm_version=vllm_version,
                 weights_name=self._config.model_name,
                 environment=os.environ,

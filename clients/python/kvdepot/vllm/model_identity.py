@@ -23,7 +23,7 @@ from kvdepot.vllm.neutral_settings import (
     MULTIMODAL_WITHOUT_EFFECT,
     ROPES_OF_ANY_LENGTH,
 )
-from kvdepot.vllm.weights import hub_name, weights_facts
+from kvdepot.vllm.weights import EngineProcess, hub_name, weights_facts
 
 MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
@@ -34,7 +34,7 @@ _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 
 
 def model_identity(
-    vllm_config: Any, *, engine_id: str, vllm_version: str, weights_name: str, environment: Mapping[str, str]
+    vllm_config: Any, *, engine: EngineProcess, vllm_version: str, weights_name: str, environment: Mapping[str, str]
 ) -> str:
     """Return the model's name with a digest of all that makes KV differ for equal tokens and equal geometry.
 
@@ -45,10 +45,10 @@ def model_identity(
     cache = vllm_config.cache_config
     facts = {
         "vllm": vllm_version,
-        "weights": weights_name or _weights(vllm_config, model, engine_id),
+        "weights": weights_name or _weights(vllm_config, model, engine),
         "model": _model(model),
         "loaded_by": _load(vllm_config.load_config, model),
-        "draft": _draft(vllm_config, engine_id),
+        "draft": _draft(vllm_config, engine),
         "cache": _settings(cache, CACHE_WITHOUT_EFFECT),
         "attention": _attention(vllm_config),
         "pipeline": [pipeline, environment.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
@@ -126,9 +126,9 @@ def _source(model: Any) -> str:
     return str(getattr(model, "model_weights", "") or model.model)
 
 
-def _weights(vllm_config: Any, model: Any, engine_id: str) -> list[Any]:
+def _weights(vllm_config: Any, model: Any, engine: EngineProcess) -> list[Any]:
     download_dir = getattr(vllm_config.load_config, "download_dir", None)
-    return weights_facts(_source(model), model.revision, download_dir, engine_id)
+    return weights_facts(_source(model), model.revision, download_dir, engine)
 
 
 def _load(load: Any, model: Any) -> list[Any]:
@@ -137,7 +137,7 @@ def _load(load: Any, model: Any) -> list[Any]:
     return [load_format, extra, str(model.seed) if "dummy" in load_format else ""]
 
 
-def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
+def _draft(vllm_config: Any, engine: EngineProcess) -> list[Any]:
     """Return the facts of the draft model if its layers are part of the KV cache."""
     speculative = vllm_config.speculative_config
     if speculative is None or (method := speculative.method) in _DRAFTS_WITHOUT_LAYERS:
@@ -145,7 +145,7 @@ def _draft(vllm_config: Any, engine_id: str) -> list[Any]:
     draft = getattr(speculative, "draft_model_config", None)
     if draft is None:
         return [method, str(speculative.model)]
-    return [method, _weights(vllm_config, draft, engine_id), _model(draft), str(getattr(speculative, "revision", None))]
+    return [method, _weights(vllm_config, draft, engine), _model(draft), str(getattr(speculative, "revision", None))]
 
 
 def _attention(vllm_config: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ def hub_name(model: str) -> str:
     return found["name"].replace("--", "/") if found else model
 
 
-def weights_facts(model: str, revision: str | None, download_dir: str | None, engine_id: str) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class EngineProcess:
+    """The process that loads the weights. It began at `start`, in seconds since the epoch."""
+
+    engine_id: str
+    start: float
+
+
+def weights_facts(model: str, revision: str | None, download_dir: str | None, engine: EngineProcess) -> list[Any]:
     """Return facts that identify the weights: the model's files, or its name and revision without files here.
 
-    If files changed after this process began, the engine may have loaded others. Then `engine_id` is part of the
+    If files changed after the engine's process began, the engine may have loaded others. Then its id is part of the
     result, so that the engine shares KV with no other one.
     """
     location = Path(model)
@@ -39,21 +48,21 @@ def weights_facts(model: str, revision: str | None, download_dir: str | None, en
         else:
             return [hub_name(model), str(revision)]
         facts: list[Any] = [content(path, MAX_READ_BYTES) for path in files]
-        late = [path.name for path in files if changed_after(path, _process_start())]
+        late = [path.name for path in files if changed_after(path, engine.start)]
     except OSError as error:
         logger.warning("the files of %s can't be read, so this engine shares no KV: %s", model, error)
-        return [hub_name(model), str(revision), engine_id]
+        return [hub_name(model), str(revision), engine.engine_id]
     if late:
         logger.warning(
             "files of %s changed while the engine started (%s), so it shares no KV until it is started again",
             model,
             ", ".join(late[:3]),
         )
-        facts.append(engine_id)
+        facts.append(engine.engine_id)
     return [hub_name(model), *facts]
 
 
-def _process_start() -> float:
+def process_start() -> float:
     """Return when this process began, in seconds since the epoch."""
     after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     since_boot_seconds = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
