@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure, Goal
-from telemetry.delivery import Delivery
+from telemetry.delivery import Delivery, Subscriber
 from telemetry.events import BlockAllocation, BlocksAllocated, Event, SessionEnded
 from telemetry.l0.fingerprints import PositionKeys, fingerprints
 from telemetry.l0.subscriber import L0Subscriber
@@ -157,16 +157,17 @@ def seconds_of_fingerprints(measured: Sequence[Event]) -> float:
     return time.perf_counter() - begin
 
 
-class _Subscriber:
+class _Subscriber(Subscriber):
     """The subscriber that is measured, as the bus calls it."""
 
     name = "l0"
 
     def __init__(self, handle: Handle) -> None:
-        self.handle = handle
+        self._handle = handle
 
-    def close(self) -> None:
-        """Do nothing: nothing is open."""
+    def handle(self, batch: Sequence[Event]) -> None:
+        """Pass the batch on."""
+        self._handle(batch)
 
 
 def peer(sample_rate: float) -> Handle | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Protocol, runtime_checkable
 
 from telemetry.events import Event
 from telemetry.rate_limit import RateLimit
@@ -20,7 +20,7 @@ SLOW_SECONDS = 0.1
 LOG_PERIOD_SECONDS = 60.0
 
 
-class Subscriber(Protocol):
+class Subscriber(ABC):
     """A receiver of events, on the event loop.
 
     Nothing else runs during `handle`, so it must be quick and must not wait. The bus chooses a batch size with which a
@@ -29,28 +29,24 @@ class Subscriber(Protocol):
 
     name: str
 
+    @abstractmethod
     def handle(self, batch: Sequence[Event]) -> None:
         """Take events. The events of one thread come in the order in which it published them."""
 
-    def close(self) -> None:
+    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
+        """Do what `handle` does, in steps. Between two steps others use the event loop.
+
+        For a subscriber that may need a long time for one event.
+        """
+        self.handle(batch)
+        yield
+
+    def close(self) -> None:  # noqa: B027 - most subscribers have nothing to close
         """Close. The bus has stopped, and no batch comes after this call."""
-        return
-
-
-@runtime_checkable
-class ClosesLater(Protocol):
-    """A subscriber whose `close` returns before it is closed."""
 
     async def closed(self) -> None:
-        """Wait until the subscriber is closed, for a bounded time."""
-
-
-@runtime_checkable
-class InSteps(Protocol):
-    """A subscriber that may need a long time for one event."""
-
-    def steps(self, batch: Sequence[Event]) -> Iterator[None]:
-        """Do what `handle` does, in steps. Between two steps others use the event loop."""
+        """Wait until the subscriber is closed, for a bounded time, if `close` returns before it is."""
+        return
 
 
 class Delivery:
@@ -100,8 +96,6 @@ class Delivery:
         await asyncio.gather(*map(self._closed, self.subscribers))
 
     async def _closed(self, subscriber: Subscriber) -> None:
-        if not isinstance(subscriber, ClosesLater):
-            return
         try:
             await subscriber.closed()
         except Exception:
@@ -109,7 +103,7 @@ class Delivery:
 
     def _hand(self, subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[float]:
         """Hand the batch to one subscriber, and yield the seconds that each step took."""
-        steps = subscriber.steps(batch) if isinstance(subscriber, InSteps) else _in_one_step(subscriber, batch)
+        steps = subscriber.steps(batch)
         is_done = False
         while not is_done:
             start = self._clock()
@@ -138,8 +132,3 @@ class Delivery:
                 *(message, subscriber.name, num_events, num_suppressed),
                 exc_info=level == logging.ERROR,
             )
-
-
-def _in_one_step(subscriber: Subscriber, batch: Sequence[Event]) -> Iterator[None]:
-    subscriber.handle(batch)
-    yield
