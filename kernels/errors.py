@@ -31,10 +31,11 @@ class AccessDenied(Exception):
 
 
 class BackendError(Exception):
-    """This machine lacks what the memory needs, or its device has failed.
+    """This machine lacks what the memory needs."""
 
-    The bytes that a failed transfer was to write are undefined.
-    """
+
+class DeviceFailed(Exception):
+    """The device failed in a transfer. The bytes that the transfer was to write are undefined."""
 
 
 class TransferCancelled(Exception):

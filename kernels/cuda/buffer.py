@@ -21,7 +21,7 @@ from kernels.cuda.steps import chunk_bytes
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.cuda.uploads import PlaneArrays, UploadBuffer, upload_planes
-from kernels.errors import BackendError, RegionError, TransferCancelled
+from kernels.errors import DeviceFailed, RegionError, TransferCancelled
 from kernels.plan import GroupPlan
 from kernels.transfer import Direction
 
@@ -78,7 +78,7 @@ class CudaBuffer:
         self.mapped_bytes = mapped_bytes
         self._l1 = l1
         self._resources = resources
-        self._failure: BackendError | None = None
+        self._failure: DeviceFailed | None = None
         planes = upload_planes(resources, plans, plane_addresses)
         self._workers: dict[Direction, StreamWorker] = {}
         for direction in Direction:
@@ -144,7 +144,7 @@ class CudaBuffer:
             on_failure=self._fail,
         )
 
-    def _fail(self, failure: BackendError) -> None:
+    def _fail(self, failure: DeviceFailed) -> None:
         if self._failure is None:
             self._failure = failure
             logger.error("an attachment has failed: %s", failure, exc_info=failure.__cause__)

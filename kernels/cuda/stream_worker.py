@@ -15,7 +15,7 @@ from kernels.cuda.staging_ring import StagingRing, StepEvents
 from kernels.cuda.steps import Step, num_steps, steps
 from kernels.cuda.transfer import CudaTransfer
 from kernels.cuda.uploads import UploadBuffer, UploadedCopies
-from kernels.errors import BackendError
+from kernels.errors import DeviceFailed
 
 MIN_PAUSE_SECONDS = 50e-6
 MAX_PAUSE_SECONDS = 1e-3
@@ -76,7 +76,7 @@ class StreamWorker:
         upload_buffers: Sequence[UploadBuffer],
         copies_per_upload: int,
         step_events: Sequence[StepEvents],
-        on_failure: Callable[[BackendError], None],
+        on_failure: Callable[[DeviceFailed], None],
     ) -> None:
         self._device = device
         self._ring = ring
@@ -178,7 +178,7 @@ class StreamWorker:
                 running.ready_event = self._device.open_event(running.transfer.ready_event)
             running.is_ready = self._device.has_happened(running.ready_event)
         except CudaError as error:
-            running.transfer.stop(BackendError(f"the ready_event can't be waited for: {error}"))
+            running.transfer.stop(DeviceFailed(f"the ready_event can't be waited for: {error}"))
         return running.is_ready
 
     def _upload(self, running: _Running) -> _Upload | None:
@@ -232,7 +232,7 @@ class StreamWorker:
                 transfer.ended[phase] = self._clock.read(end)
 
     def _fail(self, error: Exception) -> None:
-        failure = BackendError(str(error))
+        failure = DeviceFailed(str(error))
         failure.__cause__ = error
         self.stop(failure)
         self._on_failure(failure)

@@ -79,7 +79,7 @@ class TransferOwner:
             if self.lease is not None and self.lease.end is not None:
                 raise self.lease.error() from error
             raise SessionNotFound(self.session.instance_id, self.session.session_id) from error
-        except kernels.errors.BackendError as error:
+        except kernels.errors.DeviceFailed as error:
             raise attachment.fail(TransferFailed(str(error))) from error
         except kernels.errors.RegionError as error:
             raise attachment.fail(RegionUnavailable(str(error))) from error

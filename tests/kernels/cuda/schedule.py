@@ -12,7 +12,7 @@ from kernels.cuda.backend import CudaBackend
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import BackendError, RegionError, TransferCancelled
+from kernels.errors import BackendError, DeviceFailed, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Region
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
 from tests.kernels.reference import Engine, Shape
@@ -233,9 +233,9 @@ class AttachedEngine:
         """Compare the memory as soon as the future is done, because others may write it afterwards."""
         self._schedule.fake.streams.synchronize(self._schedule.fake.streams.thread, "main")
         error = request.transfer.future.exception()
-        if not isinstance(error, TransferCancelled | BackendError | None):
+        if not isinstance(error, TransferCancelled | DeviceFailed | None):
             self._schedule.problems.append(f"a transfer ended with {error!r}")
-        if isinstance(error, BackendError) and not self._schedule.may_fail:
+        if isinstance(error, DeviceFailed) and not self._schedule.may_fail:
             self._schedule.problems.append(f"a transfer failed: {error}")
         if not request.is_ready:
             self._check_blocks(request, "were touched by a transfer that had to wait")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kernels.cuda.transfer import CudaTransfer
-from kernels.errors import BackendError, TransferCancelled
+from kernels.errors import DeviceFailed, TransferCancelled
 from kernels.transfer import PhaseTime
 from tests.kernels.cuda.depot import STEPS_AHEAD, Attached
 
@@ -139,7 +139,7 @@ def test_what_failed_lasts_until_that_was_noticed(watch: Watch, fail_call: int) 
     watch.attached.fake.fail_call = fail_call
     lived_seconds = time.monotonic() - begin
     phases = watch.finish(transfer, "store")
-    assert isinstance(transfer.future.exception(0), BackendError)
+    assert isinstance(transfer.future.exception(0), DeviceFailed)
     assert list(phases) == ["wait", "gather", "copy"]
     assert min(end_of(phases[name]) for name in ("gather", "copy")) >= lived_seconds
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.copies import ChunkCopy
-from kernels.errors import BackendError, RegionError, TransferCancelled
+from kernels.errors import DeviceFailed, RegionError, TransferCancelled
 from tests.kernels.cuda.depot import LAYOUT, SECONDS, STEPS_AHEAD, Attached, CudaDepot
 from tests.kernels.reference import Engine
 
@@ -93,7 +93,7 @@ def test_a_worker_with_nothing_to_do_sleeps(attached: Attached) -> None:
 def test_an_event_that_does_not_exist_fails_its_request_alone(attached: Attached) -> None:
     transfer, other = attached.retrieve(1, bytes(64)), attached.retrieve(1)
     attached.advance("retrieve", 4)
-    with pytest.raises(BackendError, match="ready_event"):
+    with pytest.raises(DeviceFailed, match="ready_event"):
         transfer.future.result(SECONDS)
     other.future.result(SECONDS)
     attached.buffer.check_size()
@@ -143,7 +143,7 @@ def test_a_failure_ends_both_directions_of_its_attachment(attached: Attached) ->
     attached.advance("store")
     attached.advance("retrieve", 2)
     for transfer in (store, retrieve, attached.store(1), attached.retrieve(1)):
-        with pytest.raises(BackendError, match="was made to fail"):
+        with pytest.raises(DeviceFailed, match="was made to fail"):
             transfer.future.result(SECONDS)
     with pytest.raises(RegionError, match="was made to fail"):
         attached.buffer.check_size()
