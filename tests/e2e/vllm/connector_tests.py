@@ -27,17 +27,18 @@ from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
 from tests.fakes.waiting import wait_until
 
 DEPOT = os.environ["KVDEPOT_ADDRESS"]  # a real one
+OLD_MODEL = os.environ["KVDEPOT_OLD_MODEL"]  # a folder of weights that are older than this process
 Start = Callable[..., StubEngine]
 CACHES = KvCacheConfig(8, [Group(["layer.0"])])
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """`start("one")` starts an engine of a real depot, or of the one at an address."""
+    """`start("one")` starts an engine of a real depot, or of the one at an address. More are changes of its config."""
     engines: list[StubEngine] = []
 
-    def started(engine_id: str, address: str = DEPOT) -> StubEngine:
-        engines.append(StubEngine(address, engine_id))
+    def started(engine_id: str, address: str = DEPOT, **changes: Any) -> StubEngine:
+        engines.append(StubEngine(address, engine_id, **changes))
         return engines[-1]
 
     yield started
@@ -97,6 +98,21 @@ def test_prompt_that_one_engine_stored_is_loaded_by_another(start: Start) -> Non
     with DepotClient(DEPOT) as client:
         wait_until(lambda: client.get_status().num_sessions == 0)
         assert client.get_status().num_leases == 0
+
+
+def test_engines_share_kv_only_if_their_weights_are_older_than_they_are(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"written while the engines run")
+    for model, shares in ((OLD_MODEL, True), (str(tmp_path), False)):
+        one, two = (start(f"{name} of {model}", model_config__model=model) for name in ("one", "two"))
+        compute(one, prompt(7, "first"), [3, 9, 4, 20, 7])
+        request = prompt(7, "second")
+        if shares:
+            load(two, request, [5, 6, 8, 11])
+            assert two.failed == set()
+            assert torch.equal(two.cache[[5, 6, 8, 11]], one.cache[[3, 9, 4, 20]])
+            two.finish(request)
+        else:
+            compute(two, request, [5, 6, 8, 11, 12])
 
 
 def test_failed_load_is_reported_by_its_request(start: Start) -> None:

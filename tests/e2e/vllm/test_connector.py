@@ -15,13 +15,14 @@ TESTS = Path(__file__).with_name("connector_tests.py")
 STUB = REPOSITORY / "tests" / "fakes" / "vllm_package"
 
 
-def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str]) -> None:
+def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str], tmp_path: Path) -> None:
     pytest.importorskip("torch")  # the stub engine's KV caches are tensors
+    (tmp_path / "model.safetensors").write_bytes(b"older than the engines")
     address = start_server_process("--chunk-size", "8", "--l1-size", "16MiB")
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TESTS],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(STUB), "KVDEPOT_ADDRESS": address},
+        env={**os.environ, "PYTHONPATH": str(STUB), "KVDEPOT_ADDRESS": address, "KVDEPOT_OLD_MODEL": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
