@@ -11,22 +11,18 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /opt/client
+WORKDIR /opt/source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY clients clients
-RUN pip install --constraint constraints.txt '.[server]'
-WORKDIR /opt/kvdepot
-COPY LICENSE LICENSE
 COPY service service
 COPY kernels kernels
 COPY telemetry telemetry
-RUN python -m kernels.host.streaming_copy \
- && python -m compileall -q .
+RUN pip install --constraint constraints.txt '.[server]' \
+ && kvdepot precompile
 
 FROM build AS build-cuda
 # 12 for drivers from 525 on, 13 for those from 580 on.
 ARG CUDA=12
-WORKDIR /opt/client
 RUN pip install --constraint constraints.txt ".[server,cuda${CUDA}]"
 
 FROM python:${PYTHON}-slim-bookworm AS runtime
@@ -45,20 +41,18 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     CUPY_CACHE_DIR=/var/cache/kvdepot/cupy \
     CUDA_CACHE_PATH=/var/cache/kvdepot/cuda
-WORKDIR /opt/kvdepot
+WORKDIR /tmp
 EXPOSE 50051 9464
 # As numbers, so that Kubernetes can tell that it is not root.
 USER 10001:10001
 # Through the socket, which stays without TLS.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-m", "kvdepot.cli.health", "--address", "unix:/run/kvdepot/kvdepot.sock"]
-ENTRYPOINT ["python", "-m", "service"]
+ENTRYPOINT ["kvdepot"]
 CMD ["serve", "--listen", "0.0.0.0:50051", "--listen", "unix:/run/kvdepot/kvdepot.sock", "--prometheus-host", "0.0.0.0"]
 
 FROM runtime AS cuda
 COPY --from=build-cuda /opt/venv /opt/venv
-COPY --from=build-cuda /opt/kvdepot /opt/kvdepot
 
 FROM runtime AS cpu
 COPY --from=build /opt/venv /opt/venv
-COPY --from=build /opt/kvdepot /opt/kvdepot

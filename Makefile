@@ -6,7 +6,7 @@ GPU_PYTHON ?= python3
 GPU_PYTHON_VERSION ?= 3.12
 OUT ?= build/gpu-session
 VENV := .venv
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' clients/python/kvdepot/version.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
@@ -45,10 +45,10 @@ $(VENV)/.installed-cuda: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed-demo ## two engines share a prompt through the depot, on the CPU
-	@$(BIN)/python -m service demo
+	@$(BIN)/kvdepot demo
 
 run: $(VENV)/.installed ## start the server
-	@$(BIN)/python -m service serve
+	@$(BIN)/kvdepot serve
 
 build/servers/.installed:
 	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb

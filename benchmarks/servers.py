@@ -39,7 +39,7 @@ def depot(*flags: str) -> Iterator[Serving]:
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         unix = f"unix:{folder}/depot.sock"
         listen = ("--listen", unix, "--listen", "127.0.0.1:0")
-        with child("the depot", "-m", "service", "serve", *listen, *QUIET, *flags) as server:
+        with child("the depot", "-m", "kvdepot", "serve", *listen, *QUIET, *flags) as server:
             said = next(line for line in server.lines() if unix in line)
             server.drain()
             yield Serving(unix=unix, tcp=said.rpartition(" ")[2], pid=server.pid)

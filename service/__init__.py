@@ -1,3 +1,1 @@
-"""The server application; run with `python -m service`."""
-
-__version__ = "0.1.0"
+"""The server application; run with `kvdepot serve`."""

@@ -1,4 +1,4 @@
-"""`python -m service demo`: two engines share a prompt through a real depot, and their answers are compared."""
+"""`kvdepot demo`: two engines share a prompt through a real depot, and their answers are compared."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
-from service import __version__
+from kvdepot.version import __version__
 from service.access.access import Access
 from service.access.tenants import Tenants
 from service.depot.attach import Attacher

@@ -43,25 +43,27 @@ ORDER = {
         observability
         server
         demo doctor
-        __main__
+        commands
     """,
     "kvdepot": """
         *
         aio sync
         connector
         vllm cli
+        __main__
     """,
 }
 """Of each package, its folders and modules from the bottom up: one imports only what is in lines above its own, and
 itself. `*` is all that has no name in the table."""
 
-COMMANDS = ("service/__main__.py", "service/demo.py", "service/doctor/*")
+COMMANDS = ("service/commands.py", "service/demo.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 GENERATED = "kvdepot/v1/*"
 CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the ones that are encoded by hand
 # The server and the engines must agree about the memory that is left, and both draw sessions. Engines install only the
 # client, so these modules are the client's. They import nothing but the standard library.
-SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline")
+SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.version")
+PROGRAMS = ("*/__main__.py", "service/commands.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 
 
@@ -227,7 +229,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
         or (isinstance(node, ast.ImportFrom) and node.module == "os")
     }
-    assert readers == {"service/__main__.py", "kvdepot/cli/processes.py", CONNECTOR}
+    assert readers == {"service/commands.py", "kvdepot/cli/processes.py", CONNECTOR}
 
 
 PROBE = """
@@ -250,9 +252,7 @@ print(json.dumps({
 
 def names(package: str) -> list[str]:
     """Return the modules of a package, without the command line and the connector, which programs use."""
-    paths = [
-        path for path in MODULES if path.startswith(f"{package}/") and not matches(path, "*/__main__.py", CONNECTOR)
-    ]
+    paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, CONNECTOR)]
     return [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
 
 

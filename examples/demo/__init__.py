@@ -1,1 +1,1 @@
-"""Two engines that share a prompt through a depot; run by ``python -m service demo``."""
+"""Two engines that share a prompt through a depot; run by ``kvdepot demo``."""

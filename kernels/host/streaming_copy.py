@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -82,23 +84,43 @@ def best_copy() -> Copy:
 def built_library() -> Path:
     """Return the compiled library, which is compiled if it does not exist.
 
+    It lies beside the code, or in the user's cache if the user can't write there.
+
     Raises: OSError, subprocess.SubprocessError.
     """
-    source = SOURCE.read_bytes()
-    library = BUILT / f"streaming_copy-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
+    name = f"streaming_copy-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    if (BUILT / name).exists():
+        return BUILT / name
+    try:
+        BUILT.mkdir(exist_ok=True)
+        return _compiled(BUILT / name)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        folder = _own_folder()
+        return folder / name if (folder / name).exists() else _compiled(folder / name)
+
+
+def _own_folder() -> Path:
+    """Return a folder that this user alone can write, since a library from it is run.
+
+    Raises: PermissionError, or another OSError.
+    """
+    folder = Path("~/.cache/kvdepot").expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stat = folder.stat()
+    if stat.st_uid != os.geteuid() or stat.st_mode & 0o022:
+        raise PermissionError(f"other users can write {folder}")
+    return folder
+
+
+def _compiled(library: Path) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         raise OSError("there is no C compiler")
-    BUILT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / "made.so"
         command = (compiler, *FLAGS, "-o", str(made), str(SOURCE))
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
         made.replace(library)  # atomic, because other processes may compile at the same time
     return library
-
-
-if __name__ == "__main__":  # for an image, which has a compiler only while it is made
-    print(built_library())  # noqa: T201 - it is a command here

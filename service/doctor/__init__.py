@@ -1,1 +1,1 @@
-"""`python -m service doctor`: finds what would make an installation fail."""
+"""`kvdepot doctor`: finds what would make an installation fail."""

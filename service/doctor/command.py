@@ -29,7 +29,7 @@ _STYLES = {
 }
 
 
-def doctor(given: Mapping[str, Any], environment: Mapping[str, str], *, as_json: bool, strict: bool) -> None:
+def examine_and_exit(given: Mapping[str, Any], environment: Mapping[str, str], *, as_json: bool, strict: bool) -> None:
     """Examine this machine for the settings of `serve`, print the findings, and exit.
 
     The exit code is 0 if nothing fails, 1 if a check fails (with `strict` also for a warning), 2 for bad settings.
@@ -39,7 +39,7 @@ def doctor(given: Mapping[str, Any], environment: Mapping[str, str], *, as_json:
         settings = load_given(given)
     except BadSettings as error:
         what = "; ".join(str(error).splitlines())
-        findings = {"settings": failure(what, "see `python -m service serve --help`; nothing else was checked")}
+        findings = {"settings": failure(what, "see `kvdepot serve --help`; nothing else was checked")}
         code = BAD_SETTINGS
     else:
         findings = examine(gather(settings, environment), settings)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from service import __version__
+from kvdepot.version import __version__
 from service.observability.metrics import Measuring
 from service.observability.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
-from service import __version__
+from kvdepot.version import __version__
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.tenant_depots import TenantDepots

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
+from kvdepot.version import __version__
 from kvdepot.wire import Piece, parsed_store, serialised_retrieve, store_data
-from service import __version__
 from service.access.credentials import caller, has_certificate
 from service.depot.attach import Attacher
 from service.depot.depot import Depot

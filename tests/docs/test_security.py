@@ -27,7 +27,7 @@ def test_the_file_of_tenants_is_one() -> None:
 
 
 def test_flags_and_settings_are_the_servers() -> None:
-    (block,) = re.findall(r"```\n(python -m service serve.*?)```", PAGE, re.DOTALL)
+    (block,) = re.findall(r"```\n(kvdepot serve.*?)```", PAGE, re.DOTALL)
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", block)}
     named = {"unix_socket_mode", "unix_socket_owner", "tokens_over_plain_tcp", "open_reflection", "prometheus_port"}
     assert len(flags) == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from service.__main__ import app
+from kvdepot.cli.app import app
 from service.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs/settings.md"

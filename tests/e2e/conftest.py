@@ -46,7 +46,7 @@ async def client(server: Server) -> AsyncIterator[AsyncDepotClient]:
 
 @pytest.fixture
 def start_server_process() -> Iterator[Callable[..., str]]:
-    """`start_server_process("--chunk-size", "16")` runs `python -m service serve` until the test ends; its address."""
+    """`start_server_process("--chunk-size", "16")` runs `kvdepot serve` until the test ends; its address."""
     with ExitStack() as stack:
 
         def start(*flags: str) -> str:

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvdepot import DepotClient
+from kvdepot.cli.app import app
 from kvdepot.cli.processes import ChildFailed, child, server_process
 from service import demo
-from service.__main__ import app
 
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 

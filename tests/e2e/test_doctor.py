@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kernels.cuda.probe import CudaProbe, probe_cuda
-from service.__main__ import app
+from kvdepot.cli.app import app
 from service.doctor import addresses
 from service.doctor.examine import CHECKS, examine
 from service.doctor.facts import (

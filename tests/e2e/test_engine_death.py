@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from kvdepot import AsyncDepotClient
-from kvdepot.cli.processes import REPOSITORY
 from kvdepot.v1.cache_pb2 import MISS_REASON_RANK_MISSING, OPERATION_KIND_STORE, OUTCOME_OK
 from tests.e2e.conftest import Open
 from tests.e2e.engines import FAST, SLOW, SLOW_TOKENS, Site, attach, listening_pid, prompt, refused
 from tests.fakes.waiting import eventually
+
+REPOSITORY = Path(__file__).parents[2]
 
 LIMIT_SECONDS = 1.0
 

@@ -42,7 +42,7 @@ QUICKLY_SECONDS = 5.0  # for a call that takes a millisecond, with a machine tha
 
 
 class Depot:
-    """`python -m service serve` on a unix socket, with the output that is given to it."""
+    """`kvdepot serve` on a unix socket, with the output that is given to it."""
 
     def __init__(self, folder: Path, stdout: IO[bytes] | int, stderr: IO[bytes] | int, *flags: str) -> None:
         self.address = f"unix:{folder}/depot.sock"

@@ -1,4 +1,4 @@
-"""The log of `python -m service serve`: lines that a program can read, with their spans."""
+"""The log of `kvdepot serve`: lines that a program can read, with their spans."""
 
 from __future__ import annotations
 

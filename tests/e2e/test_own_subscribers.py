@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvdepot import AsyncDepotClient
-from service.__main__ import app
+from kvdepot.cli.app import app
 from service.server import Server
 from telemetry.events import Event, SessionStarted
 

@@ -33,14 +33,14 @@ from tests.e2e.servers import running_server
 from tests.fakes.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "service", "serve", "--prometheus-port", "0")
+COMMAND = (sys.executable, "-m", "kvdepot", "serve", "--prometheus-port", "0")
 CHUNK_SIZE = 16
 SHAPE = KvShape(num_layers=2, num_blocks=8, block_size=4, num_heads=2, head_size=8, dtype="float32")
 TIMEOUT_SECONDS = 30.0
 
 
 class ServerProcess:
-    """`python -m service serve`, and its output."""
+    """`kvdepot serve`, and its output."""
 
     def __init__(self, *flags: str) -> None:
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process

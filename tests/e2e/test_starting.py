@@ -17,7 +17,7 @@ from tests.e2e.servers import StartServer
 
 def test_a_server_warns_of_a_variable_that_is_nearly_a_setting() -> None:
     variables = {"KVDEPOT_L1_SIZ": "8GiB"}
-    arguments = ("-m", "service", "serve", "--listen", "127.0.0.1:0", *ANY_PORT, "--l1-size", "16MiB")
+    arguments = ("-m", "kvdepot", "serve", "--listen", "127.0.0.1:0", *ANY_PORT, "--l1-size", "16MiB")
     with child("the depot", *arguments, variables=variables) as server:
         next(server.lines())
         os.kill(server.pid, signal.SIGTERM)
@@ -25,7 +25,7 @@ def test_a_server_warns_of_a_variable_that_is_nearly_a_setting() -> None:
 
 
 def test_a_process_with_bad_settings_ends_with_2_and_a_line_for_each() -> None:
-    with child("the depot", "-m", "service", "serve", "--chunk-size", "0", "--log-level", "loud") as process:
+    with child("the depot", "-m", "kvdepot", "serve", "--chunk-size", "0", "--log-level", "loud") as process:
         assert list(process._output) == []
         failure = str(process.failure())
     assert "exit code 2" in failure

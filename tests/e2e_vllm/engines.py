@@ -154,7 +154,7 @@ async def running_engine(python: Path, log: Path, options: dict[str, Any], **var
 
 @dataclass(slots=True)
 class Server:
-    """`python -m service serve` on a unix socket."""
+    """`kvdepot serve` on a unix socket."""
 
     socket: Path
     log: Path
@@ -172,7 +172,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service", "serve", "--listen", self.address, "--prometheus-port", "0"),
+                *(sys.executable, "-m", "kvdepot", "serve", "--listen", self.address, "--prometheus-port", "0"),
                 *self.flags,
                 cwd=REPOSITORY,
                 stdout=log,

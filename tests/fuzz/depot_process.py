@@ -1,6 +1,6 @@
 """The depot that is fuzzed, in a process of its own: the real command line, with a socket through which it is audited.
 
-``python -m tests.fuzz.depot_process SOCKET SABOTAGE FLAG…`` takes the flags of ``python -m service serve``.
+``python -m tests.fuzz.depot_process SOCKET SABOTAGE FLAG…`` takes the flags of ``kvdepot serve``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import service.__main__ as command_line
+from kvdepot.cli.app import app
 from service.l1.pool import Pool
 from service.server import Server
 from tests.fuzz import audit, sabotage
@@ -95,7 +95,7 @@ def main() -> None:
 
     Server.running = audited  # type: ignore[method-assign, assignment]
     sabotage.install(kind)
-    command_line.app(["serve", *flags])
+    app(["serve", *flags])
 
 
 if __name__ == "__main__":

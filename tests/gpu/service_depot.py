@@ -27,7 +27,7 @@ class ServiceDepot:
         self.address = f"unix:{self._folder.name}/kvdepot.sock"
         self._metrics = f"127.0.0.1:{_free_port()}"
         port = self._metrics.partition(":")[2]
-        arguments = ("-m", "service", "serve", "--listen", self.address, "--prometheus-port", port, *flags)
+        arguments = ("-m", "kvdepot", "serve", "--listen", self.address, "--prometheus-port", port, *flags)
         self._child = Child("the depot", arguments, EMPTY)
         self._client: DepotClient | None = None
         self._lines: list[str] = []

@@ -8,10 +8,12 @@ import queue
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
-from kvdepot.cli.processes import REPOSITORY
 from tests.gpu.engine_process import end_process
+
+REPOSITORY = Path(__file__).parents[2]
 
 LIMIT_SECONDS = 60.0
 

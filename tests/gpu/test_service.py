@@ -47,7 +47,7 @@ DELAYS_SECONDS = (0.0, 0.001, 0.002, 0.003, 0.004)
 def packages(runtime: CupyRuntime) -> None:
     """Return the packages that the server imports."""
     try:
-        importlib.import_module("service.__main__")
+        importlib.import_module("service.commands")
     except ImportError as error:
         pytest.skip(f"the server's packages are missing (make gpu-wheels): {error}")
 
@@ -312,7 +312,7 @@ def test_regions_that_are_not_what_is_said_are_refused(
 
 
 def test_doctor_finds_nothing_wrong_with_cuda(packages: None) -> None:
-    arguments = ("-m", "service", "doctor", "--json", "--listen", "unix:/tmp/kvdepot-doctor.sock")
+    arguments = ("-m", "kvdepot", "doctor", "--json", "--listen", "unix:/tmp/kvdepot-doctor.sock")
     lines: list[str] = []
     with child("doctor", *arguments) as process, process.limit(SECONDS), suppress(ChildFailed):
         lines.extend(process.lines())  # it fails if anything else is wrong with this machine

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service import __version__
+from kvdepot.version import __version__
 from service.settings import Settings
 from tests.helm.conftest import CHART
 from tools.generate.chart_readme import Undescribed, read_values

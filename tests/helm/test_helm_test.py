@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from service.__main__ import app
+from kvdepot.cli.app import app
 from tests.helm.conftest import Install
 from tests.helm.releases import gpu
 

@@ -91,7 +91,7 @@ def test_with_credentials_the_notes_name_no_command_in_the_pod(install: Install)
 
 
 def test_the_doctor_is_given_the_pods_settings(default: Installed) -> None:
-    (config,) = re.findall(r"-- python -m service doctor --config (\S+)", default.notes)
+    (config,) = re.findall(r"-- kvdepot doctor --config (\S+)", default.notes)
     assert config == default.container["args"][-1]
 
 

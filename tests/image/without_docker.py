@@ -19,7 +19,7 @@ from pathlib import Path
 from dockerfile_parse import DockerfileParser
 
 OURS = re.compile(r"(?<![\w./-])/(?:opt|etc/kvdepot|run/kvdepot|var/cache/kvdepot|tmp)(?=[/\s:]|$)")
-RUN_HERE = {"python", "pip", "mkdir"}
+RUN_HERE = {"python", "pip", "mkdir", "kvdepot"}
 LEFT_OUT = {"apt-get", "rm", "groupadd", "useradd", "chown"}
 STEP_SECONDS = 900
 FROM_THE_HOST = ("PIP_CERT", "PIP_FIND_LINKS", "PIP_INDEX_URL", "SSL_CERT_FILE", "https_proxy", "HTTPS_PROXY")

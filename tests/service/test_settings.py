@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from service.__main__ import app
+from kvdepot.cli.app import app
 from service.l1.arena import HugePages
 from service.misspelt import misspelt
 from service.settings import BadSettings, LogLevel, Settings, load

@@ -11,7 +11,7 @@ _INTRODUCTION = f"""\
 {GENERATED}
 # Settings
 
-Each setting is a flag of `python -m service serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key
+Each setting is a flag of `kvdepot serve` (`--l1-size 64GiB`), a variable (`KVDEPOT_L1_SIZE=64GiB`) and a key
 of the YAML file that `--config` or `KVDEPOT_CONFIG` names (`l1_size: 64GiB`). A flag overrides a variable, a variable
 overrides the file. In the chart they are keys of `settings`, except those that the chart derives from other values.
 
@@ -21,7 +21,7 @@ texts; the variable of `subscriber` is one text or a JSON array of texts.
 
 An unknown setting or a bad value refuses the start, and the message names every fault. Settings are read once. The
 files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read again when they change.
-`python -m service doctor` checks the settings on a machine without starting anything.
+`kvdepot doctor` checks the settings on a machine without starting anything.
 """
 
 

@@ -19,18 +19,44 @@ comments of the .proto files are their manual. torch is never imported: only ten
 
 from __future__ import annotations
 
-from kvdepot.aio.attachment import AsyncAttachment
-from kvdepot.aio.client import AsyncDepotClient
-from kvdepot.credentials import Credentials
-from kvdepot.errors import DepotError, FieldViolation
-from kvdepot.layout import layouts
-from kvdepot.layout.shape import KvShape
-from kvdepot.memory import cuda
-from kvdepot.memory.shared_buffer import SharedBuffer
-from kvdepot.memory.shared_regions import SharedRegions
-from kvdepot.requests import allocation_record, block_table, hash_prefix, token_prefix
-from kvdepot.sync.attachment import Attachment
-from kvdepot.sync.client import DepotClient
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from kvdepot.version import __version__
+
+if TYPE_CHECKING:
+    from kvdepot.aio.attachment import AsyncAttachment
+    from kvdepot.aio.client import AsyncDepotClient
+    from kvdepot.credentials import Credentials
+    from kvdepot.errors import DepotError, FieldViolation
+    from kvdepot.layout import layouts
+    from kvdepot.layout.shape import KvShape
+    from kvdepot.memory import cuda
+    from kvdepot.memory.shared_buffer import SharedBuffer
+    from kvdepot.memory.shared_regions import SharedRegions
+    from kvdepot.requests import allocation_record, block_table, hash_prefix, token_prefix
+    from kvdepot.sync.attachment import Attachment
+    from kvdepot.sync.client import DepotClient
+
+# Imported when first used, so that a command which needs little of this starts quickly.
+_MODULES = {
+    "allocation_record": "kvdepot.requests",
+    "AsyncAttachment": "kvdepot.aio.attachment",
+    "AsyncDepotClient": "kvdepot.aio.client",
+    "Attachment": "kvdepot.sync.attachment",
+    "block_table": "kvdepot.requests",
+    "Credentials": "kvdepot.credentials",
+    "cuda": "kvdepot.memory.cuda",
+    "DepotClient": "kvdepot.sync.client",
+    "DepotError": "kvdepot.errors",
+    "FieldViolation": "kvdepot.errors",
+    "hash_prefix": "kvdepot.requests",
+    "KvShape": "kvdepot.layout.shape",
+    "layouts": "kvdepot.layout.layouts",
+    "SharedBuffer": "kvdepot.memory.shared_buffer",
+    "SharedRegions": "kvdepot.memory.shared_regions",
+    "token_prefix": "kvdepot.requests",
+}
 
 __all__ = [
     "AsyncAttachment",
@@ -43,6 +69,7 @@ __all__ = [
     "KvShape",
     "SharedBuffer",
     "SharedRegions",
+    "__version__",
     "allocation_record",
     "block_table",
     "cuda",
@@ -50,3 +77,16 @@ __all__ = [
     "layouts",
     "token_prefix",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_MODULES[name])
+    found = module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

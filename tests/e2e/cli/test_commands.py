@@ -1,4 +1,4 @@
-"""Every command that speaks to a depot starts quickly, on its own and as a command of the server's."""
+"""The command `kvdepot`: every command that speaks to a depot starts quickly, and the help names all."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kvdepot.cli import processes
-from kvdepot.cli.__main__ import app
-from kvdepot.cli.commands import NAMES
-from service.__main__ import app as service_app
+from kvdepot.cli import server_folder
+from kvdepot.cli.app import app
+from kvdepot.cli.processes import child
+from kvdepot.version import __version__
 
+CLIENT = server_folder.PACKAGE.parent
 SERVERS = {"service", "kernels", "telemetry", "opentelemetry", "uvloop", "pydantic_settings"}
+OF_CLIENT = ("status", "sessions", "health", "replay", "selftest")
+OF_SERVER = ("serve", "doctor", "precompile")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_command_explains_itself_in_both_places(name: str) -> None:
-    helps = [CliRunner().invoke(each, [name, "--help"], env={"COLUMNS": "200"}) for each in (app, service_app)]
-    assert [result.exit_code for result in helps] == [0, 0]
-    assert helps[0].output.partition("Usage: root")[2] == helps[1].output.partition("Usage: root")[2]
+def test_help_names_every_command_and_the_version() -> None:
+    listed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert listed.exit_code == 0
+    for name in (*OF_CLIENT, *OF_SERVER):
+        assert f" {name} " in listed.output
+    assert __version__ in listed.output
 
 
-def test_help_names_every_command() -> None:
-    for each in (app, service_app):
-        listed = CliRunner().invoke(each, ["--help"], env={"COLUMNS": "200"})
-        assert listed.exit_code == 0
-        for name in NAMES:
-            assert name in listed.output
+@pytest.mark.parametrize("name", [*OF_CLIENT, *OF_SERVER])
+def test_a_command_explains_itself(name: str) -> None:
+    explained = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+    assert explained.exit_code == 0
+    assert f" {name} [OPTIONS]" in explained.output
 
 
 def test_an_unknown_command_is_refused() -> None:
@@ -39,14 +42,41 @@ def test_an_unknown_command_is_refused() -> None:
     assert "No such command 'nothing'" in refused.output
 
 
+@pytest.mark.parametrize("words", [("-m", "kvdepot"), ("-c", "from kvdepot.cli.app import app; app()")])
+def test_the_version_is_told(words: tuple[str, ...]) -> None:
+    told = subprocess.run([sys.executable, *words, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"kvdepot {__version__}\n"
+
+
+def test_without_the_server_its_commands_are_not_listed_and_say_how_to_install_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server_folder, "PACKAGE", tmp_path / "a" / "b" / "c" / "kvdepot")
+    listed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert " status " in listed.output
+    assert " serve " not in listed.output
+    refused = CliRunner().invoke(app, ["serve", "--l1-size", "1GiB"])
+    assert refused.exit_code == 1
+    assert "pip install 'kvdepot[server]'" in refused.stderr
+
+
+def test_a_package_that_the_server_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "service.commands", raising=False)
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    refused = CliRunner().invoke(app, ["serve"])
+    assert refused.exit_code == 1
+    assert "uvloop" in refused.stderr
+    assert "pip install 'kvdepot[server]'" in refused.stderr
+
+
 def _imported(*arguments: str) -> set[str]:
     """Return the modules that a command has imported when it ends."""
     code = """
 import atexit, runpy, sys
 atexit.register(lambda: print(*sys.modules))
-runpy.run_module("kvdepot.cli", run_name="__main__")
+runpy.run_module("kvdepot", run_name="__main__")
 """
-    environment = {**os.environ, "PYTHONPATH": str(processes.REPOSITORY / "clients" / "python")}
+    environment = {**os.environ, "PYTHONPATH": str(CLIENT)}
     words = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     return set(ended.stdout.splitlines()[-1].split())
@@ -56,15 +86,15 @@ runpy.run_module("kvdepot.cli", run_name="__main__")
 def test_a_command_imports_neither_the_server_nor_numpy_nor_another_command(name: str, tmp_path: Path) -> None:
     imported = _imported(name, "--address", f"unix:{tmp_path}/absent.sock")
     assert f"kvdepot.cli.{name}" in imported
-    assert not {f"kvdepot.cli.{other}" for other in NAMES if other != name} & imported
+    assert not {f"kvdepot.cli.{other}" for other in OF_CLIENT if other != name} & imported
     assert not {*SERVERS, "numpy"} & {module.partition(".")[0] for module in imported}
 
 
-def test_a_depot_is_started_from_the_packages_that_run_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the image the client is installed, and the server lies in the working folder."""
-    folder = processes.REPOSITORY
-    monkeypatch.setattr(processes, "REPOSITORY", tmp_path)
-    with processes.child("a test", "-c", "import os, service; print(os.getcwd())") as process:
+def test_the_version_is_told_without_grpc() -> None:
+    assert not {"grpc", "numpy", *SERVERS} & {name.partition(".")[0] for name in _imported("--version")}
+
+
+def test_a_child_imports_the_server_and_runs_in_its_folder() -> None:
+    folder = server_folder.server_folder()
+    with child("a test", "-c", "import os, service; print(os.getcwd())") as process:
         assert list(process.lines()) == [str(folder)]

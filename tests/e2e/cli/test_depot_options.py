@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from service.__main__ import app
+from kvdepot.cli.app import app
 from tests.e2e.access.calling import write_tenants
 from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority

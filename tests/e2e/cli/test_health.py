@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from kvdepot.cli.processes import REPOSITORY
-from service.__main__ import app
+from kvdepot.cli.app import app
 from service.server import Server
 from tests.e2e.servers import StartServer
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def health(*arguments: str) -> Result:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvdepot.cli.processes import REPOSITORY, ChildFailed, child, server_process
+from kvdepot.cli.processes import ChildFailed, child, server_process
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def is_running(pid: int) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from kvdepot.cli.app import app
 from kvdepot.cli.request_trace import BLOCK_TOKENS
 from kvdepot.cli.trace_player import CHUNK_BYTES, ReplayFailed, replay_trace
-from service.__main__ import app
 
 L1_CHUNKS = 40
 

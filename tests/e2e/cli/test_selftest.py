@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import DepotClient
+from kvdepot.cli.app import app
 from kvdepot.cli.selftest import MODEL_NAME, ExitCode
 from kvdepot.v1 import cache_pb2
 from kvdepot.v1.cache_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
-from service.__main__ import app
 from tests.fakes.authority import Authority
 
 

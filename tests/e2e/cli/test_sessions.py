@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import Attachment, DepotClient, KvShape
+from kvdepot.cli.app import app
 from kvdepot.layout import layouts
-from service.__main__ import app
 
 GROUP = layouts.NL_X_NB_BS_HS.without_memory(
     KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")

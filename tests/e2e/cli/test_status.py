@@ -9,8 +9,8 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from kvdepot import DepotClient, KvShape, SharedBuffer
+from kvdepot.cli.app import app
 from kvdepot.layout import layouts
-from service.__main__ import app
 
 SHAPE = KvShape(num_layers=2, num_blocks=8, block_size=16, num_heads=2, head_size=16, dtype="float16")
 

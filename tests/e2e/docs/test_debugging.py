@@ -29,7 +29,7 @@ SOCKET = "/run/kvdepot.sock"
 TOKEN = "a-token"
 CHUNK_SIZE = 256
 COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay")
-RUN = ("buf curl ", "echo ", *(f"python -m service {command} " for command in COMMANDS_OF_OURS))
+RUN = ("buf curl ", "echo ", *(f"kvdepot {command} " for command in COMMANDS_OF_OURS))
 # What the pages suppose to be there.
 FILES = {
     "kvdepot.yaml": "l1_size: 16MiB\nlisten: 127.0.0.1:0\nprometheus_port: 0\n",
@@ -110,7 +110,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def serving(*flags: str) -> Iterator[str]:
     """Serve a depot during the block; yield its TCP address."""
     usual = ("--listen", "127.0.0.1:0", "--l1-size", "16MiB", "--log-level", "error")
-    with child("the depot", "-m", "service", "serve", *ANY_PORT, *usual, *flags) as server:
+    with child("the depot", "-m", "kvdepot", "serve", *ANY_PORT, *usual, *flags) as server:
         address = next(server.lines()).removeprefix("kvdepot serves on ").split(",")[0]
         server.drain()
         yield address

@@ -17,7 +17,7 @@ LAYOUT = layouts.NL_X_TWO_NB_BS_NH_HS
 
 
 def test_each_retrieve_is_a_line(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^    python -m service serve (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^    kvdepot serve (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)
     file = tmp_path / "retrieves.csv"
     flags = [flag.replace("retrieves.csv", str(file)) for flag in shlex.split(command)]
     flags += ["--l1-size", "8MiB", "--chunk-size", "32", "--prometheus-port", "0"]

@@ -31,11 +31,11 @@ def test_the_grpcurl_line_gets_an_answer(default: Installed, start_server_proces
 
 
 def test_the_command_for_a_pod_gets_an_answer(default: Installed, start_server_process: Callable[..., str]) -> None:
-    command = re.search(r"exec \S+ -- python (-m service status --address) (.*)", default.notes)
+    command = re.search(r"exec \S+ -- kvdepot (status --address) (.*)", default.notes)
     assert command is not None
     assert command.group(2) == default.settings["listen"][1]
     address = start_server_process("--l1-size", "16MiB")
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY / "clients" / "python")}
-    words = [sys.executable, *command.group(1).split(), address]
+    words = [sys.executable, "-m", "kvdepot", *command.group(1).split(), address]
     asked = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
     assert "serving" in asked.stdout

@@ -169,9 +169,7 @@ def test_the_charts_pods_run_in_it(cpu: Stage, container: Container, install: In
 
 
 def test_nothing_of_the_build_and_of_the_tests_is_in_it(cpu: Stage) -> None:
-    assert {path.name for path in Path(cpu.placed("/opt")).iterdir()} == {"venv", "kvdepot"}
-    inside = {path.name for path in Path(cpu.placed("/opt/kvdepot")).iterdir()}
-    assert inside == {"LICENSE", "build", "kernels", "service", "telemetry"}
+    assert {path.name for path in Path(cpu.placed("/opt")).iterdir()} == {"venv"}
     installed = {path.name.partition("-")[0].lower() for path in cpu.root.rglob("*.dist-info")}
     assert {"kvdepot", "grpcio"} <= installed
     assert not {"torch", "pytest", "hypothesis", "transformers"} & installed

@@ -11,14 +11,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
+from kvdepot.cli.server_folder import PACKAGE, server_folder
+
 ANY_PORT = ("--prometheus-port", "0")  # the default port is for the depot that the user runs
 EMPTY: Mapping[str, str] = MappingProxyType({})
-REPOSITORY = Path(__file__).parents[4]
 
 _END_SECONDS = 15.0
 _LAST_LINES = 15
@@ -41,9 +41,9 @@ class Child:
         self._limit_seconds: float | None = None
         # Settings in the environment are for the depot that the user runs, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
-        folder = _server_folder()
+        folder = server_folder() or Path.cwd()
         # The child also needs the user's own path, which may lead to packages that are not installed.
-        paths = (str(folder), str(folder / "clients" / "python"), environment.get("PYTHONPATH", ""))
+        paths = (str(folder), str(PACKAGE.parent), environment.get("PYTHONPATH", ""))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment.update(variables)
         self._process = subprocess.Popen(
@@ -142,7 +142,7 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         listen = f"unix:{folder}/kvdepot.sock"
-        with child("the depot", "-m", "service", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
+        with child("the depot", "-m", "kvdepot", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
             with server.limit(start_seconds):
                 if not any(listen in line for line in server.lines()):
                     raise server.failure()
@@ -162,9 +162,3 @@ def exit_on_terminate() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _server_folder() -> Path:
-    """Return the folder of the server's packages: the checkout's, or the one that this process was started with."""
-    found = None if (REPOSITORY / "service").is_dir() else find_spec("service")
-    return Path(found.origin).parents[1] if found is not None and found.origin is not None else REPOSITORY

@@ -1,39 +1,33 @@
-"""The command line: `python -m service serve|demo|doctor`, and the commands of `kvdepot.cli`."""
+"""The commands that need the server's packages: `kvdepot serve`, `kvdepot doctor` and `kvdepot precompile`."""
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvloop
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import of grpc: our own errors say what it can't bind
 
-from kvdepot.cli.commands import DepotCommands
-from service.demo import demo
-from service.doctor.command import doctor
+from kernels.host.streaming_copy import built_library
+from service.doctor.command import examine_and_exit
 from service.l1.arena import MemoryUnavailable
 from service.misspelt import misspelt
 from service.observability.output import Output
-from service.server import CannotListen, Server, serve
+from service.server import CannotListen, Server
+from service.server import serve as run_server
 from service.setting_options import load_given, with_setting_options
 from service.settings import BadSettings
 
-logger = logging.getLogger("service")  # __name__ is __main__ here
-
-app = typer.Typer(
-    cls=DepotCommands,
-    help="kvdepot: a node-local depot for the KV cache of LLM inference engines.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+logger = logging.getLogger(__name__)
 
 
-def serve_command(**given: Any) -> None:
+@with_setting_options
+def serve(**given: Any) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
     output = Output.detached()
     try:
@@ -41,14 +35,15 @@ def serve_command(**given: Any) -> None:
         output.log_as(settings)
         for variable, meant in misspelt(os.environ):
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
-        uvloop.run(serve(settings, ready=_say_ready, gauges=(output.read,)))
+        uvloop.run(run_server(settings, ready=_say_ready, gauges=(output.read,)))
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
     except (MemoryUnavailable, CannotListen) as error:
         _fail(str(error), code=1)
 
 
-def doctor_command(
+@with_setting_options
+def doctor(
     *,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Also exit with 1 for a warning.")] = False,
@@ -58,21 +53,22 @@ def doctor_command(
 
     Exits with 0 if nothing fails, with 1 if something does, with 2 for bad settings.
     """
-    doctor(given, os.environ, as_json=json_output, strict=strict)
+    examine_and_exit(given, os.environ, as_json=json_output, strict=strict)
+
+
+def precompile() -> None:
+    """Compile the copies on the host now. Else the first start does it, which needs a C compiler then."""
+    try:
+        library = built_library()
+    except (OSError, subprocess.SubprocessError) as error:
+        _fail(f"can't be compiled: {error}", code=1)
+    print(library)  # noqa: T201 - for scripts
 
 
 def _say_ready(server: Server) -> None:
     print(f"kvdepot serves on {', '.join(server.addresses)}", flush=True)  # noqa: T201 - for people and scripts
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"kvdepot: {message}", file=sys.stderr)  # noqa: T201 - no log exists yet
     raise typer.Exit(code)
-
-
-app.command("serve")(with_setting_options(serve_command))
-app.command("demo")(demo)
-app.command("doctor")(with_setting_options(doctor_command))
-
-if __name__ == "__main__":
-    app()

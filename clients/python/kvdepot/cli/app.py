@@ -1,0 +1,34 @@
+"""The command `kvdepot`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvdepot.cli.commands import Commands
+from kvdepot.version import __version__
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        print(f"kvdepot {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=f"kvdepot {__version__}",
+)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A node-local depot for the KV cache of LLM inference engines."""
