@@ -33,7 +33,6 @@ def cpu() -> Iterator[Stage]:
         pytest.skip("there is no C compiler, which the Dockerfile installs")
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:  # a short path, for the socket
         stage = Builder(REPOSITORY / "Dockerfile", REPOSITORY, Path(folder)).stage("cpu")
-        (stage.root / "tmp").mkdir()
         yield stage
 
 
