@@ -14,8 +14,8 @@ import yaml
 from typer.main import get_command
 
 from examples.compose.engine import LAYOUT, SHAPE, TURN_TOKENS, conversations, kv_of
-from service import __version__
-from service.__main__ import app
+from kvdepot import __version__
+from kvdepot.cli.app import app
 from service.units import parse_size
 from tests.image.without_docker import instructions
 
@@ -23,14 +23,18 @@ REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "examples" / "compose"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-MOUNTS = [(service, *mount.split(":")[:2]) for service, given in SERVICES.items() for mount in given.get("volumes", ())]
+MOUNTS: list[tuple[str, str, str]] = [
+    (service, mount.split(":")[0], mount.split(":")[1])
+    for service, given in SERVICES.items()
+    for mount in given.get("volumes", ())
+]
 
 
 def mounted(service: str, path: str) -> Path:
     """Return the file or folder of the repository that a service has at a path."""
     for of, source, target in MOUNTS:
         if of == service and (path == target or path.startswith(f"{target}/")):
-            return FOLDER / source / path.removeprefix(target).lstrip("/")
+            return Path(FOLDER / source / path.removeprefix(target).lstrip("/"))
     raise AssertionError(f"{service} has nothing at {path}")
 
 

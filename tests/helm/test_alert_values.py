@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.helm.conftest import Install, Installed
-from tests.helm.test_alerts import ALERTS, RECORDED
+from tests.helm.test_alerts import ALERTS, RECORDED, RUNBOOK
 from tools.generate.chart_alerts import THRESHOLD
 
 WITH_THRESHOLD = [name for name, rule in ALERTS.items() if THRESHOLD.search(rule["expr"])]
@@ -114,6 +114,14 @@ def test_runbooks_are_where_the_team_has_them(install: Install, base: str, url: 
     found = alerts(install({"alerts": {"runbookBaseUrl": base}}))
     assert found["KvdepotDown"]["annotations"]["runbook_url"] == url
     assert all(rule["annotations"]["runbook_url"].startswith(base) for rule in found.values())
+
+
+def test_the_example_of_the_operators_manual_works(install: Install) -> None:
+    (text,) = re.findall(r"```yaml\n(alerts:.*?)```", RUNBOOK.read_text(), re.DOTALL)
+    found = alerts(install(yaml.safe_load(text)))
+    assert "KvdepotLeasesExpire" not in found
+    assert "> 0.5 # threshold" in found["KvdepotL1TooSmall"]["expr"]
+    assert found["KvdepotDown"]["labels"]["severity"] == "critical"
 
 
 def test_groups_of_ones_own_come_last(install: Install) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from service.units import parse_size
-from tests.helm.conftest import CHART, Install, Installed
+from tests.helm.conftest import CHART, REPOSITORY, Install, Installed
 
 PROFILES = yaml.safe_load((CHART / "profiles.yaml").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -65,6 +65,19 @@ def test_given_values_override_the_profile_even_if_they_are_false_or_0(install: 
     assert release.container["resources"]["requests"] == {"cpu": "2", "memory": "3Gi"}
     assert not [volume for volume in release.pod["volumes"] if "hostPath" in volume]
     assert "hostPID" not in release.pod
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_operators_manual_has_the_sizes(name: str) -> None:
+    page = (REPOSITORY / "docs/operations.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.strip().startswith(f"| `{name}`")]
+    _, _, _, memory, cpus, access, *_ = map(str.strip, row.split("|"))
+    sizes = [parse_size(text.removesuffix(" of L1").replace(" ", "")) for text in memory.split(" + ")]
+    profile = PROFILES[name]
+    assert sizes == [parse_size(profile["settings"]["l1_size"]), parse_size(profile["memoryBesideL1"])]
+    assert cpus == profile["cpus"]
+    words = {"hostPID": "PIDs", "unixSocket": "socket", "sharedMemory": "/dev/shm"}
+    assert access == (", ".join(word for value, word in words.items() if profile["hostAccess"][value]) or "none")
 
 
 @pytest.mark.parametrize("path", sorted((CHART / "templates").rglob("*.*")), ids=lambda path: path.name)

@@ -22,9 +22,9 @@ RULES = FOLDER / "../../helm/kvdepot/rules/alerts.yaml"
 
 
 def depot(address: str, metrics_port: int = 0) -> AbstractContextManager[Child]:
-    """Run the depot of the compose file at an address of its own."""
-    flags = ["--listen", address, "--prometheus-port", str(metrics_port)]
-    return child("the depot", "-m", "service", *arguments("depot"), *flags)
+    """Run the depot of the compose file. Its address is a variable, as in the image."""
+    variables = {"KVDEPOT_LISTEN": address, "KVDEPOT_PROMETHEUS_PORT": str(metrics_port)}
+    return child("the depot", "-m", "kvdepot", *arguments("depot"), variables=variables)
 
 
 def engine(address: str, *flags: str) -> AbstractContextManager[Child]:
