@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -72,6 +74,15 @@ def test_every_key_has_a_comment() -> None:
 def test_a_comment_of_several_lines_and_a_map_without_comments_within() -> None:
     (value,) = read_values("# One\n# two.\na:\n  b: [1]\n")
     assert (value.comment, value.default, value.children) == ("One two.", '{"b": [1]}', ())
+
+
+def test_helm_lint_finds_nothing() -> None:
+    lint = f"print(asyncio.run(Lint(Configuration('kv', 'kind: Config')).run({str(CHART)!r}))['Messages'])"
+    code = f"import asyncio; from helm_sdkpy import Configuration, Lint; {lint}"
+    linted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if "HelmLibraryNotFound" in linted.stderr or "ModuleNotFoundError" in linted.stderr:
+        pytest.skip("the Helm engine can't be loaded")
+    assert linted.stdout == "None\n", linted.stderr
 
 
 def test_the_charts_version_is_the_servers() -> None:
