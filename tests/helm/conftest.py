@@ -98,7 +98,7 @@ def installed(cluster: FakeCluster, release: dict[str, Any]) -> Installed:
     """Return a cluster's objects with the release's notes and tests."""
     tests = [yaml.safe_load(hook["manifest"]) for hook in release.get("hooks", ())]
     objects = {name: _without_helms_annotations(manifest) for name, manifest in cluster.objects.items()}
-    return Installed(objects=objects, notes=release["info"]["notes"], tests=tests)
+    return Installed(objects=objects, notes=release["info"].get("notes", ""), tests=tests)
 
 
 def _without_helms_annotations(manifest: Manifest) -> Manifest:

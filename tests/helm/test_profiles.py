@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from service.units import parse_size
-from tests.helm.conftest import CHART, REPOSITORY, Install, Installed
+from tests.helm.conftest import CHART, REPOSITORY, Install, Installed, installed
+from tests.helm.fake_cluster import fake_cluster
+from tests.helm.helm_engine import Helm
 
 PROFILES = yaml.safe_load((CHART / "profiles.yaml").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -109,3 +113,15 @@ def test_the_notes_say_what_was_chosen(install: Install, values: dict[str, Any],
     assert notes[1] == second
     counts = "  kubectl --namespace inference get daemonset/kv-kvdepot" in notes
     assert counts == (values["profile"] == "gpu")
+
+
+def test_in_a_parent_chart_the_profile_and_the_shared_registry_count(helm: Helm, tmp_path: Path) -> None:
+    parent = tmp_path / "platform"
+    shutil.copytree(CHART, parent / "charts" / "kvdepot")
+    (parent / "Chart.yaml").write_text("{apiVersion: v2, name: platform, version: 1.0.0}")
+    values = {"global": {"imageRegistry": "mirror.local", "other": 1}, "kvdepot": {"profile": "try"}}
+    with fake_cluster() as cluster:
+        (release,) = helm.install(str(parent), "p", cluster.kubeconfig, [values])
+        found = installed(cluster, release)
+    assert found.container["image"].startswith("mirror.local/kvdepot:")
+    assert found.settings["l1_size"] == "1GiB"
