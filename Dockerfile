@@ -33,6 +33,8 @@ RUN groupadd --gid 10001 kvdepot \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin kvdepot \
  && mkdir -p /run/kvdepot /var/cache/kvdepot \
  && chown 10001:10001 /run/kvdepot /var/cache/kvdepot
+# The addresses are variables, so that `docker run IMAGE serve --l1-size 8GiB` keeps them. They override a --config file; a
+# flag or `--env` overrides them.
 # Nothing is written but to /run/kvdepot, /var/cache/kvdepot and /tmp: the rest may be read-only. CuPy and the driver keep
 # compiled kernels in the cache.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -40,7 +42,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     CUPY_CACHE_DIR=/var/cache/kvdepot/cupy \
-    CUDA_CACHE_PATH=/var/cache/kvdepot/cuda
+    CUDA_CACHE_PATH=/var/cache/kvdepot/cuda \
+    KVDEPOT_LISTEN=0.0.0.0:50051,unix:/run/kvdepot/kvdepot.sock \
+    KVDEPOT_PROMETHEUS_HOST=0.0.0.0
 WORKDIR /tmp
 EXPOSE 50051 9464
 # As numbers, so that Kubernetes can tell that it is not root.
@@ -49,7 +53,7 @@ USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-m", "kvdepot.cli.health", "--address", "unix:/run/kvdepot/kvdepot.sock"]
 ENTRYPOINT ["kvdepot"]
-CMD ["serve", "--listen", "0.0.0.0:50051", "--listen", "unix:/run/kvdepot/kvdepot.sock", "--prometheus-host", "0.0.0.0"]
+CMD ["serve"]
 
 FROM runtime AS cuda
 COPY --from=build-cuda /opt/venv /opt/venv

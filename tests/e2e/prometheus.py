@@ -47,15 +47,18 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(folder: Path, *targets: str) -> AsyncIterator[Prometheus]:
-    """Run a Prometheus that scrapes targets ten times a second, with its data in a folder, during the block."""
-    config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(targets=json.dumps(targets)))
+async def prometheus(folder: Path, *targets: str, config: str = "") -> AsyncIterator[Prometheus]:
+    """Run a Prometheus with its data in a folder, during the block.
+
+    It scrapes targets ten times a second, or as its configuration says.
+    """
+    file = folder / "prometheus.yml"
+    file.write_text(config or CONFIG.format(targets=json.dumps(targets)))
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     process: Any = await asyncio.create_subprocess_exec(
         "prometheus",
-        f"--config.file={config}",
+        f"--config.file={file}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
         stdout=subprocess.DEVNULL,

@@ -61,13 +61,13 @@ class Installed:
     @property
     def container(self) -> Manifest:
         """The depot's container."""
-        (found,) = self.pod["containers"]
+        (found,) = [container for container in self.pod["containers"] if container["name"] == "depot"]
         return dict(found)
 
     @property
     def config(self) -> str:
         """The settings file."""
-        (config,) = [found for found in self.of("ConfigMap") if "settings.yaml" in found["data"]]
+        (config,) = [found for found in self.of("ConfigMap") if "settings.yaml" in found.get("data", {})]
         return str(config["data"]["settings.yaml"])
 
     @property
@@ -77,6 +77,9 @@ class Installed:
 
 
 Install = Callable[..., Installed]
+
+BASE = {"profile": "try", "kind": "DaemonSet"}
+"""What tests that choose no profile get: a small depot on each node, without access to the node."""
 
 
 @pytest.fixture(scope="session")
@@ -95,11 +98,11 @@ def installed(cluster: FakeCluster, release: dict[str, Any]) -> Installed:
     """Return a cluster's objects with the release's notes and tests."""
     tests = [yaml.safe_load(hook["manifest"]) for hook in release.get("hooks", ())]
     objects = {name: _without_helms_annotations(manifest) for name, manifest in cluster.objects.items()}
-    return Installed(objects=objects, notes=release["info"]["notes"], tests=tests)
+    return Installed(objects=objects, notes=release["info"].get("notes", ""), tests=tests)
 
 
 def _without_helms_annotations(manifest: Manifest) -> Manifest:
-    annotations = manifest["metadata"]["annotations"].items()
+    annotations = manifest["metadata"].get("annotations", {}).items()
     kept = {name: value for name, value in annotations if not name.startswith("meta.helm.sh/")}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": kept}}
 
@@ -115,8 +118,10 @@ def install(helm: Helm) -> Install:
         version: str = "1.37",
         api_versions: Iterable[str] = tuple(KINDS),
     ) -> Installed:
+        given = values or {}
         with fake_cluster(version, api_versions) as cluster:
-            (release,) = helm.install(str(CHART), name, cluster.kubeconfig, [values or {}])
+            chosen = given if "profile" in given else BASE | given
+            (release,) = helm.install(str(CHART), name, cluster.kubeconfig, [chosen])
             return installed(cluster, release)
 
     return run
@@ -124,7 +129,7 @@ def install(helm: Helm) -> Install:
 
 @pytest.fixture(scope="session")
 def default(install: Install) -> Installed:
-    """A release with no values given."""
+    """A release with no values given but `BASE`."""
     return install()
 
 

@@ -19,7 +19,11 @@ KINDS = {
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "resource.k8s.io/v1": {"resourceclaimtemplates": "ResourceClaimTemplate"},
     "resource.k8s.io/v1beta2": {"resourceclaimtemplates": "ResourceClaimTemplate"},
-    "monitoring.coreos.com/v1": {"servicemonitors": "ServiceMonitor", "prometheusrules": "PrometheusRule"},
+    "monitoring.coreos.com/v1": {
+        "servicemonitors": "ServiceMonitor",
+        "podmonitors": "PodMonitor",
+        "prometheusrules": "PrometheusRule",
+    },
 }
 WITHOUT_OPERATOR = tuple(group for group in KINDS if not group.startswith("monitoring"))
 

@@ -14,7 +14,7 @@ import yaml
 from kubernetes_validate import ValidationError, validate
 
 from service.settings import Settings, load
-from tests.helm.conftest import CHART, CI_FILES, Install, Installed, Manifest, installed
+from tests.helm.conftest import BASE, CHART, CI_FILES, Install, Installed, Manifest, installed
 from tests.helm.fake_cluster import KINDS, WITHOUT_OPERATOR, fake_cluster
 from tests.helm.helm_engine import Helm
 
@@ -24,8 +24,11 @@ VERSIONS = {
     "1.33": tuple(group for group in KINDS if group != "resource.k8s.io/v1"),
     "1.37": tuple(KINDS),
 }
-OF_THE_OPERATOR = {"ServiceMonitor", "PrometheusRule"}
-CASES = {"default": {}} | {path.stem.removesuffix("-values"): yaml.safe_load(path.read_text()) for path in CI_FILES}
+OF_THE_OPERATOR = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+PROFILES = yaml.safe_load((CHART / "profiles.yaml").read_text())
+CASES = {f"profile {name}": {"profile": name} for name in PROFILES} | {
+    path.stem.removesuffix("-values"): yaml.safe_load(path.read_text()) for path in CI_FILES
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,10 +96,10 @@ def test_references_within_the_pods_resolve(release: Installed) -> None:
         assert len(set(volumes)) == len(volumes)
         used, claims = set(), set()
         for container in (*pod["containers"], *pod.get("initContainers", ())):
-            mounts = container["volumeMounts"]
+            mounts = container.get("volumeMounts", ())
             assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
             used |= {mount["name"] for mount in mounts}
-            claims |= {claim["name"] for claim in container["resources"].get("claims", ())}
+            claims |= {claim["name"] for claim in container.get("resources", {}).get("claims", ())}
         assert used == set(volumes)
         if pod is release.pod:
             assert claims == {claim["name"] for claim in pod.get("resourceClaims", ())}
@@ -127,15 +130,24 @@ def test_selectors_choose_the_depots_and_nothing_else(release: Installed) -> Non
     ports = {port["name"] for port in release.container["ports"]}
     for service in release.of("Service"):
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for monitor in release.of("PodMonitor"):
+        assert selects(monitor["spec"]["selector"]["matchLabels"], labels)
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
     for monitor in release.of("ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"]
         (service,) = [found for found in release.of("Service") if selects(wanted, found["metadata"]["labels"])]
         assert [port["name"] for port in service["spec"]["ports"]] == [monitor["spec"]["endpoints"][0]["port"]]
 
 
+OWN_OBJECTS = {"depot-audit", "kv-depot-more"}  # of extraObjects
+
+
 def test_labels_are_those_that_tools_know(release: Installed) -> None:
     for manifest in release.all:
-        labels = manifest["metadata"]["labels"]
+        labels = manifest["metadata"].get("labels", {})
+        if "app.kubernetes.io/name" not in labels:
+            assert manifest["metadata"]["name"] in OWN_OBJECTS
+            continue
         assert {f"app.kubernetes.io/{name}" for name in ("name", "instance", "version", "managed-by")} <= labels.keys()
         assert all(len(value) <= 63 for value in labels.values())
         assert len(manifest["metadata"]["name"]) <= 63
@@ -143,11 +155,11 @@ def test_labels_are_those_that_tools_know(release: Installed) -> None:
 
 def test_upgrades_lead_to_what_an_install_makes(helm: Helm, install: Install) -> None:
     """Upgrade from each case to the next and back: objects that the new values do not want are gone."""
-    chain = [*CASES, "default"]
+    chain = [*CASES, "profile try"]
     with fake_cluster() as cluster:
         *_, last = helm.install(str(CHART), "kv", cluster.kubeconfig, [CASES[case] for case in chain])
         after = installed(cluster, last)
-    assert plain(after.objects) == plain(install().objects)
+    assert plain(after.objects) == plain(install(CASES["profile try"]).objects)
 
 
 def plain(objects: dict[tuple[str, str], Manifest]) -> dict[tuple[str, str], Any]:
@@ -157,7 +169,8 @@ def plain(objects: dict[tuple[str, str], Manifest]) -> dict[tuple[str, str], Any
 
 
 def test_an_upgrade_of_the_settings_replaces_the_pods_and_no_change_does_not(helm: Helm) -> None:
-    def checksum(*values: Manifest) -> str:
+    def checksum(*changes: Manifest) -> str:
+        values = [BASE | change for change in changes]
         with fake_cluster() as cluster:
             *_, last = helm.install(str(CHART), "kv", cluster.kubeconfig, values)
             template = installed(cluster, last).workload["spec"]["template"]
@@ -169,7 +182,7 @@ def test_an_upgrade_of_the_settings_replaces_the_pods_and_no_change_does_not(hel
 
 def test_without_the_operator_there_is_nothing_of_it(install: Install) -> None:
     assert not {kind for kind, _ in install(api_versions=WITHOUT_OPERATOR).objects} & OF_THE_OPERATOR
-    assert {kind for kind, _ in install().objects} >= OF_THE_OPERATOR
+    assert {kind for kind, _ in install().objects} >= {"ServiceMonitor", "PrometheusRule"}
 
 
 def test_the_rules_are_what_prometheus_takes(release: Installed, promtool: str, tmp_path: Path) -> None:

@@ -37,16 +37,42 @@ def test_objects_of_the_operator(install: Install, kind: str) -> None:
     assert install({"metrics": {value: "auto"}}, api_versions=with_operator).of(kind)
     assert not install({"metrics": {value: "auto"}}, api_versions=core).of(kind)
     assert not install({"metrics": {value: "never"}}, api_versions=with_operator).of(kind)
-    labelled = install({"metrics": {value: "always", "labels": {"release": "p"}, "interval": "5s"}})
+    labelled = install({"metrics": {value: "always", "labels": {"release": "p"}}})
     assert labelled[kind]["metadata"]["labels"]["release"] == "p"
 
 
-def test_prometheus_scrapes_at_the_given_interval_under_the_alerts_job_name(install: Install) -> None:
-    (endpoint,) = install({"metrics": {"interval": "7s"}})["ServiceMonitor"]["spec"]["endpoints"]
-    assert endpoint["interval"] == "7s"
-    relabelled = {rule["targetLabel"]: rule for rule in endpoint["relabelings"]}
-    assert relabelled["job"]["replacement"] == "kvdepot"
-    assert relabelled["node"]["sourceLabels"] == ["__meta_kubernetes_pod_node_name"]
+@pytest.mark.parametrize(
+    ("kind", "endpoints", "values"),
+    [
+        ("ServiceMonitor", "endpoints", {}),
+        ("PodMonitor", "podMetricsEndpoints", {"serviceMonitor": "never", "podMonitor": "auto"}),
+    ],
+)
+def test_prometheus_scrapes_as_given_under_the_alerts_job_name(
+    install: Install, kind: str, endpoints: str, values: Manifest
+) -> None:
+    ours = {"targetLabel": "cluster", "replacement": "east"}
+    given = {"interval": "7s", "scrapeTimeout": "3s", "honorLabels": True, "metricRelabelings": [{"action": "drop"}]}
+    release = install({"metrics": {**values, "endpoint": {**given, "relabelings": [ours]}}})
+    assert [found for found, _ in release.objects if found.endswith("Monitor")] == [kind]
+    (endpoint,) = release[kind]["spec"][endpoints]
+    job, node, last = endpoint.pop("relabelings")
+    assert endpoint == {"port": "metrics", **given}
+    assert (job["targetLabel"], job["replacement"]) == ("job", "kvdepot")
+    assert (node["targetLabel"], node["sourceLabels"]) == ("node", ["__meta_kubernetes_pod_node_name"])
+    assert last == ours
+
+
+def test_without_the_operator_annotations_tell_prometheus_what_to_scrape(install: Install, default: Installed) -> None:
+    def annotations(release: Installed) -> dict[str, str]:
+        found = release.workload["spec"]["template"]["metadata"]["annotations"]
+        return {name: value for name, value in found.items() if name.startswith("prometheus.io/")}
+
+    told = {"prometheus.io/scrape": "true", "prometheus.io/port": "6001", "prometheus.io/path": "/metrics"}
+    assert annotations(install({"metrics": {"scrapeAnnotations": True, "port": 6001}})) == told
+    assert annotations(default) == {}
+    unserved = {"metrics": {"scrapeAnnotations": True}, "settings": {"disable_metrics": True}}
+    assert annotations(install(unserved)) == {}
 
 
 def test_the_dashboards_arrive_as_they_are(install: Install, default: Installed) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.conftest import CHART, Install
+from tests.helm.conftest import BASE, CHART, Install
 from tests.helm.fake_cluster import KINDS, fake_cluster
 from tests.helm.helm_engine import Helm, HelmFailed
 from tools.generate.chart_schema import SET_BY_THE_CHART
@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such level": ({"settings": {"log_level": "loud"}}, "at '/settings/log_level': value must be one of 'debug'"),
     "no size": ({"settings": {"l1_size": "plenty"}}, "at '/settings/l1_size': 'plenty' does not match pattern"),
     "no duration": ({"settings": {"lease_ttl": "1y"}}, "at '/settings/lease_ttl': '1y' does not match pattern"),
-    "no L1 at all": ({"settings": {"l1_size": None}}, "at '/settings': missing property 'l1_size'"),
+    "no time to drain": ({"settings": {"drain_timeout": None}}, "at '/settings': missing property 'drain_timeout'"),
     "no size beside L1": ({"memoryBesideL1": "some"}, "at '/memoryBesideL1': 'some' does not match pattern"),
     "a GPU mode that is none": (
         {"gpu": {"mode": "cuda"}},
@@ -56,6 +56,43 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"metrics": {"serviceMonitor": True}},
         "at '/metrics/serviceMonitor': got boolean, want string",
     ),
+    "no profile": ({"profile": ""}, "profile: it is empty, so nothing says how much memory of which nodes"),
+    "a profile that is none": ({"profile": "tiny"}, "at '/profile': value must be one of '', 'gpu', 'cpu', 'try'"),
+    "a grace period that cuts off the drain": (
+        {"terminationGracePeriodSeconds": 30, "settings": {"drain_timeout": "1m"}},
+        "terminationGracePeriodSeconds: 30 is too short; the depot needs settings.drain_timeout, 1m, and 10 seconds",
+    ),
+    "no time to end": ({"terminationGracePeriodSeconds": 0}, "terminationGracePeriodSeconds: 0 is too short"),
+    "a second depot on the same socket": (
+        {"hostAccess": {"unixSocket": True}, "updateStrategy": {"rollingUpdate": {"maxSurge": "25%"}}},
+        "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one would take the socket",
+    ),
+    "a strategy of the other kind": ({"updateStrategy": {"type": "Recreate"}}, "updateStrategy.type: a DaemonSet has"),
+    "two monitors": ({"metrics": {"podMonitor": "auto"}}, "set metrics.serviceMonitor: never"),
+    "an endpoint with another port": (
+        {"metrics": {"endpoint": {"port": "grpc"}}},
+        "metrics.endpoint: the chart sets the port itself; use metrics.port",
+    ),
+    "a flag from which other objects follow": (
+        {"extraArgs": ["--l1-size=64GiB"]},
+        "extraArgs: --l1-size: other objects follow from it; set settings.l1_size",
+    ),
+    "a variable of the chart": (
+        {"extraEnv": [{"name": "KVDEPOT_LISTEN", "value": ":1"}]},
+        "extraEnv: the chart sets KVDEPOT_LISTEN itself",
+    ),
+    "an alert that is none": (
+        {"alerts": {"rules": {"KvdepotDwn": {"enabled": False}}}},
+        "at '/alerts/rules': additional properties 'KvdepotDwn' not allowed",
+    ),
+    "a threshold of an alert without one": (
+        {"alerts": {"rules": {"KvdepotDown": {"threshold": 1}}}},
+        "at '/alerts/rules/KvdepotDown': additional properties 'threshold' not allowed",
+    ),
+    "a duration that is none": (
+        {"alerts": {"rules": {"KvdepotDown": {"for": "soon"}}}},
+        "at '/alerts/rules/KvdepotDown/for': 'soon' does not match pattern",
+    ),
     "GPUs without their processes": (
         {**GPU, "hostAccess": {"unixSocket": True}},
         "gpu.mode: CUDA opens an engine's memory only within one PID namespace; set hostAccess.hostPID: true",
@@ -76,8 +113,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one port for two": ({"metrics": {"port": 50051}}, "metrics.port: it equals service.port"),
     "less memory than L1": (
-        {"resources": {"limits": {"memory": "16Gi"}}},
-        "resources.limits.memory: 16Gi is too small for settings.l1_size, 16GiB",
+        {"resources": {"limits": {"memory": "1Gi"}}},
+        "resources.limits.memory: 1Gi is too small for settings.l1_size, 1GiB",
     ),
 }
 
@@ -126,5 +163,5 @@ def test_claims_on_a_cluster_without_them_are_refused(install: Install) -> None:
 def test_what_is_refused_leaves_nothing(helm: Helm) -> None:
     with fake_cluster() as cluster:
         with pytest.raises(HelmFailed):
-            helm.install(str(CHART), "kv", cluster.kubeconfig, [GPU])
+            helm.install(str(CHART), "kv", cluster.kubeconfig, [BASE | GPU])
         assert not cluster.objects

@@ -13,15 +13,15 @@ UNITS = ("", "B", "k", "KB", "KiB", "Ki", "m", "MB", "MiB", "mi", "G", "GB", "Gi
 
 def test_requests_are_limits_with_l1_inside(default: Installed) -> None:
     resources = default.container["resources"]
-    assert resources["requests"] == resources["limits"] == {"cpu": "4", "memory": f"{20 * 1024}Mi"}
+    assert resources["requests"] == resources["limits"] == {"cpu": "1", "memory": "2Gi"}
 
 
 @pytest.mark.parametrize(
     ("l1_size", "beside", "memory"),
     [
-        ("1.5GiB", "512MiB", "2048Mi"),
+        ("1.5GiB", "512MiB", "2Gi"),
         ("100MB", "0", "100000000"),
-        (1 << 34, 1 << 30, "17408Mi"),
+        (1 << 34, 1 << 30, "17Gi"),
         ("2tib", "1", str((2 << 40) + 1)),
         ("3 gb", "7K", "3000007000"),
     ],
@@ -37,8 +37,7 @@ def test_the_pods_memory_is_computed(install: Install, l1_size: str | int, besid
 def test_sizes_mean_what_they_mean_to_the_server(install: Install, unit: str) -> None:
     release = install({"settings": {"l1_size": f"1536.25{unit}"}, "memoryBesideL1": "0"})
     memory = release.container["resources"]["limits"]["memory"]
-    num_bytes = int(memory.removesuffix("Mi")) << 20 if memory.endswith("Mi") else int(memory)
-    assert num_bytes == parse_size(f"1536.25{unit}")
+    assert parse_size(memory) == parse_size(f"1536.25{unit}")
 
 
 def test_resources_can_be_given(install: Install) -> None:
@@ -50,7 +49,7 @@ def test_resources_can_be_given(install: Install) -> None:
 
 def test_reserved_huge_pages_are_a_resource_of_their_own(install: Install) -> None:
     release = install({"settings": {"l1_size": "1025MiB", "l1_huge_pages": "reserved"}, "memoryBesideL1": "3GiB"})
-    limits = {"cpu": "4", "memory": "3072Mi", "hugepages-2Mi": "1026Mi"}
+    limits = {"cpu": "1", "memory": "3Gi", "hugepages-2Mi": "1026Mi"}
     assert release.container["resources"] == {"requests": limits, "limits": limits}
 
 
@@ -60,3 +59,7 @@ def test_reserved_huge_pages_are_a_resource_of_their_own(install: Install) -> No
 def test_the_grace_period_covers_the_drain(install: Install, drain_timeout: str | int, seconds: int) -> None:
     release = install({"settings": {"drain_timeout": drain_timeout}})
     assert release.pod["terminationGracePeriodSeconds"] == seconds
+
+
+def test_a_longer_grace_period_can_be_given(install: Install) -> None:
+    assert install({"terminationGracePeriodSeconds": 300}).pod["terminationGracePeriodSeconds"] == 300

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from service.settings import load
 from tests.helm.conftest import Install, Installed
 from tests.helm.releases import mounts, service, variables, volume
 
+SET_IN_THE_IMAGE = {"KVDEPOT_LISTEN", "KVDEPOT_PROMETHEUS_HOST"}
 
-def test_a_daemon_set_by_default(default: Installed) -> None:
+
+def test_a_daemon_set(default: Installed) -> None:
     assert default.workload["kind"] == "DaemonSet"
     update = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
     assert default.workload["spec"]["updateStrategy"] == update
@@ -86,10 +89,41 @@ def test_the_image(install: Install) -> None:
         assert pod["imagePullSecrets"] == [{"name": "s"}]
 
 
+@pytest.mark.parametrize(
+    ("repository", "image"),
+    [
+        ("kvdepot", "mirror.local:5000/kvdepot:0.1.0"),
+        ("team/kvdepot", "mirror.local:5000/team/kvdepot:0.1.0"),
+        ("registry.example.com/team/kvdepot", "mirror.local:5000/team/kvdepot:0.1.0"),
+    ],
+)
+def test_a_parents_registry_is_that_of_all_images(install: Install, repository: str, image: str) -> None:
+    shared = {"imageRegistry": "mirror.local:5000/", "imagePullSecrets": ["a", {"name": "b"}]}
+    own = {"repository": repository, "pullSecrets": [{"name": "b"}, {"name": "c"}]}
+    release = install({"global": shared, "image": own, "hostAccess": {"unixSocket": True}})
+    for pod in (release.pod, release.tests[0]["spec"]):
+        containers = (*pod["containers"], *pod.get("initContainers", ()))
+        assert {container["image"] for container in containers} == {image}
+        assert pod["imagePullSecrets"] == [{"name": name} for name in "abc"]
+
+
 def test_variables_of_services_do_not_pass_for_settings(default: Installed) -> None:
     """A Service named kvdepot would set KVDEPOT_PORT and more in each pod."""
     assert default.pod["enableServiceLinks"] is False
-    assert not [name for name in variables(default) if name.startswith("KVDEPOT_")]
+    assert {name for name in variables(default) if name.startswith("KVDEPOT_")} == SET_IN_THE_IMAGE
+
+
+def test_the_addresses_in_the_pods_variables_are_those_of_the_file(
+    install: Install, clean: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of the image would override the file."""
+    release = install({"service": {"bindAddress": "::", "port": 6000}})
+    for name in SET_IN_THE_IMAGE:
+        monkeypatch.setenv(name, variables(release)[name])
+    settings = load({})
+    assert list(settings.listen) == release.settings["listen"]
+    assert settings.listen[0] == "[::]:6000"
+    assert settings.prometheus_host == release.settings["prometheus_host"] == "::"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +133,9 @@ def test_variables_of_services_do_not_pass_for_settings(default: Installed) -> N
         ("affinity", {"nodeAffinity": {}}, "affinity"),
         ("nodeSelector", {"a": "b"}, "nodeSelector"),
         ("tolerations", [{"operator": "Exists"}], "tolerations"),
+        ("dnsPolicy", "Default", "dnsPolicy"),
+        ("dnsConfig", {"options": [{"name": "ndots", "value": "1"}]}, "dnsConfig"),
+        ("extraInitContainers", [{"name": "wait", "image": "w"}], "initContainers"),
     ],
 )
 def test_what_is_passed_through(install: Install, default: Installed, value: str, given: Any, where: str) -> None:
@@ -115,7 +152,9 @@ def test_what_is_added(install: Install) -> None:
             "commonLabels": {"team": "ml"},
             "podLabels": {"zone": "a"},
             "podAnnotations": {"note": "1"},
-            "service": {"annotations": {"s": "1"}},
+            "service": {"annotations": {"s": "1"}, "labels": {"t": "2"}},
+            "extraArgs": ["--log-level", "debug", '--subscriber=a.b:c={"x": 1}'],
+            "extraContainers": [{"name": "side", "image": "s"}],
         }
     )
     assert variables(release)["A"] == "b"
@@ -126,3 +165,26 @@ def test_what_is_added(install: Install) -> None:
     assert template["labels"]["zone"] == "a"
     assert template["annotations"]["note"] == "1"
     assert service(release)["metadata"]["annotations"] == {"s": "1"}
+    assert service(release)["metadata"]["labels"]["t"] == "2"
+    assert release.container["args"][3:] == ["--log-level", "debug", '--subscriber=a.b:c={"x": 1}']
+    assert [container["name"] for container in release.pod["containers"]] == ["depot", "side"]
+
+
+def test_an_init_container_of_ones_own_runs_after_the_charts(install: Install) -> None:
+    release = install({"hostAccess": {"unixSocket": True}, "extraInitContainers": [{"name": "wait", "image": "w"}]})
+    assert [container["name"] for container in release.pod["initContainers"]] == ["socket-folder", "wait"]
+
+
+def test_the_update_strategy_replaces_the_charts_as_a_whole(install: Install) -> None:
+    assert install({"updateStrategy": {"type": "OnDelete"}}).workload["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    recreate = install({"kind": "Deployment", "updateStrategy": {"type": "Recreate"}})
+    assert recreate.workload["spec"]["strategy"] == {"type": "Recreate"}
+    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert install({"updateStrategy": surge}).workload["spec"]["updateStrategy"] == surge
+
+
+def test_objects_of_ones_own_are_filled_in_as_objects_and_as_texts(install: Install) -> None:
+    written = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-object"}}
+    text = 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ include "kvdepot.fullname" . }}-text\n'
+    release = install({"extraObjects": [written, text]})
+    assert {("ConfigMap", "kv-object"), ("ConfigMap", "kv-kvdepot-text")} <= release.objects.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.settings import load
 from tests.image.without_docker import Instruction, instructions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -75,9 +77,25 @@ def test_the_chart_mounts_something_wherever_something_is_written() -> None:
     assert variables["HOME"] == "/tmp"
     for path in ("/var/cache/kvdepot", "/tmp"):
         assert f"mountPath: {path}}}" in POD
-    assert not {name for name in variables if name.startswith("KVDEPOT_")}, (
-        "they would count more than the chart's file"
-    )
+
+
+def test_the_chart_sets_each_setting_that_the_image_sets() -> None:
+    """A variable of the image would override the chart's file."""
+    variables = {name: value for line in INSTRUCTIONS if line.word == "ENV" for name, value in pairs(line)}
+    settings = [name for name in variables if name.startswith("KVDEPOT_")]
+    assert settings
+    assert all(f"- name: {name}\n" in POD for name in settings)
+
+
+def test_the_image_serves_everywhere_whatever_other_flags_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (pair for line in INSTRUCTIONS if line.word == "ENV" for pair in pairs(line)):
+        if name.startswith("KVDEPOT_"):
+            monkeypatch.setenv(name, value)
+    (socket,) = [word for word in json.loads(only("HEALTHCHECK").value.partition("CMD")[2]) if "unix:" in word]
+    settings = load({"l1_size": "8GiB"})
+    assert settings.listen == (f"0.0.0.0:{VALUES['service']['port']}", socket)
+    assert settings.prometheus_host == "0.0.0.0"
+    assert only("CMD").words == ["serve"]
 
 
 def pairs(line: Instruction) -> list[tuple[str, str]]:

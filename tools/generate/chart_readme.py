@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tools.generate.chart_alerts import alerts_table
 from tools.generate.chart_schema import SET_BY_THE_CHART
 from tools.generate.tables import GENERATED, table
 
@@ -39,7 +41,11 @@ def readme(chart: Path) -> str:
         Path(__file__).with_name("chart_head.md").read_text().strip(),
         "## Values",
         _table(alone),
+        "### profile\n\nWhat each profile gives to values that are null:",
+        _profiles(yaml.safe_load((chart / "profiles.yaml").read_text())),
         *(part for value in values if value.children for part in _section(value)),
+        "## Alerts\n\nWhat each alert has if `alerts.rules` says nothing else:",
+        alerts_table(chart),
     ]
     return "\n\n".join((GENERATED, *parts)) + "\n"
 
@@ -81,6 +87,21 @@ def _section(value: Value) -> tuple[str, ...]:
         owned = ", ".join(f"`{name}` ({by})" for name, by in SET_BY_THE_CHART.items())
         text = f"{text}\n\nThe chart sets these itself, from the values in brackets: {owned}."
     return f"### {value.path}", text, _table(value.children)
+
+
+def _profiles(profiles: Mapping[str, Any]) -> str:
+    """Return a table with a row for each value and a column for each profile."""
+    columns = [dict(_flat(profile)) for profile in profiles.values()]
+    rows = ((f"`{path}`", *(f"`{json.dumps(column[path])}`" for column in columns)) for path in columns[0])
+    return table(("value", *profiles), rows)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _table(values: tuple[Value, ...] | list[Value]) -> str:

@@ -1,4 +1,4 @@
-"""The part of values.schema.json about ``settings``, made from the server's model of them."""
+"""The parts of values.schema.json that are made: settings, from the server's model of them, and alerts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from service.settings import Settings
+from tools.generate.chart_alerts import alert_rules_schema
 
 SET_BY_THE_CHART = MappingProxyType(
     {
@@ -29,19 +30,21 @@ def settings_schema() -> dict[str, Any]:
     """Return a JSON schema of the settings that a user of the chart may give."""
     model = Settings.model_json_schema()
     fields = {name: _field(field, model["$defs"]) for name, field in model["properties"].items()}
+    fields["l1_size"]["type"].append("null")  # as the profile says
     return {
         "type": "object",
         "additionalProperties": False,
-        # The pod's memory and grace period follow from these.
-        "required": ["l1_size", "drain_timeout"],
+        # The pod's grace period follows from this.
+        "required": ["drain_timeout"],
         "properties": {name: field for name, field in fields.items() if name not in SET_BY_THE_CHART},
     }
 
 
 def values_schema(chart: Path) -> str:
-    """Return the chart's values.schema.json with a new part about settings."""
+    """Return the chart's values.schema.json with new parts about settings and alerts."""
     schema = json.loads((chart / "values.schema.json").read_text())
     schema["properties"]["settings"] = settings_schema()
+    schema["properties"]["alerts"]["properties"]["rules"] = alert_rules_schema(chart)
     return json.dumps(schema, indent=2) + "\n"
 
 

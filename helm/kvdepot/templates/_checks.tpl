@@ -13,6 +13,17 @@
 {{- if and (eq .Values.gpu.mode "dra") (not (include "kvdepot.draVersion" .)) -}}
 {{- $faults = append $faults "gpu.mode: dra needs resource.k8s.io/v1 or v1beta2, which this cluster does not serve (Kubernetes 1.33)" -}}
 {{- end -}}
+{{- if and .Values.hostAccess.unixSocket (ne "0" (toString (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy))) -}}
+{{- $faults = append $faults "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one would take the socket from it; use 0" -}}
+{{- end -}}
+{{- $grace := .Values.terminationGracePeriodSeconds -}}
+{{- if and (not (kindIs "invalid" $grace)) (lt (int $grace) (include "kvdepot.drainSeconds" . | int)) -}}
+{{- $faults = append $faults (printf "terminationGracePeriodSeconds: %d is too short; the depot needs settings.drain_timeout, %v, and 10 seconds more, or the kubelet kills it while it drains" (int $grace) $settings.drain_timeout) -}}
+{{- end -}}
+{{- $other := ternary "OnDelete" "Recreate" (eq .Values.kind "Deployment") -}}
+{{- if eq $other (default "" .Values.updateStrategy.type) -}}
+{{- $faults = append $faults (printf "updateStrategy.type: a %s has no %s" .Values.kind $other) -}}
+{{- end -}}
 {{- if and (eq .Values.kind "Deployment") .Values.hostAccess.unixSocket (gt (int .Values.replicas) 1) -}}
 {{- $faults = append $faults "hostAccess.unixSocket: replicas on one node would take the socket from each other; use kind: DaemonSet, or replicas: 1" -}}
 {{- end -}}
@@ -24,6 +35,25 @@
 {{- end -}}
 {{- if and $settings.enable_tracing (not $settings.otlp_endpoint) (not $settings.trace_console) -}}
 {{- $faults = append $faults "settings.enable_tracing: spans have no destination; set settings.otlp_endpoint or settings.trace_console too" -}}
+{{- end -}}
+{{- if and (ne .Values.metrics.serviceMonitor "never") (ne .Values.metrics.podMonitor "never") -}}
+{{- $faults = append $faults "metrics.podMonitor: with a ServiceMonitor, Prometheus would scrape each depot twice; set metrics.serviceMonitor: never" -}}
+{{- end -}}
+{{- if or (hasKey .Values.metrics.endpoint "port") (hasKey .Values.metrics.endpoint "targetPort") -}}
+{{- $faults = append $faults "metrics.endpoint: the chart sets the port itself; use metrics.port" -}}
+{{- end -}}
+{{- range .Values.extraArgs -}}
+{{- $flag := regexFind "^--(l1-size|l1-huge-pages|drain-timeout|disable-metrics|disable-observability|otlp-endpoint)\\b" . -}}
+{{- if $flag -}}
+{{- $faults = append $faults (printf "extraArgs: %s: other objects follow from it; set settings.%s" $flag (trimPrefix "--" $flag | replace "-" "_")) -}}
+{{- else if regexMatch "^--(config|listen|unix-socket-|tls-|tenants|prometheus-)" . -}}
+{{- $faults = append $faults (printf "extraArgs: %s: the chart sets this itself" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name (list "KVDEPOT_LISTEN" "KVDEPOT_PROMETHEUS_HOST") -}}
+{{- $faults = append $faults (printf "extraEnv: the chart sets %s itself, from service.bindAddress and service.port" .name) -}}
+{{- end -}}
 {{- end -}}
 {{- if eq (int .Values.service.port) (int .Values.metrics.port) -}}
 {{- $faults = append $faults "metrics.port: it equals service.port; each needs its own port" -}}

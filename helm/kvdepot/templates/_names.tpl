@@ -39,13 +39,30 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (ternary (include "kvdepot.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
 {{- end }}
 
+{{/* The image. A registry in image.repository gives way to global.imageRegistry. */}}
 {{- define "kvdepot.image" -}}
+{{- $repository := .Values.image.repository -}}
+{{- with .Values.global.imageRegistry -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
 {{- $variant := ternary "" "-cuda" (eq .Values.gpu.mode "none") -}}
 {{- $tag := default (printf "%s%s" .Chart.AppVersion $variant) .Values.image.tag -}}
 {{- if .Values.image.digest -}}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- printf "%s@%s" $repository .Values.image.digest }}
 {{- else -}}
-{{- printf "%s:%s" .Values.image.repository $tag }}
+{{- printf "%s:%s" $repository $tag }}
+{{- end }}
+{{- end }}
+
+{{/* The field imagePullSecrets of a pod. Those of `global` are names, or objects such as {name: registry}. */}}
+{{- define "kvdepot.imagePullSecrets" -}}
+{{- $secrets := list -}}
+{{- range concat (default list .Values.global.imagePullSecrets) .Values.image.pullSecrets -}}
+{{- $secrets = append $secrets (kindIs "map" . | ternary . (dict "name" .)) -}}
+{{- end -}}
+{{- with uniq $secrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 

@@ -9,11 +9,15 @@ enableServiceLinks: false
 {{- if .Values.hostAccess.hostPID }}
 hostPID: true
 {{- end }}
-terminationGracePeriodSeconds: {{ include "kvdepot.seconds" .Values.settings.drain_timeout | int | add 10 }}
+terminationGracePeriodSeconds: {{ default (include "kvdepot.drainSeconds" .) .Values.terminationGracePeriodSeconds }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
+{{- include "kvdepot.imagePullSecrets" . }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
@@ -36,8 +40,10 @@ resourceClaims:
 topologySpreadConstraints:
   {{- toYaml .Values.topologySpreadConstraints | nindent 2 }}
 {{- end }}
-{{- if and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
+{{- $preparesFolder := and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
+{{- if or $preparesFolder .Values.extraInitContainers }}
 initContainers:
+  {{- if $preparesFolder }}
   - name: socket-folder
     image: {{ include "kvdepot.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -53,13 +59,28 @@ initContainers:
       capabilities: {drop: [ALL], add: [CHOWN]}
     volumeMounts:
       - {name: socket, mountPath: {{ include "kvdepot.socketFolder" . }}}
+  {{- end }}
+  {{- with .Values.extraInitContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 containers:
   - name: depot
     image: {{ include "kvdepot.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
-    args: [serve, --config, /etc/kvdepot/settings/settings.yaml]
+    args:
+      - serve
+      - --config
+      - /etc/kvdepot/settings/settings.yaml
+      {{- range .Values.extraArgs }}
+      - {{ . | quote }}
+      {{- end }}
     env:
+      # The image has these variables for `docker run`, and a variable overrides the file.
+      - name: KVDEPOT_LISTEN
+        value: {{ include "kvdepot.listen" . | fromJsonArray | join "," | quote }}
+      - name: KVDEPOT_PROMETHEUS_HOST
+        value: {{ .Values.service.bindAddress | quote }}
       - name: NODE_NAME
         valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
       - name: POD_NAME
@@ -122,6 +143,9 @@ containers:
       {{- with .Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+  {{- with .Values.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
   - name: settings
     configMap:

@@ -3,6 +3,13 @@
 {{- define "kvdepot.socketFolder" -}}/run/kvdepot{{- end }}
 {{- define "kvdepot.socket" -}}unix:{{ include "kvdepot.socketFolder" . }}/kvdepot.sock{{- end }}
 
+{{/* The addresses that the depot listens on, as a JSON array. */}}
+{{- define "kvdepot.listen" -}}
+{{- $host := .Values.service.bindAddress -}}
+{{- $tcp := printf "%s:%d" (ternary (printf "[%s]" $host) $host (contains ":" $host)) (int .Values.service.port) -}}
+{{- list $tcp (include "kvdepot.socket" .) | toJson }}
+{{- end }}
+
 {{/* HOST:PORT of the Service. */}}
 {{- define "kvdepot.address" -}}
 {{- printf "%s.%s.svc:%v" (include "kvdepot.fullname" .) .Release.Namespace (int .Values.service.port) }}
@@ -17,10 +24,8 @@
 {{/* The settings file. It is JSON, because toYaml writes large integers as 1e+06. */}}
 {{- define "kvdepot.config" -}}
 {{- $host := .Values.service.bindAddress -}}
-{{- $port := int .Values.service.port -}}
 {{- $settings := deepCopy .Values.settings -}}
-{{- $listen := printf "%s:%d" (ternary (printf "[%s]" $host) $host (contains ":" $host)) $port -}}
-{{- $_ := set $settings "listen" (list $listen (include "kvdepot.socket" .)) -}}
+{{- $_ := set $settings "listen" (include "kvdepot.listen" . | fromJsonArray) -}}
 {{- $_ := set $settings "unix_socket_mode" .Values.unixSocketMode -}}
 {{- $_ := set $settings "unix_socket_owner" .Values.unixSocketOwner -}}
 {{- $_ := set $settings "prometheus_host" $host -}}
@@ -64,9 +69,14 @@
 {{- printf "%.0f" (ceil (mulf $number (get $factors $unit))) }}
 {{- end }}
 
+{{/* The longest time that a depot needs to end: it ends ten seconds after the drain, even if something hangs. */}}
+{{- define "kvdepot.drainSeconds" -}}
+{{- include "kvdepot.seconds" .Values.settings.drain_timeout | int | add 10 }}
+{{- end }}
+
 {{/* Bytes as a Kubernetes quantity. */}}
 {{- define "kvdepot.quantity" -}}
-{{- if mod . 1048576 }}{{ . }}{{ else }}{{ div . 1048576 }}Mi{{ end }}
+{{- if mod . 1048576 }}{{ . }}{{ else if mod . 1073741824 }}{{ div . 1048576 }}Mi{{ else }}{{ div . 1073741824 }}Gi{{ end }}
 {{- end }}
 
 {{/* Requests and limits of the container. */}}

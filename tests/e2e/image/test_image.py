@@ -58,8 +58,9 @@ class Container:
     def start(self, arguments: Sequence[str]) -> None:
         """Run the entry point with these arguments, and wait until it is healthy as Docker does: by asking."""
         words = [*self.stage.entrypoint, *map(self.here, arguments)]
-        variables = self.stage.environment()
-        self._process = subprocess.Popen(words, cwd=self.stage.folder, env=variables, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            words, cwd=self.stage.folder, env=self.environment(), stderr=subprocess.PIPE, text=True
+        )
         give_up_at = time.monotonic() + START_SECONDS
         while (asked := self.exec(*self.stage.healthcheck)).returncode:
             assert self.process.poll() is None, self.process.communicate()[1]
@@ -68,16 +69,23 @@ class Container:
 
     def here(self, text: str) -> str:
         """Return a text with the image's paths and ports as they are here."""
+        return self.stage.placed(self._with_free_ports(text))
+
+    def environment(self) -> dict[str, str]:
+        """Return the image's variables as they are here."""
+        return {name: self._with_free_ports(value) for name, value in self.stage.environment().items()}
+
+    def _with_free_ports(self, text: str) -> str:
         for port, free in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(free), text)
-        return self.stage.placed(text)
+        return text
 
     def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the container."""
         return subprocess.run(
             [self.here(word) for word in words],
             cwd=self.stage.folder,
-            env=self.stage.environment(),
+            env=self.environment(),
             capture_output=True,
             text=True,
             check=False,

@@ -1,0 +1,1 @@
+"""A depot with Prometheus, Grafana and engines in containers."""
