@@ -14,6 +14,8 @@ ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY clients clients
+COPY examples/__init__.py examples/__init__.py
+COPY examples/demo examples/demo
 COPY service service
 COPY kernels kernels
 COPY telemetry telemetry

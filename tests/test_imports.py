@@ -42,7 +42,7 @@ ORDER = {
         rpc
         observability
         server
-        demo doctor
+        doctor
         commands
     """,
     "kvdepot": """
@@ -56,7 +56,7 @@ ORDER = {
 """Of each package, its folders and modules from the bottom up: one imports only what is in lines above its own, and
 itself. `*` is all that has no name in the table."""
 
-COMMANDS = ("service/commands.py", "service/demo.py", "service/doctor/*")
+COMMANDS = ("service/commands.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 GENERATED = "kvdepot/v1/*"
 CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the ones that are encoded by hand
@@ -198,8 +198,7 @@ def test_the_lower_packages_import_nothing_of_ours(package: str) -> None:
 
 
 def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
-    assert faults("service/*", forbidden=("tests", "benchmarks", "tools")) == []
-    assert faults(*others(*COMMANDS), forbidden=("examples",)) == []
+    assert faults("service/*", forbidden=("tests", "benchmarks", "tools", "examples")) == []
     not_commands = others(*COMMANDS, "kvdepot/*")
     allowed = faults(*not_commands, forbidden=(*CONTRACT, *SHARED_WITH_CLIENT))
     assert set(faults(*not_commands, forbidden=("kvdepot",))) <= set(allowed)

@@ -12,63 +12,69 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from google.protobuf.json_format import MessageToDict
-from transformers import DynamicCache, LlamaForCausalLM
 
-from examples.demo import paged
+from examples.demo.choices import DecoderName, DemoDevice, DemoSize
+from examples.demo.decoder import Decoder, DeviceMissing, KvLayout, make_decoder
 from examples.demo.engine import Answer, Engine
-from examples.demo.model import SHAPES, ModelSize, build_model, generate, prefill, tokenize
-from kvdepot import DepotClient, DepotError, KvShape
+from examples.demo.text import DOCUMENT, QUESTIONS, prompt_of, tokenize
+from examples.demo.weights import SHIPPED, WeightsUnreadable
+from kvdepot import DepotClient, DepotError
 
-NUM_NEW_TOKENS = 16
-LICENSE = Path(__file__).parents[2] / "LICENSE"
-# A few more than a multiple of the depot's chunks and of the engine's prefill steps.
-DOCUMENT_TOKENS = {ModelSize.FULL: 3_100, ModelSize.SMALL: 1_050}
-QUESTIONS = {
-    "a": "\n\nQuestion: what may I do with this work?\nAnswer:",
-    "b": "\n\nQuestion: which notices have to stay in the copies that I give to others?\nAnswer:",
+NUM_NEW_TOKENS = {DecoderName.NUMPY: {"a": 8, "b": 240}, DecoderName.TRANSFORMERS: {"a": 8, "b": 16}}
+"""The most tokens that each engine generates. Engine A is there to compute the document."""
+
+WARM_UP_TOKENS = 64
+# A few more than a multiple of the depot's chunks. NumPy's decoder gets all of the document: its window makes it quick.
+DOCUMENT_BYTES = {
+    DecoderName.NUMPY: {DemoSize.FULL: len(DOCUMENT), DemoSize.SMALL: 1_050},
+    DecoderName.TRANSFORMERS: {DemoSize.FULL: 3_100, DemoSize.SMALL: 1_050},
 }
-LAYOUTS: dict[str, tuple[Callable[[KvShape, str], paged.PagedKv], int]] = {
-    "a": (paged.split, 16),
-    "b": (paged.packed, 32),
-}
+LAYOUTS = {"a": (KvLayout.SPLIT, 16), "b": (KvLayout.PACKED, 32)}
+"""Of each engine: the layout of its buffer, and the tokens of a block."""
+
+Wrap = Callable[[Decoder], Decoder]
 
 
-def say(event: str, **facts: object) -> None:
+def say(event: str, /, **facts: object) -> None:
     """Write one line for the process that started this one."""
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
-def run(name: str, address: str, size: ModelSize, device: str, *, stay: bool) -> None:
+def run(arguments: argparse.Namespace, wrap: Wrap = lambda decoder: decoder) -> None:
     """Answer the engine's question. Engine B then repeats it without the depot, and compares.
 
-    With ``stay`` the engine is attached until it is stopped.
+    With ``arguments.stay`` the engine is attached until it is stopped.
+
+    Raises: DepotError, WeightsUnreadable, DeviceMissing, OSError.
     """
-    prompt = tokenize(LICENSE.read_text(encoding="utf-8")[: DOCUMENT_TOKENS[size]] + QUESTIONS[name])
+    name, num_new_tokens = arguments.engine, NUM_NEW_TOKENS[arguments.decoder][arguments.engine]
+    document = DOCUMENT[: DOCUMENT_BYTES[arguments.decoder][arguments.size]]
+    prompt = tokenize(document + prompt_of(QUESTIONS[name]))
     say("started", prompt_tokens=len(prompt))
-    model = build_model(size, device)
-    prefill(model, DynamicCache(), prompt[:64])  # the first pass is always slow
-    make_kv, block_size = LAYOUTS[name]
-    shape = SHAPES[size]
-    kv_shape = KvShape(
-        num_layers=shape.num_layers,
-        num_blocks=2 * len(prompt) // block_size,
+    layout, block_size = LAYOUTS[name]
+    num_requests = 2 if name == "b" else 1
+    decoder = make_decoder(
+        arguments.decoder,
+        arguments.size,
+        arguments.device,
+        layout,
+        arguments.weights,
         block_size=block_size,
-        num_heads=shape.num_kv_heads,
-        head_size=shape.head_size,
-        dtype="float32",
+        num_tokens=num_requests * (len(prompt) + num_new_tokens + block_size) + WARM_UP_TOKENS + block_size,
+        by_name=not arguments.address.startswith("unix:"),
     )
-    kv = make_kv(kv_shape, device)
-    with DepotClient(address) as client, Engine(client, f"engine-{name}", model, kv) as engine:
+    with DepotClient(arguments.address) as client, Engine(client, f"engine-{name}", wrap(decoder)) as engine:
+        engine.answer_alone(prompt[:WARM_UP_TOKENS], 1)  # the first pass is always slow
         say(
             "attached",
-            layout=kv.layout.name,
-            block_size=block_size,
-            num_layers=shape.num_layers,
-            num_weights=model.num_parameters(),
+            description=decoder.description,
+            layout=decoder.layout_name,
+            block_size=decoder.block_size,
+            num_layers=decoder.num_layers,
+            num_weights=decoder.num_weights,
         )
-        answer = engine.answer("request-1", prompt, NUM_NEW_TOKENS, lambda done: say("prefilled", num_tokens=done))
+        answer = engine.answer("request-1", prompt, num_new_tokens, say)
         say(
             "answered",
             matched_tokens=answer.matched_tokens,
@@ -80,46 +86,49 @@ def run(name: str, address: str, size: ModelSize, device: str, *, stay: bool) ->
             summary=MessageToDict(answer.summary),
         )
         if name == "b":
-            compare(model, prompt, answer)
-        if stay:
+            compare(engine, prompt, answer)
+        if arguments.stay:
             engine.stay()
 
 
-def compare(model: LlamaForCausalLM, prompt: list[int], answer: Answer) -> None:
-    """Compute the answer without the depot in the same two steps, and print how far the two answers differ."""
-    cache = DynamicCache()
-    again = Answer()
-    with again.timed("prefill"):
-        prefill(model, cache, prompt[: answer.matched_tokens], lambda done: say("prefilled", num_tokens=done))
-    logits = prefill(model, cache, prompt)
-    tokens, logits = generate(model, cache, logits, NUM_NEW_TOKENS)
+def compare(engine: Engine, prompt: list[int], answer: Answer) -> None:
+    """Compute the answer without the depot, in the same steps, and say how far the two answers differ."""
+    alone = engine.answer_alone(prompt, len(answer.tokens), say)
     say(
         "compared",
-        prefill_seconds=again.seconds["prefill"],
-        identical=tokens == answer.tokens,
-        max_logit_difference=float((logits - answer.logits).abs().max()),
+        seconds=alone.seconds,
+        tokens=alone.tokens,
+        identical=alone.tokens == answer.tokens,
+        max_logit_difference=alone.differs_from(answer),
     )
 
 
-def main() -> int:
-    """Run one engine; an error is one line on standard error."""
+def main(wrap: Wrap = lambda decoder: decoder) -> int:
+    """Run one engine; an error is one line on standard error. ``wrap`` may put something around its decoder."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--address", required=True, help="the depot, HOST:PORT or unix:/PATH")
     parser.add_argument("--engine", required=True, choices=sorted(QUESTIONS), help="a runs first, b after it")
-    parser.add_argument("--size", type=ModelSize, default=ModelSize.FULL, choices=list(ModelSize))
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the model and of its KV")
+    parser.add_argument("--decoder", type=DecoderName, default=DecoderName.NUMPY, choices=list(DecoderName))
+    parser.add_argument("--size", type=DemoSize, default=DemoSize.FULL, choices=list(DemoSize))
+    parser.add_argument(
+        "--device", type=DemoDevice, default=DemoDevice.CPU, choices=list(DemoDevice), help="of the model and its KV"
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=SHIPPED, help="of NumPy's decoder, as examples.demo.train writes"
+    )
     parser.add_argument("--stay", action="store_true", help="stay attached after the answer, until stopped")
     arguments = parser.parse_args()
+    if arguments.device is DemoDevice.CUDA and arguments.decoder is DecoderName.NUMPY:
+        parser.error("--device cuda needs --decoder transformers")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch finds no CUDA device that it can use", file=sys.stderr)
-        return 1
-    torch.manual_seed(0)
     try:
-        run(arguments.engine, arguments.address, arguments.size, arguments.device, stay=arguments.stay)
+        run(arguments, wrap)
     except DepotError as error:
         print(f"{arguments.address}: {error}", file=sys.stderr)
+        return 1
+    except (WeightsUnreadable, DeviceMissing, OSError) as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 

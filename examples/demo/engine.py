@@ -7,28 +7,42 @@ retrieve has failed it calls `release_lease` before it uses those blocks for any
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
-import torch
-from transformers import DynamicCache, LlamaForCausalLM
+import numpy as np
 
-from examples.demo.model import generate, prefill
-from examples.demo.paged import PagedKv
-from kvdepot import DepotClient, SharedRegions
-from kvdepot.memory.cuda import CudaRegions, ready_event
+from examples.demo.decoder import Decoder
+from examples.demo.weights import Floats
+from kvdepot import DepotClient
 from kvdepot.v1.cache_pb2 import SessionSummary
+
+
+class Say(Protocol):
+    """Takes an event of the engine and its facts, as it happens."""
+
+    def __call__(self, event: str, /, **facts: object) -> None:
+        """Report the event."""
+
+
+def say_nothing(event: str, /, **facts: object) -> None:
+    """Report nothing."""
 
 
 @dataclass(kw_only=True)
 class Answer:
-    """The tokens that an engine generated. ``seconds`` has the time of each step by its name."""
+    """The tokens that an engine generated, and the logits that each was chosen from.
+
+    ``seconds`` has the time of each step by its name; `first_token` is the time from the request to its first token.
+    """
 
     tokens: list[int] = field(default_factory=list)
-    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: list[Floats] = field(default_factory=list)
     matched_tokens: int = 0
     retrieved_bytes: int = 0
     stored_tokens: int = 0
@@ -41,64 +55,82 @@ class Answer:
         """Measure the time of the block."""
         start = time.perf_counter()
         yield
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # a GPU works on after a call has returned
         self.seconds[step] = time.perf_counter() - start
+
+    def differs_from(self, other: Answer) -> float:
+        """Return the largest difference of two logits of the steps that both answers have."""
+        return max((float(np.abs(a - b).max()) for a, b in zip(self.logits, other.logits, strict=False)), default=0.0)
 
 
 class Engine:
     """One replica of the engine: attached to the depot from `__enter__` to `__exit__`."""
 
-    def __init__(self, client: DepotClient, instance_id: str, model: LlamaForCausalLM, kv: PagedKv) -> None:
-        self._model = model
-        self._kv = kv
-        num_blocks, self._block_size = kv.keys[0].shape[:2]
+    def __init__(self, client: DepotClient, instance_id: str, decoder: Decoder) -> None:
+        self._decoder = decoder
         # Out of order, as in an engine that has run for a while.
-        self._free_blocks: list[int] = torch.randperm(num_blocks).tolist()
-        # kvdepot: on the CPU this moves the buffer into shared memory, in place; on a GPU it stays where it is
-        shared = CudaRegions() if kv.device.type == "cuda" else SharedRegions()
-        group = kv.layout.from_tensors(kv.tensors, shared)  # kvdepot
+        self._free_blocks = deque(random.Random(0).sample(range(decoder.num_blocks), decoder.num_blocks))
         self._depot = client.attach(  # kvdepot
-            instance_id=instance_id, model_name="demo-llama", groups=[group], regions=shared.regions
+            instance_id=instance_id,
+            model_name=decoder.model_name,
+            groups=[decoder.group],
+            regions=decoder.regions.regions,
         )
 
-    def answer(self, session_id: str, prompt: list[int], num_tokens: int, on_prefill: Callable[[int], None]) -> Answer:
-        """Generate tokens greedily after a prompt. Compute no KV that the depot has."""
+    def answer(self, session_id: str, prompt: Sequence[int], num_tokens: int, say: Say = say_nothing) -> Answer:
+        """Generate at most so many tokens greedily after a prompt. Compute no KV that the depot has.
+
+        Raises: DepotError, MemoryError.
+        """
         answer = Answer()
-        block_ids = self._allocate(len(prompt))
+        block_ids = self._allocate(len(prompt) + num_tokens)
+        num_prompt_blocks = -(-len(prompt) // self._decoder.block_size)
 
-        with answer.timed("lookup"):
-            found = self._depot.lookup(session_id, prompt)  # kvdepot
-        answer.matched_tokens = found.matched_tokens
-        num_matched_blocks = found.matched_tokens // self._block_size
-        if found.HasField("lease"):
-            with answer.timed("retrieve"):
-                retrieved = self._depot.retrieve(  # kvdepot
-                    session_id, found.lease, [block_ids[:num_matched_blocks]], ready_event=self._ready_event()
-                )
-            answer.retrieved_bytes = retrieved.retrieved_bytes
-            self._depot.release_lease(found.lease)  # kvdepot
-
-        # The last token is always computed: the first new token is chosen from its logits.
-        num_reused = min(found.matched_tokens, len(prompt) - 1)
-        with answer.timed("rebuild"):
-            cache = self._kv.read(num_reused, block_ids) if num_reused else DynamicCache()
-        with answer.timed("prefill"):
-            logits = prefill(self._model, cache, prompt, on_prefill)
-        self._kv.write(cache, num_reused, block_ids)
+        say("asked")
+        with answer.timed("first_token"):
+            with answer.timed("lookup"):
+                found = self._depot.lookup(session_id, prompt)  # kvdepot
+            answer.matched_tokens = found.matched_tokens
+            num_matched_blocks = found.matched_tokens // self._decoder.block_size
+            say("found", num_tokens=found.matched_tokens)
+            if found.HasField("lease"):
+                with answer.timed("retrieve"):
+                    retrieved = self._depot.retrieve(  # kvdepot
+                        session_id,
+                        found.lease,
+                        [block_ids[:num_matched_blocks]],
+                        ready_event=self._decoder.ready_event(),
+                    )
+                answer.retrieved_bytes = retrieved.retrieved_bytes
+                self._depot.release_lease(found.lease)  # kvdepot
+            # The last token is always computed: the first new token is chosen from its logits.
+            self._prefill(answer, prompt, min(found.matched_tokens, len(prompt) - 1), block_ids, say)
 
         with answer.timed("store"):
             stored = self._depot.store(  # kvdepot
                 session_id,
                 prompt,
-                [block_ids[num_matched_blocks:]],
+                [block_ids[num_matched_blocks:num_prompt_blocks]],
                 start_token=found.matched_tokens,
-                ready_event=self._ready_event(),
+                ready_event=self._decoder.ready_event(),
             )
         answer.stored_tokens, answer.stored_bytes = stored.stored_tokens, stored.stored_bytes
-        with answer.timed("generate"):
-            answer.tokens, answer.logits = generate(self._model, cache, logits, num_tokens)
+        say("stored", num_tokens=stored.stored_tokens)
+        self._generate(answer, len(prompt), block_ids, num_tokens, say)
         answer.summary = self._depot.end_session(session_id).summary  # kvdepot
+        self._free_blocks += block_ids
+        return answer
+
+    def answer_alone(self, prompt: Sequence[int], num_tokens: int, say: Say = say_nothing) -> Answer:
+        """Generate tokens after a prompt without the depot. The blocks are others than those of the request before.
+
+        Raises: MemoryError.
+        """
+        answer = Answer()
+        block_ids = self._allocate(len(prompt) + num_tokens)
+        say("asked")
+        with answer.timed("first_token"):
+            self._prefill(answer, prompt, 0, block_ids, say)
+        self._generate(answer, len(prompt), block_ids, num_tokens, say)
         self._free_blocks += block_ids
         return answer
 
@@ -110,25 +142,40 @@ class Engine:
         if (lost := self._depot.wait_lost()) is not None:
             raise lost
 
-    def _ready_event(self) -> bytes:
-        """Return the event that the depot waits for before it touches blocks: the end of all work on the GPU so far.
+    def _prefill(
+        self, answer: Answer, prompt: Sequence[int], num_done: int, block_ids: Sequence[int], say: Say
+    ) -> None:
+        """Compute the rest of a prompt, and choose the first token."""
+        with answer.timed("prefill"):
+            say("prefilled", num_tokens=num_done)
+            logits = self._decoder.prefill(prompt, num_done, block_ids, lambda done: say("prefilled", num_tokens=done))
+        self._choose(answer, logits, say)
 
-        On the CPU that is done already, and there is no event.
-        """
-        if self._kv.device.type != "cuda":
-            return b""
-        self._event = torch.cuda.Event(interprocess=True)  # kept: it must live until the call has returned
-        self._event.record()
-        return ready_event(self._event)  # kvdepot
+    def _generate(
+        self, answer: Answer, num_prompt_tokens: int, block_ids: Sequence[int], num_tokens: int, say: Say
+    ) -> None:
+        """Generate the tokens after the first one."""
+        with answer.timed("generate"):
+            while len(answer.tokens) < num_tokens and answer.tokens[-1] != self._decoder.end_token:
+                position = num_prompt_tokens + len(answer.tokens) - 1
+                self._choose(answer, self._decoder.decode(answer.tokens[-1], position, block_ids), say)
+
+    @staticmethod
+    def _choose(answer: Answer, logits: Floats, say: Say) -> None:
+        """Add the token that is most likely."""
+        answer.tokens.append(int(logits.argmax()))
+        answer.logits.append(logits)
+        say("token", token=answer.tokens[-1])
 
     def _allocate(self, num_tokens: int) -> list[int]:
-        """Return blocks for a prompt.
+        """Return free blocks: those that have been free for the longest time.
 
-        Raises: MemoryError."""
-        num_blocks = -(-num_tokens // self._block_size)
+        Raises: MemoryError.
+        """
+        num_blocks = -(-num_tokens // self._decoder.block_size)
         if num_blocks > len(self._free_blocks):
             raise MemoryError(f"{num_blocks} blocks are needed and {len(self._free_blocks)} are free")
-        return [self._free_blocks.pop() for _ in range(num_blocks)]
+        return [self._free_blocks.popleft() for _ in range(num_blocks)]
 
     def __enter__(self) -> Self:
         return self

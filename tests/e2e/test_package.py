@@ -118,7 +118,7 @@ def client_only(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Place
     place = Place(tmp_path_factory.mktemp("p"))
     subprocess.run([sys.executable, "-m", "venv", str(place.folder)], check=True)
     place.work.mkdir()
-    for name in ("service", "kernels", "telemetry"):
+    for name in ("service", "kernels", "telemetry", "examples"):
         (place.work / f"{name}.py").write_text("OF_THE_USER = True\n")
     place.pip(str(built.wheel))
     return place
@@ -187,3 +187,9 @@ def test_doctor_and_help_work_from_the_wheel(with_server: Place) -> None:
     examined = with_server.run("kvdepot", "doctor", "--l1-size", "16MiB", "--json")
     assert json.loads(examined.stdout)["findings"]
     assert " serve " in with_server.run("kvdepot", "--help").stdout
+
+
+def test_the_demo_runs_from_the_wheel(with_server: Place) -> None:
+    played = with_server.run("kvdepot", "demo", "--size", "small")
+    assert (played.returncode, played.stderr) == (0, "")
+    assert "tokens with and without the depot" in played.stdout

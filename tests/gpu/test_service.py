@@ -130,10 +130,10 @@ def free_bytes() -> int:
 @contextmanager
 def demo_engine(depot: ServiceDepot, name: str) -> Iterator[tuple[Child, Callable[[str], dict[str, Any]]]]:
     """An engine of the demo on the GPU, and a function that waits for its line about an event."""
-    arguments = ("-m", "examples.demo", "--address", depot.address, "--device", "cuda", "--engine", name, "--stay")
-    size = "small" if IS_SIMULATED else "full"
+    arguments = ("-m", "examples.demo", "--address", depot.address, "--engine", name, "--stay")
+    choices = ("--decoder", "transformers", "--device", "cuda", "--size", "small" if IS_SIMULATED else "full")
     variables = {"HF_HUB_OFFLINE": "1"}
-    with child(f"engine {name}", *arguments, "--size", size, variables=variables) as process, process.limit(SECONDS):
+    with child(f"engine {name}", *arguments, *choices, variables=variables) as process, process.limit(SECONDS):
         events = (json.loads(line) for line in process.lines() if line.startswith("{"))
         yield process, lambda event: next(each for each in events if each["event"] == event)
 

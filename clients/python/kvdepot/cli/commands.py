@@ -43,7 +43,7 @@ _PLACES = {
     "health": _Place("kvdepot.cli.health", _ASK),
     "selftest": _Place("kvdepot.cli.selftest", _TRY),
     "replay": _Place("kvdepot.cli.replay", _TRY),
-    "demo": _Place("service.demo", _TRY),
+    "demo": _Place("examples.demo.command", _TRY),
 }
 
 

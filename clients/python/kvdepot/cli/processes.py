@@ -135,8 +135,10 @@ def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> I
 
 
 @contextmanager
-def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
-    """Run a depot for the duration of the block, on a unix socket of its own, and yield its address.
+def server_addresses(*flags: str, start_seconds: float = 60.0) -> Iterator[list[str]]:
+    """Run a depot for the duration of the block, and yield its addresses.
+
+    The first one is a unix socket of its own. The others are of each `--listen` among the flags, in this order.
 
     Raises: ChildFailed.
     """
@@ -144,10 +146,21 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
         listen = f"unix:{folder}/kvdepot.sock"
         with child("the depot", "-m", "kvdepot", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
             with server.limit(start_seconds):
-                if not any(listen in line for line in server.lines()):
+                ready = next((line for line in server.lines() if listen in line), None)
+                if ready is None:
                     raise server.failure()
             server.drain()
-            yield listen
+            yield ready[ready.index(listen) :].split(", ")
+
+
+@contextmanager
+def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
+    """Run a depot for the duration of the block, on a unix socket of its own, and yield its address.
+
+    Raises: ChildFailed.
+    """
+    with server_addresses(*flags, start_seconds=start_seconds) as addresses:
+        yield addresses[0]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two paged KV buffers as engines have them: blocks of tokens, in a layout that suits the engine's kernels."""
+"""Two paged KV buffers as torch tensors: blocks of tokens, in two layouts that engines have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvdepot.layout import layouts
 
 
 @dataclass(frozen=True, slots=True)
-class PagedKv:
+class TorchKv:
     """A paged buffer: the tensors of its layers, and views of them that all layouts have in common.
 
     ``keys`` and ``values`` hold a view for each layer, `[num_blocks, block_size, num_heads, head_size]`.
@@ -58,15 +58,15 @@ class PagedKv:
         return torch.tensor(block_ids, device=self.device)[tokens // block_size], tokens % block_size
 
 
-def split(shape: KvShape, device: str = "cpu") -> PagedKv:
+def split(shape: KvShape, device: str = "cpu") -> TorchKv:
     """Return a tensor of `[2, num_blocks, block_size, num_heads, head_size]` for each layer: keys, then values."""
     sizes = (2, shape.num_blocks, shape.block_size, shape.num_heads, shape.head_size)
     tensors = [torch.zeros(sizes, device=device) for _ in range(shape.num_layers)]
     keys, values = [tensor[0] for tensor in tensors], [tensor[1] for tensor in tensors]
-    return PagedKv(layouts.NL_X_TWO_NB_BS_NH_HS, tensors, keys, values)
+    return TorchKv(layouts.NL_X_TWO_NB_BS_NH_HS, tensors, keys, values)
 
 
-def packed(shape: KvShape, device: str = "cpu") -> PagedKv:
+def packed(shape: KvShape, device: str = "cpu") -> TorchKv:
     """Return one allocation for all layers, with the key and the value of a token side by side, as in vLLM.
 
     A layer is a view `[num_blocks, num_heads, block_size, 2 * head_size]` of it.
@@ -76,4 +76,4 @@ def packed(shape: KvShape, device: str = "cpu") -> PagedKv:
     tokens_first = [tensor.transpose(1, 2) for tensor in tensors]
     keys = [tensor[..., : shape.head_size] for tensor in tokens_first]
     values = [tensor[..., shape.head_size :] for tensor in tokens_first]
-    return PagedKv(layouts.VLLM, tensors, keys, values)
+    return TorchKv(layouts.VLLM, tensors, keys, values)
