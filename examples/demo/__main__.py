@@ -86,19 +86,21 @@ def run(arguments: argparse.Namespace, wrap: Wrap = lambda decoder: decoder) -> 
             summary=MessageToDict(answer.summary),
         )
         if name == "b":
-            compare(engine, prompt, answer)
+            compare(engine, decoder.kv_tolerance, prompt, answer)
         if arguments.stay:
             engine.stay()
 
 
-def compare(engine: Engine, prompt: list[int], answer: Answer) -> None:
-    """Compute the answer without the depot, in the same steps, and say how far the two answers differ."""
+def compare(engine: Engine, kv_tolerance: float, prompt: list[int], answer: Answer) -> None:
+    """Compute the answer without the depot, in the same steps, and say how far the KV and the two answers differ."""
     alone = engine.answer_alone(prompt, len(answer.tokens), say)
+    kv_difference = engine.kv_difference(answer, alone)
     say(
         "compared",
         seconds=alone.seconds,
         tokens=alone.tokens,
-        identical=alone.tokens == answer.tokens,
+        identical=alone.tokens == answer.tokens and kv_difference <= kv_tolerance,
+        max_kv_difference=kv_difference,
         max_logit_difference=alone.differs_from(answer),
     )
 

@@ -48,6 +48,8 @@ class Decoder(Protocol):
     num_weights: int
     num_blocks: int
     block_size: int
+    kv_tolerance: float
+    """The largest difference of KV that is computed twice in the same steps."""
     end_token: int | None
     """The token after the last one of an answer. None: the model never ends by itself."""
 
@@ -69,6 +71,9 @@ class Decoder(Protocol):
 
     def decode(self, token: int, position: int, block_ids: Sequence[int]) -> Floats:
         """Add one token to the prompt that was prefilled last, and return the logits after it."""
+
+    def kv_difference(self, block_ids: Sequence[int], other_ids: Sequence[int], num_tokens: int) -> float:
+        """Return the largest difference of the KV that two sequences of blocks hold for their first tokens."""
 
     def ready_event(self) -> bytes:
         """Return what the depot waits for before it touches blocks: an event of a GPU, or nothing."""

@@ -38,9 +38,12 @@ def say_nothing(event: str, /, **facts: object) -> None:
 class Answer:
     """The tokens that an engine generated, and the logits that each was chosen from.
 
+    ``block_ids`` are the blocks of the prompt and the answer. They are free again, and are the last to be reused.
+
     ``seconds`` has the time of each step by its name; `first_token` is the time from the request to its first token.
     """
 
+    block_ids: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logits: list[Floats] = field(default_factory=list)
     matched_tokens: int = 0
@@ -81,8 +84,8 @@ class Engine:
 
         Raises: DepotError, MemoryError.
         """
-        answer = Answer()
-        block_ids = self._allocate(len(prompt) + num_tokens)
+        answer = Answer(block_ids=self._allocate(len(prompt) + num_tokens))
+        block_ids = answer.block_ids
         num_prompt_blocks = -(-len(prompt) // self._decoder.block_size)
 
         say("asked")
@@ -125,14 +128,18 @@ class Engine:
 
         Raises: MemoryError.
         """
-        answer = Answer()
-        block_ids = self._allocate(len(prompt) + num_tokens)
+        answer = Answer(block_ids=self._allocate(len(prompt) + num_tokens))
+        block_ids = answer.block_ids
         say("asked")
         with answer.timed("first_token"):
             self._prefill(answer, prompt, 0, block_ids, say)
         self._generate(answer, len(prompt), block_ids, num_tokens, say)
         self._free_blocks += block_ids
         return answer
+
+    def kv_difference(self, first: Answer, second: Answer) -> float:
+        """Return the largest difference of the KV of the tokens that the first answer got from the depot."""
+        return self._decoder.kv_difference(first.block_ids, second.block_ids, first.matched_tokens)
 
     def stay(self) -> None:
         """Keep the attachment until this process is stopped.

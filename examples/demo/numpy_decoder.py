@@ -24,6 +24,7 @@ class NumpyDecoder:
 
     description = "NumPy on one thread"
     model_name = "demo-numpy"
+    kv_tolerance = 0.0
     end_token: int | None = END
 
     def __init__(self, weights: Weights, kv: NumpyKv) -> None:
@@ -65,6 +66,18 @@ class NumpyDecoder:
     def decode(self, token: int, position: int, block_ids: Sequence[int]) -> Floats:
         """Compute the KV of one more token, and return the logits after it, `[vocabulary_size]`."""
         return self._forward([token], position, block_ids)
+
+    def kv_difference(self, block_ids: Sequence[int], other_ids: Sequence[int], num_tokens: int) -> float:
+        """Return the largest difference of the KV that two sequences of blocks hold for their first tokens."""
+        return max(
+            float(np.abs(plane - other).max(initial=0.0))
+            for layer in range(self.num_layers)
+            for plane, other in zip(
+                self.kv.read(layer, 0, num_tokens, block_ids),
+                self.kv.read(layer, 0, num_tokens, other_ids),
+                strict=True,
+            )
+        )
 
     def ready_event(self) -> bytes:
         """Return no event: NumPy's work is done when its calls return."""

@@ -111,7 +111,7 @@ class Screen:
         if not story.engines["b"].facts["answered"]["matched_tokens"]:
             return Text("Engine B found nothing in the depot.", style="bold red")
         if not story.is_identical:
-            return Text("The answers differ: the depot returned KV that engine B would not compute.", style="bold red")
+            return Text("The depot returned KV that engine B would not compute.", style="bold red")
         times = f"{_seconds(quick)} instead of {_seconds(slow)}"
         if quick >= slow:
             return Text(f"Engine B answered no sooner: {times}.", style="bold yellow")
@@ -170,7 +170,8 @@ def _facts(story: Story, compared: Facts) -> Iterator[RenderableType]:
     yield _labelled("prompt", f"{num_prompt_tokens:,} tokens, {num_matched_tokens:,} of them matched in the depot")
     yield _labelled("stored", _moved(first["stored_bytes"], first["seconds"]["store"], "engine A"))
     yield _labelled("retrieved", _moved(second["retrieved_bytes"], second["seconds"].get("retrieve", 0.0), "engine B"))
-    yield _labelled("max |Δlogit|", f"{compared['max_logit_difference']:.3g}")
+    kv, logits = compared["max_kv_difference"], compared["max_logit_difference"]
+    yield _labelled("differences", f"at most {kv:.3g} in the retrieved KV, {logits:.3g} in the logits")
 
 
 def _labelled(label: str, text: str, style: str = "") -> Table:

@@ -51,6 +51,12 @@ class TorchKv:
             cache.update(dense_keys, dense_values, index)
         return cache
 
+    def difference(self, block_ids: list[int], other_ids: list[int], num_tokens: int) -> float:
+        """Return the largest difference of the KV that two sequences of blocks hold for their first tokens."""
+        slots, others = self._slots(0, num_tokens, block_ids), self._slots(0, num_tokens, other_ids)
+        planes = (*self.keys, *self.values)
+        return max((float((plane[slots] - plane[others]).abs().max()) for plane in planes if num_tokens), default=0.0)
+
     def _slots(self, start: int, end: int, block_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the block and the offset in the block of each token."""
         block_size = self.keys[0].shape[1]

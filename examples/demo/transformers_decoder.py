@@ -44,6 +44,7 @@ class TransformersDecoder:
     """A model with a paged buffer, and the dense cache that `transformers` computes with."""
 
     model_name = "demo-llama"
+    kv_tolerance = 1e-3  # a GPU may choose another kernel in another process
     end_token: int | None = None
 
     def __init__(self, model: LlamaForCausalLM, kv: TorchKv) -> None:
@@ -95,6 +96,10 @@ class TransformersDecoder:
     def decode(self, token: int, position: int, block_ids: Sequence[int]) -> Floats:
         """Add one token to the dense cache alone, and return the logits after it."""
         return self._forward([token])
+
+    def kv_difference(self, block_ids: Sequence[int], other_ids: Sequence[int], num_tokens: int) -> float:
+        """Return the largest difference of the KV that two sequences of blocks hold for their first tokens."""
+        return self.kv.difference(list(block_ids), list(other_ids), num_tokens)
 
     def ready_event(self) -> bytes:
         """Return the end of all work on the GPU so far. On the CPU that is done already, and there is no event."""

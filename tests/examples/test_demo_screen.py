@@ -57,6 +57,7 @@ def story_of(
         "seconds": {"first_token": slow},
         "tokens": tokenize(other),
         "identical": other == ANSWER,
+        "max_kv_difference": 0.0,
         "max_logit_difference": 0.0 if other == ANSWER else 1.25,
     }
     story.takes("b", "compared", compared)
@@ -103,11 +104,11 @@ def test_other_tokens_are_an_error_that_shows_both_answers() -> None:
     story = story_of(other="something else " * 3)
     lines = printed(story)
     assert not story.is_identical
-    assert lines[0] == "The answers differ: the depot returned KV that engine B would not compute."
+    assert lines[0] == "The depot returned KV that engine B would not compute."
     text = " ".join(" ".join(lines).split())
     assert ANSWER.strip() in text
     assert "something else something else" in text
-    assert "max |Δlogit|       1.25" in lines
+    assert "differences        at most 0 in the retrieved KV, 1.25 in the logits" in lines
 
 
 def test_a_long_word_is_folded_and_not_cut() -> None:
