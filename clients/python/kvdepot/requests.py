@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from kvdepot.errors import invalid
 from kvdepot.v1 import cache_pb2, observability_pb2
-from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, Lease, MemoryRegion, Prefix
+from kvdepot.v1.cache_pb2 import BlockTable, Lease, Prefix
 from kvdepot.wire import Ids, with_ids
 from kvdepot.wrong_arguments import message, wrong_ids, wrong_lease, wrong_table, wrong_tables
 
@@ -77,45 +77,6 @@ def allocation_record(
         except (TypeError, ValueError) as error:
             raise wrong_ids(field, ids, error) from None
     return record
-
-
-def attach(
-    instance_id: str,
-    model_name: str,
-    groups: Iterable[KvGroup],
-    regions: Iterable[MemoryRegion],
-    world_size: int,
-    rank: int,
-) -> cache_pb2.AttachInstanceRequest:
-    """Return the request of an attach. Planes name regions that are there; without regions they have no place at all.
-
-    Raises: InvalidArgument.
-    """
-    request = message(
-        cache_pb2.AttachInstanceRequest,
-        instance_id=instance_id,
-        model_name=model_name,
-        groups=_listed(groups),
-        regions=_listed(regions),
-        world_size=world_size,
-        rank=rank,
-    )
-    num_regions = len(request.regions)
-    for number, group in enumerate(request.groups):
-        for index, plane in enumerate(group.planes):
-            if not num_regions and (plane.region or plane.offset_bytes):
-                raise invalid(
-                    "regions",
-                    f"is empty, and groups[{number}] describes memory: pass `regions=shared.regions`. An engine that "
-                    "only moves bytes inline describes its groups by `Layout.without_memory`",
-                )
-            if num_regions and plane.region >= num_regions:
-                raise invalid(
-                    f"groups[{number}].planes[{index}].region",
-                    f"is {plane.region}, and there are {num_regions} regions: pass all `regions` of the SharedRegions "
-                    "that the group was made with",
-                )
-    return request
 
 
 def lookup(
@@ -299,8 +260,3 @@ def _duration(seconds: float) -> Duration:
     except (TypeError, ValueError, OverflowError):
         raise invalid("max_wait_seconds", f"is {seconds!r}, not a number of seconds") from None
     return duration
-
-
-def _listed(messages: Any) -> Any:
-    """Return the elements of an iterable that can be read once only, so that an error may look at them again."""
-    return messages if isinstance(messages, Sequence) or not hasattr(messages, "__next__") else list(messages)

@@ -10,6 +10,7 @@ import grpc
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.calls import AsyncCalls
+from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
@@ -58,7 +59,7 @@ class AsyncDepotClient:
         `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
         self._calls.require_open()
-        request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)
         try:

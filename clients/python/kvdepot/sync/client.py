@@ -9,6 +9,7 @@ from typing import Self
 import grpc
 
 from kvdepot import requests
+from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
@@ -59,7 +60,7 @@ class DepotClient:
         `on_lost` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
         self._calls.require_open()
-        request = requests.attach(instance_id, model_name, groups, regions, world_size, rank)
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = Attachment(self._calls, self._attachments, request, on_lost)
         try:

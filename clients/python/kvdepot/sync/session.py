@@ -8,7 +8,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
 from kvdepot.errors import Closed, DepotError, invalid
-from kvdepot.requests import BlockTables, PrefixLike, end_session, prefix_of
+from kvdepot.requests import BlockTables, PrefixLike, prefix_of
 from kvdepot.session_tables import checked_count, num_prompt_tokens, tables_to_retrieve, tables_to_store
 from kvdepot.sync.calls import InlineData
 from kvdepot.sync.rank_calls import RankCalls
@@ -40,7 +40,9 @@ class Session:
     """
 
     def __init__(self, attachment: RankCalls, session_id: str) -> None:
-        self.session_id = end_session(attachment.instance_id, session_id).session_id  # which checks it
+        if not session_id or not isinstance(session_id, str):
+            raise invalid("session_id", f"is {session_id!r}, not the name of a request")
+        self.session_id = session_id
         self.summary: cache_pb2.SessionSummary | None = None
         """What the session did, once it has ended. None: it made no call, or its attachment ended."""
         self._attachment = attachment
