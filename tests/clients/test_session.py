@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from kvdepot import DepotError, InvalidArgument, KvShape, block_table, hash_prefix
+from kvdepot import AsyncDepotClient, DepotError, InvalidArgument, KvShape, block_table, hash_prefix
 from kvdepot.layout import layouts
 from kvdepot.v1.cache_pb2 import (
     BlockTable,
@@ -142,27 +142,25 @@ async def test_session_of_a_lost_attachment_has_ended(side: Side, attachment: An
     await within(side, attachment.session("request-1"), body)
 
 
-async def test_cancelled_block_ends_its_session_even_if_it_is_cancelled_again(
-    side: Side, attachment: Any, depot: FakeDepot
-) -> None:
-    if side.blocks:
-        pytest.skip("a blocking call is not cancelled")
+async def test_cancelled_block_ends_its_session_even_if_it_is_cancelled_again(depot: FakeDepot) -> None:
     depot.hanging.add("Lookup")
+    async with AsyncDepotClient(depot.address) as client:
+        attachment = await client.attach(instance_id="engine-0", model_name="model", groups=[])
 
-    async def request() -> None:
-        async with attachment.session("request-1") as session:
-            await session.lookup(PROMPT)
+        async def request() -> None:
+            async with attachment.session("request-1") as session:
+                await session.lookup(PROMPT)
 
-    running = asyncio.create_task(request())
-    await eventually(lambda: bool([rpc for rpc, _ in depot.requests if rpc == "Lookup"]))
-    depot.hanging.add("EndSession")
-    running.cancel()
-    await eventually(lambda: bool(ends(depot)))
-    running.cancel()
-    depot.hanging.clear()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert depot.answered == ["EndSession"]
+        running = asyncio.create_task(request())
+        await eventually(lambda: "Lookup" in [rpc for rpc, _ in depot.requests])
+        depot.hanging.add("EndSession")
+        running.cancel()
+        await eventually(lambda: bool(ends(depot)))
+        running.cancel()
+        depot.hanging.clear()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert depot.answered == ["EndSession"]
 
 
 async def test_store_sends_the_blocks_of_the_prompt_alone(side: Side, attachment: Any, depot: FakeDepot) -> None:
@@ -257,8 +255,19 @@ async def test_retrieve_that_may_have_written_raises(
     reason: str, side: Side, attachment: Any, depot: FakeDepot
 ) -> None:
     depot.failures["Retrieve"] = failure(CODES.FAILED_PRECONDITION, reason)
-    with pytest.raises(DepotError, match=reason):
+    with pytest.raises(DepotError, match=reason) as raised:
         await side(attachment.session("s").retrieve, found(16), [np.arange(4), np.arange(8)])
+    assert depot.last("ReleaseLease").lease_id == "lease-1"  # the depot writes no more once this has answered
+    assert not hasattr(raised.value, "__notes__")
+
+
+async def test_retrieve_that_may_still_write_says_so(side: Side, attachment: Any, depot: FakeDepot) -> None:
+    depot.failures["Retrieve"] = failure(CODES.FAILED_PRECONDITION, "DETACHED")
+    depot.failures["ReleaseLease"] = failure(CODES.RESOURCE_EXHAUSTED, "TOO_MANY_RPCS")
+    with pytest.raises(DepotError, match="DETACHED") as raised:
+        await side(attachment.session("s").retrieve, found(16), [np.arange(4), np.arange(8)])
+    (note,) = raised.value.__notes__
+    assert note.startswith("the depot may still write to the blocks of session 's': RESOURCE_EXHAUSTED TOO_MANY_RPCS")
 
 
 async def test_inline_retrieve_fills_the_beginning_of_the_buffer(side: Side, attachment: Any, depot: FakeDepot) -> None:

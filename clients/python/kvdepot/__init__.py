@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kvdepot.aio.client import AsyncDepotClient
     from kvdepot.aio.session import AsyncSession
     from kvdepot.credentials import Credentials
+    from kvdepot.engine_under_test import EngineUnderTest
     from kvdepot.errors import Closed, DepotError, FieldViolation, InvalidArgument
     from kvdepot.layout import layouts
     from kvdepot.layout.shape import KvShape
@@ -52,6 +53,7 @@ _MODULES = {
     "cuda": "kvdepot.memory.cuda",
     "DepotClient": "kvdepot.sync.client",
     "DepotError": "kvdepot.errors",
+    "EngineUnderTest": "kvdepot.engine_under_test",
     "FieldViolation": "kvdepot.errors",
     "hash_prefix": "kvdepot.requests",
     "InvalidArgument": "kvdepot.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "Credentials",
     "DepotClient",
     "DepotError",
+    "EngineUnderTest",
     "FieldViolation",
     "InvalidArgument",
     "KvShape",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from kvdepot.errors import Closed, DepotError, invalid
@@ -112,8 +113,9 @@ class Session:
         have blocks for are copied. After a miss this does nothing and returns `skip_tokens`. So it does if the lease
         has expired or was revoked, and if the depot lacks bytes of a block that a table names.
 
-        The blocks of tokens below `skip_tokens` are not written; the tokens count as there. If this raises, the
-        depot may write to the blocks until the session has ended.
+        The blocks of tokens below `skip_tokens` are not written; the tokens count as there. If this raises or is
+        cancelled, the lease is released, and the depot no longer writes to the blocks. If that fails, too, the error
+        has a note: leave the blocks alone until the session or the attachment has ended.
         """
         if not self._has_more(found, skip_tokens):
             return skip_tokens
@@ -131,11 +133,12 @@ class Session:
                 ready_event=ready_event,
                 timeout_seconds=timeout_seconds,
             )
-        except DepotError as error:
-            if error.reason not in _MISSES:
-                raise
-            _logger.info("session %s retrieves nothing: %s", self.session_id, error)
-            return skip_tokens
+        except BaseException as error:
+            if isinstance(error, DepotError) and error.reason in _MISSES:
+                _logger.info("session %s retrieves nothing: %s", self.session_id, error)
+                return skip_tokens
+            to_the_end(partial(self._stop_writing, found.lease, error))
+            raise
         return num_tokens
 
     def store_inline(
@@ -192,6 +195,12 @@ class Session:
             timeout_seconds=timeout_seconds,
         )
         return found.matched_tokens
+
+    def _stop_writing(self, lease: cache_pb2.Lease, error: BaseException) -> None:
+        try:
+            self._attachment.release_lease(lease)
+        except DepotError as failure:
+            error.add_note(f"the depot may still write to the blocks of session {self.session_id!r}: {failure}")
 
     def _has_more(self, found: cache_pb2.LookupResponse, skip_tokens: int) -> bool:
         """Return whether a lookup found more than `skip_tokens`.
