@@ -85,6 +85,7 @@ async def test_session_ends_when_its_block_is_left(side: Side, attachment: Any, 
 
     await within(side, session, body)
     assert ends(depot) == ["request-1"]
+    assert session.has_ended
     assert session.summary.session_id == "request-1"
     assert depot.last("Lookup").session_id == "request-1"
 
@@ -114,8 +115,10 @@ async def test_error_of_the_end_does_not_hide_the_error_of_the_block(
 
 async def test_error_of_the_end_alone_is_raised(side: Side, attachment: Any, depot: FakeDepot) -> None:
     depot.failures["EndSession"] = failure(CODES.UNAVAILABLE, "TOO_MANY_RPCS")
+    session = attachment.session("request-1")
     with pytest.raises(DepotError, match="TOO_MANY_RPCS"):
-        await within(side, attachment.session("request-1"), lambda: asyncio.sleep(0))
+        await within(side, session, lambda: asyncio.sleep(0))
+    assert not session.has_ended
 
 
 @pytest.mark.parametrize("reason", ["SESSION_NOT_FOUND", "INSTANCE_NOT_FOUND"])

@@ -11,6 +11,7 @@ import pytest
 
 from kvdepot import DepotError
 from kvdepot.cli.engine_check.declared import declared_problems
+from kvdepot.cli.engine_check.factory import engine_of
 from kvdepot.cli.engine_check.kv import blocks_for, compare, expected_memory, fill_with_noise, kv_of, put, usable_tokens
 from kvdepot.cli.engine_check.rank import Wrong, ranks_of
 from tests.fakes import engines_under_test as engines
@@ -100,6 +101,20 @@ def test_mistake_in_the_declaration_is_named(factory: Callable[[], Any], first: 
 def test_what_is_no_engine_is_named(factory: Callable[[], Any], match: str) -> None:
     with pytest.raises((Wrong, DepotError), match=match):
         ranks_of(factory())
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nonsense", "the factory returned a str, and not an EngineUnderTest"),
+        ("raises", rf"the factory raised ValueError: the weights are missing \({engines.__file__}, line \d+\)"),
+        ("missing", f"the module {engines.__name__} has no missing"),
+        ("no_function", f"{engines.__name__}:no_function is a int, and not a function"),
+    ],
+)
+def test_factory_that_makes_no_engine_is_named(name: str, problem: str) -> None:
+    with pytest.raises(Wrong, match=problem):
+        engine_of(f"{engines.__name__}:{name}")
 
 
 def test_byte_that_was_written_elsewhere_is_named() -> None:

@@ -46,6 +46,8 @@ class Session:
         self.session_id = session_id
         self.summary: cache_pb2.SessionSummary | None = None
         """What the session did, once it has ended. None: it made no call, or its attachment ended."""
+        self.has_ended = False
+        """Whether the session has ended, so that the depot neither reads nor writes blocks for it."""
         self._attachment = attachment
 
     def __repr__(self) -> str:
@@ -219,11 +221,12 @@ class Session:
         try:
             self.summary = (self._attachment.end_session(self.session_id)).summary
         except Closed:
-            return  # the session ended with its attachment
+            pass  # the session ended with its attachment
         except DepotError as error:
             # No call was made, or the session was idle for too long, or the depot has ended the attachment.
             if error.reason not in _ENDED_ALREADY and not self._attachment.lost:
                 raise
+        self.has_ended = True
 
     def __enter__(self) -> Self:
         return self

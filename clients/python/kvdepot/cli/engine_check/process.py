@@ -9,16 +9,15 @@ import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any, TextIO, TypeVar
 
 from kvdepot.cli.engine_check.declared import declared_problems
 from kvdepot.cli.engine_check.exercise import attached
+from kvdepot.cli.engine_check.factory import engine_of
 from kvdepot.cli.engine_check.kv import usable_tokens
-from kvdepot.cli.engine_check.rank import Rank, Wrong, ranks_of
+from kvdepot.cli.engine_check.rank import Rank, Wrong
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.sync.client import DepotClient
@@ -58,7 +57,7 @@ def main(mode: str, target: str, folder: str, *of_depot: str) -> None:
     """Run the checks of one mode: `describe`, `exercise` or `reattach`."""
     report = Report()
     os.chdir(folder)
-    ranks = report.step("the factory returns an engine", lambda: _made(target))
+    ranks = report.step("the factory returns an engine", lambda: engine_of(target))
     if mode == "describe":
         report.step("the declared layout is where the engine's arrays are", lambda: _check_declared(ranks))
         report.say(
@@ -99,23 +98,6 @@ def _reattach(report: Report, ranks: list[Rank], client: DepotClient, run_id: st
     report.step("it detaches", lambda: opened.__exit__(None, None, None))
 
 
-def _made(target: str) -> list[Rank]:
-    module_name, _, name = target.partition(":")
-    try:
-        factory = getattr(import_module(module_name), name)
-    except AttributeError:
-        raise Wrong(f"the module {module_name} has no {name}") from None
-    except Exception as error:
-        raise Wrong(f"the module {module_name} can't be imported: {_where(error)}") from None
-    if not callable(factory):
-        raise Wrong(f"{target} is a {type(factory).__name__}, and not a function that returns an EngineUnderTest")
-    try:
-        returned = factory()
-    except Exception as error:
-        raise Wrong(f"the factory raised {_where(error)}") from None
-    return ranks_of(returned)
-
-
 def _check_declared(ranks: list[Rank]) -> None:
     problems = [
         (f"rank {rank.rank}: " if len(ranks) > 1 else "") + problem
@@ -125,14 +107,6 @@ def _check_declared(ranks: list[Rank]) -> None:
     if problems:
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise Wrong("\n".join([*problems[:MAX_PROBLEMS], *more]))
-
-
-def _where(error: Exception) -> str:
-    """Return an error with the line of the author's code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), None)
-    place = f" ({own.filename}, line {own.lineno})" if own is not None and own.filename != __file__ else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 if __name__ == "__main__":
