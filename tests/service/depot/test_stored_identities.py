@@ -78,11 +78,13 @@ def has_chunks(namespace: Namespace) -> bool:
 )
 def test_each_difference_is_named(change: dict[str, Any], text: str) -> None:
     assert STORED.differences(replace(STORED, **change)) == [text]
+    assert STORED.num_differences(replace(STORED, **change)) > 0
 
 
 def test_what_does_not_count_for_the_identity_is_no_difference() -> None:
     other = replace(GROUP, num_blocks=9, block_size=4, block_stride_bytes=64, token_stride_bytes=8)
     assert STORED.differences(replace(STORED, groups=(other,))) == []
+    assert STORED.num_differences(replace(STORED, groups=(other,))) == 0
 
 
 def test_the_one_with_the_fewest_differences_is_nearest() -> None:
