@@ -140,9 +140,6 @@ class Attacher:
             check_groups(request.groups, region_sizes, chunk_size)
         except kernels.errors.GeometryError as error:
             raise invalid(error.field, error.description) from error
-        planes = (plane for group in request.groups for plane in group.planes)
-        if not request.regions and any(plane.region or plane.offset_bytes for plane in planes):
-            raise invalid("regions", "there are none, and a plane has a place in one; planes moved inline have none")
         for number, group in enumerate(request.groups):
             if chunk_size % group.block_size:
                 raise ChunkSizeMismatch(

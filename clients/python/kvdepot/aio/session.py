@@ -37,6 +37,9 @@ class AsyncSession:
 
     Block tables are those of the whole request, from token 0 on: each call takes the blocks that it needs. When the
     block is left, the depot neither reads nor writes the engine's blocks for this session.
+
+    A session is that of the whole instance. If its ranks are in several processes, only the scheduler's opens it and
+    leaves it, after all ranks are done; the others call the methods of their attachments, with its `session_id`.
     """
 
     def __init__(self, attachment: AsyncRankCalls, session_id: str) -> None:

@@ -37,4 +37,6 @@ async def to_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # the cancellation counts; without this, asyncio would log the error as a forgotten one
         raise
