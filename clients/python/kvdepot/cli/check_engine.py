@@ -104,7 +104,9 @@ def check_engine(
             _check(checklist, target, address, time_limit_seconds, credentials)
     except Failed:
         pass
-    except (DepotError, ValueError, OSError, ChildFailed) as error:
+    except ChildFailed as error:
+        fail(_in_one_line(error), ExitCode.NOT_TRIED)
+    except (DepotError, ValueError, OSError) as error:
         fail(problem(error), ExitCode.NOT_TRIED)
     works = all(step.ok for step in checklist.steps)
     if json_output:
@@ -197,14 +199,19 @@ def _lines(process: Child, checklist: Checklist, limit_seconds: float) -> Iterat
     with process.limit(limit_seconds):
         try:
             for text in process.lines():
-                line = json.loads(text)
+                line = json.loads(text) if text.startswith("{") else {}  # a library may have printed the other ones
                 step = line.get("begin", step)
                 if "end" in line:
                     checklist.add(line["end"], line["problem"])
                 yield line
         except ChildFailed as error:
-            first, *_, last = [*str(error).splitlines(), ""]
-            checklist.add(step, first + (f": {last}" if last else ""))
+            checklist.add(step, _in_one_line(error))
+
+
+def _in_one_line(error: ChildFailed) -> str:
+    """Return why a process failed, with the last line that it wrote."""
+    why, *written = str(error).splitlines()
+    return f"{why}: {written[-1].strip()}" if written else why
 
 
 def _as_json(credentials: Credentials) -> str:
