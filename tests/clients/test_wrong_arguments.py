@@ -36,7 +36,7 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str, str]] = [
     ("lookup", ("s", [1, -1]), {}, "prefix.token_ids[1]", "is -1, and the range of ids is 0 to 4294967295"),
     ("lookup", ("s", [1, 2**32]), {}, "prefix.token_ids[1]", "is 4294967296, and the range"),
     ("lookup", ("s", np.array([3, -7])), {}, "prefix.token_ids[1]", "is -7, and the range"),
-    ("lookup", ("s", np.array([1.0])), {}, "prefix.token_ids[0]", "is 1.0, and ids are integers"),
+    ("lookup", ("s", np.array([1.0])), {}, "prefix.token_ids", "holds float64, and ids are integers"),
     ("lookup", ("s", [1, None]), {}, "prefix.token_ids[1]", "is None, and ids are integers"),
     ("lookup", ("s", ["a"]), {}, "prefix.token_ids[0]", "is 'a', and ids are integers"),
     ("lookup", ("s", [[1, 2]]), {}, "prefix.token_ids[0]", "is a list of 2, and ids are integers"),

@@ -48,6 +48,9 @@ def wrong_ids(field: str, ids: Any, error: Exception, *, first: int = 0, hint: s
     if shape is not None and len(shape) != 1:
         batch = " (a batch: pass the ids of one prompt)" if len(shape) == 2 else ""
         return invalid(field, f"has the shape {tuple(shape)}, and ids have one dimension{batch}")
+    dtype = str(getattr(ids, "dtype", "int")).removeprefix("torch.")
+    if not dtype.startswith(("int", "uint", "object")):
+        return invalid(field, f"holds {dtype}, and ids are integers")
     try:
         found = list(ids.tolist() if hasattr(ids, "tolist") else ids)
     except TypeError:

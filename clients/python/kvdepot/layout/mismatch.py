@@ -32,7 +32,8 @@ def differing(name: str, dims: Sequence[str], path: str, tensor: Strided, first:
 
 def wrong_rank(name: str, dims: Sequence[str], path: str, tensor: Strided) -> InvalidArgument:
     """Return the error for a tensor with too many or too few dimensions."""
-    return invalid(path, f"{name}: it has the shape {tensor.shape}, and {len(dims)} dimensions are expected: {dims}")
+    expected = f"{len(dims)} dimensions are expected: {', '.join(dims)}"
+    return invalid(path, f"{name}: it has the shape {tensor.shape}, and {expected}")
 
 
 def wrong_size(name: str, path: str, tensor: Strided, index: int, dim: str, block_size: int | None) -> InvalidArgument:
