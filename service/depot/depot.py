@@ -22,6 +22,7 @@ from service.depot.publisher import NullPublisher
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
+from service.depot.stored_identities import StoredIdentities
 from service.errors import StreamStalled, invalid
 from service.l1.chunk import Chunk
 from service.l1.index import Index
@@ -73,6 +74,7 @@ class Depot:
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
         self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus)
+        self.stored_identities = StoredIdentities()
         self.open_stores: set[StoreContext] = set()
         self.num_refused_chunks = 0
         self.draining = False

@@ -14,6 +14,7 @@ from service.depot.instances import Instance
 from service.depot.leases import Lease
 from service.depot.operation import Operation
 from service.depot.sessions import Session
+from service.depot.stored_identities import StoredIdentity, unknown_identity
 from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
@@ -154,6 +155,7 @@ class _Walk:
             return
         self.is_done = False
         self._num_wanted = prefix.num_tokens // chunk_size
+        self._first_rank, self._prefix = instance.ranks[0], prefix
         self._namespaces = [
             instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)
         ]
@@ -182,7 +184,8 @@ class _Walk:
                 chunk.pending_write for chunk in found_at if chunk is not None and chunk.pending_write is not None
             ]
             at_token = self.match.num_chunks * self._depot.limits.chunk_size
-            self.match.miss = _miss(self._depot, self._namespaces, keys_at, found_at, at_token)
+            here = StoredIdentity.of(self._first_rank, self._prefix)
+            self.match.miss = _miss(self._depot, self._namespaces, here, keys_at, found_at, at_token)
         self.is_done = num_chunks < num_keys or self.match.num_chunks == self._num_wanted
 
 
@@ -222,6 +225,7 @@ def _resident(index: ChunkIndex, keys: Iterable[ChunkKey], num_wanted: int) -> _
 def _miss(
     depot: Depot,
     namespaces: Sequence[Namespace],
+    here: StoredIdentity,
     keys: Sequence[ChunkKey],
     found: Sequence[Chunk | None],
     at_token: int,
@@ -240,7 +244,7 @@ def _miss(
             reason=MissReason.RANK_MISSING, at_token=at_token, detail=f"ranks {lacking} did not store the chunk"
         )
     if at_token == 0 and not any(map(depot.index.has_seen, namespaces)):
-        detail = "nothing is stored for this model, geometry, salt and adapter"
+        detail = unknown_identity(depot.stored_identities.nearest(here, depot.index.has_chunks))
         return Miss(reason=MissReason.UNKNOWN_IDENTITY, at_token=0, detail=detail)
     return Miss(reason=MissReason.NEVER_STORED, at_token=at_token, detail="the chunk was never stored")
 

@@ -41,6 +41,7 @@ class OpenStore:
     def __init__(self, depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
         self._depot = depot
         self._attachment = attachment
+        self._prefix = header.prefix
         self._chunk_size = depot.limits.chunk_size
         first, end = header.start_token // self._chunk_size, header.prefix.num_tokens // self._chunk_size
         self.positions = range(first, end)
@@ -164,6 +165,9 @@ class OpenStore:
             num_bytes += self._attachment.present_bytes(chunk.absent_tokens)
             self._pinned[position] = chunk
             del self._reserved[position]
+        if written:
+            namespace = self._context.namespace_stats.namespace
+            self._depot.stored_identities.remember(namespace, self._attachment, self._prefix)
         self._num_stored += len(written)
         self._stored_bytes += num_bytes
         self._depot.bus.publish(

@@ -80,6 +80,10 @@ class Index:
         """Return whether the namespace has chunks, or had some and was not forgotten."""
         return namespace in self._namespaces or namespace in self._past_namespaces
 
+    def has_chunks(self, namespace: Namespace) -> bool:
+        """Return whether the namespace has chunks."""
+        return namespace in self._namespaces
+
     def chunks(self) -> Iterable[Chunk]:
         """Return every chunk, resident or being written."""
         return self._chunks.values()

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from kvdepot import AsyncDepotClient, DepotError, KvShape
+from kvdepot import AsyncDepotClient, Closed, DepotError, KvShape
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2
 from tests.clients.conftest import Side
@@ -131,7 +131,7 @@ async def test_leaving_the_with_block_detaches(side: Side, depot: FakeDepot) -> 
             with client.attach(instance_id="engine-0", model_name="model", groups=[]):
                 assert not depot.detached.is_set()
             assert depot.detached.wait(10)
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(Closed, match="CLIENT_CLOSED"):
             client.get_status()
 
     async def on_loop() -> None:
@@ -139,7 +139,7 @@ async def test_leaving_the_with_block_detaches(side: Side, depot: FakeDepot) -> 
             async with await client.attach(instance_id="engine-0", model_name="model", groups=[]):
                 assert not depot.detached.is_set()
             assert await asyncio.to_thread(depot.detached.wait, 10)
-        with pytest.raises(grpc.aio.UsageError, match="closed"):
+        with pytest.raises(Closed, match="CLIENT_CLOSED"):
             await client.get_status()
 
     await (asyncio.to_thread(blocking) if side.blocks else on_loop())

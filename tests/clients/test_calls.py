@@ -14,9 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 from kvdepot import (
     AsyncAttachment,
     AsyncDepotClient,
+    AsyncSession,
     Attachment,
     DepotClient,
     DepotError,
+    Session,
     allocation_record,
     block_table,
     hash_prefix,
@@ -254,7 +256,10 @@ async def test_answer_of_more_than_four_mebibytes_is_received(side: Side, client
     assert (await side(client.list_sessions)).next_page_token == depot.next_page_token
 
 
-@pytest.mark.parametrize(("blocking", "on_loop"), [(DepotClient, AsyncDepotClient), (Attachment, AsyncAttachment)])
+@pytest.mark.parametrize(
+    ("blocking", "on_loop"),
+    [(DepotClient, AsyncDepotClient), (Attachment, AsyncAttachment), (Session, AsyncSession)],
+)
 def test_both_clients_have_the_same_methods_and_signatures(blocking: type, on_loop: type) -> None:
     def public(kind: type) -> dict[str, Any]:
         return {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvdepot import allocation_record, hash_prefix, token_prefix
+from kvdepot import InvalidArgument, allocation_record, hash_prefix, token_prefix
 from kvdepot.v1 import cache_pb2, observability_pb2
 
 IDS = [0, 1, 128_255, (1 << 31) - 1]
@@ -75,7 +75,7 @@ def test_id_that_is_no_uint32_is_refused(make: Callable[[list[int]], Any], ids: 
     ("make", "ids"), [(list, [1.5]), (np.array, [1.5]), (tensor, [1.5]), (np.array, [True]), (list, ["1"])]
 )
 def test_id_that_is_no_integer_is_refused(make: Callable[[list[Any]], Any], ids: list[Any]) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidArgument, match="integers"):
         token_prefix(make(ids))
 
 

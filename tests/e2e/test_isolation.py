@@ -165,7 +165,22 @@ async def test_a_prompt_whose_rest_was_never_stored(depot: Site) -> None:
 async def test_an_identity_under_which_nothing_was_ever_stored(depot: Site) -> None:
     engine = await depot.attach()
     await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, seed=1))
-    assert reason(await engine.lookup("s", token_prefix(TOKENS, cache_salt="unheard of"))) == "UNKNOWN_IDENTITY"
+    found = await engine.lookup("s", token_prefix(TOKENS, cache_salt="unheard of"))
+    assert reason(found) == "UNKNOWN_IDENTITY"
+    assert "nearest that is stored, cache_salt is another one" in found.miss.detail
+
+
+async def test_an_unknown_identity_names_the_nearest_that_is_stored(depot: Site) -> None:
+    engine = await depot.attach(model_name="llama")
+    await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, seed=1))
+    other = await depot.attach(
+        Group(SMALL.layout, replace(SMALL.shape, dtype="float16", num_blocks=32)), model_name="llama"
+    )
+    found = await other.lookup("s", TOKENS)
+    assert reason(found) == "UNKNOWN_IDENTITY"
+    assert found.miss.detail.endswith("nearest that is stored, groups[0].dtype is 'uint16', here 'float16'")
+    await depot.client.clear_cache()
+    assert "nor for others" in (await other.lookup("s", TOKENS)).miss.detail
 
 
 async def test_an_identity_whose_chunks_were_all_cleared_is_not_unknown(depot: Site) -> None:

@@ -57,7 +57,7 @@ class Engine:
         return await self.client.attach(
             instance_id="pod",
             model_name="m",
-            groups=[LAYOUT.from_shape(SHAPE)],
+            groups=[LAYOUT.from_shape(SHAPE) if buffer is not None else LAYOUT.without_memory(SHAPE)],
             regions=[buffer.region] if buffer is not None else [],
             rank=rank,
             world_size=world_size,

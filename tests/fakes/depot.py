@@ -66,7 +66,8 @@ def _packed(message: Any) -> PackedAny:
 class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminServiceServicer):
     """Answers every RPC, records the requests, and fails or hangs as `failures` and `hanging` say.
 
-    ``requests`` holds pairs of RPC name and request. ``deadlines`` has the seconds that each RPC had left.
+    ``requests`` holds pairs of RPC name and request. ``deadlines`` has the seconds that each RPC had left. ``answered``
+    has the RPCs that hung until a test let them go on.
     """
 
     def __init__(self) -> None:
@@ -74,9 +75,11 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self.deadlines: dict[str, float | None] = {}
         self.failures: dict[str, Failure] = {}
         self.hanging: set[str] = set()
+        self.answered: list[str] = []
         self.inline_pieces: list[cache_pb2.RetrieveInlineResponse] = []
         self.inline_failure: Failure | None = None
         self.store_inline_reads = 1 << 30
+        self.found = cache_pb2.LookupResponse(matched_tokens=16, lease=cache_pb2.Lease(lease_id="lease-1"))
         self.next_page_token = "next"
         self.attached = threading.Event()
         self.detached = threading.Event()
@@ -138,7 +141,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
 
     def Lookup(self, request: Any, context: Any) -> cache_pb2.LookupResponse:
         self._enter("Lookup", request, context)
-        return cache_pb2.LookupResponse(matched_tokens=16, lease=cache_pb2.Lease(lease_id="lease-1"))
+        return self.found
 
     def Store(self, request: Any, context: Any) -> cache_pb2.StoreResponse:
         self._enter("Store", request, context)
@@ -215,8 +218,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         if rpc in self.failures:
             self.failures[rpc](context)
         if rpc in self.hanging:
-            while context.is_active() and not self._stopped.wait(0.02):
+            while context.is_active() and rpc in self.hanging and not self._stopped.wait(0.02):
                 pass
+            if context.is_active():
+                self.answered.append(rpc)
 
 
 def _at_the_end(context: grpc.ServicerContext, event: threading.Event) -> None:

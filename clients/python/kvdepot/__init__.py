@@ -5,12 +5,11 @@
     with DepotClient("unix:/run/kvdepot/kvdepot.sock") as client, client.attach(
         instance_id=pod_name, model_name=model, groups=[group], regions=shared.regions
     ) as attachment:
-        found = attachment.lookup(request_id, token_ids)
-        if found.HasField("lease"):
-            attachment.retrieve(request_id, found.lease, [block_ids[: found.matched_tokens // block_size]])
-        ...  # prefill what was not found
-        attachment.store(request_id, token_ids, [block_ids])
-        attachment.end_session(request_id)
+        with attachment.session(request_id) as session:
+            found = session.lookup(token_ids)
+            num_ready = session.retrieve(found, [block_ids])  # 0 after a miss
+            ...  # prefill token_ids[num_ready:]
+            session.store(token_ids, [block_ids], start_token=num_ready)
 
 On a GPU it is `cuda.CudaRegions` instead of `SharedRegions`, and `ready_event=cuda.ready_event(event)`.
 `AsyncDepotClient` is the same for an event loop. The messages that methods take and return are in `kvdepot.v1`; the
@@ -27,8 +26,10 @@ from kvdepot.version import __version__
 if TYPE_CHECKING:
     from kvdepot.aio.attachment import AsyncAttachment
     from kvdepot.aio.client import AsyncDepotClient
+    from kvdepot.aio.session import AsyncSession
     from kvdepot.credentials import Credentials
-    from kvdepot.errors import DepotError, FieldViolation
+    from kvdepot.engine_under_test import EngineUnderTest
+    from kvdepot.errors import Closed, DepotError, FieldViolation, InvalidArgument
     from kvdepot.layout import layouts
     from kvdepot.layout.shape import KvShape
     from kvdepot.memory import cuda
@@ -37,22 +38,28 @@ if TYPE_CHECKING:
     from kvdepot.requests import allocation_record, block_table, hash_prefix, token_prefix
     from kvdepot.sync.attachment import Attachment
     from kvdepot.sync.client import DepotClient
+    from kvdepot.sync.session import Session
 
 # Imported when first used, so that a command which needs little of this starts quickly.
 _MODULES = {
     "allocation_record": "kvdepot.requests",
     "AsyncAttachment": "kvdepot.aio.attachment",
     "AsyncDepotClient": "kvdepot.aio.client",
+    "AsyncSession": "kvdepot.aio.session",
     "Attachment": "kvdepot.sync.attachment",
     "block_table": "kvdepot.requests",
+    "Closed": "kvdepot.errors",
     "Credentials": "kvdepot.credentials",
     "cuda": "kvdepot.memory.cuda",
     "DepotClient": "kvdepot.sync.client",
     "DepotError": "kvdepot.errors",
+    "EngineUnderTest": "kvdepot.engine_under_test",
     "FieldViolation": "kvdepot.errors",
     "hash_prefix": "kvdepot.requests",
+    "InvalidArgument": "kvdepot.errors",
     "KvShape": "kvdepot.layout.shape",
     "layouts": "kvdepot.layout.layouts",
+    "Session": "kvdepot.sync.session",
     "SharedBuffer": "kvdepot.memory.shared_buffer",
     "SharedRegions": "kvdepot.memory.shared_regions",
     "token_prefix": "kvdepot.requests",
@@ -61,12 +68,17 @@ _MODULES = {
 __all__ = [
     "AsyncAttachment",
     "AsyncDepotClient",
+    "AsyncSession",
     "Attachment",
+    "Closed",
     "Credentials",
     "DepotClient",
     "DepotError",
+    "EngineUnderTest",
     "FieldViolation",
+    "InvalidArgument",
     "KvShape",
+    "Session",
     "SharedBuffer",
     "SharedRegions",
     "__version__",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import grpc
 
-from kvdepot.errors import DepotError
+from kvdepot.errors import DepotError, attachment_closed
 from kvdepot.inline import PieceOrder
+from kvdepot.rpc import too_late
 from kvdepot.v1 import cache_pb2
 
 DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
@@ -14,9 +15,11 @@ DETACH_SECONDS = 2.0  # that `close` waits for the depot's answer
 class AttachmentState:
     """The common part of `AsyncAttachment` and `Attachment`."""
 
-    def __init__(self, instance_id: str, rank: int) -> None:
-        self.instance_id = instance_id
-        self.rank = rank
+    def __init__(self, request: cache_pb2.AttachInstanceRequest) -> None:
+        self.instance_id = request.instance_id
+        self.rank = request.rank
+        self.block_sizes = tuple(group.block_size for group in request.groups)
+        """Tokens per block of each group."""
         self.chunk_size = 0
         """Tokens per chunk; a `start_token` is a multiple of it."""
         self.chunk_bytes = 0
@@ -50,6 +53,14 @@ class AttachmentState:
         if response.notice == cache_pb2.NOTICE_DRAINING:
             self.draining = True
 
+    def _require_open(self) -> None:
+        """Check that the attachment was not closed.
+
+        Raises: Closed.
+        """
+        if self._closed:
+            raise attachment_closed(self.instance_id, self.rank)
+
     def _pieces_from(self, skip_tokens: int) -> PieceOrder:
         """Return the order in which an inline retrieve must bring its pieces."""
         first_chunk = skip_tokens // self.chunk_size if self.chunk_size else 0
@@ -61,7 +72,6 @@ def ended() -> DepotError:
     return DepotError(grpc.StatusCode.UNAVAILABLE, "ATTACHMENT_ENDED", "the depot ended the attachment")
 
 
-def unacknowledged(timeout_seconds: float) -> DepotError:
+def unacknowledged(address: str, timeout_seconds: float) -> DepotError:
     """Return the error for an acknowledgement that took too long."""
-    message = f"the depot did not acknowledge the attachment within {timeout_seconds:g} s"
-    return DepotError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
+    return too_late("AttachInstance", address, timeout_seconds)

@@ -40,8 +40,9 @@ class DepotError(Exception):
     `code` is the gRPC status and `reason` the word in the `Errors:` list of the RPC, such as `LEASE_EXPIRED`.
     The client itself adds `UNREACHABLE` (with UNAVAILABLE: no connection, or it was lost), `ATTACHMENT_ENDED` (with
     UNAVAILABLE: the depot ended an attachment and gave no reason) and `INCOMPLETE_STREAM` (with DATA_LOSS: pieces of
-    an inline retrieve are missing). Where an answer has no reason, it is the name of the code, as in
-    `DEADLINE_EXCEEDED`. `violations` name the fields at fault; `retry_after_seconds` is set where waiting helps.
+    an inline retrieve are missing). `InvalidArgument` and `Closed` are raised before a call is made. Where an answer
+    has no reason, it is the name of the code, as in `DEADLINE_EXCEEDED`. `violations` name the fields at fault;
+    `retry_after_seconds` is set where waiting helps.
     """
 
     def __init__(
@@ -64,6 +65,31 @@ class DepotError(Exception):
         # The depot's message names the fields already, as far as its length allows.
         unnamed = "".join(f"; {field}" for field in fields if field.removesuffix("...") not in self.message)
         return f"{self.code.name} {self.reason}: {self.message}{unnamed}"
+
+
+class InvalidArgument(DepotError, ValueError):
+    """An argument that no call can carry, with the reason of the depot's own check. No call was made."""
+
+
+class Closed(DepotError):
+    """The client or the attachment was closed (`CLIENT_CLOSED`, `ATTACHMENT_CLOSED`). No call was made."""
+
+
+def invalid(field: str, description: str) -> InvalidArgument:
+    """Return the error for one argument."""
+    violations = (FieldViolation(field, description),)
+    return InvalidArgument(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", f"{field}: {description}", violations)
+
+
+def client_closed(address: str) -> Closed:
+    """Return the error for a call of a closed client."""
+    return Closed(grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", f"the client of {address} was closed")
+
+
+def attachment_closed(instance_id: str, rank: int) -> Closed:
+    """Return the error for a call of a closed attachment."""
+    message = f"the attachment of rank {rank} of {instance_id!r} was closed; attach again"
+    return Closed(grpc.StatusCode.FAILED_PRECONDITION, "ATTACHMENT_CLOSED", message)
 
 
 def depot_error(call: grpc.RpcError) -> DepotError:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
+from kvdepot.errors import invalid
 from kvdepot.v1 import cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2 import BlockTable, Lease, Prefix
 from kvdepot.wire import Ids, with_ids
+from kvdepot.wrong_arguments import message, wrong_ids, wrong_lease, wrong_table, wrong_tables
 
 PrefixLike: TypeAlias = "Prefix | Ids"
 """A `Prefix`, or the token ids of one that has neither salt nor adapter."""
@@ -23,23 +25,37 @@ LeaseLike: TypeAlias = "Lease | str"
 
 
 def token_prefix(token_ids: Ids, *, cache_salt: str = "", adapter: str = "") -> Prefix:
-    """Return a prompt by its token ids, from token 0."""
-    return with_ids(Prefix(cache_salt=cache_salt, adapter=adapter), token_ids=token_ids)
+    """Return a prompt by its token ids, from token 0.
+
+    Raises: InvalidArgument.
+    """
+    prefix = message(Prefix, cache_salt=cache_salt, adapter=adapter)
+    try:
+        return with_ids(prefix, token_ids=token_ids)
+    except (TypeError, ValueError) as error:
+        raise wrong_ids("prefix.token_ids", token_ids, error) from None
 
 
 def hash_prefix(
     block_hashes: Iterable[bytes], hash_block_size: int, *, cache_salt: str = "", adapter: str = ""
 ) -> Prefix:
-    """Return a prompt by the engine's chained block hashes, one for each whole block of `hash_block_size` tokens."""
-    return Prefix(block_hashes=block_hashes, hash_block_size=hash_block_size, cache_salt=cache_salt, adapter=adapter)
+    """Return a prompt by the engine's chained block hashes, one for each whole block of `hash_block_size` tokens.
+
+    Raises: InvalidArgument.
+    """
+    hashes = block_hashes if isinstance(block_hashes, Sequence) or block_hashes is None else list(block_hashes)
+    return message(Prefix, block_hashes=hashes, hash_block_size=hash_block_size, cache_salt=cache_salt, adapter=adapter)
 
 
 def block_table(block_ids: Ids, *, absent_blocks: int = 0) -> BlockTable:
     """Return the block table of one group. The engine does not have its first `absent_blocks` blocks.
 
-    Those before a sliding window are absent, for instance. They are neither stored nor retrieved.
+    Those before a sliding window are absent, for instance. They are neither stored nor retrieved. Ids of -1 at the
+    beginning stand for absent blocks, too.
+
+    Raises: InvalidArgument.
     """
-    return with_ids(BlockTable(absent_blocks=absent_blocks), block_ids=block_ids)
+    return _block_table(0, block_ids, absent_blocks)
 
 
 def allocation_record(
@@ -50,19 +66,31 @@ def allocation_record(
     reused_block_ids: Ids = (),
     resumed: bool = False,
 ) -> observability_pb2.BlockAllocationRecord:
-    """Return a record of the blocks that the scheduler gave to one session, for `report_block_allocation`."""
-    record = observability_pb2.BlockAllocationRecord(session_id=session_id, resumed=resumed)
-    return with_ids(record, block_ids=block_ids, token_ids=token_ids, reused_block_ids=reused_block_ids)
+    """Return a record of the blocks that the scheduler gave to one session, for `report_block_allocation`.
+
+    Raises: InvalidArgument.
+    """
+    record = message(observability_pb2.BlockAllocationRecord, session_id=session_id, resumed=resumed)
+    for field, ids in (("block_ids", block_ids), ("token_ids", token_ids), ("reused_block_ids", reused_block_ids)):
+        try:
+            with_ids(record, **{field: ids})
+        except (TypeError, ValueError) as error:
+            raise wrong_ids(field, ids, error) from None
+    return record
 
 
 def lookup(
     instance_id: str, session_id: str, prefix: PrefixLike, computed_tokens: int, max_wait_seconds: float
 ) -> cache_pb2.LookupRequest:
-    """Return the request of a lookup."""
-    return cache_pb2.LookupRequest(
+    """Return the request of a lookup.
+
+    Raises: InvalidArgument.
+    """
+    return message(
+        cache_pb2.LookupRequest,
         instance_id=instance_id,
         session_id=session_id,
-        prefix=_prefix(prefix),
+        prefix=prefix_of(prefix),
         computed_tokens=computed_tokens,
         max_wait=_duration(max_wait_seconds) if max_wait_seconds else None,
     )
@@ -77,14 +105,18 @@ def store(
     start_token: int,
     ready_event: bytes,
 ) -> cache_pb2.StoreRequest:
-    """Return the request of a store."""
-    return cache_pb2.StoreRequest(
+    """Return the request of a store.
+
+    Raises: InvalidArgument.
+    """
+    return message(
+        cache_pb2.StoreRequest,
         instance_id=instance_id,
         rank=rank,
         session_id=session_id,
-        prefix=_prefix(prefix),
+        prefix=prefix_of(prefix),
         start_token=start_token,
-        block_tables=_block_tables(block_tables),
+        block_tables=tables_of(block_tables),
         ready_event=ready_event,
     )
 
@@ -98,13 +130,17 @@ def retrieve(
     skip_tokens: int,
     ready_event: bytes,
 ) -> cache_pb2.RetrieveRequest:
-    """Return the request of a retrieve."""
-    return cache_pb2.RetrieveRequest(
+    """Return the request of a retrieve.
+
+    Raises: InvalidArgument.
+    """
+    return message(
+        cache_pb2.RetrieveRequest,
         instance_id=instance_id,
         rank=rank,
         session_id=session_id,
         lease_id=lease_id_of(lease),
-        block_tables=_block_tables(block_tables),
+        block_tables=tables_of(block_tables),
         skip_tokens=skip_tokens,
         ready_event=ready_event,
     )
@@ -113,27 +149,114 @@ def retrieve(
 def store_inline_header(
     instance_id: str, rank: int, session_id: str, prefix: PrefixLike, start_token: int
 ) -> cache_pb2.StoreInlineRequest:
-    """Return the first message of an inline store."""
-    header = cache_pb2.StoreInlineHeader(
-        instance_id=instance_id, rank=rank, session_id=session_id, prefix=_prefix(prefix), start_token=start_token
+    """Return the first message of an inline store.
+
+    Raises: InvalidArgument.
+    """
+    header = message(
+        cache_pb2.StoreInlineHeader,
+        instance_id=instance_id,
+        rank=rank,
+        session_id=session_id,
+        prefix=prefix_of(prefix),
+        start_token=start_token,
     )
     return cache_pb2.StoreInlineRequest(header=header)
 
 
-def _prefix(prefix: PrefixLike) -> Prefix:
-    return prefix if isinstance(prefix, Prefix) else token_prefix(prefix)
+def retrieve_inline(
+    instance_id: str, rank: int, session_id: str, lease: LeaseLike, skip_tokens: int
+) -> cache_pb2.RetrieveInlineRequest:
+    """Return the request of an inline retrieve.
+
+    Raises: InvalidArgument.
+    """
+    return message(
+        cache_pb2.RetrieveInlineRequest,
+        instance_id=instance_id,
+        rank=rank,
+        session_id=session_id,
+        lease_id=lease_id_of(lease),
+        skip_tokens=skip_tokens,
+    )
 
 
-def _block_tables(tables: BlockTables) -> list[BlockTable]:
-    return [table if isinstance(table, BlockTable) else block_table(table) for table in tables]
+def release_lease(lease: LeaseLike) -> cache_pb2.ReleaseLeaseRequest:
+    """Return the request that ends a lease.
+
+    Raises: InvalidArgument.
+    """
+    return message(cache_pb2.ReleaseLeaseRequest, lease_id=lease_id_of(lease))
+
+
+def end_session(instance_id: str, session_id: str) -> cache_pb2.EndSessionRequest:
+    """Return the request that ends a session.
+
+    Raises: InvalidArgument.
+    """
+    return message(cache_pb2.EndSessionRequest, instance_id=instance_id, session_id=session_id)
+
+
+def tables_of(tables: BlockTables) -> list[BlockTable]:
+    """Return the block tables of all groups.
+
+    Raises: InvalidArgument.
+    """
+    try:
+        numbered = enumerate(tables)
+    except TypeError:
+        raise wrong_tables(tables) from None
+    return [table if isinstance(table, BlockTable) else _block_table(number, table) for number, table in numbered]
 
 
 def lease_id_of(lease: LeaseLike) -> str:
-    """Return a lease's id."""
-    return lease if isinstance(lease, str) else lease.lease_id
+    """Return a lease's id.
+
+    Raises: InvalidArgument.
+    """
+    lease_id = lease if isinstance(lease, str) else getattr(lease, "lease_id", "")
+    if not lease_id:
+        raise wrong_lease(lease)
+    return lease_id
+
+
+def prefix_of(prefix: PrefixLike) -> Prefix:
+    """Return a prompt.
+
+    Raises: InvalidArgument.
+    """
+    return prefix if isinstance(prefix, Prefix) else token_prefix(prefix)
+
+
+def _block_table(number: int, block_ids: Ids, absent_blocks: int = 0) -> BlockTable:
+    table = message(BlockTable, absent_blocks=absent_blocks)
+    num_absent = 0
+    try:
+        return with_ids(table, block_ids=block_ids)
+    except (TypeError, ValueError) as error:
+        try:
+            num_absent = _num_absent(block_ids)
+            table.Clear()
+            table.absent_blocks = absent_blocks + num_absent
+            return with_ids(table, block_ids=block_ids[num_absent:])
+        except (TypeError, ValueError):
+            rest = block_ids[num_absent:] if num_absent else block_ids
+            raise wrong_table(number, rest, error, num_absent) from None
+
+
+def _num_absent(block_ids: Any) -> int:
+    """Return how many ids at the beginning are -1.
+
+    Raises: TypeError.
+    """
+    ids = block_ids.tolist() if hasattr(block_ids, "tolist") else block_ids
+    return next((index for index, block_id in enumerate(ids) if block_id != -1), len(ids))
 
 
 def _duration(seconds: float) -> Duration:
     duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=seconds))
+    try:
+        duration.FromTimedelta(timedelta(seconds=seconds))
+    except (TypeError, ValueError, OverflowError):
+        raise invalid("max_wait_seconds", f"is {seconds!r}, not a number of seconds") from None
     return duration

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 import grpc
 
 from kvdepot.credentials import Bearer, Credentials
+from kvdepot.errors import DepotError, client_closed, depot_error, invalid
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
@@ -32,9 +33,13 @@ traceparent: ContextVar[str] = ContextVar("kvdepot_traceparent", default="")
 
 
 class CallDefaults:
-    """The deadline and the metadata of a client's calls."""
+    """The deadline, the metadata and the errors of a client's calls."""
 
-    def __init__(self, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
+    ) -> None:
+        self.address = checked_address(address)
+        self.is_closed = False
         self._timeout_seconds = checked_timeout(timeout_seconds)
         self._bearer = Bearer(credentials) if isinstance(credentials, Credentials) else None
 
@@ -56,15 +61,55 @@ class CallDefaults:
             return self._timeout_seconds + added_seconds
         return checked_timeout(timeout_seconds)
 
+    def require_open(self) -> None:
+        """Check that the client was not closed.
+
+        Raises: Closed.
+        """
+        if self.is_closed:
+            raise client_closed(self.address)
+
+    def failure(self, call: grpc.RpcError, rpc: str, limit_seconds: float | None) -> DepotError:
+        """Return the error of a failed call. If it took too long, the message says what, where, and how long."""
+        if self.is_closed:
+            return client_closed(self.address)  # it was closed while the call was running
+        error = depot_error(call)
+        if error.reason == grpc.StatusCode.DEADLINE_EXCEEDED.name and limit_seconds is not None:
+            return too_late(rpc, self.address, limit_seconds)
+        return error
+
+
+def too_late(rpc: str, address: str, limit_seconds: float) -> DepotError:
+    """Return the error for an RPC that took longer than its caller allowed."""
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    message = f"{rpc} at {address} did not end within its limit of {limit_seconds:g} s"
+    return DepotError(code, code.name, message)
+
+
+def rpc_of(request: object) -> str:
+    """Return the name of the RPC that a request is for."""
+    return type(request).__name__.removesuffix("Request")
+
 
 def checked_timeout(timeout_seconds: float) -> float:
     """Return the timeout, if it is positive and finite: every call has to end.
 
-    Raises: ValueError.
+    Raises: InvalidArgument.
     """
-    if not (timeout_seconds > 0 and math.isfinite(timeout_seconds)):
-        raise ValueError(f"timeout_seconds must be positive and finite, not {timeout_seconds}")
+    is_number = isinstance(timeout_seconds, (int, float))
+    if not (is_number and timeout_seconds > 0 and math.isfinite(timeout_seconds)):
+        raise invalid("timeout_seconds", f"is {timeout_seconds!r}, not a positive and finite number")
     return timeout_seconds
+
+
+def checked_address(address: str) -> str:
+    """Return the address, if it is a text.
+
+    Raises: InvalidArgument.
+    """
+    if not isinstance(address, str) or not address:
+        raise invalid("address", f"is {address!r}, not `host:port` or `unix:/path`")
+    return address
 
 
 def channel_arguments(

@@ -234,7 +234,7 @@ def test_what_is_no_tensor_is_refused() -> None:
     class Shaped:
         shape = FITTING
 
-    with pytest.raises(TypeError, match="Shaped"):
+    with pytest.raises(ValueError, match="Shaped"):
         TWO_NB.from_tensors([Shaped()], SharedRegions())
 
 

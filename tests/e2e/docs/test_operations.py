@@ -49,7 +49,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["operations.md", "debugging.md", "settings.md"])
+@pytest.mark.parametrize("name", ["engine.md", "operations.md", "debugging.md", "settings.md"])
 def test_every_link_leads_somewhere(name: str) -> None:
     page = REPOSITORY / "docs" / name
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text()):

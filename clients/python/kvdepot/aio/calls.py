@@ -11,8 +11,8 @@ import grpc
 
 from kvdepot import inline
 from kvdepot.credentials import Credentials
-from kvdepot.errors import depot_error
-from kvdepot.rpc import CallDefaults, channel_arguments
+from kvdepot.errors import client_closed
+from kvdepot.rpc import CallDefaults, channel_arguments, rpc_of
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -39,7 +39,7 @@ class AsyncCalls(CallDefaults):
     def __init__(
         self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
     ) -> None:
-        super().__init__(credentials, timeout_seconds)
+        super().__init__(address, credentials, timeout_seconds)
         secure, options = channel_arguments(address, credentials)
         self._channel = (
             grpc.aio.insecure_channel(address, options)
@@ -73,11 +73,15 @@ class AsyncCalls(CallDefaults):
 
         Raises: DepotError, ValueError, OSError.
         """
+        self.require_open()
         timeout = self.timeout(timeout_seconds, added_seconds=added_seconds)
         try:
             return await method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
-            raise depot_error(error) from error
+            raise self.failure(error, rpc_of(request), timeout) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
 
     def stream(
         self,
@@ -85,8 +89,13 @@ class AsyncCalls(CallDefaults):
         request: Request,
         deadline_seconds: float | None,
     ) -> AsyncGenerator[Response, None]:
-        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline."""
-        return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
+        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline.
+
+        Raises: Closed, OSError.
+        """
+        self.require_open()
+        call = method(request, timeout=deadline_seconds, metadata=self.metadata())
+        return self._responses(call, rpc_of(request), deadline_seconds)
 
     async def store_inline(
         self, header: StoreInlineRequest, data: InlineData, timeout_seconds: float | None
@@ -98,7 +107,9 @@ class AsyncCalls(CallDefaults):
 
         Raises: DepotError, ValueError, OSError.
         """
-        call = self._store_inline(timeout=self.timeout(timeout_seconds), metadata=self.metadata())
+        self.require_open()
+        timeout = self.timeout(timeout_seconds)
+        call = self._store_inline(timeout=timeout, metadata=self.metadata())
         writer = asyncio.create_task(_write(call, _messages(header, data)))
 
         def stop_writing(_: object) -> None:
@@ -111,15 +122,42 @@ class AsyncCalls(CallDefaults):
                 writer.result()
             return await call
         except grpc.RpcError as error:
-            raise depot_error(error) from error
+            raise self.failure(error, "StoreInline", timeout) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
         finally:
             call.cancel()
             writer.cancel()
             await asyncio.wait([writer])
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the channel. Running calls fail with `Closed`."""
+        self.is_closed = True
         await self._channel.close()
+
+    async def _responses(
+        self, call: grpc.aio.UnaryStreamCall[Request, Response], rpc: str, limit_seconds: float | None
+    ) -> AsyncGenerator[Response, None]:
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise self.failure(error, rpc, limit_seconds) from error
+        except asyncio.CancelledError:
+            self._raise_if_closed()
+            raise
+        finally:
+            call.cancel()
+
+    def _raise_if_closed(self) -> None:
+        """Raise the error of a closed client, if that is what cancelled a call, and not its caller's task.
+
+        Raises: Closed.
+        """
+        task = asyncio.current_task()
+        if self.is_closed and not (task is not None and task.cancelling()):
+            raise client_closed(self.address) from None
 
 
 async def _messages(header: StoreInlineRequest, data: InlineData) -> AsyncGenerator[bytes, None]:
@@ -146,13 +184,3 @@ async def _write(call: grpc.aio.StreamUnaryCall[bytes, Response], messages: Asyn
                 return
     with suppress(Exception):  # an error that grpc.aio does not export: the call has ended, awaiting it shows how
         await call.done_writing()
-
-
-async def _responses(call: grpc.aio.UnaryStreamCall[Request, Response]) -> AsyncGenerator[Response, None]:
-    try:
-        async for response in call:
-            yield response
-    except grpc.RpcError as error:
-        raise depot_error(error) from error
-    finally:
-        call.cancel()

@@ -10,18 +10,21 @@ import grpc
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.calls import AsyncCalls
+from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
 from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from kvdepot.wrong_arguments import message
 
 
 class AsyncDepotClient:
     """A connection to one depot, shared by any number of instances and sessions, for the event loop it is made on.
 
     `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
-    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within `timeout_seconds`,
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`; arguments that no call can carry raise its
+    subclass `InvalidArgument`, and calls after `close` raise `Closed`. Every call ends within `timeout_seconds`,
     its own or else the client's. The streams of `attach` and `watch_events` live until they are closed. No connection
     is made before the first call. If the depot has tenants, an admin names one in `tenant`.
     """
@@ -50,16 +53,13 @@ class AsyncDepotClient:
     ) -> AsyncAttachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
+        `regions` is the memory of the groups: `shared.regions`. An engine without shared memory has none, and
+        describes its groups by `Layout.without_memory`.
+
         `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
-        request = cache_pb2.AttachInstanceRequest(
-            instance_id=instance_id,
-            model_name=model_name,
-            groups=groups,
-            regions=regions,
-            world_size=world_size,
-            rank=rank,
-        )
+        self._calls.require_open()
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)
         try:
@@ -93,14 +93,14 @@ class AsyncDepotClient:
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
         """End a lease before it expires. A lease that has ended already is no error."""
-        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        request = requests.release_lease(lease)
         return await self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     async def end_session(
         self, instance_id: str, session_id: str, *, timeout_seconds: float | None = None
     ) -> cache_pb2.EndSessionResponse:
         """End a session, its retrieves and its leases, and return what it did."""
-        request = cache_pb2.EndSessionRequest(instance_id=instance_id, session_id=session_id)
+        request = requests.end_session(instance_id, session_id)
         return await self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     async def report_block_allocation(
@@ -113,8 +113,12 @@ class AsyncDepotClient:
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ReportBlockAllocationResponse:
         """Report which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
-        request = observability_pb2.ReportBlockAllocationRequest(
-            instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
+        request = message(
+            observability_pb2.ReportBlockAllocationRequest,
+            instance_id=instance_id,
+            model_name=model_name,
+            block_size=block_size,
+            records=records,
         )
         return await self._calls.unary(self._calls.observability.ReportBlockAllocation, request, timeout_seconds)
 
@@ -128,8 +132,12 @@ class AsyncDepotClient:
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[observability_pb2.WatchEventsResponse, None]:
         """Iterate over the live event feed. Without a timeout it continues until the iterator is closed."""
-        request = observability_pb2.WatchEventsRequest(
-            event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
+        request = message(
+            observability_pb2.WatchEventsRequest,
+            event_types=event_types,
+            instance_id=instance_id,
+            session_id=session_id,
+            tenant=tenant,
         )
         timeout = None if timeout_seconds is None else self._calls.timeout(timeout_seconds)
         return self._calls.stream(self._calls.observability.WatchEvents, request, timeout)
@@ -144,8 +152,12 @@ class AsyncDepotClient:
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
         """Return a page of sessions that live or ended recently, without operations, the newest first."""
-        request = observability_pb2.ListSessionsRequest(
-            instance_id=instance_id, page_size=page_size, page_token=page_token, tenant=tenant
+        request = message(
+            observability_pb2.ListSessionsRequest,
+            instance_id=instance_id,
+            page_size=page_size,
+            page_token=page_token,
+            tenant=tenant,
         )
         return await self._calls.unary(self._calls.observability.ListSessions, request, timeout_seconds)
 
@@ -153,7 +165,9 @@ class AsyncDepotClient:
         self, instance_id: str, session_id: str, *, tenant: str = "", timeout_seconds: float | None = None
     ) -> observability_pb2.GetSessionResponse:
         """Return the timeline of one session, live or recently ended."""
-        request = observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id, tenant=tenant)
+        request = message(
+            observability_pb2.GetSessionRequest, instance_id=instance_id, session_id=session_id, tenant=tenant
+        )
         return await self._calls.unary(self._calls.observability.GetSession, request, timeout_seconds)
 
     async def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
@@ -176,11 +190,13 @@ class AsyncDepotClient:
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
         """Remove the chunks that match all given filters. Leased chunks are removed only with `force`."""
-        request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
+        request = message(
+            admin_pb2.ClearCacheRequest, model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant
+        )
         return await self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 
     async def close(self) -> None:
-        """Detach every rank that this client attached, and end the connection."""
+        """Detach every rank that this client attached, and end the connection. Later calls raise `Closed`."""
         for attachment in list(self._attachments):
             await attachment.close()
         await self._calls.close()

@@ -28,3 +28,15 @@ class Reader:
     async def finish(self) -> None:
         """Wait until the coroutine has ended."""
         await asyncio.wait([self._task])
+
+
+async def to_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Await the work. A cancellation is passed on after its end."""
+    task = asyncio.ensure_future(work())
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # the cancellation counts; without this, asyncio would log the error as a forgotten one
+        raise

@@ -42,6 +42,7 @@ _PLACES = {
     "sessions": _Place("kvdepot.cli.sessions", _ASK),
     "health": _Place("kvdepot.cli.health", _ASK),
     "selftest": _Place("kvdepot.cli.selftest", _TRY),
+    "check-engine": _Place("kvdepot.cli.check_engine", _TRY),
     "replay": _Place("kvdepot.cli.replay", _TRY),
     "demo": _Place("examples.demo.command", _TRY),
 }

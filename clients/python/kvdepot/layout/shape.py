@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kvdepot.errors import invalid
+
 _DTYPE = re.compile(r"(?:bfloat|float|int|uint)(\d+)(?:_[a-z0-9]+?)?(?:_x(\d+))?")
 
 
@@ -17,7 +19,7 @@ class KvShape:
 
     Sizes are at least 1, and an element has a whole number of bytes.
 
-    Raises: ValueError.
+    Raises: InvalidArgument.
     """
 
     num_layers: int
@@ -29,8 +31,9 @@ class KvShape:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_blocks", "block_size", "num_heads", "head_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            size = getattr(self, name)
+            if not hasattr(size, "__index__") or size < 1:
+                raise invalid(name, f"must be an integer of at least 1, not {size!r}")
         dtype_bytes(self.dtype)
 
     @property
@@ -42,10 +45,10 @@ class KvShape:
 def dtype_bytes(dtype: str) -> int:
     """Return the bytes of one element of a dtype. Its name must show a whole number of them.
 
-    Raises: ValueError.
+    Raises: InvalidArgument.
     """
-    named = _DTYPE.fullmatch(dtype)
+    named = _DTYPE.fullmatch(dtype) if isinstance(dtype, str) else None
     bits = int(named[1]) * int(named[2] or 1) if named else 0
     if bits == 0 or bits % 8:
-        raise ValueError(f"{dtype!r} is not the name of a dtype with a whole number of bytes")
+        raise invalid("dtype", f"{dtype!r} is not the name of a dtype with a whole number of bytes, as in 'bfloat16'")
     return bits // 8

@@ -29,15 +29,16 @@ def strided(tensor: Any) -> Strided:
 
     Raises: TypeError, ValueError.
     """
+    is_torch = callable(getattr(tensor, "stride", None))
+    if not (is_torch or hasattr(tensor, "__array_interface__")):
+        raise TypeError(f"neither a NumPy array nor a torch tensor: {type(tensor).__name__}")
     shape = tuple(int(size) for size in tensor.shape)
-    if callable(getattr(tensor, "stride", None)):  # torch counts elements
+    if is_torch:  # torch counts elements
         element_bytes = int(tensor.element_size())
         strides = tuple(int(stride) * element_bytes for stride in tensor.stride())
-    elif hasattr(tensor, "__array_interface__"):
+    else:
         element_bytes = int(tensor.itemsize)
         strides = tuple(int(stride) for stride in tensor.strides)
-    else:
-        raise TypeError(f"neither a NumPy array nor a torch tensor: {type(tensor).__name__}")
     strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
     if any(stride <= 0 for size, stride in zip(shape, strides, strict=True) if size > 1):
         raise ValueError(f"strides must be positive, not {strides} bytes for the shape {shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from kvdepot.errors import InvalidArgument, invalid
 from kvdepot.memory.available import SHM, check_memory, check_shm
 from kvdepot.v1.cache_pb2 import MemoryRegion, PosixSharedMemory, ProcessFd
 
@@ -44,10 +46,10 @@ class SharedBuffer:
         A process that is killed leaves a named buffer in /dev/shm until the same user makes another one. A buffer made
         with `by="fd"` is gone with its process. An OSError means too little memory, or too little space in /dev/shm.
 
-        Raises: ValueError, OSError.
+        Raises: InvalidArgument, OSError.
         """
         if size_bytes < 1:
-            raise ValueError(f"size_bytes must be at least 1, not {size_bytes}")
+            raise invalid("size_bytes", f"must be at least 1, not {size_bytes}")
         region = MemoryRegion(size_bytes=size_bytes)
         if by == "fd":
             check_memory(size_bytes)
@@ -74,10 +76,16 @@ class SharedBuffer:
             os.close(fd)
 
     def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset_bytes: int = 0) -> npt.NDArray[Any]:
-        """Return a part of the memory as an array."""
+        """Return a part of the memory as an array.
+
+        Raises: InvalidArgument.
+        """
         import numpy as np
 
-        return np.ndarray(shape, dtype, self.array.data, offset_bytes)
+        try:
+            return np.ndarray(shape, dtype, self.array.data, offset_bytes)
+        except (TypeError, ValueError) as error:
+            raise _wrong_view(self.array.nbytes, dtype, shape, offset_bytes, error) from None
 
     def close(self) -> None:
         """Remove the name, or close the descriptor. Idempotent."""
@@ -88,6 +96,28 @@ class SharedBuffer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _wrong_view(
+    size_bytes: int, dtype: npt.DTypeLike, shape: tuple[int, ...], offset_bytes: int, error: Exception
+) -> InvalidArgument:
+    import numpy as np
+
+    try:
+        item_bytes = np.dtype(dtype).itemsize
+    except TypeError:
+        return invalid(
+            "dtype", f"NumPy has no {dtype!r}: view it as an integer, and name it by `from_tensors(…, dtype={dtype!r})`"
+        )
+    try:
+        end = offset_bytes + item_bytes * math.prod(shape)
+    except TypeError:
+        return invalid("shape", f"is {shape!r}: {error}")
+    if end > size_bytes:
+        return invalid(
+            "shape", f"{shape} of {np.dtype(dtype)} from byte {offset_bytes} ends at {end}, the buffer at {size_bytes}"
+        )
+    return invalid("shape", f"is {shape!r}: {error}")
 
 
 def _create_named() -> tuple[Path, int]:

@@ -6,6 +6,7 @@ import mmap
 import os
 from typing import Any
 
+from kvdepot.errors import invalid
 from kvdepot.memory.available import SHM, check_shm
 from kvdepot.memory.regions import Mapping, Regions
 from kvdepot.memory.shared_buffer import By, SharedBuffer
@@ -30,7 +31,12 @@ class SharedRegions(Regions):
         self._by = by
 
     def add(self, buffer: SharedBuffer) -> int:
-        """Add memory that arrays lie in, and return the region's index."""
+        """Add memory that arrays lie in, and return the region's index.
+
+        Raises: InvalidArgument.
+        """
+        if not isinstance(buffer, SharedBuffer):
+            raise invalid("buffer", f"is a {type(buffer).__name__}, not a SharedBuffer")
         start = buffer.array.__array_interface__["data"][0]
         return self._append(buffer.region, Mapping(start, start + buffer.array.nbytes, buffer))
 
@@ -40,7 +46,7 @@ class SharedRegions(Regions):
         An array must lie in a buffer that was added, and a tensor on the CPU. An OSError means too little memory, or
         too little space in /dev/shm.
 
-        Raises: ValueError, OSError.
+        Raises: InvalidArgument, OSError.
         """
         return super().locate(tensor)
 
@@ -49,13 +55,17 @@ class SharedRegions(Regions):
             return int(tensor.__array_interface__["data"][0])
         if tensor.device.type != "cpu":
             found = f"only memory of the CPU can be shared by {self._by}, not of {tensor.device}"
-            raise ValueError(f"{found}: use kvdepot.memory.cuda.CudaRegions for CUDA memory")
+            raise invalid("tensor", f"{found}: use kvdepot.memory.cuda.CudaRegions for CUDA memory")
         return int(tensor.data_ptr())
 
     def _share(self, tensor: Any) -> int:
         """Move the storage of a torch tensor into shared memory, and return the region's index."""
         if not hasattr(tensor, "untyped_storage"):
-            raise ValueError("the array lies in no SharedBuffer that was added")
+            raise invalid(
+                "tensor",
+                "the array lies in no SharedBuffer that was added: make it with `SharedBuffer.create(size_bytes)` and "
+                "`buffer.view(dtype, shape)`, and call `shared.add(buffer)`",
+            )
         storage = tensor.untyped_storage()
         if not storage.is_shared():
             check_shm(storage.nbytes())  # torch does not check

@@ -4,29 +4,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
 
 import grpc
 
-from kvdepot import requests
-from kvdepot.attachment_state import DETACH_SECONDS, AttachmentState, ended, unacknowledged
+from kvdepot.attachment_state import DETACH_SECONDS, ended, unacknowledged
 from kvdepot.errors import DepotError, depot_error
-from kvdepot.inline import PieceOrder, TargetBuffer
-from kvdepot.requests import BlockTables, LeaseLike, PrefixLike
-from kvdepot.sync.calls import Calls, InlineData
+from kvdepot.sync.calls import Calls
+from kvdepot.sync.rank_calls import RankCalls
+from kvdepot.sync.session import Session
 from kvdepot.sync.threads import Event, Reader
 from kvdepot.v1 import cache_pb2
-from kvdepot.wire import Piece
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _logger = logging.getLogger(__name__)
 
 
-class Attachment(AttachmentState):
+class Attachment(RankCalls):
     """One rank that is attached; made by `DepotClient.attach`, ended by `close` or by leaving `with`.
 
     A daemon thread reads the stream, so that the loss of the depot is noticed while no call is made. Methods may be
@@ -40,8 +35,7 @@ class Attachment(AttachmentState):
         request: cache_pb2.AttachInstanceRequest,
         on_lost: Callable[[DepotError], None] | None,
     ) -> None:
-        super().__init__(request.instance_id, request.rank)
-        self._calls = calls
+        super().__init__(calls, request)
         self._attachments = attachments  # of the client; it leaves them when its stream ends
         self._on_lost = on_lost
         self._settled = Event()  # acknowledged, or ended before that
@@ -50,127 +44,15 @@ class Attachment(AttachmentState):
         attachments.add(self)
         self._reader = Reader(self._read, f"kvdepot-{request.instance_id}")
 
-    def lookup(
-        self,
-        session_id: str,
-        prefix: PrefixLike,
-        *,
-        computed_tokens: int = 0,
-        max_wait_seconds: float = 0.0,
-        timeout_seconds: float | None = None,
-    ) -> cache_pb2.LookupResponse:
-        """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
+    def session(self, session_id: str) -> Session:
+        """Return a session for one request: `with attachment.session(request_id) as session:`.
 
-        See `DepotClient.lookup`.
+        Leaving the block always ends the session, also after an error or a cancellation.
+
+        Raises: InvalidArgument, Closed.
         """
-        request = requests.lookup(self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
-        return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
-
-    def store(
-        self,
-        session_id: str,
-        prefix: PrefixLike,
-        block_tables: BlockTables,
-        *,
-        start_token: int = 0,
-        ready_event: bytes = b"",
-        timeout_seconds: float | None = None,
-    ) -> cache_pb2.StoreResponse:
-        """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
-
-        `block_tables` cover the tokens from `start_token` on, which is a multiple of `chunk_size`. If a group lacks
-        blocks of the beginning, see `block_table`. If there is a `ready_event`, the blocks are read after it: see
-        `kvdepot.memory.cuda.ready_event`.
-        """
-        request = requests.store(
-            self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
-        )
-        return self._calls.unary(self._calls.cache.Store, request, timeout_seconds)
-
-    def retrieve(
-        self,
-        session_id: str,
-        lease: LeaseLike,
-        block_tables: BlockTables,
-        *,
-        skip_tokens: int = 0,
-        ready_event: bytes = b"",
-        timeout_seconds: float | None = None,
-    ) -> cache_pb2.RetrieveResponse:
-        """Copy leased chunks into the engine's blocks. Blocks below `skip_tokens` are not written.
-
-        `block_tables` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
-        written after the `ready_event`, if there is one. If this raises, the depot may write to the
-        blocks until `release_lease` or `end_session` has returned.
-        """
-        request = requests.retrieve(
-            self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event
-        )
-        return self._calls.unary(self._calls.cache.Retrieve, request, timeout_seconds)
-
-    def release_lease(
-        self, lease: LeaseLike, *, timeout_seconds: float | None = None
-    ) -> cache_pb2.ReleaseLeaseResponse:
-        """End a lease before it expires. A lease that has ended already is no error."""
-        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
-        return self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
-
-    def store_inline(
-        self,
-        session_id: str,
-        prefix: PrefixLike,
-        data: InlineData,
-        *,
-        start_token: int = 0,
-        timeout_seconds: float | None = None,
-    ) -> cache_pb2.StoreInlineResponse:
-        """Store the canonical bytes of every whole chunk from `start_token` on."""
-        header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
-        return self._calls.store_inline(header, data, timeout_seconds)
-
-    def retrieve_inline(
-        self, session_id: str, lease: LeaseLike, *, skip_tokens: int = 0, timeout_seconds: float | None = None
-    ) -> Generator[Piece, None, None]:
-        """Iterate over the canonical bytes of leased chunks, in order, in pieces of at most 1 MiB.
-
-        The bytes are right and complete only if the iterator ends without an exception. `skip_tokens` is a
-        multiple of `chunk_size`.
-        """
-        request = cache_pb2.RetrieveInlineRequest(
-            instance_id=self.instance_id,
-            rank=self.rank,
-            session_id=session_id,
-            lease_id=requests.lease_id_of(lease),
-            skip_tokens=skip_tokens,
-        )
-        responses = self._calls.stream(self._calls.retrieve_inline, request, self._calls.timeout(timeout_seconds))
-        return _in_order(responses, self._pieces_from(skip_tokens))
-
-    def retrieve_inline_into(
-        self,
-        session_id: str,
-        lease: LeaseLike,
-        buffer: Buffer,
-        *,
-        skip_tokens: int = 0,
-        timeout_seconds: float | None = None,
-    ) -> None:
-        """Fill a buffer with the canonical bytes of leased chunks. The buffer must be exactly as large as they are.
-
-        That is `(matched_tokens - skip_tokens) // chunk_size * chunk_bytes`. If this raises, the content of the
-        buffer is undefined.
-        """
-        target = TargetBuffer(buffer)
-        pieces = self.retrieve_inline(session_id, lease, skip_tokens=skip_tokens, timeout_seconds=timeout_seconds)
-        with closing(pieces):
-            for piece in pieces:
-                target.append(piece.data)
-        target.finish()
-
-    def end_session(self, session_id: str, *, timeout_seconds: float | None = None) -> cache_pb2.EndSessionResponse:
-        """End a session, its retrieves and its leases, and return what it did."""
-        request = cache_pb2.EndSessionRequest(instance_id=self.instance_id, session_id=session_id)
-        return self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
+        self._require_open()
+        return Session(self, session_id)
 
     def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
         """Wait until the attachment ends, and return why. None: it was closed, or the time is over."""
@@ -202,7 +84,7 @@ class Attachment(AttachmentState):
         Raises: DepotError.
         """
         if not self._settled.wait_for(timeout_seconds):
-            raise unacknowledged(timeout_seconds)
+            raise unacknowledged(self._calls.address, timeout_seconds)
         if not self._is_acknowledged:
             raise self.lost_reason or ended()
 
@@ -230,11 +112,3 @@ class Attachment(AttachmentState):
                 self._on_lost(reason)
             except Exception:
                 _logger.exception("on_lost failed")
-
-
-def _in_order(responses: Generator[Piece, None, None], order: PieceOrder) -> Generator[Piece, None, None]:
-    with closing(responses):
-        for piece in responses:
-            order.accept(piece)
-            yield piece
-    order.finish()

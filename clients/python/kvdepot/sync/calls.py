@@ -9,8 +9,8 @@ import grpc
 
 from kvdepot import inline
 from kvdepot.credentials import Credentials
-from kvdepot.errors import depot_error
-from kvdepot.rpc import CallDefaults, channel_arguments
+from kvdepot.errors import client_closed
+from kvdepot.rpc import CallDefaults, channel_arguments, rpc_of
 from kvdepot.v1.admin_pb2_grpc import AdminServiceStub
 from kvdepot.v1.cache_pb2 import RetrieveInlineRequest, StoreInlineRequest, StoreInlineResponse
 from kvdepot.v1.cache_pb2_grpc import CacheServiceStub
@@ -34,7 +34,7 @@ class Calls(CallDefaults):
     def __init__(
         self, address: str, credentials: Credentials | grpc.ChannelCredentials | None, timeout_seconds: float
     ) -> None:
-        super().__init__(credentials, timeout_seconds)
+        super().__init__(address, credentials, timeout_seconds)
         secure, options = channel_arguments(address, credentials)
         self._channel = (
             grpc.insecure_channel(address, options) if secure is None else grpc.secure_channel(address, secure, options)
@@ -64,11 +64,15 @@ class Calls(CallDefaults):
 
         Raises: DepotError, ValueError, OSError.
         """
+        self.require_open()
         timeout = self.timeout(timeout_seconds, added_seconds=added_seconds)
         try:
             return method(request, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
-            raise depot_error(error) from error
+            raise self.failure(error, rpc_of(request), timeout) from error
+        except ValueError:
+            self._raise_if_closed()
+            raise
 
     def stream(
         self,
@@ -76,8 +80,13 @@ class Calls(CallDefaults):
         request: Request,
         deadline_seconds: float | None,
     ) -> Generator[Response, None, None]:
-        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline."""
-        return _responses(method(request, timeout=deadline_seconds, metadata=self.metadata()))
+        """Start a call, which is cancelled when the iterator is closed or collected. None is no deadline.
+
+        Raises: Closed, OSError.
+        """
+        self.require_open()
+        call = method(request, timeout=deadline_seconds, metadata=self.metadata())
+        return self._responses(call, rpc_of(request), deadline_seconds)
 
     def store_inline(
         self, header: StoreInlineRequest, data: InlineData, timeout_seconds: float | None
@@ -86,17 +95,38 @@ class Calls(CallDefaults):
 
         Raises: DepotError, ValueError, OSError.
         """
+        self.require_open()
         messages = _Messages(header, data)
+        timeout = self.timeout(timeout_seconds)
         try:
-            return self._store_inline(messages, timeout=self.timeout(timeout_seconds), metadata=self.metadata())
+            return self._store_inline(messages, timeout=timeout, metadata=self.metadata())
         except grpc.RpcError as error:
             if messages.failure is not None:
                 raise messages.failure from None
-            raise depot_error(error) from error
+            raise self.failure(error, "StoreInline", timeout) from error
 
     def close(self) -> None:
-        """Close the channel."""
+        """Close the channel. Running calls fail with `Closed`."""
+        self.is_closed = True
         self._channel.close()
+
+    def _responses(
+        self, call: _CallIterator[Response], rpc: str, limit_seconds: float | None
+    ) -> Generator[Response, None, None]:
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self.failure(error, rpc, limit_seconds) from error
+        finally:
+            call.cancel()
+
+    def _raise_if_closed(self) -> None:
+        """Raise the error of a closed client, if another thread closed it just before a call began.
+
+        Raises: Closed.
+        """
+        if self.is_closed:
+            raise client_closed(self.address) from None
 
 
 class _Messages(Iterator[bytes]):
@@ -122,12 +152,3 @@ class _Messages(Iterator[bytes]):
 def _messages(header: StoreInlineRequest, data: InlineData) -> Iterator[bytes]:
     yield header.SerializeToString()
     yield from inline.messages(data)
-
-
-def _responses(call: _CallIterator[Response]) -> Generator[Response, None, None]:
-    try:
-        yield from call
-    except grpc.RpcError as error:
-        raise depot_error(error) from error
-    finally:
-        call.cancel()

@@ -9,6 +9,7 @@ from typing import Self
 import grpc
 
 from kvdepot import requests
+from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
@@ -16,13 +17,15 @@ from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.sync.attachment import Attachment
 from kvdepot.sync.calls import Calls
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
+from kvdepot.wrong_arguments import message
 
 
 class DepotClient:
     """A connection to one depot, shared by any number of instances, sessions and threads.
 
     `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
-    return messages of the contract (`kvdepot.v1`) and raise `DepotError`. Every call ends within `timeout_seconds`,
+    return messages of the contract (`kvdepot.v1`) and raise `DepotError`; arguments that no call can carry raise its
+    subclass `InvalidArgument`, and calls after `close` raise `Closed`. Every call ends within `timeout_seconds`,
     its own or else the client's. The streams of `attach` and `watch_events` live until they are closed. No connection
     is made before the first call. If the depot has tenants, an admin names one in `tenant`.
     """
@@ -51,16 +54,13 @@ class DepotClient:
     ) -> Attachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
+        `regions` is the memory of the groups: `shared.regions`. An engine without shared memory has none, and
+        describes its groups by `Layout.without_memory`.
+
         `on_lost` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
-        request = cache_pb2.AttachInstanceRequest(
-            instance_id=instance_id,
-            model_name=model_name,
-            groups=groups,
-            regions=regions,
-            world_size=world_size,
-            rank=rank,
-        )
+        self._calls.require_open()
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = Attachment(self._calls, self._attachments, request, on_lost)
         try:
@@ -92,14 +92,14 @@ class DepotClient:
         self, lease: LeaseLike, *, timeout_seconds: float | None = None
     ) -> cache_pb2.ReleaseLeaseResponse:
         """End a lease before it expires. A lease that has ended already is no error."""
-        request = cache_pb2.ReleaseLeaseRequest(lease_id=requests.lease_id_of(lease))
+        request = requests.release_lease(lease)
         return self._calls.unary(self._calls.cache.ReleaseLease, request, timeout_seconds)
 
     def end_session(
         self, instance_id: str, session_id: str, *, timeout_seconds: float | None = None
     ) -> cache_pb2.EndSessionResponse:
         """End a session, its retrieves and its leases, and return what it did."""
-        request = cache_pb2.EndSessionRequest(instance_id=instance_id, session_id=session_id)
+        request = requests.end_session(instance_id, session_id)
         return self._calls.unary(self._calls.cache.EndSession, request, timeout_seconds)
 
     def report_block_allocation(
@@ -112,8 +112,12 @@ class DepotClient:
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ReportBlockAllocationResponse:
         """Report which physical blocks the scheduler gave to which sessions; see `allocation_record`."""
-        request = observability_pb2.ReportBlockAllocationRequest(
-            instance_id=instance_id, model_name=model_name, block_size=block_size, records=records
+        request = message(
+            observability_pb2.ReportBlockAllocationRequest,
+            instance_id=instance_id,
+            model_name=model_name,
+            block_size=block_size,
+            records=records,
         )
         return self._calls.unary(self._calls.observability.ReportBlockAllocation, request, timeout_seconds)
 
@@ -127,8 +131,12 @@ class DepotClient:
         timeout_seconds: float | None = None,
     ) -> Generator[observability_pb2.WatchEventsResponse, None, None]:
         """Iterate over the live event feed. Without a timeout it continues until the iterator is closed."""
-        request = observability_pb2.WatchEventsRequest(
-            event_types=event_types, instance_id=instance_id, session_id=session_id, tenant=tenant
+        request = message(
+            observability_pb2.WatchEventsRequest,
+            event_types=event_types,
+            instance_id=instance_id,
+            session_id=session_id,
+            tenant=tenant,
         )
         timeout = None if timeout_seconds is None else self._calls.timeout(timeout_seconds)
         return self._calls.stream(self._calls.observability.WatchEvents, request, timeout)
@@ -143,8 +151,12 @@ class DepotClient:
         timeout_seconds: float | None = None,
     ) -> observability_pb2.ListSessionsResponse:
         """Return a page of sessions that live or ended recently, without operations, the newest first."""
-        request = observability_pb2.ListSessionsRequest(
-            instance_id=instance_id, page_size=page_size, page_token=page_token, tenant=tenant
+        request = message(
+            observability_pb2.ListSessionsRequest,
+            instance_id=instance_id,
+            page_size=page_size,
+            page_token=page_token,
+            tenant=tenant,
         )
         return self._calls.unary(self._calls.observability.ListSessions, request, timeout_seconds)
 
@@ -152,7 +164,9 @@ class DepotClient:
         self, instance_id: str, session_id: str, *, tenant: str = "", timeout_seconds: float | None = None
     ) -> observability_pb2.GetSessionResponse:
         """Return the timeline of one session, live or recently ended."""
-        request = observability_pb2.GetSessionRequest(instance_id=instance_id, session_id=session_id, tenant=tenant)
+        request = message(
+            observability_pb2.GetSessionRequest, instance_id=instance_id, session_id=session_id, tenant=tenant
+        )
         return self._calls.unary(self._calls.observability.GetSession, request, timeout_seconds)
 
     def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
@@ -175,11 +189,13 @@ class DepotClient:
         timeout_seconds: float | None = None,
     ) -> admin_pb2.ClearCacheResponse:
         """Remove the chunks that match all given filters. Leased chunks are removed only with `force`."""
-        request = admin_pb2.ClearCacheRequest(model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant)
+        request = message(
+            admin_pb2.ClearCacheRequest, model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant
+        )
         return self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
 
     def close(self) -> None:
-        """Detach every rank that this client attached, and end the connection."""
+        """Detach every rank that this client attached, and end the connection. Later calls raise `Closed`."""
         for attachment in list(self._attachments):
             attachment.close()
         self._calls.close()

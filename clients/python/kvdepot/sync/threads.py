@@ -22,3 +22,8 @@ class Reader:
 
     def finish(self) -> None:
         """Wait for nothing: the thread may run the caller's `on_lost`, which may wait for the caller."""
+
+
+def to_the_end(work: Callable[[], None]) -> None:
+    """Do the work, which nothing cancels in a thread."""
+    work()

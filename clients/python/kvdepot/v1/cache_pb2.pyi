@@ -122,7 +122,9 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_CLEARED: _MissReason.ValueType  # 6
     """The chunk was stored, and then removed by ClearCache."""
     MISS_REASON_UNKNOWN_IDENTITY: _MissReason.ValueType  # 7
-    """No chunk was ever stored under this model, geometry, salt and adapter."""
+    """No chunk was ever stored under this model, geometry, salt and adapter. `detail` says what is different about the
+    nearest identity of the caller that has chunks.
+    """
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a match is not longer."""
@@ -142,7 +144,9 @@ MISS_REASON_RANK_MISSING: MissReason.ValueType  # 5
 MISS_REASON_CLEARED: MissReason.ValueType  # 6
 """The chunk was stored, and then removed by ClearCache."""
 MISS_REASON_UNKNOWN_IDENTITY: MissReason.ValueType  # 7
-"""No chunk was ever stored under this model, geometry, salt and adapter."""
+"""No chunk was ever stored under this model, geometry, salt and adapter. `detail` says what is different about the
+nearest identity of the caller that has chunks.
+"""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _Tier:

@@ -1,0 +1,115 @@
+"""The identities under which a tenant stores chunks, to say what is different about a prompt that fits none of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import ne
+
+from kernels.geometry import Group, PlaneKind
+from service.depot.instances import Attachment
+from service.l1.keys import Namespace, Prefix
+
+MAX_REMEMBERED = 64  # a lookup that fits none compares itself with all of them: 50 microseconds
+MAX_NAMED = 5  # differences in a text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredIdentity:
+    """What makes one namespace differ from another, apart from the tenant: see `RankIdentity`."""
+
+    model_name: str
+    world_size: int
+    rank: int
+    groups: tuple[Group, ...]
+    cache_salt: str
+    adapter: str
+    hash_block_size: int
+    facts: tuple[object, ...] = field(init=False, repr=False)
+    """All that may differ, to count quickly in how many of them two identities do."""
+
+    def __post_init__(self) -> None:
+        of_groups = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes) for group in self.groups)
+        kinds = (frozenset(plane.kind for plane in group.planes) for group in self.groups)
+        named = (self.model_name, self.world_size, self.rank, self.cache_salt, self.adapter, self.hash_block_size)
+        object.__setattr__(self, "facts", (*named, len(self.groups), *chain(*of_groups), *kinds))
+
+    @classmethod
+    def of(cls, attachment: Attachment, prefix: Prefix) -> StoredIdentity:
+        """Return the identity of a rank's chunks of a prompt."""
+        return cls(
+            model_name=attachment.model_name,
+            world_size=attachment.world_size,
+            rank=attachment.rank,
+            groups=attachment.groups,
+            cache_salt=prefix.cache_salt,
+            adapter=prefix.adapter,
+            hash_block_size=prefix.hash_block_size,
+        )
+
+    def num_differences(self, here: StoredIdentity) -> int:
+        """Return in how many facts two identities differ."""
+        return sum(map(ne, self.facts, here.facts))
+
+    def differences(self, here: StoredIdentity) -> list[str]:
+        """Return what is different about `here`, as texts. A salt may be a secret, so its value is not shown."""
+        return [
+            *(
+                f"{name} is {getattr(self, name)!r}, here {getattr(here, name)!r}"
+                for name in ("model_name", "world_size", "rank", "adapter", "hash_block_size")
+                if getattr(self, name) != getattr(here, name)
+            ),
+            *(["cache_salt is another one"] if self.cache_salt != here.cache_salt else []),
+            *_of_groups(self.groups, here.groups),
+        ]
+
+
+class StoredIdentities:
+    """The identities of a tenant's latest stores."""
+
+    def __init__(self) -> None:
+        self._identities: OrderedDict[Namespace, StoredIdentity] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def remember(self, namespace: Namespace, attachment: Attachment, prefix: Prefix) -> None:
+        """Note that a chunk of this namespace was stored."""
+        if namespace not in self._identities:
+            self._identities[namespace] = StoredIdentity.of(attachment, prefix)
+            if len(self._identities) > MAX_REMEMBERED:
+                self._identities.popitem(last=False)
+        self._identities.move_to_end(namespace)
+
+    def nearest(self, here: StoredIdentity, has_chunks: Callable[[Namespace], bool]) -> list[str]:
+        """Return the differences of the nearest identity that still has chunks; empty if none has. The latest wins."""
+        candidates = (identity for namespace, identity in reversed(self._identities.items()) if has_chunks(namespace))
+        nearest = min(candidates, key=here.num_differences, default=None)
+        return nearest.differences(here) if nearest is not None else []
+
+
+def unknown_identity(nearest: list[str]) -> str:
+    """Return the text of a miss, with the differences of the nearest identity that is stored."""
+    if not nearest:
+        return "nothing is stored for this model, geometry, salt and adapter, nor for others"
+    more = f"; and {len(nearest) - MAX_NAMED} more" if len(nearest) > MAX_NAMED else ""
+    named = "; ".join(nearest[:MAX_NAMED])
+    return f"nothing is stored under this identity. Of the nearest that is stored, {named}{more}"
+
+
+def _of_groups(stored: tuple[Group, ...], here: tuple[Group, ...]) -> Iterator[str]:
+    if len(stored) != len(here):
+        yield f"the number of groups is {len(stored)}, here {len(here)}"
+        return
+    for number, (group, other) in enumerate(zip(stored, here, strict=True)):
+        for name in ("dtype", "num_layers", "num_heads", "head_bytes"):
+            if getattr(group, name) != getattr(other, name):
+                yield f"groups[{number}].{name} is {getattr(group, name)!r}, here {getattr(other, name)!r}"
+        if (kinds := _kinds(group)) != (other_kinds := _kinds(other)):
+            yield f"the planes of groups[{number}] are {kinds}, here {other_kinds}"
+
+
+def _kinds(group: Group) -> str:
+    return " and ".join(PlaneKind(kind).name for kind in sorted({plane.kind for plane in group.planes}))
