@@ -26,7 +26,8 @@ from tests.fakes.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 PAGE = (REPOSITORY / "docs/engine.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROGRAMS = FENCED.findall(PAGE)
 COMMANDS = [
     line.partition(" # ")
     for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -101,6 +102,18 @@ def test_programs_of_the_page_do_what_it_says(environment: dict[str, str], addre
         if find_spec("torch") is not None:
             stored = program(1, tmp_path, environment, address)
             assert stored == "0 tokens came from the depot, 512 are stored now\n"
+
+
+def test_the_code_of_the_readme_runs_as_it_stands(environment: dict[str, str], address: str, tmp_path: Path) -> None:
+    (program,) = FENCED.findall((REPOSITORY / "README.md").read_text())
+    (tmp_path / "engine.py").write_text(program.replace(ADDRESS, address))
+    with depot(address):
+        command = [sys.executable, str(tmp_path / "engine.py")]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == (
+        "request-1: prefill tokens 0 to 1000\nrequest-2: prefill tokens 768 to 1000\n",
+        "",
+    )
 
 
 def test_numpy_engine_goes_on_without_the_depot_and_attaches_to_the_next_one(address: str) -> None:
