@@ -23,6 +23,9 @@ from service.access.tenants import Tenants
 from service.depot.attach import Attacher
 from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
+from service.http.endpoints import endpoints
+from service.http.server import HttpServer
+from service.http.vitals import Phase, Vitals
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
 from service.observability.gauges import read_access, read_depot
@@ -43,7 +46,7 @@ from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
 from telemetry.events import ServerDraining, ServerStarted
-from telemetry.metrics.prometheus import CannotServeMetrics
+from telemetry.metrics.prometheus import Page
 from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
@@ -106,6 +109,9 @@ class Server:
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = listen(self._grpc, settings, self._access)
+        # HTTP
+        self._http = self._bind_http()
+        self._vitals = Vitals()
         self._watch(gauges)
 
     @property
@@ -121,8 +127,12 @@ class Server:
     @property
     def prometheus_address(self) -> str | None:
         """HOST:PORT of the metrics for Prometheus. None: they are not served."""
-        measuring = self._observability.measuring
-        return measuring.prometheus_address if measuring is not None else None
+        return self.http_address if self._metrics_page is not None else None
+
+    @property
+    def http_address(self) -> str | None:
+        """HOST:PORT of /healthz and /readyz, and of /metrics where it is served. None: nothing is served over HTTP."""
+        return self._http.address if self._http is not None else None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -136,6 +146,7 @@ class Server:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
                 self._health.serve()
+                self._vitals.phase = Phase.SERVING
                 if self.bus is not None:
                     self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
                 yield self
@@ -149,6 +160,7 @@ class Server:
         if self.bus is not None:
             self.bus.publish(ServerDraining())
         self._health.drain()
+        self._vitals.phase = Phase.DRAINING
         self._admission.is_draining = True
         self.depots.drain()
         self._draining.set()  # attachments send a notice to their engines
@@ -162,7 +174,11 @@ class Server:
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GRACE_SECONDS)
-        await self._observability.close()
+        async with asyncio.TaskGroup() as closing:
+            closing.create_task(self._observability.close())
+            if self._http is not None:
+                closing.create_task(self._http.close())
+        self._vitals.stop()
         self.depots.stop()
         self._backends.close()
         self._arena.stop_populating()
@@ -184,10 +200,23 @@ class Server:
             lambda: read_access(self._access),
             *more_gauges,
         )
-        try:
-            self._observability.watch(self.depots.sessions_of, gauges)
-        except CannotServeMetrics as error:
-            raise CannotListen(str(error)) from error
+        self._observability.watch(self.depots.sessions_of, gauges)
+        if self._http is not None:
+            page = self._metrics_page
+            self._http.start(endpoints(self._vitals, page))  # /readyz says `starting` until the depot takes calls
+            what = "/healthz and /readyz" if page is None else "/metrics, /healthz and /readyz"
+            logger.info("serves %s on http://%s", what, self._http.address)
+
+    @property
+    def _metrics_page(self) -> Page | None:
+        measuring = self._observability.measuring
+        return measuring.page if measuring is not None else None
+
+    def _bind_http(self) -> HttpServer | None:
+        settings = self._settings
+        if not (settings.serves_metrics_page or settings.health_without_metrics):
+            return None
+        return HttpServer(settings.prometheus_host, settings.prometheus_port, purpose="metrics and health")
 
     def _make_grpc(self) -> grpc.aio.Server:
         tracing = self._observability.tracing

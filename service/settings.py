@@ -149,9 +149,11 @@ class Settings(BaseSettings):
     disable_metrics: bool = False
     """provide no metrics"""
     prometheus_host: str = Field("127.0.0.1", pattern=r"^[^\s]+$")
-    """address of the metrics page for Prometheus"""
+    """address of the HTTP pages: /metrics for Prometheus, /healthz, /readyz"""
     prometheus_port: int = Field(9464, ge=0, le=65535)
-    """port of the metrics page; 0: any free port"""
+    """port of the HTTP pages; 0: any free port"""
+    health_without_metrics: bool = False
+    """serve /healthz and /readyz also where no metrics page is served"""
     otlp_endpoint: str = ""
     """collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"""
     enable_tracing: bool = False
@@ -216,6 +218,11 @@ class Settings(BaseSettings):
         if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
             raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self
+
+    @property
+    def serves_metrics_page(self) -> bool:
+        """Whether Prometheus can scrape metrics: they are measured, and not sent to a collector."""
+        return not (self.disable_observability or self.disable_metrics or self.otlp_endpoint)
 
     def described(self) -> dict[str, str]:
         """Return every setting as text, without the arguments of subscribers, which may be secrets."""

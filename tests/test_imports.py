@@ -40,6 +40,7 @@ ORDER = {
         setting_options misspelt access
         depot
         rpc
+        http
         observability
         server
         doctor

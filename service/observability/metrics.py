@@ -17,6 +17,7 @@ from telemetry.metrics.chunks import ChunksSubscriber
 from telemetry.metrics.export import MetricsExport
 from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
+from telemetry.metrics.prometheus import Page
 from telemetry.metrics.server import LoopLag, read_bus, read_process
 from telemetry.metrics.snapshot import Scalars, Snapshots
 from telemetry.metrics.subscriber import MetricsSubscriber
@@ -53,15 +54,12 @@ class Measuring:
         self._export: MetricsExport | None = None
 
     @property
-    def prometheus_address(self) -> str | None:
-        """HOST:PORT of the page for Prometheus. None before `start`, and if metrics are sent to a collector."""
-        return self._export.prometheus_address if self._export is not None else None
+    def page(self) -> Page | None:
+        """The page for Prometheus. None before `start`, and if metrics are sent to a collector."""
+        return self._export.page if self._export is not None else None
 
     def start(self, bus: EventBus, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Begin to export.
-
-        Raises: CannotServeMetrics.
-        """
+        """Begin to export."""
         self._snapshots.add(partial(read_bus, bus))
         for read in gauges:
             self._snapshots.add(read)
@@ -70,9 +68,7 @@ class Measuring:
             self._export = MetricsExport.to_collector(self._snapshots, self._resource, settings.otlp_endpoint)
             logger.info("sends metrics to %s", settings.otlp_endpoint)
         else:
-            host, port = settings.prometheus_host, settings.prometheus_port
-            self._export = MetricsExport.for_prometheus(self._snapshots, self._resource, host, port)
-            logger.info("serves metrics on http://%s/metrics", self._export.prometheus_address)
+            self._export = MetricsExport.for_prometheus(self._snapshots, self._resource)
         self._loop_lag.start()
 
     async def close(self) -> None:

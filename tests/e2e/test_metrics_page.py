@@ -94,8 +94,8 @@ async def test_a_page_is_whole_while_others_scrape_and_the_depot_works(depot: Si
             assert page.names >= always_there
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/", "/metrics?name[]=kvdepot_l1_used_bytes"])
-async def test_any_path_answers_with_the_page(depot: Site, path: str) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/metrics?name[]=kvdepot_l1_used_bytes"])
+async def test_the_page_is_whole_with_any_query(depot: Site, path: str) -> None:
     assert depot.server.prometheus_address is not None
     page = Page(await asyncio.to_thread(get, depot.server.prometheus_address, path))
     assert page.value("kvdepot_l1_capacity_bytes") == 16 << 20
