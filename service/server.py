@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 
 import grpc
 
@@ -17,7 +18,6 @@ from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
-from kvdepot.version import __version__
 from service.access.access import Access
 from service.access.tenants import Tenants
 from service.depot.attach import Attacher
@@ -29,10 +29,12 @@ from service.http.vitals import Phase, Vitals
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
 from service.observability.gauges import read_access, read_depot
+from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.process.garbage import freeze_what_stays
 from service.process.heap import give_back_freed_memory, keep_freed_memory
 from service.process.last_resort import LastResort
+from service.process.log_levels import LogLevels
 from service.rpc.admin import AdminServicer
 from service.rpc.admission import Admission
 from service.rpc.cache import CacheServicer
@@ -45,7 +47,7 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
-from telemetry.events import ServerDraining, ServerStarted
+from telemetry.events import Event, ServerDraining
 from telemetry.metrics.prometheus import Page
 from telemetry.metrics.snapshot import Scalars
 
@@ -70,6 +72,7 @@ class Server:
         self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = (), copy: Copy | None = None
     ) -> None:
         self._settings = settings
+        self._start = monotonic()
         # Memory and devices
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         budget = MemoryBudget(lambda: self._arena.missing_bytes)
@@ -105,6 +108,7 @@ class Server:
             open_reflection=settings.open_reflection,
         )
         self._health = HealthServicer(SERVICES)
+        self._log_levels = LogLevels(self.bus)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
@@ -147,8 +151,7 @@ class Server:
                 self._arena.start_populating(self._register)
                 self._health.serve()
                 self._vitals.phase = Phase.SERVING
-                if self.bus is not None:
-                    self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
+                self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
                 yield self
             finally:
                 watching.cancel()
@@ -157,8 +160,8 @@ class Server:
 
     async def _drain(self) -> None:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
-        if self.bus is not None:
-            self.bus.publish(ServerDraining())
+        self._publish(ServerDraining())
+        report = DrainReport(self.depots, self._admission, self._start)
         self._health.drain()
         self._vitals.phase = Phase.DRAINING
         self._admission.is_draining = True
@@ -167,10 +170,12 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
                 await self._admission.idle()
+        report.waited()
         self._drained.set()  # attachments end
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
                 await self._attacher.all_detached()
+        self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GRACE_SECONDS)
@@ -179,9 +184,14 @@ class Server:
             if self._http is not None:
                 closing.create_task(self._http.close())
         self._vitals.stop()
+        self._log_levels.close()
         self.depots.stop()
         self._backends.close()
         self._arena.stop_populating()
+
+    def _publish(self, event: Event) -> None:
+        if self.bus is not None:
+            self.bus.publish(event)
 
     def _use_tenants(self, tenants: Tenants) -> None:
         self.depots.set_tenants(tenants)
@@ -228,7 +238,13 @@ class Server:
             server,
             CacheServicer(self.depots, self._attacher, self._draining, self._drained),
             ObservabilityServicer(self.depots, self.bus),
-            AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes),
+            AdminServicer(
+                self.depots,
+                self.bus,
+                self._settings.described(),
+                lambda: self._arena.populated_bytes,
+                self._log_levels,
+            ),
             self._health,
         )
         return server

@@ -99,7 +99,7 @@ class Attacher:
                         transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
                     )
                     depot.instances.add(attachment)
-                    _publish_attached(depot, attachment)
+                    _publish_attached(depot, attachment, request.prefill_tokens_per_second)
                     try:
                         yield attachment
                     finally:
@@ -225,7 +225,7 @@ def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None
     return depot.slices.run(ending())
 
 
-def _publish_attached(depot: Depot, attachment: Attachment) -> None:
+def _publish_attached(depot: Depot, attachment: Attachment, prefill_tokens_per_second: float | None) -> None:
     depot.bus.publish(
         InstanceAttached(
             instance_id=attachment.instance_id,
@@ -235,6 +235,7 @@ def _publish_attached(depot: Depot, attachment: Attachment) -> None:
             chunk_bytes=attachment.chunk_bytes,
             mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
             transfer_backend=attachment.transfer_backend,
+            prefill_tokens_per_second=prefill_tokens_per_second,
         )
     )
 

@@ -18,6 +18,8 @@ INFO_EVENTS = frozenset(
     {
         events.ServerStarted,
         events.ServerDraining,
+        events.ServerStopped,
+        events.LogLevelChanged,
         events.FileReloaded,
         events.InstanceAttached,
         events.InstanceDetached,
