@@ -28,7 +28,7 @@ from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
-from service.observability.gauges import read_access, read_depot
+from service.observability.gauges import read_access, read_build, read_depot
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.process.garbage import freeze_what_stays
@@ -208,6 +208,7 @@ class Server:
         gauges = (
             lambda: read_depot(self.depots, self._admission, self._refusals, self._arena.populated_bytes),
             lambda: read_access(self._access),
+            lambda: read_build(self.depots.backend.name),
             *more_gauges,
         )
         self._observability.watch(self.depots.sessions_of, gauges)
@@ -230,7 +231,7 @@ class Server:
 
     def _make_grpc(self) -> grpc.aio.Server:
         tracing = self._observability.tracing
-        spans = (CallSpans(tracing.provider),) if tracing is not None else ()
+        spans = (CallSpans(tracing.provider, self.bus),) if tracing is not None and self.bus is not None else ()
         server = grpc.aio.server(
             interceptors=(*spans, self._interceptor), options=server_options(self._settings.max_message_size)
         )

@@ -15,6 +15,7 @@ from telemetry.l0.subscriber import L0Subscriber
 from telemetry.metrics import definitions
 from telemetry.metrics.chunks import ChunksSubscriber
 from telemetry.metrics.export import MetricsExport
+from telemetry.metrics.instances import InstancesSubscriber
 from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.prometheus import Page
@@ -38,16 +39,17 @@ class Measuring:
         models = LabelLimiter()
         events = MetricsSubscriber(models)
         chunks = ChunksSubscriber(models)
+        instances = InstancesSubscriber(models)
         l0 = L0Subscriber(
             sample_rate=settings.l0_sample_rate,
             session_idle_timeout_seconds=settings.session_idle_timeout,
             exported=models.exported,
         )
-        self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
+        self.subscribers: tuple[Subscriber, ...] = (events, chunks, instances, l0)
         self.rpc_durations = Histogram(definitions.RPC_DURATION)
         self._loop_lag = LoopLag()
         self._snapshots = Snapshots()
-        for read in (events.read, l0.read, read_process):
+        for read in (events.read, instances.read, l0.read, read_process):
             self._snapshots.add(read)
         self._snapshots.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
         self._snapshots.add_histograms((self.rpc_durations, self._loop_lag.lag))

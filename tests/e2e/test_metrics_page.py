@@ -43,7 +43,7 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
     depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0))
     assert depot.server.bus is not None
     depot.server.bus.subscribe(Failing())
-    engine = await depot.attach()
+    engine = await depot.attach(prefill_tokens_per_second=1_000.0)
     for seed in (1, 2, 1):
         await work(engine, f"s{seed}", 40, seed)
         await engine.end_session(f"s{seed}")
