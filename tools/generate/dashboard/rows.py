@@ -22,6 +22,7 @@ _MISSED = "kvdepot_lookup_missed_tokens_total{MODEL}"
 _INSTANCE_TOKENS = "kvdepot_instance_lookup_tokens_total{MODEL}"
 _INSTANCE_MATCHED = "kvdepot_instance_lookup_matched_tokens_total{MODEL}"
 _PREFILL_SAVED = "kvdepot_prefill_saved_seconds_total{MODEL}"
+_PREFILL_RATE = "kvdepot_prefill_token_rate{MODEL}"
 _RETRIEVED = "kvdepot_retrieve_tokens_total{MODEL}"
 _STORED = "kvdepot_l1_chunks_stored_total{MODEL}"
 _REFUSED_CALLS = "kvdepot_rpcs_refused_total{DEPOT}"
@@ -117,6 +118,12 @@ _HITS = (
         "which it prefills. Nothing is counted while that rate is not known.",
         "short",
         {"{{instance_id}}": rate(_PREFILL_SAVED, "instance_id")},
+    ),
+    lines(
+        "Prefill rate",
+        "Tokens of a prompt that an instance computes in a second, as its engine reports or as the depot measures it.",
+        "short",
+        {"{{instance_id}} {{source}}": total(_PREFILL_RATE, "instance_id", "source")},
     ),
     areas(
         "Tokens in stores",
