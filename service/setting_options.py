@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from service.settings import Settings, load
+from service.settings import LogFormat, Settings, load
 
 REPEATABLE = ("listen", "subscriber")
 
@@ -32,6 +33,26 @@ def load_given(given: Mapping[str, Any]) -> Settings:
     """
     flags = {name: value for name, value in given.items() if name != "config" and value is not None and value != []}
     return load(flags, given.get("config"))
+
+
+def asked_log_format(given: Mapping[str, Any], environment: Mapping[str, str]) -> LogFormat:
+    """Return the format of the log before the settings are read, so that a line about bad settings has it, too.
+
+    Where nothing readable says a format, it is text.
+    """
+    variables = {name.upper(): value for name, value in environment.items()}
+    asked = given.get("log_format") or variables.get("KVDEPOT_LOG_FORMAT") or _format_in_file(given.get("config"))
+    return LogFormat(asked) if asked in tuple(LogFormat) else LogFormat.TEXT
+
+
+def _format_in_file(path: Path | None) -> object:
+    if path is None:
+        return None
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content.get("log_format") if isinstance(content, dict) else None
 
 
 def _options() -> list[inspect.Parameter]:

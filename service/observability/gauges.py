@@ -6,7 +6,7 @@ import platform
 
 import grpc
 
-from service import __version__
+from kvdepot.version import __version__
 from service.access.access import Access
 from service.depot.tenant_depots import TenantDepots
 from service.rpc.admission import Admission

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from kvdepot import DepotError, allocation_record
-from service import __version__
+from kvdepot.version import __version__
 from telemetry.events import LeaseEnded
 from telemetry.kinds import SessionEnd
 from tests.e2e.conftest import Open

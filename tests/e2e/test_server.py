@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import re
@@ -59,6 +60,7 @@ class ServerProcess:
         """Return its addresses as soon as it serves."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
+        line = json.loads(line)["message"] if line.startswith("{") else line
         assert line.startswith("kvdepot serves on "), self.said()
         return line.strip().removeprefix("kvdepot serves on ").split(", ")
 

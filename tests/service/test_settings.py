@@ -160,6 +160,7 @@ BAD = {
     "prometheus_port": ["-1", "65536"],
     "otlp_endpoint": ["localhost:4317", "ftp://collector", "unix:/run/otlp.sock"],
     "disable_metrics": ["x"],
+    "health_without_metrics": ["perhaps"],
     "enable_tracing": ["x", "true"],
     "trace_console": ["x", "true"],
     "log_format": ["", "xml"],

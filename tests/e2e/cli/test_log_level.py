@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import DepotClient, DepotError
-from service.__main__ import app
+from kvdepot.cli.app import app
 
 
 def run(*arguments: str) -> Result:

@@ -23,16 +23,15 @@ from service.rpc.admission import Admission
 from service.rpc.interceptor import Interceptor
 from service.rpc.refusals import Refusals
 from service.rpc.status import abort
-from service.settings import Settings
 
 WATCH = "/grpc.health.v1.Health/Watch"
 LOGGING = """
 import logging
 import grpc
 from service.observability.output import Output
-from service.settings import Settings
+from service.settings import LogFormat, LogLevel, Settings
 
-Output.detached().log_as(Settings())
+Output.detached().log_as(LogFormat.TEXT, LogLevel.INFO)
 for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
     logging.getLogger("grpc._cython.cygrpc").error("raised by servicer method", exc_info=error)
 """
