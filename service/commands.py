@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from service.doctor.command import examine_and_exit
 from service.l1.arena import MemoryUnavailable
 from service.misspelt import misspelt
 from service.observability.output import Output
+from service.print_config import annotated_yaml
 from service.server import CannotListen, Server
 from service.server import serve as run_server
 from service.setting_options import asked_log_format, load_given, with_setting_options
@@ -27,8 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 @with_setting_options
-def serve(**given: Any) -> None:
-    """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
+def serve(
+    *,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML, and exit.")] = False,
+    **given: Any,
+) -> None:
+    """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file.
+
+    Sizes are like 20GiB, durations like 60s. `kvdepot serve --print-config > kvdepot.yaml` writes a file to start from.
+    """
+    if print_config:
+        _print_config(given)
     output = Output.detached()
     if asked_log_format(given, os.environ) is LogFormat.JSON:
         output.log_as(LogFormat.JSON, LogLevel.INFO)  # so that a line about bad settings is JSON, too
@@ -68,6 +79,14 @@ def precompile() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         _fail(f"can't be compiled: {error}", code=1)
     print(library)  # noqa: T201 - for scripts
+
+
+def _print_config(given: Mapping[str, Any]) -> NoReturn:
+    try:
+        print(annotated_yaml(load_given(given)), end="")  # noqa: T201 - the user asked for it
+    except BadSettings as error:
+        _fail(f"bad settings\n{error}", code=2)
+    raise typer.Exit
 
 
 def _ready(server: Server) -> str:

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.l1.keys import RankIdentity
 from service.l1.pool import slot_bytes_for
+from service.units import format_size
 from telemetry.events import InstanceAttached, InstanceDetached
 from telemetry.kinds import DetachReason, LeaseEnd, SessionEnd
 
@@ -154,7 +155,7 @@ class Attacher:
             )
         one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
         if slot_bytes_for(one_chunk_bytes) > len(depot.l1):
-            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(depot.l1)}")
+            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes:,} bytes, all of L1 has {format_size(len(depot.l1))}")
         return one_chunk_bytes
 
     async def _wait_until_free(self, rank_id: RankId) -> None:

@@ -23,13 +23,14 @@ from service.rpc.admission import Admission
 from service.rpc.interceptor import Interceptor
 from service.rpc.refusals import Refusals
 from service.rpc.status import abort
+from service.settings import Settings
 
 WATCH = "/grpc.health.v1.Health/Watch"
 LOGGING = """
 import logging
 import grpc
 from service.observability.output import Output
-from service.settings import LogFormat, LogLevel, Settings
+from service.settings import LogFormat, LogLevel
 
 Output.detached().log_as(LogFormat.TEXT, LogLevel.INFO)
 for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
