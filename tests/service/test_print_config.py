@@ -63,7 +63,7 @@ def test_with_the_defaults_switched_on_it_is_the_same(tmp_path: Path) -> None:
 
 
 @given(
-    seconds=st.floats(1e-9, 3e7) | st.integers(1, 10**7).map(float),
+    seconds=st.floats(0.001, 3e7) | st.integers(1, 10**7).map(float),
     num_bytes=st.integers(4_096, 1 << 44) | st.integers(1, 1 << 20).map(lambda mib: mib << 20),
 )
 def test_no_size_and_no_time_is_rounded(
@@ -86,10 +86,8 @@ def test_the_command_prints_what_is_given_and_comments_out_the_rest() -> None:
     assert "#:lease_ttl: 60s" in lines
     assert lines[lines.index("#:chunk_size: 256") - 1] == "# tokens per chunk"
     assert max(map(len, lines)) <= 80
-    assert sum(
-        line.startswith(tuple(f"{sign}{name}:" for sign in ("", "#:") for name in Settings.model_fields))
-        for line in lines
-    ) == len(Settings.model_fields)
+    names = [line.removeprefix("#:").partition(":")[0] for line in lines if line and not line.startswith("# ")]
+    assert sorted(names) == sorted(Settings.model_fields)
 
 
 def test_bad_settings_are_not_printed() -> None:
