@@ -215,8 +215,9 @@ class Server:
         if self._http is not None:
             page = self._metrics_page
             self._http.start(endpoints(self._vitals, page))  # /readyz says `starting` until the depot takes calls
-            what = "/healthz and /readyz" if page is None else "/metrics, /healthz and /readyz"
-            logger.info("serves %s on http://%s", what, self._http.address)
+            if page is not None:
+                logger.info("serves metrics on http://%s/metrics", self._http.address)
+            logger.info("serves health on http://%s/healthz and /readyz", self._http.address)
 
     @property
     def _metrics_page(self) -> Page | None:

@@ -53,7 +53,7 @@ def asked_log_format(given: Mapping[str, Any], environment: Mapping[str, str]) -
     """
     variables = {name.upper(): value for name, value in environment.items()}
     asked = given.get("log_format") or variables.get("KVDEPOT_LOG_FORMAT") or _format_in_file(given.get("config"))
-    return LogFormat(asked) if asked in tuple(LogFormat) else LogFormat.TEXT
+    return LogFormat.JSON if asked == LogFormat.JSON else LogFormat.TEXT
 
 
 def _format_in_file(path: Path | None) -> object:

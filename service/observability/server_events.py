@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from time import monotonic
+from typing import Any
 
 import grpc
 
@@ -42,7 +43,7 @@ class DrainReport:
         self._admission = admission
         self._start = start
         self._drain_start = monotonic()
-        self._left: dict[str, int] = {}
+        self._left: dict[str, Any] = {}
 
     def waited(self) -> None:
         """Count what is left: the drain waits no more for calls."""

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -31,7 +33,9 @@ app()
 """
 
 
-def run(*arguments: str, stop: bool = False, **environment: str) -> tuple[int, list[str]]:
+def run(
+    *arguments: str, stop: bool = False, environment: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, list[str]]:
     """Run Python until it ends. Return its exit code, and the lines of standard output and error as one."""
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "clients" / "python")))
     own = {name: value for name, value in os.environ.items() if not name.startswith("KVDEPOT_")}
@@ -62,8 +66,8 @@ def test_bad_settings_are_one_object(tmp_path: Path, asked_by: str) -> None:
     config = tmp_path / "kvdepot.yaml"
     config.write_text("log_format: json\n")
     flags = {"flag": JSON, "variable": (), "file": ("--config", str(config))}[asked_by]
-    variables = {"KVDEPOT_LOG_FORMAT": "json"} if asked_by == "variable" else {}
-    code, lines = run(*SERVE, *flags, "--chunk-size", "0", "--lease-ttl", "soon", **variables)
+    by_variable = {"KVDEPOT_LOG_FORMAT": "json"} if asked_by == "variable" else {}
+    code, lines = run(*SERVE, *flags, "--chunk-size", "0", "--lease-ttl", "soon", environment=by_variable)
     [said] = objects(lines)
     assert (code, said["level"], said["message"]) == (2, "CRITICAL", "BadSettings")
     assert sorted(fault.partition(":")[0] for fault in said["faults"]) == ["chunk_size", "lease_ttl"]
@@ -79,7 +83,7 @@ def test_an_address_that_is_taken_is_one_object() -> None:
 
 
 def test_all_lines_of_a_servers_life_are_objects_and_tell_what_it_is_and_what_it_cut() -> None:
-    code, lines = run(*SERVE, *JSON, stop=True, KVDEPOT_CHUNK_SIZ="16", PYTHONWARNINGS="default")
+    code, lines = run(*SERVE, *JSON, stop=True, environment={"KVDEPOT_CHUNK_SIZ": "16"})
     said = {each["message"]: each for each in objects(lines)}
     assert code == 0
     assert any("KVDEPOT_CHUNK_SIZ is no setting" in message for message in said)

@@ -160,7 +160,7 @@ def calls_of_sessions(collector: Collector) -> list[Span]:
 async def test_without_a_callers_trace_all_calls_of_a_session_are_in_its_trace(
     collector: Collector, buffer: SharedBuffer
 ) -> None:
-    malformed = {"metadata": (("traceparent", "00-none-at-all"),), "timeout": 20}
+    malformed: dict[str, Any] = {"metadata": (("traceparent", "00-none-at-all"),), "timeout": 20}
     async with traced_depot(collector) as engine:
         attachment = await engine.attach(buffer)
         await engine.lookup("s", TOKENS)
