@@ -67,6 +67,8 @@ def check_shm(size_bytes: int) -> None:
 def not_enough(size_bytes: int, left_bytes: int, place: str) -> OSError:
     """Return the error for memory that is not left in `place`."""
     needed, left = _readable(size_bytes), _readable(left_bytes)
+    if needed == left:
+        needed, left = f"{size_bytes:,} bytes", f"{left_bytes:,} bytes"
     return OSError(errno.ENOMEM, f"{needed} of memory are needed, {place} has {left} left")
 
 
