@@ -210,7 +210,8 @@ def test_an_unknown_key_of_a_file_is_reported_with_its_name(yaml: Path, name: st
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("chunksize", "chunk_size"), ("l1-siz", "l1_size"), ("Log_Levl", "log_level"), ("colour", "")]
+    ("name", "nearest"),
+    [("chunksize", "chunk_size"), ("l1-siz", "l1_size"), ("LOG-LEVEL", "log_level"), ("colour", "")],
 )
 def test_an_unknown_key_of_a_file_is_reported_with_the_nearest_setting(yaml: Path, name: str, nearest: str) -> None:
     yaml.write_text(f"{name}: 1\n")

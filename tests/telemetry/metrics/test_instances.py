@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from telemetry.events import InstanceAttached, InstanceDetached, LookupFinished, RetrieveFinished
+from telemetry.events import InstanceAttached, InstanceDetached, LookupFinished, RetrieveFinished, StoreStarted
 from telemetry.metrics import definitions, instances
 from telemetry.metrics.instances import InstancesSubscriber
 from telemetry.metrics.label_limiter import LabelLimiter
@@ -39,19 +39,25 @@ def detached(instance_id: str, num_ranks_left: int = 0) -> InstanceDetached:
 
 
 def looked_up(instance_id: str, num_tokens: int = 100, matched_tokens: int = 60, **changes: Any) -> LookupFinished:
-    return LookupFinished(
+    facts: dict[str, Any] = {
+        **{"session_id": "s", "operation_id": "1", "duration_seconds": 0.001, "outcome": "partial", "miss_reason": ""},
+        **{"num_tokens": num_tokens, "computed_tokens": 0, "matched_tokens": matched_tokens},
+        **{"l1_tokens": matched_tokens, "l2_tokens": 0, "instance_id": instance_id},
+    }
+    return LookupFinished(**{**facts, **changes})
+
+
+def stored(instance_id: str, monotonic: float) -> StoreStarted:
+    return StoreStarted(
         instance_id=instance_id,
         session_id="s",
+        monotonic=monotonic,
         operation_id="1",
-        duration_seconds=0.001,
-        outcome="partial",
-        num_tokens=num_tokens,
-        computed_tokens=0,
-        matched_tokens=matched_tokens,
-        l1_tokens=matched_tokens,
-        l2_tokens=0,
-        miss_reason="",
-        **changes,
+        traceparent="",
+        rank=0,
+        num_tokens=1_000,
+        start_token=0,
+        inline=False,
     )
 
 
@@ -92,6 +98,17 @@ def test_nothing_is_saved_while_the_rate_is_not_known(subscriber: InstancesSubsc
     assert sums(subscriber, definitions.PREFILL_SAVED) == sums(subscriber, definitions.PREFILL_RATE) == {}
 
 
+def test_a_rate_is_measured_from_what_neither_the_engine_nor_the_depot_had(subscriber: InstancesSubscriber) -> None:
+    subscriber.handle([attached("a")])
+    for second in range(0, 50, 10):
+        subscriber.handle(
+            [looked_up("a", 1_000, 0, computed_tokens=600, monotonic=float(second)), stored("a", second + 2)]
+        )
+    subscriber.handle([retrieved("a", num_tokens=100)])
+    assert sums(subscriber, definitions.PREFILL_RATE) == {("a", "m", "measured"): 200.0}
+    assert sums(subscriber, definitions.PREFILL_SAVED) == {("a", "m", "measured"): 0.5}
+
+
 def test_an_instance_that_is_gone_keeps_its_sums_and_has_no_rate(subscriber: InstancesSubscriber) -> None:
     subscriber.handle([attached("a", 20.0), looked_up("a"), retrieved("a"), detached("a", num_ranks_left=1)])
     assert sums(subscriber, definitions.PREFILL_RATE)
@@ -109,6 +126,8 @@ def test_a_new_instance_takes_the_place_of_the_one_that_ended_first(
         subscriber.handle([attached(name), looked_up(name)])
     subscriber.handle([detached("b"), detached("a"), attached("a"), attached("d"), looked_up("d")])
     assert set(sums(subscriber, definitions.INSTANCE_LOOKUP_TOKENS)) == {("a", "m"), ("c", "m"), ("d", "m")}
+    subscriber.handle([attached("e"), looked_up("e")])
+    assert ("a", "m") in sums(subscriber, definitions.INSTANCE_LOOKUP_TOKENS), "it is attached again"
 
 
 def test_instances_beyond_the_limit_are_other(subscriber: InstancesSubscriber, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -498,6 +498,14 @@ def test_a_call_of_an_unknown_session_is_a_trace_of_its_own(traced: Traced) -> N
     assert traced.one("/kvdepot.v1.CacheService/Lookup").parent is None
 
 
+def test_a_call_of_a_later_life_of_a_session_is_not_in_the_trace_of_an_earlier_one() -> None:
+    traced = Traced(max_sessions=1)
+    traced.see(session_started(), session_ended(), session_started())
+    traced.see(session_started(session_id="other"))  # ends the span of the second life: there are too many
+    traced.see(call_served())
+    assert traced.one("/kvdepot.v1.CacheService/Lookup").parent is None
+
+
 def test_a_limited_number_of_ended_sessions_is_remembered(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("telemetry.traces.subscriber.MAX_ENDED_REMEMBERED", 2)
     for name in ("a", "b", "c"):
