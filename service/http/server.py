@@ -6,13 +6,13 @@ import asyncio
 import logging
 import socket
 import threading
+from concurrent.futures import Future
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from service.http.connection import MAX_HEADER_BYTES, Connection
 from service.rpc.listen import CannotListen
-from telemetry.thread import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class HttpServer:
         self.address = f"{shown_host}:{self._socket.getsockname()[1]}"
         self._purpose = purpose
         self._server: _Uvicorn | None = None
+        self._ended: Future[None] = Future()
+        self._ended.set_running_or_notify_cancel()  # so that it can't be cancelled: the thread sets its result
         self._thread = threading.Thread(target=self._run, name=f"http {purpose}", daemon=True)
 
     def __repr__(self) -> str:
@@ -62,7 +64,9 @@ class HttpServer:
             self._socket.close()
             return
         self._server.should_exit = True
-        await in_daemon_thread(self._join, f"end http {self._purpose}")
+        await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=END_SECONDS)
+        if not self._ended.done():
+            logger.warning("HttpAbandoned address=%r", self.address)
 
     def _run(self) -> None:
         assert self._server is not None
@@ -72,11 +76,7 @@ class HttpServer:
             logger.exception("HttpEnded address=%r: nothing is served there until the depot is restarted", self.address)
         finally:
             self._socket.close()
-
-    def _join(self) -> None:
-        self._thread.join(END_SECONDS)
-        if self._thread.is_alive():
-            logger.warning("HttpAbandoned address=%r", self.address)
+            self._ended.set_result(None)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -681,7 +681,7 @@ for what, rate in {
 }.items():
     field = "prefill_tokens_per_second"
     bad("AttachInstance", f"a rate that is {what}", field, put(field, rate))
-for what, name, value in (
+for what, name, wrong in (
     ("a level that does not exist", "level", 9),
     ("a negative level", "level", -1),
     ("a logger that does not exist", "logger", "telemetri"),
@@ -690,7 +690,7 @@ for what, name, value in (
     ("a time in the past", "duration", Duration(seconds=-1)),
     ("a time of eight days", "duration", Duration(seconds=8 * 86_400)),
 ):
-    bad("SetLogLevel", what, name, put(name, value))
+    bad("SetLogLevel", what, name, put(name, wrong))
 bad("SetLogLevel", "a time without a level", "duration", put("level", 0))
 
 

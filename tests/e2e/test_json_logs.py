@@ -61,11 +61,11 @@ def objects(lines: list[str]) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("asked_by", ["flag", "variable", "file"])
+@pytest.mark.parametrize("asked_by", ["variable", "file"])
 def test_bad_settings_are_one_object(tmp_path: Path, asked_by: str) -> None:
     config = tmp_path / "kvdepot.yaml"
     config.write_text("log_format: json\n")
-    flags = {"flag": JSON, "variable": (), "file": ("--config", str(config))}[asked_by]
+    flags = ("--config", str(config)) if asked_by == "file" else ()
     by_variable = {"KVDEPOT_LOG_FORMAT": "json"} if asked_by == "variable" else {}
     code, lines = run(*SERVE, *flags, "--chunk-size", "0", "--lease-ttl", "soon", environment=by_variable)
     [said] = objects(lines)
@@ -106,10 +106,6 @@ def test_a_crash_is_an_object_with_its_traceback() -> None:
 
 
 def test_text_stays_text() -> None:
-    code, lines = run(*SERVE, "--chunk-size", "0")
-    assert code == 2
-    assert lines[0] == "kvdepot: bad settings"
-    assert lines[1].startswith("chunk_size: ")
     code, lines = run(*SERVE, stop=True)
     assert code == 0
     assert not any(line.startswith("{") for line in lines)

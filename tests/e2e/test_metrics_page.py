@@ -141,8 +141,12 @@ async def test_with_the_server_go_its_page_its_thread_and_its_timer() -> None:
         await asyncio.to_thread(get, address)
     with pytest.raises(urllib.error.URLError):
         await asyncio.to_thread(get, address)
-    left = {thread.name for thread in set(threading.enumerate()) - threads}
-    assert {name for name in left if not name.startswith("asyncio_")} == set()
+
+    def left() -> set[str]:
+        names = {thread.name for thread in set(threading.enumerate()) - threads}
+        return {name for name in names if not name.startswith("asyncio_")}
+
+    await eventually(lambda: left() == set())
     timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     assert not [timer for timer in timers if "LoopLag" in repr(timer) and not timer.cancelled()]
 

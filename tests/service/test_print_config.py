@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -62,6 +63,7 @@ def test_with_the_defaults_switched_on_it_is_the_same(tmp_path: Path) -> None:
     assert again.model_fields_set == set(Settings.model_fields)
 
 
+@hypothesis_settings(max_examples=25)
 @given(
     seconds=st.floats(0.001, 3e7) | st.integers(1, 10**7).map(float),
     num_bytes=st.integers(4_096, 1 << 44) | st.integers(1, 1 << 20).map(lambda mib: mib << 20),

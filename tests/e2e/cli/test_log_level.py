@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import DepotClient, DepotError
 from kvdepot.cli.app import app
+from kvdepot.cli.processes import server_process
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["log-level", *arguments], env={"COLUMNS": "200"})
 
 
-@pytest.fixture
-def address(start_server_process: Callable[..., str]) -> Iterator[str]:
-    return start_server_process("--l1-size", "8MiB", "--log-level", "warning")  # type: ignore[return-value]
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with server_process("--l1-size", "8MiB", "--log-level", "warning") as address:
+        yield address
 
 
 def test_a_level_is_shown_changed_and_restored(address: str) -> None:
@@ -39,6 +41,7 @@ def test_a_level_for_a_while_says_until_when(address: str) -> None:
     with DepotClient(address) as client:
         [whole] = client.get_status().log_levels
         assert whole.HasField("expire_time")
+        client.set_log_level()
 
 
 @pytest.mark.parametrize(
