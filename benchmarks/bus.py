@@ -35,6 +35,7 @@ def event() -> LookupFinished:
         duration_seconds=0.001,
         outcome="ok",
         num_tokens=4096,
+        computed_tokens=0,
         matched_tokens=4096,
         l1_tokens=4096,
         l2_tokens=0,

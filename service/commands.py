@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,28 +19,43 @@ from service.doctor.command import examine_and_exit
 from service.l1.arena import MemoryUnavailable
 from service.misspelt import misspelt
 from service.observability.output import Output
+from service.print_config import annotated_yaml
 from service.server import CannotListen, Server
 from service.server import serve as run_server
-from service.setting_options import load_given, with_setting_options
-from service.settings import BadSettings
+from service.setting_options import asked_log_format, load_given, with_setting_options
+from service.settings import BadSettings, LogFormat, LogLevel
 
 logger = logging.getLogger(__name__)
 
 
 @with_setting_options
-def serve(**given: Any) -> None:
-    """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file."""
+def serve(
+    *,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML, and exit.")] = False,
+    **given: Any,
+) -> None:
+    """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file.
+
+    Sizes are like 20GiB, durations like 60s. `kvdepot serve --print-config > kvdepot.yaml` writes a file to start from.
+    """
+    if print_config:
+        _print_config(given)
     output = Output.detached()
+    if asked_log_format(given, os.environ) is LogFormat.JSON:
+        output.log_as(LogFormat.JSON, LogLevel.INFO)  # so that a line about bad settings is JSON, too
     try:
         settings = load_given(given)
-        output.log_as(settings)
+        output.log_as(settings.log_format, settings.log_level)
         for variable, meant in misspelt(os.environ):
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
-        uvloop.run(run_server(settings, ready=_say_ready, gauges=(output.read,)))
+        uvloop.run(run_server(settings, lambda server: output.say(_ready(server)), (output.read,)))
     except BadSettings as error:
-        _fail(f"bad settings\n{error}", code=2)
+        output.fail("BadSettings", "bad settings", str(error).splitlines())
+        raise typer.Exit(2) from error
     except (MemoryUnavailable, CannotListen) as error:
-        _fail(str(error), code=1)
+        headline, *more = str(error).splitlines()
+        output.fail("CannotStart", headline, [headline, *more] if output.is_json else more)
+        raise typer.Exit(1) from error
 
 
 @with_setting_options
@@ -65,8 +81,17 @@ def precompile() -> None:
     print(library)  # noqa: T201 - for scripts
 
 
-def _say_ready(server: Server) -> None:
-    print(f"kvdepot serves on {', '.join(server.addresses)}", flush=True)  # noqa: T201 - for people and scripts
+def _print_config(given: Mapping[str, Any]) -> NoReturn:
+    try:
+        print(annotated_yaml(load_given(given)), end="")  # noqa: T201 - the user asked for it
+    except BadSettings as error:
+        _fail(f"bad settings\n{error}", code=2)
+    raise typer.Exit
+
+
+def _ready(server: Server) -> str:
+    """Return the line that says that a server serves, for people and scripts."""
+    return f"kvdepot serves on {', '.join(server.addresses)}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

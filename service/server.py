@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 
 import grpc
 
@@ -17,19 +18,23 @@ from kernels.backends import Backends
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
-from kvdepot.version import __version__
 from service.access.access import Access
 from service.access.tenants import Tenants
 from service.depot.attach import Attacher
 from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
+from service.http.endpoints import endpoints
+from service.http.server import HttpServer
+from service.http.vitals import Phase, Vitals
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
-from service.observability.gauges import read_access, read_depot
+from service.observability.gauges import read_access, read_build, read_depot
+from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.process.garbage import freeze_what_stays
 from service.process.heap import give_back_freed_memory, keep_freed_memory
 from service.process.last_resort import LastResort
+from service.process.log_levels import LogLevels
 from service.rpc.admin import AdminServicer
 from service.rpc.admission import Admission
 from service.rpc.cache import CacheServicer
@@ -42,8 +47,8 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
-from telemetry.events import ServerDraining, ServerStarted
-from telemetry.metrics.prometheus import CannotServeMetrics
+from telemetry.events import Event, ServerDraining
+from telemetry.metrics.prometheus import Page
 from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
@@ -67,6 +72,7 @@ class Server:
         self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = (), copy: Copy | None = None
     ) -> None:
         self._settings = settings
+        self._start = monotonic()
         # Memory and devices
         self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
         budget = MemoryBudget(lambda: self._arena.missing_bytes)
@@ -102,10 +108,14 @@ class Server:
             open_reflection=settings.open_reflection,
         )
         self._health = HealthServicer(SERVICES)
+        self._log_levels = LogLevels(self.bus)
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = listen(self._grpc, settings, self._access)
+        # HTTP
+        self._http = self._bind_http()
+        self._vitals = Vitals()
         self._watch(gauges)
 
     @property
@@ -121,8 +131,12 @@ class Server:
     @property
     def prometheus_address(self) -> str | None:
         """HOST:PORT of the metrics for Prometheus. None: they are not served."""
-        measuring = self._observability.measuring
-        return measuring.prometheus_address if measuring is not None else None
+        return self.http_address if self._metrics_page is not None else None
+
+    @property
+    def http_address(self) -> str | None:
+        """HOST:PORT of /healthz and /readyz, and of /metrics where it is served. None: nothing is served over HTTP."""
+        return self._http.address if self._http is not None else None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -136,8 +150,8 @@ class Server:
                 await self._grpc.start()
                 self._arena.start_populating(self._register)
                 self._health.serve()
-                if self.bus is not None:
-                    self.bus.publish(ServerStarted(version=__version__, listen=self.addresses))
+                self._vitals.phase = Phase.SERVING
+                self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
                 yield self
             finally:
                 watching.cancel()
@@ -146,26 +160,38 @@ class Server:
 
     async def _drain(self) -> None:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
-        if self.bus is not None:
-            self.bus.publish(ServerDraining())
+        self._publish(ServerDraining())
+        report = DrainReport(self.depots, self._admission, self._start)
         self._health.drain()
+        self._vitals.phase = Phase.DRAINING
         self._admission.is_draining = True
         self.depots.drain()
         self._draining.set()  # attachments send a notice to their engines
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout):
                 await self._admission.idle()
+        report.waited()
         self._drained.set()  # attachments end
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
                 await self._attacher.all_detached()
+        self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
         await self._grpc.stop(grace=GRACE_SECONDS)
-        await self._observability.close()
+        async with asyncio.TaskGroup() as closing:
+            closing.create_task(self._observability.close())
+            if self._http is not None:
+                closing.create_task(self._http.close())
+        self._vitals.stop()
+        self._log_levels.close()
         self.depots.stop()
         self._backends.close()
         self._arena.stop_populating()
+
+    def _publish(self, event: Event) -> None:
+        if self.bus is not None:
+            self.bus.publish(event)
 
     def _use_tenants(self, tenants: Tenants) -> None:
         self.depots.set_tenants(tenants)
@@ -182,16 +208,31 @@ class Server:
         gauges = (
             lambda: read_depot(self.depots, self._admission, self._refusals, self._arena.populated_bytes),
             lambda: read_access(self._access),
+            lambda: read_build(self.depots.backend.name),
             *more_gauges,
         )
-        try:
-            self._observability.watch(self.depots.sessions_of, gauges)
-        except CannotServeMetrics as error:
-            raise CannotListen(str(error)) from error
+        self._observability.watch(self.depots.sessions_of, gauges)
+        if self._http is not None:
+            page = self._metrics_page
+            self._http.start(endpoints(self._vitals, page))  # /readyz says `starting` until the depot takes calls
+            if page is not None:
+                logger.info("serves metrics on http://%s/metrics", self._http.address)
+            logger.info("serves health on http://%s/healthz and /readyz", self._http.address)
+
+    @property
+    def _metrics_page(self) -> Page | None:
+        measuring = self._observability.measuring
+        return measuring.page if measuring is not None else None
+
+    def _bind_http(self) -> HttpServer | None:
+        settings = self._settings
+        if not (settings.serves_metrics_page or settings.health_without_metrics):
+            return None
+        return HttpServer(settings.prometheus_host, settings.prometheus_port, purpose="metrics and health")
 
     def _make_grpc(self) -> grpc.aio.Server:
         tracing = self._observability.tracing
-        spans = (CallSpans(tracing.provider),) if tracing is not None else ()
+        spans = (CallSpans(tracing.provider, self.bus),) if tracing is not None and self.bus is not None else ()
         server = grpc.aio.server(
             interceptors=(*spans, self._interceptor), options=server_options(self._settings.max_message_size)
         )
@@ -199,7 +240,13 @@ class Server:
             server,
             CacheServicer(self.depots, self._attacher, self._draining, self._drained),
             ObservabilityServicer(self.depots, self.bus),
-            AdminServicer(self.depots, self.bus, self._settings.described(), lambda: self._arena.populated_bytes),
+            AdminServicer(
+                self.depots,
+                self.bus,
+                self._settings.described(),
+                lambda: self._arena.populated_bytes,
+                self._log_levels,
+            ),
             self._health,
         )
         return server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,8 @@ from yaml import YAMLError
 
 from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
-from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
+from service.setting_faults import fault
+from service.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 
 
@@ -149,9 +150,11 @@ class Settings(BaseSettings):
     disable_metrics: bool = False
     """provide no metrics"""
     prometheus_host: str = Field("127.0.0.1", pattern=r"^[^\s]+$")
-    """address of the metrics page for Prometheus"""
+    """address of the HTTP pages: /metrics for Prometheus, /healthz, /readyz"""
     prometheus_port: int = Field(9464, ge=0, le=65535)
-    """port of the metrics page; 0: any free port"""
+    """port of the HTTP pages; 0: any free port"""
+    health_without_metrics: bool = False
+    """serve /healthz and /readyz also where no metrics page is served"""
     otlp_endpoint: str = ""
     """collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"""
     enable_tracing: bool = False
@@ -217,9 +220,45 @@ class Settings(BaseSettings):
             raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self
 
+    @property
+    def serves_metrics_page(self) -> bool:
+        """Whether Prometheus can scrape metrics: they are measured, and not sent to a collector."""
+        return not (self.disable_observability or self.disable_metrics or self.otlp_endpoint)
+
     def described(self) -> dict[str, str]:
         """Return every setting as text, without the arguments of subscribers, which may be secrets."""
-        return {name: _text(name, getattr(self, name)) for name in type(self).model_fields}
+        return {name: _described(name, getattr(self, name)) for name in type(self).model_fields}
+
+    @classmethod
+    def has_unit(cls, name: str) -> bool:
+        """Whether a setting is a size or a duration."""
+        return _formatter(name) is not None
+
+    @classmethod
+    def shown(cls, name: str, value: object) -> str:
+        """Return a value of a setting as text, with its unit."""
+        format_of = _formatter(name)
+        return format_of(value) if format_of is not None and isinstance(value, (int, float)) else f"{value}"
+
+
+def _formatter(name: str) -> Callable[[Any], str] | None:
+    parsers = [each.func for each in Settings.model_fields[name].metadata if isinstance(each, BeforeValidator)]
+    return next((formats for parser, formats in _FORMATTERS if parser in parsers), None)
+
+
+_FORMATTERS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+    (parse_size, format_size),
+    (parse_duration, format_duration),
+)
+
+
+def _described(name: str, value: object) -> str:
+    if name == "subscriber":
+        sources = [text.partition("=")[0] for text in value] if isinstance(value, tuple) else []
+        return json.dumps(sources) if sources else ""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return Settings.shown(name, value)
 
 
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -245,25 +284,7 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     try:
         return Sources(**flags)
     except ValidationError as error:
-        raise BadSettings("\n".join(map(_fault, error.errors()))) from error
+        lines = (fault(each, Settings.model_fields, Settings.shown) for each in error.errors())
+        raise BadSettings("\n".join(lines)) from error
     except (SettingsError, OSError, ValueError, YAMLError) as error:
         raise BadSettings(f"config: {error}") from error
-
-
-def _fault(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"][:1])
-    given = f" (given: {error['input']!r})" if name and error["type"] != "missing" else ""
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}{given}" if name else message
-
-
-def _text(name: str, value: object) -> str:
-    is_size = name.endswith(("_size", "_bytes_in_flight")) and name not in ("chunk_size", "event_queue_size")
-    if is_size and isinstance(value, int):
-        return format_size(value)
-    if name == "subscriber":
-        sources = [text.partition("=")[0] for text in value] if isinstance(value, tuple) else []
-        return json.dumps(sources) if sources else ""
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

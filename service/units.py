@@ -37,12 +37,25 @@ def parse_duration(text: str | float) -> float:
 
 
 def format_size(num_bytes: int) -> str:
-    """Return a text that `parse_size` reads back exactly, in the largest unit that divides `num_bytes`."""
+    """Return a text that `parse_size` reads back exactly, such as 20.5GiB: in the largest unit that is short."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         factor = int(_SIZES[unit])
-        if num_bytes and num_bytes % factor == 0:
-            return f"{num_bytes // factor}{unit}"
+        thousandths, rest = divmod(1_000 * num_bytes, factor)
+        if num_bytes >= factor and rest == 0:
+            return f"{Decimal(thousandths) / 1_000:f}{unit}"
     return str(num_bytes)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a text that `parse_duration` reads back exactly, such as 250ms, 60s, 10m or 1.5s."""
+    for unit, least in (("d", 172_800), ("h", 7_200), ("m", 120)):
+        if seconds >= least and seconds % int(_DURATIONS[unit]) == 0:
+            return f"{seconds / int(_DURATIONS[unit]):.0f}{unit}"
+    exact = Decimal(repr(float(seconds)))
+    if 0 < seconds < 1 and exact * 1_000 == int(exact * 1_000):
+        return f"{int(exact * 1_000)}ms"
+    text = f"{exact:f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}s"
 
 
 def _parse(text: str, units: Mapping[str, int | str], examples: str) -> Decimal:

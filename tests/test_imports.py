@@ -36,10 +36,13 @@ ORDER = {
     "service": """
         errors units process
         l1
+        setting_faults
         settings
-        setting_options misspelt access
+        setting_groups
+        setting_options misspelt print_config access
         depot
         rpc
+        http
         observability
         server
         doctor

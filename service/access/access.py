@@ -18,7 +18,7 @@ from service.settings import BadSettings, Settings
 from telemetry.events import Publisher
 
 ADMIN_SERVICE = "/kvdepot.v1.AdminService/"
-AUDITED_METHODS = frozenset({"/kvdepot.v1.AdminService/ClearCache"})
+AUDITED_METHODS = frozenset({"/kvdepot.v1.AdminService/ClearCache", "/kvdepot.v1.AdminService/SetLogLevel"})
 
 
 class Access:

@@ -40,7 +40,7 @@ class Audit:
             log_event(logger, logging.WARNING, "CallDenied", {**facts, "num_suppressed": num_suppressed})
 
     def acted(self, method: str, peer: str, tenant: str) -> None:
-        """Report that an admin called an RPC that changes the cache of all tenants."""
+        """Report that an admin called an RPC that changes something for all tenants."""
         log_event(logger, logging.INFO, "AdminActed", {"rpc": method.removeprefix("/"), "tenant": tenant, "peer": peer})
 
 

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.l1.keys import RankIdentity
 from service.l1.pool import slot_bytes_for
+from service.units import format_size
 from telemetry.events import InstanceAttached, InstanceDetached
 from telemetry.kinds import DetachReason, LeaseEnd, SessionEnd
 
@@ -99,7 +100,7 @@ class Attacher:
                         transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
                     )
                     depot.instances.add(attachment)
-                    _publish_attached(depot, attachment)
+                    _publish_attached(depot, attachment, request.prefill_tokens_per_second)
                     try:
                         yield attachment
                     finally:
@@ -154,7 +155,7 @@ class Attacher:
             )
         one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
         if slot_bytes_for(one_chunk_bytes) > len(depot.l1):
-            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes} bytes, all of L1 has {len(depot.l1)}")
+            raise ChunkTooLarge(f"one chunk has {one_chunk_bytes:,} bytes, all of L1 has {format_size(len(depot.l1))}")
         return one_chunk_bytes
 
     async def _wait_until_free(self, rank_id: RankId) -> None:
@@ -225,7 +226,7 @@ def _remove(depot: Depot, attachment: Attachment) -> asyncio.Future[None] | None
     return depot.slices.run(ending())
 
 
-def _publish_attached(depot: Depot, attachment: Attachment) -> None:
+def _publish_attached(depot: Depot, attachment: Attachment, prefill_tokens_per_second: float | None) -> None:
     depot.bus.publish(
         InstanceAttached(
             instance_id=attachment.instance_id,
@@ -235,6 +236,7 @@ def _publish_attached(depot: Depot, attachment: Attachment) -> None:
             chunk_bytes=attachment.chunk_bytes,
             mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
             transfer_backend=attachment.transfer_backend,
+            prefill_tokens_per_second=prefill_tokens_per_second,
         )
     )
 

@@ -257,6 +257,7 @@ def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer
         duration_seconds=operation.duration_seconds,
         outcome=operation.outcome or "",
         num_tokens=request.prefix.num_tokens,
+        computed_tokens=request.computed_tokens,
         matched_tokens=operation.num_tokens,
         l1_tokens=operation.num_tokens,
         l2_tokens=0,

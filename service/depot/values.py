@@ -32,7 +32,10 @@ class BlockTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """Attach one rank. `peer_is_known`: it came over a unix socket, or with a client's certificate."""
+    """Attach one rank. `peer_is_known`: it came over a unix socket, or with a client's certificate.
+
+    `prefill_tokens_per_second` is what the engine reports of itself. None: nothing.
+    """
 
     instance_id: str
     model_name: str
@@ -41,6 +44,7 @@ class AttachRequest:
     groups: tuple[Group, ...]
     regions: tuple[Region, ...]
     peer_is_known: bool
+    prefill_tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,11 @@ import pwd
 import socket
 import ssl
 import stat
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,11 +34,11 @@ def listener(address: str, settings: Settings) -> AddressFacts:
 
 
 def metrics(settings: Settings) -> AddressFacts | None:
-    """Probe the address of the metrics page. None: the settings serve no page."""
-    if settings.disable_observability or settings.disable_metrics or settings.otlp_endpoint:
+    """Probe the address of the HTTP pages. None: the settings serve none."""
+    if not (settings.serves_metrics_page or settings.health_without_metrics):
         return None
     host, port = settings.prometheus_host, settings.prometheus_port
-    return _tcp(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host, port, _is_metrics_page)
+    return _tcp(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host, port, _has_pages)
 
 
 def collector_error(endpoint: str) -> str:
@@ -117,9 +119,13 @@ def _has_certificate(tls_cert: Path, address: str) -> bool:
         return False
 
 
-def _is_metrics_page(address: str) -> bool:
+def _has_pages(address: str) -> bool:
+    """Return whether a depot answers: its pages name it, also where there is none."""
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_SECONDS) as page:
-            return b"kvdepot_l1_capacity_bytes" in page.read()
+        urllib.request.urlopen(f"http://{address}/", timeout=TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError as answer:
+        with answer:
+            return answer.code == HTTPStatus.NOT_FOUND and b"kvdepot serves" in answer.read()
     except (OSError, ValueError):
         return False
+    return False

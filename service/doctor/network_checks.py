@@ -27,10 +27,10 @@ def listener(address: AddressFacts, settings: Settings) -> Finding:
 
 
 def metrics(facts: Facts, settings: Settings) -> Finding:
-    """Check whether the depot can serve metrics for Prometheus."""
+    """Check whether the depot can serve metrics for Prometheus, and its health, over HTTP."""
     address = facts.metrics
     if address is None:
-        return not_applicable("none are served for Prometheus")
+        return not_applicable("nothing is served over HTTP")
     if address.holder is Holder.OTHER:
         return failure(f"another process has {address.address}", "set prometheus_port to another port; 0 takes any")
     if address.bind_error:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kvdepot.memory.available import check_memory
+from service.units import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ class Arena:
         try:
             self._map = mmap.mmap(-1, size_bytes, flags=flags)
         except (OSError, OverflowError) as error:
-            raise MemoryUnavailable(f"mapping {size_bytes} bytes with huge pages {huge_pages}: {error}") from error
+            raise MemoryUnavailable(
+                f"mapping {format_size(size_bytes)} with huge pages {huge_pages}: {error}"
+            ) from error
         if huge_pages is HugePages.TRANSPARENT:
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+
+import grpc
+
+from kvdepot.version import __version__
 from service.access.access import Access
 from service.depot.tenant_depots import TenantDepots
 from service.rpc.admission import Admission
@@ -14,6 +19,12 @@ from telemetry.metrics.snapshot import Scalars
 def read_depot(depots: TenantDepots, admission: Admission, refusals: Refusals, populated_bytes: int) -> Scalars:
     """Return the state of L1, of attachments, sessions and calls, and of tenants. For the event loop."""
     return {**_l1(depots, populated_bytes), **_work(depots, admission, refusals), **_tenants(depots)}
+
+
+def read_build(transfer_backend: str) -> Scalars:
+    """Return what runs."""
+    build = (__version__, platform.python_version(), grpc.__version__, transfer_backend)
+    return {definitions.BUILD: {build: 1}}
 
 
 def _l1(depots: TenantDepots, populated_bytes: int) -> Scalars:

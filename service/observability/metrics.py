@@ -15,8 +15,10 @@ from telemetry.l0.subscriber import L0Subscriber
 from telemetry.metrics import definitions
 from telemetry.metrics.chunks import ChunksSubscriber
 from telemetry.metrics.export import MetricsExport
+from telemetry.metrics.instances import InstancesSubscriber
 from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
+from telemetry.metrics.prometheus import Page
 from telemetry.metrics.server import LoopLag, read_bus, read_process
 from telemetry.metrics.snapshot import Scalars, Snapshots
 from telemetry.metrics.subscriber import MetricsSubscriber
@@ -37,31 +39,29 @@ class Measuring:
         models = LabelLimiter()
         events = MetricsSubscriber(models)
         chunks = ChunksSubscriber(models)
+        instances = InstancesSubscriber(models)
         l0 = L0Subscriber(
             sample_rate=settings.l0_sample_rate,
             session_idle_timeout_seconds=settings.session_idle_timeout,
             exported=models.exported,
         )
-        self.subscribers: tuple[Subscriber, ...] = (events, chunks, l0)
+        self.subscribers: tuple[Subscriber, ...] = (events, chunks, instances, l0)
         self.rpc_durations = Histogram(definitions.RPC_DURATION)
         self._loop_lag = LoopLag()
         self._snapshots = Snapshots()
-        for read in (events.read, l0.read, read_process):
+        for read in (events.read, instances.read, l0.read, read_process):
             self._snapshots.add(read)
         self._snapshots.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
         self._snapshots.add_histograms((self.rpc_durations, self._loop_lag.lag))
         self._export: MetricsExport | None = None
 
     @property
-    def prometheus_address(self) -> str | None:
-        """HOST:PORT of the page for Prometheus. None before `start`, and if metrics are sent to a collector."""
-        return self._export.prometheus_address if self._export is not None else None
+    def page(self) -> Page | None:
+        """The page for Prometheus. None before `start`, and if metrics are sent to a collector."""
+        return self._export.page if self._export is not None else None
 
     def start(self, bus: EventBus, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Begin to export.
-
-        Raises: CannotServeMetrics.
-        """
+        """Begin to export."""
         self._snapshots.add(partial(read_bus, bus))
         for read in gauges:
             self._snapshots.add(read)
@@ -70,9 +70,7 @@ class Measuring:
             self._export = MetricsExport.to_collector(self._snapshots, self._resource, settings.otlp_endpoint)
             logger.info("sends metrics to %s", settings.otlp_endpoint)
         else:
-            host, port = settings.prometheus_host, settings.prometheus_port
-            self._export = MetricsExport.for_prometheus(self._snapshots, self._resource, host, port)
-            logger.info("serves metrics on http://%s/metrics", self._export.prometheus_address)
+            self._export = MetricsExport.for_prometheus(self._snapshots, self._resource)
         self._loop_lag.start()
 
     async def close(self) -> None:

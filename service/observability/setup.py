@@ -59,10 +59,7 @@ class Observability:
         self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
 
     def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Begin to log ended sessions and to export metrics.
-
-        Raises: CannotServeMetrics.
-        """
+        """Begin to log ended sessions and to export metrics."""
         if self.bus is None:
             return
         if self._logs:

@@ -1,4 +1,4 @@
-"""AdminService: reports the depot's state and its instances, and clears the cache."""
+"""AdminService: reports the depot's state and its instances, clears the cache, and changes levels of the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from kvdepot.version import __version__
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.tenant_depots import TenantDepots
+from service.process.log_levels import LogLevels
 from service.rpc import encode
+from service.rpc.log_level import logger_levels, set_log_level
 from telemetry.bus import EventBus
 
 
@@ -25,11 +27,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         bus: EventBus | None,
         settings: Mapping[str, str],
         populated_bytes: Callable[[], int],
+        log_levels: LogLevels,
     ) -> None:
         self._depots = depots
         self._bus = bus
         self._settings = settings
         self._populated_bytes = populated_bytes
+        self._log_levels = log_levels
         self._start_time = time.time()
         self._start = time.monotonic()
 
@@ -59,6 +63,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_sessions=sum(len(depot.sessions) for depot in depots),
             num_leases=sum(len(depot.leases) for depot in depots),
             tenants=self._tenants(),
+            log_levels=logger_levels(self._log_levels),
         )
 
     async def ListInstances(
@@ -78,6 +83,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         cache_salt = request.cache_salt if request.HasField("cache_salt") else None
         answer = await self._depots.clear(request.tenant, request.model_name, cache_salt, force=request.force)
         return admin_pb2.ClearCacheResponse(**asdict(answer))
+
+    async def SetLogLevel(
+        self, request: admin_pb2.SetLogLevelRequest, context: object
+    ) -> admin_pb2.SetLogLevelResponse:
+        set_log_level(self._log_levels, request)
+        return admin_pb2.SetLogLevelResponse(log_levels=logger_levels(self._log_levels))
 
     def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
         if self._bus is None:

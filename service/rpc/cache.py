@@ -18,6 +18,7 @@ from service.depot.lookup import lookup
 from service.depot.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
 from service.depot.store import store, store_inline
 from service.depot.tenant_depots import TenantDepots
+from service.depot.trace_context import note_session
 from service.depot.values import StoreHeader
 from service.errors import Draining, invalid
 from service.rpc import decode, encode
@@ -96,7 +97,11 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.ReleaseLeaseResponse:
         if not request.lease_id:
             raise invalid("lease_id", "is missing")
-        await self._depots.of_caller().lifetimes.release_lease(request.lease_id)
+        depot = self._depots.of_caller()
+        lease = depot.leases.find(request.lease_id)
+        if lease is not None:
+            note_session(lease.instance_id, lease.session_id)
+        await depot.lifetimes.release_lease(request.lease_id)
         return cache_pb2.ReleaseLeaseResponse()
 
     async def StoreInline(

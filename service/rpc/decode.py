@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.geometry import CudaIpc, Group, Plane, PlaneKind, PosixShm, ProcessFd, Region
 from kernels.plan import MAX_PLANES
-from kvdepot.v1 import cache_pb2, observability_pb2
+from kvdepot.v1 import cache_pb2
 from service.depot.values import (
     AttachRequest,
     BlockTable,
@@ -22,7 +22,6 @@ from service.l1.keys import Prefix
 from service.rpc.limits import (
     MAX_BLOCK_HASHES,
     MAX_GROUPS,
-    MAX_RECORDS,
     MAX_REGIONS,
     MAX_TABLES,
     MAX_TOKEN_IDS,
@@ -35,6 +34,7 @@ HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
 PLANE_KINDS = frozenset(map(int, PlaneKind))
 MAX_TOKENS = 2**31 - 1
+MAX_TOKENS_PER_SECOND = 1e12
 _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
@@ -56,6 +56,9 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
     if num_planes > MAX_PLANES:
         wrong.add("groups", f"have {num_planes} planes, more than {MAX_PLANES}")
+    rate = message.prefill_tokens_per_second if message.HasField("prefill_tokens_per_second") else None
+    if rate is not None and not 0 < rate <= MAX_TOKENS_PER_SECOND:  # NaN is refused, too
+        wrong.add("prefill_tokens_per_second", f"is {rate:g}, not above 0 and at most {MAX_TOKENS_PER_SECOND:g}")
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -68,6 +71,7 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
         groups=groups,
         regions=tuple(region for region in regions if region is not None),
         peer_is_known=peer_is_known,
+        prefill_tokens_per_second=rate,
     )
 
 
@@ -281,20 +285,3 @@ def _tables(messages: Iterable[cache_pb2.BlockTable]) -> Sequence[BlockTable]:
 def _ready_event(wrong: Violations, ready_event: bytes) -> None:
     if len(ready_event) not in (0, CUDA_HANDLE_BYTES):
         wrong.add("ready_event", f"has {len(ready_event)} bytes, not {CUDA_HANDLE_BYTES}, nor is it empty")
-
-
-def check_block_report(message: observability_pb2.ReportBlockAllocationRequest) -> None:
-    """Check a report of block allocations.
-
-    Raises: InvalidRequest.
-    """
-    wrong = Violations()
-    wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
-    wrong.check_text("model_name", message.model_name, max_bytes=MAX_NAME_BYTES)
-    if not message.block_size:
-        wrong.add("block_size", "is 0")
-    wrong.check_length("records", message.records, MAX_RECORDS)
-    wrong.raise_any()
-    for n, record in enumerate(message.records):
-        wrong.check_text(f"records[{n}].session_id", record.session_id, max_bytes=MAX_ID_BYTES)
-    wrong.raise_any()

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 OUR_SERVICES = "/kvdepot.v1."
 LONG_LIVED = frozenset({"/kvdepot.v1.CacheService/AttachInstance", "/kvdepot.v1.ObservabilityService/WatchEvents"})
-# Admitted in a drain and beyond the limits: they end work, or only read.
+# Admitted in a drain and beyond the limits: they end work, only read, or help to find what is wrong.
 ALWAYS_ADMITTED = frozenset(
     {
         "/kvdepot.v1.CacheService/ReleaseLease",
@@ -51,6 +51,7 @@ ALWAYS_ADMITTED = frozenset(
         "/kvdepot.v1.CacheService/DetachInstance",
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
+        "/kvdepot.v1.AdminService/SetLogLevel",
     }
 )
 UNAUTHENTICATED = ""  # the client in whose queue unknown callers wait

@@ -16,7 +16,8 @@ from service.depot.sessions import Session
 from service.depot.tenant_depots import TenantDepots
 from service.errors import ObservabilityDisabled, SessionNotFound, invalid
 from service.rpc import decode, encode
-from service.rpc.limits import MAX_EVENT_TYPES
+from service.rpc.limits import MAX_EVENT_TYPES, MAX_RECORDS
+from service.rpc.violations import MAX_ID_BYTES, Violations
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
 from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event
@@ -38,7 +39,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
     async def ReportBlockAllocation(
         self, request: observability_pb2.ReportBlockAllocationRequest, context: object
     ) -> observability_pb2.ReportBlockAllocationResponse:
-        decode.check_block_report(request)
+        _check_block_report(request)
         depot = self._depots.of_caller()
         pace = depot.slices.pace()
         for first in range(0, len(request.records), RECORDS_PER_EVENT):
@@ -162,3 +163,20 @@ def _event(event: Event) -> observability_pb2.Event:
         operation_id=str(operation_id),
         attributes=struct,
     )
+
+
+def _check_block_report(message: observability_pb2.ReportBlockAllocationRequest) -> None:
+    """Check a report of block allocations.
+
+    Raises: InvalidRequest.
+    """
+    wrong = Violations()
+    wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
+    wrong.check_text("model_name", message.model_name, max_bytes=decode.MAX_NAME_BYTES)
+    if not message.block_size:
+        wrong.add("block_size", "is 0")
+    wrong.check_length("records", message.records, MAX_RECORDS)
+    wrong.raise_any()
+    for n, record in enumerate(message.records):
+        wrong.check_text(f"records[{n}].session_id", record.session_id, max_bytes=MAX_ID_BYTES)
+    wrong.raise_any()

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from service.access.credentials import Context
 from service.depot.slices import Slices
+from service.depot.trace_context import call_session, note_session
 from service.errors import NoMessage, StreamStalled, TooManyBytes
 from service.rpc.inflight_bytes import Reservation
 from service.rpc.wire import Unread, leaving_long_ones
@@ -38,10 +39,13 @@ class Call:
         """What the fair queue returned for the call's arrival. None: the call has asked for its slot, or needs none."""
 
     def note(self, message: Any) -> None:
-        """Note the instance that a message names, itself or in the header of an inline store."""
+        """Note the instance that a message names, itself or in the header of an inline store, and the session."""
         if not self.instance_id:
             named = getattr(message, "instance_id", "") or getattr(getattr(message, "header", None), "instance_id", "")
             self.instance_id = named[:MAX_ID_CHARS]
+            if call_session.get() is not None:
+                of = message if hasattr(message, "instance_id") else getattr(message, "header", None)
+                note_session(self.instance_id, getattr(of, "session_id", "")[:MAX_ID_CHARS])
 
 
 @dataclass(frozen=True, slots=True)

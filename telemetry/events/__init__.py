@@ -29,12 +29,15 @@ from telemetry.events.operations import TransferStarted as TransferStarted
 from telemetry.events.operations import TransferStep as TransferStep
 from telemetry.events.server import CallDenied as CallDenied
 from telemetry.events.server import CallRefused as CallRefused
+from telemetry.events.server import CallServed as CallServed
 from telemetry.events.server import FileRefused as FileRefused
 from telemetry.events.server import FileReloaded as FileReloaded
 from telemetry.events.server import InstanceAttached as InstanceAttached
 from telemetry.events.server import InstanceDetached as InstanceDetached
+from telemetry.events.server import LogLevelChanged as LogLevelChanged
 from telemetry.events.server import ServerDraining as ServerDraining
 from telemetry.events.server import ServerStarted as ServerStarted
+from telemetry.events.server import ServerStopped as ServerStopped
 from telemetry.events.server import SessionEnded as SessionEnded
 from telemetry.events.server import SessionStarted as SessionStarted
 

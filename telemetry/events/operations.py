@@ -23,6 +23,7 @@ class LookupFinished(Event):
     duration_seconds: float
     outcome: str
     num_tokens: int
+    computed_tokens: int
     matched_tokens: int
     l1_tokens: int
     l2_tokens: int

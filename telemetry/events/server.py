@@ -7,15 +7,68 @@ from telemetry.events.event import Event, fact
 
 @fact
 class ServerStarted(Event):
-    """The server listens and takes calls."""
+    """The server listens and takes calls.
+
+    `build`: the versions of what it runs on. `http_address`: of its pages; empty if it serves none.
+    """
 
     version: str
+    build: str
     listen: tuple[str, ...]
+    http_address: str
+    l1_bytes: int
+    chunk_size: int
+    transfer_backend: str
+    has_tenants: bool
+    has_tls: bool
 
 
 @fact
 class ServerDraining(Event):
     """From this moment the server refuses new work and finishes the work that it has."""
+
+
+@fact
+class ServerStopped(Event):
+    """The drain is over, and the process ends. `duration_seconds`: of the drain.
+
+    The numbers are of what was left when the drain had waited for as long as it may: these calls and transfers are cut,
+    and these attachments, sessions and leases end.
+    """
+
+    duration_seconds: float
+    uptime_seconds: float
+    num_calls: int
+    num_transfers: int
+    num_attachments: int
+    num_sessions: int
+    num_leases: int
+
+
+@fact
+class LogLevelChanged(Event):
+    """The level of a logger changed; an empty `logger` is the whole log.
+
+    `reason`: requested, by SetLogLevel; expired, because the time of an earlier request ran out. Then, and without a
+    time in the request, `expire_time` is None.
+    """
+
+    logger: str
+    level: str
+    expire_time: float | None
+    reason: str
+
+
+@fact
+class CallServed(Event):
+    """A call without a caller's trace ended. It is published only where spans are recorded: it becomes one.
+
+    The session is the one that the request names, if it names one. `status` is the number of a gRPC status.
+    """
+
+    rpc: str
+    duration_seconds: float
+    status: int
 
 
 @fact
@@ -70,6 +123,8 @@ class InstanceAttached(Event):
     chunk_bytes: int
     mapped_bytes: int
     transfer_backend: str
+    prefill_tokens_per_second: float | None
+    """What the engine reports of itself. None: nothing."""
 
 
 @fact

@@ -34,11 +34,18 @@ def span_ids(span: SpanContext | None) -> dict[str, str]:
 
 
 def log_event(
-    logger: logging.Logger, level: int, event: str, facts: Mapping[str, object], ids: Mapping[str, str] = EMPTY
+    logger: logging.Logger,
+    level: int,
+    event: str,
+    facts: Mapping[str, object],
+    ids: Mapping[str, str] = EMPTY,
+    *,
+    summary: str | None = None,
 ) -> None:
-    """Log a line that has a name and facts."""
+    """Log a line that has a name and facts. A line for people shows the `summary` in place of the facts."""
     # repr: text from the wire must not be able to forge a log line.
-    message = " ".join([event, *(f"{name}=%({name})r" for name in facts)])
+    told = [f"{name}=%({name})r" for name in facts if summary is None or name == "num_suppressed"]
+    message = " ".join([event, *([summary.replace("%", "%%")] if summary is not None else []), *told])
     logger.log(level, message, *([dict(facts)] if facts else []), extra={"event": event, **ids})
 
 

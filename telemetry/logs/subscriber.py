@@ -1,4 +1,4 @@
-"""Events as log lines. The message is the event's name; the facts are in `LogRecord.args`, by name."""
+"""Events as log lines. The message begins with the event's name; the facts are in `LogRecord.args`, by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from telemetry.attributes import Plain, attributes
 from telemetry.delivery import Subscriber
 from telemetry.kinds import Outcome
 from telemetry.logs.line_format import SpanOf, log_event, no_span, span_ids
+from telemetry.logs.summary import summary
 from telemetry.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,8 @@ INFO_EVENTS = frozenset(
     {
         events.ServerStarted,
         events.ServerDraining,
+        events.ServerStopped,
+        events.LogLevelChanged,
         events.FileReloaded,
         events.InstanceAttached,
         events.InstanceDetached,
@@ -83,7 +86,7 @@ class LogSubscriber(Subscriber):
         facts = facts_of(event)
         if num_suppressed:
             facts["num_suppressed"] = num_suppressed
-        log_event(logger, level, type_name, facts, span_ids(self._span_of(event)))
+        log_event(logger, level, type_name, facts, span_ids(self._span_of(event)), summary=summary(event))
 
 
 def level_of(event: events.Event) -> int:

@@ -19,6 +19,20 @@ INSTANCE = Attribute(
     "instance_id",
     "as the engine gave it, with tenants `tenant/instance_id`. Few are remembered; others are forgotten or `other`",
 )
+ONE_INSTANCE = Attribute(
+    "instance_id",
+    "as the engine gave it, with tenants `tenant/instance_id`. 255 at a time have values of their own. An instance "
+    "beyond that takes the place of one that has gone, or is `other`",
+)
+RATE_SOURCE = Attribute(
+    "source",
+    "reported: by the engine when it attached; measured: by the depot in the instance's sessions",
+    ("reported", "measured"),
+)
+VERSION = Attribute("version", "of the depot")
+PYTHON_VERSION = Attribute("python_version", "of Python")
+GRPC_VERSION = Attribute("grpc_version", "of grpcio")
+BACKENDS = Attribute("transfer_backend", "what can move bytes on this machine, such as `host, cuda`")
 OPERATION = Attribute("operation", "the kind of call; inline calls count like the others", tuple(OperationKind))
 MOVE = Attribute("operation", "why the bytes moved", ("store", "retrieve"))
 OUTCOME = Attribute("outcome", "how it ended", tuple(Outcome))

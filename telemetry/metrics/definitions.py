@@ -56,6 +56,33 @@ STORE_REFUSALS = counter(
 )
 RETRIEVE_TOKENS = counter("kvdepot.retrieve.tokens", "{token}", "Tokens that were retrieved.", by.TIER, by.MODEL)
 
+# Instances
+
+INSTANCE_LOOKUP_TOKENS = counter(
+    "kvdepot.instance.lookup.tokens", "{token}", "Tokens that an instance looked up.", by.ONE_INSTANCE, by.MODEL
+)
+INSTANCE_MATCHED = counter(
+    "kvdepot.instance.lookup.matched_tokens",
+    "{token}",
+    "Tokens that an instance's lookups found. Its hit ratio is the rate of these, divided by the rate of those above.",
+    *(by.ONE_INSTANCE, by.MODEL),
+)
+PREFILL_SAVED = counter(
+    "kvdepot.prefill.saved",
+    "s",
+    "Time that an instance would have needed to compute the tokens that it retrieved: their number divided by its "
+    "rate. Tokens count once, not for each rank. Nothing is counted while the rate is not known.",
+    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
+)
+PREFILL_RATE = gauge(
+    "kvdepot.prefill.token_rate",
+    "",
+    "Tokens of a prompt that an attached instance computes in a second. Measured: the upper quartile of its last 64 "
+    "prefills, each from the answer of a lookup or a retrieve to the next store of the session. The engine's queue is "
+    "part of that time, so the time saved is rather too long than too short.",
+    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
+)
+
 # Transfers
 
 TRANSFER_DURATION = call_duration(
@@ -195,6 +222,12 @@ CERTIFICATE_TIME_LEFT = gauge(
 
 # The server
 
+BUILD = gauge(
+    "kvdepot.build_info",
+    "",
+    "1. Its attributes say what runs.",
+    *(by.VERSION, by.PYTHON_VERSION, by.GRPC_VERSION, by.BACKENDS),
+)
 RPC_DURATION = call_duration(
     "rpc.server.call.duration",
     "Time that calls took in the server, without AttachInstance and WatchEvents, which stay open.",

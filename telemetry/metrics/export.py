@@ -15,22 +15,21 @@ from opentelemetry.sdk.resources import Resource
 from telemetry.metrics.definitions import METRICS
 from telemetry.metrics.metric import Kind, Metric
 from telemetry.metrics.otlp import WithHistograms
-from telemetry.metrics.prometheus import HistogramCollector, Page, PrometheusEndpoint
+from telemetry.metrics.prometheus import HistogramCollector, Page
 from telemetry.metrics.snapshot import Snapshots
 
 FLUSH_SECONDS = 2.0  # for the last values, even if the collector is down
 
 
 class MetricsExport:
-    """A running export of metrics, until `close`. `prometheus_address` is None if they are sent to a collector.
+    """A running export of metrics, until `close`. `page` is for Prometheus; None if they are sent to a collector.
 
     It sets nothing global. OpenTelemetry's variables OTEL_METRIC_EXPORT_INTERVAL and OTEL_EXPORTER_OTLP_… apply.
     """
 
-    def __init__(self, provider: MeterProvider, endpoint: PrometheusEndpoint | None) -> None:
+    def __init__(self, provider: MeterProvider, page: Page | None) -> None:
         self._provider = provider
-        self._endpoint = endpoint
-        self.prometheus_address = endpoint.address if endpoint is not None else None
+        self.page = page
 
     @classmethod
     def to_collector(cls, snapshots: Snapshots, resource: Resource, endpoint: str) -> MetricsExport:
@@ -40,23 +39,17 @@ class MetricsExport:
         return cls(_provider(snapshots, resource, reader), None)
 
     @classmethod
-    def for_prometheus(cls, snapshots: Snapshots, resource: Resource, host: str, port: int) -> MetricsExport:
-        """Serve them at an address. With port 0 the system chooses the port.
-
-        Raises: CannotServeMetrics.
-        """
+    def for_prometheus(cls, snapshots: Snapshots, resource: Resource) -> MetricsExport:
+        """Make a page of them at each scrape."""
         page = Page()
-        endpoint = PrometheusEndpoint(host, port, page)
         reader = PrometheusMetricReader(registry=page, scope_info_enabled=False)
         views = [View(instrument_name=each.name, name=each.prometheus_stem) for each in METRICS if each.prometheus_stem]
         provider = _provider(snapshots, resource, reader, views)
         page.register(HistogramCollector(snapshots))
-        return cls(provider, endpoint)
+        return cls(provider, page)
 
     def close(self) -> None:
         """Export for the last time, in a few seconds at most. Not for the event loop, which takes the last snapshot."""
-        if self._endpoint is not None:
-            self._endpoint.close()
         self._provider.shutdown(timeout_millis=FLUSH_SECONDS * 1e3)
 
 

@@ -8,7 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TracerProvider, get_current_span
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    set_span_in_context,
+)
 
 from telemetry import events
 from telemetry.delivery import Subscriber
@@ -23,11 +34,15 @@ WorkFinished = events.LookupFinished | events.StoreFinished | events.RetrieveFin
 MAX_SESSIONS = 10_000
 MAX_OPEN_WORK = 10_000
 MAX_STORES_REMEMBERED = 65_536
+MAX_ENDED_REMEMBERED = 1_024  # sessions, for the calls that ended them
 LATE_TIMEOUT_SECONDS = 120.0
+# OpenTelemetry's conventions: the statuses of a call that are a fault of the server.
+SERVER_FAULTS = frozenset((2, 4, 12, 13, 14, 15))
 
 
 class TracingSubscriber(Subscriber):
     """A subscriber that makes spans. The parent of a session's span is the call that began it, by its `traceparent`.
+    The parent of the span of a call without a trace is its session's span, for a while also after the session's end.
 
     Failed work has the status ERROR, and so has a session that did not end by EndSession. Cancelled, refused and missed
     work has no status; see its attribute `kvdepot.outcome`. The number of open spans is bounded. Work whose end the bus
@@ -47,6 +62,7 @@ class TracingSubscriber(Subscriber):
         self._tracer = provider.get_tracer("kvdepot")
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[tuple[str, str], OpenSpan] = OrderedDict()  # least recently used first
+        self._ended: OrderedDict[tuple[str, str], SpanContext] = OrderedDict()
         self._work = OpenWork(max_open_work, late_timeout_seconds)
         self._stores: OrderedDict[str, tuple[SpanContext, str, str]] = (
             OrderedDict()
@@ -65,6 +81,7 @@ class TracingSubscriber(Subscriber):
             events.TransferFinished: self._end_transfer,
             events.LeaseGranted: self._note,
             events.LeaseEnded: self._note,
+            events.CallServed: self._call,
         }
 
     def handle(self, batch: Sequence[events.Event]) -> None:
@@ -91,6 +108,7 @@ class TracingSubscriber(Subscriber):
     # Sessions
 
     def _begin_session(self, event: events.SessionStarted) -> Span:
+        self._ended.pop((event.instance_label, event.session_id), None)
         earlier = self._sessions.pop((event.instance_label, event.session_id), None)
         if earlier is not None:
             self._work.session_ended(earlier, event.monotonic, _ns(event.time))
@@ -118,6 +136,9 @@ class TracingSubscriber(Subscriber):
         if event.reason != SessionEnd.REQUESTED:
             session.span.set_status(Status(StatusCode.ERROR, event.reason))
         session.end_after(event.duration_seconds)
+        if len(self._ended) >= MAX_ENDED_REMEMBERED:
+            self._ended.popitem(last=False)
+        self._ended[event.instance_label, event.session_id] = session.span.get_span_context()
         return session.span
 
     def _note(self, event: events.LeaseGranted | events.LeaseEnded) -> Span | None:
@@ -126,6 +147,36 @@ class TracingSubscriber(Subscriber):
             return None
         session.span.add_event(type(event).__name__, facts_of(event), timestamp=_ns(event.time))
         return session.span
+
+    # Calls
+
+    def _call(self, event: events.CallServed) -> Span:
+        service, _, method = event.rpc.partition("/")
+        facts: dict[str, AttributeValue] = {
+            **{"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            "rpc.grpc.status_code": event.status,
+            **{name: value for name, value in ids_of(event).items() if value},
+        }
+        end_ns = _ns(event.time)
+        span = self._tracer.start_span(
+            f"/{event.rpc}",
+            self._context_of_session(event),
+            SpanKind.SERVER,
+            facts,
+            start_time=end_ns - round(event.duration_seconds * 1e9),
+        )
+        if event.status in SERVER_FAULTS:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(end_ns)
+        return span
+
+    def _context_of_session(self, event: events.Event) -> Context:
+        key = event.instance_label, event.session_id
+        session = self._sessions.get(key)
+        if session is not None:
+            return session.context
+        ended = self._ended.get(key)
+        return set_span_in_context(NonRecordingSpan(ended), Context()) if ended is not None else Context()
 
     # Work
 

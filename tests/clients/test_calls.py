@@ -83,6 +83,14 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
         {"model_name": "model", "cache_salt": "", "force": True},
         admin_pb2.ClearCacheRequest(model_name="model", cache_salt="", force=True),
     ),
+    "SetLogLevel": (
+        "set_log_level",
+        ("Debug",),
+        {"logger": "service.rpc", "for_seconds": 600.0},
+        admin_pb2.SetLogLevelRequest(
+            level=admin_pb2.LOG_LEVEL_DEBUG, logger="service.rpc", duration=Duration(seconds=600)
+        ),
+    ),
 }
 ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     "Lookup": (

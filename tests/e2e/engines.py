@@ -214,6 +214,7 @@ async def attach(
     model_name: str = "model",
     world_size: int = 1,
     rank: int = 0,
+    prefill_tokens_per_second: float | None = None,
     **memory: Any,
 ) -> Engine:
     """Attach an engine with a buffer of these groups; `memory` says how it is shared."""
@@ -226,6 +227,7 @@ async def attach(
             regions=buffer.shared.regions,
             world_size=world_size,
             rank=rank,
+            prefill_tokens_per_second=prefill_tokens_per_second,
         )
     except BaseException:
         buffer.close()

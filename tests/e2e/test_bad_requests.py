@@ -189,6 +189,9 @@ class World:
                 return observability_pb2.ReportBlockAllocationRequest(
                     instance_id="engine", model_name="m", block_size=16, records=[record, record]
                 )
+            case "SetLogLevel":
+                level = admin_pb2.LOG_LEVEL_WARNING
+                return admin_pb2.SetLogLevelRequest(level=level, logger="asyncio", duration=Duration(seconds=60))
             case "GetSession":
                 return observability_pb2.GetSessionRequest(**ids)
         return request_class(rpc)()
@@ -670,6 +673,25 @@ for what, token in {
 }.items():
     bad("ListSessions", what, "page_token", put("page_token", token))
 bad("ListSessions", "a page too large", "page_size", put("page_size", 1_001))
+for what, rate in {
+    "none": 0.0,
+    "a negative one": -1.0,
+    "no number": float("nan"),
+    "an endless one": float("inf"),
+}.items():
+    field = "prefill_tokens_per_second"
+    bad("AttachInstance", f"a rate that is {what}", field, put(field, rate))
+for what, name, wrong in (
+    ("a level that does not exist", "level", 9),
+    ("a negative level", "level", -1),
+    ("a logger that does not exist", "logger", "telemetri"),
+    ("a name of 10 KB", "logger", "x" * 10_000),
+    ("no time", "duration", Duration()),
+    ("a time in the past", "duration", Duration(seconds=-1)),
+    ("a time of eight days", "duration", Duration(seconds=8 * 86_400)),
+):
+    bad("SetLogLevel", what, name, put(name, wrong))
+bad("SetLogLevel", "a time without a level", "duration", put("level", 0))
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: f"{row.rpc}: {row.what}")
@@ -782,6 +804,8 @@ def a_value(data: st.DataObject, field: Any, world: World, depth: int) -> st.Sea
             return st.sampled_from((-1, 0, 1, 2, 3, 4, 99))
         case field.CPPTYPE_BOOL:
             return st.booleans()
+        case field.CPPTYPE_DOUBLE:
+            return st.floats()
         case field.CPPTYPE_STRING if field.type == field.TYPE_BYTES:
             return st.binary(max_size=80)
         case field.CPPTYPE_STRING:

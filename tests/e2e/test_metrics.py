@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from kvdepot import DepotError, allocation_record
+from kvdepot.version import __version__
 from telemetry.events import LeaseEnded
 from telemetry.kinds import SessionEnd
 from tests.e2e.conftest import Open
@@ -306,3 +307,35 @@ def end_sessions(depot: Site) -> None:
     """End sessions of instances that are not attached."""
     for session in list(depot.depot.sessions.newest_first()):
         depot.depot.lifetimes.close_session(session, SessionEnd.REQUESTED)
+
+
+async def test_hits_of_an_instance_and_the_prefill_that_it_saved(open_site: Open) -> None:
+    depot = await open_site(**measured())
+    reports = await depot.attach(instance_id="reports", prefill_tokens_per_second=160.0)
+    silent = await depot.attach(instance_id="silent")
+    await work(reports, "s", 40, seed=1)
+    await silent.lookup("t", prompt(40, 2))
+    page = await scrape(depot.server)
+    of = {"instance_id": "reports", "model_name": "model"}
+    assert page.value("kvdepot_instance_lookup_tokens_total", **of) == 40
+    assert page.value("kvdepot_instance_lookup_matched_tokens_total", **of) == 32
+    assert page.value("kvdepot_instance_lookup_matched_tokens_total", **{**of, "instance_id": "silent"}) == 0
+    assert page.value("kvdepot_prefill_saved_seconds_total", **of, source="reported") == 32 / 160
+    assert page.value("kvdepot_prefill_token_rate", **of, source="reported") == 160
+    assert page.labels("kvdepot_prefill_token_rate", "instance_id") == {"reports"}
+
+
+async def test_what_runs_is_a_metric(open_site: Open) -> None:
+    depot = await open_site(**measured())
+    page = await scrape(depot.server)
+    assert page.labels("kvdepot_build_info", "version") == {__version__}
+    assert page.labels("kvdepot_build_info", "transfer_backend") == {depot.depot.backend.name}
+    assert page.sum("kvdepot_build_info") == 1
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+async def test_a_prefill_rate_that_is_none_is_refused(open_site: Open, rate: float) -> None:
+    depot = await open_site()
+    with pytest.raises(DepotError, match=r"prefill_tokens_per_second: is .*, not above 0") as bad:
+        await depot.attach(prefill_tokens_per_second=rate)
+    assert bad.value.reason == "INVALID_REQUEST"

@@ -86,7 +86,7 @@ async def assert_refused(client: AsyncDepotClient, memfd: int, limit: str) -> No
     with pytest.raises(DepotError) as refused:
         await client.attach(instance_id="sparse", model_name="model", groups=groups(), regions=[region(memfd)])
     assert (refused.value.code.name, refused.value.reason) == ("FAILED_PRECONDITION", "REGION_UNAVAILABLE")
-    assert f"{os.fstat(memfd).st_size} bytes of memory are needed, {limit}" in refused.value.message
+    assert f"{os.fstat(memfd).st_size / (1 << 30):,.1f} GiB of memory are needed, {limit}" in refused.value.message
     assert os.fstat(memfd).st_blocks == 0
     other = await attach(client, *FAST, instance_id="other")
     kv = other.kv(1024, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import re
@@ -59,6 +60,7 @@ class ServerProcess:
         """Return its addresses as soon as it serves."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
+        line = json.loads(line)["message"] if line.startswith("{") else line
         assert line.startswith("kvdepot serves on "), self.said()
         return line.strip().removeprefix("kvdepot serves on ").split(", ")
 
@@ -244,7 +246,7 @@ def test_settings_are_logged_as_given(serve: Serve, folder: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with DepotClient(address) as client:
         settings = client.get_status().settings
-    assert (settings["listen"], settings["unix_socket_mode"], settings["lease_ttl"]) == (address, "660", "90")
+    assert (settings["listen"], settings["unix_socket_mode"], settings["lease_ttl"]) == (address, "660", "90s")
     assert (settings["l1_size"], settings["chunk_size"]) == ("16MiB", str(CHUNK_SIZE))
 
 

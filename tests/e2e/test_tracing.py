@@ -13,7 +13,7 @@ import grpc
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, requests
+from kvdepot import AsyncDepotClient, DepotError, KvShape, SharedBuffer, requests
 from kvdepot.layout import layouts
 from kvdepot.v1.cache_pb2 import (
     LookupRequest,
@@ -72,6 +72,10 @@ class Engine:
 
     async def end(self, session_id: str) -> None:
         await self.client.end_session("pod", session_id)
+
+    async def end_unknown(self, session_id: str) -> None:
+        with pytest.raises(DepotError):
+            await self.end(session_id)
 
 
 @asynccontextmanager
@@ -147,6 +151,61 @@ async def test_each_call_has_a_span_in_the_callers_trace(collector: Collector) -
     assert attributes(call)["rpc.grpc.status_code"] == 0
     assert not collector.one("/kvdepot.v1.AdminService/GetStatus").parent_span_id
     assert not collector.named(f"{SERVICE}/AttachInstance")
+
+
+def calls_of_sessions(collector: Collector) -> list[Span]:
+    return [span for span in collector.spans if span.name.startswith(SERVICE) and "Detach" not in span.name]
+
+
+async def test_without_a_callers_trace_all_calls_of_a_session_are_in_its_trace(
+    collector: Collector, buffer: SharedBuffer
+) -> None:
+    malformed: dict[str, Any] = {"metadata": (("traceparent", "00-none-at-all"),), "timeout": 20}
+    async with traced_depot(collector) as engine:
+        attachment = await engine.attach(buffer)
+        await engine.lookup("s", TOKENS)
+        await engine.store("s", TOKENS, **malformed)
+        answer = await engine.lookup("s", TOKENS)
+        await attachment.release_lease(answer.lease)
+        data = b"".join(
+            [each.data async for each in attachment.retrieve_inline("s", (await engine.lookup("s", TOKENS)).lease)]
+        )
+        await attachment.store_inline("s", TOKENS, data)
+        await engine.end("s")
+        await engine.end_unknown("s")
+    session = collector.one("session")
+    calls = calls_of_sessions(collector)
+    assert sorted(span.name.removeprefix(f"{SERVICE}/") for span in calls) == [
+        *["EndSession", "EndSession", "Lookup", "Lookup", "Lookup"],
+        *["ReleaseLease", "RetrieveInline", "Store", "StoreInline"],
+    ]
+    assert not session.parent_span_id
+    assert all(is_child(span, session) for span in calls)
+    assert {span.trace_id for span in collector.spans if "Detach" not in span.name} == {session.trace_id}
+    assert all(span.kind == Span.SPAN_KIND_SERVER for span in calls)
+    assert attributes(calls[0])["kvdepot.session_id"] == "s"
+    assert attributes(calls[0])["rpc.service"] == "kvdepot.v1.CacheService"
+
+
+async def test_each_life_of_a_session_id_is_a_trace(collector: Collector) -> None:
+    async with traced_depot(collector) as engine:
+        await engine.attach()
+        for session_id in ("s", "s", "t"):
+            await engine.lookup(session_id, TOKENS)
+            await engine.end(session_id)
+    sessions = {span.span_id for span in collector.named("session")}
+    assert len(sessions) == len({span.trace_id for span in collector.spans if "Detach" not in span.name}) == 3
+    calls = calls_of_sessions(collector)
+    assert len(calls) == 6
+    assert {span.parent_span_id for span in calls} == sessions
+
+
+async def test_a_call_of_no_session_is_a_trace_of_its_own(collector: Collector) -> None:
+    async with traced_depot(collector) as engine:
+        await engine.client.list_instances()
+        await engine.client.get_status()
+    assert len({span.trace_id for span in collector.spans}) == 2
+    assert not any(span.parent_span_id for span in collector.spans)
 
 
 async def test_a_call_without_a_trace_does_not_inherit_that_of_the_call_before(collector: Collector) -> None:

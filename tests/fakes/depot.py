@@ -207,6 +207,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._enter("ClearCache", request, context)
         return admin_pb2.ClearCacheResponse()
 
+    def SetLogLevel(self, request: Any, context: Any) -> admin_pb2.SetLogLevelResponse:
+        self._enter("SetLogLevel", request, context)
+        return admin_pb2.SetLogLevelResponse()
+
     def last(self, rpc: str) -> Any:
         """Return the latest request of an RPC."""
         return [request for name, request in self.requests if name == rpc][-1]

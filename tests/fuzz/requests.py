@@ -35,6 +35,8 @@ def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) 
             request = made(rpc.request, things, random, share=0.4)
             request.model_name = request.model_name or things.name("model_name", random)
             return [request]
+        case "SetLogLevel":  # the log itself stays as it is: it says what went wrong
+            return [rpc.request(level=random.randrange(6), logger=random.choice(("asyncio", "no.such.logger")))]
     messages = [made(rpc.request, things, random) for _ in range(random.randint(1, 3) if rpc.streams_requests else 1)]
     if {"instance_id", "session_id"} <= set(rpc.request.DESCRIPTOR.fields_by_name) and random.random() < 0.8:
         for message in messages:

@@ -160,6 +160,7 @@ BAD = {
     "prometheus_port": ["-1", "65536"],
     "otlp_endpoint": ["localhost:4317", "ftp://collector", "unix:/run/otlp.sock"],
     "disable_metrics": ["x"],
+    "health_without_metrics": ["perhaps"],
     "enable_tracing": ["x", "true"],
     "trace_console": ["x", "true"],
     "log_format": ["", "xml"],
@@ -206,6 +207,40 @@ def test_an_unknown_key_of_a_file_is_reported_with_its_name(yaml: Path, name: st
     yaml.write_text(f"{name}: 1\n")
     with pytest.raises(BadSettings, match=rf"^{name}: "):
         load({}, yaml)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("chunksize", "chunk_size"), ("l1-siz", "l1_size"), ("LOG-LEVEL", "log_level"), ("colour", "")],
+)
+def test_an_unknown_key_of_a_file_is_reported_with_the_nearest_setting(yaml: Path, name: str, nearest: str) -> None:
+    yaml.write_text(f"{name}: 1\n")
+    with pytest.raises(BadSettings) as caught:
+        load({}, yaml)
+    assert str(caught.value) == f"{name}: is no setting" + (f"; is {nearest} meant?" if nearest else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("l1_size", "1KiB", "is not at least 4KiB (given: 1KiB)"),
+        ("max_message_size", "20.5GiB", "is not at most 1GiB (given: 20.5GiB)"),
+        ("lease_ttl", "400d", "is not at most 366d (given: 400d)"),
+        ("lease_ttl", "0", "is not above 0s (given: 0s)"),
+        ("chunk_size", "0", "is not at least 1 (given: '0')"),
+        ("prometheus_port", "65536", "is not at most 65535 (given: '65536')"),
+    ],
+)
+def test_a_bound_is_named_in_the_units_of_the_setting(name: str, value: str, fault: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        load({name: value})
+    assert str(caught.value) == f"{name}: {fault}"
+
+
+@pytest.mark.parametrize("text", ["20GiB", "20 GiB", "20Gi", "20480MiB", 21_474_836_480, "21474836480"])
+def test_a_size_may_be_written_in_each_usual_way(text: str | int) -> None:
+    settings = load({"l1_size": text})
+    assert (settings.l1_size, settings.described()["l1_size"]) == (20 << 30, "20GiB")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just text", "\x00", "a: 1\n\tb: 2"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.units import DURATION_PATTERN, SIZE_PATTERN, format_size, parse_duration, parse_size
+from service.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,25 @@ def test_a_formatted_size_is_read_back_exactly(num_bytes: int) -> None:
     assert parse_size(format_size(num_bytes)) == num_bytes
 
 
-@pytest.mark.parametrize(("num_bytes", "text"), [(0, "0"), (1000, "1000"), (1 << 20, "1MiB"), (3 << 29, "1536MiB")])
-def test_a_size_is_formatted_in_the_largest_unit_that_divides_it(num_bytes: int, text: str) -> None:
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0"), (1000, "1000"), (1 << 20, "1MiB"), (3 << 29, "1.5GiB"), ((20 << 30) + 1, str((20 << 30) + 1))],
+)
+def test_a_size_is_formatted_in_the_largest_unit_in_which_it_is_short(num_bytes: int, text: str) -> None:
     assert format_size(num_bytes) == text
+
+
+@given(st.floats(0, 1e9) | st.integers(0, 10**6).map(float) | st.integers(0, 10**6).map(lambda ms: ms / 1_000))
+def test_a_formatted_duration_is_read_back_exactly(seconds: float) -> None:
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0s"), (0.25, "250ms"), (1.5, "1.5s"), (60.0, "60s"), (600.0, "10m"), (7_200.0, "2h"), (259_200.0, "3d")],
+)
+def test_a_duration_is_formatted_as_people_write_it(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 @given(st.from_regex(SIZE_PATTERN, fullmatch=True))

@@ -94,6 +94,7 @@ def example(event_type: Callable[..., Event]) -> Event:
         float: 0.125,
         bool: True,
         str | None: None,
+        float | None: None,
         tuple[str, ...]: ("127.0.0.1:1", "unix:/x"),
         tuple[bytes, ...]: (b"\x01\x02", b"\xff"),
         tuple[BlockAllocation, ...]: (

@@ -70,7 +70,8 @@ def test_bytes_become_hex(make_example):
 
 
 def test_text_stays_as_it_is(make_example):
-    assert attributes(make_example(ServerStarted)) == {"version": "text", "listen": ["127.0.0.1:1", "unix:/x"]}
+    assert attributes(make_example(ServerStarted)).items() >= {"version": "text"}.items()
+    assert attributes(make_example(ServerStarted))["listen"] == ["127.0.0.1:1", "unix:/x"]
 
 
 def test_arrays_become_their_lengths(make_example):

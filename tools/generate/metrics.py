@@ -24,6 +24,7 @@ Counts made from events lack dropped events, see `kvdepot_events_dropped_total`.
 # By how the names begin; the first that fits.
 _SECTIONS = {
     "Lookups, stores, retrieves": ("kvdepot.operation", "kvdepot.lookup", "kvdepot.store", "kvdepot.retrieve"),
+    "Instances: hits, and prefill that was saved": ("kvdepot.instance.", "kvdepot.prefill"),
     "Transfers between blocks and chunks": ("kvdepot.transfer",),
     "L1: the depot's chunks": ("kvdepot.l1",),
     "L0: the engines' blocks": ("kvdepot.l0",),
@@ -32,6 +33,7 @@ _SECTIONS = {
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
     "The server": (
         "rpc.",
+        "kvdepot.build_info",
         "kvdepot.rpcs",
         "kvdepot.draining",
         "kvdepot.event_loop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.setting_groups import setting_groups
 from service.settings import Settings
 from tools.generate.tables import GENERATED, table
 
@@ -19,7 +20,11 @@ A size is like `8GiB`, `500MB` or `4096`. A duration is like `60s`, `5m`, `250ms
 value, and `true` or `false` elsewhere. A list is a flag that is given several times. In a variable, commas separate its
 texts; the variable of `subscriber` is one text or a JSON array of texts.
 
-An unknown setting or a bad value refuses the start, and the message names every fault. Settings are read once. The
+`kvdepot serve --print-config` writes all settings with their meaning as YAML, for `--config`: those that are given
+are set, and the defaults are comments.
+
+An unknown setting or a bad value refuses the start. The message names every fault, and for an unknown key the nearest
+setting. Settings are read once. The
 files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read again when they change.
 `kvdepot doctor` checks the settings on a machine without starting anything.
 """
@@ -29,16 +34,20 @@ def settings_page() -> str:
     """Return the whole page."""
     schema = Settings.model_json_schema()
     defaults = Settings.model_construct().described()
-    rows = [
-        (
-            f"`{name}`",
-            _takes(_resolved(field, schema["$defs"])),
-            f"`{defaults[name]}`" if defaults[name] else "",
-            f"{field['description'][0].upper()}{field['description'][1:]}.",
-        )
-        for name, field in schema["properties"].items()
-    ]
-    return "\n".join((_INTRODUCTION, table(("setting", "takes", "default", "meaning"), rows))) + "\n"
+    parts = [_INTRODUCTION]
+    for title, names in setting_groups().items():
+        rows = [_row(name, schema["properties"][name], schema["$defs"], defaults[name]) for name in names]
+        parts += [f"## {title}\n", table(("setting", "takes", "default", "meaning"), rows), ""]
+    return "\n".join(parts)
+
+
+def _row(name: str, field: dict[str, Any], definitions: dict[str, Any], default: str) -> tuple[str, ...]:
+    return (
+        f"`{name}`",
+        _takes(_resolved(field, definitions)),
+        f"`{default}`" if default else "",
+        f"{field['description'][0].upper()}{field['description'][1:]}.",
+    )
 
 
 def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def attach_request(
     regions: Iterable[MemoryRegion],
     world_size: int,
     rank: int,
+    prefill_tokens_per_second: float | None = None,
 ) -> AttachInstanceRequest:
     """Return the request of an attach. Planes name regions that are there; without regions they have no place at all.
 
@@ -30,6 +31,7 @@ def attach_request(
         regions=_listed(regions),
         world_size=world_size,
         rank=rank,
+        prefill_tokens_per_second=prefill_tokens_per_second,
     )
     num_regions = len(request.regions)
     for number, group in enumerate(request.groups):

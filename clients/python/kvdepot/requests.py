@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from google.protobuf.duration_pb2 import Duration
 
 from kvdepot.errors import invalid
-from kvdepot.v1 import cache_pb2, observability_pb2
+from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2 import BlockTable, Lease, Prefix
 from kvdepot.wire import Ids, with_ids
 from kvdepot.wrong_arguments import message, wrong_ids, wrong_lease, wrong_table, wrong_tables
@@ -77,6 +77,22 @@ def allocation_record(
         except (TypeError, ValueError) as error:
             raise wrong_ids(field, ids, error) from None
     return record
+
+
+def set_log_level(level: str, logger: str, for_seconds: float | None) -> admin_pb2.SetLogLevelRequest:
+    """Return the request of a change of a level, by the level's name in any case.
+
+    Raises: InvalidArgument.
+    """
+    name = f"LOG_LEVEL_{level.upper() or 'UNSPECIFIED'}"
+    if name not in admin_pb2.LogLevel.keys():  # noqa: SIM118 - it is no mapping
+        raise invalid("level", f"is {level!r}, not debug, info, warning or error")
+    return message(
+        admin_pb2.SetLogLevelRequest,
+        level=admin_pb2.LogLevel.Value(name),
+        logger=logger,
+        duration=_duration(for_seconds, "for_seconds") if for_seconds is not None else None,
+    )
 
 
 def lookup(
@@ -253,10 +269,10 @@ def _num_absent(block_ids: Any) -> int:
     return next((index for index, block_id in enumerate(ids) if block_id != -1), len(ids))
 
 
-def _duration(seconds: float) -> Duration:
+def _duration(seconds: float, field: str = "max_wait_seconds") -> Duration:
     duration = Duration()
     try:
         duration.FromTimedelta(timedelta(seconds=seconds))
     except (TypeError, ValueError, OverflowError):
-        raise invalid("max_wait_seconds", f"is {seconds!r}, not a number of seconds") from None
+        raise invalid(field, f"is {seconds!r}, not a number of seconds") from None
     return duration

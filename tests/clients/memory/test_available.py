@@ -79,7 +79,9 @@ def test_too_much_for_the_tightest_limit_is_refused_with_both_numbers(
     (tmp_path / "membership").write_text("0::/\n")
     group(tmp_path, memory__max=f"{group_bytes}\n", memory__current="0\n")
     memory = memory_left(tmp_path / "meminfo", tmp_path, tmp_path / "membership")
-    with pytest.raises(OSError, match=f"5000 bytes of memory are needed, {place}.* has {left_bytes} left") as raised:
+    with pytest.raises(
+        OSError, match=f"5,000 bytes of memory are needed, {place}.* has {left_bytes:,} bytes left"
+    ) as raised:
         check_memory(5000, memory)
     assert raised.value.errno == errno.ENOMEM
     check_memory(600, memory)

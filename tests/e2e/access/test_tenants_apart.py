@@ -249,6 +249,10 @@ async def clear_cache(site: Site, party: Party, step: Step) -> Any:
     return await party.call("ClearCache", admin_pb2.ClearCacheRequest(force=True))
 
 
+async def set_log_level(site: Site, party: Party, step: Step) -> Any:
+    return await party.call("SetLogLevel", admin_pb2.SetLogLevelRequest(level=admin_pb2.LOG_LEVEL_ERROR))
+
+
 def ids(step: Step) -> dict[str, Any]:
     return {"instance_id": step.instance, "session_id": step.session}
 
@@ -270,6 +274,7 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "GetStatus": get_status,
     "ListInstances": list_instances,
     "ClearCache": clear_cache,
+    "SetLogLevel": set_log_level,
 }
 
 

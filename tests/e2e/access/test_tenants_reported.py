@@ -175,8 +175,8 @@ async def test_spans_name_their_tenant(start_tenants: StartTenants, connect: Con
             for name, instance_id in (
                 ("session", f"{tenant}/engine"),
                 ("store", f"{tenant}/engine"),
-                ("StoreInline", ""),
-                ("EndSession", ""),
+                ("StoreInline", f"{tenant}/engine"),
+                ("EndSession", f"{tenant}/engine"),
             )
         }
         await eventually(lambda: labels() >= expected)

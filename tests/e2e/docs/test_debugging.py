@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import create_server
 
 import pytest
 
@@ -25,11 +26,12 @@ REPOSITORY = Path(__file__).parents[3]
 PAGES = ("README.md", "docs/debugging.md", "docs/operations.md")
 ADDRESS = "127.0.0.1:50051"
 SECURE_ADDRESS = "127.0.0.1:50443"
+HTTP_ADDRESS = "127.0.0.1:9464"
 SOCKET = "/run/kvdepot.sock"
 TOKEN = "a-token"
 CHUNK_SIZE = 256
-COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay")
-RUN = ("buf curl ", "echo ", *(f"kvdepot {command} " for command in COMMANDS_OF_OURS))
+COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay", "log-level")
+RUN = ("buf curl ", "curl ", "echo ", *(f"kvdepot {command} " for command in COMMANDS_OF_OURS))
 # What the pages suppose to be there.
 FILES = {
     "kvdepot.yaml": "l1_size: 16MiB\nlisten: 127.0.0.1:0\nprometheus_port: 0\n",
@@ -53,7 +55,7 @@ class Command:
 
     def run(self, environment: dict[str, str], depot: Depot) -> subprocess.Popen[str]:
         line = self.line.replace(ADDRESS, depot.address).replace(SOCKET, depot.socket)
-        line = line.replace(SECURE_ADDRESS, depot.secure_address)
+        line = line.replace(SECURE_ADDRESS, depot.secure_address).replace(HTTP_ADDRESS, depot.http_address)
         return subprocess.Popen(
             ["bash", "-c", f"exec {line}" if self.line.startswith("buf") else line],
             env=environment,
@@ -89,6 +91,7 @@ class Depot:
     address: str
     socket: str
     secure_address: str
+    http_address: str
     attachment: Attachment
 
 
@@ -104,6 +107,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     authority.issue().write(home, "depot")
     write_tenants(home / "tenants.yaml", {"name": "ops", "token": TOKEN, "admin": True})
     return {"PATH": with_buf, "PYTHONPATH": with_service, "HOME": str(home), "COLUMNS": "120"}
+
+
+def free_port() -> int:
+    with create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
 
 @contextmanager
@@ -122,7 +131,9 @@ def depot(environment: dict[str, str]) -> Iterator[Depot]:
     secure = ("--tls-cert", f"{home}/depot.crt", "--tls-key", f"{home}/depot.key", "--tenants", f"{home}/tenants.yaml")
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         socket = f"{folder}/depot.sock"
-        with serving("--listen", f"unix:{socket}") as address, serving(*secure) as secure_address:
+        http_port = free_port()
+        usual = ("--listen", f"unix:{socket}", "--prometheus-port", str(http_port))
+        with serving(*usual) as address, serving(*secure) as secure_address:
             group = layouts.NL_X_NB_BS_HS.without_memory(
                 KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
             )
@@ -131,7 +142,7 @@ def depot(environment: dict[str, str]) -> Iterator[Depot]:
                 client.attach(instance_id="engine-0", model_name="llama", groups=[group]) as attachment,
             ):
                 attachment.store_inline("request-1", range(CHUNK_SIZE), bytes(attachment.chunk_bytes))
-                yield Depot(address, socket, secure_address, attachment)
+                yield Depot(address, socket, secure_address, f"127.0.0.1:{http_port}", attachment)
 
 
 def test_the_commands_are_found_and_say_what_they_answer() -> None:

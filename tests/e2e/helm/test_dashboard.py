@@ -25,7 +25,7 @@ MAX_ROUNDS = 60
 async def day(depot: Site, number: int) -> None:
     """Make calls with all kinds of results, in an L1 of two chunks."""
     assert depot.server.bus is not None
-    engine = await depot.attach(model_name="llama")
+    engine = await depot.attach(model_name="llama", prefill_tokens_per_second=1_000.0)
     for seed in (1, 2, 1):
         await work(engine, f"s{seed}", 40, seed)
         await engine.end_session(f"s{seed}")
@@ -74,6 +74,7 @@ async def test_every_query_has_an_answer_after_some_work(start_server: StartServ
         AsyncDepotClient(shared.addresses[0], credentials=unknown) as unauthenticated,
         prometheus(tmp_path, server.prometheus_address, shared.prometheus_address) as scraping,
     ):
+        await depot.attach(model_name="llama", prefill_tokens_per_second=1_000.0)  # its rate shows while it is attached
         for number in count(4):
             await day(depot, number)
             await tenants_day(tenant, unauthenticated, number)

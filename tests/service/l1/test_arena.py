@@ -51,9 +51,10 @@ def test_the_view_is_all_of_the_memory_and_writable_and_zeroed() -> None:
     assert bytes(arena.view[:4]) == b"abc\0"
 
 
-def test_more_than_the_machine_has_is_refused_in_bytes() -> None:
+def test_more_than_the_machine_has_is_refused_with_both_sizes() -> None:
     size_bytes = memory_left().limit_bytes + 1
-    with pytest.raises(MemoryUnavailable, match=rf"{size_bytes} bytes .* are needed, the .* has \d+ left"):
+    needed = f"{size_bytes / (1 << 30):,.1f} GiB"
+    with pytest.raises(MemoryUnavailable, match=rf"{needed} of memory are needed, the .* has [\d.,]+ [GM]iB left"):
         Arena(size_bytes)
 
 

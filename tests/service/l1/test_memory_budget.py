@@ -23,7 +23,7 @@ class Machine:
 def test_two_never_count_on_the_same_memory() -> None:
     budget = Machine(KEPT_BYTES + 1000).budget
     with budget.reserve(600):
-        with pytest.raises(OSError, match="401 bytes of memory are needed, the machine has 400 left") as raised:
+        with pytest.raises(OSError, match="401 bytes of memory are needed, the machine has 400 bytes left") as raised:
             budget.reserve(401).__enter__()
         assert raised.value.errno == errno.ENOMEM
         with budget.reserve(400):
@@ -43,7 +43,7 @@ def test_what_failed_is_given_back() -> None:
 def test_what_l1_will_take_is_not_left() -> None:
     machine = Machine(KEPT_BYTES + 1000)
     machine.l1_missing_bytes = 700
-    with pytest.raises(OSError, match="has 300 left"):
+    with pytest.raises(OSError, match="has 300 bytes left"):
         machine.budget.reserve(301).__enter__()
     machine.left_bytes -= 700
     machine.l1_missing_bytes = 0
@@ -51,6 +51,16 @@ def test_what_l1_will_take_is_not_left() -> None:
         pass
 
 
+def test_sizes_that_look_equal_are_told_in_bytes() -> None:
+    budget = Machine(KEPT_BYTES + (8 << 30)).budget
+    with pytest.raises(
+        OSError, match="8,589,934,593 bytes of memory are needed, the machine has 8,589,934,592 bytes left"
+    ):
+        budget.reserve((8 << 30) + 1).__enter__()
+    with pytest.raises(OSError, match=r"9\.0 GiB of memory are needed, the machine has 8\.0 GiB left"):
+        budget.reserve(9 << 30).__enter__()
+
+
 def test_less_than_nothing_is_nothing() -> None:
-    with pytest.raises(OSError, match="has 0 left"):
+    with pytest.raises(OSError, match="has 0 bytes left"):
         Machine(5).budget.reserve(1).__enter__()

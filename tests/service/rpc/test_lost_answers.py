@@ -30,9 +30,9 @@ LOGGING = """
 import logging
 import grpc
 from service.observability.output import Output
-from service.settings import Settings
+from service.settings import LogFormat, LogLevel
 
-Output.detached().log_as(Settings())
+Output.detached().log_as(LogFormat.TEXT, LogLevel.INFO)
 for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
     logging.getLogger("grpc._cython.cygrpc").error("raised by servicer method", exc_info=error)
 """

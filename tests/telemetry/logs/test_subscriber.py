@@ -10,8 +10,10 @@ import pytest
 from telemetry.events import (
     EVENT_TYPES,
     ChunksStored,
+    InstanceDetached,
     LeaseEnded,
     LookupFinished,
+    RetrieveFinished,
     ServerDraining,
     ServerStarted,
     SessionStarted,
@@ -32,16 +34,68 @@ def stored(**changes: Any) -> StoreFinished:
     return StoreFinished(**facts)
 
 
-def test_line_is_the_name_and_the_facts(caplog):
-    LogSubscriber().handle([stored()])
+def test_line_is_the_name_and_the_facts(caplog, make_example):
+    LogSubscriber().handle([make_example(InstanceDetached)])
     [record] = caplog.records
     assert record.getMessage() == (
-        "StoreFinished instance_id='pod-1' session_id='chat' operation_id='op' rank=0 duration_seconds=0.123457 "
-        "outcome='ok' stored_tokens=512 resident_tokens=0 refused_tokens=0 tail_tokens=3 stored_bytes=9 "
-        "refusal_reason=''"
+        "InstanceDetached tenant='text' instance_id='text/text' session_id='text' model_name='text' rank=7 "
+        "reason='text' num_ranks_left=7"
     )
-    assert record.args["stored_tokens"] == 512
+    assert record.args["rank"] == 7
     assert record.levelno == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            stored(stored_bytes=3 << 20),
+            "StoreFinished 'pod-1' 'chat' rank 0: 512 tokens stored, 3 tail, 3.0 MiB in 123.5 ms at 0.03 GB/s, ok",
+        ),
+        (
+            stored(stored_tokens=0, stored_bytes=0, refused_tokens=1_024, outcome="refused", refusal_reason="no slot"),
+            "StoreFinished 'pod-1' 'chat' rank 0: 0 tokens stored, 1,024 refused, 3 tail, 0.0 MiB in 123.5 ms, "
+            "refused: no slot",
+        ),
+        (
+            LookupFinished(
+                tenant="red",
+                instance_id="pod-1",
+                session_id="chat",
+                operation_id="op",
+                duration_seconds=0.0012,
+                outcome="partial",
+                num_tokens=8_192,
+                computed_tokens=0,
+                matched_tokens=4_096,
+                l1_tokens=4_096,
+                l2_tokens=0,
+                miss_reason="never stored",
+            ),
+            "LookupFinished 'red/pod-1' 'chat': 4,096 of 8,192 tokens matched, 1.2 ms, partial: never stored",
+        ),
+        (
+            RetrieveFinished(
+                instance_id="pod-1",
+                session_id="chat",
+                operation_id="op",
+                rank=1,
+                duration_seconds=0.5,
+                outcome="ok",
+                retrieved_tokens=4_096,
+                retrieved_bytes=1 << 30,
+                l1_tokens=4_096,
+                l2_tokens=0,
+            ),
+            "RetrieveFinished 'pod-1' 'chat' rank 1: 4,096 tokens retrieved, 1,024.0 MiB in 500.0 ms at 2.15 GB/s, ok",
+        ),
+    ],
+)
+def test_a_line_of_a_request_is_a_summary_with_the_facts_behind_it(caplog, event, line):
+    LogSubscriber().handle([event])
+    [record] = caplog.records
+    assert record.getMessage() == line
+    assert record.args["duration_seconds"] == round(event.duration_seconds, 6)
 
 
 def test_event_without_facts_is_its_name(caplog):
@@ -77,8 +131,8 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
     chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
-    # The server writes lines of its own of these: its session log, its audit, its refusals.
-    told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused"}
+    # The server writes lines of its own of these (its session log, its audit, its refusals), or makes spans of them.
+    told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed"}
     assert debug == work | chunks | told_elsewhere | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
     assert len(caplog.records) == len(EVENT_TYPES)
 

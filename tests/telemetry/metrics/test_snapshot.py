@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from telemetry.metrics import definitions
 from telemetry.metrics.instruments import Histogram
-from telemetry.metrics.prometheus import CannotServeMetrics, HistogramCollector, Page, PrometheusEndpoint
+from telemetry.metrics.prometheus import HistogramCollector, Page
 from telemetry.metrics.snapshot import Scalars, Snapshots
 
 T = TypeVar("T")
@@ -155,16 +155,3 @@ async def test_buckets_of_the_page_are_cumulated() -> None:
     assert [buckets[end] for end in ("0.0005", "0.001", "0.25", "0.5", "5.0", "+Inf")] == [2, 2, 2, 3, 3, 4]
     assert f"{name}_count 4.0" in lines
     assert f"{name}_sum 100.3009" in lines
-
-
-def test_an_address_that_is_taken_or_of_another_machine_is_refused() -> None:
-    first = PrometheusEndpoint("127.0.0.1", 0, Page())
-    try:
-        host, port = first.address.split(":")
-        for wrong in ((host, int(port)), ("192.0.2.1", 0), ("no.such.host.invalid", 0)):
-            with pytest.raises(CannotServeMetrics, match=wrong[0]):
-                PrometheusEndpoint(*wrong, Page())
-    finally:
-        first.close()
-    again = PrometheusEndpoint(host, int(port), Page())
-    again.close()

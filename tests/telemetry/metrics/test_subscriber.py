@@ -41,7 +41,7 @@ def metrics() -> MetricsSubscriber:
 
 def lookup(**changes: Any) -> LookupFinished:
     fields: dict[str, Any] = {
-        **{"operation_id": "1", "duration_seconds": 0.25, "outcome": "ok", "num_tokens": 32},
+        **{"operation_id": "1", "duration_seconds": 0.25, "outcome": "ok", "num_tokens": 32, "computed_tokens": 0},
         **{"matched_tokens": 32, "l1_tokens": 32, "l2_tokens": 0, "miss_reason": "", "instance_id": "e"},
     }
     return LookupFinished(**{**fields, **changes})
@@ -56,6 +56,7 @@ def attached(instance_id: str, model_name: str) -> InstanceAttached:
         chunk_bytes=1,
         mapped_bytes=1,
         transfer_backend="host",
+        prefill_tokens_per_second=None,
     )
 
 

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, StatusCode
 
 from telemetry.events import (
+    CallServed,
     Event,
     LeaseGranted,
     LookupFinished,
@@ -92,7 +93,7 @@ def lookup_started(operation_id: str = "1", **fields: Any) -> Event:
 
 def lookup_finished(operation_id: str = "1", **fields: Any) -> Event:
     facts = {"duration_seconds": 0.25, "outcome": "ok", "num_tokens": 512, "miss_reason": ""}
-    tokens = {"matched_tokens": 512, "l1_tokens": 512, "l2_tokens": 0}
+    tokens = {"computed_tokens": 0, "matched_tokens": 512, "l1_tokens": 512, "l2_tokens": 0}
     return of_session(LookupFinished, operation_id=operation_id, **{**facts, **tokens, **fields})
 
 
@@ -472,3 +473,54 @@ def test_close_gives_up_on_a_collector_that_hangs_and_leaves_no_thread(monkeypat
     tracing.provider.get_tracer("t").start_span("s").end()
     tracing.close()
     assert set(threading.enumerate()) <= before
+
+
+# Calls without a caller's trace
+
+
+def call_served(rpc: str = "kvdepot.v1.CacheService/Lookup", status: int = 0, **fields: Any) -> Event:
+    return of_session(CallServed, **{"rpc": rpc, "status": status, "duration_seconds": 0.5, **fields})
+
+
+def test_a_call_is_in_the_trace_of_its_session_also_after_its_end(traced: Traced) -> None:
+    end = "kvdepot.v1.CacheService/EndSession"
+    traced.see(session_started(), call_served(), session_ended(), call_served(end, time=NOON + 1))
+    session, during, after = traced.one("session"), traced.one("/kvdepot.v1.CacheService/Lookup"), traced.one(f"/{end}")
+    for call in (during, after):
+        assert call.parent is not None
+        assert (call.parent.trace_id, call.parent.span_id) == (session.context.trace_id, session.context.span_id)
+    assert (during.start_time, during.end_time) == (round((NOON - 0.5) * 1e9), round(NOON * 1e9))
+    assert after.start_time == round((NOON + 0.5) * 1e9)
+
+
+def test_a_call_of_an_unknown_session_is_a_trace_of_its_own(traced: Traced) -> None:
+    traced.see(session_started(), call_served(session_id="other"))
+    assert traced.one("/kvdepot.v1.CacheService/Lookup").parent is None
+
+
+def test_a_call_of_a_later_life_of_a_session_is_not_in_the_trace_of_an_earlier_one() -> None:
+    traced = Traced(max_sessions=1)
+    traced.see(session_started(), session_ended(), session_started())
+    traced.see(session_started(session_id="other"))  # ends the span of the second life: there are too many
+    traced.see(call_served())
+    assert traced.one("/kvdepot.v1.CacheService/Lookup").parent is None
+
+
+def test_a_limited_number_of_ended_sessions_is_remembered(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.traces.subscriber.MAX_ENDED_REMEMBERED", 2)
+    for name in ("a", "b", "c"):
+        traced.see(session_started(session_id=name), session_ended(session_id=name))
+    for name in ("a", "b", "c"):
+        traced.see(call_served(session_id=name))
+    assert [call.parent is None for call in traced.named("/kvdepot.v1.CacheService/Lookup")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("status", "is_error"), [(0, False), (3, False), (5, False), (8, False), (13, True), (14, True)]
+)
+def test_only_a_fault_of_the_server_is_an_error_of_the_call(traced: Traced, status: int, is_error: bool) -> None:
+    traced.see(call_served(status=status))
+    call = traced.one("/kvdepot.v1.CacheService/Lookup")
+    assert call.attributes is not None
+    assert call.attributes["rpc.grpc.status_code"] == status
+    assert (call.status.status_code is StatusCode.ERROR) == is_error

@@ -19,6 +19,10 @@ _LOOKUP_BUCKET = 'rpc_server_call_duration_seconds_bucket{DEPOT, rpc_method="kvd
 _PROMPT_TOKENS = "kvdepot_lookup_tokens_total{MODEL}"
 _MATCHED = "kvdepot_lookup_matched_tokens_total{MODEL}"
 _MISSED = "kvdepot_lookup_missed_tokens_total{MODEL}"
+_INSTANCE_TOKENS = "kvdepot_instance_lookup_tokens_total{MODEL}"
+_INSTANCE_MATCHED = "kvdepot_instance_lookup_matched_tokens_total{MODEL}"
+_PREFILL_SAVED = "kvdepot_prefill_saved_seconds_total{MODEL}"
+_PREFILL_RATE = "kvdepot_prefill_token_rate{MODEL}"
 _RETRIEVED = "kvdepot_retrieve_tokens_total{MODEL}"
 _STORED = "kvdepot_l1_chunks_stored_total{MODEL}"
 _REFUSED_CALLS = "kvdepot_rpcs_refused_total{DEPOT}"
@@ -100,6 +104,26 @@ _HITS = (
         "Tokens per second that were retrieved instead of prefilled. Each rank counts its own.",
         "short",
         {"{{model_name}} {{tier}}": rate(_RETRIEVED, "model_name", "tier")},
+    ),
+    lines(
+        "Hit ratio by instance",
+        "Share of an instance's looked-up tokens that were found. One far below the others gets other prompts, or has "
+        "another cache identity.",
+        "percentunit",
+        {"{{instance_id}}": share(rate(_INSTANCE_MATCHED, "instance_id"), rate(_INSTANCE_TOKENS, "instance_id"))},
+    ),
+    areas(
+        "Prefill saved",
+        "Seconds of prefill saved in each second: the tokens that an instance retrieved, divided by the rate at "
+        "which it prefills. Nothing is counted while that rate is not known.",
+        "short",
+        {"{{instance_id}}": rate(_PREFILL_SAVED, "instance_id")},
+    ),
+    lines(
+        "Prefill rate",
+        "Tokens of a prompt that an instance computes in a second, as its engine reports or as the depot measures it.",
+        "short",
+        {"{{instance_id}} {{source}}": total(_PREFILL_RATE, "instance_id", "source")},
     ),
     areas(
         "Tokens in stores",

@@ -49,17 +49,19 @@ class AsyncDepotClient:
         world_size: int = 1,
         rank: int = 0,
         on_lost: Callable[[DepotError], None] | None = None,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> AsyncAttachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
         `regions` is the memory of the groups: `shared.regions`. An engine without shared memory has none, and
-        describes its groups by `Layout.without_memory`.
+        describes its groups by `Layout.without_memory`. `prefill_tokens_per_second` is how many tokens of a prompt the
+        engine computes in a second: the depot reports with it how much time it saved.
 
         `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
         self._calls.require_open()
-        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank, prefill_tokens_per_second)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)
         try:
@@ -194,6 +196,21 @@ class AsyncDepotClient:
             admin_pb2.ClearCacheRequest, model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant
         )
         return await self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
+
+    async def set_log_level(
+        self,
+        level: str = "",
+        *,
+        logger: str = "",
+        for_seconds: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> admin_pb2.SetLogLevelResponse:
+        """Change what the depot logs: `level` is debug, info, warning or error; empty: what its settings say.
+
+        It holds for `for_seconds`, or until the depot restarts, for one `logger` or for the whole log.
+        """
+        request = requests.set_log_level(level, logger, for_seconds)
+        return await self._calls.unary(self._calls.admin.SetLogLevel, request, timeout_seconds)
 
     async def close(self) -> None:
         """Detach every rank that this client attached, and end the connection. Later calls raise `Closed`."""

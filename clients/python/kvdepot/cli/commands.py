@@ -41,6 +41,7 @@ _PLACES = {
     "status": _Place("kvdepot.cli.status", _ASK),
     "sessions": _Place("kvdepot.cli.sessions", _ASK),
     "health": _Place("kvdepot.cli.health", _ASK),
+    "log-level": _Place("kvdepot.cli.log_level", _ASK),
     "selftest": _Place("kvdepot.cli.selftest", _TRY),
     "check-engine": _Place("kvdepot.cli.check_engine", _TRY),
     "replay": _Place("kvdepot.cli.replay", _TRY),

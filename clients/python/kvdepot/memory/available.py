@@ -61,12 +61,22 @@ def check_shm(size_bytes: int) -> None:
     space = os.statvfs(SHM)
     left_bytes = space.f_bavail * space.f_frsize
     if space.f_blocks and left_bytes < size_bytes:  # no blocks: no limit
-        raise OSError(errno.ENOSPC, f"{SHM} has space for {left_bytes} bytes, not for {size_bytes}")
+        raise OSError(errno.ENOSPC, f"{SHM} has space for {_readable(left_bytes)}, not for {_readable(size_bytes)}")
 
 
 def not_enough(size_bytes: int, left_bytes: int, place: str) -> OSError:
     """Return the error for memory that is not left in `place`."""
-    return OSError(errno.ENOMEM, f"{size_bytes} bytes of memory are needed, {place} has {left_bytes} left")
+    needed, left = _readable(size_bytes), _readable(left_bytes)
+    if needed == left:
+        needed, left = f"{size_bytes:,} bytes", f"{left_bytes:,} bytes"
+    return OSError(errno.ENOMEM, f"{needed} of memory are needed, {place} has {left} left")
+
+
+def _readable(num_bytes: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes:,} bytes"
 
 
 def in_machine(meminfo: Path = _MEMINFO) -> MemoryLeft:

@@ -50,17 +50,19 @@ class DepotClient:
         world_size: int = 1,
         rank: int = 0,
         on_lost: Callable[[DepotError], None] | None = None,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> Attachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
 
         `regions` is the memory of the groups: `shared.regions`. An engine without shared memory has none, and
-        describes its groups by `Layout.without_memory`.
+        describes its groups by `Layout.without_memory`. `prefill_tokens_per_second` is how many tokens of a prompt the
+        engine computes in a second: the depot reports with it how much time it saved.
 
         `on_lost` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
         self._calls.require_open()
-        request = attach_request(instance_id, model_name, groups, regions, world_size, rank)
+        request = attach_request(instance_id, model_name, groups, regions, world_size, rank, prefill_tokens_per_second)
         timeout = self._calls.timeout(timeout_seconds)
         attachment = Attachment(self._calls, self._attachments, request, on_lost)
         try:
@@ -193,6 +195,21 @@ class DepotClient:
             admin_pb2.ClearCacheRequest, model_name=model_name, cache_salt=cache_salt, force=force, tenant=tenant
         )
         return self._calls.unary(self._calls.admin.ClearCache, request, timeout_seconds)
+
+    def set_log_level(
+        self,
+        level: str = "",
+        *,
+        logger: str = "",
+        for_seconds: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> admin_pb2.SetLogLevelResponse:
+        """Change what the depot logs: `level` is debug, info, warning or error; empty: what its settings say.
+
+        It holds for `for_seconds`, or until the depot restarts, for one `logger` or for the whole log.
+        """
+        request = requests.set_log_level(level, logger, for_seconds)
+        return self._calls.unary(self._calls.admin.SetLogLevel, request, timeout_seconds)
 
     def close(self) -> None:
         """Detach every rank that this client attached, and end the connection. Later calls raise `Closed`."""

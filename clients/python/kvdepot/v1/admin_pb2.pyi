@@ -46,6 +46,38 @@ SERVER_STATE_DRAINING: ServerState.ValueType  # 2
 """The depot is shutting down, and refuses requests."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
+class _LogLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOG_LEVEL_UNSPECIFIED: _LogLevel.ValueType  # 0
+    """In a request: what the settings say."""
+    LOG_LEVEL_DEBUG: _LogLevel.ValueType  # 1
+    """Every event, and what libraries log for developers. It costs the depot some 20 µs a line."""
+    LOG_LEVEL_INFO: _LogLevel.ValueType  # 2
+    """One line for each operation and each session."""
+    LOG_LEVEL_WARNING: _LogLevel.ValueType  # 3
+    """What is refused or fails."""
+    LOG_LEVEL_ERROR: _LogLevel.ValueType  # 4
+    """What fails and should not."""
+
+class LogLevel(_LogLevel, metaclass=_LogLevelEnumTypeWrapper):
+    """The lowest level that is logged."""
+
+LOG_LEVEL_UNSPECIFIED: LogLevel.ValueType  # 0
+"""In a request: what the settings say."""
+LOG_LEVEL_DEBUG: LogLevel.ValueType  # 1
+"""Every event, and what libraries log for developers. It costs the depot some 20 µs a line."""
+LOG_LEVEL_INFO: LogLevel.ValueType  # 2
+"""One line for each operation and each session."""
+LOG_LEVEL_WARNING: LogLevel.ValueType  # 3
+"""What is refused or fails."""
+LOG_LEVEL_ERROR: LogLevel.ValueType  # 4
+"""What fails and should not."""
+Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """Empty."""
@@ -101,6 +133,7 @@ class GetStatusResponse(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     NUM_LEASES_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
+    LOG_LEVELS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -137,6 +170,10 @@ class GetStatusResponse(_message.Message):
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStatus]:
         """The tenants that have called, sorted by name. Empty if the depot has no tenants."""
 
+    @_builtins.property
+    def log_levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggerLevel]:
+        """The level of the whole log, and then those of loggers that have one of their own by SetLogLevel."""
+
     def __init__(
         self,
         *,
@@ -152,10 +189,11 @@ class GetStatusResponse(_message.Message):
         num_sessions: _builtins.int = ...,
         num_leases: _builtins.int = ...,
         tenants: _abc.Iterable[Global___TenantStatus] | None = ...,
+        log_levels: _abc.Iterable[Global___LoggerLevel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "log_levels", b"log_levels", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,3 +587,91 @@ class ClearCacheResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClearCacheResponse: _TypeAlias = ClearCacheResponse  # noqa: Y015
+
+@_typing.final
+class SetLogLevelRequest(_message.Message):
+    """A level to set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    LOGGER_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    level: Global___LogLevel.ValueType
+    """The new level. Unset: what the settings say."""
+    logger: _builtins.str
+    """A logger, such as "service.rpc", with all below it. Empty: the whole log."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it holds, at most seven days. Unset: until the depot restarts."""
+
+    def __init__(
+        self,
+        *,
+        level: Global___LogLevel.ValueType = ...,
+        logger: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "level", b"level", "logger", b"logger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLogLevelRequest: _TypeAlias = SetLogLevelRequest  # noqa: Y015
+
+@_typing.final
+class SetLogLevelResponse(_message.Message):
+    """What is logged from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_LEVELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def log_levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggerLevel]:
+        """As in GetStatusResponse.log_levels."""
+
+    def __init__(
+        self,
+        *,
+        log_levels: _abc.Iterable[Global___LoggerLevel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_levels", b"log_levels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLogLevelResponse: _TypeAlias = SetLogLevelResponse  # noqa: Y015
+
+@_typing.final
+class LoggerLevel(_message.Message):
+    """The level of a logger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGGER_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    logger: _builtins.str
+    """The logger. Empty: the whole log."""
+    level: Global___LogLevel.ValueType
+    """Its level."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the level runs out. Unset: it does not."""
+
+    def __init__(
+        self,
+        *,
+        logger: _builtins.str = ...,
+        level: Global___LogLevel.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "level", b"level", "logger", b"logger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggerLevel: _TypeAlias = LoggerLevel  # noqa: Y015

@@ -50,6 +50,11 @@ class AdminServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_admin__pb2.ClearCacheRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_admin__pb2.ClearCacheResponse.FromString,
                 _registered_method=True)
+        self.SetLogLevel = channel.unary_unary(
+                '/kvdepot.v1.AdminService/SetLogLevel',
+                request_serializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -91,6 +96,19 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLogLevel(self, request, context):
+        """Changes the level of a logger of the running depot, for a while or until it restarts. It is served in a drain, too.
+        A level that runs out, or that a request without a level ends, is again what the settings say.
+
+        Errors:
+        PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+        INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
+        duration is not above 0 and at most seven days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +126,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ClearCache,
                     request_deserializer=kvdepot_dot_v1_dot_admin__pb2.ClearCacheRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_admin__pb2.ClearCacheResponse.SerializeToString,
+            ),
+            'SetLogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLogLevel,
+                    request_deserializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -192,6 +215,33 @@ class AdminService(object):
             '/kvdepot.v1.AdminService/ClearCache',
             kvdepot_dot_v1_dot_admin__pb2.ClearCacheRequest.SerializeToString,
             kvdepot_dot_v1_dot_admin__pb2.ClearCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.AdminService/SetLogLevel',
+            kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
+            kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,15 @@ class AdminServiceStub:
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
+    SetLogLevel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetLogLevelRequest, _admin_pb2.SetLogLevelResponse]
+    """Changes the level of a logger of the running depot, for a while or until it restarts. It is served in a drain, too.
+    A level that runs out, or that a request without a level ends, is again what the settings say.
+
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+      INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
+        duration is not above 0 and at most seven days.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -84,6 +93,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+    """
+    SetLogLevel: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetLogLevelRequest, _admin_pb2.SetLogLevelResponse]  # type: ignore[assignment]
+    """Changes the level of a logger of the running depot, for a while or until it restarts. It is served in a drain, too.
+    A level that runs out, or that a request without a level ends, is again what the settings say.
+
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+      INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
+        duration is not above 0 and at most seven days.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +146,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+        """
+
+    @_abc_1.abstractmethod
+    def SetLogLevel(
+        self,
+        request: _admin_pb2.SetLogLevelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetLogLevelResponse, _abc.Awaitable[_admin_pb2.SetLogLevelResponse]]:
+        """Changes the level of a logger of the running depot, for a while or until it restarts. It is served in a drain, too.
+        A level that runs out, or that a request without a level ends, is again what the settings say.
+
+        Errors:
+          PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+          INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
+            duration is not above 0 and at most seven days.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

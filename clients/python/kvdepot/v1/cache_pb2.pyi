@@ -317,6 +317,7 @@ class AttachInstanceRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Unique per replica of the engine: a pod name or a uuid, never a bare pid. At most 256 bytes."""
     model_name: _builtins.str
@@ -325,6 +326,10 @@ class AttachInstanceRequest(_message.Message):
     """Number of ranks in the instance's tensor/pipeline-parallel group, at least 1."""
     rank: _builtins.int
     """This rank, below world_size."""
+    prefill_tokens_per_second: _builtins.float
+    """How many tokens of a prompt the instance prefills in a second, as the engine measured it: a finite number above 0.
+    The depot reports with it how much time was saved. Unset: the depot measures a rate itself.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
         """The layers of this rank, 1 to 256 groups. Block tables come in this order."""
@@ -342,12 +347,15 @@ class AttachInstanceRequest(_message.Message):
         rank: _builtins.int = ...,
         groups: _abc.Iterable[Global___KvGroup] | None = ...,
         regions: _abc.Iterable[Global___MemoryRegion] | None = ...,
+        prefill_tokens_per_second: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "prefill_tokens_per_second", b"prefill_tokens_per_second", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_tokens_per_second) -> _WhichOneofReturnType__prefill_tokens_per_second | None: ...
 
 Global___AttachInstanceRequest: _TypeAlias = AttachInstanceRequest  # noqa: Y015
 
