@@ -53,6 +53,9 @@ class OpenStore:
                 cache_salt=header.prefix.cache_salt,
                 rank=attachment.rank,
                 tenant=depot.tenant,
+                adapter=header.prefix.adapter,
+                world_size=attachment.world_size,
+                geometry=attachment.identity.geometry,
             ),
             slot_bytes=attachment.slot_bytes,
             pending_write=_new_pending_write(),
@@ -104,11 +107,12 @@ class OpenStore:
         return is_resident
 
     def refuse(self, position: int, reason: RefusalReason, detail: str) -> None:
-        """Count a chunk as refused. The answer has the first reason."""
+        """Count a chunk as refused. The answer has the first reason, and the index remembers the first chunk."""
         if reason is not RefusalReason.NO_BYTES:  # a larger L1 would not help against that
             self._depot.num_refused_chunks += 1
         self._num_refused += 1
         if self._refusal is None:
+            self._depot.index.note_refused(self._key(position), reason)
             self._refusal = Refusal(reason=reason, detail=f"from token {position * self._chunk_size} on: {detail}")
 
     async def commit(self, pace: Pace) -> None:

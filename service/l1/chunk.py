@@ -11,13 +11,16 @@ from service.l1.pool import Slot
 
 @dataclass(slots=True, eq=False)
 class NamespaceStats:
-    """What the chunks of one namespace share, and how many there are."""
+    """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`."""
 
     namespace: Namespace
     model_name: str
     cache_salt: str
     rank: int
     tenant: str = ""
+    adapter: str = ""
+    world_size: int = 1
+    geometry: bytes = b""
     num_chunks: int = 0
     ever_stored: bool = False
 

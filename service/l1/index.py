@@ -17,6 +17,7 @@ from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool, Slot
+from telemetry.kinds import RefusalReason
 
 MAX_REMEMBERED = 65_536
 # Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
@@ -44,6 +45,14 @@ class Tombstone:
     time: float
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the last store of a chunk was refused, and when, in seconds since the epoch."""
+
+    reason: RefusalReason
+    time: float
+
+
 class Index:
     """Chunks by key, over the slots of a pool.
 
@@ -67,6 +76,7 @@ class Index:
         self._usage_by_tenant: dict[str, tuple[int, int]] = {}
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
         self._tombstones: OrderedDict[ChunkKey, Tombstone] = OrderedDict()
+        self._refused: OrderedDict[ChunkKey, Refused] = OrderedDict()
         self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -75,6 +85,20 @@ class Index:
     def tombstone(self, key: ChunkKey) -> Tombstone | None:
         """Return the tombstone of a removed chunk. None: the chunk was stored again, or the tombstone is forgotten."""
         return self._tombstones.get(key)
+
+    def remembers_since(self) -> float | None:
+        """Return since when no tombstone is forgotten, in seconds since the epoch. None: none ever was."""
+        if len(self._tombstones) < MAX_REMEMBERED:
+            return None
+        return next(iter(self._tombstones.values())).time
+
+    def note_refused(self, key: ChunkKey, reason: RefusalReason) -> None:
+        """Remember that a chunk was not stored."""
+        _remember(self._refused, key, Refused(reason, time.time()))
+
+    def refused(self, key: ChunkKey) -> Refused | None:
+        """Return why the last store of a chunk was refused. None: it was stored since, or that is forgotten."""
+        return self._refused.get(key)
 
     def has_seen(self, namespace: Namespace) -> bool:
         """Return whether the namespace has chunks, or had some and was not forgotten."""
@@ -85,11 +109,24 @@ class Index:
         return self._chunks.values()
 
     def namespace_stats(
-        self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int, tenant: str = ""
+        self,
+        namespace: Namespace,
+        *,
+        model_name: str,
+        cache_salt: str,
+        rank: int,
+        tenant: str = "",
+        adapter: str = "",
+        world_size: int = 1,
+        geometry: bytes = b"",
     ) -> NamespaceStats:
         """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
         known = self._namespaces.get(namespace)
-        return known or NamespaceStats(namespace, model_name, cache_salt, rank, tenant)
+        return known or NamespaceStats(namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry)
+
+    def namespaces(self) -> Iterable[NamespaceStats]:
+        """Return the stats of every namespace that has chunks."""
+        return self._namespaces.values()
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
         """Return, for each tenant that has any, the number of its chunks and the bytes of their slots."""
@@ -130,6 +167,7 @@ class Index:
         chunk.namespace_stats.ever_stored = True
         chunk.store_time = time.monotonic()
         self.num_resident += 1
+        self._refused.pop(chunk.key, None)
         return self._tombstones.pop(chunk.key, None)
 
     def abandon(self, chunk: Chunk) -> None:

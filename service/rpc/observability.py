@@ -1,4 +1,4 @@
-"""ObservabilityService: takes block reports, sends events, and lists sessions."""
+"""ObservabilityService: takes block reports, sends events, lists sessions, and explains misses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from google.protobuf.struct_pb2 import Struct
 from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
 from service.access.credentials import caller, visible_tenant
 from service.depot.depot import Depot
+from service.depot.explain import explain_prefix
 from service.depot.sessions import Session
 from service.depot.tenant_depots import TenantDepots
-from service.errors import ObservabilityDisabled, SessionNotFound, invalid
-from service.rpc import decode, encode
+from service.errors import InstanceNotFound, ObservabilityDisabled, SessionNotFound, invalid
+from service.rpc import decode, encode, explain
 from service.rpc.limits import MAX_EVENT_TYPES
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
@@ -124,6 +125,17 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         if depot is None:
             raise SessionNotFound(*ids)
         return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
+
+    async def ExplainPrefix(
+        self, request: observability_pb2.ExplainPrefixRequest, context: object
+    ) -> observability_pb2.ExplainPrefixResponse:
+        tenant = visible_tenant(request.tenant) if request.tenant else caller.get().tenant.name
+        prefix = explain.explained_prefix(request)
+        depot = self._depots.named(tenant)
+        if depot is None:
+            raise InstanceNotFound(request.instance_id, model_name=request.model_name)
+        explanation = await explain_prefix(depot, request.instance_id, request.model_name, prefix)
+        return explain.response(explanation, prefix, depot.limits.chunk_size, is_admin=caller.get().tenant.is_admin)
 
     def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
         """Yield tenants and sessions by tenant, newest first. Begin at `at_tenant`, below the number `before`."""
