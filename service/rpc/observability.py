@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import islice
 
 import grpc
@@ -27,6 +28,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 SUMMARIES_AT_ONCE = 50
 RECORDS_PER_EVENT = 256
+NUM_MEANT = 3  # types of events to suggest
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
@@ -77,7 +79,8 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
             raise invalid("event_types", f"has {len(request.event_types)}, more than {MAX_EVENT_TYPES}")
         unknown = [name for name in request.event_types if name not in EVENT_TYPES]
         if unknown:
-            raise invalid("event_types", f"{unknown} do not exist; there are {sorted(EVENT_TYPES)}")
+            description = f"{unknown} do not exist; {_meant(unknown[0])}there are {sorted(EVENT_TYPES)}"
+            raise invalid("event_types", description)
         event_types = [EVENT_TYPES[name] for name in request.event_types]
         with Watcher(
             self._bus,
@@ -144,6 +147,14 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
                 last = before if before and depot.tenant == (at_tenant or tenant) else None
                 for session in depot.sessions.newest_first(instance_id, before=last):
                     yield depot.tenant, session
+
+
+def _meant(name: str) -> str:
+    """Return which types of events may be meant by a name that does not exist."""
+    by_lower = {each.lower(): each for each in EVENT_TYPES}
+    meant = [each for lower, each in by_lower.items() if name.lower() in lower]
+    meant = meant or [by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, NUM_MEANT)]
+    return f"did you mean {' or '.join(meant[:NUM_MEANT])}? " if name and meant else ""
 
 
 def _page_token(tenant: str, session: Session) -> str:

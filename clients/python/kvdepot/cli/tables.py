@@ -71,11 +71,10 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], title: str
     )
     for each in kept:
         column = columns[each]
-        justify = "right" if column.right else "left"
         is_folded = column.min_width is not None
         table.add_column(
             column.header,
-            justify=justify,
+            justify="right" if column.right else "left",
             overflow="fold",
             no_wrap=not is_folded,
             min_width=_needed(column, each, rows),

@@ -31,6 +31,14 @@ def as_json(message: Message) -> object:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
+def print_text(text: str) -> None:
+    """Print lines, wrapped between words in a terminal and as they are elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def fail(message: str, exit_code: int = 1) -> NoReturn:
     """Print an error and end the command.
 
