@@ -153,7 +153,7 @@ def _meant(name: str) -> str:
     """Return which types of events may be meant by a name that does not exist."""
     by_lower = {each.lower(): each for each in EVENT_TYPES}
     meant = [each for lower, each in by_lower.items() if name.lower() in lower]
-    meant = meant or [by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, NUM_MEANT)]
+    meant = meant or [by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, 1)]
     return f"did you mean {' or '.join(meant[:NUM_MEANT])}? " if name and meant else ""
 
 

@@ -15,6 +15,7 @@ from service.l1.chunk import Chunk, PendingWrite
 from service.l1.index import Index, RemovalReason
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool, Slot
+from telemetry.kinds import RefusalReason
 
 SLOT_BYTES = 64
 LARGE_SLOT_BYTES = 192
@@ -70,6 +71,31 @@ def test_the_tail_of_a_prefix_is_evicted_before_its_head(pending_write: PendingW
     assert resident(index) == {"a0", "a1", "b0", "b1"}
     put(index, pending_write, ["c0"])
     assert resident(index) == {"a0", "b0", "b1", "c0"}
+
+
+def test_a_refusal_is_remembered_until_the_chunk_is_stored(pending_write: PendingWrite) -> None:
+    index = Index(Pool(2 * SLOT_BYTES))
+    for name in ("a", "b"):
+        index.note_refused(key(name), RefusalReason.NO_SLOT)
+    put(index, pending_write, ["a"])
+    assert index.refused(key("a")) is None
+    refused = index.refused(key("b"))
+    assert refused is not None and refused.reason is RefusalReason.NO_SLOT
+
+
+def test_the_index_says_since_when_it_remembers_removals(
+    pending_write: PendingWrite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.l1.index.MAX_REMEMBERED", 2)
+    index = Index(Pool(SLOT_BYTES))
+    for name in "ab":
+        put(index, pending_write, [name])
+    assert index.remembers_since() is None
+    for name in "cd":
+        put(index, pending_write, [name])
+    tombstone = index.tombstone(key("b"))
+    assert tombstone is not None
+    assert (index.remembers_since(), index.tombstone(key("a"))) == (tombstone.time, None)
 
 
 def test_what_was_used_least_recently_is_evicted_first(pending_write: PendingWrite) -> None:

@@ -119,9 +119,10 @@ def _line(event: observability_pb2.Event) -> str:
         "session": event.session_id,
         "operation": event.operation_id,
     }
-    fields = {name: value for name, value in named.items() if value}
+    fields: dict[str, Any] = {name: value for name, value in named.items() if value}
     attributes: Any = as_json(event.attributes)
-    shown = (f"{name}={_text(value)}" for name, value in (fields | attributes).items())
+    fields |= {name: value for name, value in sorted(attributes.items()) if value not in ("", None)}
+    shown = (f"{name}={_text(value)}" for name, value in fields.items())
     return " ".join([f"{time}Z", event.type, *shown])
 
 

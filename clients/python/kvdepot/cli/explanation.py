@@ -26,6 +26,7 @@ _HINTS: dict[int, str] = {
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }
+_REFUSED = "the engine tried to store it: see KvdepotStoresRefused in docs/operations.md"
 _DETAILED = (cache_pb2.MISS_REASON_RANK_MISSING, cache_pb2.MISS_REASON_UNKNOWN_IDENTITY)
 _REMOVED = {
     observability_pb2.CHUNK_REMOVAL_EVICTED: "evicted",
@@ -59,9 +60,9 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> 
     if answer.unreachable_tokens:
         lines.append(f"{answer.unreachable_tokens:,} tokens behind it are in L1, and no lookup reaches them")
     lines += _others(answer, asked)
-    hint = _HINTS.get(answer.miss.reason)
-    if hint is not None and answer.HasField("miss"):
-        lines.append(f"hint: {hint}")
+    if answer.HasField("miss"):
+        hint = _REFUSED if any(rank.refusal for rank in answer.ranks) else _HINTS.get(answer.miss.reason)
+        lines += [f"hint: {hint}"] if hint is not None else []
     return "\n".join(lines)
 
 
