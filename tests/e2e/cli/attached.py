@@ -9,15 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
 from kvdepot import Attachment, DepotClient, KvShape
-from kvdepot.cli.processes import REPOSITORY, server_process
+from kvdepot.cli.app import app
+from kvdepot.cli.processes import server_process
 from kvdepot.layout import layouts
-from service.__main__ import app
 
 CHUNK_SIZE = 16
+CLIENT = Path(__file__).parents[3] / "clients" / "python"
 GROUP = layouts.NL_X_NB_BS_HS.without_memory(
     KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
 )
@@ -43,13 +45,13 @@ class Attached:
 
     def start(self, *arguments: str, pipe_into: str = "") -> subprocess.Popen[str]:
         """Start a command in a process of its own, whose output is read here or by a program of the shell."""
-        command = [sys.executable, "-m", "kvdepot.cli", *arguments, "--address", self.address]
+        command = [sys.executable, "-m", "kvdepot", *arguments, "--address", self.address]
         if pipe_into:
             line = f'"$@" 2>&3 | {pipe_into} >&2; echo "${{PIPESTATUS[0]}}"'
             command = ["bash", "-c", f"exec 3>&2; {line}", "-", *command]
         return subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "clients" / "python")},
+            env={**os.environ, "PYTHONPATH": str(CLIENT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvdepot.cli.processes import REPOSITORY
-from tests.e2e.cli.attached import Attached, attached
+from tests.e2e.cli.attached import CLIENT, Attached, attached
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +36,8 @@ def in_terminal(depot: Attached, answer: str) -> tuple[int, str]:
     """Run `clear` in a terminal, type the answer, and return the exit code and what the terminal shows."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "kvdepot.cli", "clear", "--address", depot.address, "--model", "llama"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "clients" / "python")},
+        [sys.executable, "-m", "kvdepot", "clear", "--address", depot.address, "--model", "llama"],
+        env={**os.environ, "PYTHONPATH": str(CLIENT)},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -58,3 +58,5 @@ def test_alone_it_does_not_load_the_server(start_server_process: Callable[..., s
     loaded = {line.rpartition("|")[2].strip() for line in asked.stderr.splitlines()}
     assert "grpc" in loaded
     assert not {"service.server", "service.depot.depot", "numpy", "opentelemetry", "uvloop"} & loaded
+    only_after_a_failure = {"kvdepot.cli.unreachable", "kvdepot.cli.probe", "kvdepot.sync.client", "rich.console"}
+    assert not only_after_a_failure & loaded

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.__main__ import app
+from kvdepot.cli.app import app
 from tests.e2e.access.calling import write_tenants
 from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority, Issued

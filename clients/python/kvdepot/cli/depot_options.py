@@ -11,14 +11,18 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvdepot import Credentials, DepotClient, DepotError
 from kvdepot.cli.address import read_address
 from kvdepot.cli.failures import why
 from kvdepot.cli.terminal import fail
+from kvdepot.credentials import Credentials
+from kvdepot.errors import DepotError
+
+if TYPE_CHECKING:
+    from kvdepot.sync.client import DepotClient
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 TIMEOUT_SECONDS = 5.0
@@ -71,6 +75,8 @@ def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def connected(address: str, credentials: Credentials) -> Iterator[DepotClient]:
     """Yield a client of the depot. An error of its calls ends the command: a line that says why, and a hint."""
+    from kvdepot.sync.client import DepotClient  # `health` needs none of it
+
     try:
         read_address(address)
         with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:

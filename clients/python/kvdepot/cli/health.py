@@ -11,12 +11,12 @@ from typing import Annotated
 import grpc
 import typer
 
-from kvdepot import Credentials, DepotError
 from kvdepot.cli.address import read_address
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, takes_credentials
 from kvdepot.cli.failures import why
 from kvdepot.cli.terminal import fail
-from kvdepot.errors import depot_error
+from kvdepot.credentials import Credentials
+from kvdepot.errors import DepotError, depot_error
 from kvdepot.rpc import channel_arguments
 from kvdepot.wire import varint
 
