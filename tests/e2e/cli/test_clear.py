@@ -79,9 +79,9 @@ def test_what_is_kept_is_said_and_force_removes_it_too(depot: Attached) -> None:
     result = depot.run("clear", "--yes")
     assert result.exit_code == 0
     assert result.stdout == (
-        "removed 1 chunks, 256 B\nkept 2 chunks, which are leased or being retrieved; --force removes them too\n"
+        "removed 1 chunk, 256 B\nkept 2 chunks, leased or being retrieved; --force removes what is kept\n"
     )
-    assert depot.run("clear", "--yes", "--force").stdout == "removed 2 chunks, 512 B\nended 1 leases\n"
+    assert depot.run("clear", "--yes", "--force").stdout == "removed 2 chunks, 512 B\nended 1 lease\n"
 
 
 def test_filters_are_kept_and_json_has_the_counts(depot: Attached) -> None:

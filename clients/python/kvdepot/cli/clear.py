@@ -11,7 +11,7 @@ import typer
 
 from kvdepot import Credentials, DepotClient
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
-from kvdepot.cli.terminal import as_json, fail, printable, readable_size
+from kvdepot.cli.terminal import as_json, counted, fail, printable, readable_size
 from kvdepot.v1 import admin_pb2
 
 TIMEOUT_SECONDS = 60.0
@@ -65,13 +65,12 @@ def _what(model: str, salt: str | None, tenant: str, *, force: bool) -> str:
 
 
 def _summary(cleared: admin_pb2.ClearCacheResponse) -> str:
-    lines = [f"removed {cleared.num_cleared_chunks:,} chunks, {readable_size(cleared.cleared_bytes)}"]
+    lines = [f"removed {counted(cleared.num_cleared_chunks, 'chunk')}, {readable_size(cleared.cleared_bytes)}"]
     if cleared.num_revoked_leases:
-        lines.append(f"ended {cleared.num_revoked_leases:,} leases")
+        lines.append(f"ended {counted(cleared.num_revoked_leases, 'lease')}")
     if cleared.num_kept_chunks:
-        lines.append(
-            f"kept {cleared.num_kept_chunks:,} chunks, which are leased or being retrieved; --force removes them too"
-        )
+        kept = counted(cleared.num_kept_chunks, "chunk")
+        lines.append(f"kept {kept}, leased or being retrieved; --force removes what is kept")
     return "\n".join(lines)
 
 

@@ -24,6 +24,11 @@ def readable_size(num_bytes: int) -> str:
     return f"{size:.4g} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in "1 chunk" and "2 chunks"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def as_json(message: Message) -> object:
     """Return a message as JSON's values, under the names of the .proto files."""
     from google.protobuf.json_format import MessageToDict
