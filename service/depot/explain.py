@@ -14,8 +14,8 @@ from service.depot.slices import Pace
 from service.depot.values import Miss
 from service.errors import InstanceNotFound
 from service.l1.chunk import Chunk, NamespaceStats
-from service.l1.index import Refused, Tombstone
 from service.l1.keys import ChunkKey, Prefix, chunk_keys
+from service.l1.past import Refused, Tombstone
 from telemetry.kinds import ChunkState
 
 MAX_OTHERS = 8
@@ -50,7 +50,11 @@ class OtherIdentity:
 
 @dataclass(slots=True, kw_only=True)
 class Explanation:
-    """What the depot has of a prompt. `num_unreachable` counts chunks that all ranks have behind the missing one."""
+    """What the depot has of a prompt. `num_unreachable` counts chunks that all ranks have behind the missing one.
+
+    `num_incomparable` counts the model's chunks whose keys are of another kind than the prompt: of block hashes, or of
+    hashes of other blocks, instead of token ids, or the other way round.
+    """
 
     instance: Instance
     ranks: list[RankExplanation]
@@ -58,6 +62,7 @@ class Explanation:
     num_unreachable: int = 0
     miss: Miss | None = None
     others: Sequence[OtherIdentity] = ()
+    num_incomparable: int = 0
     remembers_since: float | None = None
 
 
@@ -79,10 +84,10 @@ async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix
             for rank in range(instance.world_size)
         ],
         miss=miss_of_all(instance, prefix, chunk_size),
-        remembers_since=depot.index.remembers_since(),
+        remembers_since=depot.index.past.since(),
     )
     await _walk(depot, attached, prefix, explanation, pace)
-    explanation.others = await _others(depot, attached, prefix, explanation.num_matched, pace)
+    await _look_elsewhere(depot, attached, prefix, explanation, pace)
     return explanation
 
 
@@ -133,14 +138,14 @@ def _note_chunk(depot: Depot, rank: RankExplanation, key: ChunkKey, chunk: Chunk
     else:
         rank.state = ChunkState.RESIDENT
         rank.store_time = time.time() - (time.monotonic() - chunk.store_time)
-    rank.tombstone = depot.index.tombstone(key)
-    rank.refused = depot.index.refused(key)
+    rank.tombstone = depot.index.past.tombstone(key)
+    rank.refused = depot.index.past.refused(key)
 
 
-async def _others(
-    depot: Depot, attached: Sequence[Attachment], prefix: Prefix, num_matched: int, pace: Pace
-) -> Sequence[OtherIdentity]:
-    """Return the identities under which rank 0 has more of the prompt, the longest match first.
+async def _look_elsewhere(
+    depot: Depot, attached: Sequence[Attachment], prefix: Prefix, explanation: Explanation, pace: Pace
+) -> None:
+    """Find the identities under which rank 0 has more of the prompt, the longest match first.
 
     The walks of all of them end after as many steps as L1 has chunks and namespaces.
     """
@@ -152,11 +157,14 @@ async def _others(
             await pace.next()
         if stats.tenant != depot.tenant or stats.rank != 0 or stats.namespace in own_namespaces:
             continue
+        if stats.hash_block_size != prefix.hash_block_size:
+            explanation.num_incomparable += stats.num_chunks * (stats.model_name == attached[0].model_name)
+            continue
         num_chunks = await _num_resident(depot, chunk_keys(stats.namespace, prefix, chunk_size), pace)
-        if num_chunks > num_matched:
+        if num_chunks > explanation.num_matched:
             other_geometry = stats.geometry != attached[0].identity.geometry
             others.append(OtherIdentity(stats=stats, num_chunks=num_chunks, other_geometry=other_geometry))
-    return sorted(others, key=lambda other: -other.num_chunks)[:MAX_OTHERS]
+    explanation.others = sorted(others, key=lambda other: -other.num_chunks)[:MAX_OTHERS]
 
 
 async def _num_resident(depot: Depot, keys: Iterable[ChunkKey], pace: Pace) -> int:

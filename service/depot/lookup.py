@@ -18,8 +18,8 @@ from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
-from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey, Namespace, Prefix, chunk_keys
+from service.l1.past import RemovalReason
 from telemetry.events import LookupFinished, LookupStarted
 from telemetry.kinds import MissReason, OperationKind, Outcome
 
@@ -239,7 +239,7 @@ def miss_at(
     if any(chunk is not None and chunk.pending_write is not None for chunk in found):
         return Miss(reason=MissReason.BEING_STORED, at_token=at_token, detail="another call is storing the chunk")
     for rank in lacking:
-        tombstone = depot.index.tombstone(keys[rank])
+        tombstone = depot.index.past.tombstone(keys[rank])
         if tombstone is not None:
             detail = f"rank {rank}'s chunk was {tombstone.reason} {time.time() - tombstone.time:.3f} seconds ago"
             return Miss(reason=_MISS_REASONS[tombstone.reason], at_token=at_token, detail=detail, tombstone=tombstone)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvdepot.v1 import observability_pb2
 from service.depot.explain import Explanation, OtherIdentity, RankExplanation
-from service.l1.index import RemovalReason
 from service.l1.keys import Prefix
+from service.l1.past import RemovalReason
 from service.rpc import encode
 from service.rpc.decode import MAX_NAME_BYTES, prefix_of
 from service.rpc.violations import MAX_ID_BYTES, Violations
@@ -45,6 +45,7 @@ def response(
         miss=encode.miss(explanation.miss) if explanation.miss is not None else None,
         ranks=[_rank(each, chunk_size) for each in explanation.ranks],
         unreachable_tokens=explanation.num_unreachable * chunk_size,
+        incomparable_chunks=explanation.num_incomparable,
         other_identities=[_other(each, chunk_size) for each in explanation.others],
     )
     if is_admin and explanation.remembers_since is not None:

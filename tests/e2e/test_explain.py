@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from kvdepot import AsyncDepotClient, block_table, token_prefix
+from kvdepot import AsyncDepotClient, block_table, hash_prefix, token_prefix
 from kvdepot.v1 import cache_pb2, observability_pb2
-from service.l1.index import RemovalReason
+from service.l1.past import RemovalReason
 from tests.e2e.conftest import Open
 from tests.e2e.engines import SMALL, Engine, InlineStore, Site, prompt
 from tests.fakes.waiting import eventually
@@ -109,6 +109,15 @@ async def test_other_salts_adapters_and_models_that_have_it_are_named(depot: Sit
     assert (model.model_name, model.cache_salt, model.matched_tokens) == ("other", "", 32)
     nothing = await depot.client.explain_prefix(prompt(NUM_TOKENS, 9), model_name="model")
     assert not nothing.other_identities
+
+
+async def test_chunks_that_were_stored_by_block_hashes_are_found_by_these_and_counted_otherwise(depot: Site) -> None:
+    engine = await depot.attach()
+    hashes = hash_prefix([bytes([number] * 8) for number in range(16)], 4)
+    await engine.store("s", hashes, engine.kv(NUM_TOKENS, 1))
+    assert (await explain(depot, engine, hashes)).matched_tokens == NUM_TOKENS
+    by_tokens = await explain(depot, engine)
+    assert (by_tokens.matched_tokens, by_tokens.incomparable_chunks) == (0, 4)
 
 
 async def test_ranks_that_have_the_chunk_and_ranks_that_lack_it_are_told_apart(depot: Site) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvdepot.cli.prompt_file import BadPrompt, read_prompt, token_ids
+from kvdepot.cli.prompt_file import BadPrompt, block_hashes, read_text, token_ids
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_lists_and_numbers_are_read(text: str) -> None:
         ("1 4294967296", "token 1 is 4294967296"),
         ("9" * 10_000, "token 0 is 9999"),
         ("hello", "token 0 is hello"),
-        ("1 " * 4_194_305, "it has 4,194,305 tokens"),
+        ("1 " * 4_194_305, "it has 4,194,305 token ids"),
     ],
 )
 def test_what_is_no_prompt_is_refused(text: str, words: str) -> None:
@@ -42,4 +42,17 @@ def test_what_is_no_prompt_is_refused(text: str, words: str) -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadPrompt, match="no text"):
-        read_prompt(str(tmp_path / "prompt"))
+        read_text(str(tmp_path / "prompt"))
+
+
+def test_block_hashes_are_hex() -> None:
+    for text in ('["00ff", "0xAB"]', "00ff ab", '{"block_hashes": ["00ff", "ab"]}'):
+        assert block_hashes(text) == [b"\x00\xff", b"\xab"]
+    for text, words in (
+        ("", "it is empty"),
+        ("00f", "hash 0 is 00f"),
+        ("[7]", "hash 0 is 7"),
+        ("00 xy", "hash 1 is xy"),
+    ):
+        with pytest.raises(BadPrompt, match=words):
+            block_hashes(text)

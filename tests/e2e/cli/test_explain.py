@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli.attached import Attached, attached, plain
+from kvdepot import hash_prefix
+from tests.e2e.cli.attached import CHUNK_SIZE, Attached, attached, plain
 
 PROMPT = " ".join(map(str, range(64)))
 
@@ -56,6 +57,20 @@ def test_why_it_is_missing_and_where_else_it_is(depot: Attached) -> None:
     assert "a store of it was refused 0." in refused
     assert "no slot" in refused
     assert "hint: the engine tried to store it" in refused
+
+
+def test_an_engine_that_stores_by_block_hashes_is_recognised(depot: Attached) -> None:
+    hashes = [bytes([number] * 8) for number in range(2)]
+    data = bytes(2 * depot.attachment.chunk_bytes)
+    depot.attachment.store_inline("s", hash_prefix(hashes, CHUNK_SIZE), data)
+    by_tokens = depot.run("explain", "--model", "llama", stdin=PROMPT).stdout
+    assert "2 chunks of the model have keys of another kind" in by_tokens
+    assert "hint: does the engine store by block hashes, as vLLM's connector does?" in by_tokens
+    options = ("--model", "llama", "--hash-block-size", str(CHUNK_SIZE))
+    by_hashes = depot.run("explain", *options, stdin=" ".join(each.hex() for each in hashes)).stdout
+    of_small_blocks = " ".join(f"{number:016x} {each.hex()}" for number, each in enumerate(hashes))
+    by_chunks = depot.run("explain", "--model", "llama", "--hash-block-size", "8", stdin=of_small_blocks).stdout
+    assert by_chunks == by_hashes == "pod-1, llama: 32 of 32 tokens match, 2 of 2 chunks of 16 tokens\n"
 
 
 def test_a_terminal_of_80_columns_has_whole_words(depot: Attached) -> None:

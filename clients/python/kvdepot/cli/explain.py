@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from kvdepot import Credentials, DepotClient, token_prefix
+from kvdepot import Credentials, DepotClient, hash_prefix, token_prefix
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
 from kvdepot.cli.explanation import Asked, explained, explained_session
-from kvdepot.cli.prompt_file import STANDARD_INPUT, BadPrompt, read_prompt
+from kvdepot.cli.prompt_file import STANDARD_INPUT, BadPrompt, block_hashes, read_text, token_ids
 from kvdepot.cli.terminal import as_json, fail, print_text
 from kvdepot.v1 import cache_pb2
 
@@ -30,6 +30,9 @@ def explain(
     model: Annotated[str, typer.Option(help="Its model, instead of the instance.")] = "",
     salt: Annotated[str, typer.Option(help="The prompt's salt.")] = "",
     adapter: Annotated[str, typer.Option(help="The prompt's adapter.")] = "",
+    hash_block_size: Annotated[
+        int | None, typer.Option(min=1, help="FILE has block hashes in hex, each of a block of so many tokens.")
+    ] = None,
     session: Annotated[str, typer.Option(help="Explain the last miss of this session, instead of a prompt.")] = "",
     tenant: Annotated[str, typer.Option(help="The tenant of the instance. Others' are for admins.")] = "",
     json_output: AsJson = False,
@@ -37,10 +40,11 @@ def explain(
 ) -> None:
     """Tell which chunk of a prompt is missing, since when, and why. It takes no lease and changes nothing.
 
-    The prompt is a JSON list of token ids, or numbers with spaces between them, in FILE or on standard input.
+    The prompt is a JSON list of token ids, or numbers with spaces between them, in FILE or on standard input. vLLM's
+    connector stores by vLLM's block hashes: for its prompts, give --hash-block-size and the hashes, or --session.
     """
     if session:
-        if prompt or model or salt or adapter:
+        if prompt or model or salt or adapter or hash_block_size:
             fail("--session explains what a session remembers: give it with --instance alone", 2)
         with connected(address, credentials) as depot:
             summary = _session(depot, instance, session, tenant)
@@ -56,14 +60,32 @@ def explain(
     with _reading(prompt or STANDARD_INPUT):
         if not prompt and sys.stdin.isatty():
             raise BadPrompt("this is a terminal: give FILE, or - to type token ids until Ctrl-D")
-        token_ids = read_prompt(prompt or STANDARD_INPUT)
-    prefix = token_prefix(token_ids, cache_salt=salt, adapter=adapter)
+        text = read_text(prompt or STANDARD_INPUT)
+        if hash_block_size:
+            prefix = hash_prefix(block_hashes(text), hash_block_size, cache_salt=salt, adapter=adapter)
+        else:
+            prefix = token_prefix(token_ids(text), cache_salt=salt, adapter=adapter)
     with connected(address, credentials) as depot:
         answer = depot.explain_prefix(prefix, instance_id=instance, model_name=model, tenant=tenant)
+        whole = _in_whole_chunks(prefix, answer.chunk_size)
+        if answer.incomparable_chunks and whole is not None:
+            by_chunks = depot.explain_prefix(whole, instance_id=instance, model_name=model, tenant=tenant)
+            answer = max(by_chunks, answer, key=lambda each: each.matched_tokens)
     if json_output:
         print(json.dumps(as_json(answer), indent=2))
     else:
         print_text(explained(answer, asked))
+
+
+def _in_whole_chunks(prefix: cache_pb2.Prefix, chunk_size: int) -> cache_pb2.Prefix | None:
+    """Return the prompt with one hash for each chunk, as vLLM's connector sends it. None: it has no more than that."""
+    blocks = chunk_size // prefix.hash_block_size if prefix.hash_block_size else 1
+    if blocks == 1 or chunk_size % prefix.hash_block_size:
+        return None
+    hashes = prefix.block_hashes[blocks - 1 :: blocks]
+    if not hashes:
+        return None
+    return hash_prefix(hashes, chunk_size, cache_salt=prefix.cache_salt, adapter=prefix.adapter)
 
 
 @contextmanager

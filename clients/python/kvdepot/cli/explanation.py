@@ -27,6 +27,10 @@ _HINTS: dict[int, str] = {
     "that stored?",
 }
 _REFUSED = "the engine tried to store it: see KvdepotStoresRefused in docs/operations.md"
+_OTHER_KEYS = (
+    "does the engine store by block hashes, as vLLM's connector does? Then give the hashes and --hash-block-size, or "
+    "--session"
+)
 _DETAILED = (cache_pb2.MISS_REASON_RANK_MISSING, cache_pb2.MISS_REASON_UNKNOWN_IDENTITY)
 _REMOVED = {
     observability_pb2.CHUNK_REMOVAL_EVICTED: "evicted",
@@ -60,8 +64,14 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> 
     if answer.unreachable_tokens:
         lines.append(f"{answer.unreachable_tokens:,} tokens behind it are in L1, and no lookup reaches them")
     lines += _others(answer, asked)
+    if answer.incomparable_chunks:
+        lines.append(
+            f"{answer.incomparable_chunks:,} chunks of the model have keys of another kind, by block hashes or by "
+            "token ids: they can't be compared with this prompt"
+        )
     if answer.HasField("miss"):
-        hint = _REFUSED if any(rank.refusal for rank in answer.ranks) else _HINTS.get(answer.miss.reason)
+        hint = _OTHER_KEYS if answer.incomparable_chunks else _HINTS.get(answer.miss.reason)
+        hint = _REFUSED if any(rank.refusal for rank in answer.ranks) else hint
         lines += [f"hint: {hint}"] if hint is not None else []
     return "\n".join(lines)
 

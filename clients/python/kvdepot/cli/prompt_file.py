@@ -1,4 +1,4 @@
-"""The token ids of a prompt, read from a file or standard input: a JSON list, or numbers with spaces between them."""
+"""A prompt, read from a file or standard input: token ids as a JSON list or as numbers, or block hashes in hex."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MAX_TOKENS = 4_194_304  # of a request, as the API says
 STANDARD_INPUT = "-"
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
+_NAMES = ("token_ids", "prompt_token_ids", "block_hashes")
 _BETWEEN = re.compile(r"[\s,]+")
 
 
@@ -20,17 +21,23 @@ class BadPrompt(ValueError):
     """The text has no token ids, or something else. The message has one line."""
 
 
-def read_prompt(path: str) -> list[int]:
-    """Return the token ids in a file; `-` is standard input.
+def read_text(path: str) -> str:
+    """Return the text in a file; `-` is standard input.
 
     Raises: BadPrompt, OSError.
     """
     try:
-        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
-        text = data.decode()
+        return (sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()).decode()
     except UnicodeDecodeError as error:
         raise BadPrompt("it is no text") from error
-    return token_ids(text)
+
+
+def block_hashes(text: str) -> list[bytes]:
+    """Return the block hashes in a text: a JSON list of hex numbers, or hex numbers with spaces between them.
+
+    Raises: BadPrompt.
+    """
+    return [_hash(position, value) for position, value in enumerate(_items(text, "block hashes in hex"))]
 
 
 def token_ids(text: str) -> list[int]:
@@ -38,25 +45,36 @@ def token_ids(text: str) -> list[int]:
 
     Raises: BadPrompt.
     """
+    return [_token_id(position, value) for position, value in enumerate(_items(text, "token ids"))]
+
+
+def _items(text: str, what: str) -> list[object]:
     text = text.strip()
     if not text:
-        raise BadPrompt("it is empty; a JSON list of token ids, or numbers with spaces between them, are expected")
-    found = _of_json(text) if text[0] in "[{" else _BETWEEN.split(text)
+        raise BadPrompt(f"it is empty; a JSON list of {what}, or {what} with spaces between them, are expected")
+    found: list[object] = _of_json(text, what) if text[0] in "[{" else [*_BETWEEN.split(text)]
     if len(found) > MAX_TOKENS:
-        raise BadPrompt(f"it has {len(found):,} tokens; {MAX_TOKENS:,} are the most")
-    return [_token_id(position, value) for position, value in enumerate(found)]
+        raise BadPrompt(f"it has {len(found):,} {what}; {MAX_TOKENS:,} are the most")
+    return found
 
 
-def _of_json(text: str) -> list[object]:
+def _of_json(text: str, what: str) -> list[object]:
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise BadPrompt(f"it is not JSON: {error}") from error
     if isinstance(value, dict):  # as many tools write it
-        value = value.get("token_ids", value.get("prompt_token_ids"))
+        value = next((value[name] for name in _NAMES if name in value), None)
     if not isinstance(value, list) or not value:
-        raise BadPrompt("it has no JSON list of token ids")
+        raise BadPrompt(f"it has no JSON list of {what}")
     return value
+
+
+def _hash(position: int, value: object) -> bytes:
+    try:
+        return bytes.fromhex(value.removeprefix("0x") if isinstance(value, str) else "no hash")
+    except ValueError as error:
+        raise BadPrompt(f"hash {position:,} is {value!s:.40}; a hash is an even number of hex digits") from error
 
 
 def _token_id(position: int, value: object) -> int:

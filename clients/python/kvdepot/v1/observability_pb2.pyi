@@ -465,6 +465,7 @@ class ExplainPrefixResponse(_message.Message):
     UNREACHABLE_TOKENS_FIELD_NUMBER: _builtins.int
     OTHER_IDENTITIES_FIELD_NUMBER: _builtins.int
     REMEMBERS_SINCE_FIELD_NUMBER: _builtins.int
+    INCOMPARABLE_CHUNKS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     model_name: _builtins.str
@@ -477,6 +478,10 @@ class ExplainPrefixResponse(_message.Message):
     """Tokens that a Lookup would match."""
     unreachable_tokens: _builtins.int
     """Tokens of whole chunks behind the first missing one that every rank has. No Lookup reaches them."""
+    incomparable_chunks: _builtins.int
+    """Chunks of the model that can't be compared with the prompt: they were stored by block hashes, and the prompt is of
+    token ids or of hashes of other blocks. Or the other way round. Rank 0 only.
+    """
     @_builtins.property
     def miss(self) -> _cache_pb2.Miss:
         """Why it would not match more. Unset if every whole chunk would match."""
@@ -508,10 +513,11 @@ class ExplainPrefixResponse(_message.Message):
         unreachable_tokens: _builtins.int = ...,
         other_identities: _abc.Iterable[Global___OtherIdentity] | None = ...,
         remembers_since: _timestamp_pb2.Timestamp | None = ...,
+        incomparable_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss", "remembers_since", b"remembers_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
