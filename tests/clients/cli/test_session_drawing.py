@@ -14,6 +14,7 @@ from rich.console import Console
 
 from kvdepot.cli.session_drawing import cells, drawing
 from kvdepot.cli.session_view import view
+from kvdepot.cli.sessions import COLUMNS, _row
 from kvdepot.timeline import Span
 from kvdepot.v1 import cache_pb2
 
@@ -118,6 +119,14 @@ def test_values_that_are_newer_than_this_program_are_shown_as_numbers() -> None:
 def test_a_bar_is_seen_and_stays_in_its_place(width: int, start: float, length: float, drawn: float) -> None:
     first, end = cells(Span(min(start, drawn), min(start + length, drawn)), drawn, width)
     assert 0 <= first < end <= width
+
+
+def test_a_depot_of_an_older_version_has_no_totals_and_none_are_invented() -> None:
+    lines = draw(operation("lookup", 0.0, 0.5))
+    assert not any("tokens" in line for line in lines[4:])
+    columns = _row(view(cache_pb2.SessionSummary(instance_id="pod-1", model_name="llama")))
+    assert len(columns) == len(COLUMNS)
+    assert columns[5:] == [""] * (len(COLUMNS) - 6) + ["llama"]
 
 
 def test_totals_and_the_reason_of_each_miss_are_shown_at_80_columns() -> None:

@@ -79,9 +79,9 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> 
 def explained_session(summary: cache_pb2.SessionSummary) -> str:
     """Return what a session remembers of its misses, as lines."""
     session = view(summary)
-    totals = session.totals
     lines = [f"{session.session_id} of {session.instance_id}, {session.model_name}: {session.state}"]
-    if not summary.HasField("totals"):
+    totals = session.totals
+    if totals is None:
         return "\n".join([*lines, "the depot is of an older version, which keeps no totals of sessions"])
     if not totals.num_lookups:
         return "\n".join([*lines, "it made no lookup that was answered"])

@@ -48,7 +48,7 @@ def drawing(session: SessionView) -> RenderableType:
     lines: list[RenderableType] = [_title(session), _rows(session, divided.gaps, drawn_seconds)]
     if session.num_dropped_operations:
         lines.append(Text(f"{session.num_dropped_operations:,} operations after these are not known"))
-    lines += _totals(session.totals)
+    lines += _totals(session.totals) if session.totals is not None else []
     lines.append(Text(f"depot {divided.depot_seconds:,.4f} s, engine {divided.engine_seconds:,.4f} s"))
     return Group(*lines)
 

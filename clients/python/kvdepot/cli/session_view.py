@@ -93,7 +93,8 @@ class SessionView:
     state: str
     operations: Sequence[OperationView]
     num_dropped_operations: int
-    totals: TotalsView = TotalsView()
+    totals: TotalsView | None = None
+    """None: the depot is of an older version, which keeps no totals."""
 
     def operations_by_caller(self) -> dict[str, list[OperationView]]:
         """Return the operations of the scheduler, then of each rank, in the order in which they began."""
@@ -115,7 +116,7 @@ def view(summary: cache_pb2.SessionSummary) -> SessionView:
         state=STATES.get(summary.end, f"ended ({summary.end})"),
         operations=[_operation(each, duration_seconds) for each in summary.operations],
         num_dropped_operations=summary.num_dropped_operations,
-        totals=_totals(summary.totals),
+        totals=_totals(summary.totals) if summary.HasField("totals") else None,
     )
 
 

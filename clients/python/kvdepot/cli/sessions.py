@@ -146,14 +146,19 @@ COLUMNS = (
 
 
 def _row(session: SessionView) -> list[Cell]:
-    totals = session.totals
-    ratio = totals.hit_ratio
-    return [
+    head: list[Cell] = [
         session.instance_id,
         session.session_id,
         f"{session.start:%Y-%m-%d %H:%M:%S}",
         Text(session.state, style="green" if session.state == "live" else ""),
         f"{session.duration_seconds:,.2f} s",
+    ]
+    totals = session.totals
+    if totals is None:  # of an older depot
+        return [*head, *[""] * (len(COLUMNS) - len(head) - 1), session.model_name]
+    ratio = totals.hit_ratio
+    return [
+        *head,
         f"{totals.num_hits:,} of {totals.num_lookups:,}" if totals.num_lookups else "",
         f"{totals.prompt_tokens:,}",
         f"{totals.matched_tokens:,}",
