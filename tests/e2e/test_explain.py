@@ -131,6 +131,7 @@ async def test_ranks_that_have_the_chunk_and_ranks_that_lack_it_are_told_apart(d
         (1, 32, MISSING),
     ]
     assert answer.ranks[0].HasField("store_time")
+    assert not answer.other_identities
 
 
 async def test_a_rank_that_is_not_attached_is_named_and_the_others_are_explained(depot: Site) -> None:

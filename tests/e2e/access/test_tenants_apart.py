@@ -370,6 +370,7 @@ PREPARED = [
 @example([Step("red", rpc) for rpc in ACTIONS] + [Step("blue", rpc) for rpc in ACTIONS])
 @example([Step(tenant, rpc) for rpc in ACTIONS for tenant in ("red", "blue")])
 @example([Step(tenant, rpc, prompt=1, lease=1) for rpc in reversed(ACTIONS) for tenant in ("red", "blue")])
+@example([Step("red", "StoreInline", prompt=1), Step("blue", "ExplainPrefix", prompt=1)])
 async def test_what_one_tenant_does_is_nothing_to_another(twins: Twins, steps: list[Step]) -> None:
     await compare(twins, [*PREPARED, *steps])
 

@@ -81,6 +81,13 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word_even_if_nothing_ha
     assert (output, errors) == ("0\n", "")
 
 
+def test_a_reader_that_leaves_while_events_come_ends_it_without_a_word(depot: Attached) -> None:
+    with stores(depot):
+        process = depot.start("events", "--follow", pipe_into="true")
+        output, errors = process.communicate(timeout=20)
+    assert (output, errors) == ("0\n", "")
+
+
 def test_without_follow_it_says_what_to_do(depot: Attached) -> None:
     result = depot.run("events")
     assert result.exit_code == 2
