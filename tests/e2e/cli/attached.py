@@ -23,6 +23,8 @@ CLIENT = Path(__file__).parents[3] / "clients" / "python"
 GROUP = layouts.NL_X_NB_BS_HS.without_memory(
     KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
 )
+BUFFERED = {**os.environ, "PYTHONPATH": str(CLIENT), "PYTHONUNBUFFERED": ""}
+"""The environment of a user, in whose pipes Python's standard output waits until a buffer is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Attached:
             command = ["bash", "-c", f"exec 3>&2; {line}", "-", *command]
         return subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": str(CLIENT)},
+            env=BUFFERED,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
