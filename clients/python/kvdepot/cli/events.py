@@ -97,7 +97,7 @@ def _watching_the_reader() -> Iterator[None]:
 def _is_pipe() -> bool:
     try:
         return not os.isatty(sys.stdout.fileno())
-    except (OSError, ValueError):  # a test's standard output has no descriptor
+    except (OSError, ValueError, AttributeError):  # it is closed, or a test took its place
         return False
 
 
