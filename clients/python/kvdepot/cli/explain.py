@@ -24,7 +24,7 @@ MAX_PAGES = 10  # to look for a session whose instance is not given
 @takes_credentials
 def explain(
     *,
-    prompt: Annotated[str, typer.Argument(metavar="[FILE]", help="Token ids of the prompt; - is standard input.")] = "",
+    prompt: Annotated[str, typer.Argument(metavar="FILE", help="Token ids of the prompt; - is standard input.")] = "",
     address: Address = DEFAULT_ADDRESS,
     instance: Annotated[str, typer.Option(help="The instance that would look up.")] = "",
     model: Annotated[str, typer.Option(help="Its model, instead of the instance.")] = "",
