@@ -46,7 +46,7 @@ def test_a_prompt_from_a_file_or_standard_input_is_explained(depot: Attached, tm
 def test_why_it_is_missing_and_where_else_it_is(depot: Attached) -> None:
     depot.store(4)
     other_salt = depot.run("explain", "--model", "llama", "--salt", "x", stdin=PROMPT).stdout
-    assert "unknown identity: nothing is stored" in other_salt
+    assert "missing from token 0 to 15: unknown identity" in other_salt
     assert "64 tokens are stored with salt '', not 'x'" in other_salt
     depot.run("clear", "--yes")
     cleared = depot.run("explain", "--model", "llama", stdin=PROMPT).stdout
