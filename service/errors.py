@@ -53,10 +53,11 @@ class NoMessage(DepotError, status=StatusCode.INVALID_ARGUMENT, reason="INVALID_
 
 
 class InstanceNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="INSTANCE_NOT_FOUND"):
-    """No rank of the instance is attached."""
+    """No rank of the instance, or no instance of the model, is attached."""
 
-    def __init__(self, instance_id: str) -> None:
-        super().__init__(f"no rank of instance {instance_id!r} is attached")
+    def __init__(self, instance_id: str = "", *, model_name: str = "") -> None:
+        what = f"instance of model {model_name!r}" if model_name else f"rank of instance {instance_id!r}"
+        super().__init__(f"no {what} is attached")
 
 
 class RankNotFound(DepotError, status=StatusCode.NOT_FOUND, reason="RANK_NOT_FOUND"):

@@ -51,6 +51,15 @@ class RefusalReason(StrEnum):
     NO_BYTES = "no bytes"
 
 
+class ChunkState(StrEnum):
+    """What a rank has of a chunk."""
+
+    RESIDENT = "resident"
+    BEING_STORED = "being stored"
+    MISSING = "missing"
+    NOT_ATTACHED = "not attached"
+
+
 class LeaseEnd(StrEnum):
     """Why a lease ended."""
 

@@ -231,7 +231,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
         or (isinstance(node, ast.ImportFrom) and node.module == "os")
     }
-    assert readers == {"service/commands.py", "kvdepot/cli/processes.py", CONNECTOR}
+    assert readers == {"service/commands.py", "kvdepot/cli/processes.py", "kvdepot/cli/depot_options.py", CONNECTOR}
 
 
 PROBE = """

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
-from service.l1.index import RemovalReason, Tombstone
 from service.l1.keys import ChunkKey
+from service.l1.past import RemovalReason, Tombstone
 
 CHUNKS_PER_STEP = 256  # of index operations: a tenth of a millisecond
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.l1.chunk import Chunk, NamespaceStats
-from service.l1.index import RemovalReason
+from service.l1.past import RemovalReason
 from telemetry.events import CacheCleared
 from telemetry.kinds import LeaseEnd
 

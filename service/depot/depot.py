@@ -122,7 +122,7 @@ class Depot:
             raise
         finally:
             operation.duration_seconds = time.monotonic() - operation.start
-            session.num_running -= 1
+            session.finish(operation)
             self.sessions.used(session)
             self.bus.publish(finished(operation))
 

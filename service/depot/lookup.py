@@ -19,8 +19,8 @@ from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
 from service.l1.chunk import Chunk, PendingWrite
-from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey, Namespace, Prefix, chunk_keys
+from service.l1.past import RemovalReason
 from telemetry.events import LookupFinished, LookupStarted
 from telemetry.kinds import MissReason, OperationKind, Outcome
 
@@ -103,6 +103,9 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             match.unpin(depot)
         answer = LookupAnswer(matched_tokens=matched_tokens, lease=lease, miss=match.miss)
         operation.prompt_tokens = prompt_tokens
+        if match.miss is not None:
+            operation.miss_reason = match.miss.reason
+            session.totals.note_miss(match.miss)
         operation.num_tokens = matched_tokens
         operation.outcome = _outcome(matched_tokens, match.miss)
     return answer
@@ -144,14 +147,8 @@ class _Walk:
         chunk_size = depot.limits.chunk_size
         self.match = Match([[]])
         self.is_done = True
-        if not instance.complete:
-            missing = sorted(set(range(instance.world_size)) - set(instance.ranks))
-            detail = f"ranks {missing} are not attached"
-            self.match.miss = Miss(reason=MissReason.RANK_MISSING, at_token=0, detail=detail)
-            return
-        if prefix.num_tokens < chunk_size:
-            detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
-            self.match.miss = Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail)
+        self.match.miss = miss_of_all(instance, prefix, chunk_size)
+        if self.match.miss is not None:
             return
         self.is_done = False
         self._num_wanted = prefix.num_tokens // chunk_size
@@ -185,8 +182,19 @@ class _Walk:
             ]
             at_token = self.match.num_chunks * self._depot.limits.chunk_size
             here = StoredIdentity.of(self._first_rank, self._prefix)
-            self.match.miss = _miss(self._depot, self._namespaces, here, keys_at, found_at, at_token)
+            self.match.miss = miss_at(self._depot, self._namespaces, here, keys_at, found_at, at_token)
         self.is_done = num_chunks < num_keys or self.match.num_chunks == self._num_wanted
+
+
+def miss_of_all(instance: Instance, prefix: Prefix, chunk_size: int) -> Miss | None:
+    """Return why no chunk can match, whatever is stored. None: some can."""
+    if not instance.complete:
+        missing = sorted(set(range(instance.world_size)) - set(instance.ranks))
+        return Miss(reason=MissReason.RANK_MISSING, at_token=0, detail=f"ranks {missing} are not attached")
+    if prefix.num_tokens < chunk_size:
+        detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
+        return Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +230,7 @@ def _resident(index: ChunkIndex, keys: Iterable[ChunkKey], num_wanted: int) -> _
     return _RankPart(chunks)
 
 
-def _miss(
+def miss_at(
     depot: Depot,
     namespaces: Sequence[Namespace],
     here: StoredIdentity,
@@ -235,7 +243,7 @@ def _miss(
     if any(chunk is not None and chunk.pending_write is not None for chunk in found):
         return Miss(reason=MissReason.BEING_STORED, at_token=at_token, detail="another call is storing the chunk")
     for rank in lacking:
-        tombstone = depot.index.tombstone(keys[rank])
+        tombstone = depot.index.past.tombstone(keys[rank])
         if tombstone is not None:
             detail = f"rank {rank}'s chunk was {tombstone.reason} {time.time() - tombstone.time:.3f} seconds ago"
             return Miss(reason=_MISS_REASONS[tombstone.reason], at_token=at_token, detail=detail, tombstone=tombstone)

@@ -15,8 +15,8 @@ from service.depot.slices import Pace
 from service.depot.store_plan import OfferedChunk, StoreContext, StorePlan, plan_store
 from service.depot.values import Refusal, StoreAnswer, StoreHeader
 from service.l1.chunk import Chunk, PendingWrite
-from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey, chunk_keys
+from service.l1.past import RemovalReason
 from telemetry.events import ChunksStored
 from telemetry.kinds import Outcome, RefusalReason
 
@@ -54,6 +54,10 @@ class OpenStore:
                 cache_salt=header.prefix.cache_salt,
                 rank=attachment.rank,
                 tenant=depot.tenant,
+                adapter=header.prefix.adapter,
+                world_size=attachment.world_size,
+                geometry=attachment.identity.geometry,
+                hash_block_size=header.prefix.hash_block_size,
             ),
             slot_bytes=attachment.slot_bytes,
             pending_write=_new_pending_write(),
@@ -105,11 +109,12 @@ class OpenStore:
         return is_resident
 
     def refuse(self, position: int, reason: RefusalReason, detail: str) -> None:
-        """Count a chunk as refused. The answer has the first reason."""
+        """Count a chunk as refused. The answer has the first reason, and the index remembers the first chunk."""
         if reason is not RefusalReason.NO_BYTES:  # a larger L1 would not help against that
             self._depot.num_refused_chunks += 1
         self._num_refused += 1
         if self._refusal is None:
+            self._depot.index.past.note_refused(self._key(position), reason)
             self._refusal = Refusal(reason=reason, detail=f"from token {position * self._chunk_size} on: {detail}")
 
     async def commit(self, pace: Pace) -> None:

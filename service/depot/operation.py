@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from telemetry.kinds import OperationKind, Outcome
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -13,7 +13,8 @@ class Operation:
     """One call of a session, filled in while it runs; the outcome is set at its end. `start` is monotonic seconds.
 
     `prompt_tokens` is the length of a lookup's prompt. `num_tokens` counts the tokens that were matched, stored or
-    retrieved, `num_bytes` the bytes that were stored or retrieved.
+    retrieved, `num_bytes` the bytes that were stored or retrieved. `miss_reason` says why a lookup did not match
+    more, and `refusal_reason` why a store refused `refused_tokens`.
     """
 
     kind: OperationKind
@@ -24,4 +25,7 @@ class Operation:
     prompt_tokens: int = 0
     num_tokens: int = 0
     num_bytes: int = 0
+    refused_tokens: int = 0
     outcome: Outcome | None = None
+    miss_reason: MissReason | None = None
+    refusal_reason: RefusalReason | None = None

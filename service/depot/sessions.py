@@ -12,6 +12,7 @@ from itertools import islice
 from kernels.transfer import Transfer
 from service.depot.begin_order import BeginOrder
 from service.depot.operation import Operation
+from service.depot.session_totals import SessionTotals
 from service.errors import SessionNotFound, TooManySessions
 from telemetry.kinds import SessionEnd
 
@@ -46,6 +47,7 @@ class Session:
     duration_seconds: float = 0.0
     operations: list[Operation] = field(default_factory=list)
     num_dropped_operations: int = 0
+    totals: SessionTotals = field(default_factory=SessionTotals)
     num_running: int = 0
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[Transfer] = field(default_factory=set)
@@ -71,6 +73,11 @@ class Session:
             self.operations.append(operation)
         else:
             self.num_dropped_operations += 1
+
+    def finish(self, operation: Operation) -> None:
+        """Note that an operation ended; it has its outcome and its counts."""
+        self.num_running -= 1
+        self.totals.add(operation)
 
 
 class Sessions:

@@ -159,6 +159,9 @@ def _open(
             open_store.close()
             operation.num_tokens = open_store.answer.stored_tokens
             operation.num_bytes = open_store.answer.stored_bytes
+            operation.refused_tokens = open_store.answer.refused_tokens
+            refusal = open_store.answer.refusal
+            operation.refusal_reason = refusal.reason if refusal is not None else None
         operation.outcome = open_store.outcome()
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from service.depot.chunk_index import ChunkIndex
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
-from service.l1.index import RemovalReason
 from service.l1.keys import ChunkKey
+from service.l1.past import RemovalReason
 from telemetry.kinds import RefusalReason
 
 

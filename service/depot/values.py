@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from kernels.geometry import Group, Region
 from service.depot.leases import Lease
-from service.l1.index import Tombstone
 from service.l1.keys import Prefix
+from service.l1.past import Tombstone
 from telemetry.kinds import MissReason, RefusalReason
 
 

@@ -11,13 +11,20 @@ from service.l1.pool import Slot
 
 @dataclass(slots=True, eq=False)
 class NamespaceStats:
-    """What the chunks of one namespace share, and how many there are."""
+    """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`.
+
+    `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash.
+    """
 
     namespace: Namespace
     model_name: str
     cache_salt: str
     rank: int
     tenant: str = ""
+    adapter: str = ""
+    world_size: int = 1
+    geometry: bytes = b""
+    hash_block_size: int = 0
     num_chunks: int = 0
     ever_stored: bool = False
 

@@ -7,41 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
+from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
 
-MAX_REMEMBERED = 65_536
 # Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
 # instead, and up to 30 milliseconds where it can't and the chunk would be refused.
 MAX_SWEPT_FOR_AGE = 32
 MAX_SWEPT_FOR_SPACE = 200_000
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class RemovalReason(StrEnum):
-    """Why a chunk left L1."""
-
-    EVICTED = "evicted"
-    CLEARED = "cleared"
-    REPLACED = "replaced"
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """Why a chunk left L1, and when, in seconds since the epoch."""
-
-    reason: RemovalReason
-    time: float
 
 
 class Index:
@@ -53,6 +30,7 @@ class Index:
 
     def __init__(self, pool: Pool[Chunk]) -> None:
         self.pool = pool
+        self.past = Past()
         self.num_resident = 0
         self.num_protected = 0
         self.protected_bytes = 0
@@ -66,19 +44,13 @@ class Index:
         self._eviction = LeastRecentlyUsed()
         self._usage_by_tenant: dict[str, tuple[int, int]] = {}
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
-        self._tombstones: OrderedDict[ChunkKey, Tombstone] = OrderedDict()
-        self._past_namespaces: OrderedDict[Namespace, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
 
-    def tombstone(self, key: ChunkKey) -> Tombstone | None:
-        """Return the tombstone of a removed chunk. None: the chunk was stored again, or the tombstone is forgotten."""
-        return self._tombstones.get(key)
-
     def has_seen(self, namespace: Namespace) -> bool:
         """Return whether the namespace has chunks, or had some and was not forgotten."""
-        return namespace in self._namespaces or namespace in self._past_namespaces
+        return namespace in self._namespaces or self.past.had_chunks(namespace)
 
     def has_chunks(self, namespace: Namespace) -> bool:
         """Return whether the namespace has chunks."""
@@ -89,11 +61,26 @@ class Index:
         return self._chunks.values()
 
     def namespace_stats(
-        self, namespace: Namespace, *, model_name: str, cache_salt: str, rank: int, tenant: str = ""
+        self,
+        namespace: Namespace,
+        *,
+        model_name: str,
+        cache_salt: str,
+        rank: int,
+        tenant: str = "",
+        adapter: str = "",
+        world_size: int = 1,
+        geometry: bytes = b"",
+        hash_block_size: int = 0,
     ) -> NamespaceStats:
         """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
-        known = self._namespaces.get(namespace)
-        return known or NamespaceStats(namespace, model_name, cache_salt, rank, tenant)
+        return self._namespaces.get(namespace) or NamespaceStats(
+            namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size
+        )
+
+    def namespaces(self) -> Iterable[NamespaceStats]:
+        """Return the stats of every namespace that has chunks."""
+        return self._namespaces.values()
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
         """Return, for each tenant that has any, the number of its chunks and the bytes of their slots."""
@@ -134,7 +121,7 @@ class Index:
         chunk.namespace_stats.ever_stored = True
         chunk.store_time = time.monotonic()
         self.num_resident += 1
-        return self._tombstones.pop(chunk.key, None)
+        return self.past.note_stored(chunk.key)
 
     def abandon(self, chunk: Chunk) -> None:
         """Forget a reserved chunk without bytes, and free its slot."""
@@ -168,7 +155,7 @@ class Index:
         """Make a chunk invisible at once. Its slot is freed when it is written and has no pins."""
         assert not chunk.removed
         self._forget(chunk)
-        _remember(self._tombstones, chunk.key, Tombstone(reason, time.time()))
+        self.past.note_removed(chunk.key, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
         if chunk.pending_write is not None:
@@ -253,7 +240,7 @@ class Index:
         if stats.num_chunks == 0:
             del self._namespaces[stats.namespace]
             if stats.ever_stored:
-                _remember(self._past_namespaces, stats.namespace, None)
+                self.past.note_empty(stats.namespace)
 
     def _count(self, stats: NamespaceStats, num_chunks: int, num_bytes: int) -> None:
         stats.num_chunks += num_chunks
@@ -268,10 +255,3 @@ class Index:
             self.pool.free(chunk.slot)
         else:
             self._eviction.add(chunk)
-
-
-def _remember(past: OrderedDict[K, V], key: K, value: V) -> None:
-    past[key] = value
-    past.move_to_end(key)
-    if len(past) > MAX_REMEMBERED:
-        past.popitem(last=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import merge
@@ -27,7 +25,7 @@ class SessionReport:
 
 
 def report(session: Session) -> SessionReport:
-    """Report an ended session. Tokens and bytes are summed over the operations that the session has kept."""
+    """Report an ended session. Tokens and bytes are summed over all its operations, also over those without a row."""
     operations = [(_span(session, each), each) for each in session.operations]
     divided = timeline([span for span, _ in operations], session.duration_seconds, session.num_dropped_operations)
     facts = _facts(session)
@@ -47,17 +45,15 @@ def report(session: Session) -> SessionReport:
         lines.append(f"  … and {num_more:,} more")
     if facts["looked_up_tokens"]:
         lines.append("  hit ratio {hit_ratio:.2f}: {matched_tokens:,} of {looked_up_tokens:,} tokens looked up matched")
-    lines.append("  {saved_tokens:,} tokens saved; {retrieved_bytes:,} bytes retrieved, {stored_bytes:,} bytes stored")
+    if facts["misses"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["misses"].items())
+        lines.append(f"  misses: {reasons}; the last one at token {{last_miss_token:,}}: {{last_miss!r}}")
+    stored = "{stored_tokens:,} tokens stored, {stored_bytes:,} bytes"
+    if facts["refused_tokens"]:
+        stored += "; {refused_tokens:,} tokens refused"
+    lines.append("  {saved_tokens:,} tokens saved, {retrieved_bytes:,} bytes retrieved; " + stored)
     lines.append("  depot {depot_seconds:.4f} s, engine {engine_seconds:.4f} s")
     return SessionReport("\n".join(lines).format_map(facts), facts)
-
-
-def saved_tokens(retrieves: Iterable[tuple[int, int]]) -> int:
-    """Return the tokens that the engine need not compute: the fewest of any rank, from pairs of (rank, tokens)."""
-    by_rank: Counter[int] = Counter()
-    for rank, num_tokens in retrieves:
-        by_rank[rank] += num_tokens
-    return min(by_rank.values(), default=0)
 
 
 def _span(session: Session, operation: Operation) -> Span:
@@ -69,12 +65,7 @@ def _span(session: Session, operation: Operation) -> Span:
 
 
 def _facts(session: Session) -> dict[str, Any]:
-    of_kind: dict[OperationKind, list[Operation]] = {kind: [] for kind in OperationKind}
-    for operation in session.operations:
-        of_kind[operation.kind].append(operation)
-    lookups, retrieves = of_kind[OperationKind.LOOKUP], of_kind[OperationKind.RETRIEVE]
-    looked_up_tokens = sum(lookup.prompt_tokens for lookup in lookups)
-    matched_tokens = sum(lookup.num_tokens for lookup in lookups)
+    totals = session.totals
     return {
         "instance_id": session.instance_id,
         "session_id": session.session_id,
@@ -83,12 +74,19 @@ def _facts(session: Session) -> dict[str, Any]:
         "duration_seconds": round(session.duration_seconds, 6),
         "reason": str(session.end),
         "num_operations": len(session.operations) + session.num_dropped_operations,
-        "looked_up_tokens": looked_up_tokens,
-        "matched_tokens": matched_tokens,
-        "hit_ratio": round(matched_tokens / looked_up_tokens, 4) if looked_up_tokens else None,
-        "saved_tokens": saved_tokens((each.rank, each.num_tokens) for each in retrieves),
-        "retrieved_bytes": sum(each.num_bytes for each in retrieves),
-        "stored_bytes": sum(each.num_bytes for each in of_kind[OperationKind.STORE]),
+        "num_lookups": totals.num_lookups,
+        "num_hits": totals.num_hits,
+        "looked_up_tokens": totals.prompt_tokens,
+        "matched_tokens": totals.matched_tokens,
+        "hit_ratio": round(totals.matched_tokens / totals.prompt_tokens, 4) if totals.prompt_tokens else None,
+        "misses": {str(reason): count for reason, count in totals.misses.items()},
+        "last_miss": totals.last_miss.detail if totals.last_miss is not None else None,
+        "last_miss_token": totals.last_miss.at_token if totals.last_miss is not None else None,
+        "saved_tokens": totals.retrieved_tokens,
+        "retrieved_bytes": totals.retrieved_bytes,
+        "stored_tokens": totals.stored_tokens,
+        "refused_tokens": totals.refused_tokens,
+        "stored_bytes": totals.stored_bytes,
     }
 
 
@@ -102,6 +100,7 @@ def _operation_facts(span: Span, operation: Operation) -> dict[str, Any]:
         "num_bytes": operation.num_bytes,
         "tier": Tier.L1,
         "outcome": str(operation.outcome or "running"),
+        "why": _why(operation),
     }
 
 
@@ -116,4 +115,10 @@ def _row(span: Span, operation: Operation | None) -> str:
         what, tokens = f"{operation.kind} rank {operation.rank}", f"{operation.num_tokens:,} tokens"
     rate = span.gigabytes_per_second(operation.num_bytes)
     speed = f"{rate:.2f} GB/s" if rate is not None else ""
-    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {Tier.L1}  {operation.outcome or 'running'}"
+    why = f", {_why(operation)}" if _why(operation) else ""
+    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {Tier.L1}  {operation.outcome or 'running'}{why}"
+
+
+def _why(operation: Operation) -> str:
+    """Return why a lookup did not match more, or why a store refused chunks; empty if neither is so."""
+    return str(operation.miss_reason or operation.refusal_reason or "")

@@ -128,7 +128,7 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """
     wrong = Violations()
     wrong.check_ids(message)
-    prefix = _prefix(wrong, "prefix", message.prefix)
+    prefix = prefix_of(wrong, "prefix", message.prefix)
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
     if max_wait_seconds < 0:
         wrong.add("max_wait", "is negative")
@@ -163,7 +163,7 @@ def store_header(
     """
     wrong = wrong or Violations()
     wrong.check_ids(message, path)
-    prefix = _prefix(wrong, f"{path}prefix", message.prefix)
+    prefix = prefix_of(wrong, f"{path}prefix", message.prefix)
     wrong.raise_any()
     return StoreHeader(
         instance_id=message.instance_id,
@@ -237,7 +237,7 @@ def session_ids(message: WithIds) -> tuple[str, str]:
     return message.instance_id, message.session_id
 
 
-def _prefix(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
+def prefix_of(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefix:
     """Return the prefix. It is not usable if a violation was noted."""
     num_tokens, num_hashes = len(message.token_ids), len(message.block_hashes)
     wrong.check_length(f"{field}.token_ids", message.token_ids, MAX_TOKEN_IDS)

@@ -10,16 +10,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvdepot.v1 import cache_pb2
 from service.depot.leases import Lease
 from service.depot.operation import Operation
+from service.depot.session_totals import SessionTotals
 from service.depot.sessions import Session
 from service.depot.values import LookupAnswer, Miss, Refusal, StoreAnswer
 from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 
 # The messages' enums have the names of the kinds, behind a prefix.
 _MISS_REASONS = {each: cache_pb2.MissReason.Value(f"MISS_REASON_{each.name}") for each in MissReason}
-_REFUSAL_REASONS = {each: cache_pb2.RefusalReason.Value(f"REFUSAL_REASON_{each.name}") for each in RefusalReason}
+REFUSAL_REASONS = {each: cache_pb2.RefusalReason.Value(f"REFUSAL_REASON_{each.name}") for each in RefusalReason}
 _OPERATION_KINDS = {each: cache_pb2.OperationKind.Value(f"OPERATION_KIND_{each.name}") for each in OperationKind}
 _OUTCOMES = {each: cache_pb2.Outcome.Value(f"OUTCOME_{each.name}") for each in Outcome}
 _SESSION_ENDS = {each: cache_pb2.SessionEnd.Value(f"SESSION_END_{each.name}") for each in SessionEnd}
+
+NO_MISS, NO_REFUSAL = cache_pb2.MISS_REASON_UNSPECIFIED, cache_pb2.REFUSAL_REASON_UNSPECIFIED
 
 _StoreResponse = TypeVar("_StoreResponse", cache_pb2.StoreResponse, cache_pb2.StoreInlineResponse)
 
@@ -42,7 +45,7 @@ def lookup_response(answer: LookupAnswer) -> cache_pb2.LookupResponse:
         matched_tokens=answer.matched_tokens,
         l1_tokens=answer.matched_tokens,
         lease=_lease(answer.lease) if answer.lease is not None else None,
-        miss=_miss(answer.miss) if answer.miss is not None else None,
+        miss=miss(answer.miss) if answer.miss is not None else None,
     )
 
 
@@ -70,7 +73,30 @@ def session_summary(session: Session, tenant: str, *, with_operations: bool = Tr
         operations=[_operation(session, each) for each in session.operations] if with_operations else (),
         num_dropped_operations=session.num_dropped_operations,
         end=_SESSION_ENDS[session.end] if session.end is not None else cache_pb2.SESSION_END_UNSPECIFIED,
+        totals=_totals(session.totals),
     )
+
+
+def _totals(totals: SessionTotals) -> cache_pb2.SessionTotals:
+    message = cache_pb2.SessionTotals(
+        num_lookups=totals.num_lookups,
+        num_hits=totals.num_hits,
+        prompt_tokens=totals.prompt_tokens,
+        matched_tokens=totals.matched_tokens,
+        stored_tokens=totals.stored_tokens,
+        refused_tokens=totals.refused_tokens,
+        retrieved_tokens=totals.retrieved_tokens,
+        stored_bytes=totals.stored_bytes,
+        retrieved_bytes=totals.retrieved_bytes,
+        misses=[
+            cache_pb2.MissCount(reason=_MISS_REASONS[reason], num_lookups=count)
+            for reason, count in totals.misses.items()
+        ],
+    )
+    if totals.last_miss is not None:
+        message.last_miss.CopyFrom(miss(totals.last_miss))
+        message.last_miss_time.CopyFrom(timestamp(totals.last_miss_time))
+    return message
 
 
 def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
@@ -84,6 +110,9 @@ def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
         outcome=_OUTCOMES[operation.outcome] if operation.outcome is not None else cache_pb2.OUTCOME_UNSPECIFIED,
         rank=operation.rank,
         num_asked_tokens=operation.prompt_tokens,
+        miss_reason=_MISS_REASONS[operation.miss_reason] if operation.miss_reason else NO_MISS,
+        refused_tokens=operation.refused_tokens,
+        refusal_reason=REFUSAL_REASONS[operation.refusal_reason] if operation.refusal_reason else NO_REFUSAL,
     )
 
 
@@ -91,13 +120,14 @@ def _lease(lease: Lease) -> cache_pb2.Lease:
     return cache_pb2.Lease(lease_id=lease.lease_id, expire_time=timestamp(lease.expire_time))
 
 
-def _miss(miss: Miss) -> cache_pb2.Miss:
-    message = cache_pb2.Miss(reason=_MISS_REASONS[miss.reason], at_token=miss.at_token, detail=miss.detail)
-    if miss.tombstone is not None:
-        message.drop_time.CopyFrom(timestamp(miss.tombstone.time))
+def miss(value: Miss) -> cache_pb2.Miss:
+    """Return why a match is not longer."""
+    message = cache_pb2.Miss(reason=_MISS_REASONS[value.reason], at_token=value.at_token, detail=value.detail)
+    if value.tombstone is not None:
+        message.drop_time.CopyFrom(timestamp(value.tombstone.time))
         message.tier = cache_pb2.TIER_L1
     return message
 
 
 def _refusal(refusal: Refusal) -> cache_pb2.Refusal:
-    return cache_pb2.Refusal(reason=_REFUSAL_REASONS[refusal.reason], detail=refusal.detail)
+    return cache_pb2.Refusal(reason=REFUSAL_REASONS[refusal.reason], detail=refusal.detail)

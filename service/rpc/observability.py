@@ -1,8 +1,9 @@
-"""ObservabilityService: takes block reports, sends events, and lists sessions."""
+"""ObservabilityService: takes block reports, sends events, lists sessions, and explains misses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import islice
 
 import grpc
@@ -12,10 +13,11 @@ from google.protobuf.struct_pb2 import Struct
 from kvdepot.v1 import cache_pb2, observability_pb2, observability_pb2_grpc
 from service.access.credentials import caller, visible_tenant
 from service.depot.depot import Depot
+from service.depot.explain import explain_prefix
 from service.depot.sessions import Session
 from service.depot.tenant_depots import TenantDepots
-from service.errors import ObservabilityDisabled, SessionNotFound, invalid
-from service.rpc import decode, encode
+from service.errors import InstanceNotFound, ObservabilityDisabled, SessionNotFound, invalid
+from service.rpc import decode, encode, explain
 from service.rpc.limits import MAX_EVENT_TYPES, MAX_RECORDS
 from service.rpc.violations import MAX_ID_BYTES, Violations
 from telemetry.attributes import attributes
@@ -27,6 +29,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 SUMMARIES_AT_ONCE = 50
 RECORDS_PER_EVENT = 256
+NUM_MEANT = 3  # types of events to suggest
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
@@ -77,7 +80,8 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
             raise invalid("event_types", f"has {len(request.event_types)}, more than {MAX_EVENT_TYPES}")
         unknown = [name for name in request.event_types if name not in EVENT_TYPES]
         if unknown:
-            raise invalid("event_types", f"{unknown} do not exist; there are {sorted(EVENT_TYPES)}")
+            description = f"{unknown} do not exist; {_meant(unknown[0])}there are {sorted(EVENT_TYPES)}"
+            raise invalid("event_types", description)
         event_types = [EVENT_TYPES[name] for name in request.event_types]
         with Watcher(
             self._bus,
@@ -126,6 +130,17 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
             raise SessionNotFound(*ids)
         return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
 
+    async def ExplainPrefix(
+        self, request: observability_pb2.ExplainPrefixRequest, context: object
+    ) -> observability_pb2.ExplainPrefixResponse:
+        tenant = visible_tenant(request.tenant) if request.tenant else caller.get().tenant.name
+        prefix = explain.explained_prefix(request)
+        depot = self._depots.named(tenant)
+        if depot is None:
+            raise InstanceNotFound(request.instance_id, model_name=request.model_name)
+        explanation = await explain_prefix(depot, request.instance_id, request.model_name, prefix)
+        return explain.response(explanation, prefix, depot.limits.chunk_size, is_admin=caller.get().tenant.is_admin)
+
     def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
         """Yield tenants and sessions by tenant, newest first. Begin at `at_tenant`, below the number `before`."""
         for depot in sorted(self._depots, key=lambda depot: depot.tenant):
@@ -133,6 +148,14 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
                 last = before if before and depot.tenant == (at_tenant or tenant) else None
                 for session in depot.sessions.newest_first(instance_id, before=last):
                     yield depot.tenant, session
+
+
+def _meant(name: str) -> str:
+    """Return which types of events may be meant by a name that does not exist."""
+    by_lower = {each.lower(): each for each in EVENT_TYPES}
+    meant = [each for lower, each in by_lower.items() if name.lower() in lower]
+    meant = meant or [by_lower[lower] for lower in get_close_matches(name.lower(), by_lower, 1)]
+    return f"did you mean {' or '.join(meant[:NUM_MEANT])}? " if name and meant else ""
 
 
 def _page_token(tenant: str, session: Session) -> str:

@@ -75,6 +75,14 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
         {},
         observability_pb2.GetSessionRequest(instance_id="engine-0", session_id="session"),
     ),
+    "ExplainPrefix": (
+        "explain_prefix",
+        ([1, 2],),
+        {"model_name": "model", "tenant": "red"},
+        observability_pb2.ExplainPrefixRequest(
+            model_name="model", prefix=cache_pb2.Prefix(token_ids=[1, 2]), tenant="red"
+        ),
+    ),
     "GetStatus": ("get_status", (), {}, admin_pb2.GetStatusRequest()),
     "ListInstances": ("list_instances", (), {}, admin_pb2.ListInstancesRequest()),
     "ClearCache": (

@@ -194,6 +194,8 @@ class World:
                 return admin_pb2.SetLogLevelRequest(level=level, logger="asyncio", duration=Duration(seconds=60))
             case "GetSession":
                 return observability_pb2.GetSessionRequest(**ids)
+            case "ExplainPrefix":
+                return observability_pb2.ExplainPrefixRequest(instance_id="engine", prefix=prefix)
         return request_class(rpc)()
 
     async def call(self, rpc: str, request: Any, *, over_unix_socket: bool = False) -> Answer:
@@ -416,7 +418,7 @@ for rpc, names in {
     for name in names:
         bad(rpc, f"no {name}", name, put(name, ""))
         bad(rpc, f"a long {name}", name, put(name, "é" * (IDS[name] // 2) + "x"))
-for rpc in ("Lookup", "Store", "Retrieve", "RetrieveInline", "StoreInline"):
+for rpc in ("Lookup", "Store", "Retrieve", "RetrieveInline", "StoreInline", "ExplainPrefix"):
     refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", by("unknown"))
 for rpc in ("Store", "Retrieve", "RetrieveInline", "StoreInline"):
     refused(rpc, "a rank beyond the world", "NOT_FOUND RANK_NOT_FOUND", by("engine", rank=1))
@@ -424,7 +426,7 @@ for rpc in ("Store", "Retrieve", "RetrieveInline", "StoreInline"):
     refused(rpc, "the largest rank", "NOT_FOUND RANK_NOT_FOUND", by("engine", rank=2**32 - 1))
 
 HASHES = [b"hash" * 8] * 8
-for rpc, at in {"Lookup": "", "Store": "", "StoreInline": "[0].header."}.items():
+for rpc, at in {"Lookup": "", "ExplainPrefix": "", "Store": "", "StoreInline": "[0].header."}.items():
     prefix = f"{at}prefix".replace("[0].", "")
 
     def put_hashes(path: str, hashes: list[bytes], hash_block_size: int) -> Callable[[Any, World], None]:
@@ -443,7 +445,7 @@ for rpc, at in {"Lookup": "", "Store": "", "StoreInline": "[0].header."}.items()
     bad(rpc, "an empty hash", f"{prefix}.block_hashes", put_hashes(f"{at}prefix", [*HASHES, b""], 8))
     bad(rpc, "a long salt", f"{prefix}.cache_salt", put(f"{at}prefix.cache_salt", "x" * 257))
     bad(rpc, "a long adapter", f"{prefix}.adapter", put(f"{at}prefix.adapter", "x" * 513))
-    if rpc != "Lookup":
+    if rpc not in ("Lookup", "ExplainPrefix"):
         start = prefix.replace("prefix", "start_token")
         bad(rpc, "an unaligned start", start, put(f"{at}start_token", 8))
         bad(rpc, "a start beyond the prompt", start, put(f"{at}start_token", NUM_TOKENS + CHUNK_SIZE))
@@ -647,6 +649,16 @@ for rpc in ("EndSession", "GetSession"):
     for what, name in (("an unknown session", "session_id"), ("a session of an unknown instance", "instance_id")):
         refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "unknown"))
 refused("EndSession", "a session that has ended", "NOT_FOUND SESSION_NOT_FOUND", put("session_id", "ended"))
+
+
+def of_an_unknown_model(request: Any, world: World) -> None:
+    request.instance_id, request.model_name = "", "unknown"
+
+
+bad("ExplainPrefix", "neither an instance nor a model", "instance_id", put("instance_id", ""))
+bad("ExplainPrefix", "an instance and a model", "instance_id", put("model_name", "m"))
+bad("ExplainPrefix", "a long instance_id", "instance_id", put("instance_id", "x" * 257))
+refused("ExplainPrefix", "an unknown model", "NOT_FOUND INSTANCE_NOT_FOUND", of_an_unknown_model)
 
 bad("ReportBlockAllocation", "no block_size", "block_size", put("block_size", 0))
 bad("ReportBlockAllocation", "no session_id", "records[1].session_id", put("records[1].session_id", ""))

@@ -19,8 +19,8 @@ from service.depot.lookup import match_prefix
 from service.depot.open_store import OpenStore
 from service.depot.values import StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired
-from service.l1.index import RemovalReason
 from service.l1.keys import Prefix, RankIdentity
+from service.l1.past import RemovalReason
 from telemetry.kinds import RefusalReason
 
 CHUNK_SIZE = 16

@@ -195,6 +195,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._enter("GetSession", request, context)
         return observability_pb2.GetSessionResponse()
 
+    def ExplainPrefix(self, request: Any, context: Any) -> observability_pb2.ExplainPrefixResponse:
+        self._enter("ExplainPrefix", request, context)
+        return observability_pb2.ExplainPrefixResponse()
+
     def GetStatus(self, request: Any, context: Any) -> admin_pb2.GetStatusResponse:
         self._enter("GetStatus", request, context)
         return admin_pb2.GetStatusResponse(version="1.2.3")

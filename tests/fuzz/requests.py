@@ -31,6 +31,9 @@ def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) 
             if rpc.name == "ListSessions":
                 request.page_size = random.choice((0, 1, 10))
             return [request]
+        case "ExplainPrefix":
+            name = random.choice(("instance_id", "model_name"))
+            return [rpc.request(**{name: things.name(name, random)}, prefix=things.prefix(random))]
         case "ClearCache":  # mostly of something, so that chunks stay
             request = made(rpc.request, things, random, share=0.4)
             request.model_name = request.model_name or things.name("model_name", random)

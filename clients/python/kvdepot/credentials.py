@@ -43,6 +43,11 @@ class Credentials:
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("certificate_file and key_file: give both or none")
 
+    @property
+    def has_tls(self) -> bool:
+        """Whether a connection over TCP uses TLS."""
+        return self.tls or self.ca_file is not None or self.certificate_file is not None
+
     def channel_credentials(self, address: str) -> grpc.ChannelCredentials | None:
         """Return the credentials of a channel to the address; None if it has no TLS.
 
@@ -52,7 +57,7 @@ class Credentials:
         """
         if address.startswith("unix:"):
             return None
-        if not (self.tls or self.ca_file is not None or self.certificate_file is not None):
+        if not self.has_tls:
             if (self.token or self.token_file is not None) and not self.plain_tcp and not _is_on_this_machine(address):
                 raise ValueError(f"{address}: a token is not sent over TCP without TLS; give ca_file, or tls=True")
             return None

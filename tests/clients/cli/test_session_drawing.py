@@ -14,6 +14,7 @@ from rich.console import Console
 
 from kvdepot.cli.session_drawing import cells, drawing
 from kvdepot.cli.session_view import view
+from kvdepot.cli.sessions import COLUMNS, _row
 from kvdepot.timeline import Span
 from kvdepot.v1 import cache_pb2
 
@@ -46,7 +47,8 @@ def draw(*operations: cache_pb2.Operation, width: int = 120, duration: float = 1
 
 
 def row(lines: list[str], *words: str) -> str:
-    (found,) = (line for line in lines if all(word in line for word in words))
+    in_table = (line for line in lines[3:] if line[:1] == " " or not line[0].isdigit())
+    (found,) = (line for line in in_table if all(word in line for word in words))
     return found
 
 
@@ -117,3 +119,53 @@ def test_values_that_are_newer_than_this_program_are_shown_as_numbers() -> None:
 def test_a_bar_is_seen_and_stays_in_its_place(width: int, start: float, length: float, drawn: float) -> None:
     first, end = cells(Span(min(start, drawn), min(start + length, drawn)), drawn, width)
     assert 0 <= first < end <= width
+
+
+def test_a_depot_of_an_older_version_has_no_totals_and_none_are_invented() -> None:
+    lines = draw(operation("lookup", 0.0, 0.5))
+    assert not any("tokens" in line for line in lines[4:])
+    columns = _row(view(cache_pb2.SessionSummary(instance_id="pod-1", model_name="llama")))
+    assert len(columns) == len(COLUMNS)
+    assert columns[5:] == [""] * (len(COLUMNS) - 6) + ["llama"]
+
+
+def test_totals_and_the_reason_of_each_miss_are_shown_at_80_columns() -> None:
+    totals = cache_pb2.SessionTotals(
+        num_lookups=2,
+        num_hits=1,
+        prompt_tokens=8_192,
+        matched_tokens=2_048,
+        retrieved_tokens=2_048,
+        retrieved_bytes=1 << 20,
+        refused_tokens=256,
+        misses=[cache_pb2.MissCount(reason=cache_pb2.MISS_REASON_EVICTED, num_lookups=2)],
+        last_miss=cache_pb2.Miss(at_token=2_048, detail="rank 0's chunk was evicted\x1b[31m"),
+    )
+    lines = draw(
+        operation(
+            "lookup",
+            0.0,
+            0.5,
+            num_tokens=2_048,
+            num_asked_tokens=8_192,
+            outcome=cache_pb2.OUTCOME_PARTIAL,
+            miss_reason=cache_pb2.MISS_REASON_EVICTED,
+        ),
+        operation(
+            "store",
+            0.5,
+            1.0,
+            outcome=cache_pb2.OUTCOME_REFUSED,
+            refused_tokens=256,
+            refusal_reason=cache_pb2.REFUSAL_REASON_NO_SLOT,
+        ),
+        width=80,
+        totals=totals,
+    )
+    assert max(map(len, lines)) <= 80
+    assert row(lines, "scheduler").split()[-2:] == ["l1", "partial,"]
+    assert [line.strip() for line in lines if line.strip() in ("evicted", "no slot")] == ["evicted", "no slot"]
+    assert "1 of 2 lookups hit; 2,048 of 8,192 tokens matched (25%)" in lines
+    assert "2,048 tokens retrieved, 1 MiB; 0 tokens stored, 0 B; 256 tokens refused" in lines
+    assert any(line.startswith("misses: evicted 2; the last one at token 2,048: rank 0's chunk") for line in lines)
+    assert not any("\x1b" in line for line in lines)

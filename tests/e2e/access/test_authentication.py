@@ -82,7 +82,8 @@ async def test_only_an_admin_sees_another_tenant(start_tenants: StartTenants, co
     server = await start_tenants()
     blue, ops = (connect(server.addresses[0], token) for token in ("blue-token", "ops-token"))
     ids = {"instance_id": "i", "session_id": "s"}
-    for rpc, fields in (("ListSessions", {}), ("GetSession", ids), ("WatchEvents", {})):
+    explained = {"instance_id": "i"}
+    for rpc, fields in (("ListSessions", {}), ("GetSession", ids), ("WatchEvents", {}), ("ExplainPrefix", explained)):
         request = empty_request(rpc)
         for name, value in (fields | {"tenant": "red"}).items():
             setattr(request, name, value)

@@ -237,6 +237,13 @@ async def get_session(site: Site, party: Party, step: Step) -> Any:
     return await party.call("GetSession", observability_pb2.GetSessionRequest(**ids(step)))
 
 
+async def explain_prefix(site: Site, party: Party, step: Step) -> Any:
+    request = observability_pb2.ExplainPrefixRequest(
+        instance_id=step.instance, prefix=cache_pb2.Prefix(token_ids=PROMPTS[step.prompt])
+    )
+    return await party.call("ExplainPrefix", request)
+
+
 async def get_status(site: Site, party: Party, step: Step) -> Any:
     return await party.call("GetStatus", admin_pb2.GetStatusRequest())
 
@@ -271,6 +278,7 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "WatchEvents": watch,
     "ListSessions": list_sessions,
     "GetSession": get_session,
+    "ExplainPrefix": explain_prefix,
     "GetStatus": get_status,
     "ListInstances": list_instances,
     "ClearCache": clear_cache,
@@ -367,11 +375,14 @@ PREPARED = [
 @example([Step("red", rpc) for rpc in ACTIONS] + [Step("blue", rpc) for rpc in ACTIONS])
 @example([Step(tenant, rpc) for rpc in ACTIONS for tenant in ("red", "blue")])
 @example([Step(tenant, rpc, prompt=1, lease=1) for rpc in reversed(ACTIONS) for tenant in ("red", "blue")])
+@example([Step("red", "StoreInline", prompt=1), Step("blue", "ExplainPrefix", prompt=1)])
 async def test_what_one_tenant_does_is_nothing_to_another(twins: Twins, steps: list[Step]) -> None:
     await compare(twins, [*PREPARED, *steps])
 
 
-@pytest.mark.parametrize(("first", "then"), list(itertools.product(ACTIONS, ["Lookup", "Retrieve", "GetSession"])))
+@pytest.mark.parametrize(
+    ("first", "then"), list(itertools.product(ACTIONS, ["Lookup", "Retrieve", "GetSession", "ExplainPrefix"]))
+)
 async def test_no_single_call_changes_the_next_answer_to_the_other(twins: Twins, first: str, then: str) -> None:
     await compare(twins, [*PREPARED, Step("red", first), Step("blue", then), Step("blue", "ListSessions")])
 

@@ -17,7 +17,7 @@ from kvdepot.version import __version__
 
 CLIENT = server_folder.PACKAGE.parent
 SERVERS = {"service", "kernels", "telemetry", "opentelemetry", "uvloop", "pydantic_settings"}
-OF_CLIENT = ("status", "sessions", "health", "replay", "selftest")
+OF_CLIENT = ("status", "sessions", "events", "explain", "clear", "health", "replay", "selftest")
 OF_SERVER = ("serve", "doctor", "precompile")
 
 
@@ -82,9 +82,13 @@ runpy.run_module("kvdepot", run_name="__main__")
     return set(ended.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("name", ["status", "sessions", "health", "selftest"])
-def test_a_command_imports_neither_the_server_nor_numpy_nor_another_command(name: str, tmp_path: Path) -> None:
-    imported = _imported(name, "--address", f"unix:{tmp_path}/absent.sock")
+COMMANDS = ["status", "sessions", "events --follow", "explain --session s", "clear --yes", "health", "selftest"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_imports_neither_the_server_nor_numpy_nor_another_command(command: str, tmp_path: Path) -> None:
+    name, *options = command.split()
+    imported = _imported(name, *options, "--address", f"unix:{tmp_path}/absent.sock")
     assert f"kvdepot.cli.{name}" in imported
     assert not {f"kvdepot.cli.{other}" for other in OF_CLIENT if other != name} & imported
     assert not {*SERVERS, "numpy"} & {module.partition(".")[0] for module in imported}

@@ -44,7 +44,9 @@ async def test_a_depot_that_drains_does_not_serve(start_server: StartServer, ser
 def test_no_depot(tmp_path: Path) -> None:
     result = health("--address", f"unix:{tmp_path}/absent.sock")
     assert result.exit_code == 1
-    assert result.stderr == f"error: unix:{tmp_path}/absent.sock: no depot answers there\n"
+    problem, hint = result.stderr.splitlines()
+    assert problem == f"error: unix:{tmp_path}/absent.sock: there is no socket {tmp_path}/absent.sock"
+    assert hint.startswith("hint: start a depot with `kvdepot serve`")
 
 
 def test_alone_it_does_not_load_the_server(start_server_process: Callable[..., str]) -> None:
@@ -56,3 +58,5 @@ def test_alone_it_does_not_load_the_server(start_server_process: Callable[..., s
     loaded = {line.rpartition("|")[2].strip() for line in asked.stderr.splitlines()}
     assert "grpc" in loaded
     assert not {"service.server", "service.depot.depot", "numpy", "opentelemetry", "uvloop"} & loaded
+    only_after_a_failure = {"kvdepot.cli.unreachable", "kvdepot.cli.probe", "kvdepot.sync.client", "rich.console"}
+    assert not only_after_a_failure & loaded

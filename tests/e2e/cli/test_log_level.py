@@ -74,7 +74,7 @@ def test_the_depot_says_what_is_wrong(address: str, arguments: tuple[str, ...], 
 
 def test_the_client_takes_no_other_level(address: str) -> None:
     with DepotClient(address) as client:
-        with pytest.raises(DepotError, match="level: is .loud."):
+        with pytest.raises(DepotError, match=r"level: is .loud."):
             client.set_log_level("loud")
         with pytest.raises(DepotError, match="needs a level"):
             client.set_log_level(for_seconds=1.0)

@@ -49,7 +49,7 @@ def test_no_depot(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/absent.sock"
     result = selftest("--address", address)
     assert result.exit_code == ExitCode.REFUSED
-    assert result.stderr == f"error: {address}: no depot answers there\n"
+    assert result.stderr.startswith(f"error: {address}: there is no socket {tmp_path}/absent.sock\nhint: ")
 
 
 def test_a_depot_that_is_still_starting(start_server_process: Callable[..., str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,35 @@ def test_lists_as_many_as_it_is_asked_for_from_as_many_pages_as_it_takes(
     assert ids == [f"s{number}" for number in range(9, 1, -1)]
 
 
+def test_lists_tokens_hits_bytes_and_the_reasons_of_misses(depot: Depot) -> None:
+    depot.attachment.lookup("live", range(5, 45))
+    header, live, ended = (line for line in depot.run().output.splitlines() if line)
+    assert " ".join(header.split()[5:]) == "hits prompt matched % retrieved stored moved misses model"
+    assert " ".join(live.split()).endswith(" 1 of 2 80 32 40% 0 0 0 B never stored llama")
+    assert " ".join(ended.split()).endswith(" 0 0 0 32 512 B llama")
+    shown = depot.run("show", "pod-1", "live").output
+    assert "1 of 2 lookups hit; 32 of 80 tokens matched (40%)" in shown
+    assert "misses: never stored 1; the last one at token 0: the chunk was never stored" in shown
+    totals = json.loads(depot.run("show", "pod-1", "live", "--json").stdout)["totals"]
+    assert totals["misses"] == [{"reason": "MISS_REASON_NEVER_STORED", "num_lookups": 1}]
+
+
+def test_a_terminal_of_80_columns_shows_tokens_and_misses_of_long_names(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id = "cmpl-" + "0123456789abcdef" * 2
+    depot.attachment.lookup(session_id, range(131_072))
+    for name, value in (("FORCE_COLOR", "1"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    shown = CliRunner().invoke(
+        app, ["sessions", "--address", depot.address], env={"COLUMNS": "80", "TERM": "xterm"}, color=True
+    )
+    lines = re.sub(r"\x1b\[[\d;]*m", "", shown.output).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(session_id[first : first + 4] in shown.output for first in range(0, len(session_id), 12))
+    assert "131,072" in shown.output
+
+
 def test_without_sessions_it_says_so(start_server_process: Callable[..., str]) -> None:
     address = start_server_process("--l1-size", "8MiB", "--prometheus-port", "0")
     assert "none" in run("--server", address).output
@@ -130,9 +160,11 @@ def test_a_failure_is_one_line(depot: Depot, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("show", "i", "s"), ("export", "i", "s"), ("export", "--all")])
-def test_without_a_depot_it_says_so_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_without_a_depot_it_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     address = f"unix:{tmp_path}/absent.sock"
-    assert_fails(run(*arguments, "--address", address), f"{address}: no depot answers there")
+    result = run(*arguments, "--address", address)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {address}: there is no socket {tmp_path}/absent.sock\nhint: ")
 
 
 def test_names_from_the_wire_reach_neither_the_terminal_nor_its_markup(depot: Depot) -> None:

@@ -30,12 +30,16 @@ HTTP_ADDRESS = "127.0.0.1:9464"
 SOCKET = "/run/kvdepot.sock"
 TOKEN = "a-token"
 CHUNK_SIZE = 256
-COMMANDS_OF_OURS = ("sessions", "status", "doctor", "selftest", "replay", "log-level")
+COMMANDS_OF_OURS = (
+    *("sessions", "status", "health", "events", "explain", "clear", "doctor", "selftest", "replay", "log-level"),
+)
 RUN = ("buf curl ", "curl ", "echo ", *(f"kvdepot {command} " for command in COMMANDS_OF_OURS))
+STREAMS = ("WatchEvents", "events --follow")
 # What the pages suppose to be there.
 FILES = {
     "kvdepot.yaml": "l1_size: 16MiB\nlisten: 127.0.0.1:0\nprometheus_port: 0\n",
     "token": TOKEN,
+    "prompt.json": str(list(range(600))),
     "trace.jsonl": '{"timestamp": 0, "hash_ids": [1, 2, 3]}\n{"timestamp": 1, "hash_ids": [1, 2, 4]}\n',
 }
 
@@ -57,7 +61,7 @@ class Command:
         line = self.line.replace(ADDRESS, depot.address).replace(SOCKET, depot.socket)
         line = line.replace(SECURE_ADDRESS, depot.secure_address).replace(HTTP_ADDRESS, depot.http_address)
         return subprocess.Popen(
-            ["bash", "-c", f"exec {line}" if self.line.startswith("buf") else line],
+            ["bash", "-c", f"exec {line}" if any(stream in line for stream in STREAMS) else line],
             env=environment,
             cwd=environment["HOME"],
             stdout=subprocess.PIPE,
@@ -78,7 +82,6 @@ def commands() -> list[Command]:
 
 
 COMMANDS = commands()
-STREAMS = "WatchEvents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ def test_the_commands_are_found_and_say_what_they_answer() -> None:
 
 def test_every_command_answers_what_the_page_says(depot: Depot, environment: dict[str, str]) -> None:
     for command in COMMANDS:
-        if STREAMS in command.line:
+        if any(stream in command.line for stream in STREAMS):
             continue
         process = command.run(environment, depot)
         output, _ = process.communicate(timeout=60)
@@ -162,8 +165,9 @@ def test_every_command_answers_what_the_page_says(depot: Depot, environment: dic
         assert command.exit_code or command.answer in output, (command.line, output)
 
 
-def test_the_event_feed_shows_what_happens(depot: Depot, environment: dict[str, str]) -> None:
-    (command,) = (command for command in COMMANDS if STREAMS in command.line)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_event_feed_shows_what_happens(depot: Depot, environment: dict[str, str], stream: str) -> None:
+    (command,) = (command for command in COMMANDS if stream in command.line)
     process = command.run(environment, depot)
     assert process.stdout is not None
     seen = threading.Event()

@@ -16,8 +16,9 @@ from service.depot.leases import MAX_ENDED_REMEMBERED, Lease, Leases
 from service.depot.slices import Slices
 from service.errors import DepotError, LeaseExpired, LeaseNotFound, LeaseReleased, LeaseRevoked
 from service.l1.chunk import Chunk, PendingWrite
-from service.l1.index import Index, RemovalReason
+from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
+from service.l1.past import RemovalReason
 from service.l1.pool import Pool
 from telemetry.kinds import LeaseEnd
 
@@ -170,7 +171,7 @@ class AnyUse(RuleBasedStateMachine):
     def store(self) -> None:
         self.num_stored += 1
         assert self.depot.store(str(self.num_stored)) is not None or len(self.pins) == NUM_SLOTS
-        tombstones = [self.depot.index.tombstone(chunk.key) for chunk in self.pins]
+        tombstones = [self.depot.index.past.tombstone(chunk.key) for chunk in self.pins]
         assert not any(each.reason is RemovalReason.EVICTED for each in tombstones if each is not None)
 
     @property

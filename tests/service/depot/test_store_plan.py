@@ -10,8 +10,8 @@ import pytest
 
 from service.depot.store_plan import OfferedChunk, StoreContext, plan_store
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
-from service.l1.index import RemovalReason, Tombstone
 from service.l1.keys import ChunkKey, Namespace
+from service.l1.past import RemovalReason, Tombstone
 from service.l1.pool import Slot, SlotState
 from telemetry.kinds import RefusalReason
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.l1.chunk import Chunk, PendingWrite
-from service.l1.index import Index, RemovalReason
+from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
+from service.l1.past import RemovalReason
 from service.l1.pool import Pool, Slot
+from telemetry.kinds import RefusalReason
 
 SLOT_BYTES = 64
 LARGE_SLOT_BYTES = 192
@@ -72,6 +74,31 @@ def test_the_tail_of_a_prefix_is_evicted_before_its_head(pending_write: PendingW
     assert resident(index) == {"a0", "b0", "b1", "c0"}
 
 
+def test_a_refusal_is_remembered_until_the_chunk_is_stored(pending_write: PendingWrite) -> None:
+    index = Index(Pool(2 * SLOT_BYTES))
+    for name in ("a", "b"):
+        index.past.note_refused(key(name), RefusalReason.NO_SLOT)
+    put(index, pending_write, ["a"])
+    assert index.past.refused(key("a")) is None
+    refused = index.past.refused(key("b"))
+    assert refused is not None and refused.reason is RefusalReason.NO_SLOT
+
+
+def test_the_index_says_since_when_it_remembers_removals(
+    pending_write: PendingWrite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.l1.past.MAX_REMEMBERED", 2)
+    index = Index(Pool(SLOT_BYTES))
+    for name in "ab":
+        put(index, pending_write, [name])
+    assert index.past.since() is None
+    for name in "cd":
+        put(index, pending_write, [name])
+    tombstone = index.past.tombstone(key("b"))
+    assert tombstone is not None
+    assert (index.past.since(), index.past.tombstone(key("a"))) == (tombstone.time, None)
+
+
 def test_what_was_used_least_recently_is_evicted_first(pending_write: PendingWrite) -> None:
     index = Index(Pool(3 * SLOT_BYTES))
     a, b = put(index, pending_write, ["a"]), put(index, pending_write, ["b"])
@@ -121,7 +148,7 @@ def test_an_abandoned_chunk_was_never_there(pending_write: PendingWrite) -> None
     assert chunk is not None
     index.abandon(chunk)
     assert index.get(key("a")) is None
-    assert index.tombstone(key("a")) is None
+    assert index.past.tombstone(key("a")) is None
     assert not index.has_seen(namespace)
     assert index.pool.used_bytes == 0
 
@@ -130,11 +157,11 @@ def test_it_is_remembered_when_and_why_a_chunk_went_until_it_is_back(pending_wri
     index = Index(Pool(SLOT_BYTES))
     put(index, pending_write, ["a"])
     put(index, pending_write, ["b"])
-    tombstone = index.tombstone(key("a"))
+    tombstone = index.past.tombstone(key("a"))
     assert tombstone is not None
     assert tombstone.reason is RemovalReason.EVICTED
     put(index, pending_write, ["a"])
-    assert index.tombstone(key("a")) is None
+    assert index.past.tombstone(key("a")) is None
 
 
 def test_another_size_takes_memory_that_is_older_than_its_own(pending_write: PendingWrite) -> None:

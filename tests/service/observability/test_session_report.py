@@ -9,8 +9,9 @@ import pytest
 
 from service.depot.operation import Operation
 from service.depot.sessions import MAX_OPERATIONS, Session
-from service.observability.session_report import MAX_ROWS, report, saved_tokens
-from telemetry.kinds import OperationKind, Outcome, SessionEnd
+from service.depot.values import Miss
+from service.observability.session_report import MAX_ROWS, report
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE
 
@@ -25,6 +26,8 @@ def session(*operations: Operation, duration_seconds: float = 1.0, **changes: An
     )
     for operation in operations:
         made.begin(operation)
+        if operation.outcome is not None:
+            made.finish(operation)
     return made
 
 
@@ -60,7 +63,7 @@ def test_each_operation_has_its_row_and_what_is_between_them_is_the_engines() ->
     ]
     assert lines[-3:] == [
         "  hit ratio 0.50: 1,024 of 2,048 tokens looked up matched",
-        "  1,024 tokens saved; 50,000,000 bytes retrieved, 0 bytes stored",
+        "  1,024 tokens saved, 50,000,000 bytes retrieved; 0 tokens stored, 0 bytes",
         "  depot 0.0620 s, engine 0.9380 s",
     ]
 
@@ -116,9 +119,38 @@ def test_beyond_the_operations_that_are_kept_no_side_is_said_to_have_worked() ->
 
 
 def test_tokens_are_saved_if_every_rank_that_retrieves_has_them() -> None:
-    assert saved_tokens([]) == 0
-    assert saved_tokens([(0, 256), (1, 256), (0, 512), (1, 512)]) == 768
-    assert saved_tokens([(0, 256), (1, 0)]) == 0
+    def saved(*tokens_by_rank: tuple[int, int]) -> int:
+        calls = (operation(RETRIEVE, 0.0, 0.1, rank=rank, num_tokens=tokens) for rank, tokens in tokens_by_rank)
+        number: int = report(session(*calls)).facts["saved_tokens"]
+        return number
+
+    assert saved() == 0
+    assert saved((0, 256), (1, 256), (0, 512), (1, 512)) == 768
+    assert saved((0, 256), (1, 0)) == 0
+
+
+def test_misses_are_counted_by_reason_and_the_last_one_says_where_and_why() -> None:
+    made = session(
+        operation(LOOKUP, 0.0, 0.1, prompt_tokens=64, outcome=Outcome.MISS, miss_reason=MissReason.NEVER_STORED),
+        operation(
+            LOOKUP, 0.1, 0.2, prompt_tokens=64, num_tokens=32, outcome=Outcome.PARTIAL, miss_reason=MissReason.EVICTED
+        ),
+        operation(LOOKUP, 0.2, 0.3, prompt_tokens=64, num_tokens=32, miss_reason=MissReason.EVICTED),
+        operation(LOOKUP, 0.3, 0.4, outcome=Outcome.CANCELLED),
+        operation(STORE, 0.4, 0.5, num_tokens=16, refused_tokens=48, num_bytes=9, refusal_reason=RefusalReason.NO_SLOT),
+    )
+    made.totals.note_miss(Miss(reason=MissReason.EVICTED, at_token=32, detail="rank 0's {chunk}\nwas evicted"))
+    shown = report(made)
+    assert (shown.facts["num_lookups"], shown.facts["num_hits"]) == (3, 2)
+    assert shown.facts["misses"] == {"never stored": 1, "evicted": 2}
+    lines = shown.text.splitlines()
+    assert '  misses: never stored 1, evicted 2; the last one at token 32: "rank 0\'s {chunk}\\nwas evicted"' in lines
+    assert "  0 tokens saved, 0 bytes retrieved; 16 tokens stored, 9 bytes; 48 tokens refused" in lines
+    assert [row.partition(" l1 ")[2] for row in rows(made) if "engine" not in row][:2] == [
+        "miss, never stored",
+        "partial, evicted",
+    ]
+    assert rows(made)[4].endswith("l1 ok, no slot")
 
 
 def test_names_from_the_wire_forge_no_line_and_are_not_formats() -> None:
@@ -143,4 +175,5 @@ def test_facts_are_what_json_can_hold() -> None:
         "num_bytes": 7,
         "tier": "l1",
         "outcome": "ok",
+        "why": "",
     }

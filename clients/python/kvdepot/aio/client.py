@@ -172,6 +172,22 @@ class AsyncDepotClient:
         )
         return await self._calls.unary(self._calls.observability.GetSession, request, timeout_seconds)
 
+    async def explain_prefix(
+        self,
+        prefix: PrefixLike,
+        *,
+        instance_id: str = "",
+        model_name: str = "",
+        tenant: str = "",
+        timeout_seconds: float | None = None,
+    ) -> observability_pb2.ExplainPrefixResponse:
+        """Return what a lookup of the prompt would find now, and why not more. It takes no lease and changes nothing.
+
+        Give the instance, or its model.
+        """
+        request = requests.explain_prefix(prefix, instance_id, model_name, tenant)
+        return await self._calls.unary(self._calls.observability.ExplainPrefix, request, timeout_seconds)
+
     async def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
         """Return the depot's state, its tiers and its counts."""
         request = admin_pb2.GetStatusRequest()

@@ -17,7 +17,8 @@ from uuid import uuid4
 import typer
 
 from kvdepot import Credentials, DepotClient, DepotError
-from kvdepot.cli.depot_options import AsJson, problem, takes_credentials
+from kvdepot.cli.depot_options import AsJson, takes_credentials
+from kvdepot.cli.failures import why
 from kvdepot.cli.processes import Child, ChildFailed, child, exit_on_terminate, server_process
 from kvdepot.cli.server_folder import PACKAGE, server_folder
 from kvdepot.cli.terminal import fail, printable
@@ -107,7 +108,8 @@ def check_engine(
     except ChildFailed as error:
         fail(_in_one_line(error), ExitCode.NOT_TRIED)
     except (DepotError, ValueError, OSError) as error:
-        fail(problem(error), ExitCode.NOT_TRIED)
+        what = f"{address}: {why(error, address, credentials)}" if address else " ".join(str(error).split())
+        fail(what, ExitCode.NOT_TRIED)
     works = all(step.ok for step in checklist.steps)
     if json_output:
         steps = [asdict(step) | {"ok": step.ok} for step in checklist.steps]

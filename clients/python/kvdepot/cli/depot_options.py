@@ -6,17 +6,23 @@ Each credential option is a variable KVDEPOT_CLIENT_… as well.
 from __future__ import annotations
 
 import inspect
+import os
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import grpc
 import typer
 
-from kvdepot import Credentials, DepotClient, DepotError
+from kvdepot.cli.address import read_address
+from kvdepot.cli.failures import why
 from kvdepot.cli.terminal import fail
+from kvdepot.credentials import Credentials
+from kvdepot.errors import DepotError
+
+if TYPE_CHECKING:
+    from kvdepot.sync.client import DepotClient
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 TIMEOUT_SECONDS = 5.0
@@ -26,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # By option: the field of `Credentials`, its type, its default, the help.
 _CREDENTIALS: dict[str, tuple[str, Any, Any, str]] = {
+    "tls": ("tls", bool, False, "Use TLS, and trust the system's authorities."),
     "tls_ca": ("ca_file", Path | None, None, "Authorities that sign the depot's certificate, PEM."),
     "tls_cert": ("certificate_file", Path | None, None, "A certificate to show, PEM."),
     "tls_key": ("key_file", Path | None, None, "Its private key, PEM."),
@@ -39,6 +46,7 @@ def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the credential options. It gets the `Credentials` as `credentials`."""
 
     def run(**given: Any) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the command itself says why a call fails
         fields = {field: given.pop(option) for option, (field, *_) in _CREDENTIALS.items()}
         try:
             credentials = Credentials(**fields)
@@ -66,19 +74,12 @@ def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def connected(address: str, credentials: Credentials) -> Iterator[DepotClient]:
-    """Yield a client of the depot. An error of its calls ends the command in one line."""
+    """Yield a client of the depot. An error of its calls ends the command: a line that says why, and a hint."""
+    from kvdepot.sync.client import DepotClient  # `health` needs none of it
+
     try:
+        read_address(address)
         with DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client:
             yield client
     except (DepotError, ValueError, OSError) as error:
-        fail(f"{address}: {problem(error)}")
-
-
-def problem(error: Exception) -> str:
-    """Return what went wrong, in one line."""
-    if isinstance(error, DepotError):
-        if error.reason == "UNREACHABLE":
-            return "no depot answers there"
-        if error.code is grpc.StatusCode.NOT_FOUND:  # of what the user named
-            return " ".join(error.message.split())
-    return " ".join(str(error).split())
+        fail(f"{address}: {why(error, address, credentials)}")

@@ -5,13 +5,19 @@ A probe runs `python -m kvdepot.cli.health` every few seconds, so it must start 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import grpc
 import typer
 
-from kvdepot.cli.depot_options import DEFAULT_ADDRESS
+from kvdepot.cli.address import read_address
+from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, takes_credentials
+from kvdepot.cli.failures import why
 from kvdepot.cli.terminal import fail
+from kvdepot.credentials import Credentials
+from kvdepot.errors import DepotError, depot_error
+from kvdepot.rpc import channel_arguments
 from kvdepot.wire import varint
 
 TIMEOUT_SECONDS = 4.0
@@ -20,24 +26,44 @@ STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 """By number, as grpc.health.v1.HealthCheckResponse has them."""
 
 
+@takes_credentials
 def health(
-    address: Annotated[str, typer.Option(help="The depot: HOST:PORT without TLS, or unix:/PATH.")] = DEFAULT_ADDRESS,
+    *,
+    address: Address = DEFAULT_ADDRESS,
     service: Annotated[str, typer.Option(help="A service, such as kvdepot.v1.CacheService; else the process.")] = "",
+    credentials: Credentials,
 ) -> None:
-    """Ask a depot whether it serves. Exits with 0 if it does, with 1 if it does not or can't be reached."""
-    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
-        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            status = _status(check(_request(service), timeout=TIMEOUT_SECONDS))
-        except grpc.RpcError as error:
-            problem = {
-                grpc.StatusCode.UNAVAILABLE: "no depot answers there",
-                grpc.StatusCode.NOT_FOUND: f"it has no service {service!r}",
-            }.get(error.code(), error.code().name)
-            fail(f"{address}: {problem}")
+    """Ask a depot whether it serves. Exits with 0 if it does, with 1 if it does not or can't be reached.
+
+    It sends no token: the answer is for everyone.
+    """
+    credentials = replace(credentials, token_file=None)
+    try:
+        read_address(address)
+        status = _ask(address, service, credentials)
+    except (DepotError, ValueError, OSError) as error:
+        if isinstance(error, DepotError) and error.code is grpc.StatusCode.NOT_FOUND:
+            fail(f"{address}: it has no service {service!r}")
+        fail(f"{address}: {why(error, address, credentials)}")
     print(status)
     if status != "SERVING":
         raise typer.Exit(1)
+
+
+def _ask(address: str, service: str, credentials: Credentials) -> str:
+    """Return the status of a service.
+
+    Raises: DepotError, ValueError, OSError.
+    """
+    secure, options = channel_arguments(address, credentials)
+    with (
+        grpc.insecure_channel(address, options) if secure is None else grpc.secure_channel(address, secure, options)
+    ) as channel:
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            return _status(check(_request(service), timeout=TIMEOUT_SECONDS))
+        except grpc.RpcError as error:
+            raise depot_error(error) from error
 
 
 def _request(service: str) -> bytes:

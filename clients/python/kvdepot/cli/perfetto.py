@@ -69,6 +69,7 @@ def _arguments(operation: OperationView) -> dict[str, Any]:
         **({"gigabytes_per_second": rate} if rate is not None else {}),
         "tier": operation.tier,
         "outcome": operation.outcome,
+        **({"why": operation.why} if operation.why else {}),
     }
 
 

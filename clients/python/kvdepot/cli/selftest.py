@@ -13,7 +13,9 @@ from uuid import uuid4
 import typer
 
 from kvdepot import Attachment, Credentials, DepotClient, DepotError, KvShape, token_prefix
-from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, problem, takes_credentials
+from kvdepot.cli.address import BadAddress, read_address
+from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, takes_credentials
+from kvdepot.cli.failures import why
 from kvdepot.cli.terminal import fail
 from kvdepot.layout import layouts
 
@@ -58,15 +60,16 @@ def selftest(
     Exits with 0 if the depot works, with 1 if it can't be reached or refuses, with 3 if what it gives back is wrong.
     """
     try:
+        read_address(address)
         with (
             DepotClient(address, credentials=credentials, timeout_seconds=TIMEOUT_SECONDS) as client,
             closing(_attach(client, wait_seconds)) as attachment,
         ):
             _try(attachment, print)
+    except (DepotError, NotStored, BadAddress) as error:
+        fail(f"{address}: {why(error, address, credentials)}", ExitCode.REFUSED)
     except (ValueError, OSError) as error:
         fail(str(error), ExitCode.BAD_USAGE)
-    except (DepotError, NotStored) as error:
-        fail(f"{address}: {problem(error)}", ExitCode.REFUSED)
     except WrongAnswer as error:
         fail(f"{address}: {error}", ExitCode.WRONG)
     print(f"{address} works")

@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from kvdepot.cli.session_view import SessionView
+from kvdepot.cli.session_view import OperationView, SessionView, TotalsView
+from kvdepot.cli.terminal import readable_size
 from kvdepot.timeline import Span, timeline
 
 STYLES = {"lookup": "cyan", "retrieve": "green", "store": "blue", "engine": "dim"}
@@ -47,6 +48,7 @@ def drawing(session: SessionView) -> RenderableType:
     lines: list[RenderableType] = [_title(session), _rows(session, divided.gaps, drawn_seconds)]
     if session.num_dropped_operations:
         lines.append(Text(f"{session.num_dropped_operations:,} operations after these are not known"))
+    lines += _totals(session.totals) if session.totals is not None else []
     lines.append(Text(f"depot {divided.depot_seconds:,.4f} s, engine {divided.engine_seconds:,.4f} s"))
     return Group(*lines)
 
@@ -63,7 +65,7 @@ def _rows(session: SessionView, engine: Iterable[Span], drawn_seconds: float) ->
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("")
-    table.add_column(f"0 s to {drawn_seconds:,.4f} s", ratio=1, min_width=MIN_BAR_CELLS, no_wrap=True)
+    table.add_column(f"{drawn_seconds:,.4f} s", ratio=1, min_width=MIN_BAR_CELLS)
     for header in ("start, s", "took, ms", "tokens", "GB/s"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("")
@@ -77,7 +79,7 @@ def _rows(session: SessionView, engine: Iterable[Span], drawn_seconds: float) ->
                 *_times(operation.span),
                 operation.tokens,
                 f"{rate:.2f}" if rate is not None else "",
-                Text(f"{operation.tier} {operation.outcome}", "red" if operation.outcome in BAD_OUTCOMES else ""),
+                Text(_outcome(operation), "red" if operation.outcome in BAD_OUTCOMES else ""),
             )
     label = "engine"
     for gap in engine:
@@ -87,6 +89,28 @@ def _rows(session: SessionView, engine: Iterable[Span], drawn_seconds: float) ->
             table.add_row(label, "", bar, *_times(gap), style=STYLES["engine"])
             label = ""
     return table
+
+
+def _totals(totals: TotalsView) -> list[RenderableType]:
+    lines = []
+    if totals.hit_ratio is not None:
+        lines.append(
+            f"{totals.num_hits:,} of {totals.num_lookups:,} lookups hit; {totals.matched_tokens:,} of "
+            f"{totals.prompt_tokens:,} tokens matched ({totals.hit_ratio:.0%})"
+        )
+    if totals.misses:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in totals.misses.items())
+        lines.append(f"misses: {reasons}; the last one at token {totals.last_miss_token:,}: {totals.last_miss}")
+    refused = f"; {totals.refused_tokens:,} tokens refused" if totals.refused_tokens else ""
+    lines.append(
+        f"{totals.retrieved_tokens:,} tokens retrieved, {readable_size(totals.retrieved_bytes)}; "
+        f"{totals.stored_tokens:,} tokens stored, {readable_size(totals.stored_bytes)}{refused}"
+    )
+    return [Text(line) for line in lines]
+
+
+def _outcome(operation: OperationView) -> str:
+    return f"{operation.tier} {operation.outcome}" + (f",\n{operation.why}" if operation.why else "")
 
 
 def _times(span: Span) -> tuple[str, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kvdepot import Credentials, DepotClient, DepotError
@@ -19,10 +18,12 @@ from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connecte
 from kvdepot.cli.perfetto import trace_of
 from kvdepot.cli.session_drawing import drawing
 from kvdepot.cli.session_view import SessionView, view
-from kvdepot.cli.terminal import as_json, fail
+from kvdepot.cli.tables import Cell, Column, print_rows
+from kvdepot.cli.terminal import as_json, fail, readable_size
 from kvdepot.v1 import cache_pb2
 
 MAX_PAGE_SIZE = 1_000
+PIPE_CELLS = 140  # of a drawing that no terminal shows
 
 sessions = typer.Typer(help="What requests did: list them, show one, write a trace file.", add_completion=False)
 
@@ -49,7 +50,7 @@ def list_sessions(
     if json_output:
         print(json.dumps({"sessions": [as_json(each) for each in found]}, indent=2))
     else:
-        Console().print(_table(map(view, found)))
+        print_rows(COLUMNS, [_row(view(each)) for each in found], title="sessions, the last that began first")
 
 
 @sessions.command("show")
@@ -68,7 +69,9 @@ def show_session(
     if json_output:
         print(json.dumps(as_json(summary), indent=2))
     else:
-        Console(highlight=False).print(drawing(view(summary)))
+        terminal = Console(highlight=False)
+        console = terminal if terminal.is_terminal else Console(highlight=False, width=PIPE_CELLS)
+        console.print(drawing(view(summary)))
 
 
 @sessions.command("export")
@@ -123,22 +126,46 @@ def _of_every_session(depot: DepotClient, instance: str) -> Iterator[cache_pb2.S
                 raise
 
 
-def _table(sessions: Iterable[SessionView]) -> Table:
-    table = Table(title="sessions, the last that began first")
-    for header in ("instance", "session", "model"):
-        table.add_column(header, overflow="fold")
-    table.add_column("received", no_wrap=True)
-    table.add_column("lasts", justify="right", no_wrap=True)
-    table.add_column("state")
-    for session in sessions:
-        table.add_row(
-            Text(session.instance_id),
-            Text(session.session_id),
-            Text(session.model_name),
-            f"{session.start:%Y-%m-%d %H:%M:%S}",
-            f"{session.duration_seconds:,.3f} s",
-            Text(session.state, style="green" if session.state == "live" else ""),
-        )
-    if not table.rows:
-        table.add_row("none")
-    return table
+COLUMNS = (
+    Column("instance", min_width=8, drop=2),
+    Column("session", min_width=12),
+    Column("began", drop=7),
+    Column("state", drop=9),
+    Column("lasts", right=True),
+    Column("hits", right=True, drop=8),
+    Column("prompt", right=True),
+    Column("matched", right=True),
+    Column("%", right=True, drop=4),
+    Column("retrieved", right=True),
+    Column("stored", right=True),
+    Column("moved", right=True, drop=3),
+    Column("misses", min_width=12, drop=1),
+    Column("model", min_width=8, drop=10),
+)
+"""Tokens, but `hits` (of the lookups), `moved` (bytes), and `misses` (lookups by reason)."""
+
+
+def _row(session: SessionView) -> list[Cell]:
+    head: list[Cell] = [
+        session.instance_id,
+        session.session_id,
+        f"{session.start:%Y-%m-%d %H:%M:%S}",
+        Text(session.state, style="green" if session.state == "live" else ""),
+        f"{session.duration_seconds:,.2f} s",
+    ]
+    totals = session.totals
+    if totals is None:  # of an older depot
+        return [*head, *[""] * (len(COLUMNS) - len(head) - 1), session.model_name]
+    ratio = totals.hit_ratio
+    return [
+        *head,
+        f"{totals.num_hits:,} of {totals.num_lookups:,}" if totals.num_lookups else "",
+        f"{totals.prompt_tokens:,}",
+        f"{totals.matched_tokens:,}",
+        f"{ratio:.0%}" if ratio is not None else "",
+        f"{totals.retrieved_tokens:,}",
+        f"{totals.stored_tokens:,}",
+        readable_size(totals.retrieved_bytes + totals.stored_bytes),
+        ", ".join(f"{reason} {count:,}" if count > 1 else reason for reason, count in totals.misses.items()),
+        session.model_name,
+    ]

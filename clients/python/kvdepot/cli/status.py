@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kvdepot import Credentials
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
+from kvdepot.cli.tables import Cell, Column, print_rows
 from kvdepot.cli.terminal import as_json, printable, readable_size
 from kvdepot.v1 import admin_pb2, cache_pb2
 
@@ -25,70 +24,81 @@ def status(*, address: Address = DEFAULT_ADDRESS, json_output: AsJson = False, c
     if json_output:
         print(json.dumps({"status": as_json(depot), "instances": as_json(instances)}, indent=2))
         return
-    console = Console()
-    console.print(_overview(depot, address))
-    console.print(_tiers(depot.tiers))
-    console.print(_instances(instances.instances))
+    facts, tiers = _overview(depot), _tiers(depot.tiers)
+    print_rows(FACTS, facts, title=f"kvdepot {depot.version} at {address}")
+    print()
+    print_rows((Column(""), *(Column(_tier(each), right=True) for each in depot.tiers)), tiers, title="tiers")
+    print()
+    print_rows(INSTANCES, _instances(instances.instances), title="instances")
 
 
-def _overview(depot: admin_pb2.GetStatusResponse, address: str) -> Table:
-    table = Table(title=f"kvdepot {depot.version} at {address}", show_header=False)
+FACTS = (Column(""), Column("", min_width=20))
+INSTANCES = (
+    Column("instance", min_width=16),
+    Column("model", min_width=10, drop=2),
+    Column("rank", right=True),
+    Column("moved by", drop=3),
+    Column("mapped", right=True, drop=1),
+    Column("transfers", right=True),
+    Column("sessions", right=True),
+    Column("leases", right=True),
+)
+
+
+def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
     state = admin_pb2.ServerState.Name(depot.state).removeprefix("SERVER_STATE_").lower()
-    table.add_row("state", Text(state, style="green" if depot.state == admin_pb2.SERVER_STATE_SERVING else "yellow"))
-    table.add_row("uptime", _duration(depot.uptime))
-    table.add_row("bytes are moved by", depot.transfer_backend)
-    table.add_row("tokens per chunk", depot.settings.get("chunk_size", "unknown"))
-    table.add_row("attached instances", f"{depot.num_instances:,}")
-    table.add_row("live sessions", f"{depot.num_sessions:,}")
-    table.add_row("live leases", f"{depot.num_leases:,}")
-    if depot.HasField("event_queue"):
-        queue = depot.event_queue
-        dropped = sum(queue.num_dropped_by_type.values())
-        table.add_row("events", f"{queue.num_published:,} published, {dropped:,} dropped, {queue.depth:,} waiting")
-        for subscriber, num_errors in sorted(queue.num_errors_by_subscriber.items()):
-            table.add_row(f"errors in {subscriber}", f"{num_errors:,}", style="red")
-    else:
-        table.add_row("events", "disabled")
-    return table
+    is_serving = depot.state == admin_pb2.SERVER_STATE_SERVING
+    facts: list[list[Cell]] = [
+        ["version", depot.version],
+        ["state", Text(state, style="green" if is_serving else "yellow")],
+        ["uptime", _duration(depot.uptime)],
+        ["bytes are moved by", depot.transfer_backend],
+        ["tokens per chunk", depot.settings.get("chunk_size", "unknown")],
+        ["attached instances", f"{depot.num_instances:,}"],
+        ["live sessions", f"{depot.num_sessions:,}"],
+        ["live leases", f"{depot.num_leases:,}"],
+    ]
+    if not depot.HasField("event_queue"):
+        return [*facts, ["events", "disabled"]]
+    queue = depot.event_queue
+    dropped = sum(queue.num_dropped_by_type.values())
+    facts.append(["events", f"{queue.num_published:,} published, {dropped:,} dropped, {queue.depth:,} waiting"])
+    for subscriber, num_errors in sorted(queue.num_errors_by_subscriber.items()):
+        facts.append([Text(f"errors in {subscriber}", style="red"), Text(f"{num_errors:,}", style="red")])
+    return facts
 
 
-def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> Table:
-    names = (cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_") for tier in tiers)
-    table = _columns("tiers", "", *names)
+def _tier(tier: admin_pb2.TierStatus) -> str:
+    return cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_")
+
+
+def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> list[list[Cell]]:
     used = (f"{readable_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})" for tier in tiers)
-    table.add_row("used", *used)
-    table.add_row("capacity", *(readable_size(tier.capacity_bytes) for tier in tiers))
-    table.add_row("populated", *(readable_size(tier.populated_bytes) for tier in tiers))
-    for label in ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks"):
-        table.add_row(label.replace("_", " "), *(f"{getattr(tier, f'num_{label}'):,}" for tier in tiers))
-    return table
+    rows: list[list[Cell]] = [
+        ["used", *used],
+        ["capacity", *(readable_size(tier.capacity_bytes) for tier in tiers)],
+        ["populated", *(readable_size(tier.populated_bytes) for tier in tiers)],
+    ]
+    counts = ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks")
+    rows += ([name.replace("_", " "), *(f"{getattr(tier, f'num_{name}'):,}" for tier in tiers)] for name in counts)
+    return rows
 
 
-def _instances(instances: Iterable[admin_pb2.Instance]) -> Table:
-    table = _columns("instances", "instance", "model", "rank", "moved by", "mapped", "transfers", "sessions", "leases")
-    for instance in instances:
-        for rank in instance.ranks:
-            table.add_row(
-                Text(printable(instance.instance_id)),
-                Text(printable(instance.model_name)),
-                f"{rank.rank} of {instance.world_size}",
-                rank.transfer_backend,
-                readable_size(rank.mapped_bytes),
-                f"{rank.num_transfers:,}",
-                f"{instance.num_sessions:,}",
-                f"{instance.num_leases:,}",
-            )
-    if not table.rows:
-        table.add_row("none")
-    return table
-
-
-def _columns(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
-    for header in others:
-        table.add_column(header, justify="right")
-    return table
+def _instances(instances: Iterable[admin_pb2.Instance]) -> list[list[Cell]]:
+    return [
+        [
+            printable(instance.instance_id),
+            printable(instance.model_name),
+            f"{rank.rank} of {instance.world_size}",
+            rank.transfer_backend,
+            readable_size(rank.mapped_bytes),
+            f"{rank.num_transfers:,}",
+            f"{instance.num_sessions:,}",
+            f"{instance.num_leases:,}",
+        ]
+        for instance in instances
+        for rank in instance.ranks
+    ]
 
 
 def _duration(duration: Duration) -> str:

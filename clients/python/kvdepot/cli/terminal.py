@@ -24,11 +24,24 @@ def readable_size(num_bytes: int) -> str:
     return f"{size:.4g} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in "1 chunk" and "2 chunks"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def as_json(message: Message) -> object:
     """Return a message as JSON's values, under the names of the .proto files."""
     from google.protobuf.json_format import MessageToDict
 
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def print_text(text: str) -> None:
+    """Print lines, wrapped between words in a terminal and as they are elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def fail(message: str, exit_code: int = 1) -> NoReturn:

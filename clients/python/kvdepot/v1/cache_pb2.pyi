@@ -1397,6 +1397,7 @@ class SessionSummary(_message.Message):
     NUM_DROPPED_OPERATIONS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     session_id: _builtins.str
@@ -1421,6 +1422,10 @@ class SessionSummary(_message.Message):
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
         """The session's calls in the order of their start; at most 1,000 are kept."""
 
+    @_builtins.property
+    def totals(self) -> Global___SessionTotals:
+        """What its calls moved and missed."""
+
     def __init__(
         self,
         *,
@@ -1433,14 +1438,113 @@ class SessionSummary(_message.Message):
         num_dropped_operations: _builtins.int = ...,
         end: Global___SessionEnd.ValueType = ...,
         tenant: _builtins.str = ...,
+        totals: Global___SessionTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end", b"end", "instance_id", b"instance_id", "model_name", b"model_name", "num_dropped_operations", b"num_dropped_operations", "operations", b"operations", "session_id", b"session_id", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end", b"end", "instance_id", b"instance_id", "model_name", b"model_name", "num_dropped_operations", b"num_dropped_operations", "operations", b"operations", "session_id", b"session_id", "start_time", b"start_time", "tenant", b"tenant", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionSummary: _TypeAlias = SessionSummary  # noqa: Y015
+
+@_typing.final
+class SessionTotals(_message.Message):
+    """Sums over all calls of a session that have ended, also over those that `operations` had no space for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LOOKUPS_FIELD_NUMBER: _builtins.int
+    NUM_HITS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    STORED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    RETRIEVED_TOKENS_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    RETRIEVED_BYTES_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    LAST_MISS_FIELD_NUMBER: _builtins.int
+    LAST_MISS_TIME_FIELD_NUMBER: _builtins.int
+    num_lookups: _builtins.int
+    """Lookups that were answered."""
+    num_hits: _builtins.int
+    """Lookups that matched a chunk or more."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompts that were looked up."""
+    matched_tokens: _builtins.int
+    """Part of prompt_tokens that matched."""
+    stored_tokens: _builtins.int
+    """Tokens that were stored: the fewest of any rank that stored."""
+    refused_tokens: _builtins.int
+    """Tokens that stores of all ranks refused."""
+    retrieved_tokens: _builtins.int
+    """Tokens that were retrieved, so that the engine need not compute them: the fewest of any rank that retrieved."""
+    stored_bytes: _builtins.int
+    """Bytes that all ranks stored."""
+    retrieved_bytes: _builtins.int
+    """Bytes that all ranks retrieved."""
+    @_builtins.property
+    def misses(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissCount]:
+        """The lookups whose match is not the whole prompt, by reason. Each reason that occurred is there once."""
+
+    @_builtins.property
+    def last_miss(self) -> Global___Miss:
+        """The miss of the last such lookup."""
+
+    @_builtins.property
+    def last_miss_time(self) -> _timestamp_pb2.Timestamp:
+        """When that lookup was answered."""
+
+    def __init__(
+        self,
+        *,
+        num_lookups: _builtins.int = ...,
+        num_hits: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        matched_tokens: _builtins.int = ...,
+        stored_tokens: _builtins.int = ...,
+        refused_tokens: _builtins.int = ...,
+        retrieved_tokens: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        retrieved_bytes: _builtins.int = ...,
+        misses: _abc.Iterable[Global___MissCount] | None = ...,
+        last_miss: Global___Miss | None = ...,
+        last_miss_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_miss", b"last_miss", "last_miss_time", b"last_miss_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_miss", b"last_miss", "last_miss_time", b"last_miss_time", "matched_tokens", b"matched_tokens", "misses", b"misses", "num_hits", b"num_hits", "num_lookups", b"num_lookups", "prompt_tokens", b"prompt_tokens", "refused_tokens", b"refused_tokens", "retrieved_bytes", b"retrieved_bytes", "retrieved_tokens", b"retrieved_tokens", "stored_bytes", b"stored_bytes", "stored_tokens", b"stored_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionTotals: _TypeAlias = SessionTotals  # noqa: Y015
+
+@_typing.final
+class MissCount(_message.Message):
+    """How often matches ended for a reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    NUM_LOOKUPS_FIELD_NUMBER: _builtins.int
+    reason: Global___MissReason.ValueType
+    """The reason."""
+    num_lookups: _builtins.int
+    """Number of lookups."""
+    def __init__(
+        self,
+        *,
+        reason: Global___MissReason.ValueType = ...,
+        num_lookups: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lookups", b"num_lookups", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissCount: _TypeAlias = MissCount  # noqa: Y015
 
 @_typing.final
 class Operation(_message.Message):
@@ -1457,6 +1561,9 @@ class Operation(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     NUM_ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    MISS_REASON_FIELD_NUMBER: _builtins.int
+    REFUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSAL_REASON_FIELD_NUMBER: _builtins.int
     kind: Global___OperationKind.ValueType
     """The kind of call."""
     num_tokens: _builtins.int
@@ -1471,6 +1578,12 @@ class Operation(_message.Message):
     """The rank that called. 0 for lookups."""
     num_asked_tokens: _builtins.int
     """Tokens of the prompt that was looked up. 0 for stores and retrieves."""
+    miss_reason: Global___MissReason.ValueType
+    """Why the match of a lookup is not longer. Unspecified if all whole chunks matched, and for stores and retrieves."""
+    refused_tokens: _builtins.int
+    """Tokens that a store refused."""
+    refusal_reason: Global___RefusalReason.ValueType
+    """Why, if refused_tokens is not 0."""
     @_builtins.property
     def start_offset(self) -> _duration_pb2.Duration:
         """When it began, counted from the session's start_time."""
@@ -1491,10 +1604,13 @@ class Operation(_message.Message):
         outcome: Global___Outcome.ValueType = ...,
         rank: _builtins.int = ...,
         num_asked_tokens: _builtins.int = ...,
+        miss_reason: Global___MissReason.ValueType = ...,
+        refused_tokens: _builtins.int = ...,
+        refusal_reason: Global___RefusalReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_offset", b"start_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "kind", b"kind", "num_asked_tokens", b"num_asked_tokens", "num_bytes", b"num_bytes", "num_tokens", b"num_tokens", "outcome", b"outcome", "rank", b"rank", "start_offset", b"start_offset", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "kind", b"kind", "miss_reason", b"miss_reason", "num_asked_tokens", b"num_asked_tokens", "num_bytes", b"num_bytes", "num_tokens", b"num_tokens", "outcome", b"outcome", "rank", b"rank", "refusal_reason", b"refusal_reason", "refused_tokens", b"refused_tokens", "start_offset", b"start_offset", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kvdepot.v1 import cache_pb2 as _cache_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ChunkState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChunkStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHUNK_STATE_UNSPECIFIED: _ChunkState.ValueType  # 0
+    """Not set."""
+    CHUNK_STATE_RESIDENT: _ChunkState.ValueType  # 1
+    """It is in L1."""
+    CHUNK_STATE_BEING_STORED: _ChunkState.ValueType  # 2
+    """A call is storing it."""
+    CHUNK_STATE_MISSING: _ChunkState.ValueType  # 3
+    """It is not in L1."""
+    CHUNK_STATE_NOT_ATTACHED: _ChunkState.ValueType  # 4
+    """The rank is not attached, so its chunks can't be named."""
+
+class ChunkState(_ChunkState, metaclass=_ChunkStateEnumTypeWrapper):
+    """What a rank has of a chunk."""
+
+CHUNK_STATE_UNSPECIFIED: ChunkState.ValueType  # 0
+"""Not set."""
+CHUNK_STATE_RESIDENT: ChunkState.ValueType  # 1
+"""It is in L1."""
+CHUNK_STATE_BEING_STORED: ChunkState.ValueType  # 2
+"""A call is storing it."""
+CHUNK_STATE_MISSING: ChunkState.ValueType  # 3
+"""It is not in L1."""
+CHUNK_STATE_NOT_ATTACHED: ChunkState.ValueType  # 4
+"""The rank is not attached, so its chunks can't be named."""
+Global___ChunkState: _TypeAlias = ChunkState  # noqa: Y015
+
+class _ChunkRemoval:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChunkRemovalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkRemoval.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHUNK_REMOVAL_UNSPECIFIED: _ChunkRemoval.ValueType  # 0
+    """Not set."""
+    CHUNK_REMOVAL_EVICTED: _ChunkRemoval.ValueType  # 1
+    """For space."""
+    CHUNK_REMOVAL_CLEARED: _ChunkRemoval.ValueType  # 2
+    """By ClearCache."""
+    CHUNK_REMOVAL_REPLACED: _ChunkRemoval.ValueType  # 3
+    """A store with more bytes replaced it, and failed."""
+
+class ChunkRemoval(_ChunkRemoval, metaclass=_ChunkRemovalEnumTypeWrapper):
+    """Why a chunk left L1."""
+
+CHUNK_REMOVAL_UNSPECIFIED: ChunkRemoval.ValueType  # 0
+"""Not set."""
+CHUNK_REMOVAL_EVICTED: ChunkRemoval.ValueType  # 1
+"""For space."""
+CHUNK_REMOVAL_CLEARED: ChunkRemoval.ValueType  # 2
+"""By ClearCache."""
+CHUNK_REMOVAL_REPLACED: ChunkRemoval.ValueType  # 3
+"""A store with more bytes replaced it, and failed."""
+Global___ChunkRemoval: _TypeAlias = ChunkRemoval  # noqa: Y015
 
 @_typing.final
 class ReportBlockAllocationRequest(_message.Message):
@@ -351,3 +412,245 @@ class GetSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPrefixRequest(_message.Message):
+    """Which prompt to explain, and for whom. Exactly one of instance_id and model_name is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance that would look up."""
+    model_name: _builtins.str
+    """The model. The depot takes an attached instance of it, a complete one if there is one."""
+    tenant: _builtins.str
+    """The tenant of the instance. Empty: the tenant of the caller."""
+    @_builtins.property
+    def prefix(self) -> _cache_pb2.Prefix:
+        """The prompt."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        prefix: _cache_pb2.Prefix | None = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "model_name", b"model_name", "prefix", b"prefix", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPrefixRequest: _TypeAlias = ExplainPrefixRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPrefixResponse(_message.Message):
+    """What the depot has of a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    OTHER_IDENTITIES_FIELD_NUMBER: _builtins.int
+    REMEMBERS_SINCE_FIELD_NUMBER: _builtins.int
+    INCOMPARABLE_CHUNKS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    model_name: _builtins.str
+    """Its model."""
+    chunk_size: _builtins.int
+    """Tokens per chunk."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt; with block hashes, those of whole blocks."""
+    matched_tokens: _builtins.int
+    """Tokens that a Lookup would match."""
+    unreachable_tokens: _builtins.int
+    """Tokens of whole chunks behind the first missing one that every rank has. No Lookup reaches them."""
+    incomparable_chunks: _builtins.int
+    """Chunks of the model that can't be compared with the prompt: they were stored by block hashes, and the prompt is of
+    token ids or of hashes of other blocks. Or the other way round. Rank 0 only.
+    """
+    @_builtins.property
+    def miss(self) -> _cache_pb2.Miss:
+        """Why it would not match more. Unset if every whole chunk would match."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankExplanation]:
+        """What each rank of the instance has, in order, also those that are not attached."""
+
+    @_builtins.property
+    def other_identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherIdentity]:
+        """Other models, salts, adapters or geometries under which more of the prompt is stored, the longest match first; at
+        most 8. Only those of the tenant.
+        """
+
+    @_builtins.property
+    def remembers_since(self) -> _timestamp_pb2.Timestamp:
+        """The depot has forgotten which chunks left L1 before this time. Unset: it remembers all, or the caller is no admin."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        matched_tokens: _builtins.int = ...,
+        miss: _cache_pb2.Miss | None = ...,
+        ranks: _abc.Iterable[Global___RankExplanation] | None = ...,
+        unreachable_tokens: _builtins.int = ...,
+        other_identities: _abc.Iterable[Global___OtherIdentity] | None = ...,
+        remembers_since: _timestamp_pb2.Timestamp | None = ...,
+        incomparable_chunks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss", "remembers_since", b"remembers_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPrefixResponse: _TypeAlias = ExplainPrefixResponse  # noqa: Y015
+
+@_typing.final
+class RankExplanation(_message.Message):
+    """What one rank has of a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STORE_TIME_FIELD_NUMBER: _builtins.int
+    REMOVAL_FIELD_NUMBER: _builtins.int
+    REMOVE_TIME_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    REFUSE_TIME_FIELD_NUMBER: _builtins.int
+    ABSENT_BEGINNINGS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The rank."""
+    matched_tokens: _builtins.int
+    """Tokens of the longest prefix that this rank alone has."""
+    state: Global___ChunkState.ValueType
+    """What the rank has of the chunk at Miss.at_token. Unspecified if nothing is missing."""
+    removal: Global___ChunkRemoval.ValueType
+    """Why the last such chunk left L1. Unspecified if the depot remembers none."""
+    refusal: _cache_pb2.RefusalReason.ValueType
+    """Why the last store of the chunk was refused. Unspecified if the depot remembers no such store since the chunk was
+    stored last. A store that is refused from a chunk on is remembered at that chunk.
+    """
+    @_builtins.property
+    def store_time(self) -> _timestamp_pb2.Timestamp:
+        """When the chunk was stored. Set if the state is RESIDENT."""
+
+    @_builtins.property
+    def remove_time(self) -> _timestamp_pb2.Timestamp:
+        """When it left L1. Set with `removal`."""
+
+    @_builtins.property
+    def refuse_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was refused. Set with `refusal`."""
+
+    @_builtins.property
+    def absent_beginnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AbsentBeginning]:
+        """The groups whose beginning is absent in the chunks that matched. A retrieve that needs these bytes fails."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        matched_tokens: _builtins.int = ...,
+        state: Global___ChunkState.ValueType = ...,
+        store_time: _timestamp_pb2.Timestamp | None = ...,
+        removal: Global___ChunkRemoval.ValueType = ...,
+        remove_time: _timestamp_pb2.Timestamp | None = ...,
+        refusal: _cache_pb2.RefusalReason.ValueType = ...,
+        refuse_time: _timestamp_pb2.Timestamp | None = ...,
+        absent_beginnings: _abc.Iterable[Global___AbsentBeginning] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refuse_time", b"refuse_time", "remove_time", b"remove_time", "store_time", b"store_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_beginnings", b"absent_beginnings", "matched_tokens", b"matched_tokens", "rank", b"rank", "refusal", b"refusal", "refuse_time", b"refuse_time", "removal", b"removal", "remove_time", b"remove_time", "state", b"state", "store_time", b"store_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankExplanation: _TypeAlias = RankExplanation  # noqa: Y015
+
+@_typing.final
+class AbsentBeginning(_message.Message):
+    """A group that lacks the beginning of the matched prefix, since the engine did not have it when it stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    END_TOKEN_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    """The group."""
+    end_token: _builtins.int
+    """Somewhere before this token, the group has no bytes."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        end_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_token", b"end_token", "group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbsentBeginning: _TypeAlias = AbsentBeginning  # noqa: Y015
+
+@_typing.final
+class OtherIdentity(_message.Message):
+    """Another identity under which the same tokens are stored. What is equal to the instance's is set as well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    OTHER_GEOMETRY_FIELD_NUMBER: _builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """The model."""
+    cache_salt: _builtins.str
+    """The salt."""
+    adapter: _builtins.str
+    """The adapter."""
+    world_size: _builtins.int
+    """The number of ranks."""
+    other_geometry: _builtins.bool
+    """Whether the layers, heads, sizes or element types of rank 0 differ from the instance's."""
+    matched_tokens: _builtins.int
+    """Tokens of the longest prefix that rank 0 has."""
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        cache_salt: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        world_size: _builtins.int = ...,
+        other_geometry: _builtins.bool = ...,
+        matched_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "other_geometry", b"other_geometry", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OtherIdentity: _TypeAlias = OtherIdentity  # noqa: Y015

@@ -55,6 +55,11 @@ class ObservabilityServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_observability__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_observability__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.ExplainPrefix = channel.unary_unary(
+                '/kvdepot.v1.ObservabilityService/ExplainPrefix',
+                request_serializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.FromString,
+                _registered_method=True)
 
 
 class ObservabilityServiceServicer(object):
@@ -114,6 +119,21 @@ class ObservabilityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPrefix(self, request, context):
+        """Explains what a Lookup of a prompt would find now, and why it would not find more. It takes no lease, begins no
+        session and changes nothing: not the order of eviction, and nothing that is counted.
+
+        The depot walks a long prompt in slices. If chunks come and go meanwhile, the answer may mix their states.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+        PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ObservabilityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +156,11 @@ def add_ObservabilityServiceServicer_to_server(servicer, server):
                     servicer.GetSession,
                     request_deserializer=kvdepot_dot_v1_dot_observability__pb2.GetSessionRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_observability__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'ExplainPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPrefix,
+                    request_deserializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +272,33 @@ class ObservabilityService(object):
             '/kvdepot.v1.ObservabilityService/GetSession',
             kvdepot_dot_v1_dot_observability__pb2.GetSessionRequest.SerializeToString,
             kvdepot_dot_v1_dot_observability__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.ObservabilityService/ExplainPrefix',
+            kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.SerializeToString,
+            kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

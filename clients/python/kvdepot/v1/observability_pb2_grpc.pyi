@@ -70,6 +70,17 @@ class ObservabilityServiceStub:
       NOT_FOUND           SESSION_NOT_FOUND
       PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
     """
+    ExplainPrefix: _grpc.UnaryUnaryMultiCallable[_observability_pb2.ExplainPrefixRequest, _observability_pb2.ExplainPrefixResponse]
+    """Explains what a Lookup of a prompt would find now, and why it would not find more. It takes no lease, begins no
+    session and changes nothing: not the order of eviction, and nothing that is counted.
+
+    The depot walks a long prompt in slices. If chunks come and go meanwhile, the answer may mix their states.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+      PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
+    """
 
 @_typing.type_check_only
 class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
@@ -111,6 +122,17 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           SESSION_NOT_FOUND
+      PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
+    """
+    ExplainPrefix: _aio.UnaryUnaryMultiCallable[_observability_pb2.ExplainPrefixRequest, _observability_pb2.ExplainPrefixResponse]  # type: ignore[assignment]
+    """Explains what a Lookup of a prompt would find now, and why it would not find more. It takes no lease, begins no
+    session and changes nothing: not the order of eviction, and nothing that is counted.
+
+    The depot walks a long prompt in slices. If chunks come and go meanwhile, the answer may mix their states.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
       PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
     """
 
@@ -175,6 +197,23 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           SESSION_NOT_FOUND
+          PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPrefix(
+        self,
+        request: _observability_pb2.ExplainPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_observability_pb2.ExplainPrefixResponse, _abc.Awaitable[_observability_pb2.ExplainPrefixResponse]]:
+        """Explains what a Lookup of a prompt would find now, and why it would not find more. It takes no lease, begins no
+        session and changes nothing: not the order of eviction, and nothing that is counted.
+
+        The depot walks a long prompt in slices. If chunks come and go meanwhile, the answer may mix their states.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
           PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
 
