@@ -115,9 +115,16 @@ def lookup(
 def explain_prefix(
     prefix: PrefixLike, instance_id: str, model_name: str, tenant: str
 ) -> observability_pb2.ExplainPrefixRequest:
-    """Return the request to explain a prompt."""
-    return observability_pb2.ExplainPrefixRequest(
-        instance_id=instance_id, model_name=model_name, prefix=prefix_of(prefix), tenant=tenant
+    """Return the request to explain a prompt.
+
+    Raises: InvalidArgument.
+    """
+    return message(
+        observability_pb2.ExplainPrefixRequest,
+        instance_id=instance_id,
+        model_name=model_name,
+        prefix=prefix_of(prefix),
+        tenant=tenant,
     )
 
 
