@@ -64,11 +64,16 @@ demo-model: $(VENV)/.installed-torch ## train the demo's model again: a quarter 
 run: $(VENV)/.installed-server ## start the server
 	@$(BIN)/kvdepot serve
 
-build/servers/.installed:
-	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+# Chromium without a window, and the libraries of it that a small Debian lacks.
+TEST_PACKAGES := prometheus chromium-headless-shell chromium-common libasyncns0 libdouble-conversion3 libflac12 \
+  libharfbuzz-subset0 libminizip1 libmp3lame0 libmpg123-0 libogg0 libopenh264-7 libopus0 libpulse0 libsndfile1 \
+  libvorbis0a libvorbisenc2 libxnvctrl0
+
+build/servers/.installed-chromium:
+	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download $(TEST_PACKAGES) && for each in *.deb; do dpkg -x $$each .; done && rm *.deb
 	@touch $@
 
-test-servers: build/servers/.installed ## fetch Debian's Prometheus, 30 MB, without installing it: without it some tests are skipped
+test-servers: build/servers/.installed-chromium ## fetch Debian's Prometheus and Chromium, 120 MB, without installing them: without them some tests are skipped
 
 test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"

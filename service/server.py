@@ -20,6 +20,7 @@ from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
 from service.access.access import Access
 from service.access.tenants import Tenants
+from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
@@ -28,6 +29,7 @@ from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
 from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
+from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
@@ -60,7 +62,7 @@ GIL_SWITCH_SECONDS = 0.0005
 
 
 class Server:
-    """One depot behind its listeners. `addresses` are the listeners' addresses, with the chosen ports.
+    """One depot behind its listeners. `addresses` are theirs, with the chosen ports. `console` is None without a port.
 
     `gauges` are read with the depot's own gauges, on the event loop. `copy` copies blocks of host memory; by default
     it is the quickest one of this machine. Created on the event loop that it will run on.
@@ -109,12 +111,17 @@ class Server:
         )
         self._health = HealthServicer(SERVICES)
         self._log_levels = LogLevels(self.bus)
+        self._observability_servicer = ObservabilityServicer(self.depots, self.bus, self._observability.activity)
+        self._admin_servicer = AdminServicer(
+            self.depots, self.bus, settings.described(), lambda: self._arena.populated_bytes, self._log_levels
+        )
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
         self._grpc = self._make_grpc()
         self.addresses = listen(self._grpc, settings, self._access)
         # HTTP
         self._http = self._bind_http()
+        self.console = Console(settings, self._access) if settings.console_port else None
         self._vitals = Vitals()
         self._watch(gauges)
 
@@ -183,6 +190,8 @@ class Server:
             closing.create_task(self._observability.close())
             if self._http is not None:
                 closing.create_task(self._http.close())
+            if self.console is not None:
+                closing.create_task(self.console.close())
         self._vitals.stop()
         self._log_levels.close()
         self.depots.stop()
@@ -211,13 +220,16 @@ class Server:
             lambda: read_build(self.depots.backend.name),
             *more_gauges,
         )
-        self._observability.watch(self.depots.sessions_of, gauges)
+        self._observability.watch(self.depots.sessions_of, gauges, lambda: read_gauges(self.depots, self.bus))
         if self._http is not None:
             page = self._metrics_page
             self._http.start(endpoints(self._vitals, page))  # /readyz says `starting` until the depot takes calls
             if page is not None:
                 logger.info("serves metrics on http://%s/metrics", self._http.address)
             logger.info("serves health on http://%s/healthz and /readyz", self._http.address)
+        if self.console is not None:
+            calls = self._observability_servicer, self._admin_servicer
+            self.console.start(Answers(self.depots, *calls, self.bus, self._observability.activity))
 
     @property
     def _metrics_page(self) -> Page | None:
@@ -236,19 +248,8 @@ class Server:
         server = grpc.aio.server(
             interceptors=(*spans, self._interceptor), options=server_options(self._settings.max_message_size)
         )
-        add_services(
-            server,
-            CacheServicer(self.depots, self._attacher, self._draining, self._drained),
-            ObservabilityServicer(self.depots, self.bus),
-            AdminServicer(
-                self.depots,
-                self.bus,
-                self._settings.described(),
-                lambda: self._arena.populated_bytes,
-                self._log_levels,
-            ),
-            self._health,
-        )
+        cache = CacheServicer(self.depots, self._attacher, self._draining, self._drained)
+        add_services(server, cache, self._observability_servicer, self._admin_servicer, self._health)
         return server
 
 

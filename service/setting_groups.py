@@ -17,6 +17,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("prometheus_host", "prometheus_port", "health_without_metrics", "disable_metrics", "otlp_endpoint"),
         *("l0_sample_rate",),
     ),
+    "Live pages": ("console_port", "console_host", "disable_activity"),
     "Log and traces": ("log_level", "log_format", "disable_logging", "enable_tracing", "trace_console"),
     "Events": ("disable_observability", "event_queue_size", "subscriber"),
 }

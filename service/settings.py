@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     )
     l0_sample_rate: float = Field(0.01, ge=0, le=1)
     """share of the engines' blocks whose lifecycle is measured"""
+    disable_activity: bool = False
+    """keep no history of the last hour's activity, which `kvdepot top` and the console show"""
     disable_metrics: bool = False
     """provide no metrics"""
     prometheus_host: str = Field("127.0.0.1", pattern=r"^[^\s]+$")
@@ -155,6 +157,10 @@ class Settings(BaseSettings):
     """port of the HTTP pages; 0: any free port"""
     health_without_metrics: bool = False
     """serve /healthz and /readyz also where no metrics page is served"""
+    console_port: int = Field(0, ge=0, le=65535)
+    """port of the console, a page for browsers; 0: no console"""
+    console_host: str = Field("127.0.0.1", pattern=r"^[^\s]+$")
+    """address of the console; with tenants, TLS is needed for other machines"""
     otlp_endpoint: str = ""
     """collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"""
     enable_tracing: bool = False

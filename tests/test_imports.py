@@ -31,7 +31,7 @@ ORDER = {
         attributes delivery
         bus loading thread
         metrics
-        traces logs l0 watch
+        traces logs l0 watch activity
     """,
     "service": """
         errors units process
@@ -44,6 +44,7 @@ ORDER = {
         rpc
         http
         observability
+        console
         server
         doctor
         commands
@@ -63,9 +64,9 @@ COMMANDS = ("service/commands.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 GENERATED = "kvdepot/v1/*"
 CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the ones that are encoded by hand
-# The server and the engines must agree about the memory that is left, and both draw sessions. Engines install only the
-# client, so these modules are the client's. They import nothing but the standard library.
-SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.version")
+# The server and the engines must agree about the memory that is left, and both show sessions and durations. Engines
+# install only the client, so these modules are the client's. They import nothing but the standard library.
+SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.quantiles", "kvdepot.version")
 PROGRAMS = ("*/__main__.py", "service/commands.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 

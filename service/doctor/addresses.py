@@ -38,7 +38,16 @@ def metrics(settings: Settings) -> AddressFacts | None:
     if not (settings.serves_metrics_page or settings.health_without_metrics):
         return None
     host, port = settings.prometheus_host, settings.prometheus_port
-    return _tcp(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host, port, _has_pages)
+    return _tcp(_shown(host, port), host, port, _has_pages)
+
+
+def console(settings: Settings) -> AddressFacts | None:
+    """Probe the address of the console. None: there is none."""
+    if not settings.console_port:
+        return None
+    host, port = settings.console_host, settings.console_port
+    is_console = partial(_has_certificate, Path(settings.tls_cert)) if settings.tls_cert else _has_console
+    return _tcp(_shown(host, port), host, port, is_console)
 
 
 def collector_error(endpoint: str) -> str:
@@ -50,6 +59,10 @@ def collector_error(endpoint: str) -> str:
             return ""
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _unix(address: str, owner: str) -> AddressFacts:
@@ -129,3 +142,12 @@ def _has_pages(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return False
+
+
+def _has_console(address: str) -> bool:
+    """Return whether the console of a depot answers."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/static/app.js", timeout=TIMEOUT_SECONDS) as answer:
+            return "content-security-policy" in answer.headers
+    except (OSError, ValueError):
+        return False

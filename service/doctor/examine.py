@@ -29,6 +29,7 @@ CHECKS: dict[str, Callable[[Facts, Settings], Finding]] = {
     "TLS certificate": network_checks.certificate,
     "tenants": network_checks.tenants,
     "metrics": network_checks.metrics,
+    "console": network_checks.console,
     "OTLP collector": network_checks.collector,
     "subscribers": process_checks.subscribers,
 }

@@ -109,6 +109,7 @@ class Facts:
     streaming_copy_error: str
     listeners: tuple[AddressFacts, ...]
     metrics: AddressFacts | None
+    console: AddressFacts | None
     collector_error: str | None
     certificate: CertificateFacts | None
     tenants_error: str | None

@@ -38,6 +38,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         streaming_copy_error=_streaming_copy_error(),
         listeners=tuple(addresses.listener(address, settings) for address in settings.listen),
         metrics=addresses.metrics(settings),
+        console=addresses.console(settings),
         collector_error=addresses.collector_error(settings.otlp_endpoint) if settings.otlp_endpoint else None,
         certificate=_certificate(settings) if settings.tls_cert else None,
         tenants_error=_tenants_error(settings) if settings.tenants else None,

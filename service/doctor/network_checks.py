@@ -38,6 +38,27 @@ def metrics(facts: Facts, settings: Settings) -> Finding:
     return ok(f"{address.address} is " + ("served by a depot" if address.holder is Holder.DEPOT else "free"))
 
 
+def console(facts: Facts, settings: Settings) -> Finding:
+    """Check whether the depot can serve its console, and whether it is safe to do so."""
+    address = facts.console
+    if address is None:
+        return not_applicable("console_port is not set")
+    if address.holder is Holder.OTHER:
+        return failure(f"another process has {address.address}", "set console_port to another port")
+    if address.bind_error:
+        return failure(f"{address.address}: {address.bind_error}", "set console_host to an address of this machine")
+    if not is_on_this_machine(address.address):
+        if not settings.tenants:
+            return warning(
+                f"{address.address}: everybody who reaches it can read it", "set tenants, or console_host to 127.0.0.1"
+            )
+        if not (settings.tls_cert or settings.tokens_over_plain_tcp):
+            return failure(
+                f"{address.address}: tokens could be read on the way", "set tls_cert, or console_host to 127.0.0.1"
+            )
+    return ok(f"{address.address} is " + ("served by a depot" if address.holder is Holder.DEPOT else "free"))
+
+
 def collector(facts: Facts, settings: Settings) -> Finding:
     """Check whether the OTLP collector answers."""
     if facts.collector_error is None:

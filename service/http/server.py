@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 from concurrent.futures import Future
 
@@ -53,9 +54,9 @@ class HttpServer:
         """Open connections. For any thread."""
         return len(self._server.server_state.connections) if self._server is not None else 0
 
-    def start(self, app: ASGIApp) -> None:
-        """Answer from here on."""
-        self._server = _Uvicorn(_config(app))
+    def start(self, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
+        """Answer from here on, over TLS if there is a context for it."""
+        self._server = _Uvicorn(_config(app, tls))
         self._thread.start()
 
     async def close(self) -> None:
@@ -91,8 +92,8 @@ class _Uvicorn(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=Connection,
         ws="none",
@@ -109,6 +110,9 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
+    config.load()
+    config.ssl = tls
+    return config
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable, Iterable
 
 from kvdepot.version import __version__
+from service.observability.activity import ActivitySampler, ReadGauges
 from service.observability.metrics import Measuring
 from service.observability.session_log import SessionLog, SessionsOf
 from service.settings import BadSettings, Settings
+from telemetry.activity.subscriber import Activity
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber
 from telemetry.loading import CannotLoadSubscriber, SubscriberSource
@@ -29,7 +31,7 @@ CLOSE_SECONDS = 3.5  # an exporter needs less, unless it hangs
 class Observability:
     """The bus, its subscribers and the exporters. `bus` is None if observability is disabled: then all are missing.
 
-    `tracing` is None without tracing, `measuring` without metrics.
+    `tracing` is None without tracing, `measuring` without metrics, `activity` without a history of activity.
 
     Raises: BadSettings.
     """
@@ -38,6 +40,8 @@ class Observability:
         self.bus: EventBus | None = None
         self.tracing: Tracing | None = None
         self.measuring: Measuring | None = None
+        self.activity: Activity | None = None
+        self._sampler: ActivitySampler | None = None
         self._logs = not settings.disable_logging
         self._span_of: SpanOf = no_span
         if settings.disable_observability:
@@ -55,20 +59,28 @@ class Observability:
         if not settings.disable_metrics:
             self.measuring = Measuring(settings, resource)
             subscribers += self.measuring.subscribers
+        if not settings.disable_activity:
+            self.activity = Activity()
+            subscribers.append(self.activity)
         subscribers += own_subscribers
         self.bus = EventBus(subscribers, capacity=settings.event_queue_size)
 
-    def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]]) -> None:
-        """Begin to log ended sessions and to export metrics."""
+    def watch(self, sessions_of: SessionsOf, gauges: Iterable[Callable[[], Scalars]], read_gauges: ReadGauges) -> None:
+        """Begin to log ended sessions, to export metrics and to sample the state for the history of activity."""
         if self.bus is None:
             return
         if self._logs:
             self.bus.subscribe(SessionLog(sessions_of, span_of=self._span_of))
         if self.measuring is not None:
             self.measuring.start(self.bus, gauges)
+        if self.activity is not None:
+            self._sampler = ActivitySampler(self.activity, read_gauges)
+            self._sampler.start()
 
     async def close(self) -> None:
         """Send the last spans and metrics, in `CLOSE_SECONDS` at most. The bus has stopped."""
+        if self._sampler is not None:
+            self._sampler.stop()
         try:
             async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as closing:
                 if self.tracing is not None:

@@ -1,4 +1,4 @@
-"""ObservabilityService: takes block reports, sends events, lists sessions, and explains misses."""
+"""ObservabilityService: takes block reports, sends events, shows sessions and activity, and explains misses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from service.depot.sessions import Session
 from service.depot.tenant_depots import TenantDepots
 from service.errors import InstanceNotFound, ObservabilityDisabled, SessionNotFound, invalid
 from service.rpc import decode, encode, explain
+from service.rpc.activity import RESOLUTIONS, activity_bucket, session_activity
 from service.rpc.limits import MAX_EVENT_TYPES, MAX_RECORDS
 from service.rpc.violations import MAX_ID_BYTES, Violations
+from telemetry.activity.latency import BOUNDS_SECONDS
+from telemetry.activity.subscriber import Activity
 from telemetry.attributes import attributes
 from telemetry.bus import EventBus
 from telemetry.events import EVENT_TYPES, BlockAllocation, BlocksAllocated, Event
@@ -29,15 +32,20 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 SUMMARIES_AT_ONCE = 50
 RECORDS_PER_EVENT = 256
+MAX_BUSIEST_SESSIONS = 20
 NUM_MEANT = 3  # types of events to suggest
 
 
 class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer):
-    """The service for reports of blocks, events and sessions. `bus` is None if observability is disabled."""
+    """The service for reports of blocks, events, sessions and activity.
 
-    def __init__(self, depots: TenantDepots, bus: EventBus | None) -> None:
+    `bus` is None if observability is disabled, `activity` if no history is kept.
+    """
+
+    def __init__(self, depots: TenantDepots, bus: EventBus | None, activity: Activity | None = None) -> None:
         self._depots = depots
         self._bus = bus
+        self._activity = activity
 
     async def ReportBlockAllocation(
         self, request: observability_pb2.ReportBlockAllocationRequest, context: object
@@ -129,6 +137,30 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         if depot is None:
             raise SessionNotFound(*ids)
         return observability_pb2.GetSessionResponse(session=encode.session_summary(depot.sessions.latest(*ids), tenant))
+
+    async def GetActivity(
+        self, request: observability_pb2.GetActivityRequest, context: object
+    ) -> observability_pb2.GetActivityResponse:
+        tenant = visible_tenant(request.tenant)
+        if self._activity is None:
+            raise ObservabilityDisabled("the depot was started with --disable-activity or --disable-observability")
+        resolution = RESOLUTIONS.get(request.resolution)
+        if resolution is None:
+            raise invalid("resolution", f"{request.resolution} is not one of {sorted(RESOLUTIONS)}")
+        after = request.after.seconds + request.after.nanos / 1e9  # 0 if it is unset
+        buckets: list[observability_pb2.ActivityBucket] = []
+        pace = self._depots.slices.pace()
+        for bucket in self._activity.read(tenant, resolution, after):
+            buckets.append(activity_bucket(bucket))
+            if pace.is_over():
+                await pace.next()
+        return observability_pb2.GetActivityResponse(
+            buckets=buckets,
+            bucket_duration=encode.duration(resolution),
+            duration_bounds_seconds=BOUNDS_SECONDS,
+            busiest_sessions=(session_activity(*each) for each in self._activity.busiest(tenant, MAX_BUSIEST_SESSIONS)),
+            time=encode.timestamp(self._activity.now()),
+        )
 
     async def ExplainPrefix(
         self, request: observability_pb2.ExplainPrefixRequest, context: object

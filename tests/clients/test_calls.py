@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvdepot import (
     AsyncAttachment,
@@ -81,6 +82,14 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
         {"model_name": "model", "tenant": "red"},
         observability_pb2.ExplainPrefixRequest(
             model_name="model", prefix=cache_pb2.Prefix(token_ids=[1, 2]), tenant="red"
+        ),
+    ),
+    "GetActivity": (
+        "get_activity",
+        (),
+        {"after": Timestamp(seconds=7), "resolution": observability_pb2.ACTIVITY_RESOLUTION_TEN_SECONDS},
+        observability_pb2.GetActivityRequest(
+            after=Timestamp(seconds=7), resolution=observability_pb2.ACTIVITY_RESOLUTION_TEN_SECONDS
         ),
     ),
     "GetStatus": ("get_status", (), {}, admin_pb2.GetStatusRequest()),

@@ -650,6 +650,8 @@ for rpc in ("EndSession", "GetSession"):
         refused(rpc, what, "NOT_FOUND SESSION_NOT_FOUND", put(name, "unknown"))
 refused("EndSession", "a session that has ended", "NOT_FOUND SESSION_NOT_FOUND", put("session_id", "ended"))
 
+bad("GetActivity", "an unknown resolution", "resolution", put("resolution", 7))
+
 
 def of_an_unknown_model(request: Any, world: World) -> None:
     request.instance_id, request.model_name = "", "unknown"

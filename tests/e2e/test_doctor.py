@@ -39,6 +39,7 @@ from tests.fakes.authority import Authority
 
 GIB, DAY_SECONDS = 1 << 30, 86_400.0
 LISTEN, METRICS = "127.0.0.1:50051", "127.0.0.1:9464"
+CONSOLE = "127.0.0.1:9465"
 SOCKET = SocketFacts(path_bytes=24, folder="/run/kvdepot", folder_mode=0o755, folder_is_writable=True)
 
 HEALTHY = Facts(
@@ -78,6 +79,7 @@ HEALTHY = Facts(
         AddressFacts(address="unix:/run/kvdepot/depot.sock", holder=Holder.NONE, socket=SOCKET),
     ),
     metrics=AddressFacts(address=METRICS, holder=Holder.NONE),
+    console=AddressFacts(address=CONSOLE, holder=Holder.NONE),
     collector_error="",
     certificate=CertificateFacts(error="", subject="CN=depot", seconds_left=60 * DAY_SECONDS),
     tenants_error="",
@@ -236,6 +238,38 @@ BROKEN = [
         "Cannot assign",
         "prometheus_host",
     ),
+    (
+        "console",
+        replace(HEALTHY, console=AddressFacts(address=CONSOLE, holder=Holder.OTHER)),
+        {},
+        "failure",
+        f"another process has {CONSOLE}",
+        "console_port",
+    ),
+    (
+        "console",
+        replace(HEALTHY, console=AddressFacts(address=CONSOLE, holder=Holder.NONE, bind_error="Cannot assign")),
+        {},
+        "failure",
+        "Cannot assign",
+        "console_host",
+    ),
+    (
+        "console",
+        replace(HEALTHY, console=AddressFacts(address="0.0.0.0:9465", holder=Holder.NONE)),
+        {"tenants": ""},
+        "warning",
+        "everybody who reaches it",
+        "tenants",
+    ),
+    (
+        "console",
+        replace(HEALTHY, console=AddressFacts(address="0.0.0.0:9465", holder=Holder.NONE)),
+        {"tls_cert": ""},
+        "failure",
+        "tokens could be read",
+        "tls_cert",
+    ),
     ("OTLP collector", replace(HEALTHY, collector_error="refused"), {}, "failure", "http://collector:4317", "4317"),
     ("subscribers", replace(HEALTHY, subscriber_errors=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
     ("listen on", listener(holder=Holder.OTHER), {}, "failure", "another process", "another address"),
@@ -319,7 +353,7 @@ def test_each_check_can_find_a_fault() -> None:
 
 def test_a_node_without_a_gpu_is_healthy() -> None:
     own_namespaces = replace(HEALTHY.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
-    facts = replace(HEALTHY, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None)
+    facts = replace(HEALTHY, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None, console=None)
     facts = replace(facts, collector_error=None, tenants_error=None)
     findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=()))
     assert {each.status for each in findings.values()} == {Status.OK, Status.NOT_APPLICABLE}
@@ -335,7 +369,7 @@ def test_a_node_without_a_gpu_is_healthy() -> None:
             "PID namespace",
             "IPC namespace",
         ),
-        *("TLS certificate", "tenants", "metrics", "OTLP collector", "subscribers", "huge pages"),
+        *("TLS certificate", "tenants", "metrics", "console", "OTLP collector", "subscribers", "huge pages"),
     }
 
 
@@ -437,13 +471,16 @@ def test_a_running_depot_is_recognised_by_tcp_and_by_socket(start_server_process
         tcp = f"127.0.0.1:{free.getsockname()[1]}"
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = str(free.getsockname()[1])
-    metrics = ("--prometheus-host", "0.0.0.0", "--prometheus-port", metrics_port)
-    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, *metrics)
-    result = doctor("--listen", unix, "--listen", tcp, *metrics, "--json")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        console_port = str(free.getsockname()[1])
+    pages = ("--prometheus-host", "0.0.0.0", "--prometheus-port", metrics_port, "--console-port", console_port)
+    unix = start_server_process("--l1-size", "8MiB", "--listen", tcp, *pages)
+    result = doctor("--listen", unix, "--listen", tcp, *pages, "--json")
     findings = findings_of(result)
     assert result.exit_code == 0, result.output
     assert {findings[f"listen on {address}"]["what"] for address in (unix, tcp)} == {"a depot serves there"}
     assert findings["metrics"]["what"] == f"0.0.0.0:{metrics_port} is served by a depot"
+    assert findings["console"]["what"] == f"127.0.0.1:{console_port} is served by a depot"
     assert findings["memory for L1"]["status"] == "not applicable"
 
 

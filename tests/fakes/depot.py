@@ -199,6 +199,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._enter("ExplainPrefix", request, context)
         return observability_pb2.ExplainPrefixResponse()
 
+    def GetActivity(self, request: Any, context: Any) -> observability_pb2.GetActivityResponse:
+        self._enter("GetActivity", request, context)
+        return observability_pb2.GetActivityResponse()
+
     def GetStatus(self, request: Any, context: Any) -> admin_pb2.GetStatusResponse:
         self._enter("GetStatus", request, context)
         return admin_pb2.GetStatusResponse(version="1.2.3")

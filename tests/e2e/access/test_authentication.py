@@ -83,7 +83,8 @@ async def test_only_an_admin_sees_another_tenant(start_tenants: StartTenants, co
     blue, ops = (connect(server.addresses[0], token) for token in ("blue-token", "ops-token"))
     ids = {"instance_id": "i", "session_id": "s"}
     explained = {"instance_id": "i"}
-    for rpc, fields in (("ListSessions", {}), ("GetSession", ids), ("WatchEvents", {}), ("ExplainPrefix", explained)):
+    cases = {"ListSessions": {}, "GetSession": ids, "GetActivity": {}, "WatchEvents": {}, "ExplainPrefix": explained}
+    for rpc, fields in cases.items():
         request = empty_request(rpc)
         for name, value in (fields | {"tenant": "red"}).items():
             setattr(request, name, value)

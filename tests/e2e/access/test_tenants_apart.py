@@ -244,6 +244,12 @@ async def explain_prefix(site: Site, party: Party, step: Step) -> Any:
     return await party.call("ExplainPrefix", request)
 
 
+async def get_activity(site: Site, party: Party, step: Step) -> Any:
+    """Return no counts: which second has an event differs from run to run. test_tenants_activity.py sums counts."""
+    await party.call("GetActivity", observability_pb2.GetActivityRequest(tenant="blue" if step.prompt else ""))
+    return "activity"
+
+
 async def get_status(site: Site, party: Party, step: Step) -> Any:
     return await party.call("GetStatus", admin_pb2.GetStatusRequest())
 
@@ -279,6 +285,7 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "ListSessions": list_sessions,
     "GetSession": get_session,
     "ExplainPrefix": explain_prefix,
+    "GetActivity": get_activity,
     "GetStatus": get_status,
     "ListInstances": list_instances,
     "ClearCache": clear_cache,

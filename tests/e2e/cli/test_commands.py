@@ -17,7 +17,7 @@ from kvdepot.version import __version__
 
 CLIENT = server_folder.PACKAGE.parent
 SERVERS = {"service", "kernels", "telemetry", "opentelemetry", "uvloop", "pydantic_settings"}
-OF_CLIENT = ("status", "sessions", "events", "explain", "clear", "health", "replay", "selftest")
+OF_CLIENT = ("status", "top", "sessions", "events", "explain", "clear", "health", "replay", "selftest")
 OF_SERVER = ("serve", "doctor", "precompile")
 
 

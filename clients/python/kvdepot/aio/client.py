@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Self
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
@@ -187,6 +188,18 @@ class AsyncDepotClient:
         """
         request = requests.explain_prefix(prefix, instance_id, model_name, tenant)
         return await self._calls.unary(self._calls.observability.ExplainPrefix, request, timeout_seconds)
+
+    async def get_activity(
+        self,
+        *,
+        after: Timestamp | None = None,
+        resolution: observability_pb2.ActivityResolution.ValueType = observability_pb2.ACTIVITY_RESOLUTION_SECOND,
+        tenant: str = "",
+        timeout_seconds: float | None = None,
+    ) -> observability_pb2.GetActivityResponse:
+        """Return what the depot did, in buckets of time that start later than `after`, and the busiest sessions."""
+        request = observability_pb2.GetActivityRequest(after=after, resolution=resolution, tenant=tenant)
+        return await self._calls.unary(self._calls.observability.GetActivity, request, timeout_seconds)
 
     async def get_status(self, *, timeout_seconds: float | None = None) -> admin_pb2.GetStatusResponse:
         """Return the depot's state, its tiers and its counts."""

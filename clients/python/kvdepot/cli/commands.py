@@ -39,6 +39,7 @@ _PLACES = {
     "doctor": _Place("service.commands", _RUN),
     "precompile": _Place("service.commands", _RUN),
     "status": _Place("kvdepot.cli.status", _ASK),
+    "top": _Place("kvdepot.cli.top", _ASK),
     "sessions": _Place("kvdepot.cli.sessions", _ASK),
     "events": _Place("kvdepot.cli.events", _ASK),
     "explain": _Place("kvdepot.cli.explain", _ASK),

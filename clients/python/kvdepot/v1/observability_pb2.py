@@ -22,52 +22,75 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kvdepot.v1 import cache_pb2 as kvdepot_dot_v1_dot_cache__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekvdepot/v1/observability.proto\x12\nkvdepot.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x8f\x01\n\x1cReportBlockAllocationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x32\n\x07records\x18\x04 \x03(\x0b\x32!.kvdepot.v1.BlockAllocationRecord\"|\n\x15\x42lockAllocationRecord\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12\x18\n\x10reused_block_ids\x18\x04 \x03(\x07\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\"\x1f\n\x1dReportBlockAllocationResponse\"b\n\x12WatchEventsRequest\x12\x13\n\x0b\x65vent_types\x18\x01 \x03(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"P\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.kvdepot.v1.Event\x12\x17\n\x0fnum_lost_events\x18\x02 \x01(\x04\"\xbb\x01\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12+\n\nattributes\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06tenant\x18\x07 \x01(\t\"a\n\x13ListSessionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"]\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.kvdepot.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x11GetSessionRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x1a.kvdepot.v1.SessionSummary\"s\n\x14\x45xplainPrefixRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\"\n\x06prefix\x18\x03 \x01(\x0b\x32\x12.kvdepot.v1.Prefix\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"\xf2\x02\n\x15\x45xplainPrefixResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nchunk_size\x18\x03 \x01(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0ematched_tokens\x18\x05 \x01(\r\x12\x1e\n\x04miss\x18\x06 \x01(\x0b\x32\x10.kvdepot.v1.Miss\x12*\n\x05ranks\x18\x07 \x03(\x0b\x32\x1b.kvdepot.v1.RankExplanation\x12\x1a\n\x12unreachable_tokens\x18\x08 \x01(\r\x12\x33\n\x10other_identities\x18\t \x03(\x0b\x32\x19.kvdepot.v1.OtherIdentity\x12\x33\n\x0fremembers_since\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13incomparable_chunks\x18\x0b \x01(\x04\"\xff\x02\n\x0fRankExplanation\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x16\n\x0ematched_tokens\x18\x02 \x01(\r\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.kvdepot.v1.ChunkState\x12.\n\nstore_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x07removal\x18\x05 \x01(\x0e\x32\x18.kvdepot.v1.ChunkRemoval\x12/\n\x0bremove_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07refusal\x18\x07 \x01(\x0e\x32\x19.kvdepot.v1.RefusalReason\x12/\n\x0brefuse_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x11\x61\x62sent_beginnings\x18\t \x03(\x0b\x32\x1b.kvdepot.v1.AbsentBeginning\"3\n\x0f\x41\x62sentBeginning\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tend_token\x18\x02 \x01(\r\"\x8c\x01\n\rOtherIdentity\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x12\n\ncache_salt\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x16\n\x0eother_geometry\x18\x05 \x01(\x08\x12\x16\n\x0ematched_tokens\x18\x06 \x01(\r*\x98\x01\n\nChunkState\x12\x1b\n\x17\x43HUNK_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HUNK_STATE_RESIDENT\x10\x01\x12\x1c\n\x18\x43HUNK_STATE_BEING_STORED\x10\x02\x12\x17\n\x13\x43HUNK_STATE_MISSING\x10\x03\x12\x1c\n\x18\x43HUNK_STATE_NOT_ATTACHED\x10\x04*\x7f\n\x0c\x43hunkRemoval\x12\x1d\n\x19\x43HUNK_REMOVAL_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HUNK_REMOVAL_EVICTED\x10\x01\x12\x19\n\x15\x43HUNK_REMOVAL_CLEARED\x10\x02\x12\x1a\n\x16\x43HUNK_REMOVAL_REPLACED\x10\x03\x32\xcc\x03\n\x14ObservabilityService\x12l\n\x15ReportBlockAllocation\x12(.kvdepot.v1.ReportBlockAllocationRequest\x1a).kvdepot.v1.ReportBlockAllocationResponse\x12P\n\x0bWatchEvents\x12\x1e.kvdepot.v1.WatchEventsRequest\x1a\x1f.kvdepot.v1.WatchEventsResponse0\x01\x12Q\n\x0cListSessions\x12\x1f.kvdepot.v1.ListSessionsRequest\x1a .kvdepot.v1.ListSessionsResponse\x12K\n\nGetSession\x12\x1d.kvdepot.v1.GetSessionRequest\x1a\x1e.kvdepot.v1.GetSessionResponse\x12T\n\rExplainPrefix\x12 .kvdepot.v1.ExplainPrefixRequest\x1a!.kvdepot.v1.ExplainPrefixResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekvdepot/v1/observability.proto\x12\nkvdepot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x8f\x01\n\x1cReportBlockAllocationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x32\n\x07records\x18\x04 \x03(\x0b\x32!.kvdepot.v1.BlockAllocationRecord\"|\n\x15\x42lockAllocationRecord\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tblock_ids\x18\x02 \x03(\x07\x12\x11\n\ttoken_ids\x18\x03 \x03(\x07\x12\x18\n\x10reused_block_ids\x18\x04 \x03(\x07\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\"\x1f\n\x1dReportBlockAllocationResponse\"b\n\x12WatchEventsRequest\x12\x13\n\x0b\x65vent_types\x18\x01 \x03(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"P\n\x13WatchEventsResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.kvdepot.v1.Event\x12\x17\n\x0fnum_lost_events\x18\x02 \x01(\x04\"\xbb\x01\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12+\n\nattributes\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06tenant\x18\x07 \x01(\t\"a\n\x13ListSessionsRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"]\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.kvdepot.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x11GetSessionRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x1a.kvdepot.v1.SessionSummary\"s\n\x14\x45xplainPrefixRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\"\n\x06prefix\x18\x03 \x01(\x0b\x32\x12.kvdepot.v1.Prefix\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"\xf2\x02\n\x15\x45xplainPrefixResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nchunk_size\x18\x03 \x01(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0ematched_tokens\x18\x05 \x01(\r\x12\x1e\n\x04miss\x18\x06 \x01(\x0b\x32\x10.kvdepot.v1.Miss\x12*\n\x05ranks\x18\x07 \x03(\x0b\x32\x1b.kvdepot.v1.RankExplanation\x12\x1a\n\x12unreachable_tokens\x18\x08 \x01(\r\x12\x33\n\x10other_identities\x18\t \x03(\x0b\x32\x19.kvdepot.v1.OtherIdentity\x12\x33\n\x0fremembers_since\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13incomparable_chunks\x18\x0b \x01(\x04\"\xff\x02\n\x0fRankExplanation\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x16\n\x0ematched_tokens\x18\x02 \x01(\r\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.kvdepot.v1.ChunkState\x12.\n\nstore_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x07removal\x18\x05 \x01(\x0e\x32\x18.kvdepot.v1.ChunkRemoval\x12/\n\x0bremove_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07refusal\x18\x07 \x01(\x0e\x32\x19.kvdepot.v1.RefusalReason\x12/\n\x0brefuse_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x11\x61\x62sent_beginnings\x18\t \x03(\x0b\x32\x1b.kvdepot.v1.AbsentBeginning\"3\n\x0f\x41\x62sentBeginning\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tend_token\x18\x02 \x01(\r\"\x8c\x01\n\rOtherIdentity\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x12\n\ncache_salt\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x16\n\x0eother_geometry\x18\x05 \x01(\x08\x12\x16\n\x0ematched_tokens\x18\x06 \x01(\r\"\x83\x01\n\x12GetActivityRequest\x12)\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\nresolution\x18\x02 \x01(\x0e\x32\x1e.kvdepot.v1.ActivityResolution\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"\xf8\x01\n\x13GetActivityResponse\x12+\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x1a.kvdepot.v1.ActivityBucket\x12\x32\n\x0f\x62ucket_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17\x64uration_bounds_seconds\x18\x03 \x03(\x01\x12\x35\n\x10\x62usiest_sessions\x18\x04 \x03(\x0b\x32\x1b.kvdepot.v1.SessionActivity\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x07\n\x0e\x41\x63tivityBucket\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\noperations\x18\x02 \x03(\x0b\x32\x1d.kvdepot.v1.OperationActivity\x12\x15\n\rlookup_tokens\x18\x03 \x01(\x04\x12\x16\n\x0ematched_tokens\x18\x04 \x01(\x04\x12U\n\x17missed_tokens_by_reason\x18\x05 \x03(\x0b\x32\x34.kvdepot.v1.ActivityBucket.MissedTokensByReasonEntry\x12\x18\n\x10retrieved_tokens\x18\x06 \x01(\x04\x12\x15\n\rstored_tokens\x18\x07 \x01(\x04\x12\x17\n\x0fresident_tokens\x18\x08 \x01(\x04\x12\x16\n\x0erefused_tokens\x18\t \x01(\x04\x12^\n\x1cnum_refused_stores_by_reason\x18\n \x03(\x0b\x32\x38.kvdepot.v1.ActivityBucket.NumRefusedStoresByReasonEntry\x12\x14\n\x0cstored_bytes\x18\x0b \x01(\x04\x12\x17\n\x0fretrieved_bytes\x18\x0c \x01(\x04\x12\x1c\n\x14store_transfer_bytes\x18\r \x01(\x04\x12\x1e\n\x16store_transfer_seconds\x18\x0e \x01(\x01\x12\x1f\n\x17retrieve_transfer_bytes\x18\x0f \x01(\x04\x12!\n\x19retrieve_transfer_seconds\x18\x10 \x01(\x01\x12\x19\n\x11num_stored_chunks\x18\x11 \x01(\x04\x12\x1a\n\x12num_evicted_chunks\x18\x12 \x01(\x04\x12\x15\n\revicted_bytes\x18\x13 \x01(\x04\x12\x1a\n\x12num_cleared_chunks\x18\x14 \x01(\x04\x12\x1c\n\x14num_sessions_started\x18\x15 \x01(\x04\x12\x1a\n\x12num_sessions_ended\x18\x16 \x01(\x04\x12\x19\n\x11num_refused_calls\x18\x17 \x01(\x04\x12\x18\n\x10num_denied_calls\x18\x18 \x01(\x04\x12*\n\x06gauges\x18\x19 \x01(\x0b\x32\x1a.kvdepot.v1.ActivityGauges\x1a;\n\x19MissedTokensByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a?\n\x1dNumRefusedStoresByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc9\x01\n\x11OperationActivity\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.kvdepot.v1.OperationKind\x12\x16\n\x0enum_operations\x18\x02 \x01(\x04\x12\x12\n\nnum_failed\x18\x03 \x01(\x04\x12\x13\n\x0bp50_seconds\x18\x04 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x05 \x01(\x01\x12\x1c\n\x14\x66irst_duration_count\x18\x06 \x01(\r\x12\x17\n\x0f\x64uration_counts\x18\x07 \x03(\r\"\xa4\x02\n\x0e\x41\x63tivityGauges\x12\x15\n\rl1_used_bytes\x18\x01 \x01(\x04\x12\x19\n\x11l1_capacity_bytes\x18\x02 \x01(\x04\x12\x12\n\nnum_chunks\x18\x03 \x01(\x04\x12\x1c\n\x14num_protected_chunks\x18\x04 \x01(\x04\x12\x15\n\rnum_instances\x18\x05 \x01(\r\x12\x1a\n\x12num_attached_ranks\x18\x06 \x01(\r\x12\x19\n\x11num_missing_ranks\x18\x07 \x01(\r\x12\x14\n\x0cnum_sessions\x18\x08 \x01(\r\x12\x12\n\nnum_leases\x18\t \x01(\r\x12\x1a\n\x12num_waiting_events\x18\n \x01(\r\x12\x1a\n\x12num_dropped_events\x18\x0b \x01(\x04\"\xa4\x01\n\x0fSessionActivity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0enum_operations\x18\x04 \x01(\x04\x12\x15\n\rlookup_tokens\x18\x05 \x01(\x04\x12\x16\n\x0ematched_tokens\x18\x06 \x01(\x04\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04*\x98\x01\n\nChunkState\x12\x1b\n\x17\x43HUNK_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HUNK_STATE_RESIDENT\x10\x01\x12\x1c\n\x18\x43HUNK_STATE_BEING_STORED\x10\x02\x12\x17\n\x13\x43HUNK_STATE_MISSING\x10\x03\x12\x1c\n\x18\x43HUNK_STATE_NOT_ATTACHED\x10\x04*\x7f\n\x0c\x43hunkRemoval\x12\x1d\n\x19\x43HUNK_REMOVAL_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43HUNK_REMOVAL_EVICTED\x10\x01\x12\x19\n\x15\x43HUNK_REMOVAL_CLEARED\x10\x02\x12\x1a\n\x16\x43HUNK_REMOVAL_REPLACED\x10\x03*~\n\x12\x41\x63tivityResolution\x12#\n\x1f\x41\x43TIVITY_RESOLUTION_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x43TIVITY_RESOLUTION_SECOND\x10\x01\x12#\n\x1f\x41\x43TIVITY_RESOLUTION_TEN_SECONDS\x10\x02\x32\x9c\x04\n\x14ObservabilityService\x12l\n\x15ReportBlockAllocation\x12(.kvdepot.v1.ReportBlockAllocationRequest\x1a).kvdepot.v1.ReportBlockAllocationResponse\x12P\n\x0bWatchEvents\x12\x1e.kvdepot.v1.WatchEventsRequest\x1a\x1f.kvdepot.v1.WatchEventsResponse0\x01\x12Q\n\x0cListSessions\x12\x1f.kvdepot.v1.ListSessionsRequest\x1a .kvdepot.v1.ListSessionsResponse\x12K\n\nGetSession\x12\x1d.kvdepot.v1.GetSessionRequest\x1a\x1e.kvdepot.v1.GetSessionResponse\x12T\n\rExplainPrefix\x12 .kvdepot.v1.ExplainPrefixRequest\x1a!.kvdepot.v1.ExplainPrefixResponse\x12N\n\x0bGetActivity\x12\x1e.kvdepot.v1.GetActivityRequest\x1a\x1f.kvdepot.v1.GetActivityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvdepot.v1.observability_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKSTATE']._serialized_start=2222
-  _globals['_CHUNKSTATE']._serialized_end=2374
-  _globals['_CHUNKREMOVAL']._serialized_start=2376
-  _globals['_CHUNKREMOVAL']._serialized_end=2503
-  _globals['_REPORTBLOCKALLOCATIONREQUEST']._serialized_start=134
-  _globals['_REPORTBLOCKALLOCATIONREQUEST']._serialized_end=277
-  _globals['_BLOCKALLOCATIONRECORD']._serialized_start=279
-  _globals['_BLOCKALLOCATIONRECORD']._serialized_end=403
-  _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_start=405
-  _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_end=436
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=438
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=536
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=538
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=618
-  _globals['_EVENT']._serialized_start=621
-  _globals['_EVENT']._serialized_end=808
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=810
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=907
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=909
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1002
-  _globals['_GETSESSIONREQUEST']._serialized_start=1004
-  _globals['_GETSESSIONREQUEST']._serialized_end=1080
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1082
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1147
-  _globals['_EXPLAINPREFIXREQUEST']._serialized_start=1149
-  _globals['_EXPLAINPREFIXREQUEST']._serialized_end=1264
-  _globals['_EXPLAINPREFIXRESPONSE']._serialized_start=1267
-  _globals['_EXPLAINPREFIXRESPONSE']._serialized_end=1637
-  _globals['_RANKEXPLANATION']._serialized_start=1640
-  _globals['_RANKEXPLANATION']._serialized_end=2023
-  _globals['_ABSENTBEGINNING']._serialized_start=2025
-  _globals['_ABSENTBEGINNING']._serialized_end=2076
-  _globals['_OTHERIDENTITY']._serialized_start=2079
-  _globals['_OTHERIDENTITY']._serialized_end=2219
-  _globals['_OBSERVABILITYSERVICE']._serialized_start=2506
-  _globals['_OBSERVABILITYSERVICE']._serialized_end=2966
+  _globals['_ACTIVITYBUCKET_MISSEDTOKENSBYREASONENTRY']._loaded_options = None
+  _globals['_ACTIVITYBUCKET_MISSEDTOKENSBYREASONENTRY']._serialized_options = b'8\001'
+  _globals['_ACTIVITYBUCKET_NUMREFUSEDSTORESBYREASONENTRY']._loaded_options = None
+  _globals['_ACTIVITYBUCKET_NUMREFUSEDSTORESBYREASONENTRY']._serialized_options = b'8\001'
+  _globals['_CHUNKSTATE']._serialized_start=4315
+  _globals['_CHUNKSTATE']._serialized_end=4467
+  _globals['_CHUNKREMOVAL']._serialized_start=4469
+  _globals['_CHUNKREMOVAL']._serialized_end=4596
+  _globals['_ACTIVITYRESOLUTION']._serialized_start=4598
+  _globals['_ACTIVITYRESOLUTION']._serialized_end=4724
+  _globals['_REPORTBLOCKALLOCATIONREQUEST']._serialized_start=166
+  _globals['_REPORTBLOCKALLOCATIONREQUEST']._serialized_end=309
+  _globals['_BLOCKALLOCATIONRECORD']._serialized_start=311
+  _globals['_BLOCKALLOCATIONRECORD']._serialized_end=435
+  _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_start=437
+  _globals['_REPORTBLOCKALLOCATIONRESPONSE']._serialized_end=468
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=470
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=568
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=570
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=650
+  _globals['_EVENT']._serialized_start=653
+  _globals['_EVENT']._serialized_end=840
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=842
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=939
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=941
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1034
+  _globals['_GETSESSIONREQUEST']._serialized_start=1036
+  _globals['_GETSESSIONREQUEST']._serialized_end=1112
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1114
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1179
+  _globals['_EXPLAINPREFIXREQUEST']._serialized_start=1181
+  _globals['_EXPLAINPREFIXREQUEST']._serialized_end=1296
+  _globals['_EXPLAINPREFIXRESPONSE']._serialized_start=1299
+  _globals['_EXPLAINPREFIXRESPONSE']._serialized_end=1669
+  _globals['_RANKEXPLANATION']._serialized_start=1672
+  _globals['_RANKEXPLANATION']._serialized_end=2055
+  _globals['_ABSENTBEGINNING']._serialized_start=2057
+  _globals['_ABSENTBEGINNING']._serialized_end=2108
+  _globals['_OTHERIDENTITY']._serialized_start=2111
+  _globals['_OTHERIDENTITY']._serialized_end=2251
+  _globals['_GETACTIVITYREQUEST']._serialized_start=2254
+  _globals['_GETACTIVITYREQUEST']._serialized_end=2385
+  _globals['_GETACTIVITYRESPONSE']._serialized_start=2388
+  _globals['_GETACTIVITYRESPONSE']._serialized_end=2636
+  _globals['_ACTIVITYBUCKET']._serialized_start=2639
+  _globals['_ACTIVITYBUCKET']._serialized_end=3646
+  _globals['_ACTIVITYBUCKET_MISSEDTOKENSBYREASONENTRY']._serialized_start=3522
+  _globals['_ACTIVITYBUCKET_MISSEDTOKENSBYREASONENTRY']._serialized_end=3581
+  _globals['_ACTIVITYBUCKET_NUMREFUSEDSTORESBYREASONENTRY']._serialized_start=3583
+  _globals['_ACTIVITYBUCKET_NUMREFUSEDSTORESBYREASONENTRY']._serialized_end=3646
+  _globals['_OPERATIONACTIVITY']._serialized_start=3649
+  _globals['_OPERATIONACTIVITY']._serialized_end=3850
+  _globals['_ACTIVITYGAUGES']._serialized_start=3853
+  _globals['_ACTIVITYGAUGES']._serialized_end=4145
+  _globals['_SESSIONACTIVITY']._serialized_start=4148
+  _globals['_SESSIONACTIVITY']._serialized_end=4312
+  _globals['_OBSERVABILITYSERVICE']._serialized_start=4727
+  _globals['_OBSERVABILITYSERVICE']._serialized_end=5267
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ObservabilityServiceStub(object):
-    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
+    """Takes reports of block allocations, and shows events, sessions and activity. A tenant sees its own, an admin sees all.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,15 @@ class ObservabilityServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.FromString,
                 _registered_method=True)
+        self.GetActivity = channel.unary_unary(
+                '/kvdepot.v1.ObservabilityService/GetActivity',
+                request_serializer=kvdepot_dot_v1_dot_observability__pb2.GetActivityRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_observability__pb2.GetActivityResponse.FromString,
+                _registered_method=True)
 
 
 class ObservabilityServiceServicer(object):
-    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
+    """Takes reports of block allocations, and shows events, sessions and activity. A tenant sees its own, an admin sees all.
     """
 
     def ReportBlockAllocation(self, request, context):
@@ -134,6 +139,23 @@ class ObservabilityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetActivity(self, request, context):
+        """Returns what the depot did in the last minutes, counted in buckets of time, and the busiest sessions. A poller
+        names the start of the last bucket that it has, and gets the buckets after it. The counts come from the depot's
+        events. If the event queue was full, events are lost, and `ActivityGauges.num_dropped_events` counts them.
+
+        A tenant gets its own counts, an admin those of the whole depot, or of one tenant. The depot keeps histories of the
+        16 tenants that were active last. If another tenant is asked for, there are no buckets.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST: the resolution does not exist.
+        FAILED_PRECONDITION OBSERVABILITY_DISABLED: the depot keeps no history of its activity.
+        PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ObservabilityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +184,11 @@ def add_ObservabilityServiceServicer_to_server(servicer, server):
                     request_deserializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.SerializeToString,
             ),
+            'GetActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetActivity,
+                    request_deserializer=kvdepot_dot_v1_dot_observability__pb2.GetActivityRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_observability__pb2.GetActivityResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'kvdepot.v1.ObservabilityService', rpc_method_handlers)
@@ -171,7 +198,7 @@ def add_ObservabilityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ObservabilityService(object):
-    """Takes reports of block allocations, and shows events and sessions. A tenant sees its own, an admin sees all.
+    """Takes reports of block allocations, and shows events, sessions and activity. A tenant sees its own, an admin sees all.
     """
 
     @staticmethod
@@ -299,6 +326,33 @@ class ObservabilityService(object):
             '/kvdepot.v1.ObservabilityService/ExplainPrefix',
             kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixRequest.SerializeToString,
             kvdepot_dot_v1_dot_observability__pb2.ExplainPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.ObservabilityService/GetActivity',
+            kvdepot_dot_v1_dot_observability__pb2.GetActivityRequest.SerializeToString,
+            kvdepot_dot_v1_dot_observability__pb2.GetActivityResponse.FromString,
             options,
             channel_credentials,
             insecure,
