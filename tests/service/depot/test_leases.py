@@ -21,6 +21,7 @@ from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool
 from telemetry.kinds import LeaseEnd
+from tests.fakes.clock import Clock
 
 SLOT_BYTES = 64
 NUM_SLOTS = 12
@@ -41,7 +42,7 @@ class LeasedIndex:
         self._loop = asyncio.new_event_loop()
         self.pending_write = PendingWrite(self._loop.create_future())
         self.index = Index(Pool(num_slots * SLOT_BYTES))
-        self.leases = Leases(self.index, TTL_SECONDS, Slices())
+        self.leases = Leases(self.index, TTL_SECONDS, Slices(Clock()))
 
     def store(self, name: str) -> Chunk | None:
         stats = self.index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
