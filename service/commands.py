@@ -12,8 +12,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 import uvloop
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import of grpc: our own errors say what it can't bind
-
 from kernels.host.streaming_copy import built_library
 from service.doctor.command import examine_and_exit
 from service.l1.arena import MemoryUnavailable
@@ -73,7 +71,7 @@ def doctor(
 
 
 def precompile() -> None:
-    """Compile the copies on the host now. Else the first start does it, which needs a C compiler then."""
+    """Compile the copies of the host now. Otherwise the first start compiles them, and needs a C compiler then."""
     try:
         library = built_library()
     except (OSError, subprocess.SubprocessError) as error:

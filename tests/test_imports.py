@@ -67,7 +67,7 @@ CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the one
 # The server and the engines must agree about the memory that is left, and both show sessions and durations. Engines
 # install only the client, so these modules are the client's. They import nothing but the standard library.
 SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.quantiles", "kvdepot.version")
-PROGRAMS = ("*/__main__.py", "service/commands.py")
+PROGRAMS = ("*/__main__.py", "kvdepot/cli/app.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 
 
@@ -232,7 +232,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
         or (isinstance(node, ast.ImportFrom) and node.module == "os")
     }
-    assert readers == {"service/commands.py", "kvdepot/cli/processes.py", "kvdepot/cli/depot_options.py", CONNECTOR}
+    assert readers == {"service/commands.py", "kvdepot/cli/processes.py", "kvdepot/cli/app.py", CONNECTOR}
 
 
 PROBE = """

@@ -46,7 +46,7 @@ def response(
         ranks=[_rank(each, chunk_size) for each in explanation.ranks],
         unreachable_tokens=explanation.num_unreachable * chunk_size,
         incomparable_chunks=explanation.num_incomparable,
-        other_identities=[_other(each, chunk_size) for each in explanation.others],
+        other_identities=[_other(each, prefix, chunk_size) for each in explanation.others],
     )
     if is_admin and explanation.remembers_since is not None:
         message.remembers_since.CopyFrom(encode.timestamp(explanation.remembers_since))
@@ -74,10 +74,10 @@ def _rank(rank: RankExplanation, chunk_size: int) -> observability_pb2.RankExpla
     return message
 
 
-def _other(other: OtherIdentity, chunk_size: int) -> observability_pb2.OtherIdentity:
+def _other(other: OtherIdentity, prefix: Prefix, chunk_size: int) -> observability_pb2.OtherIdentity:
     return observability_pb2.OtherIdentity(
         model_name=other.stats.model_name,
-        cache_salt=other.stats.cache_salt,
+        other_salt=other.stats.cache_salt != prefix.cache_salt,
         adapter=other.stats.adapter,
         world_size=other.stats.world_size,
         other_geometry=other.other_geometry,

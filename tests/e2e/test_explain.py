@@ -104,9 +104,9 @@ async def test_other_salts_adapters_and_models_that_have_it_are_named(depot: Sit
     answer = await explain(depot, engine)
     assert answer.matched_tokens == 16
     salt, model = answer.other_identities
-    assert (salt.model_name, salt.cache_salt, salt.adapter, salt.world_size) == ("model", "salt", "lora", 1)
+    assert (salt.model_name, salt.other_salt, salt.adapter, salt.world_size) == ("model", True, "lora", 1)
     assert (salt.matched_tokens, salt.other_geometry) == (64, False)
-    assert (model.model_name, model.cache_salt, model.matched_tokens) == ("other", "", 32)
+    assert (model.model_name, model.other_salt, model.matched_tokens) == ("other", False, 32)
     nothing = await depot.client.explain_prefix(prompt(NUM_TOKENS, 9), model_name="model")
     assert not nothing.other_identities
 

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import pytest
 
 from kvdepot.cli.events import _lines
 from kvdepot.v1 import observability_pb2
-from tests.e2e.cli.attached import BUFFERED, Attached, attached
+from tests.e2e.cli.attached import Attached, attached
 
 
 @pytest.fixture(scope="module")
@@ -96,31 +95,6 @@ def test_a_reader_that_leaves_while_events_come_ends_it_without_a_word(depot: At
         process = depot.start("events", "--follow", pipe_into="true")
         output, errors = process.communicate(timeout=20)
     assert (output, errors) == ("0\n", "")
-
-
-def test_the_part_of_a_line_that_nobody_reads_is_no_error_when_python_ends() -> None:
-    code = """
-import sys
-from kvdepot.cli import events
-events._is_pipe = lambda: False
-input()
-with events._quiet_end():
-    sys.stdout.write("a part of a line")
-    raise events._ReaderLeft
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=BUFFERED,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    _, errors = process.communicate("\n", timeout=20)
-    assert "Exit" in errors.splitlines()[-1]  # of typer, which a command catches
-    assert "Exception ignored" not in errors
 
 
 def test_without_follow_it_says_what_to_do(depot: Attached) -> None:

@@ -47,7 +47,7 @@ def test_why_it_is_missing_and_where_else_it_is(depot: Attached) -> None:
     depot.store(4)
     other_salt = depot.run("explain", "--model", "llama", "--salt", "x", stdin=PROMPT).stdout
     assert "missing from token 0 to 15: unknown identity" in other_salt
-    assert "64 tokens are stored with salt '', not 'x'" in other_salt
+    assert "64 tokens are stored with another salt" in other_salt
     depot.run("clear", "--yes")
     cleared = depot.run("explain", "--model", "llama", stdin=PROMPT).stdout
     assert "missing from token 0 to 15: cleared" in cleared

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from kvdepot.cli.commands import Commands
 from kvdepot.version import __version__
+
+# Before a command imports grpc, which reads it then: the command itself says why a call fails.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _print_version(given: bool) -> None:

@@ -6,7 +6,6 @@ Each credential option is a variable KVDEPOT_CLIENT_… as well.
 from __future__ import annotations
 
 import inspect
-import os
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +45,6 @@ def takes_credentials(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the credential options. It gets the `Credentials` as `credentials`."""
 
     def run(**given: Any) -> None:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the command itself says why a call fails
         fields = {field: given.pop(option) for option, (field, *_) in _CREDENTIALS.items()}
         try:
             credentials = Credentials(**fields)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,10 +21,6 @@ from kvdepot.v1 import observability_pb2
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 MAX_SHOWN_ITEMS = 4  # of a list, in text; --json prints all
-
-
-class _ReaderLeft(Exception):
-    """The process that reads this command's output has ended."""
 
 
 @takes_credentials
@@ -59,39 +54,22 @@ def events(
 @contextmanager
 def _quiet_end() -> Iterator[None]:
     """End the command without a word at Ctrl-C, and when nobody reads its output any more."""
+    if _is_pipe():
+        threading.Thread(target=_end_with_the_reader, daemon=True).start()
     try:
-        with _watching_the_reader():
-            yield
+        yield
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except (BrokenPipeError, _ReaderLeft):
-        # What is left in the buffer of standard output would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+    except BrokenPipeError:
+        os._exit(0)
 
 
-@contextmanager
-def _watching_the_reader() -> Iterator[None]:
-    """Raise `_ReaderLeft` in the block when the other end of standard output is closed, even if nothing is printed."""
-    if threading.current_thread() is not threading.main_thread() or not _is_pipe():
-        yield
-        return
-
-    def left(number: int, frame: object) -> None:
-        raise _ReaderLeft
-
-    def watch() -> None:
-        poller = select.poll()
-        poller.register(sys.stdout.fileno(), 0)  # POLLERR needs no asking
-        poller.poll()
-        os.kill(os.getpid(), signal.SIGPIPE)
-
-    previous = signal.signal(signal.SIGPIPE, left)
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGPIPE, previous)
+def _end_with_the_reader() -> None:
+    """End the process when the other end of standard output is closed, even if no event comes to be printed."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)  # POLLERR needs no asking
+    poller.poll()
+    os._exit(0)  # what is left in the buffers has no reader
 
 
 def _is_pipe() -> bool:

@@ -12,7 +12,7 @@ import typer
 
 from kvdepot import Credentials, DepotClient, hash_prefix, token_prefix
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
-from kvdepot.cli.explanation import Asked, explained, explained_session
+from kvdepot.cli.explanation import explained, explained_session
 from kvdepot.cli.prompt_file import STANDARD_INPUT, BadPrompt, block_hashes, read_text, token_ids
 from kvdepot.cli.terminal import as_json, fail, print_text
 from kvdepot.v1 import cache_pb2
@@ -56,7 +56,6 @@ def explain(
         return
     if bool(instance) == bool(model):
         fail("give --instance or --model: which engine would look up?", 2)
-    asked = Asked(salt=salt, adapter=adapter)
     with _reading(prompt or STANDARD_INPUT):
         if not prompt and sys.stdin.isatty():
             raise BadPrompt("this is a terminal: give FILE, or - to type token ids until Ctrl-D")
@@ -74,7 +73,7 @@ def explain(
     if json_output:
         print(json.dumps(as_json(answer), indent=2))
     else:
-        print_text(explained(answer, asked))
+        print_text(explained(answer, adapter))
 
 
 def _in_whole_chunks(prefix: cache_pb2.Prefix, chunk_size: int) -> cache_pb2.Prefix | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -39,16 +38,8 @@ _REMOVED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The salt and the adapter of the prompt that is explained."""
-
-    salt: str = ""
-    adapter: str = ""
-
-
-def explained(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> str:
-    """Return what the depot has of a prompt, as lines."""
+def explained(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> str:
+    """Return what the depot has of a prompt with this adapter, as lines."""
     chunk_size = max(1, answer.chunk_size)
     num_chunks = answer.prompt_tokens // chunk_size
     who = f"{printable(answer.instance_id)}, {printable(answer.model_name)}"
@@ -63,7 +54,7 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> 
     lines += _absent(answer.ranks)
     if answer.unreachable_tokens:
         lines.append(f"{answer.unreachable_tokens:,} tokens behind it are in L1, and no lookup reaches them")
-    lines += _others(answer, asked)
+    lines += _others(answer, adapter)
     if answer.incomparable_chunks:
         lines.append(
             f"{answer.incomparable_chunks:,} chunks of the model have keys of another kind, by block hashes or by "
@@ -152,7 +143,7 @@ def _absent(ranks: Sequence[observability_pb2.RankExplanation]) -> Iterator[str]
             )
 
 
-def _others(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> Iterator[str]:
+def _others(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> Iterator[str]:
     """Yield where else more of the prompt is stored, and in what that differs."""
     world_size = len(answer.ranks)
     for other in answer.other_identities:
@@ -160,12 +151,13 @@ def _others(answer: observability_pb2.ExplainPrefixResponse, asked: Asked) -> It
             f"{name} {_quoted(theirs)}, not {_quoted(ours)}"
             for name, theirs, ours in (
                 ("model", other.model_name, answer.model_name),
-                ("salt", other.cache_salt, asked.salt),
-                ("adapter", other.adapter, asked.adapter),
+                ("adapter", other.adapter, adapter),
                 ("ranks", other.world_size, world_size),
             )
             if theirs != ours
         ]
+        if other.other_salt:
+            differences.append("another salt")
         if other.other_geometry:
             differences.append("another geometry: layers, heads, sizes or element type")
         yield f"{other.matched_tokens:,} tokens are stored with {'; '.join(differences) or 'another rank layout'}"

@@ -645,15 +645,15 @@ class OtherIdentity(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_NAME_FIELD_NUMBER: _builtins.int
-    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    OTHER_SALT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     OTHER_GEOMETRY_FIELD_NUMBER: _builtins.int
     MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """The model."""
-    cache_salt: _builtins.str
-    """The salt."""
+    other_salt: _builtins.bool
+    """Whether its salt is another one. A salt may be a secret of a user, so it is not in an answer."""
     adapter: _builtins.str
     """The adapter."""
     world_size: _builtins.int
@@ -666,7 +666,7 @@ class OtherIdentity(_message.Message):
         self,
         *,
         model_name: _builtins.str = ...,
-        cache_salt: _builtins.str = ...,
+        other_salt: _builtins.bool = ...,
         adapter: _builtins.str = ...,
         world_size: _builtins.int = ...,
         other_geometry: _builtins.bool = ...,
@@ -674,7 +674,7 @@ class OtherIdentity(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "other_geometry", b"other_geometry", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "other_geometry", b"other_geometry", "other_salt", b"other_salt", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
