@@ -52,7 +52,7 @@ $(VENV)/.installed-cuda: $(VENV)/.installed
 	@.venv-proto/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-proto.txt grpcio-tools mypy-protobuf
 	@touch $@
 
-demo: $(VENV)/.installed-server ## two engines share a prompt through the depot: a minute, 170 MB to install
+demo: $(VENV)/.installed-server ## two engines share a prompt through the depot: 20 s and 172 MB with the set-up
 	@$(BIN)/kvdepot demo
 
 demo-transformers: $(VENV)/.installed-demo ## the same with a Llama of transformers: 1.2 GB to install, 5 GB where torch comes with CUDA
