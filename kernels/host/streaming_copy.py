@@ -104,9 +104,12 @@ def built_library() -> Path:
 def _own_folder() -> Path:
     """Return a folder that this user alone can write, since a library from it is run.
 
-    Raises: PermissionError, or another OSError.
+    Raises: OSError.
     """
-    folder = Path("~/.cache/kvdepot").expanduser()
+    try:
+        folder = Path.home() / ".cache" / "kvdepot"
+    except RuntimeError as error:
+        raise OSError("the user has no home") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stat = folder.stat()
     if stat.st_uid != os.geteuid() or stat.st_mode & 0o022:

@@ -120,6 +120,35 @@ def test_a_folder_that_cannot_be_written_is_no_reason_not_to_start(monkeypatch, 
     assert isinstance(best_copy(), SystemCopy)
 
 
+@pytest.fixture
+def not_writable(monkeypatch, tmp_path):
+    """An installation in which nothing can be made, not even by root, and a user with an empty home."""
+    monkeypatch.setattr(streaming_copy, "BUILT", Path("/sys/kvdepot"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".cache" / "kvdepot"
+
+
+def test_an_installation_that_cannot_be_written_has_the_library_in_the_users_cache(not_writable):
+    library = built_library()
+    assert library.parent == not_writable
+    made_at = library.stat().st_mtime_ns
+    assert isinstance(best_copy(), StreamingCopy)
+    assert library.stat().st_mtime_ns == made_at
+
+
+def test_a_library_that_other_users_could_have_written_is_not_run(not_writable):
+    not_writable.mkdir(parents=True)
+    not_writable.chmod(0o777)
+    assert isinstance(best_copy(), SystemCopy)
+    assert list(not_writable.iterdir()) == []
+
+
+def test_a_user_without_a_home_gets_the_copies_of_the_system(not_writable, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that no file knows
+    assert isinstance(best_copy(), SystemCopy)
+
+
 def test_what_is_built_already_needs_no_compiler(monkeypatch):
     built_library()
     monkeypatch.setenv("PATH", "")
