@@ -13,17 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.fakes.real_servers import needs
 from tests.fakes.waiting import eventually
 
 NAME = "chromium-headless-shell"
 ANSWER_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 64 << 20
 
-needs_chromium = pytest.mark.skipif(
-    shutil.which(NAME) is None, reason=f"chromium is not there: `make test-servers` fetches Debian's {NAME}"
-)
+needs_chromium = needs(NAME)
 
 
 class Page:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -14,18 +13,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.scraping import get
+from tests.fakes.real_servers import needs
 
 CONFIG = """
 global: {{scrape_interval: 100ms, scrape_timeout: 100ms}}
 scrape_configs: [{{job_name: kvdepot, static_configs: [{{targets: {targets}}}]}}]
 """
 
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus is not there: Debian has it in prometheus"
-)
+needs_prometheus = needs("prometheus")
 
 
 class Prometheus:

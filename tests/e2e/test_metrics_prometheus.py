@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from tests.e2e.conftest import Open
 from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import measured, scrape, work
+from tests.fakes.real_servers import needs
 from tests.fakes.waiting import eventually
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not there: Debian has it in prometheus")
+@needs("promtool")
 async def test_promtool_finds_no_fault_with_the_page(open_site: Open) -> None:
     depot = await open_site(**measured())
     engine = await depot.attach()

@@ -102,6 +102,9 @@ def main() -> None:
     parser.add_argument("python", type=Path, help="a Python that has vLLM")
     parser.add_argument("case", nargs="*", help="only these")
     arguments = parser.parse_args()
+    names = [case.__name__ for case in (*TOGETHER, *WITH_ENGINES_OF_THEIR_OWN)]
+    if unknown := set(arguments.case) - set(names):
+        parser.error(f"no case is named {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     folder = Path(tempfile.mkdtemp(prefix="kvdepot-e2e-vllm-"))
     failed = asyncio.run(run(folder, arguments.python.absolute(), arguments.case))
     if failed:

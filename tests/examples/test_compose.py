@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import typer
 import yaml
 from typer.main import get_command
@@ -17,6 +15,7 @@ from examples.compose.engine import LAYOUT, SHAPE, TURN_TOKENS, conversations, k
 from kvdepot import __version__
 from kvdepot.cli.app import app
 from service.units import parse_size
+from tests.fakes import real_servers
 from tests.image.without_docker import instructions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -98,8 +97,7 @@ def test_prometheus_scrapes_the_depot_and_has_the_charts_alerts(tmp_path: Path) 
     (rules,) = config["rule_files"]
     found = list(mounted("prometheus", rules).parent.glob(Path(rules).name))
     assert [path.name for path in found] == ["alerts.yaml"]
-    if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    promtool = real_servers.found("promtool")
     here = tmp_path / "prometheus.yaml"
     here.write_text(file.read_text().replace(rules, str(found[0])))
     checked = subprocess.run([promtool, "check", "config", str(here)], capture_output=True, text=True, check=False)

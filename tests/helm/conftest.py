@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.fakes import real_servers
 from tests.helm.fake_cluster import KINDS, FakeCluster, fake_cluster
 from tests.helm.helm_engine import Helm
 
@@ -144,7 +144,4 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def promtool() -> str:
     """Prometheus's tool."""
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
-    return found
+    return real_servers.found("promtool")

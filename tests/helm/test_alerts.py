@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
+from tests.fakes.real_servers import needs
 from tests.helm.queries import faults
 
 REPOSITORY = Path(__file__).parents[2]
@@ -482,9 +481,7 @@ FIRING = [
     ),
 ]
 
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not there: Debian has it in prometheus"
-)
+needs_promtool = needs("promtool")
 
 
 def promtool(*arguments: str) -> str:
