@@ -79,7 +79,8 @@ PREFILL_RATE = gauge(
     "",
     "Tokens of a prompt that an attached instance computes in a second. Measured: the upper quartile of its last 64 "
     "prefills, each from the answer of a lookup or a retrieve to the next store of the session. The engine's queue is "
-    "part of that time, so the time saved is rather too long than too short.",
+    "part of that time. If an engine stores only at the end of a request, so is the time of its answer. Both make the "
+    "time saved too long. An engine that reports its rate at the attach has neither.",
     *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
 )
 
