@@ -151,6 +151,7 @@ class Builder:
                 ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")  # as .dockerignore says
                 shutil.copytree(self._context / source, stage.folder / to, ignore=ignored, dirs_exist_ok=True)
             else:
+                (stage.folder / to).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self._context / source, stage.folder / to)
 
 
