@@ -1,4 +1,4 @@
-// An engine in C whose KV lies in shared memory: the depot copies its blocks, and no KV is in a call.
+// An engine in C. Its KV lies in shared memory, where the depot copies the blocks. So no call contains KV.
 //
 //   gcc -O2 -o engine engine.c
 //   ./engine [ADDRESS]      default: 127.0.0.1:50051. Serves a request for each line of the standard input.

@@ -1,4 +1,4 @@
-"""An engine that makes traffic: conversations of several turns, whose KV goes through a depot.
+"""An engine that makes traffic: conversations of several turns. Their KV goes through a depot.
 
 There is no model. The KV of a token is computed from the tokens before it, at the speed of a slow prefill. So the
 engine knows which bytes a retrieve must return, and it ends with an error if it gets others.

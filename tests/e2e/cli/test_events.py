@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from kvdepot.cli.events import _lines
 from kvdepot.v1 import observability_pb2
-from tests.e2e.cli.attached import Attached, attached
+from tests.e2e.cli.attached import BUFFERED, Attached, attached
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,25 @@ def test_a_reader_that_leaves_while_events_come_ends_it_without_a_word(depot: At
         process = depot.start("events", "--follow", pipe_into="true")
         output, errors = process.communicate(timeout=20)
     assert (output, errors) == ("0\n", "")
+
+
+def test_a_line_that_has_no_reader_ends_it_without_a_word() -> None:
+    """As when the line is written before the command has noticed that its reader left."""
+    code = """
+from kvdepot.cli import events
+events._is_pipe = lambda: False
+input()
+with events._quiet_end():
+    print("a line", flush=True)
+"""
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        words, env=BUFFERED, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate("\n", timeout=20)
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_without_follow_it_says_what_to_do(depot: Attached) -> None:

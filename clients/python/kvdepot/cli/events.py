@@ -53,7 +53,7 @@ def events(
 
 @contextmanager
 def _quiet_end() -> Iterator[None]:
-    """End the command without a word at Ctrl-C, and when nobody reads its output any more."""
+    """End the command in silence at Ctrl-C, and when its output has lost its reader."""
     if _is_pipe():
         threading.Thread(target=_end_with_the_reader, daemon=True).start()
     try:

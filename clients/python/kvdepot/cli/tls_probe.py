@@ -183,7 +183,7 @@ def _client_certificate_refused(credentials: Credentials, alert: str) -> Cause:
 
 
 def _shown_certificate(place: Tcp) -> dict[str, Any]:
-    """Return the fields of the peer's certificate, whoever signed it. Empty: it could not be read.
+    """Return the fields of the peer's certificate. Its signature is not checked. Empty: it could not be read.
 
     Python shows the fields only of a certificate that it trusts. So this trusts the one that it was shown.
     """

@@ -95,7 +95,7 @@ def canonical(kv: Sequence[Bytes], start: int, end: int) -> bytes:
 
 
 def _put(array: Bytes, group: KvGroup, table: Ids, tokens: Bytes) -> None:
-    """Write tokens into blocks, the last of which may be partly filled."""
+    """Write tokens into blocks. The last block may be partly filled."""
     size = group.block_size
     whole = len(tokens) // size
     array[table[:whole]] = tokens[: whole * size].reshape(whole, *array.shape[1:])
