@@ -17,10 +17,13 @@ class ChunkCopy:
 
     `block_ids` has an array for each group, with the blocks of the chunk's last tokens: at most
     `chunk_size / block_size`. If there are fewer, the tokens before them are not copied.
+
+    `with_checksum` asks for the checksum of the whole chunk, with the bytes that are not copied.
     """
 
     l1_offset_bytes: int
     block_ids: tuple[NDArray[np.int64], ...]
+    with_checksum: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,17 +45,22 @@ class GroupBlocks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Copies:
-    """The copies of a transfer as arrays: where their chunks are in L1, `[copies]`, and the blocks of each group."""
+    """The copies of a transfer as arrays `[copies]`, and the blocks of each group.
+
+    `l1_offsets` is where the chunks are in L1. `with_checksum` says which copies are to have a checksum.
+    """
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[GroupBlocks]
+    with_checksum: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.l1_offsets)
 
     def __getitem__(self, part: slice) -> Copies:
         first, end, _ = part.indices(len(self))
-        return Copies(self.l1_offsets[part], [blocks.of_copies(first, end) for blocks in self.blocks])
+        blocks = [blocks.of_copies(first, end) for blocks in self.blocks]
+        return Copies(self.l1_offsets[part], blocks, self.with_checksum[part])
 
 
 def checked_copies(plans: Sequence[GroupPlan], chunk_bytes: int, l1_bytes: int, copies: Sequence[ChunkCopy]) -> Copies:
@@ -75,4 +83,8 @@ def checked_copies(plans: Sequence[GroupPlan], chunk_bytes: int, l1_bytes: int, 
         if ids.size and not 0 <= ids.min() <= ids.max() < plan.num_blocks:
             raise ValueError(f"a block id of group {group} is not below {plan.num_blocks}")
         checked.append(GroupBlocks(ids, np.cumsum([0, *map(len, by_copy)])))
-    return Copies(np.array([copy.l1_offset_bytes for copy in copies], dtype=np.int64), checked)
+    return Copies(
+        np.array([copy.l1_offset_bytes for copy in copies], dtype=np.int64),
+        checked,
+        np.array([copy.with_checksum for copy in copies], dtype=np.bool_),
+    )

@@ -8,6 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kernels.errors import TransferCancelled
 
 
@@ -46,7 +49,8 @@ class PhaseTime:
 class Transfer:
     """A running copy of chunks. `future` is done only when nothing touches the transfer's memory.
 
-    `phases` then has the time of each phase.
+    `phases` then has the time of each phase. If the transfer succeeded, `checksums[copy]` is the kvsum64 of the whole
+    chunk, as it was read or written, for each copy that asked for it; it is 0 for the others.
     """
 
     def __init__(self) -> None:
@@ -55,6 +59,7 @@ class Transfer:
         # done while bytes are still written.
         self.future.set_running_or_notify_cancel()
         self.phases: tuple[PhaseTime, ...] = ()
+        self.checksums: NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._started_at = time.monotonic()
         self._error: BaseException | None = None
         self._lock = threading.Lock()

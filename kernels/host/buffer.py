@@ -6,7 +6,9 @@ import functools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kernels.checksum import kvsum64
 from kernels.copies import ChunkCopy, Copies, checked_copies
 from kernels.geometry import Group
 from kernels.host.block_views import Blocks, Bytes, Span, pieces, spans
@@ -83,17 +85,21 @@ class HostBuffer:
 
         Raises: ValueError.
         """
-        foreign, pairs = self._mapping.addresses, self._pairs(copies, ready_event)
-        return self._l1.stores.start(functools.partial(self._copy, chunk, blocks, foreign) for blocks, chunk in pairs)
+        checked, foreign = self._checked(copies, ready_event), self._mapping.addresses
+        return self._l1.stores.start(
+            (functools.partial(self._copy, chunk, blocks, foreign) for blocks, chunk in self._cut(checked)),
+            functools.partial(self._checksums, checked),
+        )
 
     def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> HostTransfer:
         """Start to copy chunks into blocks. Each copy must fit the buffer and the arena; otherwise nothing is written.
 
         Raises: ValueError.
         """
-        foreign, pairs = self._mapping.addresses, self._pairs(copies, ready_event)
+        checked, foreign = self._checked(copies, ready_event), self._mapping.addresses
         return self._l1.retrieves.start(
-            functools.partial(self._copy, blocks, chunk, foreign) for blocks, chunk in pairs
+            (functools.partial(self._copy, blocks, chunk, foreign) for blocks, chunk in self._cut(checked)),
+            functools.partial(self._checksums, checked),
         )
 
     def close(self) -> None:
@@ -101,15 +107,27 @@ class HostBuffer:
         self.spans = ()
         self._mapping.close()
 
-    def _pairs(self, copies: Sequence[ChunkCopy], ready_event: bytes) -> Iterator[tuple[Blocks, Blocks]]:
-        """Check the copies. The iterator then cuts them into pieces: the engine's side with the chunk's side."""
+    def _checked(self, copies: Sequence[ChunkCopy], ready_event: bytes) -> Copies:
+        """Check the copies.
+
+        Raises: ValueError.
+        """
         if ready_event:
             raise ValueError("memory of the host has no CUDA events")
         if not self.spans:
             raise ValueError("the buffer is not mapped")
-        return self._cut(checked_copies(self.plans, self.chunk_bytes, self._l1.memory.size, copies))
+        return checked_copies(self.plans, self.chunk_bytes, self._l1.memory.size, copies)
+
+    def _checksums(self, copies: Copies) -> NDArray[np.uint64]:
+        """Return the checksums of the chunks that are to have one, read from L1."""
+        checksums = np.zeros(len(copies), np.uint64)
+        for number in np.flatnonzero(copies.with_checksum):
+            start = int(copies.l1_offsets[number])
+            checksums[number] = kvsum64(self._l1.memory[start : start + self.chunk_bytes])
+        return checksums
 
     def _cut(self, copies: Copies) -> Iterator[tuple[Blocks, Blocks]]:
+        """Cut copies into pieces: the engine's side with the chunk's side."""
         share_bytes = len(copies) * self.chunk_bytes // (self._l1.num_threads * _PIECES_PER_THREAD)
         piece_bytes = min(max(share_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
         for number, l1_offset_bytes in enumerate(copies.l1_offsets.tolist()):

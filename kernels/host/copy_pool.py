@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kernels.transfer import Phase, PhaseTime, Transfer
 
 # A thread that copies would keep a core for all of its time slice, 3 ms and more, while the event loop waits for one.
@@ -20,12 +23,13 @@ Piece = Callable[[], object]
 
 
 class HostTransfer(Transfer):
-    """A transfer that `num_threads` threads copy, piece by piece."""
+    """A transfer that `num_threads` threads copy, piece by piece. After the last piece, `sum_up` makes its checksums."""
 
-    def __init__(self, pieces: Iterator[Piece], num_threads: int) -> None:
+    def __init__(self, pieces: Iterator[Piece], num_threads: int, sum_up: Callable[[], NDArray[np.uint64]]) -> None:
         super().__init__()
         self._pieces = pieces
         self._num_threads = num_threads
+        self._sum_up = sum_up
         self._copying_since: float | None = None
 
     def copy_piece(self) -> bool:
@@ -37,6 +41,8 @@ class HostTransfer(Transfer):
                 is_last = self._num_threads == 0
             if is_last:
                 self._pieces = iter(())  # pieces that were not copied still refer to the memory
+                if self._error is None:
+                    self.checksums = self._sum_up()
                 self._settle(self._times(time.monotonic()))
             return False
         try:
@@ -85,9 +91,11 @@ class CopyPool:
         for thread in self._threads:
             thread.start()
 
-    def start(self, pieces: Iterator[Piece]) -> HostTransfer:
-        """Start to copy `pieces`. Several threads advance the iterator, one at a time."""
-        transfer = HostTransfer(pieces, len(self._threads))
+    def start(
+        self, pieces: Iterator[Piece], sum_up: Callable[[], NDArray[np.uint64]] = lambda: np.zeros(0, np.uint64)
+    ) -> HostTransfer:
+        """Start to copy `pieces`. Several threads advance the iterator, one at a time. Then one calls `sum_up`."""
+        transfer = HostTransfer(pieces, len(self._threads), sum_up)
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the backend is closed")

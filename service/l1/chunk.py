@@ -45,6 +45,9 @@ class Chunk:
     became resident, and when its last pin came off. `stored_by` is the id of the operation that wrote it.
     `absent_tokens[group]` counts the first tokens of the chunk that were not stored: those slot bytes are stale. It is
     empty if the chunk is whole. `older` and `newer` are the neighbours in the eviction order.
+
+    `checksum` is the kvsum64 of all the chunk's bytes in its slot, stale ones included; None if it was not computed.
+    `is_verified` says that this process has compared it with the bytes, or has computed it.
     """
 
     key: ChunkKey
@@ -53,6 +56,8 @@ class Chunk:
     pending_write: PendingWrite | None
     stored_by: str = ""
     absent_tokens: tuple[int, ...] = ()
+    checksum: int | None = None
+    is_verified: bool = False
     store_time: float = 0.0
     release_time: float = 0.0
     num_pins: int = 0
