@@ -15,6 +15,7 @@ import uvloop
 from kernels.host.streaming_copy import built_library
 from service.doctor.command import examine_and_exit
 from service.l1.arena import MemoryUnavailable
+from service.l1.l1_file import L1FileUnusable
 from service.misspelt import misspelt
 from service.observability.output import Output
 from service.print_config import annotated_yaml
@@ -50,7 +51,7 @@ def serve(
     except BadSettings as error:
         output.fail("BadSettings", "bad settings", str(error).splitlines())
         raise typer.Exit(2) from error
-    except (MemoryUnavailable, CannotListen) as error:
+    except (MemoryUnavailable, L1FileUnusable, CannotListen) as error:
         headline, *more = str(error).splitlines()
         output.fail("CannotStart", headline, [headline, *more] if output.is_json else more)
         raise typer.Exit(1) from error

@@ -20,6 +20,7 @@ from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
 from service.access.access import Access
 from service.access.tenants import Tenants
+from service.cache_memory import CacheMemory
 from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot, DepotLimits
@@ -27,7 +28,6 @@ from service.depot.tenant_depots import TenantDepots
 from service.http.endpoints import endpoints
 from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
-from service.l1.arena import Arena
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot
@@ -67,7 +67,7 @@ class Server:
     `gauges` are read with the depot's own gauges, on the event loop. `copy` copies blocks of host memory; by default
     it is the quickest one of this machine. Created on the event loop that it will run on.
 
-    Raises: MemoryUnavailable, CannotListen, BadSettings.
+    Raises: MemoryUnavailable, L1FileUnusable, CannotListen, BadSettings.
     """
 
     def __init__(
@@ -76,11 +76,10 @@ class Server:
         self._settings = settings
         self._start = monotonic()
         # Memory and devices
-        self._arena = Arena(settings.l1_size, settings.l1_huge_pages)
-        budget = MemoryBudget(lambda: self._arena.missing_bytes)
-        self._backends = Backends.open(
-            self._arena.view, settings.transfer_threads, _cuda_settings(settings), budget.reserve, copy
-        )
+        self._memory = CacheMemory(settings)
+        budget = MemoryBudget(self._memory.missing_bytes)
+        cuda = _cuda_settings(settings)
+        self._backends = Backends.open(self._memory.view, settings.transfer_threads, cuda, budget.reserve, copy)
         # The cache
         self._observability = Observability(settings)
         self.bus = self._observability.bus
@@ -90,7 +89,7 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
         )
-        self.depots = TenantDepots(self._arena.view[: settings.l1_size], self._backends, limits, self.bus)
+        self.depots = TenantDepots(self._memory.view, self._backends, limits, self.bus, self._memory.index)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
         self._access = Access(settings, self.bus)
@@ -113,7 +112,7 @@ class Server:
         self._log_levels = LogLevels(self.bus)
         self._observability_servicer = ObservabilityServicer(self.depots, self.bus, self._observability.activity)
         self._admin_servicer = AdminServicer(
-            self.depots, self.bus, settings.described(), lambda: self._arena.populated_bytes, self._log_levels
+            self.depots, self.bus, settings.described(), lambda: self._memory.populated_bytes, self._log_levels
         )
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
@@ -152,17 +151,18 @@ class Server:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
             watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
+            noting = tasks.create_task(self._memory.note_uses(self.depots.slices), name="uses")
             trimming = tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap")
             try:
                 await self._grpc.start()
-                self._arena.start_populating(self._register)
+                self._memory.start_populating(self._register)
                 self._health.serve()
                 self._vitals.phase = Phase.SERVING
                 self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
                 yield self
             finally:
-                watching.cancel()
-                trimming.cancel()
+                for task in (watching, noting, trimming):
+                    task.cancel()
                 await self._drain()
 
     async def _drain(self) -> None:
@@ -196,7 +196,7 @@ class Server:
         self._log_levels.close()
         self.depots.stop()
         self._backends.close()
-        self._arena.stop_populating()
+        self._memory.close()
 
     def _publish(self, event: Event) -> None:
         if self.bus is not None:
@@ -215,7 +215,7 @@ class Server:
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         gauges = (
-            lambda: read_depot(self.depots, self._admission, self._refusals, self._arena.populated_bytes),
+            lambda: read_depot(self.depots, self._admission, self._refusals, self._memory.populated_bytes),
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
             *more_gauges,
@@ -268,7 +268,7 @@ async def serve(
 
     Even if something hangs, the process ends `END_SECONDS` after the drain timeout, or `EXIT_SECONDS` after the return.
 
-    Raises: MemoryUnavailable, CannotListen, BadSettings.
+    Raises: MemoryUnavailable, L1FileUnusable, CannotListen, BadSettings.
     """
     # A copying thread needs the GIL for a moment between two pieces. By default it waits up to 5 ms for it.
     sys.setswitchinterval(GIL_SWITCH_SECONDS)

@@ -21,7 +21,7 @@ METAVARS = {
     "l1_huge_pages": "KIND",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
-    **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants"), "FILE"),
+    **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants", "l1_file"), "FILE"),
 }
 REPEATABLE = ("listen", "subscriber")
 

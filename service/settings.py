@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     """also serve reflection to unauthenticated callers"""
     l1_size: Size = Field(4 << 30, ge=4096)
     """host memory for chunks, such as 8GiB"""
+    l1_file: str = ""
+    """file in /dev/shm or hugetlbfs that keeps the chunks when the depot ends; empty: they end with the depot"""
     l1_huge_pages: HugePages = HugePages.TRANSPARENT
     """huge pages of L1: none, transparent or reserved"""
     chunk_size: int = Field(256, ge=1, le=1 << 20)

@@ -41,6 +41,7 @@ ORDER = {
         setting_groups
         setting_options misspelt print_config access
         depot
+        cache_memory
         rpc
         http
         observability

@@ -18,7 +18,7 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
-from service.l1.arena import Arena
+from service.l1.memory import open_l1
 from tests.gpu.engine_process import EngineProcess
 
 TIMEOUT_SECONDS = 60.0
@@ -36,7 +36,7 @@ class Rig:
         self.device: CudaDevice = next(iter(self.runtime.devices.values()))
         self.engine = EngineProcess()
         self.region = self.engine.region("make", size_bytes=num_tokens * sizes.token_bytes)
-        self.arena = Arena(num_tokens * sizes.token_bytes)
+        self.arena = open_l1(num_tokens * sizes.token_bytes).arena
 
     def close(self) -> None:
         """End the engine."""

@@ -23,7 +23,7 @@ Piece = Callable[[], object]
 
 
 class HostTransfer(Transfer):
-    """A transfer that `num_threads` threads copy, piece by piece. After the last piece, `sum_up` makes its checksums."""
+    """A transfer that `num_threads` threads copy, piece by piece. At the end `sum_up` makes its checksums."""
 
     def __init__(self, pieces: Iterator[Piece], num_threads: int, sum_up: Callable[[], NDArray[np.uint64]]) -> None:
         super().__init__()

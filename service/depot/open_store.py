@@ -58,6 +58,7 @@ class OpenStore:
                 world_size=attachment.world_size,
                 geometry=attachment.identity.geometry,
                 hash_block_size=header.prefix.hash_block_size,
+                chunk_bytes=attachment.chunk_bytes,
             ),
             slot_bytes=attachment.slot_bytes,
             pending_write=_new_pending_write(),

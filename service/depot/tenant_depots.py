@@ -41,8 +41,15 @@ class TenantPublisher:
 class TenantDepots:
     """A depot for each tenant, made at its first call. The default tenant has no name."""
 
-    def __init__(self, l1: memoryview, backend: TransferBackend, limits: DepotLimits, bus: Publisher | None) -> None:
-        self.index = Index(Pool(len(l1)))
+    def __init__(
+        self,
+        l1: memoryview,
+        backend: TransferBackend,
+        limits: DepotLimits,
+        bus: Publisher | None,
+        index: Index | None = None,
+    ) -> None:
+        self.index = index or Index(Pool(len(l1)))
         self.backend = backend
         self.slices = Slices()
         self._l1 = l1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kvdepot.cli.terminal import readable_size
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
-from service.l1.arena import HUGE_PAGE_BYTES, HugePages
+from service.l1.arena import HugePages
+from service.l1.format import HUGE_PAGE_BYTES
 from service.settings import Settings
 
 PROCESS_BYTES = 512 << 20

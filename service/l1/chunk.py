@@ -13,7 +13,8 @@ from service.l1.pool import Slot
 class NamespaceStats:
     """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`.
 
-    `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash.
+    `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash. `chunk_bytes` is the size of a
+    chunk, which its slot may exceed. `entry` is the first cell and the sum of its entry in L1's table of namespaces.
     """
 
     namespace: Namespace
@@ -25,8 +26,10 @@ class NamespaceStats:
     world_size: int = 1
     geometry: bytes = b""
     hash_block_size: int = 0
+    chunk_bytes: int = 0
     num_chunks: int = 0
     ever_stored: bool = False
+    entry: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +49,16 @@ class Chunk:
     `absent_tokens[group]` counts the first tokens of the chunk that were not stored: those slot bytes are stale. It is
     empty if the chunk is whole. `older` and `newer` are the neighbours in the eviction order.
 
-    `checksum` is the kvsum64 of all the chunk's bytes in its slot, stale ones included; None if it was not computed.
-    `is_verified` says that this process has compared it with the bytes, or has computed it.
+    `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
+    chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
+    has compared it with the bytes, or has computed it.
     """
 
     key: ChunkKey
     namespace_stats: NamespaceStats
     slot: Slot[Chunk]
     pending_write: PendingWrite | None
+    record: int | None = None
     stored_by: str = ""
     absent_tokens: tuple[int, ...] = ()
     checksum: int | None = None

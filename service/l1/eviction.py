@@ -26,6 +26,11 @@ class LeastRecentlyUsed:
         self._ends: dict[int, _Ends] = {}  # by size of slot
         self._tick = 0
 
+    @property
+    def tick(self) -> int:
+        """The number of the last use that began."""
+        return self._tick
+
     def begin_use(self) -> None:
         """Begin a use: the chunks that are added from here on were used later than those before."""
         self._tick += 1
@@ -70,6 +75,14 @@ class LeastRecentlyUsed:
             key=lambda chunk: chunk.last_use,
             default=None,
         )
+
+    def used_since(self, tick: int) -> Iterator[Chunk]:
+        """Yield the chunks that were used later than at a tick, of each size the newest first."""
+        for ends in list(self._ends.values()):
+            chunk: Chunk | None = ends.newest
+            while chunk is not None and chunk.last_use > tick:
+                yield chunk
+                chunk = chunk.older
 
     def __iter__(self) -> Iterator[Chunk]:
         for ends in list(self._ends.values()):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
+from service.l1.ledger import Ledger
 from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
 
@@ -28,8 +29,9 @@ class Index:
     is needed.
     """
 
-    def __init__(self, pool: Pool[Chunk]) -> None:
+    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None) -> None:
         self.pool = pool
+        self.ledger = ledger
         self.past = Past()
         self.num_resident = 0
         self.num_protected = 0
@@ -43,6 +45,7 @@ class Index:
         self._namespaces: dict[Namespace, NamespaceStats] = {}
         self._eviction = LeastRecentlyUsed()
         self._usage_by_tenant: dict[str, tuple[int, int]] = {}
+        self._noted_tick = 0  # the records have all uses up to this tick
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
 
     def __repr__(self) -> str:
@@ -72,10 +75,11 @@ class Index:
         world_size: int = 1,
         geometry: bytes = b"",
         hash_block_size: int = 0,
+        chunk_bytes: int = 0,
     ) -> NamespaceStats:
         """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
         return self._namespaces.get(namespace) or NamespaceStats(
-            namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size
+            namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size, chunk_bytes
         )
 
     def namespaces(self) -> Iterable[NamespaceStats]:
@@ -121,7 +125,37 @@ class Index:
         chunk.namespace_stats.ever_stored = True
         chunk.store_time = time.monotonic()
         self.num_resident += 1
+        if self.ledger is not None:
+            self.ledger.note_stored(chunk, self._eviction.tick)
         return self.past.note_stored(chunk.key)
+
+    def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
+        """Take over resident chunks, each with its last use. They come in the order of these, oldest first.
+
+        The slots of the chunks are taken, and their keys are not in the index. The eviction order gets uses of its own
+        for them.
+        """
+        use = None
+        for chunk, last_use in adopted:
+            stats = self._namespaces.setdefault(chunk.namespace_stats.namespace, chunk.namespace_stats)
+            assert stats is chunk.namespace_stats, "a namespace has two entries"
+            chunk.slot.occupant = chunk
+            self._chunks[chunk.key] = chunk
+            self._count(stats, 1, chunk.slot.size_bytes)
+            self.num_resident += 1
+            if last_use != use:
+                self._eviction.begin_use()
+                use = last_use
+            self._eviction.add(chunk)
+        self._noted_tick = self._eviction.tick
+
+    def noting_uses(self) -> Iterator[None]:
+        """Write into the records when chunks were last used, in short steps. A later process evicts in this order."""
+        if self.ledger is None:
+            return
+        used = list(self._eviction.used_since(self._noted_tick))
+        self._noted_tick = self._eviction.tick
+        yield from self.ledger.noting_uses(used)
 
     def abandon(self, chunk: Chunk) -> None:
         """Forget a reserved chunk without bytes, and free its slot."""
@@ -235,10 +269,14 @@ class Index:
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
         chunk.removed = True
+        if self.ledger is not None:
+            self.ledger.note_removed(chunk)
         stats = chunk.namespace_stats
         self._count(stats, -1, -chunk.slot.size_bytes)
         if stats.num_chunks == 0:
             del self._namespaces[stats.namespace]
+            if self.ledger is not None:
+                self.ledger.note_empty(stats)
             if stats.ever_stored:
                 self.past.note_empty(stats.namespace)
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 EXTENT_BYTES = 64 << 20
 MAX_SLOTS_PER_EXTENT = 1024
-SLOT_ALIGNMENT_BYTES = 64
+SLOT_ALIGNMENT_BYTES = 4096  # so that a disk can read into a slot without a copy
 
 T = TypeVar("T")
 
@@ -67,6 +67,35 @@ class Pool(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {self.num_used_slots} slots>"
+
+    def adopt(self, stretches: Sequence[tuple[int, int]]) -> list[Slot[T]]:
+        """Return taken slots at these offsets, of these sizes in bytes. The pool must be unused.
+
+        They are in the order of their offsets, lie inside L1 and do not overlap.
+        """
+        assert self.num_stretches == 1 and self.num_used_slots == 0, "the pool is in use"
+        slots = [Slot[T](offset_bytes, size_bytes, SlotState.TAKEN) for offset_bytes, size_bytes in stretches]
+        self._gaps.clear()
+        below: Slot[T] | None = None
+        gaps: list[Slot[T]] = []
+        for slot in (*slots, None):
+            begin_bytes = below.offset_bytes + below.size_bytes if below is not None else 0
+            end_bytes = slot.offset_bytes if slot is not None else self.capacity_bytes
+            if end_bytes > begin_bytes:
+                gap = Slot[T](begin_bytes, end_bytes - begin_bytes, SlotState.GAP)
+                self._link(below, gap)
+                gaps.append(gap)
+                below = gap
+            if slot is not None:
+                self._link(below, slot)
+                below = slot
+        # The lowest gap is added last and cut first: its pages are populated first.
+        self._gaps.update(dict.fromkeys(reversed(gaps)))
+        self._sweep_from = self._lowest
+        self._largest_gap_bytes = max((gap.size_bytes for gap in gaps), default=0)
+        self.num_used_slots = len(slots)
+        self.used_bytes = sum(slot.size_bytes for slot in slots)
+        return slots
 
     def take(self, slot_bytes: int) -> Slot[T] | None:
         """Return a free slot of this size, cut from a gap if necessary. None: there is neither."""

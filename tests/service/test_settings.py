@@ -187,7 +187,7 @@ def test_a_bad_value_is_reported_with_its_name(name: str, value: str) -> None:
 
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
-    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants"}
+    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file"}
 
 
 def test_all_faults_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from kvdepot.memory.available import memory_left
 from service.l1.arena import Arena, HugePages, MemoryUnavailable
+from service.l1.memory import open_l1
 
 SIZE_BYTES = 40 << 20  # more than two pieces
 
@@ -28,7 +29,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.parametrize("huge_pages", [HugePages.NONE, HugePages.TRANSPARENT])
 def test_populating_brings_every_page_into_memory(huge_pages: HugePages) -> None:
-    arena = Arena(SIZE_BYTES, huge_pages)
+    arena = open_l1(SIZE_BYTES, huge_pages).arena
     before = resident_bytes()
     populated(arena)
     assert arena.populated_bytes == SIZE_BYTES
@@ -36,14 +37,14 @@ def test_populating_brings_every_page_into_memory(huge_pages: HugePages) -> None
 
 
 def test_populating_leaves_what_was_written_meanwhile() -> None:
-    arena = Arena(SIZE_BYTES)
+    arena = open_l1(SIZE_BYTES).arena
     arena.view[-4096:] = b"x" * 4096
     populated(arena)
     assert arena.view[-4096:] == b"x" * 4096
 
 
 def test_the_view_is_all_of_the_memory_and_writable_and_zeroed() -> None:
-    arena = Arena(10_000, HugePages.NONE)
+    arena = open_l1(10_000, HugePages.NONE).arena
     assert not arena.view.readonly
     assert arena.view.nbytes == 10_000
     assert bytes(arena.view) == bytes(10_000)
@@ -53,36 +54,36 @@ def test_the_view_is_all_of_the_memory_and_writable_and_zeroed() -> None:
 
 def test_more_than_the_machine_has_is_refused_with_both_sizes() -> None:
     size_bytes = memory_left().limit_bytes + 1
-    needed = f"{size_bytes / (1 << 30):,.1f} GiB"
-    with pytest.raises(MemoryUnavailable, match=rf"{needed} of memory are needed, the .* has [\d.,]+ [GM]iB left"):
-        Arena(size_bytes)
+    with pytest.raises(MemoryUnavailable, match=r"[\d.,]+ GiB of memory are needed, the .* has [\d.,]+ [GM]iB left"):
+        open_l1(size_bytes)
 
 
 @pytest.mark.parametrize("size_bytes", [1 << 50, 1 << 62, 1 << 70])
 @pytest.mark.parametrize("huge_pages", HugePages)
 def test_more_than_an_address_space_is_refused(huge_pages: HugePages, size_bytes: int) -> None:
     with pytest.raises(MemoryUnavailable):
-        Arena(size_bytes, huge_pages)
+        open_l1(size_bytes, huge_pages)
 
 
 @pytest.mark.parametrize("huge_pages", [HugePages.NONE, HugePages.TRANSPARENT])
 def test_what_is_missing_is_what_has_no_pages_yet(huge_pages: HugePages) -> None:
-    large = resident_bytes() + (1 << 30)  # the count includes pages that are not L1's
-    arena = Arena(large, huge_pages)
-    assert 0.9 * (1 << 30) < arena.missing_bytes <= large
-    arena = Arena(SIZE_BYTES, huge_pages)
-    assert populated(arena).missing_bytes == 0
+    arena = open_l1(SIZE_BYTES, huge_pages).arena
+    tables_bytes = arena.tables.nbytes
+    assert SIZE_BYTES < arena.missing_bytes <= SIZE_BYTES + tables_bytes
+    arena.view[: SIZE_BYTES // 2] = bytes(SIZE_BYTES // 2)
+    assert arena.missing_bytes <= SIZE_BYTES // 2 + tables_bytes
+    assert populated(arena).missing_bytes <= tables_bytes
 
 
 def test_populating_that_is_stopped_ends_before_all_pages_are_made() -> None:
-    arena = Arena(64 << 20)
+    arena = open_l1(64 << 20).arena
     arena.stop_populating()  # before it starts, so that no page is made
     populated(arena)
     assert arena.populated_bytes == 0
 
 
 def test_stopping_waits_for_the_thread() -> None:
-    arena = Arena(SIZE_BYTES)
+    arena = open_l1(SIZE_BYTES).arena
     arena.start_populating()
     arena.stop_populating()
     assert not [thread for thread in threading.enumerate() if thread.name == "kvdepot-populate"]

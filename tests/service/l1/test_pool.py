@@ -75,7 +75,7 @@ def test_a_sweep_goes_on_where_the_last_one_ended() -> None:
 
 
 def test_slots_are_aligned_and_hold_the_chunk() -> None:
-    assert [slot_bytes_for(size) for size in (1, 64, 65)] == [64, 64, 128]
+    assert [slot_bytes_for(size) for size in (1, 4096, 4097)] == [4096, 4096, 8192]
 
 
 def may_go(slot: Slot[str]) -> bool:
