@@ -97,14 +97,23 @@ def _check(path: Path, fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise L1FileUnusable(f"{path}: another process uses it{_used_by(fd)}") from error
-    if not is_blank(fd) and read_start(fd)[: len(MAGIC)] != MAGIC:
+    if not is_blank(fd) and not is_l1(fd):
         raise L1FileUnusable(f"{path}: it is no L1 file of a depot, and is left as it is; name another path")
 
 
 def _used_by(fd: int) -> str:
+    return f", the one of id {int.from_bytes(read_start(fd)[PID_OFFSET:], 'little')}" if is_l1(fd) else ""
+
+
+def is_l1(fd: int) -> bool:
+    """Return whether the file is an L1 file, of any format."""
     start = read_start(fd)
-    is_ours = start[: len(MAGIC)] == MAGIC and len(start) == HEADER_BYTES
-    return f", the one of id {int.from_bytes(start[PID_OFFSET:], 'little')}" if is_ours else ""
+    return start[: len(MAGIC)] == MAGIC and len(start) == HEADER_BYTES
+
+
+def is_named(fd: int) -> bool:
+    """Return whether the file has a name, so that it can outlive all processes."""
+    return os.fstat(fd).st_nlink > 0
 
 
 def read_start(fd: int) -> bytes:

@@ -30,9 +30,15 @@ class L1Memory:
     has_records: bool
     why_empty: str = ""
 
-    def close(self) -> None:
-        """Close the file. A named one is unlocked. The mapping stays until nothing refers to it."""
-        l1_file.close(self.arena.fd)
+    def close(self, *, unlock: bool = True) -> None:
+        """Close the file. Its lock ends, unless another process has this descriptor by now and `unlock` is False.
+
+        The mapping stays until nothing refers to it.
+        """
+        if unlock:
+            l1_file.close(self.arena.fd)
+        else:
+            os.close(self.arena.fd)
 
 
 def open_l1(
@@ -40,16 +46,20 @@ def open_l1(
     huge_pages: HugePages = HugePages.TRANSPARENT,
     *,
     path: Path | None = None,
+    inherited_fd: int | None = None,
     chunk_size: int = 0,
     cache_epoch: int = 0,
 ) -> L1Memory:
-    """Open the memory of L1: a named file with all that is in it, or by default a new memfd.
+    """Open the memory of L1: a descriptor of an earlier process, a named file, or by default a new memfd.
 
-    What an earlier process left is used if its format, `l1_bytes`, `chunk_size` and `cache_epoch` are equal.
+    What an earlier process left is used if its format, `l1_bytes`, `chunk_size` and `cache_epoch` are equal. An
+    inherited descriptor is closed if it can't be used.
 
     Raises: MemoryUnavailable, L1FileUnusable.
     """
     wanted = Header(l1_bytes=l1_bytes, chunk_size=chunk_size, cache_epoch=cache_epoch)
+    if inherited_fd is not None:
+        return _inherited(inherited_fd, wanted, huge_pages)
     if path is None:
         return _new(wanted, huge_pages)
     fd, is_made = l1_file.open_named(path)
@@ -85,6 +95,20 @@ def _new(wanted: Header, huge_pages: HugePages) -> L1Memory:
         raise
 
 
+def _inherited(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
+    """Return L1 in the memory that an earlier process handed over.
+
+    Raises: L1FileUnusable, MemoryUnavailable.
+    """
+    try:
+        if not l1_file.is_l1(fd):
+            raise L1FileUnusable("the descriptor that was handed over is no memory of L1")
+        return _opened(fd, wanted, huge_pages)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def _opened(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
     """Return L1 in a file that is this process's alone.
 
@@ -115,9 +139,12 @@ def _opened(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
         _check_memory(layout.total_bytes - l1_file.allocated_bytes(fd))
     if is_new or why_empty:
         l1_file.write_start(fd, wanted.pack())
-    if l1_file.allocated_bytes(fd) < layout.total_bytes or size_bytes != layout.total_bytes:
+    is_named = l1_file.is_named(fd)
+    if not is_named:
+        os.ftruncate(fd, layout.total_bytes)  # the thread that populates it makes the rest of its pages
+    elif l1_file.allocated_bytes(fd) < layout.total_bytes or size_bytes != layout.total_bytes:
         l1_file.allocate(fd, layout.total_bytes)
-    arena = Arena(fd, layout, huge_pages, is_allocated=True)
+    arena = Arena(fd, layout, huge_pages, is_allocated=is_named)
     if before is None or is_new or why_empty:
         return _prepared(arena, wanted, why_empty, clear=not is_new)
     _note_pid(arena)

@@ -289,7 +289,7 @@ class Crashes(RuleBasedStateMachine):
             chunk.checksum = self.number
             self.open.append(chunk)
 
-    @precondition(lambda self: self.open)
+    @precondition(lambda self: bool(self.open))
     @rule(data=st.data(), commits=st.booleans())
     def end_write(self, data: st.DataObject, commits: bool) -> None:
         chunk = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
@@ -299,7 +299,7 @@ class Crashes(RuleBasedStateMachine):
         else:
             self.index.abandon(chunk)
 
-    @precondition(lambda self: self.pinned)
+    @precondition(lambda self: bool(self.pinned))
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
         self.index.unpin([self.pinned.pop(data.draw(st.integers(0, len(self.pinned) - 1)))])
@@ -311,7 +311,7 @@ class Crashes(RuleBasedStateMachine):
         self.index.pin([chunk])
         self.pinned.append(chunk)
 
-    @precondition(lambda self: list(self.index.chunks()))
+    @precondition(lambda self: any(True for _ in self.index.chunks()))
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         self.index.remove(data.draw(st.sampled_from(list(self.index.chunks()))), RemovalReason.CLEARED)

@@ -286,3 +286,44 @@ def test_the_mapping_outlives_the_file_and_its_descriptor(path: Path) -> None:
     del memory
     view[-1:] = b"x"
     assert bytes(view[-1:]) == b"x"
+
+
+def test_a_memfd_that_is_handed_over_has_its_chunks() -> None:
+    first = open_l1(L1_BYTES, chunk_size=256)
+    first.arena.view[:5] = b"chunk"
+    fd = os.dup(first.arena.fd)
+    first.close(unlock=False)
+    second = open_l1(L1_BYTES, chunk_size=256, inherited_fd=fd)
+    assert second.has_records
+    assert bytes(second.arena.view[:5]) == b"chunk"
+    second.close()
+
+
+def test_a_lock_goes_with_the_descriptor_that_is_handed_over(path: Path) -> None:
+    first = opened(path)
+    fd = os.dup(first.arena.fd)
+    first.close(unlock=False)
+    second = open_l1(L1_BYTES, chunk_size=256, inherited_fd=fd)
+    assert second.has_records
+    assert "another process uses it" in refusal(path)
+    second.close()
+    opened(path).close()
+
+
+def test_a_memfd_of_another_size_starts_empty() -> None:
+    first = open_l1(L1_BYTES, chunk_size=256)
+    fd = os.dup(first.arena.fd)
+    first.close(unlock=False)
+    second = open_l1(4 * L1_BYTES, chunk_size=256, inherited_fd=fd)
+    assert second.why_empty == "its l1_size is 1048576, this depot's is 4194304"
+    second.arena.view[:] = bytes(4 * L1_BYTES)
+    second.close()
+
+
+def test_a_descriptor_that_is_no_l1_is_refused() -> None:
+    fd = os.memfd_create("other")
+    os.write(fd, b"x" * 8192)
+    with pytest.raises(L1FileUnusable, match="is no memory of L1"):
+        open_l1(L1_BYTES, inherited_fd=fd)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.l1.format import CELL_BYTES, RECORD_BYTES
-from service.l1.namespace_table import NamespaceTable
+from service.l1.namespace_table import Facts, NamespaceTable
 from service.l1.records import Record, RecordTable
 
 MEMORY_ID = bytes(range(32))
@@ -147,7 +147,7 @@ def table_of_namespaces(num_cells: int = 8) -> tuple[bytearray, NamespaceTable]:
 
 def test_a_namespace_is_read_as_it_was_written_whatever_its_length() -> None:
     memory, table = table_of_namespaces()
-    facts = [{"model_name": "m", "rank": 1}, {"model_name": "x" * 600}, {"model_name": "é\n\0"}]
+    facts: list[Facts] = [{"model_name": "m", "rank": 1}, {"model_name": "x" * 600}, {"model_name": "é\n\0"}]
     entries = [table.write(each) for each in facts]
     after = NamespaceTable(memoryview(memory), MEMORY_ID)
     for entry, each in zip(entries, facts, strict=True):
