@@ -210,7 +210,7 @@ class TakeoverListener:
                         (draining, vanishing), timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
                     if vanishing.done():
-                        raise SuccessorLost("the successor vanished while the depot drained")
+                        raise SuccessorLost("the successor vanished, or sent something, while the depot drained")
         except TimeoutError:
             raise TakeoverRefused(f"the drain takes more than {request.timeout_seconds:g} s: {progress}") from None
         else:

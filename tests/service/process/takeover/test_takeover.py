@@ -198,6 +198,21 @@ async def test_a_confirmation_before_the_handover_is_refused(serve: Serve, conne
     assert predecessor.calls == []
 
 
+async def test_a_successor_that_speaks_while_the_depot_drains_gets_nothing(
+    serve: Serve, connect: Callable[[], RawSuccessor]
+) -> None:
+    predecessor = FakePredecessor(at_once=False)
+    serve(predecessor)
+    successor = connect()
+    successor.send(REQUEST)
+    await predecessor.draining.wait()
+    successor.send({"received": True})
+    answer = await asyncio.to_thread(successor.receive)
+    assert answer is not None
+    assert "refused" in answer
+    assert predecessor.calls == ["drain", "cancelled", "serve on"]
+
+
 async def test_a_second_successor_is_refused(serve: Serve, take: Take, connect: Callable[[], RawSuccessor]) -> None:
     predecessor = FakePredecessor(at_once=False)
     serve(predecessor)
