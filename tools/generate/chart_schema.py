@@ -19,6 +19,7 @@ SET_BY_THE_CHART = MappingProxyType(
         "tls_key": "tls.secretName",
         "tls_client_ca": "tls.clientCASecretName",
         "tenants": "tenants.secretName",
+        "l1_file": "l1.file",
         "prometheus_host": "service.bindAddress",
         "prometheus_port": "metrics.port",
     }

@@ -16,6 +16,15 @@
 {{- if and .Values.hostAccess.unixSocket (ne "0" (toString (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy))) -}}
 {{- $faults = append $faults "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one would take the socket from it; use 0" -}}
 {{- end -}}
+{{- if and .Values.l1.file.enabled (ne .Values.kind "DaemonSet") -}}
+{{- $faults = append $faults "l1.file.enabled: a pod of a Deployment may start before the old one has ended, or on a node without its file; use kind: DaemonSet" -}}
+{{- end -}}
+{{- if and .Values.l1.file.enabled (ne "0" (toString (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy))) -}}
+{{- $faults = append $faults "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one can't use the file of L1; use 0" -}}
+{{- end -}}
+{{- if and .Values.l1.file.enabled (hasPrefix "/dev/hugepages" .Values.l1.file.folder) (ne (default "" $settings.l1_huge_pages) "reserved") -}}
+{{- $faults = append $faults "l1.file.folder: the pod may use huge pages only if it requests them; set settings.l1_huge_pages: reserved" -}}
+{{- end -}}
 {{- $grace := .Values.terminationGracePeriodSeconds -}}
 {{- if and (not (kindIs "invalid" $grace)) (lt (int $grace) (include "kvdepot.drainSeconds" . | int)) -}}
 {{- $faults = append $faults (printf "terminationGracePeriodSeconds: %d is too short; the depot needs settings.drain_timeout, %v, and 10 seconds more, or the kubelet kills it while it drains" (int $grace) $settings.drain_timeout) -}}
@@ -46,7 +55,7 @@
 {{- $flag := regexFind "^--(l1-size|l1-huge-pages|drain-timeout|disable-metrics|disable-observability|otlp-endpoint)\\b" . -}}
 {{- if $flag -}}
 {{- $faults = append $faults (printf "extraArgs: %s: other objects follow from it; set settings.%s" $flag (trimPrefix "--" $flag | replace "-" "_")) -}}
-{{- else if regexMatch "^--(config|listen|unix-socket-|tls-|tenants|prometheus-)" . -}}
+{{- else if regexMatch "^--(config|listen|l1-file|unix-socket-|tls-|tenants|prometheus-)" . -}}
 {{- $faults = append $faults (printf "extraArgs: %s: the chart sets this itself" .) -}}
 {{- end -}}
 {{- end -}}

@@ -40,25 +40,15 @@ resourceClaims:
 topologySpreadConstraints:
   {{- toYaml .Values.topologySpreadConstraints | nindent 2 }}
 {{- end }}
-{{- $preparesFolder := and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
-{{- if or $preparesFolder .Values.extraInitContainers }}
+{{- $preparesSocket := and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
+{{- $preparesL1 := and .Values.l1.file.enabled .Values.l1.file.prepareFolder }}
+{{- if or $preparesSocket $preparesL1 .Values.extraInitContainers }}
 initContainers:
-  {{- if $preparesFolder }}
-  - name: socket-folder
-    image: {{ include "kvdepot.image" . }}
-    imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [chown, {{ printf "%v:%v" (int .Values.podSecurityContext.runAsUser) (int .Values.podSecurityContext.runAsGroup) | quote }}, {{ include "kvdepot.socketFolder" . }}]
-    resources:
-      requests: {cpu: 10m, memory: 16Mi}
-      limits: {cpu: 10m, memory: 16Mi}
-    securityContext:
-      runAsNonRoot: false
-      runAsUser: 0
-      allowPrivilegeEscalation: false
-      readOnlyRootFilesystem: true
-      capabilities: {drop: [ALL], add: [CHOWN]}
-    volumeMounts:
-      - {name: socket, mountPath: {{ include "kvdepot.socketFolder" . }}}
+  {{- if $preparesSocket }}
+  {{- include "kvdepot.prepareFolder" (list . "socket" (include "kvdepot.socketFolder" .)) | nindent 2 }}
+  {{- end }}
+  {{- if $preparesL1 }}
+  {{- include "kvdepot.prepareFolder" (list . "l1" (include "kvdepot.l1Folder" .)) | nindent 2 }}
   {{- end }}
   {{- with .Values.extraInitContainers }}
   {{- toYaml . | nindent 2 }}
@@ -107,7 +97,7 @@ containers:
       {{- include "kvdepot.probe" (list . "") | nindent 6 }}
       periodSeconds: 2
       timeoutSeconds: 5
-      failureThreshold: {{ div (add (int .Values.probes.startupSeconds) 1) 2 }}
+      failureThreshold: {{ div (add (include "kvdepot.startupSeconds" . | int) 1) 2 }}
     livenessProbe:
       {{- include "kvdepot.probe" (list . "") | nindent 6 }}
       periodSeconds: {{ .Values.probes.periodSeconds }}
@@ -128,6 +118,9 @@ containers:
       # CuPy and the CUDA driver keep compiled kernels here. Variables of the image name this folder.
       - {name: cache, mountPath: /var/cache/kvdepot}
       - {name: tmp, mountPath: /tmp}
+      {{- if .Values.l1.file.enabled }}
+      - {name: l1, mountPath: {{ include "kvdepot.l1Folder" . }}}
+      {{- end }}
       {{- if .Values.hostAccess.sharedMemory }}
       - {name: shared-memory, mountPath: /dev/shm}
       {{- end }}
@@ -160,6 +153,10 @@ volumes:
     emptyDir: {sizeLimit: 1Gi}
   - name: tmp
     emptyDir: {sizeLimit: 256Mi}
+  {{- if .Values.l1.file.enabled }}
+  - name: l1
+    hostPath: {path: {{ .Values.l1.file.folder }}, type: DirectoryOrCreate}
+  {{- end }}
   {{- if .Values.hostAccess.sharedMemory }}
   - name: shared-memory
     hostPath: {path: /dev/shm, type: Directory}
@@ -180,6 +177,28 @@ volumes:
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end }}
+
+{{/* An init container that gives a folder of the node to the pod's user: (list . "socket" "/run/kvdepot"). */}}
+{{- define "kvdepot.prepareFolder" -}}
+{{- $root := first . -}}
+{{- $volume := index . 1 -}}
+{{- $context := $root.Values.podSecurityContext -}}
+- name: {{ $volume }}-folder
+  image: {{ include "kvdepot.image" $root }}
+  imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+  command: [chown, {{ printf "%v:%v" (int $context.runAsUser) (int $context.runAsGroup) | quote }}, {{ last . }}]
+  resources:
+    requests: {cpu: 10m, memory: 16Mi}
+    limits: {cpu: 10m, memory: 16Mi}
+  securityContext:
+    runAsNonRoot: false
+    runAsUser: 0
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    capabilities: {drop: [ALL], add: [CHOWN]}
+  volumeMounts:
+    - {name: {{ $volume }}, mountPath: {{ last . }}}
 {{- end }}
 
 {{/* The nodes of the depots, and of the test pod, which calls the depot of its node. */}}

@@ -3,6 +3,9 @@
 {{- define "kvdepot.socketFolder" -}}/run/kvdepot{{- end }}
 {{- define "kvdepot.socket" -}}unix:{{ include "kvdepot.socketFolder" . }}/kvdepot.sock{{- end }}
 
+{{/* The folder of L1's file, in the container. */}}
+{{- define "kvdepot.l1Folder" -}}/var/lib/kvdepot/l1{{- end }}
+
 {{/* The addresses that the depot listens on, as a JSON array. */}}
 {{- define "kvdepot.listen" -}}
 {{- $host := .Values.service.bindAddress -}}
@@ -30,6 +33,9 @@
 {{- $_ := set $settings "unix_socket_owner" .Values.unixSocketOwner -}}
 {{- $_ := set $settings "prometheus_host" $host -}}
 {{- $_ := set $settings "prometheus_port" (int .Values.metrics.port) -}}
+{{- if .Values.l1.file.enabled -}}
+{{- $_ := set $settings "l1_file" (printf "%s/l1" (include "kvdepot.l1Folder" .)) -}}
+{{- end -}}
 {{- if .Values.tls.secretName -}}
 {{- $_ := set $settings "tls_cert" "/etc/kvdepot/tls/tls.crt" -}}
 {{- $_ := set $settings "tls_key" "/etc/kvdepot/tls/tls.key" -}}
@@ -72,6 +78,12 @@
 {{/* The longest time that a depot needs to end: it ends ten seconds after the drain, even if something hangs. */}}
 {{- define "kvdepot.drainSeconds" -}}
 {{- include "kvdepot.seconds" .Values.settings.drain_timeout | int | add 10 }}
+{{- end }}
+
+{{/* The longest time that a start may take. The first one with a file makes the pages of L1. */}}
+{{- define "kvdepot.startupSeconds" -}}
+{{- $pages := ternary (include "kvdepot.bytes" .Values.settings.l1_size | int64 | mul 2) 0 .Values.l1.file.enabled -}}
+{{- add (int .Values.probes.startupSeconds) (div (add $pages 1073741823) 1073741824) }}
 {{- end }}
 
 {{/* Bytes as a Kubernetes quantity. */}}
