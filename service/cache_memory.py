@@ -23,12 +23,22 @@ NOTE_USES_SECONDS = 5.0
 class CacheMemory:
     """L1's memory and the `index` of its chunks. `view` has the slots. `adoption` says what an earlier process left.
 
+    `inherited_fd` is a descriptor of the memory of an earlier process. `is_handed_over` is set when a later process has
+    the memory.
+
     Raises: MemoryUnavailable, L1FileUnusable.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inherited_fd: int | None = None) -> None:
         path = Path(settings.l1_file) if settings.l1_file else None
-        self._memory = open_l1(settings.l1_size, settings.l1_huge_pages, path=path, chunk_size=settings.chunk_size)
+        self._memory = open_l1(
+            settings.l1_size,
+            settings.l1_huge_pages,
+            path=path,
+            inherited_fd=inherited_fd,
+            chunk_size=settings.chunk_size,
+        )
+        self.is_handed_over = False
         self._arena = self._memory.arena
         self.view = self._arena.view
         self.adoption = Adoption()
@@ -36,7 +46,15 @@ class CacheMemory:
             self.index, self.adoption = adopt(self._memory.ledger, settings.l1_size, without_checksum=True)
         else:
             self.index = Index(Pool(settings.l1_size), self._memory.ledger)
-        self._log(path)
+        self._log(str(path) if inherited_fd is None else "the depot before this one")
+
+    def __repr__(self) -> str:
+        return f"<CacheMemory {self.index!r}>"
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the memory."""
+        return self._arena.fd
 
     @property
     def populated_bytes(self) -> int:
@@ -65,12 +83,12 @@ class CacheMemory:
             pass
         self.index.ledger = None  # what ends later must not touch records that another process may own by then
         self._arena.stop_populating()
-        self._memory.close()
+        self._memory.close(unlock=not self.is_handed_over)
 
-    def _log(self, path: Path | None) -> None:
+    def _log(self, origin: str) -> None:
         if self._memory.why_empty:
-            logger.warning("L1 starts empty, the chunks in %s can't be used: %s", path, self._memory.why_empty)
+            logger.warning("L1 starts empty, the chunks in %s can't be used: %s", origin, self._memory.why_empty)
         if self._memory.has_records:
-            logger.info("L1 adopts %d chunks from %s", self.adoption.num_chunks, path)
+            logger.info("L1 adopts %d chunks from %s", self.adoption.num_chunks, origin)
         for doubt, count in self.adoption.num_rejected.items():
             logger.warning("L1 does not adopt %d chunks: %s", count, doubt)

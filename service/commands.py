@@ -14,13 +14,16 @@ import uvloop
 
 from kernels.host.streaming_copy import built_library
 from service.doctor.command import examine_and_exit
+from service.inheritance import inherited_memory
 from service.l1.arena import MemoryUnavailable
 from service.l1.l1_file import L1FileUnusable
 from service.misspelt import misspelt
 from service.observability.output import Output
 from service.print_config import annotated_yaml
+from service.process.systemd import Systemd
+from service.process.takeover.successor import CannotTakeOver
+from service.serve import serve as run_server
 from service.server import CannotListen, Server
-from service.server import serve as run_server
 from service.setting_options import asked_log_format, load_given, with_setting_options
 from service.settings import BadSettings, LogFormat, LogLevel
 
@@ -31,6 +34,10 @@ logger = logging.getLogger(__name__)
 def serve(
     *,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML, and exit.")] = False,
+    takeover: Annotated[
+        bool,
+        typer.Option("--takeover", help="Replace the depot at the first unix address, and keep its chunks."),
+    ] = False,
     **given: Any,
 ) -> None:
     """Start the depot. Every option is also a variable KVDEPOT_… and a key of the --config file.
@@ -47,11 +54,19 @@ def serve(
         output.log_as(settings.log_format, settings.log_level)
         for variable, meant in misspelt(os.environ):
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
-        uvloop.run(run_server(settings, lambda server: output.say(_ready(server)), (output.read,)))
+        inherited_fd = inherited_memory(settings, os.environ, takes_over=takeover)
+        serving = run_server(
+            settings,
+            lambda server: output.say(_ready(server)),
+            (output.read,),
+            inherited_fd=inherited_fd,
+            systemd=Systemd(os.environ.pop("NOTIFY_SOCKET", None)),
+        )
+        uvloop.run(serving)
     except BadSettings as error:
         output.fail("BadSettings", "bad settings", str(error).splitlines())
         raise typer.Exit(2) from error
-    except (MemoryUnavailable, L1FileUnusable, CannotListen) as error:
+    except (MemoryUnavailable, L1FileUnusable, CannotListen, CannotTakeOver) as error:
         headline, *more = str(error).splitlines()
         output.fail("CannotStart", headline, [headline, *more] if output.is_json else more)
         raise typer.Exit(1) from error

@@ -1,15 +1,11 @@
-"""The server: puts the parts together, serves until a signal, and drains."""
+"""The server: puts the parts together, serves, and drains."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import resource
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from time import monotonic
 
 import grpc
@@ -25,6 +21,7 @@ from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot, DepotLimits
 from service.depot.tenant_depots import TenantDepots
+from service.draining import GRACE_SECONDS, Draining
 from service.http.endpoints import endpoints
 from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
@@ -33,9 +30,7 @@ from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
-from service.process.garbage import freeze_what_stays
-from service.process.heap import give_back_freed_memory, keep_freed_memory
-from service.process.last_resort import LastResort
+from service.process.heap import give_back_freed_memory
 from service.process.log_levels import LogLevels
 from service.rpc.admin import AdminServicer
 from service.rpc.admission import Admission
@@ -55,31 +50,31 @@ from telemetry.metrics.snapshot import Scalars
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 1.0  # for attachments, and then for RPCs, to end by themselves after the drain
-END_SECONDS = 8.0  # for all that follows the drain; supervisors of the process usually wait for 10
-EXIT_SECONDS = 3.0
-GIL_SWITCH_SECONDS = 0.0005
-
 
 class Server:
     """One depot behind its listeners. `addresses` are theirs, with the chosen ports. `console` is None without a port.
 
     `gauges` are read with the depot's own gauges, on the event loop. `copy` copies blocks of host memory; by default
-    it is the quickest one of this machine. Created on the event loop that it will run on.
+    it is the quickest one of this machine. `inherited_fd` is L1's memory of an earlier process. Created on the event
+    loop that it will run on.
 
     Raises: MemoryUnavailable, L1FileUnusable, CannotListen, BadSettings.
     """
 
     def __init__(
-        self, settings: Settings, gauges: Iterable[Callable[[], Scalars]] = (), copy: Copy | None = None
+        self,
+        settings: Settings,
+        gauges: Iterable[Callable[[], Scalars]] = (),
+        copy: Copy | None = None,
+        inherited_fd: int | None = None,
     ) -> None:
         self._settings = settings
         self._start = monotonic()
         # Memory and devices
-        self._memory = CacheMemory(settings)
-        budget = MemoryBudget(self._memory.missing_bytes)
+        self.memory = CacheMemory(settings, inherited_fd)
+        budget = MemoryBudget(self.memory.missing_bytes)
         cuda = _cuda_settings(settings)
-        self._backends = Backends.open(self._memory.view, settings.transfer_threads, cuda, budget.reserve, copy)
+        self._backends = Backends.open(self.memory.view, settings.transfer_threads, cuda, budget.reserve, copy)
         # The cache
         self._observability = Observability(settings)
         self.bus = self._observability.bus
@@ -89,7 +84,7 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
         )
-        self.depots = TenantDepots(self._memory.view, self._backends, limits, self.bus, self._memory.index)
+        self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
         self._access = Access(settings, self.bus)
@@ -112,16 +107,17 @@ class Server:
         self._log_levels = LogLevels(self.bus)
         self._observability_servicer = ObservabilityServicer(self.depots, self.bus, self._observability.activity)
         self._admin_servicer = AdminServicer(
-            self.depots, self.bus, settings.described(), lambda: self._memory.populated_bytes, self._log_levels
+            self.depots, self.bus, settings.described(), lambda: self.memory.populated_bytes, self._log_levels
         )
-        self._draining = asyncio.Event()
-        self._drained = asyncio.Event()
+        self._vitals = Vitals()
+        self.draining = Draining(self.depots, self._admission, self._health, self._vitals, self._attacher)
+        self.closed = asyncio.Event()
+        """Set when nothing of the server is left: no listener is open, and nothing touches L1's memory."""
         self._grpc = self._make_grpc()
         self.addresses = listen(self._grpc, settings, self._access)
         # HTTP
         self._http = self._bind_http()
         self.console = Console(settings, self._access) if settings.console_port else None
-        self._vitals = Vitals()
         self._watch(gauges)
 
     @property
@@ -151,11 +147,11 @@ class Server:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
             watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
-            noting = tasks.create_task(self._memory.note_uses(self.depots.slices), name="uses")
+            noting = tasks.create_task(self.memory.note_uses(self.depots.slices), name="uses")
             trimming = tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap")
             try:
                 await self._grpc.start()
-                self._memory.start_populating(self._register)
+                self.memory.start_populating(self._register)
                 self._health.serve()
                 self._vitals.phase = Phase.SERVING
                 self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
@@ -169,19 +165,11 @@ class Server:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""
         self._publish(ServerDraining())
         report = DrainReport(self.depots, self._admission, self._start)
-        self._health.drain()
-        self._vitals.phase = Phase.DRAINING
-        self._admission.is_draining = True
-        self.depots.drain()
-        self._draining.set()  # attachments send a notice to their engines
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout):
-                await self._admission.idle()
+        self.draining.begin()
+        self.draining.notice.set()
+        await self.draining.calls_end(self._settings.drain_timeout)
         report.waited()
-        self._drained.set()  # attachments end
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS):
-                await self._attacher.all_detached()
+        await self.draining.end_attachments()
         self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
@@ -196,7 +184,8 @@ class Server:
         self._log_levels.close()
         self.depots.stop()
         self._backends.close()
-        self._memory.close()
+        self.memory.close()
+        self.closed.set()
 
     def _publish(self, event: Event) -> None:
         if self.bus is not None:
@@ -215,7 +204,7 @@ class Server:
 
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         gauges = (
-            lambda: read_depot(self.depots, self._admission, self._refusals, self._memory.populated_bytes),
+            lambda: read_depot(self.depots, self._admission, self._refusals, self.memory.populated_bytes),
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
             *more_gauges,
@@ -248,7 +237,7 @@ class Server:
         server = grpc.aio.server(
             interceptors=(*spans, self._interceptor), options=server_options(self._settings.max_message_size)
         )
-        cache = CacheServicer(self.depots, self._attacher, self._draining, self._drained)
+        cache = CacheServicer(self.depots, self._attacher, self.draining.notice, self.draining.over)
         add_services(server, cache, self._observability_servicer, self._admin_servicer, self._health)
         return server
 
@@ -259,42 +248,3 @@ def _cuda_settings(settings: Settings) -> CudaSettings:
         staging_slots=settings.cuda_staging_slots,
         max_ctas=settings.cuda_max_ctas,
     )
-
-
-async def serve(
-    settings: Settings, ready: Callable[[Server], None], gauges: Iterable[Callable[[], Scalars]] = ()
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
-
-    Even if something hangs, the process ends `END_SECONDS` after the drain timeout, or `EXIT_SECONDS` after the return.
-
-    Raises: MemoryUnavailable, L1FileUnusable, CannotListen, BadSettings.
-    """
-    # A copying thread needs the GIL for a moment between two pieces. By default it waits up to 5 ms for it.
-    sys.setswitchinterval(GIL_SWITCH_SECONDS)
-    keep_freed_memory()
-    _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))  # an attached region keeps one open
-
-    server = Server(settings, gauges)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    last_resort = LastResort()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        last_resort.end_within(settings.drain_timeout + END_SECONDS, exit_code=1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    async with server.running():
-        freeze_what_stays()
-        logger.info("moves bytes by %s", server.depots.backend.name)
-        if server.cuda_error:
-            logger.info("no CUDA: %s", server.cuda_error)
-        ready(server)
-        await stop.wait()
-    last_resort.end_within(EXIT_SECONDS, exit_code=0)  # only a thread that hangs can be left

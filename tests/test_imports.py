@@ -45,8 +45,10 @@ ORDER = {
         rpc
         http
         observability
-        console
-        server
+        console draining
+        server inheritance
+        takeover
+        serve
         doctor
         commands
     """,

@@ -131,11 +131,11 @@ class TenantDepots:
         """Return, for each tenant that has called, the number of its chunks in L1 and the bytes of their slots."""
         return dict.fromkeys(self._depots, (0, 0)) | self.index.chunks_and_bytes_by_tenant()
 
-    def drain(self) -> None:
-        """Note that the depots shut down."""
-        self.draining = True
+    def set_draining(self, draining: bool) -> None:
+        """Note whether the depots shut down."""
+        self.draining = draining
         for depot in self:
-            depot.draining = True
+            depot.draining = draining
 
     def stop(self) -> None:
         """Stop the timers for good."""

@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from kvdepot.cli.app import app
-from service.server import END_SECONDS, EXIT_SECONDS
+from service.serve import END_SECONDS, EXIT_SECONDS
 from service.settings import Settings
 
 UNIT = Path(__file__).parents[2] / "examples" / "systemd" / "kvdepot.service"

@@ -108,7 +108,7 @@ async def test_a_wrong_byte_ends_the_replay(start_server: Any) -> None:
 
     def spoil() -> None:
         for start in range(0, 8 * CHUNK_BYTES, CHUNK_BYTES):
-            server._arena.view[start] ^= 1
+            server.memory.view[start] ^= 1
 
     with pytest.raises(ReplayFailed, match="request-2: the 1 blocks that came back do not hold what was stored"):
         await replay_trace(server.addresses[0], [(0,), (0,)], l1_chunks=8, concurrency=1, on_request=spoil)
