@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 STORED_NAME = "kvdepot-l1"
 """The name under which systemd keeps L1's memory."""
 
-MORE_SECONDS = 10.0  # than the drain may take
+MORE_SECONDS = 2.0  # than the drain may take
 
 
 def inherited_memory(settings: Settings, environment: MutableMapping[str, str], *, takes_over: bool) -> int | None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,35 @@ START_SECONDS = 30.0
 
 
 class DepotProcess:
-    """A depot on a unix socket whose L1 is a file. `log` has the standard error of all its processes."""
+    """A depot on a unix socket whose L1 is a file, unless `in_file` is False. `log` is what all its processes log."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, in_file: bool = True) -> None:
         self.address = f"unix:{folder}/depot.sock"
         self.file = folder / "l1"
         self._log = folder / "log"
-        self._flags = flags
+        self.flags = (*flags, *(("--l1-file", str(self.file)) if in_file else ()))
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *flags: str) -> float:
+    async def start(self, *flags: str, **variables: str) -> float:
         """Start a process. Return the seconds until it serves."""
+        command = (sys.executable, "-m", "kvdepot", "serve", "--listen", self.address, "--prometheus-port", "0")
+        size = ("--chunk-size", str(CHUNK_SIZE))
+        return await self._start((*command, *size, *self.flags, *flags), variables)
+
+    async def start_with(self, fd: int, **variables: str) -> float:
+        """Start a process with a descriptor, as systemd does. Return the seconds until it serves."""
+        flags = " ".join(("--listen", self.address, "--prometheus-port", "0", "--chunk-size", "16", *self.flags))
+        script = f"exec 3<&{fd}; export LISTEN_PID=$$ LISTEN_FDS=1; exec {sys.executable} -m kvdepot serve {flags}"
+        return await self._start(("bash", "-c", script), variables, (fd,))
+
+    async def _start(self, command: Sequence[str], variables: Mapping[str, str], pass_fds: Sequence[int] = ()) -> float:
         begin = time.monotonic()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "kvdepot", "serve", "--listen", self.address, "--prometheus-port", "0"),
-                *("--chunk-size", str(CHUNK_SIZE), "--l1-file", str(self.file), *self._flags, *flags),
+                *command,
                 cwd=REPOSITORY,
-                env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'clients' / 'python'}"},
+                env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'clients' / 'python'}", **variables},
+                pass_fds=pass_fds,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
             )
@@ -50,6 +61,11 @@ class DepotProcess:
         async with asyncio.timeout(START_SECONDS):
             assert await self._process.stdout.readline(), f"the depot did not start: {self.log()}"
         return time.monotonic() - begin
+
+    async def ended(self) -> int:
+        """Wait until the process that was started last ends. Return its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
 
     async def end(self, number: int = signal.SIGKILL) -> None:
         """Send the process a signal, and wait for its end."""
@@ -74,10 +90,10 @@ def depot_folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def depot_process(*flags: str) -> AsyncIterator[DepotProcess]:
+async def depot_process(*flags: str, in_file: bool = True) -> AsyncIterator[DepotProcess]:
     """Run a depot while the block runs; it may end and start again meanwhile."""
     with depot_folder() as folder:
-        depot = DepotProcess(folder, *flags)
+        depot = DepotProcess(folder, *flags, in_file=in_file)
         try:
             await depot.start()
             yield depot
