@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from blake3 import blake3
@@ -29,8 +29,7 @@ _MAX_RUN_GROUPS = 255
 _MAX_RUN_TOKENS = (1 << 24) - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """What one slot holds. `cell` and `namespace_sum` name an entry of the table of namespaces.
 
     `store_time_ns` is since the epoch. Of two records of one key, the one with the higher `generation` is right.
@@ -75,20 +74,11 @@ class RecordTable:
 
         Raises: ValueError: its absent tokens can't be written.
         """
-        flags = _HAS_CHECKSUM if record.checksum is not None else 0
-        body = _RECORD.pack(
-            record.key,
-            record.offset_bytes,
-            record.slot_bytes,
-            record.chunk_bytes,
-            record.checksum or 0,
-            record.namespace_sum,
-            record.cell,
-            flags,
-            record.store_time_ns,
-            record.generation,
-            _pack_absent(record.absent_tokens) if record.absent_tokens else b"",
-        )
+        key, offset, slot, chunk, checksum, namespace_sum, cell, store_time, generation, absent = record
+        flags = _HAS_CHECKSUM if checksum is not None else 0
+        packed = _pack_absent(absent) if absent else b""
+        head = (key, offset, slot, chunk, checksum or 0, namespace_sum, cell, flags)
+        body = _RECORD.pack(*head, store_time, generation, packed)
         start = number * RECORD_BYTES
         self._memory[start : start + RECORD_BYTES] = self._sum(number, body) + body + _LAST_USE.pack(last_use)
 

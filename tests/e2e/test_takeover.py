@@ -161,7 +161,7 @@ async def test_a_depot_whose_calls_do_not_end_refuses_and_serves_on() -> None:
         await call.header(engine, "s", prompt(16, 7))
         await call.data(b"x")
         successor = DepotProcess(depot.file.parent, *depot.flags, "--drain-timeout", "0s", in_file=False)
-        with pytest.raises(AssertionError, match="has not handed over in time|takes more than"):
+        with pytest.raises(AssertionError, match=r"has not handed over in time|takes more than"):
             await successor.start("--takeover")
         assert await found_tokens(engine, 1) == length_of(1)
         call.cancel()
