@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def test_pieces_of_a_chunk_add_up_to_its_checksum() -> None:
     vector = next(vector for vector in VECTORS if vector.size_bytes == 262_157)
     data = vector.data()
     cuts = [0, 8, 64, 72, 4096, 131_072, data.size]
-    parts = [kvsum64(data[begin:end], begin) for begin, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [kvsum64(data[begin:end], begin) for begin, end in itertools.pairwise(cuts)]
     assert sum(reversed(parts)) % 2**64 == vector.checksum
 
 
