@@ -6,6 +6,7 @@ import ctypes
 import logging
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def test_what_is_built_already_needs_no_compiler(monkeypatch):
 def test_a_changed_source_is_compiled_anew(monkeypatch, tmp_path):
     changed = tmp_path / "streaming_copy.c"
     changed.write_bytes(streaming_copy.SOURCE.read_bytes() + b"\n// changed\n")
+    shutil.copy(streaming_copy.INCLUDED, tmp_path)
     monkeypatch.setattr(streaming_copy, "SOURCE", changed)
     monkeypatch.setattr(streaming_copy, "BUILT", tmp_path)
     first = built_library()
