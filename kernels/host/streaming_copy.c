@@ -56,6 +56,7 @@ static void add(Batch *batch, char *dst, const char *src, int64_t size) {
 
 // Copies what is no complete line.
 static void copy_rest(Batch *batch, char *dst, const char *src, int64_t size) {
+    if (!size) return;
     memcpy(dst, src, size);
     if (batch->chunk)
         batch->sum += batch->sum_words(batch->is_store ? dst : src, size, place_at(chunk_offset(batch, dst, src)));
