@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kernels.errors import TransferCancelled
 from kernels.host.copy_pool import CopyPool, HostTransfer, Piece
@@ -58,6 +60,40 @@ def test_the_future_waits_for_the_last_piece(pool: CopyPool) -> None:
     assert not transfer.future.done()
     gate.open.set()
     transfer.future.result(SECONDS)
+
+
+def test_what_comes_later_waits_for_every_other_piece_then_the_checksums_are_made(pool: CopyPool) -> None:
+    gate, order = Gate(), list[str]()
+    pieces = itertools.chain([gate], (lambda: order.append("copied") for _ in range(20)))
+    later = (lambda: order.append("read") for _ in range(3))
+
+    def sum_up() -> NDArray[np.uint64]:
+        return np.array([len(order)], np.uint64)
+
+    transfer = pool.start(pieces, later, sum_up)
+    assert gate.reached.wait(SECONDS)
+    pool.start(iter([lambda: None] * 99)).future.result(SECONDS)  # the other thread has found no more pieces
+    assert order == ["copied"] * 20
+    gate.open.set()
+    transfer.future.result(SECONDS)
+    assert order == ["copied"] * 20 + ["read"] * 3
+    assert transfer.checksums.tolist() == [23]
+
+
+def test_of_many_threads_that_end_together_one_carries_out_what_comes_later() -> None:
+    pool, done = CopyPool("test", 8), list[int]()
+    for number in range(200):
+        pool.start(iter([lambda: None] * 8), (functools.partial(done.append, number),)).future.result(SECONDS)
+    assert done == list(range(200))
+    pool.close()
+
+
+def test_a_transfer_that_failed_does_nothing_later_and_has_no_checksums(pool: CopyPool) -> None:
+    later = list[int]()
+    failed = pool.start(iter([lambda: 1 // 0]), (functools.partial(later.append, 1),), lambda: np.ones(1, np.uint64))
+    assert failed.future.exception(SECONDS) is not None
+    assert later == []
+    assert failed.checksums.tolist() == []
 
 
 def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(pool: CopyPool) -> None:
