@@ -21,7 +21,7 @@
 
 #include "vectors.h"
 
-enum { SEGMENT_BYTES = 4096, MAX_SEGMENTS = 8 };
+enum { SEGMENT_BYTES = 4096, MAX_SEGMENTS = 8, SHORT_BYTES = 512 };
 
 typedef struct {
     int64_t count, dst_stride_bytes, src_stride_bytes;
@@ -51,6 +51,8 @@ static void add(Batch *batch, char *dst, const char *src, int64_t size) {
     if (batch->count == MAX_SEGMENTS || batch->size != size) flush(batch);
     uint64_t place = batch->chunk ? place_at(chunk_offset(batch, dst, src)) : 0;
     batch->segments[batch->count++] = (Segment){dst, src, place};
+    // The processor's prefetchers do not see where the next short run is.
+    for (int64_t at = 0; size <= SHORT_BYTES && at < size; at += LINE_BYTES) __builtin_prefetch(src + at);
     batch->size = size;
 }
 
