@@ -69,7 +69,7 @@ def _group(heads_first: bool) -> Group:
 
 @contextmanager
 def _attached(l1: Bytes, group: Group, region: Region) -> Iterator[HostBuffer]:
-    backend = HostBackend(memoryview(l1), THREADS)
+    backend = HostBackend(l1.data, THREADS)
     buffer = backend.attach([group], [region], CHUNK_SIZE, allow_process_fd=True)
     yield buffer
     backend.close()

@@ -64,13 +64,13 @@ def test_the_future_waits_for_the_last_piece(pool: CopyPool) -> None:
 
 def test_what_comes_later_waits_for_every_other_piece_then_the_checksums_are_made(pool: CopyPool) -> None:
     gate, order = Gate(), list[str]()
-    pieces = itertools.chain([gate], (lambda: order.append("copied") for _ in range(20)))
-    later = (lambda: order.append("read") for _ in range(3))
+    copies = [functools.partial(order.append, "copied")] * 20
+    later = [functools.partial(order.append, "read")] * 3
 
     def sum_up() -> NDArray[np.uint64]:
         return np.array([len(order)], np.uint64)
 
-    transfer = pool.start(pieces, later, sum_up)
+    transfer = pool.start(iter([gate, *copies]), later, sum_up)
     assert gate.reached.wait(SECONDS)
     pool.start(iter([lambda: None] * 99)).future.result(SECONDS)  # the other thread has found no more pieces
     assert order == ["copied"] * 20
