@@ -89,8 +89,9 @@ class HostBuffer:
         """
         checked = self._checked(copies, ready_event)
         sums = ChunkSums(len(checked), self._copy)
-        whole = () if self._has_whole_words else self._whole_chunks(checked, sums)
-        return self._l1.stores.start(self._pieces(checked, sums, is_store=True), whole, sums.totals)
+        return self._l1.stores.start(
+            self._pieces(checked, sums, is_store=True), self._reads(checked, sums), sums.totals
+        )
 
     def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> HostTransfer:
         """Start to copy chunks into blocks. Each copy must fit the buffer and the arena; otherwise nothing is written.
@@ -99,9 +100,8 @@ class HostBuffer:
         """
         checked = self._checked(copies, ready_event)
         sums = ChunkSums(len(checked), self._copy)
-        whole = () if self._has_whole_words else self._whole_chunks(checked, sums)
-        pieces = itertools.chain(whole, self._pieces(checked, sums, is_store=False))
-        return self._l1.retrieves.start(pieces, sum_up=sums.totals)
+        all_pieces = itertools.chain(self._reads(checked, sums), self._pieces(checked, sums, is_store=False))
+        return self._l1.retrieves.start(all_pieces, sum_up=sums.totals)
 
     def close(self) -> None:
         """Unmap the memory. The caller makes sure that no transfer of this buffer runs."""
@@ -120,7 +120,7 @@ class HostBuffer:
         return checked_copies(self.plans, self.chunk_bytes, self._l1.memory.size, copies)
 
     def _pieces(self, copies: Copies, sums: ChunkSums, *, is_store: bool) -> Iterator[Piece]:
-        """Yield the pieces of all copies. Where copies sum runs, those of a chunk make its checksum."""
+        """Yield the pieces of all copies. Where copies can sum runs, a chunk's pieces make its checksum."""
         foreign, piece_bytes = self._mapping.addresses, self._piece_bytes(len(copies))
         for number, l1_offset_bytes in enumerate(copies.l1_offsets.tolist()):
             chunk = self._chunk(l1_offset_bytes)
@@ -137,8 +137,10 @@ class HostBuffer:
                     for rows, offset in rows_before(self.plans[group], chunk, len(block_ids), piece_bytes):
                         yield functools.partial(sums.read, number, rows, offset)
 
-    def _whole_chunks(self, copies: Copies, sums: ChunkSums) -> Iterator[Piece]:
-        """Yield pieces that read the chunks that are to have a checksum."""
+    def _reads(self, copies: Copies, sums: ChunkSums) -> Iterator[Piece]:
+        """Yield pieces that read the chunks that are to have a checksum, where copies can't sum runs."""
+        if self._has_whole_words:
+            return
         for number in np.flatnonzero(copies.with_checksum).tolist():
             for rows, offset in slices(self._chunk(int(copies.l1_offsets[number])), _MIN_PIECE_BYTES):
                 yield functools.partial(sums.read, number, rows, offset)
