@@ -212,9 +212,13 @@ def test_the_source_has_no_warnings(tmp_path):
 
 
 @pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
-@pytest.mark.parametrize("run_bytes", [7, 200, 5000])
+@pytest.mark.parametrize(
+    ("run_bytes", "is_summed"), [(7, False), (200, False), (5000, False), (200, True), (5000, True)]
+)
 @pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
-def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(best, level, run_bytes, foreign_is_source):
+def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(
+    best, level, run_bytes, is_summed, foreign_is_source
+):
     if level is not None and level > best.level:
         pytest.skip("this processor does not have it")
     copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
@@ -226,14 +230,17 @@ def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(best, level, 
     shape = (1, 1, 40, run_bytes)
     blocks = {"theirs": all_of(theirs.reshape(shape)), "ours": all_of(ours.reshape(shape))}
     to, source = ("ours", "theirs") if foreign_is_source else ("theirs", "ours")
+    more = (ours.ctypes.data,) if is_summed else ()
+    run = copy.with_checksum if is_summed else copy
     os.ftruncate(fd, 0)
     for _ in range(3):
         with pytest.raises(MemoryVanished):
-            copy(blocks[to], blocks[source], addresses(theirs))
+            run(blocks[to], blocks[source], addresses(theirs), *more)
     os.ftruncate(fd, size_bytes)
     theirs[:] = 5
-    copy(blocks[to], blocks[source], addresses(theirs))
+    part = run(blocks[to], blocks[source], addresses(theirs), *more)
     assert (theirs == ours).all()
+    assert part == (kvsum64(ours) if is_summed else None)
     os.close(fd)
 
 
