@@ -44,10 +44,7 @@ class HostTransfer(Transfer):
         piece, is_last = self._next_piece()
         if piece is None:
             if is_last:
-                self._pieces = self._later = iter(())  # pieces that were not copied still refer to the memory
-                if self._error is None:
-                    self.checksums = self._sum_up()
-                self._settle(self._times(time.monotonic()))
+                self._end()
             return False
         try:
             piece()
@@ -72,6 +69,15 @@ class HostTransfer(Transfer):
             elif self._copying_since is None:
                 self._copying_since = time.monotonic()
             return piece, self._num_threads == 0
+
+    def _end(self) -> None:
+        self._pieces = self._later = iter(())  # pieces that were not copied still refer to the memory
+        try:
+            if self._error is None:
+                self.checksums = self._sum_up()
+        except BaseException as error:
+            self.stop(error)
+        self._settle(self._times(time.monotonic()))
 
     def _times(self, end: float) -> tuple[PhaseTime, ...]:
         copying_since = end if self._copying_since is None else self._copying_since

@@ -146,6 +146,14 @@ def test_pieces_that_cannot_be_made_fail_the_transfer(pool: CopyPool) -> None:
         pool.start(pieces()).future.result(SECONDS)
 
 
+def test_checksums_that_cannot_be_made_fail_the_transfer(pool: CopyPool) -> None:
+    def sum_up() -> NDArray[np.uint64]:
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        pool.start(iter([lambda: None]), sum_up=sum_up).future.result(SECONDS)
+
+
 async def test_a_cancelled_await_leaves_the_future_to_the_threads(pool: CopyPool) -> None:
     gate = Gate()
     transfer = pool.start(iter([gate]))
