@@ -10,11 +10,12 @@ from types import ModuleType
 
 import uvloop
 
-from benchmarks import connector, holds, index, inline, keys, load, lookups, startup, telemetry, transfers
+from benchmarks import checksums, connector, holds, index, inline, keys, load, lookups, startup, telemetry, transfers
 from benchmarks.figures import Report
 
 BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "transfers": ("Blocks moved on the CPU", transfers),
+    "checksums": ("What checksums cost", checksums),
     "lookups": ("Lookups", lookups),
     "inline": ("Bytes that ride on the call", inline),
     "load": ("The tail under load", load),

@@ -71,6 +71,25 @@ class Backends:
             raise BackendError(f"CUDA memory can't be mapped: {self.cuda_error}")
         return self._cuda.attach(groups, regions, chunk_size)
 
+    def checksum(self, offset_bytes: int, size_bytes: int) -> int:
+        """Return the kvsum64 of a range of L1, taken as a whole chunk. Any thread may call this.
+
+        It reads about 10 GB/s without the GIL where the copies are compiled.
+
+        Raises: ValueError.
+        """
+        return self.checksum_part(offset_bytes, size_bytes, 0)
+
+    def checksum_part(self, l1_offset_bytes: int, size_bytes: int, chunk_offset_bytes: int) -> int:
+        """Return what a range of L1 adds to the kvsum64 of a chunk, in which it begins at `chunk_offset_bytes`.
+
+        Parts of pieces add up modulo 2**64. A piece begins at a multiple of 8 bytes of the chunk, and ends at one or at
+        the chunk's end. Any thread may call this.
+
+        Raises: ValueError.
+        """
+        return self._host.checksum_part(l1_offset_bytes, size_bytes, chunk_offset_bytes)
+
     def close(self) -> None:
         """Close all backends."""
         self._host.close()

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
+from kernels.checksum import WORD_BYTES, kvsum64
 from kernels.errors import BackendError
 from kernels.geometry import Group, Region
 from kernels.host.buffer import HostBuffer, HostL1
@@ -50,6 +51,21 @@ class HostBackend:
             raise BackendError(f"memory of the host can't be copied: no compiler, and {self._copy_error}")
         mapping = Mapping(regions, allow_process_fd=allow_process_fd, reserve=self._reserve)
         return HostBuffer(groups, mapping, chunk_size, self._l1, self._copy)
+
+    def checksum_part(self, l1_offset_bytes: int, size_bytes: int, chunk_offset_bytes: int) -> int:
+        """Return what bytes of L1 add to the checksum of a chunk: see `Backends.checksum_part`.
+
+        Raises: ValueError.
+        """
+        memory = self._l1.memory
+        if not 0 <= l1_offset_bytes <= l1_offset_bytes + size_bytes <= memory.size:
+            raise ValueError(f"{size_bytes} bytes at {l1_offset_bytes} are not inside the arena")
+        if chunk_offset_bytes % WORD_BYTES:
+            raise ValueError(f"{chunk_offset_bytes} is not a multiple of {WORD_BYTES}")
+        piece = memory[l1_offset_bytes : l1_offset_bytes + size_bytes]
+        if self._copy is None:
+            return kvsum64(piece, chunk_offset_bytes)
+        return self._copy.checksum(piece[np.newaxis], chunk_offset_bytes)
 
     def close(self) -> None:
         """Cancel what runs, wait for its end, end the threads, and release the arena."""

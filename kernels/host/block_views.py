@@ -95,6 +95,15 @@ def _engine_blocks(plan: GroupPlan, memory: Bytes, planes: NDArray[np.int64]) ->
     )
 
 
+def chunk_rows(blocks: Blocks) -> Bytes:
+    """Return consecutive blocks of a chunk as `[layers, kinds, bytes]`, because a plane has no gaps there."""
+    num_layers, num_kinds = blocks.array.shape[:2]
+    block_bytes = blocks.array.strides[2]
+    start = blocks.array[:, :, int(blocks.block_ids[0])]
+    shape = (num_layers, num_kinds, len(blocks.block_ids) * block_bytes)
+    return np.lib.stride_tricks.as_strided(start, shape, (*blocks.array.strides[:2], 1))
+
+
 def pieces(span: Span, chunk: Bytes, block_ids: NDArray[np.int64], limit_bytes: int) -> Iterator[tuple[Blocks, Blocks]]:
     """Cut the copy between a span and its last blocks in a chunk; yield the engine's side and the chunk's side.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kernels.checksum import kvsum64
+from kernels.checksum import WORD_BYTES
 from kernels.copies import ChunkCopy, Copies, checked_copies
 from kernels.geometry import Group
-from kernels.host.block_views import Blocks, Bytes, Span, pieces, spans
-from kernels.host.copy_pool import CopyPool, HostTransfer
+from kernels.host.block_views import Bytes, Span, pieces, spans
+from kernels.host.chunk_sums import ChunkSums, has_whole_words, rows_before, slices
+from kernels.host.copy_pool import CopyPool, HostTransfer, Piece
 from kernels.host.streaming_copy import Copy
 from kernels.map import Mapping
 from kernels.plan import chunk_bytes, plan_groups
@@ -59,6 +60,7 @@ class HostBuffer:
         self._mapping = mapping
         self._l1 = l1
         self._copy = copy
+        self._has_whole_words = has_whole_words(self.plans)
 
     def __repr__(self) -> str:
         return f"<HostBuffer {self.mapped_bytes} bytes>"
@@ -85,10 +87,10 @@ class HostBuffer:
 
         Raises: ValueError.
         """
-        checked, foreign = self._checked(copies, ready_event), self._mapping.addresses
+        checked = self._checked(copies, ready_event)
+        sums = ChunkSums(len(checked), self._copy)
         return self._l1.stores.start(
-            (functools.partial(self._copy, chunk, blocks, foreign) for blocks, chunk in self._cut(checked)),
-            functools.partial(self._checksums, checked),
+            self._pieces(checked, sums, is_store=True), self._reads(checked, sums), sums.totals
         )
 
     def retrieve(self, copies: Sequence[ChunkCopy], ready_event: bytes = b"") -> HostTransfer:
@@ -96,11 +98,10 @@ class HostBuffer:
 
         Raises: ValueError.
         """
-        checked, foreign = self._checked(copies, ready_event), self._mapping.addresses
-        return self._l1.retrieves.start(
-            (functools.partial(self._copy, blocks, chunk, foreign) for blocks, chunk in self._cut(checked)),
-            functools.partial(self._checksums, checked),
-        )
+        checked = self._checked(copies, ready_event)
+        sums = ChunkSums(len(checked), self._copy)
+        all_pieces = itertools.chain(self._reads(checked, sums), self._pieces(checked, sums, is_store=False))
+        return self._l1.retrieves.start(all_pieces, sum_up=sums.totals)
 
     def close(self) -> None:
         """Unmap the memory. The caller makes sure that no transfer of this buffer runs."""
@@ -118,20 +119,35 @@ class HostBuffer:
             raise ValueError("the buffer is not mapped")
         return checked_copies(self.plans, self.chunk_bytes, self._l1.memory.size, copies)
 
-    def _checksums(self, copies: Copies) -> NDArray[np.uint64]:
-        """Return the checksums of the chunks that are to have one, read from L1."""
-        checksums = np.zeros(len(copies), np.uint64)
-        for number in np.flatnonzero(copies.with_checksum):
-            start = int(copies.l1_offsets[number])
-            checksums[number] = kvsum64(self._l1.memory[start : start + self.chunk_bytes])
-        return checksums
-
-    def _cut(self, copies: Copies) -> Iterator[tuple[Blocks, Blocks]]:
-        """Cut copies into pieces: the engine's side with the chunk's side."""
-        share_bytes = len(copies) * self.chunk_bytes // (self._l1.num_threads * _PIECES_PER_THREAD)
-        piece_bytes = min(max(share_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+    def _pieces(self, copies: Copies, sums: ChunkSums, *, is_store: bool) -> Iterator[Piece]:
+        """Yield the pieces of all copies. Where copies can sum runs, a chunk's pieces make its checksum."""
+        foreign, piece_bytes = self._mapping.addresses, self._piece_bytes(len(copies))
         for number, l1_offset_bytes in enumerate(copies.l1_offsets.tolist()):
-            for group_spans, group_blocks in zip(self.spans, copies.blocks, strict=True):
+            chunk = self._chunk(l1_offset_bytes)
+            is_summed = self._has_whole_words and bool(copies.with_checksum[number])
+            copy = functools.partial(sums.copy, number, chunk.ctypes.data) if is_summed else self._copy
+            for group, group_spans in enumerate(self.spans):
+                block_ids = copies.blocks[group].of_copy(number)
                 for span in group_spans:
-                    chunk = span.chunk_blocks(self._l1.memory, l1_offset_bytes)
-                    yield from pieces(span, chunk, group_blocks.of_copy(number), piece_bytes)
+                    in_chunk = span.chunk_blocks(self._l1.memory, l1_offset_bytes)
+                    for blocks, chunk_blocks in pieces(span, in_chunk, block_ids, piece_bytes):
+                        to, source = (chunk_blocks, blocks) if is_store else (blocks, chunk_blocks)
+                        yield functools.partial(copy, to, source, foreign)
+                if is_summed:
+                    for rows, offset in rows_before(self.plans[group], chunk, len(block_ids), piece_bytes):
+                        yield functools.partial(sums.read, number, rows, offset)
+
+    def _reads(self, copies: Copies, sums: ChunkSums) -> Iterator[Piece]:
+        """Yield pieces that read the chunks that are to have a checksum, where copies can't sum runs."""
+        if self._has_whole_words:
+            return
+        for number in np.flatnonzero(copies.with_checksum).tolist():
+            for rows, offset in slices(self._chunk(int(copies.l1_offsets[number])), _MIN_PIECE_BYTES):
+                yield functools.partial(sums.read, number, rows, offset)
+
+    def _chunk(self, l1_offset_bytes: int) -> Bytes:
+        return self._l1.memory[l1_offset_bytes : l1_offset_bytes + self.chunk_bytes]
+
+    def _piece_bytes(self, num_copies: int) -> int:
+        share_bytes = num_copies * self.chunk_bytes // (self._l1.num_threads * _PIECES_PER_THREAD)
+        return min(max(share_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES) // WORD_BYTES * WORD_BYTES

@@ -6,7 +6,7 @@ import concurrent.futures
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
 import numpy as np
@@ -19,31 +19,32 @@ _YIELD_SECONDS = 1e-3
 _sched_yield = ctypes.CDLL(None).sched_yield  # releases the GIL, which os.sched_yield does not before Python 3.13
 
 Piece = Callable[[], object]
-"""Copies a few MiB at most, without the GIL."""
+"""Copies or reads a few MiB at most, without the GIL."""
+
+SumUp = Callable[[], NDArray[np.uint64]]
+"""Returns the checksums of a transfer's chunks."""
 
 
 class HostTransfer(Transfer):
-    """A transfer that `num_threads` threads copy, piece by piece. At the end `sum_up` makes its checksums."""
+    """A transfer that `num_threads` threads copy, piece by piece.
 
-    def __init__(self, pieces: Iterator[Piece], num_threads: int, sum_up: Callable[[], NDArray[np.uint64]]) -> None:
+    The last one of them carries out `later` when all other pieces are done. Then `checksums` are what `sum_up` returns.
+    """
+
+    def __init__(self, pieces: Iterator[Piece], num_threads: int, later: Iterator[Piece], sum_up: SumUp) -> None:
         super().__init__()
         self._pieces = pieces
         self._num_threads = num_threads
+        self._later = later
         self._sum_up = sum_up
         self._copying_since: float | None = None
 
     def copy_piece(self) -> bool:
         """Copy the next piece. Return False if there is none. The thread must not call this again then."""
-        piece = self._next_piece()
+        piece, is_last = self._next_piece()
         if piece is None:
-            with self._lock:
-                self._num_threads -= 1
-                is_last = self._num_threads == 0
             if is_last:
-                self._pieces = iter(())  # pieces that were not copied still refer to the memory
-                if self._error is None:
-                    self.checksums = self._sum_up()
-                self._settle(self._times(time.monotonic()))
+                self._end()
             return False
         try:
             piece()
@@ -51,18 +52,32 @@ class HostTransfer(Transfer):
             self.stop(error)
         return True
 
-    def _next_piece(self) -> Piece | None:
+    def _next_piece(self) -> tuple[Piece | None, bool]:
+        """Return the next piece, or None for a thread that is done, and whether this is the last such thread."""
         with self._lock:
-            if self._error is not None:
-                return None
+            piece = None
             try:
-                piece = next(self._pieces, None)
+                if self._error is None:
+                    piece = next(self._pieces, None)
+                    if piece is None and self._num_threads == 1:
+                        self._pieces, self._later = self._later, iter(())
+                        piece = next(self._pieces, None)
             except BaseException as error:
                 self._error = error
-                return None
-            if piece is not None and self._copying_since is None:
+            if piece is None:
+                self._num_threads -= 1
+            elif self._copying_since is None:
                 self._copying_since = time.monotonic()
-            return piece
+            return piece, self._num_threads == 0
+
+    def _end(self) -> None:
+        self._pieces = self._later = iter(())  # pieces that were not copied still refer to the memory
+        try:
+            if self._error is None:
+                self.checksums = self._sum_up()
+        except BaseException as error:
+            self.stop(error)
+        self._settle(self._times(time.monotonic()))
 
     def _times(self, end: float) -> tuple[PhaseTime, ...]:
         copying_since = end if self._copying_since is None else self._copying_since
@@ -71,6 +86,10 @@ class HostTransfer(Transfer):
         if self._copying_since is None:
             return (waiting,)
         return waiting, PhaseTime(Phase.COPY, waited_seconds, end - copying_since)
+
+
+def _no_checksums() -> NDArray[np.uint64]:
+    return np.zeros(0, np.uint64)
 
 
 class CopyPool:
@@ -92,10 +111,16 @@ class CopyPool:
             thread.start()
 
     def start(
-        self, pieces: Iterator[Piece], sum_up: Callable[[], NDArray[np.uint64]] = lambda: np.zeros(0, np.uint64)
+        self,
+        pieces: Iterator[Piece],
+        later: Iterable[Piece] = (),
+        sum_up: SumUp = _no_checksums,
     ) -> HostTransfer:
-        """Start to copy `pieces`. Several threads advance the iterator, one at a time. Then one calls `sum_up`."""
-        transfer = HostTransfer(pieces, len(self._threads), sum_up)
+        """Start to carry out `pieces`. Several threads advance the iterator, one at a time.
+
+        When all of them are done, one thread carries out `later`, and calls `sum_up`, which makes the checksums.
+        """
+        transfer = HostTransfer(pieces, len(self._threads), iter(later), sum_up)
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the backend is closed")

@@ -10,32 +10,51 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from kernels.errors import MemoryVanished
-from kernels.host.block_views import Blocks
+from kernels.host.block_views import Blocks, Bytes
 from kernels.host.system_copy import SystemCopy
 
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".c")
+INCLUDED = SOURCE.with_name("vectors.h")
 BUILT = Path(__file__).parents[2] / "build"
 FLAGS = ("-O2", "-shared", "-fPIC")
 COMPILE_SECONDS = 60.0
 
 BLOCKS_LOOP = 2  # the number of the loop over blocks in [layers, kinds, blocks, …]
 
-Copy = Callable[[Blocks, Blocks, range], None]
-"""Copies the second blocks into the first ones, which have the same number and shape, without the GIL.
 
-The range has the addresses of the engine's memory. One side is in it. If the engine took memory away, the bytes of the
-first blocks are undefined.
+class Copy(Protocol):
+    """Copies blocks, and sums bytes of chunks. Both happen without the GIL if a compiler made the code."""
 
-Raises: MemoryVanished.
-"""
+    def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
+        """Copy blocks to others, which have the same number and shape.
+
+        `foreign` has the addresses of the engine's memory. One side is in it. If the engine took memory away, the bytes
+        of `to` are undefined.
+
+        Raises: MemoryVanished.
+        """
+
+    def with_checksum(self, to: Blocks, source: Blocks, foreign: range, chunk_address: int) -> int:
+        """Copy blocks as above. Return what they add to the checksum of the chunk, which begins at `chunk_address`.
+
+        Runs have a multiple of 8 bytes, and begin at one in the chunk.
+
+        Raises: MemoryVanished.
+        """
+
+    def checksum(self, rows: Bytes, chunk_offset_bytes: int) -> int:
+        """Return what `rows`, a 2D view of a chunk, add to its checksum. The first one is `chunk_offset_bytes` into it.
+
+        The offset and the rows' distance are multiples of 8 bytes. So is a row, unless it ends with the chunk.
+        """
 
 
 class StreamingCopy:
@@ -48,12 +67,32 @@ class StreamingCopy:
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
             *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
             *(ctypes.c_int64, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t),
+            *(ctypes.c_size_t, ctypes.c_void_p),
         ]
         self._copy.restype = ctypes.c_int
+        self._checksum = compiled.kvdepot_checksum
+        self._checksum.argtypes = [ctypes.c_void_p, *4 * (ctypes.c_int64,), ctypes.c_int]
+        self._checksum.restype = ctypes.c_uint64
         self.level: int = compiled.kvdepot_copy_level() if level is None else level
 
     def __call__(self, to: Blocks, source: Blocks, foreign: range) -> None:
         """Copy blocks: see `Copy`."""
+        self._run(to, source, foreign, 0, None)
+
+    def with_checksum(self, to: Blocks, source: Blocks, foreign: range, chunk_address: int) -> int:
+        """Copy blocks, and return their part of the chunk's checksum: see `Copy`."""
+        part = ctypes.c_uint64()
+        self._run(to, source, foreign, chunk_address, ctypes.addressof(part))
+        return part.value
+
+    def checksum(self, rows: Bytes, chunk_offset_bytes: int) -> int:
+        """Return what rows of a chunk add to its checksum: see `Copy`."""
+        num_rows, row_bytes = rows.shape
+        return int(
+            self._checksum(rows.ctypes.data, num_rows, rows.strides[0], row_bytes, chunk_offset_bytes, self.level)
+        )
+
+    def _run(self, to: Blocks, source: Blocks, foreign: range, chunk_address: int, part: int | None) -> None:
         num_layers, num_kinds, _, *counts, run_bytes = to.array.shape
         counts = [num_layers, num_kinds, len(to.block_ids), *counts]
         loops = np.array((counts, to.array.strides[:-1], source.array.strides[:-1]), dtype=np.int64).T.copy()
@@ -62,6 +101,7 @@ class StreamingCopy:
             *(to.array.ctypes.data, source.array.ctypes.data, loops.ctypes.data, len(loops)),
             *(BLOCKS_LOOP, to_offsets.ctypes.data, source_offsets.ctypes.data),
             *(run_bytes, self.level, foreign.start, foreign.stop),
+            *(chunk_address, part),
         )
         if is_gone:
             raise MemoryVanished
@@ -88,7 +128,7 @@ def built_library() -> Path:
 
     Raises: OSError, subprocess.SubprocessError.
     """
-    name = f"streaming_copy-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    name = f"streaming_copy-{hashlib.sha256(SOURCE.read_bytes() + INCLUDED.read_bytes()).hexdigest()[:16]}.so"
     if (BUILT / name).exists():
         return BUILT / name
     try:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.checksum import kvsum64
 from kernels.errors import BackendError, MemoryVanished
-from kernels.host.block_views import Blocks, Bytes
+from kernels.host.block_views import Blocks, Bytes, chunk_rows
 
 MAX_RUNS = 1024
 """The most runs of one call: IOV_MAX of Linux."""
@@ -57,6 +58,21 @@ class SystemCopy:
             packed = self._packed(source)
             self._call(self._write, source, packed)
             copy_with_numpy(to, packed)
+
+    def with_checksum(self, to: Blocks, source: Blocks, foreign: range, chunk_address: int) -> int:
+        """Copy blocks, and return their part of the chunk's checksum: see `streaming_copy.Copy`.
+
+        It sums the side of the chunk, which nothing else writes.
+        """
+        self(to, source, foreign)
+        rows = chunk_rows(to if to.array.ctypes.data not in foreign else source)
+        return sum(self.checksum(of_layer, of_layer.ctypes.data - chunk_address) for of_layer in rows) % 2**64
+
+    def checksum(self, rows: Bytes, chunk_offset_bytes: int) -> int:
+        """Return what rows of a chunk add to its checksum: see `streaming_copy.Copy`."""
+        stride_bytes = rows.strides[0]
+        parts = (kvsum64(row, chunk_offset_bytes + number * stride_bytes) for number, row in enumerate(rows))
+        return sum(parts) % 2**64
 
     def _packed(self, theirs: Blocks) -> Blocks:
         """Return the thread's buffer for blocks, in stride order without gaps; valid until the thread's next copy."""

@@ -68,6 +68,21 @@ class TransferBackend(Protocol):
         Raises: GeometryError, RegionError, AccessDenied, BackendError.
         """
 
+    def checksum(self, offset_bytes: int, size_bytes: int) -> int:
+        """Return the kvsum64 of a range of L1, taken as a whole chunk. Any thread may call this.
+
+        Raises: ValueError.
+        """
+
+    def checksum_part(self, l1_offset_bytes: int, size_bytes: int, chunk_offset_bytes: int) -> int:
+        """Return what a range of L1 adds to the kvsum64 of a chunk, in which it begins at `chunk_offset_bytes`.
+
+        Parts of pieces add up modulo 2**64. A piece begins at a multiple of 8 bytes of the chunk, and ends at one or at
+        the chunk's end. Any thread may call this.
+
+        Raises: ValueError.
+        """
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Attachment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from kernels.host.block_views import Blocks
+from kernels.host.block_views import Blocks, Bytes
 from kernels.host.streaming_copy import best_copy
 
 PIECE_SECONDS = 0.002
@@ -30,3 +30,12 @@ class Throttle:
         """Copy, as `Copy` does."""
         self._released.wait(PIECE_SECONDS)
         self._copy(to, source, foreign)
+
+    def with_checksum(self, to: Blocks, source: Blocks, foreign: range, chunk_address: int) -> int:
+        """Copy, as `Copy.with_checksum` does."""
+        self._released.wait(PIECE_SECONDS)
+        return self._copy.with_checksum(to, source, foreign, chunk_address)
+
+    def checksum(self, rows: Bytes, chunk_offset_bytes: int) -> int:
+        """Sum, as `Copy.checksum` does."""
+        return self._copy.checksum(rows, chunk_offset_bytes)

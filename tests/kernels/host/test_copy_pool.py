@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kernels.errors import TransferCancelled
 from kernels.host.copy_pool import CopyPool, HostTransfer, Piece
@@ -60,6 +62,40 @@ def test_the_future_waits_for_the_last_piece(pool: CopyPool) -> None:
     transfer.future.result(SECONDS)
 
 
+def test_what_comes_later_waits_for_every_other_piece_then_the_checksums_are_made(pool: CopyPool) -> None:
+    gate, order = Gate(), list[str]()
+    copies = [functools.partial(order.append, "copied")] * 20
+    later = [functools.partial(order.append, "read")] * 3
+
+    def sum_up() -> NDArray[np.uint64]:
+        return np.array([len(order)], np.uint64)
+
+    transfer = pool.start(iter([gate, *copies]), later, sum_up)
+    assert gate.reached.wait(SECONDS)
+    pool.start(iter([lambda: None] * 99)).future.result(SECONDS)  # the other thread has found no more pieces
+    assert order == ["copied"] * 20
+    gate.open.set()
+    transfer.future.result(SECONDS)
+    assert order == ["copied"] * 20 + ["read"] * 3
+    assert transfer.checksums.tolist() == [23]
+
+
+def test_of_many_threads_that_end_together_one_carries_out_what_comes_later() -> None:
+    pool, done = CopyPool("test", 8), list[int]()
+    for number in range(200):
+        pool.start(iter([lambda: None] * 8), (functools.partial(done.append, number),)).future.result(SECONDS)
+    assert done == list(range(200))
+    pool.close()
+
+
+def test_a_transfer_that_failed_does_nothing_later_and_has_no_checksums(pool: CopyPool) -> None:
+    later = list[int]()
+    failed = pool.start(iter([lambda: 1 // 0]), (functools.partial(later.append, 1),), lambda: np.ones(1, np.uint64))
+    assert failed.future.exception(SECONDS) is not None
+    assert later == []
+    assert failed.checksums.tolist() == []
+
+
 def test_a_cancelled_transfer_is_done_only_when_no_thread_is_at_it(pool: CopyPool) -> None:
     gate, later = Gate(), list[int]()
     transfer = pool.start(itertools.chain([gate], endless(later)))
@@ -108,6 +144,14 @@ def test_pieces_that_cannot_be_made_fail_the_transfer(pool: CopyPool) -> None:
 
     with pytest.raises(IndexError):
         pool.start(pieces()).future.result(SECONDS)
+
+
+def test_checksums_that_cannot_be_made_fail_the_transfer(pool: CopyPool) -> None:
+    def sum_up() -> NDArray[np.uint64]:
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        pool.start(iter([lambda: None]), sum_up=sum_up).future.result(SECONDS)
 
 
 async def test_a_cancelled_await_leaves_the_future_to_the_threads(pool: CopyPool) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.checksum import WORD_BYTES, kvsum64
 from kernels.errors import BackendError, MemoryVanished
 from kernels.host import streaming_copy, system_copy
 from kernels.host.block_views import Blocks
 from kernels.host.streaming_copy import StreamingCopy, best_copy, built_library
 from kernels.host.system_copy import SystemCopy
+from tests.kernels.checksum_vectors import VECTORS
 
 RUN_BYTES = st.one_of(st.integers(1, 700), st.sampled_from([1024, 4095, 4096, 4097, 8192, 20_000, 40_000]))
 
@@ -84,6 +87,42 @@ def test_copies_what_it_should_and_nothing_else(best, level, foreign_is_source, 
         copy(Blocks(to, np.array(to_ids)), Blocks(source, np.array(source_ids)), foreign)
     assert (memory == expected_memory).all()
     assert (source == before).all()
+
+
+@pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
+@pytest.mark.parametrize("vector", VECTORS, ids=str)
+def test_each_copy_computes_the_results_of_the_table(best, level, vector):
+    if level is not None and level > best.level:
+        pytest.skip("this processor does not have it")
+    copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
+    for start in (0, 1):  # in memory
+        data = np.concatenate([np.zeros(start, np.uint8), vector.data()])[start:]
+        assert copy.checksum(data[np.newaxis], vector.offset_bytes) == vector.checksum
+
+
+@pytest.mark.parametrize("foreign_is_source", [True, False], ids=["store", "retrieve"])
+@pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
+@settings(max_examples=100, deadline=None)
+@given(case=copies(), run_words=st.one_of(st.integers(1, 90), st.sampled_from([128, 512, 513, 2500, 5000])))
+def test_a_copy_sums_exactly_what_it_copies(best, level, foreign_is_source, case, run_words):
+    if level is not None and level > best.level:
+        pytest.skip("this processor does not have it")
+    copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
+    (shape, _), (gaps, _), (ids, _), (start, chunk_start) = case
+    shape = [*shape[:-1], run_words * WORD_BYTES]
+    memory, engine = view(shape, gaps, start)
+    chunk_memory, chunk = view(shape, [0] * len(shape), chunk_start)
+    last = np.arange(shape[2] - len(ids), shape[2])
+    theirs, ours = Blocks(engine, np.array(ids)), Blocks(chunk, last)
+    before = memory.copy() if foreign_is_source else chunk_memory.copy()
+    to, source = (ours, theirs) if foreign_is_source else (theirs, ours)
+    part = copy.with_checksum(to, source, addresses(memory), chunk.ctypes.data)
+    assert (chunk[:, :, last] == engine[:, :, ids]).all()
+    assert ((memory if foreign_is_source else chunk_memory) == before).all()
+    block_bytes = chunk[0, 0, 0].nbytes
+    planes = chunk.reshape(-1, block_bytes)
+    copied = [number for number in range(len(planes)) if number % shape[2] in last]
+    assert part == sum(kvsum64(planes[number].copy(), number * block_bytes) for number in copied) % 2**64
 
 
 def test_large_runs_in_another_order(best):
@@ -158,6 +197,7 @@ def test_what_is_built_already_needs_no_compiler(monkeypatch):
 def test_a_changed_source_is_compiled_anew(monkeypatch, tmp_path):
     changed = tmp_path / "streaming_copy.c"
     changed.write_bytes(streaming_copy.SOURCE.read_bytes() + b"\n// changed\n")
+    shutil.copy(streaming_copy.INCLUDED, tmp_path)
     monkeypatch.setattr(streaming_copy, "SOURCE", changed)
     monkeypatch.setattr(streaming_copy, "BUILT", tmp_path)
     first = built_library()
@@ -172,9 +212,13 @@ def test_the_source_has_no_warnings(tmp_path):
 
 
 @pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
-@pytest.mark.parametrize("run_bytes", [7, 200, 5000])
+@pytest.mark.parametrize(
+    ("run_bytes", "is_summed"), [(7, False), (200, False), (5000, False), (200, True), (5000, True)]
+)
 @pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
-def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(best, level, run_bytes, foreign_is_source):
+def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(
+    best, level, run_bytes, is_summed, foreign_is_source
+):
     if level is not None and level > best.level:
         pytest.skip("this processor does not have it")
     copy = SystemCopy() if level is None else StreamingCopy(built_library(), level)
@@ -186,14 +230,17 @@ def test_memory_that_is_gone_ends_a_copy_and_the_next_one_is_right(best, level, 
     shape = (1, 1, 40, run_bytes)
     blocks = {"theirs": all_of(theirs.reshape(shape)), "ours": all_of(ours.reshape(shape))}
     to, source = ("ours", "theirs") if foreign_is_source else ("theirs", "ours")
+    more = (ours.ctypes.data,) if is_summed else ()
+    run = copy.with_checksum if is_summed else copy
     os.ftruncate(fd, 0)
     for _ in range(3):
         with pytest.raises(MemoryVanished):
-            copy(blocks[to], blocks[source], addresses(theirs))
+            run(blocks[to], blocks[source], addresses(theirs), *more)
     os.ftruncate(fd, size_bytes)
     theirs[:] = 5
-    copy(blocks[to], blocks[source], addresses(theirs))
+    part = run(blocks[to], blocks[source], addresses(theirs), *more)
     assert (theirs == ours).all()
+    assert part == (kvsum64(ours) if is_summed else None)
     os.close(fd)
 
 
