@@ -26,7 +26,7 @@ def violations(pod: Manifest) -> Iterator[str]:
     of_pod = pod["securityContext"]
     assert not of_pod.get("sysctls")
     for container in (*pod["containers"], *pod.get("initContainers", ())):
-        if container["name"] not in ("depot", "socket-folder", "test"):
+        if container["name"] not in ("depot", "socket-folder", "l1-folder", "test"):
             continue  # the user's own
         own = {**of_pod, **container["securityContext"]}
         if not own.get("runAsNonRoot") or not own.get("runAsUser"):

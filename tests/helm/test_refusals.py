@@ -67,6 +67,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"hostAccess": {"unixSocket": True}, "updateStrategy": {"rollingUpdate": {"maxSurge": "25%"}}},
         "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one would take the socket",
     ),
+    "a second depot on the same file": (
+        {"l1": {"file": {"enabled": True}}, "updateStrategy": {"rollingUpdate": {"maxSurge": 1}}},
+        "updateStrategy.rollingUpdate.maxSurge: a second depot next to the old one can't use the file of L1; use 0",
+    ),
+    "a file that moves with no pod": (
+        {"kind": "Deployment", "l1": {"file": {"enabled": True}}},
+        "l1.file.enabled: a pod of a Deployment may start before the old one has ended",
+    ),
+    "huge pages that the pod does not request": (
+        {"l1": {"file": {"enabled": True, "folder": "/dev/hugepages/kvdepot"}}},
+        "l1.file.folder: the pod may use huge pages only if it requests them; set settings.l1_huge_pages: reserved",
+    ),
+    "a file in a folder that is none": ({"l1": {"file": {"folder": "shm"}}}, "at '/l1/file/folder': 'shm' does not"),
+    "a file by a flag": ({"extraArgs": ["--l1-file=/dev/shm/x"]}, "--l1-file=/dev/shm/x: the chart sets this itself"),
     "a strategy of the other kind": ({"updateStrategy": {"type": "Recreate"}}, "updateStrategy.type: a DaemonSet has"),
     "two monitors": ({"metrics": {"podMonitor": "auto"}}, "set metrics.serviceMonitor: never"),
     "an endpoint with another port": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.l1.format import Layout
 from service.units import parse_size
 from tests.helm.conftest import Install, Installed
 from tests.helm.releases import gpu
@@ -49,8 +50,15 @@ def test_resources_can_be_given(install: Install) -> None:
 
 def test_reserved_huge_pages_are_a_resource_of_their_own(install: Install) -> None:
     release = install({"settings": {"l1_size": "1025MiB", "l1_huge_pages": "reserved"}, "memoryBesideL1": "3GiB"})
-    limits = {"cpu": "1", "memory": "3Gi", "hugepages-2Mi": "1026Mi"}
+    limits = {"cpu": "1", "memory": "3Gi", "hugepages-2Mi": "1030Mi"}
     assert release.container["resources"] == {"requests": limits, "limits": limits}
+
+
+@pytest.mark.parametrize("l1_size", ["1MiB", "60MiB", "1GiB", "1025MiB", "33GiB", "1.5TiB"])
+def test_the_huge_pages_hold_the_tables_of_l1_as_well(install: Install, l1_size: str) -> None:
+    release = install({"settings": {"l1_size": l1_size, "l1_huge_pages": "reserved"}})
+    pages = release.container["resources"]["limits"]["hugepages-2Mi"]
+    assert parse_size(pages) == Layout(parse_size(l1_size)).total_bytes
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,13 @@
 {{- if mod . 1048576 }}{{ . }}{{ else if mod . 1073741824 }}{{ div . 1048576 }}Mi{{ else }}{{ div . 1073741824 }}Gi{{ end }}
 {{- end }}
 
+{{/* The bytes of the tables in front of L1, in whole huge pages: service/l1/format.py. */}}
+{{- define "kvdepot.l1TableBytes" -}}
+{{- $records := min (div (add . 4095) 4096) (max 16384 (div . 65536)) -}}
+{{- $tables := add 4096 (mul 256 (max 64 (div $records 4))) (mul 128 $records) -}}
+{{- mul 2097152 (div (add $tables 2097151) 2097152) }}
+{{- end }}
+
 {{/* Requests and limits of the container. */}}
 {{- define "kvdepot.resources" -}}
 {{- $l1 := include "kvdepot.bytes" .Values.settings.l1_size | int64 -}}
@@ -100,7 +107,7 @@
 {{- if not $resources -}}
 {{- $amounts := dict "cpu" (toString .Values.cpus) "memory" (include "kvdepot.quantity" (ternary $rest (add $l1 $rest) $reserved)) -}}
 {{- if $reserved -}}
-{{- $_ := set $amounts "hugepages-2Mi" (printf "%dMi" (mul 2 (div (add $l1 2097151) 2097152))) -}}
+{{- $_ := set $amounts "hugepages-2Mi" (printf "%dMi" (mul 2 (div (add (include "kvdepot.l1TableBytes" $l1 | int64) $l1 2097151) 2097152))) -}}
 {{- end -}}
 {{- $resources = dict "requests" $amounts "limits" (deepCopy $amounts) -}}
 {{- end -}}
