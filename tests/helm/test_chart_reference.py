@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -74,6 +75,20 @@ def test_every_key_has_a_comment() -> None:
 def test_a_comment_of_several_lines_and_a_map_without_comments_within() -> None:
     (value,) = read_values("# One\n# two.\na:\n  b: [1]\n")
     assert (value.comment, value.default, value.children) == ("One two.", '{"b": [1]}', ())
+
+
+def leaves(schema: dict[str, Any], path: str) -> Iterator[str]:
+    """Yield the paths of the values that the schema has under one, down to those that it does not divide."""
+    if not schema.get("properties"):
+        yield path
+    for name, inner in schema.get("properties", {}).items():
+        yield from leaves(inner, f"{path}.{name}")
+
+
+@pytest.mark.parametrize("section", ["l1", "hostAccess", "probes"])
+def test_the_readme_has_each_key_of_a_section(section: str) -> None:
+    page = (CHART / "README.md").read_text()
+    assert [path for path in leaves(SCHEMA["properties"][section], section) if f"| `{path}` |" not in page] == []
 
 
 def test_helm_lint_finds_nothing() -> None:

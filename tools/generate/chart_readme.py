@@ -86,7 +86,16 @@ def _section(value: Value) -> tuple[str, ...]:
     if value.path == "settings":
         owned = ", ".join(f"`{name}` ({by})" for name, by in SET_BY_THE_CHART.items())
         text = f"{text}\n\nThe chart sets these itself, from the values in brackets: {owned}."
-    return f"### {value.path}", text, _table(value.children)
+    return f"### {value.path}", text, _table(list(_leaves(value)))
+
+
+def _leaves(value: Value) -> Iterator[Value]:
+    """Yield the keys below a value that have no keys below them."""
+    for child in value.children:
+        if child.children:
+            yield from _leaves(child)
+        else:
+            yield child
 
 
 def _profiles(profiles: Mapping[str, Any]) -> str:
