@@ -31,11 +31,6 @@ TAKEN = b'{"handover": {"l1_bytes": 6000, "later": [1]}}\n'
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "kvdepot.sock.takeover"
-
-
-@pytest.fixture
 def fd() -> Iterator[int]:
     opened = memfd()
     yield opened
