@@ -39,6 +39,8 @@ class CacheMemory:
             chunk_size=settings.chunk_size,
         )
         self.is_handed_over = False
+        if path is not None and inherited_fd is not None and not self._memory.is_file(path):
+            logger.warning("L1 stays in the memory that the depot before this one had, and %s is not used", path)
         self._arena = self._memory.arena
         self.view = self._arena.view
         self.adoption = Adoption()

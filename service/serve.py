@@ -77,9 +77,10 @@ async def serve(
         takeover = _listener(settings, HandingOver(server, end))
         offering = tasks.create_task(takeover.run(), name="takeover") if takeover is not None else None
         if not settings.l1_file:  # a file outlives the process by itself
+            systemd.remove_stored(STORED_NAME)  # systemd would not keep a second one
             systemd.store(server.memory.fd, STORED_NAME)
         ready(server)
-        systemd.ready()
+        systemd.ready(f"serves on {', '.join(server.addresses)}")
         await stop.wait()
         if offering is not None and not server.memory.is_handed_over:
             offering.cancel()

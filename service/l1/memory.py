@@ -30,6 +30,13 @@ class L1Memory:
     has_records: bool
     why_empty: str = ""
 
+    def is_file(self, path: Path) -> bool:
+        """Return whether the memory is that of the file of this name."""
+        try:
+            return os.path.samestat(os.fstat(self.arena.fd), path.stat())
+        except OSError:
+            return False
+
     def close(self, *, unlock: bool = True) -> None:
         """Close the file. Its lock ends, unless another process has this descriptor by now and `unlock` is False.
 

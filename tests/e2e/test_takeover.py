@@ -168,12 +168,23 @@ async def test_a_depot_whose_calls_do_not_end_refuses_and_serves_on() -> None:
         await engine.close()
 
 
+async def test_a_successor_that_names_another_file_says_that_it_does_not_use_it() -> None:
+    async with depot_process("--l1-size", "8MiB", in_file=False) as depot:
+        successor = await successor_of(depot, in_file=True)
+        try:
+            assert f"{depot.file} is not used" in successor.log()
+            assert not depot.file.exists()
+        finally:
+            await successor.end()
+
+
 async def test_systemd_keeps_the_memory_of_a_depot_that_is_killed() -> None:
     with depot_folder() as folder:
         manager = FakeServiceManager(f"{folder}/notify")
         depot = DepotProcess(folder, "--l1-size", "8MiB", in_file=False)
         try:
             await depot.start(NOTIFY_SOCKET=f"{folder}/notify")
+            assert manager.receive()["FDSTOREREMOVE"] == "1"
             assert manager.receive()["FDSTORE"] == "1"
             assert manager.receive()["READY"] == "1"
             async with engines(depot.address) as [engine]:
