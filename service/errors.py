@@ -121,6 +121,17 @@ class BackendUnavailable(DepotError, status=StatusCode.FAILED_PRECONDITION, reas
     """The depot lacks the device that the regions need."""
 
 
+class BlockHashSeedMissing(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="BLOCK_HASH_SEED_MISSING"):
+    """The seed of the engine's block hashes is unknown, and chunks outlive the depot's process."""
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__(
+            f"instance {instance_id!r} names prompts by block hashes and attached without block_hash_seed, and this "
+            "depot keeps chunks after its end: attach with a block_hash_seed that names the algorithm and the seed of "
+            "the hashes; if the seed is random in each process, give all engines the same one, or send token ids"
+        )
+
+
 class NoRegions(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="NO_REGIONS"):
     """The rank attached no memory."""
 

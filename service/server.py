@@ -83,6 +83,7 @@ class Server:
             lease_ttl_seconds=settings.lease_ttl,
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
+            cache_epoch=settings.cache_epoch,
         )
         self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)

@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     """huge pages of L1: none, transparent or reserved"""
     chunk_size: int = Field(256, ge=1, le=1 << 20)
     """tokens per chunk"""
+    cache_epoch: int = Field(0, ge=0, le=(1 << 63) - 1)
+    """number that is part of the cache identity; raising it forgets everything that was stored before"""
     transfer_threads: int = Field(2, ge=1, le=256)
     """threads that copy, for each direction"""
     cuda_staging_size: Size = Field(CUDA.staging_bytes, ge=1 << 20, le=1 << 30)

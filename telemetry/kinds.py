@@ -41,6 +41,7 @@ class MissReason(StrEnum):
     RANK_MISSING = "rank missing"
     CLEARED = "cleared"
     UNKNOWN_IDENTITY = "unknown identity"
+    CORRUPT = "corrupt"
 
 
 class RefusalReason(StrEnum):

@@ -103,7 +103,7 @@ class Answers:
         )
 
     async def l1(self, caller: Caller, query: Query) -> Answer:
-        """Return what L1 holds, by tenant, model and salt, and by age."""
+        """Return what L1 holds, by tenant, model, revision and salt, and by age."""
         tenant = self._tenant(caller, query)
         found = await contents(self._depots, tenant)
         pool = self._depots.index.pool

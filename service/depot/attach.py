@@ -79,12 +79,12 @@ class Attacher:
         await self._wait_until_free(rank_id)
         ended = self._ended[rank_id] = asyncio.get_running_loop().create_future()
         try:
-            depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
+            depot.instances.check_fits(request)
             buffer = await self._map(depot, request)
             try:
                 with self._memory.hold(buffer.objects if buffer is not None else (), depot.tenant):
                     # Again: another rank of the instance may have attached while this one was mapped.
-                    depot.instances.check_fits(request.instance_id, request.model_name, request.world_size)
+                    depot.instances.check_fits(request)
                     attachment = Attachment(
                         instance_id=request.instance_id,
                         model_name=request.model_name,
@@ -92,12 +92,21 @@ class Attacher:
                         rank=request.rank,
                         groups=request.groups,
                         identity=RankIdentity.of(
-                            request.model_name, request.world_size, request.rank, request.groups, depot.tenant
+                            request.model_name,
+                            request.world_size,
+                            request.rank,
+                            request.groups,
+                            depot.tenant,
+                            model_revision=request.model_revision,
+                            block_hash_seed=request.block_hash_seed,
+                            cache_epoch=depot.limits.cache_epoch,
                         ),
                         chunk_bytes=one_chunk_bytes,
                         slot_bytes=slot_bytes_for(one_chunk_bytes),
                         buffer=buffer,
                         transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
+                        model_revision=request.model_revision,
+                        block_hash_seed=request.block_hash_seed,
                     )
                     depot.instances.add(attachment)
                     _publish_attached(depot, attachment, request.prefill_tokens_per_second)
@@ -237,6 +246,8 @@ def _publish_attached(depot: Depot, attachment: Attachment, prefill_tokens_per_s
             mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
             transfer_backend=attachment.transfer_backend,
             prefill_tokens_per_second=prefill_tokens_per_second,
+            model_revision=attachment.model_revision,
+            block_hash_seed=attachment.block_hash_seed,
         )
     )
 

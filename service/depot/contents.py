@@ -1,4 +1,4 @@
-"""What L1 holds: the chunks of each tenant, model and salt, by how long they are unused."""
+"""What L1 holds: the chunks of each tenant, model, revision and salt, by how long they are unused."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ MAX_HOLDINGS = 200
 
 @dataclass(slots=True, kw_only=True)
 class Holding:
-    """The chunks of one tenant, model and salt. `bytes_by_age[i]` have been unused for up to `AGE_BOUNDS_SECONDS[i]`.
+    """The chunks of one tenant, model, revision of its weights, and salt.
 
-    The last element has those that were unused for longer. Bytes in use are in no element: they are leased, read or
+    `bytes_by_age[i]` have been unused for up to `AGE_BOUNDS_SECONDS[i]`. The last element has those that were unused for longer. Bytes in use are in no element: they are leased, read or
     written.
     """
 
     tenant: str
     model_name: str
     cache_salt: str
+    model_revision: str = ""
     num_chunks: int = 0
     num_bytes: int = 0
     in_use_bytes: int = 0
@@ -58,7 +59,7 @@ class Contents:
 
 async def contents(depots: TenantDepots, tenant: str) -> Contents:
     """Return what L1 holds of a tenant ("": of all). Stores and lookups go on meanwhile."""
-    found: dict[tuple[str, str, str], Holding] = {}
+    found: dict[tuple[str, str, str, str], Holding] = {}
     counted = depots.slices.run(_counting(list(depots.index.chunks()), tenant, found))
     if counted is not None:
         await counted
@@ -67,7 +68,7 @@ async def contents(depots: TenantDepots, tenant: str) -> Contents:
     return Contents(order[:MAX_HOLDINGS], len(left_out), sum(holding.num_bytes for holding in left_out))
 
 
-def _counting(chunks: Sequence[Chunk], tenant: str, found: dict[tuple[str, str, str], Holding]) -> Iterator[None]:
+def _counting(chunks: Sequence[Chunk], tenant: str, found: dict[tuple[str, str, str, str], Holding]) -> Iterator[None]:
     """Count chunks in short steps. Those that leave meanwhile are left out."""
     now = time.monotonic()
     for first in range(0, len(chunks), CHUNKS_PER_STEP):
@@ -75,9 +76,11 @@ def _counting(chunks: Sequence[Chunk], tenant: str, found: dict[tuple[str, str, 
             stats = chunk.namespace_stats
             if chunk.removed or tenant not in ("", stats.tenant):
                 continue
-            key = stats.tenant, stats.model_name, stats.cache_salt
+            key = stats.tenant, stats.model_name, stats.cache_salt, stats.model_revision
             holding = found.get(key)
             if holding is None:
-                holding = found[key] = Holding(tenant=key[0], model_name=key[1], cache_salt=key[2])
+                holding = found[key] = Holding(
+                    tenant=key[0], model_name=key[1], cache_salt=key[2], model_revision=key[3]
+                )
             holding.add(chunk, now)
         yield

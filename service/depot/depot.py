@@ -14,7 +14,7 @@ import numpy as np
 
 from service.access.credentials import WITHOUT_LIMIT
 from service.access.quota import Quota
-from service.depot.instances import Instances, TransferBackend
+from service.depot.instances import Attachment, Instance, Instances, TransferBackend
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
 from service.depot.operation import Operation
@@ -23,7 +23,7 @@ from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
 from service.depot.stored_identities import StoredIdentities
-from service.errors import StreamStalled, invalid
+from service.errors import BlockHashSeedMissing, StreamStalled, invalid
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.keys import Prefix
@@ -36,12 +36,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepotLimits:
-    """How large chunks are, and how long things live. `max_wait_seconds` bounds each wait for another call."""
+    """How large chunks are, and how long things live. `max_wait_seconds` bounds each wait for another call.
+
+    `cache_epoch` is an operator's number: chunks of another epoch are never found. `chunks_outlive_depot` says that the
+    process after this one may find the chunks of this one.
+    """
 
     chunk_size: int = 256
     lease_ttl_seconds: float = 60.0
     session_idle_timeout_seconds: float = 600.0
     max_wait_seconds: float = 30.0
+    cache_epoch: int = 0
+    chunks_outlive_depot: bool = False
 
 
 class Depot:
@@ -74,7 +80,9 @@ class Depot:
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
         self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus)
-        self.stored_identities = StoredIdentities()
+        self.stored_identities = StoredIdentities(
+            stats for stats in self.index.namespaces() if stats.tenant == self.tenant
+        )
         self.open_stores: set[StoreContext] = set()
         self.num_refused_chunks = 0
         self.draining = False
@@ -93,6 +101,14 @@ class Depot:
                 f"{path}prefix.hash_block_size",
                 f"the depot's chunk_size {self.limits.chunk_size} is not a multiple of {prefix.hash_block_size}",
             )
+
+    def check_hash_seed(self, instance: Instance | Attachment, prefix: Prefix) -> None:
+        """Check that no chunk gets a key that another process could not compute, or could compute for other tokens.
+
+        Raises: BlockHashSeedMissing.
+        """
+        if prefix.hash_block_size and self.limits.chunks_outlive_depot and not instance.block_hash_seed:
+            raise BlockHashSeedMissing(instance.instance_id)
 
     @contextmanager
     def operation(

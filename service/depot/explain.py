@@ -70,10 +70,11 @@ class Explanation:
 async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix: Prefix) -> Explanation:
     """Explain a prompt, as an instance, or as one of a model, would look it up. One of the two names is empty.
 
-    Raises: InvalidRequest, InstanceNotFound.
+    Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing.
     """
     instance = depot.instances.require(instance_id) if instance_id else _of_model(depot, model_name)
     depot.check_prefix(prefix)
+    depot.check_hash_seed(instance, prefix)
     chunk_size = depot.limits.chunk_size
     pace = depot.slices.pace()
     attached = [attachment for _, attachment in sorted(instance.ranks.items())]

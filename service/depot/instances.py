@@ -11,8 +11,11 @@ from typing import Protocol
 from kernels.copies import ChunkCopy
 from kernels.geometry import Group, Region
 from kernels.transfer import Transfer
+from service.depot.values import AttachRequest
 from service.errors import DepotError, InstanceMismatch, InstanceNotFound, RankNotFound
 from service.l1.keys import RankIdentity
+
+_COMMON = ("model_name", "world_size", "model_revision", "block_hash_seed")  # to all ranks of an instance
 
 
 class MappedBuffer(Protocol):
@@ -102,6 +105,8 @@ class Attachment:
     slot_bytes: int
     buffer: MappedBuffer | None
     transfer_backend: str
+    model_revision: str = ""
+    block_hash_seed: str = ""
     attach_time: float = field(default_factory=time.time)
     detached: bool = False
     failed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -130,6 +135,8 @@ class Instance:
     instance_id: str
     model_name: str
     world_size: int
+    model_revision: str = ""
+    block_hash_seed: str = ""
     ranks: dict[int, Attachment] = field(default_factory=dict)
 
     @property
@@ -175,23 +182,27 @@ class Instances:
             raise InstanceNotFound(instance_id)
         return instance
 
-    def check_fits(self, instance_id: str, model_name: str, world_size: int) -> None:
-        """Check that a new rank has the model and the world size of the attached ones.
+    def check_fits(self, request: AttachRequest) -> None:
+        """Check that a new rank has what all ranks of an instance have in common: the model and the world size.
 
         Raises: InstanceMismatch.
         """
-        instance = self._instances.get(instance_id)
-        if instance is not None and (instance.model_name, instance.world_size) != (model_name, world_size):
-            raise InstanceMismatch(
-                f"instance {instance_id!r} has model {instance.model_name!r} and {instance.world_size} ranks, "
-                f"this rank says {model_name!r} and {world_size}"
-            )
+        instance = self._instances.get(request.instance_id)
+        if instance is None:
+            return
+        different = [
+            f"{name} {getattr(instance, name)!r}, and this rank says {getattr(request, name)!r}"
+            for name in _COMMON
+            if getattr(instance, name) != getattr(request, name)
+        ]
+        if different:
+            raise InstanceMismatch(f"instance {request.instance_id!r} has {'; '.join(different)}")
 
     def add(self, attachment: Attachment) -> None:
         """Add a rank that passed `check_fits` and is not attached."""
         instance = self._instances.setdefault(
             attachment.instance_id,
-            Instance(attachment.instance_id, attachment.model_name, attachment.world_size),
+            Instance(attachment.instance_id, *(getattr(attachment, name) for name in _COMMON)),
         )
         instance.ranks[attachment.rank] = attachment
 

@@ -65,10 +65,11 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
 
     There is a lease if more tokens matched than the engine has itself.
 
-    Raises: InvalidRequest, InstanceNotFound, TooManySessions.
+    Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing, TooManySessions.
     """
     instance = depot.instances.require(request.instance_id)
     depot.check_prefix(request.prefix)
+    depot.check_hash_seed(instance, request.prefix)
     prompt_tokens = request.prefix.num_tokens
     if request.computed_tokens > prompt_tokens:
         raise invalid("computed_tokens", f"more than the prefix's {prompt_tokens} tokens")

@@ -59,6 +59,8 @@ class OpenStore:
                 geometry=attachment.identity.geometry,
                 hash_block_size=header.prefix.hash_block_size,
                 chunk_bytes=attachment.chunk_bytes,
+                model_revision=attachment.model_revision,
+                block_hash_seed=attachment.block_hash_seed if header.prefix.hash_block_size else "",
             ),
             slot_bytes=attachment.slot_bytes,
             pending_write=_new_pending_write(),

@@ -28,13 +28,13 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
 
     Chunks that another store writes are waited for, and written here if that store fails.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
-        TransferFailed, Detached, TooManyBytes, TooManySessions.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, BlockHashSeedMissing, NoRegions, RegionUnavailable,
+        BackendUnavailable, TransferFailed, Detached, TooManyBytes, TooManySessions.
     """
     header, tables = request.header, request.block_tables
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     require_buffer(attachment, request.ready_event)
-    _check_header(depot, header)
+    _check_header(depot, attachment, header)
     _check_coverage(depot, attachment, request)
     chunk_size = depot.limits.chunk_size
     at_once = chunks_per_transfer(attachment)
@@ -79,10 +79,11 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
 
     The copies are made on the event loop: a piece is small, and a hop to a thread costs more than its copy.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, TooManyBytes, TooManySessions.
+    Raises: InvalidRequest, InstanceNotFound, RankNotFound, BlockHashSeedMissing, StreamStalled, Detached,
+        TooManyBytes, TooManySessions.
     """
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
-    _check_header(depot, header)
+    _check_header(depot, attachment, header)
     chunk_size, chunk_bytes = depot.limits.chunk_size, attachment.chunk_bytes
     num_chunks = max(0, header.prefix.num_tokens // chunk_size - header.start_token // chunk_size)
     total_bytes = num_chunks * chunk_bytes
@@ -196,8 +197,9 @@ async def _wait_for(open_store: OpenStore, pending: Mapping[int, PendingWrite], 
     return [position for position, write in pending.items() if write.done.done()]
 
 
-def _check_header(depot: Depot, header: StoreHeader) -> None:
+def _check_header(depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
     depot.check_prefix(header.prefix, header.path)
+    depot.check_hash_seed(attachment, header.prefix)
     chunk_size = depot.limits.chunk_size
     if header.start_token % chunk_size:
         raise invalid(f"{header.path}start_token", f"not a multiple of the depot's chunk_size {chunk_size}")

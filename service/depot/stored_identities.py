@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from operator import ne
 
 from kernels.geometry import Group, PlaneKind
 from service.depot.instances import Attachment
-from service.l1.keys import Namespace, Prefix
+from service.l1.chunk import NamespaceStats
+from service.l1.keys import Namespace, Prefix, groups_of
 
 MAX_REMEMBERED = 64  # a lookup that fits none compares itself with all of them: 50 microseconds
 MAX_NAMED = 5  # differences in a text
+_SHOWN = ("model_name", "model_revision", "world_size", "rank", "adapter", "hash_block_size", "block_hash_seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +29,16 @@ class StoredIdentity:
     cache_salt: str
     adapter: str
     hash_block_size: int
+    model_revision: str = ""
+    block_hash_seed: str = ""
     facts: tuple[object, ...] = field(init=False, repr=False)
     """All that may differ, to count quickly in how many of them two identities do."""
 
     def __post_init__(self) -> None:
         of_groups = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes) for group in self.groups)
         kinds = (frozenset(plane.kind for plane in group.planes) for group in self.groups)
-        named = (self.model_name, self.world_size, self.rank, self.cache_salt, self.adapter, self.hash_block_size)
-        object.__setattr__(self, "facts", (*named, len(self.groups), *chain(*of_groups), *kinds))
+        named = (getattr(self, name) for name in _SHOWN)
+        object.__setattr__(self, "facts", (*named, self.cache_salt, len(self.groups), *chain(*of_groups), *kinds))
 
     @classmethod
     def of(cls, attachment: Attachment, prefix: Prefix) -> StoredIdentity:
@@ -47,6 +51,26 @@ class StoredIdentity:
             cache_salt=prefix.cache_salt,
             adapter=prefix.adapter,
             hash_block_size=prefix.hash_block_size,
+            model_revision=attachment.model_revision,
+            block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
+        )
+
+    @classmethod
+    def of_stats(cls, stats: NamespaceStats) -> StoredIdentity:
+        """Return the identity of the chunks of a namespace.
+
+        Raises: ValueError.
+        """
+        return cls(
+            model_name=stats.model_name,
+            world_size=stats.world_size,
+            rank=stats.rank,
+            groups=groups_of(stats.geometry),
+            cache_salt=stats.cache_salt,
+            adapter=stats.adapter,
+            hash_block_size=stats.hash_block_size,
+            model_revision=stats.model_revision,
+            block_hash_seed=stats.block_hash_seed,
         )
 
     def num_differences(self, here: StoredIdentity) -> int:
@@ -58,7 +82,7 @@ class StoredIdentity:
         return [
             *(
                 f"{name} is {getattr(self, name)!r}, here {getattr(here, name)!r}"
-                for name in ("model_name", "world_size", "rank", "adapter", "hash_block_size")
+                for name in _SHOWN
                 if getattr(self, name) != getattr(here, name)
             ),
             *(["cache_salt is another one"] if self.cache_salt != here.cache_salt else []),
@@ -67,10 +91,12 @@ class StoredIdentity:
 
 
 class StoredIdentities:
-    """The identities of a tenant's latest stores."""
+    """The identities of a tenant's latest stores. It begins with those of the chunks that the depot `adopted`."""
 
-    def __init__(self) -> None:
-        self._identities: OrderedDict[Namespace, StoredIdentity] = OrderedDict()
+    def __init__(self, adopted: Iterable[NamespaceStats] = ()) -> None:
+        self._identities: OrderedDict[Namespace, StoredIdentity] = OrderedDict(
+            (stats.namespace, StoredIdentity.of_stats(stats)) for stats in islice(adopted, MAX_REMEMBERED)
+        )
 
     def __len__(self) -> int:
         return len(self._identities)
@@ -93,7 +119,7 @@ class StoredIdentities:
 def unknown_identity(nearest: list[str]) -> str:
     """Return the text of a miss, with the differences of the nearest identity that is stored."""
     if not nearest:
-        return "nothing is stored for this model, geometry, salt and adapter, nor for others"
+        return "nothing is stored for this model, revision, geometry, salt and adapter, nor for others"
     more = f"; and {len(nearest) - MAX_NAMED} more" if len(nearest) > MAX_NAMED else ""
     named = "; ".join(nearest[:MAX_NAMED])
     return f"nothing is stored under this identity. Of the nearest that is stored, {named}{more}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from uuid import uuid4
 
 from service.access.credentials import DEFAULT_TENANT, caller
 from service.access.quota import Quota
@@ -39,7 +40,11 @@ class TenantPublisher:
 
 
 class TenantDepots:
-    """A depot for each tenant, made at its first call. The default tenant has no name."""
+    """A depot for each tenant, made at its first call. The default tenant has no name.
+
+    `incarnation` is unique to this start of the depot. `num_adopted_chunks_by_tenant` counts the chunks that it took
+    over from the process before it.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,8 @@ class TenantDepots:
         self.index = index or Index(Pool(len(l1)))
         self.backend = backend
         self.slices = Slices()
+        self.incarnation = uuid4().hex
+        self.num_adopted_chunks_by_tenant: dict[str, int] = {}
         self._l1 = l1
         self._limits = limits
         self._bus = bus

@@ -45,6 +45,8 @@ class AttachRequest:
     regions: tuple[Region, ...]
     peer_is_known: bool
     prefill_tokens_per_second: float | None = None
+    model_revision: str = ""
+    block_hash_seed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,9 @@ from service.l1.pool import Slot
 class NamespaceStats:
     """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`.
 
-    `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash. `chunk_bytes` is the size of a
-    chunk, which its slot may exceed. `entry` is the first cell and the sum of its entry in L1's table of namespaces.
+    `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash. `block_hash_seed` is empty
+    then, too: the keys do not depend on it. `chunk_bytes` is the size of a chunk, which its slot may exceed. `entry` is
+    the first cell and the sum of its entry in L1's table of namespaces.
     """
 
     namespace: Namespace
@@ -27,6 +28,8 @@ class NamespaceStats:
     geometry: bytes = b""
     hash_block_size: int = 0
     chunk_bytes: int = 0
+    model_revision: str = ""
+    block_hash_seed: str = ""
     num_chunks: int = 0
     ever_stored: bool = False
     entry: tuple[int, int] | None = None

@@ -76,10 +76,13 @@ class Index:
         geometry: bytes = b"",
         hash_block_size: int = 0,
         chunk_bytes: int = 0,
+        model_revision: str = "",
+        block_hash_seed: str = "",
     ) -> NamespaceStats:
         """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
         return self._namespaces.get(namespace) or NamespaceStats(
-            namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size, chunk_bytes
+            *(namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size),
+            *(chunk_bytes, model_revision, block_hash_seed),
         )
 
     def namespaces(self) -> Iterable[NamespaceStats]:

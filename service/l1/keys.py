@@ -1,10 +1,10 @@
 """The keys of chunks: each names one token prefix in one namespace.
 
 `chunk_key = blake3(parent_key || the chunk's token ids as little-endian uint32)`. The first parent is the namespace:
-blake3 over a canonical encoding of everything that makes KV differ for equal tokens. With block hashes
-`chunk_key = blake3(namespace || hash of the chunk's last block)`. Their namespaces also cover the number of tokens of
-a hash and of a chunk. Block size, block count and strides are left out: instances of one model with different layouts
-share chunks. A key is computed from the tokens of one call, never from remembered ones.
+blake3 over a canonical encoding of everything that makes KV differ for equal tokens, and of the format of chunks. With
+block hashes `chunk_key = blake3(namespace || hash of the chunk's last block)`. Their namespaces also cover the number
+of tokens of a hash, and the seed of the hashes. Block size, block count and strides are left out: instances of one
+model with different layouts share chunks. A key is computed from the tokens of one call, never from remembered ones.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from kernels.geometry import Group
+from kernels.geometry import Group, Plane, PlaneKind
 
 ChunkKey = NewType("ChunkKey", bytes)
 Namespace = NewType("Namespace", bytes)
+
+CHUNK_FORMAT = 1
+"""Version of what a key covers and of the canonical bytes of a chunk. With another version nothing old is found."""
 
 NUM_NAMESPACES_KEPT = 1_024
 CHUNKS_PER_COPY = 64  # of tokens; a limit, so that the first key of a long prompt costs no more than others
@@ -45,14 +48,26 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankIdentity:
-    """The part of a namespace that one rank's attachment fixes, encoded once."""
+    """The part of a namespace that one rank's attachment fixes, encoded once. `hash_seed` is for block hashes only."""
 
     head: bytes
     geometry: bytes
+    hash_seed: bytes
 
     @classmethod
-    def of(cls, model_name: str, world_size: int, rank: int, groups: Sequence[Group], tenant: str = "") -> RankIdentity:
-        """Encode the rank, its geometry and its tenant, if any. Each field has its length in front.
+    def of(
+        cls,
+        model_name: str,
+        world_size: int,
+        rank: int,
+        groups: Sequence[Group],
+        tenant: str = "",
+        *,
+        model_revision: str = "",
+        block_hash_seed: str = "",
+        cache_epoch: int = 0,
+    ) -> RankIdentity:
+        """Encode the rank, its model, its geometry and its tenant, if any. Each field has its length in front.
 
         So no two identities have the same encoding.
         """
@@ -63,12 +78,55 @@ class RankIdentity:
             geometry += [*map(_encode, sizes), _encode(group.dtype), _encode(len(kinds)), *map(_encode, kinds)]
         if tenant:
             geometry += [_encode("tenant"), _encode(tenant)]
-        head = _encode(model_name) + _encode(world_size) + _encode(rank)
-        return cls(head=head, geometry=b"".join(geometry))
+        head = [CHUNK_FORMAT, cache_epoch, model_name, model_revision, world_size, rank]
+        return cls(head=b"".join(map(_encode, head)), geometry=b"".join(geometry), hash_seed=_encode(block_hash_seed))
 
     def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:
         """Return the first parent of the prefix's keys."""
         return _namespace(self, prefix.hash_block_size, chunk_size, prefix.cache_salt, prefix.adapter)
+
+
+def groups_of(geometry: bytes) -> tuple[Group, ...]:
+    """Return the groups of a `RankIdentity.geometry`, with the fields that it covers. All other fields are 0.
+
+    Raises: ValueError.
+    """
+    fields = _fields(geometry)
+    try:
+        return tuple([_group_of(fields) for _ in range(_number(next(fields, b"")))])
+    except StopIteration:
+        raise ValueError("the geometry is cut off") from None
+
+
+def _group_of(fields: Iterator[bytes]) -> Group:
+    num_layers, num_heads, head_bytes = [_number(next(fields)) for _ in range(3)]
+    dtype = next(fields).decode()
+    kinds = [PlaneKind(_number(next(fields))) for _ in range(_number(next(fields)))]
+    return Group(
+        num_layers=num_layers,
+        num_blocks=0,
+        block_size=0,
+        num_heads=num_heads,
+        head_bytes=head_bytes,
+        dtype=dtype,
+        block_stride_bytes=0,
+        token_stride_bytes=0,
+        head_stride_bytes=0,
+        planes=tuple(Plane(layer=0, kind=kind, region=0, offset_bytes=0) for kind in kinds),
+    )
+
+
+def _fields(encoded: bytes) -> Iterator[bytes]:
+    """Yield the fields that `_encode` has made."""
+    position = 0
+    while position < len(encoded):
+        length = _number(encoded[position : position + 4])
+        yield encoded[position + 4 : position + 4 + length]
+        position += 4 + length
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 @lru_cache(maxsize=NUM_NAMESPACES_KEPT)
@@ -76,12 +134,10 @@ def _namespace(
     identity: RankIdentity, hash_block_size: int, chunk_size: int, cache_salt: str, adapter: str
 ) -> Namespace:
     """Compute a namespace; cached."""
-    kind = (
-        _encode("block hashes") + _encode(hash_block_size) + _encode(chunk_size)
-        if hash_block_size
-        else _encode("token ids")
-    )
-    return Namespace(blake3(kind + identity.head + _encode(cache_salt) + _encode(adapter) + identity.geometry).digest())
+    of_hashes = _encode("block hashes") + _encode(hash_block_size) + identity.hash_seed
+    kind = of_hashes if hash_block_size else _encode("token ids")
+    rest = _encode(chunk_size) + _encode(cache_salt) + _encode(adapter) + identity.geometry
+    return Namespace(blake3(identity.head + kind + rest).digest())
 
 
 def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterator[ChunkKey]:

@@ -64,6 +64,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_leases=sum(len(depot.leases) for depot in depots),
             tenants=self._tenants(),
             log_levels=logger_levels(self._log_levels),
+            depot_incarnation=depots.incarnation,
+            num_adopted_chunks=sum(depots.num_adopted_chunks_by_tenant.values()),
         )
 
     async def ListInstances(
@@ -103,7 +105,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         )
 
     def _tenants(self) -> list[admin_pb2.TenantStatus]:
-        in_l1 = self._depots.chunks_and_bytes()
+        in_l1, num_adopted = self._depots.chunks_and_bytes(), self._depots.num_adopted_chunks_by_tenant
         return [
             admin_pb2.TenantStatus(
                 name=depot.tenant,
@@ -114,6 +116,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 used_bytes=in_l1[depot.tenant][1],
                 num_running_rpcs=depot.quota.num_running,
                 bytes_in_flight=depot.quota.bytes_in_flight,
+                num_adopted_chunks=num_adopted.get(depot.tenant, 0),
             )
             for depot in sorted(self._depots, key=lambda depot: depot.tenant)
             if depot.tenant
@@ -140,4 +143,6 @@ def _instance(depot: Depot, instance: Instance, num_leases: int) -> admin_pb2.In
         ],
         num_sessions=depot.sessions.num_of_instance(instance.instance_id),
         num_leases=num_leases,
+        model_revision=instance.model_revision,
+        block_hash_seed=instance.block_hash_seed,
     )

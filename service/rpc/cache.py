@@ -57,6 +57,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 server_version=__version__,
                 transfer_backend=attachment.transfer_backend,
                 notice=cache_pb2.NOTICE_ATTACHED,
+                depot_incarnation=self._depots.incarnation,
+                adopted_chunks=self._depots.num_adopted_chunks_by_tenant.get(depot.tenant, 0),
             )
             await context.write(response)
             await self._first_of(attachment.failed, attachment.closing, self._draining)

@@ -46,6 +46,8 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     wrong = Violations()
     wrong.check_text("instance_id", message.instance_id, max_bytes=MAX_ID_BYTES)
     wrong.check_text("model_name", message.model_name, max_bytes=MAX_NAME_BYTES)
+    wrong.check_text("model_revision", message.model_revision, max_bytes=MAX_ID_BYTES, required=False)
+    wrong.check_text("block_hash_seed", message.block_hash_seed, max_bytes=MAX_ID_BYTES, required=False)
     if not 1 <= message.world_size <= MAX_WORLD_SIZE:
         wrong.add("world_size", f"is {message.world_size}, not 1 to {MAX_WORLD_SIZE}")
     if message.rank >= max(1, message.world_size):
@@ -72,6 +74,8 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
         regions=tuple(region for region in regions if region is not None),
         peer_is_known=peer_is_known,
         prefill_tokens_per_second=rate,
+        model_revision=message.model_revision,
+        block_hash_seed=message.block_hash_seed,
     )
 
 

@@ -46,6 +46,8 @@ def response(
         ranks=[_rank(each, chunk_size) for each in explanation.ranks],
         unreachable_tokens=explanation.num_unreachable * chunk_size,
         incomparable_chunks=explanation.num_incomparable,
+        model_revision=explanation.instance.model_revision,
+        block_hash_seed=explanation.instance.block_hash_seed,
         other_identities=[_other(each, prefix, chunk_size) for each in explanation.others],
     )
     if is_admin and explanation.remembers_since is not None:
@@ -82,4 +84,6 @@ def _other(other: OtherIdentity, prefix: Prefix, chunk_size: int) -> observabili
         world_size=other.stats.world_size,
         other_geometry=other.other_geometry,
         matched_tokens=other.num_chunks * chunk_size,
+        model_revision=other.stats.model_revision,
+        block_hash_seed=other.stats.block_hash_seed,
     )

@@ -125,6 +125,10 @@ class InstanceAttached(Event):
     transfer_backend: str
     prefill_tokens_per_second: float | None
     """What the engine reports of itself. None: nothing."""
+    model_revision: str = ""
+    """The revision of the engine's weights. Empty: it named none."""
+    block_hash_seed: str = ""
+    """The algorithm and the seed of the engine's block hashes. Empty: it named none."""
 
 
 @fact

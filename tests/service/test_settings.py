@@ -143,6 +143,7 @@ BAD = {
     "l1_size": ["0", "4095", "-1", "much", "8XB"],
     "l1_huge_pages": ["", "yes", "2MiB"],
     "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
+    "cache_epoch": ["-1", "1.5", "many", str(1 << 63)],
     "transfer_threads": ["0", "257"],
     "lease_ttl": ["0", "-1s", "soon", "1000000000000d"],
     "session_idle_timeout": ["0s", "never"],

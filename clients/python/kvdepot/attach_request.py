@@ -18,6 +18,8 @@ def attach_request(
     world_size: int,
     rank: int,
     prefill_tokens_per_second: float | None = None,
+    model_revision: str = "",
+    block_hash_seed: str = "",
 ) -> AttachInstanceRequest:
     """Return the request of an attach. Planes name regions that are there; without regions they have no place at all.
 
@@ -32,6 +34,8 @@ def attach_request(
         world_size=world_size,
         rank=rank,
         prefill_tokens_per_second=prefill_tokens_per_second,
+        model_revision=model_revision,
+        block_hash_seed=block_hash_seed,
     )
     num_regions = len(request.regions)
     for number, group in enumerate(request.groups):

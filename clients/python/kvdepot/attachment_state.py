@@ -28,6 +28,10 @@ class AttachmentState:
         """Version of the depot."""
         self.transfer_backend = ""
         """The depot's backend that moves bytes for this rank; `inline` if it attached no memory."""
+        self.depot_incarnation = ""
+        """Text that changes with each start of the depot; empty for a depot of an older version."""
+        self.adopted_chunks = 0
+        """Chunks of this tenant that the depot took over from the process before it."""
         self.draining = False
         """Whether the depot said that it is shutting down."""
         self.lost_reason: DepotError | None = None
@@ -49,6 +53,7 @@ class AttachmentState:
         if not self._is_acknowledged:
             self.chunk_size, self.chunk_bytes = response.chunk_size, response.chunk_bytes
             self.server_version, self.transfer_backend = response.server_version, response.transfer_backend
+            self.depot_incarnation, self.adopted_chunks = response.depot_incarnation, response.adopted_chunks
             self._is_acknowledged = True
         if response.notice == cache_pb2.NOTICE_DRAINING:
             self.draining = True

@@ -22,9 +22,12 @@ class EngineUnderTest:
     `planes[group][layer]` has the arrays of a layer: K and V, or the latent, or K and V as one. Each is a view
     `[num_blocks, block_size, num_heads, head_size]` of NumPy, or of torch on the CPU. `regions` is a `SharedRegions`,
     or its `regions` where something else keeps the memory alive. A factory returns a list for an engine of several
-    ranks. A small engine does: the blocks of two chunks are enough.
+    ranks. A small engine does: the blocks of two chunks are enough. `model_revision` and `block_hash_seed` are what the
+    engine attaches with, the same for all ranks.
     """
 
     groups: Sequence[KvGroup]
     regions: Regions | Sequence[MemoryRegion]
     planes: Sequence[Sequence[Sequence[Any]]]
+    model_revision: str = ""
+    block_hash_seed: str = ""

@@ -29,7 +29,7 @@ export class L1 {
     const holdings = answer.holdings;
     const held = holdings.reduce((sum, each) => sum + each.num_bytes, 0) + answer.left_out_bytes;
     const whole = answer.capacity_bytes || held || 1;
-    const name = (each) => `${label(each.tenant, each.model_name)}${each.cache_salt ? ` (salt ${each.cache_salt})` : ""}`;
+    const name = (each) => `${label(each.tenant, each.model_name)}${each.model_revision ? ` at ${each.model_revision}` : ""}${each.cache_salt ? ` (salt ${each.cache_salt})` : ""}`;
     const models = [
       ...holdings.map((each, number) => [name(each), each.num_bytes, `var(--c${number % 8})`]),
       [`${answer.num_left_out} smaller ones`, answer.left_out_bytes, "var(--c6)"],

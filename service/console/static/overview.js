@@ -132,6 +132,7 @@ export class Overview {
       cards.unshift(make("section", { class: "card" }, make("h2", {}, "Instances"), make("div", { class: "scroll" }, table([
         ["instance", (each) => label(each.tenant, each.instance_id)],
         ["model", (each) => each.model_name],
+        ["revision", (each) => each.model_revision],
         ["ranks", (each) => make("span", { class: isComplete(each) ? null : "bad" }, `${each.ranks.length} of ${each.world_size}`), "number"],
         ["sessions", (each) => count(each.num_sessions), "number"],
         ["leases", (each) => count(each.num_leases), "number"],

@@ -51,6 +51,8 @@ class AsyncDepotClient:
         rank: int = 0,
         on_lost: Callable[[DepotError], None] | None = None,
         prefill_tokens_per_second: float | None = None,
+        model_revision: str = "",
+        block_hash_seed: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncAttachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
@@ -59,10 +61,24 @@ class AsyncDepotClient:
         describes its groups by `Layout.without_memory`. `prefill_tokens_per_second` is how many tokens of a prompt the
         engine computes in a second: the depot reports with it how much time it saved.
 
+        `model_revision` is the revision of the weights: instances share KV only if it is equal, also with engines that
+        have ended. `block_hash_seed` names the algorithm and the seed of the engine's block hashes, such as
+        "sha256_cbor seed=0", for engines that name prompts by hashes; empty: no other process has the same hashes.
+
         `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
         self._calls.require_open()
-        request = attach_request(instance_id, model_name, groups, regions, world_size, rank, prefill_tokens_per_second)
+        request = attach_request(
+            instance_id,
+            model_name,
+            groups,
+            regions,
+            world_size,
+            rank,
+            prefill_tokens_per_second,
+            model_revision,
+            block_hash_seed,
+        )
         timeout = self._calls.timeout(timeout_seconds)
         attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)
         try:

@@ -22,6 +22,8 @@ _HINTS: dict[int, str] = {
     cache_pb2.MISS_REASON_BEING_STORED: "try again; an engine waits for it with max_wait",
     cache_pb2.MISS_REASON_RANK_MISSING: "a match needs all ranks: look at the log of the worker that lacks it",
     cache_pb2.MISS_REASON_CLEARED: "ClearCache removed it: the depot's audit says who called",
+    cache_pb2.MISS_REASON_CORRUPT: "the depot removed it, because its bytes had changed in memory: look at the memory of "
+    "the machine, and at other processes that can write to L1",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }
@@ -42,7 +44,8 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> 
     """Return what the depot has of a prompt with this adapter, as lines."""
     chunk_size = max(1, answer.chunk_size)
     num_chunks = answer.prompt_tokens // chunk_size
-    who = f"{printable(answer.instance_id)}, {printable(answer.model_name)}"
+    revision = f" at {printable(answer.model_revision)}" if answer.model_revision else ""
+    who = f"{printable(answer.instance_id)}, {printable(answer.model_name)}{revision}"
     lines = [
         f"{who}: {answer.matched_tokens:,} of {answer.prompt_tokens:,} tokens match, "
         f"{answer.matched_tokens // chunk_size:,} of {num_chunks:,} chunks of {chunk_size:,} tokens"
@@ -151,6 +154,8 @@ def _others(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> It
             f"{name} {_quoted(theirs)}, not {_quoted(ours)}"
             for name, theirs, ours in (
                 ("model", other.model_name, answer.model_name),
+                ("revision", other.model_revision, answer.model_revision),
+                ("block hashes", other.block_hash_seed, answer.block_hash_seed if other.block_hash_seed else ""),
                 ("adapter", other.adapter, adapter),
                 ("ranks", other.world_size, world_size),
             )

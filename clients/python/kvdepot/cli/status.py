@@ -36,6 +36,7 @@ FACTS = (Column(""), Column("", min_width=20))
 INSTANCES = (
     Column("instance", min_width=16),
     Column("model", min_width=10, drop=2),
+    Column("revision", min_width=10, drop=4),
     Column("rank", right=True),
     Column("moved by", drop=3),
     Column("mapped", right=True, drop=1),
@@ -53,6 +54,9 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
         ["state", Text(state, style="green" if is_serving else "yellow")],
         ["uptime", _duration(depot.uptime)],
         ["bytes are moved by", depot.transfer_backend],
+        ["started as", depot.depot_incarnation or "unknown"],
+        ["chunks taken over", f"{depot.num_adopted_chunks:,}"],
+        ["epoch", depot.settings.get("cache_epoch", "unknown")],
         ["tokens per chunk", depot.settings.get("chunk_size", "unknown")],
         ["attached instances", f"{depot.num_instances:,}"],
         ["live sessions", f"{depot.num_sessions:,}"],
@@ -89,6 +93,7 @@ def _instances(instances: Iterable[admin_pb2.Instance]) -> list[list[Cell]]:
         [
             printable(instance.instance_id),
             printable(instance.model_name),
+            printable(instance.model_revision),
             f"{rank.rank} of {instance.world_size}",
             rank.transfer_backend,
             readable_size(rank.mapped_bytes),

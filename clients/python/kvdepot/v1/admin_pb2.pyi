@@ -134,6 +134,8 @@ class GetStatusResponse(_message.Message):
     NUM_LEASES_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     LOG_LEVELS_FIELD_NUMBER: _builtins.int
+    DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
+    NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -146,6 +148,10 @@ class GetStatusResponse(_message.Message):
     """Live sessions."""
     num_leases: _builtins.int
     """Live leases."""
+    depot_incarnation: _builtins.str
+    """Changes with each start of the depot; as in AttachInstanceResponse."""
+    num_adopted_chunks: _builtins.int
+    """Chunks that the depot took over when it started from the process before it."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the depot started."""
@@ -190,10 +196,12 @@ class GetStatusResponse(_message.Message):
         num_leases: _builtins.int = ...,
         tenants: _abc.Iterable[Global___TenantStatus] | None = ...,
         log_levels: _abc.Iterable[Global___LoggerLevel] | None = ...,
+        depot_incarnation: _builtins.str = ...,
+        num_adopted_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "log_levels", b"log_levels", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,6 +221,7 @@ class TenantStatus(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     NUM_RUNNING_RPCS_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     num_instances: _builtins.int
@@ -229,6 +238,8 @@ class TenantStatus(_message.Message):
     """Running calls."""
     bytes_in_flight: _builtins.int
     """Bytes of the running transfers."""
+    num_adopted_chunks: _builtins.int
+    """Chunks that the depot took over for this tenant when it started."""
     def __init__(
         self,
         *,
@@ -240,10 +251,11 @@ class TenantStatus(_message.Message):
         used_bytes: _builtins.int = ...,
         num_running_rpcs: _builtins.int = ...,
         bytes_in_flight: _builtins.int = ...,
+        num_adopted_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_adopted_chunks", b"num_adopted_chunks", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +447,8 @@ class Instance(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
     NUM_LEASES_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Its id."""
     model_name: _builtins.str
@@ -447,6 +461,10 @@ class Instance(_message.Message):
     """Live leases."""
     tenant: _builtins.str
     """The tenant of the instance, if the depot has tenants."""
+    model_revision: _builtins.str
+    """The revision of its weights. Empty: it named none."""
+    block_hash_seed: _builtins.str
+    """The algorithm and the seed of its block hashes. Empty: it named none."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachedRank]:
         """The ranks that are attached."""
@@ -461,10 +479,12 @@ class Instance(_message.Message):
         num_sessions: _builtins.int = ...,
         num_leases: _builtins.int = ...,
         tenant: _builtins.str = ...,
+        model_revision: _builtins.str = ...,
+        block_hash_seed: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "model_name", b"model_name", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "tenant", b"tenant", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "tenant", b"tenant", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,9 +122,11 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_CLEARED: _MissReason.ValueType  # 6
     """The chunk was stored, and then removed by ClearCache."""
     MISS_REASON_UNKNOWN_IDENTITY: _MissReason.ValueType  # 7
-    """No chunk was ever stored under this model, geometry, salt and adapter. `detail` says what is different about the
-    nearest identity of the caller that has chunks.
+    """No chunk was ever stored under this model, revision, geometry, salt and adapter. `detail` says what is different
+    about the nearest identity of the caller that has chunks.
     """
+    MISS_REASON_CORRUPT: _MissReason.ValueType  # 8
+    """The chunk was stored, and then removed because its bytes had changed in L1: their checksum was another one."""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a match is not longer."""
@@ -144,9 +146,11 @@ MISS_REASON_RANK_MISSING: MissReason.ValueType  # 5
 MISS_REASON_CLEARED: MissReason.ValueType  # 6
 """The chunk was stored, and then removed by ClearCache."""
 MISS_REASON_UNKNOWN_IDENTITY: MissReason.ValueType  # 7
-"""No chunk was ever stored under this model, geometry, salt and adapter. `detail` says what is different about the
-nearest identity of the caller that has chunks.
+"""No chunk was ever stored under this model, revision, geometry, salt and adapter. `detail` says what is different
+about the nearest identity of the caller that has chunks.
 """
+MISS_REASON_CORRUPT: MissReason.ValueType  # 8
+"""The chunk was stored, and then removed because its bytes had changed in L1: their checksum was another one."""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _Tier:
@@ -318,6 +322,8 @@ class AttachInstanceRequest(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Unique per replica of the engine: a pod name or a uuid, never a bare pid. At most 256 bytes."""
     model_name: _builtins.str
@@ -329,6 +335,18 @@ class AttachInstanceRequest(_message.Message):
     prefill_tokens_per_second: _builtins.float
     """How many tokens of a prompt the instance prefills in a second, as the engine measured it: a finite number above 0.
     The depot reports with it how much time was saved. Unset: the depot measures a rate itself.
+    """
+    model_revision: _builtins.str
+    """Part of the cache identity: the revision of the weights, such as a commit or a digest of their files. Instances
+    share chunks only if their model_revision is equal, so that new weights under an old model_name find nothing of the
+    old ones. Chunks outlive the engine that stored them, and may outlive the depot: name the revision, or make
+    model_name another one with each change of the weights. At most 256 bytes. Empty: model_name says it all.
+    """
+    block_hash_seed: _builtins.str
+    """Names the algorithm and the seed of the engine's block hashes, such as "sha256_cbor seed=0". All engines that
+    compute equal hashes of equal blocks give the same text. It is part of the identity of chunks that are stored by
+    block hashes, and of no others. At most 256 bytes. Empty: the seed is this process's own, or it is unknown. Then no
+    other process can find the chunks, and a depot whose chunks outlive it refuses block hashes of this instance.
     """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
@@ -348,10 +366,12 @@ class AttachInstanceRequest(_message.Message):
         groups: _abc.Iterable[Global___KvGroup] | None = ...,
         regions: _abc.Iterable[Global___MemoryRegion] | None = ...,
         prefill_tokens_per_second: _builtins.float | None = ...,
+        model_revision: _builtins.str = ...,
+        block_hash_seed: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "prefill_tokens_per_second", b"prefill_tokens_per_second", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "block_hash_seed", b"block_hash_seed", "groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "prefill_tokens_per_second", b"prefill_tokens_per_second", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
@@ -413,6 +433,8 @@ class AttachInstanceResponse(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     TRANSFER_BACKEND_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
+    ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """Tokens per chunk."""
     chunk_bytes: _builtins.int
@@ -423,6 +445,14 @@ class AttachInstanceResponse(_message.Message):
     """How the depot moves bytes for this rank: "host", "cuda", or "inline" if the rank has no regions."""
     notice: Global___Notice.ValueType
     """Why this message was sent."""
+    depot_incarnation: _builtins.str
+    """Changes with each start of the depot. If it is not the one of the last attach, the depot was started in between:
+    leases and sessions of before are gone. Opaque, at most 64 bytes.
+    """
+    adopted_chunks: _builtins.int
+    """Chunks of the caller's tenant that the depot took over when it started from the process before it. A Lookup finds
+    those that were not evicted since. 0 if L1 began empty.
+    """
     def __init__(
         self,
         *,
@@ -431,10 +461,12 @@ class AttachInstanceResponse(_message.Message):
         server_version: _builtins.str = ...,
         transfer_backend: _builtins.str = ...,
         notice: Global___Notice.ValueType = ...,
+        depot_incarnation: _builtins.str = ...,
+        adopted_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "notice", b"notice", "server_version", b"server_version", "transfer_backend", b"transfer_backend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "server_version", b"server_version", "transfer_backend", b"transfer_backend"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

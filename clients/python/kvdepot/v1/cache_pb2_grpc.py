@@ -96,12 +96,17 @@ class CacheServiceServicer(object):
         The (instance_id, rank) may still be attached by an older stream. The attach then waits one second for that stream
         to end, so that a restarted engine can attach at once. After that second it fails with RANK_ATTACHED.
 
+        A restart of the depot ends the attachment, and with it the sessions, the leases and the running calls. They do not
+        come back: attach again, and look up again. Chunks stay only if the depot keeps L1 in memory that outlives it; the
+        acknowledgement says whether this is another start of the depot, and how many chunks it took over.
+
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: a field is missing or contradicts another (see the field violations).
         FAILED_PRECONDITION CHUNK_SIZE_MISMATCH: chunk_size is not a multiple of a group's block_size.
         FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
         FAILED_PRECONDITION RANK_ATTACHED: another live stream has attached this rank.
-        FAILED_PRECONDITION INSTANCE_MISMATCH: model_name or world_size differ from those of the instance's other ranks.
+        FAILED_PRECONDITION INSTANCE_MISMATCH: model_name, world_size, model_revision or block_hash_seed differ from those
+        of the instance's other ranks.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the depot can't open the memory, or its size is not size_bytes. Or some
         pages do not exist yet, and too little memory is left to make them. On a live stream: the
         engine took memory away, which ends the attachment.
@@ -145,6 +150,8 @@ class CacheServiceServicer(object):
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended while the call waited.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: the prefix has block hashes, the depot's chunks outlive its process,
+        and the instance attached without a block_hash_seed.
         RESOURCE_EXHAUSTED  TOO_MANY_SESSIONS: 100,000 sessions of the caller have leases or running calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -172,6 +179,7 @@ class CacheServiceServicer(object):
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended during the call.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use StoreInline.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or it has holes
         that the depot can't fill. The attachment ends too.
@@ -235,6 +243,7 @@ class CacheServiceServicer(object):
         bytes.
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           SESSION_NOT_FOUND: the session ended during the call.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
         FAILED_PRECONDITION DETACHED: the attachment ended while the bytes were arriving.
         DEADLINE_EXCEEDED   STREAM_STALLED: no piece came within the server's limit.
         RESOURCE_EXHAUSTED  TOO_MANY_BYTES: the running calls of the tenant move too many bytes already.

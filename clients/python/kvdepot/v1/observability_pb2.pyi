@@ -491,6 +491,8 @@ class ExplainPrefixResponse(_message.Message):
     OTHER_IDENTITIES_FIELD_NUMBER: _builtins.int
     REMEMBERS_SINCE_FIELD_NUMBER: _builtins.int
     INCOMPARABLE_CHUNKS_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     model_name: _builtins.str
@@ -507,6 +509,10 @@ class ExplainPrefixResponse(_message.Message):
     """Chunks of the model that can't be compared with the prompt: they were stored by block hashes, and the prompt is of
     token ids or of hashes of other blocks. Or the other way round. Rank 0 only.
     """
+    model_revision: _builtins.str
+    """The revision of its weights."""
+    block_hash_seed: _builtins.str
+    """The algorithm and the seed of its block hashes."""
     @_builtins.property
     def miss(self) -> _cache_pb2.Miss:
         """Why it would not match more. Unset if every whole chunk would match."""
@@ -517,8 +523,8 @@ class ExplainPrefixResponse(_message.Message):
 
     @_builtins.property
     def other_identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherIdentity]:
-        """Other models, salts, adapters or geometries under which more of the prompt is stored, the longest match first; at
-        most 8. Only those of the tenant.
+        """Other models, revisions, salts, adapters or geometries under which more of the prompt is stored, the longest match
+        first; at most 8. Only those of the tenant.
         """
 
     @_builtins.property
@@ -539,10 +545,12 @@ class ExplainPrefixResponse(_message.Message):
         other_identities: _abc.Iterable[Global___OtherIdentity] | None = ...,
         remembers_since: _timestamp_pb2.Timestamp | None = ...,
         incomparable_chunks: _builtins.int = ...,
+        model_revision: _builtins.str = ...,
+        block_hash_seed: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss", "remembers_since", b"remembers_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "model_revision", b"model_revision", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,6 +658,8 @@ class OtherIdentity(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     OTHER_GEOMETRY_FIELD_NUMBER: _builtins.int
     MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """The model."""
     other_salt: _builtins.bool
@@ -662,6 +672,10 @@ class OtherIdentity(_message.Message):
     """Whether the layers, heads, sizes or element types of rank 0 differ from the instance's."""
     matched_tokens: _builtins.int
     """Tokens of the longest prefix that rank 0 has."""
+    model_revision: _builtins.str
+    """The revision of the weights."""
+    block_hash_seed: _builtins.str
+    """The algorithm and the seed of the block hashes. Empty if the prompt is of token ids."""
     def __init__(
         self,
         *,
@@ -671,10 +685,12 @@ class OtherIdentity(_message.Message):
         world_size: _builtins.int = ...,
         other_geometry: _builtins.bool = ...,
         matched_tokens: _builtins.int = ...,
+        model_revision: _builtins.str = ...,
+        block_hash_seed: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "other_geometry", b"other_geometry", "other_salt", b"other_salt", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hash_seed", b"block_hash_seed", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "model_revision", b"model_revision", "other_geometry", b"other_geometry", "other_salt", b"other_salt", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,6 +133,7 @@ class ObservabilityServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: the depot would refuse the Lookup.
         PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

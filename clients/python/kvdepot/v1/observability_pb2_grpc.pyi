@@ -79,6 +79,7 @@ class ObservabilityServiceStub:
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: the depot would refuse the Lookup.
       PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
     """
     GetActivity: _grpc.UnaryUnaryMultiCallable[_observability_pb2.GetActivityRequest, _observability_pb2.GetActivityResponse]
@@ -146,6 +147,7 @@ class ObservabilityServiceAsyncStub(ObservabilityServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: the depot would refuse the Lookup.
       PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
     """
     GetActivity: _aio.UnaryUnaryMultiCallable[_observability_pb2.GetActivityRequest, _observability_pb2.GetActivityResponse]  # type: ignore[assignment]
@@ -240,6 +242,7 @@ class ObservabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance is attached, or no instance of the model.
+          FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: the depot would refuse the Lookup.
           PERMISSION_DENIED   OTHER_TENANT: `tenant` is not the caller's, and the caller is no admin.
         """
 

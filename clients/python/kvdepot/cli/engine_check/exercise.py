@@ -167,6 +167,8 @@ def attached(ranks: Sequence[Rank], client: DepotClient, instance_id: str, run_i
                     regions=rank.regions,
                     world_size=len(ranks),
                     rank=rank.rank,
+                    model_revision=rank.engine.model_revision,
+                    block_hash_seed=rank.engine.block_hash_seed,
                 )
             )
             for rank in ranks
