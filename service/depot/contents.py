@@ -19,8 +19,8 @@ MAX_HOLDINGS = 200
 class Holding:
     """The chunks of one tenant, model, revision of its weights, and salt.
 
-    `bytes_by_age[i]` have been unused for up to `AGE_BOUNDS_SECONDS[i]`. The last element has those that were unused for longer. Bytes in use are in no element: they are leased, read or
-    written.
+    `bytes_by_age[i]` have been unused for up to `AGE_BOUNDS_SECONDS[i]`. The last element has those that were unused
+    for longer. Bytes in use are in no element: they are leased, read or written.
     """
 
     tenant: str

@@ -78,7 +78,7 @@ class RankIdentity:
             geometry += [*map(_encode, sizes), _encode(group.dtype), _encode(len(kinds)), *map(_encode, kinds)]
         if tenant:
             geometry += [_encode("tenant"), _encode(tenant)]
-        head = [CHUNK_FORMAT, cache_epoch, model_name, model_revision, world_size, rank]
+        head: list[str | int] = [CHUNK_FORMAT, cache_epoch, model_name, model_revision, world_size, rank]
         return cls(head=b"".join(map(_encode, head)), geometry=b"".join(geometry), hash_seed=_encode(block_hash_seed))
 
     def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:

@@ -43,6 +43,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     windows.local_chunks,
     identities.long_rope,
     identities.replaced_weights,
+    identities.new_weights_of_a_name,
     identities.retrained_adapter,
     identities.random_hashes,
     identities.among_other_connectors,

@@ -48,6 +48,33 @@ async def replaced_weights(proof: Proof) -> str:
     return f"cached {cached} with weights a, a and b"
 
 
+async def new_weights_of_a_name(proof: Proof) -> str:
+    """Weights that change under a name of the user's are a miss, which names both revisions."""
+    transfer = proof.transfer("KvdepotConnector")
+    transfer["kv_connector_extra_config"]["kvdepot.model_name"] = "production"
+    async with proof.depot() as depot:
+        await depot.clear_cache()
+    answers, revisions, misses = [], [], []
+    for number, seed in enumerate((7, 7, 8)):
+        if number != 1:
+            path = str(model.write(proof.folder / "named", proof.python, seed=seed))
+        async with proof.engine(f"named-{number}", model=path, kv_transfer_config=transfer) as engine:
+            answers.append(await engine.generate(PROMPT))
+            await proof.until_quiet()
+            async with proof.depot() as depot:
+                (instance,) = (await depot.list_instances()).instances
+                (session, *_) = (await depot.list_sessions(instance_id=instance.instance_id)).sessions
+            assert instance.model_name.startswith("production#"), instance.model_name
+            revisions.append(instance.model_revision)
+            misses.append(session.totals.last_miss.detail)
+    cached = [answer.cached for answer in answers]
+    assert cached == [0, whole_chunks(1000), 0], cached
+    assert answers[0].tokens == answers[1].tokens != answers[2].tokens
+    assert revisions[0] == revisions[1] != revisions[2], revisions
+    assert f"model_revision is {revisions[0]!r}, here {revisions[2]!r}" in misses[2], misses
+    return f"cached {cached} with weights a, a and b of one name; the miss says: {misses[2]}"
+
+
 async def retrained_adapter(proof: Proof) -> str:
     """A LoRA adapter that was trained again under its name and path is another one, in place and after a restart."""
     path = model.write_adapter(proof.folder / "adapter", proof.python, seed=1)

@@ -11,7 +11,7 @@ import pytest
 from kvdepot.connector.commands import BlockIds, GroupTable, LoadCommand, StoreCommand, WorkerReport
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import EventLoop
-from kvdepot.connector.identity import WorkerId, worker_id
+from kvdepot.connector.identity import CacheIdentity, WorkerId, worker_id
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.memory import share
 from tests.fakes.vllm import BLOCK, Group, KvCacheConfig
@@ -125,7 +125,12 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         config = ConnectorConfig.of({f"kvdepot.{name}": value for name, value in values.items()}, {}, source="settings")
         loop = EventLoop(asyncio.get_running_loop())
         connector = ConnectorWorker(
-            config, "model", identity, 0, loop, lambda: pytest.fail("no event is recorded on a CPU")
+            config,
+            CacheIdentity(model_name="model"),
+            identity,
+            0,
+            loop,
+            lambda: pytest.fail("no event is recorded on a CPU"),
         )
         worker = Worker(connector, views() if caches is None else caches)
         workers.append(worker)

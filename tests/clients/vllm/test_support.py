@@ -15,7 +15,7 @@ import kvdepot
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.model_identity import cache_identity
-from kvdepot.vllm.support import Unsupported, check_engine, warn_of_hashes
+from kvdepot.vllm.support import Unsupported, block_hash_seed, check_engine, warn_of_hashes
 from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, vllm_config
 
 FULL = KvCacheConfig(8, [Group(["layer"])])
@@ -92,6 +92,23 @@ def test_engine_whose_hashes_no_other_process_computes_warns_with_both_remedies(
     assert len(caplog.records) == is_warned
     if is_warned:
         assert all(text in caplog.text for text in (algorithm, "use sha256", "set PYTHONHASHSEED", "shares no KV"))
+
+
+def test_seed_of_hashes_is_named_exactly_if_other_processes_can_have_it() -> None:
+    def seed(algorithm: str, **environment: str) -> str:
+        return block_hash_seed(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
+
+    assert seed("xxhash") == ""
+    named = [
+        seed("sha256"),
+        seed("sha256_cbor"),
+        seed("sha256", PYTHONHASHSEED="0"),
+        seed("sha256", PYTHONHASHSEED="1"),
+        seed("xxhash", PYTHONHASHSEED="0"),
+    ]
+    assert all(named)
+    assert len(set(named)) == len(named)
+    assert len(seed("sha256", PYTHONHASHSEED="7" * 1000)) <= 256
 
 
 def test_windows_and_local_chunks_start() -> None:

@@ -22,8 +22,8 @@ _HINTS: dict[int, str] = {
     cache_pb2.MISS_REASON_BEING_STORED: "try again; an engine waits for it with max_wait",
     cache_pb2.MISS_REASON_RANK_MISSING: "a match needs all ranks: look at the log of the worker that lacks it",
     cache_pb2.MISS_REASON_CLEARED: "ClearCache removed it: the depot's audit says who called",
-    cache_pb2.MISS_REASON_CORRUPT: "the depot removed it, because its bytes had changed in memory: look at the memory of "
-    "the machine, and at other processes that can write to L1",
+    cache_pb2.MISS_REASON_CORRUPT: "its bytes had changed in memory, so the depot removed it: check the machine's "
+    "memory, and which other processes can write to L1",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }

@@ -27,7 +27,9 @@ class ConnectorConfig:
     address: str = DEFAULT_ADDRESS
     """Address of the depot; if it is not set, the variable KVDEPOT_ADDRESS counts."""
     model_name: str = ""
-    """Name of the weights, in place of their path, revision and files. Other facts that make KV differ still count."""
+    """Name of the model, in place of its name or path. Other facts that make KV differ still count."""
+    model_revision: str = ""
+    """Revision of the weights, in place of their commit or their files. Another one is needed when they change."""
     share_memory_by: By = "name"
     """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True

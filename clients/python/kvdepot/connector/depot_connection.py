@@ -17,7 +17,7 @@ from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.attached_memory import AttachedMemory
 from kvdepot.connector.config import ConnectorConfig
-from kvdepot.connector.identity import WorkerId
+from kvdepot.connector.identity import CacheIdentity, WorkerId
 from kvdepot.errors import DepotError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DepotConnection:
         self,
         client: AsyncDepotClient,
         config: ConnectorConfig,
-        model_name: str,
+        identity: CacheIdentity,
         worker_id: WorkerId,
         memory: AttachedMemory,
         uncertain: set[int],
@@ -48,7 +48,7 @@ class DepotConnection:
         self.memory = memory
         self._client = client
         self._config = config
-        self._model_name = model_name
+        self._identity = identity
         self._worker_id = worker_id
         self._on_done = on_done
         self._on_change = on_change
@@ -92,7 +92,9 @@ class DepotConnection:
     async def _attach(self) -> AsyncAttachment:
         return await self._client.attach(
             instance_id=self._worker_id.instance_id,
-            model_name=self._model_name,
+            model_name=self._identity.model_name,
+            model_revision=self._identity.model_revision,
+            block_hash_seed=self._identity.block_hash_seed,
             world_size=self._worker_id.world_size,
             rank=self._worker_id.rank,
             groups=self.memory.groups,
@@ -103,7 +105,13 @@ class DepotConnection:
     async def _while_attached(self, attachment: AsyncAttachment) -> None:
         self._attachment = attachment
         self._last_warning = ""
-        logger.info("attached to the depot: %r, version %s", attachment, attachment.server_version)
+        logger.info(
+            "attached to the depot: %r, version %s, model_revision %s, %d chunks taken over",
+            attachment,
+            attachment.server_version,
+            self._identity.model_revision or "not given",
+            attachment.adopted_chunks,
+        )
         self._on_change(attachment.chunk_size)
         ends = [asyncio.ensure_future(attachment.wait_lost()), asyncio.ensure_future(self._must_reattach.wait())]
         try:

@@ -1,4 +1,4 @@
-"""The names of workers, sessions and salts in the depot."""
+"""The names of engines, workers, sessions and salts in the depot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from dataclasses import dataclass
 
 MAX_SESSION_BYTES = 256
 MAX_SALT_BYTES = 256
+MAX_REVISION_BYTES = 256
+MAX_HASH_SEED_BYTES = 256
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheIdentity:
+    """What an engine attaches as: engines share KV only if all of this is equal. It is the same in all workers.
+
+    `block_hash_seed` is empty if the hashes of the engine's blocks are its process's own.
+    """
+
+    model_name: str
+    model_revision: str = ""
+    block_hash_seed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

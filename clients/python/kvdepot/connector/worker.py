@@ -18,7 +18,7 @@ from kvdepot.connector.commands import LoadCommand, StoreCommand
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import EventLoop
-from kvdepot.connector.identity import WorkerId
+from kvdepot.connector.identity import CacheIdentity, WorkerId
 from kvdepot.connector.worker_results import WorkerResults
 from kvdepot.memory import cuda
 
@@ -37,14 +37,14 @@ class ConnectorWorker:
     def __init__(
         self,
         config: ConnectorConfig,
-        model_name: str,
+        identity: CacheIdentity,
         worker_id: WorkerId,
         worker_index: int,
         loop: EventLoop,
         record_event: Callable[[], Any],
     ) -> None:
         self._config = config
-        self._model_name = model_name
+        self._identity = identity
         self._worker_id = worker_id
         self._loop = loop
         self._record_event = record_event
@@ -108,7 +108,7 @@ class ConnectorWorker:
         self._runner.connection = connection = DepotConnection(
             self._client,
             self._config,
-            self._model_name,
+            self._identity,
             self._worker_id,
             memory,
             self._uncertain,

@@ -23,7 +23,7 @@ from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.commands import StepCommands, WorkerReport
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import shared_event_loop
-from kvdepot.connector.identity import instance_ids, worker_id
+from kvdepot.connector.identity import CacheIdentity, instance_ids, worker_id
 from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
 from kvdepot.connector.scheduler_client import SchedulerClient
 from kvdepot.connector.worker import ConnectorWorker
@@ -32,8 +32,9 @@ from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.memory import share
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
+from kvdepot.vllm.model_revision import model_revision
 from kvdepot.vllm.resets import listen_for_resets
-from kvdepot.vllm.support import check_engine, warn_of_hashes
+from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 from kvdepot.vllm.weights import EngineProcess, process_start
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         model_name = cache_identity(
             model_identity(
                 vllm_config,
-                engine=EngineProcess(transfer.engine_id, process_start()),
                 vllm_version=vllm_version,
-                weights_name=self._config.model_name,
+                configured_name=self._config.model_name,
                 environment=os.environ,
             ),
             kv_cache_config,
@@ -87,7 +87,18 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         else:
             self._worker = ConnectorWorker(
                 self._config,
-                model_name,
+                CacheIdentity(
+                    model_name=model_name,
+                    model_revision=model_revision(
+                        vllm_config,
+                        # A user may have fixed the engine's id. The other one is vLLM's own, and new with each start.
+                        engine=EngineProcess(
+                            f"{transfer.engine_id}-{getattr(vllm_config, 'instance_id', '')}", process_start()
+                        ),
+                        configured=self._config.model_revision,
+                    ),
+                    block_hash_seed=block_hash_seed(vllm_config, os.environ),
+                ),
                 worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
                 parallel.rank,
                 shared_event_loop(),

@@ -34,6 +34,14 @@ def hub_folder(name: str, file_name: str, cache_dir: str | None = None, revision
     return Path(found).parent if isinstance(found, str) else None
 
 
+def is_hub_link(path: Path) -> bool:
+    """Return whether a file is a link into Hugging Face's cache, whose files are named by their content.
+
+    Raises: OSError.
+    """
+    return path.is_symlink() and path.readlink().parent.name == _HUB_BLOBS
+
+
 def signature(files: Sequence[Path]) -> Signature:
     """Return a value that changes with the files. This takes a few microseconds.
 
@@ -51,8 +59,8 @@ def content(path: Path, max_bytes: int) -> list[str]:
 
     Raises: OSError.
     """
-    if path.is_symlink() and (target := path.readlink()).parent.name == _HUB_BLOBS:
-        return [path.name, target.name]
+    if is_hub_link(path):
+        return [path.name, path.readlink().name]
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         if stat.st_size <= max_bytes:
@@ -69,7 +77,7 @@ def changed_after(path: Path, unix_seconds: float) -> bool:
 
     Raises: OSError.
     """
-    if path.is_symlink() and path.readlink().parent.name == _HUB_BLOBS:
+    if is_hub_link(path):
         return False
     stat = path.stat()
     return max(stat.st_mtime, stat.st_ctime) > unix_seconds

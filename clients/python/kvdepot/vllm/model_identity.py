@@ -1,7 +1,7 @@
-"""The identity of an engine's model: engines with the same identity compute the same KV for equal tokens.
+"""The name of an engine's model: engines with the same name and weights compute the same KV for equal tokens.
 
-It is a digest of vLLM's whole configuration of the model. Only settings that certainly do not change KV are left out.
-So engines with different values of an unknown setting share no KV.
+It has a digest of vLLM's whole configuration of the model. Only settings that certainly do not change KV are left out.
+So engines with different values of an unknown setting share no KV. `model_revision` names the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvdepot.vllm.neutral_settings import (
     MULTIMODAL_WITHOUT_EFFECT,
     ROPES_OF_ANY_LENGTH,
 )
-from kvdepot.vllm.weights import EngineProcess, hub_name, weights_facts
+from kvdepot.vllm.weights import hub_name
 
 MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
@@ -33,27 +33,24 @@ _DRAFTS_WITHOUT_LAYERS = {None, "ngram", "ngram_gpu", "suffix"}
 _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 
 
-def model_identity(
-    vllm_config: Any, *, engine: EngineProcess, vllm_version: str, weights_name: str, environment: Mapping[str, str]
-) -> str:
-    """Return the model's name with a digest of all that makes KV differ for equal tokens and equal geometry.
+def model_identity(vllm_config: Any, *, vllm_version: str, configured_name: str, environment: Mapping[str, str]) -> str:
+    """Return the model's name with a digest of all that makes KV differ for equal tokens, geometry and weights.
 
-    A `weights_name` replaces the model's path, revision and files, and nothing else.
+    A `configured_name` replaces the model's name or path, and nothing else.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     pipeline = getattr(parallel, "pipeline_parallel_size", 1)
     cache = vllm_config.cache_config
     facts = {
         "vllm": vllm_version,
-        "weights": weights_name or _weights(vllm_config, model, engine),
         "model": _model(model),
         "loaded_by": _load(vllm_config.load_config, model),
-        "draft": _draft(vllm_config, engine),
+        "draft": _draft(vllm_config),
         "cache": _settings(cache, CACHE_WITHOUT_EFFECT),
         "attention": _attention(vllm_config),
         "pipeline": [pipeline, environment.get("VLLM_PP_LAYER_PARTITION", "")] if pipeline > 1 else [],
     }
-    return with_digest(weights_name or hub_name(_source(model)), facts)
+    return with_digest(configured_name or hub_name(source_of(model)), facts)
 
 
 def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
@@ -121,14 +118,15 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _mappings(each)
 
 
-def _source(model: Any) -> str:
+def source_of(model: Any) -> str:
     """Return where the weights are. For an object store `model.model` is a folder of the configuration alone."""
     return str(getattr(model, "model_weights", "") or model.model)
 
 
-def _weights(vllm_config: Any, model: Any, engine: EngineProcess) -> list[Any]:
-    download_dir = getattr(vllm_config.load_config, "download_dir", None)
-    return weights_facts(_source(model), model.revision, download_dir, engine)
+def draft_config(vllm_config: Any) -> Any:
+    """Return the settings of the draft model if its layers are part of the KV cache. None: there are no such layers."""
+    speculative = vllm_config.speculative_config
+    return None if speculative is None or speculative.method in _DRAFTS_WITHOUT_LAYERS else speculative
 
 
 def _load(load: Any, model: Any) -> list[Any]:
@@ -137,15 +135,16 @@ def _load(load: Any, model: Any) -> list[Any]:
     return [load_format, extra, str(model.seed) if "dummy" in load_format else ""]
 
 
-def _draft(vllm_config: Any, engine: EngineProcess) -> list[Any]:
+def _draft(vllm_config: Any) -> list[Any]:
     """Return the facts of the draft model if its layers are part of the KV cache."""
-    speculative = vllm_config.speculative_config
-    if speculative is None or (method := speculative.method) in _DRAFTS_WITHOUT_LAYERS:
+    speculative = draft_config(vllm_config)
+    if speculative is None:
         return []
     draft = getattr(speculative, "draft_model_config", None)
     if draft is None:
-        return [method, str(speculative.model)]
-    return [method, _weights(vllm_config, draft, engine), _model(draft), str(getattr(speculative, "revision", None))]
+        return [speculative.method, str(speculative.model)]
+    revision = str(getattr(speculative, "revision", None))
+    return [speculative.method, hub_name(source_of(draft)), _model(draft), revision]
 
 
 def _attention(vllm_config: Any) -> list[Any]:

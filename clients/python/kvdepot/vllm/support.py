@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kvdepot.connector.identity import MAX_HASH_SEED_BYTES, bounded_text
 from kvdepot.vllm.groups import cache_group, layer_specs
 
 logger = logging.getLogger(__name__)
@@ -32,14 +33,21 @@ def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
         raise Unsupported("the kvdepot connector can't serve this engine: " + "; ".join(faults))
 
 
+def block_hash_seed(vllm_config: Any, environment: Mapping[str, str]) -> str:
+    """Return the algorithm and the seed of vLLM's block hashes. Empty: the seed is random in each process."""
+    algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
+    if (seed := environment.get("PYTHONHASHSEED")) is not None:
+        return bounded_text(f"vllm {algorithm} seed={seed}", MAX_HASH_SEED_BYTES)
+    return f"vllm {algorithm} default seed" if algorithm in REPRODUCIBLE_HASHES else ""
+
+
 def warn_of_hashes(vllm_config: Any, environment: Mapping[str, str]) -> None:
     """Warn of block hashes that no other process computes. The engine finds only what it stored itself."""
-    algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
-    if algorithm not in REPRODUCIBLE_HASHES and "PYTHONHASHSEED" not in environment:
+    if not block_hash_seed(vllm_config, environment):
         logger.warning(
             "this engine shares no KV with others, and none with itself after a restart: --prefix-caching-hash-algo %s "
             "hashes differently in each process; use sha256, or set PYTHONHASHSEED to the same value for all engines",
-            algorithm,
+            vllm_config.cache_config.prefix_caching_hash_algo,
         )
 
 

@@ -1,22 +1,28 @@
-"""Identifies the weights that engines have loaded, by the files of their models."""
+"""Names the revision of one model's weights: a commit of the hub, or a digest of its files."""
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvdepot.vllm.files import changed_after, content, files_in, hub_folder
-
-logger = logging.getLogger(__name__)
+from kvdepot.vllm.files import changed_after, content, files_in, hub_folder, is_hub_link
 
 MAX_READ_BYTES = 16 << 20
+MAX_FILES = 4_096  # of a model; the largest have some hundred
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".tensors", ".json", ".py")
 _HUB_SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/[^/]+/?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class UnknownWeights(Exception):
+    """The connector can't know which weights the engine has loaded. The message says why."""
 
 
 def hub_name(model: str) -> str:
@@ -27,39 +33,55 @@ def hub_name(model: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EngineProcess:
-    """The process that loads the weights. It began at `start`, in seconds since the epoch."""
+    """The process that loads the weights. It began at `start`, in seconds since the epoch.
 
-    engine_id: str
+    `unique_id` is the same in all processes of the engine, and another one after each start.
+    """
+
+    unique_id: str
     start: float
 
 
-def weights_facts(model: str, revision: str | None, download_dir: str | None, engine: EngineProcess) -> list[Any]:
-    """Return facts that identify the weights: the model's files, or its name and revision without files here.
+def weights_revision(model: str, model_config: Any, download_dir: str | None, engine: EngineProcess) -> str:
+    """Return a text that is equal for equal weights only. `model` is where they are, of which this takes no account.
 
-    If files changed after the engine's process began, the engine may have loaded others. Then its id is part of the
-    result, so that the engine shares KV with no other one.
+    Raises: UnknownWeights, OSError.
     """
     location = Path(model)
-    try:
-        if location.is_file():
-            files = [location]
-        elif folder := location if location.is_dir() else hub_folder(model, "config.json", download_dir, revision):
-            files = files_in(folder, lambda name: name.endswith(_SUFFIXES))
-        else:
-            return [hub_name(model), str(revision)]
-        facts: list[Any] = [content(path, MAX_READ_BYTES) for path in files]
-        late = [path.name for path in files if changed_after(path, engine.start)]
-    except OSError as error:
-        logger.warning("the files of %s can't be read, so this engine shares no KV: %s", model, error)
-        return [hub_name(model), str(revision), engine.engine_id]
-    if late:
-        logger.warning(
-            "files of %s changed while the engine started (%s), so it shares no KV until it is started again",
-            model,
-            ", ".join(late[:3]),
-        )
-        facts.append(engine.engine_id)
-    return [hub_name(model), *facts]
+    if location.is_file():
+        return _of_files([location], engine)
+    folder = location if location.is_dir() else hub_folder(model, "config.json", download_dir, model_config.revision)
+    if folder is None:
+        return _of_hub(model, model_config)
+    files = files_in(folder, lambda name: name.endswith(_SUFFIXES))
+    if not files:
+        raise UnknownWeights(f"the folder {folder} has no files of weights")
+    if len(files) > MAX_FILES:
+        raise UnknownWeights(f"the folder {folder} has {len(files):,} files, more than {MAX_FILES:,}")
+    if _COMMIT.fullmatch(folder.name) and all(map(is_hub_link, files)):
+        return folder.name
+    return _of_files(files, engine)
+
+
+def _of_files(files: Sequence[Path], engine: EngineProcess) -> str:
+    """Return a digest of the files. If one changed after the engine's process began, others may have been loaded."""
+    facts = [content(path, MAX_READ_BYTES) for path in files]
+    if late := [path.name for path in files if changed_after(path, engine.start)]:
+        raise UnknownWeights(f"files changed while the engine started ({', '.join(late[:3])}): start it again")
+    return f"files-{hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()}"
+
+
+def _of_hub(model: str, model_config: Any) -> str:
+    """Return the commit of a model on the hub whose files are not here."""
+    revision = str(model_config.revision)
+    if _COMMIT.fullmatch(revision):
+        return revision
+    # The commit of the configuration is that of the weights only if both come from one repository.
+    config_path = getattr(model_config, "hf_config_path", None)
+    commit = str(getattr(model_config.hf_config, "_commit_hash", None))
+    if _COMMIT.fullmatch(commit) and ":" not in model and config_path in (None, "", model):
+        return commit
+    raise UnknownWeights(f"{model} is no folder of this machine, and its revision is not named by a commit")
 
 
 def process_start() -> float:
