@@ -37,14 +37,24 @@ async def test_attach_sends_the_description_and_shows_the_acknowledgement(
         regions=[region],
         world_size=4,
         rank=3,
+        model_revision="r1",
+        block_hash_seed="sha256 seed=0",
     )
     assert depot.last("AttachInstance") == cache_pb2.AttachInstanceRequest(
-        instance_id="engine-0", model_name="model", world_size=4, rank=3, groups=[group], regions=[region]
+        instance_id="engine-0",
+        model_name="model",
+        world_size=4,
+        rank=3,
+        groups=[group],
+        regions=[region],
+        model_revision="r1",
+        block_hash_seed="sha256 seed=0",
     )
     assert depot.deadlines["AttachInstance"] is None
     assert (attachment.instance_id, attachment.rank) == ("engine-0", 3)
     assert (attachment.chunk_size, attachment.chunk_bytes) == (CHUNK_SIZE, CHUNK_BYTES)
     assert (attachment.server_version, attachment.transfer_backend) == ("1.2.3", "host")
+    assert (attachment.depot_incarnation, attachment.adopted_chunks) == ("first start", 7)
     assert not attachment.lost
     assert not attachment.draining
     await side(attachment.close)

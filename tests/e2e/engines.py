@@ -215,6 +215,8 @@ async def attach(
     world_size: int = 1,
     rank: int = 0,
     prefill_tokens_per_second: float | None = None,
+    model_revision: str = "",
+    block_hash_seed: str = "",
     **memory: Any,
 ) -> Engine:
     """Attach an engine with a buffer of these groups; `memory` says how it is shared."""
@@ -228,6 +230,8 @@ async def attach(
             world_size=world_size,
             rank=rank,
             prefill_tokens_per_second=prefill_tokens_per_second,
+            model_revision=model_revision,
+            block_hash_seed=block_hash_seed,
         )
     except BaseException:
         buffer.close()

@@ -70,6 +70,10 @@ IDENTITIES: dict[str, tuple[list[Group], dict[str, Any], Prefix]] = {
     "block hashes of other blocks": ([SMALL], {}, hash_prefix([each for each in HASHES for _ in range(2)], 8)),
     "block hashes with a salt": ([SMALL], {}, hash_prefix(HASHES, 16, cache_salt="ab")),
     "another model": ([SMALL], {"model_name": "model 2"}, token_prefix(TOKENS)),
+    "another revision of the model": ([SMALL], {"model_revision": "2"}, token_prefix(TOKENS)),
+    "block hashes with a seed": ([SMALL], {"block_hash_seed": "sha256 seed=0"}, hash_prefix(HASHES, 16)),
+    "block hashes with another seed": ([SMALL], {"block_hash_seed": "sha256 seed=1"}, hash_prefix(HASHES, 16)),
+    "block hashes of another revision": ([SMALL], {"model_revision": "2"}, hash_prefix(HASHES, 16)),
     "more layers": ([wider(num_layers=3)], {}, token_prefix(TOKENS)),
     "more heads": ([wider(num_heads=4)], {}, token_prefix(TOKENS)),
     "as many bytes in other heads": ([wider(num_heads=1, head_size=24)], {}, token_prefix(TOKENS)),
@@ -179,6 +183,10 @@ async def test_an_unknown_identity_names_the_nearest_that_is_stored(depot: Site)
     found = await other.lookup("s", TOKENS)
     assert reason(found) == "UNKNOWN_IDENTITY"
     assert found.miss.detail.endswith("nearest that is stored, groups[0].dtype is 'uint16', here 'float16'")
+    new = await depot.attach(model_name="llama", model_revision="2")
+    found = await new.lookup("s", TOKENS)
+    assert reason(found) == "UNKNOWN_IDENTITY"
+    assert found.miss.detail.endswith("nearest that is stored, model_revision is '', here '2'")
     await depot.client.clear_cache()
     assert "nor for others" in (await other.lookup("s", TOKENS)).miss.detail
 

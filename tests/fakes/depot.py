@@ -122,6 +122,8 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
             server_version="1.2.3",
             transfer_backend="host",
             notice=cache_pb2.NOTICE_ATTACHED,
+            depot_incarnation="first start",
+            adopted_chunks=7,
         )
         self.attached.set()
         while context.is_active() and not self._stopped.is_set():

@@ -11,6 +11,7 @@ import pytest
 from kernels.geometry import Group, Plane, PlaneKind
 from service.depot.instances import Attachment
 from service.depot.stored_identities import MAX_REMEMBERED, StoredIdentities, StoredIdentity, unknown_identity
+from service.l1.chunk import NamespaceStats
 from service.l1.keys import Namespace, Prefix, RankIdentity
 
 GROUP = Group(
@@ -28,11 +29,18 @@ GROUP = Group(
 LATENT = replace(GROUP, planes=(Plane(layer=0, kind=PlaneKind.LATENT, region=0, offset_bytes=0),))
 PROMPT = Prefix(token_ids=np.arange(4, dtype=np.uint32))
 STORED = StoredIdentity(
-    model_name="llama", world_size=1, rank=0, groups=(GROUP,), cache_salt="", adapter="", hash_block_size=0
+    model_name="llama",
+    world_size=1,
+    rank=0,
+    groups=(GROUP,),
+    cache_salt="",
+    adapter="",
+    hash_block_size=0,
+    model_revision="a",
 )
 
 
-def attached(model_name: str) -> Attachment:
+def attached(model_name: str, block_hash_seed: str = "") -> Attachment:
     return Attachment(
         instance_id="i",
         model_name=model_name,
@@ -44,6 +52,8 @@ def attached(model_name: str) -> Attachment:
         slot_bytes=1,
         buffer=None,
         transfer_backend="none",
+        model_revision="a",
+        block_hash_seed=block_hash_seed,
     )
 
 
@@ -63,6 +73,8 @@ def has_chunks(namespace: Namespace) -> bool:
     ("change", "text"),
     [
         ({"model_name": "qwen"}, "model_name is 'llama', here 'qwen'"),
+        ({"model_revision": "b"}, "model_revision is 'a', here 'b'"),
+        ({"block_hash_seed": "sha256"}, "block_hash_seed is '', here 'sha256'"),
         ({"world_size": 2}, "world_size is 1, here 2"),
         ({"rank": 1}, "rank is 0, here 1"),
         ({"adapter": "lora"}, "adapter is '', here 'lora'"),
@@ -85,6 +97,28 @@ def test_what_does_not_count_for_the_identity_is_no_difference() -> None:
     other = replace(GROUP, num_blocks=9, block_size=4, block_stride_bytes=64, token_stride_bytes=8)
     assert STORED.differences(replace(STORED, groups=(other,))) == []
     assert STORED.num_differences(replace(STORED, groups=(other,))) == 0
+
+
+def test_seed_of_block_hashes_is_no_difference_between_prompts_of_token_ids() -> None:
+    with_seed, without = attached("llama", "sha256 seed=0"), attached("llama")
+    assert StoredIdentity.of(with_seed, PROMPT) == StoredIdentity.of(without, PROMPT)
+    hashed = Prefix(token_ids=PROMPT.token_ids[:0], block_hashes=(b"hash",), hash_block_size=4)
+    assert StoredIdentity.of(with_seed, hashed) != StoredIdentity.of(without, hashed)
+
+
+def test_chunks_that_the_depot_took_over_have_their_identities_named() -> None:
+    stats = NamespaceStats(
+        Namespace(b"n"), "llama", "", 0, geometry=RankIdentity.of("llama", 1, 0, (GROUP,)).geometry, model_revision="a"
+    )
+    adopted = StoredIdentities([stats])
+    for change, text in (
+        ({"model_revision": "b"}, "model_revision is 'a', here 'b'"),
+        ({"groups": (LATENT,)}, "the planes of groups[0] are K and V, here LATENT"),
+    ):
+        assert adopted.nearest(replace(STORED, **change), has_chunks) == [text]
+    assert adopted.nearest(STORED, has_chunks) == []
+    adopted.remember(Namespace(b"new"), attached("qwen"), PROMPT)
+    assert len(adopted) == 2
 
 
 def test_the_one_with_the_fewest_differences_is_nearest() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pytest
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.geometry import Group, Plane, PlaneKind
-from service.l1.keys import ChunkKey, Prefix, RankIdentity, chunk_keys
+from service.l1 import keys as keys_module
+from service.l1.keys import CHUNK_FORMAT, ChunkKey, Prefix, RankIdentity, chunk_keys, groups_of
 
 CHUNK_SIZE = 4
 
@@ -37,9 +43,16 @@ def hashes(*block_hashes: bytes, hash_block_size: int = 2) -> Prefix:
 
 
 def keys(
-    prefix: Prefix, *, model: str = "m", world_size: int = 1, rank: int = 0, groups: tuple[Group, ...] = ()
+    prefix: Prefix,
+    *,
+    model: str = "m",
+    world_size: int = 1,
+    rank: int = 0,
+    groups: tuple[Group, ...] = (),
+    tenant: str = "",
+    **more: Any,
 ) -> list[ChunkKey]:
-    identity = RankIdentity.of(model, world_size, rank, groups or (group(),))
+    identity = RankIdentity.of(model, world_size, rank, groups or (group(),), tenant, **more)
     return list(chunk_keys(identity.namespace(prefix, CHUNK_SIZE), prefix, CHUNK_SIZE))
 
 
@@ -68,6 +81,12 @@ def test_all_that_makes_kv_differ_makes_keys_differ() -> None:
     different = [
         keys(prefix),
         keys(prefix, model="other"),
+        keys(prefix, model_revision="other"),
+        keys(prefix, model="m2"),
+        keys(prefix, model_revision="2"),  # not the same as the model's name with a 2 behind it
+        keys(prefix, cache_epoch=1),
+        keys(prefix, cache_epoch=2),
+        keys(prefix, tenant="t"),
         keys(prefix, world_size=2),
         keys(prefix, world_size=2, rank=1),
         keys(tokens(1, 2, 3, 4, salt="s")),
@@ -76,8 +95,48 @@ def test_all_that_makes_kv_differ_makes_keys_differ() -> None:
         keys(prefix, groups=(group(dtype="float16"),)),
         keys(prefix, groups=(group(), group())),
         keys(hashes(b"1" * 32, b"2" * 32)),
+        keys(hashes(b"1" * 32, b"2" * 32), block_hash_seed="sha256 seed=0"),
+        keys(hashes(b"1" * 32, b"2" * 32), block_hash_seed="sha256 seed=1"),
+        keys(hashes(b"1" * 32, b"2" * 32), model_revision="other"),
+        keys(hashes(b"1" * 32, b"2" * 32), cache_epoch=1),
     ]
     assert len({tuple(each) for each in different}) == len(different)
+
+
+def test_seed_of_block_hashes_makes_no_difference_to_token_ids() -> None:
+    prefix = tokens(1, 2, 3, 4)
+    assert keys(prefix, block_hash_seed="sha256 seed=0") == keys(prefix)
+
+
+def test_another_format_of_chunks_has_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(tokens(1, 2, 3, 4))
+    monkeypatch.setattr(keys_module, "CHUNK_FORMAT", CHUNK_FORMAT + 1)
+    assert keys(tokens(1, 2, 3, 4)) != before
+
+
+def test_equal_beginnings_of_chunks_of_another_size_are_other_chunks() -> None:
+    identity = RankIdentity.of("m", 1, 0, (group(),))
+    prefix = tokens(1, 2, 3, 4)
+    assert identity.namespace(prefix, 2) != identity.namespace(prefix, 4)
+
+
+def test_groups_can_be_read_from_a_geometry() -> None:
+    latent = replace(
+        group(num_heads=1, dtype="float8_e4m3fn"),
+        planes=(Plane(layer=3, kind=PlaneKind.LATENT, region=1, offset_bytes=64),),
+    )
+    for groups in ((), (group(),), (group(num_heads=5), latent)):
+        for tenant in ("", "red"):
+            geometry = RankIdentity.of("m", 1, 0, groups, tenant).geometry
+            assert RankIdentity.of("m", 1, 0, groups_of(geometry), tenant).geometry == geometry
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_geometry_of_other_bytes_is_groups_or_a_value_error(noise: bytes, end: int) -> None:
+    geometry = RankIdentity.of("m", 1, 0, (group(), group())).geometry
+    for each in (noise, geometry[:end], geometry[:end] + noise):
+        with suppress(ValueError):
+            groups_of(each)
 
 
 def test_neighbouring_fields_do_not_run_into_each_other() -> None:

@@ -1,0 +1,114 @@
+"""What outlives a process has an identity that does: the depot's start, its epoch, and the seed of block hashes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kvdepot import hash_prefix, token_prefix
+from kvdepot.v1.cache_pb2 import MissReason, StoreInlineHeader, StoreInlineRequest
+from service.settings import load
+from tests.e2e.conftest import Open
+from tests.e2e.engines import InlineStore, Site, prompt, refused
+
+NUM_TOKENS = 64
+TOKENS = prompt(NUM_TOKENS)
+HASHES = hash_prefix([bytes([number]) * 32 for number in range(4)], 16)
+
+
+async def test_attach_and_status_name_the_start_of_the_depot(open_site: Open) -> None:
+    one, two = await open_site(), await open_site()
+    first, again = (await one.attach()).attachment, (await one.attach()).attachment
+    other = (await two.attach()).attachment
+    assert first.depot_incarnation
+    assert first.depot_incarnation == again.depot_incarnation != other.depot_incarnation
+    status = await one.client.get_status()
+    assert (status.depot_incarnation, status.num_adopted_chunks) == (first.depot_incarnation, 0)
+    assert first.adopted_chunks == 0
+
+
+async def test_attach_says_how_many_chunks_of_the_tenant_were_taken_over(depot: Site) -> None:
+    depot.server.depots.num_adopted_chunks_by_tenant |= {"": 5, "red": 7}
+    assert (await depot.attach()).attachment.adopted_chunks == 5
+    assert (await depot.client.get_status()).num_adopted_chunks == 12
+
+
+async def test_chunks_of_another_epoch_are_another_identity(open_site: Open) -> None:
+    sites = [await open_site(cache_epoch=epoch) for epoch in (0, 1, 1)]
+    engines = [await site.attach() for site in sites]
+    for engine in engines:
+        await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, 1))
+    old, new, same = ({chunk.key for chunk in site.depot.index.chunks()} for site in sites)
+    assert not old & new
+    assert new == same
+    assert load({}).cache_epoch == 0
+
+
+async def test_ranks_of_an_instance_name_one_revision_and_one_seed(depot: Site) -> None:
+    facts = {"instance_id": "tp", "world_size": 2, "model_revision": "1", "block_hash_seed": "sha256 seed=0"}
+    await depot.attach(rank=0, **facts)
+    for change in ({"model_revision": "2"}, {"block_hash_seed": ""}, {"model_name": "other"}):
+        with refused("FAILED_PRECONDITION", "INSTANCE_MISMATCH"):
+            await depot.attach(rank=1, **{**facts, **change})
+    await depot.attach(rank=1, **facts)
+
+
+async def test_instance_is_listed_and_explained_with_its_revision(depot: Site) -> None:
+    old = await depot.attach(model_revision="old")
+    await old.store("s", TOKENS, old.kv(NUM_TOKENS, 1))
+    await depot.attach(instance_id="new", model_revision="new", block_hash_seed="sha256 seed=0")
+    listed = {each.instance_id: each for each in (await depot.client.list_instances()).instances}
+    assert (listed["new"].model_revision, listed["new"].block_hash_seed) == ("new", "sha256 seed=0")
+    answer = await depot.client.explain_prefix(TOKENS, instance_id="new")
+    assert (answer.model_revision, answer.block_hash_seed) == ("new", "sha256 seed=0")
+    (other,) = answer.other_identities
+    assert (other.model_name, other.model_revision, other.matched_tokens) == ("model", "old", NUM_TOKENS)
+
+
+async def keeping(open_site: Open) -> Site:
+    """Return a depot whose chunks outlive it."""
+    site = await open_site()
+    site.depot.limits = replace(site.depot.limits, chunks_outlive_depot=True)
+    return site
+
+
+async def test_block_hashes_without_a_seed_are_refused_where_chunks_outlive_the_depot(open_site: Open) -> None:
+    depot = await keeping(open_site)
+    engine = await depot.attach()
+    instance_id = engine.attachment.instance_id
+    with refused("FAILED_PRECONDITION", "BLOCK_HASH_SEED_MISSING"):
+        await engine.lookup("s", HASHES)
+    with refused("FAILED_PRECONDITION", "BLOCK_HASH_SEED_MISSING"):
+        await engine.store("s", HASHES, engine.kv(NUM_TOKENS, 1))
+    with refused("FAILED_PRECONDITION", "BLOCK_HASH_SEED_MISSING"):
+        store = InlineStore(depot.stub)
+        header = StoreInlineHeader(instance_id=instance_id, session_id="s", prefix=HASHES)
+        await store.send(StoreInlineRequest(header=header))
+        await store.answer()
+    with refused("FAILED_PRECONDITION", "BLOCK_HASH_SEED_MISSING"):
+        await depot.client.explain_prefix(HASHES, instance_id=instance_id)
+    assert depot.depot.index.num_resident == 0
+    assert len(depot.depot.sessions) == 0
+
+
+@pytest.mark.parametrize("seed", ["", "sha256 seed=0"])
+async def test_token_ids_and_hashes_with_a_seed_are_served_where_chunks_outlive_the_depot(
+    seed: str, open_site: Open
+) -> None:
+    depot = await keeping(open_site)
+    engine = await depot.attach(block_hash_seed=seed)
+    for prefix in (token_prefix(TOKENS), *([HASHES] if seed else [])):
+        kv = engine.kv(NUM_TOKENS, 1)
+        assert (await engine.store("s", prefix, kv)).stored_tokens == NUM_TOKENS
+        assert await engine.holds("s", prefix, kv) == NUM_TOKENS
+
+
+async def test_tenants_first_miss_names_what_the_depot_took_over(depot: Site) -> None:
+    engine = await depot.attach(model_revision="1")
+    await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, 1))
+    del depot.server.depots._depots[""]  # as at the start of a process that has taken over the index
+    new = await depot.attach(model_revision="2")
+    found = await new.lookup("s", TOKENS)
+    assert MissReason.Name(found.miss.reason) == "MISS_REASON_UNKNOWN_IDENTITY"
+    assert found.miss.detail.endswith("model_revision is '1', here '2'")
