@@ -92,8 +92,9 @@ static void make_memory(void) {
 static bool attach(void) {
     char request[4096], line[256];
     int length = snprintf(request, sizeof request,
-        "{\"instance_id\": \"%s\", \"model_name\": \"c-example\", \"world_size\": 1, \"rank\": 0, \"regions\": "
-        "[{\"size_bytes\": %zu, \"posix_shm\": {\"name\": \"%s\"}}], \"groups\": [{\"num_layers\": %d, \"num_blocks\": %d, "
+        "{\"instance_id\": \"%s\", \"model_name\": \"c-example\", \"model_revision\": \"1\", \"world_size\": 1, "
+        "\"rank\": 0, \"regions\": [{\"size_bytes\": %zu, \"posix_shm\": {\"name\": \"%s\"}}], "
+        "\"groups\": [{\"num_layers\": %d, \"num_blocks\": %d, "
         "\"block_size\": %d, \"num_heads\": %d, \"head_bytes\": %d, \"dtype\": \"int8\", \"block_stride_bytes\": %zu, "
         "\"token_stride_bytes\": %zu, \"head_stride_bytes\": %d, \"planes\": [",
         instance, KV_BYTES, name, LAYERS, BLOCKS, BLOCK_SIZE, HEADS, HEAD_BYTES, BLOCK_SIZE * sizeof(Token), sizeof(Token),

@@ -32,6 +32,7 @@ from kvdepot import (
 SHAPE = KvShape(num_layers=4, num_blocks=512, block_size=16, num_heads=4, head_size=32, dtype="uint16")
 LAYOUT = layouts.NL_X_TWO_NB_BS_NH_HS
 MODEL_NAME = "numbers"
+MODEL_REVISION = "1"  # of the weights: chunks outlive this engine
 PREFILL_TOKENS_PER_SECOND = 8_000
 SYSTEM_PROMPT_TOKENS = 1_024
 TURN_TOKENS = 320
@@ -79,7 +80,11 @@ class Engine:
         group = LAYOUT.from_tensors(list(self.kv), self.shared)
         instance_id = f"{socket.gethostname()}-{uuid4().hex[:6]}"
         with client.attach(
-            instance_id=instance_id, model_name=MODEL_NAME, groups=[group], regions=self.shared.regions
+            instance_id=instance_id,
+            model_name=MODEL_NAME,
+            model_revision=MODEL_REVISION,
+            groups=[group],
+            regions=self.shared.regions,
         ) as attachment:
             print(f"{instance_id} is attached to kvdepot {attachment.server_version}", flush=True)
             report_at = time.monotonic() + REPORT_SECONDS

@@ -43,6 +43,8 @@ class Decoder(Protocol):
     description: str
     """The model in a few words."""
     model_name: str
+    model_revision: str
+    """Another text for other weights."""
     layout_name: str
     num_layers: int
     num_weights: int

@@ -75,6 +75,7 @@ class Engine:
         self._depot = client.attach(  # kvdepot
             instance_id=instance_id,
             model_name=decoder.model_name,
+            model_revision=decoder.model_revision,
             groups=[decoder.group],
             regions=decoder.regions.regions,
         )

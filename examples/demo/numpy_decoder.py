@@ -31,6 +31,7 @@ class NumpyDecoder:
         self._shape = weights.shape
         self._arrays = weights.arrays
         self.kv = kv
+        self.model_revision = weights.digest()
         self.layout_name = kv.layout.name
         self.num_layers = weights.shape.num_layers
         self.num_weights = weights.num_weights

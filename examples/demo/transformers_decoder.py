@@ -39,11 +39,14 @@ SHAPES = {
     DemoSize.SMALL: LlamaShape(num_layers=8, num_heads=4, num_kv_heads=2, head_size=32, hidden_size=128, mlp_size=256),
 }
 
+SEED = 0  # of the weights
+
 
 class TransformersDecoder:
     """A model with a paged buffer, and the dense cache that `transformers` computes with."""
 
     model_name = "demo-llama"
+    model_revision = f"random weights of seed {SEED}"
     kv_tolerance = 1e-3  # a GPU may choose another kernel in another process
     end_token: int | None = None
 
@@ -153,6 +156,6 @@ def build_model(shape: LlamaShape, device: str = "cpu") -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model: LlamaForCausalLM = LlamaForCausalLM(config).eval().to(device)
     return model

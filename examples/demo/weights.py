@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -51,6 +52,14 @@ class Weights:
     def num_weights(self) -> int:
         """The number of all weights."""
         return sum(array.size for array in self.arrays.values())
+
+    def digest(self) -> str:
+        """Return a text that is another one for other weights."""
+        digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
+        for name, array in sorted(self.arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def save(weights: Weights, path: Path) -> None:

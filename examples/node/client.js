@@ -55,6 +55,7 @@ function attach(client, instanceId) {
   const stream = client.attachInstance({
     instanceId,
     modelName: 'node-example',
+    modelRevision: '1',
     worldSize: 1,
     rank: 0,
     groups: [GROUP],

@@ -36,6 +36,7 @@ const planes = Array.from({ length: LAYERS }, (_, layer) => [
 const ATTACH = {
   instanceId: `node-${randomUUID()}`,
   modelName: 'node-shared-memory',
+  modelRevision: '1', // of the weights: chunks outlive this engine
   worldSize: 1,
   rank: 0,
   groups: [

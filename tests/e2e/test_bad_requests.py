@@ -556,7 +556,7 @@ for what, head_bytes in {"a chunk larger than L1": 1 << 20, "a chunk of 2**36 by
 
     refused("AttachInstance", what, "FAILED_PRECONDITION CHUNK_TOO_LARGE", put_head_bytes)
 refused("AttachInstance", "a rank that is attached", "FAILED_PRECONDITION RANK_ATTACHED", put("instance_id", "engine"))
-for what, name, value in (
+for what, field_name, other in (
     ("another model", "model_name", "other"),
     ("another model of a long name", "model_name", "\U000e0001" * 128),
     ("another world", "world_size", 3),
@@ -564,10 +564,10 @@ for what, name, value in (
     ("another seed of hashes", "block_hash_seed", "sha256 seed=0"),
 ):
 
-    def second_rank(request: Any, _: World, name: str = name, value: Any = value) -> None:
+    def second_rank(request: Any, _: World, field_name: str = field_name, other: Any = other) -> None:
         request.instance_id, request.model_name, request.world_size = "pair", "m", 2
         request.rank = 1
-        setattr(request, name, value)
+        setattr(request, field_name, other)
 
     refused("AttachInstance", what, "FAILED_PRECONDITION INSTANCE_MISMATCH", second_rank)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,12 @@ async def test_chunks_of_another_epoch_are_another_identity(open_site: Open) -> 
 
 
 async def test_ranks_of_an_instance_name_one_revision_and_one_seed(depot: Site) -> None:
-    facts = {"instance_id": "tp", "world_size": 2, "model_revision": "1", "block_hash_seed": "sha256 seed=0"}
+    facts: dict[str, Any] = {
+        "instance_id": "tp",
+        "world_size": 2,
+        "model_revision": "1",
+        "block_hash_seed": "sha256 seed=0",
+    }
     await depot.attach(rank=0, **facts)
     for change in ({"model_revision": "2"}, {"block_hash_seed": ""}, {"model_name": "other"}):
         with refused("FAILED_PRECONDITION", "INSTANCE_MISMATCH"):

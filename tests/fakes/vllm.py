@@ -273,7 +273,7 @@ def vllm_config(**changes: Any) -> Any:
             dtype="torch.bfloat16",
             quantization=None,
             seed=0,
-            hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1"),
+            hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1", _commit_hash="0" * 40),  # of the hub
         ),
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", calculate_kv_scales=False),
         load_config=SimpleNamespace(load_format="auto"),

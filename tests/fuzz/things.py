@@ -96,6 +96,8 @@ class Things:
             "instance_id": [rank.request.instance_id for rank in (*self.homes, *self.homes, *self.visitors[::4])],
             "session_id": [f"s{number}" for number in range(6)],
             "model_name": ["model", "hybrid", "pair", "latent"],
+            "model_revision": ["", "model 1", "hybrid 1", "pair 1", "latent 1"],
+            "block_hash_seed": ["", "sha256 seed=0", "sha256 seed=1"],
             "tenant": [""],
             "cache_salt": ["", "salt"],
             "adapter": ["", "adapter"],
@@ -214,7 +216,13 @@ def _rank(
     rank: int = 0,
 ) -> Rank:
     request = cache_pb2.AttachInstanceRequest(
-        instance_id=instance_id, model_name=model_name, groups=groups, world_size=world_size, rank=rank
+        instance_id=instance_id,
+        model_name=model_name,
+        groups=groups,
+        world_size=world_size,
+        rank=rank,
+        model_revision=f"{model_name} 1",
+        block_hash_seed="sha256 seed=0",
     )
     if region is not None:
         request.regions.append(region)

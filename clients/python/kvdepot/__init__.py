@@ -3,7 +3,7 @@
     shared = SharedRegions()
     group = layouts.NL_X_TWO_NB_BS_NH_HS.from_tensors(kv_caches, shared)
     with DepotClient("unix:/run/kvdepot/kvdepot.sock") as client, client.attach(
-        instance_id=pod_name, model_name=model, groups=[group], regions=shared.regions
+        instance_id=pod_name, model_name=model, model_revision=commit, groups=[group], regions=shared.regions
     ) as attachment:
         with attachment.session(request_id) as session:
             found = session.lookup(token_ids)

@@ -33,7 +33,8 @@ def revision_of(
     **changes: Any,
 ) -> str:
     """Return the revision of an engine with these changes of vLLM's configuration."""
-    config = vllm_config(**{"model_config__model": str(model), **changes})
+    of_model = {"model_config__model": str(model), "model_config__hf_config___commit_hash": None}
+    config = vllm_config(**{**of_model, **changes})
     return model_revision(config, engine=EngineProcess(engine_id, engine_start), configured=configured)
 
 

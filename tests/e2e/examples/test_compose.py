@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from examples.compose.engine import LAYOUT, MODEL_NAME, Engine, WrongBytes, conversations
+from examples.compose.engine import LAYOUT, MODEL_NAME, MODEL_REVISION, Engine, WrongBytes, conversations
 from kvdepot import DepotClient
 from kvdepot.cli.processes import Child, child
 from tests.e2e.prometheus import needs_prometheus, prometheus
@@ -70,7 +70,11 @@ def test_an_engine_that_gets_other_bytes_says_so(address: str) -> None:
         with DepotClient(address) as client:
             group = LAYOUT.from_tensors(list(forger.kv), forger.shared)
             with client.attach(
-                instance_id="forger", model_name=MODEL_NAME, groups=[group], regions=forger.shared.regions
+                instance_id="forger",
+                model_name=MODEL_NAME,
+                model_revision=MODEL_REVISION,
+                groups=[group],
+                regions=forger.shared.regions,
             ) as attachment:
                 attachment.store("s", prompt.tolist(), [list(range(len(prompt) // 16))])
             with pytest.raises(WrongBytes, match="the retrieved KV is not that of its"):
