@@ -51,6 +51,17 @@ def two_ranks() -> list[EngineUnderTest]:
     return [_of_three_groups(by="name"), _of_three_groups(by="fd")]
 
 
+def of_two_revisions() -> list[EngineUnderTest]:
+    """Two ranks that name other revisions of the weights."""
+    return [replace(right(), model_revision=revision) for revision in ("1", "2")]
+
+
+def revision_is_a_number() -> EngineUnderTest:
+    """A revision that is no text."""
+    wrong: Any = 7
+    return replace(right(), model_revision=wrong)
+
+
 def _of_three_groups(by: Any) -> EngineUnderTest:
     buffer = SharedBuffer.create(1 << 16, by=by)
     shared = SharedRegions(by)

@@ -96,12 +96,13 @@ class Site:
         party.answers.append(self.plain(party, step.rpc, answer))
 
     def plain(self, party: Party, rpc: str, answer: Any) -> Any:
-        """Return an answer as text, without values that differ from run to run: times, durations, ids of leases."""
+        """Return an answer as text, without values that differ from run to run: times, durations, ids of leases, starts."""
         if isinstance(answer, list):
             return [self.plain(party, rpc, each) for each in answer]
         if not isinstance(answer, (tuple, str, bytes, type(None))):
             answer = MessageToDict(answer, always_print_fields_with_no_presence=True)
         text = self._tenant_names.sub(r"\1", repr(answer))
+        text = text.replace(self._server.depots.incarnation, "this start of the depot")
         for number, lease_id in enumerate(party.leases):
             text = text.replace(lease_id, f"lease {number}")
         text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "a moment", text)

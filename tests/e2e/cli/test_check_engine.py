@@ -86,6 +86,12 @@ def test_chunks_that_are_larger_than_the_engine_are_named(address: str) -> None:
         ("raises", "the factory returns an engine", "the factory raised ValueError: the weights are missing ("),
         ("dies", "the factory returns an engine", "the engine ended with exit code -11"),
         ("hangs", "the factory returns an engine", "the engine took longer than 2 s and was killed"),
+        ("of_two_revisions", "it attaches", "FAILED_PRECONDITION INSTANCE_MISMATCH: instance "),
+        (
+            "revision_is_a_number",
+            "the factory returns an engine",
+            "INVALID_ARGUMENT INVALID_REQUEST: model_revision: is 7, not a string",
+        ),
     ],
 )
 def test_wrong_engine_is_told_in_a_sentence(factory: str, step: str, problem: str) -> None:
@@ -96,6 +102,13 @@ def test_wrong_engine_is_told_in_a_sentence(factory: str, step: str, problem: st
     assert found_problem.startswith(problem)
     assert "Traceback" not in result.output
     assert "the engine works" not in result.stdout
+
+
+def test_revision_and_seed_of_the_factory_are_attached_with(address: str) -> None:
+    (rank,) = ranks_of(replace(engines.right(), model_revision="r1", block_hash_seed="sha256 seed=0"))
+    with DepotClient(address) as client, attached([rank], client, "named", "run"):
+        (instance,) = client.list_instances().instances
+    assert (instance.model_revision, instance.block_hash_seed) == ("r1", "sha256 seed=0")
 
 
 def test_module_that_is_not_there_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

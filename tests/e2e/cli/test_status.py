@@ -22,7 +22,7 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
     with SharedBuffer.create(size_bytes) as buffer, DepotClient(address) as client:
         group = layout.from_shape(SHAPE)
         with client.attach(
-            instance_id="pod-1", model_name="llama", groups=[group], regions=[buffer.region]
+            instance_id="pod-1", model_name="llama", model_revision="v7", groups=[group], regions=[buffer.region]
         ) as attachment:
             attachment.store("request-1", range(70), [range(5)])
 
@@ -30,9 +30,11 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
             printed = CliRunner().invoke(app, ["status", "--address", address, "--json"])
 
     assert shown.exit_code == 0, shown.output
-    for text in ("serving", "pod-1", "llama", "0 of 1", "8 MiB", "evicted chunks"):
+    for text in ("serving", "pod-1", "llama", "v7", "0 of 1", "8 MiB", "evicted chunks"):
         assert text in shown.output
     answers = json.loads(printed.stdout)
+    assert answers["status"]["depot_incarnation"] == attachment.depot_incarnation != ""
+    assert attachment.depot_incarnation in shown.output
     (tier,) = answers["status"]["tiers"]
     assert (tier["num_chunks"], tier["capacity_bytes"]) == ("2", str(8 << 20))
     (instance,) = answers["instances"]["instances"]

@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from kvdepot import DepotClient
 from kvdepot.connector.commands import StepCommands, WorkerReport
 from kvdepot.connector.config import ConfigError
+from kvdepot.v1.admin_pb2 import Instance
 from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
@@ -113,6 +114,29 @@ def test_engines_share_kv_only_if_their_weights_are_older_than_they_are(start: S
             two.finish(request)
         else:
             compute(two, request, [5, 6, 8, 11, 12])
+
+
+def test_engine_attaches_with_the_revision_of_its_weights_and_the_seed_of_its_hashes(start: Start) -> None:
+    start("named", model_config__model=OLD_MODEL)
+    instance = listed("named")
+    assert instance.model_revision.startswith("files-")
+    assert instance.block_hash_seed.startswith("vllm sha256")
+
+
+def test_engine_of_unknown_weights_has_another_revision_after_each_start(start: Start) -> None:
+    revisions = []
+    for instance_id in ("of-the-first-start", "of-the-second-start"):  # vLLM's own id; the engine's may be fixed
+        engine = start("fixed", model_config__model="s3://models/a", instance_id=instance_id)
+        revisions.append(listed("fixed").model_revision)
+        engine.close()
+    assert revisions == ["unknown-fixed-of-the-first-start", "unknown-fixed-of-the-second-start"]
+
+
+def listed(instance_id: str) -> Instance:
+    """Return an attached instance."""
+    with DepotClient(DEPOT) as client:
+        (found,) = [each for each in client.list_instances().instances if each.instance_id == instance_id]
+    return found
 
 
 def test_failed_load_is_reported_by_its_request(start: Start) -> None:

@@ -711,7 +711,8 @@ class Prefix(_message.Message):
     """A prompt: its token ids, or the engine's own chained block hashes. Exactly one of the two is set.
 
     The hash of a block must cover the block and all that precedes it. It must also cover everything else that changes KV
-    (images, embeddings). Two prompts with equal token ids and different images then share nothing.
+    (images, embeddings). Two prompts with equal token ids and different images then share nothing. The algorithm and the
+    seed of the hashes are those of AttachInstanceRequest.block_hash_seed.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -88,7 +88,16 @@ def _rank(number: int, engine: Any, world_size: int) -> Rank:
     if not isinstance(engine, EngineUnderTest):
         raise Wrong(f"the factory returned {_kind(engine)}, and not an EngineUnderTest")
     regions = engine.regions.regions if isinstance(engine.regions, Regions) else engine.regions
-    request = attach_request("check-engine", "check-engine", engine.groups, regions, world_size, number)
+    request = attach_request(
+        "check-engine",
+        "check-engine",
+        engine.groups,
+        regions,
+        world_size,
+        number,
+        model_revision=engine.model_revision,
+        block_hash_seed=engine.block_hash_seed,
+    )
     if not request.groups:
         raise Wrong("groups is empty: an engine has at least one group of layers")
     if not request.regions:
