@@ -58,7 +58,7 @@ class Weights:
         digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
         for name, array in sorted(self.arrays.items()):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
 

@@ -96,7 +96,7 @@ class Site:
         party.answers.append(self.plain(party, step.rpc, answer))
 
     def plain(self, party: Party, rpc: str, answer: Any) -> Any:
-        """Return an answer as text, without values that differ from run to run: times, durations, ids of leases, starts."""
+        """Return an answer as text, without what differs from run to run: times, ids of leases and of the start."""
         if isinstance(answer, list):
             return [self.plain(party, rpc, each) for each in answer]
         if not isinstance(answer, (tuple, str, bytes, type(None))):
