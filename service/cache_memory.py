@@ -37,6 +37,7 @@ class CacheMemory:
             path=path,
             inherited_fd=inherited_fd,
             chunk_size=settings.chunk_size,
+            cache_epoch=settings.cache_epoch,
         )
         self.is_handed_over = False
         if path is not None and inherited_fd is not None and not self._memory.is_file(path):

@@ -84,8 +84,10 @@ class Server:
             session_idle_timeout_seconds=settings.session_idle_timeout,
             max_wait_seconds=settings.max_wait,
             cache_epoch=settings.cache_epoch,
+            chunks_outlive_depot=bool(settings.l1_file),
         )
         self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
+        self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
         self._access = Access(settings, self.bus)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import ne
@@ -94,9 +95,10 @@ class StoredIdentities:
     """The identities of a tenant's latest stores. It begins with those of the chunks that the depot `adopted`."""
 
     def __init__(self, adopted: Iterable[NamespaceStats] = ()) -> None:
-        self._identities: OrderedDict[Namespace, StoredIdentity] = OrderedDict(
-            (stats.namespace, StoredIdentity.of_stats(stats)) for stats in islice(adopted, MAX_REMEMBERED)
-        )
+        self._identities: OrderedDict[Namespace, StoredIdentity] = OrderedDict()
+        for stats in islice(adopted, MAX_REMEMBERED):
+            with suppress(ValueError):  # keys of another format, which no lookup finds
+                self._identities[stats.namespace] = StoredIdentity.of_stats(stats)
 
     def __len__(self) -> int:
         return len(self._identities)

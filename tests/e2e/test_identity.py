@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -11,11 +13,20 @@ from kvdepot import hash_prefix, token_prefix
 from kvdepot.v1.cache_pb2 import MissReason, StoreInlineHeader, StoreInlineRequest
 from service.settings import load
 from tests.e2e.conftest import Open
-from tests.e2e.engines import InlineStore, Site, prompt, refused
+from tests.e2e.engines import InlineStore, Site, prompt, refused, site
+from tests.e2e.servers import running_server
+from tests.e2e.throttle import Throttle
 
 NUM_TOKENS = 64
 TOKENS = prompt(NUM_TOKENS)
 HASHES = hash_prefix([bytes([number]) * 32 for number in range(4)], 16)
+
+
+@pytest.fixture
+def l1_file() -> Iterator[str]:
+    """A place for a depot's L1 that outlives it."""
+    with TemporaryDirectory(dir="/dev/shm", prefix="kvdepot-test-") as folder:
+        yield f"{folder}/l1"
 
 
 async def test_attach_and_status_name_the_start_of_the_depot(open_site: Open) -> None:
@@ -72,15 +83,10 @@ async def test_instance_is_listed_and_explained_with_its_revision(depot: Site) -
     assert (other.model_name, other.model_revision, other.matched_tokens) == ("model", "old", NUM_TOKENS)
 
 
-async def keeping(open_site: Open) -> Site:
-    """Return a depot whose chunks outlive it."""
-    site = await open_site()
-    site.depot.limits = replace(site.depot.limits, chunks_outlive_depot=True)
-    return site
-
-
-async def test_block_hashes_without_a_seed_are_refused_where_chunks_outlive_the_depot(open_site: Open) -> None:
-    depot = await keeping(open_site)
+async def test_block_hashes_without_a_seed_are_refused_where_chunks_outlive_the_depot(
+    open_site: Open, l1_file: str
+) -> None:
+    depot = await open_site(l1_file=l1_file)
     engine = await depot.attach()
     instance_id = engine.attachment.instance_id
     with refused("FAILED_PRECONDITION", "BLOCK_HASH_SEED_MISSING"):
@@ -100,9 +106,9 @@ async def test_block_hashes_without_a_seed_are_refused_where_chunks_outlive_the_
 
 @pytest.mark.parametrize("seed", ["", "sha256 seed=0"])
 async def test_token_ids_and_hashes_with_a_seed_are_served_where_chunks_outlive_the_depot(
-    seed: str, open_site: Open
+    seed: str, open_site: Open, l1_file: str
 ) -> None:
-    depot = await keeping(open_site)
+    depot = await open_site(l1_file=l1_file)
     engine = await depot.attach(block_hash_seed=seed)
     for prefix in (token_prefix(TOKENS), *([HASHES] if seed else [])):
         kv = engine.kv(NUM_TOKENS, 1)
@@ -110,11 +116,50 @@ async def test_token_ids_and_hashes_with_a_seed_are_served_where_chunks_outlive_
         assert await engine.holds("s", prefix, kv) == NUM_TOKENS
 
 
-async def test_tenants_first_miss_names_what_the_depot_took_over(depot: Site) -> None:
-    engine = await depot.attach(model_revision="1")
-    await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, 1))
-    del depot.server.depots._depots[""]  # as at the start of a process that has taken over the index
-    new = await depot.attach(model_revision="2")
-    found = await new.lookup("s", TOKENS)
-    assert MissReason.Name(found.miss.reason) == "MISS_REASON_UNKNOWN_IDENTITY"
-    assert found.miss.detail.endswith("model_revision is '1', here '2'")
+@asynccontextmanager
+async def started(l1_file: str, **flags: Any) -> AsyncIterator[Site]:
+    """Run a depot that keeps its chunks, during the block."""
+    async with (
+        running_server({"chunk_size": 16, "l1_file": l1_file, **flags}) as server,
+        site(server, throttle=Throttle()) as opened,
+    ):
+        yield opened
+
+
+async def test_new_weights_miss_what_the_depot_before_has_left_and_old_ones_find_it(l1_file: str) -> None:
+    async with started(l1_file) as depot:
+        engine = await depot.attach(model_revision="1")
+        await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, 1))
+        first_start = engine.attachment.depot_incarnation
+    async with started(l1_file) as depot:
+        new, old = await depot.attach(model_revision="2"), await depot.attach(model_revision="1")
+        assert new.attachment.depot_incarnation != first_start
+        assert new.attachment.adopted_chunks == NUM_TOKENS // 16
+        status = await depot.client.get_status()
+        assert (status.depot_incarnation, status.num_adopted_chunks) == (old.attachment.depot_incarnation, 4)
+        found = await new.lookup("s", TOKENS)
+        assert MissReason.Name(found.miss.reason) == "MISS_REASON_UNKNOWN_IDENTITY"
+        assert found.miss.detail.endswith("nearest that is stored, model_revision is '1', here '2'")
+        assert await old.holds("s", TOKENS, old.kv(NUM_TOKENS, 1)) == NUM_TOKENS
+
+
+async def test_hashes_of_another_seed_miss_what_the_depot_before_has_left(l1_file: str) -> None:
+    async with started(l1_file) as depot:
+        engine = await depot.attach(block_hash_seed="sha256 seed=0")
+        await engine.store("s", HASHES, engine.kv(NUM_TOKENS, 1))
+    async with started(l1_file) as depot:
+        other = await depot.attach(block_hash_seed="sha256 seed=1")
+        found = await other.lookup("s", HASHES)
+        assert found.miss.detail.endswith("block_hash_seed is 'sha256 seed=0', here 'sha256 seed=1'")
+        same = await depot.attach(block_hash_seed="sha256 seed=0")
+        assert await same.holds("s", HASHES, same.kv(NUM_TOKENS, 1)) == NUM_TOKENS
+
+
+async def test_raised_epoch_forgets_what_the_depot_before_has_left(l1_file: str) -> None:
+    async with started(l1_file) as depot:
+        engine = await depot.attach()
+        await engine.store("s", TOKENS, engine.kv(NUM_TOKENS, 1))
+    async with started(l1_file, cache_epoch=1) as depot:
+        engine = await depot.attach()
+        assert engine.attachment.adopted_chunks == 0
+        assert (await engine.lookup("s", TOKENS)).matched_tokens == 0

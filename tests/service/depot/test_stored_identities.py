@@ -117,6 +117,7 @@ def test_chunks_that_the_depot_took_over_have_their_identities_named() -> None:
     ):
         assert adopted.nearest(replace(STORED, **change), has_chunks) == [text]
     assert adopted.nearest(STORED, has_chunks) == []
+    assert len(StoredIdentities([replace(stats, geometry=b"\4\0\0\0\x09\0\0\0 of another format")])) == 0
     adopted.remember(Namespace(b"new"), attached("qwen"), PROMPT)
     assert len(adopted) == 2
 

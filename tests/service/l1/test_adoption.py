@@ -247,7 +247,7 @@ def test_of_two_records_of_a_key_the_newer_one_is_adopted(pending_write: Pending
 def test_a_chunk_that_finds_no_space_in_the_tables_is_found_while_the_process_lives(
     pending_write: PendingWrite, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tables = Tables(num_records=16, num_cells=1)
+    tables = Tables(num_records=16, num_cells=2)
     index = tables.new_index()
     store(index, ["a"], pending_write, "x")
     store(index, ["b", "c"], pending_write, "y")
