@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.copies import ChunkCopy
-from kernels.cuda.kernel import KernelParams, access_bytes, kernel_params
+from kernels.checksum import kvsum64
+from kernels.copies import ChunkCopy, GroupBlocks
+from kernels.cuda.kernel import KernelParams, access_bytes, are_summed, block_places, kernel_params
 from kernels.plan import GroupPlan, Loop, chunk_bytes, plan_groups
 from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
 from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address, without_first
+
+Sums = NDArray[np.uint64]
 
 CHUNK_SIZE = 12
 WIDTHS = (16, 8, 4, 2, 1)
@@ -83,67 +86,94 @@ def chunks_for(engine: Engine, copies: Sequence[ChunkCopy], chunk_size: int = CH
 
 
 def launches_of(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int
+    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int, sums: Sums | None
 ) -> list[KernelParams]:
-    """Return the launches that carry out the copies: one for each group."""
+    """Return the launches that carry out the copies: one for each group. All that can sum add to the same sums."""
     regions = np.array([machine.place(memory.bytes, Kind.ENGINE) for memory in engine._memory])
-    chunks_base = machine.place(chunks, Kind.CHUNKS)
+    chunks_base = machine.place(chunks, Kind.CHUNKS) + copies[0].l1_offset_bytes
+    sums_address = machine.place(sums, Kind.SUMS) if sums is not None else 0
+    pitch = copies[1].l1_offset_bytes - copies[0].l1_offset_bytes if len(copies) > 1 else 0
     launches = []
     for group, plan in enumerate(plan_groups(engine.groups, chunk_size)):
-        blocks = [
-            (block, copy.l1_offset_bytes + (plan.blocks_per_chunk - from_end) * plan.block_bytes)
-            for copy in copies
-            for from_end, block in enumerate(reversed(copy.block_ids[group]), start=1)
-        ]
-        launches.append(params_of(machine, plan, regions[plan.regions] + plan.engine_offsets, chunks_base, blocks))
+        by_copy = [copy.block_ids[group] for copy in copies]
+        blocks = GroupBlocks(np.concatenate(by_copy), np.cumsum([0, *map(len, by_copy)]))
+        planes = regions[plan.regions] + plan.engine_offsets
+        launches.append(params_of(machine, plan, planes, chunks_base, pitch, blocks, sums_address))
     return launches
 
 
 def params_of(
-    machine: Machine, plan: GroupPlan, planes: NDArray[np.int64], chunks_base: int, blocks: Sequence[tuple[int, int]]
+    machine: Machine,
+    plan: GroupPlan,
+    planes: NDArray[np.int64],
+    chunks_base: int,
+    chunk_pitch_bytes: int,
+    blocks: GroupBlocks,
+    sums: int = 0,
 ) -> KernelParams:
-    """Return the parameters of a launch; blocks are pairs of an id and an offset from the chunks' base."""
+    """Return the parameters of a launch, with sums if it can sum."""
     plane_addresses = planes.ravel().astype(np.uint64)
-    block_ids, offsets = np.array(blocks, dtype=np.int64).T.copy()
+    places = block_places(plan, blocks, np.arange(len(blocks.starts) - 1))
+    width = access_bytes(plan, plane_addresses, chunks_base, chunk_pitch_bytes)
     return kernel_params(
         plan,
         num_planes=planes.size,
         plane_addresses=machine.place(plane_addresses, Kind.ARRAY),
         plane_chunk_offsets=machine.place(plan.chunk_offsets, Kind.ARRAY),
-        num_blocks=len(blocks),
-        block_ids=machine.place(block_ids, Kind.ARRAY),
-        chunk_block_offsets=machine.place(offsets, Kind.ARRAY),
+        num_blocks=blocks.ids.size,
+        block_ids=machine.place(blocks.ids, Kind.ARRAY),
+        block_places=machine.place(places, Kind.ARRAY),
         chunks_base=chunks_base,
-        access_bytes=access_bytes(plan, plane_addresses, chunks_base, offsets),
+        chunk_pitch_bytes=chunk_pitch_bytes,
+        access_bytes=width,
+        sums=sums if are_summed(width) else 0,
     )
 
 
+def summed(engine: Engine, chunk: bytes, copy: ChunkCopy, widths: Sequence[int]) -> int:
+    """Return what the copied blocks add to the checksum of a chunk, of groups in accesses of at least 8 bytes."""
+    num_planes = [len(planes) for planes in engine.planes]
+    total = 0
+    for width, (plane, ids, at) in zip(
+        np.repeat(widths, num_planes), engine._last_blocks(len(chunk), copy.block_ids), strict=True
+    ):
+        if width >= 8:
+            total += kvsum64(np.frombuffer(chunk, np.uint8, plane[ids].nbytes, at), at)
+    return total % 2**64
+
+
 def check_gather(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
+    machine: Machine,
+    engine: Engine,
+    chunks: Bytes,
+    copies: Sequence[ChunkCopy],
+    chunk_size: int = CHUNK_SIZE,
+    *,
+    has_sums: bool = True,
 ) -> list[int]:
-    """Gather, and compare all memory with the reference; return the widths of the accesses."""
+    """Gather, and compare all memory and the sums with the reference; return the widths of the accesses."""
     memory, expected = engine.contents(), chunks.copy()
     for copy in copies:
         chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
         chunk[:] = np.frombuffer(engine.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
-    launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for launch in launches:
-        machine.launch("gather", launch, 16)
-    machine.finish()
+    widths = check_launches(machine, "gather", engine, chunks, copies, chunk_size, expected, has_sums)
     np.testing.assert_array_equal(chunks, expected)
     assert engine.contents() == memory
-    return [int(launch["access_bytes"][0]) for launch in launches]
+    return widths
 
 
 def check_scatter(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
+    machine: Machine,
+    engine: Engine,
+    chunks: Bytes,
+    copies: Sequence[ChunkCopy],
+    chunk_size: int = CHUNK_SIZE,
+    *,
+    has_sums: bool = True,
 ) -> list[int]:
-    """Scatter, and compare all memory with the reference; return the widths of the accesses."""
+    """Scatter, and compare all memory and the sums with the reference; return the widths of the accesses."""
     before, unchanged = engine.contents(), chunks.copy()
-    launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for launch in launches:
-        machine.launch("scatter", launch, 16)
-    machine.finish()
+    widths = check_launches(machine, "scatter", engine, chunks, copies, chunk_size, unchanged, has_sums)
     moved = engine.contents()
     for memory, contents in zip(engine._memory, before, strict=True):
         memory.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
@@ -152,7 +182,34 @@ def check_scatter(
         engine.write_chunk(chunk.tobytes(), copy.block_ids)
     assert moved == engine.contents()
     np.testing.assert_array_equal(chunks, unchanged)
-    return [int(launch["access_bytes"][0]) for launch in launches]
+    return widths
+
+
+def check_launches(
+    machine: Machine,
+    kernel: str,
+    engine: Engine,
+    chunks: Bytes,
+    copies: Sequence[ChunkCopy],
+    chunk_size: int,
+    expected: Bytes,
+    has_sums: bool,
+) -> list[int]:
+    """Launch, and compare the sums with those of the expected chunks; return the widths of the accesses."""
+    started_with = noise(8 * len(copies)).view(np.uint64)  # launches add: what was there before stays
+    sums = started_with.copy() if has_sums else None
+    launches = launches_of(machine, engine, chunks, copies, chunk_size, sums)
+    for launch in launches:
+        machine.launch(kernel, launch, 16)
+    machine.finish()
+    widths = [int(launch["access_bytes"][0]) for launch in launches]
+    if sums is not None:
+        size_bytes = chunk_bytes(engine.groups, chunk_size)
+        parts = [
+            summed(engine, expected[copy.l1_offset_bytes :][:size_bytes].tobytes(), copy, widths) for copy in copies
+        ]
+        np.testing.assert_array_equal(sums - started_with, np.array(parts, np.uint64))
+    return widths
 
 
 CHECKS = {"gather": check_gather, "scatter": check_scatter}
@@ -239,7 +296,7 @@ def test_short_runs_and_long(machine: Machine, name: str, shape: Shape, kernel: 
 
 
 @both_kernels
-@pytest.mark.parametrize(("ctas", "threads"), [(1, 1), (1, 512), (2, 512), (5, 7), (3, 96), (999, 512)])
+@pytest.mark.parametrize(("ctas", "threads"), [(1, 32), (1, 512), (2, 512), (5, 64), (3, 96), (999, 512)])
 @pytest.mark.parametrize("name", ["BLHNC", "LBNHC", "TWO_X_NL_X_NBBS_NH_HS", "NL_X_NB_BS_HS"])
 def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> None:
     class OddGrid(OnCpu):
@@ -273,12 +330,13 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     source, target = (engine_view, chunk_view) if kernel == "gather" else (chunk_view, engine_view)
     expected = np.random.default_rng(1).integers(1, 256, shape, dtype=np.uint8)
     source[...] = expected
+    sums = np.zeros(1, np.uint64)
     plan = GroupPlan(
         num_blocks=2,
         block_size=4,
         blocks_per_chunk=2,
         block_stride_bytes=engine_strides[1],
-        block_bytes=0,  # not looked at
+        block_bytes=chunk_strides[1],
         run_bytes=32,
         loops=(Loop(2, engine_strides[2], chunk_strides[2]), Loop(2, engine_strides[3], chunk_strides[3])),
         regions=np.zeros((1, 2), dtype=np.int64),
@@ -287,6 +345,10 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     )
     planes = machine.place(engine, Kind.ENGINE) + plan.engine_offsets
     chunks_base = machine.place(chunks, Kind.CHUNKS)
-    params = params_of(machine, plan, planes, chunks_base, [(0, 0), (1, chunk_strides[1])])
+    blocks = GroupBlocks(np.arange(2), np.array([0, 2]))
+    params = params_of(machine, plan, planes, chunks_base, 0, blocks, machine.place(sums, Kind.SUMS))
     machine.launch(kernel, params, 16)
     np.testing.assert_array_equal(target, expected)
+    offsets = [np.dot(index, chunk_strides) for index in np.ndindex(shape[:-1])]
+    parts = [kvsum64(run, int(at)) for run, at in zip(expected.reshape(-1, shape[-1]), offsets, strict=True)]
+    assert sums[0] == sum(parts) % 2**64
