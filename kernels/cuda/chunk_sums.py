@@ -73,7 +73,7 @@ class ChunkSums:
         while self._next is not None and left_bytes > 0:
             copy, offset, size_bytes = self._next
             part = self._checksum_part(int(self._copies.l1_offsets[copy]) + offset, size_bytes, offset)
-            self._totals[copy] += np.uint64(part)
+            self._totals[copy : copy + 1] += np.uint64(part)  # of arrays, because NumPy warns when a scalar wraps
             left_bytes -= size_bytes
             self._next = next(self._pieces, None)
 

@@ -87,6 +87,7 @@ extern "C" void run_scatter(const KernelParams* params, u32 ctas, u32 threads, O
 extern "C" {{
 extern const i64 field_offsets[] = {{ {", ".join(f"offsetof(KernelParams, {field})" for field in FIELDS)} }};
 extern const i64 max_threads = kMaxThreads;
+extern const i64 warp_threads = kWarpThreads;
 }}
 extern "C" void first_position(u32 number, const Position* radix, Position* at) {{ *at = position_of(number, *radix); }}
 extern "C" void next_position(Position* at, const Position* stride, const Position* radix) {{

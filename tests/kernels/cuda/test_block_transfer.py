@@ -6,7 +6,6 @@ import functools
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from kernels.copies import ChunkCopy, GroupBlocks
 from kernels.cuda.kernel import KernelParams, access_bytes, are_summed, block_places, kernel_params
 from kernels.plan import GroupPlan, Loop, chunk_bytes, plan_groups
 from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
-from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address, without_first
+from tests.kernels.reference import LAYOUTS, AlignedEngine, Bytes, Engine, Shape, address, without_first
 
 Sums = NDArray[np.uint64]
 
@@ -36,23 +35,6 @@ ALIGNED = Shape(num_heads=3, head_size=24)  # everything but addresses is a mult
 def machine(request: pytest.FixtureRequest) -> Machine:
     machine: Machine = request.param()
     return machine
-
-
-class AlignedEngine(Engine):
-    """An engine whose tensors are at odd multiples of ``alignment``."""
-
-    def __init__(self, *layouts: tuple[str, Shape], alignment: int, one_region: bool = False) -> None:
-        self._alignment = alignment
-        super().__init__(*layouts, one_region=one_region)
-
-    def _new_tensor(self, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-        size_bytes = int(np.prod(sizes)) * dtype.itemsize
-        if not self._one_region:
-            self._memory.append(SharedBytes(size_bytes + 3 * self._alignment, self._rng))
-            self._free = 0
-        start = (-(-self._free // self._alignment) | 1) * self._alignment
-        self._free = start + size_bytes + 1
-        return np.ndarray(sizes, dtype, buffer=self._memory[-1].bytes, offset=start)
 
 
 def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
