@@ -181,3 +181,11 @@ class OnGpu:
     def _copy(self, target: int, source: int, num_bytes: int) -> None:
         runtime = self._cupy.cuda.runtime
         runtime.memcpy(target, source, num_bytes, runtime.memcpyDefault)
+
+
+MACHINES = (
+    OnCpu,
+    pytest.param(functools.partial(OnGpu, pinned_chunks=False), marks=pytest.mark.gpu, id="gpu"),
+    pytest.param(functools.partial(OnGpu, pinned_chunks=True), marks=pytest.mark.gpu, id="gpu-zero-copy"),
+)
+"""What a fixture makes machines of."""
