@@ -16,7 +16,7 @@ from kernels.cuda.launches import BlockLaunches
 from kernels.cuda.resources import Resources
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.steps import Step, chunk_bytes, cut_chunk
-from kernels.cuda.uploads import UploadBuffer, upload_planes
+from kernels.cuda.uploads import UploadBuffer, UploadedCopies, upload_planes
 from kernels.plan import plan_groups
 from kernels.transfer import Direction
 
@@ -80,7 +80,7 @@ def kernels_alone(opened: Rig, run_kib: int) -> Iterator[Figure]:
                 buffer = UploadBuffer(resources, 2 * plan.blocks_per_chunk + 1)
                 uploaded = launches.upload(copies, np.zeros(1, np.int64), buffer, stream)
 
-                def work(uploaded=uploaded, launches=launches) -> None:
+                def work(uploaded: UploadedCopies = uploaded, launches: BlockLaunches = launches) -> None:
                     for _ in range(LAUNCHES):
                         launches.issue(Step(range(1), part), uploaded, staging, stream)
                     device.drain(stream)

@@ -34,6 +34,15 @@ extern "C" __global__ void write_a_byte(const Target target) {
 }
 """
 
+USE_A_WARP = """
+struct Target {{ unsigned long long address; }};
+extern "C" __global__ void use_a_warp(const Target target) {{
+    unsigned long long value = threadIdx.x;
+    {call}
+    __stcs(reinterpret_cast<unsigned long long*>(target.address) + threadIdx.x, value);
+}}
+"""
+
 
 def stand_in() -> Any:
     """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
@@ -188,6 +197,36 @@ def test_a_kernel_that_strays_ends_the_context(cupy: Any) -> None:
         assert refused.value.status == 700
 
 
+def test_the_threads_of_a_warp_exchange_values(cupy: Any) -> None:
+    kernel = cupy.RawModule(code=USE_A_WARP.format(call="value = __shfl_down_sync(0xFFFFFFFF, value, 1);"))
+    memory = cupy.cuda.Memory(8 * 64)
+    kernel.get_function("use_a_warp")((1,), (64,), (np.array([memory.ptr], dtype=np.uint64),))
+    values = list((ctypes.c_uint64 * 64).from_address(memory.ptr))
+    assert values == [*range(1, 32), 31, *range(33, 64), 63]
+
+
+DIVERGENT = {
+    "a thread has ended": (64, "if (threadIdx.x == 40) return; value = __shfl_sync(0xFFFFFFFF, value, 0);"),
+    "a thread is elsewhere": (
+        64,
+        "if (threadIdx.x == 40) value = __any_sync(0xFFFFFFFF, 1); else value = __all_sync(0xFFFFFFFF, 1);",
+    ),
+    "a mask of some threads": (64, "value = __shfl_sync(0xFFFF, value, 0);"),
+    "a warp that is not whole": (40, "value = __shfl_sync(0xFFFFFFFF, value, 0);"),
+}
+
+
+@pytest.mark.parametrize("how", DIVERGENT)
+def test_a_warp_that_diverges_where_it_has_to_meet_ends_the_context(cupy: Any, how: str) -> None:
+    threads, call = DIVERGENT[how]
+    kernel = cupy.RawModule(code=USE_A_WARP.format(call=call)).get_function("use_a_warp")
+    memory = cupy.cuda.Memory(8 * 64)
+    kernel((1,), (threads,), (np.array([memory.ptr], dtype=np.uint64),))
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError) as refused:
+        cupy.cuda.runtime.deviceSynchronize()
+    assert refused.value.status == 719
+
+
 def test_a_source_that_cannot_be_compiled_is_refused(cupy: Any) -> None:
     with pytest.raises(cupy.cuda.compiler.CompileException, match="error"):
         cupy.RawModule(code='extern "C" __global__ void broken(const int n) { no }')
@@ -288,7 +327,7 @@ def test_the_exit_code_is_the_commands(program: str, code: int) -> None:
 
 def test_gpu_tests_run_on_the_card() -> None:
     pytest.importorskip("torch")
-    selected = "gone or waits_for_the_engine or (every_layout and LBHNC and one-region)"
+    selected = "gone or waits_for_the_engine or (every_layout and LBHNC and one-region-aligned)"
     pytest_on_card = [*ON_CARD, sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", "--rootdir", "."]
     done = subprocess.run(
         [*pytest_on_card, "-m", "gpu", "-k", selected, "tests/gpu/test_ipc.py", "tests/gpu/test_blocks.py"],

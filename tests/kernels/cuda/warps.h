@@ -2,7 +2,7 @@
 //
 // A warp meets when each of its threads calls the same intrinsic. Whatever else a warp does there is undefined on a
 // device, and is counted here as `divergent`: a thread that has ended, another intrinsic, a mask that is not the whole
-// warp, or a CTA whose last warp is not whole.
+// warp, or fewer threads than a warp has.
 
 #pragma once
 
@@ -75,7 +75,7 @@ static unsigned meet(Meeting meeting, unsigned mask, uint64_t word) {
 // Runs the lanes of a warp to their ends. `select` prepares the variables of a lane. Returns whether the warp diverged.
 template <typename Select>
 static bool run_warp(Select select) {
-    bool is_divergent = warp->num_lanes != kWarpSize, is_running = true;
+    bool is_divergent = false, is_running = true;
     for (unsigned i = 0; i < warp->num_lanes; ++i) warp->lanes[i].is_done = false;
     while (is_running) {
         is_running = false;
@@ -90,7 +90,8 @@ static bool run_warp(Select select) {
             const Lane &lane = warp->lanes[i], &first = warp->lanes[0];
             is_running |= !lane.is_done;
             is_divergent |= lane.is_done != first.is_done
-                || (!lane.is_done && (lane.meeting == kNone || lane.meeting != first.meeting));
+                || (!lane.is_done && (lane.meeting == kNone || lane.meeting != first.meeting))
+                || (!lane.is_done && warp->num_lanes != kWarpSize);
         }
     }
     return is_divergent;
