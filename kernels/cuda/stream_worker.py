@@ -249,7 +249,7 @@ class StreamWorker:
     def _sum_slice(self) -> bool:
         """Sum a slice for the next transfer that has copied everything. Return False if none has a slice left."""
         for running in self._running:
-            if running.is_copied and not (running.sums.is_complete or running.transfer.is_stopped):
+            if running.is_copied and not running.sums.is_complete:
                 running.sums.add_slice()
                 self._running.remove(running)
                 self._running.append(running)

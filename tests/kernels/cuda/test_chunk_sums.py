@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -47,9 +48,22 @@ def start(attached: Attached, direction: str, copies: Sequence[ChunkCopy]) -> Cu
     return transfer
 
 
-def checksums_in_l1(attached: Attached, copies: Sequence[ChunkCopy]) -> list[int]:
-    l1 = memoryview(attached.depot.l1)
-    return [kvsum64(l1[copy.l1_offset_bytes :][: attached.buffer.chunk_bytes]) for copy in copies]
+def noted_slices(monkeypatch: pytest.MonkeyPatch) -> list[chunk_sums.ChunkSums]:
+    """Return a list that will have whose slice was summed, each time."""
+    noted = []
+    add_slice = chunk_sums.ChunkSums.add_slice
+
+    def note(sums: chunk_sums.ChunkSums) -> None:
+        noted.append(sums)
+        add_slice(sums)
+
+    monkeypatch.setattr(chunk_sums.ChunkSums, "add_slice", note)
+    return noted
+
+
+def checksums_of(attached: Attached, transfer: CudaTransfer) -> list[int]:
+    l1, size_bytes = memoryview(attached.depot.l1), attached.buffer.chunk_bytes
+    return [kvsum64(l1[at:][:size_bytes]) for at in transfer.copies.l1_offsets.tolist()]
 
 
 @pytest.mark.parametrize("name", ["attached", "aligned"])
@@ -61,7 +75,7 @@ def test_a_copy_has_a_checksum_if_it_asks_for_one(name: str, request: pytest.Fix
     for direction in ("store", "retrieve"):
         transfer = start(attached, direction, copies)
         finish(attached, transfer, direction)
-        expected = [sum_ * wants for sum_, wants in zip(checksums_in_l1(attached, copies), wanted, strict=True)]
+        expected = [sum_ * wants for sum_, wants in zip(checksums_of(attached, transfer), wanted, strict=True)]
         assert transfer.checksums.tolist() == expected
 
 
@@ -72,7 +86,7 @@ def test_checksums_of_several_uploads_belong_to_their_copies(monkeypatch: pytest
     transfer = start(attached, "store", copies)
     finish(attached, transfer)
     assert attached.fake.calls.count("copy_to_device") == 4
-    assert transfer.checksums.tolist() == checksums_in_l1(attached, copies)
+    assert transfer.checksums.tolist() == checksums_of(attached, transfer)
     attached.close()
 
 
@@ -88,8 +102,8 @@ def test_a_damaged_byte_in_l1_changes_the_checksum_of_a_retrieve(aligned: Attach
 
 def test_a_checksum_is_of_the_bytes_that_came_over_the_link(aligned: Attached) -> None:
     copies = aligned.depot.random_copies(aligned.engine, 1, with_checksum=True)
-    expected = checksums_in_l1(aligned, copies)
     retrieved = start(aligned, "retrieve", copies)
+    expected = checksums_of(aligned, retrieved)
     aligned.advance("retrieve", 2)  # the bytes have left L1
     aligned.depot.l1[copies[0].l1_offset_bytes] ^= 1
     assert retrieved.checksums.tolist() == expected
@@ -152,15 +166,8 @@ def test_a_share_of_the_host_delays_others_by_a_slice(attached: Attached, monkey
     long = attached.store(20, with_checksum=True)
     while attached.fake.calls.count("gather") < 20 or attached.fake.streams.num_issued:
         attached.advance("store")
-    slices = []
-    sum_slice = chunk_sums.ChunkSums.add_slice
-
-    def add_slice(sums: chunk_sums.ChunkSums) -> None:
-        slices.append(sums)
-        sum_slice(sums)
-
-    monkeypatch.setattr(chunk_sums.ChunkSums, "add_slice", add_slice)
-    short = attached.store(1)
+    slices = noted_slices(monkeypatch)
+    short = attached.store(1, l1_offset_bytes=1 << 16)
     advances = 0
     while not short.future.done():
         attached.advance("store")
@@ -169,14 +176,17 @@ def test_a_share_of_the_host_delays_others_by_a_slice(attached: Attached, monkey
     assert not long.future.done()
     finish(attached, long)
     short.future.result(SECONDS)
+    assert long.checksums.tolist() == checksums_of(attached, long)
 
 
 def test_shares_of_several_transfers_alternate(attached: Attached, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_sums, "SLICE_BYTES", 64)
-    long, short = attached.store(4, with_checksum=True), attached.store(1, with_checksum=True)
-    finish(attached, short)
-    assert not long.future.done()
-    finish(attached, long)
+    slices = noted_slices(monkeypatch)
+    transfers = [attached.store(4, with_checksum=True) for _ in range(2)]
+    for transfer in transfers:
+        finish(attached, transfer)
+    both_are_copied = slices[-30:]
+    assert all(one is not other for one, other in itertools.pairwise(both_are_copied))
 
 
 def test_a_chunk_that_the_kernels_sum_needs_no_byte_from_the_host(
