@@ -29,6 +29,11 @@ class HostShare:
         self._are_summed = are_summed
         (self._whole,) = cut_chunk(plans, chunk_bytes(plans))
 
+    def has(self, num_blocks: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+        """Return which chunks have such a share, when their last `num_blocks[group][chunk]` blocks are copied."""
+        are_whole = [counts == plan.blocks_per_chunk for counts, plan in zip(num_blocks, self._plans, strict=True)]
+        return ~np.logical_and.reduce(are_whole) | (not all(self._are_summed))
+
     def ranges(self, num_blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the chunk when its last `num_blocks[group]` blocks are copied.
 
@@ -83,8 +88,8 @@ class ChunkSums:
 
     def _cut(self) -> Iterator[tuple[int, int, int]]:
         """Yield the host's share in pieces: the number of a copy, an offset in its chunk, and a size in bytes."""
-        for copy in np.flatnonzero(self._copies.with_checksum).tolist():
-            num_blocks = [int(blocks.starts[copy + 1] - blocks.starts[copy]) for blocks in self._copies.blocks]
-            for first, end in self._share.ranges(num_blocks):
+        num_blocks = [np.diff(blocks.starts) for blocks in self._copies.blocks]
+        for copy in np.flatnonzero(self._copies.with_checksum & self._share.has(num_blocks)).tolist():
+            for first, end in self._share.ranges([int(counts[copy]) for counts in num_blocks]):
                 for offset in range(first, end, SLICE_BYTES):
                     yield copy, offset, min(SLICE_BYTES, end - offset)

@@ -16,7 +16,7 @@ from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
-from tests.kernels.cuda.schedule import ManualThread
+from tests.kernels.cuda.manual_thread import ManualThread
 from tests.kernels.reference import Engine, Shape, without_first
 
 CHUNK_SIZE = 12

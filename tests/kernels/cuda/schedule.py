@@ -16,6 +16,7 @@ from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendError, DeviceFailed, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Region
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
+from tests.kernels.cuda.manual_thread import ManualThread
 from tests.kernels.reference import AlignedEngine, Shape
 
 CHUNK_SIZE = 4
@@ -28,25 +29,6 @@ LAYOUTS = (
         ("NB_NL_TWO_BS_NH_HS", Shape(num_layers=1, num_blocks=12, block_size=4, head_size=4)),
     ),
 )
-
-
-class ManualThread:
-    """Advances a stream worker in the steps of a test, as a thread of its own would."""
-
-    def __init__(self, fake: FakeCuda, worker: StreamWorker, name: str) -> None:
-        self.name = name
-        self._fake = fake
-        self.worker = worker
-        fake.streams.synchronize("main", name)
-
-    def advance(self) -> None:
-        with self._fake.streams.acting(self.name):
-            self.worker.advance()
-
-    def join(self) -> None:
-        while not self.worker.is_over:
-            self.advance()
-        self._fake.streams.synchronize(self.name, "main")
 
 
 @dataclass(eq=False)

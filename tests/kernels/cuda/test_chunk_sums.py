@@ -226,7 +226,9 @@ def test_the_hosts_share_is_what_no_kernel_sums(groups: list[Group], data: st.Da
     for plan, is_summed, count in zip(plans, are_summed, num_blocks, strict=True):
         for plane_end in plan.chunk_offsets.ravel() + plane_bytes(plan):
             by_kernels[plane_end - is_summed * count * plan.block_bytes : plane_end] = 1
-    for first, end in HostShare(plans, are_summed).ranges(num_blocks):
+    share = HostShare(plans, are_summed)
+    for first, end in share.ranges(num_blocks):
         assert first < end
         by_host[first:end] += 1
     assert (by_host + by_kernels == 1).all()
+    assert share.has([np.array([count]) for count in num_blocks]).tolist() == [bool(by_host.any())]
