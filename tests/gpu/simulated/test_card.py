@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +19,7 @@ import pytest
 
 from kernels.cuda import driver
 from kernels.cuda.runtime import Address, CudaError
-from tests.gpu.simulated.card import SITE
-from tests.gpu.simulated.in_process import CardInProcess, SmallOwner, card_in_process
+from tests.gpu.simulated.in_process import CardInProcess, SmallOwner, stand_in
 
 REPOSITORY = Path(__file__).parents[3]
 ON_CARD = [sys.executable, "-m", "tests.gpu.simulated"]
@@ -33,53 +31,6 @@ extern "C" __global__ void write_a_byte(const Target target) {
     __stcs(reinterpret_cast<unsigned char*>(target.address), static_cast<unsigned char>(7));
 }
 """
-
-USE_A_WARP = """
-struct Target {{ unsigned long long address; }};
-extern "C" __global__ void use_a_warp(const Target target) {{
-    unsigned long long value = threadIdx.x;
-    {call}
-    __stcs(reinterpret_cast<unsigned long long*>(target.address) + threadIdx.x, value);
-}}
-"""
-
-
-def stand_in() -> Any:
-    """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
-    for name in [name for name in sys.modules if name.startswith("simulated_cupy")]:
-        del sys.modules[name]
-    folder = SITE / "cupy"
-    spec = importlib.util.spec_from_file_location(
-        "simulated_cupy", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["simulated_cupy"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardInProcess]:
-    with card_in_process(tmp_path) as card:
-        monkeypatch.setattr(driver, "_library", lambda: card.library)
-        with card.device_in_use():
-            yield card
-            card.library.card_fail(0)
-
-
-@pytest.fixture
-def cupy(card: CardInProcess) -> Any:
-    cupy = stand_in()
-    cupy.cuda.driver._library = lambda: card.library
-    cupy.cuda.runtime._use_a_device = lambda: None
-    return cupy
-
-
-@pytest.fixture
-def owner(card: CardInProcess) -> Iterator[SmallOwner]:
-    owner = SmallOwner(card.path)
-    yield owner
-    owner.close()
 
 
 def names_of(thing: Any) -> list[str]:
@@ -195,36 +146,6 @@ def test_a_kernel_that_strays_ends_the_context(cupy: Any) -> None:
         with pytest.raises(runtime.CUDARuntimeError) as refused:
             call()
         assert refused.value.status == 700
-
-
-def test_the_threads_of_a_warp_exchange_values(cupy: Any) -> None:
-    kernel = cupy.RawModule(code=USE_A_WARP.format(call="value = __shfl_down_sync(0xFFFFFFFF, value, 1);"))
-    memory = cupy.cuda.Memory(8 * 64)
-    kernel.get_function("use_a_warp")((1,), (64,), (np.array([memory.ptr], dtype=np.uint64),))
-    values = list((ctypes.c_uint64 * 64).from_address(memory.ptr))
-    assert values == [*range(1, 32), 31, *range(33, 64), 63]
-
-
-DIVERGENT = {
-    "a thread has ended": (64, "if (threadIdx.x == 40) return; value = __shfl_sync(0xFFFFFFFF, value, 0);"),
-    "a thread is elsewhere": (
-        64,
-        "if (threadIdx.x == 40) value = __any_sync(0xFFFFFFFF, 1); else value = __all_sync(0xFFFFFFFF, 1);",
-    ),
-    "a mask of some threads": (64, "value = __shfl_sync(0xFFFF, value, 0);"),
-    "a warp that is not whole": (40, "value = __shfl_sync(0xFFFFFFFF, value, 0);"),
-}
-
-
-@pytest.mark.parametrize("how", DIVERGENT)
-def test_a_warp_that_diverges_where_it_has_to_meet_ends_the_context(cupy: Any, how: str) -> None:
-    threads, call = DIVERGENT[how]
-    kernel = cupy.RawModule(code=USE_A_WARP.format(call=call)).get_function("use_a_warp")
-    memory = cupy.cuda.Memory(8 * 64)
-    kernel((1,), (threads,), (np.array([memory.ptr], dtype=np.uint64),))
-    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError) as refused:
-        cupy.cuda.runtime.deviceSynchronize()
-    assert refused.value.status == 719
 
 
 def test_a_source_that_cannot_be_compiled_is_refused(cupy: Any) -> None:
