@@ -31,8 +31,10 @@ class HostShare:
 
     def has(self, num_blocks: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
         """Return which chunks have such a share, when their last `num_blocks[group][chunk]` blocks are copied."""
-        are_whole = [counts == plan.blocks_per_chunk for counts, plan in zip(num_blocks, self._plans, strict=True)]
-        return ~np.logical_and.reduce(are_whole) | (not all(self._are_summed))
+        shares = np.full(num_blocks[0].shape, not all(self._are_summed))
+        for counts, plan in zip(num_blocks, self._plans, strict=True):
+            shares |= counts < plan.blocks_per_chunk
+        return shares
 
     def ranges(self, num_blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the chunk when its last `num_blocks[group]` blocks are copied.
