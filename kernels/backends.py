@@ -41,7 +41,7 @@ class Backends:
         """
         host = HostBackend(l1, num_threads, copy, reserve)
         try:
-            return cls(host, CudaBackend(l1, runtime(), settings))
+            return cls(host, CudaBackend(l1, runtime(), settings, checksum_part=host.checksum_part))
         except BackendError as error:
             return cls(host, None, str(error))
 
@@ -91,7 +91,7 @@ class Backends:
         return self._host.checksum_part(l1_offset_bytes, size_bytes, chunk_offset_bytes)
 
     def close(self) -> None:
-        """Close all backends."""
-        self._host.close()
+        """Close all backends. CUDA's goes first, because the host's sums bytes for it."""
         if self._cuda is not None:
             self._cuda.close()
+        self._host.close()

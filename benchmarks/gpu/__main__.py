@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from benchmarks.gpu import ctas, events, long, runs, slowdown, small, unmapping
+from benchmarks.gpu import ctas, events, long, runs, slowdown, small, sums, unmapping
 from benchmarks.gpu.sizes import FULL, QUICK, Sizes
 from kernels.cuda.cupy_runtime import cuda_error
 
 MEASUREMENTS: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
     "runs": runs.measure,
     "small": small.measure,
+    "sums": sums.measure,
     "slowdown": slowdown.measure,
     "long": long.measure,
     "ctas": ctas.measure,

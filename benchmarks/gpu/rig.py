@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.gpu.sizes import CHUNK_SIZE, HEAD_BYTES, NUM_HEADS, ROW_BYTES, Sizes
 from kernels.copies import ChunkCopy
@@ -18,6 +19,7 @@ from kernels.cuda.runtime import CudaDevice, CudaRuntime
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import Group, Plane, PlaneKind, Region
+from kernels.plan import GroupPlan
 from service.l1.memory import open_l1
 from tests.gpu.engine_process import EngineProcess
 
@@ -87,19 +89,23 @@ def group_of(region: Region, run_kib: int, sizes: Sizes) -> Group:
     )
 
 
-def scattered_copies(buffer: CudaBuffer, num_tokens: int) -> list[ChunkCopy]:
+def blocks_in_random_order(plan: GroupPlan) -> NDArray[np.int64]:
+    """Return the ids of all blocks, ``[chunks, blocks of a chunk]``, in an order that is always the same."""
+    return np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
+
+
+def scattered_copies(buffer: CudaBuffer, num_tokens: int, *, with_checksum: bool = False) -> list[ChunkCopy]:
     """Return copies of chunks one behind the other in L1, of blocks in random order."""
     (plan,) = buffer.plans
-    blocks = np.random.default_rng(0).permutation(plan.num_blocks).reshape(-1, plan.blocks_per_chunk)
     return [
-        ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(ids,))
-        for number, ids in enumerate(blocks[: num_tokens // CHUNK_SIZE])
+        ChunkCopy(l1_offset_bytes=number * buffer.chunk_bytes, block_ids=(ids,), with_checksum=with_checksum)
+        for number, ids in enumerate(blocks_in_random_order(plan)[: num_tokens // CHUNK_SIZE])
     ]
 
 
-def starts_of(buffer: CudaBuffer, num_tokens: int) -> dict[str, list[Start]]:
+def starts_of(buffer: CudaBuffer, num_tokens: int, *, with_checksum: bool = False) -> dict[str, list[Start]]:
     """Return the transfers of each case: a store, a retrieve, and half of each at once."""
-    copies = scattered_copies(buffer, num_tokens)
+    copies = scattered_copies(buffer, num_tokens, with_checksum=with_checksum)
     half = len(copies) // 2
     cases: dict[str, list[Start]] = {
         "store": [partial(buffer.store, copies)],

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.checksum import kvsum64
 from kernels.cuda.buffer import CudaBuffer, Spawn, spawn_thread
+from kernels.cuda.chunk_sums import ChecksumPart
 from kernels.cuda.ipc import ImportedMemory
 from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.resources import Resources
@@ -26,6 +28,7 @@ class CudaBackend:
     """The backend for buffers on GPUs. Each buffer has streams of its own.
 
     `l1` is the whole arena, writable. `register` it as it is populated. A transfer registers the rest that it needs.
+    `checksum_part` sums bytes of `l1` that no kernel sums; NumPy does if it is None.
     """
 
     name = "cuda"
@@ -36,12 +39,14 @@ class CudaBackend:
         runtime: CudaRuntime,
         settings: CudaSettings | None = None,
         spawn: Spawn = spawn_thread,
+        checksum_part: ChecksumPart | None = None,
     ) -> None:
         if l1.readonly:
             raise ValueError("the L1 arena is not writable")
         self._settings = settings or CudaSettings()
         self._runtime = runtime
         self._spawn = spawn
+        self._checksum_part = checksum_part or _with_numpy(l1)
         self._l1 = PinnedL1(runtime, l1, self._settings.pin_bytes)
         self._imported = ImportedMemory()
         self._buffers: set[CudaBuffer] = set()
@@ -82,6 +87,7 @@ class CudaBackend:
                     self._l1,
                     self._settings,
                     self._spawn,
+                    self._checksum_part,
                     mapped_bytes=sum(region.size_bytes for region in regions),
                     objects=frozenset(handle.handle for handle in handles),
                 )
@@ -122,6 +128,11 @@ class CudaBackend:
                 raise RegionError(f"regions[{index}] reaches beyond its allocation of {allocated_bytes} bytes")
             addresses.append(base + handle.offset_bytes)
         return np.array(addresses, dtype=np.uint64)
+
+
+def _with_numpy(l1: memoryview) -> ChecksumPart:
+    memory = np.frombuffer(l1, dtype=np.uint8)
+    return lambda l1_offset, size_bytes, chunk_offset: kvsum64(memory[l1_offset:][:size_bytes], chunk_offset)
 
 
 def _handles(regions: Sequence[Region]) -> list[CudaIpc]:

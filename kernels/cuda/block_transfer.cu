@@ -6,8 +6,12 @@
 //
 //     engine:  plane_addresses[p] + block_ids[b] * block_stride_bytes
 //              + i * outer.engine_stride_bytes + j * inner.engine_stride_bytes
-//     chunk:   chunks_base + plane_chunk_offsets[p] + chunk_block_offsets[b]
+//     chunk:   chunks_base + block_places[b].chunk * chunk_pitch_bytes
+//              + plane_chunk_offsets[p] + block_places[b].block * block_bytes
 //              + i * outer.chunk_stride_bytes + j * inner.chunk_stride_bytes
+//
+// All but the first line of a chunk's address is the offset in the chunk, which the checksum needs. The kernels sum the
+// bytes that they load: a gather those of the engine, a scatter those that have come over the link.
 //
 // The unit of work is a vector, as wide as all alignments allow (access_bytes). Vectors are numbered in the order of a
 // chunk's bytes: the vectors of a run, the runs of a block, the blocks of a plane, the planes. So neighbouring threads
@@ -23,22 +27,28 @@ struct Loop {
     i64 chunk_stride_bytes;
 };
 
+// Where a block goes: the number of its chunk in the launch, and its own number in the chunk.
+using Place = uint2;
+
 // What one launch copies. Each field has 8 bytes. Each count is in 1 .. 2**31 - 1; a run counts in vectors.
 struct KernelParams {
     const u64* plane_addresses;      // [num_planes], where block 0, token 0, head 0 is
     const i64* plane_chunk_offsets;  // [num_planes]
     const i64* block_ids;            // [num_blocks]
-    const i64* chunk_block_offsets;  // [num_blocks], from chunks_base to the block in a plane at chunk offset 0
-    u64 chunks_base;
+    const Place* block_places;       // [num_blocks]
+    u64 chunks_base;                 // where chunk 0 of the launch begins
+    i64 chunk_pitch_bytes;           // from one chunk to the next
+    u64* sums;                       // [chunks], to which the chunks' checksums are added, or null
     i64 num_planes;
     i64 num_blocks;
     i64 block_stride_bytes;
+    i64 block_bytes;
     i64 run_bytes;
     Loop outer;
     Loop inner;
-    i64 access_bytes;  // 16, 8, 4, 2 or 1
+    i64 access_bytes;  // 16, 8, 4, 2 or 1; at least 8 with sums
 };
-static_assert(sizeof(Loop) == 24 && sizeof(KernelParams) == 128, "kernel.KERNEL_PARAMS has the same fields");
+static_assert(sizeof(Loop) == 24 && sizeof(KernelParams) == 152, "kernel.KERNEL_PARAMS has the same fields");
 
 constexpr int kMaxThreads = 512;     // of a CTA
 constexpr int kVectorsInFlight = 4;  // of a thread, so that a CTA loads 32 KiB before it stores any
@@ -96,10 +106,14 @@ __device__ __forceinline__ void copy_vectors(const KernelParams& params) {
     };
     const Position stride = position_of(gridDim.x * blockDim.x, radix);
     Position at = position_of(blockIdx.x * blockDim.x + threadIdx.x, radix);
+    const bool is_summed = sizeof(Vector) >= sizeof(u64) && params.sums != nullptr;
+    ChunkSum sum = {__ldg(params.block_places + at.block).x, 0};
 
-    while (at.plane < radix.plane) {
+    while (is_any_in_warp(at.plane < radix.plane)) {
         Vector vectors[kVectorsInFlight];
         u64 targets[kVectorsInFlight];
+        u64 chunk_offsets[kVectorsInFlight];
+        u32 chunks[kVectorsInFlight];
         bool is_work[kVectorsInFlight];
 #pragma unroll
         for (int n = 0; n < kVectorsInFlight; ++n) {
@@ -111,12 +125,14 @@ __device__ __forceinline__ void copy_vectors(const KernelParams& params) {
                 + at.outer * params.outer.engine_stride_bytes
                 + at.inner * params.inner.engine_stride_bytes
                 + at.vector * static_cast<u64>(sizeof(Vector));
-            const u64 chunk = params.chunks_base
-                + __ldg(params.plane_chunk_offsets + plane)
-                + __ldg(params.chunk_block_offsets + at.block)
+            const Place place = __ldg(params.block_places + at.block);
+            chunks[n] = place.x;
+            chunk_offsets[n] = __ldg(params.plane_chunk_offsets + plane)
+                + place.y * params.block_bytes
                 + at.outer * params.outer.chunk_stride_bytes
                 + at.inner * params.inner.chunk_stride_bytes
                 + at.vector * static_cast<u64>(sizeof(Vector));
+            const u64 chunk = params.chunks_base + place.x * params.chunk_pitch_bytes + chunk_offsets[n];
             if (is_work[n]) vectors[n] = load_once<Vector>(kGather ? engine : chunk);
             targets[n] = kGather ? chunk : engine;
             advance(at, stride, radix);
@@ -125,7 +141,16 @@ __device__ __forceinline__ void copy_vectors(const KernelParams& params) {
         for (int n = 0; n < kVectorsInFlight; ++n) {
             if (is_work[n]) store_once<Vector>(targets[n], vectors[n]);
         }
+        if constexpr (sizeof(Vector) >= sizeof(u64)) {
+            if (!is_summed) continue;
+#pragma unroll
+            for (int n = 0; n < kVectorsInFlight; ++n) {
+                change_warp_to_chunk(params.sums, sum, is_work[n] ? chunks[n] : sum.chunk);
+                if (is_work[n]) sum.part += part_of(vectors[n], chunk_offsets[n]);
+            }
+        }
     }
+    if (is_summed) add_warp_to_sums(params.sums, sum);
 }
 
 template <bool kGather>

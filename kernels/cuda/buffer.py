@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.copies import ChunkCopy, checked_copies
+from kernels.cuda.chunk_sums import ChecksumPart, ChunkSums, HostShare
 from kernels.cuda.phase_clock import PhaseClock
 from kernels.cuda.pinned_l1 import PinnedL1
 from kernels.cuda.resources import Resources
@@ -68,6 +70,7 @@ class CudaBuffer:
         l1: PinnedL1,
         settings: CudaSettings,
         spawn: Spawn,
+        checksum_part: ChecksumPart,
         *,
         mapped_bytes: int,
         objects: frozenset[Hashable] = frozenset(),
@@ -78,6 +81,7 @@ class CudaBuffer:
         self.mapped_bytes = mapped_bytes
         self._l1 = l1
         self._resources = resources
+        self._checksum_part = checksum_part
         self._failure: DeviceFailed | None = None
         planes = upload_planes(resources, plans, plane_addresses)
         self._workers: dict[Direction, StreamWorker] = {}
@@ -131,7 +135,7 @@ class CudaBuffer:
         ring = StagingRing(resources, direction, planes, self._l1, settings)
         blocks_per_chunk = sum(plan.blocks_per_chunk for plan in self.plans)
         copies_per_upload = max(1, min(MAX_UPLOAD_COPIES, MAX_UPLOAD_BLOCKS // blocks_per_chunk))
-        num_words = 2 * copies_per_upload * blocks_per_chunk
+        num_words = copies_per_upload * (2 * blocks_per_chunk + 1)  # ids and places of blocks, and the copies' sums
         return StreamWorker(
             resources.device,
             ring,
@@ -141,6 +145,7 @@ class CudaBuffer:
             step_events=[
                 tuple((resources.event(), resources.event()) for _ in ring.phases) for _ in range(settings.steps_ahead)
             ],
+            sums_of=functools.partial(ChunkSums, HostShare(self.plans, ring.are_summed), self._checksum_part),
             on_failure=self._fail,
         )
 

@@ -39,7 +39,8 @@ class StagingRing:
     large. That keeps the link full whatever the size of a run, and needs only a few CTAs.
 
     `phases` are those of each step, in their order. `parts` are what a chunk is cut into. A step has
-    `chunks_per_step` chunks, which is 1 if a chunk has several parts.
+    `chunks_per_step` chunks, which is 1 if a chunk has several parts. `are_summed[group]` says whether the kernels can
+    sum the bytes of a group.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class StagingRing:
         self._next_slot = 0
         self._device = resources.device
         self._l1 = l1
-        self._launches = BlockLaunches(resources.device, direction, planes, settings.max_ctas)
+        self._launches = BlockLaunches(resources.device, direction, planes, settings.max_ctas, self._pitch_bytes)
+        self.are_summed = self._launches.are_summed
         self._kernel_stream, self._copy_stream = resources.stream(), resources.stream()
         kernels, copies = (self._kernel_stream, self._run_kernels), (self._copy_stream, self._copy_to_host)
         if direction is Direction.STORE:
@@ -71,11 +73,21 @@ class StagingRing:
 
     def upload(self, copies: Copies, buffer: UploadBuffer) -> UploadedCopies:
         """Start to upload the blocks of copies through a free buffer."""
-        chunk_starts = np.arange(len(copies)) % self.chunks_per_step * self._pitch_bytes
-        return self._launches.upload(copies, chunk_starts, buffer, self._kernel_stream)
+        chunks = np.arange(len(copies)) % self.chunks_per_step
+        return self._launches.upload(copies, chunks, buffer, self._kernel_stream)
 
-    def issue(self, step: Step, copies: UploadedCopies, events: StepEvents, *, record_begins: bool) -> None:
+    def issue(
+        self,
+        step: Step,
+        copies: UploadedCopies,
+        events: StepEvents,
+        *,
+        record_begins: bool,
+        to_download: UploadBuffer | None = None,
+    ) -> None:
         """Start to carry out a step, and record its events. Those of the begins are recorded only if `record_begins`.
+
+        After the last step of an upload, `to_download` is the buffer, whose sums go back to the host.
 
         The last event happens when the step, and all that was issued before it, is done.
         """
@@ -93,6 +105,8 @@ class StagingRing:
         if record_begins:
             self._device.record(empty_begins, emptying)
         empty(step, copies, slot)
+        if to_download is not None and copies.sums is not None:
+            to_download.download(copies.sums, emptying)
         self._device.record(emptied, emptying)
         # A later step may record this event again before the slot is used again. That step is on the same stream, so
         # it is done no earlier.

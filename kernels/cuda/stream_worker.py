@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kernels.copies import Copies
+from kernels.cuda.chunk_sums import ChunkSums
 from kernels.cuda.phase_clock import PhaseClock
 from kernels.cuda.runtime import CudaDevice, CudaError, Event
 from kernels.cuda.staging_ring import StagingRing, StepEvents
@@ -23,8 +24,12 @@ MAX_PAUSE_SECONDS = 1e-3
 
 @dataclass(slots=True, eq=False)
 class _Upload:
-    """Some copies of a transfer that are in an upload buffer. The buffer is free again when their last step is done."""
+    """Some copies of a transfer, from number `first` on, in an upload buffer.
 
+    The buffer is free again when their last step is done.
+    """
+
+    first: int
     buffer: UploadBuffer
     copies: UploadedCopies
     steps: Iterator[Step]
@@ -37,6 +42,7 @@ class _Running:
     """A transfer that is not settled: the copies that are not uploaded, and the upload that is being issued."""
 
     transfer: CudaTransfer
+    sums: ChunkSums
     rest: Copies
     is_ready: bool
     ready_event: Event | None = None
@@ -47,6 +53,10 @@ class _Running:
     @property
     def is_issued(self) -> bool:
         return self.upload is None and not len(self.rest)
+
+    @property
+    def is_copied(self) -> bool:
+        return self.is_issued and not self.num_in_flight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +75,9 @@ class StreamWorker:
     At most `len(step_events)` steps are on the streams. That is enough to keep them busy while the thread waits for
     the GIL, and so few that a transfer stops soon. Any thread may start and stop transfers; one thread calls `advance`.
     A failure stops all transfers, and is passed to `on_failure`.
+
+    `sums_of` makes what adds up the checksums of a transfer's copies. The worker sums one slice of the host's share
+    between two steps. So other transfers hardly wait for that.
     """
 
     def __init__(
@@ -76,6 +89,7 @@ class StreamWorker:
         upload_buffers: Sequence[UploadBuffer],
         copies_per_upload: int,
         step_events: Sequence[StepEvents],
+        sums_of: Callable[[Copies], ChunkSums],
         on_failure: Callable[[DeviceFailed], None],
     ) -> None:
         self._device = device
@@ -84,6 +98,7 @@ class StreamWorker:
         self._free_buffers = list(upload_buffers)
         self._copies_per_upload = copies_per_upload
         self._free_events = deque(step_events)
+        self._sums_of = sums_of
         self._on_failure = on_failure
         self._started: list[CudaTransfer] = []
         self._running: deque[_Running] = deque()
@@ -129,10 +144,11 @@ class StreamWorker:
                 self._woken.clear()
 
     def advance(self) -> float | None:
-        """Issue one step, or wait for one. Return the seconds to pause after it, None to pause until woken."""
+        """Issue one step, or wait for one, and sum a slice. Return the seconds to pause, None to pause until woken."""
         self._admit()
         try:
             is_busy = self._issue_step() or self._wait_for_oldest()
+            is_busy = self._sum_slice() or is_busy
         except Exception as error:  # whatever it is, the state of the streams is unknown
             self._fail(error)
             is_busy = True
@@ -142,7 +158,10 @@ class StreamWorker:
     def _admit(self) -> None:
         with self._lock:
             started, self._started = self._started, []
-            self._running.extend(_Running(transfer, transfer.copies, not transfer.ready_event) for transfer in started)
+            self._running.extend(
+                _Running(transfer, self._sums_of(transfer.copies), transfer.copies, not transfer.ready_event)
+                for transfer in started
+            )
         if started:
             self._pause_seconds = MIN_PAUSE_SECONDS
         if self._stop_error is not None:
@@ -189,19 +208,22 @@ class StreamWorker:
         if not self._free_buffers:
             return None
         buffer = self._free_buffers.pop()
+        first = len(running.transfer.copies) - len(running.rest)
         copies, running.rest = running.rest[: self._copies_per_upload], running.rest[self._copies_per_upload :]
         uploaded = self._ring.upload(copies, buffer)
         cut = (len(copies), self._ring.parts, self._ring.chunks_per_step)
-        running.upload = _Upload(buffer, uploaded, steps(*cut), num_steps(*cut))
+        running.upload = _Upload(first, buffer, uploaded, steps(*cut), num_steps(*cut))
         return running.upload
 
     def _issue(self, running: _Running, upload: _Upload) -> None:
         step, events = next(upload.steps), self._free_events.popleft()
         upload.num_to_issue -= 1
-        if not upload.num_to_issue:
+        is_last = not upload.num_to_issue
+        if is_last:
             running.upload = None
         is_first, running.is_begun = not running.is_begun, True
-        self._ring.issue(step, upload.copies, events, record_begins=is_first)
+        to_download = upload.buffer if is_last else None
+        self._ring.issue(step, upload.copies, events, record_begins=is_first, to_download=to_download)
         self._issued.append(_Issued(running, upload, events, is_first))
         upload.num_in_flight += 1
         running.num_in_flight += 1
@@ -219,8 +241,20 @@ class StreamWorker:
         self._issued.popleft()
         self._free_events.append(oldest.events)
         if not oldest.upload.num_in_flight and not oldest.upload.num_to_issue:
+            if oldest.upload.copies.sums is not None:
+                oldest.running.sums.add(oldest.upload.first, oldest.upload.copies.sums.words)
             self._free_buffers.append(oldest.upload.buffer)
         return True
+
+    def _sum_slice(self) -> bool:
+        """Sum a slice for the next transfer that has copied everything. Return False if none has a slice left."""
+        for running in self._running:
+            if running.is_copied and not running.sums.is_complete:
+                running.sums.add_slice()
+                self._running.remove(running)
+                self._running.append(running)
+                return True
+        return False
 
     def _note_times(self, issued: _Issued) -> None:
         """Note the first begin and the last end of each phase; most steps have neither."""
@@ -245,7 +279,8 @@ class StreamWorker:
 
     def _settle(self) -> None:
         for running in list(self._running):
-            if running.num_in_flight or not (running.is_issued or running.transfer.is_stopped):
+            is_done = running.is_copied and running.sums.is_complete
+            if running.num_in_flight or not (is_done or running.transfer.is_stopped):
                 continue
             self._running.remove(running)
             if running.upload is not None:
@@ -253,7 +288,7 @@ class StreamWorker:
             if running.ready_event is not None:
                 with contextlib.suppress(CudaError):  # the event is the engine's, which may be gone
                     self._device.destroy_event(running.ready_event)
-            running.transfer.settle()
+            running.transfer.settle(None if running.transfer.is_stopped else running.sums.totals())
 
     def _pause(self) -> float | None:
         if all(running.is_ready for running in self._running):

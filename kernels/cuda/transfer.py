@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kernels.copies import Copies
 from kernels.transfer import Phase, PhaseTime, Transfer
 
@@ -29,8 +32,10 @@ class CudaTransfer(Transfer):
         super().stop(error)
         self._wake()
 
-    def settle(self) -> None:
-        """Make `future` done."""
+    def settle(self, checksums: NDArray[np.uint64] | None = None) -> None:
+        """Make `future` done. A transfer that succeeded has checksums."""
+        if checksums is not None:
+            self.checksums = checksums
         self._settle(self._times(time.monotonic()))
 
     def _times(self, settled_at: float) -> tuple[PhaseTime, ...]:

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.copies import GroupBlocks
+from kernels.checksum import WORD_BYTES
 from kernels.cuda.resources import Resources
 from kernels.cuda.runtime import Address, Stream
 from kernels.plan import GroupPlan
 
-WORD_BYTES = 8
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """Words that begin as zeros on the device: their address there, and the words after `UploadBuffer.download`."""
+
+    device_address: Address
+    words: NDArray[np.uint64]
 
 
 class UploadBuffer:
@@ -37,6 +43,17 @@ class UploadBuffer:
         first, self._num_used = self._num_used, self._num_used + words.size
         self._words[first : self._num_used] = words
         return Address(self._address + first * WORD_BYTES)
+
+    def append_sums(self, num_sums: int) -> Sums:
+        """Write zeros, to which kernels will add."""
+        first = self._num_used
+        address = self.append(np.zeros(num_sums, np.int64))
+        return Sums(address, self._words[first : self._num_used].view(np.uint64))
+
+    def download(self, sums: Sums, stream: Stream) -> None:
+        """Start to copy sums back from the device."""
+        target = Address(sums.words.ctypes.data)
+        self._device.copy_to_host(target, sums.device_address, sums.words.nbytes, stream)
 
     def upload(self, stream: Stream) -> None:
         """Start to copy the written words to the device."""
@@ -76,20 +93,16 @@ class BlockArrays:
 
     starts: NDArray[np.int64]
     device_ids: Address
-    device_offsets: Address
-    access_bytes: int
+    device_places: Address
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UploadedCopies:
-    """The copies whose block ids are in one upload buffer. Steps count these copies from 0."""
+    """The copies whose block ids are in one upload buffer. Steps count these copies from 0.
+
+    `sums` are where the kernels add up the copies' checksums; None if no copy wants one.
+    """
 
     l1_offsets: NDArray[np.int64]
     blocks: Sequence[BlockArrays]
-
-
-def block_offsets(plan: GroupPlan, blocks: GroupBlocks, chunk_starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each block's offset in a plane that begins where the block's chunk does, at `chunk_starts[copy]`."""
-    num_blocks = np.diff(blocks.starts)
-    from_end = np.repeat(blocks.starts[1:], num_blocks) - np.arange(blocks.ids.size)
-    return np.repeat(chunk_starts, num_blocks) + (plan.blocks_per_chunk - from_end) * plan.block_bytes
+    sums: Sums | None

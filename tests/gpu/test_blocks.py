@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.checksum import kvsum64
 from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.geometry import Group, Plane, PlaneKind, Region
 from tests.gpu.conftest import OpenBackend
 from tests.gpu.engine_process import EngineProcess
-from tests.kernels.reference import LAYOUTS, Engine, Shape, without_first
+from tests.kernels.reference import LAYOUTS, AlignedEngine, Engine, Shape, without_first
 
 pytestmark = pytest.mark.gpu
 
@@ -33,8 +34,15 @@ L1 = np.ndarray[Any, np.dtype[np.uint8]]
 class Twin:
     """The same bytes on the host, where the reference copies them, and in the engine's process, on the device."""
 
-    def __init__(self, engine: EngineProcess, folder: Path, *layouts: tuple[str, Shape], one_region: bool) -> None:
-        self.host = Engine(*layouts, one_region=one_region)
+    def __init__(
+        self,
+        engine: EngineProcess,
+        folder: Path,
+        *layouts: tuple[str, Shape],
+        one_region: bool = False,
+        alignment: int = 1,
+    ) -> None:
+        self.host = AlignedEngine(*layouts, one_region=one_region, alignment=alignment)
         self._engine = engine
         self._folder = folder
         self.regions: list[Region] = []
@@ -65,6 +73,7 @@ def random_copies(
         ChunkCopy(
             l1_offset_bytes=number * pitch_bytes,
             block_ids=without_first([table[number] for table in tables], engine.groups, skip_tokens),
+            with_checksum=True,
         )
         for number in range(num_chunks)
     ]
@@ -79,21 +88,31 @@ def check_both_ways(
     for copy in copies:
         chunk = expected_l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes]
         chunk[:] = np.frombuffer(twin.host.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
-    buffer.store(copies).future.result(SECONDS)
+    stored = buffer.store(copies)
+    stored.future.result(SECONDS)
     assert np.array_equal(l1, expected_l1)
     assert twin.is_same()
+    checksums = [kvsum64(l1[copy.l1_offset_bytes :][: buffer.chunk_bytes]) for copy in copies]
+    assert stored.checksums.tolist() == checksums
 
     others = random_copies(twin.host, 2, buffer.chunk_bytes + gap_bytes, skip_tokens)
     for copy in others:
         chunk = expected_l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes]
         twin.host.write_chunk(chunk.tobytes(), copy.block_ids)
-    buffer.retrieve(others).future.result(SECONDS)
+    damaged = others[1].l1_offset_bytes + buffer.chunk_bytes - 1  # of a block that is copied, if one is
+    for flipped_bits in (1, 0):
+        l1[damaged] ^= flipped_bits
+        retrieved = buffer.retrieve(others)
+        retrieved.future.result(SECONDS)
+        l1[damaged] ^= flipped_bits
+        assert (retrieved.checksums == checksums[:2]).tolist() == [True, not flipped_bits]
     assert np.array_equal(l1, expected_l1)
     assert twin.is_same()
     buffer.close()
     twin.host.close()
 
 
+@pytest.mark.parametrize("alignment", [16, 1], ids=["aligned", "not-aligned"])
 @pytest.mark.parametrize("one_region", [True, False], ids=["one-region", "region-per-tensor"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout(
@@ -103,9 +122,11 @@ def test_every_layout(
     tmp_path: Path,
     name: str,
     one_region: bool,
+    alignment: int,
 ) -> None:
     shape = Shape(num_blocks=12, block_size=16, num_heads=2, head_size=16)
-    check_both_ways(open_backend(), Twin(engine, tmp_path, (name, shape), one_region=one_region), l1)
+    twin = Twin(engine, tmp_path, (name, shape), one_region=one_region, alignment=alignment)
+    check_both_ways(open_backend(), twin, l1)
 
 
 @pytest.mark.parametrize("gap_bytes", [0, 3, 4096], ids=["dense", "odd", "apart"])
@@ -121,7 +142,8 @@ def test_groups_that_share_a_chunk(
     gap_bytes: int,
 ) -> None:
     backend = open_backend(staging_bytes=staging_bytes, staging_slots=3, pin_bytes=1 << 20)
-    check_both_ways(backend, Twin(engine, tmp_path, *HYBRID, one_region=False), l1, gap_bytes, skip_tokens)
+    twin = Twin(engine, tmp_path, *HYBRID, alignment=1 if gap_bytes == 3 else 16)
+    check_both_ways(backend, twin, l1, gap_bytes, skip_tokens)
 
 
 @pytest.mark.parametrize("l1_bytes", [32 << 20], ids=["32-MiB"])
@@ -163,7 +185,7 @@ def test_values_come_back(open_backend: OpenBackend, engine: EngineProcess, dtyp
 
 
 def test_a_store_waits_for_the_engine(open_backend: OpenBackend, engine: EngineProcess, l1: L1, tmp_path: Path) -> None:
-    twin = Twin(engine, tmp_path, HYBRID[0], one_region=False)
+    twin = Twin(engine, tmp_path, HYBRID[0])
     backend = open_backend()
     buffer = backend.attach(twin.host.groups, twin.regions, CHUNK_SIZE)
     (copy,) = random_copies(twin.host, 1, 0)

@@ -275,6 +275,29 @@ class Engine:
         )
 
 
+class AlignedEngine(Engine):
+    """An engine whose tensors are at odd multiples of ``alignment``."""
+
+    def __init__(
+        self,
+        *layouts: tuple[str, Shape],
+        alignment: int,
+        one_region: bool = False,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self._alignment = alignment
+        super().__init__(*layouts, one_region=one_region, rng=rng)
+
+    def _new_tensor(self, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        size_bytes = int(np.prod(sizes)) * dtype.itemsize
+        if not self._one_region:
+            self._memory.append(SharedBytes(size_bytes + 3 * self._alignment, self._rng))
+            self._free = 0
+        start = (-(-self._free // self._alignment) | 1) * self._alignment
+        self._free = start + size_bytes + 1
+        return np.ndarray(sizes, dtype, buffer=self._memory[-1].bytes, offset=start)
+
+
 def address(view: Tensor) -> int:
     """Return the address of the first element of a view."""
     return int(view.__array_interface__["data"][0])

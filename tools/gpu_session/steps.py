@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _TESTS = ("-m", "pytest", "-c", "tests/gpu/pytest.ini", "--rootdir", ".", "-m", "gpu", "-rfEs")
-_KERNELS = ("--noconftest", "tests/kernels/cuda/test_block_transfer.py")
-_SHORT_KERNELS = (*_KERNELS, "-k", "short_runs or groups or worst")
+_KERNELS = ("--noconftest", "tests/kernels/cuda/test_block_transfer.py", "tests/kernels/cuda/test_block_sums.py")
+_SHORT_KERNELS = (*_KERNELS, "-k", "short_runs or groups or worst or sums_of_their_own")
 
 
 class Kind(StrEnum):
@@ -76,6 +76,7 @@ STEPS: tuple[Step, ...] = (
     _tests("memcheck", "the kernels under memcheck", 90, *_SHORT_KERNELS, sanitizer="memcheck"),
     _figures("runs", "transfers and the link, runs of 4 to 64 KiB", 75),
     _figures("small", "requests of one chunk", 45),
+    _figures("sums", "kernels and transfers with and without checksums", 60),
     _figures("slowdown", "a matrix product during transfers", 60),
     _figures("long", "16 GiB of L1, requests of 131,072 tokens", 75),
     _figures("ctas", "CTAs from 4 to 132, with a matrix product", 90),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.gpu.engine_process import end_process
-from tests.gpu.simulated.card import compile_driver
+from tests.gpu.simulated.card import SITE, compile_driver
 
 if TYPE_CHECKING:
     import torch
@@ -123,3 +124,17 @@ def card_in_process(folder: Path) -> Iterator[CardInProcess]:
             else:
                 os.environ[name] = value
         shutil.rmtree(folder / "memory")
+
+
+def stand_in() -> Any:
+    """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
+    for name in [name for name in sys.modules if name.startswith("simulated_cupy")]:
+        del sys.modules[name]
+    folder = SITE / "cupy"
+    spec = importlib.util.spec_from_file_location(
+        "simulated_cupy", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["simulated_cupy"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +19,7 @@ import pytest
 
 from kernels.cuda import driver
 from kernels.cuda.runtime import Address, CudaError
-from tests.gpu.simulated.card import SITE
-from tests.gpu.simulated.in_process import CardInProcess, SmallOwner, card_in_process
+from tests.gpu.simulated.in_process import CardInProcess, SmallOwner, stand_in
 
 REPOSITORY = Path(__file__).parents[3]
 ON_CARD = [sys.executable, "-m", "tests.gpu.simulated"]
@@ -33,44 +31,6 @@ extern "C" __global__ void write_a_byte(const Target target) {
     __stcs(reinterpret_cast<unsigned char*>(target.address), static_cast<unsigned char>(7));
 }
 """
-
-
-def stand_in() -> Any:
-    """Return the stand-in for CuPy under another name, so that it does not hide the real one."""
-    for name in [name for name in sys.modules if name.startswith("simulated_cupy")]:
-        del sys.modules[name]
-    folder = SITE / "cupy"
-    spec = importlib.util.spec_from_file_location(
-        "simulated_cupy", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["simulated_cupy"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CardInProcess]:
-    with card_in_process(tmp_path) as card:
-        monkeypatch.setattr(driver, "_library", lambda: card.library)
-        with card.device_in_use():
-            yield card
-            card.library.card_fail(0)
-
-
-@pytest.fixture
-def cupy(card: CardInProcess) -> Any:
-    cupy = stand_in()
-    cupy.cuda.driver._library = lambda: card.library
-    cupy.cuda.runtime._use_a_device = lambda: None
-    return cupy
-
-
-@pytest.fixture
-def owner(card: CardInProcess) -> Iterator[SmallOwner]:
-    owner = SmallOwner(card.path)
-    yield owner
-    owner.close()
 
 
 def names_of(thing: Any) -> list[str]:
@@ -288,7 +248,7 @@ def test_the_exit_code_is_the_commands(program: str, code: int) -> None:
 
 def test_gpu_tests_run_on_the_card() -> None:
     pytest.importorskip("torch")
-    selected = "gone or waits_for_the_engine or (every_layout and LBHNC and one-region)"
+    selected = "gone or waits_for_the_engine or (every_layout and LBHNC and one-region-aligned)"
     pytest_on_card = [*ON_CARD, sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", "--rootdir", "."]
     done = subprocess.run(
         [*pytest_on_card, "-m", "gpu", "-k", selected, "tests/gpu/test_ipc.py", "tests/gpu/test_blocks.py"],

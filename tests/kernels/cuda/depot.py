@@ -10,12 +10,13 @@ import numpy as np
 from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.buffer import CudaBuffer, Thread, spawn_thread
+from kernels.cuda.chunk_sums import ChecksumPart
 from kernels.cuda.settings import CudaSettings
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.cuda.transfer import CudaTransfer
 from kernels.geometry import CudaIpc, Region
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
-from tests.kernels.cuda.schedule import ManualThread
+from tests.kernels.cuda.manual_thread import ManualThread
 from tests.kernels.reference import Engine, Shape, without_first
 
 CHUNK_SIZE = 12
@@ -29,14 +30,22 @@ CHUNK_BYTES = 3 * 2 * CHUNK_SIZE * 2 * 8 * 2
 class CudaDepot:
     """The backend with an arena full of noise. Stream workers have threads, or tests advance them."""
 
-    def __init__(self, *, has_threads: bool = False, seed: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        has_threads: bool = False,
+        seed: int = 0,
+        checksum_part: ChecksumPart | None = None,
+        **settings: Any,
+    ) -> None:
         self.rng = np.random.default_rng(11)
         self.l1 = bytearray(self.rng.bytes(1 << 17))
         self.fake = FakeCuda(seed)
         self.workers: dict[str, ManualThread] = {}
         self._spawn = spawn_thread if has_threads else self._spawn_manual
         small: dict[str, Any] = {"staging_bytes": CHUNK_BYTES, "pin_bytes": 4096}
-        self.backend = CudaBackend(memoryview(self.l1), self.fake, CudaSettings(**(small | settings)), self._spawn)
+        chosen = CudaSettings(**(small | settings))
+        self.backend = CudaBackend(memoryview(self.l1), self.fake, chosen, self._spawn, checksum_part)
 
     def _spawn_manual(self, worker: StreamWorker, name: str) -> Thread:
         thread = self.workers[name.removeprefix("kvdepot-")] = ManualThread(self.fake, worker, name)
@@ -57,6 +66,7 @@ class CudaDepot:
         skip_tokens: Sequence[int] = (),
         some: slice = slice(None),
         l1_offset_bytes: int = 0,
+        with_checksum: bool = False,
     ) -> list[ChunkCopy]:
         """Return chunks at odd offsets, one after the other, of some blocks in random order, none twice."""
         tables = []
@@ -69,6 +79,7 @@ class CudaDepot:
             ChunkCopy(
                 l1_offset_bytes=l1_offset_bytes + ODD + index * pitch,
                 block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
+                with_checksum=with_checksum,
             )
             for index in range(num_chunks)
         ]
@@ -77,19 +88,21 @@ class CudaDepot:
 class Attached:
     """A depot with one engine that is attached, and steps of one chunk."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, engine: Engine | None = None, **settings: Any) -> None:
         self.depot = CudaDepot(**({"staging_slots": 2, "steps_ahead": STEPS_AHEAD} | settings))
         self.fake = self.depot.fake
-        self.engine = Engine(LAYOUT)
+        self.engine = engine or Engine(LAYOUT)
         self.buffer = self.depot.attach(self.engine)
         self.fake.calls.clear()
 
-    def store(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
-        copies = self.depot.random_copies(self.engine, num_chunks, some=slice(0, 72))
+    def store(self, num_chunks: int, ready_event: bytes = b"", **options: Any) -> CudaTransfer:
+        copies = self.depot.random_copies(self.engine, num_chunks, some=slice(0, 72), **options)
         return self._after(self.buffer.store(copies, ready_event))
 
-    def retrieve(self, num_chunks: int, ready_event: bytes = b"") -> CudaTransfer:
-        copies = self.depot.random_copies(self.engine, num_chunks, some=slice(72, 144), l1_offset_bytes=1 << 16)
+    def retrieve(self, num_chunks: int, ready_event: bytes = b"", **options: Any) -> CudaTransfer:
+        copies = self.depot.random_copies(
+            self.engine, num_chunks, some=slice(72, 144), l1_offset_bytes=1 << 16, **options
+        )
         return self._after(self.buffer.retrieve(copies, ready_event))
 
     def _after(self, transfer: CudaTransfer) -> CudaTransfer:

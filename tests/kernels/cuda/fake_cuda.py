@@ -17,7 +17,8 @@ import numpy as np
 from kernels.cuda.kernel import KernelParams
 from kernels.cuda.runtime import Address, CudaError, Event, Stream
 from kernels.transfer import Direction
-from tests.kernels.cuda.fake_cuda_memory import Addresses, Bytes, Touch, TouchableMemory, bytes_at
+from tests.kernels.cuda.fake_cuda_launch import Launch
+from tests.kernels.cuda.fake_cuda_memory import Bytes, Touch, TouchableMemory, bytes_at
 from tests.kernels.cuda.fake_cuda_streams import FakeStreams, Operation
 
 FAKE_UUID = "00000000-0000-0000-0000-0000000000aa"
@@ -215,10 +216,10 @@ class FakeCuda:
             self.faults.append("the kernels are compiled while a transfer waits")
 
         def run(touch: Touch) -> None:
-            source, target = self._addresses(touch, params)
-            if direction is Direction.RETRIEVE:
-                source, target = target, source
-            self._memory.write(touch, target, self._memory.read(touch, source))
+            launch = Launch(self._memory, touch, params)
+            if not launch.is_aligned:
+                self.faults.append("an access is not aligned")
+            launch.run(direction)
 
         self.streams.issue(stream, name, run)
 
@@ -252,25 +253,3 @@ class FakeCuda:
     def _copy(self, touch: Touch, target: Address, source: Address, size_bytes: int) -> None:
         span = np.arange(size_bytes)
         self._memory.write(touch, target + span, self._memory.read(touch, source + span))
-
-    def _addresses(self, touch: Touch, params: KernelParams) -> tuple[Addresses, Addresses]:
-        """Return all bytes of a launch on both sides, ``[planes, blocks, outer, inner, run_bytes]``, flattened."""
-        fields = params[0]
-
-        def array(name: str, num_words: int, *shape: int) -> Addresses:
-            words = self._memory.read(touch, int(fields[name]) + np.arange(8 * num_words))
-            return words.view(np.int64).reshape(*shape, 1, 1, 1)
-
-        planes, blocks = (int(fields["num_planes"]), -1, 1), (int(fields["num_blocks"]), 1, -1)
-        engine = array("plane_addresses", *planes) + array("block_ids", *blocks) * fields["block_stride_bytes"]
-        chunk = array("plane_chunk_offsets", *planes) + array("chunk_block_offsets", *blocks)
-        chunk = chunk + fields["chunks_base"].astype(np.int64)
-        for name, shape in (("outer", (-1, 1, 1)), ("inner", (-1, 1))):
-            indices = np.arange(fields[name]["count"]).reshape(shape)
-            engine = engine + indices * fields[name]["engine_stride_bytes"]
-            chunk = chunk + indices * fields[name]["chunk_stride_bytes"]
-        width = fields["access_bytes"]
-        if fields["run_bytes"] % width or np.any(engine % width) or np.any(chunk % width):
-            self.faults.append("an access is not aligned")
-        run = np.arange(fields["run_bytes"])
-        return (engine + run).ravel(), (chunk + run).ravel()

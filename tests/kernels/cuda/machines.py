@@ -26,11 +26,12 @@ Memory = NDArray[Any]
 
 
 class Kind(Enum):
-    """The purpose of memory: an array that the kernels read, an engine's memory, or chunks."""
+    """The purpose of memory: an array that the kernels read, an engine's memory, chunks, or sums of these."""
 
     ARRAY = 0
     ENGINE = 1
     CHUNKS = 2
+    SUMS = 3
 
 
 class Machine(Protocol):
@@ -57,14 +58,16 @@ class Observation(ctypes.Structure):
         ("num_extents", ctypes.c_uint64),
         ("misaligned", ctypes.c_uint64),
         ("stray", ctypes.c_uint64),
+        ("divergent", ctypes.c_uint64),
+        ("additions", ctypes.c_uint64),
         ("loads", ctypes.c_uint64 * 17),
         ("stores", ctypes.c_uint64 * 17),
     ]
 
 
 _USES = {  # enum Use of observation.h
-    "gather": {Kind.ARRAY: 1, Kind.ENGINE: 2, Kind.CHUNKS: 4},
-    "scatter": {Kind.ARRAY: 1, Kind.CHUNKS: 2, Kind.ENGINE: 4},
+    "gather": {Kind.ARRAY: 1, Kind.ENGINE: 2, Kind.CHUNKS: 4, Kind.SUMS: 8},
+    "scatter": {Kind.ARRAY: 1, Kind.CHUNKS: 2, Kind.ENGINE: 4, Kind.SUMS: 8},
 }
 
 FIELDS = [
@@ -84,6 +87,7 @@ extern "C" void run_scatter(const KernelParams* params, u32 ctas, u32 threads, O
 extern "C" {{
 extern const i64 field_offsets[] = {{ {", ".join(f"offsetof(KernelParams, {field})" for field in FIELDS)} }};
 extern const i64 max_threads = kMaxThreads;
+extern const i64 warp_threads = kWarpThreads;
 }}
 extern "C" void first_position(u32 number, const Position* radix, Position* at) {{ *at = position_of(number, *radix); }}
 extern "C" void next_position(Position* at, const Position* stride, const Position* radix) {{
@@ -106,9 +110,13 @@ def library() -> ctypes.CDLL:
 
 
 class OnCpu:
-    """This CPU, which checks that each access is allowed, aligned, of the right width, and made once."""
+    """This CPU, which checks that each access is allowed, aligned, of the right width, and made once.
+
+    `additions` counts the additions to sums.
+    """
 
     def __init__(self) -> None:
+        self.additions = 0
         self._placed: list[tuple[Memory, Kind]] = []
 
     def place(self, memory: Memory, kind: Kind) -> int:
@@ -126,7 +134,8 @@ class OnCpu:
         )
         seen = Observation(extents=address(extents), num_extents=len(extents))
         getattr(library(), f"run_{kernel}")(ctypes.c_void_p(address(params)), ctas, threads, ctypes.byref(seen))
-        assert (seen.misaligned, seen.stray) == (0, 0)
+        assert [seen.misaligned, seen.stray, seen.divergent] == [0, 0, 0]
+        self.additions += seen.additions
         once = {int(params["access_bytes"][0]): num_vectors(params)}
         for counts in (seen.loads, seen.stores):
             assert {width: count for width, count in enumerate(counts) if count} == once
@@ -172,3 +181,11 @@ class OnGpu:
     def _copy(self, target: int, source: int, num_bytes: int) -> None:
         runtime = self._cupy.cuda.runtime
         runtime.memcpy(target, source, num_bytes, runtime.memcpyDefault)
+
+
+MACHINES = (
+    OnCpu,
+    pytest.param(functools.partial(OnGpu, pinned_chunks=False), marks=pytest.mark.gpu, id="gpu"),
+    pytest.param(functools.partial(OnGpu, pinned_chunks=True), marks=pytest.mark.gpu, id="gpu-zero-copy"),
+)
+"""What a fixture makes machines of."""

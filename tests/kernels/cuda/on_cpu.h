@@ -1,6 +1,7 @@
-// Enough of CUDA to run a source of kernels/ on a CPU, one thread after the other, with a check of every access.
+// Enough of CUDA to run a source of kernels/ on a CPU, one warp after the other, with a check of every access.
 //
-// Exact for kernels whose threads do not communicate: no __syncthreads, no warp intrinsics, no shared memory.
+// Exact for kernels whose threads communicate in warp intrinsics and atomic additions only: no __syncthreads, no shared
+// memory.
 
 #pragma once
 
@@ -8,6 +9,7 @@
 #include <cstdint>
 
 #include "observation.h"
+#include "warps.h"
 
 #define __global__
 #define __device__
@@ -27,7 +29,7 @@ struct alignas(16) uint4 {
 // Threads of this process may launch at once.
 static thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
 static thread_local Observation* observation;
-static thread_local const Extent* recent[kTarget + 1][2];  // by use: most accesses are in one of these
+static thread_local const Extent* recent[kSum + 1][2];  // by use: most accesses are in one of these
 
 template <typename T>
 static bool is_allowed(const T* pointer, Use use) {
@@ -67,15 +69,39 @@ static void __stcs(T* pointer, T value) {
     if (is_allowed(pointer, kTarget)) __builtin_memcpy(pointer, &value, sizeof(T));
 }
 
+static uint64_t atomicAdd(unsigned long long* pointer, unsigned long long value) {
+    ++observation->additions;
+    if (!is_allowed(pointer, kSum)) return 0;
+    const unsigned long long before = *pointer;
+    *pointer = before + value;
+    return before;
+}
+
 template <typename Arguments>
 static void run_on_cpu(void (*kernel)(Arguments), const Arguments& arguments, unsigned ctas, unsigned threads,
                        Observation& observed) {
+    struct Launch {
+        void (*kernel)(Arguments);
+        const Arguments& arguments;
+    } const launch = {kernel, arguments};
     observation = &observed;
     static const Extent nothing = {1, 0, 0};
     for (auto& extents : recent) extents[0] = extents[1] = &nothing;
     gridDim.x = ctas;
     blockDim.x = threads;
+    const std::unique_ptr<Warp> own(new Warp);  // not cleared: most of the stacks is never touched
+    warp = own.get();
+    for (Lane& lane : warp->lanes) lane.is_started = false;
+    warp->num_meetings = 0;
+    warp->launch = &launch;
+    warp->call = [](const void* at) {
+        const Launch& launch = *static_cast<const Launch*>(at);
+        launch.kernel(launch.arguments);
+    };
     for (blockIdx.x = 0; blockIdx.x < ctas; ++blockIdx.x) {
-        for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(arguments);
+        for (unsigned first = 0; first < threads; first += kWarpSize) {
+            warp->num_lanes = threads - first < kWarpSize ? threads - first : kWarpSize;
+            observed.divergent += run_warp([first](unsigned lane) { threadIdx.x = first + lane; });
+        }
     }
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.checksum import kvsum64
 from kernels.copies import ChunkCopy
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.settings import CudaSettings
@@ -15,7 +16,8 @@ from kernels.cuda.transfer import CudaTransfer
 from kernels.errors import BackendError, DeviceFailed, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, Region
 from tests.kernels.cuda.fake_cuda import FAKE_UUID, FakeCuda
-from tests.kernels.reference import Engine, Shape
+from tests.kernels.cuda.manual_thread import ManualThread
+from tests.kernels.reference import AlignedEngine, Shape
 
 CHUNK_SIZE = 4
 NUM_SLOTS = 8
@@ -27,25 +29,6 @@ LAYOUTS = (
         ("NB_NL_TWO_BS_NH_HS", Shape(num_layers=1, num_blocks=12, block_size=4, head_size=4)),
     ),
 )
-
-
-class ManualThread:
-    """Advances a stream worker in the steps of a test, as a thread of its own would."""
-
-    def __init__(self, fake: FakeCuda, worker: StreamWorker, name: str) -> None:
-        self.name = name
-        self._fake = fake
-        self.worker = worker
-        fake.streams.synchronize("main", name)
-
-    def advance(self) -> None:
-        with self._fake.streams.acting(self.name):
-            self.worker.advance()
-
-    def join(self) -> None:
-        while not self.worker.is_over:
-            self.advance()
-        self._fake.streams.synchronize(self.name, "main")
 
 
 @dataclass(eq=False)
@@ -135,7 +118,10 @@ class AttachedEngine:
         self.first_slot = first_slot
         self._random = schedule.random
         layouts, seed = self._random.choice(LAYOUTS), self._random.getrandbits(32)
-        self._engine, self._twin = (Engine(*layouts, rng=np.random.default_rng(seed)) for _ in range(2))
+        alignment = self._random.choice((1, 8, 16))
+        self._engine, self._twin = (
+            AlignedEngine(*layouts, alignment=alignment, rng=np.random.default_rng(seed)) for _ in range(2)
+        )
         regions = [
             Region(memory.bytes.size, CudaIpc(schedule.fake.export_memory(memory.bytes), 0, f"GPU-{FAKE_UUID}"))
             for memory in self._engine._memory
@@ -179,6 +165,7 @@ class AttachedEngine:
                     np.array(self._last_of(table[number], free), dtype=np.int64)
                     for table, free in zip(tables, self._free_blocks, strict=True)
                 ),
+                with_checksum=self._random.random() < 0.6,
             )
             for number, offset in enumerate(offsets)
         ]
@@ -239,6 +226,7 @@ class AttachedEngine:
             self._schedule.problems.append(f"a transfer failed: {error}")
         if not request.is_ready:
             self._check_blocks(request, "were touched by a transfer that had to wait")
+        self._check_checksums(request)
         has_worked = len(request.transfer.phases) > 1
         if (error is None and not has_worked) or (has_worked and not request.is_ready):
             self._schedule.problems.append("a transfer has no phases")
@@ -263,6 +251,16 @@ class AttachedEngine:
             self._free_slots.add(copy.l1_offset_bytes)
             for free, ids in zip(self._free_blocks, copy.block_ids, strict=True):
                 free.update(ids.tolist())
+
+    def _check_checksums(self, request: Request) -> None:
+        """Compare with L1 itself, before others may write it."""
+        expected = []
+        if request.transfer.future.exception() is None:
+            for copy, chunk in zip(request.copies, request.chunks, strict=True):
+                in_l1 = self._schedule.l1[copy.l1_offset_bytes :][: len(chunk)]
+                expected.append(kvsum64(in_l1) if copy.with_checksum else 0)
+        if request.transfer.checksums.tolist() != expected:
+            self._schedule.problems.append("the checksums are not those of the chunks")
 
     def _check_blocks(self, request: Request, problem: str) -> None:
         if any(self._differs(copy, chunk) for copy, chunk in zip(request.copies, request.chunks, strict=True)):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
+from kernels.checksum import kvsum64
 from kernels.cuda.stream_worker import StreamWorker
 from kernels.errors import BackendError, GeometryError, RegionError, TransferCancelled
 from kernels.geometry import CudaIpc, PosixShm, Region
 from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, Attached, CudaDepot
 from tests.kernels.cuda.fake_cuda import FAKE_UUID
-from tests.kernels.reference import LAYOUTS, Engine, Shape
+from tests.kernels.reference import LAYOUTS, AlignedEngine, Engine, Shape
 
 HYBRID = (
     ("LBHNC", Shape(num_layers=2, num_blocks=9, block_size=4, num_heads=3)),
@@ -36,20 +37,25 @@ def depots() -> Iterator[list[CudaDepot]]:
 
 
 def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_tokens: Sequence[int] = ()) -> None:
-    """Store some blocks, then retrieve the chunks into others; no other byte is touched."""
+    """Store some blocks, then retrieve the chunks into others; no other byte is touched, and each chunk is summed."""
     buffer = depot.attach(engine)
     memory, expected_l1 = engine.contents(), bytearray(depot.l1)
-    copies = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens)
+    copies = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens, with_checksum=True)
     for copy in copies:
         at = slice(copy.l1_offset_bytes, copy.l1_offset_bytes + buffer.chunk_bytes)
         expected_l1[at] = engine.read_chunk(copy.block_ids, bytes(expected_l1[at]))
-    buffer.store(copies).future.result(SECONDS)
+    stored = buffer.store(copies)
+    stored.future.result(SECONDS)
     assert depot.l1 == expected_l1
     assert engine.contents() == memory
+    checksums = [kvsum64(memoryview(depot.l1)[copy.l1_offset_bytes :][: buffer.chunk_bytes]) for copy in copies]
+    assert stored.checksums.tolist() == checksums
 
-    others = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens)
-    buffer.retrieve(others).future.result(SECONDS)
+    others = depot.random_copies(engine, num_chunks, skip_tokens=skip_tokens, with_checksum=True)
+    retrieved = buffer.retrieve(others)
+    retrieved.future.result(SECONDS)
     assert depot.l1 == expected_l1
+    assert retrieved.checksums.tolist() == checksums
     moved = engine.contents()
     for each, contents in zip(engine._memory, memory, strict=True):
         each.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
@@ -57,6 +63,14 @@ def check_both_ways(depot: CudaDepot, engine: Engine, num_chunks: int, skip_toke
         chunk = bytes(depot.l1[copy.l1_offset_bytes : copy.l1_offset_bytes + buffer.chunk_bytes])
         engine.write_chunk(chunk, copy.block_ids)
     assert moved == engine.contents()
+
+
+@pytest.mark.parametrize("alignment", [16, 8, 4])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_summed_whatever_its_alignment(depots: list[CudaDepot], name: str, alignment: int) -> None:
+    depots.append(CudaDepot(has_threads=True))
+    for skip_tokens in ((), (4,)):
+        check_both_ways(depots[0], AlignedEngine((name, Shape(num_heads=3)), alignment=alignment), 2, skip_tokens)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
@@ -67,10 +81,11 @@ def test_every_layout_is_copied_bit_by_bit(depots: list[CudaDepot], name: str, d
 
 
 @pytest.mark.parametrize("staging_bytes", [1, 500, 3_000, 1 << 20], ids=["a-plane", "some-planes", "a-chunk", "all"])
-def test_groups_share_a_chunk_however_it_is_cut(depots: list[CudaDepot], staging_bytes: int) -> None:
+@pytest.mark.parametrize("alignment", [16, 1])
+def test_groups_share_a_chunk_however_it_is_cut(depots: list[CudaDepot], staging_bytes: int, alignment: int) -> None:
     depots.append(CudaDepot(has_threads=True, staging_bytes=staging_bytes))
     for skip_tokens in ((), (12, 12, 12), (8, 10, 0), (0, 12, 6), (12, 0, 12)):
-        check_both_ways(depots[0], Engine(*HYBRID), 2, skip_tokens)
+        check_both_ways(depots[0], AlignedEngine(*HYBRID, alignment=alignment), 2, skip_tokens)
 
 
 def test_regions_in_one_allocation_are_mapped_once_and_unmapped_with_the_last(depots: list[CudaDepot]) -> None:

@@ -9,19 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kernels.backends import Backends
+from kernels.checksum import kvsum64
 from kernels.cuda import cupy_runtime
+from kernels.cuda.cupy_runtime import CupyRuntime
 from kernels.cuda.probe import probe_cuda
 from kernels.cuda.runtime import canonical_uuid
 from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError, GeometryError
 from kernels.host.backend import HostBackend
-from tests.kernels.cuda.depot import CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
-from tests.kernels.reference import Engine
+from kernels.host.system_copy import SystemCopy
+from tests.kernels.cuda.depot import CHUNK_BYTES, CHUNK_SIZE, LAYOUT, SECONDS, CudaDepot
+from tests.kernels.reference import AlignedEngine, Bytes, Engine
 
 HAS_DEVICE = cupy_runtime.cuda_error() is None
 
@@ -55,6 +58,36 @@ def test_each_attachment_is_served_by_its_own_backend(depot: CudaDepot, both: Ba
     assert (both.name, both.cuda_error) == ("host, cuda", "")
     both.close()
     assert depot.fake.left_over() == []
+
+
+class SummingCopy(SystemCopy):
+    """A copy that notes what it sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summed: list[tuple[int, int]] = []
+
+    def checksum(self, rows: Bytes, chunk_offset_bytes: int) -> int:
+        self.summed.append((chunk_offset_bytes, rows.nbytes))
+        return super().checksum(rows, chunk_offset_bytes)
+
+
+def test_the_hosts_copy_sums_what_no_cuda_kernel_sums(depot: CudaDepot) -> None:
+    copy, runtime = SummingCopy(), cast("CupyRuntime", depot.fake)
+    settings = CudaSettings(staging_bytes=CHUNK_BYTES, pin_bytes=4096)
+    backends = Backends.open(memoryview(depot.l1), 1, settings, copy=copy, runtime=lambda: runtime)
+    engine = AlignedEngine(LAYOUT, alignment=16)
+    regions = [depot.region(memory.bytes) for memory in engine._memory]
+    buffer = backends.attach(engine.groups, regions, CHUNK_SIZE, allow_process_fd=False)
+    (partial,) = depot.random_copies(engine, 1, skip_tokens=[4], with_checksum=True)
+    transfer = buffer.store([partial])
+    transfer.future.result(SECONDS)
+    chunk = memoryview(depot.l1)[partial.l1_offset_bytes :][:CHUNK_BYTES]
+    assert transfer.checksums.tolist() == [kvsum64(chunk)]
+    plane_bytes = CHUNK_BYTES // len(engine.planes[0])
+    assert copy.summed == [(plane * plane_bytes, plane_bytes // 3) for plane in range(len(engine.planes[0]))]
+    buffer.close()
+    backends.close()
 
 
 def test_memory_of_two_kinds_is_refused(depot: CudaDepot, both: Backends) -> None:

@@ -1,161 +1,31 @@
-"""The CUDA kernels: the right bytes at the right address, and no other byte touched."""
+"""The CUDA kernels: the right bytes at the right address, no other byte touched, and the right sums."""
 
 from __future__ import annotations
 
-import functools
 import mmap
 import os
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from kernels.copies import ChunkCopy
-from kernels.cuda.kernel import KernelParams, access_bytes, kernel_params
-from kernels.plan import GroupPlan, Loop, chunk_bytes, plan_groups
-from tests.kernels.cuda.machines import Kind, Machine, OnCpu, OnGpu
-from tests.kernels.reference import LAYOUTS, Bytes, Engine, Shape, SharedBytes, Tensor, address, without_first
+from kernels.checksum import kvsum64
+from kernels.copies import GroupBlocks
+from kernels.cuda.kernel import KernelParams
+from kernels.plan import GroupPlan, Loop
+from tests.kernels.cuda.launches import CHECKS, chunks_for, noise, params_of, random_copies
+from tests.kernels.cuda.machines import MACHINES, Kind, Machine, OnCpu
+from tests.kernels.reference import LAYOUTS, AlignedEngine, Bytes, Engine, Shape
 
-CHUNK_SIZE = 12
 WIDTHS = (16, 8, 4, 2, 1)
 ALIGNED = Shape(num_heads=3, head_size=24)  # everything but addresses is a multiple of 16 bytes, and of no more
 
 
-@pytest.fixture(
-    params=[
-        OnCpu,
-        pytest.param(functools.partial(OnGpu, pinned_chunks=False), marks=pytest.mark.gpu, id="gpu"),
-        pytest.param(functools.partial(OnGpu, pinned_chunks=True), marks=pytest.mark.gpu, id="gpu-zero-copy"),
-    ]
-)
+@pytest.fixture(params=MACHINES)
 def machine(request: pytest.FixtureRequest) -> Machine:
     machine: Machine = request.param()
     return machine
 
 
-class AlignedEngine(Engine):
-    """An engine whose tensors are at odd multiples of ``alignment``."""
-
-    def __init__(self, *layouts: tuple[str, Shape], alignment: int, one_region: bool = False) -> None:
-        self._alignment = alignment
-        super().__init__(*layouts, one_region=one_region)
-
-    def _new_tensor(self, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-        size_bytes = int(np.prod(sizes)) * dtype.itemsize
-        if not self._one_region:
-            self._memory.append(SharedBytes(size_bytes + 3 * self._alignment, self._rng))
-            self._free = 0
-        start = (-(-self._free // self._alignment) | 1) * self._alignment
-        self._free = start + size_bytes + 1
-        return np.ndarray(sizes, dtype, buffer=self._memory[-1].bytes, offset=start)
-
-
-def noise(size_bytes: int, misaligned_by: int = 0) -> Bytes:
-    """Return random bytes at an address that is ``misaligned_by`` modulo 64."""
-    buffer = np.random.default_rng(3).integers(0, 256, size_bytes + 128, dtype=np.uint8)
-    start = (misaligned_by - address(buffer)) % 64
-    return buffer[start : start + size_bytes]
-
-
-def random_copies(
-    engine: Engine, num_chunks: int, *, gap: int, chunk_size: int = CHUNK_SIZE, skip_tokens: Sequence[int] = ()
-) -> list[ChunkCopy]:
-    """Return chunks ``gap`` bytes apart, of blocks in random order, none twice."""
-    rng = np.random.default_rng(5)
-    tables = []
-    for group in engine.groups:
-        blocks = chunk_size // group.block_size
-        tables.append(rng.permutation(group.num_blocks)[: num_chunks * blocks].reshape(num_chunks, blocks))
-    pitch = chunk_bytes(engine.groups, chunk_size) + gap
-    return [
-        ChunkCopy(
-            l1_offset_bytes=gap + index * pitch,
-            block_ids=without_first([table[index] for table in tables], engine.groups, skip_tokens),
-        )
-        for index in range(num_chunks)
-    ]
-
-
-def chunks_for(engine: Engine, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE) -> Bytes:
-    return noise(copies[-1].l1_offset_bytes + chunk_bytes(engine.groups, chunk_size) + 99)
-
-
-def launches_of(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int
-) -> list[KernelParams]:
-    """Return the launches that carry out the copies: one for each group."""
-    regions = np.array([machine.place(memory.bytes, Kind.ENGINE) for memory in engine._memory])
-    chunks_base = machine.place(chunks, Kind.CHUNKS)
-    launches = []
-    for group, plan in enumerate(plan_groups(engine.groups, chunk_size)):
-        blocks = [
-            (block, copy.l1_offset_bytes + (plan.blocks_per_chunk - from_end) * plan.block_bytes)
-            for copy in copies
-            for from_end, block in enumerate(reversed(copy.block_ids[group]), start=1)
-        ]
-        launches.append(params_of(machine, plan, regions[plan.regions] + plan.engine_offsets, chunks_base, blocks))
-    return launches
-
-
-def params_of(
-    machine: Machine, plan: GroupPlan, planes: NDArray[np.int64], chunks_base: int, blocks: Sequence[tuple[int, int]]
-) -> KernelParams:
-    """Return the parameters of a launch; blocks are pairs of an id and an offset from the chunks' base."""
-    plane_addresses = planes.ravel().astype(np.uint64)
-    block_ids, offsets = np.array(blocks, dtype=np.int64).T.copy()
-    return kernel_params(
-        plan,
-        num_planes=planes.size,
-        plane_addresses=machine.place(plane_addresses, Kind.ARRAY),
-        plane_chunk_offsets=machine.place(plan.chunk_offsets, Kind.ARRAY),
-        num_blocks=len(blocks),
-        block_ids=machine.place(block_ids, Kind.ARRAY),
-        chunk_block_offsets=machine.place(offsets, Kind.ARRAY),
-        chunks_base=chunks_base,
-        access_bytes=access_bytes(plan, plane_addresses, chunks_base, offsets),
-    )
-
-
-def check_gather(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
-) -> list[int]:
-    """Gather, and compare all memory with the reference; return the widths of the accesses."""
-    memory, expected = engine.contents(), chunks.copy()
-    for copy in copies:
-        chunk = expected[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
-        chunk[:] = np.frombuffer(engine.read_chunk(copy.block_ids, chunk.tobytes()), dtype=np.uint8)
-    launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for launch in launches:
-        machine.launch("gather", launch, 16)
-    machine.finish()
-    np.testing.assert_array_equal(chunks, expected)
-    assert engine.contents() == memory
-    return [int(launch["access_bytes"][0]) for launch in launches]
-
-
-def check_scatter(
-    machine: Machine, engine: Engine, chunks: Bytes, copies: Sequence[ChunkCopy], chunk_size: int = CHUNK_SIZE
-) -> list[int]:
-    """Scatter, and compare all memory with the reference; return the widths of the accesses."""
-    before, unchanged = engine.contents(), chunks.copy()
-    launches = launches_of(machine, engine, chunks, copies, chunk_size)
-    for launch in launches:
-        machine.launch("scatter", launch, 16)
-    machine.finish()
-    moved = engine.contents()
-    for memory, contents in zip(engine._memory, before, strict=True):
-        memory.bytes[:] = np.frombuffer(contents, dtype=np.uint8)
-    for copy in copies:
-        chunk = chunks[copy.l1_offset_bytes :][: chunk_bytes(engine.groups, chunk_size)]
-        engine.write_chunk(chunk.tobytes(), copy.block_ids)
-    assert moved == engine.contents()
-    np.testing.assert_array_equal(chunks, unchanged)
-    return [int(launch["access_bytes"][0]) for launch in launches]
-
-
-CHECKS = {"gather": check_gather, "scatter": check_scatter}
 both_kernels = pytest.mark.parametrize("kernel", CHECKS)
 all_layouts = pytest.mark.parametrize("name", LAYOUTS)
 one_region_or_more = pytest.mark.parametrize("one_region", [True, False], ids=["one-region", "region-per-tensor"])
@@ -239,7 +109,7 @@ def test_short_runs_and_long(machine: Machine, name: str, shape: Shape, kernel: 
 
 
 @both_kernels
-@pytest.mark.parametrize(("ctas", "threads"), [(1, 1), (1, 512), (2, 512), (5, 7), (3, 96), (999, 512)])
+@pytest.mark.parametrize(("ctas", "threads"), [(1, 32), (1, 512), (2, 512), (5, 64), (3, 96), (999, 512)])
 @pytest.mark.parametrize("name", ["BLHNC", "LBNHC", "TWO_X_NL_X_NBBS_NH_HS", "NL_X_NB_BS_HS"])
 def test_any_grid_moves_all(name: str, ctas: int, threads: int, kernel: str) -> None:
     class OddGrid(OnCpu):
@@ -273,12 +143,13 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     source, target = (engine_view, chunk_view) if kernel == "gather" else (chunk_view, engine_view)
     expected = np.random.default_rng(1).integers(1, 256, shape, dtype=np.uint8)
     source[...] = expected
+    sums = np.zeros(1, np.uint64)
     plan = GroupPlan(
         num_blocks=2,
         block_size=4,
         blocks_per_chunk=2,
         block_stride_bytes=engine_strides[1],
-        block_bytes=0,  # not looked at
+        block_bytes=chunk_strides[1],
         run_bytes=32,
         loops=(Loop(2, engine_strides[2], chunk_strides[2]), Loop(2, engine_strides[3], chunk_strides[3])),
         regions=np.zeros((1, 2), dtype=np.int64),
@@ -287,6 +158,10 @@ def test_offsets_may_need_more_than_32_bits(kernel: str) -> None:
     )
     planes = machine.place(engine, Kind.ENGINE) + plan.engine_offsets
     chunks_base = machine.place(chunks, Kind.CHUNKS)
-    params = params_of(machine, plan, planes, chunks_base, [(0, 0), (1, chunk_strides[1])])
+    blocks = GroupBlocks(np.arange(2), np.array([0, 2]))
+    params = params_of(machine, plan, planes, chunks_base, 0, blocks, machine.place(sums, Kind.SUMS))
     machine.launch(kernel, params, 16)
     np.testing.assert_array_equal(target, expected)
+    offsets = [np.dot(index, chunk_strides) for index in np.ndindex(shape[:-1])]
+    parts = [kvsum64(run, int(at)) for run, at in zip(expected.reshape(-1, shape[-1]), offsets, strict=True)]
+    assert sums[0] == sum(parts) % 2**64

@@ -12,10 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.copies import GroupBlocks
 from kernels.cuda import driver
 from kernels.cuda import kernel as cuda_kernel
 from kernels.cuda.block_kernels import BlockKernels
-from kernels.cuda.kernel import KERNEL_PARAMS, KernelParams, access_bytes, kernel_params, num_ctas, num_vectors
+from kernels.cuda.kernel import (
+    KERNEL_PARAMS,
+    KernelParams,
+    access_bytes,
+    are_summed,
+    block_places,
+    kernel_params,
+    num_ctas,
+    num_vectors,
+)
 from kernels.cuda.runtime import Stream
 from kernels.errors import BackendError
 from kernels.plan import GroupPlan, Loop
@@ -32,7 +42,8 @@ WIDE = {
     "plane_chunk_offset": 1 << 40,
     "plane_address": 1 << 60,
     "chunks_base": 1 << 63,
-    "chunk_block_offset": 8192,
+    "chunk_pitch": 8192,
+    "block_bytes": 2048,
 }
 
 
@@ -42,7 +53,7 @@ def plan_of(values: dict[str, int]) -> GroupPlan:
         block_size=4,
         blocks_per_chunk=2,
         block_stride_bytes=values["block_stride_bytes"],
-        block_bytes=2048,
+        block_bytes=values["block_bytes"],
         run_bytes=values["run_bytes"],
         loops=(
             Loop(2, values["outer_engine"], values["outer_chunk"]),
@@ -54,7 +65,9 @@ def plan_of(values: dict[str, int]) -> GroupPlan:
     )
 
 
-def params_of(plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_bytes: int = 16) -> KernelParams:
+def params_of(
+    plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_bytes: int = 16, sums: int = 105
+) -> KernelParams:
     return kernel_params(
         plan,
         num_planes=num_planes,
@@ -62,9 +75,11 @@ def params_of(plan: GroupPlan, num_planes: int = 2, num_blocks: int = 3, access_
         plane_chunk_offsets=102,
         num_blocks=num_blocks,
         block_ids=103,
-        chunk_block_offsets=104,
+        block_places=104,
         chunks_base=2**64 - 48,
+        chunk_pitch_bytes=8192,
         access_bytes=access_bytes,
+        sums=sums,
     )
 
 
@@ -76,19 +91,19 @@ def test_the_width_is_what_everything_is_a_multiple_of(name: str, width: int) ->
         plan_of(values),
         np.array([0, values["plane_address"]], dtype=np.uint64),
         values["chunks_base"],
-        np.array([0, values["chunk_block_offset"]]),
+        values["chunk_pitch"],
     )
     assert chosen == width
 
 
 def test_accesses_are_never_wider_than_a_vector() -> None:
-    assert access_bytes(plan_of(WIDE), np.array([1 << 60], dtype=np.uint64), 1 << 63, np.array([8192])) == 16
+    assert access_bytes(plan_of(WIDE), np.array([1 << 60], dtype=np.uint64), 1 << 63, 8192) == 16
 
 
 def test_a_launch_has_the_plan_and_the_arrays() -> None:
     (params,) = params_of(plan_of(WIDE)).tolist()
     outer, inner = (2, 1024, 512), (4, 512, 256)
-    assert params == (101, 102, 103, 104, 2**64 - 48, 2, 3, 4096, 256, outer, inner, 16)
+    assert params == (101, 102, 103, 104, 2**64 - 48, 8192, 105, 2, 3, 4096, 2048, 256, outer, inner, 16)
 
 
 def test_loops_that_a_plan_lacks_have_a_count_of_1() -> None:
@@ -110,9 +125,25 @@ def test_what_the_kernels_cannot_count_is_refused(what: str, count: int) -> None
 
 def test_a_run_of_too_many_vectors_is_refused() -> None:
     plan = plan_of(WIDE | {"run_bytes": 2**32})
-    params_of(plan, access_bytes=4)
+    params_of(plan, access_bytes=4, sums=0)
     with pytest.raises(ValueError, match=str(2**31)):
-        params_of(plan, access_bytes=2)
+        params_of(plan, access_bytes=2, sums=0)
+
+
+@pytest.mark.parametrize("width", [16, 8, 4, 2, 1])
+def test_accesses_without_whole_words_sum_nothing(width: int) -> None:
+    assert are_summed(width) == (width >= 8)
+    if not are_summed(width):
+        with pytest.raises(ValueError, match="whole words"):
+            params_of(plan_of(WIDE), access_bytes=width)
+    assert params_of(plan_of(WIDE), access_bytes=width, sums=0)["sums"] == 0
+
+
+def test_blocks_go_to_the_end_of_their_chunk() -> None:
+    blocks = GroupBlocks(np.array([5, 6, 7, 8, 4]), np.array([0, 2, 3, 3, 5]))
+    places = block_places(plan_of(WIDE), blocks, np.array([0, 1, 2, 2**31 - 1]))
+    chunks_and_blocks = places.view("<u4").reshape(-1, 2).tolist()
+    assert chunks_and_blocks == [[0, 0], [0, 1], [1, 1], [2**31 - 1, 0], [2**31 - 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -134,11 +165,15 @@ def test_the_arguments_are_laid_out_as_the_kernels_have_them() -> None:
 
     offsets = (ctypes.c_int64 * len(FIELDS)).in_dll(library(), "field_offsets")
     assert list(offsets) == [offset_of(field) for field in FIELDS]
-    assert KERNEL_PARAMS.itemsize == 128 == 8 * len(FIELDS)
+    assert KERNEL_PARAMS.itemsize == 152 == 8 * len(FIELDS)
 
 
 def test_no_cta_has_more_threads_than_the_kernels_are_compiled_for() -> None:
     assert ctypes.c_int64.in_dll(library(), "max_threads").value == cuda_kernel.THREADS_PER_CTA
+
+
+def test_a_cta_has_whole_warps() -> None:
+    assert cuda_kernel.THREADS_PER_CTA % ctypes.c_int64.in_dll(library(), "warp_threads").value == 0
 
 
 radixes = st.tuples(*[st.one_of(st.integers(1, 5), st.integers(1, 2**31 - 1))] * 4)
@@ -177,7 +212,8 @@ def test_digits_as_large_as_they_get_do_not_overflow(radix: list[int], data: st.
 
 def test_the_source_has_one_text_and_says_which_file_a_line_is_of() -> None:
     source = cuda_kernel.source()
-    assert source.index('#line 1 "prelude.cuh"') < source.index('#line 1 "block_transfer.cu"')
+    files = [source.index(f'#line 1 "{name}"') for name in ("prelude.cuh", "checksum.cuh", "block_transfer.cu")]
+    assert files == sorted(files)
     assert "#include" not in source
 
 

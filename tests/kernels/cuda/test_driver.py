@@ -53,8 +53,8 @@ def test_a_refusal_names_the_call_and_the_error(card: CardInProcess) -> None:
         driver.open_memory(bytes(HANDLE_BYTES))
     with pytest.raises(CudaError, match="cuIpcOpenEventHandle: CUDA_ERROR_INVALID_HANDLE"):
         driver.open_event(bytes(HANDLE_BYTES))
-    card.library.card_fail(719)
-    with pytest.raises(CudaError, match="cuIpcCloseMemHandle: CUDA_ERROR_719"):
+    card.library.card_fail(720)
+    with pytest.raises(CudaError, match="cuIpcCloseMemHandle: CUDA_ERROR_720"):
         driver.close_memory(Address(0))
 
 

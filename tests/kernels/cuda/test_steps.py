@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from kernels.copies import GroupBlocks
 from kernels.cuda.steps import chunk_bytes, cut_chunk, plane_bytes, steps, touched_bytes
-from kernels.cuda.uploads import block_offsets
 from kernels.geometry import Group, Plane, PlaneKind
-from kernels.plan import GroupPlan, plan_groups
+from kernels.plan import plan_groups
 
 
 def group(num_layers: int, block_size: int, head_bytes: int) -> Group:
@@ -79,11 +78,8 @@ def test_a_chunk_of_several_parts_is_done_before_the_next() -> None:
     ]
 
 
-def test_blocks_of_a_copy_are_the_last_ones_of_its_chunk() -> None:
-    plan: GroupPlan = plan_groups([group(2, 2, 3)], 8)[0]
+def test_blocks_of_some_copies_are_counted_from_the_first() -> None:
     blocks = GroupBlocks(np.array([5, 6, 7, 8, 4]), np.array([0, 4, 5, 5]))
-    assert block_offsets(plan, blocks, np.array([100, 1_000, 9_000])).tolist() == [100, 106, 112, 118, 1_018]
-    assert block_offsets(plan, blocks.of_copies(1, 3), np.array([1_000, 9_000])).tolist() == [1_018]
     assert [blocks.of_copies(1, 3).of_copy(number).tolist() for number in range(2)] == [[4], []]
 
 

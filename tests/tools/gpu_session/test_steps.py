@@ -15,7 +15,8 @@ def test_every_measurement_is_in_one_step() -> None:
 def test_every_test_of_the_gpu_is_in_a_step() -> None:
     named = [argument for step in STEPS for argument in step.arguments if argument.startswith("tests/")]
     assert all((REPOSITORY / name).exists() for name in named)
-    assert {"tests/gpu", "tests/gpu/test_service.py", "tests/kernels/cuda/test_block_transfer.py"} <= set(named)
+    kernels = {f"tests/kernels/cuda/test_block_{name}.py" for name in ("transfer", "sums")}
+    assert {"tests/gpu", "tests/gpu/test_service.py", *kernels} <= set(named)
 
 
 def test_correctness_comes_before_speed() -> None:

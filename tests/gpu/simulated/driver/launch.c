@@ -30,7 +30,7 @@ static Extent *all_extents(uint64_t *num_extents) {
   Extent *extents = malloc((*num_extents + 1) * sizeof *extents);
   for (uint64_t i = 0; i < *num_extents; i++) {
     const Range *range = ranges_begin() + i;
-    extents[i] = (Extent){range->start, range->start + range->size, kTable | kSource | kTarget};
+    extents[i] = (Extent){range->start, range->start + range->size, kTable | kSource | kTarget | kSum};
   }
   return extents;
 }
@@ -49,6 +49,11 @@ int cuLaunchKernel(void *function, unsigned ctas, unsigned grid_y, unsigned grid
   ((Kernel *)function)(arguments[0], ctas, threads, &seen);
   free(extents);
   ranges_unlock();
+  if (seen.divergent) {
+    fprintf(stderr, "simulated card: %llu warps diverged where they had to meet\n",
+            (unsigned long long)seen.divergent);
+    die(LAUNCH_FAILED);
+  }
   if (seen.stray || seen.misaligned) {
     fprintf(stderr, "simulated card: of a kernel's accesses %llu were outside of all memory, %llu misaligned\n",
             (unsigned long long)seen.stray, (unsigned long long)seen.misaligned);
