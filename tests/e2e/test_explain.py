@@ -15,7 +15,7 @@ from tests.fakes.waiting import eventually
 CHUNK_SIZE = 16
 NUM_TOKENS = 64
 TOKENS = prompt(NUM_TOKENS)
-FOUR_CHUNKS = "12KiB"  # of L1
+FOUR_CHUNKS = "16KiB"  # of L1
 
 RESIDENT, MISSING = observability_pb2.CHUNK_STATE_RESIDENT, observability_pb2.CHUNK_STATE_MISSING
 

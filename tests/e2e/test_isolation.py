@@ -17,7 +17,7 @@ from tests.fakes.paged import Group, Kv, canonical, first_tokens
 from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
-SMALL_CHUNK_BYTES = 3_072
+SMALL_SLOT_BYTES = 4_096
 TOKENS = prompt(NUM_TOKENS)
 HASHES = [bytes([number]) * 32 for number in range(4)]
 
@@ -205,7 +205,7 @@ def assert_dropped(found: LookupResponse, why: str, at_token: int, since: float)
 
 
 async def test_a_prompt_that_was_evicted_tail_first(open_site: Open) -> None:
-    depot = await open_site(l1_size=6 * SMALL_CHUNK_BYTES)
+    depot = await open_site(l1_size=6 * SMALL_SLOT_BYTES)
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
     await engine.store("s", TOKENS, kv)

@@ -16,8 +16,8 @@ from tests.fakes.paged import first_tokens
 from tests.fakes.waiting import eventually
 
 NUM_TOKENS = 64
-SMALL_CHUNK_BYTES = 3_072
-FAST_PROMPT_BYTES = 9 << 20
+SMALL_SLOT_BYTES = 4_096
+FAST_PROMPT_BYTES = SLOW_TOKENS // 16 * 8_192  # a chunk has 4,608 bytes, and a slot whole pages
 
 
 async def leased(engine: Engine, session_id: str = "s", seed: int = 1) -> Any:
@@ -114,7 +114,7 @@ async def test_no_lease_is_given_where_the_engine_has_all_that_matched(depot: Si
 
 async def full_depot(open_site: Open, **flags: Any) -> tuple[Site, Engine, Any]:
     """Return a depot with slots for one prompt of 4 chunks, which is leased."""
-    depot = await open_site(l1_size=4 * SMALL_CHUNK_BYTES + 100, **flags)
+    depot = await open_site(l1_size=4 * SMALL_SLOT_BYTES + 100, **flags)
     engine = await depot.attach()
     return depot, engine, await leased(engine)
 
@@ -131,7 +131,7 @@ async def test_a_full_depot_refuses_and_says_why_and_what_is_leased_survives(ope
 
 
 async def test_what_fits_into_a_full_depot_is_stored_and_the_rest_is_refused(open_site: Open) -> None:
-    depot = await open_site(l1_size=6 * SMALL_CHUNK_BYTES)
+    depot = await open_site(l1_size=6 * SMALL_SLOT_BYTES)
     engine = await depot.attach()
     lease = await leased(engine)
     answer = await engine.store("t", prompt(NUM_TOKENS, seed=2), engine.kv(NUM_TOKENS, seed=2))
@@ -158,7 +158,7 @@ async def test_once_the_lease_has_ended_its_place_is_free_for_the_next_store(ope
 
 @pytest.mark.parametrize("start_token", [0, 32])
 async def test_a_store_does_not_evict_the_prefix_that_it_makes_longer(open_site: Open, start_token: int) -> None:
-    depot = await open_site(l1_size=4 * SMALL_CHUNK_BYTES + 100)
+    depot = await open_site(l1_size=4 * SMALL_SLOT_BYTES + 100)
     engine = await depot.attach()
     kv = engine.kv(NUM_TOKENS, seed=1)
     await engine.store("s", prompt(32), first_tokens(kv, 32))
@@ -252,7 +252,7 @@ async def test_clearing_removes_what_matches_the_model_and_the_salt(depot: Site)
         answer = await depot.client.clear_cache(**filters)
         left = [await each.holds("s", prefix, kv) == NUM_TOKENS for each, prefix in stored]
         num_gone = left.count(False)
-        assert (answer.num_cleared_chunks, answer.cleared_bytes) == (4 * num_gone, 4 * num_gone * SMALL_CHUNK_BYTES)
+        assert (answer.num_cleared_chunks, answer.cleared_bytes) == (4 * num_gone, 4 * num_gone * SMALL_SLOT_BYTES)
         assert (answer.num_kept_chunks, answer.num_revoked_leases) == (0, 0)
         return left
 

@@ -113,7 +113,7 @@ async def test_a_chunk_that_is_leased_again_reports_its_idle_time(depot: Site) -
 
 
 async def test_an_evicted_chunk_reports_its_lifetime_its_idle_time_and_its_return(open_site: Open) -> None:
-    depot = await open_site(l1_size=f"{-(-NUM_CHUNKS * CHUNK_BYTES // 4096) * 4096}B")
+    depot = await open_site(l1_size=NUM_CHUNKS * 4096)
     seen, engine = Seen(depot), await depot.attach()
     begin = time.monotonic()
     await store(engine, "s", seed=1)
