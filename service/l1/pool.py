@@ -74,7 +74,7 @@ class Pool(Generic[T]):
         They are in the order of their offsets, lie inside L1 and do not overlap.
         """
         assert self.num_stretches == 1 and self.num_used_slots == 0, "the pool is in use"
-        slots = [Slot[T](offset_bytes, size_bytes, SlotState.TAKEN) for offset_bytes, size_bytes in stretches]
+        slots: list[Slot[T]] = [Slot(offset, size_bytes, SlotState.TAKEN) for offset, size_bytes in stretches]
         self._gaps.clear()
         below: Slot[T] | None = None
         gaps: list[Slot[T]] = []
@@ -82,7 +82,7 @@ class Pool(Generic[T]):
             begin_bytes = below.offset_bytes + below.size_bytes if below is not None else 0
             end_bytes = slot.offset_bytes if slot is not None else self.capacity_bytes
             if end_bytes > begin_bytes:
-                gap = Slot[T](begin_bytes, end_bytes - begin_bytes, SlotState.GAP)
+                gap: Slot[T] = Slot(begin_bytes, end_bytes - begin_bytes, SlotState.GAP)
                 self._link(below, gap)
                 gaps.append(gap)
                 below = gap

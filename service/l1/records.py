@@ -133,7 +133,7 @@ def _unpack(body: bytes) -> Record:
         cell=cell,
         store_time_ns=store_time,
         generation=generation,
-        absent_tokens=_unpack_absent(absent),
+        absent_tokens=_unpack_absent(absent) if any(absent) else (),
     )
 
 
