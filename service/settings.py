@@ -99,8 +99,8 @@ class Settings(BaseSettings):
     """accept CUDA handles over TCP"""
     verify: Verify = Field(
         Verify.ALL,
-        description="what compares chunks with their checksums: off: nothing; store: a scrub in the background; retrieve: "
-        "each retrieve; all: both. What was stored with off has no checksum, and is served unverified",
+        description="what compares chunks with their checksums: off: nothing; store: a scrub in the background; "
+        "retrieve: each retrieve; all: both. What was stored with off has no checksum, and is served unverified",
     )
     scrub_rate: Size = Field(256 << 20, ge=0)
     """bytes that the scrub reads in a second, such as 256MiB; 0: no scrub"""

@@ -40,8 +40,8 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     so that its error names all of them.
 
     Raises: ChunkCorrupt, InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable,
-        BackendUnavailable, TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked, SessionNotFound,
-        BlockAbsent, TooManyBytes.
+        BackendUnavailable, TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked,
+        SessionNotFound, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment, request.ready_event)

@@ -55,7 +55,8 @@ class Chunk:
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
     has compared it with the bytes, or has computed it. `verify_time` is when it last did so, in monotonic seconds.
-    `is_corrupt` says that a comparison found other bytes: no reader gets them.
+    `was_compared` says that a comparison has found it right since the bytes were written, `is_corrupt` that one has
+    found other bytes: no reader gets them.
     """
 
     key: ChunkKey

@@ -69,6 +69,8 @@ class _ChunkRemovalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkRem
     """By ClearCache."""
     CHUNK_REMOVAL_REPLACED: _ChunkRemoval.ValueType  # 3
     """A store with more bytes replaced it, and failed."""
+    CHUNK_REMOVAL_CORRUPT: _ChunkRemoval.ValueType  # 4
+    """Its bytes in L1 did not match its checksum."""
 
 class ChunkRemoval(_ChunkRemoval, metaclass=_ChunkRemovalEnumTypeWrapper):
     """Why a chunk left L1."""
@@ -81,6 +83,8 @@ CHUNK_REMOVAL_CLEARED: ChunkRemoval.ValueType  # 2
 """By ClearCache."""
 CHUNK_REMOVAL_REPLACED: ChunkRemoval.ValueType  # 3
 """A store with more bytes replaced it, and failed."""
+CHUNK_REMOVAL_CORRUPT: ChunkRemoval.ValueType  # 4
+"""Its bytes in L1 did not match its checksum."""
 Global___ChunkRemoval: _TypeAlias = ChunkRemoval  # noqa: Y015
 
 class _ActivityResolution:
