@@ -51,9 +51,9 @@ class Verification:
         """Return whether a retrieve compares a chunk. `reads_all` is False if it does not want all groups' blocks.
 
         To compare means to read the whole chunk. A retrieve that wants a part of the groups would read much more than
-        it copies, each time. So it compares a chunk only if nothing has compared it since this process took it over.
+        it copies, each time. So it compares a chunk at its first use only.
         """
-        return self.verify.at_retrieves and chunk.checksum is not None and (reads_all or not chunk.is_verified)
+        return self.verify.at_retrieves and chunk.checksum is not None and (reads_all or not chunk.was_compared)
 
     def compare(self, checksums: Iterable[tuple[Chunk, int]], hop: Hop) -> None:
         """Compare what was read of chunks, all of one namespace, and drop each chunk that has other bytes.
@@ -68,6 +68,7 @@ class Verification:
             if checksum == chunk.checksum:
                 self.num_verified[hop] += 1
                 chunk.note_verified(now)
+                chunk.was_compared = True
             else:
                 corrupt.append(chunk)
                 chunk.is_corrupt = True
@@ -83,7 +84,7 @@ class Verification:
             tenant=stats.tenant,
             model_name=stats.model_name,
             rank=stats.rank,
-            hop=hop,
+            hop=hop.value,
             keys=tuple(chunk.key for chunk in chunks),
             l1_offsets=tuple(chunk.slot.offset_bytes for chunk in chunks),
             num_bytes=len(chunks) * stats.chunk_bytes,

@@ -69,6 +69,7 @@ class Chunk:
     checksum: int | None = None
     is_verified: bool = False
     verify_time: float = 0.0
+    was_compared: bool = False
     is_corrupt: bool = False
     store_time: float = 0.0
     release_time: float = 0.0

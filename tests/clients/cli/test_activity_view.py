@@ -135,6 +135,7 @@ def busy() -> DepotActivity:
                     store_transfer_seconds=0.5,
                     missed_tokens_by_reason={"never stored": 10**9, "rank missing": 7, "unknown identity": 3},
                     num_refused_stores_by_reason={"no slot": 3},
+                    num_corrupt_chunks=2,
                     gauges=ActivityGauges(
                         l1_used_bytes=1 << 33,
                         l1_capacity_bytes=1 << 34,

@@ -207,8 +207,9 @@ class CacheServiceServicer(object):
         computes the tokens from this one on. It may store them again.
         bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
         must not use the block of a bad token.
-        A chunk without a checksum is not compared. A chunk of which the tables have only absent blocks in a group is
-        compared at its first use after the depot took it over from an earlier process, and by the scrub after that.
+        A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
+        a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
+        that, the depot's scrub finds damage in it.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
