@@ -121,10 +121,10 @@ L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were t
 L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearCache removed.")
 L1_VERIFIED = counter("kvdepot.l1.chunks.verified", "{chunk}", "Comparisons that found a chunk's bytes right.", by.HOP)
 L1_CORRUPT = counter("kvdepot.l1.chunks.corrupt", "{chunk}", "Chunks that were dropped for wrong bytes.", by.HOP)
-SCRUB_IO = counter("kvdepot.scrub.io", "By", "Bytes of L1 that the scrub read.")
-SCRUB_WAITING = gauge("kvdepot.scrub.waiting", "{chunk}", "Chunks that the running round of the scrub has not reached.")
+SCRUB_IO = counter("kvdepot.l1.scrub.io", "By", "Bytes of L1 that the scrub read.")
+SCRUB_WAITING = gauge("kvdepot.l1.scrub.waiting", "{chunk}", "Chunks that the running round of the scrub has not reached.")
 SCRUB_AGE = gauge(
-    "kvdepot.scrub.age", "s", "Since the end of the last complete round of the scrub. Exists after the first round."
+    "kvdepot.l1.scrub.age", "s", "Since the end of the last complete round of the scrub. Exists after the first round."
 )
 CHUNK_LIFETIME = lifecycle("kvdepot.l1.chunk.lifetime", "From the store of a chunk to its eviction.", by.MODEL, by.TIER)
 CHUNK_IDLE = lifecycle(

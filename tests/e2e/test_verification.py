@@ -201,7 +201,7 @@ async def test_a_damaged_chunk_that_is_skipped_fails_no_retrieve(depot: Site) ->
 
 
 async def test_a_retrieve_without_blocks_of_a_group_compares_a_chunk_at_its_first_use(depot: Site) -> None:
-    engine, _, chunks = await stored(depot, SMALL, SMALL)
+    engine, _, _ = await stored(depot, SMALL, SMALL)
     [full, window] = engine.tables(NUM_TOKENS)
     tables = [block_table(full), block_table(window[-4:], absent_blocks=len(window) - 4)]
     found = await engine.lookup("s", TOKENS)
@@ -215,12 +215,11 @@ async def test_a_retrieve_without_blocks_of_a_group_compares_a_chunk_at_its_firs
 async def test_damage_in_an_unwanted_group_is_found_at_the_first_use_too(depot: Site) -> None:
     engine, _, chunks = await stored(depot, SMALL, SMALL)
     [full, window] = engine.tables(NUM_TOKENS)
+    tables = [block_table(full), block_table(window[-4:], absent_blocks=len(window) - 4)]
     damage(depot, chunks[1], byte=-1)
     found = await engine.lookup("s", TOKENS)
     with pytest.raises(ChunkCorrupt) as failure:
-        await engine.attachment.retrieve(
-            "s", found.lease, [full, block_table(window[-4:], absent_blocks=len(window) - 4)]
-        )
+        await engine.attachment.retrieve("s", found.lease, tables)
     assert failure.value.first_bad_token == CHUNK_SIZE
 
 
