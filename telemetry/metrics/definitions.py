@@ -122,7 +122,7 @@ L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearC
 L1_VERIFIED = counter("kvdepot.l1.chunks.verified", "{chunk}", "Comparisons that found a chunk's bytes right.", by.HOP)
 L1_CORRUPT = counter("kvdepot.l1.chunks.corrupt", "{chunk}", "Chunks that were dropped for wrong bytes.", by.HOP)
 SCRUB_IO = counter("kvdepot.l1.scrub.io", "By", "Bytes of L1 that the scrub read.")
-SCRUB_WAITING = gauge("kvdepot.l1.scrub.waiting", "{chunk}", "Chunks that the running round of the scrub has not reached.")
+SCRUB_WAITING = gauge("kvdepot.l1.scrub.waiting", "{chunk}", "Chunks that are left of the scrub's running round.")
 SCRUB_AGE = gauge(
     "kvdepot.l1.scrub.age", "s", "Since the end of the last complete round of the scrub. Exists after the first round."
 )

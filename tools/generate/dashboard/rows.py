@@ -238,7 +238,7 @@ _L1 = (
     ),
     lines(
         "Chunks verified and corrupt",
-        "At a retrieve, at an inline retrieve, or by the scrub. One corrupt chunk is worth a look at the machine's memory.",
+        "At a retrieve, an inline retrieve, or by the scrub. If one is corrupt, test the machine's memory.",
         "ops",
         {
             "verified: {{hop}}": rate("kvdepot_l1_chunks_verified_total{DEPOT}", "hop"),
