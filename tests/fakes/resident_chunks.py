@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,13 +17,17 @@ from service.l1.pool import slot_bytes_for
 
 
 class PlainMemory:
-    """A backend that computes checksums and maps nothing. `reads` has the offset and size of each range it has read."""
+    """A backend that computes checksums and maps nothing. `reads` has the offset and size of each range it has read.
+
+    `before_read` is called in the thread that reads.
+    """
 
     name = "plain"
 
     def __init__(self, size_bytes: int) -> None:
         self.l1 = memoryview(bytearray(size_bytes))
         self.reads: list[tuple[int, int]] = []
+        self.before_read: Callable[[], None] = lambda: None
 
     def attach(
         self, groups: Sequence[Group], regions: Sequence[Region], chunk_size: int, *, allow_process_fd: bool
@@ -34,6 +38,7 @@ class PlainMemory:
         return self.checksum_part(offset_bytes, size_bytes, 0)
 
     def checksum_part(self, l1_offset_bytes: int, size_bytes: int, chunk_offset_bytes: int) -> int:
+        self.before_read()
         self.reads.append((l1_offset_bytes, size_bytes))
         return kvsum64(self.l1[l1_offset_bytes : l1_offset_bytes + size_bytes], chunk_offset_bytes)
 

@@ -85,7 +85,6 @@ class ChunkCorrupt(DepotError):
         bad_tokens: tuple[range, ...] = (),
     ) -> None:
         super().__init__(code, reason, message, violations, retry_after_seconds)
-        self.args = (*self.args, bad_tokens)  # all of it, so that it can be pickled
         self.bad_tokens = bad_tokens
 
     @property

@@ -100,6 +100,7 @@ async def test_the_rate_is_kept_and_a_large_chunk_is_read_in_pieces() -> None:
     await site.one_round()
     assert [size for _, size in site.memory.reads] == 2 * [PIECE_BYTES, PIECE_BYTES, 12_345]
     assert site.scrub.scrubbed_bytes == 2 * chunk_bytes
+    assert site.depots.verification.num_verified[Hop.SCRUB] == 2, "the parts of the pieces add up"
     *pauses, rest = site.sleeps
     assert sum(pauses) == pytest.approx((2 * chunk_bytes - 12_345) / RATE)
     assert rest == pytest.approx(ROUND_SECONDS - sum(pauses)), "rounds begin at equal intervals"
@@ -135,6 +136,20 @@ async def test_what_was_read_of_a_chunk_that_left_meanwhile_is_no_damage() -> No
     await site.one_round()
     assert len(site.memory.reads) == 1, "the rest is not read"
     assert site.depots.verification.num_corrupt.total() == 0
+
+
+async def test_a_chunk_that_leaves_during_its_last_read_is_not_judged() -> None:
+    site = Site()
+    [chunk] = site.chunks(1)
+    loop = asyncio.get_running_loop()
+
+    def evicted_and_overwritten() -> None:
+        loop.call_soon_threadsafe(site.depots.index.remove, chunk, RemovalReason.EVICTED)
+        site.damage(chunk, 0)
+
+    site.memory.before_read = evicted_and_overwritten
+    await site.one_round()
+    assert site.memory.reads and site.depots.verification.num_corrupt.total() == 0
 
 
 async def test_a_chunk_without_a_checksum_is_left_alone() -> None:
