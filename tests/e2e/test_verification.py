@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +21,8 @@ from service.depot.scrub import Scrub
 from service.l1.chunk import Chunk
 from telemetry.kinds import Hop
 from tests.e2e.conftest import Open
-from tests.e2e.engines import SMALL, Engine, Site, prompt
+from tests.e2e.engines import SMALL, Engine, Site, prompt, site
+from tests.e2e.servers import running_server
 from tests.fakes.paged import Group, Kv, canonical, first_tokens
 from tests.fakes.waiting import eventually
 
@@ -34,25 +38,25 @@ def with_blocks(num_blocks: int) -> Group:
     return replace(SMALL, shape=replace(SMALL.shape, num_blocks=num_blocks))
 
 
-def chunks_of(site: Site) -> list[Chunk]:
+def chunks_of(depot: Site) -> list[Chunk]:
     """Return the chunks of the only prompt, in the order of its tokens."""
-    return sorted(site.depot.index.chunks(), key=lambda chunk: chunk.slot.offset_bytes)
+    return sorted(depot.depot.index.chunks(), key=lambda chunk: chunk.slot.offset_bytes)
 
 
-def memory(site: Site, chunk: Chunk) -> Bytes:
+def memory(depot: Site, chunk: Chunk) -> Bytes:
     start = chunk.slot.offset_bytes
-    return np.frombuffer(site.depot.l1, np.uint8)[start : start + chunk.namespace_stats.chunk_bytes]
+    return np.frombuffer(depot.depot.l1, np.uint8)[start : start + chunk.namespace_stats.chunk_bytes]
 
 
-def damage(site: Site, chunk: Chunk, byte: int = 1_000) -> None:
-    memory(site, chunk)[byte] ^= 1
+def damage(depot: Site, chunk: Chunk, byte: int = 1_000) -> None:
+    memory(depot, chunk)[byte] ^= 1
 
 
-async def stored(site: Site, *groups: Group, **options: object) -> tuple[Engine, Kv, list[Chunk]]:
-    engine = await site.attach(*groups, **options)
+async def stored(depot: Site, *groups: Group) -> tuple[Engine, Kv, list[Chunk]]:
+    engine = await depot.attach(*groups)
     kv = engine.kv(NUM_TOKENS, seed=1)
     await engine.store("s", TOKENS, kv)
-    return engine, kv, chunks_of(site)
+    return engine, kv, chunks_of(depot)
 
 
 async def failed_retrieve(engine: Engine, num_tokens: int = NUM_TOKENS, skip_tokens: int = 0) -> ChunkCorrupt:
@@ -98,7 +102,7 @@ def swapped_halves(chunk: Bytes, rng: np.random.Generator) -> None:
 
 
 def foreign_bytes(chunk: Bytes, rng: np.random.Generator) -> None:
-    size = rng.integers(1, 513)
+    size = int(rng.integers(1, 513))
     begin = rng.integers(chunk.size - size)
     chunk[begin : begin + size] = np.frombuffer(rng.bytes(size), np.uint8)
 
@@ -259,23 +263,23 @@ async def test_what_was_stored_inline_is_verified_like_everything_else(depot: Si
 
 
 async def test_without_verification_nothing_is_computed_and_nothing_is_found(open_site: Open) -> None:
-    site = await open_site(verify="off")
-    engine, _, chunks = await stored(site)
+    depot = await open_site(verify="off")
+    engine, _, chunks = await stored(depot)
     await engine.attachment.store_inline("s", prompt(CHUNK_SIZE, seed=2), bytes(engine.attachment.chunk_bytes))
-    assert {chunk.checksum for chunk in site.depot.index.chunks()} == {None}
-    damage(site, chunks[0])
+    assert {chunk.checksum for chunk in depot.depot.index.chunks()} == {None}
+    damage(depot, chunks[0])
     found = await engine.lookup("s", TOKENS)
     assert (await engine.retrieve("s", found.lease, NUM_TOKENS)).retrieved_tokens == NUM_TOKENS
-    assert not any((*site.depot.verification.num_verified.values(), *site.depot.verification.num_corrupt.values()))
+    assert not any((*depot.depot.verification.num_verified.values(), *depot.depot.verification.num_corrupt.values()))
 
 
 async def test_verification_of_stores_leaves_the_comparison_to_the_scrub(open_site: Open) -> None:
-    site = await open_site(verify="store")
-    engine, _, chunks = await stored(site)
-    damage(site, chunks[0])
+    depot = await open_site(verify="store")
+    engine, _, chunks = await stored(depot)
+    damage(depot, chunks[0])
     found = await engine.lookup("s", TOKENS)
     assert (await engine.retrieve("s", found.lease, NUM_TOKENS)).retrieved_tokens == NUM_TOKENS
-    await scrubbed(site)
+    await scrubbed(depot)
     with pytest.raises(ChunkCorrupt):
         await engine.retrieve("s", found.lease, NUM_TOKENS)
 
@@ -283,11 +287,11 @@ async def test_verification_of_stores_leaves_the_comparison_to_the_scrub(open_si
 # The scrub
 
 
-async def scrubbed(site: Site) -> None:
+async def scrubbed(depot: Site) -> None:
     """Scrub all chunks, as if an earlier process had stored them, until one was dropped."""
-    for chunk in site.depot.index.chunks():
+    for chunk in depot.depot.index.chunks():
         chunk.is_verified = False
-    depots = site.server.depots
+    depots = depot.server.depots
     scrub = Scrub(depots.index, depots.verification, depots.backend, depots.slices, 1e9)
     running = asyncio.create_task(scrub.run())
     await eventually(lambda: scrub.seconds_since_round is not None)
@@ -306,15 +310,58 @@ async def test_the_scrub_finds_damage_in_a_chunk_that_nobody_reads(depot: Site) 
     await engine.retrieve_exactly("s", found.lease, first_tokens(kv, 6 * CHUNK_SIZE))
 
 
+# Chunks of an earlier process
+
+
+@asynccontextmanager
+async def depot_on(folder: Path, **flags: object) -> AsyncIterator[Site]:
+    """Run a depot whose L1 is a file in the folder."""
+    file = {"chunk_size": CHUNK_SIZE, "l1_file": f"{folder}/l1"}
+    async with running_server({**file, **flags}) as server, site(server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
+
+
+async def test_an_adopted_chunk_is_verified_at_its_first_use_and_dropped_for_good(folder: Path) -> None:
+    async with depot_on(folder) as first:
+        _, kv, _ = await stored(first)
+    async with depot_on(folder, scrub_rate=0) as second:
+        engine, chunks = await second.attach(), chunks_of(second)
+        assert len(chunks) == NUM_CHUNKS
+        assert not any(chunk.is_verified for chunk in chunks)
+        damage(second, chunks[3])
+        assert (await failed_retrieve(engine)).bad_tokens == (range(3 * CHUNK_SIZE, 4 * CHUNK_SIZE),)
+        assert [chunk.is_verified for chunk in chunks] == [position != 3 for position in range(NUM_CHUNKS)]
+    async with depot_on(folder) as third:
+        assert len(chunks_of(third)) == NUM_CHUNKS - 1
+        engine = await third.attach()
+        assert await engine.holds("s", TOKENS, kv) == 3 * CHUNK_SIZE
+
+
+@pytest.mark.parametrize(("verify", "num_adopted"), [("off", NUM_CHUNKS), ("store", 0), ("retrieve", 0), ("all", 0)])
+async def test_chunks_without_a_checksum_are_adopted_only_if_nothing_is_verified(
+    folder: Path, verify: str, num_adopted: int
+) -> None:
+    async with depot_on(folder, verify="off") as first:
+        await stored(first)
+    async with depot_on(folder, verify=verify) as second:
+        assert len(chunks_of(second)) == num_adopted
+
+
 # What an operator sees
 
 
 async def test_status_activity_and_explain_say_that_a_chunk_was_corrupt(open_site: Open) -> None:
-    site = await open_site()
-    engine, _, chunks = await stored(site)
-    damage(site, chunks[1])
+    depot = await open_site()
+    engine, _, chunks = await stored(depot)
+    damage(depot, chunks[1])
     await failed_retrieve(engine)
-    [tier] = (await site.client.get_status()).tiers
+    [tier] = (await depot.client.get_status()).tiers
     assert (tier.num_corrupt_chunks, tier.num_verified_chunks) == (1, NUM_CHUNKS - 1)
-    explained = await site.client.explain_prefix(TOKENS, instance_id=engine.attachment.instance_id)
+    explained = await depot.client.explain_prefix(TOKENS, instance_id=engine.attachment.instance_id)
     assert explained.ranks[0].removal == observability_pb2.CHUNK_REMOVAL_CORRUPT

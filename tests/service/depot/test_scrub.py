@@ -114,7 +114,7 @@ async def test_a_chunk_is_never_pinned_and_stays_where_it_is_in_the_order_of_evi
     site.before_sleep = lambda: protected.append(site.depots.index.num_protected)
     await site.one_round()
     assert set(protected) == {0}
-    evicted = []
+    evicted: list[Chunk] = []
     while len(evicted) < 4:
         victim = site.depots.index._eviction.next_victim(chunks[0].slot.size_bytes)
         assert victim is not None
