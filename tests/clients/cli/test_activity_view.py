@@ -172,7 +172,15 @@ def test_the_page_fits_the_terminal(columns: int, rows: int) -> None:
     assert all(sum(segment.cell_length for segment in line) == columns for line in lines)
     shown = [line for line in text.splitlines() if line.strip()]
     assert len(shown) <= rows
-    for part in ("no answer since 03:04:05", "299 events were lost", "10.0 %", "50.0 %", "never stored", "no slot"):
+    for part in (
+        "no answer since 03:04:05",
+        "299 events were lost",
+        "10.0 %",
+        "50.0 %",
+        "never stored",
+        "no slot",
+        "chunks were dropped",
+    ):
         assert part in text
     assert "pod-29" in text and "1 of 4, without 1, 2, 3" in text, "an instance that lacks ranks comes first"
     assert "busiest sessions" in text and "0 sss" in text
