@@ -13,6 +13,7 @@ from service.l1.adoption import Adoption, adopt
 from service.l1.index import Index
 from service.l1.memory import open_l1
 from service.l1.pool import Pool
+from service.l1.verify import Verify
 from service.process.garbage import paused_collection
 from service.settings import Settings
 
@@ -47,8 +48,9 @@ class CacheMemory:
         self.view = self._arena.view
         self.adoption = Adoption()
         if self._memory.has_records:
+            unverified = settings.verify is Verify.OFF  # what can't be verified is not taken over
             with paused_collection():
-                self.index, self.adoption = adopt(self._memory.ledger, settings.l1_size, without_checksum=True)
+                self.index, self.adoption = adopt(self._memory.ledger, settings.l1_size, without_checksum=unverified)
         else:
             self.index = Index(Pool(settings.l1_size), self._memory.ledger)
         self._log(str(path) if inherited_fd is None else "the depot before this one")

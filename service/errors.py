@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from grpc import StatusCode
 
+MAX_BAD_RANGES = 64
 MAX_VIOLATIONS = 10  # errors are sent in headers, and clients accept 8 KiB of headers
 
 
@@ -25,6 +28,8 @@ class DepotError(Exception):
     reason: ClassVar[str]
     retry_after_seconds: ClassVar[float | None]
     violations: tuple[FieldViolation, ...] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
+    """Facts for programs, by name."""
 
     def __init_subclass__(cls, *, status: StatusCode, reason: str, retry_after_seconds: float | None = None) -> None:
         cls.status = status
@@ -146,6 +151,30 @@ class TransferFailed(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="
 
 class Detached(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="DETACHED"):
     """The attachment ended during the transfer."""
+
+
+class ChunkCorrupt(DepotError, status=StatusCode.DATA_LOSS, reason="CHUNK_CORRUPT"):
+    """Bytes of leased chunks do not match their checksums. Tokens before the first bad one are right.
+
+    `positions` are those of the corrupt chunks, ascending and counted from token 0. The metadata has `first_bad_token`
+    and `bad_tokens`: ranges FIRST:END, without END. Too many ranges are cut to `MAX_BAD_RANGES`, the last of which then
+    covers the rest.
+    """
+
+    def __init__(self, positions: Sequence[int], chunk_size: int) -> None:
+        ranges: list[list[int]] = []
+        for position in positions:
+            first, end = position * chunk_size, (position + 1) * chunk_size
+            if ranges and (ranges[-1][1] == first or len(ranges) == MAX_BAD_RANGES):
+                ranges[-1][1] = end
+            else:
+                ranges.append([first, end])
+        first_bad_token = ranges[0][0]
+        bad_tokens = ",".join(f"{first}:{end}" for first, end in ranges)
+        self.metadata = {"first_bad_token": f"{first_bad_token}", "bad_tokens": bad_tokens}
+        super().__init__(
+            f"the bytes of {len(positions)} chunks are damaged: compute the tokens from {first_bad_token} on"
+        )
 
 
 class ObservabilityDisabled(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="OBSERVABILITY_DISABLED"):

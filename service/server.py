@@ -11,7 +11,6 @@ from time import monotonic
 import grpc
 
 from kernels.backends import Backends
-from kernels.cuda.settings import CudaSettings
 from kernels.errors import BackendError
 from kernels.host.streaming_copy import Copy
 from service.access.access import Access
@@ -19,8 +18,9 @@ from service.access.tenants import Tenants
 from service.cache_memory import CacheMemory
 from service.console.console import Answers, Console
 from service.depot.attach import Attacher
-from service.depot.depot import Depot, DepotLimits
+from service.depot.depot import Depot
 from service.depot.tenant_depots import TenantDepots
+from service.depot_settings import cuda_settings, depot_limits
 from service.draining import GRACE_SECONDS, Draining
 from service.http.endpoints import endpoints
 from service.http.server import HttpServer
@@ -73,19 +73,12 @@ class Server:
         # Memory and devices
         self.memory = CacheMemory(settings, inherited_fd)
         budget = MemoryBudget(self.memory.missing_bytes)
-        cuda = _cuda_settings(settings)
+        cuda = cuda_settings(settings)
         self._backends = Backends.open(self.memory.view, settings.transfer_threads, cuda, budget.reserve, copy)
         # The cache
         self._observability = Observability(settings)
         self.bus = self._observability.bus
-        limits = DepotLimits(
-            chunk_size=settings.chunk_size,
-            lease_ttl_seconds=settings.lease_ttl,
-            session_idle_timeout_seconds=settings.session_idle_timeout,
-            max_wait_seconds=settings.max_wait,
-            cache_epoch=settings.cache_epoch,
-            chunks_outlive_depot=bool(settings.l1_file),
-        )
+        limits = depot_limits(settings)
         self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
@@ -149,9 +142,12 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
-            watching = tasks.create_task(self._access.watch(self._use_tenants), name="files")
-            noting = tasks.create_task(self.memory.note_uses(self.depots.slices), name="uses")
-            trimming = tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap")
+            background = (
+                tasks.create_task(self._access.watch(self._use_tenants), name="files"),
+                tasks.create_task(self.memory.note_uses(self.depots.slices), name="uses"),
+                tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap"),
+                tasks.create_task(self.depots.scrub.run(), name="scrub"),
+            )
             try:
                 await self._grpc.start()
                 self.memory.start_populating(self._register)
@@ -160,7 +156,7 @@ class Server:
                 self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
                 yield self
             finally:
-                for task in (watching, noting, trimming):
+                for task in background:
                     task.cancel()
                 await self._drain()
 
@@ -243,11 +239,3 @@ class Server:
         cache = CacheServicer(self.depots, self._attacher, self.draining.notice, self.draining.over)
         add_services(server, cache, self._observability_servicer, self._admin_servicer, self._health)
         return server
-
-
-def _cuda_settings(settings: Settings) -> CudaSettings:
-    return CudaSettings(
-        staging_bytes=settings.cuda_staging_size,
-        staging_slots=settings.cuda_staging_slots,
-        max_ctas=settings.cuda_max_ctas,
-    )

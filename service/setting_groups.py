@@ -11,7 +11,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("tenant_max_concurrent_rpcs", "tenant_max_attachments", "tenant_max_bytes_in_flight"),
     ),
     "The cache": (
-        *("l1_size", "l1_file", "l1_huge_pages", "chunk_size", "cache_epoch", "lease_ttl", "session_idle_timeout"),
+        *("l1_size", "l1_file", "l1_huge_pages", "chunk_size", "cache_epoch", "verify", "scrub_rate"),
+        *("lease_ttl", "session_idle_timeout"),
     ),
     "Transfers": (*("transfer_threads", "cuda_staging_size", "cuda_staging_slots", "cuda_max_ctas", "cuda_over_tcp"),),
     "Limits": ("max_wait", "drain_timeout", "max_concurrent_rpcs", "max_attachments", "max_message_size"),

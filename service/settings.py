@@ -22,34 +22,13 @@ from yaml import YAMLError
 
 from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
+from service.l1.verify import Verify
 from service.setting_faults import fault
-from service.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size, parse_duration, parse_size
+from service.setting_types import Seconds, Size, Texts, one_or_list
+from service.units import format_duration, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
-def _one_or_list(value: object) -> object:
-    """Split a variable: it holds one text, or a JSON array of texts, because the texts contain commas."""
-    if not isinstance(value, str):
-        return value
-    if not value.startswith("["):
-        return (value,) if value else ()
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a value that begins with [ has to be a JSON array: {error}") from error
-
-
 CUDA = CudaSettings()
-
-SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
-DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
-Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | SizeText)]
-Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
-Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class LogFormat(StrEnum):
@@ -118,6 +97,13 @@ class Settings(BaseSettings):
     """most CTAs of a GPU that a copy uses"""
     cuda_over_tcp: bool = False
     """accept CUDA handles over TCP"""
+    verify: Verify = Field(
+        Verify.ALL,
+        description="what compares chunks with their checksums: off: nothing; store: a scrub in the background; "
+        "retrieve: each retrieve; all: both. What was stored with off has no checksum, and is served unverified",
+    )
+    scrub_rate: Size = Field(256 << 20, ge=0)
+    """bytes that the scrub reads in a second, such as 256MiB; 0: no scrub"""
     lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS)
     """how long a lease protects chunks, such as 60s"""
     session_idle_timeout: Seconds = Field(600.0, gt=0, le=YEAR_SECONDS)
@@ -144,7 +130,7 @@ class Settings(BaseSettings):
     """log no events"""
     event_queue_size: int = Field(10_000, ge=1, le=10_000_000)
     """most events that wait in the queue; more are dropped and counted"""
-    subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_list)] = Field(
+    subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(one_or_list)] = Field(
         (),
         description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
         ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',

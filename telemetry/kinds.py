@@ -52,6 +52,14 @@ class RefusalReason(StrEnum):
     NO_BYTES = "no bytes"
 
 
+class Hop(StrEnum):
+    """Where the bytes of a chunk in L1 are compared with its checksum."""
+
+    RETRIEVE = "retrieve"
+    INLINE = "inline"
+    SCRUB = "scrub"
+
+
 class ChunkState(StrEnum):
     """What a rank has of a chunk."""
 

@@ -36,12 +36,12 @@ ORDER = {
     "service": """
         errors units process
         l1
-        setting_faults
+        setting_faults setting_types
         settings
         setting_groups
         setting_options misspelt print_config access
         depot
-        cache_memory
+        cache_memory depot_settings
         rpc
         http
         observability

@@ -39,6 +39,8 @@ def chunk_copy(
     position: int,
     l1_offset_bytes: int,
     skip_tokens: int = 0,
+    *,
+    with_checksum: bool = False,
 ) -> ChunkCopy:
     """Return the copy of one chunk's blocks that are present and not skipped. `position` counts the tables' chunks."""
     blocks = []
@@ -46,7 +48,7 @@ def chunk_copy(
         blocks_per_chunk = chunk_size // group.block_size
         first = max(position * blocks_per_chunk, skip_tokens // group.block_size)
         blocks.append(table.between(first, (position + 1) * blocks_per_chunk))
-    return ChunkCopy(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(blocks))
+    return ChunkCopy(l1_offset_bytes=l1_offset_bytes, block_ids=tuple(blocks), with_checksum=with_checksum)
 
 
 def absent_tokens(

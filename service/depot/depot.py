@@ -23,11 +23,13 @@ from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
 from service.depot.stored_identities import StoredIdentities
+from service.depot.verification import Verification
 from service.errors import BlockHashSeedMissing, StreamStalled, invalid
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.keys import Prefix
 from service.l1.pool import Pool
+from service.l1.verify import Verify
 from telemetry.events import ChunksEvicted, Event, Publisher
 from telemetry.kinds import OperationKind, Outcome, Tier
 
@@ -36,10 +38,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepotLimits:
-    """How large chunks are, and how long things live. `max_wait_seconds` bounds each wait for another call.
+    """How large chunks are, how long things live, and what is verified.
 
-    `cache_epoch` is an operator's number: chunks of another epoch are never found. `chunks_outlive_depot` says that the
-    process after this one may find the chunks of this one.
+    `max_wait_seconds` bounds each wait for another call. `cache_epoch` is an operator's number: chunks of another epoch
+    are never found. `chunks_outlive_depot` says that the process after this one may find the chunks of this one. At 0
+    bytes a second there is no scrub.
     """
 
     chunk_size: int = 256
@@ -48,6 +51,8 @@ class DepotLimits:
     max_wait_seconds: float = 30.0
     cache_epoch: int = 0
     chunks_outlive_depot: bool = False
+    verify: Verify = Verify.ALL
+    scrub_bytes_per_second: float = 0.0
 
 
 class Depot:
@@ -67,12 +72,14 @@ class Depot:
         index: Index | None = None,
         quota: Quota | None = None,
         slices: Slices | None = None,
+        verification: Verification | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
         self.limits = limits
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
+        self.verification = verification or Verification(limits.verify, self.index, bus)
         self.quota = quota or Quota("", WITHOUT_LIMIT)
         self.tenant = self.quota.tenant
         self.slices = slices or Slices()

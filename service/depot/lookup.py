@@ -27,6 +27,7 @@ from telemetry.kinds import MissReason, OperationKind, Outcome
 _MISS_REASONS = {
     RemovalReason.EVICTED: MissReason.EVICTED,
     RemovalReason.CLEARED: MissReason.CLEARED,
+    RemovalReason.CORRUPT: MissReason.CORRUPT,
     RemovalReason.REPLACED: MissReason.EVICTED,  # the store that was to replace it failed
 }
 

@@ -10,20 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.transfer import Direction
-from service.depot.block_tables import check_present, check_tables, chunk_copy
+from service.depot.block_tables import absent_tokens, check_present, check_tables, chunk_copy
 from service.depot.chunk_index import unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.leases import Lease
 from service.depot.operation import Operation
+from service.depot.running_transfer import to_the_end
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
 from service.depot.values import RetrieveAnswer, RetrieveInlineRequest, RetrieveRequest
+from service.depot.verification import check_none_corrupt
 from service.errors import BlockAbsent, Detached, FieldViolation, InvalidRequest, invalid
 from service.l1.chunk import Chunk
 from telemetry.events import RetrieveFinished, RetrieveStarted
-from telemetry.kinds import OperationKind, Outcome
+from telemetry.kinds import Hop, OperationKind, Outcome
 
 MAX_PIECE_BYTES = 1 << 20
 MAX_TAIL_CHUNKS = 4_096  # whose stores an event names
@@ -34,9 +36,12 @@ MAX_STORED_BY = 8  # stores that an event names
 async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     """Copy leased chunks into blocks. Blocks below `skip_tokens` are never written.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable, BackendUnavailable,
-        TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked, SessionNotFound,
-        BlockAbsent, TooManyBytes.
+    Chunks are compared with their checksums as they are copied. All are copied before the call fails for a corrupt one,
+    so that its error names all of them.
+
+    Raises: ChunkCorrupt, InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable,
+        BackendUnavailable, TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked,
+        SessionNotFound, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     require_buffer(attachment, request.ready_event)
@@ -51,14 +56,32 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
             check_present(attachment, chunk_size, tables, position, chunk, skip_tokens)
 
     at_once = chunks_per_transfer(attachment)
+    has_absent = any(table.absent_blocks for table in tables)
     with _open(depot, lease, request, chunks, inline=False) as (session, operation):
         for begin in range(0, len(chunks), at_once):
+            some = chunks[begin : begin + at_once]
             copies = [
-                chunk_copy(attachment, chunk_size, tables, position, chunk.slot.offset_bytes, skip_tokens)
-                for position, chunk in enumerate(chunks[begin : begin + at_once], start=first + begin)
+                chunk_copy(
+                    attachment,
+                    chunk_size,
+                    tables,
+                    position,
+                    chunk.slot.offset_bytes,
+                    skip_tokens,
+                    with_checksum=depot.verification.is_due_at_retrieve(
+                        chunk, reads_all=not (has_absent and absent_tokens(attachment, chunk_size, tables, position))
+                    ),
+                )
+                for position, chunk in enumerate(some, start=first + begin)
             ]
             owner = TransferOwner(attachment=attachment, session=session, operation=operation, lease=lease)
-            operation.num_bytes += await transfer_chunks(depot, owner, Direction.RETRIEVE, copies, request.ready_event)
+            moved = await transfer_chunks(depot, owner, Direction.RETRIEVE, copies, request.ready_event)
+            operation.num_bytes += moved.num_bytes
+            read = zip(some, copies, moved.checksums, strict=True)
+            depot.verification.compare(
+                ((chunk, checksum) for chunk, copy, checksum in read if copy.with_checksum), Hop.RETRIEVE
+            )
+        check_none_corrupt(chunks, first, chunk_size)
         operation.num_tokens = num_tokens - skip_tokens
     return RetrieveAnswer(retrieved_tokens=operation.num_tokens, retrieved_bytes=operation.num_bytes)
 
@@ -66,13 +89,16 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 async def retrieve_inline(
     depot: Depot, request: RetrieveInlineRequest, send: Callable[[memoryview, int, int], Awaitable[None]]
 ) -> RetrieveAnswer:
-    """Send leased chunks in pieces, by `send(data, chunk_index, offset_bytes)`.
+    """Send leased chunks in pieces, by `send(data, chunk_index, offset_bytes)`. Each is compared before it is sent.
+
+    Nothing is sent of a corrupt chunk, nor of those behind it. They are compared nevertheless, so that the error names
+    all corrupt ones.
 
     `chunk_index` counts chunks from token 0. `offset_bytes` is where the piece begins in its chunk. `data` is L1's own
     memory: it may change after `send` returns.
 
-    Raises: InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound, LeaseExpired,
-        LeaseReleased, LeaseRevoked, SessionNotFound, BlockAbsent, TooManyBytes.
+    Raises: ChunkCorrupt, InvalidRequest, InstanceNotFound, RankNotFound, StreamStalled, Detached, LeaseNotFound,
+        LeaseExpired, LeaseReleased, LeaseRevoked, SessionNotFound, BlockAbsent, TooManyBytes.
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
@@ -91,18 +117,41 @@ async def retrieve_inline(
         depot.quota.in_flight(len(chunks) * chunk_bytes),
         _open(depot, lease, request, chunks, inline=True) as (_, operation),
     ):
+        has_corrupt = False
         for chunk_index, chunk in enumerate(chunks, start=first):
+            _check_goes_on(attachment, lease)
+            has_corrupt |= not await _is_intact(depot, chunk, chunk_bytes)
+            if has_corrupt:
+                continue
             for offset_bytes in range(0, chunk_bytes, MAX_PIECE_BYTES):
-                if attachment.detached:
-                    raise Detached(f"rank {attachment.rank} detached while its bytes were being sent")
-                if lease.ended_by_engine:
-                    raise lease.error()
+                _check_goes_on(attachment, lease)
                 start = chunk.slot.offset_bytes + offset_bytes
                 data = depot.l1[start : start + min(MAX_PIECE_BYTES, chunk_bytes - offset_bytes)]
                 await depot.bounded(send(data, chunk_index, offset_bytes), "no piece was taken")
             operation.num_tokens += chunk_size
             operation.num_bytes += chunk_bytes
+        check_none_corrupt(chunks, first, chunk_size)
     return RetrieveAnswer(retrieved_tokens=operation.num_tokens, retrieved_bytes=operation.num_bytes)
+
+
+def _check_goes_on(attachment: Attachment, lease: Lease) -> None:
+    """Check that the engine has not ended an inline retrieve.
+
+    Raises: Detached, LeaseReleased.
+    """
+    if attachment.detached:
+        raise Detached(f"rank {attachment.rank} detached while its bytes were being sent")
+    if lease.ended_by_engine:
+        raise lease.error()
+
+
+async def _is_intact(depot: Depot, chunk: Chunk, chunk_bytes: int) -> bool:
+    """Return whether a pinned chunk may be sent. Its bytes are read in a thread."""
+    if not chunk.is_corrupt and depot.verification.is_due_at_retrieve(chunk, reads_all=True):
+        reading = asyncio.to_thread(depot.backend.checksum, chunk.slot.offset_bytes, chunk_bytes)
+        checksum = await to_the_end(asyncio.ensure_future(reading))  # the slot stays pinned until then
+        depot.verification.compare([(chunk, checksum)], Hop.INLINE)
+    return not chunk.is_corrupt
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from kernels.transfer import Direction
 from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
+from service.depot.inline_checksum import InlineChecksum
 from service.depot.instances import Attachment
 from service.depot.open_store import CHUNKS_PER_PLAN, OpenStore
 from service.depot.operation import Operation
@@ -38,6 +39,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     _check_coverage(depot, attachment, request)
     chunk_size = depot.limits.chunk_size
     at_once = chunks_per_transfer(attachment)
+    with_checksums = depot.verification.verify.at_stores
 
     with _open(depot, attachment, header, inline=False) as (open_store, session, operation):
         pace = depot.slices.pace()
@@ -60,12 +62,23 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                 pending |= plan.pending
                 reserved += plan.reserved.items()
             for begin in range(0, len(reserved), at_once):
+                some = reserved[begin : begin + at_once]
                 copies = [
-                    chunk_copy(attachment, chunk_size, tables, position - first, chunk.slot.offset_bytes)
-                    for position, chunk in reserved[begin : begin + at_once]
+                    chunk_copy(
+                        attachment,
+                        chunk_size,
+                        tables,
+                        position - first,
+                        chunk.slot.offset_bytes,
+                        with_checksum=with_checksums,
+                    )
+                    for position, chunk in some
                 ]
                 owner = TransferOwner(attachment=attachment, session=session, operation=operation)
-                await transfer_chunks(depot, owner, Direction.STORE, copies, request.ready_event)
+                moved = await transfer_chunks(depot, owner, Direction.STORE, copies, request.ready_event)
+                if with_checksums:
+                    for (_, chunk), checksum in zip(some, moved.checksums, strict=True):
+                        depot.verification.note_stored(chunk, checksum)
             if reserved:
                 pace = depot.slices.pace()
                 await open_store.commit(pace)
@@ -96,6 +109,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
         received_bytes = 0
         pending: dict[int, PendingWrite] = {}
         chunk: Chunk | None = None
+        checksum: InlineChecksum | None = None
         pace = depot.slices.pace()
         while (rest := await depot.bounded(anext(pieces, None), "no data came")) is not None:
             if received_bytes + len(rest) > total_bytes:
@@ -114,10 +128,16 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
                     plan = open_store.plan({position: ()})
                     pending |= plan.pending
                     chunk = plan.reserved.get(position)
+                    if chunk is not None and depot.verification.verify.at_stores:
+                        checksum = InlineChecksum(depot.backend, chunk, chunk_bytes)
                 part = rest[: chunk_bytes - filled_bytes]
                 if chunk is not None:
                     start = chunk.slot.offset_bytes + filled_bytes
                     depot.l1[start : start + len(part)] = part
+                    if checksum is not None:
+                        checksum.add(filled_bytes + len(part))
+                        if filled_bytes + len(part) == chunk_bytes:
+                            depot.verification.note_stored(chunk, checksum.value)
                 received_bytes += len(part)
                 rest = rest[len(part) :]
         if received_bytes < total_bytes:

@@ -19,8 +19,10 @@ from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
 from service.depot.running_transfer import to_the_end
+from service.depot.scrub import Scrub
 from service.depot.sessions import Sessions
 from service.depot.slices import Slices
+from service.depot.verification import Verification
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.pool import Pool
@@ -59,6 +61,8 @@ class TenantDepots:
         self.slices = Slices()
         self.incarnation = uuid4().hex
         self.num_adopted_chunks_by_tenant: dict[str, int] = {}
+        self.verification = Verification(limits.verify, self.index, bus)
+        self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
         self._l1 = l1
         self._limits = limits
         self._bus = bus
@@ -83,6 +87,7 @@ class TenantDepots:
                 bus,
                 index=self.index,
                 slices=self.slices,
+                verification=self.verification,
                 quota=Quota(tenant.name, tenant.limits),
             )
             depot.draining = self.draining

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import kernels.errors
 from kernels.copies import ChunkCopy
@@ -85,6 +86,13 @@ class TransferOwner:
             raise attachment.fail(RegionUnavailable(str(error))) from error
 
 
+class Moved(NamedTuple):
+    """What a transfer has moved. `checksums` has one for each copy that asked for it, and 0 for the others."""
+
+    num_bytes: int
+    checksums: Sequence[int]
+
+
 def require_buffer(attachment: Attachment, ready_event: bytes) -> MappedBuffer:
     """Return the attachment's memory. Check its size, and that it can wait for the event if there is one.
 
@@ -112,8 +120,8 @@ def chunks_per_transfer(attachment: Attachment) -> int:
 
 async def transfer_chunks(
     depot: Depot, owner: TransferOwner, direction: Direction, copies: Sequence[ChunkCopy], ready_event: bytes
-) -> int:
-    """Carry out copies and return their bytes. After the end, nothing touches the blocks and slots.
+) -> Moved:
+    """Carry out copies. After the end, nothing touches the blocks and slots.
 
     Raises: TooManyBytes, NoRegions, Detached, BackendUnavailable, RegionUnavailable, TransferFailed, SessionNotFound,
         LeaseReleased, LeaseExpired, LeaseRevoked.
@@ -131,7 +139,7 @@ async def transfer_chunks(
             owner.holding(transfer),
         ):
             await finished(transfer)
-    return num_bytes
+    return Moved(num_bytes, transfer.checksums.tolist())
 
 
 def _num_bytes(attachment: Attachment, copies: Sequence[ChunkCopy]) -> int:

@@ -54,7 +54,9 @@ class Chunk:
 
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
-    has compared it with the bytes, or has computed it.
+    has compared it with the bytes, or has computed it. `verify_time` is when it last did so, in monotonic seconds.
+    `was_compared` says that a comparison has found it right since the bytes were written, `is_corrupt` that one has
+    found other bytes: no reader gets them.
     """
 
     key: ChunkKey
@@ -66,6 +68,9 @@ class Chunk:
     absent_tokens: tuple[int, ...] = ()
     checksum: int | None = None
     is_verified: bool = False
+    verify_time: float = 0.0
+    was_compared: bool = False
+    is_corrupt: bool = False
     store_time: float = 0.0
     release_time: float = 0.0
     num_pins: int = 0
@@ -78,6 +83,11 @@ class Chunk:
     def evictable(self) -> bool:
         """Whether another chunk may take its place."""
         return self.num_pins == 0 and self.pending_write is None
+
+    def note_verified(self, now: float) -> None:
+        """Note that the checksum is that of the bytes, at `now` (monotonic)."""
+        self.is_verified = True
+        self.verify_time = now
 
     def is_improved_by(self, absent_tokens: tuple[int, ...]) -> bool:
         """Return whether a chunk that lacks `absent_tokens` has all bytes of this one, and more."""

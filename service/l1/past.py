@@ -23,6 +23,7 @@ class RemovalReason(StrEnum):
     EVICTED = "evicted"
     CLEARED = "cleared"
     REPLACED = "replaced"
+    CORRUPT = "found corrupt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,12 @@ from telemetry.metrics.snapshot import Scalars
 
 def read_depot(depots: TenantDepots, admission: Admission, refusals: Refusals, populated_bytes: int) -> Scalars:
     """Return the state of L1, of attachments, sessions and calls, and of tenants. For the event loop."""
-    return {**_l1(depots, populated_bytes), **_work(depots, admission, refusals), **_tenants(depots)}
+    return {
+        **_l1(depots, populated_bytes),
+        **_verification(depots),
+        **_work(depots, admission, refusals),
+        **_tenants(depots),
+    }
 
 
 def read_build(transfer_backend: str) -> Scalars:
@@ -41,6 +46,18 @@ def _l1(depots: TenantDepots, populated_bytes: int) -> Scalars:
         definitions.L1_PROTECTED: {(): index.num_protected},
         definitions.L1_EVICTED: {(): index.num_evicted},
         definitions.L1_REFUSED: {(): sum(depot.num_refused_chunks for depot in depots)},
+    }
+
+
+def _verification(depots: TenantDepots) -> Scalars:
+    verification, scrub = depots.verification, depots.scrub
+    seconds_since_round = scrub.seconds_since_round
+    return {
+        definitions.L1_VERIFIED: {(hop.value,): n for hop, n in verification.num_verified.items()},
+        definitions.L1_CORRUPT: {(hop.value,): n for hop, n in verification.num_corrupt.items()},
+        definitions.SCRUB_IO: {(): scrub.scrubbed_bytes},
+        definitions.SCRUB_WAITING: {(): scrub.num_waiting},
+        definitions.SCRUB_AGE: {(): seconds_since_round} if seconds_since_round is not None else {},
     }
 
 

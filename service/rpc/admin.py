@@ -49,6 +49,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_protected_chunks=index.num_protected,
             num_evicted_chunks=index.num_evicted,
             num_refused_chunks=sum(depot.num_refused_chunks for depot in depots),
+            num_verified_chunks=depots.verification.num_verified.total(),
+            num_corrupt_chunks=depots.verification.num_corrupt.total(),
         )
         return admin_pb2.GetStatusResponse(
             version=__version__,

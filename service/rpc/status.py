@@ -47,7 +47,7 @@ async def abort(context: Context, error: DepotError) -> None:
 def details_of(error: DepotError) -> bytes:
     """Return the serialised google.rpc.Status of an error."""
     status = Status(code=error.status.value[0], message=_clipped(str(error), MAX_MESSAGE_BYTES))
-    details: list[Any] = [ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
+    details: list[Any] = [ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)]
     if error.violations:
         details.append(
             BadRequest(

@@ -20,7 +20,7 @@ TOTALS = (
     *("stored_bytes", "retrieved_bytes"),
     *("store_transfer_bytes", "retrieve_transfer_bytes"),
     *("store_transfer_seconds", "retrieve_transfer_seconds"),
-    *("num_stored_chunks", "num_evicted_chunks", "evicted_bytes", "num_cleared_chunks"),
+    *("num_stored_chunks", "num_evicted_chunks", "evicted_bytes", "num_cleared_chunks", "num_corrupt_chunks"),
     *("num_sessions_started", "num_sessions_ended"),
     *("num_refused_calls", "num_denied_calls"),
 )

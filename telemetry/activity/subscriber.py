@@ -50,6 +50,7 @@ class Activity(Subscriber):
             events.TransferFinished: _transferred,
             events.ChunksStored: _adding("num_stored_chunks", lambda event: len(event.keys)),
             events.ChunksEvicted: _evicted,
+            events.ChunksCorrupt: _adding("num_corrupt_chunks", lambda event: len(event.keys)),
             events.CacheCleared: _adding("num_cleared_chunks", lambda event: event.num_chunks),
             events.SessionStarted: _adding("num_sessions_started"),
             events.SessionEnded: _adding("num_sessions_ended"),

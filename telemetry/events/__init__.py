@@ -11,6 +11,7 @@ from telemetry.events import cache, operations, server
 from telemetry.events.cache import BlockAllocation as BlockAllocation
 from telemetry.events.cache import BlocksAllocated as BlocksAllocated
 from telemetry.events.cache import CacheCleared as CacheCleared
+from telemetry.events.cache import ChunksCorrupt as ChunksCorrupt
 from telemetry.events.cache import ChunksEvicted as ChunksEvicted
 from telemetry.events.cache import ChunksReused as ChunksReused
 from telemetry.events.cache import ChunksStored as ChunksStored

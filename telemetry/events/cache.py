@@ -68,6 +68,22 @@ class ChunksEvicted(Event):
 
 
 @fact
+class ChunksCorrupt(Event):
+    """The bytes of chunks in L1 do not match their checksums. The chunks are dropped, and no reader gets them.
+
+    `hop` says where that was found: at a retrieve, at an inline retrieve, or by the scrub. `l1_offsets` are the places
+    of the chunks in L1, in bytes.
+    """
+
+    model_name: str
+    rank: int
+    hop: str
+    keys: tuple[bytes, ...]
+    l1_offsets: tuple[int, ...]
+    num_bytes: int
+
+
+@fact
 class CacheCleared(Event):
     """ClearCache removed chunks. A `cache_salt` of None stands for all salts."""
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from telemetry.events import EVENT_TYPES
-from telemetry.kinds import DetachReason, LeaseEnd, MissReason, OperationKind, Outcome, RefusalReason, SessionEnd, Tier
+from telemetry.kinds import (
+    DetachReason,
+    Hop,
+    LeaseEnd,
+    MissReason,
+    OperationKind,
+    Outcome,
+    RefusalReason,
+    SessionEnd,
+    Tier,
+)
 from telemetry.metrics.label_limiter import MAX_MODELS
 from telemetry.metrics.metric import Attribute
 
@@ -47,6 +57,7 @@ REFUSAL_REASON = Attribute("reason", "why the first refused chunk was refused", 
 DIRECTION = Attribute("direction", "store: out of the engine's blocks; retrieve: into them", ("store", "retrieve"))
 BACKEND = Attribute("backend", "what moved the bytes: one of the few that this machine has, such as `host`")
 STEP = Attribute("step", "what was done; steps overlap where they can", ("wait", "gather", "scatter", "copy"))
+HOP = Attribute("hop", "where the bytes were compared; inline: at an inline retrieve", tuple(Hop))
 LEASE_END = Attribute("reason", "why it ended", tuple(LeaseEnd))
 SESSION_END = Attribute("reason", "why it ended", tuple(SessionEnd))
 DETACH_REASON = Attribute(

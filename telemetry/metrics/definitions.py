@@ -119,6 +119,13 @@ L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were sto
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
 L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
 L1_CLEARED = counter("kvdepot.l1.chunks.cleared", "{chunk}", "Chunks that ClearCache removed.")
+L1_VERIFIED = counter("kvdepot.l1.chunks.verified", "{chunk}", "Comparisons that found a chunk's bytes right.", by.HOP)
+L1_CORRUPT = counter("kvdepot.l1.chunks.corrupt", "{chunk}", "Chunks that were dropped for wrong bytes.", by.HOP)
+SCRUB_IO = counter("kvdepot.l1.scrub.io", "By", "Bytes of L1 that the scrub read.")
+SCRUB_WAITING = gauge("kvdepot.l1.scrub.waiting", "{chunk}", "Chunks that are left of the scrub's running round.")
+SCRUB_AGE = gauge(
+    "kvdepot.l1.scrub.age", "s", "Since the end of the last complete round of the scrub. Exists after the first round."
+)
 CHUNK_LIFETIME = lifecycle("kvdepot.l1.chunk.lifetime", "From the store of a chunk to its eviction.", by.MODEL, by.TIER)
 CHUNK_IDLE = lifecycle(
     "kvdepot.l1.chunk.idle_before_evict", "From the last use of a chunk to its eviction.", by.MODEL, by.TIER

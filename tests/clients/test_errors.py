@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from kvdepot import DepotError, FieldViolation
+from kvdepot import ChunkCorrupt, DepotError, FieldViolation
 from tests.clients.conftest import Side
 from tests.fakes.depot import FakeDepot, bare_failure, failure
 
@@ -92,6 +92,33 @@ async def test_failure_of_a_stream_is_a_depot_error(side: Side, client: Any, dep
     with pytest.raises(DepotError) as raised:
         await side.all(client.watch_events())
     assert raised.value.reason == "OBSERVABILITY_DISABLED"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "first_bad_token", "bad_tokens"),
+    [
+        ({"first_bad_token": "32", "bad_tokens": "32:64,80:96"}, 32, (range(32, 64), range(80, 96))),
+        ({}, 0, ()),
+        ({"bad_tokens": "32"}, 0, ()),
+        ({"bad_tokens": "32:64,x:y"}, 0, ()),
+        ({"bad_tokens": "1:2:3"}, 0, ()),
+    ],
+)
+async def test_damaged_chunks_have_an_error_with_their_tokens_and_in_doubt_none_is_right(
+    metadata: dict[str, str],
+    first_bad_token: int,
+    bad_tokens: tuple[range, ...],
+    side: Side,
+    client: Any,
+    depot: FakeDepot,
+) -> None:
+    depot.failures["GetStatus"] = failure(CODES.DATA_LOSS, "CHUNK_CORRUPT", "2 chunks", metadata=metadata)
+    error = await failed(side, client)
+    assert isinstance(error, ChunkCorrupt)
+    assert (error.code, error.reason, error.message) == (CODES.DATA_LOSS, "CHUNK_CORRUPT", "2 chunks")
+    assert (error.first_bad_token, error.bad_tokens) == (first_bad_token, bad_tokens)
+    copied = pickle.loads(pickle.dumps(error))
+    assert vars(copied) == vars(error) and type(copied) is ChunkCorrupt
 
 
 def test_error_survives_pickling() -> None:

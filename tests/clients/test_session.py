@@ -253,6 +253,18 @@ async def test_match_that_is_gone_when_it_is_retrieved_is_a_miss(
     assert await side(session.retrieve, found(16), [np.arange(4), np.arange(8)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("skip_tokens", "bad_tokens", "ready"), [(0, "8:16", 8), (8, "8:16", 8), (8, "0:16", 8), (0, "0:8", 0), (0, "?", 0)]
+)
+async def test_retrieve_of_damaged_chunks_ends_where_the_damage_begins(
+    skip_tokens: int, bad_tokens: str, ready: int, side: Side, attachment: Any, depot: FakeDepot
+) -> None:
+    depot.failures["Retrieve"] = failure(CODES.DATA_LOSS, "CHUNK_CORRUPT", metadata={"bad_tokens": bad_tokens})
+    session = attachment.session("request-1")
+    tables = [np.arange(4), np.arange(8)]
+    assert await side(session.retrieve, found(16), tables, skip_tokens=skip_tokens) == ready
+
+
 @pytest.mark.parametrize("reason", ["LEASE_RELEASED", "LEASE_NOT_FOUND", "DETACHED", "TOO_MANY_BYTES"])
 async def test_retrieve_that_may_have_written_raises(
     reason: str, side: Side, attachment: Any, depot: FakeDepot

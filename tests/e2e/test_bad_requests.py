@@ -761,7 +761,8 @@ def test_each_documented_answer_to_a_bad_request_has_a_row() -> None:
     while_running |= {
         "REGION_UNAVAILABLE",
         "TOO_MANY_OBJECTS",
-    }  # see tests/e2e/test_vanishing_memory.py, test_regions.py
+        "CHUNK_CORRUPT",
+    }  # see tests/e2e/test_vanishing_memory.py, test_regions.py, test_verification.py
     while_running |= {"BLOCK_HASH_SEED_MISSING"}  # where chunks outlive the depot: see tests/e2e/test_identity.py
     while_running |= {"CREDENTIALS_REVOKED", "ADMIN_ONLY", "OTHER_TENANT", "TOO_MANY_SESSIONS"}
     tabled = {(row.rpc, row.reason) for row in BAD}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,9 +30,11 @@ def failure(
     *,
     violations: tuple[tuple[str, str], ...] = (),
     retry_after: tuple[int, int] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Failure:
     """Return a failure that aborts an RPC as the depot does."""
-    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain="kvdepot", metadata={"key": "value"}))]
+    metadata = {"key": "value"} if metadata is None else metadata
+    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain="kvdepot", metadata=metadata))]
     if violations:
         bad = error_details_pb2.BadRequest()
         for field, description in violations:

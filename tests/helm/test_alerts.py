@@ -166,6 +166,12 @@ QUIET = [
     Case("KvdepotCertificateEndsSoon", "it is renewed", "10m", {CERTIFICATE: "100000-60x8 7776000-60x20"}),
     Case("KvdepotCertificateEndsSoon", "three days", "10m", {CERTIFICATE: "259200-60x20"}),
     Case(
+        "KvdepotChunksCorrupt",
+        "one of two hours ago",
+        "150m",
+        {'kvdepot_l1_chunks_corrupt_total{hop="scrub"}': "0+0x20 1+0x180"},
+    ),
+    Case(
         "KvdepotTransfersFail",
         "a failure of long ago",
         "40m",
@@ -328,6 +334,23 @@ FIRING = [
         "62m",
         {'kvdepot_transfer_duration_seconds_count{direction="store", outcome="failed"}': "1+0x60 2+0x40"},
         "Transfers of 10.0.0.1:9464 fail.",
+    ),
+    Case(
+        "KvdepotChunksCorrupt",
+        "the scrub finds one",
+        "130m",
+        {
+            'kvdepot_l1_chunks_corrupt_total{hop="scrub"}': "0+0x119 1+0x60",
+            'kvdepot_l1_chunks_corrupt_total{hop="retrieve"}': "3+0x180",
+        },
+        "Chunks in L1 of 10.0.0.1:9464 were damaged.",
+    ),
+    Case(
+        "KvdepotChunksCorrupt",
+        "one before the first scrape",
+        "20m",
+        {'kvdepot_l1_chunks_corrupt_total{hop="retrieve"}': "_x10 1+0x60"},
+        "Chunks in L1 of 10.0.0.1:9464 were damaged.",
     ),
     Case(
         "KvdepotTransfersSlow",

@@ -143,6 +143,8 @@ BAD = {
     "l1_size": ["0", "4095", "-1", "much", "8XB"],
     "l1_huge_pages": ["", "yes", "2MiB"],
     "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
+    "verify": ["", "on", "lookups"],
+    "scrub_rate": ["-1", "fast", "1MiB/s"],
     "cache_epoch": ["-1", "1.5", "many", str(1 << 63)],
     "transfer_threads": ["0", "257"],
     "lease_ttl": ["0", "-1s", "soon", "1000000000000d"],

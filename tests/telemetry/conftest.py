@@ -96,6 +96,7 @@ def example(event_type: Callable[..., Event]) -> Event:
         str | None: None,
         float | None: None,
         tuple[str, ...]: ("127.0.0.1:1", "unix:/x"),
+        tuple[int, ...]: (4096, 0),
         tuple[bytes, ...]: (b"\x01\x02", b"\xff"),
         tuple[BlockAllocation, ...]: (
             BlockAllocation(session_id="s", block_ids=ids, token_ids=ids[:2], reused_block_ids=ids[:0], resumed=False),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kvdepot.aio.session import AsyncSession
     from kvdepot.credentials import Credentials
     from kvdepot.engine_under_test import EngineUnderTest
-    from kvdepot.errors import Closed, DepotError, FieldViolation, InvalidArgument
+    from kvdepot.errors import ChunkCorrupt, Closed, DepotError, FieldViolation, InvalidArgument
     from kvdepot.layout import layouts
     from kvdepot.layout.shape import KvShape
     from kvdepot.memory import cuda
@@ -48,6 +48,7 @@ _MODULES = {
     "AsyncSession": "kvdepot.aio.session",
     "Attachment": "kvdepot.sync.attachment",
     "block_table": "kvdepot.requests",
+    "ChunkCorrupt": "kvdepot.errors",
     "Closed": "kvdepot.errors",
     "Credentials": "kvdepot.credentials",
     "cuda": "kvdepot.memory.cuda",
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncDepotClient",
     "AsyncSession",
     "Attachment",
+    "ChunkCorrupt",
     "Closed",
     "Credentials",
     "DepotClient",

@@ -18,7 +18,8 @@ _PACKAGE = "kvdepot_rpc"  # only field numbers are on the wire, so the names are
 _FIELDS = {
     "Status": ["int32 code = 1", "string message = 2", "repeated Any details = 3"],
     "Any": ["string type_url = 1", "bytes value = 2"],
-    "ErrorInfo": ["string reason = 1", "string domain = 2"],
+    "ErrorInfo": ["string reason = 1", "string domain = 2", "repeated MetadataEntry metadata = 3"],
+    "MetadataEntry": ["string key = 1", "string value = 2"],
     "BadRequest": ["repeated FieldViolation field_violations = 1"],
     "FieldViolation": ["string field = 1", "string description = 2"],
     "RetryInfo": ["Duration retry_delay = 1"],
@@ -67,6 +68,31 @@ class DepotError(Exception):
         return f"{self.code.name} {self.reason}: {self.message}{unnamed}"
 
 
+class ChunkCorrupt(DepotError):
+    """Chunks in the depot were damaged (`CHUNK_CORRUPT`), and the depot has dropped them.
+
+    What was retrieved of the tokens before `first_bad_token` is right. Compute the tokens from there on. `bad_tokens`
+    are all damaged tokens, as ranges in ascending order.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after_seconds: float | None = None,
+        bad_tokens: tuple[range, ...] = (),
+    ) -> None:
+        super().__init__(code, reason, message, violations, retry_after_seconds)
+        self.bad_tokens = bad_tokens
+
+    @property
+    def first_bad_token(self) -> int:
+        """The first damaged token. 0 if the depot did not say which are damaged."""
+        return self.bad_tokens[0].start if self.bad_tokens else 0
+
+
 class InvalidArgument(DepotError, ValueError):
     """An argument that no call can carry, with the reason of the depot's own check. No call was made."""
 
@@ -113,17 +139,32 @@ def _with_details(error: DepotError, status: bytes) -> DepotError:
     """
     messages = status_messages()
     reason, violations, retry_after_seconds = error.reason, error.violations, error.retry_after_seconds
+    metadata: dict[str, str] = {}
     for packed in messages["Status"].FromString(status).details:
         name = packed.type_url.rpartition("/")[2]
         if name == "google.rpc.ErrorInfo":
-            reason = messages["ErrorInfo"].FromString(packed.value).reason or reason
+            info = messages["ErrorInfo"].FromString(packed.value)
+            reason = info.reason or reason
+            metadata = {entry.key: entry.value for entry in info.metadata}
         elif name == "google.rpc.BadRequest":
             fields = messages["BadRequest"].FromString(packed.value).field_violations
             violations = tuple(FieldViolation(field.field, field.description) for field in fields)
         elif name == "google.rpc.RetryInfo":
             delay = messages["RetryInfo"].FromString(packed.value).retry_delay
             retry_after_seconds = delay.seconds + delay.nanos / 1e9
+    if reason == "CHUNK_CORRUPT":
+        bad_tokens = _ranges(metadata.get("bad_tokens", ""))
+        return ChunkCorrupt(error.code, reason, error.message, violations, retry_after_seconds, bad_tokens)
     return DepotError(error.code, reason, error.message, violations, retry_after_seconds)
+
+
+def _ranges(text: str) -> tuple[range, ...]:
+    """Return ranges of tokens: FIRST:END, with commas between them. Empty if that is not what the text is."""
+    try:
+        ends = [tuple(map(int, part.split(":"))) for part in text.split(",")]
+        return tuple(range(first, end) for first, end in ends)
+    except ValueError:
+        return ()
 
 
 @cache

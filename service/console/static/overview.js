@@ -6,7 +6,7 @@ import { make, table } from "./dom.js";
 import { count, duration, label, percent, perSecond, rate, size } from "./format.js";
 import { RANGES } from "./history.js";
 
-const REASONS = ["never stored", "evicted", "rank missing", "being stored", "unknown identity", "cleared", "shorter than chunk", "no answer"];
+const REASONS = ["never stored", "evicted", "rank missing", "being stored", "unknown identity", "cleared", "corrupt", "shorter than chunk", "no answer"];
 const KINDS = [["lookup", "var(--c2)"], ["store", "var(--c1)"], ["retrieve", "var(--c0)"]];
 
 // Tells how much of a total there was in a second of a bucket.
@@ -45,6 +45,7 @@ function charts(seconds) {
     ] }),
     new Chart({ title: "Chunks that left or were refused", unit: perSecond, series: [
       { name: "chunks evicted", colour: "var(--c2)", value: each("num_evicted_chunks") },
+      { name: "chunks corrupt", colour: "var(--bad)", value: each("num_corrupt_chunks") },
       { name: "stores refused", colour: "var(--c4)", value: (bucket) => Object.values(bucket.refused).reduce((sum, value) => sum + value, 0) / seconds() },
     ] }),
     new Chart({ title: "Sessions and leases", unit: count, series: [
@@ -113,6 +114,7 @@ export class Overview {
       ["evicted in a minute", count(minute.of("num_evicted_chunks"))],
       ["ranks missing", count(gauges?.num_missing_ranks ?? 0), gauges?.num_missing_ranks > 0],
     ];
+    if (minute.of("num_corrupt_chunks")) tiles.push(["chunks corrupt in a minute: bad memory?", count(minute.of("num_corrupt_chunks")), true]);
     if (history.numLostEvents) tiles.push(["events lost: counts are too low", count(history.numLostEvents), true]);
     this.tiles.replaceChildren(...tiles.map(([name, value, bad]) => make("div", { class: bad ? "tile bad" : "tile" }, make("b", {}, value), make("span", {}, name))));
   }

@@ -135,6 +135,7 @@ def busy() -> DepotActivity:
                     store_transfer_seconds=0.5,
                     missed_tokens_by_reason={"never stored": 10**9, "rank missing": 7, "unknown identity": 3},
                     num_refused_stores_by_reason={"no slot": 3},
+                    num_corrupt_chunks=2,
                     gauges=ActivityGauges(
                         l1_used_bytes=1 << 33,
                         l1_capacity_bytes=1 << 34,
@@ -171,7 +172,15 @@ def test_the_page_fits_the_terminal(columns: int, rows: int) -> None:
     assert all(sum(segment.cell_length for segment in line) == columns for line in lines)
     shown = [line for line in text.splitlines() if line.strip()]
     assert len(shown) <= rows
-    for part in ("no answer since 03:04:05", "299 events were lost", "10.0 %", "50.0 %", "never stored", "no slot"):
+    for part in (
+        "no answer since 03:04:05",
+        "299 events were lost",
+        "10.0 %",
+        "50.0 %",
+        "never stored",
+        "no slot",
+        "chunks were dropped",
+    ):
         assert part in text
     assert "pod-29" in text and "1 of 4, without 1, 2, 3" in text, "an instance that lacks ranks comes first"
     assert "busiest sessions" in text and "0 sss" in text

@@ -71,10 +71,11 @@ def fake_depot(address: str, depot: FakeDepot | None = None) -> Iterator[FakeDep
     [
         (failure(grpc.StatusCode.NOT_FOUND, "LEASE_EXPIRED"), True),
         (failure(grpc.StatusCode.UNAVAILABLE, "DRAINING"), True),
+        (failure(grpc.StatusCode.DATA_LOSS, "CHUNK_CORRUPT", metadata={"first_bad_token": "0"}), True),
         (bare_failure(grpc.StatusCode.UNAVAILABLE), False),
         (bare_failure(grpc.StatusCode.UNKNOWN), False),
     ],
-    ids=["answered", "refused while it drains", "connection lost", "something else answered"],
+    ids=["answered", "refused while it drains", "damaged chunks", "connection lost", "something else answered"],
 )
 async def test_only_an_answer_of_the_depot_says_that_it_touches_no_blocks(
     start_worker: StartWorker, how: Any, is_done: bool

@@ -131,8 +131,9 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
     chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
-    # The server writes lines of its own of these (its session log, its audit, its refusals), or makes spans of them.
-    told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed"}
+    # The server writes lines of its own of these (its session log, its audit, its refusals, its verification), or makes
+    # spans of them.
+    told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed", "ChunksCorrupt"}
     assert debug == work | chunks | told_elsewhere | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
     assert len(caplog.records) == len(EVENT_TYPES)
 

@@ -236,6 +236,27 @@ _L1 = (
         },
         limit=0.2,
     ),
+    lines(
+        "Chunks verified and corrupt",
+        "At a retrieve, an inline retrieve, or by the scrub. If one is corrupt, test the machine's memory.",
+        "ops",
+        {
+            "verified: {{hop}}": rate("kvdepot_l1_chunks_verified_total{DEPOT}", "hop"),
+            "corrupt: {{hop}}": rate("kvdepot_l1_chunks_corrupt_total{DEPOT}", "hop"),
+        },
+    ),
+    lines(
+        "Scrub: chunks left",
+        "Chunks that the running round of the scrub has not reached. A round begins every four hours.",
+        "short",
+        {"{{instance}}": total("kvdepot_l1_scrub_waiting{DEPOT}", "instance")},
+    ),
+    lines(
+        "Scrub",
+        "Bytes that the scrub reads in the background.",
+        "Bps",
+        {"{{instance}}": rate("kvdepot_l1_scrub_io_bytes_total{DEPOT}", "instance")},
+    ),
     heat(
         "From eviction to being stored again",
         "Short times mean that L1 is too small.",

@@ -161,7 +161,7 @@ def _operations(depot: DepotActivity, minute: Figures) -> Table:
 
 
 def _losses(minute: Figures) -> Sequence[Text]:
-    """Return why tokens were missed, and why chunks were not stored."""
+    """Return why tokens were missed, why chunks were not stored, and whether chunks were damaged."""
     lines = []
     missed = minute.missed_tokens_by_reason
     if missed:
@@ -175,6 +175,9 @@ def _losses(minute: Figures) -> Sequence[Text]:
         parts = ", ".join(f"{reason} {count:,}" for reason, count in refused.items())
         text = f"refused   {number(minute.refused_tokens)} tokens of stores: {parts}"
         lines.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
+    if minute.num_corrupt_chunks:
+        text = f"corrupt   {number(minute.num_corrupt_chunks)} chunks were dropped: this machine's memory may be bad"
+        lines.append(Text(text, style="bold red", no_wrap=True, overflow="ellipsis"))
     return lines
 
 

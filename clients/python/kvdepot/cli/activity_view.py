@@ -43,6 +43,7 @@ class Figures:
     refused_tokens: int
     num_refused_stores_by_reason: dict[str, int]
     num_evicted_chunks: int
+    num_corrupt_chunks: int
     num_sessions_started: int
     num_refused_calls: int
     num_denied_calls: int
@@ -123,6 +124,7 @@ def figures(buckets: Iterable[observability_pb2.ActivityBucket], seconds: float,
         refused_tokens=total("refused_tokens"),
         num_refused_stores_by_reason=by_reason("num_refused_stores_by_reason"),
         num_evicted_chunks=total("num_evicted_chunks"),
+        num_corrupt_chunks=total("num_corrupt_chunks"),
         num_sessions_started=total("num_sessions_started"),
         num_refused_calls=total("num_refused_calls"),
         num_denied_calls=total("num_denied_calls"),

@@ -37,6 +37,7 @@ _REMOVED = {
     observability_pb2.CHUNK_REMOVAL_EVICTED: "evicted",
     observability_pb2.CHUNK_REMOVAL_CLEARED: "cleared",
     observability_pb2.CHUNK_REMOVAL_REPLACED: "replaced by a store that failed",
+    observability_pb2.CHUNK_REMOVAL_CORRUPT: "found corrupt",
 }
 
 

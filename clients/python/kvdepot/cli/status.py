@@ -83,7 +83,7 @@ def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> list[list[Cell]]:
         ["capacity", *(readable_size(tier.capacity_bytes) for tier in tiers)],
         ["populated", *(readable_size(tier.populated_bytes) for tier in tiers)],
     ]
-    counts = ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks")
+    counts = ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks", "verified_chunks", "corrupt_chunks")
     rows += ([name.replace("_", " "), *(f"{getattr(tier, f'num_{name}'):,}" for tier in tiers)] for name in counts)
     return rows
 

@@ -167,6 +167,8 @@ def _line(depot: DepotActivity, after: int) -> str:
     if gauges.l1_capacity_bytes:
         parts.append(f"L1 {percent(gauges.l1_used_bytes / gauges.l1_capacity_bytes)}")
     parts.append(f"evicted {number(shown.num_evicted_chunks)}")
+    if shown.num_corrupt_chunks:
+        parts.append(f"chunks corrupt {shown.num_corrupt_chunks:,}")
     if gauges.num_missing_ranks:
         parts.append(f"ranks missing {gauges.num_missing_ranks:,}")
     if history.num_lost_events:

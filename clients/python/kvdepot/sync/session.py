@@ -8,7 +8,7 @@ from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from kvdepot.errors import Closed, DepotError, invalid
+from kvdepot.errors import ChunkCorrupt, Closed, DepotError, invalid
 from kvdepot.requests import BlockTables, PrefixLike, prefix_of
 from kvdepot.session_tables import checked_count, num_prompt_tokens, tables_to_retrieve, tables_to_store
 from kvdepot.sync.calls import InlineData
@@ -116,7 +116,8 @@ class Session:
 
         `block_tables` begin at token 0. They may be longer than the match, or shorter: whole chunks that all tables
         have blocks for are copied. After a miss this does nothing and returns `skip_tokens`. So it does if the lease
-        has expired or was revoked, and if the depot lacks bytes of a block that a table names.
+        has expired or was revoked, and if the depot lacks bytes of a block that a table names. If the depot finds that
+        its bytes of some tokens are damaged, this returns the first of these tokens, and a warning is logged.
 
         The blocks of tokens below `skip_tokens` are not written; the tokens count as there. If this raises or is
         cancelled, the lease is released, and the depot no longer writes to the blocks. If that fails, too, the error
@@ -142,6 +143,9 @@ class Session:
             if isinstance(error, DepotError) and error.reason in _MISSES:
                 _logger.info("session %s retrieves nothing: %s", self.session_id, error)
                 return skip_tokens
+            if isinstance(error, ChunkCorrupt):  # an answer: the depot no longer writes to the blocks
+                _logger.warning("session %s retrieves %d tokens: %s", self.session_id, error.first_bad_token, error)
+                return max(skip_tokens, error.first_bad_token)
             to_the_end(partial(self._stop_writing, found.lease, error))
             raise
         return num_tokens

@@ -275,6 +275,8 @@ class TierStatus(_message.Message):
     NUM_PROTECTED_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_EVICTED_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_REFUSED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_VERIFIED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_CORRUPT_CHUNKS_FIELD_NUMBER: _builtins.int
     tier: _cache_pb2.Tier.ValueType
     """Which tier this is."""
     used_bytes: _builtins.int
@@ -291,6 +293,12 @@ class TierStatus(_message.Message):
     """Chunks evicted since the start."""
     num_refused_chunks: _builtins.int
     """Chunks refused since the start."""
+    num_verified_chunks: _builtins.int
+    """Comparisons of a chunk with its checksum that found its bytes right, since the start."""
+    num_corrupt_chunks: _builtins.int
+    """Chunks dropped since the start because their bytes did not match their checksums. Any such chunk is a sign of bad
+    memory.
+    """
     def __init__(
         self,
         *,
@@ -302,10 +310,12 @@ class TierStatus(_message.Message):
         num_protected_chunks: _builtins.int = ...,
         num_evicted_chunks: _builtins.int = ...,
         num_refused_chunks: _builtins.int = ...,
+        num_verified_chunks: _builtins.int = ...,
+        num_corrupt_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "num_chunks", b"num_chunks", "num_evicted_chunks", b"num_evicted_chunks", "num_protected_chunks", b"num_protected_chunks", "num_refused_chunks", b"num_refused_chunks", "populated_bytes", b"populated_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "num_chunks", b"num_chunks", "num_corrupt_chunks", b"num_corrupt_chunks", "num_evicted_chunks", b"num_evicted_chunks", "num_protected_chunks", b"num_protected_chunks", "num_refused_chunks", b"num_refused_chunks", "num_verified_chunks", b"num_verified_chunks", "populated_bytes", b"populated_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

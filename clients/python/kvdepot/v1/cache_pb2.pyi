@@ -918,10 +918,10 @@ class Miss(_message.Message):
     detail: _builtins.str
     """A text for people. Programs use `reason`."""
     tier: Global___Tier.ValueType
-    """The tier that the chunk was evicted or cleared from. Set with these two reasons only."""
+    """The tier that the chunk was removed from. Set with these three reasons only."""
     @_builtins.property
     def drop_time(self) -> _timestamp_pb2.Timestamp:
-        """When the chunk was evicted or cleared. Set with these two reasons only."""
+        """When the chunk was evicted, cleared, or found corrupt. Set with these three reasons only."""
 
     def __init__(
         self,

@@ -1,0 +1,35 @@
+"""The types of settings that are written as text: sizes, durations, and several texts."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from service.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
+
+
+def split(value: object) -> object:
+    """Split a text at its commas."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def one_or_list(value: object) -> object:
+    """Split a variable: it holds one text, or a JSON array of texts, because the texts contain commas."""
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("["):
+        return (value,) if value else ()
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a value that begins with [ has to be a JSON array: {error}") from error
+
+
+SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)]
+DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | SizeText)]
+Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
