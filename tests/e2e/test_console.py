@@ -96,7 +96,7 @@ async def test_it_answers_what_the_depot_did_and_has(site: Site) -> None:
     l1 = await ask(site.server, "l1")
     (holding,) = l1["holdings"]
     assert (holding["model_name"], holding["num_chunks"], holding["ranks"]) == ("model", 4, 1)
-    assert holding["num_bytes"] == sum(holding["bytes_by_age"]) == l1["used_bytes"] == 4 * 3_072
+    assert holding["num_bytes"] == sum(holding["bytes_by_age"]) == l1["used_bytes"] == 4 * 4_096
     assert l1["capacity_bytes"] == 16 << 20
 
     events = await ask(site.server, "events", after=0)

@@ -51,7 +51,7 @@ def num_mappings(pid: int, name: str) -> int:
     return Path(f"/proc/{pid}/maps").read_text().count(name)
 
 
-@pytest.mark.parametrize("by, mapping", [("name", "/dev/shm/kvdepot-{pid}-"), ("fd", "/memfd:kvdepot")])
+@pytest.mark.parametrize("by, mapping", [("name", "/dev/shm/kvdepot-{pid}-"), ("fd", "/memfd:kvdepot (")])
 async def test_an_engine_that_is_killed_while_it_stores_leaves_nothing_behind(
     start_server_process: Callable[..., str], by: str, mapping: str
 ) -> None:

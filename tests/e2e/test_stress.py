@@ -541,7 +541,7 @@ class Client:
 def ours(lines: Iterable[str]) -> Counter[str]:
     """Return this process's shared memory among the last words of lines."""
     names = (line.split()[-1] if line.split() else "" for line in lines)
-    return Counter(name for name in names if f"/dev/shm/kvdepot-{os.getpid()}-" in name or "/memfd:kvdepot" in name)
+    return Counter(name for name in names if f"/dev/shm/kvdepot-{os.getpid()}-" in name or "/memfd:kvdepot (" in name)
 
 
 def shared_memory() -> Counter[str]:

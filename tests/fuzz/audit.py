@@ -75,7 +75,7 @@ def usage(server: Server) -> dict[str, int]:
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "mapped regions": sum("/dev/shm/kvdepot-" in line or "/memfd:kvdepot" in line for line in maps),
+        "mapped regions": sum("/dev/shm/kvdepot-" in line or "/memfd:kvdepot (" in line for line in maps),
         "resident bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
     }
 

@@ -65,7 +65,7 @@ class Attached:
 def attached(*flags: str) -> Iterator[Attached]:
     """Run a depot with chunks of 16 tokens, 256 bytes each, during the block."""
     with (
-        server_process("--l1-size", "8KiB", "--chunk-size", str(CHUNK_SIZE), "--disable-metrics", *flags) as address,
+        server_process("--l1-size", "128KiB", "--chunk-size", str(CHUNK_SIZE), "--disable-metrics", *flags) as address,
         DepotClient(address) as client,
         client.attach(instance_id="pod-1", model_name="llama", groups=[GROUP]) as attachment,
     ):

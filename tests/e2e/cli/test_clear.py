@@ -71,7 +71,7 @@ def test_in_a_terminal_it_asks_and_no_is_no(depot: Attached) -> None:
     assert "nothing was removed" in shown
     exit_code, shown = in_terminal(depot, "y\n")
     assert (exit_code, num_chunks(depot)) == (0, 0)
-    assert "removed 3 chunks, 768 B" in shown
+    assert "removed 3 chunks, 12 KiB" in shown
 
 
 def test_what_is_kept_is_said_and_force_removes_it_too(depot: Attached) -> None:
@@ -79,9 +79,9 @@ def test_what_is_kept_is_said_and_force_removes_it_too(depot: Attached) -> None:
     result = depot.run("clear", "--yes")
     assert result.exit_code == 0
     assert result.stdout == (
-        "removed 1 chunk, 256 B\nkept 2 chunks, leased or being retrieved; --force removes what is kept\n"
+        "removed 1 chunk, 4 KiB\nkept 2 chunks, leased or being retrieved; --force removes what is kept\n"
     )
-    assert depot.run("clear", "--yes", "--force").stdout == "removed 2 chunks, 512 B\nended 1 lease\n"
+    assert depot.run("clear", "--yes", "--force").stdout == "removed 2 chunks, 8 KiB\nended 1 lease\n"
 
 
 def test_filters_are_kept_and_json_has_the_counts(depot: Attached) -> None:
