@@ -20,6 +20,7 @@ from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
 from service.depot.tenant_depots import TenantDepots
+from service.depot.zeroing import Zeroing
 from service.depot_settings import cuda_settings, depot_limits
 from service.draining import GRACE_SECONDS, Draining
 from service.http.endpoints import endpoints
@@ -81,9 +82,11 @@ class Server:
         limits = depot_limits(settings)
         self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
+        self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
         self._access = Access(settings, self.bus)
+        self.depots.set_tenants(self._access.all_tenants)
         self._admission = Admission(
             max_concurrent_rpcs=settings.max_concurrent_rpcs, max_attachments=settings.max_attachments
         )
@@ -147,6 +150,7 @@ class Server:
                 tasks.create_task(self.memory.note_uses(self.depots.slices), name="uses"),
                 tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap"),
                 tasks.create_task(self.depots.scrub.run(), name="scrub"),
+                tasks.create_task(self._zeroing.run(), name="zeroing"),
             )
             try:
                 await self._grpc.start()

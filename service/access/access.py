@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.access.audit import Audit
 from service.access.certificates import BadCertificate, Certificate, read_certificate
-from service.access.credentials import Authenticator, Caller, Context
+from service.access.credentials import DEFAULT_TENANT, Authenticator, Caller, Context
 from service.access.reload import ReloadedFiles
 from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
@@ -38,6 +38,11 @@ class Access:
             over_tls=self.certificate is not None,
             tokens_over_plain_tcp=settings.tokens_over_plain_tcp,
         )
+
+    @property
+    def all_tenants(self) -> Tenants:
+        """The tenants of the file. Without one there is the default tenant only."""
+        return self.tenants.value if self.tenants is not None else Tenants([DEFAULT_TENANT])
 
     def authenticate(self, context: Context) -> Caller:
         """Return the caller.

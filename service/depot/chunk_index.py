@@ -35,8 +35,8 @@ class ChunkIndex(Protocol):
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         """Take a pin off each chunk of a prefix, given head first."""
 
-    def remove(self, chunk: Chunk, reason: RemovalReason) -> None:
-        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins."""
+    def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
+        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins, after it is zeroed."""
 
 
 def unpinning(index: ChunkIndex, chunks_by_rank: Iterable[Sequence[Chunk]]) -> Iterator[None]:

@@ -30,12 +30,14 @@ def clearing(
     cache_salt: str | None,
     *,
     force: bool,
+    zero: bool = False,
     counts: ClearCounts,
 ) -> Iterator[None]:
     """Remove the tenant's chunks of a model ("": any) and a salt (None: any) in short steps, and count them.
 
     Chunks that are being written are removed as well. Pinned ones stay unless `force`: then their leases end, and their
-    slots are freed after the transfers that read them. Stores that are open at the beginning make nothing visible.
+    slots are freed after the transfers that read them. Stores that are open at the beginning make nothing visible. With
+    `zero` the slots are overwritten with zeros before they are free.
     """
 
     def matches(stats: NamespaceStats) -> bool:
@@ -48,6 +50,7 @@ def clearing(
     for store in depot.open_stores:
         if matches(store.namespace_stats):
             store.is_hidden = True
+            store.is_zeroed = store.is_zeroed or zero
     num_chunks_before, bytes_before = counts.num_cleared_chunks, counts.cleared_bytes
     for first in range(0, len(chunks), CHUNKS_PER_STEP):
         for chunk in chunks[first : first + CHUNKS_PER_STEP]:
@@ -58,7 +61,7 @@ def clearing(
                 continue
             counts.num_cleared_chunks += 1
             counts.cleared_bytes += chunk.slot.size_bytes
-            depot.index.remove(chunk, RemovalReason.CLEARED)
+            depot.index.remove(chunk, RemovalReason.CLEARED, zero=zero)
         yield
     for lease in list(depot.leases.live()) if force else ():
         if lease.end is None and any(chunk.removed for of_rank in lease.chunks_by_rank for chunk in of_rank):

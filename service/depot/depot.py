@@ -93,6 +93,7 @@ class Depot:
         self.open_stores: set[StoreContext] = set()
         self.num_refused_chunks = 0
         self.draining = False
+        self.is_removed = False  # its tenant: then stores of calls that run on make nothing visible
         self._operation_numbers = itertools.count(1)
 
     def __repr__(self) -> str:

@@ -78,6 +78,7 @@ class OpenStore:
     def open(self, operation_id: str) -> None:
         """Begin to store, as this operation."""
         self._context.stored_by = operation_id
+        self._context.is_hidden = self._context.is_zeroed = self._depot.is_removed
         self._depot.open_stores.add(self._context)
 
     async def pin_before_start(self, pace: Pace) -> None:

@@ -31,7 +31,8 @@ class StoreContext:
     """What all chunks of one store have in common.
 
     `is_full` is set once L1 had no slot for a chunk. No lookup reaches the chunks after that one, so they get no slot
-    either. `is_hidden` is set when a clear begins: the chunks that are reserved later never become visible.
+    either. `is_hidden` is set when a clear begins: the chunks that are reserved later never become visible. With
+    `is_zeroed` their slots are overwritten with zeros, too: the tenant was removed.
     """
 
     namespace_stats: NamespaceStats
@@ -40,6 +41,7 @@ class StoreContext:
     stored_by: str = ""
     is_full: bool = False
     is_hidden: bool = False
+    is_zeroed: bool = False
 
 
 class StorePlan:
@@ -91,7 +93,7 @@ def plan_store(index: ChunkIndex, context: StoreContext, offered: Iterable[Offer
             reserved.absent_tokens = chunk.absent_tokens
             plan.reserved[chunk.position] = reserved
             if context.is_hidden:
-                index.remove(reserved, RemovalReason.CLEARED)
+                index.remove(reserved, RemovalReason.CLEARED, zero=context.is_zeroed)
     return plan
 
 

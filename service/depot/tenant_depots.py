@@ -7,11 +7,12 @@ first, whichever tenant stored it.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
-from service.access.credentials import DEFAULT_TENANT, caller
+from service.access.credentials import DEFAULT_TENANT, WITHOUT_LIMIT, caller
 from service.access.quota import Quota
 from service.access.tenants import Tenant, Tenants
 from service.depot.chunk_index import CHUNKS_PER_STEP
@@ -26,7 +27,10 @@ from service.depot.verification import Verification
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.pool import Pool
+from service.units import format_size
 from telemetry.events import Event, Publisher
+
+logger = logging.getLogger(__name__)
 
 
 class TenantPublisher:
@@ -42,7 +46,7 @@ class TenantPublisher:
 
 
 class TenantDepots:
-    """A depot for each tenant, made at its first call. The default tenant has no name.
+    """A depot for each tenant, made at its first call or for its adopted chunks. The default tenant has no name.
 
     `incarnation` is unique to this start of the depot. `num_adopted_chunks_by_tenant` counts the chunks that it took
     over from the process before it.
@@ -111,13 +115,26 @@ class TenantDepots:
         return depot.sessions if depot is not None else None
 
     def set_tenants(self, tenants: Tenants) -> None:
-        """Apply new limits, and clear the chunks of removed tenants: their names may be given to others later."""
-        removed = [depot for name, depot in self._depots.items() if name not in tenants.by_name]
-        if removed:
-            self.slices.run(self._clearing(removed, "", None, force=True, counts=ClearCounts()))
+        """Apply new limits, and clear and zero the chunks of all other tenants: their names may be given to others.
+
+        A tenant whose chunks were adopted gets its depot now, so that an admin can clear them.
+        """
+        in_l1 = self.index.chunks_and_bytes_by_tenant()
         for name, tenant in tenants.by_name.items():
-            if name in self._depots:
-                self._depots[name].quota.limits = tenant.limits
+            if name in self._depots or name in in_l1:
+                self.of(tenant).quota.limits = tenant.limits
+        for name in in_l1.keys() - tenants.by_name.keys():
+            self.of(Tenant(name=name, is_admin=False, limits=WITHOUT_LIMIT))
+        for name, depot in self._depots.items():
+            depot.is_removed = name not in tenants.by_name
+        removed = [depot for depot in self if depot.is_removed]
+        if not removed:
+            return
+        for name in sorted(in_l1.keys() - tenants.by_name.keys()):
+            num_chunks, num_bytes = in_l1[name]
+            what = f"the tenant {name!r}, which is not in the file of tenants," if name else "callers without a tenant"
+            logger.info("%d chunks of %s leave L1, and %s are zeroed", num_chunks, what, format_size(num_bytes))
+        self.slices.run(self._clearing(removed, "", None, force=True, zero=True, counts=ClearCounts()))
 
     async def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearCounts:
         """Clear chunks of a tenant ("": of all), see `clearing`. A cancelled call still clears to the end."""
@@ -129,7 +146,14 @@ class TenantDepots:
         return counts
 
     def _clearing(
-        self, depots: Sequence[Depot], model_name: str, cache_salt: str | None, *, force: bool, counts: ClearCounts
+        self,
+        depots: Sequence[Depot],
+        model_name: str,
+        cache_salt: str | None,
+        *,
+        force: bool,
+        zero: bool = False,
+        counts: ClearCounts,
     ) -> Iterator[None]:
         chunks: dict[str, list[Chunk]] = defaultdict(list)
         for number, chunk in enumerate(list(self.index.chunks())):
@@ -137,7 +161,8 @@ class TenantDepots:
             if number % CHUNKS_PER_STEP == 0:
                 yield
         for depot in depots:
-            yield from clearing(depot, chunks[depot.tenant], model_name, cache_salt, force=force, counts=counts)
+            of_tenant = chunks[depot.tenant]
+            yield from clearing(depot, of_tenant, model_name, cache_salt, force=force, zero=zero, counts=counts)
 
     def chunks_and_bytes(self) -> dict[str, tuple[int, int]]:
         """Return, for each tenant that has called, the number of its chunks in L1 and the bytes of their slots."""

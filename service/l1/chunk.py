@@ -57,6 +57,8 @@ class Chunk:
     has compared it with the bytes, or has computed it. `verify_time` is when it last did so, in monotonic seconds.
     `was_compared` says that a comparison has found it right since the bytes were written, `is_corrupt` that one has
     found other bytes: no reader gets them.
+
+    `must_be_zeroed` says that its slot is taken until its bytes are zeros. That is so after its tenant was removed.
     """
 
     key: ChunkKey
@@ -76,13 +78,14 @@ class Chunk:
     num_pins: int = 0
     last_use: int = 0
     removed: bool = False
+    must_be_zeroed: bool = False
     older: Chunk | None = None
     newer: Chunk | None = None
 
     @property
     def evictable(self) -> bool:
         """Whether another chunk may take its place."""
-        return self.num_pins == 0 and self.pending_write is None
+        return self.num_pins == 0 and self.pending_write is None and not self.removed
 
     def note_verified(self, now: float) -> None:
         """Note that the checksum is that of the bytes, at `now` (monotonic)."""

@@ -13,8 +13,10 @@ from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction import LeastRecentlyUsed
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.ledger import Ledger
+from service.l1.namespaces import Namespaces
 from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
+from service.l1.unzeroed import Unzeroed
 
 # Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
 # instead, and up to 30 milliseconds where it can't and the chunk would be refused.
@@ -33,6 +35,7 @@ class Index:
         self.pool = pool
         self.ledger = ledger
         self.past = Past()
+        self.unzeroed = Unzeroed()
         self.num_resident = 0
         self.num_protected = 0
         self.protected_bytes = 0
@@ -42,9 +45,12 @@ class Index:
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """Return the chunk of a key, resident or being written. A lookup calls this for hundreds of keys."""
-        self._namespaces: dict[Namespace, NamespaceStats] = {}
+        self._namespaces = Namespaces()
+        self.has_chunks = self._namespaces.has_chunks
+        self.namespace_stats = self._namespaces.stats
+        self.namespaces = self._namespaces.all
+        self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
         self._eviction = LeastRecentlyUsed()
-        self._usage_by_tenant: dict[str, tuple[int, int]] = {}
         self._noted_tick = 0  # the records have all uses up to this tick
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
 
@@ -53,45 +59,11 @@ class Index:
 
     def has_seen(self, namespace: Namespace) -> bool:
         """Return whether the namespace has chunks, or had some and was not forgotten."""
-        return namespace in self._namespaces or self.past.had_chunks(namespace)
-
-    def has_chunks(self, namespace: Namespace) -> bool:
-        """Return whether the namespace has chunks."""
-        return namespace in self._namespaces
+        return self.has_chunks(namespace) or self.past.had_chunks(namespace)
 
     def chunks(self) -> Iterable[Chunk]:
         """Return every chunk, resident or being written."""
         return self._chunks.values()
-
-    def namespace_stats(
-        self,
-        namespace: Namespace,
-        *,
-        model_name: str,
-        cache_salt: str,
-        rank: int,
-        tenant: str = "",
-        adapter: str = "",
-        world_size: int = 1,
-        geometry: bytes = b"",
-        hash_block_size: int = 0,
-        chunk_bytes: int = 0,
-        model_revision: str = "",
-        block_hash_seed: str = "",
-    ) -> NamespaceStats:
-        """Return the stats of a namespace, new ones if it has no chunks. The index keeps them while it has chunks."""
-        return self._namespaces.get(namespace) or NamespaceStats(
-            *(namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size),
-            *(chunk_bytes, model_revision, block_hash_seed),
-        )
-
-    def namespaces(self) -> Iterable[NamespaceStats]:
-        """Return the stats of every namespace that has chunks."""
-        return self._namespaces.values()
-
-    def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
-        """Return, for each tenant that has any, the number of its chunks and the bytes of their slots."""
-        return {tenant: usage for tenant, usage in self._usage_by_tenant.items() if usage[0]}
 
     def reserve(
         self, key: ChunkKey, namespace_stats: NamespaceStats, slot_bytes: int, pending_write: PendingWrite
@@ -106,10 +78,10 @@ class Index:
         if slot is None:
             return None, evicted
         # Not the argument itself: the eviction may have removed the namespace's last chunk.
-        namespace_stats = self._namespaces.setdefault(namespace_stats.namespace, namespace_stats)
+        namespace_stats = self._namespaces.kept(namespace_stats)
         chunk = slot.occupant = Chunk(key, namespace_stats, slot, pending_write)
         self._chunks[key] = chunk
-        self._count(namespace_stats, 1, slot.size_bytes)
+        self._namespaces.count(namespace_stats, 1, slot.size_bytes)
         self.num_protected += 1
         self.protected_bytes += slot.size_bytes
         return chunk, evicted
@@ -140,11 +112,11 @@ class Index:
         """
         use = None
         for chunk, last_use in adopted:
-            stats = self._namespaces.setdefault(chunk.namespace_stats.namespace, chunk.namespace_stats)
+            stats = self._namespaces.kept(chunk.namespace_stats)
             assert stats is chunk.namespace_stats, "a namespace has two entries"
             chunk.slot.occupant = chunk
             self._chunks[chunk.key] = chunk
-            self._count(stats, 1, chunk.slot.size_bytes)
+            self._namespaces.count(stats, 1, chunk.slot.size_bytes)
             self.num_resident += 1
             if last_use != use:
                 self._eviction.begin_use()
@@ -172,9 +144,7 @@ class Index:
         """Keep resident chunks from eviction until as many calls of `unpin`."""
         for chunk in chunks:
             if chunk.num_pins == 0:
-                self._eviction.remove(chunk)
-                self.num_protected += 1
-                self.protected_bytes += chunk.slot.size_bytes
+                self._protect(chunk)
             chunk.num_pins += 1
 
     def unpin(self, chunks: Sequence[Chunk]) -> None:
@@ -188,9 +158,13 @@ class Index:
                 chunk.release_time = now
                 self._unprotect(chunk)
 
-    def remove(self, chunk: Chunk, reason: RemovalReason) -> None:
-        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins."""
+    def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
+        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins.
+
+        With `zero` the slot is added to `unzeroed` at that moment, and `zeroed` frees it.
+        """
         assert not chunk.removed
+        chunk.must_be_zeroed = zero
         self._forget(chunk)
         self.past.note_removed(chunk.key, reason)
         if reason is RemovalReason.EVICTED:
@@ -200,9 +174,17 @@ class Index:
         self.num_resident -= 1
         if chunk.num_pins:
             self.num_removed_pinned += 1
+        elif zero:
+            self._protect(chunk)
+            self._unprotect(chunk)
         else:
             self._eviction.remove(chunk)
             self.pool.free(chunk.slot)
+
+    def zeroed(self, slot: Slot[Chunk]) -> None:
+        """Free a slot of `unzeroed` whose bytes are zeros now."""
+        self.unzeroed.remove(slot)
+        self._free(slot)
 
     def check(self) -> None:
         """Assert the invariants, which hold after every step."""
@@ -215,10 +197,10 @@ class Index:
         assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
         assert not any(chunk.removed for chunk in self._chunks.values())
         assert all(chunk.slot.occupant is chunk for chunk in self._chunks.values())
+        self.unzeroed.check()
         evictable_bytes = sum(chunk.slot.size_bytes for chunk in evictable)
         assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
-        assert sum(stats.num_chunks for stats in self._namespaces.values()) == len(self._chunks)
-        assert sum(num_chunks for num_chunks, _ in self._usage_by_tenant.values()) == len(self._chunks)
+        self._namespaces.check(len(self._chunks))
 
     def _find_slot(self, slot_bytes: int) -> tuple[Slot[Chunk] | None, Sequence[Chunk]]:
         slot = self.pool.take(slot_bytes)
@@ -275,24 +257,32 @@ class Index:
         if self.ledger is not None:
             self.ledger.note_removed(chunk)
         stats = chunk.namespace_stats
-        self._count(stats, -1, -chunk.slot.size_bytes)
+        self._namespaces.count(stats, -1, -chunk.slot.size_bytes)
         if stats.num_chunks == 0:
-            del self._namespaces[stats.namespace]
             if self.ledger is not None:
                 self.ledger.note_empty(stats)
             if stats.ever_stored:
                 self.past.note_empty(stats.namespace)
 
-    def _count(self, stats: NamespaceStats, num_chunks: int, num_bytes: int) -> None:
-        stats.num_chunks += num_chunks
-        chunks_before, bytes_before = self._usage_by_tenant.get(stats.tenant, (0, 0))
-        self._usage_by_tenant[stats.tenant] = chunks_before + num_chunks, bytes_before + num_bytes
+    def _protect(self, chunk: Chunk) -> None:
+        self._eviction.remove(chunk)
+        self.num_protected += 1
+        self.protected_bytes += chunk.slot.size_bytes
 
     def _unprotect(self, chunk: Chunk) -> None:
-        self.num_protected -= 1
-        self.protected_bytes -= chunk.slot.size_bytes
-        self._no_run_bytes = math.inf
-        if chunk.removed:
-            self.pool.free(chunk.slot)
+        if chunk.must_be_zeroed:
+            self.unzeroed.add(chunk.slot)
+        elif chunk.removed:
+            self._free(chunk.slot)
         else:
+            self._count_unprotected(chunk.slot)
             self._eviction.add(chunk)
+
+    def _free(self, protected: Slot[Chunk]) -> None:
+        self._count_unprotected(protected)
+        self.pool.free(protected)
+
+    def _count_unprotected(self, slot: Slot[Chunk]) -> None:
+        self.num_protected -= 1
+        self.protected_bytes -= slot.size_bytes
+        self._no_run_bytes = math.inf

@@ -61,8 +61,8 @@ class FakeIndex:
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         raise NotImplementedError
 
-    def remove(self, chunk: Chunk, reason: RemovalReason) -> None:
-        self.calls.append(f"remove {chunk.key.decode()}: {reason}")
+    def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
+        self.calls.append(f"remove {chunk.key.decode()}: {reason}{', zero' if zero else ''}")
         del self.chunks[chunk.key]
         if chunk.pending_write is None:
             self.num_free_slots += 1

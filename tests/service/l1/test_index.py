@@ -140,6 +140,23 @@ def test_a_chunk_removed_while_pinned_is_gone_at_once_and_its_slot_is_free_after
     assert put(index, pending_write, ["b"])[0] is not None
 
 
+def test_a_slot_that_must_be_zeroed_is_taken_until_then(pending_write: PendingWrite) -> None:
+    index = Index(Pool(2 * SLOT_BYTES))
+    pinned, idle = put(index, pending_write, ["a", "b"])
+    assert pinned is not None and idle is not None
+    index.pin([pinned])
+    for chunk in (pinned, idle):
+        index.remove(chunk, RemovalReason.CLEARED, zero=True)
+    assert list(index.unzeroed) == [idle.slot]
+    assert put(index, pending_write, ["c"]) == [None]
+    index.unpin([pinned])
+    assert (list(index.unzeroed), index.unzeroed.num_bytes) == ([idle.slot, pinned.slot], 2 * SLOT_BYTES)
+    assert put(index, pending_write, ["c"]) == [None]
+    index.zeroed(pinned.slot)
+    assert put(index, pending_write, ["c", "d"]).count(None) == 1
+    index.check()
+
+
 def test_an_abandoned_chunk_was_never_there(pending_write: PendingWrite) -> None:
     index = Index(Pool(SLOT_BYTES))
     namespace = Namespace(b"n")
@@ -266,7 +283,7 @@ def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) 
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Reserves, commits, abandons, pins, unpins and removes at random, over three slot sizes.
+    """Reserves, commits, abandons, pins, unpins, removes and zeroes at random, over three slot sizes.
 
     A slot is found exactly if there are so many contiguous bytes without a protected chunk.
     """
@@ -278,6 +295,7 @@ class AnyUse(RuleBasedStateMachine):
         self.index = Index(Pool(2_048 + 8, extent_bytes=384))
         self.written: list[Chunk] = []
         self.pinned: list[Chunk] = []
+        self.to_zero: set[Chunk] = set()
         self.num_keys = 0
 
     def teardown(self) -> None:
@@ -285,6 +303,8 @@ class AnyUse(RuleBasedStateMachine):
             self.index.abandon(chunk)
         for chunk in self.pinned:
             self.index.unpin([chunk])
+        for slot in list(self.index.unzeroed):
+            self.index.zeroed(slot)
         self.index.check()
         assert self.index.num_protected == 0
         self.loop.close()
@@ -298,7 +318,7 @@ class AnyUse(RuleBasedStateMachine):
         stats = self.index.namespace_stats(Namespace(namespace), model_name="m", cache_salt="", rank=0)
         most_bytes = self.most_unprotected_bytes_together()
         chunk, evicted = self.index.reserve(key(str(self.num_keys)), stats, slot_bytes, self.pending_write)
-        assert not set(evicted) & {*self.written, *self.pinned}
+        assert not set(evicted) & {*self.written, *self.pinned, *self.to_zero}
         assert (chunk is not None) == (most_bytes >= slot_bytes)
         if chunk is not None:
             self.written.append(chunk)
@@ -331,14 +351,24 @@ class AnyUse(RuleBasedStateMachine):
     def unpin(self, data: st.DataObject) -> None:
         self.index.unpin([self.pinned.pop(data.draw(st.integers(0, len(self.pinned) - 1)))])
 
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        chunks = [chunk for chunk in self.index.chunks() if chunk.pending_write is None]
+    @rule(data=st.data(), zero=st.booleans())
+    def remove(self, data: st.DataObject, zero: bool) -> None:
+        chunks = list(self.index.chunks())
         if chunks:
-            self.index.remove(data.draw(st.sampled_from(chunks)), RemovalReason.CLEARED)
+            chunk = data.draw(st.sampled_from(chunks))
+            self.index.remove(chunk, RemovalReason.CLEARED, zero=zero)
+            if zero:
+                self.to_zero.add(chunk)
+
+    @precondition(lambda self: len(self.index.unzeroed))
+    @rule(data=st.data())
+    def zero(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(list(self.index.unzeroed)))
+        self.to_zero.remove(slot.occupant)
+        self.index.zeroed(slot)
 
     def most_unprotected_bytes_together(self) -> int:
-        protected = {chunk.slot for chunk in (*self.written, *self.pinned)}
+        protected = {chunk.slot for chunk in (*self.written, *self.pinned, *self.to_zero)}
         spans = sorted((slot.offset_bytes, slot.offset_bytes + slot.size_bytes) for slot in protected)
         bounds = [(0, 0), *spans, (self.index.pool.capacity_bytes, 0)]
         return max(start - end for (_, end), (start, _) in pairwise(bounds))
@@ -346,7 +376,8 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def everything_has_one_place(self) -> None:
         self.index.check()
-        assert all(not chunk.removed for chunk in self.written)
+        in_use = {*self.written, *self.pinned}
+        assert {slot.occupant for slot in self.index.unzeroed} == self.to_zero - in_use
 
 
 TestAnyUse = AnyUse.TestCase
