@@ -58,6 +58,16 @@ def format_duration(seconds: float) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}s"
 
 
+def age_text(seconds: float) -> str:
+    """Return an age for people, in the largest unit of which it is at least one: 3 days, 1 hour, 0 seconds."""
+    number, name = max(0, int(seconds)), "second"
+    for unit_seconds, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= unit_seconds:
+            number, name = int(seconds // unit_seconds), unit
+            break
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
 def _parse(text: str, units: Mapping[str, int | str], examples: str) -> Decimal:
     match = _NUMBER_AND_UNIT.fullmatch(text)
     unit = match.group(2) if match else ""

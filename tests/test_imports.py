@@ -50,7 +50,7 @@ ORDER = {
         takeover
         serve
         doctor
-        commands
+        commands l1_commands
     """,
     "kvdepot": """
         *
@@ -63,7 +63,7 @@ ORDER = {
 """Of each package, its folders and modules from the bottom up: one imports only what is in lines above its own, and
 itself. `*` is all that has no name in the table."""
 
-COMMANDS = ("service/commands.py", "service/doctor/*")
+COMMANDS = ("service/commands.py", "service/l1_commands.py", "service/doctor/*")
 MESSAGES = ("service/rpc/*", "service/server.py", *COMMANDS)
 GENERATED = "kvdepot/v1/*"
 CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the ones that are encoded by hand

@@ -13,7 +13,8 @@ import os
 import stat
 from pathlib import Path
 
-from service.l1.format import HEADER_BYTES, HUGE_PAGE_BYTES, MAGIC, PID_OFFSET
+from service.l1.file_use import is_l1, lock, used_by
+from service.l1.format import HUGE_PAGE_BYTES
 from service.units import format_size
 
 _TMPFS_MAGIC = 0x01021994
@@ -52,8 +53,10 @@ def open_named(path: Path) -> tuple[int, bool]:
         except FileNotFoundError:
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             is_made = True
+    except FileNotFoundError as error:
+        raise L1FileUnusable(f"{path}: its folder does not exist") from error
     except OSError as error:
-        raise L1FileUnusable(f"{path}: {_reason(error)}") from error
+        raise L1FileUnusable(f"{path}: {open_refusal(error)}") from error
     try:
         _check(path, fd)
     except BaseException:
@@ -70,16 +73,26 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
-def _reason(error: OSError) -> str:
+def open_refusal(error: OSError) -> str:
+    """Return why a file can't be opened."""
     if error.errno == errno.ELOOP:
         return "it is a symbolic link, which is not followed"
-    if error.errno == errno.ENOENT:
-        return "its folder does not exist"
     return os.strerror(error.errno or 0)
 
 
 def _check(path: Path, fd: int) -> None:
     """Check that the file may be used, and lock it.
+
+    Raises: L1FileUnusable.
+    """
+    check_kind(path, fd)
+    if not lock(fd):
+        raise L1FileUnusable(f"{path}: another process uses it{used_by(fd)}")
+    check_contents(path, fd)
+
+
+def check_kind(path: Path, fd: int) -> None:
+    """Check that the file is a regular one of this user, for no one else, and in memory.
 
     Raises: L1FileUnusable.
     """
@@ -93,32 +106,20 @@ def _check(path: Path, fd: int) -> None:
         raise L1FileUnusable(f"{path}: its mode is {mode:04o}, so others can use it; `chmod 600` it or remove it")
     if file_system(fd) not in (_TMPFS_MAGIC, _HUGETLBFS_MAGIC):
         raise L1FileUnusable(f"{path}: it is on a disk; L1's file must be in memory: a tmpfs as /dev/shm, or hugetlbfs")
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise L1FileUnusable(f"{path}: another process uses it{_used_by(fd)}") from error
+
+
+def check_contents(path: Path, fd: int) -> None:
+    """Check that the file is empty or an L1 file.
+
+    Raises: L1FileUnusable.
+    """
     if not is_blank(fd) and not is_l1(fd):
         raise L1FileUnusable(f"{path}: it is no L1 file of a depot, and is left as it is; name another path")
-
-
-def _used_by(fd: int) -> str:
-    return f", the one of id {int.from_bytes(read_start(fd)[PID_OFFSET:], 'little')}" if is_l1(fd) else ""
-
-
-def is_l1(fd: int) -> bool:
-    """Return whether the file is an L1 file, of any format."""
-    start = read_start(fd)
-    return start[: len(MAGIC)] == MAGIC and len(start) == HEADER_BYTES
 
 
 def is_named(fd: int) -> bool:
     """Return whether the file has a name, so that it can outlive all processes."""
     return os.fstat(fd).st_nlink > 0
-
-
-def read_start(fd: int) -> bytes:
-    """Return the bytes of the header; fewer if the file is shorter."""
-    return os.pread(fd, HEADER_BYTES, 0)
 
 
 def is_blank(fd: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvdepot.memory.available import check_memory
-from service.l1 import l1_file
+from service.l1 import file_use, l1_file
 from service.l1.arena import Arena, HugePages, MemoryUnavailable
 from service.l1.format import HEADER_BYTES, PID_OFFSET, RECORD_BYTES, Header, Layout, State
 from service.l1.l1_file import L1FileUnusable
@@ -108,7 +108,7 @@ def _inherited(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
     Raises: L1FileUnusable, MemoryUnavailable.
     """
     try:
-        if not l1_file.is_l1(fd):
+        if not file_use.is_l1(fd):
             raise L1FileUnusable("the descriptor that was handed over is no memory of L1")
         return _opened(fd, wanted, huge_pages)
     except BaseException:
@@ -129,7 +129,7 @@ def _opened(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
             "it is not on hugetlbfs, so it has no reserved huge pages; choose others with l1_huge_pages"
         )
     is_new = l1_file.is_blank(fd)
-    start = l1_file.read_start(fd)
+    start = file_use.read_start(fd)
     before = Header.unpack(start)
     size_bytes = os.fstat(fd).st_size
     why_empty = ""

@@ -21,10 +21,14 @@ Facts = Mapping[str, str | int]
 
 
 class NamespaceTable:
-    """The entries in `memory`, whose size is a multiple of 256 bytes. `memory_id` has 32 bytes."""
+    """The entries in `memory`, whose size is a multiple of 256 bytes. `memory_id` has 32 bytes.
 
-    def __init__(self, memory: memoryview, memory_id: bytes) -> None:
+    A reader of a part of a table gives the number of its first cell. It only reads.
+    """
+
+    def __init__(self, memory: memoryview, memory_id: bytes, *, first_cell: int = 0) -> None:
         self._memory = memory
+        self._first_cell = first_cell
         self._memory_id = memory_id
         self._used = bytearray(len(memory) // CELL_BYTES)  # 1: the cell is used
         self._num_cells: dict[int, int] = {}  # of each entry, by its first cell
@@ -55,9 +59,9 @@ class NamespaceTable:
 
     def read(self, cell: int, own_sum: int) -> Facts | None:
         """Return an entry that the process before this one wrote, and keep it. None: it is not there, or damaged."""
-        if not 0 <= cell < len(self._used):
+        if not 0 <= cell - self._first_cell < len(self._used):
             return None
-        start = cell * CELL_BYTES
+        start = (cell - self._first_cell) * CELL_BYTES
         found_sum, text_bytes = _HEAD.unpack_from(self._memory, start)
         end = start + _HEAD.size + text_bytes
         if found_sum != own_sum or end > len(self._memory):
@@ -65,7 +69,7 @@ class NamespaceTable:
         text = bytes(self._memory[start + _HEAD.size : end])
         if self._sum(cell, text) != own_sum:
             return None
-        self._keep(cell, -(-(_HEAD.size + text_bytes) // CELL_BYTES))
+        self._keep(cell - self._first_cell, -(-(_HEAD.size + text_bytes) // CELL_BYTES))
         facts: Facts = json.loads(text)
         return facts
 

@@ -48,10 +48,14 @@ class Record(NamedTuple):
 
 
 class RecordTable:
-    """The records in `memory`, whose size is a multiple of 128 bytes. `memory_id` has 32 bytes."""
+    """The records in `memory`, whose size is a multiple of 128 bytes. `memory_id` has 32 bytes.
 
-    def __init__(self, memory: memoryview, memory_id: bytes) -> None:
+    A reader of a part of a table gives the number of its first record. It only scans.
+    """
+
+    def __init__(self, memory: memoryview, memory_id: bytes, *, first_number: int = 0) -> None:
         self._memory = memory
+        self._first_number = first_number
         self._memory_id = memory_id
         self._num_records = len(memory) // RECORD_BYTES
         self._freed: list[int] = []
@@ -112,8 +116,9 @@ class RecordTable:
             start = number * RECORD_BYTES
             data = bytes(self._memory[start : start + RECORD_BYTES])
             body = data[_SUM_BYTES:_LAST_USE_OFFSET]
-            is_right = self._sum(number, body) == data[:_SUM_BYTES]
-            yield number, _unpack(body) if is_right else None, _LAST_USE.unpack_from(data, _LAST_USE_OFFSET)[0]
+            is_right = self._sum(self._first_number + number, body) == data[:_SUM_BYTES]
+            record = _unpack(body) if is_right else None
+            yield self._first_number + number, record, _LAST_USE.unpack_from(data, _LAST_USE_OFFSET)[0]
 
     def _sum(self, number: int, body: bytes) -> bytes:
         return blake3(number.to_bytes(8, "little") + body, key=self._memory_id).digest(_SUM_BYTES)

@@ -18,7 +18,7 @@ from kvdepot.version import __version__
 CLIENT = server_folder.PACKAGE.parent
 SERVERS = {"service", "kernels", "telemetry", "opentelemetry", "uvloop", "pydantic_settings"}
 OF_CLIENT = ("status", "top", "sessions", "events", "explain", "clear", "health", "replay", "selftest")
-OF_SERVER = ("serve", "doctor", "precompile")
+OF_SERVER = ("serve", "doctor", "precompile", "l1")
 
 
 def test_help_names_every_command_and_the_version() -> None:

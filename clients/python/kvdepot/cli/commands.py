@@ -37,6 +37,7 @@ class _Place:
 _PLACES = {
     "serve": _Place("service.commands", _RUN),
     "doctor": _Place("service.commands", _RUN),
+    "l1": _Place("service.l1_commands", _RUN),
     "precompile": _Place("service.commands", _RUN),
     "status": _Place("kvdepot.cli.status", _ASK),
     "top": _Place("kvdepot.cli.top", _ASK),
