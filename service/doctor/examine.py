@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.doctor import gpu_checks, memory_checks, network_checks, process_checks
+from service.doctor import gpu_checks, l1_file_checks, memory_checks, network_checks, process_checks
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding
 from service.settings import Settings
 
 CHECKS: dict[str, Callable[[Facts, Settings], Finding]] = {
     "memory for L1": memory_checks.l1_memory,
+    "L1 file": l1_file_checks.l1_file,
+    "left-over L1 files": l1_file_checks.left_over_l1_files,
     "huge pages": memory_checks.huge_pages,
     "populating L1": memory_checks.populating,
     "shared memory": memory_checks.shared_memory,

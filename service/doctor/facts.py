@@ -22,12 +22,15 @@ class Holder(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFacts:
-    """The machine's memory and the limits of this process. None: no limit."""
+    """The machine's memory and the limits of this process. None: no limit.
+
+    `huge_page_error` is the number of the error of an attempt to make a huge page of shared memory, 0 if it worked.
+    """
 
     available_bytes: int
     cgroup_limit_bytes: int | None
     cgroup_used_bytes: int
-    transparent_huge_pages: str
+    huge_page_error: int
     reserved_huge_page_bytes: int
     memlock_bytes: int | None
 
@@ -39,6 +42,35 @@ class SharedMemoryFacts:
     size_bytes: int
     free_bytes: int
     error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class L1FileFacts:
+    """The file of the setting l1_file, as a depot that starts now would find it.
+
+    `used_by` is the id of the process that uses it: 0 if it is unknown, None if there is none. `why_empty` says why its
+    chunks can't be adopted.
+    """
+
+    path: str
+    error: str = ""
+    exists: bool = False
+    is_blank: bool = False
+    has_reserved_pages: bool = False
+    allocated_bytes: int = 0
+    used_by: int | None = None
+    why_empty: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOverFacts:
+    """An L1 file that no process uses. `owner` is the id of its user, None if that is the doctor's."""
+
+    path: str
+    size_bytes: int
+    num_chunks: int
+    seconds_since_store: float
+    owner: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +136,8 @@ class Facts:
 
     memory: MemoryFacts
     shared_memory: SharedMemoryFacts
+    l1_file: L1FileFacts | None
+    left_over_l1_files: tuple[LeftOverFacts, ...]
     process: ProcessFacts
     gpu: GpuFacts
     streaming_copy_error: str

@@ -17,8 +17,9 @@ from kvdepot.memory.available import CGROUP_MEMBERSHIP, CGROUP_ROOT, control_gro
 from service.access.certificates import BadCertificate, read_certificate
 from service.access.tenants import TenantLimits
 from service.access.tenants_file import BadTenants, read_tenants
-from service.doctor import addresses
+from service.doctor import addresses, l1_files
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
+from service.l1.arena import huge_page_error
 from service.settings import Settings
 from telemetry.loading import SubscriberSource
 
@@ -33,6 +34,8 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
     return Facts(
         memory=_memory(),
         shared_memory=_shared_memory(),
+        l1_file=l1_files.configured(settings),
+        left_over_l1_files=l1_files.left_over(settings),
         process=_process(),
         gpu=_gpu(environment),
         streaming_copy_error=_streaming_copy_error(),
@@ -60,7 +63,6 @@ def cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) ->
 
 def _memory() -> MemoryFacts:
     group = in_control_groups()
-    transparent = _read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     num_free = _read(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"))
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     capabilities = _read(Path("/proc/self/status")).partition("CapEff:")[2].split()[0]
@@ -69,7 +71,7 @@ def _memory() -> MemoryFacts:
         available_bytes=in_machine().left_bytes,
         cgroup_limit_bytes=group.limit_bytes if group is not None else None,
         cgroup_used_bytes=group.limit_bytes - group.left_bytes if group is not None else 0,
-        transparent_huge_pages=transparent.partition("[")[2].partition("]")[0],
+        huge_page_error=huge_page_error(),
         reserved_huge_page_bytes=int(num_free or 0) << 21,
         memlock_bytes=None if may_lock or soft == resource.RLIM_INFINITY else soft,
     )

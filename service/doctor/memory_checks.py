@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from kvdepot.cli.terminal import readable_size
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
 from service.l1.arena import HugePages
-from service.l1.format import HUGE_PAGE_BYTES
+from service.l1.format import HUGE_PAGE_BYTES, Layout
 from service.settings import Settings
 
 PROCESS_BYTES = 512 << 20
@@ -19,28 +22,29 @@ POPULATING_LINUX = (5, 14)
 
 
 def l1_memory(facts: Facts, settings: Settings) -> Finding:
-    """Check whether L1 fits into the machine and into the cgroup."""
+    """Check whether L1 fits into the machine and into the cgroup. What L1's file has already counts as there."""
     memory = facts.memory
-    wanted, needed = readable_size(settings.l1_size), readable_size(settings.l1_size + PROCESS_BYTES)
     if facts.depot_is_running:
         return not_applicable("the running depot has its L1 already")
-    if settings.l1_huge_pages is HugePages.RESERVED:
+    if _needs_reserved_pages(facts, settings):
         return not_applicable("L1 is made of reserved huge pages")
+    l1_bytes = max(0, settings.l1_size - (facts.l1_file.allocated_bytes if facts.l1_file is not None else 0))
+    wanted, needed = readable_size(l1_bytes), readable_size(l1_bytes + PROCESS_BYTES)
     limit = readable_size(memory.cgroup_limit_bytes or 0)
     left_bytes = float("inf")
     if memory.cgroup_limit_bytes is not None:
         left_bytes = memory.cgroup_limit_bytes - memory.cgroup_used_bytes
-    if settings.l1_size > left_bytes:
+    if l1_bytes > left_bytes:
         return failure(
             f"{wanted} do not fit into the cgroup's {limit}: {readable_size(memory.cgroup_used_bytes)} are used",
             f"give the container {needed} or more, or lower l1_size",
         )
-    if settings.l1_size > memory.available_bytes:
+    if l1_bytes > memory.available_bytes:
         return failure(
             f"{wanted} do not fit: {readable_size(memory.available_bytes)} are available",
             "lower l1_size, or free memory of the machine",
         )
-    if settings.l1_size + PROCESS_BYTES > left_bytes:
+    if l1_bytes + PROCESS_BYTES > left_bytes:
         return warning(
             f"{wanted} leave less than {readable_size(PROCESS_BYTES)} of the cgroup's {limit}: "
             "the kernel may kill the depot",
@@ -51,24 +55,42 @@ def l1_memory(facts: Facts, settings: Settings) -> Finding:
 
 def huge_pages(facts: Facts, settings: Settings) -> Finding:
     """Check whether the machine has the pages that L1 is made of."""
-    memory = facts.memory
+    if _needs_reserved_pages(facts, settings):
+        return _reserved_pages(facts, settings)
     if settings.l1_huge_pages is HugePages.NONE:
         return not_applicable("L1 is made of small pages")
-    if settings.l1_huge_pages is HugePages.TRANSPARENT:
-        if memory.transparent_huge_pages in ("always", "madvise"):
-            return ok(f"transparent: {memory.transparent_huge_pages}")
+    error = facts.memory.huge_page_error
+    if not error:
+        return ok("this machine makes huge pages of shared memory")
+    if error == errno.EINVAL:
         return warning(
-            "transparent huge pages are off: populating L1 takes longer, and copies are slower",
-            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled on the node, or set l1_huge_pages to none",
+            "this machine makes no huge pages of shared memory: populating L1 takes longer, and copies are slower",
+            "run Linux 6.1 or later; if /sys/kernel/mm/transparent_hugepage/shmem_enabled is deny, set it to never; "
+            "or set l1_huge_pages to none",
         )
+    return warning(
+        f"no huge page could be made now: {os.strerror(error)}; parts of L1 may get small pages, with slower copies",
+        "free memory, or start the depot soon after the machine; or set l1_huge_pages to none",
+    )
+
+
+def _needs_reserved_pages(facts: Facts, settings: Settings) -> bool:
+    in_hugetlbfs = facts.l1_file is not None and facts.l1_file.has_reserved_pages
+    return in_hugetlbfs or settings.l1_huge_pages is HugePages.RESERVED
+
+
+def _reserved_pages(facts: Facts, settings: Settings) -> Finding:
+    """Check whether enough reserved pages are free. L1's records lie in the same pages."""
     if facts.depot_is_running:
         return not_applicable("the running depot has its pages already")
-    free = readable_size(memory.reserved_huge_page_bytes)
-    if memory.reserved_huge_page_bytes >= settings.l1_size:
+    total_bytes = Layout(settings.l1_size).total_bytes
+    missing_bytes = max(0, total_bytes - (facts.l1_file.allocated_bytes if facts.l1_file is not None else 0))
+    free = readable_size(facts.memory.reserved_huge_page_bytes)
+    if facts.memory.reserved_huge_page_bytes >= missing_bytes:
         return ok(f"{free} are reserved and free")
     return failure(
-        f"{free} of reserved pages are free, L1 takes {readable_size(settings.l1_size)}",
-        f"sysctl vm.nr_hugepages={-(-settings.l1_size // HUGE_PAGE_BYTES)} on the node and hugepages-2Mi in the "
+        f"{free} of reserved pages are free, L1 and its records take {readable_size(missing_bytes)}",
+        f"sysctl vm.nr_hugepages={-(-total_bytes // HUGE_PAGE_BYTES)} on the node and hugepages-2Mi in the "
         "container's limits, or set l1_huge_pages to transparent",
     )
 

@@ -133,6 +133,27 @@ class Arena:
         return True
 
 
+def huge_page_error() -> int:
+    """Try to make a huge page of shared memory, as `Arena` does. Return the number of the error, 0 if it works.
+
+    Settings of the system alone do not decide this.
+    """
+    fd = os.memfd_create("kvdepot-try", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, 2 * HUGE_PAGE_BYTES)
+        os.posix_fallocate(fd, 0, 2 * HUGE_PAGE_BYTES)
+        address = _map(fd, 2 * HUGE_PAGE_BYTES)
+        try:
+            _advise(address, 2 * HUGE_PAGE_BYTES, _MADV_COLLAPSE)
+        finally:
+            _unmap(address, 2 * HUGE_PAGE_BYTES)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    finally:
+        os.close(fd)
+    return 0
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.mmap.restype = ctypes.c_void_p

@@ -104,6 +104,14 @@ def check_kind(path: Path, fd: int) -> None:
     if about.st_mode & _SETTABLE:
         mode = stat.S_IMODE(about.st_mode)
         raise L1FileUnusable(f"{path}: its mode is {mode:04o}, so others can use it; `chmod 600` it or remove it")
+    check_file_system(path, fd)
+
+
+def check_file_system(path: Path, fd: int) -> None:
+    """Check that the file, or the folder of one, is in memory.
+
+    Raises: L1FileUnusable.
+    """
     if file_system(fd) not in (_TMPFS_MAGIC, _HUGETLBFS_MAGIC):
         raise L1FileUnusable(f"{path}: it is on a disk; L1's file must be in memory: a tmpfs as /dev/shm, or hugetlbfs")
 

@@ -129,17 +129,9 @@ def _opened(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
             "it is not on hugetlbfs, so it has no reserved huge pages; choose others with l1_huge_pages"
         )
     is_new = l1_file.is_blank(fd)
-    start = file_use.read_start(fd)
-    before = Header.unpack(start)
+    before = Header.unpack(file_use.read_start(fd))
     size_bytes = os.fstat(fd).st_size
-    why_empty = ""
-    if not is_new:
-        if before is None:
-            why_empty = "its header is damaged"
-        elif size_bytes < Layout(before.l1_bytes).total_bytes and before.state is State.READY:
-            why_empty = f"it is cut short, it has {size_bytes:,} of {Layout(before.l1_bytes).total_bytes:,} bytes"
-        else:
-            why_empty = wanted.difference(before)
+    why_empty = "" if is_new else why_unusable(fd, wanted)
     if is_new or why_empty:
         l1_file.check_space(fd, layout.total_bytes)
     if huge_pages is not HugePages.RESERVED:
@@ -156,6 +148,17 @@ def _opened(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
         return _prepared(arena, wanted, why_empty, clear=not is_new)
     _note_pid(arena)
     return L1Memory(arena, _ledger(arena, layout, before), has_records=True)
+
+
+def why_unusable(fd: int, wanted: Header) -> str:
+    """Return why the chunks in a file that is not blank can't be adopted. Empty: they can."""
+    before = Header.unpack(file_use.read_start(fd))
+    if before is None:
+        return "its header is damaged"
+    size_bytes, total_bytes = os.fstat(fd).st_size, Layout(before.l1_bytes).total_bytes
+    if size_bytes < total_bytes and before.state is State.READY:
+        return f"it is cut short, it has {size_bytes:,} of {total_bytes:,} bytes"
+    return wanted.difference(before)
 
 
 def _prepared(arena: Arena, header: Header, why_empty: str = "", *, clear: bool = False) -> L1Memory:

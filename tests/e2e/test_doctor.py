@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -26,6 +27,8 @@ from service.doctor.facts import (
     Facts,
     GpuFacts,
     Holder,
+    L1FileFacts,
+    LeftOverFacts,
     MemoryFacts,
     ProcessFacts,
     SharedMemoryFacts,
@@ -47,11 +50,13 @@ HEALTHY = Facts(
         available_bytes=200 * GIB,
         cgroup_limit_bytes=100 * GIB,
         cgroup_used_bytes=GIB,
-        transparent_huge_pages="madvise",
+        huge_page_error=0,
         reserved_huge_page_bytes=0,
         memlock_bytes=None,
     ),
     shared_memory=SharedMemoryFacts(size_bytes=100 * GIB, free_bytes=50 * GIB, error=""),
+    l1_file=L1FileFacts(path="/dev/shm/kvdepot/l1", exists=True),
+    left_over_l1_files=(),
     process=ProcessFacts(
         linux_version=(6, 8),
         num_cpus=16,
@@ -87,6 +92,7 @@ HEALTHY = Facts(
 )
 """A healthy node with two GPUs. Every setting is set."""
 
+LEFT_OVER = LeftOverFacts(path="/dev/shm/old", size_bytes=4 * GIB, num_chunks=1, seconds_since_store=3.5 * DAY_SECONDS)
 NO_GPU = replace(
     HEALTHY.gpu,
     driver="",
@@ -115,6 +121,10 @@ def memory(**changed: Any) -> Facts:
 
 def shared(**changed: Any) -> Facts:
     return replace(HEALTHY, shared_memory=replace(HEALTHY.shared_memory, **changed))
+
+
+def l1_file(**changed: Any) -> Facts:
+    return replace(HEALTHY, l1_file=L1FileFacts(path="/dev/shm/kvdepot/l1", exists=True, **changed))
 
 
 def process(**changed: Any) -> Facts:
@@ -166,14 +176,36 @@ BROKEN = [
     ),
     ("memory for L1", memory(cgroup_used_bytes=37 * GIB), {}, "failure", "the cgroup's 100 GiB", "64.5 GiB or more"),
     ("memory for L1", memory(cgroup_used_bytes=int(35.6 * GIB)), {}, "warning", "may kill the depot", "64.5 GiB"),
-    ("huge pages", memory(transparent_huge_pages="never"), {}, "warning", "are off", "echo madvise >"),
+    ("huge pages", memory(huge_page_error=errno.EINVAL), {}, "warning", "makes no huge pages", "shmem_enabled is deny"),
+    ("huge pages", memory(huge_page_error=errno.ENOMEM), {}, "warning", "Cannot allocate memory", "free memory"),
+    ("huge pages", l1_file(has_reserved_pages=True), {}, "failure", "0 B of reserved pages are free", "nr_hugepages="),
+    ("L1 file", l1_file(error="/l1: its folder does not exist"), {}, "failure", "its folder", "name another path"),
+    ("L1 file", l1_file(used_by=77), {}, "failure", "/dev/shm/kvdepot/l1: the process 77 uses it", "end that process"),
+    ("L1 file", l1_file(used_by=0), {}, "failure", "another process uses it", "end that process"),
+    (
+        "L1 file",
+        l1_file(why_empty="its chunk_size is 16"),
+        {},
+        "warning",
+        "starts empty, since its chunk",
+        "change the",
+    ),
+    (
+        "left-over L1 files",
+        replace(HEALTHY, left_over_l1_files=(LEFT_OVER, replace(LEFT_OVER, path="/dev/shm/a b", owner=1000))),
+        {},
+        "warning",
+        "2 L1 files with 8 GiB of memory that no process uses: /dev/shm/old (4 GiB, 1 chunk, last store 3 days ago); "
+        "/dev/shm/a b (4 GiB, 1 chunk, last store 3 days ago, of the user 1000)",
+        "kvdepot l1 wipe /dev/shm/old; kvdepot l1 wipe '/dev/shm/a b'",
+    ),
     (
         "huge pages",
         memory(reserved_huge_page_bytes=GIB),
         {"l1_huge_pages": HugePages.RESERVED},
         "failure",
         "1 GiB of reserved pages are free",
-        "vm.nr_hugepages=32768",
+        "vm.nr_hugepages=32865",
     ),
     ("populating L1", process(linux_version=(5, 10)), {}, "warning", "Linux 5.10", "5.14"),
     ("shared memory", shared(error="it is not there"), {}, "failure", "it is not there", "tmpfs"),
@@ -385,9 +417,21 @@ def test_a_socket_in_a_sticky_folder_is_safe() -> None:
     assert found("listen on", unix(folder_mode=0o1777)).status is Status.OK
 
 
+def test_what_the_file_of_l1_has_already_is_not_needed_twice() -> None:
+    facts = replace(l1_file(allocated_bytes=60 * GIB), memory=memory(available_bytes=5 * GIB).memory)
+    assert found("memory for L1", facts).what.startswith("4 GiB of 5 GiB")
+    facts = replace(l1_file(allocated_bytes=65 * GIB, has_reserved_pages=True), memory=HEALTHY.memory)
+    assert found("huge pages", facts).status is Status.OK
+
+
+def test_a_file_of_the_running_depot_is_no_fault() -> None:
+    facts = replace(listener(holder=Holder.DEPOT), l1_file=l1_file(used_by=77).l1_file)
+    assert found("L1 file", facts).what == "/dev/shm/kvdepot/l1: the running depot uses it"
+
+
 def test_reserved_pages_are_counted() -> None:
     assert (
-        found("huge pages", memory(reserved_huge_page_bytes=64 * GIB), l1_huge_pages=HugePages.RESERVED).status
+        found("huge pages", memory(reserved_huge_page_bytes=65 * GIB), l1_huge_pages=HugePages.RESERVED).status
         is Status.OK
     )
 

@@ -360,10 +360,11 @@ class AnyUse(RuleBasedStateMachine):
             if zero:
                 self.to_zero.add(chunk)
 
-    @precondition(lambda self: len(self.index.unzeroed))
+    @precondition(lambda self: len(self.index.unzeroed) > 0)
     @rule(data=st.data())
     def zero(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(list(self.index.unzeroed)))
+        assert slot.occupant is not None
         self.to_zero.remove(slot.occupant)
         self.index.zeroed(slot)
 
