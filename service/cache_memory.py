@@ -11,6 +11,7 @@ from service.depot.running_transfer import to_the_end
 from service.depot.slices import Slices
 from service.l1.adoption import Adoption, adopt
 from service.l1.index import Index
+from service.l1.l1_file import is_named
 from service.l1.memory import open_l1
 from service.l1.pool import Pool
 from service.l1.verify import Verify
@@ -25,7 +26,8 @@ NOTE_USES_SECONDS = 5.0
 class CacheMemory:
     """L1's memory and the `index` of its chunks. `view` has the slots. `adoption` says what an earlier process left.
 
-    `inherited_fd` is a descriptor of the memory of an earlier process. `is_handed_over` is set when a later process has
+    `inherited_fd` is a descriptor of the memory of an earlier process. `is_in_file` says whether the memory is a named
+    file, which outlives all processes. `is_handed_over` is set when a later process has
     the memory.
 
     Raises: MemoryUnavailable, L1FileUnusable.
@@ -45,6 +47,7 @@ class CacheMemory:
         if path is not None and inherited_fd is not None and not self._memory.is_file(path):
             logger.warning("L1 stays in the memory that the depot before this one had, and %s is not used", path)
         self._arena = self._memory.arena
+        self.is_in_file = is_named(self._arena.fd)
         self.view = self._arena.view
         self.adoption = Adoption()
         if self._memory.has_records:

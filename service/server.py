@@ -28,7 +28,7 @@ from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
-from service.observability.gauges import read_access, read_build, read_depot
+from service.observability.gauges import read_access, read_build, read_depot, read_memory
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.process.heap import give_back_freed_memory
@@ -157,7 +157,8 @@ class Server:
                 self.memory.start_populating(self._register)
                 self._health.serve()
                 self._vitals.phase = Phase.SERVING
-                self._publish(started(self._settings, self.addresses, self.http_address, self.depots.backend.name))
+                serves_at = self.addresses, self.http_address
+                self._publish(started(self._settings, *serves_at, self.depots.backend.name, self.memory.adoption))
                 yield self
             finally:
                 for task in background:
@@ -208,6 +209,7 @@ class Server:
     def _watch(self, more_gauges: Iterable[Callable[[], Scalars]]) -> None:
         gauges = (
             lambda: read_depot(self.depots, self._admission, self._refusals, self.memory.populated_bytes),
+            lambda: read_memory(self.memory),
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
             *more_gauges,

@@ -8,7 +8,9 @@ import grpc
 
 from kvdepot.version import __version__
 from service.access.access import Access
+from service.cache_memory import CacheMemory
 from service.depot.tenant_depots import TenantDepots
+from service.l1.adoption import Doubt
 from service.rpc.admission import Admission
 from service.rpc.refusals import Refusals
 from telemetry.metrics import definitions
@@ -23,6 +25,20 @@ def read_depot(depots: TenantDepots, admission: Admission, refusals: Refusals, p
         **_verification(depots),
         **_work(depots, admission, refusals),
         **_tenants(depots),
+    }
+
+
+def read_memory(memory: CacheMemory) -> Scalars:
+    """Return what L1's memory holds of an earlier process, and what a later one will not find."""
+    adoption, ledger = memory.adoption, memory.index.ledger
+    return {
+        definitions.L1_ADOPTED: {(): adoption.num_chunks},
+        definitions.L1_NOT_ADOPTED: {
+            (doubt.name.lower().replace("_", " "),): adoption.num_rejected[doubt] for doubt in Doubt
+        },
+        definitions.L1_WITHOUT_RECORD: {(): ledger.num_without_record if ledger is not None else 0},
+        definitions.L1_UNZEROED: {(): memory.index.unzeroed.num_bytes},
+        definitions.L1_IN_FILE: {(): int(memory.is_in_file)},
     }
 
 

@@ -11,6 +11,7 @@ import grpc
 
 from kvdepot.version import __version__
 from service.depot.tenant_depots import TenantDepots
+from service.l1.adoption import Adoption
 from service.rpc.admission import Admission
 from service.settings import Settings
 from telemetry.events import ServerStarted, ServerStopped
@@ -19,7 +20,7 @@ BUILD = f"Python {platform.python_version()}, grpc {grpc.__version__}"
 
 
 def started(
-    settings: Settings, listen: Sequence[str], http_address: str | None, transfer_backend: str
+    settings: Settings, listen: Sequence[str], http_address: str | None, transfer_backend: str, adoption: Adoption
 ) -> ServerStarted:
     """Return the event of a server that begins to take calls."""
     return ServerStarted(
@@ -32,6 +33,9 @@ def started(
         transfer_backend=transfer_backend,
         has_tenants=bool(settings.tenants),
         has_tls=bool(settings.tls_cert),
+        l1_file=settings.l1_file,
+        num_adopted_chunks=adoption.num_chunks,
+        num_rejected_chunks=adoption.num_rejected.total(),
     )
 
 

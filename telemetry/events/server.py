@@ -9,7 +9,9 @@ from telemetry.events.event import Event, fact
 class ServerStarted(Event):
     """The server listens and takes calls.
 
-    `build`: the versions of what it runs on. `http_address`: of its pages; empty if it serves none.
+    `build`: the versions of what it runs on. `http_address`: of its pages; empty if it serves none. `l1_file`: the file
+    that L1 is in; empty if it has no name. `num_adopted_chunks`: those that an earlier process left in L1.
+    `num_rejected_chunks`: those of them that the server did not trust.
     """
 
     version: str
@@ -21,6 +23,9 @@ class ServerStarted(Event):
     transfer_backend: str
     has_tenants: bool
     has_tls: bool
+    l1_file: str = ""
+    num_adopted_chunks: int = 0
+    num_rejected_chunks: int = 0
 
 
 @fact

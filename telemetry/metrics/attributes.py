@@ -67,6 +67,11 @@ DETACH_REASON = Attribute(
     tuple(DetachReason),
 )
 SLOT_STATE = Attribute("state", "of the slots that memory is cut into so far", ("used", "free"))
+ADOPTION_DOUBT = Attribute(
+    "reason",
+    "the doubt; each is explained in docs/memory.md",
+    ("damaged", "namespace damaged", "outside", "overlapping", "older", "without checksum"),
+)
 BLOCK_STATE = Attribute(
     "state",
     "owned: by a live session; released: with contents that the next session could reuse; unknown: neither",

@@ -126,6 +126,22 @@ SCRUB_WAITING = gauge("kvdepot.l1.scrub.waiting", "{chunk}", "Chunks that are le
 SCRUB_AGE = gauge(
     "kvdepot.l1.scrub.age", "s", "Since the end of the last complete round of the scrub. Exists after the first round."
 )
+L1_ADOPTED = counter("kvdepot.l1.chunks.adopted", "{chunk}", "Chunks that the depot took over when it started.")
+L1_NOT_ADOPTED = counter(
+    "kvdepot.l1.chunks.not_adopted",
+    "{chunk}",
+    "Records of chunks that the depot found when it started and did not trust.",
+    by.ADOPTION_DOUBT,
+)
+L1_WITHOUT_RECORD = counter(
+    "kvdepot.l1.chunks.without_record",
+    "{chunk}",
+    "Chunks that were stored without a record, because the tables of L1 are full: no later depot can adopt them.",
+)
+L1_UNZEROED = gauge(
+    "kvdepot.l1.unzeroed", "By", "Bytes of removed tenants that are not zeros yet. Their slots are taken."
+)
+L1_IN_FILE = gauge("kvdepot.l1.in_file", "", "1 if L1 is in a named file, which outlives the depot; else 0.")
 CHUNK_LIFETIME = lifecycle("kvdepot.l1.chunk.lifetime", "From the store of a chunk to its eviction.", by.MODEL, by.TIER)
 CHUNK_IDLE = lifecycle(
     "kvdepot.l1.chunk.idle_before_evict", "From the last use of a chunk to its eviction.", by.MODEL, by.TIER

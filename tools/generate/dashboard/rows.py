@@ -219,11 +219,15 @@ _L1 = (
     ),
     lines(
         "Chunks",
-        "Protected: leased, read or written. When nearly all chunks are protected, stores are refused.",
+        "Protected: leased, read or written. If nearly all are, stores are refused. Adopted: taken over at the start. "
+        "Without a record: no later depot can adopt them.",
         "short",
         {
             "resident": total("kvdepot_l1_chunks_resident{DEPOT}"),
             "protected": total("kvdepot_l1_chunks_protected{DEPOT}"),
+            "adopted": total("kvdepot_l1_chunks_adopted_total{DEPOT}"),
+            "not trusted": total("kvdepot_l1_chunks_not_adopted_total{DEPOT}"),
+            "without a record": total("kvdepot_l1_chunks_without_record_total{DEPOT}"),
         },
     ),
     lines(
@@ -517,7 +521,7 @@ _PROCESS = (
     ),
     lines(
         "Uptime",
-        "A step down is a start, after which L1 is empty.",
+        "A step down is a start. The row of L1 says what was adopted then.",
         "s",
         {"{{instance}}": total("process_uptime_seconds{DEPOT}", "instance")},
     ),
