@@ -38,8 +38,8 @@ def test_flags_and_settings_are_the_servers() -> None:
 def test_events_and_metrics_are_there() -> None:
     assert "`FileRefused`" in PAGE
     assert {"FileRefused", "CallDenied"} <= set(EVENT_TYPES)
-    named = set(re.findall(r"`(kvdepot_[a-z_]+)`", PAGE))
-    assert named == {"kvdepot_files_broken", "kvdepot_access_denied_total"}
+    named = set(re.findall(r"`(kvdepot_[a-z0-9_]+)`", PAGE))
+    assert named == {"kvdepot_files_broken", "kvdepot_access_denied_total", "kvdepot_l1_unzeroed_bytes"}
     assert named <= {metric.prometheus_name for metric in METRICS}
 
 

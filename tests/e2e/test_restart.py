@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvdepot import token_prefix
+from service.l1.format import Layout
+from tests.e2e.access.calling import write_tenants
 from tests.e2e.engines import prompt
 from tests.e2e.restarts import (
     DepotProcess,
@@ -21,6 +24,7 @@ from tests.e2e.restarts import (
     store,
     store_until_dead,
 )
+from tests.fakes.waiting import eventually
 
 SEEDS = range(1, 41)
 
@@ -136,3 +140,26 @@ async def test_leases_and_sessions_end_with_the_depot() -> None:
             for seed in range(500, 520):  # more than L1 has: nothing is protected by the old lease
                 await store(engine, seed)
             assert await found_tokens(engine, 1) == 0
+
+
+async def test_chunks_of_tenants_that_are_no_more_are_zeroed_at_the_start(tmp_path: Path) -> None:
+    tenants = write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "red-token"})
+    slots_offset = Layout(1 << 20).slots_offset
+    async with depot_process("--l1-size", "1MiB") as depot:
+        async with engines(depot.address) as [engine]:
+            await store(engine, 1)
+        await depot.end()
+        assert any(depot.file.read_bytes()[slots_offset:])
+        await depot.start("--tenants", tenants)
+
+        def is_zeroed() -> bool:
+            return not any(depot.file.read_bytes()[slots_offset:])
+
+        await eventually(is_zeroed)
+        assert "chunks of callers without a tenant leave L1" in depot.log()
+        await depot.end()
+        await depot.start()
+        async with engines(depot.address) as [engine]:
+            assert await found_tokens(engine, 1) == 0
+            await store(engine, 1)
+            assert await found_tokens(engine, 1) == length_of(1)
