@@ -14,13 +14,15 @@ from typing import Any
 import grpc
 import pytest
 
-from kvdepot import KvShape
+from kvdepot import KvShape, token_prefix
 from kvdepot.errors import depot_error
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from service.access.reload import ReloadedFiles, read_file
 from tests.e2e.access.calling import Calling, Denied, sha256, write_tenants
 from tests.e2e.access.conftest import BLUE, OPS, RED, Connect, StartTenants
+from tests.e2e.conftest import Open
+from tests.e2e.engines import prompt
 from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=4, dtype="uint8")
@@ -132,6 +134,18 @@ async def test_of_a_tenant_that_is_taken_out_nothing_is_left(
     (found,) = await heir("Lookup", cache_pb2.LookupRequest(instance_id="i", session_id="s", prefix=prefix))
     assert found.matched_tokens == 0
     stream.cancel()
+
+
+async def test_a_store_that_runs_on_after_its_tenant_was_removed_leaves_nothing(open_site: Open) -> None:
+    site = await open_site()
+    engine = await site.attach()
+    site.depot.is_removed = True  # as if the tenant was removed after the depot had let this call in
+    prefix = token_prefix(prompt(32, 1))
+    await engine.store("s", prefix, engine.kv(32, 1))
+    assert (await engine.lookup("t", prefix)).matched_tokens == 0
+    index = site.server.memory.index
+    await eventually(lambda: index.pool.used_bytes == 0)
+    assert not any(site.server.memory.view)
 
 
 async def test_a_stream_ends_when_its_token_expires(

@@ -10,6 +10,7 @@ import pytest
 from service.access.credentials import WITHOUT_LIMIT
 from service.access.tenants import Tenant, Tenants
 from service.depot.depot import DepotLimits
+from service.depot.store_plan import OfferedChunk, StoreContext, plan_store
 from service.depot.tenant_depots import TenantDepots
 from service.depot.zeroing import Zeroing
 from service.l1.chunk import Chunk, PendingWrite
@@ -137,6 +138,28 @@ async def test_a_tenant_that_never_called_is_cleared_as_well(cache: Cache, caplo
     assert "1 chunks of the tenant 'red', which is not in the file of tenants, leave L1" in caplog.text
     counts = await cache.depots.clear("blue", "", None, force=False)
     assert counts.num_cleared_chunks == 1
+
+
+async def test_what_an_open_store_of_a_removed_tenant_still_reserves_is_zeroed(cache: Cache) -> None:
+    cache.add("0", "red")
+    cache.depots.set_tenants(tenants(["red"]))
+    depot = cache.depots.named("red")
+    assert depot is not None
+    stats = cache.index.namespace_stats(Namespace(b"red"), model_name="m", cache_salt="", rank=0, tenant="red")
+    write = PendingWrite(asyncio.get_running_loop().create_future())
+    context = StoreContext(namespace_stats=stats, slot_bytes=SLOT_BYTES, pending_write=write)
+    depot.open_stores.add(context)
+    cache.start()
+    cache.depots.set_tenants(tenants([]))
+    offered = OfferedChunk(0, ChunkKey(b"red late"), (), SLOT_BYTES)
+    [reserved] = plan_store(cache.index, context, [offered]).reserved.values()
+    start = reserved.slot.offset_bytes
+    cache.l1[start : start + SLOT_BYTES] = b"r" * SLOT_BYTES
+    cache.index.commit(reserved)
+    assert cache.index.get(ChunkKey(b"red late")) is None
+    cache.index.unpin([reserved])
+    await cache.nothing_waits()
+    assert cache.bytes_of("red") == 0
 
 
 async def test_a_tenant_that_returns_can_store(cache: Cache) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 import time
@@ -92,7 +93,17 @@ def test_what_is_no_l1_file_is_refused(path: Path) -> None:
         inspect(path.parent)
 
 
-def test_a_look_at_a_file_keeps_no_depot_from_its_lock(path: Path) -> None:
+def test_a_look_at_a_file_keeps_no_depot_from_its_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(b"")
+    depot, look = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr("service.l1.file_use.time.sleep", lambda seconds: fcntl.flock(look, fcntl.LOCK_UN))
+    assert lock(depot)
+    os.close(depot)
+    os.close(look)
+
+
+def test_a_lock_is_seen_and_lasts_until_its_process_ends(path: Path) -> None:
     path.write_bytes(b"")
     ours, theirs = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
     assert not is_locked(theirs)
