@@ -29,7 +29,7 @@ def configured(settings: Settings) -> L1FileFacts | None:
     if not settings.l1_file:
         return None
     path = Path(settings.l1_file)
-    wanted = Header(l1_bytes=settings.l1_size, chunk_size=settings.chunk_size, cache_epoch=0)
+    wanted = Header(l1_bytes=settings.l1_size, chunk_size=settings.chunk_size, cache_epoch=settings.cache_epoch)
     try:
         return _existing(path, wanted)
     except FileNotFoundError:

@@ -79,6 +79,12 @@ async def test_the_overview_shows_what_the_depot_does(page: Page, site: Site) ->
     assert "unsafe" not in str(await page.evaluate("document.documentElement.outerHTML"))
 
 
+async def test_the_page_says_what_the_depot_adopted_at_its_start(page: Page, site: Site) -> None:
+    site.server.depots.num_adopted_chunks_by_tenant = {"": 12, "red": 30}
+    await open_console(page, site.server)
+    await page.shows("serving, up", "adopted 42 chunks at its start")
+
+
 async def test_a_busy_session_opens_as_a_timeline_that_zooms(page: Page, site: Site) -> None:
     await open_console(page, site.server)
     await work(site)

@@ -3,7 +3,7 @@
 import { ask, token } from "./api.js";
 import { make } from "./dom.js";
 import { Events } from "./events.js";
-import { duration } from "./format.js";
+import { count, duration } from "./format.js";
 import { History } from "./history.js";
 import { L1 } from "./l1.js";
 import { Overview } from "./overview.js";
@@ -19,7 +19,12 @@ const context = {
   isAdmin: false,
   history: new History(""),
   failed,
-  showState: (status) => { by("state").textContent = `${status.state.replace("SERVER_STATE_", "").toLowerCase()}, up ${duration(Number.parseFloat(status.uptime))}, version ${status.version}`; },
+  showState: (status) => {
+    const adopted = Number(status.num_adopted_chunks);
+    const start = adopted ? `, adopted ${count(adopted)} chunks at its start` : "";
+    const state = status.state.replace("SERVER_STATE_", "").toLowerCase();
+    by("state").textContent = `${state}, up ${duration(Number.parseFloat(status.uptime))}${start}, version ${status.version}`;
+  },
   openSession: (session) => { choose("sessions"); views.sessions.open(session).catch(failed); },
 };
 let views = {};

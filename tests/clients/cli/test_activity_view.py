@@ -158,6 +158,7 @@ def busy() -> DepotActivity:
         admin_pb2.Instance(instance_id=f"pod-{n}", model_name="m" * 500, world_size=4 if n == 29 else 1, ranks=ranks)
         for n in range(30)
     ]
+    depot.num_adopted_chunks = 42
     depot.failure, depot.answered = "no depot answers there", datetime(2026, 1, 2, 3, 4, 5)
     return depot
 
@@ -173,6 +174,7 @@ def test_the_page_fits_the_terminal(columns: int, rows: int) -> None:
     shown = [line for line in text.splitlines() if line.strip()]
     assert len(shown) <= rows
     for part in (
+        "adopted 42 chunks",
         "no answer since 03:04:05",
         "299 events were lost",
         "10.0 %",

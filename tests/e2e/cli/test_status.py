@@ -30,7 +30,7 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
             printed = CliRunner().invoke(app, ["status", "--address", address, "--json"])
 
     assert shown.exit_code == 0, shown.output
-    for text in ("serving", "pod-1", "llama", "v7", "0 of 1", "8 MiB", "evicted chunks"):
+    for text in ("serving", "pod-1", "llama", "v7", "0 of 1", "8 MiB", "evicted chunks", "0 chunks"):
         assert text in shown.output
     answers = json.loads(printed.stdout)
     assert answers["status"]["depot_incarnation"] == attachment.depot_incarnation != ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.l1.file_use import is_locked, lock
-from service.l1.format import CELL_BYTES, HEADER_BYTES, RECORD_BYTES, Layout
+from service.l1.format import RECORD_BYTES, Layout
 from service.l1.inspection import inspect
 from service.l1.l1_file import L1FileUnusable
 from tests.fakes.l1_file import L1_BYTES, SLOT_BYTES, filled
@@ -54,7 +54,7 @@ def test_damaged_records_and_records_of_damaged_namespaces_are_counted(path: Pat
     with path.open("r+b") as file:
         file.seek(layout.records_offset + 40)
         file.write(b"\xff")
-        file.seek(HEADER_BYTES + CELL_BYTES + 20)  # the second namespace
+        file.seek(path.read_bytes().index(b'"blue"'))  # its namespace
         file.write(b"\xff")
     contents = inspect(path)
     assert (contents.num_chunks, contents.num_damaged) == (1, 2)

@@ -14,7 +14,7 @@ from kvdepot.cli.activity_poll import DepotActivity
 from kvdepot.cli.activity_view import Figures
 from kvdepot.cli.readable import bytes_per_second, number, percent, seconds_text, share
 from kvdepot.cli.sparkline import ASCII_BARS, BARS, cells, sparkline
-from kvdepot.cli.terminal import printable, readable_size
+from kvdepot.cli.terminal import counted, printable, readable_size
 from kvdepot.v1 import admin_pb2, observability_pb2
 
 GRAPH_SECONDS = 300
@@ -83,6 +83,8 @@ def _title(depot: DepotActivity, now: datetime) -> Sequence[Text]:
         title.append(f"  {depot.state}", style="green" if depot.state == "serving" else "yellow")
     if depot.uptime is not None:
         title.append(f"  up {depot.uptime}")
+    if depot.num_adopted_chunks:
+        title.append(f"  adopted {counted(depot.num_adopted_chunks, 'chunk')}")
     title.append(f"  {now:%H:%M:%S}", style="dim")
     lines = [title]
     if depot.problem:

@@ -31,6 +31,7 @@ class DepotActivity:
         self.version = ""
         self.state = ""
         self.uptime: timedelta | None = None
+        self.num_adopted_chunks = 0
         self.failure: Cause | str = ""
         self.answered: datetime | None = None
         self._credentials = credentials
@@ -85,4 +86,5 @@ class DepotActivity:
         self.version = status.version
         self.state = admin_pb2.ServerState.Name(status.state).removeprefix("SERVER_STATE_").lower()
         self.uptime = timedelta(seconds=status.uptime.seconds)
+        self.num_adopted_chunks = status.num_adopted_chunks
         self.instances = [each for each in instances if self.tenant in ("", each.tenant)]

@@ -12,7 +12,7 @@ from rich.text import Text
 from kvdepot import Credentials
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
 from kvdepot.cli.tables import Cell, Column, print_rows
-from kvdepot.cli.terminal import as_json, printable, readable_size
+from kvdepot.cli.terminal import as_json, counted, printable, readable_size
 from kvdepot.v1 import admin_pb2, cache_pb2
 
 
@@ -55,7 +55,7 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
         ["uptime", _duration(depot.uptime)],
         ["bytes are moved by", depot.transfer_backend],
         ["started as", depot.depot_incarnation or "unknown"],
-        ["chunks taken over", f"{depot.num_adopted_chunks:,}"],
+        ["adopted at start", counted(depot.num_adopted_chunks, "chunk")],
         ["epoch", depot.settings.get("cache_epoch", "unknown")],
         ["tokens per chunk", depot.settings.get("chunk_size", "unknown")],
         ["attached instances", f"{depot.num_instances:,}"],
