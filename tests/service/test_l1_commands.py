@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from kvdepot.cli.app import app
 from tests.fakes.l1_file import SLOT_BYTES, filled
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,3 +87,36 @@ def test_wipe_refuses_a_file_in_use_before_it_asks(path: Path) -> None:
     wiped = call("wipe", str(path), "--yes")
     assert (wiped.exit_code, path.exists()) == (0, False)
     assert wiped.output.startswith(f"wiped and removed {path}, ")
+
+
+def in_terminal(path: Path, answer: str) -> tuple[int, str]:
+    """Run `l1 wipe` in a terminal, type the answer, and return the exit code and what the terminal shows."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    words = [sys.executable, "-m", "kvdepot", "l1", "wipe", str(path)]
+    variables = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'clients' / 'python'}", "TERM": "xterm"}
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=variables)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            read = os.read(ours, 4096)
+        except OSError:  # the other end of the terminal is closed
+            break
+        if not read:
+            break
+        shown += read
+    os.close(ours)
+    return process.wait(10), shown.decode()
+
+
+def test_in_a_terminal_wipe_asks_and_no_is_no(path: Path) -> None:
+    filled(path, [("", "a")]).close()
+    exit_code, shown = in_terminal(path, "n\n")
+    assert (exit_code, path.exists()) == (1, True)
+    assert f"Wipe {path}, " in shown
+    assert "error: nothing was wiped" in shown
+    exit_code, shown = in_terminal(path, "y\n")
+    assert (exit_code, path.exists()) == (0, False)
+    assert "wiping" in shown
+    assert f"wiped and removed {path}" in shown
