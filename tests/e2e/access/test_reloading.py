@@ -38,8 +38,9 @@ async def is_let_in(call: Calling) -> bool:
     return True
 
 
-async def attached(call: Calling, instance_id: str = "i") -> Any:
-    """Return the stream of an attachment that stores a prompt and leases it."""
+async def attached(call: Calling, byte: bytes = b"\0") -> Any:
+    """Return the stream of an attachment that stores a prompt and leases it. All bytes of its KV are `byte`."""
+    instance_id = "i"
     stream = call.start(
         "AttachInstance",
         cache_pb2.AttachInstanceRequest(
@@ -51,7 +52,7 @@ async def attached(call: Calling, instance_id: str = "i") -> Any:
     header = cache_pb2.StoreInlineHeader(instance_id=instance_id, session_id="s", prefix=prefix)
     await call(
         "StoreInline",
-        [cache_pb2.StoreInlineRequest(header=header), cache_pb2.StoreInlineRequest(data=bytes(CHUNK_BYTES))],
+        [cache_pb2.StoreInlineRequest(header=header), cache_pb2.StoreInlineRequest(data=byte * CHUNK_BYTES)],
     )
     await call("Lookup", cache_pb2.LookupRequest(instance_id=instance_id, session_id="s", prefix=prefix))
     return stream
@@ -98,7 +99,7 @@ async def test_of_a_tenant_that_is_taken_out_nothing_is_left(
 ) -> None:
     server = await start_tenants(RED, BLUE, OPS)
     red, blue, ops = (connect(server.addresses[0], f"{name}-token") for name in ("red", "blue", "ops"))
-    streams = [await attached(call) for call in (red, blue)]
+    streams = [await attached(red, b"r"), await attached(blue, b"b")]
     watching = red.start("WatchEvents", observability_pb2.WatchEventsRequest())
     await watching.initial_metadata()
     write_tenants(tmp_path / "tenants.yaml", BLUE, OPS)
@@ -114,6 +115,9 @@ async def test_of_a_tenant_that_is_taken_out_nothing_is_left(
         return not (gone.num_instances or gone.num_sessions or gone.num_leases or gone.num_chunks)
 
     await eventually(has_nothing)
+    l1 = server.memory.view
+    await eventually(lambda: b"r" not in bytes(l1))
+    assert bytes(l1).count(b"b") == CHUNK_BYTES
     stays = (await status())["blue"]
     assert (stays.num_instances, stays.num_sessions, stays.num_leases, stays.num_chunks) == (1, 1, 1, 1)
     assert not streams[1].done()

@@ -61,6 +61,7 @@ async def test_an_upgrade_with_a_named_file_loses_no_chunk_and_the_file_can_be_w
             await depot.start()
             async with engines(depot.address) as [engine]:
                 assert await found_tokens(engine, 1) == length_of(1)
+            assert f"num_adopted_chunks={length_of(1) // 16}" in depot.log()
             with pytest.raises(AssertionError, match="another process uses it, the one of id"):
                 second = DepotProcess(folder, *depot.flags, in_file=False)
                 second.address += "2"
