@@ -23,7 +23,7 @@ import sys, threading
 from kvdepot.cli.app import app
 import service.commands
 
-async def broken(*_):
+async def broken(*_, **__):
     threading.Thread(target=lambda: 1 / 0, name="worker").start()
     raise KeyError("a bug")
 
