@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernels.checksum import kvsum64
 from service.l1.chunk import PendingWrite
 from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
@@ -36,6 +37,7 @@ def filled(path: Path, names: Sequence[tuple[str, str]], *, chunk_size: int = 25
         assert chunk is not None
         start = chunk.slot.offset_bytes
         memory.arena.view[start : start + SLOT_BYTES] = SECRET * (SLOT_BYTES // len(SECRET))
+        chunk.checksum = kvsum64(memory.arena.view[start : start + SLOT_BYTES])
         index.commit(chunk)
         index.unpin([chunk])
     loop.close()
