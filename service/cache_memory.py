@@ -88,7 +88,9 @@ class CacheMemory:
                 await to_the_end(noted)
 
     def close(self) -> None:
-        """Write the last uses, and close the file. Nothing may change the index after this."""
+        """Write the last uses, and close the file. Nothing may change the index after this. Idempotent."""
+        if self.index.ledger is None:
+            return
         for _ in self.index.noting_uses():
             pass
         self.index.ledger = None  # what ends later must not touch records that another process may own by then

@@ -19,6 +19,7 @@ from tests.e2e.scraping import Failing, Page, measured, scrape, work
 from tests.fakes.waiting import eventually
 
 CHUNK_BYTES = 3_072
+SLOT_BYTES = 4_096
 OPERATION = "kvdepot_operations_total"
 
 
@@ -92,7 +93,7 @@ async def test_l1_gauges_match_its_contents(depot: Site) -> None:
     await engine.store("s", prompt(48), engine.kv(48, 1))
     lease = (await engine.lookup("s", prompt(32))).lease
     page = await scrape(depot.server)
-    assert page.value("kvdepot_l1_used_bytes") == 3 * CHUNK_BYTES
+    assert page.value("kvdepot_l1_used_bytes") == 3 * SLOT_BYTES
     assert page.value("kvdepot_l1_capacity_bytes") == 16 << 20
     assert page.value("kvdepot_l1_slots", state="used") == 3
     assert page.sum("kvdepot_l1_slots") == 1024
@@ -138,7 +139,7 @@ def _memory(engine: Engine) -> list[Any]:
 
 
 async def test_refusals_and_lifetimes_of_chunks_are_measured(open_site: Open) -> None:
-    depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES))
+    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES))
     engine = await depot.attach(model_name="m")
     await engine.store("s", prompt(32, 1), engine.kv(32, 1))
     await engine.store("s", prompt(32, 2), engine.kv(32, 2))  # evicts both
