@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 
 from service.l1.format import HUGE_PAGE_BYTES, Layout
 from service.l1.l1_file import allocated_bytes
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 POPULATE_PIECE_BYTES = 16 << 20
 BACKGROUND_NICENESS = 10
+SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 # From the Linux headers; Python has no names for them.
+_MADV_HUGEPAGE = 14
 _MADV_NOHUGEPAGE = 15
 _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
@@ -69,9 +72,11 @@ class Arena:
         memory = memoryview(array).cast("B")
         self.tables = memory[: layout.slots_offset]
         self.view = memory[layout.slots_offset : layout.slots_offset + layout.l1_bytes]
-        if huge_pages is HugePages.NONE:
+        self._has_huge_faults = huge_pages is HugePages.TRANSPARENT and _shared_memory_has_huge_pages()
+        if huge_pages is not HugePages.RESERVED:
             with suppress(OSError):  # there is no such advice without support for huge pages
-                _advise(self._address, layout.total_bytes, _MADV_NOHUGEPAGE)
+                advice = _MADV_NOHUGEPAGE if huge_pages is HugePages.NONE else _MADV_HUGEPAGE
+                _advise(self._address, layout.total_bytes, advice)
         self.populated_bytes = 0
         self._huge_bytes = 0
         self._stop = threading.Event()
@@ -104,9 +109,11 @@ class Arena:
                 return
             piece_bytes = min(POPULATE_PIECE_BYTES, l1_bytes - offset_bytes)
             try:
-                if not self._is_allocated:
+                if not (self._is_allocated or self._has_huge_faults):
                     # Pages that are allocated but never touched become huge ones without a copy.
                     os.posix_fallocate(self.fd, start + offset_bytes, piece_bytes)
+                if self._has_huge_faults:
+                    _advise(self._address + start + offset_bytes, piece_bytes, _MADV_POPULATE_WRITE)
                 if wants_huge_pages:
                     wants_huge_pages = self._make_huge(start + offset_bytes, piece_bytes)
                 _advise(self._address + start + offset_bytes, piece_bytes, _MADV_POPULATE_WRITE)
@@ -152,6 +159,15 @@ def huge_page_error() -> int:
     finally:
         os.close(fd)
     return 0
+
+
+def _shared_memory_has_huge_pages() -> bool:
+    """Return whether the system makes huge pages at the first touch of shared memory that asks for them."""
+    try:
+        modes = SHARED_HUGE_PAGES.read_text()
+    except OSError:
+        return False
+    return not ("[never]" in modes or "[deny]" in modes)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
