@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, identities, model, progress, windows
+from tests.e2e_vllm import cases, identities, model, progress, restarts, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -26,6 +26,8 @@ TOGETHER = [
     cases.hung_server,
     progress.evicted_chunks,
     cases.upgraded_server,
+    restarts.taken_over,
+    restarts.surviving_chunks,
     progress.refused_reset,
     progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,

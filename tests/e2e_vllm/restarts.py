@@ -1,0 +1,80 @@
+"""Cases of depots that end and are replaced, while their chunks stay."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+
+from tests.e2e_vllm.cases import SOME, Proof, together, tokens_of, whole_chunks
+from tests.e2e_vllm.engines import Engine
+
+
+async def surviving_chunks(proof: Proof, a: Engine, b: Engine) -> str:
+    """The server is killed and started again on the same file. The second engine hits what the first one stored."""
+    with tempfile.TemporaryDirectory(prefix="kvdepot-", dir="/dev/shm") as folder:
+        async with _flags(proof, "--l1-file", f"{folder}/l1"):
+            await proof.server.end()
+            await proof.server.start()
+            await _ready(proof, a, b)
+            await together(a, SOME)
+            await proof.until_quiet()
+            await proof.server.end(signal.SIGKILL)
+            await proof.server.start()
+            start = time.monotonic()
+            said = await _hits(proof, a, b)
+            seconds = time.monotonic() - start
+        await proof.server.end()
+        await proof.server.start()
+        await _ready(proof, a, b)
+    return f"killed and started again: {said} within {seconds:.1f} s"
+
+
+async def taken_over(proof: Proof, a: Engine, b: Engine) -> str:
+    """A new server takes over under load. The second engine hits what the first one stored."""
+    await proof.forget_locally(a, b)
+    await together(a, SOME)
+    await proof.until_quiet()
+    await proof.forget_locally(a)
+    running = asyncio.gather(together(a, SOME), together(b, SOME[:4]))
+    await asyncio.sleep(0.2)
+    old, proof.server.process = proof.server.process, None
+    assert old is not None
+    async with _flags(proof, "--takeover"):
+        start = time.monotonic()
+        await proof.server.start()  # the old one still listens
+        assert await old.wait() == 0
+        seconds = time.monotonic() - start
+    from_a, from_b = await running
+    same = proof.plain.check([*SOME, *SOME[:4]], from_a + from_b)
+    return f"16 requests unharmed, {same}; the old one ended after {seconds:.1f} s; {await _hits(proof, a, b)}"
+
+
+async def _hits(proof: Proof, a: Engine, b: Engine) -> str:
+    """Check that the second engine gets all prompts from the depot."""
+    await _ready(proof, a, b)
+    await proof.forget_locally(b)
+    answers = await together(b, SOME)
+    assert all(answer.cached == whole_chunks(600) for answer in answers), [answer.cached for answer in answers]
+    return f"12 of 12 prompts hit, {proof.plain.check(SOME, answers)}"
+
+
+async def _ready(proof: Proof, *engines: Engine) -> None:
+    """Wait until engines are attached. In a step, a worker reports to the scheduler that it is attached again."""
+    await proof.until_attached(len(engines))
+    steps: list[Awaitable[object]] = [each.generate(tokens_of(910 + n, 64), 2) for n, each in enumerate(engines)]
+    await asyncio.gather(*steps)
+    await proof.until_quiet()
+
+
+@asynccontextmanager
+async def _flags(proof: Proof, *flags: str) -> AsyncIterator[None]:
+    """Start servers with more flags while the block runs."""
+    before, proof.server.flags = proof.server.flags, (*proof.server.flags, *flags)
+    try:
+        yield
+    finally:
+        proof.server.flags = before
