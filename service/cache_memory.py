@@ -27,8 +27,7 @@ class CacheMemory:
     """L1's memory and the `index` of its chunks. `view` has the slots. `adoption` says what an earlier process left.
 
     `inherited_fd` is a descriptor of the memory of an earlier process. `is_in_file` says whether the memory is a named
-    file, which outlives all processes. `is_handed_over` is set when a later process has
-    the memory.
+    file, which outlives all processes. `is_handed_over` is set when a later process has the memory.
 
     Raises: MemoryUnavailable, L1FileUnusable.
     """
