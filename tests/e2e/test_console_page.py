@@ -143,7 +143,7 @@ async def test_names_from_clients_stay_text_in_every_view(page: Page, site: Site
 async def test_l1_shows_which_models_fill_it(page: Page, site: Site) -> None:
     await work(site)
     await open_console(page, site.server, "l1")
-    await page.shows("L1 by model", "qwen", "12 KiB of 16 MiB", "used in the last 10 s")
+    await page.shows("L1 by model", "qwen", "16 KiB of 16 MiB", "used in the last 10 s")
 
 
 async def test_events_are_filtered_and_paused(page: Page, site: Site) -> None:

@@ -20,7 +20,7 @@ from tests.e2e.scraping import measured, work
 from tests.e2e.servers import running_server
 from tests.fakes.waiting import eventually
 
-CHUNK_BYTES = 3_072
+SLOT_BYTES = 4_096
 
 
 class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
@@ -79,7 +79,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def test_a_collector_gets_what_was_measured_when_the_depot_ends(collector: Collector) -> None:
-    flags = measured(otlp_endpoint=collector.endpoint, l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0)
+    flags = measured(otlp_endpoint=collector.endpoint, l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0)
     async with running_server(flags) as server:
         assert server.prometheus_address is None
         async with site(server) as depot:

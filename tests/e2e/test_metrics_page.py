@@ -23,7 +23,7 @@ from tests.e2e.scraping import Failing, Page, get, measured, scrape, work
 from tests.e2e.servers import StartServer, running_server
 from tests.fakes.waiting import eventually
 
-CHUNK_BYTES = 3_072
+SLOT_BYTES = 4_096
 OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
 OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
@@ -40,7 +40,7 @@ async def depot(open_site: Open) -> Site:
 
 
 async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site: Open) -> None:
-    depot = await open_site(**measured(l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0))
+    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0))
     assert depot.server.bus is not None
     depot.server.bus.subscribe(Failing())
     engine = await depot.attach(prefill_tokens_per_second=1_000.0)

@@ -18,7 +18,7 @@ from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
 from tests.helm.dashboard import asked, queries
 
-CHUNK_BYTES = 3_072
+SLOT_BYTES = 4_096
 MAX_ROUNDS = 60
 
 
@@ -59,7 +59,7 @@ async def tenants_day(client: AsyncDepotClient, unauthenticated: AsyncDepotClien
 
 @needs_prometheus
 async def test_every_query_has_an_answer_after_some_work(start_server: StartServer, tmp_path: Path) -> None:
-    flags = measured(l1_size=2 * CHUNK_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
+    flags = measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
     server = await start_server(**flags)
     server.bus.subscribe(Failing())
     authority = Authority()
