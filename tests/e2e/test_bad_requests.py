@@ -242,7 +242,7 @@ class World:
             "ranks": {
                 (i.instance_id, rank): (id(a), len(a.transfers)) for i in depot.instances for rank, a in i.ranks.items()
             },
-            "mapped": Path("/proc/self/maps").read_text().count("/dev/shm/kvdepot-"),
+            "mapped": Path("/proc/self/maps").read_text().count(f"/dev/shm/kvdepot-{os.getpid()}-"),
         }
 
 
