@@ -69,7 +69,7 @@ async def test_a_killed_depot_has_what_was_acknowledged() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_fifty_kills_lose_nothing_that_was_acknowledged() -> None:
-    async with depot_process("--l1-size", "512MiB") as depot:
+    async with depot_process("--l1-size", "2GiB") as depot:  # has 32,768 records, more than 50 rounds store chunks
         assert await kill_again_and_again(depot, 50, seed=2) == 1.0
 
 
