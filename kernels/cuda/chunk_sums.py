@@ -21,7 +21,7 @@ ChecksumPart = Callable[[int, int, int], int]
 class HostShare:
     """The share of the host in the checksum of a chunk: what no kernel sums.
 
-    That is blocks that are not copied, and groups whose bytes the kernels can't sum (`are_summed`).
+    It sums the blocks that are not copied. It also sums the groups that the kernels can't sum (`are_summed`).
     """
 
     def __init__(self, plans: Sequence[GroupPlan], are_summed: Sequence[bool]) -> None:

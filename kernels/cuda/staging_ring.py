@@ -87,7 +87,7 @@ class StagingRing:
     ) -> None:
         """Start to carry out a step, and record its events. Those of the begins are recorded only if `record_begins`.
 
-        After the last step of an upload, `to_download` is the buffer, whose sums go back to the host.
+        With the last step of an upload, `to_download` is its buffer: the buffer's sums go back to the host.
 
         The last event happens when the step, and all that was issued before it, is done.
         """

@@ -98,7 +98,7 @@ class BlockArrays:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UploadedCopies:
-    """The copies whose block ids are in one upload buffer. Steps count these copies from 0.
+    """The copies of one upload buffer, which has their block ids. Steps count these copies from 0.
 
     `sums` are where the kernels add up the copies' checksums; None if no copy wants one.
     """

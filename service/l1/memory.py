@@ -110,6 +110,9 @@ def _inherited(fd: int, wanted: Header, huge_pages: HugePages) -> L1Memory:
     try:
         if not file_use.is_l1(fd):
             raise L1FileUnusable("the descriptor that was handed over is no memory of L1")
+        # Usually the lock came with the descriptor. It did not if the other process gave it up as it ended.
+        if not file_use.lock(fd):
+            raise L1FileUnusable(f"another process uses the memory that was handed over{file_use.used_by(fd)}")
         return _opened(fd, wanted, huge_pages)
     except BaseException:
         os.close(fd)

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
+from telemetry.metrics import boundaries
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
-
-# Engines reuse a block within a step or after hours: 1 ms to 8 hours, two or three a decade, in round units.
-LIFECYCLE_BOUNDARIES_SECONDS = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-    *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 14_400.0, 28_800.0),
-)
-CALL_BOUNDARIES_SECONDS = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
-)
-LAG_BOUNDARIES_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-THROUGHPUT_BOUNDARIES = (
-    *(50e6, 100e6, 250e6, 500e6, 1e9, 2.5e9, 5e9, 7.5e9, 10e9, 15e9, 20e9, 25e9, 30e9),
-    *(40e9, 50e9, 75e9, 100e9, 200e9, 400e9),
-)
 
 
 def lifecycle(name: str, description: str, *attributes: Attribute) -> Metric:
     """Define a histogram of times in the life of a chunk or a block."""
-    return histogram(name, "s", description, *attributes, boundaries=LIFECYCLE_BOUNDARIES_SECONDS)
+    return histogram(name, "s", description, *attributes, boundaries=boundaries.LIFECYCLE_SECONDS)
 
 
 def call_duration(name: str, description: str, *attributes: Attribute) -> Metric:
     """Define a histogram of times that calls took."""
-    return histogram(name, "s", description, *attributes, boundaries=CALL_BOUNDARIES_SECONDS)
+    return histogram(name, "s", description, *attributes, boundaries=boundaries.CALL_SECONDS)
 
 
 # Operations
@@ -101,7 +87,7 @@ TRANSFER_THROUGHPUT = histogram(
     "By/s",
     "Bytes of a successful transfer divided by its duration.",
     *(by.DIRECTION, by.BACKEND),
-    boundaries=THROUGHPUT_BOUNDARIES,
+    boundaries=boundaries.THROUGHPUT,
 )
 TRANSFER_IO = counter("kvdepot.transfer.io", "By", "Bytes that successful transfers moved.", by.DIRECTION, by.BACKEND)
 
@@ -269,7 +255,7 @@ EVENT_LOOP_LAG = histogram(
     "kvdepot.event_loop.lag",
     "s",
     "How late a timer ran that is due ten times a second.",
-    boundaries=LAG_BOUNDARIES_SECONDS,
+    boundaries=boundaries.LAG_SECONDS,
 )
 QUEUE_DEPTH = gauge("kvdepot.event_queue.depth", "{event}", "Events that wait for a subscriber.")
 QUEUE_CAPACITY = gauge("kvdepot.event_queue.capacity", "{event}", "Events that may wait. More are dropped.")

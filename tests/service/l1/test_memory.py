@@ -310,6 +310,25 @@ def test_a_lock_goes_with_the_descriptor_that_is_handed_over(path: Path) -> None
     opened(path).close()
 
 
+def test_a_memory_is_locked_even_if_the_process_before_gave_the_lock_up(path: Path) -> None:
+    first = opened(path)
+    fd = os.dup(first.arena.fd)
+    first.close(unlock=True)
+    second = open_l1(L1_BYTES, chunk_size=256, inherited_fd=fd)
+    assert "another process uses it" in refusal(path)
+    second.close()
+
+
+def test_a_memory_that_a_third_process_has_locked_is_refused(path: Path) -> None:
+    first = opened(path)
+    fd = os.dup(first.arena.fd)
+    first.close(unlock=True)
+    third = opened(path)
+    with pytest.raises(L1FileUnusable, match="another process uses the memory that was handed over"):
+        open_l1(L1_BYTES, chunk_size=256, inherited_fd=fd)
+    third.close()
+
+
 def test_a_memfd_of_another_size_starts_empty() -> None:
     first = open_l1(L1_BYTES, chunk_size=256)
     fd = os.dup(first.arena.fd)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telemetry.metrics.definitions import LIFECYCLE_BOUNDARIES_SECONDS
+from telemetry.metrics.boundaries import LIFECYCLE_SECONDS
 from telemetry.metrics.instruments import MAX_POINTS, OTHER, Histogram
 from telemetry.metrics.metric import Attribute
 from telemetry.metrics.metric import histogram as definition
@@ -36,12 +36,12 @@ def test_a_boundary_belongs_to_the_bucket_below_it():
 
 @given(st.lists(st.lists(st.floats(0, 1e5))))
 def test_counts_add_up_over_all_observations(observations):
-    metric = histogram(LIFECYCLE_BOUNDARIES_SECONDS)
-    expected = [0] * (len(LIFECYCLE_BOUNDARIES_SECONDS) + 1)
+    metric = histogram(LIFECYCLE_SECONDS)
+    expected = [0] * (len(LIFECYCLE_SECONDS) + 1)
     for values in observations:
         metric.observe_many(("a", "m"), np.array(values, dtype=np.float64))
         for value in values:
-            expected[bisect_left(LIFECYCLE_BOUNDARIES_SECONDS, value)] += 1
+            expected[bisect_left(LIFECYCLE_SECONDS, value)] += 1
     flat = [value for values in observations for value in values]
     points = metric.points()
     assert len(points) == bool(flat)
@@ -92,7 +92,7 @@ def test_boundaries_that_do_not_ascend_are_refused():
 
 
 def test_lifecycle_boundaries_reach_from_a_millisecond_to_hours_two_or_three_a_decade():
-    assert LIFECYCLE_BOUNDARIES_SECONDS[0] == 0.001
-    assert LIFECYCLE_BOUNDARIES_SECONDS[-1] >= 8 * 3_600
-    ratios = np.divide(LIFECYCLE_BOUNDARIES_SECONDS[1:], LIFECYCLE_BOUNDARIES_SECONDS[:-1])
+    assert LIFECYCLE_SECONDS[0] == 0.001
+    assert LIFECYCLE_SECONDS[-1] >= 8 * 3_600
+    ratios = np.divide(LIFECYCLE_SECONDS[1:], LIFECYCLE_SECONDS[:-1])
     assert ratios.max() <= 3.0

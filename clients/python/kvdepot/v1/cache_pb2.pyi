@@ -346,7 +346,7 @@ class AttachInstanceRequest(_message.Message):
     """Names the algorithm and the seed of the engine's block hashes, such as "sha256_cbor seed=0". All engines that
     compute equal hashes of equal blocks give the same text. It is part of the identity of chunks that are stored by
     block hashes, and of no others. At most 256 bytes. Empty: the seed is this process's own, or it is unknown. Then no
-    other process can find the chunks, and a depot whose chunks outlive it refuses block hashes of this instance.
+    other process can find the chunks. A depot with a file for its chunks refuses block hashes of this instance.
     """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:

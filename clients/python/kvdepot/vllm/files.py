@@ -35,7 +35,7 @@ def hub_folder(name: str, file_name: str, cache_dir: str | None = None, revision
 
 
 def is_hub_link(path: Path) -> bool:
-    """Return whether a file is a link into Hugging Face's cache, whose files are named by their content.
+    """Return whether a file is a link into Hugging Face's cache. That cache names files by their content.
 
     Raises: OSError.
     """

@@ -43,7 +43,7 @@ class EngineProcess:
 
 
 def weights_revision(model: str, model_config: Any, download_dir: str | None, engine: EngineProcess) -> str:
-    """Return a text that is equal for equal weights only. `model` is where they are, of which this takes no account.
+    """Return a text that is equal for equal weights only. `model` says where to look, and is no part of the text.
 
     Raises: UnknownWeights, OSError.
     """
@@ -72,7 +72,7 @@ def _of_files(files: Sequence[Path], engine: EngineProcess) -> str:
 
 
 def _of_hub(model: str, model_config: Any) -> str:
-    """Return the commit of a model on the hub whose files are not here."""
+    """Return the commit of a model that is on the hub, and not in a local folder."""
     revision = str(model_config.revision)
     if _COMMIT.fullmatch(revision):
         return revision
