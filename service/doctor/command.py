@@ -48,7 +48,7 @@ def examine_and_exit(given: Mapping[str, Any], environment: Mapping[str, str], *
             code = FAILED
     if as_json:
         listed = [
-            {"check": check, "status": finding.status.value, "what": finding.what, "mend": finding.fix}
+            {"check": check, "status": finding.status.value, "what": finding.what, "fix": finding.fix}
             for check, finding in findings.items()
         ]
         print(json.dumps({"exit_code": code, "findings": listed}, indent=2))

@@ -573,7 +573,9 @@ def test_taken_missing_and_silent_addresses_fail(tmp_path: Path, monkeypatch: py
 def test_an_l1_that_does_not_fit_fails() -> None:
     result = doctor("--l1-size", "1000TiB", "--json")
     assert result.exit_code == 1
-    assert findings_of(result)["memory for L1"]["status"] == "failure"
+    finding = findings_of(result)["memory for L1"]
+    assert finding["status"] == "failure"
+    assert "lower l1_size" in finding["fix"]
 
 
 def test_settings_have_the_same_sources_as_for_serve(tmp_path: Path) -> None:

@@ -176,6 +176,27 @@ def test_uses_of_the_later_process_count_as_later(pending_write: PendingWrite) -
     assert order(tables.adopted()[0]) == ["a", "b"]
 
 
+def test_uses_are_written_once(pending_write: PendingWrite) -> None:
+    index = Tables().new_index()
+    chunks = store(index, ["a", "b"], pending_write)
+    assert list(index.noting_uses())
+    assert not list(index.noting_uses())
+    use(index, chunks)
+    assert list(index.noting_uses())
+
+
+def test_what_the_later_process_stores_is_newer_than_what_it_adopted(pending_write: PendingWrite) -> None:
+    tables = Tables()
+    index = tables.new_index()
+    store(index, ["a", "b", "c"], pending_write)
+    later, _ = adopt(tables.ledger(), CAPACITY_BYTES, without_checksum=False)
+    store(later, ["d"], pending_write)
+    records = [record for _, record, _ in tables.ledger().records.scan()]
+    newest = max((record for record in records if record is not None), key=lambda record: record.generation)
+    assert newest.key == key("d")
+    assert len({record.generation for record in records if record is not None}) == 4
+
+
 def test_a_chunk_without_a_checksum_is_adopted_only_where_nothing_is_verified(pending_write: PendingWrite) -> None:
     tables = Tables()
     index = tables.new_index()

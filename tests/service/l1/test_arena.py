@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import threading
 from pathlib import Path
@@ -87,3 +88,18 @@ def test_stopping_waits_for_the_thread() -> None:
     arena.start_populating()
     arena.stop_populating()
     assert not [thread for thread in threading.enumerate() if thread.name == "kvdepot-populate"]
+
+
+def test_the_memory_is_unmapped_with_the_last_reference_to_it() -> None:
+    def num_mappings() -> int:
+        gc.collect()
+        return Path("/proc/self/maps").read_text().count("/memfd:kvdepot-l1")
+
+    before = num_mappings()
+    memory = open_l1(SIZE_BYTES)
+    view = memory.arena.view
+    memory.close()
+    del memory
+    assert num_mappings() > before
+    del view
+    assert num_mappings() == before

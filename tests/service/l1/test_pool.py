@@ -134,3 +134,11 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+def test_after_an_adoption_the_lowest_gap_is_cut_first() -> None:
+    pool: Pool[object] = Pool(10 * 4096)
+    pool.adopt([(4096, 4096), (5 * 4096, 4096)])
+    pool.check()
+    slot = pool.take(4096)
+    assert slot is not None and slot.offset_bytes == 0
