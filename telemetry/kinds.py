@@ -42,6 +42,10 @@ class MissReason(StrEnum):
     CLEARED = "cleared"
     UNKNOWN_IDENTITY = "unknown identity"
     CORRUPT = "corrupt"
+    TIER_LATE = "tier late"
+    TIER_FAILED = "tier failed"
+    TIER_SLOWER_THAN_PREFILL = "tier slower than prefill"
+    NO_SLOT = "no slot"
 
 
 class RefusalReason(StrEnum):

@@ -36,6 +36,7 @@ ORDER = {
     "service": """
         errors units process
         l1
+        tiers
         setting_faults setting_types
         settings
         setting_groups

@@ -58,6 +58,8 @@ class Chunk:
     `was_compared` says that a comparison has found it right since the bytes were written, `is_corrupt` that one has
     found other bytes: no reader gets them.
 
+    `in_tiers` has a bit for each tier behind L1 that has the chunk, as far as this process knows.
+
     `must_be_zeroed` says that its slot is taken until its bytes are zeros. That is so after its tenant was removed.
     """
 
@@ -77,6 +79,7 @@ class Chunk:
     release_time: float = 0.0
     num_pins: int = 0
     last_use: int = 0
+    in_tiers: int = 0
     removed: bool = False
     must_be_zeroed: bool = False
     older: Chunk | None = None

@@ -7,14 +7,14 @@ the memory: a record that was damaged, half written, moved or left over from ano
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from blake3 import blake3
 
+from service.l1.absent import pack_absent, unpack_absent
 from service.l1.format import RECORD_BYTES
 
 _RECORD = struct.Struct("<32sQQQQQIIQQ16s")
@@ -23,10 +23,6 @@ _LAST_USE = struct.Struct("<Q")
 _LAST_USE_OFFSET = RECORD_BYTES - _LAST_USE.size
 _ERASED = bytes(RECORD_BYTES)
 _HAS_CHECKSUM = 1
-_MAX_RUNS = 4  # of groups whose absent tokens are equal
-_RUN = struct.Struct("<I")
-_MAX_RUN_GROUPS = 255
-_MAX_RUN_TOKENS = (1 << 24) - 1
 
 
 class Record(NamedTuple):
@@ -80,7 +76,7 @@ class RecordTable:
         """
         key, offset, slot, chunk, checksum, namespace_sum, cell, store_time, generation, absent = record
         flags = _HAS_CHECKSUM if checksum is not None else 0
-        packed = _pack_absent(absent) if absent else b""
+        packed = pack_absent(absent) if absent else b""
         head = (key, offset, slot, chunk, checksum or 0, namespace_sum, cell, flags)
         body = _RECORD.pack(*head, store_time, generation, packed)
         start = number * RECORD_BYTES
@@ -138,25 +134,5 @@ def _unpack(body: bytes) -> Record:
         cell=cell,
         store_time_ns=store_time,
         generation=generation,
-        absent_tokens=_unpack_absent(absent) if any(absent) else (),
+        absent_tokens=unpack_absent(absent) if any(absent) else (),
     )
-
-
-def _pack_absent(absent_tokens: Sequence[int]) -> bytes:
-    """Return runs of groups with equal numbers, each as a number of groups (8 bits) and of tokens (24 bits).
-
-    Raises: ValueError.
-    """
-    runs = [(tokens, len(list(same))) for tokens, same in itertools.groupby(absent_tokens)]
-    if len(runs) > _MAX_RUNS or any(
-        tokens > _MAX_RUN_TOKENS or num_groups > _MAX_RUN_GROUPS for tokens, num_groups in runs
-    ):
-        raise ValueError("the absent tokens of so many groups do not fit a record")
-    return b"".join(_RUN.pack(num_groups << 24 | tokens) for tokens, num_groups in runs)
-
-
-def _unpack_absent(packed: bytes) -> tuple[int, ...]:
-    absent: tuple[int, ...] = ()
-    for (run,) in _RUN.iter_unpack(packed):
-        absent += (run & _MAX_RUN_TOKENS,) * (run >> 24)
-    return absent

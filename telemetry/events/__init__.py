@@ -7,7 +7,7 @@ seconds of the monotonic clock.
 
 from __future__ import annotations
 
-from telemetry.events import cache, operations, server
+from telemetry.events import cache, operations, server, tiers
 from telemetry.events.cache import BlockAllocation as BlockAllocation
 from telemetry.events.cache import BlocksAllocated as BlocksAllocated
 from telemetry.events.cache import CacheCleared as CacheCleared
@@ -41,10 +41,16 @@ from telemetry.events.server import ServerStarted as ServerStarted
 from telemetry.events.server import ServerStopped as ServerStopped
 from telemetry.events.server import SessionEnded as SessionEnded
 from telemetry.events.server import SessionStarted as SessionStarted
+from telemetry.events.tiers import IoWorkerEnded as IoWorkerEnded
+from telemetry.events.tiers import TierAsked as TierAsked
+from telemetry.events.tiers import TierRead as TierRead
+from telemetry.events.tiers import TierStateChanged as TierStateChanged
+from telemetry.events.tiers import TierWriteDropped as TierWriteDropped
+from telemetry.events.tiers import TierWritten as TierWritten
 
 EVENT_TYPES: dict[str, type[Event]] = {
     name: value
-    for module in (server, operations, cache)
+    for module in (server, operations, cache, tiers)
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, Event) and value is not Event
 }

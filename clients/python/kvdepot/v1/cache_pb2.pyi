@@ -127,6 +127,14 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     """
     MISS_REASON_CORRUPT: _MissReason.ValueType  # 8
     """The chunk was stored, and then removed because its bytes had changed in L1: their checksum was another one."""
+    MISS_REASON_TIER_LATE: _MissReason.ValueType  # 9
+    """A tier did not answer in time whether it has the chunk. Or the chunk did not come in time."""
+    MISS_REASON_TIER_FAILED: _MissReason.ValueType  # 10
+    """A tier may have the chunk, and can't be used at the moment. Or it lost the chunk."""
+    MISS_REASON_TIER_SLOWER_THAN_PREFILL: _MissReason.ValueType  # 11
+    """A tier has the chunk. To read it would take longer than the engine takes to compute it."""
+    MISS_REASON_NO_SLOT: _MissReason.ValueType  # 12
+    """A tier has the chunk, and L1 has no slot for it: all its chunks are leased or in use."""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a match is not longer."""
@@ -151,6 +159,14 @@ about the nearest identity of the caller that has chunks.
 """
 MISS_REASON_CORRUPT: MissReason.ValueType  # 8
 """The chunk was stored, and then removed because its bytes had changed in L1: their checksum was another one."""
+MISS_REASON_TIER_LATE: MissReason.ValueType  # 9
+"""A tier did not answer in time whether it has the chunk. Or the chunk did not come in time."""
+MISS_REASON_TIER_FAILED: MissReason.ValueType  # 10
+"""A tier may have the chunk, and can't be used at the moment. Or it lost the chunk."""
+MISS_REASON_TIER_SLOWER_THAN_PREFILL: MissReason.ValueType  # 11
+"""A tier has the chunk. To read it would take longer than the engine takes to compute it."""
+MISS_REASON_NO_SLOT: MissReason.ValueType  # 12
+"""A tier has the chunk, and L1 has no slot for it: all its chunks are leased or in use."""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _Tier:

@@ -1,0 +1,64 @@
+"""What the operations need of a tier behind L1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from service.l1.chunk import Chunk
+from service.l1.keys import ChunkKey
+from service.tiers.load import Load
+from service.tiers.record import Owner
+from service.tiers.snapshot import TierSnapshot
+
+
+class Doubt(StrEnum):
+    """Why a tier did not say what it has."""
+
+    LATE = "late"
+    FAILED = "failed"
+    UNAVAILABLE = "unavailable"
+    """It was not asked: its breaker is open, or it is not open yet."""
+
+
+class Answer(NamedTuple):
+    """What a tier has. `found` has an element for each key; all are False if there is a doubt."""
+
+    found: Sequence[bool]
+    doubt: Doubt | None = None
+
+
+class Tier(Protocol):
+    """A tier. Only the event loop uses it. No method raises for what the store does, and no wait is without a bound.
+
+    `name` is unique. `bit` is a power of 2: `Chunk.in_tiers` has it if the tier is known to have the chunk.
+    """
+
+    name: str
+    bit: int
+    is_local: bool
+
+    async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
+        """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
+
+    def load(self, loads: Sequence[Load]) -> None:
+        """Begin to read chunks into L1, in this order. The end of each comes within the bounds of the tier."""
+
+    def seconds_to_read(self, num_bytes: int) -> float | None:
+        """Return how long it takes by the measured rate, with what is queued already. None: nothing was measured."""
+
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first.
+
+        A chunk may leave L1 while it waits. It is pinned while it is written, and that does not count as a use.
+        """
+
+    async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
+        """Forget the chunks of a tenant (None: of all), a model ("": any) and a salt (None: any). Return how many.
+
+        Chunks that are on their way in or out are forgotten, too. It ends when no lookup can find any of them here.
+        """
+
+    def snapshot(self) -> TierSnapshot:
+        """Return the tier's state."""

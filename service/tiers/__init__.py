@@ -1,0 +1,1 @@
+"""L2: slower stores of chunks behind L1."""
