@@ -1,6 +1,6 @@
 """What a tier needs of the index of a local store, which only this depot writes to.
 
-The index is plain synchronous Python that the event loop alone touches. It decides where chunks go and which ones leave.
+The index is plain synchronous Python that the event loop alone touches. It decides where chunks go, and which leave.
 I/O workers carry that out: a write erases the records of what its place held before, and writes its own record last.
 """
 
@@ -22,7 +22,7 @@ class Reservation(NamedTuple):
 
 
 class LocalIndex(Protocol):
-    """The chunks of a local store by key. A chunk is reserved, then committed or abandoned, and evictable after that."""
+    """The chunks of a local store by key. One is reserved, then committed or abandoned, and evictable after that."""
 
     capacity_bytes: int
     used_bytes: int
