@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Slot
+from telemetry.kinds import MissReason
 
 
 @dataclass(slots=True, eq=False)
@@ -37,16 +38,19 @@ class NamespaceStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingWrite:
-    """A store that is under way. `done` ends when its chunks are resident or abandoned."""
+    """A store, or with `is_load` a tier, that writes chunks. `done` ends when they are resident or abandoned."""
 
     done: asyncio.Future[None]
+    is_load: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Chunk:
-    """One chunk: it has a `pending_write` while a store writes it, is resident after that, until it is removed.
+    """One chunk: it has a `pending_write` while it is written, is resident after that, until it is removed.
 
     The slot is protected while `num_pins`, the number of leases and transfers, is not 0, and during the pending write.
+    A chunk that is loading may have pins. If its load fails, `lost` says why, and it has no slot any more.
+    `num_readers` counts the tiers that are writing its bytes somewhere else: its slot stays as it is until they end.
     `last_use` is a tick of the eviction order. `store_time` and `release_time` are monotonic seconds: when the chunk
     became resident, and when its last pin came off. `stored_by` is the id of the operation that wrote it.
     `absent_tokens[group]` counts the first tokens of the chunk that were not stored: those slot bytes are stale. It is
@@ -78,6 +82,8 @@ class Chunk:
     store_time: float = 0.0
     release_time: float = 0.0
     num_pins: int = 0
+    num_readers: int = 0
+    lost: MissReason | None = None
     last_use: int = 0
     in_tiers: int = 0
     removed: bool = False
@@ -88,7 +94,12 @@ class Chunk:
     @property
     def evictable(self) -> bool:
         """Whether another chunk may take its place."""
-        return self.num_pins == 0 and self.pending_write is None and not self.removed
+        return self.num_pins == 0 and self.num_readers == 0 and self.pending_write is None and not self.removed
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is on its way from a tier."""
+        return self.pending_write is not None and self.pending_write.is_load
 
     def note_verified(self, now: float) -> None:
         """Note that the checksum is that of the bytes, at `now` (monotonic)."""

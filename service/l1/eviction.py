@@ -17,7 +17,7 @@ class _Ends:
 
 
 class LeastRecentlyUsed:
-    """The evictable chunks, a list for each size of slot.
+    """The resident chunks without pins, a list for each size of slot. Those that a tier reads are no victims.
 
     A caller that used a prefix adds its tail before its head, so that the tail is evicted first.
     """
@@ -66,15 +66,21 @@ class LeastRecentlyUsed:
     def next_victim(self, slot_bytes: int) -> Chunk | None:
         """Return the chunk of this size that is evicted next."""
         ends = self._ends.get(slot_bytes)
-        return ends.oldest if ends is not None else None
+        return _first_unread(ends.oldest) if ends is not None else None
 
     def next_victim_of_other_size(self, slot_bytes: int) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
-        return min(
-            (ends.oldest for size_bytes, ends in self._ends.items() if size_bytes != slot_bytes),
-            key=lambda chunk: chunk.last_use,
-            default=None,
-        )
+        oldest = (_first_unread(ends.oldest) for size_bytes, ends in self._ends.items() if size_bytes != slot_bytes)
+        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.last_use, default=None)
+
+    def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
+        """Yield the first chunks of this size that will be evicted. The order must not change meanwhile."""
+        ends = self._ends.get(slot_bytes)
+        chunk = ends.oldest if ends is not None else None
+        while chunk is not None and num_chunks > 0:
+            yield chunk
+            chunk = chunk.newer
+            num_chunks -= 1
 
     def used_since(self, tick: int) -> Iterator[Chunk]:
         """Yield the chunks that were used later than at a tick, of each size the newest first."""
@@ -91,3 +97,10 @@ class LeastRecentlyUsed:
                 following = chunk.newer
                 yield chunk
                 chunk = following
+
+
+def _first_unread(chunk: Chunk | None) -> Chunk | None:
+    """Return the first chunk, from this one on, that no tier reads. Tiers read a few chunks at a time."""
+    while chunk is not None and chunk.num_readers:
+        chunk = chunk.newer
+    return chunk

@@ -5,7 +5,6 @@ It is plain synchronous Python: the event loop alone touches it, and each method
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -16,12 +15,9 @@ from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
 from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
+from service.l1.runs import Runs
 from service.l1.unzeroed import Unzeroed
-
-# Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
-# instead, and up to 30 milliseconds where it can't and the chunk would be refused.
-MAX_SWEPT_FOR_AGE = 32
-MAX_SWEPT_FOR_SPACE = 200_000
+from telemetry.kinds import MissReason
 
 
 class Index:
@@ -52,7 +48,7 @@ class Index:
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
         self._eviction = LeastRecentlyUsed()
         self._noted_tick = 0  # the records have all uses up to this tick
-        self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
+        self._runs = Runs(self.pool, self._eviction)
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
@@ -132,18 +128,24 @@ class Index:
         self._noted_tick = self._eviction.tick
         yield from self.ledger.noting_uses(used)
 
-    def abandon(self, chunk: Chunk) -> None:
-        """Forget a reserved chunk without bytes, and free its slot."""
+    def abandon(self, chunk: Chunk, lost: MissReason | None = None) -> None:
+        """Forget a reserved chunk without bytes, and free its slot at once.
+
+        `lost` says why a load failed. Those that have it pinned find that in the chunk.
+        """
         assert chunk.pending_write is not None
         chunk.pending_write = None
+        chunk.lost = lost
+        assert lost is not None or chunk.num_pins == 0, "a chunk with pins has no slot, and does not say so"
         if not chunk.removed:
             self._forget(chunk)
+            self.num_removed_pinned += bool(chunk.num_pins)
         self._unprotect(chunk)
 
     def pin(self, chunks: Iterable[Chunk]) -> None:
-        """Keep resident chunks from eviction until as many calls of `unpin`."""
+        """Keep chunks from eviction until as many calls of `unpin`. They are resident, or loading."""
         for chunk in chunks:
-            if chunk.num_pins == 0:
+            if chunk.num_pins == 0 and chunk.pending_write is None and chunk.lost is None:
                 self._protect(chunk)
             chunk.num_pins += 1
 
@@ -154,12 +156,30 @@ class Index:
         for chunk in reversed(chunks):
             chunk.num_pins -= 1
             assert chunk.num_pins >= 0, "a pin is taken off twice"
-            if chunk.num_pins == 0:
+            if chunk.num_pins == 0 and chunk.pending_write is None and chunk.lost is None:
                 chunk.release_time = now
-                self._unprotect(chunk)
+                if not (chunk.removed and chunk.num_readers):
+                    self._unprotect(chunk)
+
+    def begin_reading(self, chunk: Chunk) -> None:
+        """Keep the bytes of a resident chunk as they are until `end_reading`. This counts as no use of it."""
+        assert chunk.pending_write is None and not chunk.removed
+        chunk.num_readers += 1
+
+    def end_reading(self, chunk: Chunk) -> None:
+        """End what `begin_reading` began. A chunk that was removed meanwhile gives its slot back."""
+        chunk.num_readers -= 1
+        assert chunk.num_readers >= 0, "a reading ends twice"
+        self._runs.note_unprotected()
+        if chunk.removed and chunk.num_readers == 0 and chunk.num_pins == 0:
+            self._unprotect(chunk)
+
+    def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
+        """Yield the first chunks that slots of this size will be taken from. The index must not change meanwhile."""
+        return self._eviction.next_victims(slot_bytes, num_chunks)
 
     def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
-        """Make a chunk invisible at once. Its slot is freed when it is written and has no pins.
+        """Make a chunk invisible at once. Its slot is freed when it is written, has no pins, and no tier reads it.
 
         With `zero` the slot is added to `unzeroed` at that moment, and `zeroed` frees it.
         """
@@ -169,14 +189,16 @@ class Index:
         self.past.note_removed(chunk.key, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
+        self.num_removed_pinned += bool(chunk.num_pins)
         if chunk.pending_write is not None:
             return
         self.num_resident -= 1
         if chunk.num_pins:
-            self.num_removed_pinned += 1
-        elif zero:
+            return
+        if zero or chunk.num_readers:
             self._protect(chunk)
-            self._unprotect(chunk)
+            if not chunk.num_readers:
+                self._unprotect(chunk)
         else:
             self._eviction.remove(chunk)
             self.pool.free(chunk.slot)
@@ -207,7 +229,7 @@ class Index:
         if slot is not None:
             return slot, ()
         own = self._eviction.next_victim(slot_bytes)
-        run = self._run_of_other_sizes(slot_bytes, own)
+        run = self._runs.find(slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes)
         if run:
             victims = [slot.occupant for slot in run if slot.occupant is not None]
         elif own is not None:
@@ -219,37 +241,6 @@ class Index:
         if run:
             self.pool.join(run)
         return self.pool.take(slot_bytes), victims
-
-    def _run_of_other_sizes(self, slot_bytes: int, own: Chunk | None) -> Sequence[Slot[Chunk]]:
-        """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
-
-        `own` is the next victim of this size. Without it, neighbours of any age are returned. An L1 of more than
-        `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them.
-        """
-        oldest = self._eviction.next_victim_of_other_size(slot_bytes)
-        used_before = own.last_use if own is not None else math.inf
-        free = self.pool.any_free()
-        if oldest is not None and oldest.last_use >= used_before:
-            oldest = None
-        if oldest is None and free is None:
-            return ()
-        unprotected_bytes = self.pool.capacity_bytes - self.protected_bytes
-        if own is None and (slot_bytes > unprotected_bytes or slot_bytes >= self._no_run_bytes):
-            return ()
-
-        def may_go(slot: Slot[Chunk]) -> bool:
-            chunk = slot.occupant
-            return chunk is None or (chunk.evictable and chunk.last_use < used_before)
-
-        for seed in (free, oldest.slot if oldest is not None else None):
-            if seed is not None and (run := self.pool.run_around(seed, slot_bytes, may_go)):
-                return run
-        if own is not None:
-            return self.pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
-        run = self.pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
-        if not run and self.pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
-            self._no_run_bytes = slot_bytes
-        return run
 
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
@@ -285,4 +276,4 @@ class Index:
     def _count_unprotected(self, slot: Slot[Chunk]) -> None:
         self.num_protected -= 1
         self.protected_bytes -= slot.size_bytes
-        self._no_run_bytes = math.inf
+        self._runs.note_unprotected()

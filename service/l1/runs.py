@@ -1,0 +1,58 @@
+"""Runs: neighbours of any sizes that may leave, so that one slot of another size can be made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from service.l1.chunk import Chunk
+from service.l1.eviction import LeastRecentlyUsed
+from service.l1.pool import Pool, Slot
+
+# Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
+# instead, and up to 30 milliseconds where it can't and the chunk would be refused.
+MAX_SWEPT_FOR_AGE = 32
+MAX_SWEPT_FOR_SPACE = 200_000
+
+
+class Runs:
+    """Finds runs in a pool. It remembers that it found none, so that it does not look again for nothing."""
+
+    def __init__(self, pool: Pool[Chunk], eviction: LeastRecentlyUsed) -> None:
+        self._pool = pool
+        self._eviction = eviction
+        self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
+
+    def note_unprotected(self) -> None:
+        """Note that a slot may go that could not go before."""
+        self._no_run_bytes = math.inf
+
+    def find(self, slot_bytes: int, own: Chunk | None, unprotected_bytes: int) -> Sequence[Slot[Chunk]]:
+        """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
+
+        `own` is the next victim of this size. Without it, neighbours of any age are returned. An L1 of more than
+        `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them.
+        """
+        oldest = self._eviction.next_victim_of_other_size(slot_bytes)
+        used_before = own.last_use if own is not None else math.inf
+        free = self._pool.any_free()
+        if oldest is not None and oldest.last_use >= used_before:
+            oldest = None
+        if oldest is None and free is None:
+            return ()
+        if own is None and (slot_bytes > unprotected_bytes or slot_bytes >= self._no_run_bytes):
+            return ()
+
+        def may_go(slot: Slot[Chunk]) -> bool:
+            chunk = slot.occupant
+            return chunk is None or (chunk.evictable and chunk.last_use < used_before)
+
+        for seed in (free, oldest.slot if oldest is not None else None):
+            if seed is not None and (run := self._pool.run_around(seed, slot_bytes, may_go)):
+                return run
+        if own is not None:
+            return self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
+        run = self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
+        if not run and self._pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
+            self._no_run_bytes = slot_bytes
+        return run
