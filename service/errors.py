@@ -177,6 +177,17 @@ class ChunkCorrupt(DepotError, status=StatusCode.DATA_LOSS, reason="CHUNK_CORRUP
         )
 
 
+class ChunkLost(DepotError, status=StatusCode.ABORTED, reason="CHUNK_LOST"):
+    """A leased chunk that was on its way from a tier did not arrive. Tokens before it are right.
+
+    The metadata has `first_bad_token`.
+    """
+
+    def __init__(self, first_bad_token: int, detail: str) -> None:
+        self.metadata = {"first_bad_token": f"{first_bad_token}"}
+        super().__init__(f"{detail}: compute the tokens from {first_bad_token} on")
+
+
 class ObservabilityDisabled(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="OBSERVABILITY_DISABLED"):
     """The depot was started without events."""
 

@@ -62,6 +62,7 @@ class Hop(StrEnum):
     RETRIEVE = "retrieve"
     INLINE = "inline"
     SCRUB = "scrub"
+    TIER_WRITE = "tier write"
 
 
 class ChunkState(StrEnum):

@@ -107,6 +107,7 @@ class Attacher:
                         transfer_backend=buffer.transfer_backend if buffer is not None else "inline",
                         model_revision=request.model_revision,
                         block_hash_seed=request.block_hash_seed,
+                        prefill_tokens_per_second=request.prefill_tokens_per_second,
                     )
                     depot.instances.add(attachment)
                     _publish_attached(depot, attachment, request.prefill_tokens_per_second)

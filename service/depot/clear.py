@@ -15,12 +15,13 @@ from telemetry.kinds import LeaseEnd
 
 @dataclass(slots=True, kw_only=True)
 class ClearCounts:
-    """What was cleared so far."""
+    """What was cleared so far. `num_cleared_in_tiers` counts chunks of local tiers: others don't know theirs."""
 
     num_cleared_chunks: int = 0
     cleared_bytes: int = 0
     num_kept_chunks: int = 0
     num_revoked_leases: int = 0
+    num_cleared_in_tiers: int = 0
 
 
 def clearing(

@@ -23,13 +23,15 @@ from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
 from service.depot.stored_identities import StoredIdentities
+from service.depot.tiers import Tiers
 from service.depot.verification import Verification
 from service.errors import BlockHashSeedMissing, StreamStalled, invalid
-from service.l1.chunk import Chunk
+from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.index import Index
 from service.l1.keys import Prefix
 from service.l1.pool import Pool
 from service.l1.verify import Verify
+from service.tiers.write_policy import WritePolicy
 from telemetry.events import ChunksEvicted, Event, Publisher
 from telemetry.kinds import OperationKind, Outcome, Tier
 
@@ -73,6 +75,7 @@ class Depot:
         quota: Quota | None = None,
         slices: Slices | None = None,
         verification: Verification | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
@@ -80,6 +83,10 @@ class Depot:
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
         self.verification = verification or Verification(limits.verify, self.index, bus)
+        behind = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
+        self.tiers = behind.tiers
+        self.loading = behind.loading
+        self.write_behind = behind.write_behind
         self.quota = quota or Quota("", WITHOUT_LIMIT)
         self.tenant = self.quota.tenant
         self.slices = slices or Slices()
@@ -117,6 +124,23 @@ class Depot:
         """
         if prefix.hash_block_size and self.limits.chunks_outlive_depot and not instance.block_hash_seed:
             raise BlockHashSeedMissing(instance.instance_id)
+
+    def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
+        """Return the stats of the namespace of a rank's chunks of a prefix."""
+        return self.index.namespace_stats(
+            attachment.identity.namespace(prefix, self.limits.chunk_size),
+            model_name=attachment.model_name,
+            cache_salt=prefix.cache_salt,
+            rank=attachment.rank,
+            tenant=self.tenant,
+            adapter=prefix.adapter,
+            world_size=attachment.world_size,
+            geometry=attachment.identity.geometry,
+            hash_block_size=prefix.hash_block_size,
+            chunk_bytes=attachment.chunk_bytes,
+            model_revision=attachment.model_revision,
+            block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
+        )
 
     @contextmanager
     def operation(

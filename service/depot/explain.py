@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, Instance
-from service.depot.lookup import miss_at, miss_of_all
+from service.depot.match import miss_at, miss_of_all
 from service.depot.slices import Pace
 from service.depot.stored_identities import StoredIdentity
 from service.depot.values import Miss

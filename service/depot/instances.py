@@ -107,6 +107,7 @@ class Attachment:
     transfer_backend: str
     model_revision: str = ""
     block_hash_seed: str = ""
+    prefill_tokens_per_second: float | None = None
     attach_time: float = field(default_factory=time.time)
     detached: bool = False
     failed: asyncio.Event = field(default_factory=asyncio.Event)

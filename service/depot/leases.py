@@ -32,8 +32,9 @@ _ERRORS: dict[LeaseEnd, type[DepotError]] = {
 class Lease:
     """`chunks_by_rank[rank][chunk]` of one prefix from token 0, and the transfers that read them.
 
-    `num_chunks` are those of one rank. A lease that has ended has no chunks. It is remembered for a while: to say why
-    it ended, and to stop its transfers.
+    `num_chunks` are those of one rank. The chunks at the positions of `from_l2` were on their way from tiers when the
+    lease began. A lease that has ended has no chunks. It is remembered for a while: to say why it ended, and to stop
+    its transfers.
     """
 
     lease_id: str
@@ -43,6 +44,7 @@ class Lease:
     expire_time: float
     expire_monotonic: float
     num_chunks: int
+    from_l2: frozenset[int] = frozenset()
     end: LeaseEnd | None = None
     transfers: set[Transfer] = field(default_factory=set)
 
@@ -77,7 +79,13 @@ class Leases:
         """Return every live lease."""
         return self._live.values()
 
-    def grant(self, instance_id: str, session_id: str, chunks_by_rank: Sequence[Sequence[Chunk]]) -> Lease:
+    def grant(
+        self,
+        instance_id: str,
+        session_id: str,
+        chunks_by_rank: Sequence[Sequence[Chunk]],
+        from_l2: frozenset[int] = frozenset(),
+    ) -> Lease:
         """Protect chunks until the lease ends. The lease takes over one pin of each."""
         lease = Lease(
             lease_id=secrets.token_hex(16),
@@ -85,6 +93,7 @@ class Leases:
             session_id=session_id,
             chunks_by_rank=chunks_by_rank,
             num_chunks=len(chunks_by_rank[0]),
+            from_l2=from_l2,
             expire_time=time.time() + self._ttl_seconds,
             expire_monotonic=time.monotonic() + self._ttl_seconds,
         )

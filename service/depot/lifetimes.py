@@ -57,10 +57,17 @@ class Lifetimes:
             self.close_session(victim, SessionEnd.IDLE)
         self._publish_started(self._sessions.begin_reported(instance_id, session_id, model_name))
 
-    def grant(self, session: Session, chunks_by_rank: Sequence[Sequence[Chunk]], idle_since: Sequence[float]) -> Lease:
+    def grant(
+        self,
+        session: Session,
+        chunks_by_rank: Sequence[Sequence[Chunk]],
+        idle_since: Sequence[float],
+        from_l2: frozenset[int] = frozenset(),
+    ) -> Lease:
         """Lease the chunks of a prefix to a session. The lease takes over one pin of each.
 
-        `idle_since` has the release times of the chunks that had no other pin (monotonic).
+        `idle_since` has the release times of the chunks that had no other pin (monotonic). The chunks at the positions
+        of `from_l2` are on their way from tiers.
         """
         if idle_since:
             self._bus.publish(
@@ -70,7 +77,7 @@ class Lifetimes:
                     reuse_gap_seconds=time.monotonic() - np.array(idle_since),
                 )
             )
-        lease = self._leases.grant(session.instance_id, session.session_id, chunks_by_rank)
+        lease = self._leases.grant(session.instance_id, session.session_id, chunks_by_rank, from_l2)
         session.lease_ids.add(lease.lease_id)
         self._expire_by(lease.expire_monotonic)
         self._bus.publish(

@@ -48,20 +48,7 @@ class OpenStore:
         self._tail_tokens = header.prefix.num_tokens - max(first, end) * self._chunk_size
         namespace = attachment.identity.namespace(header.prefix, self._chunk_size)
         self._context = StoreContext(
-            namespace_stats=depot.index.namespace_stats(
-                namespace,
-                model_name=attachment.model_name,
-                cache_salt=header.prefix.cache_salt,
-                rank=attachment.rank,
-                tenant=depot.tenant,
-                adapter=header.prefix.adapter,
-                world_size=attachment.world_size,
-                geometry=attachment.identity.geometry,
-                hash_block_size=header.prefix.hash_block_size,
-                chunk_bytes=attachment.chunk_bytes,
-                model_revision=attachment.model_revision,
-                block_hash_seed=attachment.block_hash_seed if header.prefix.hash_block_size else "",
-            ),
+            namespace_stats=depot.namespace_stats(attachment, header.prefix),
             slot_bytes=attachment.slot_bytes,
             pending_write=_new_pending_write(),
         )
@@ -166,11 +153,13 @@ class OpenStore:
     def _commit_some(self, written: Sequence[tuple[int, Chunk]]) -> None:
         now = time.time()
         seconds_since_eviction: list[float] = []
+        stored_again: list[Chunk] = []
         num_bytes = 0
         for position, chunk in written:
             tombstone = self._depot.index.commit(chunk)
             if tombstone is not None and tombstone.reason is RemovalReason.EVICTED:
                 seconds_since_eviction.append(max(0.0, now - tombstone.time))
+                stored_again.append(chunk)
             num_bytes += self._attachment.present_bytes(chunk.absent_tokens)
             self._pinned[position] = chunk
             del self._reserved[position]
@@ -179,6 +168,7 @@ class OpenStore:
             self._depot.stored_identities.remember(namespace, self._attachment, self._prefix)
         self._num_stored += len(written)
         self._stored_bytes += num_bytes
+        self._depot.write_behind.note_stored([chunk for _, chunk in written if not chunk.removed], stored_again)
         self._depot.bus.publish(
             ChunksStored(
                 instance_id=self._attachment.instance_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, Tier
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -13,8 +13,9 @@ class Operation:
     """One call of a session, filled in while it runs; the outcome is set at its end. `start` is monotonic seconds.
 
     `prompt_tokens` is the length of a lookup's prompt. `num_tokens` counts the tokens that were matched, stored or
-    retrieved, `num_bytes` the bytes that were stored or retrieved. `miss_reason` says why a lookup did not match
-    more, and `refusal_reason` why a store refused `refused_tokens`.
+    retrieved, `l2_tokens` those of them that a retrieve got from tiers, and `num_bytes` the bytes that were stored or
+    retrieved. `miss_reason` says why a lookup did not match more, or why a retrieve ended early, and `refusal_reason`
+    why a store refused `refused_tokens`. `tier` is the slowest one that the call used.
     """
 
     kind: OperationKind
@@ -29,3 +30,5 @@ class Operation:
     outcome: Outcome | None = None
     miss_reason: MissReason | None = None
     refusal_reason: RefusalReason | None = None
+    tier: Tier = Tier.L1
+    l2_tokens: int = 0

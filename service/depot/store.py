@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kernels.transfer import Direction
+from service.depot.absent_bytes import zero_absent_bytes
 from service.depot.block_tables import absent_tokens, check_tables, chunk_copy
 from service.depot.depot import Depot
 from service.depot.inline_checksum import InlineChecksum
@@ -63,6 +64,7 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
                 reserved += plan.reserved.items()
             for begin in range(0, len(reserved), at_once):
                 some = reserved[begin : begin + at_once]
+                await zero_absent_bytes(depot.l1, attachment, [chunk for _, chunk in some], chunk_size)
                 copies = [
                     chunk_copy(
                         attachment,

@@ -23,10 +23,12 @@ from service.depot.running_transfer import to_the_end
 from service.depot.scrub import Scrub
 from service.depot.sessions import Sessions
 from service.depot.slices import Slices
+from service.depot.tiers import Tiers
 from service.depot.verification import Verification
 from service.l1.chunk import Chunk
 from service.l1.index import Index
 from service.l1.pool import Pool
+from service.tiers.write_policy import WritePolicy
 from service.units import format_size
 from telemetry.events import Event, Publisher
 
@@ -59,13 +61,17 @@ class TenantDepots:
         limits: DepotLimits,
         bus: Publisher | None,
         index: Index | None = None,
+        *,
+        verification: Verification | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.index = index or Index(Pool(len(l1)))
         self.backend = backend
         self.slices = Slices()
         self.incarnation = uuid4().hex
         self.num_adopted_chunks_by_tenant: dict[str, int] = {}
-        self.verification = Verification(limits.verify, self.index, bus)
+        self.verification = verification or Verification(limits.verify, self.index, bus)
+        self.tiers = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
         self._l1 = l1
         self._limits = limits
@@ -92,6 +98,7 @@ class TenantDepots:
                 index=self.index,
                 slices=self.slices,
                 verification=self.verification,
+                tiers=self.tiers,
                 quota=Quota(tenant.name, tenant.limits),
             )
             depot.draining = self.draining
@@ -130,6 +137,7 @@ class TenantDepots:
         removed = [depot for depot in self if depot.is_removed]
         if not removed:
             return
+        self.tiers.clear_later(depot.tenant for depot in removed)
         for name in sorted(in_l1.keys() - tenants.by_name.keys()):
             num_chunks, num_bytes = in_l1[name]
             what = f"the tenant {name!r}, which is not in the file of tenants," if name else "callers without a tenant"
@@ -137,12 +145,16 @@ class TenantDepots:
         self.slices.run(self._clearing(removed, "", None, force=True, zero=True, counts=ClearCounts()))
 
     async def clear(self, tenant: str, model_name: str, cache_salt: str | None, *, force: bool) -> ClearCounts:
-        """Clear chunks of a tenant ("": of all), see `clearing`. A cancelled call still clears to the end."""
+        """Clear chunks of a tenant ("": of all) in L1, see `clearing`, and in the tiers.
+
+        A cancelled call still clears L1 to the end.
+        """
         counts = ClearCounts()
         depots = [depot for name, depot in self._depots.items() if tenant in ("", name)]
         cleared = self.slices.run(self._clearing(depots, model_name, cache_salt, force=force, counts=counts))
         if cleared is not None:
             await to_the_end(cleared)
+        counts.num_cleared_in_tiers = await self.tiers.clear(tenant or None, model_name, cache_salt)
         return counts
 
     def _clearing(

@@ -12,7 +12,7 @@ from kernels.geometry import Group, Region
 from service.depot.leases import Lease
 from service.l1.keys import Prefix
 from service.l1.past import Tombstone
-from telemetry.kinds import MissReason, RefusalReason
+from telemetry.kinds import MissReason, RefusalReason, Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,21 +62,26 @@ class LookupRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miss:
-    """Why a match is not longer, and at which token it ends. `tombstone` says when the next chunk left, if it did."""
+    """Why a match is not longer, and at which token it ends. `tombstone` says when the next chunk left, if it did.
+
+    `tier` is the place that the reason is about.
+    """
 
     reason: MissReason
     at_token: int
     detail: str
     tombstone: Tombstone | None = None
+    tier: Tier = Tier.L1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupAnswer:
-    """The longest prefix of whole chunks that every rank has."""
+    """The longest prefix of whole chunks that every rank has. `l2_tokens` of it are on their way from tiers."""
 
     matched_tokens: int
     lease: Lease | None
     miss: Miss | None
+    l2_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +132,8 @@ class StoreAnswer:
 class RetrieveRequest:
     """Copy leased chunks into blocks. `block_tables[group]` begins at token 0.
 
-    `ready_event` is the handle of a CUDA event to wait for, or empty.
+    `ready_event` is the handle of a CUDA event to wait for, or empty. With `accept_partial` the call does not fail for
+    a chunk that is lost or corrupt: the answer says how far the bytes are right.
     """
 
     instance_id: str
@@ -137,6 +143,7 @@ class RetrieveRequest:
     block_tables: Sequence[BlockTable]
     skip_tokens: int
     ready_event: bytes
+    accept_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +159,13 @@ class RetrieveInlineRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveAnswer:
-    """What was copied."""
+    """What was copied. The first `valid_tokens` tokens of the prefix have right bytes, as far as the call named them.
+
+    `l2_tokens` of the retrieved ones came from tiers. `miss` says why a partial answer ends where it does.
+    """
 
     retrieved_tokens: int
     retrieved_bytes: int
+    valid_tokens: int
+    l2_tokens: int = 0
+    miss: Miss | None = None

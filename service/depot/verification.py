@@ -47,6 +47,11 @@ class Verification:
         chunk.checksum = checksum
         chunk.note_verified(time.monotonic())
 
+    def note_loaded(self, chunk: Chunk, checksum: int) -> None:
+        """Keep the checksum of a chunk from a tier. An I/O worker has compared its bytes with it."""
+        self.note_stored(chunk, checksum)
+        chunk.was_compared = True
+
     def is_due_at_retrieve(self, chunk: Chunk, *, reads_all: bool) -> bool:
         """Return whether a retrieve compares a chunk. `reads_all` is False if it does not want all groups' blocks.
 
@@ -71,9 +76,15 @@ class Verification:
                 chunk.was_compared = True
             else:
                 corrupt.append(chunk)
-                chunk.is_corrupt = True
-                if not chunk.removed:
-                    self._index.remove(chunk, RemovalReason.CORRUPT)
+        self.drop(corrupt, hop)
+
+    def drop(self, chunks: Sequence[Chunk], hop: Hop) -> None:
+        """Drop chunks, all of one namespace, whose bytes are wrong. Those that were dropped before do not count."""
+        corrupt = [chunk for chunk in dict.fromkeys(chunks) if not chunk.is_corrupt]
+        for chunk in corrupt:
+            chunk.is_corrupt = True
+            if not chunk.removed:
+                self._index.remove(chunk, RemovalReason.CORRUPT)
         if corrupt:
             self.num_corrupt[hop] += len(corrupt)
             self._report(corrupt, hop)

@@ -140,18 +140,23 @@ def _namespace(
     return Namespace(blake3(identity.head + kind + rest).digest())
 
 
-def chunk_keys(namespace: Namespace, prefix: Prefix, chunk_size: int) -> Iterator[ChunkKey]:
-    """Yield the keys of the prefix's whole chunks, from token 0. A lookup stops at its first miss."""
+def chunk_keys(
+    namespace: Namespace, prefix: Prefix, chunk_size: int, before: Sequence[ChunkKey] = ()
+) -> Iterator[ChunkKey]:
+    """Yield the keys of the prefix's whole chunks, from token 0. A lookup stops at its first miss.
+
+    `before` has the keys of the first chunks, which are not computed again.
+    """
     if prefix.hash_block_size:
         blocks_per_chunk = chunk_size // prefix.hash_block_size
-        for last in range(blocks_per_chunk - 1, len(prefix.block_hashes), blocks_per_chunk):
-            yield ChunkKey(blake3(namespace + prefix.block_hashes[last]).digest())
+        for end in range((len(before) + 1) * blocks_per_chunk, len(prefix.block_hashes) + 1, blocks_per_chunk):
+            yield ChunkKey(blake3(namespace + prefix.block_hashes[end - 1]).digest())
         return
     chunk_token_bytes = 4 * chunk_size
-    parent: bytes = namespace
+    parent: bytes = before[-1] if before else namespace
     num_tokens = len(prefix.token_ids) // chunk_size * chunk_size
     tokens_per_copy = CHUNKS_PER_COPY * chunk_size
-    for first in range(0, num_tokens, tokens_per_copy):
+    for first in range(len(before) * chunk_size, num_tokens, tokens_per_copy):
         token_ids = prefix.token_ids[first : min(first + tokens_per_copy, num_tokens)]
         token_bytes = token_ids.astype("<u4", copy=False).tobytes()
         for start in range(0, len(token_bytes), chunk_token_bytes):

@@ -15,7 +15,8 @@ from service.access.credentials import caller, has_certificate
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
 from service.depot.lookup import lookup
-from service.depot.retrieve import MAX_PIECE_BYTES, retrieve, retrieve_inline
+from service.depot.retrieve import retrieve
+from service.depot.retrieve_inline import MAX_PIECE_BYTES, retrieve_inline
 from service.depot.store import store, store_inline
 from service.depot.tenant_depots import TenantDepots
 from service.depot.trace_context import note_session
@@ -88,11 +89,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
 
     async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
         answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request))
-        return cache_pb2.RetrieveResponse(
-            retrieved_tokens=answer.retrieved_tokens,
-            retrieved_bytes=answer.retrieved_bytes,
-            l1_tokens=answer.retrieved_tokens,
-        )
+        return encode.retrieve_response(answer)
 
     async def ReleaseLease(
         self, request: cache_pb2.ReleaseLeaseRequest, context: object

@@ -198,6 +198,7 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
         block_tables=_tables(message.block_tables),
         skip_tokens=message.skip_tokens,
         ready_event=message.ready_event,
+        accept_partial=message.accept_partial,
     )
 
 

@@ -12,10 +12,11 @@ from service.depot.leases import Lease
 from service.depot.operation import Operation
 from service.depot.session_totals import SessionTotals
 from service.depot.sessions import Session
-from service.depot.values import LookupAnswer, Miss, Refusal, StoreAnswer
-from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
+from service.depot.values import LookupAnswer, Miss, Refusal, RetrieveAnswer, StoreAnswer
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd, Tier
 
 # The messages' enums have the names of the kinds, behind a prefix.
+_TIERS = {each: cache_pb2.Tier.Value(f"TIER_{each.name}") for each in Tier}
 _MISS_REASONS = {each: cache_pb2.MissReason.Value(f"MISS_REASON_{each.name}") for each in MissReason}
 REFUSAL_REASONS = {each: cache_pb2.RefusalReason.Value(f"REFUSAL_REASON_{each.name}") for each in RefusalReason}
 _OPERATION_KINDS = {each: cache_pb2.OperationKind.Value(f"OPERATION_KIND_{each.name}") for each in OperationKind}
@@ -40,11 +41,24 @@ def duration(seconds: float) -> Duration:
 
 
 def lookup_response(answer: LookupAnswer) -> cache_pb2.LookupResponse:
-    """Return what a lookup found, all of it in L1."""
+    """Return what a lookup found."""
     return cache_pb2.LookupResponse(
         matched_tokens=answer.matched_tokens,
-        l1_tokens=answer.matched_tokens,
+        l1_tokens=answer.matched_tokens - answer.l2_tokens,
+        l2_tokens=answer.l2_tokens,
         lease=_lease(answer.lease) if answer.lease is not None else None,
+        miss=miss(answer.miss) if answer.miss is not None else None,
+    )
+
+
+def retrieve_response(answer: RetrieveAnswer) -> cache_pb2.RetrieveResponse:
+    """Return what a retrieve copied."""
+    return cache_pb2.RetrieveResponse(
+        retrieved_tokens=answer.retrieved_tokens,
+        retrieved_bytes=answer.retrieved_bytes,
+        l1_tokens=answer.retrieved_tokens - answer.l2_tokens,
+        l2_tokens=answer.l2_tokens,
+        valid_tokens=answer.valid_tokens,
         miss=miss(answer.miss) if answer.miss is not None else None,
     )
 
@@ -106,7 +120,7 @@ def _operation(session: Session, operation: Operation) -> cache_pb2.Operation:
         duration=duration(operation.duration_seconds),
         num_tokens=operation.num_tokens,
         num_bytes=operation.num_bytes,
-        tier=cache_pb2.TIER_L1,
+        tier=_TIERS[operation.tier],
         outcome=_OUTCOMES[operation.outcome] if operation.outcome is not None else cache_pb2.OUTCOME_UNSPECIFIED,
         rank=operation.rank,
         num_asked_tokens=operation.prompt_tokens,
@@ -125,7 +139,8 @@ def miss(value: Miss) -> cache_pb2.Miss:
     message = cache_pb2.Miss(reason=_MISS_REASONS[value.reason], at_token=value.at_token, detail=value.detail)
     if value.tombstone is not None:
         message.drop_time.CopyFrom(timestamp(value.tombstone.time))
-        message.tier = cache_pb2.TIER_L1
+    if value.tombstone is not None or value.tier is not Tier.L1:
+        message.tier = _TIERS[value.tier]
     return message
 
 

@@ -15,7 +15,7 @@ from kernels.geometry import Group, Plane, PlaneKind
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import Attachment
-from service.depot.lookup import match_prefix
+from service.depot.match import match_prefix
 from service.depot.open_store import OpenStore
 from service.depot.values import StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired

@@ -855,7 +855,9 @@ class LookupRequest(_message.Message):
 
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
-        """How long to wait for chunks that another call is storing. Unset: no wait. The server limits it."""
+        """How long to wait for chunks that another call is storing, and for the answers of tiers. The server limits it. Unset:
+        no wait for other calls, and 20 ms for tiers. Tiers never get more than 20 ms.
+        """
 
     def __init__(
         self,
@@ -890,7 +892,7 @@ class LookupResponse(_message.Message):
     l1_tokens: _builtins.int
     """Tokens of the match that are in L1."""
     l2_tokens: _builtins.int
-    """Tokens of the match that are in L2."""
+    """Tokens of the match that are on their way from tiers into L1. Retrieve waits for them. A tier may fail meanwhile."""
     @_builtins.property
     def lease(self) -> Global___Lease:
         """Set if matched_tokens is more than computed_tokens."""
@@ -934,7 +936,7 @@ class Miss(_message.Message):
     detail: _builtins.str
     """A text for people. Programs use `reason`."""
     tier: Global___Tier.ValueType
-    """The tier that the chunk was removed from. Set with these three reasons only."""
+    """The tier that the chunk was removed from, or TIER_L2 if the reason is about a tier behind L1. Else unset."""
     @_builtins.property
     def drop_time(self) -> _timestamp_pb2.Timestamp:
         """When the chunk was evicted, cleared, or found corrupt. Set with these three reasons only."""
@@ -1089,6 +1091,7 @@ class RetrieveRequest(_message.Message):
     BLOCK_TABLES_FIELD_NUMBER: _builtins.int
     SKIP_TOKENS_FIELD_NUMBER: _builtins.int
     READY_EVENT_FIELD_NUMBER: _builtins.int
+    ACCEPT_PARTIAL_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance. The lease must belong to it."""
     rank: _builtins.int
@@ -1101,6 +1104,10 @@ class RetrieveRequest(_message.Message):
     """Blocks below this token are never written. A multiple of every group's block_size."""
     ready_event: _builtins.bytes
     """A CUDA interprocess event. The depot waits for it before it writes the blocks. Empty: no wait."""
+    accept_partial: _builtins.bool
+    """The call does not fail if a chunk is lost or corrupt. Then RetrieveResponse.valid_tokens says how far the blocks are
+    right. An engine that sets this has to read valid_tokens, and to compute the tokens behind it.
+    """
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:
         """One table per group, in group order, at most 256. Each table covers the leased prefix from token 0, or its first
@@ -1117,10 +1124,11 @@ class RetrieveRequest(_message.Message):
         block_tables: _abc.Iterable[Global___BlockTable] | None = ...,
         skip_tokens: _builtins.int = ...,
         ready_event: _builtins.bytes = ...,
+        accept_partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tables", b"block_tables", "instance_id", b"instance_id", "lease_id", b"lease_id", "rank", b"rank", "ready_event", b"ready_event", "session_id", b"session_id", "skip_tokens", b"skip_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_partial", b"accept_partial", "block_tables", b"block_tables", "instance_id", b"instance_id", "lease_id", b"lease_id", "rank", b"rank", "ready_event", b"ready_event", "session_id", b"session_id", "skip_tokens", b"skip_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1136,14 +1144,25 @@ class RetrieveResponse(_message.Message):
     RETRIEVED_BYTES_FIELD_NUMBER: _builtins.int
     L1_TOKENS_FIELD_NUMBER: _builtins.int
     L2_TOKENS_FIELD_NUMBER: _builtins.int
+    VALID_TOKENS_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
     retrieved_tokens: _builtins.int
-    """Tokens that were written, without those below skip_tokens."""
+    """Tokens that were written and are right, without those below skip_tokens."""
     retrieved_bytes: _builtins.int
     """Bytes that were written. Absent blocks have none."""
     l1_tokens: _builtins.int
     """Part of retrieved_tokens that came from L1."""
     l2_tokens: _builtins.int
     """Part of retrieved_tokens that came from L2."""
+    valid_tokens: _builtins.int
+    """Tokens of the prefix, from token 0 on, that the engine need not compute: those below skip_tokens, and those whose
+    blocks have right bytes now. It is all that the block tables cover, unless accept_partial was set. Blocks behind it
+    may have any bytes.
+    """
+    @_builtins.property
+    def miss(self) -> Global___Miss:
+        """Why valid_tokens is not all that the block tables cover. Unset if it is."""
+
     def __init__(
         self,
         *,
@@ -1151,10 +1170,12 @@ class RetrieveResponse(_message.Message):
         retrieved_bytes: _builtins.int = ...,
         l1_tokens: _builtins.int = ...,
         l2_tokens: _builtins.int = ...,
+        valid_tokens: _builtins.int = ...,
+        miss: Global___Miss | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["l1_tokens", b"l1_tokens", "l2_tokens", b"l2_tokens", "retrieved_bytes", b"retrieved_bytes", "retrieved_tokens", b"retrieved_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["l1_tokens", b"l1_tokens", "l2_tokens", b"l2_tokens", "miss", b"miss", "retrieved_bytes", b"retrieved_bytes", "retrieved_tokens", b"retrieved_tokens", "valid_tokens", b"valid_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

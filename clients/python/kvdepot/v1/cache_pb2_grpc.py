@@ -198,8 +198,8 @@ class CacheServiceServicer(object):
 
         Each rank may call this any number of times until the lease ends. The call does not end the lease. When this
         answers, the bytes are in the blocks. If the call fails or is cancelled, the content of the blocks is undefined,
-        and the depot may still write to them until ReleaseLease or EndSession has answered. CHUNK_CORRUPT is different in
-        both.
+        and the depot may still write to them until ReleaseLease or EndSession has answered. CHUNK_CORRUPT and CHUNK_LOST are
+        different in both.
 
         The depot compares the bytes of each chunk with the checksum that its store has computed. If they differ, the depot
         drops the chunk and copies the others. Then the call fails with DATA_LOSS. The `metadata` of its ErrorInfo has
@@ -207,6 +207,12 @@ class CacheServiceServicer(object):
         computes the tokens from this one on. It may store them again.
         bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
         must not use the block of a bad token.
+        If a chunk is on its way from a tier, the call waits for it, within the server's limit, and copies it as soon as it is
+        there. If it does not come, the call fails with ABORTED, CHUNK_LOST, and the same first_bad_token.
+
+        With accept_partial, CHUNK_CORRUPT and CHUNK_LOST are no errors. The call succeeds, and valid_tokens of the response
+        is what first_bad_token would be.
+
         A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
         a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
         that, the depot's scrub finds damage in it.
@@ -217,7 +223,9 @@ class CacheServiceServicer(object):
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_REVOKED: no bytes were written.
         NOT_FOUND           LEASE_RELEASED: no bytes were written, unless the lease was released during the call.
         DATA_LOSS           CHUNK_CORRUPT: the bytes of a chunk are damaged; see above.
-        FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written.
+        ABORTED             CHUNK_LOST: a chunk did not come from its tier; see above.
+        FAILED_PRECONDITION BLOCK_ABSENT: a table names a block whose bytes were not stored. No bytes were written, unless
+        the chunk came from a tier.
         FAILED_PRECONDITION NO_REGIONS: the rank attached no memory; use RetrieveInline.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the engine's memory has shrunk since it was attached, or it has holes
         that the depot can't fill. The attachment ends too. The depot may have written bytes.
@@ -270,15 +278,17 @@ class CacheServiceServicer(object):
 
         Chunks below skip_tokens are not sent; skip_tokens must be a multiple of chunk_size here. Chunks are sent whole, so
         a chunk that lacks bytes of a group can't be sent. The bytes are complete only if the stream ends with OK. If it
-        ends with an error, the client must discard all of them. After CHUNK_CORRUPT, the chunks before `first_bad_token`
-        are complete and right; see Retrieve. Nothing is sent of a corrupt chunk, nor of a chunk behind it.
+        ends with an error, the client must discard all of them. After CHUNK_CORRUPT and CHUNK_LOST, the chunks before
+        `first_bad_token` are complete and right; see Retrieve. Nothing is sent of a corrupt chunk, nor of a chunk behind it.
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST
         NOT_FOUND           INSTANCE_NOT_FOUND, RANK_NOT_FOUND: not attached.
         NOT_FOUND           LEASE_NOT_FOUND, LEASE_EXPIRED, LEASE_RELEASED, LEASE_REVOKED
         DATA_LOSS           CHUNK_CORRUPT: the bytes of a chunk are damaged; see above.
-        FAILED_PRECONDITION BLOCK_ABSENT: a chunk lacks bytes of a group. No bytes were sent.
+        ABORTED             CHUNK_LOST: a chunk did not come from its tier; see above.
+        FAILED_PRECONDITION BLOCK_ABSENT: a chunk lacks bytes of a group. No bytes were sent, unless the chunk came from a
+        tier.
         FAILED_PRECONDITION DETACHED: the attachment ended while the bytes were being sent.
         DEADLINE_EXCEEDED   STREAM_STALLED: the client read no piece within the server's limit. It sees CANCELLED instead
         if it does not read this status either.

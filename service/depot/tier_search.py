@@ -1,0 +1,227 @@
+"""The search of a match's continuation in the tiers: what is asked for, what is worth reading, and what is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from service.depot.depot import Depot
+from service.depot.instances import Attachment
+from service.depot.loading import Wanted
+from service.depot.match import Match
+from service.depot.tier import Answer, Doubt, Tier
+from service.depot.values import Miss
+from service.l1.chunk import Chunk
+from service.l1.keys import ChunkKey, Prefix, chunk_keys
+from service.tiers.record import Owner
+from telemetry.kinds import MissReason
+from telemetry.kinds import Tier as TierKind
+
+ANSWER_SECONDS = 0.02
+"""How long a lookup waits for the answer of a tier."""
+MAX_KEYS = 4_096
+"""Keys that one lookup asks for, of all ranks together: a million tokens of one rank with the usual chunks."""
+
+_NOT_IN_L1 = frozenset({MissReason.NEVER_STORED, MissReason.EVICTED, MissReason.RANK_MISSING, MissReason.CORRUPT})
+
+
+async def extend(depot: Depot, instance_id: str, prefix: Prefix, match: Match, timeout_seconds: float) -> bool:
+    """Ask the tiers for the chunks behind a match, and make the match longer by those that begin to load.
+
+    The new chunks are pinned as the others are. `match.miss` says why it is not longer still. Return False if chunks of
+    the match, or ranks of the instance, went away meanwhile. Then nothing was done.
+
+    Raises: InstanceNotFound.
+    """
+    if match.miss is None or not _may_be_in_tiers(match.miss):
+        return True
+    instance = depot.instances.require(instance_id)
+    ranks = dict(instance.ranks)
+    num_removed = depot.index.num_removed_pinned
+    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], prefix, match)
+    await search.ask(Owner(depot.tenant, instance.model_name, prefix.cache_salt), timeout_seconds)
+    if depot.index.num_removed_pinned != num_removed or depot.instances.require(instance_id).ranks != ranks:
+        return False
+    search.take()
+    return True
+
+
+def _may_be_in_tiers(miss: Miss) -> bool:
+    """Return whether a tier may have what L1 lacks. A cleared chunk was cleared in the tiers, too."""
+    return miss.reason in _NOT_IN_L1 or (miss.reason is MissReason.UNKNOWN_IDENTITY)
+
+
+@dataclass(slots=True)
+class _Position:
+    """One chunk of the prefix: those of the ranks that L1 has, None where it has none, and the tiers of the others."""
+
+    chunks: list[Chunk | None]
+    tiers: list[Tier | None]
+
+
+class _Search:
+    """One search. `keys[rank][i]` is the key of the chunk that is `i` behind the match."""
+
+    def __init__(self, depot: Depot, attachments: Sequence[Attachment], prefix: Prefix, match: Match) -> None:
+        self._depot = depot
+        self._attachments = attachments
+        self._prefix = prefix
+        self._match = match
+        chunk_size = depot.limits.chunk_size
+        most = MAX_KEYS // len(attachments)
+        self._keys = [
+            list(
+                islice(
+                    chunk_keys(
+                        attachment.identity.namespace(prefix, chunk_size),
+                        prefix,
+                        chunk_size,
+                        [chunk.key for chunk in chunks],
+                    ),
+                    most,
+                )
+            )
+            for attachment, chunks in zip(attachments, match.chunks_by_rank, strict=True)
+        ]
+        self._tier_of: dict[ChunkKey, Tier] = {}
+        self._doubts: list[tuple[Tier, Doubt]] = []
+
+    async def ask(self, owner: Owner, timeout_seconds: float) -> None:
+        """Ask the tiers for the keys that L1 lacks: the local ones first, then all others at the same time."""
+        index = self._depot.index
+        keys = [key for position in zip(*self._keys, strict=True) for key in position if index.get(key) is None]
+        tiers = self._depot.tiers
+        for tier in (tier for tier in tiers if tier.is_local):
+            self._note(tier, keys, await tier.find(keys, owner, timeout_seconds))
+            keys = [key for key in keys if key not in self._tier_of]
+        remote = [tier for tier in tiers if not tier.is_local]
+        if keys and remote:
+            answers = await asyncio.gather(*(tier.find(keys, owner, timeout_seconds) for tier in remote))
+            for tier, answer in zip(remote, answers, strict=True):
+                self._note(tier, keys, answer)
+
+    def _note(self, tier: Tier, keys: Sequence[ChunkKey], answer: Answer) -> None:
+        if answer.doubt is not None:
+            self._doubts.append((tier, answer.doubt))
+            return
+        for key, is_found in zip(keys, answer.found, strict=True):
+            if is_found:
+                self._tier_of.setdefault(key, tier)
+
+    def take(self) -> None:
+        """Decide in one step: make the match longer, and begin to load."""
+        positions = self._continued()
+        if not positions:
+            self._note_doubt()
+            return
+        worth = self._worth_reading(positions)
+        loads: list[tuple[Chunk, Wanted]] = []
+        for number, position in enumerate(positions[:worth]):
+            if not self._take_position(number, position, loads):
+                self._miss(MissReason.NO_SLOT, "a tier has the chunk, and no slot of L1 can be freed for it")
+                break
+        else:
+            if worth == len(positions):
+                self._end_of(positions)
+        self._depot.loading.begin(loads)
+
+    def _continued(self) -> list[_Position]:
+        """Return the positions behind the match that every rank has, in L1, on its way, or in a tier."""
+        index = self._depot.index
+        positions: list[_Position] = []
+        for keys in zip(*self._keys, strict=True):
+            chunks = [index.get(key) for key in keys]
+            tiers = [self._tier_of.get(key) if chunk is None else None for key, chunk in zip(keys, chunks, strict=True)]
+            if any(
+                tier is None if chunk is None else chunk.pending_write is not None and not chunk.is_loading
+                for chunk, tier in zip(chunks, tiers, strict=True)
+            ):
+                break
+            positions.append(_Position(chunks, tiers))
+        return positions
+
+    def _worth_reading(self, positions: Sequence[_Position]) -> int:
+        """Return how many of the positions are read sooner than the engine computes them.
+
+        A tier is left out if all that it would read takes longer than to compute these tokens. If it is slower for all
+        of them, it is slower for a part: what waits in its queue comes on top.
+        """
+        rates = [each.prefill_tokens_per_second for each in self._attachments if each.prefill_tokens_per_second]
+        if not rates:
+            return len(positions)
+        while positions:
+            num_bytes: Counter[Tier] = Counter()
+            num_chunks: Counter[Tier] = Counter()
+            for position in positions:
+                for attachment, tier in zip(self._attachments, position.tiers, strict=True):
+                    if tier is not None:
+                        num_bytes[tier] += attachment.chunk_bytes
+                num_chunks.update({tier for tier in position.tiers if tier is not None})
+            for tier, count in num_chunks.items():
+                read_seconds = tier.seconds_to_read(num_bytes[tier])
+                prefill_seconds = count * self._depot.limits.chunk_size / min(rates)
+                if read_seconds is not None and read_seconds > prefill_seconds:
+                    break
+            else:
+                return len(positions)
+            end = next(number for number, position in enumerate(positions) if tier in position.tiers)
+            detail = f"{tier.name} needs {read_seconds:.3g} s, the engine {prefill_seconds:.3g} s for {count} chunks"
+            positions = positions[:end]
+            self._miss(MissReason.TIER_SLOWER_THAN_PREFILL, detail, num_more=end)
+        return 0
+
+    def _take_position(self, number: int, position: _Position, loads: list[tuple[Chunk, Wanted]]) -> bool:
+        """Pin or reserve the chunks of all ranks at one position. Return False, and take none, without slots."""
+        wanted = {
+            rank: Wanted(
+                key=self._keys[rank][number],
+                tier=tier,
+                namespace_stats=self._depot.namespace_stats(self._attachments[rank], self._prefix),
+                slot_bytes=self._attachments[rank].slot_bytes,
+                num_groups=len(self._attachments[rank].groups),
+            )
+            for rank, tier in enumerate(position.tiers)
+            if tier is not None
+        }
+        there = [chunk for chunk in position.chunks if chunk is not None]
+        self._depot.index.pin(there)  # first, so that they are not evicted for the others
+        reserved, evicted = self._depot.loading.reserve(list(wanted.values()))
+        self._depot.publish_evicted(evicted)
+        if reserved is None:
+            self._depot.index.unpin(there)
+            return False
+        self._depot.index.pin(reserved)
+        by_rank = dict(zip(wanted, reserved, strict=True))
+        loads += [(chunk, wanted[rank]) for rank, chunk in by_rank.items()]
+        if by_rank or any(chunk.is_loading for chunk in there):
+            self._match.from_l2.add(self._match.num_chunks)
+        for rank, chunks in enumerate(self._match.chunks_by_rank):
+            there_chunk = position.chunks[rank]
+            chunks.append(there_chunk if there_chunk is not None else by_rank[rank])
+        return True
+
+    def _end_of(self, positions: Sequence[_Position]) -> None:
+        """Say why the match ends behind all positions that could be continued. None if the prompt ends there."""
+        if self._match.num_chunks == self._prefix.num_tokens // self._depot.limits.chunk_size:
+            self._match.miss = None
+            return
+        self._miss(MissReason.NEVER_STORED, "no tier has the chunk")
+        self._note_doubt()
+
+    def _note_doubt(self) -> None:
+        """Say that a tier might have had the chunk at which the match ends."""
+        for tier, doubt in self._doubts:
+            if doubt is Doubt.LATE:
+                self._miss(MissReason.TIER_LATE, f"{tier.name} did not answer in time")
+            elif doubt is Doubt.FAILED:
+                self._miss(MissReason.TIER_FAILED, f"{tier.name} failed to answer")
+            else:
+                self._miss(MissReason.TIER_FAILED, f"{tier.name} can't be used at the moment")
+            return
+
+    def _miss(self, reason: MissReason, detail: str, *, num_more: int = 0) -> None:
+        at_token = (self._match.num_chunks + num_more) * self._depot.limits.chunk_size
+        self._match.miss = Miss(reason=reason, at_token=at_token, detail=detail, tier=TierKind.L2)
