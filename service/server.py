@@ -20,6 +20,8 @@ from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
 from service.depot.tenant_depots import TenantDepots
+from service.depot.tiers import Tiers
+from service.depot.verification import Verification
 from service.depot.zeroing import Zeroing
 from service.depot_settings import cuda_settings, depot_limits
 from service.draining import GRACE_SECONDS, Draining
@@ -45,6 +47,7 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
+from service.tier_setup import OpenTiers, open_tiers
 from telemetry.events import Event, ServerDraining
 from telemetry.metrics.prometheus import Page
 from telemetry.metrics.snapshot import Scalars
@@ -56,8 +59,8 @@ class Server:
     """One depot behind its listeners. `addresses` are theirs, with the chosen ports. `console` is None without a port.
 
     `gauges` are read with the depot's own gauges, on the event loop. `copy` copies blocks of host memory; by default
-    it is the quickest one of this machine. `inherited_fd` is L1's memory of an earlier process. Created on the event
-    loop that it will run on.
+    it is the quickest one of this machine. `inherited_fd` is L1's memory of an earlier process. `open_tiers` makes the
+    tiers behind L1. Created on the event loop that it will run on.
 
     Raises: MemoryUnavailable, L1FileUnusable, CannotListen, BadSettings.
     """
@@ -68,6 +71,7 @@ class Server:
         gauges: Iterable[Callable[[], Scalars]] = (),
         copy: Copy | None = None,
         inherited_fd: int | None = None,
+        open_tiers: OpenTiers = open_tiers,
     ) -> None:
         self._settings = settings
         self._start = monotonic()
@@ -80,7 +84,12 @@ class Server:
         self._observability = Observability(settings)
         self.bus = self._observability.bus
         limits = depot_limits(settings)
-        self.depots = TenantDepots(self.memory.view, self._backends, limits, self.bus, self.memory.index)
+        index = self.memory.index
+        verification = Verification(limits.verify, index, self.bus)
+        tiers = Tiers(open_tiers(settings, self.memory, verification, self.bus), settings.l2_write, index, verification)
+        self.depots = TenantDepots(
+            self.memory.view, self._backends, limits, self.bus, index, verification=verification, tiers=tiers
+        )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
@@ -151,6 +160,7 @@ class Server:
                 tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap"),
                 tasks.create_task(self.depots.scrub.run(), name="scrub"),
                 tasks.create_task(self._zeroing.run(), name="zeroing"),
+                tasks.create_task(self.depots.tiers.run(), name="tiers"),
             )
             try:
                 await self._grpc.start()
@@ -187,6 +197,7 @@ class Server:
         self._vitals.stop()
         self._log_levels.close()
         self.depots.stop()
+        await self.depots.tiers.close()  # then no I/O worker is alive that could write into L1
         self._backends.close()
         self.memory.close()
         self.closed.set()

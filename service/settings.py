@@ -25,6 +25,7 @@ from service.l1.arena import HugePages
 from service.l1.verify import Verify
 from service.setting_faults import fault
 from service.setting_types import Seconds, Size, Texts, one_or_list
+from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 
@@ -87,6 +88,8 @@ class Settings(BaseSettings):
     """tokens per chunk"""
     cache_epoch: int = Field(0, ge=0, le=(1 << 63) - 1)
     """number that is part of the cache identity; raising it forgets everything that was stored before"""
+    l2_write: WritePolicy = WritePolicy.SECOND_TOUCH
+    """when chunks are written to the tiers: second-touch, all, evicted or none"""
     transfer_threads: int = Field(2, ge=1, le=256)
     """threads that copy, for each direction"""
     cuda_staging_size: Size = Field(CUDA.staging_bytes, ge=1 << 20, le=1 << 30)

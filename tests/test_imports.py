@@ -43,6 +43,7 @@ ORDER = {
         setting_options misspelt print_config access
         depot
         cache_memory depot_settings
+        tier_setup
         rpc
         http
         observability

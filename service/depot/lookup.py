@@ -88,7 +88,7 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
         if not depot.tiers or match.pending_writes or num_tries > MAX_TRIES:
             return match
         try:
-            if await extend(depot, request.instance_id, request.prefix, match, answer_seconds):
+            if await extend(depot, request, match, answer_seconds):
                 return match
         except BaseException:
             match.unpin(depot)

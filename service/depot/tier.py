@@ -62,3 +62,9 @@ class Tier(Protocol):
 
     def snapshot(self) -> TierSnapshot:
         """Return the tier's state."""
+
+    async def run(self) -> None:
+        """Open the tier and serve it, until the task is cancelled. A tier that can't be opened is tried again."""
+
+    async def close(self) -> None:
+        """End what waits and runs, within a bound. After this nothing of the tier touches L1."""

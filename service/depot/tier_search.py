@@ -11,11 +11,12 @@ from itertools import islice
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
 from service.depot.loading import Wanted
-from service.depot.match import Match
+from service.depot.match import Match, miss_at
+from service.depot.stored_identities import StoredIdentity
 from service.depot.tier import Answer, Doubt, Tier
-from service.depot.values import Miss
+from service.depot.values import LookupRequest, Miss
 from service.l1.chunk import Chunk
-from service.l1.keys import ChunkKey, Prefix, chunk_keys
+from service.l1.keys import ChunkKey, chunk_keys
 from service.tiers.record import Owner
 from telemetry.kinds import MissReason
 from telemetry.kinds import Tier as TierKind
@@ -28,7 +29,7 @@ MAX_KEYS = 4_096
 _NOT_IN_L1 = frozenset({MissReason.NEVER_STORED, MissReason.EVICTED, MissReason.RANK_MISSING, MissReason.CORRUPT})
 
 
-async def extend(depot: Depot, instance_id: str, prefix: Prefix, match: Match, timeout_seconds: float) -> bool:
+async def extend(depot: Depot, request: LookupRequest, match: Match, timeout_seconds: float) -> bool:
     """Ask the tiers for the chunks behind a match, and make the match longer by those that begin to load.
 
     The new chunks are pinned as the others are. `match.miss` says why it is not longer still. Return False if chunks of
@@ -38,12 +39,12 @@ async def extend(depot: Depot, instance_id: str, prefix: Prefix, match: Match, t
     """
     if match.miss is None or not _may_be_in_tiers(match.miss):
         return True
-    instance = depot.instances.require(instance_id)
+    instance = depot.instances.require(request.instance_id)
     ranks = dict(instance.ranks)
     num_removed = depot.index.num_removed_pinned
-    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], prefix, match)
-    await search.ask(Owner(depot.tenant, instance.model_name, prefix.cache_salt), timeout_seconds)
-    if depot.index.num_removed_pinned != num_removed or depot.instances.require(instance_id).ranks != ranks:
+    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], request, match)
+    await search.ask(Owner(depot.tenant, instance.model_name, request.prefix.cache_salt), timeout_seconds)
+    if depot.index.num_removed_pinned != num_removed or depot.instances.require(request.instance_id).ranks != ranks:
         return False
     search.take()
     return True
@@ -65,18 +66,22 @@ class _Position:
 class _Search:
     """One search. `keys[rank][i]` is the key of the chunk that is `i` behind the match."""
 
-    def __init__(self, depot: Depot, attachments: Sequence[Attachment], prefix: Prefix, match: Match) -> None:
+    def __init__(self, depot: Depot, attachments: Sequence[Attachment], request: LookupRequest, match: Match) -> None:
         self._depot = depot
         self._attachments = attachments
-        self._prefix = prefix
+        self._prefix = prefix = request.prefix
+        self._prefill_rate = request.prefill_tokens_per_second or min(
+            (each.prefill_tokens_per_second for each in attachments if each.prefill_tokens_per_second), default=None
+        )
         self._match = match
         chunk_size = depot.limits.chunk_size
+        self._namespaces = [each.identity.namespace(prefix, chunk_size) for each in attachments]
         most = MAX_KEYS // len(attachments)
         self._keys = [
             list(
                 islice(
                     chunk_keys(
-                        attachment.identity.namespace(prefix, chunk_size),
+                        namespace,
                         prefix,
                         chunk_size,
                         [chunk.key for chunk in chunks],
@@ -84,7 +89,7 @@ class _Search:
                     most,
                 )
             )
-            for attachment, chunks in zip(attachments, match.chunks_by_rank, strict=True)
+            for namespace, chunks in zip(self._namespaces, match.chunks_by_rank, strict=True)
         ]
         self._tier_of: dict[ChunkKey, Tier] = {}
         self._doubts: list[tuple[Tier, Doubt]] = []
@@ -125,7 +130,7 @@ class _Search:
                 break
         else:
             if worth == len(positions):
-                self._end_of(positions)
+                self._note_end(worth)
         self._depot.loading.begin(loads)
 
     def _continued(self) -> list[_Position]:
@@ -149,8 +154,7 @@ class _Search:
         A tier is left out if all that it would read takes longer than to compute these tokens. If it is slower for all
         of them, it is slower for a part: what waits in its queue comes on top.
         """
-        rates = [each.prefill_tokens_per_second for each in self._attachments if each.prefill_tokens_per_second]
-        if not rates:
+        if self._prefill_rate is None:
             return len(positions)
         while positions:
             num_bytes: Counter[Tier] = Counter()
@@ -162,7 +166,7 @@ class _Search:
                 num_chunks.update({tier for tier in position.tiers if tier is not None})
             for tier, count in num_chunks.items():
                 read_seconds = tier.seconds_to_read(num_bytes[tier])
-                prefill_seconds = count * self._depot.limits.chunk_size / min(rates)
+                prefill_seconds = count * self._depot.limits.chunk_size / self._prefill_rate
                 if read_seconds is not None and read_seconds > prefill_seconds:
                     break
             else:
@@ -203,13 +207,24 @@ class _Search:
             chunks.append(there_chunk if there_chunk is not None else by_rank[rank])
         return True
 
-    def _end_of(self, positions: Sequence[_Position]) -> None:
-        """Say why the match ends behind all positions that could be continued. None if the prompt ends there."""
-        if self._match.num_chunks == self._prefix.num_tokens // self._depot.limits.chunk_size:
+    def _end_of_prompt(self) -> bool:
+        return self._match.num_chunks == self._prefix.num_tokens // self._depot.limits.chunk_size
+
+    def _note_end(self, number: int) -> None:
+        """Say why the match ends before the position `number` behind the old one: what L1 knows, or a tier's doubt."""
+        if self._end_of_prompt():
             self._match.miss = None
             return
-        self._miss(MissReason.NEVER_STORED, "no tier has the chunk")
-        self._note_doubt()
+        if number == len(self._keys[0]):  # of MAX_KEYS; the next lookup goes on from there
+            self._miss(MissReason.TIER_LATE, f"one lookup asks tiers for {MAX_KEYS} chunks at most")
+            return
+        keys = [of_rank[number] for of_rank in self._keys]
+        found = [self._depot.index.get(key) for key in keys]
+        at_token = self._match.num_chunks * self._depot.limits.chunk_size
+        here = StoredIdentity.of(self._attachments[0], self._prefix)
+        self._match.miss = miss_at(self._depot, self._namespaces, here, keys, found, at_token)
+        if not any(chunk is not None and chunk.pending_write is not None for chunk in found):
+            self._note_doubt()
 
     def _note_doubt(self) -> None:
         """Say that a tier might have had the chunk at which the match ends."""

@@ -37,6 +37,13 @@ class Tiers:
             self._to_clear.put_nowait(tenant)
 
     async def run(self) -> None:
-        """Clear what `clear_later` named, until the task is cancelled."""
-        while True:
-            await self.clear(await self._to_clear.get(), "", None)
+        """Serve the tiers, and clear what `clear_later` named, until the task is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for tier in self.tiers:
+                tasks.create_task(tier.run(), name=f"tier {tier.name}")
+            while True:
+                await self.clear(await self._to_clear.get(), "", None)
+
+    async def close(self) -> None:
+        """End all tiers, at the same time. After this nothing of them touches L1."""
+        await asyncio.gather(*(tier.close() for tier in self.tiers))

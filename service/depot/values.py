@@ -51,13 +51,17 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupRequest:
-    """Find the longest stored prefix. The engine has the first `computed_tokens` tokens itself."""
+    """Find the longest stored prefix. The engine has the first `computed_tokens` tokens itself.
+
+    `prefill_tokens_per_second` is what the engine measured lately. None: nothing.
+    """
 
     instance_id: str
     session_id: str
     prefix: Prefix
     computed_tokens: int
     max_wait_seconds: float
+    prefill_tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

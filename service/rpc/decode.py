@@ -58,9 +58,7 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
     if num_planes > MAX_PLANES:
         wrong.add("groups", f"have {num_planes} planes, more than {MAX_PLANES}")
-    rate = message.prefill_tokens_per_second if message.HasField("prefill_tokens_per_second") else None
-    if rate is not None and not 0 < rate <= MAX_TOKENS_PER_SECOND:  # NaN is refused, too
-        wrong.add("prefill_tokens_per_second", f"is {rate:g}, not above 0 and at most {MAX_TOKENS_PER_SECOND:g}")
+    rate = _prefill_rate(wrong, message)
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -125,6 +123,17 @@ def _region(wrong: Violations, field: str, message: cache_pb2.MemoryRegion) -> R
             return None
 
 
+def _prefill_rate(
+    wrong: Violations, message: cache_pb2.AttachInstanceRequest | cache_pb2.LookupRequest
+) -> float | None:
+    if not message.HasField("prefill_tokens_per_second"):
+        return None
+    rate = message.prefill_tokens_per_second
+    if not 0 < rate <= MAX_TOKENS_PER_SECOND:  # NaN is refused, too
+        wrong.add("prefill_tokens_per_second", f"is {rate:g}, not above 0 and at most {MAX_TOKENS_PER_SECOND:g}")
+    return rate
+
+
 def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """Return the request of a lookup.
 
@@ -136,6 +145,7 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
     if max_wait_seconds < 0:
         wrong.add("max_wait", "is negative")
+    rate = _prefill_rate(wrong, message)
     wrong.raise_any()
     return LookupRequest(
         instance_id=message.instance_id,
@@ -143,6 +153,7 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
         prefix=prefix,
         computed_tokens=message.computed_tokens,
         max_wait_seconds=max_wait_seconds,
+        prefill_tokens_per_second=rate,
     )
 
 

@@ -12,6 +12,7 @@ from kernels.host.streaming_copy import Copy
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import server_process
 from service.server import Server
+from service.tier_setup import OpenTiers, open_tiers
 from tests.e2e.engines import Site, site
 from tests.e2e.servers import StartServer, running_server
 from tests.e2e.throttle import Throttle
@@ -24,8 +25,8 @@ async def start_server() -> AsyncIterator[StartServer]:
     """`await start_server(chunk_size=16, …)` runs a server in this process until the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, copy: Copy | None = None, **flags: Any) -> Server:
-            return await stack.enter_async_context(running_server(flags, copy))
+        async def start(*, copy: Copy | None = None, open_tiers: OpenTiers = open_tiers, **flags: Any) -> Server:
+            return await stack.enter_async_context(running_server(flags, copy, open_tiers))
 
         yield start
 

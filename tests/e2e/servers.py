@@ -10,18 +10,21 @@ from typing import Any
 from kernels.host.streaming_copy import Copy
 from service.server import Server
 from service.settings import load
+from service.tier_setup import OpenTiers, open_tiers
 
 StartServer = Callable[..., Any]
 
 
 @asynccontextmanager
-async def running_server(flags: dict[str, Any], copy: Copy | None = None) -> AsyncIterator[Server]:
+async def running_server(
+    flags: dict[str, Any], copy: Copy | None = None, open_tiers: OpenTiers = open_tiers
+) -> AsyncIterator[Server]:
     """Run a server on a free port, with 16 MiB of L1 and no metrics unless ``flags`` say otherwise.
 
-    ``copy`` copies blocks of host memory.
+    ``copy`` copies blocks of host memory. ``open_tiers`` makes the tiers behind L1.
     """
     quick = {"listen": ("127.0.0.1:0",), "l1_size": "16MiB", "drain_timeout": "1s", "disable_metrics": True}
-    server = Server(load({**quick, **flags}), copy=copy)
+    server = Server(load({**quick, **flags}), copy=copy, open_tiers=open_tiers)
     stop = asyncio.Event()
     started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

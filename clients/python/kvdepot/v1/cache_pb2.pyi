@@ -843,12 +843,18 @@ class LookupRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_WAIT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance that calls."""
     session_id: _builtins.str
     """The session of the prompt. A session begins with its first call."""
     computed_tokens: _builtins.int
     """Number of the prompt's first tokens that L0 has already."""
+    prefill_tokens_per_second: _builtins.float
+    """How many tokens of a prompt the instance computes in a second, as measured lately. The depot reads a chunk from a
+    tier only if that is quicker than to compute it. Unset: the rate of AttachInstanceRequest counts. Without any rate,
+    all that tiers have is read.
+    """
     @_builtins.property
     def prefix(self) -> Global___Prefix:
         """The prompt."""
@@ -867,12 +873,15 @@ class LookupRequest(_message.Message):
         prefix: Global___Prefix | None = ...,
         computed_tokens: _builtins.int = ...,
         max_wait: _duration_pb2.Duration | None = ...,
+        prefill_tokens_per_second: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "instance_id", b"instance_id", "max_wait", b"max_wait", "prefix", b"prefix", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "computed_tokens", b"computed_tokens", "instance_id", b"instance_id", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_tokens_per_second) -> _WhichOneofReturnType__prefill_tokens_per_second | None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
 
