@@ -44,7 +44,7 @@ def clear(
         cleared = depot.clear_cache(
             model_name=model, cache_salt=salt, tenant=tenant, force=force, timeout_seconds=TIMEOUT_SECONDS
         )
-        nothing = not (cleared.num_cleared_chunks or cleared.num_kept_chunks)
+        nothing = not (cleared.num_cleared_chunks or cleared.num_kept_chunks or cleared.num_cleared_in_tiers)
         hint = _hint(depot, model) if nothing and model else ""
     if json_output:
         print(json.dumps(as_json(cleared), indent=2))
@@ -66,6 +66,8 @@ def _what(model: str, salt: str | None, tenant: str, *, force: bool) -> str:
 
 def _summary(cleared: admin_pb2.ClearCacheResponse) -> str:
     lines = [f"removed {counted(cleared.num_cleared_chunks, 'chunk')}, {readable_size(cleared.cleared_bytes)}"]
+    if cleared.num_cleared_in_tiers:
+        lines.append(f"removed {counted(cleared.num_cleared_in_tiers, 'chunk')} of the tiers behind L1")
     if cleared.num_revoked_leases:
         lines.append(f"ended {counted(cleared.num_revoked_leases, 'lease')}")
     if cleared.num_kept_chunks:

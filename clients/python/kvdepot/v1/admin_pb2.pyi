@@ -594,6 +594,7 @@ class ClearCacheResponse(_message.Message):
     CLEARED_BYTES_FIELD_NUMBER: _builtins.int
     NUM_KEPT_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_REVOKED_LEASES_FIELD_NUMBER: _builtins.int
+    NUM_CLEARED_IN_TIERS_FIELD_NUMBER: _builtins.int
     num_cleared_chunks: _builtins.int
     """Removed chunks."""
     cleared_bytes: _builtins.int
@@ -602,6 +603,10 @@ class ClearCacheResponse(_message.Message):
     """Chunks that match, and stay because they are leased or being retrieved."""
     num_revoked_leases: _builtins.int
     """Leases that the call ended."""
+    num_cleared_in_tiers: _builtins.int
+    """Chunks that the call removed from local tiers behind L1. A tier that depots share does not say how many chunks it
+    had: this depot no longer finds any of them.
+    """
     def __init__(
         self,
         *,
@@ -609,10 +614,11 @@ class ClearCacheResponse(_message.Message):
         cleared_bytes: _builtins.int = ...,
         num_kept_chunks: _builtins.int = ...,
         num_revoked_leases: _builtins.int = ...,
+        num_cleared_in_tiers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_cleared_in_tiers", b"num_cleared_in_tiers", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,8 +82,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Removes chunks, also chunks that are being stored. A request without filters removes all chunks. With filters it
-        removes the chunks that match all of them.
+        """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
+        all chunks. With filters it removes the chunks that match all of them.
 
         Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
         retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this

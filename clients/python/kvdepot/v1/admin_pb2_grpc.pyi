@@ -46,8 +46,8 @@ class AdminServiceStub:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]
-    """Removes chunks, also chunks that are being stored. A request without filters removes all chunks. With filters it
-    removes the chunks that match all of them.
+    """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
+    all chunks. With filters it removes the chunks that match all of them.
 
     Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
     retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
@@ -84,8 +84,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClearCacheRequest, _admin_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Removes chunks, also chunks that are being stored. A request without filters removes all chunks. With filters it
-    removes the chunks that match all of them.
+    """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
+    all chunks. With filters it removes the chunks that match all of them.
 
     Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
     retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
@@ -137,8 +137,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ClearCacheResponse, _abc.Awaitable[_admin_pb2.ClearCacheResponse]]:
-        """Removes chunks, also chunks that are being stored. A request without filters removes all chunks. With filters it
-        removes the chunks that match all of them.
+        """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
+        all chunks. With filters it removes the chunks that match all of them.
 
         Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
         retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
