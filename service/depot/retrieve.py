@@ -32,7 +32,7 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     so that its error names all of them. A chunk that is on its way from a tier is copied when it is there, while the
     tier reads those behind it. If it is lost, nothing behind it is copied.
 
-    With `accept_partial` a corrupt or lost chunk is no error: the answer ends before it.
+    With `accept_partial` a chunk that is corrupt, lost, or lacks a block is no error: the answer ends before it.
 
     Raises: ChunkCorrupt, ChunkLost, InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable,
         BackendUnavailable, TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked,
@@ -46,24 +46,23 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     num_tokens = _check_coverage(depot, attachment, lease, request, repeats)
     first = skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
-    _check_present(attachment, chunk_size, request, chunks, first)
+    if not request.accept_partial:
+        _check_present(attachment, chunk_size, request, chunks, first)
 
     with open_retrieve(depot, lease, request, chunks, inline=False) as (session, operation):
         owner = TransferOwner(attachment=attachment, session=session, operation=operation, lease=lease)
         arrivals = Arrivals(chunks, first, chunk_size, depot.limits.max_wait_seconds)
-        position, miss = first, None
+        position = first
+        miss: Miss | None = None
         while some := await arrivals.next(chunks_per_transfer(attachment)):
-            try:
-                _check_present(attachment, chunk_size, request, some, position)
-            except BlockAbsent as error:  # of a chunk that came from a tier: only now it is known what it has
-                if not request.accept_partial:
-                    raise
-                at_token = position * chunk_size
-                miss = Miss(reason=MissReason.NEVER_STORED, at_token=at_token, detail=str(error))
+            # Again: what a chunk from a tier lacks is known only now.
+            num_whole, miss = _present(attachment, chunk_size, request, some, position)
+            if num_whole:
+                moved = await _copy(depot, owner, request, some[:num_whole], position)
+                operation.num_bytes += moved.num_bytes
+                position += num_whole
+            if miss is not None:
                 break
-            moved = await _copy(depot, owner, request, some, position)
-            operation.num_bytes += moved.num_bytes
-            position += len(some)
         miss = miss or arrivals.miss
         copied = chunks[: position - first]
         if not request.accept_partial:
@@ -122,6 +121,24 @@ def _check_present(
     for position, chunk in enumerate(chunks, start=first):
         if chunk.absent_tokens:
             check_present(attachment, chunk_size, request.block_tables, position, chunk, request.skip_tokens)
+
+
+def _present(
+    attachment: Attachment, chunk_size: int, request: RetrieveRequest, chunks: Sequence[Chunk], first: int
+) -> tuple[int, Miss | None]:
+    """Return how many chunks have what the tables name, and the miss of the next one. None: all have it.
+
+    Raises: BlockAbsent: it is an error for this call.
+    """
+    for number, chunk in enumerate(chunks):
+        try:
+            _check_present(attachment, chunk_size, request, [chunk], first + number)
+        except BlockAbsent as error:
+            if not request.accept_partial:
+                raise
+            at_token = (first + number) * chunk_size
+            return number, Miss(reason=MissReason.NEVER_STORED, at_token=at_token, detail=str(error))
+    return len(chunks), None
 
 
 def _first_corrupt(chunks: Sequence[Chunk], first: int, chunk_size: int) -> Miss | None:

@@ -1114,8 +1114,9 @@ class RetrieveRequest(_message.Message):
     ready_event: _builtins.bytes
     """A CUDA interprocess event. The depot waits for it before it writes the blocks. Empty: no wait."""
     accept_partial: _builtins.bool
-    """The call does not fail if a chunk is lost or corrupt. Then RetrieveResponse.valid_tokens says how far the blocks are
-    right. An engine that sets this has to read valid_tokens, and to compute the tokens behind it.
+    """The call does not fail if a chunk is lost or corrupt, or lacks a block that a table names. Then
+    RetrieveResponse.valid_tokens says how far the blocks are right. An engine that sets this has to read valid_tokens,
+    and to compute the tokens behind it.
     """
     @_builtins.property
     def block_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockTable]:

@@ -210,8 +210,8 @@ class CacheServiceServicer(object):
         If a chunk is on its way from a tier, the call waits for it, within the server's limit, and copies it as soon as it is
         there. If it does not come, the call fails with ABORTED, CHUNK_LOST, and the same first_bad_token.
 
-        With accept_partial, CHUNK_CORRUPT and CHUNK_LOST are no errors. The call succeeds, and valid_tokens of the response
-        is what first_bad_token would be.
+        With accept_partial, CHUNK_CORRUPT, CHUNK_LOST and BLOCK_ABSENT are no errors. The call succeeds, and valid_tokens of
+        the response ends where the first such chunk begins.
 
         A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
         a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
