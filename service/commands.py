@@ -25,7 +25,8 @@ from service.process.takeover.successor import CannotTakeOver
 from service.serve import serve as run_server
 from service.server import CannotListen, Server
 from service.setting_options import asked_log_format, load_given, with_setting_options
-from service.settings import BadSettings, LogFormat, LogLevel
+from service.setting_types import LogFormat, LogLevel
+from service.settings import BadSettings
 
 logger = logging.getLogger(__name__)
 
