@@ -300,6 +300,18 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert serve(KVDEPOT_CONFIG=str(tmp_path / "nothing.yaml")).exit_code == 2
 
 
+def test_a_file_of_a_tier_that_is_not_there_refuses_the_start(tmp_path: Path) -> None:
+    result = serve(
+        "--l2", f"valkey://cache?password_file={tmp_path}/none&secret_file={tmp_path}", "--l2", "s3://bucket"
+    )
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "kvdepot: bad settings",
+        f"l2: valkey://cache:6379: password_file={tmp_path}/none: No such file or directory",
+        f"l2: valkey://cache:6379: secret_file={tmp_path}: it is no regular file",
+    ]
+
+
 def test_an_unknown_flag_is_refused() -> None:
     result = serve("--chunksize", "1")
     assert result.exit_code == 2
