@@ -25,7 +25,9 @@ from service.process.takeover.successor import CannotTakeOver
 from service.serve import serve as run_server
 from service.server import CannotListen, Server
 from service.setting_options import asked_log_format, load_given, with_setting_options
-from service.settings import BadSettings, LogFormat, LogLevel
+from service.setting_types import LogFormat, LogLevel
+from service.settings import BadSettings, Settings
+from service.tiers import option_files
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def serve(
         output.log_as(settings.log_format, settings.log_level)
         for variable, meant in misspelt(os.environ):
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
+        _check_tier_files(settings)
         inherited_fd = inherited_memory(settings, os.environ, takes_over=takeover)
         serving = run_server(
             settings,
@@ -101,6 +104,20 @@ def _print_config(given: Mapping[str, Any]) -> NoReturn:
     except BadSettings as error:
         _fail(f"bad settings\n{error}", code=2)
     raise typer.Exit
+
+
+def _check_tier_files(settings: Settings) -> None:
+    """Try the files that the addresses of tiers name, and warn of secrets that every user can read.
+
+    Raises: BadSettings.
+    """
+    addresses = settings.tier_addresses()
+    faults = [f"l2: {address}: {fault}" for address in addresses for fault in option_files.faults(address)]
+    if faults:
+        raise BadSettings("\n".join(faults))
+    for address in addresses:
+        for file in option_files.readable_by_all(address):
+            logger.warning("l2: %s: every user of this machine can read %s", address, file)
 
 
 def _ready(server: Server) -> str:

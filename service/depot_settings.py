@@ -15,7 +15,7 @@ def depot_limits(settings: Settings) -> DepotLimits:
         session_idle_timeout_seconds=settings.session_idle_timeout,
         max_wait_seconds=settings.max_wait,
         cache_epoch=settings.cache_epoch,
-        chunks_outlive_depot=bool(settings.l1_file),  # or a tier: see tier_setup
+        chunks_outlive_depot=bool(settings.l1_file or settings.l2),
         verify=settings.verify,
         scrub_bytes_per_second=settings.scrub_rate,
     )

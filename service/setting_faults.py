@@ -8,6 +8,9 @@ from typing import Any
 
 SIMILARITY = 0.7  # difflib's ratio, from 0 to 1: whoever writes a key means some setting
 
+SECRET = ("l2",)
+"""Settings whose values may hold a secret where they are wrong. Their faults say what is wrong without the value."""
+
 _BOUNDS = {
     "greater_than": ("above", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -27,7 +30,7 @@ def fault(error: Mapping[str, Any], names: Collection[str], shown: Callable[[str
         words, bound = _BOUNDS[error["type"]]
         return f"{name}: is not {words} {shown(name, error['ctx'][bound])} (given: {_given(name, given, shown)})"
     message = error["msg"].removeprefix("Value error, ")
-    is_given = bool(name) and error["type"] != "missing"
+    is_given = bool(name) and error["type"] != "missing" and name not in SECRET
     return f"{name}: {message} (given: {given!r})" if is_given else f"{name}: {message}" if name else message
 
 

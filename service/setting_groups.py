@@ -14,6 +14,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("l1_size", "l1_file", "l1_huge_pages", "chunk_size", "cache_epoch", "verify", "scrub_rate"),
         *("lease_ttl", "session_idle_timeout"),
     ),
+    "Tiers behind L1": ("l2", "l2_write"),
     "Transfers": (*("transfer_threads", "cuda_staging_size", "cuda_staging_slots", "cuda_max_ctas", "cuda_over_tcp"),),
     "Limits": ("max_wait", "drain_timeout", "max_concurrent_rpcs", "max_attachments", "max_message_size"),
     "HTTP and metrics": (

@@ -11,7 +11,8 @@ import typer
 import yaml
 
 from service.setting_groups import group_of, setting_groups
-from service.settings import LogFormat, Settings, load
+from service.setting_types import LogFormat
+from service.settings import Settings, load
 
 NAMES_IN_ORDER = tuple(name for names in setting_groups().values() for name in names)
 METAVARS = {
@@ -19,11 +20,13 @@ METAVARS = {
     "prometheus_host": "HOST",
     "otlp_endpoint": "URL",
     "l1_huge_pages": "KIND",
+    "l2": "URL",
+    "l2_write": "POLICY",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
     **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants", "l1_file"), "FILE"),
 }
-REPEATABLE = ("listen", "subscriber")
+REPEATABLE = ("listen", "l2", "subscriber")
 
 
 def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,14 +1,31 @@
-"""The types of settings that are written as text: sizes, durations, and several texts."""
+"""The types of settings: sizes and durations as text, several texts, names of kinds."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from service.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
+
+
+class LogFormat(StrEnum):
+    """The format of log lines."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The lowest level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def split(value: object) -> object:
@@ -33,3 +50,4 @@ DurationText = Annotated[str, Field(pattern=DURATION_PATTERN)]
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | SizeText)]
 Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
+OneOrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(one_or_list)]

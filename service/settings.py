@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -24,28 +22,13 @@ from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
 from service.l1.verify import Verify
 from service.setting_faults import fault
-from service.setting_types import Seconds, Size, Texts, one_or_list
+from service.setting_types import LogFormat, LogLevel, OneOrList, Seconds, Size, Texts
+from service.tiers.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource
 
 CUDA = CudaSettings()
-
-
-class LogFormat(StrEnum):
-    """The format of log lines."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The lowest level that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 YEAR_SECONDS = 366 * 86_400.0
@@ -84,12 +67,20 @@ class Settings(BaseSettings):
     """file in /dev/shm or hugetlbfs that keeps the chunks when the depot ends; empty: they end with the depot"""
     l1_huge_pages: HugePages = HugePages.TRANSPARENT
     """huge pages of L1: none, transparent or reserved"""
+    l2: OneOrList = Field(
+        (),
+        description="slower tier behind L1, such as disk:///var/lib/kvdepot?size=200GiB; repeatable, in the order in "
+        "which they are asked; docs/tiers.md has the addresses",
+    )
+    l2_write: WritePolicy = Field(
+        WritePolicy.SECOND_TOUCH,
+        description="chunks that are written to the tiers: second-touch: those that a second request finds; all; "
+        "evicted: those that L1 evicts next; none",
+    )
     chunk_size: int = Field(256, ge=1, le=1 << 20)
     """tokens per chunk"""
     cache_epoch: int = Field(0, ge=0, le=(1 << 63) - 1)
     """number that is part of the cache identity; raising it forgets everything that was stored before"""
-    l2_write: WritePolicy = WritePolicy.SECOND_TOUCH
-    """when chunks are written to the tiers: second-touch, all, evicted or none"""
     transfer_threads: int = Field(2, ge=1, le=256)
     """threads that copy, for each direction"""
     cuda_staging_size: Size = Field(CUDA.staging_bytes, ge=1 << 20, le=1 << 30)
@@ -133,7 +124,7 @@ class Settings(BaseSettings):
     """log no events"""
     event_queue_size: int = Field(10_000, ge=1, le=10_000_000)
     """most events that wait in the queue; more are dropped and counted"""
-    subscriber: Annotated[tuple[str, ...], NoDecode, BeforeValidator(one_or_list)] = Field(
+    subscriber: OneOrList = Field(
         (),
         description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
         ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',
@@ -186,6 +177,12 @@ class Settings(BaseSettings):
             SubscriberSource.parse(text)
         return value
 
+    @field_validator("l2")
+    @classmethod
+    def _tiers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_all(value)
+        return value
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _url(cls, value: str) -> str:
@@ -224,6 +221,10 @@ class Settings(BaseSettings):
         """Whether Prometheus can scrape metrics: they are measured, and not sent to a collector."""
         return not (self.disable_observability or self.disable_metrics or self.otlp_endpoint)
 
+    def tier_addresses(self) -> tuple[TierAddress, ...]:
+        """Return the addresses of the tiers behind L1, in order."""
+        return parse_all(self.l2)
+
     def described(self) -> dict[str, str]:
         """Return every setting as text, without the arguments of subscribers, which may be secrets."""
         return {name: _described(name, getattr(self, name)) for name in type(self).model_fields}
@@ -253,8 +254,9 @@ _FORMATTERS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
 
 def _described(name: str, value: object) -> str:
     if name == "subscriber":
-        sources = [text.partition("=")[0] for text in value] if isinstance(value, tuple) else []
-        return json.dumps(sources) if sources else ""
+        value = tuple(text.partition("=")[0] for text in value) if isinstance(value, tuple) else ()
+    if name in ("subscriber", "l2"):
+        return json.dumps(value) if value else ""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return Settings.shown(name, value)

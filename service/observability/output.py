@@ -13,7 +13,7 @@ from types import TracebackType
 
 import grpc
 
-from service.settings import LogFormat, LogLevel
+from service.setting_types import LogFormat, LogLevel
 from telemetry.logs.detached_stream import DetachedStream
 from telemetry.logs.line_format import JsonFormat, TextFormat, log_event
 from telemetry.logs.throttling import LineThrottle

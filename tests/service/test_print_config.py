@@ -25,6 +25,8 @@ GIVEN: dict[str, Any] = {
     "open_reflection": True,
     "l1_size": "20.5 GiB",
     "l1_huge_pages": "none",
+    "l2": ("disk:///var/lib/kv%20depot?size=1.5TiB&name=nvme0", "s3://bucket?region=a,b"),
+    "l2_write": "evicted",
     "max_message_size": "5000000",
     "lease_ttl": "250ms",
     "session_idle_timeout": 1234.5678,

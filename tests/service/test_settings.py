@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 from kvdepot.cli.app import app
 from service.l1.arena import HugePages
 from service.misspelt import misspelt
-from service.settings import BadSettings, LogLevel, Settings, load
+from service.setting_types import LogLevel
+from service.settings import BadSettings, Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +117,14 @@ def test_settings_are_frozen() -> None:
 
 
 def test_described_settings_are_read_back_as_they_are() -> None:
-    settings = load({"l1_size": "1536MiB", "lease_ttl": "250ms", "listen": "a:1,b:2", "max_message_size": "5000000"})
+    settings = load(
+        {
+            "l1_size": "1536MiB",
+            "lease_ttl": "250ms",
+            "listen": "a:1,b:2",
+            "l2": ("s3://bucket?region=x,y", "valkey://h"),
+        }
+    )
     described = settings.described()
     assert set(described) == set(Settings.model_fields)
     assert values(load(described)) == values(settings)
@@ -124,6 +133,18 @@ def test_described_settings_are_read_back_as_they_are() -> None:
 def test_arguments_of_subscribers_are_not_described() -> None:
     settings = load({"subscriber": ('a.b:c={"token": "hunter2"}', "d:e")})
     assert settings.described()["subscriber"] == '["a.b:c", "d:e"]'
+
+
+def test_tiers_are_in_the_order_in_which_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load({}).tier_addresses() == ()
+    given = ("disk:///d?size=1GiB", "s3://bucket?endpoint=http://a,b")
+    assert [each.name for each in load({"l2": given}).tier_addresses()] == ["disk", "s3"]
+    monkeypatch.setenv("KVDEPOT_L2", given[1])
+    assert [each.kind for each in load({}).tier_addresses()] == ["s3"]
+    monkeypatch.setenv("KVDEPOT_L2", json.dumps(given))
+    assert load({}).l2 == given
+    monkeypatch.setenv("KVDEPOT_L2", "")
+    assert load({}).l2 == ()
 
 
 # What is refused
@@ -142,6 +163,8 @@ BAD = {
     "tenant_max_bytes_in_flight": ["0", "all"],
     "l1_size": ["0", "4095", "-1", "much", "8XB"],
     "l1_huge_pages": ["", "yes", "2MiB"],
+    "l2": ["/var/lib/kvdepot", "disk:///var/lib/kvdepot", "ftp://host/path", "[disk://"],
+    "l2_write": ["", "first-touch"],
     "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
     "verify": ["", "on", "lookups"],
     "scrub_rate": ["-1", "fast", "1MiB/s"],
@@ -191,6 +214,13 @@ def test_a_bad_value_is_reported_with_its_name(name: str, value: str) -> None:
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
     assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file"}
+
+
+@pytest.mark.parametrize("given", ["valkey://me:hunter2@host", "[hunter2", ["valkey://host?password=hunter2"], 7])
+def test_a_secret_in_a_tiers_address_is_not_repeated(given: object) -> None:
+    with pytest.raises(BadSettings, match=r"^l2: ") as caught:
+        load({"l2": given})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_all_faults_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +298,18 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         load({}, tmp_path / "nothing.yaml")
     assert serve("--config", str(tmp_path)).exit_code == 2
     assert serve(KVDEPOT_CONFIG=str(tmp_path / "nothing.yaml")).exit_code == 2
+
+
+def test_a_file_of_a_tier_that_is_not_there_refuses_the_start(tmp_path: Path) -> None:
+    result = serve(
+        "--l2", f"valkey://cache?password_file={tmp_path}/none&secret_file={tmp_path}", "--l2", "s3://bucket"
+    )
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "kvdepot: bad settings",
+        f"l2: valkey://cache:6379: password_file={tmp_path}/none: No such file or directory",
+        f"l2: valkey://cache:6379: secret_file={tmp_path}: it is no regular file",
+    ]
 
 
 def test_an_unknown_flag_is_refused() -> None:

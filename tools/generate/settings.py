@@ -18,7 +18,7 @@ overrides the file. In the chart they are keys of `settings`, except those that 
 
 A size is like `8GiB`, `500MB` or `4096`. A duration is like `60s`, `5m`, `250ms` or `1.5`. A switch is a flag without a
 value, and `true` or `false` elsewhere. A list is a flag that is given several times. In a variable, commas separate its
-texts; the variable of `subscriber` is one text or a JSON array of texts.
+texts; the variables of `subscriber` and `l2` are one text or a JSON array of texts.
 
 `kvdepot serve --print-config` writes all settings with their meaning as YAML, for `--config`: those that are given
 are set, and the defaults are comments.

@@ -30,7 +30,7 @@ LOGGING = """
 import logging
 import grpc
 from service.observability.output import Output
-from service.settings import LogFormat, LogLevel
+from service.setting_types import LogFormat, LogLevel
 
 Output.detached().log_as(LogFormat.TEXT, LogLevel.INFO)
 for error in (grpc.aio.InternalError("the batch failed"), ValueError("a bug")):
