@@ -23,6 +23,7 @@ from service.depot.running_transfer import to_the_end
 from service.depot.scrub import Scrub
 from service.depot.sessions import Sessions
 from service.depot.slices import Slices
+from service.depot.tier import Tier
 from service.depot.verification import Verification
 from service.l1.chunk import Chunk
 from service.l1.index import Index
@@ -49,7 +50,7 @@ class TenantDepots:
     """A depot for each tenant, made at its first call or for its adopted chunks. The default tenant has no name.
 
     `incarnation` is unique to this start of the depot. `num_adopted_chunks_by_tenant` counts the chunks that it took
-    over from the process before it.
+    over from the process before it. `tiers` are those behind L1, in their order.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TenantDepots:
         self.slices = Slices()
         self.incarnation = uuid4().hex
         self.num_adopted_chunks_by_tenant: dict[str, int] = {}
+        self.tiers: Sequence[Tier] = ()
         self.verification = Verification(limits.verify, self.index, bus)
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
         self._l1 = l1
