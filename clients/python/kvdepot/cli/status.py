@@ -78,10 +78,9 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
 
 def _l1(l1: admin_pb2.TierStatus) -> list[list[Cell]]:
     counts = ("protected_chunks", "evicted_chunks", "refused_chunks", "verified_chunks", "corrupt_chunks")
-    return [
-        ["populated", readable_size(l1.populated_bytes)],
-        *([name.replace("_", " "), f"{getattr(l1, f'num_{name}'):,}"] for name in counts),
-    ]
+    rows: list[list[Cell]] = [["populated", readable_size(l1.populated_bytes)]]
+    rows += ([name.replace("_", " "), f"{getattr(l1, f'num_{name}'):,}"] for name in counts)
+    return rows
 
 
 def _instances(instances: Iterable[admin_pb2.Instance]) -> list[list[Cell]]:
