@@ -33,6 +33,7 @@ from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot, read_memory
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
+from service.observability.tier_gauges import read_tiers
 from service.process.heap import give_back_freed_memory
 from service.process.log_levels import LogLevels
 from service.rpc.admin import AdminServicer
@@ -221,6 +222,7 @@ class Server:
         gauges = (
             lambda: read_depot(self.depots, self._admission, self._refusals, self.memory.populated_bytes),
             lambda: read_memory(self.memory),
+            lambda: read_tiers(self.depots.tiers),
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
             *more_gauges,

@@ -51,7 +51,7 @@ class TenantDepots:
     """A depot for each tenant, made at its first call or for its adopted chunks. The default tenant has no name.
 
     `incarnation` is unique to this start of the depot. `num_adopted_chunks_by_tenant` counts the chunks that it took
-    over from the process before it.
+    over from the process before it. `tiers` are those behind L1, in their order.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from service.depot.loading import Loading
 from service.depot.tier import Tier
@@ -24,6 +24,9 @@ class Tiers:
 
     def __repr__(self) -> str:
         return f"<Tiers {', '.join(tier.name for tier in self.tiers)}>"
+
+    def __iter__(self) -> Iterator[Tier]:
+        return iter(self.tiers)
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         """Forget chunks in all tiers: see `Tier.clear`. Return how many that were, as far as the tiers know."""

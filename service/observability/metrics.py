@@ -22,6 +22,7 @@ from telemetry.metrics.prometheus import Page
 from telemetry.metrics.server import LoopLag, read_bus, read_process
 from telemetry.metrics.snapshot import Scalars, Snapshots
 from telemetry.metrics.subscriber import MetricsSubscriber
+from telemetry.metrics.tiers import TiersSubscriber
 from telemetry.thread import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -40,18 +41,19 @@ class Measuring:
         events = MetricsSubscriber(models)
         chunks = ChunksSubscriber(models)
         instances = InstancesSubscriber(models)
+        tiers = TiersSubscriber()
         l0 = L0Subscriber(
             sample_rate=settings.l0_sample_rate,
             session_idle_timeout_seconds=settings.session_idle_timeout,
             exported=models.exported,
         )
-        self.subscribers: tuple[Subscriber, ...] = (events, chunks, instances, l0)
+        self.subscribers: tuple[Subscriber, ...] = (events, chunks, instances, tiers, l0)
         self.rpc_durations = Histogram(definitions.RPC_DURATION)
         self._loop_lag = LoopLag()
         self._snapshots = Snapshots()
-        for read in (events.read, instances.read, l0.read, read_process):
+        for read in (events.read, instances.read, tiers.read, l0.read, read_process):
             self._snapshots.add(read)
-        self._snapshots.add_histograms((*events.histograms, *chunks.histograms, *l0.histograms))
+        self._snapshots.add_histograms((*events.histograms, *chunks.histograms, *tiers.histograms, *l0.histograms))
         self._snapshots.add_histograms((self.rpc_durations, self._loop_lag.lag))
         self._export: MetricsExport | None = None
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from kvdepot.v1 import admin_pb2, admin_pb2_grpc, cache_pb2
+from kvdepot.v1 import admin_pb2, admin_pb2_grpc
 from kvdepot.version import __version__
 from service.depot.depot import Depot
 from service.depot.instances import Instance
@@ -15,6 +15,7 @@ from service.depot.tenant_depots import TenantDepots
 from service.process.log_levels import LogLevels
 from service.rpc import encode
 from service.rpc.log_level import logger_levels, set_log_level
+from service.rpc.tiers import tier_statuses
 from telemetry.bus import EventBus
 
 
@@ -39,26 +40,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: object) -> admin_pb2.GetStatusResponse:
         depots = self._depots
-        index = depots.index
-        l1 = admin_pb2.TierStatus(
-            tier=cache_pb2.TIER_L1,
-            used_bytes=index.pool.used_bytes,
-            capacity_bytes=index.pool.capacity_bytes,
-            populated_bytes=self._populated_bytes(),
-            num_chunks=index.num_resident,
-            num_protected_chunks=index.num_protected,
-            num_evicted_chunks=index.num_evicted,
-            num_refused_chunks=sum(depot.num_refused_chunks for depot in depots),
-            num_verified_chunks=depots.verification.num_verified.total(),
-            num_corrupt_chunks=depots.verification.num_corrupt.total(),
-        )
         return admin_pb2.GetStatusResponse(
             version=__version__,
             start_time=encode.timestamp(self._start_time),
             uptime=encode.duration(time.monotonic() - self._start),
             state=admin_pb2.SERVER_STATE_DRAINING if depots.draining else admin_pb2.SERVER_STATE_SERVING,
             settings=self._settings,
-            tiers=[l1],
+            tiers=tier_statuses(depots, self._populated_bytes()),
             event_queue=self._event_queue(),
             transfer_backend=depots.backend.name,
             num_instances=sum(len(depot.instances) for depot in depots),

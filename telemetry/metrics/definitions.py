@@ -1,10 +1,11 @@
-"""The definition of every metric that the depot exports."""
+"""The definition of every metric that the depot exports. Those of tiers are in tier_definitions.py."""
 
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
+from telemetry.metrics.tier_definitions import TIER_METRICS
 
 
 def lifecycle(name: str, description: str, *attributes: Attribute) -> Metric:
@@ -292,5 +293,6 @@ PROCESS_THREADS = gauge(
 PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was started.")
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
-METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""In the order in which they stand above."""
+_OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
+METRICS: tuple[Metric, ...] = (*_OWN, *TIER_METRICS)
+"""In the order in which they stand above, and then those of tiers."""

@@ -93,6 +93,7 @@ def example(event_type: Callable[..., Event]) -> Event:
         int: 7,
         float: 0.125,
         bool: True,
+        bytes: b"\x01\x02",
         str | None: None,
         float | None: None,
         tuple[str, ...]: ("127.0.0.1:1", "unix:/x"),

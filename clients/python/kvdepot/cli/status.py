@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from rich.text import Text
 
 from kvdepot import Credentials
+from kvdepot.cli import tiers
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
-from kvdepot.cli.tables import Cell, Column, print_rows
+from kvdepot.cli.tables import Cell, Column, print_lines, print_rows
 from kvdepot.cli.terminal import as_json, counted, printable, readable_size
-from kvdepot.v1 import admin_pb2, cache_pb2
+from kvdepot.v1 import admin_pb2
 
 
 @takes_credentials
@@ -24,15 +25,18 @@ def status(*, address: Address = DEFAULT_ADDRESS, json_output: AsJson = False, c
     if json_output:
         print(json.dumps({"status": as_json(depot), "instances": as_json(instances)}, indent=2))
         return
-    facts, tiers = _overview(depot), _tiers(depot.tiers)
-    print_rows(FACTS, facts, title=f"kvdepot {depot.version} at {address}")
+    print_rows(FACTS, _overview(depot), title=f"kvdepot {depot.version} at {address}")
     print()
-    print_rows((Column(""), *(Column(_tier(each), right=True) for each in depot.tiers)), tiers, title="tiers")
+    print_rows(tiers.COLUMNS, tiers.rows(depot.tiers), title="tiers")
+    print_lines(trouble for tier in depot.tiers for trouble in tiers.troubles(tier))
+    print()
+    print_rows(L1, _l1(depot.tiers[0]))
     print()
     print_rows(INSTANCES, _instances(instances.instances), title="instances")
 
 
 FACTS = (Column(""), Column("", min_width=20))
+L1 = (Column("L1"), Column("", right=True))
 INSTANCES = (
     Column("instance", min_width=16),
     Column("model", min_width=10, drop=2),
@@ -72,19 +76,10 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
     return facts
 
 
-def _tier(tier: admin_pb2.TierStatus) -> str:
-    return cache_pb2.Tier.Name(tier.tier).removeprefix("TIER_")
-
-
-def _tiers(tiers: Sequence[admin_pb2.TierStatus]) -> list[list[Cell]]:
-    used = (f"{readable_size(tier.used_bytes)} ({tier.used_bytes / max(1, tier.capacity_bytes):.0%})" for tier in tiers)
-    rows: list[list[Cell]] = [
-        ["used", *used],
-        ["capacity", *(readable_size(tier.capacity_bytes) for tier in tiers)],
-        ["populated", *(readable_size(tier.populated_bytes) for tier in tiers)],
-    ]
-    counts = ("chunks", "protected_chunks", "evicted_chunks", "refused_chunks", "verified_chunks", "corrupt_chunks")
-    rows += ([name.replace("_", " "), *(f"{getattr(tier, f'num_{name}'):,}" for tier in tiers)] for name in counts)
+def _l1(l1: admin_pb2.TierStatus) -> list[list[Cell]]:
+    counts = ("protected_chunks", "evicted_chunks", "refused_chunks", "verified_chunks", "corrupt_chunks")
+    rows: list[list[Cell]] = [["populated", readable_size(l1.populated_bytes)]]
+    rows += ([name.replace("_", " "), f"{getattr(l1, f'num_{name}'):,}"] for name in counts)
     return rows
 
 

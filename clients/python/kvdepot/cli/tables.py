@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -40,6 +40,13 @@ def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, tit
     headers = [column.header for column in columns]
     for line in _aligned(columns, [headers, *rows] if any(headers) else rows):
         print(line)
+
+
+def print_lines(lines: Iterable[Text]) -> None:
+    """Print lines to standard output, wrapped between words in a terminal and as they are elsewhere."""
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def shown(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:

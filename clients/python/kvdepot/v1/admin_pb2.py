@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from kvdepot.v1 import cache_pb2 as kvdepot_dot_v1_dot_cache__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvdepot/v1/admin.proto\x12\nkvdepot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x12\n\x10GetStatusRequest\"\xdb\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.kvdepot.v1.ServerState\x12=\n\x08settings\x18\x05 \x03(\x0b\x32+.kvdepot.v1.GetStatusResponse.SettingsEntry\x12%\n\x05tiers\x18\x06 \x03(\x0b\x32\x16.kvdepot.v1.TierStatus\x12\x31\n\x0b\x65vent_queue\x18\x07 \x01(\x0b\x32\x1c.kvdepot.v1.EventQueueStatus\x12\x18\n\x10transfer_backend\x18\x08 \x01(\t\x12\x15\n\rnum_instances\x18\t \x01(\r\x12\x14\n\x0cnum_sessions\x18\n \x01(\r\x12\x12\n\nnum_leases\x18\x0b \x01(\r\x12)\n\x07tenants\x18\x0c \x03(\x0b\x32\x18.kvdepot.v1.TenantStatus\x12+\n\nlog_levels\x18\r \x03(\x0b\x32\x17.kvdepot.v1.LoggerLevel\x12\x19\n\x11\x64\x65pot_incarnation\x18\x0e \x01(\t\x12\x1a\n\x12num_adopted_chunks\x18\x0f \x01(\x04\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x0cTenantStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rnum_instances\x18\x02 \x01(\r\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x12\n\nnum_leases\x18\x04 \x01(\r\x12\x12\n\nnum_chunks\x18\x05 \x01(\x04\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x18\n\x10num_running_rpcs\x18\x07 \x01(\r\x12\x17\n\x0f\x62ytes_in_flight\x18\x08 \x01(\x04\x12\x1a\n\x12num_adopted_chunks\x18\t \x01(\x04\"\x94\x02\n\nTierStatus\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvdepot.v1.Tier\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fpopulated_bytes\x18\x04 \x01(\x04\x12\x12\n\nnum_chunks\x18\x05 \x01(\x04\x12\x1c\n\x14num_protected_chunks\x18\x06 \x01(\x04\x12\x1a\n\x12num_evicted_chunks\x18\x07 \x01(\x04\x12\x1a\n\x12num_refused_chunks\x18\x08 \x01(\x04\x12\x1b\n\x13num_verified_chunks\x18\t \x01(\x04\x12\x1a\n\x12num_corrupt_chunks\x18\n \x01(\x04\"\xed\x02\n\x10\x45ventQueueStatus\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x15\n\rnum_published\x18\x03 \x01(\x04\x12O\n\x13num_dropped_by_type\x18\x04 \x03(\x0b\x32\x32.kvdepot.v1.EventQueueStatus.NumDroppedByTypeEntry\x12Y\n\x18num_errors_by_subscriber\x18\x05 \x03(\x0b\x32\x37.kvdepot.v1.EventQueueStatus.NumErrorsBySubscriberEntry\x1a\x37\n\x15NumDroppedByTypeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a<\n\x1aNumErrorsBySubscriberEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x16\n\x14ListInstancesRequest\"@\n\x15ListInstancesResponse\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.kvdepot.v1.Instance\"\xdb\x01\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\'\n\x05ranks\x18\x04 \x03(\x0b\x32\x18.kvdepot.v1.AttachedRank\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x12\n\nnum_leases\x18\x06 \x01(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x16\n\x0emodel_revision\x18\x08 \x01(\t\x12\x17\n\x0f\x62lock_hash_seed\x18\t \x01(\t\"\xbd\x01\n\x0c\x41ttachedRank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12/\n\x0b\x61ttach_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\x12\x18\n\x10transfer_backend\x18\x04 \x01(\t\x12\x14\n\x0cmapped_bytes\x18\x05 \x01(\x04\x12\x12\n\nnum_groups\x18\x06 \x01(\r\x12\x15\n\rnum_transfers\x18\x07 \x01(\r\"n\n\x11\x43learCacheRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x17\n\ncache_salt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\tB\r\n\x0b_cache_salt\"\x9a\x01\n\x12\x43learCacheResponse\x12\x1a\n\x12num_cleared_chunks\x18\x01 \x01(\x04\x12\x15\n\rcleared_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fnum_kept_chunks\x18\x03 \x01(\x04\x12\x1a\n\x12num_revoked_leases\x18\x04 \x01(\r\x12\x1c\n\x14num_cleared_in_tiers\x18\x05 \x01(\x04\"v\n\x12SetLogLevelRequest\x12#\n\x05level\x18\x01 \x01(\x0e\x32\x14.kvdepot.v1.LogLevel\x12\x0e\n\x06logger\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x13SetLogLevelResponse\x12+\n\nlog_levels\x18\x01 \x03(\x0b\x32\x17.kvdepot.v1.LoggerLevel\"s\n\x0bLoggerLevel\x12\x0e\n\x06logger\x18\x01 \x01(\t\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.kvdepot.v1.LogLevel\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_SERVING\x10\x01\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x02*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xcb\x02\n\x0c\x41\x64minService\x12H\n\tGetStatus\x12\x1c.kvdepot.v1.GetStatusRequest\x1a\x1d.kvdepot.v1.GetStatusResponse\x12T\n\rListInstances\x12 .kvdepot.v1.ListInstancesRequest\x1a!.kvdepot.v1.ListInstancesResponse\x12K\n\nClearCache\x12\x1d.kvdepot.v1.ClearCacheRequest\x1a\x1e.kvdepot.v1.ClearCacheResponse\x12N\n\x0bSetLogLevel\x12\x1e.kvdepot.v1.SetLogLevelRequest\x1a\x1f.kvdepot.v1.SetLogLevelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvdepot/v1/admin.proto\x12\nkvdepot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16kvdepot/v1/cache.proto\"\x12\n\x10GetStatusRequest\"\xdb\x04\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.kvdepot.v1.ServerState\x12=\n\x08settings\x18\x05 \x03(\x0b\x32+.kvdepot.v1.GetStatusResponse.SettingsEntry\x12%\n\x05tiers\x18\x06 \x03(\x0b\x32\x16.kvdepot.v1.TierStatus\x12\x31\n\x0b\x65vent_queue\x18\x07 \x01(\x0b\x32\x1c.kvdepot.v1.EventQueueStatus\x12\x18\n\x10transfer_backend\x18\x08 \x01(\t\x12\x15\n\rnum_instances\x18\t \x01(\r\x12\x14\n\x0cnum_sessions\x18\n \x01(\r\x12\x12\n\nnum_leases\x18\x0b \x01(\r\x12)\n\x07tenants\x18\x0c \x03(\x0b\x32\x18.kvdepot.v1.TenantStatus\x12+\n\nlog_levels\x18\r \x03(\x0b\x32\x17.kvdepot.v1.LoggerLevel\x12\x19\n\x11\x64\x65pot_incarnation\x18\x0e \x01(\t\x12\x1a\n\x12num_adopted_chunks\x18\x0f \x01(\x04\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x0cTenantStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rnum_instances\x18\x02 \x01(\r\x12\x14\n\x0cnum_sessions\x18\x03 \x01(\r\x12\x12\n\nnum_leases\x18\x04 \x01(\r\x12\x12\n\nnum_chunks\x18\x05 \x01(\x04\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x18\n\x10num_running_rpcs\x18\x07 \x01(\r\x12\x17\n\x0f\x62ytes_in_flight\x18\x08 \x01(\x04\x12\x1a\n\x12num_adopted_chunks\x18\t \x01(\x04\"\xd4\x03\n\nTierStatus\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.kvdepot.v1.Tier\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fpopulated_bytes\x18\x04 \x01(\x04\x12\x12\n\nnum_chunks\x18\x05 \x01(\x04\x12\x1c\n\x14num_protected_chunks\x18\x06 \x01(\x04\x12\x1a\n\x12num_evicted_chunks\x18\x07 \x01(\x04\x12\x1a\n\x12num_refused_chunks\x18\x08 \x01(\x04\x12\x1b\n\x13num_verified_chunks\x18\t \x01(\x04\x12\x1a\n\x12num_corrupt_chunks\x18\n \x01(\x04\x12\x0c\n\x04name\x18\x0b \x01(\t\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12$\n\x05state\x18\r \x01(\x0e\x32\x15.kvdepot.v1.TierState\x12\x0e\n\x06\x64\x65tail\x18\x0e \x01(\t\x12\x30\n\rtime_to_probe\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x07traffic\x18\x10 \x01(\x0b\x32\x17.kvdepot.v1.TierTraffic\x12\x10\n\x08is_local\x18\x11 \x01(\x08\"\xa3\x06\n\x0bTierTraffic\x12\x18\n\x10num_asked_chunks\x18\x01 \x01(\x04\x12\x18\n\x10num_found_chunks\x18\x02 \x01(\x04\x12L\n\x14num_reads_by_outcome\x18\x03 \x03(\x0b\x32..kvdepot.v1.TierTraffic.NumReadsByOutcomeEntry\x12N\n\x15num_writes_by_outcome\x18\x04 \x03(\x0b\x32/.kvdepot.v1.TierTraffic.NumWritesByOutcomeEntry\x12[\n\x1cnum_dropped_writes_by_reason\x18\x05 \x03(\x0b\x32\x35.kvdepot.v1.TierTraffic.NumDroppedWritesByReasonEntry\x12\x12\n\nread_bytes\x18\x06 \x01(\x04\x12\x15\n\rwritten_bytes\x18\x07 \x01(\x04\x12\"\n\x15read_bytes_per_second\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12#\n\x16write_bytes_per_second\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10num_queued_reads\x18\n \x01(\x04\x12\x19\n\x11num_queued_writes\x18\x0b \x01(\x04\x12\x1a\n\x12queued_write_bytes\x18\x0c \x01(\x04\x12\x16\n\x0enum_io_workers\x18\r \x01(\r\x12\x1d\n\x15num_killed_io_workers\x18\x0e \x01(\x04\x1a\x38\n\x16NumReadsByOutcomeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x39\n\x17NumWritesByOutcomeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a?\n\x1dNumDroppedWritesByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x18\n\x16_read_bytes_per_secondB\x19\n\x17_write_bytes_per_second\"\xed\x02\n\x10\x45ventQueueStatus\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x15\n\rnum_published\x18\x03 \x01(\x04\x12O\n\x13num_dropped_by_type\x18\x04 \x03(\x0b\x32\x32.kvdepot.v1.EventQueueStatus.NumDroppedByTypeEntry\x12Y\n\x18num_errors_by_subscriber\x18\x05 \x03(\x0b\x32\x37.kvdepot.v1.EventQueueStatus.NumErrorsBySubscriberEntry\x1a\x37\n\x15NumDroppedByTypeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a<\n\x1aNumErrorsBySubscriberEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x16\n\x14ListInstancesRequest\"@\n\x15ListInstancesResponse\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.kvdepot.v1.Instance\"\xdb\x01\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x12\n\nworld_size\x18\x03 \x01(\r\x12\'\n\x05ranks\x18\x04 \x03(\x0b\x32\x18.kvdepot.v1.AttachedRank\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x12\n\nnum_leases\x18\x06 \x01(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x16\n\x0emodel_revision\x18\x08 \x01(\t\x12\x17\n\x0f\x62lock_hash_seed\x18\t \x01(\t\"\xbd\x01\n\x0c\x41ttachedRank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12/\n\x0b\x61ttach_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\x12\x18\n\x10transfer_backend\x18\x04 \x01(\t\x12\x14\n\x0cmapped_bytes\x18\x05 \x01(\x04\x12\x12\n\nnum_groups\x18\x06 \x01(\r\x12\x15\n\rnum_transfers\x18\x07 \x01(\r\"n\n\x11\x43learCacheRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x17\n\ncache_salt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\tB\r\n\x0b_cache_salt\"\x9a\x01\n\x12\x43learCacheResponse\x12\x1a\n\x12num_cleared_chunks\x18\x01 \x01(\x04\x12\x15\n\rcleared_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fnum_kept_chunks\x18\x03 \x01(\x04\x12\x1a\n\x12num_revoked_leases\x18\x04 \x01(\r\x12\x1c\n\x14num_cleared_in_tiers\x18\x05 \x01(\x04\"v\n\x12SetLogLevelRequest\x12#\n\x05level\x18\x01 \x01(\x0e\x32\x14.kvdepot.v1.LogLevel\x12\x0e\n\x06logger\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x13SetLogLevelResponse\x12+\n\nlog_levels\x18\x01 \x03(\x0b\x32\x17.kvdepot.v1.LoggerLevel\"s\n\x0bLoggerLevel\x12\x0e\n\x06logger\x18\x01 \x01(\t\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.kvdepot.v1.LogLevel\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_SERVING\x10\x01\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x02*\x8a\x01\n\tTierState\x12\x1a\n\x16TIER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TIER_STATE_OPENING\x10\x01\x12\x18\n\x14TIER_STATE_AVAILABLE\x10\x02\x12\x16\n\x12TIER_STATE_FAILING\x10\x03\x12\x17\n\x13TIER_STATE_UNUSABLE\x10\x04*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xcb\x02\n\x0c\x41\x64minService\x12H\n\tGetStatus\x12\x1c.kvdepot.v1.GetStatusRequest\x1a\x1d.kvdepot.v1.GetStatusResponse\x12T\n\rListInstances\x12 .kvdepot.v1.ListInstancesRequest\x1a!.kvdepot.v1.ListInstancesResponse\x12K\n\nClearCache\x12\x1d.kvdepot.v1.ClearCacheRequest\x1a\x1e.kvdepot.v1.ClearCacheResponse\x12N\n\x0bSetLogLevel\x12\x1e.kvdepot.v1.SetLogLevelRequest\x1a\x1f.kvdepot.v1.SetLogLevelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._serialized_options = b'8\001'
+  _globals['_TIERTRAFFIC_NUMREADSBYOUTCOMEENTRY']._loaded_options = None
+  _globals['_TIERTRAFFIC_NUMREADSBYOUTCOMEENTRY']._serialized_options = b'8\001'
+  _globals['_TIERTRAFFIC_NUMWRITESBYOUTCOMEENTRY']._loaded_options = None
+  _globals['_TIERTRAFFIC_NUMWRITESBYOUTCOMEENTRY']._serialized_options = b'8\001'
+  _globals['_TIERTRAFFIC_NUMDROPPEDWRITESBYREASONENTRY']._loaded_options = None
+  _globals['_TIERTRAFFIC_NUMDROPPEDWRITESBYREASONENTRY']._serialized_options = b'8\001'
   _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._loaded_options = None
   _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._serialized_options = b'8\001'
   _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._loaded_options = None
   _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=2693
-  _globals['_SERVERSTATE']._serialized_end=2789
-  _globals['_LOGLEVEL']._serialized_start=2791
-  _globals['_LOGLEVEL']._serialized_end=2913
+  _globals['_SERVERSTATE']._serialized_start=3691
+  _globals['_SERVERSTATE']._serialized_end=3787
+  _globals['_TIERSTATE']._serialized_start=3790
+  _globals['_TIERSTATE']._serialized_end=3928
+  _globals['_LOGLEVEL']._serialized_start=3930
+  _globals['_LOGLEVEL']._serialized_end=4052
   _globals['_GETSTATUSREQUEST']._serialized_start=127
   _globals['_GETSTATUSREQUEST']._serialized_end=145
   _globals['_GETSTATUSRESPONSE']._serialized_start=148
@@ -53,31 +61,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTSTATUS']._serialized_start=754
   _globals['_TENANTSTATUS']._serialized_end=966
   _globals['_TIERSTATUS']._serialized_start=969
-  _globals['_TIERSTATUS']._serialized_end=1245
-  _globals['_EVENTQUEUESTATUS']._serialized_start=1248
-  _globals['_EVENTQUEUESTATUS']._serialized_end=1613
-  _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._serialized_start=1496
-  _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._serialized_end=1551
-  _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._serialized_start=1553
-  _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._serialized_end=1613
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=1615
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1637
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1639
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1703
-  _globals['_INSTANCE']._serialized_start=1706
-  _globals['_INSTANCE']._serialized_end=1925
-  _globals['_ATTACHEDRANK']._serialized_start=1928
-  _globals['_ATTACHEDRANK']._serialized_end=2117
-  _globals['_CLEARCACHEREQUEST']._serialized_start=2119
-  _globals['_CLEARCACHEREQUEST']._serialized_end=2229
-  _globals['_CLEARCACHERESPONSE']._serialized_start=2232
-  _globals['_CLEARCACHERESPONSE']._serialized_end=2386
-  _globals['_SETLOGLEVELREQUEST']._serialized_start=2388
-  _globals['_SETLOGLEVELREQUEST']._serialized_end=2506
-  _globals['_SETLOGLEVELRESPONSE']._serialized_start=2508
-  _globals['_SETLOGLEVELRESPONSE']._serialized_end=2574
-  _globals['_LOGGERLEVEL']._serialized_start=2576
-  _globals['_LOGGERLEVEL']._serialized_end=2691
-  _globals['_ADMINSERVICE']._serialized_start=2916
-  _globals['_ADMINSERVICE']._serialized_end=3247
+  _globals['_TIERSTATUS']._serialized_end=1437
+  _globals['_TIERTRAFFIC']._serialized_start=1440
+  _globals['_TIERTRAFFIC']._serialized_end=2243
+  _globals['_TIERTRAFFIC_NUMREADSBYOUTCOMEENTRY']._serialized_start=2010
+  _globals['_TIERTRAFFIC_NUMREADSBYOUTCOMEENTRY']._serialized_end=2066
+  _globals['_TIERTRAFFIC_NUMWRITESBYOUTCOMEENTRY']._serialized_start=2068
+  _globals['_TIERTRAFFIC_NUMWRITESBYOUTCOMEENTRY']._serialized_end=2125
+  _globals['_TIERTRAFFIC_NUMDROPPEDWRITESBYREASONENTRY']._serialized_start=2127
+  _globals['_TIERTRAFFIC_NUMDROPPEDWRITESBYREASONENTRY']._serialized_end=2190
+  _globals['_EVENTQUEUESTATUS']._serialized_start=2246
+  _globals['_EVENTQUEUESTATUS']._serialized_end=2611
+  _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._serialized_start=2494
+  _globals['_EVENTQUEUESTATUS_NUMDROPPEDBYTYPEENTRY']._serialized_end=2549
+  _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._serialized_start=2551
+  _globals['_EVENTQUEUESTATUS_NUMERRORSBYSUBSCRIBERENTRY']._serialized_end=2611
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=2613
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=2635
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=2637
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=2701
+  _globals['_INSTANCE']._serialized_start=2704
+  _globals['_INSTANCE']._serialized_end=2923
+  _globals['_ATTACHEDRANK']._serialized_start=2926
+  _globals['_ATTACHEDRANK']._serialized_end=3115
+  _globals['_CLEARCACHEREQUEST']._serialized_start=3117
+  _globals['_CLEARCACHEREQUEST']._serialized_end=3227
+  _globals['_CLEARCACHERESPONSE']._serialized_start=3230
+  _globals['_CLEARCACHERESPONSE']._serialized_end=3384
+  _globals['_SETLOGLEVELREQUEST']._serialized_start=3386
+  _globals['_SETLOGLEVELREQUEST']._serialized_end=3504
+  _globals['_SETLOGLEVELRESPONSE']._serialized_start=3506
+  _globals['_SETLOGLEVELRESPONSE']._serialized_end=3572
+  _globals['_LOGGERLEVEL']._serialized_start=3574
+  _globals['_LOGGERLEVEL']._serialized_end=3689
+  _globals['_ADMINSERVICE']._serialized_start=4055
+  _globals['_ADMINSERVICE']._serialized_end=4386
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,38 @@ SERVER_STATE_DRAINING: ServerState.ValueType  # 2
 """The depot is shutting down, and refuses requests."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
+class _TierState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TierState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_STATE_UNSPECIFIED: _TierState.ValueType  # 0
+    """Not set."""
+    TIER_STATE_OPENING: _TierState.ValueType  # 1
+    """It is not open yet. Lookups do without it."""
+    TIER_STATE_AVAILABLE: _TierState.ValueType  # 2
+    """The depot uses it."""
+    TIER_STATE_FAILING: _TierState.ValueType  # 3
+    """It failed several times. Lookups do without it, at no cost, until a probe finds that it works."""
+    TIER_STATE_UNUSABLE: _TierState.ValueType  # 4
+    """It can't be opened as the settings describe it."""
+
+class TierState(_TierState, metaclass=_TierStateEnumTypeWrapper):
+    """Whether the depot uses a tier."""
+
+TIER_STATE_UNSPECIFIED: TierState.ValueType  # 0
+"""Not set."""
+TIER_STATE_OPENING: TierState.ValueType  # 1
+"""It is not open yet. Lookups do without it."""
+TIER_STATE_AVAILABLE: TierState.ValueType  # 2
+"""The depot uses it."""
+TIER_STATE_FAILING: TierState.ValueType  # 3
+"""It failed several times. Lookups do without it, at no cost, until a probe finds that it works."""
+TIER_STATE_UNUSABLE: TierState.ValueType  # 4
+"""It can't be opened as the settings describe it."""
+Global___TierState: _TypeAlias = TierState  # noqa: Y015
+
 class _LogLevel:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -166,7 +198,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatus]:
-        """The tiers that keep chunks."""
+        """The tiers that keep chunks: L1, and then those behind it, in their order."""
 
     @_builtins.property
     def event_queue(self) -> Global___EventQueueStatus:
@@ -277,6 +309,13 @@ class TierStatus(_message.Message):
     NUM_REFUSED_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_VERIFIED_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_CORRUPT_CHUNKS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    TIME_TO_PROBE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    IS_LOCAL_FIELD_NUMBER: _builtins.int
     tier: _cache_pb2.Tier.ValueType
     """Which tier this is."""
     used_bytes: _builtins.int
@@ -288,17 +327,37 @@ class TierStatus(_message.Message):
     num_chunks: _builtins.int
     """Chunks that Lookup can find."""
     num_protected_chunks: _builtins.int
-    """Part of num_chunks that can't be evicted at the moment."""
+    """Part of num_chunks that can't be evicted at the moment (L1)."""
     num_evicted_chunks: _builtins.int
     """Chunks evicted since the start."""
     num_refused_chunks: _builtins.int
-    """Chunks refused since the start."""
+    """Chunks refused since the start (L1)."""
     num_verified_chunks: _builtins.int
     """Comparisons of a chunk with its checksum that found its bytes right, since the start."""
     num_corrupt_chunks: _builtins.int
-    """Chunks dropped since the start because their bytes did not match their checksums. Any such chunk is a sign of bad
-    memory.
+    """Chunks dropped since the start because their bytes did not match their checksums. Any such chunk of L1 is a sign of
+    bad memory. A tier behind L1 also counts chunks that are cut short, or another chunk's.
     """
+    name: _builtins.str
+    """The name that metrics, events and the log have. "l1" is L1."""
+    kind: _builtins.str
+    """What keeps the chunks: "memory", "disk", "s3", "valkey", "mooncake", and so on."""
+    state: Global___TierState.ValueType
+    """Whether the depot uses the tier."""
+    detail: _builtins.str
+    """Why the tier is not available, in a sentence. Empty if it is."""
+    is_local: _builtins.bool
+    """Whether this depot alone uses the tier, and so knows what is in it. If not, only the store knows: used_bytes,
+    capacity_bytes, num_chunks and num_evicted_chunks are 0.
+    """
+    @_builtins.property
+    def time_to_probe(self) -> _duration_pb2.Duration:
+        """Time until the depot tries a failing tier again. Unset: no time is fixed."""
+
+    @_builtins.property
+    def traffic(self) -> Global___TierTraffic:
+        """What goes in and out. Unset for L1."""
+
     def __init__(
         self,
         *,
@@ -312,14 +371,168 @@ class TierStatus(_message.Message):
         num_refused_chunks: _builtins.int = ...,
         num_verified_chunks: _builtins.int = ...,
         num_corrupt_chunks: _builtins.int = ...,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        state: Global___TierState.ValueType = ...,
+        detail: _builtins.str = ...,
+        time_to_probe: _duration_pb2.Duration | None = ...,
+        traffic: Global___TierTraffic | None = ...,
+        is_local: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_probe", b"time_to_probe", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "num_chunks", b"num_chunks", "num_corrupt_chunks", b"num_corrupt_chunks", "num_evicted_chunks", b"num_evicted_chunks", "num_protected_chunks", b"num_protected_chunks", "num_refused_chunks", b"num_refused_chunks", "num_verified_chunks", b"num_verified_chunks", "populated_bytes", b"populated_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "detail", b"detail", "is_local", b"is_local", "kind", b"kind", "name", b"name", "num_chunks", b"num_chunks", "num_corrupt_chunks", b"num_corrupt_chunks", "num_evicted_chunks", b"num_evicted_chunks", "num_protected_chunks", b"num_protected_chunks", "num_refused_chunks", b"num_refused_chunks", "num_verified_chunks", b"num_verified_chunks", "populated_bytes", b"populated_bytes", "state", b"state", "tier", b"tier", "time_to_probe", b"time_to_probe", "traffic", b"traffic", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TierStatus: _TypeAlias = TierStatus  # noqa: Y015
+
+@_typing.final
+class TierTraffic(_message.Message):
+    """What goes in and out of a tier behind L1. Numbers are since the start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NumReadsByOutcomeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NumWritesByOutcomeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NumDroppedWritesByReasonEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUM_ASKED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_FOUND_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_READS_BY_OUTCOME_FIELD_NUMBER: _builtins.int
+    NUM_WRITES_BY_OUTCOME_FIELD_NUMBER: _builtins.int
+    NUM_DROPPED_WRITES_BY_REASON_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    READ_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    NUM_QUEUED_READS_FIELD_NUMBER: _builtins.int
+    NUM_QUEUED_WRITES_FIELD_NUMBER: _builtins.int
+    QUEUED_WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_IO_WORKERS_FIELD_NUMBER: _builtins.int
+    NUM_KILLED_IO_WORKERS_FIELD_NUMBER: _builtins.int
+    num_asked_chunks: _builtins.int
+    """Chunks that the tier was asked for."""
+    num_found_chunks: _builtins.int
+    """Part of num_asked_chunks that the tier has."""
+    read_bytes: _builtins.int
+    """Bytes of the chunks that arrived."""
+    written_bytes: _builtins.int
+    """Bytes of the chunks that were written."""
+    read_bytes_per_second: _builtins.float
+    """How fast the tier reads, as the depot measured it lately. Unset: it has not read yet."""
+    write_bytes_per_second: _builtins.float
+    """How fast the tier writes, as the depot measured it lately. Unset: it has not written yet."""
+    num_queued_reads: _builtins.int
+    """Chunks that wait to be read."""
+    num_queued_writes: _builtins.int
+    """Chunks that wait to be written."""
+    queued_write_bytes: _builtins.int
+    """Bytes of the chunks that wait to be written."""
+    num_io_workers: _builtins.int
+    """Running I/O workers: processes that carry out the reads and writes."""
+    num_killed_io_workers: _builtins.int
+    """I/O workers that the depot killed because they missed a deadline."""
+    @_builtins.property
+    def num_reads_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Chunks to be read into L1, by how that ended: arrived, absent, damaged, late, failed, unwanted."""
+
+    @_builtins.property
+    def num_writes_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Chunks to be written, by how that ended: ok, full, late, failed, corrupt (their bytes in L1 were wrong)."""
+
+    @_builtins.property
+    def num_dropped_writes_by_reason(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Chunks that were not written, by reason: queue full, budget, evicted, tier unavailable, shutdown."""
+
+    def __init__(
+        self,
+        *,
+        num_asked_chunks: _builtins.int = ...,
+        num_found_chunks: _builtins.int = ...,
+        num_reads_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        num_writes_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        num_dropped_writes_by_reason: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        read_bytes: _builtins.int = ...,
+        written_bytes: _builtins.int = ...,
+        read_bytes_per_second: _builtins.float | None = ...,
+        write_bytes_per_second: _builtins.float | None = ...,
+        num_queued_reads: _builtins.int = ...,
+        num_queued_writes: _builtins.int = ...,
+        queued_write_bytes: _builtins.int = ...,
+        num_io_workers: _builtins.int = ...,
+        num_killed_io_workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second", "_write_bytes_per_second", b"_write_bytes_per_second", "read_bytes_per_second", b"read_bytes_per_second", "write_bytes_per_second", b"write_bytes_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second", "_write_bytes_per_second", b"_write_bytes_per_second", "num_asked_chunks", b"num_asked_chunks", "num_dropped_writes_by_reason", b"num_dropped_writes_by_reason", "num_found_chunks", b"num_found_chunks", "num_io_workers", b"num_io_workers", "num_killed_io_workers", b"num_killed_io_workers", "num_queued_reads", b"num_queued_reads", "num_queued_writes", b"num_queued_writes", "num_reads_by_outcome", b"num_reads_by_outcome", "num_writes_by_outcome", b"num_writes_by_outcome", "queued_write_bytes", b"queued_write_bytes", "read_bytes", b"read_bytes", "read_bytes_per_second", b"read_bytes_per_second", "write_bytes_per_second", b"write_bytes_per_second", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__read_bytes_per_second: _TypeAlias = _typing.Literal["read_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__read_bytes_per_second: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__write_bytes_per_second: _TypeAlias = _typing.Literal["write_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__write_bytes_per_second: _TypeAlias = _typing.Literal["_write_bytes_per_second", b"_write_bytes_per_second"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_bytes_per_second) -> _WhichOneofReturnType__read_bytes_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__write_bytes_per_second) -> _WhichOneofReturnType__write_bytes_per_second | None: ...
+
+Global___TierTraffic: _TypeAlias = TierTraffic  # noqa: Y015
 
 @_typing.final
 class EventQueueStatus(_message.Message):

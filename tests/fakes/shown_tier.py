@@ -1,0 +1,80 @@
+"""A tier behind L1 of which a test says what it shows. It holds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.depot.tier import Answer, Doubt
+from service.l1.chunk import Chunk
+from service.l1.keys import ChunkKey
+from service.tiers.load import Load, LoadEnd
+from service.tiers.record import Owner
+from service.tiers.snapshot import TierSnapshot, TierState
+
+
+class ShownTier:
+    """A tier with a snapshot of the test's."""
+
+    def __init__(self, shown: TierSnapshot) -> None:
+        self.shown = shown
+        self.name = shown.name
+        self.bit = 1
+        self.is_local = shown.is_local
+
+    async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
+        return Answer([False] * len(keys), Doubt.UNAVAILABLE)
+
+    def load(self, loads: Sequence[Load]) -> None:
+        for load in loads:
+            load.done.set_result(LoadEnd.FAILED)
+
+    def seconds_to_read(self, num_bytes: int) -> float | None:
+        return None
+
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        pass
+
+    async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
+        return 0
+
+    def snapshot(self) -> TierSnapshot:
+        return self.shown
+
+
+DISK = TierSnapshot(
+    name="disk",
+    kind="disk",
+    is_local=True,
+    state=TierState.AVAILABLE,
+    used_bytes=91 << 30,
+    capacity_bytes=200 << 30,
+    num_chunks=45_678,
+    num_evicted=17,
+    reads={"arrived": 900, "absent": 2, "damaged": 3, "late": 1},
+    writes={"ok": 46_000, "full": 4},
+    dropped={"queue full": 100, "budget": 20},
+    read_bytes=900 << 21,
+    written_bytes=46_000 << 21,
+    num_asked=2_000,
+    num_found=906,
+    read_bytes_per_second=2.31e9,
+    write_bytes_per_second=890e6,
+    queued_reads=5,
+    queued_writes=6,
+    queued_write_bytes=12 << 20,
+    num_io_workers=4,
+    num_io_workers_killed=2,
+)
+"""A disk that works, with a few troubles behind it."""
+VALKEY = TierSnapshot(
+    name="shared",
+    kind="valkey",
+    is_local=False,
+    state=TierState.FAILING,
+    detail="10.0.0.7:6379: connection refused",
+    reads={"failed": 3},
+    num_asked=10,
+    num_io_workers=3,
+    seconds_to_probe=7.96,
+)
+"""A server on the network that does not answer."""
