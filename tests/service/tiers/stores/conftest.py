@@ -10,7 +10,7 @@ import pytest
 
 from service.tiers.store import Role, Store
 from tests.service.tiers.stores.chunks import L1_BYTES, Chunks
-from tests.service.tiers.stores.kinds import Kind, StoreUnderTest
+from tests.service.tiers.stores.kinds import Kind, OpenStore, StoreUnderTest
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +48,12 @@ def chunks(under_test: StoreUnderTest, l1: memoryview) -> Chunks:
 
 
 @pytest.fixture
-def open_store(under_test: StoreUnderTest, l1: memoryview) -> Iterator[Callable[[Role], Store]]:
+def open_store(under_test: StoreUnderTest, l1: memoryview) -> Iterator[OpenStore]:
     """`open_store(Role.READ)` opens the store until the test ends."""
     with ExitStack() as stack:
 
-        def opened(role: Role) -> Store:
-            store = under_test.open(role, l1)
+        def opened(role: Role, *, patience_seconds: float | None = None) -> Store:
+            store = under_test.open(role, l1, patience_seconds=patience_seconds)
             stack.callback(store.close)
             return store
 
@@ -61,18 +61,18 @@ def open_store(under_test: StoreUnderTest, l1: memoryview) -> Iterator[Callable[
 
 
 @pytest.fixture
-def reader(open_store: Callable[[Role], Store]) -> Store:
+def reader(open_store: OpenStore) -> Store:
     """The store, opened to read."""
     return open_store(Role.READ)
 
 
 @pytest.fixture
-def writer(open_store: Callable[[Role], Store]) -> Store:
+def writer(open_store: OpenStore) -> Store:
     """The store, opened to write and delete."""
     return open_store(Role.WRITE)
 
 
 @pytest.fixture
-def asker(open_store: Callable[[Role], Store]) -> Store:
+def asker(open_store: OpenStore) -> Store:
     """The store, opened to ask what it has."""
     return open_store(Role.ASK)

@@ -21,8 +21,11 @@ from service.tiers.store import Place, Role, Store
 class StoreUnderTest(Protocol):
     """A store with its server, if it has one. It starts what the store needs, an owner too."""
 
-    def open(self, role: Role, l1: memoryview) -> Store:
-        """Open the store. `l1` is all of L1. The caller closes it."""
+    def open(self, role: Role, l1: memoryview, *, patience_seconds: float | None = None) -> Store:
+        """Open the store. `l1` is all of L1. The caller closes it.
+
+        With `patience_seconds`, a call fails when its server has not answered for that long, if the store can do that.
+        """
 
     def place(self, key: bytes, slot_bytes: int) -> Place:
         """Return a place that no other chunk has. In a local store it has `slot_bytes` bytes."""
@@ -50,6 +53,13 @@ class StoreUnderTest(Protocol):
 
         Kinds without a server: not asked.
         """
+
+
+class OpenStore(Protocol):
+    """Opens the store that is under test, until the test ends."""
+
+    def __call__(self, role: Role, *, patience_seconds: float | None = None) -> Store:
+        """Return the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

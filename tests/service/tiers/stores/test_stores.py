@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,9 +19,9 @@ from tests.service.tiers.stores.chunks import (
     same_bytes,
     write,
 )
-from tests.service.tiers.stores.kinds import Kind, StoreUnderTest, each
+from tests.service.tiers.stores.kinds import Kind, OpenStore, StoreUnderTest, each
 
-OpenStore = Callable[[Role], Store]
+PATIENCE_SECONDS = 0.3
 
 
 def has_server(kind: Kind) -> bool:
@@ -233,8 +232,11 @@ def test_chunks_of_a_server_that_remembers_are_there(
 
 @each(has_server)
 def test_a_store_whose_server_does_not_answer_fails_and_recovers_with_it(
-    chunks: Chunks, under_test: StoreUnderTest, asker: Store, reader: Store, writer: Store
+    chunks: Chunks, under_test: StoreUnderTest, open_store: OpenStore
 ) -> None:
+    asker, reader, writer = (
+        open_store(role, patience_seconds=PATIENCE_SECONDS) for role in (Role.ASK, Role.READ, Role.WRITE)
+    )
     written = chunks.new(64 * KIB)
     write(writer, written)
     part = chunks.to_read(written)
