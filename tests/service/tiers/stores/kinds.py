@@ -67,14 +67,13 @@ class Kind:
     """A kind of store. `start` is "module:function"; the function gets an empty folder.
 
     It skips the tests where the server or the package is not there. `refuses_when_full`: a write to a full store fails
-    with StoreFull, in place of evicting other chunks.
+    with StoreFull, in place of evicting other chunks. Servers here keep nothing on disk: a restart forgets all chunks.
     """
 
     name: str
     start: str
     is_local: bool = False
     has_server: bool = False
-    chunks_survive_restart: bool = False
     refuses_when_full: bool = False
     max_chunk_bytes: int = 1 << 30
 
@@ -86,7 +85,10 @@ class Kind:
 
 
 _HERE = "tests.service.tiers.stores"
-KINDS: tuple[Kind, ...] = ()
+KINDS = (
+    Kind(name="valkey", start=f"{_HERE}.valkey_kind:one_server", has_server=True, refuses_when_full=True),
+    Kind(name="valkey-cluster", start=f"{_HERE}.valkey_kind:cluster"),
+)
 
 
 def each(matches: Callable[[Kind], bool] = lambda kind: True) -> pytest.MarkDecorator:

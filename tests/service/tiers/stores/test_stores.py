@@ -205,8 +205,8 @@ def test_a_store_whose_server_is_dead_fails_and_recovers_with_it(
     wait_until(lambda: reads(reader, part, written))
 
 
-@each(lambda kind: kind.has_server and not kind.chunks_survive_restart)
-def test_chunks_of_a_server_that_forgets_are_absent(
+@each(has_server)
+def test_chunks_that_a_server_forgot_are_absent(
     chunks: Chunks, under_test: StoreUnderTest, reader: Store, writer: Store
 ) -> None:
     written = chunks.new(64 * KIB)
@@ -216,18 +216,6 @@ def test_chunks_of_a_server_that_forgets_are_absent(
     another = chunks.new(4 * KIB)
     wait_until(lambda: error_of_write(writer, another) is None)
     assert read(reader, chunks.to_read(written)) == [None]
-
-
-@each(lambda kind: kind.has_server and kind.chunks_survive_restart)
-def test_chunks_of_a_server_that_remembers_are_there(
-    chunks: Chunks, under_test: StoreUnderTest, reader: Store, writer: Store
-) -> None:
-    written = chunks.new(64 * KIB)
-    part = chunks.to_read(written)
-    write(writer, written)
-    with under_test.dead():
-        pass
-    wait_until(lambda: reads(reader, part, written))
 
 
 @each(has_server)
