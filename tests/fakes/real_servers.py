@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
+
+SERVERS_PYTHON = Path(__file__).parents[2] / ".venv-servers" / "bin" / "python"
+"""The Python that has the servers which PyPI has: moto."""
 
 
 def why_skipped(program: str) -> str:
@@ -23,3 +28,16 @@ def found(program: str) -> str:
     if path is None:
         pytest.skip(why_skipped(program))
     return path
+
+
+def libraries(program: str) -> dict[str, str]:
+    """Return the environment in which a program finds the libraries that were fetched with it."""
+    folder = Path(program).resolve().parents[1] / "lib" / f"{os.uname().machine}-linux-gnu"
+    return {"LD_LIBRARY_PATH": str(folder)} if not folder.is_relative_to("/usr") else {}
+
+
+def servers_python(module: str) -> str:
+    """Return the Python that has a server's module; skip the test if it is not there."""
+    if not list(SERVERS_PYTHON.parents[1].glob(f"lib/python*/site-packages/{module}")):
+        pytest.skip(why_skipped(module))
+    return str(SERVERS_PYTHON)
