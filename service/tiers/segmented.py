@@ -92,12 +92,12 @@ class SegmentedOrder:
         if self._num_in_use >= max(1, self.num_chunks // _LARGEST_USE) or self._clock() > self._use_began + USE_SECONDS:
             self.begin_use()
         self._num_in_use += 1
-        self._add(chunk)
+        self._link(chunk, self._ends_of(chunk).before_use)
         while self.protected_bytes > self._most_protected_bytes:
-            demoted = self._first(is_protected=True)
+            demoted = self._first_protected()
             self.remove(demoted)
             demoted.is_protected = False
-            self._add(demoted)
+            self._link(demoted, self._ends_of(demoted).newest)
 
     def remove(self, chunk: DiskChunk) -> None:
         """Take a chunk out, which is in the order."""
@@ -157,13 +157,17 @@ class SegmentedOrder:
                     assert chunk is ends.newest
                 chunk = chunk.newer
 
-    def _add(self, chunk: DiskChunk) -> None:
-        """Link a chunk behind all from before this use, and before those of this use."""
-        chunk.last_use = self._use
+    def _ends_of(self, chunk: DiskChunk) -> _Ends:
+        """Return the list that a chunk belongs to, in which this use has begun."""
         ends = self._ends.setdefault((chunk.is_protected, chunk.slot.size_bytes), _Ends())
         if ends.use != self._use:
             ends.use, ends.before_use = self._use, ends.newest
-        older = ends.before_use
+        return ends
+
+    def _link(self, chunk: DiskChunk, older: DiskChunk | None) -> None:
+        """Put a chunk into its list behind `older`, which is the newest one from before this use, or a newer one."""
+        chunk.last_use = self._use
+        ends = self._ends_of(chunk)
         newer = older.newer if older is not None else ends.oldest
         chunk.older, chunk.newer = older, newer
         if older is not None:
@@ -178,7 +182,7 @@ class SegmentedOrder:
         if chunk.is_protected:
             self.protected_bytes += chunk.slot.size_bytes
 
-    def _first(self, *, is_protected: bool) -> DiskChunk:
-        """Return the oldest chunk of a segment, of any size."""
-        oldest = (ends.oldest for (segment, _), ends in self._ends.items() if segment is is_protected)
+    def _first_protected(self) -> DiskChunk:
+        """Return the protected chunk that was used least recently, of any size."""
+        oldest = (ends.oldest for (is_protected, _), ends in self._ends.items() if is_protected)
         return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.last_use)
