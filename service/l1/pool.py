@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Generic, TypeVar
 
 EXTENT_BYTES = 64 << 20
@@ -68,34 +69,37 @@ class Pool(Generic[T]):
     def __repr__(self) -> str:
         return f"<Pool {self.used_bytes}/{self.capacity_bytes} bytes, {self.num_used_slots} slots>"
 
-    def adopt(self, stretches: Sequence[tuple[int, int]]) -> list[Slot[T]]:
+    def adopt(self, stretches: Iterable[tuple[int, int]]) -> list[Slot[T]]:
         """Return taken slots at these offsets, of these sizes in bytes. The pool must be unused.
 
         They are in the order of their offsets, lie inside L1 and do not overlap.
         """
+        return list(self.adopting(stretches))
+
+    def adopting(self, stretches: Iterable[tuple[int, int]]) -> Iterator[Slot[T]]:
+        """Yield what `adopt` returns, a slot at a time. The pool can't be used before all are there."""
         assert self.num_stretches == 1 and self.num_used_slots == 0, "the pool is in use"
-        slots: list[Slot[T]] = [Slot(offset, size_bytes, SlotState.TAKEN) for offset, size_bytes in stretches]
         self._gaps.clear()
         below: Slot[T] | None = None
         gaps: list[Slot[T]] = []
-        for slot in (*slots, None):
+        for offset_bytes, size_bytes in chain(stretches, [(self.capacity_bytes, 0)]):
             begin_bytes = below.offset_bytes + below.size_bytes if below is not None else 0
-            end_bytes = slot.offset_bytes if slot is not None else self.capacity_bytes
-            if end_bytes > begin_bytes:
-                gap: Slot[T] = Slot(begin_bytes, end_bytes - begin_bytes, SlotState.GAP)
+            if offset_bytes > begin_bytes:
+                gap: Slot[T] = Slot(begin_bytes, offset_bytes - begin_bytes, SlotState.GAP)
                 self._link(below, gap)
                 gaps.append(gap)
                 below = gap
-            if slot is not None:
+            if size_bytes:
+                slot: Slot[T] = Slot(offset_bytes, size_bytes, SlotState.TAKEN)
                 self._link(below, slot)
+                self.num_used_slots += 1
+                self.used_bytes += size_bytes
                 below = slot
+                yield slot
         # The lowest gap is added last and cut first: its pages are populated first.
         self._gaps.update(dict.fromkeys(reversed(gaps)))
         self._sweep_from = self._lowest
         self._largest_gap_bytes = max((gap.size_bytes for gap in gaps), default=0)
-        self.num_used_slots = len(slots)
-        self.used_bytes = sum(slot.size_bytes for slot in slots)
-        return slots
 
     def take(self, slot_bytes: int) -> Slot[T] | None:
         """Return a free slot of this size, cut from a gap if necessary. None: there is neither."""

@@ -30,7 +30,10 @@ class LocalIndex(Protocol):
     num_evicted: int
 
     def adopting(self, found: Iterable[tuple[Place, ChunkRecord]]) -> Iterator[None]:
-        """Take over what a scan found, in short steps. Of two records of a key, the higher generation is right."""
+        """Take over what a scan found, least recently used first, in short steps.
+
+        Of two records of a key, or of the same bytes, the higher generation is right.
+        """
 
     def get(self, key: ChunkKey) -> Place | None:
         """Return where a chunk is. This counts as a use of it. None: it is not there, or is still being written."""
@@ -45,19 +48,25 @@ class LocalIndex(Protocol):
         """Take a pin off. A chunk that was removed meanwhile gives its place back now."""
 
     def reserve(self, key: ChunkKey, slot_bytes: int, owner: OwnerTag) -> Reservation | None:
-        """Take a place for a chunk that is not there. None: the store has no space that may be taken."""
+        """Take a place for a chunk that is not there.
+
+        None: the store has no space that may be taken, or the key's former place is still in use.
+        """
 
     def next_generation(self) -> int:
         """Return the generation of the next record."""
 
     def commit(self, key: ChunkKey) -> None:
-        """Make a reserved chunk visible, once its record is written."""
+        """Make a reserved chunk visible, once its record is written. One that was removed meanwhile stays invisible."""
 
     def abandon(self, key: ChunkKey) -> None:
         """Give a reserved place back, once no I/O worker writes to it."""
 
     def remove(self, key: ChunkKey) -> Place | None:
-        """Make a chunk invisible. Return its place, whose record is to be erased. None: it is not there."""
+        """Make a chunk invisible. Return its place, whose record is to be erased. None: it is not there.
+
+        The place of a chunk that is being written is erased after the write.
+        """
 
     def matching(self, matches: Callable[[OwnerTag], bool]) -> Iterator[ChunkKey]:
         """Yield the keys of an owner's chunks. The index may change while this goes on."""

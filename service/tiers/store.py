@@ -54,13 +54,15 @@ class Capabilities:
 class Place(NamedTuple):
     """A chunk in a store: its name, and for a local store where its bytes and its record are.
 
-    `name` is the chunk's key, or a value made of it, of at most 64 bytes.
+    `name` is the chunk's key, or a value made of it, of at most 64 bytes. `stale_records` are the numbers of other
+    records that may still name some of these bytes: a write erases those that do, before it changes the bytes.
     """
 
     name: bytes
     offset_bytes: int = 0
     slot_bytes: int = 0
     record_number: int = 0
+    stale_records: tuple[int, ...] = ()
 
 
 class Part(NamedTuple):
@@ -115,7 +117,7 @@ class Store(Protocol):
         """Delete chunks. Those that are absent are no error."""
 
     def scan(self) -> Iterable[tuple[Place, bytes]]:
-        """Yield the place and the record of each chunk. Only local stores are asked."""
+        """Yield the place and the record of each chunk, least recently used first. Only local stores are asked."""
 
     def close(self) -> None:
         """Let go of what the store has open. Its chunks stay."""

@@ -1,0 +1,58 @@
+"""The layout of a disk tier: two files in one folder, whose sizes follow from the size of the tier.
+
+`records` has a header, and an entry for each chunk. `chunks` has the bytes of the chunks alone. So the first is used
+through the page cache, and the second past it. Another size of the tier moves no entry and no chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.tiers.address import TierAddress
+from service.units import format_size, parse_size
+
+HEADER_BYTES = 4096
+ENTRY_BYTES = 256
+ALIGNMENT_BYTES = 4096
+MIN_BYTES = 16 << 20
+_BYTES_PER_RECORD = 64 << 10
+_MIN_RECORDS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLayout:
+    """The parts of a tier that takes `size_bytes` of a disk.
+
+    A tier has a record for each 64 KiB, or 16,384. With more chunks than that, one leaves for each that comes.
+    """
+
+    size_bytes: int
+
+    @classmethod
+    def of(cls, address: TierAddress) -> DiskLayout:
+        """Return the layout of the tier of an address.
+
+        Raises: ValueError: its size is missing, is no size, or is too small.
+        """
+        text = address.options.get("size")
+        if text is None:
+            raise ValueError("a disk tier needs its size, as in disk:///var/lib/kvdepot?size=200GiB")
+        size_bytes = parse_size(text)
+        if size_bytes < MIN_BYTES:
+            raise ValueError(f"size={text} is too small for a disk tier, which takes {format_size(MIN_BYTES)} or more")
+        return cls(size_bytes)
+
+    @property
+    def num_records(self) -> int:
+        """The number of entries."""
+        return max(_MIN_RECORDS, self.size_bytes // _BYTES_PER_RECORD)
+
+    @property
+    def records_bytes(self) -> int:
+        """The size of the file of records."""
+        return HEADER_BYTES + self.num_records * ENTRY_BYTES
+
+    @property
+    def chunks_bytes(self) -> int:
+        """The size of the file of chunks."""
+        return (self.size_bytes - self.records_bytes) // ALIGNMENT_BYTES * ALIGNMENT_BYTES

@@ -1,0 +1,188 @@
+"""The order in which a local store's chunks are evicted: in two segments, least recently used first.
+
+A chunk comes into the segment *probation*. With the first use after that it moves to *protected*, which has at most
+80 % of the bytes: beyond that, its oldest chunk goes back to probation. Chunks of probation are evicted first. So many
+chunks that are written once and never used do not push out those that are.
+
+Chunks that come within about a second are one *use*. Of one use, the last that came is evicted first: the chunks of a
+prefix come head first, and a tail is worth nothing without its head. A use ends early if it has much of the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.l1.keys import ChunkKey
+from service.l1.pool import Slot
+from service.tiers.record import OwnerTag
+
+USE_SECONDS = 1.0
+_PROTECTED_SHARE = 0.8
+_LARGEST_USE = 16  # a use has at most one 16th of the chunks
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class DiskChunk:
+    """A chunk of a local store. It is in the order if it is resident and has no pins."""
+
+    key: ChunkKey
+    owner: OwnerTag
+    slot: Slot[DiskChunk]
+    record_number: int
+    num_pins: int = 0
+    is_written: bool = False
+    is_removed: bool = False
+    is_protected: bool = False
+    last_use: int = 0
+    older: DiskChunk | None = None
+    newer: DiskChunk | None = None
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether the chunk is in the order."""
+        return self.is_written and not self.num_pins and not self.is_removed
+
+    @property
+    def rank(self) -> Rank:
+        """Where in the order the chunk is: of two chunks the lower one is evicted first."""
+        return Rank(self.is_protected, self.last_use)
+
+
+class Rank(NamedTuple):
+    """A place in the order."""
+
+    is_protected: bool
+    last_use: int
+
+
+@dataclass(slots=True)
+class _Ends:
+    """The ends of a list, doubly linked through its chunks. `before_use` is the newest one from before this use."""
+
+    oldest: DiskChunk | None = None
+    newest: DiskChunk | None = None
+    before_use: DiskChunk | None = None
+    use: int = 0
+
+
+class SegmentedOrder:
+    """The evictable chunks: for each segment and each size of slot, a list."""
+
+    def __init__(self, capacity_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_chunks = 0
+        self.protected_bytes = 0
+        self._most_protected_bytes = int(capacity_bytes * _PROTECTED_SHARE)
+        self._clock = clock
+        self._ends: dict[tuple[bool, int], _Ends] = {}
+        self._use = 0
+        self._use_began = clock()
+        self._num_in_use = 0
+
+    def begin_use(self) -> None:
+        """Begin a use: chunks that are added from here on were used later than those before."""
+        self._use += 1
+        self._use_began = self._clock()
+        self._num_in_use = 0
+
+    def add(self, chunk: DiskChunk) -> None:
+        """Add a chunk, as the one of its segment that was used last."""
+        if self._num_in_use >= max(1, self.num_chunks // _LARGEST_USE) or self._clock() > self._use_began + USE_SECONDS:
+            self.begin_use()
+        self._num_in_use += 1
+        self._link(chunk, self._ends_of(chunk).before_use)
+        while self.protected_bytes > self._most_protected_bytes:
+            demoted = self._first_protected()
+            self.remove(demoted)
+            demoted.is_protected = False
+            self._link(demoted, self._ends_of(demoted).newest)
+
+    def remove(self, chunk: DiskChunk) -> None:
+        """Take a chunk out, which is in the order."""
+        ends = self._ends[chunk.is_protected, chunk.slot.size_bytes]
+        if ends.before_use is chunk:
+            ends.before_use = chunk.older
+        if chunk.older is not None:
+            chunk.older.newer = chunk.newer
+        else:
+            ends.oldest = chunk.newer
+        if chunk.newer is not None:
+            chunk.newer.older = chunk.older
+        else:
+            ends.newest = chunk.older
+        chunk.older = chunk.newer = None
+        if ends.oldest is None:
+            del self._ends[chunk.is_protected, chunk.slot.size_bytes]
+        self.num_chunks -= 1
+        if chunk.is_protected:
+            self.protected_bytes -= chunk.slot.size_bytes
+
+    def next_victim(self, slot_bytes: int) -> DiskChunk | None:
+        """Return the chunk of this size that is evicted next."""
+        for is_protected in (False, True):
+            if (ends := self._ends.get((is_protected, slot_bytes))) is not None:
+                return ends.oldest
+        return None
+
+    def next_victim_of_other_size(self, slot_bytes: int) -> DiskChunk | None:
+        """Return the chunk of any other size that is evicted next."""
+        oldest = (ends.oldest for (_, size_bytes), ends in self._ends.items() if size_bytes != slot_bytes)
+        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.rank, default=None)
+
+    def __iter__(self) -> Iterator[DiskChunk]:
+        for ends in list(self._ends.values()):
+            chunk = ends.oldest
+            while chunk is not None:
+                following = chunk.newer
+                yield chunk
+                chunk = following
+
+    def check(self) -> None:
+        """Assert that the lists are linked and in order, and that the counts are right."""
+        chunks = list(self)
+        assert len(set(chunks)) == len(chunks) == self.num_chunks
+        assert sum(chunk.slot.size_bytes for chunk in chunks if chunk.is_protected) == self.protected_bytes
+        assert self.protected_bytes <= self._most_protected_bytes
+        for (is_protected, size_bytes), ends in self._ends.items():
+            assert ends.oldest is not None and ends.newest is not None
+            assert ends.oldest.older is None and ends.newest.newer is None
+            chunk: DiskChunk | None = ends.oldest
+            while chunk is not None:
+                assert (chunk.is_protected, chunk.slot.size_bytes) == (is_protected, size_bytes)
+                if chunk.newer is not None:
+                    assert chunk.newer.older is chunk and chunk.last_use <= chunk.newer.last_use
+                else:
+                    assert chunk is ends.newest
+                chunk = chunk.newer
+
+    def _ends_of(self, chunk: DiskChunk) -> _Ends:
+        """Return the list that a chunk belongs to, in which this use has begun."""
+        ends = self._ends.setdefault((chunk.is_protected, chunk.slot.size_bytes), _Ends())
+        if ends.use != self._use:
+            ends.use, ends.before_use = self._use, ends.newest
+        return ends
+
+    def _link(self, chunk: DiskChunk, older: DiskChunk | None) -> None:
+        """Put a chunk into its list behind `older`, which is the newest one from before this use, or a newer one."""
+        chunk.last_use = self._use
+        ends = self._ends_of(chunk)
+        newer = older.newer if older is not None else ends.oldest
+        chunk.older, chunk.newer = older, newer
+        if older is not None:
+            older.newer = chunk
+        else:
+            ends.oldest = chunk
+        if newer is not None:
+            newer.older = chunk
+        else:
+            ends.newest = chunk
+        self.num_chunks += 1
+        if chunk.is_protected:
+            self.protected_bytes += chunk.slot.size_bytes
+
+    def _first_protected(self) -> DiskChunk:
+        """Return the protected chunk that was used least recently, of any size."""
+        oldest = (ends.oldest for (is_protected, _), ends in self._ends.items() if is_protected)
+        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.last_use)

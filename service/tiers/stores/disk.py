@@ -1,0 +1,201 @@
+"""The disk store: chunks in one large file, past the page cache, and their records in another one.
+
+A write erases the records of what its place held, writes the bytes, and then the record. So a process that is killed
+at any moment leaves no record of bytes that are not there. Nothing waits for the disk to have it: a loss of power may
+leave records whose bytes are missing, and the I/O worker notices these as damaged.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from pathlib import Path
+from typing import TypeVar
+
+from service.tiers.disk_layout import ALIGNMENT_BYTES, DiskLayout
+from service.tiers.store import Capabilities, Part, Place, StoreContext, StoreError, StoreFull, StoreUnusable
+from service.tiers.stores.disk_files import open_files
+from service.tiers.stores.disk_records import DiskRecords
+
+logger = logging.getLogger(__name__)
+
+NUM_THREADS = 4
+SYNC_SECONDS = 5.0
+_KEY_BYTES = slice(8, 40)  # of a record
+
+T = TypeVar("T")
+
+
+class DiskStore:
+    """The store of a folder of a local file system. Several processes of one depot may have it open.
+
+    Raises: StoreError: another depot has it open. StoreUnusable.
+    """
+
+    capabilities = Capabilities(is_local=True)
+
+    def __init__(self, context: StoreContext) -> None:
+        try:
+            layout = DiskLayout.of(context.address)
+        except ValueError as error:
+            raise StoreUnusable(str(error)) from error
+        self._folder = Path(context.address.path)
+        self._files = open_files(self._folder, layout)
+        self._records = DiskRecords(self._files.records_fd, self._files.file_id, layout.num_records)
+        self._chunks_bytes = layout.chunks_bytes
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "disk")
+        self._sync: Future[None] | None = None
+        self._sync_time = time.monotonic()
+
+    def exists(self, names: Sequence[bytes]) -> Sequence[bool]:
+        """Return False for each name: the index of the depot knows what there is. This tries whether the disk works."""
+        try:
+            if self._files.is_deleted():
+                raise StoreError(f"{self._folder}: its files were deleted")
+            os.pread(self._files.records_fd, ALIGNMENT_BYTES, 0)
+        except OSError as error:
+            raise self._failure(error) from error
+        return [False] * len(names)
+
+    def read_into(self, parts: Sequence[Part]) -> Iterator[tuple[int, bytes | None]]:
+        """Read chunks, several at a time. A chunk whose record names another place or length is absent."""
+        yield from self._each(parts, self._read)
+
+    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
+        """Write chunks, several at a time, after the records of all their places are erased."""
+        try:
+            if self._files.is_deleted():
+                raise StoreError(f"{self._folder}: its files were deleted")
+            for part in parts:
+                self._erase_stale(part.place)
+        except OSError as error:
+            raise self._failure(error) from error
+        yield from self._each(parts, self._write)
+        self._sync_now_and_then()
+
+    def delete(self, places: Sequence[Place]) -> None:
+        """Erase the records of chunks, unless the records are of other chunks by now."""
+        try:
+            for place in places:
+                found = self._records.read(place.record_number)
+                if found is not None and found[0][_KEY_BYTES] == place.name:
+                    self._records.erase(place.record_number)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def scan(self) -> Iterable[tuple[Place, bytes]]:
+        """Yield all chunks that lie inside of the tier, least recently used first."""
+        try:
+            for number in self._records.used():
+                found = self._records.read(number)
+                if found is None:
+                    continue
+                record, offset_bytes, slot_bytes = found
+                if offset_bytes + slot_bytes > self._chunks_bytes:
+                    self._records.erase(number)  # the tier was larger, and must not find it if it grows again
+                else:
+                    yield Place(record[_KEY_BYTES], offset_bytes, slot_bytes, number), record
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Have the disk write what it was given, and close the files."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        try:
+            os.fdatasync(self._files.chunks_fd)
+            os.fdatasync(self._files.records_fd)
+        except OSError as error:
+            logger.warning("disk tier not synced: %s", error)
+        self._files.close()
+
+    def _each(self, parts: Sequence[Part], do: Callable[[Part], T]) -> Iterator[tuple[int, T]]:
+        """Do something with each part in the threads. What fails is raised after all others are done."""
+        failed: OSError | None = None
+        numbers = {self._threads.submit(do, part): number for number, part in enumerate(parts)}
+        try:
+            for future in as_completed(numbers):
+                try:
+                    yield numbers[future], future.result()
+                except OSError as error:
+                    failed = error
+        finally:
+            wait(numbers)  # no thread touches a slot of L1 after this
+        if failed is not None:
+            raise self._failure(failed) from failed
+
+    def _read(self, part: Part) -> bytes | None:
+        place = part.place
+        found = self._records.read(place.record_number)
+        if found is None:
+            return None
+        record, offset_bytes, slot_bytes = found
+        if (record[_KEY_BYTES], offset_bytes, slot_bytes) != place[:3]:
+            return None
+        num_bytes = _aligned(part.chunk_bytes)
+        if num_bytes > slot_bytes or not self._transfer(os.preadv, part.slot[:num_bytes], offset_bytes):
+            return None
+        self._records.note_use(place.record_number)
+        return record
+
+    def _write(self, part: Part) -> StoreError | None:
+        place = part.place
+        num_bytes = _aligned(part.chunk_bytes)
+        if num_bytes > place.slot_bytes or place.offset_bytes + place.slot_bytes > self._chunks_bytes:
+            return StoreError(f"{self._folder}: a chunk of {part.chunk_bytes} bytes does not fit its place {place}")
+        try:
+            self._transfer(os.pwritev, part.slot[:num_bytes], place.offset_bytes)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return StoreFull(f"{self._folder}: {error.strerror}")
+            raise
+        self._records.write(place.record_number, part.record, place.offset_bytes, place.slot_bytes)
+        return None
+
+    def _erase_stale(self, place: Place) -> None:
+        """Erase the place's own record, and others that name some of its bytes."""
+        self._records.erase(place.record_number)
+        for number in place.stale_records:
+            found = self._records.read(number)
+            if found is not None and _overlap(found[1], found[2], place):
+                self._records.erase(number)
+
+    def _transfer(self, call: Callable[[int, list[memoryview], int], int], data: memoryview, offset_bytes: int) -> bool:
+        """Move all bytes between memory and disk. Return False if the file ends before."""
+        num_done = 0
+        while num_done < len(data):
+            try:
+                num_moved = call(self._files.chunks_fd, [data[num_done:]], offset_bytes + num_done)
+            except OSError as error:
+                if error.errno == errno.EINVAL and self._files.is_direct:
+                    self._files.stop_direct()
+                    logger.warning("disk tier without O_DIRECT: %s", self._folder)
+                    continue
+                raise
+            if num_moved == 0:
+                return False
+            num_done += num_moved
+        if not self._files.is_direct:
+            os.posix_fadvise(self._files.chunks_fd, offset_bytes, len(data), os.POSIX_FADV_DONTNEED)
+        return True
+
+    def _sync_now_and_then(self) -> None:
+        """Have the disk write what it was given, while other calls go on. After a loss of power, less is lost then."""
+        if time.monotonic() < self._sync_time + SYNC_SECONDS or (self._sync is not None and not self._sync.done()):
+            return
+        self._sync_time = time.monotonic()
+        self._sync = self._threads.submit(os.fdatasync, self._files.records_fd)
+
+    def _failure(self, error: OSError) -> StoreError:
+        return StoreError(f"{self._folder}: {error.strerror}")
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _overlap(offset_bytes: int, size_bytes: int, place: Place) -> bool:
+    return offset_bytes < place.offset_bytes + place.slot_bytes and place.offset_bytes < offset_bytes + size_bytes
