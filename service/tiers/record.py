@@ -93,7 +93,12 @@ class ChunkRecord(NamedTuple):
             return None
         if not hmac.compare_digest(_own_sum(body, seed, secret, data), packed[_BODY.size :]):
             return None
-        _, key, chunk_bytes, checksum, store_time_ns, tenant, model, salt, absent, generation = _BODY.unpack(body)
+        return cls.unpack_verified(packed)
+
+    @classmethod
+    def unpack_verified(cls, packed: bytes) -> ChunkRecord:
+        """Return the record of 128 bytes whose own sum was compared already."""
+        _, key, chunk_bytes, checksum, store_time_ns, tenant, model, salt, absent, generation = _BODY.unpack_from(packed)
         return cls(
             key=key,
             chunk_bytes=chunk_bytes,

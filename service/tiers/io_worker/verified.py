@@ -1,0 +1,110 @@
+"""A store whose records and bytes are verified: what an I/O worker does around each read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from service.tiers.io_worker.checksum import Checksum
+from service.tiers.io_worker.messages import Message, ReadEnd, ReadPart, WriteEnd, WritePart
+from service.tiers.record import ChunkRecord
+from service.tiers.store import Part, Store, StoreError, StoreFull
+
+_R = TypeVar("_R")
+
+
+class VerifiedStore:
+    """Reads chunks that match their records, and writes those whose bytes in L1 match their checksums.
+
+    `secret` is empty, or the key of the records' sums. Both methods yield replies, each as soon as it is known.
+    """
+
+    def __init__(self, store: Store, l1: memoryview, checksum: Checksum, secret: bytes = b"") -> None:
+        self._store = store
+        self._l1 = l1
+        self._checksum = checksum
+        self._secret = secret
+
+    def read(self, wanted: Sequence[ReadPart]) -> Iterator[Message]:
+        """Read chunks into their slots.
+
+        Raises: StoreError.
+        """
+        parts = [Part(part.place, self._slot(part), part.chunk_bytes) for part in wanted]
+        for number, packed in _each_once(self._store.read_into(parts), len(parts)):
+            reply: dict[str, object] = {"part": number, "end": ReadEnd.ABSENT}
+            if packed is not None:
+                record = self._right_record(packed, parts[number], wanted[number])
+                reply["end"] = ReadEnd.DAMAGED
+                if record is not None:
+                    reply |= {"end": ReadEnd.ARRIVED, "checksum": record.checksum, "absent": record.absent_tokens}
+            yield reply
+
+    def write(self, wanted: Sequence[WritePart]) -> Iterator[Message]:
+        """Write chunks, each with a new record.
+
+        Raises: StoreError.
+        """
+        numbers: list[int] = []
+        parts: list[Part] = []
+        for number, part in enumerate(wanted):
+            slot = self._slot(part)
+            try:
+                record = self._new_record(part, slot[: part.chunk_bytes])
+            except ValueError as error:
+                yield {"part": number, "end": WriteEnd.FAILED, "detail": str(error)}
+                continue
+            if record is None:
+                yield {"part": number, "end": WriteEnd.CORRUPT}
+                continue
+            numbers.append(number)
+            parts.append(Part(part.place, slot, part.chunk_bytes, record))
+        if parts:
+            for number, error in _each_once(self._store.write_from(parts), len(parts)):
+                yield {"part": numbers[number], **_write_end(error)}
+
+    def _slot(self, part: ReadPart | WritePart) -> memoryview:
+        return self._l1[part.offset_bytes : part.offset_bytes + part.slot_bytes]
+
+    def _right_record(self, packed: bytes, part: Part, wanted: ReadPart) -> ChunkRecord | None:
+        """Return the record. None: it is not the one of this chunk and of these bytes."""
+        record = ChunkRecord.unpack(packed, secret=self._secret, data=part.data)
+        if record is None or record.key != wanted.key or record.chunk_bytes != wanted.chunk_bytes:
+            return None
+        return record if record.checksum == self._checksum(part.data) else None
+
+    def _new_record(self, part: WritePart, data: memoryview) -> bytes | None:
+        """Return a chunk's record. None: its bytes do not match its checksum.
+
+        Raises: ValueError.
+        """
+        checksum = self._checksum(data)
+        if part.checksum not in (None, checksum):
+            return None
+        record = ChunkRecord(
+            key=part.key,
+            chunk_bytes=part.chunk_bytes,
+            checksum=checksum,
+            store_time_ns=part.store_time_ns,
+            owner=part.owner,
+            absent_tokens=part.absent_tokens,
+            generation=part.generation,
+        )
+        return record.pack(secret=self._secret, data=data)
+
+
+def _each_once(results: Iterator[tuple[int, _R]], num_parts: int) -> Iterator[tuple[int, _R]]:
+    missing = set(range(num_parts))
+    for number, result in results:
+        if number not in missing:
+            raise StoreError(f"the store answered for part {number}, which it was not asked for any more")
+        missing.remove(number)
+        yield number, result
+    if missing:
+        raise StoreError(f"the store left out {len(missing)} of {num_parts} parts")
+
+
+def _write_end(error: StoreError | None) -> dict[str, object]:
+    if error is None:
+        return {"end": WriteEnd.OK}
+    return {"end": WriteEnd.FULL if isinstance(error, StoreFull) else WriteEnd.FAILED, "detail": str(error)}
