@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
+from service.tiers.answer import Answer as Answer
+from service.tiers.answer import Doubt as Doubt
 from service.tiers.load import Load
 from service.tiers.record import Owner
 from service.tiers.snapshot import TierSnapshot
-
-
-class Doubt(StrEnum):
-    """Why a tier did not say what it has."""
-
-    LATE = "late"
-    FAILED = "failed"
-    UNAVAILABLE = "unavailable"
-    """It was not asked: its breaker is open, or it is not open yet."""
-
-
-class Answer(NamedTuple):
-    """What a tier has. `found` has an element for each key; all are False if there is a doubt."""
-
-    found: Sequence[bool]
-    doubt: Doubt | None = None
 
 
 class Tier(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from service.l1.chunk import Chunk
 from service.tiers.io_worker.messages import WriteEnd
@@ -37,10 +38,14 @@ class Accounts:
         self._tier = tier
         self._bus = bus
 
-    def asked(self, num_chunks: int, num_found: int, seconds: float, outcome: str) -> None:
-        """Note that a lookup asked."""
+    def note_asked(self, num_chunks: int, num_found: int) -> None:
+        """Note that a lookup asked for chunks."""
         self.num_asked += num_chunks
         self.num_found += num_found
+
+    def asked(self, num_chunks: int, num_found: int, seconds: float, outcome: str) -> None:
+        """Note that a lookup asked a remote tier."""
+        self.note_asked(num_chunks, num_found)
         self._bus.publish(
             TierAsked(
                 tier=self._tier,
@@ -88,7 +93,7 @@ class Accounts:
             )
         )
 
-    def drop(self, chunks: list[Chunk], reason: str) -> None:
+    def drop(self, chunks: Sequence[Chunk], reason: str) -> None:
         """Note chunks that are not written. There is one event for each tenant and model."""
         self.dropped[reason] += len(chunks)
         by_model: dict[tuple[str, str], list[int]] = {}
@@ -114,6 +119,4 @@ class Accounts:
     def ended(self, role: Role, reason: str, verb: str, num_parts: int) -> None:
         """Note that an I/O worker ended that should not have."""
         self.num_killed += reason != "crash"
-        self._bus.publish(
-            IoWorkerEnded(tier=self._tier, role=role, reason=reason, verb=verb, num_parts=num_parts)
-        )
+        self._bus.publish(IoWorkerEnded(tier=self._tier, role=role, reason=reason, verb=verb, num_parts=num_parts))

@@ -43,11 +43,10 @@ class Breaker:
         """Note that an I/O worker was killed."""
         self._note(self._kills, detail)
 
-    def open_now(self, detail: str, probe_seconds: float = FIRST_PROBE_SECONDS) -> None:
-        """Open it, whatever happened before. The first probe is due after `probe_seconds`."""
+    def open_now(self, detail: str, probe_seconds: float | None = None) -> None:
+        """Open it, whatever happened before. The first probe is due after `probe_seconds`, if given."""
         self.detail = detail
-        self._probe_seconds = probe_seconds
-        self._open()
+        self._open(probe_seconds)
 
     @property
     def seconds_to_probe(self) -> float | None:
@@ -85,9 +84,9 @@ class Breaker:
     def _is_full(self, times: deque[float]) -> bool:
         return len(times) == times.maxlen and self._clock() - times[0] <= WINDOW_SECONDS
 
-    def _open(self) -> None:
+    def _open(self, probe_seconds: float | None = None) -> None:
         self.is_open = True
         self._failures.clear()
         self._kills.clear()
-        self._probe_time = self._clock() + self._probe_seconds
+        self._probe_time = self._clock() + (probe_seconds or self._probe_seconds)
         self._on_change()

@@ -42,7 +42,7 @@ class Erasing:
 
         Return whether it was there; a remote tier does not know.
         """
-        if self.is_leaving(name) or len(self._waiting) >= MAX_NAMES and self._placing.index is None:
+        if self.is_leaving(name) or (self._placing.index is None and len(self._waiting) >= MAX_NAMES):
             return False
         place: Place | None = Place(name)
         if self._placing.index is not None:

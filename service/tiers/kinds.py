@@ -23,7 +23,7 @@ class StoreKind:
     """
 
     entry: str
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities
     variables: tuple[str, ...] = ()
 
     def environment(self, of_depot: Mapping[str, str]) -> dict[str, str]:
@@ -35,11 +35,15 @@ class StoreKind:
         }
 
 
-_VALKEY = StoreKind(entry="service.tiers.stores.valkey:ValkeyStore")
+_VALKEY = StoreKind(entry="service.tiers.stores.valkey:ValkeyStore", capabilities=Capabilities())
 
 STORES: Mapping[str, StoreKind] = {
     "disk": StoreKind(entry="service.tiers.stores.disk:DiskStore", capabilities=Capabilities(is_local=True)),
-    "s3": StoreKind(entry="service.tiers.stores.s3:S3Store", variables=("AWS_",)),
+    "s3": StoreKind(
+        entry="service.tiers.stores.s3:S3Store",
+        capabilities=Capabilities(),
+        variables=("AWS_",),
+    ),
     "valkey": _VALKEY,
     "valkeys": _VALKEY,
     "redis": _VALKEY,

@@ -25,7 +25,7 @@ class Rate:
         if num_bytes <= 0 or seconds <= 0:
             return
         weight = WEIGHT if self._seconds else 1.0
-        # Two averages, not one of rates: a small job, whose latency counts most, must not hide what a large one reaches.
+        # Two averages, not one of rates: a small job takes little time, so its low rate weighs little.
         self._bytes += weight * (num_bytes - self._bytes)
         self._seconds += weight * (seconds - self._seconds)
 

@@ -47,6 +47,9 @@ class Reading:
         self._running: dict[Load, QueuedLoad] = {}
         self._forgotten: set[Load] = set()  # that are running
 
+    def __repr__(self) -> str:
+        return f"<Reading {len(self._running)} loads, {len(self._waiting)} wait>"
+
     def __len__(self) -> int:
         return len(self._waiting)
 
@@ -159,7 +162,7 @@ class ReadJob:
         if number not in self._open:
             raise ProtocolBroken(f"part {number} has ended already")
         try:
-            end = LoadEnd(reply.get("end"))
+            end = LoadEnd(str(reply.get("end")))
         except ValueError as error:
             raise ProtocolBroken(str(error)) from error
         load = self._open[number].load

@@ -98,7 +98,9 @@ class ChunkRecord(NamedTuple):
     @classmethod
     def unpack_verified(cls, packed: bytes) -> ChunkRecord:
         """Return the record of 128 bytes whose own sum was compared already."""
-        _, key, chunk_bytes, checksum, store_time_ns, tenant, model, salt, absent, generation = _BODY.unpack_from(packed)
+        _, key, chunk_bytes, checksum, store_time_ns, tenant, model, salt, absent, generation = _BODY.unpack_from(
+            packed
+        )
         return cls(
             key=key,
             chunk_bytes=chunk_bytes,

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from service.l1.chunk import Chunk
-from service.l1.format import Layout
 from service.l1.keys import ChunkKey
 from service.tiers.accounts import Accounts
-from service.tiers.address import TierAddress
 from service.tiers.answer import Answer, Doubt
 from service.tiers.asking import Asking
 from service.tiers.breaker import Breaker
-from service.tiers.crew import Crew
+from service.tiers.crew import Crew, TierJob
 from service.tiers.erasing import Erasing
 from service.tiers.forgotten import Cleared
-from service.tiers.io_worker.process import Launch
-from service.tiers.kinds import STORES, StoreKind
+from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.limits import TierLimits
 from service.tiers.load import Load, LoadEnd
 from service.tiers.local_index import LocalIndex
-from service.tiers.opening import Opening
+from service.tiers.opening import Opening, RunSteps
 from service.tiers.placing import Placing
 from service.tiers.reading import Reading
 from service.tiers.record import Owner, OwnerTag, name_tag
@@ -37,4 +30,270 @@ from service.tiers.write_queue import WriteQueue
 from service.tiers.writing import L1Chunks, Writing
 from telemetry.events import Publisher
 
-logger = logging.getLogger(__name__)
+FLUSH_SECONDS = 3.0
+CLEAR_SECONDS = 5.0
+
+
+class Tier:
+    """One tier. `launch` says how its I/O workers start, and `bit` is its own in `Chunk.in_tiers`.
+
+    A local tier has an `index`; a remote one has None. `run_steps` does its adoption in slices. `on_corrupt` is called
+    with a chunk whose bytes in L1 are not those of its checksum. `clock` is monotonic, in seconds. Created on the event
+    loop that it will run on.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        bit: int,
+        *,
+        l1: L1Chunks,
+        index: LocalIndex | None,
+        bus: Publisher,
+        run_steps: RunSteps,
+        on_corrupt: Callable[[Chunk], None],
+        limits: TierLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert (index is not None) == launch.kind.capabilities.is_local, "a local tier has an index, others have none"
+        limits = limits or TierLimits.of(launch.address.options)
+        self.name = launch.address.name
+        self.bit = bit
+        self.is_local = index is not None
+        self._launch = launch
+        self._index = index
+        self._clock = clock
+        self._accounts = accounts = Accounts(self.name, bus)
+        self._breaker = Breaker(clock, self._note_state)
+        self._placing = placing = Placing(index, clock)
+        self._erasing = Erasing(placing, lambda: self._crew.wake(Role.WRITE))
+        self._asking = Asking(lambda: self._crew.wake(Role.ASK))
+        self._reading = Reading(
+            placing,
+            accounts,
+            num_workers=limits.read_workers,
+            wake=lambda: self._crew.wake(Role.READ),
+            on_end=self._note_load,
+            clock=clock,
+        )
+        self._writing = Writing(
+            WriteQueue(limits.queue_bytes, clock),
+            WriteBudget(limits.write_bytes_per_day, clock),
+            placing,
+            self._erasing,
+            accounts,
+            l1,
+            bit=bit,
+            num_workers=limits.write_workers,
+            wake=lambda: self._crew.wake(Role.WRITE),
+            on_corrupt=on_corrupt,
+            clock=clock,
+        )
+        jobs: dict[Role, Callable[[], TierJob | None]] = {
+            Role.ASK: self._asking.take,
+            Role.READ: self._reading.take,
+            Role.WRITE: lambda: self._erasing.take() or self._writing.take(),
+        }
+        self._crew = Crew(launch, self._breaker, accounts, jobs)
+        self._opening = Opening(self._crew, self._breaker, index, run_steps, self._note_state)
+        self._num_workers = {
+            Role.ASK: 0 if self.is_local else limits.ask_workers,
+            Role.READ: limits.read_workers,
+            Role.WRITE: limits.write_workers,
+        }
+        self._state = TierState.OPENING
+        self._has_failed = asyncio.Event()
+        self._is_closing = False
+        self._stop = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    def __repr__(self) -> str:
+        return f"<Tier {self.name} {self._state}, {self._reading!r}, {self._writing.queue!r}>"
+
+    async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
+        """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
+        found = [False] * len(keys)
+        if self._state is not TierState.AVAILABLE or self._is_closing:
+            return Answer(found, Doubt.UNAVAILABLE)
+        if self._index is not None:
+            found = [self._index.has(key) for key in keys]
+            self._accounts.note_asked(len(keys), sum(found))
+            return Answer(found)
+        names = [self._placing.name(key, owner) for key in keys]
+        asked = [number for number, name in enumerate(names) if name not in self._placing.absent]
+        if not asked:
+            return Answer(found)
+        num_clears = self._placing.forgotten.num_clears
+        start = self._clock()
+        doubt: Doubt | None = None
+        try:
+            answered = await self._asking.ask([names[number] for number in asked], timeout_seconds)
+        except TimeoutError:
+            doubt = Doubt.LATE
+        else:
+            if answered is None:
+                doubt = Doubt.FAILED
+            elif num_clears == self._placing.forgotten.num_clears:  # else the names are void
+                for number, is_there in zip(asked, answered, strict=True):
+                    found[number] = bool(is_there)
+        self._accounts.asked(len(asked), sum(found), self._clock() - start, doubt or "ok")
+        return Answer(found, doubt)
+
+    def load(self, loads: Sequence[Load]) -> None:
+        """Begin to read chunks into L1, in this order. The end of each comes within the bounds of the tier."""
+        self._reading.put(loads)
+        if self._state is not TierState.AVAILABLE or self._is_closing:
+            self._reading.fail_waiting()
+
+    def seconds_to_read(self, num_bytes: int) -> float | None:
+        """Return how long it takes by the measured rate, with what is queued already. None: nothing was measured."""
+        queued_bytes = self._reading.waiting_bytes + self._reading.running_bytes
+        share_bytes = queued_bytes / self._num_workers[Role.READ]
+        return self._accounts.read_rate.seconds_for(num_bytes + share_bytes)
+
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first."""
+        if not chunks:
+            return
+        if self._state is not TierState.AVAILABLE or self._is_closing:
+            self._accounts.drop(chunks, "shutdown" if self._is_closing else "tier unavailable")
+        else:
+            self._writing.put(chunks)
+
+    async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
+        """Forget the chunks of a tenant (None: of all), a model ("": any) and a salt (None: any). Return how many.
+
+        No lookup here finds them when it ends. A local tier has erased their records then, unless it can't write.
+        """
+        cleared = Cleared(tenant, model_name, cache_salt)
+        num_removed = 0
+        if self._index is None:
+            self._placing.forgotten.clear(cleared)
+        self._reading.forget(cleared.matches)
+        self._writing.forget(cleared.matches)
+        if self._index is not None:
+            num_removed = await self._remove(self._index, cleared)
+            await self._erasing.until_empty(CLEAR_SECONDS)
+        return num_removed
+
+    def snapshot(self) -> TierSnapshot:
+        """Return the tier's state."""
+        accounts, index = self._accounts, self._index
+        return TierSnapshot(
+            name=self.name,
+            kind=self._launch.address.kind,
+            is_local=self.is_local,
+            state=self._state,
+            detail=self._detail,
+            used_bytes=index.used_bytes if index is not None else None,
+            capacity_bytes=index.capacity_bytes if index is not None else None,
+            num_chunks=index.num_chunks if index is not None else None,
+            num_evicted=index.num_evicted if index is not None else 0,
+            reads=dict(accounts.reads),
+            writes=dict(accounts.writes),
+            dropped=dict(accounts.dropped),
+            read_bytes=accounts.read_bytes,
+            written_bytes=accounts.written_bytes,
+            num_asked=accounts.num_asked,
+            num_found=accounts.num_found,
+            read_bytes_per_second=accounts.read_rate.bytes_per_second,
+            write_bytes_per_second=accounts.write_rate.bytes_per_second,
+            queued_reads=len(self._reading),
+            queued_writes=len(self._writing.queue),
+            queued_write_bytes=self._writing.queue.num_bytes,
+            num_io_workers=len(self._crew.workers),
+            num_io_workers_killed=accounts.num_killed,
+            seconds_to_probe=self._breaker.seconds_to_probe,
+        )
+
+    async def run(self) -> None:
+        """Open the tier and serve it, until `close` or until the task is cancelled. Then no I/O worker is alive."""
+        self._ended.clear()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(self._serve(), name=f"tier {self.name} serves")
+                await self._stop.wait()
+                serving.cancel()
+        finally:
+            self._is_closing = True
+            self._end_waiting("shutdown")
+            self._ended.set()
+
+    async def close(self) -> None:
+        """Write what waits, for `FLUSH_SECONDS` at most, and end. After this nothing of the tier touches L1."""
+        self._is_closing = True
+        self._reading.fail_waiting()
+        if not self._ended.is_set() and self._state is TierState.AVAILABLE:
+            await self._writing.until_idle(FLUSH_SECONDS)
+        self._stop.set()
+        await self._ended.wait()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            if self._launch.kind.capabilities.needs_owner:
+                tasks.create_task(self._crew.own(tasks), name=f"tier {self.name} owner")
+            worker: IoWorker | None = await self._opening.open()
+            for role, number in self._num_workers.items():
+                for _ in range(number):
+                    first, worker = (worker, None) if role is Role.WRITE else (None, worker)
+                    tasks.create_task(self._crew.work(tasks, role, first), name=f"tier {self.name} {role}")
+            while True:
+                await self._has_failed.wait()
+                await self._opening.probe()
+
+    async def _remove(self, index: LocalIndex, cleared: Cleared) -> int:
+        """Make a local tier's chunks invisible, and have their records erased."""
+        tags = (
+            name_tag(cleared.tenant) if cleared.tenant is not None else None,
+            name_tag(cleared.model_name) if cleared.model_name else None,
+            name_tag(cleared.cache_salt) if cleared.cache_salt is not None else None,
+        )
+
+        def matches(owner: OwnerTag) -> bool:
+            return all(tag in (None, of_owner) for tag, of_owner in zip(tags, owner, strict=True))
+
+        num_removed = 0
+        for number, key in enumerate(index.matching(matches)):
+            num_removed += self._erasing.erase(key, key)
+            if number % 256 == 255:
+                await asyncio.sleep(0)  # other calls have their turn
+        return num_removed
+
+    def _note_load(self, load: Load, end: LoadEnd) -> None:
+        """Note what a load says of the tier's chunk."""
+        if end not in (LoadEnd.ABSENT, LoadEnd.DAMAGED):
+            return
+        name = self._placing.name(load.key, load.owner)
+        if not self.is_local:
+            self._placing.absent.add(name)
+        if self.is_local or end is LoadEnd.DAMAGED:
+            self._erasing.erase(load.key, name)
+
+    @property
+    def _detail(self) -> str:
+        return self._opening.unusable or (self._breaker.detail if self._breaker.is_open else "")
+
+    def _note_state(self) -> None:
+        """Take the state from the breaker and the opening, and have it known."""
+        before, self._state = self._state, self._current_state()
+        if self._breaker.is_open:
+            self._has_failed.set()
+            self._end_waiting("tier unavailable")
+        else:
+            self._has_failed.clear()
+            self._crew.wake_all()
+        if self._state is not before:
+            self._accounts.state(self._state, self._detail)
+
+    def _current_state(self) -> TierState:
+        if self._opening.unusable:
+            return TierState.UNUSABLE
+        if self._breaker.is_open:
+            return TierState.FAILING
+        return TierState.AVAILABLE if self._opening.has_opened else TierState.OPENING
+
+    def _end_waiting(self, reason: str) -> None:
+        self._asking.fail_all()
+        self._reading.fail_waiting()
+        self._writing.drop_all(reason)

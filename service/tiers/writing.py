@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -94,11 +95,8 @@ class Writing:
         self._wake = wake
         self._on_corrupt = on_corrupt
         self._running: dict[ChunkKey, RunningWrite] = {}
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is being written."""
-        return not self.queue and not self._running
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def put(self, chunks: Sequence[Chunk]) -> None:
         """Queue chunks that the tier does not have. The oldest leave for them."""
@@ -108,7 +106,9 @@ class Writing:
                 dropped += self.queue.put(chunk)
         if dropped:
             self.accounts.drop(dropped, "queue full")
-        self._wake()
+        if self.queue:
+            self._idle.clear()
+            self._wake()
 
     def take(self) -> WriteJob | None:
         """Return the next job. Chunks that can't be written end here."""
@@ -123,6 +123,7 @@ class Writing:
             if begun is not None:
                 parts.append(begun)
                 left_bytes -= waiting.chunk_bytes
+        self._note_idle()
         return WriteJob(self, parts) if parts else None
 
     def end_running(self, running: RunningWrite, end: WriteEnd, seconds: float) -> None:
@@ -139,12 +140,23 @@ class Writing:
         self.accounts.written(chunk, end, self.clock() - running.waiting.since - seconds, seconds)
         if end is WriteEnd.CORRUPT:
             self._on_corrupt(chunk)
+        self._note_idle()
+
+    async def until_idle(self, timeout_seconds: float) -> bool:
+        """Wait until nothing waits and nothing is being written. Return whether that is so."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def drop_all(self, reason: str) -> None:
         """Drop all that waits."""
         dropped = self.queue.remove_matching(lambda chunk: True)
         if dropped:
             self.accounts.drop(dropped, reason)
+        self._note_idle()
 
     def forget(self, matches: Callable[[Owner], bool]) -> None:
         """Drop the chunks of owners that wait, and erase those that are being written at their end."""
@@ -153,6 +165,10 @@ class Writing:
             self.accounts.drop(dropped, "evicted")
         for running in self._running.values():
             running.is_forgotten |= matches(owner_of(running.waiting.chunk))
+
+    def _note_idle(self) -> None:
+        if not self.queue and not self._running:
+            self._idle.set()
 
     def _is_there(self, chunk: Chunk) -> bool:
         """Return whether the tier has a chunk already, as far as is known, or gets it now."""
@@ -230,7 +246,7 @@ class WriteJob:
         if number not in self._open:
             raise ProtocolBroken(f"part {number} has ended already")
         try:
-            end = WriteEnd(reply.get("end"))
+            end = WriteEnd(str(reply.get("end")))
         except ValueError as error:
             raise ProtocolBroken(str(error)) from error
         if end is WriteEnd.OK:

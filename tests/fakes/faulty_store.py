@@ -1,7 +1,7 @@
 """A store in a folder that does not work, in every way that a test asks for. It runs in real I/O workers.
 
-The option `folder` has the chunks, a file each. A test changes its behaviour by a file `fault` in it, at any time: a JSON
-object of verb to fault. I/O workers look at the file at each call.
+The option `folder` has the chunks, a file each. A test changes its behaviour by a file `fault` in it, at any time: a
+JSON object of verb to fault. I/O workers look at the file at each call.
 """
 
 from __future__ import annotations
@@ -176,7 +176,5 @@ class Folder:
     def pids(self, role: str = "") -> list[int]:
         """Return the processes that have opened it and did not close it, of a role or of all."""
         return [
-            int(path.name.removeprefix("pid-"))
-            for path in self.path.glob("pid-*")
-            if role in ("", path.read_text())
+            int(path.name.removeprefix("pid-")) for path in self.path.glob("pid-*") if role in ("", path.read_text())
         ]

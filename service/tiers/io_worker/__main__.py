@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from service.tiers.io_worker.frame import Frame
 
@@ -33,11 +34,8 @@ def main(name: str, role: str, parent_pid: int, socket_fd: int, l1_fd: int) -> N
         memory.madvise(mmap.MADV_DONTDUMP)  # a crash must not write prompts to a disk, nor all of L1
         return memoryview(memory)
 
-    with socket.socket(fileno=socket_fd) as channel:
-        try:
-            Frame(channel, map_l1).serve()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the depot is gone
+    with socket.socket(fileno=socket_fd) as channel, suppress(BrokenPipeError, ConnectionResetError):
+        Frame(channel, map_l1).serve()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
-from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb
+from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb, check_scanned
 
 
 class JobEnd(StrEnum):
@@ -83,6 +83,7 @@ class SmallJob:
         """Keep a blob: see `Job`."""
         if self.verb is not Verb.SCAN:
             raise ProtocolBroken(f"{self.verb} has no blobs")
+        check_scanned(blob)
         self.blobs.append(blob)
 
     def on_end(self, end: JobEnd, detail: str, result: list[int]) -> None:

@@ -153,13 +153,17 @@ def packed_scanned(place: Place, record: bytes) -> bytes:
     return _SCANNED.pack(place.offset_bytes, place.slot_bytes, place.record_number, record)
 
 
-def unpacked_scanned(blob: bytes) -> Iterator[tuple[Place, ChunkRecord]]:
-    """Yield the results of a scan. The store has verified the records.
+def check_scanned(blob: bytes) -> None:
+    """Check that a blob has whole results of a scan.
 
     Raises: ProtocolBroken.
     """
     if len(blob) % _SCANNED.size:
         raise ProtocolBroken(f"a blob of {len(blob)} bytes has no whole results")
+
+
+def unpacked_scanned(blob: bytes) -> Iterator[tuple[Place, ChunkRecord]]:
+    """Yield the results of a scan, whose records the store has verified."""
     for offset, slot_bytes, number, packed in _SCANNED.iter_unpack(blob):
         record = ChunkRecord.unpack_verified(packed)
         yield Place(record.key, offset, slot_bytes, number), record

@@ -60,8 +60,8 @@ class VerifiedStore:
             numbers.append(number)
             parts.append(Part(part.place, slot, part.chunk_bytes, record))
         if parts:
-            for number, error in _each_once(self._store.write_from(parts), len(parts)):
-                yield {"part": numbers[number], **_write_end(error)}
+            for number, refusal in _each_once(self._store.write_from(parts), len(parts)):
+                yield {"part": numbers[number], **_write_end(refusal)}
 
     def _slot(self, part: ReadPart | WritePart) -> memoryview:
         return self._l1[part.offset_bytes : part.offset_bytes + part.slot_bytes]
