@@ -19,6 +19,7 @@ from service.cache_memory import CacheMemory
 from service.console.console import Answers, Console
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
+from service.depot.slices import Slices
 from service.depot.tenant_depots import TenantDepots
 from service.depot.tiers import Tiers
 from service.depot.verification import Verification
@@ -87,9 +88,18 @@ class Server:
         limits = depot_limits(settings)
         index = self.memory.index
         verification = Verification(limits.verify, index, self.bus)
-        tiers = Tiers(open_tiers(settings, self.memory, verification, self.bus), settings.l2_write, index, verification)
+        slices = Slices()
+        opened = open_tiers(settings, self.memory, verification, self.bus, slices)
+        tiers = Tiers(opened, settings.l2_write, index, verification)
         self.depots = TenantDepots(
-            self.memory.view, self._backends, limits, self.bus, index, verification=verification, tiers=tiers
+            self.memory.view,
+            self._backends,
+            limits,
+            self.bus,
+            index,
+            verification=verification,
+            tiers=tiers,
+            slices=slices,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)

@@ -64,10 +64,11 @@ class TenantDepots:
         *,
         verification: Verification | None = None,
         tiers: Tiers | None = None,
+        slices: Slices | None = None,
     ) -> None:
         self.index = index or Index(Pool(len(l1)))
         self.backend = backend
-        self.slices = Slices()
+        self.slices = slices or Slices()
         self.incarnation = uuid4().hex
         self.num_adopted_chunks_by_tenant: dict[str, int] = {}
         self.verification = verification or Verification(limits.verify, self.index, bus)

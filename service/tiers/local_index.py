@@ -24,10 +24,21 @@ class Reservation(NamedTuple):
 class LocalIndex(Protocol):
     """The chunks of a local store by key. One is reserved, then committed or abandoned, and evictable after that."""
 
-    capacity_bytes: int
-    used_bytes: int
-    num_chunks: int
-    num_evicted: int
+    @property
+    def capacity_bytes(self) -> int:
+        """The bytes of all places."""
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes of the places that are taken."""
+
+    @property
+    def num_chunks(self) -> int:
+        """The chunks that are there."""
+
+    @property
+    def num_evicted(self) -> int:
+        """The chunks that left for others since the start."""
 
     def adopting(self, found: Iterable[tuple[Place, ChunkRecord]]) -> Iterator[None]:
         """Take over what a scan found, least recently used first, in short steps.

@@ -11,6 +11,7 @@ import pytest
 from kvdepot import block_table, requests
 from kvdepot.v1 import cache_pb2
 from service.cache_memory import CacheMemory
+from service.depot.slices import Slices
 from service.depot.tier import Doubt, Tier
 from service.depot.verification import Verification
 from service.l1.keys import ChunkKey
@@ -40,7 +41,11 @@ def open_with_tiers(open_site: Open) -> OpenWithTiers:
         tiers: list[FakeTier] = []
 
         def open_tiers(
-            settings: Settings, memory: CacheMemory, verification: Verification, bus: Publisher | None
+            settings: Settings,
+            memory: CacheMemory,
+            verification: Verification,
+            bus: Publisher | None,
+            slices: Slices,
         ) -> Sequence[Tier]:
             for number in range(num_tiers):
                 name, is_local = f"tier-{number}", number in local
