@@ -97,7 +97,7 @@ def _tenants(settings: Settings, bus: Publisher | None) -> ReloadedFiles[Tenants
         max_bytes_in_flight=settings.tenant_max_bytes_in_flight,
     )
     try:
-        return ReloadedFiles("tenants", [path], lambda: read_tenants(path, defaults), BadTenants, bus)
+        return ReloadedFiles("tenants", [path], lambda: read_tenants(path, defaults, settings.l1_size), BadTenants, bus)
     except BadTenants as error:
         raise BadSettings("\n".join(f"tenants: {line}" for line in str(error).splitlines())) from error
 

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from service.access.reload import MAX_FILE_BYTES, read_file
 from service.access.tenants import Tenant, TenantLimits, Tenants, Token, TokenHash
-from service.units import parse_size
+from service.units import format_size, parse_size
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?")
 TOKEN_HASH = re.compile(r"[0-9a-f]{64}")
@@ -59,6 +59,7 @@ class _TenantPart(_Part):
     tokens: tuple[_TokenPart, ...] = ()
     certificates: tuple[Annotated[str, Field(min_length=1, max_length=512)], ...] = ()
     limits: _LimitsPart = _LimitsPart()
+    l1_share: Size | None = None
 
     @field_validator("name")
     @classmethod
@@ -79,8 +80,8 @@ class _FilePart(_Part):
     tenants: tuple[_TenantPart, ...]
 
 
-def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
-    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`.
+def read_tenants(path: Path, defaults: TenantLimits, l1_bytes: int) -> Tenants:
+    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`. L1 has `l1_bytes`.
 
     Raises: BadTenants.
     """
@@ -88,11 +89,11 @@ def read_tenants(path: Path, defaults: TenantLimits) -> Tenants:
         data = read_file(path)
     except OSError as error:
         raise BadTenants(f"{path}: {error.strerror}") from error
-    return parse_tenants(data, defaults, is_json=path.suffix == ".json")
+    return parse_tenants(data, defaults, l1_bytes, is_json=path.suffix == ".json")
 
 
-def parse_tenants(data: bytes, defaults: TenantLimits, *, is_json: bool = False) -> Tenants:
-    """Return the tenants of a file's content. A tenant without limits gets `defaults`.
+def parse_tenants(data: bytes, defaults: TenantLimits, l1_bytes: int, *, is_json: bool = False) -> Tenants:
+    """Return the tenants of a file's content. A tenant without limits gets `defaults`. L1 has `l1_bytes`.
 
     Raises: BadTenants.
     """
@@ -107,7 +108,7 @@ def parse_tenants(data: bytes, defaults: TenantLimits, *, is_json: bool = False)
         parts = _FilePart.model_validate(content).tenants
     except ValidationError as error:
         raise BadTenants("\n".join(map(_fault, error.errors(include_input=False, include_url=False)))) from None
-    _check(parts)
+    _check(parts, l1_bytes)
     return Tenants(_tenant(part, defaults) for part in parts)
 
 
@@ -121,6 +122,7 @@ def _tenant(part: _TenantPart, defaults: TenantLimits) -> Tenant:
             for token in part.tokens
         ),
         certificates=part.certificates,
+        l1_share_bytes=part.l1_share or 0,
     )
 
 
@@ -128,8 +130,8 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment is not None else float("inf")
 
 
-def _check(parts: Sequence[_TenantPart]) -> None:
-    """Check that each tenant has credentials, and that no two tenants share a name or credentials.
+def _check(parts: Sequence[_TenantPart], l1_bytes: int) -> None:
+    """Check that each tenant has credentials, that no two share a name or credentials, and that L1 has all shares.
 
     Raises: BadTenants.
     """
@@ -146,6 +148,9 @@ def _check(parts: Sequence[_TenantPart]) -> None:
         ("the token", [token.sha256 for part in parts for token in part.tokens]),
     ):
         faults += [f"tenants: {what} {value!r} stands in it twice" for value, n in Counter(values).items() if n > 1]
+    share_bytes = sum(part.l1_share or 0 for part in parts)
+    if share_bytes > l1_bytes:
+        faults.append(f"tenants: the l1_share of all is {format_size(share_bytes)}, and L1 has {format_size(l1_bytes)}")
     if faults:
         raise BadTenants("\n".join(faults))
 

@@ -123,10 +123,13 @@ class TenantDepots:
         return depot.sessions if depot is not None else None
 
     def set_tenants(self, tenants: Tenants) -> None:
-        """Apply new limits, and clear and zero the chunks of all other tenants: their names may be given to others.
+        """Apply new limits and shares, and clear and zero the chunks of all other tenants.
 
-        A tenant whose chunks were adopted gets its depot now, so that an admin can clear them.
+        Their names may be given to others. A tenant whose chunks were adopted gets its depot now, so that an admin can clear them.
         """
+        self.index.shares.set(
+            {name: tenant.l1_share_bytes for name, tenant in tenants.by_name.items() if tenant.l1_share_bytes}
+        )
         in_l1 = self.index.chunks_and_bytes_by_tenant()
         for name, tenant in tenants.by_name.items():
             if name in self._depots or name in in_l1:

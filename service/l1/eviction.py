@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 
 from service.l1.chunk import Chunk
+
+_last_use = attrgetter("last_use")
 
 
 @dataclass(slots=True)
 class _Ends:
-    """The ends of one size's list, which is doubly linked through its chunks and never empty."""
+    """The ends of one list, which is doubly linked through its chunks and never empty."""
 
     oldest: Chunk
     newest: Chunk
 
 
 class LeastRecentlyUsed:
-    """The resident chunks without pins, a list for each size of slot. Those that a tier reads are no victims.
+    """The resident chunks without pins, in a list for each size of slot and tenant. What a tier reads is no victim.
 
-    A caller that used a prefix adds its tail before its head, so that the tail is evicted first.
+    A caller that used a prefix adds its tail before its head, so that the tail is evicted first. `of` names the tenants
+    whose chunks may leave; None: all.
     """
 
     def __init__(self) -> None:
-        self._ends: dict[int, _Ends] = {}  # by size of slot
+        self._ends: dict[int, dict[str, _Ends]] = {}  # by size of slot and tenant
         self._tick = 0
 
     @property
@@ -36,11 +42,15 @@ class LeastRecentlyUsed:
         self._tick += 1
 
     def add(self, chunk: Chunk) -> None:
-        """Evict a chunk after all others of its size; it must not be in the order."""
+        """Evict a chunk after all others of its size and tenant; it must not be in the order."""
         chunk.last_use = self._tick
-        ends = self._ends.get(chunk.slot.size_bytes)
+        lists = self._ends.get(chunk.slot.size_bytes)
+        if lists is None:
+            lists = self._ends[chunk.slot.size_bytes] = {}
+        tenant = chunk.namespace_stats.tenant
+        ends = lists.get(tenant)
         if ends is None:
-            self._ends[chunk.slot.size_bytes] = _Ends(chunk, chunk)
+            lists[tenant] = _Ends(chunk, chunk)
             return
         chunk.older = ends.newest
         ends.newest.newer = chunk
@@ -50,57 +60,65 @@ class LeastRecentlyUsed:
         """Take a chunk out; it must be in the order."""
         older, newer = chunk.older, chunk.newer
         if older is None or newer is None:
-            ends = self._ends[chunk.slot.size_bytes]
-            if newer is not None:
-                ends.oldest = newer
-            elif older is not None:
-                ends.newest = older
-            else:
-                del self._ends[chunk.slot.size_bytes]
+            self._move_ends(chunk)
         if older is not None:
             older.newer = newer
         if newer is not None:
             newer.older = older
         chunk.older = chunk.newer = None
 
-    def next_victim(self, slot_bytes: int) -> Chunk | None:
-        """Return the chunk of this size that is evicted next."""
-        ends = self._ends.get(slot_bytes)
-        return _first_unread(ends.oldest) if ends is not None else None
+    def _move_ends(self, chunk: Chunk) -> None:
+        lists, tenant = self._ends[chunk.slot.size_bytes], chunk.namespace_stats.tenant
+        ends = lists[tenant]
+        if chunk.newer is not None:
+            ends.oldest = chunk.newer
+        elif chunk.older is not None:
+            ends.newest = chunk.older
+        else:
+            del lists[tenant]
+            if not lists:
+                del self._ends[chunk.slot.size_bytes]
 
-    def next_victim_of_other_size(self, slot_bytes: int) -> Chunk | None:
+    def next_victim(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
+        """Return the chunk of this size that is evicted next."""
+        return min(self._oldest(slot_bytes, of), key=_last_use, default=None)
+
+    def next_victim_of_other_size(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
-        oldest = (_first_unread(ends.oldest) for size_bytes, ends in self._ends.items() if size_bytes != slot_bytes)
-        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.last_use, default=None)
+        others = (chunk for size in self._ends if size != slot_bytes for chunk in self._oldest(size, of))
+        return min(others, key=_last_use, default=None)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
         """Yield the first chunks of this size that will be evicted. The order must not change meanwhile."""
-        ends = self._ends.get(slot_bytes)
-        chunk = ends.oldest if ends is not None else None
-        while chunk is not None and num_chunks > 0:
-            yield chunk
-            chunk = chunk.newer
-            num_chunks -= 1
+        lists = self._ends.get(slot_bytes, {})
+        return islice(heapq.merge(*(_from(ends.oldest) for ends in lists.values()), key=_last_use), num_chunks)
 
     def used_since(self, tick: int) -> Iterator[Chunk]:
-        """Yield the chunks that were used later than at a tick, of each size the newest first."""
-        for ends in list(self._ends.values()):
+        """Yield the chunks that were used later than at a tick, of each size and tenant the newest first."""
+        for ends in [ends for lists in self._ends.values() for ends in lists.values()]:
             chunk: Chunk | None = ends.newest
             while chunk is not None and chunk.last_use > tick:
                 yield chunk
                 chunk = chunk.older
 
     def __iter__(self) -> Iterator[Chunk]:
-        for ends in list(self._ends.values()):
-            chunk: Chunk | None = ends.oldest
-            while chunk is not None:
-                following = chunk.newer
-                yield chunk
-                chunk = following
+        for ends in [ends for lists in self._ends.values() for ends in lists.values()]:
+            yield from _from(ends.oldest)
+
+    def _oldest(self, slot_bytes: int, of: Container[str] | None) -> Iterator[Chunk]:
+        """Yield the oldest chunk of each tenant that may leave."""
+        for tenant, ends in self._ends.get(slot_bytes, {}).items():
+            if of is None or tenant in of:
+                chunk: Chunk | None = ends.oldest
+                while chunk is not None and chunk.num_readers:  # tiers read a few chunks at a time
+                    chunk = chunk.newer
+                if chunk is not None:
+                    yield chunk
 
 
-def _first_unread(chunk: Chunk | None) -> Chunk | None:
-    """Return the first chunk, from this one on, that no tier reads. Tiers read a few chunks at a time."""
-    while chunk is not None and chunk.num_readers:
-        chunk = chunk.newer
-    return chunk
+def _from(chunk: Chunk | None) -> Iterator[Chunk]:
+    """Yield a chunk and all newer ones. A chunk may be taken out once it was yielded."""
+    while chunk is not None:
+        following = chunk.newer
+        yield chunk
+        chunk = following

@@ -16,6 +16,7 @@ from service.l1.namespaces import Namespaces
 from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
 from service.l1.runs import Runs
+from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
 from telemetry.kinds import MissReason
 
@@ -32,6 +33,7 @@ class Index:
         self.ledger = ledger
         self.past = Past()
         self.unzeroed = Unzeroed()
+        self.shares = Shares()
         self.num_resident = 0
         self.num_protected = 0
         self.protected_bytes = 0
@@ -70,7 +72,7 @@ class Index:
         if L1 has no `slot_bytes` contiguous bytes without protected ones.
         """
         assert key not in self._chunks, "a chunk is reserved twice"
-        slot, evicted = self._find_slot(slot_bytes)
+        slot, evicted = self._find_slot(slot_bytes, namespace_stats.tenant)
         if slot is None:
             return None, evicted
         # Not the argument itself: the eviction may have removed the namespace's last chunk.
@@ -224,18 +226,18 @@ class Index:
         assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
         self._namespaces.check(len(self._chunks))
 
-    def _find_slot(self, slot_bytes: int) -> tuple[Slot[Chunk] | None, Sequence[Chunk]]:
+    def _find_slot(self, slot_bytes: int, tenant: str) -> tuple[Slot[Chunk] | None, Sequence[Chunk]]:
         slot = self.pool.take(slot_bytes)
         if slot is not None:
             return slot, ()
-        own = self._eviction.next_victim(slot_bytes)
-        run = self._runs.find(slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes)
-        if run:
-            victims = [slot.occupant for slot in run if slot.occupant is not None]
-        elif own is not None:
-            victims = [own]
+        for of in self.shares.victims_for(tenant, slot_bytes, self._namespaces.used_bytes_by_tenant):
+            own = self._eviction.next_victim(slot_bytes, of)
+            run = self._runs.find(slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes, of)
+            if run or own is not None:
+                break
         else:
             return None, ()
+        victims = [slot.occupant for slot in run if slot.occupant is not None] if run else [own] if own else []
         for victim in victims:
             self.remove(victim, RemovalReason.EVICTED)
         if run:

@@ -13,7 +13,9 @@ class Namespaces:
 
     def __init__(self) -> None:
         self._stats: dict[Namespace, NamespaceStats] = {}
-        self._usage_by_tenant: dict[str, tuple[int, int]] = {}
+        self._num_chunks_by_tenant: dict[str, int] = {}
+        self.used_bytes_by_tenant: dict[str, int] = {}
+        """The bytes of the slots of each tenant's chunks; 0 for tenants that had chunks before."""
 
     def __repr__(self) -> str:
         return f"<Namespaces {len(self._stats)}>"
@@ -55,17 +57,23 @@ class Namespaces:
     def count(self, stats: NamespaceStats, num_chunks: int, num_bytes: int) -> None:
         """Count chunks that come, or that leave if the numbers are negative. Stats without chunks are not kept."""
         stats.num_chunks += num_chunks
-        chunks_before, bytes_before = self._usage_by_tenant.get(stats.tenant, (0, 0))
-        self._usage_by_tenant[stats.tenant] = chunks_before + num_chunks, bytes_before + num_bytes
+        tenant = stats.tenant
+        self._num_chunks_by_tenant[tenant] = self._num_chunks_by_tenant.get(tenant, 0) + num_chunks
+        self.used_bytes_by_tenant[tenant] = self.used_bytes_by_tenant.get(tenant, 0) + num_bytes
         if stats.num_chunks == 0:
             del self._stats[stats.namespace]
 
     def chunks_and_bytes_by_tenant(self) -> dict[str, tuple[int, int]]:
         """Return, for each tenant that has any, the number of its chunks and the bytes of their slots."""
-        return {tenant: usage for tenant, usage in self._usage_by_tenant.items() if usage[0]}
+        return {
+            tenant: (count, self.used_bytes_by_tenant[tenant])
+            for tenant, count in self._num_chunks_by_tenant.items()
+            if count
+        }
 
     def check(self, num_chunks: int) -> None:
         """Assert that the counts of namespaces and of tenants are those of all chunks."""
         assert all(stats.num_chunks for stats in self._stats.values())
         assert sum(stats.num_chunks for stats in self._stats.values()) == num_chunks
-        assert sum(count for count, _ in self._usage_by_tenant.values()) == num_chunks
+        assert sum(self._num_chunks_by_tenant.values()) == num_chunks
+        assert all(used >= 0 for used in self.used_bytes_by_tenant.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from service.l1.chunk import Chunk
 from service.l1.eviction import LeastRecentlyUsed
@@ -27,13 +27,16 @@ class Runs:
         """Note that a slot may go that could not go before."""
         self._no_run_bytes = math.inf
 
-    def find(self, slot_bytes: int, own: Chunk | None, unprotected_bytes: int) -> Sequence[Slot[Chunk]]:
+    def find(
+        self, slot_bytes: int, own: Chunk | None, unprotected_bytes: int, of: Container[str] | None = None
+    ) -> Sequence[Slot[Chunk]]:
         """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
 
         `own` is the next victim of this size. Without it, neighbours of any age are returned. An L1 of more than
-        `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them.
+        `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them. `of` names the tenants whose chunks may leave;
+        None: all.
         """
-        oldest = self._eviction.next_victim_of_other_size(slot_bytes)
+        oldest = self._eviction.next_victim_of_other_size(slot_bytes, of)
         used_before = own.last_use if own is not None else math.inf
         free = self._pool.any_free()
         if oldest is not None and oldest.last_use >= used_before:
@@ -45,7 +48,10 @@ class Runs:
 
         def may_go(slot: Slot[Chunk]) -> bool:
             chunk = slot.occupant
-            return chunk is None or (chunk.evictable and chunk.last_use < used_before)
+            if chunk is None:
+                return True
+            may_leave = of is None or chunk.namespace_stats.tenant in of
+            return may_leave and chunk.evictable and chunk.last_use < used_before
 
         for seed in (free, oldest.slot if oldest is not None else None):
             if seed is not None and (run := self._pool.run_around(seed, slot_bytes, may_go)):
@@ -53,6 +59,6 @@ class Runs:
         if own is not None:
             return self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
         run = self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
-        if not run and self._pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
+        if not run and of is None and self._pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
             self._no_run_bytes = slot_bytes
         return run

@@ -14,6 +14,7 @@ from service.access.tenants import TenantLimits, Token, token_hash
 from service.access.tenants_file import BadTenants, parse_tenants, read_tenants
 from tests.e2e.access.calling import sha256
 
+L1_BYTES = 64 << 30
 DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9)
 SECRET = "s3cret-token-that-is-here-by-mistake"
 
@@ -27,6 +28,7 @@ FULL = {
             ],
             "certificates": ["acme.example", "spiffe://cluster/acme"],
             "limits": {"max_concurrent_rpcs": 3, "max_bytes_in_flight": "2GiB"},
+            "l1_share": "16GiB",
         },
         {"name": "ops", "admin": True, "tokens": [sha256("three")]},
     ]
@@ -36,11 +38,12 @@ FULL = {
 @pytest.mark.parametrize("is_json", [False, True])
 def test_all_that_a_file_can_say(is_json: bool) -> None:
     text = json.dumps(FULL, default=lambda moment: moment.isoformat()) if is_json else yaml.safe_dump(FULL)
-    tenants = parse_tenants(text.encode(), DEFAULTS, is_json=is_json)
+    tenants = parse_tenants(text.encode(), DEFAULTS, L1_BYTES, is_json=is_json)
     acme, ops = tenants.by_name["acme"], tenants.by_name["ops"]
     assert (acme.is_admin, ops.is_admin) == (False, True)
     assert acme.limits == TenantLimits(max_concurrent_rpcs=3, max_attachments=8, max_bytes_in_flight=2 << 30)
     assert ops.limits == DEFAULTS
+    assert (acme.l1_share_bytes, ops.l1_share_bytes) == (16 << 30, 0)
     moment = datetime(2030, 1, 2, tzinfo=UTC).timestamp()
     assert acme.tokens == (Token(hash=token_hash("one")), Token(hash=token_hash("two"), expire_time=moment))
     assert ops.tokens == (Token(hash=token_hash("three")),)
@@ -82,6 +85,11 @@ BAD: dict[str, tuple[Any, str]] = {
         {"tenants": [tenant(limits={"max_bytes_in_flight": "lots"})]},
         "tenants[0].limits.max_bytes_in_flight: ",
     ),
+    "shares that L1 does not have": (
+        {"tenants": [tenant(l1_share="40GiB"), tenant(name="b", tokens=[sha256("two")], l1_share="25GiB")]},
+        "tenants: the l1_share of all is 65GiB, and L1 has 64GiB",
+    ),
+    "a share of nothing": ({"tenants": [tenant(l1_share=0)]}, "tenants[0].l1_share: "),
     "a name twice": (
         {"tenants": [tenant(), tenant(tokens=[sha256("two")])]},
         "tenants: the name 'acme' stands in it twice",
@@ -103,7 +111,7 @@ def test_a_fault_is_reported_with_its_place_and_without_a_secret(what: str) -> N
     content, message = BAD[what]
     for text, is_json in ((yaml.safe_dump(content), False), (json.dumps(content), True)):
         with pytest.raises(BadTenants) as caught:
-            parse_tenants(text.encode(), DEFAULTS, is_json=is_json)
+            parse_tenants(text.encode(), DEFAULTS, L1_BYTES, is_json=is_json)
         assert message in str(caught.value)
         assert SECRET not in str(caught.value)
         assert caught.value.__cause__ is None, "a traceback would show the cause, and with it the values"
@@ -114,14 +122,14 @@ def test_a_fault_is_reported_with_its_place_and_without_a_secret(what: str) -> N
 )
 def test_a_file_that_is_no_yaml_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(BadTenants) as caught:
-        parse_tenants(text.encode(), DEFAULTS)
+        parse_tenants(text.encode(), DEFAULTS, L1_BYTES)
     assert str(caught.value) == "the file is not YAML"
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadTenants, match="is not JSON"):
-        parse_tenants(b"\xff\xfe", DEFAULTS, is_json=True)
+        parse_tenants(b"\xff\xfe", DEFAULTS, L1_BYTES, is_json=True)
     with pytest.raises(BadTenants, match="No such file"):
-        read_tenants(tmp_path / "nothing.yaml", DEFAULTS)
+        read_tenants(tmp_path / "nothing.yaml", DEFAULTS, L1_BYTES)
     with pytest.raises(BadTenants, match="Is a directory"):
-        read_tenants(tmp_path, DEFAULTS)
+        read_tenants(tmp_path, DEFAULTS, L1_BYTES)

@@ -1,0 +1,47 @@
+"""Shares: the part of L1 that is a tenant's own. What it does not use is lent to the others, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+
+
+class Shares:
+    """The shares of tenants, in bytes. A tenant without one has a share of 0.
+
+    A tenant that is within its share loses no chunk to another one. A tenant beyond its share has borrowed: its chunks
+    leave before those of tenants that are within theirs.
+    """
+
+    def __init__(self) -> None:
+        self._share_bytes: Mapping[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._share_bytes)
+
+    def __repr__(self) -> str:
+        return f"<Shares of {len(self._share_bytes)} tenants>"
+
+    def set(self, share_bytes: Mapping[str, int]) -> None:
+        """Use these shares from the next slot on. Together they are no more than there is."""
+        self._share_bytes = dict(share_bytes)
+
+    def victims_for(
+        self, tenant: str, slot_bytes: int, used_bytes: Mapping[str, int]
+    ) -> Iterator[Container[str] | None]:
+        """Yield the tenants whose chunks may leave for a slot of `tenant`: first the best choice. None: all of them.
+
+        `used_bytes` has the bytes of the slots of each tenant.
+        """
+        if not self._share_bytes:
+            yield None
+            return
+        beyond = {name: used - self._share_bytes.get(name, 0) for name, used in used_bytes.items()}
+        is_within = beyond.get(tenant, -self._share_bytes.get(tenant, 0)) + slot_bytes <= 0
+        # A chunk leaves a tenant that has its share even without it.
+        borrowers = {name for name, excess in beyond.items() if excess >= slot_bytes}
+        if not is_within:
+            yield borrowers | {tenant}
+            return
+        yield borrowers
+        yield {name for name, excess in beyond.items() if excess > 0}  # of other sizes of slots
+        yield {tenant}  # what others have borrowed is leased or in use
