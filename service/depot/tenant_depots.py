@@ -125,7 +125,8 @@ class TenantDepots:
     def set_tenants(self, tenants: Tenants) -> None:
         """Apply new limits and shares, and clear and zero the chunks of all other tenants.
 
-        Their names may be given to others. A tenant whose chunks were adopted gets its depot now, so that an admin can clear them.
+        Their names may be given to others. A tenant whose chunks were adopted gets its depot now, so that an admin can
+        clear them.
         """
         self.index.shares.set(
             {name: tenant.l1_share_bytes for name, tenant in tenants.by_name.items() if tenant.l1_share_bytes}
