@@ -1,9 +1,10 @@
-"""`status` shows the tiers behind L1: a line for each, and why one is not used."""
+"""`status` and `top` show the tiers behind L1: a line for each, and why one is not used."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 from typer.testing import CliRunner, Result
 
@@ -11,7 +12,9 @@ from kvdepot import AsyncDepotClient
 from kvdepot.cli.app import app
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import Server
+from telemetry.events import TierRead
 from tests.fakes.shown_tier import DISK, VALKEY, ShownTier
+from tests.fakes.waiting import eventually
 
 
 async def run(*arguments: str, columns: int = 200) -> Result:
@@ -58,3 +61,34 @@ async def test_status_prints_tiers_as_json(server: Server) -> None:
     _, shared = printed["status"]["tiers"]
     assert (shared["name"], shared["state"]) == ("shared", "TIER_STATE_FAILING")
     assert shared["traffic"]["num_reads_by_outcome"] == {"failed": "3"}
+
+
+async def test_top_has_a_line_for_each_tier_and_how_fast_they_read(server: Server, client: AsyncDepotClient) -> None:
+    server.depots.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
+    times = {"wait_seconds": 0.0, "duration_seconds": 0.01}
+    assert server.bus is not None
+    server.bus.publish(TierRead(tier="disk", model_name="m", key=b"k", num_bytes=60 << 20, outcome="arrived", **times))
+
+    async def is_counted() -> bool:
+        return any(bucket.tier_read_bytes for bucket in (await client.get_activity()).buckets)
+
+    await eventually(is_counted)
+    page = await run("top", "--once", "--address", server.addresses[0], columns=80)
+    assert page.exit_code == 0, page.output
+    assert max(map(len, page.output.splitlines())) <= 80
+    assert re.search(r"^L2 reads .* writes 0 GB/s", page.output, re.MULTILINE)
+    assert "disk      46 % of 200 GiB full, found 45 %, 3 chunks damaged, 2 killed" in page.output
+    assert "shared    is failing, and is tried again in 8 s: 10.0.0.7:6379" in page.output
+    printed = await run("top", "--once", "--json", "--address", server.addresses[0])
+    facts = json.loads(printed.stdout)
+    assert facts["tier_read_bytes_per_second"] > 0
+    assert [(each["name"], each["state"]) for each in facts["tiers"]] == [
+        ("disk", "TIER_STATE_AVAILABLE"),
+        ("shared", "TIER_STATE_FAILING"),
+    ]
+
+
+async def test_top_without_tiers_behind_l1_has_no_lines_of_them(server: Server, client: AsyncDepotClient) -> None:
+    page = await run("top", "--once", "--address", server.addresses[0], columns=80)
+    assert "L1 filled" in page.output
+    assert "L2 reads" not in page.output
