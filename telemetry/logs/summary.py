@@ -35,7 +35,8 @@ def summary(event: events.Event) -> str | None:
             return f"L1 has wrong bytes of chunk {event.key.hex()}: it is not written to {event.tier!r}"
         case events.IoWorkerEnded():
             why = "killed at its deadline" if event.reason == "deadline" else f"ended: {event.reason}"
-            return f"{event.tier!r} {event.role}: {why}, with {event.num_parts:,} chunks to {event.verb}"
+            what = f" ({event.verb}, {event.num_parts:,} chunks)" if event.verb else ""
+            return f"I/O worker of {event.tier!r} to {event.role}: {why}{what}"
     return None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from typing import Any
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import AsyncDepotClient
@@ -13,8 +15,16 @@ from kvdepot.cli.app import app
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import Server
 from telemetry.events import TierRead
-from tests.fakes.shown_tier import DISK, VALKEY, ShownTier
+from tests.e2e.servers import StartServer
+from tests.fakes.shown_tier import VALKEY, disk_and_valkey
 from tests.fakes.waiting import eventually
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> Server:
+    """A server with a disk that works and a Valkey that does not."""
+    started: Server = await start_server(chunk_size=16, open_tiers=disk_and_valkey)
+    return started
 
 
 async def run(*arguments: str, columns: int = 200) -> Result:
@@ -23,7 +33,6 @@ async def run(*arguments: str, columns: int = 200) -> Result:
 
 
 async def test_status_has_a_line_for_each_tier_and_says_what_is_wrong(server: Server) -> None:
-    server.depots.tiers.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
     shown = await run("status", "--address", server.addresses[0])
     assert shown.exit_code == 0, shown.output
     lines = [" ".join(line.split()) for line in shown.output.splitlines()]
@@ -38,7 +47,6 @@ async def test_status_has_a_line_for_each_tier_and_says_what_is_wrong(server: Se
 
 
 async def test_get_status_has_what_each_tier_knows(server: Server, client: AsyncDepotClient) -> None:
-    server.depots.tiers.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
     l1, disk, valkey = (await client.get_status()).tiers
     assert (l1.tier, l1.name, l1.kind, l1.is_local) == (cache_pb2.TIER_L1, "l1", "memory", True)
     assert not l1.HasField("traffic")
@@ -56,16 +64,14 @@ async def test_get_status_has_what_each_tier_knows(server: Server, client: Async
 
 
 async def test_status_prints_tiers_as_json(server: Server) -> None:
-    server.depots.tiers.tiers = [ShownTier(VALKEY)]
     printed = json.loads((await run("status", "--json", "--address", server.addresses[0])).stdout)
-    _, shared = printed["status"]["tiers"]
+    _, _, shared = printed["status"]["tiers"]
     assert (shared["name"], shared["state"]) == ("shared", "TIER_STATE_FAILING")
     assert shared["traffic"]["num_reads_by_outcome"] == {"failed": "3"}
 
 
 async def test_top_has_a_line_for_each_tier_and_how_fast_they_read(server: Server, client: AsyncDepotClient) -> None:
-    server.depots.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
-    times = {"wait_seconds": 0.0, "duration_seconds": 0.01}
+    times: dict[str, Any] = {"wait_seconds": 0.0, "duration_seconds": 0.01}
     assert server.bus is not None
     server.bus.publish(TierRead(tier="disk", model_name="m", key=b"k", num_bytes=60 << 20, outcome="arrived", **times))
 
@@ -88,7 +94,8 @@ async def test_top_has_a_line_for_each_tier_and_how_fast_they_read(server: Serve
     ]
 
 
-async def test_top_without_tiers_behind_l1_has_no_lines_of_them(server: Server, client: AsyncDepotClient) -> None:
+async def test_top_without_tiers_behind_l1_has_no_lines_of_them(start_server: StartServer) -> None:
+    server = await start_server()
     page = await run("top", "--once", "--address", server.addresses[0], columns=80)
     assert "L1 filled" in page.output
     assert "L2 reads" not in page.output

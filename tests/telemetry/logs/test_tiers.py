@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -20,17 +21,17 @@ def state(name: str, detail: str = "") -> TierStateChanged:
 
 
 def read(outcome: str, monotonic: float = 100.0) -> TierRead:
-    times = {"wait_seconds": 0.0, "duration_seconds": 0.01, "monotonic": monotonic}
+    times: dict[str, Any] = {"wait_seconds": 0.0, "duration_seconds": 0.01, "monotonic": monotonic}
     return TierRead(tier="disk", model_name="m", key=b"\x01\xff", num_bytes=4096, outcome=outcome, **times)
 
 
 def written(outcome: str) -> TierWritten:
-    times = {"wait_seconds": 0.0, "duration_seconds": 0.01}
+    times: dict[str, Any] = {"wait_seconds": 0.0, "duration_seconds": 0.01}
     return TierWritten(tier="disk", model_name="m", key=b"\x01\xff", num_bytes=4096, outcome=outcome, **times)
 
 
-def ended(reason: str) -> IoWorkerEnded:
-    return IoWorkerEnded(tier="disk", role="read", reason=reason, verb="read", num_parts=3)
+def ended(reason: str, verb: str = "read") -> IoWorkerEnded:
+    return IoWorkerEnded(tier="disk", role="read", reason=reason, verb=verb, num_parts=3)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_what_stops_a_tier_warns_and_wrong_bytes_are_errors(
     [
         (state("available"), "TierStateChanged 'disk' is available"),
         (state("failing", "no answer\nFAKE"), r"TierStateChanged 'disk' is failing: 'no answer\nFAKE'"),
-        (ended("deadline"), "IoWorkerEnded 'disk' read: killed at its deadline, with 3 chunks to read"),
-        (ended("crash"), "IoWorkerEnded 'disk' read: ended: crash, with 3 chunks to read"),
+        (ended("deadline"), "IoWorkerEnded I/O worker of 'disk' to read: killed at its deadline (read, 3 chunks)"),
+        (ended("crash", verb=""), "IoWorkerEnded I/O worker of 'disk' to read: ended: crash"),
         (read("damaged"), "TierRead 'disk' has wrong bytes of chunk 01ff: the depot deletes it there"),
         (written("corrupt"), "TierWritten L1 has wrong bytes of chunk 01ff: it is not written to 'disk'"),
     ],
