@@ -23,6 +23,7 @@ TOTALS = (
     *("num_stored_chunks", "num_evicted_chunks", "evicted_bytes", "num_cleared_chunks", "num_corrupt_chunks"),
     *("num_sessions_started", "num_sessions_ended"),
     *("num_refused_calls", "num_denied_calls"),
+    *("l2_tokens", "tier_read_bytes", "tier_written_bytes"),
 )
 """The names of the counts that have no further key. Some count seconds."""
 

@@ -12,11 +12,13 @@ from telemetry.activity.busiest import BusiestSessions, SessionActivity, Session
 from telemetry.activity.latency import bucket_of
 from telemetry.activity.series import Resolution, Series
 from telemetry.delivery import Subscriber
-from telemetry.kinds import MissReason, Outcome
+from telemetry.kinds import MissReason, Outcome, Tier
 
 MAX_TENANTS = 16  # with a history; the one that was active least recently makes room
 WHOLE_DEPOT = ""
 
+L1 = Tier.L1.value
+ARRIVED, WRITTEN = "arrived", "ok"  # the outcomes of chunks that tiers read and wrote
 OK, UNANSWERED = Outcome.OK.value, (Outcome.CANCELLED.value, Outcome.FAILED.value)
 LOOKUP, STORE, RETRIEVE = range(len(OPERATIONS))
 FAILED = tuple(COUNT[f"failed {operation}"] for operation in OPERATIONS)
@@ -56,6 +58,8 @@ class Activity(Subscriber):
             events.SessionEnded: _adding("num_sessions_ended"),
             events.CallRefused: _adding("num_refused_calls"),
             events.CallDenied: _adding("num_denied_calls"),
+            events.TierRead: _read_from_tier,
+            events.TierWritten: _written_to_tier,
         }
 
     def __repr__(self) -> str:
@@ -121,6 +125,7 @@ _REFUSED_TOKENS, _STORED_BYTES = COUNT["refused_tokens"], COUNT["stored_bytes"]
 _RETRIEVED_TOKENS, _RETRIEVED_BYTES = COUNT["retrieved_tokens"], COUNT["retrieved_bytes"]
 _TRANSFER_BYTES = {kind: COUNT[f"{kind}_transfer_bytes"] for kind in ("store", "retrieve")}
 _TRANSFER_SECONDS = {kind: COUNT[f"{kind}_transfer_seconds"] for kind in ("store", "retrieve")}
+_L2_TOKENS, _TIER_READ, _TIER_WRITTEN = COUNT["l2_tokens"], COUNT["tier_read_bytes"], COUNT["tier_written_bytes"]
 _EVICTED_CHUNKS, _EVICTED_BYTES = COUNT["num_evicted_chunks"], COUNT["evicted_bytes"]
 
 
@@ -145,6 +150,7 @@ def _looked_up(bucket: Bucket, event: events.LookupFinished) -> None:
     counts = bucket.counts
     counts[_LOOKUP_TOKENS] += event.num_tokens
     counts[_MATCHED_TOKENS] += event.matched_tokens
+    counts[_L2_TOKENS] += event.l2_tokens
     num_missed_tokens = event.num_tokens - event.matched_tokens
     if num_missed_tokens:
         # Without a missing chunk, only tokens after the last whole chunk can be missing.
@@ -177,8 +183,19 @@ def _transferred(bucket: Bucket, event: events.TransferFinished) -> None:
 
 
 def _evicted(bucket: Bucket, event: events.ChunksEvicted) -> None:
-    bucket.counts[_EVICTED_CHUNKS] += len(event.keys)
-    bucket.counts[_EVICTED_BYTES] += event.num_bytes
+    if event.tier == L1:
+        bucket.counts[_EVICTED_CHUNKS] += len(event.keys)
+        bucket.counts[_EVICTED_BYTES] += event.num_bytes
+
+
+def _read_from_tier(bucket: Bucket, event: events.TierRead) -> None:
+    if event.outcome == ARRIVED:
+        bucket.counts[_TIER_READ] += event.num_bytes
+
+
+def _written_to_tier(bucket: Bucket, event: events.TierWritten) -> None:
+    if event.outcome == WRITTEN:
+        bucket.counts[_TIER_WRITTEN] += event.num_bytes
 
 
 def _note_lookup(session: SessionActivity, event: events.LookupFinished) -> None:

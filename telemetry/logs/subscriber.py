@@ -31,6 +31,9 @@ INFO_EVENTS = frozenset(
         events.CacheCleared,
     }
 )
+TIER_CHUNKS = (events.TierAsked, events.TierRead, events.TierWritten)  # one for each chunk or question
+WRONG_BYTES = ("damaged", "corrupt")
+UNUSED_STATES = ("failing", "unusable")
 COUNTED_FIELDS = ("keys", "records")  # a line has their number only, and nothing per chunk or block
 LINES_PER_SECOND = 20  # of one event type; a line costs the event loop some 20 µs
 WARNINGS_PER_MINUTE = 10  # of one event type and tenant: a full L1 refuses stores for hours
@@ -40,8 +43,10 @@ MAX_KEYS = 1_024  # pairs of type and tenant
 class LogSubscriber(Subscriber):
     """A subscriber that logs refusals and failures as WARNING, `INFO_EVENTS` as INFO, all other events as DEBUG.
 
-    It logs at most `lines_per_second` of a type at INFO, and at most `warnings_per_minute` of a type and tenant at
-    WARNING. The next line has `num_suppressed`. DEBUG has no limit. `span_of` returns the span of an event.
+    A chunk with wrong bytes in a tier is an ERROR.
+
+    It logs at most `lines_per_second` of a type at INFO, and at most `warnings_per_minute` of a type and tenant above
+    it. The next line has `num_suppressed`. DEBUG has no limit. `span_of` returns the span of an event.
     """
 
     name = "log"
@@ -91,9 +96,15 @@ class LogSubscriber(Subscriber):
 
 def level_of(event: events.Event) -> int:
     """Return the level at which an event is logged."""
+    if isinstance(event, TIER_CHUNKS):  # what makes a tier fail is in the line of its state
+        return logging.ERROR if event.outcome in WRONG_BYTES else logging.DEBUG
+    if isinstance(event, events.TierStateChanged):
+        return logging.WARNING if event.state in UNUSED_STATES else logging.INFO
     if getattr(event, "outcome", "") in (Outcome.REFUSED, Outcome.FAILED):
         return logging.WARNING
-    if isinstance(event, events.FileRefused) or (isinstance(event, events.StoreFinished) and event.refused_tokens):
+    if isinstance(event, (events.FileRefused, events.IoWorkerEnded)) or (
+        isinstance(event, events.StoreFinished) and event.refused_tokens
+    ):
         return logging.WARNING
     return logging.INFO if type(event) in INFO_EVENTS else logging.DEBUG
 

@@ -1,4 +1,4 @@
-"""The line of an operation for people: who, how many tokens, how long, how it ended. JSON lines have the facts."""
+"""The line of an event for people, such as who retrieved, how much, how it ended. JSON lines have the facts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def summary(event: events.Event) -> str | None:
             what = f"{event.retrieved_tokens:,} tokens retrieved"
             moved = _moved(event.retrieved_bytes, event.duration_seconds)
             return f"{_who(event)} rank {event.rank}: {what}, {moved}, {event.outcome}"
+        case events.TierStateChanged():
+            return f"{event.tier!r} is {event.state}" + (f": {event.detail!r}" if event.detail else "")
+        case events.TierRead(outcome="damaged"):
+            return f"{event.tier!r} has wrong bytes of chunk {event.key.hex()}: the depot deletes it there"
+        case events.TierWritten(outcome="corrupt"):
+            return f"L1 has wrong bytes of chunk {event.key.hex()}: it is not written to {event.tier!r}"
+        case events.IoWorkerEnded():
+            why = "killed at its deadline" if event.reason == "deadline" else f"ended: {event.reason}"
+            what = f" ({event.verb}, {event.num_parts:,} chunks)" if event.verb else ""
+            return f"I/O worker of {event.tier!r} to {event.role}: {why}{what}"
     return None
 
 

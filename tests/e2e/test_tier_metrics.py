@@ -6,11 +6,14 @@ import asyncio
 import subprocess
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 import pytest
 
 from service.server import Server
 from service.tiers.address import KINDS
+from service.tiers.io_worker.job import JobEnd
+from service.tiers.io_worker.messages import WriteEnd
 from service.tiers.load import LoadEnd
 from service.tiers.snapshot import TierState
 from service.tiers.store import Role
@@ -20,21 +23,20 @@ from telemetry.metrics.metric import Attribute
 from tests.e2e.scraping import Page, measured, scrape
 from tests.e2e.servers import StartServer
 from tests.fakes.real_servers import needs
-from tests.fakes.shown_tier import DISK, VALKEY, ShownTier
+from tests.fakes.shown_tier import VALKEY, ShownTier, disk_and_valkey
 
 
 @pytest.fixture
 async def server(start_server: StartServer) -> Server:
     """A server with a disk that works and a Valkey that does not."""
-    started: Server = await start_server(**measured())
-    started.depots.tiers.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
+    started: Server = await start_server(**measured(), open_tiers=disk_and_valkey)
     return started
 
 
 async def page_after_events(server: Server) -> Page:
     """Return the page after each kind of event of the disk."""
-    about = {"tier": "disk", "model_name": "m", "key": b"k", "num_bytes": 1 << 21}
-    took = {"wait_seconds": 0.004, "duration_seconds": 0.03}
+    about: dict[str, Any] = {"tier": "disk", "model_name": "m", "key": b"k", "num_bytes": 1 << 21}
+    took: dict[str, Any] = {"wait_seconds": 0.004, "duration_seconds": 0.03}
     assert server.bus is not None
     for event in (
         TierAsked(tier="disk", num_chunks=4, num_found=2, duration_seconds=0.0004, outcome="ok"),
@@ -69,7 +71,9 @@ async def test_a_tier_is_in_one_state(server: Server) -> None:
     name = "kvdepot_tier_state"
     page = await scrape(server)
     assert [page.value(name, tier="shared", kind="valkey", state=state) for state in TierState] == [0, 0, 1, 0]
-    server.depots.tiers.tiers = [ShownTier(replace(VALKEY, state=TierState.AVAILABLE))]
+    _, shared = server.depots.tiers
+    assert isinstance(shared, ShownTier)
+    shared.shown = replace(VALKEY, state=TierState.AVAILABLE)
     page = await scrape(server)
     assert [page.value(name, tier="shared", kind="valkey", state=state) for state in TierState] == [0, 1, 0, 0]
 
@@ -110,10 +114,19 @@ async def test_promtool_finds_no_fault_with_the_page(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("attribute", "values"),
-    [(definitions.READ_OUTCOME, LoadEnd), (definitions.STATE, TierState), (definitions.ROLE, Role)],
+    [
+        (definitions.READ_OUTCOME, LoadEnd),
+        (definitions.WRITE_OUTCOME, WriteEnd),
+        (definitions.STATE, TierState),
+        (definitions.ROLE, Role),
+    ],
 )
 def test_attributes_have_the_values_of_the_tiers_enumerations(attribute: Attribute, values: type[StrEnum]) -> None:
     assert set(attribute.values) == {str(value) for value in values}
+
+
+def test_an_io_worker_ends_as_its_last_job_did() -> None:
+    assert set(definitions.END_REASON.values) == {end.value for end in JobEnd if end.is_death}
 
 
 def test_a_kind_is_how_an_address_begins() -> None:

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from service.depot.tier import Answer, Doubt
-from service.l1.chunk import Chunk
-from service.l1.keys import ChunkKey
-from service.tiers.load import Load, LoadEnd
-from service.tiers.record import Owner
 from service.tiers.snapshot import TierSnapshot, TierState
+from tests.fakes.tier import FakeTier
 
 
-class ShownTier:
+class ShownTier(FakeTier):
     """A tier with a snapshot of the test's."""
 
     def __init__(self, shown: TierSnapshot) -> None:
+        super().__init__(memoryview(b""), name=shown.name, is_local=shown.is_local)
         self.shown = shown
-        self.name = shown.name
-        self.bit = 1
-        self.is_local = shown.is_local
-
-    async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
-        return Answer([False] * len(keys), Doubt.UNAVAILABLE)
-
-    def load(self, loads: Sequence[Load]) -> None:
-        for load in loads:
-            load.done.set_result(LoadEnd.FAILED)
-
-    def seconds_to_read(self, num_bytes: int) -> float | None:
-        return None
-
-    def write(self, chunks: Sequence[Chunk]) -> None:
-        pass
-
-    async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
-        return 0
 
     def snapshot(self) -> TierSnapshot:
         return self.shown
@@ -78,3 +54,8 @@ VALKEY = TierSnapshot(
     seconds_to_probe=7.96,
 )
 """A server on the network that does not answer."""
+
+
+def disk_and_valkey(*_: object) -> list[ShownTier]:
+    """Return both, whatever the settings are."""
+    return [ShownTier(DISK), ShownTier(VALKEY)]

@@ -6,7 +6,7 @@ import { make, table } from "./dom.js";
 import { count, duration, label, percent, perSecond, rate, size } from "./format.js";
 import { RANGES } from "./history.js";
 
-const REASONS = ["never stored", "evicted", "rank missing", "being stored", "unknown identity", "cleared", "corrupt", "shorter than chunk", "no answer"];
+const REASONS = ["never stored", "evicted", "rank missing", "being stored", "unknown identity", "cleared", "corrupt", "tier late", "tier failed", "tier slower than prefill", "no slot", "shorter than chunk", "no answer"];
 const KINDS = [["lookup", "var(--c2)"], ["store", "var(--c1)"], ["retrieve", "var(--c0)"]];
 
 // Tells how much of a total there was in a second of a bucket.

@@ -1,17 +1,30 @@
-"""`status` shows the tiers behind L1: a line for each, and why one is not used."""
+"""`status` and `top` show the tiers behind L1: a line for each, and why one is not used."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+from typing import Any
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.app import app
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import Server
-from tests.fakes.shown_tier import DISK, VALKEY, ShownTier
+from telemetry.events import TierRead
+from tests.e2e.servers import StartServer
+from tests.fakes.shown_tier import VALKEY, disk_and_valkey
+from tests.fakes.waiting import eventually
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> Server:
+    """A server with a disk that works and a Valkey that does not."""
+    started: Server = await start_server(chunk_size=16, open_tiers=disk_and_valkey)
+    return started
 
 
 async def run(*arguments: str, columns: int = 200) -> Result:
@@ -20,7 +33,6 @@ async def run(*arguments: str, columns: int = 200) -> Result:
 
 
 async def test_status_has_a_line_for_each_tier_and_says_what_is_wrong(server: Server) -> None:
-    server.depots.tiers.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
     shown = await run("status", "--address", server.addresses[0])
     assert shown.exit_code == 0, shown.output
     lines = [" ".join(line.split()) for line in shown.output.splitlines()]
@@ -35,7 +47,6 @@ async def test_status_has_a_line_for_each_tier_and_says_what_is_wrong(server: Se
 
 
 async def test_get_status_has_what_each_tier_knows(server: Server, client: AsyncDepotClient) -> None:
-    server.depots.tiers.tiers = [ShownTier(DISK), ShownTier(VALKEY)]
     l1, disk, valkey = (await client.get_status()).tiers
     assert (l1.tier, l1.name, l1.kind, l1.is_local) == (cache_pb2.TIER_L1, "l1", "memory", True)
     assert not l1.HasField("traffic")
@@ -53,8 +64,38 @@ async def test_get_status_has_what_each_tier_knows(server: Server, client: Async
 
 
 async def test_status_prints_tiers_as_json(server: Server) -> None:
-    server.depots.tiers.tiers = [ShownTier(VALKEY)]
     printed = json.loads((await run("status", "--json", "--address", server.addresses[0])).stdout)
-    _, shared = printed["status"]["tiers"]
+    _, _, shared = printed["status"]["tiers"]
     assert (shared["name"], shared["state"]) == ("shared", "TIER_STATE_FAILING")
     assert shared["traffic"]["num_reads_by_outcome"] == {"failed": "3"}
+
+
+async def test_top_has_a_line_for_each_tier_and_how_fast_they_read(server: Server, client: AsyncDepotClient) -> None:
+    times: dict[str, Any] = {"wait_seconds": 0.0, "duration_seconds": 0.01}
+    assert server.bus is not None
+    server.bus.publish(TierRead(tier="disk", model_name="m", key=b"k", num_bytes=60 << 20, outcome="arrived", **times))
+
+    async def is_counted() -> bool:
+        return any(bucket.tier_read_bytes for bucket in (await client.get_activity()).buckets)
+
+    await eventually(is_counted)
+    page = await run("top", "--once", "--address", server.addresses[0], columns=80)
+    assert page.exit_code == 0, page.output
+    assert max(map(len, page.output.splitlines())) <= 80
+    assert re.search(r"^L2 reads .* writes 0 GB/s", page.output, re.MULTILINE)
+    assert "disk      46 % of 200 GiB full, found 45 %, 3 chunks damaged, 2 killed" in page.output
+    assert "shared    is failing, and is tried again in 8 s: 10.0.0.7:6379" in page.output
+    printed = await run("top", "--once", "--json", "--address", server.addresses[0])
+    facts = json.loads(printed.stdout)
+    assert facts["tier_read_bytes_per_second"] > 0
+    assert [(each["name"], each["state"]) for each in facts["tiers"]] == [
+        ("disk", "TIER_STATE_AVAILABLE"),
+        ("shared", "TIER_STATE_FAILING"),
+    ]
+
+
+async def test_top_without_tiers_behind_l1_has_no_lines_of_them(start_server: StartServer) -> None:
+    server = await start_server()
+    page = await run("top", "--once", "--address", server.addresses[0], columns=80)
+    assert "L1 filled" in page.output
+    assert "L2 reads" not in page.output

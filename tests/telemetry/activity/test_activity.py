@@ -100,7 +100,15 @@ def transferred(direction: str, **fields: Any) -> events.TransferFinished:
 
 
 def evicted(**fields: Any) -> events.ChunksEvicted:
-    return made(events.ChunksEvicted, keys=(b"a", b"b"), num_bytes=2_048, **fields)
+    return made(events.ChunksEvicted, **{"tier": "l1", "keys": (b"a", b"b"), "num_bytes": 2_048} | fields)
+
+
+def read_from_tier(outcome: str) -> events.TierRead:
+    return made(events.TierRead, num_bytes=4_096, outcome=outcome)
+
+
+def written_to_tier(outcome: str) -> events.TierWritten:
+    return made(events.TierWritten, num_bytes=1_024, outcome=outcome)
 
 
 def only(buckets: Any) -> Bucket:
@@ -158,6 +166,17 @@ def test_every_reason_of_a_refusal_counts(activity: Activity, clock: Clock, reas
     clock.advance(1)
     assert only(activity.read()).num_refused_stores_by_reason == {reason.value: 1}
     assert reason.value in REFUSAL_REASONS
+
+
+def test_tiers_behind_l1_have_counts_of_their_own(activity: Activity, clock: Clock) -> None:
+    activity.handle([looked_up(100, 60, l1_tokens=20, l2_tokens=40), evicted(tier="l2")])
+    activity.handle([read_from_tier(outcome) for outcome in ("arrived", "arrived", "damaged", "late")])
+    activity.handle([written_to_tier(outcome) for outcome in ("ok", "full")])
+    clock.advance(1)
+    bucket = only(activity.read())
+    assert (bucket.count("matched_tokens"), bucket.count("l2_tokens")) == (60, 40)
+    assert (bucket.count("tier_read_bytes"), bucket.count("tier_written_bytes")) == (8_192, 1_024)
+    assert bucket.count("num_evicted_chunks") == 0
 
 
 def test_any_event_is_taken(activity: Activity) -> None:

@@ -134,7 +134,8 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     # The server writes lines of its own of these (its session log, its audit, its refusals, its verification), or makes
     # spans of them.
     told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed", "ChunksCorrupt"}
-    assert debug == work | chunks | told_elsewhere | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
+    tiers = {"TierAsked", "TierRead", "TierWritten", "TierWriteDropped"}
+    assert debug == work | chunks | told_elsewhere | tiers | {"LeaseGranted", "LeaseEnded", "BlocksAllocated"}
     assert len(caplog.records) == len(EVENT_TYPES)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from kvdepot.cli import tiers
 from kvdepot.cli.activity_poll import DepotActivity
 from kvdepot.cli.activity_view import Figures
 from kvdepot.cli.readable import bytes_per_second, number, percent, seconds_text, share
@@ -57,7 +58,7 @@ class ActivityPage:
         depot = self.depot
         minute, recent = depot.history.last(MINUTE_SECONDS), depot.history.last(NOW_SECONDS)
         tables = _totals(depot, recent, minute), _operations(depot, minute)
-        lines = [*_title(depot, self.now), *_losses(minute), _summary(depot)]
+        lines = [*_title(depot, self.now), *_losses(minute), *_tiers(depot), _summary(depot)]
         num_rows = options.height or PRINTED_ROWS
         num_left = num_rows - len(lines) - sum(table.row_count + 1 for table in tables)
         sessions = depot.history.latest.busiest_sessions
@@ -66,6 +67,7 @@ class ActivityPage:
         yield from _title(depot, self.now)
         yield from tables
         yield from _losses(minute)
+        yield from _tiers(depot)
         yield _summary(depot)
         if depot.instances:
             yield instances
@@ -133,6 +135,10 @@ def _totals(depot: DepotActivity, recent: Figures, minute: Figures) -> Table:
     size = f"of {readable_size(capacity_bytes)}" if capacity_bytes else ""
     used = percent(gauges.l1_used_bytes / capacity_bytes) if capacity_bytes else readable_size(gauges.l1_used_bytes)
     add("L1 filled", filled, used, size)
+    if depot.tiers:
+        reads, written = of(lambda each: each.tier_read_bytes, style="green"), minute.tier_written_bytes_per_second
+        now = bytes_per_second(recent.tier_read_bytes_per_second)
+        add("L2 reads", reads, now, f"writes {bytes_per_second(written)}")
     return table
 
 
@@ -180,6 +186,15 @@ def _losses(minute: Figures) -> Sequence[Text]:
     if minute.num_corrupt_chunks:
         text = f"corrupt   {number(minute.num_corrupt_chunks)} chunks were dropped: this machine's memory may be bad"
         lines.append(Text(text, style="bold red", no_wrap=True, overflow="ellipsis"))
+    return lines
+
+
+def _tiers(depot: DepotActivity) -> Sequence[Text]:
+    """Return a line for each tier behind L1."""
+    lines = []
+    for tier in depot.tiers:
+        line = Text(f"{tiers.name_of(tier):<{LABEL_CELLS - 1}.{LABEL_CELLS - 1}} ", no_wrap=True, overflow="ellipsis")
+        lines.append(line.append_text(tiers.line(tier)))
     return lines
 
 

@@ -20,7 +20,7 @@ _KINDS = {name: kind for kind, name in OPERATIONS.items()}
 class DepotActivity:
     """What a depot answered. After a failure, `failure` says why, and what to do. The last values stay.
 
-    A caller that is no admin gets no `instances`, no `state` and no `uptime`.
+    `tiers` are those behind L1. A caller that is no admin gets no `instances`, no `tiers`, no `state` and no `uptime`.
     """
 
     def __init__(self, address: str, credentials: Credentials, tenant: str) -> None:
@@ -28,6 +28,7 @@ class DepotActivity:
         self.tenant = tenant
         self.history = History()
         self.instances: Sequence[admin_pb2.Instance] = ()
+        self.tiers: Sequence[admin_pb2.TierStatus] = ()
         self.version = ""
         self.state = ""
         self.uptime: timedelta | None = None
@@ -87,4 +88,5 @@ class DepotActivity:
         self.state = admin_pb2.ServerState.Name(status.state).removeprefix("SERVER_STATE_").lower()
         self.uptime = timedelta(seconds=status.uptime.seconds)
         self.num_adopted_chunks = status.num_adopted_chunks
+        self.tiers = [tier for tier in status.tiers if tier.tier != cache_pb2.TIER_L1]
         self.instances = [each for each in instances if self.tenant in ("", each.tenant)]

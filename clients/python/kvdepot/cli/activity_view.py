@@ -47,6 +47,9 @@ class Figures:
     num_sessions_started: int
     num_refused_calls: int
     num_denied_calls: int
+    l2_tokens: int
+    tier_read_bytes_per_second: float
+    tier_written_bytes_per_second: float
     operations: dict[str, OperationFigures]
     hit_ratio: float | None = field(init=False)
 
@@ -128,6 +131,9 @@ def figures(buckets: Iterable[observability_pb2.ActivityBucket], seconds: float,
         num_sessions_started=total("num_sessions_started"),
         num_refused_calls=total("num_refused_calls"),
         num_denied_calls=total("num_denied_calls"),
+        l2_tokens=total("l2_tokens"),
+        tier_read_bytes_per_second=total("tier_read_bytes") * per_second,
+        tier_written_bytes_per_second=total("tier_written_bytes") * per_second,
         operations={name: _operations(buckets, kind, per_second, bounds) for kind, name in OPERATIONS.items()},
     )
 

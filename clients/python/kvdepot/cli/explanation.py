@@ -24,6 +24,12 @@ _HINTS: dict[int, str] = {
     cache_pb2.MISS_REASON_CLEARED: "ClearCache removed it: the depot's audit says who called",
     cache_pb2.MISS_REASON_CORRUPT: "its bytes had changed in memory, so the depot removed it: check the machine's "
     "memory, and which other processes can write to L1",
+    cache_pb2.MISS_REASON_TIER_LATE: "`kvdepot status` shows how fast each tier is, and how much waits for it. A "
+    "longer max_wait waits longer",
+    cache_pb2.MISS_REASON_TIER_FAILED: "`kvdepot status` says which tier fails, why, and when it is tried again",
+    cache_pb2.MISS_REASON_TIER_SLOWER_THAN_PREFILL: "the engine computes it sooner: `kvdepot status` shows how fast "
+    "each tier is",
+    cache_pb2.MISS_REASON_NO_SLOT: "all chunks of L1 are leased or in use: enlarge L1, or let engines release leases",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }

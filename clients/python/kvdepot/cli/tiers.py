@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
-from kvdepot.cli.readable import bytes_per_second, number, percent, seconds_text
+from kvdepot.cli.readable import bytes_per_second, number, percent, seconds_text, share
 from kvdepot.cli.tables import Cell, Column
 from kvdepot.cli.terminal import counted, printable, readable_size
 from kvdepot.v1 import admin_pb2, cache_pb2
@@ -45,7 +45,7 @@ def rows(tiers: Sequence[admin_pb2.TierStatus]) -> list[list[Cell]]:
 
 def troubles(tier: admin_pb2.TierStatus) -> Iterator[Text]:
     """Yield what is wrong with a tier behind L1: why it is not used, and what went wrong since the start."""
-    if tier.state in (admin_pb2.TIER_STATE_FAILING, admin_pb2.TIER_STATE_UNUSABLE, admin_pb2.TIER_STATE_OPENING):
+    if is_in_trouble(tier):
         yield Text(f"{name_of(tier)} {why_not_used(tier)}", style=STYLES[tier.state])
     if tier.tier == cache_pb2.TIER_L1:
         return
@@ -61,6 +61,33 @@ def troubles(tier: admin_pb2.TierStatus) -> Iterator[Text]:
     ]
     if parts := [text for count, text in found if count]:
         yield Text(f"{name_of(tier)} since the start: {', '.join(parts)}", style="yellow")
+
+
+def is_in_trouble(tier: admin_pb2.TierStatus) -> bool:
+    """Return whether lookups do without the tier."""
+    return tier.state in (admin_pb2.TIER_STATE_OPENING, admin_pb2.TIER_STATE_FAILING, admin_pb2.TIER_STATE_UNUSABLE)
+
+
+def line(tier: admin_pb2.TierStatus) -> Text:
+    """Return a tier in one line: how full it is, how fast, and what it is asked for; or why it is not used."""
+    if is_in_trouble(tier):
+        return Text(why_not_used(tier), style=STYLES[tier.state])
+    traffic = tier.traffic
+    filled = f"{share(tier.used_bytes, tier.capacity_bytes)} of {readable_size(tier.capacity_bytes)} full"
+    parts = [Text(filled)] if tier.is_local else []
+    if traffic.num_asked_chunks:
+        parts.append(Text(f"found {share(traffic.num_found_chunks, traffic.num_asked_chunks)}"))
+    if tier.num_corrupt_chunks:
+        parts.append(Text(f"{counted(tier.num_corrupt_chunks, 'chunk')} damaged", style="bold red"))
+    if traffic.num_killed_io_workers:
+        parts.append(Text(f"{traffic.num_killed_io_workers:,} killed", style="bold red"))
+    if traffic.HasField("read_bytes_per_second"):
+        parts.append(Text(f"reads {bytes_per_second(traffic.read_bytes_per_second)}"))
+    if traffic.HasField("write_bytes_per_second"):
+        parts.append(Text(f"writes {bytes_per_second(traffic.write_bytes_per_second)}"))
+    if traffic.queued_write_bytes:
+        parts.append(Text(f"{readable_size(traffic.queued_write_bytes)} wait"))
+    return Text(", ").join(parts or [Text(state_of(tier))])
 
 
 def why_not_used(tier: admin_pb2.TierStatus) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 
 from kvdepot import Credentials, DepotError
+from kvdepot.cli import tiers
 from kvdepot.cli.activity_drawing import MINUTE_SECONDS, ActivityPage
 from kvdepot.cli.activity_poll import DepotActivity
 from kvdepot.cli.activity_view import figures
@@ -140,6 +141,7 @@ def _facts(depot: DepotActivity, after: int) -> dict[str, Any]:
         **asdict(figures(buckets, seconds, history.latest.duration_bounds_seconds)),
         "gauges": _numbers(history.gauges),
         "num_lost_events": history.num_lost_events,
+        "tiers": [as_json(each) for each in depot.tiers],
         "instances": [as_json(each) for each in depot.instances],
         "busiest_sessions": [_numbers(each) for each in history.latest.busiest_sessions],
     }
@@ -167,6 +169,9 @@ def _line(depot: DepotActivity, after: int) -> str:
     if gauges.l1_capacity_bytes:
         parts.append(f"L1 {percent(gauges.l1_used_bytes / gauges.l1_capacity_bytes)}")
     parts.append(f"evicted {number(shown.num_evicted_chunks)}")
+    if depot.tiers:
+        parts.append(f"L2 read {bytes_per_second(shown.tier_read_bytes_per_second)}")
+    parts += [f"{tiers.name_of(tier)} {tiers.state_of(tier)}" for tier in depot.tiers if tiers.is_in_trouble(tier)]
     if shown.num_corrupt_chunks:
         parts.append(f"chunks corrupt {shown.num_corrupt_chunks:,}")
     if gauges.num_missing_ranks:

@@ -852,6 +852,9 @@ class ActivityBucket(_message.Message):
     NUM_DENIED_CALLS_FIELD_NUMBER: _builtins.int
     GAUGES_FIELD_NUMBER: _builtins.int
     NUM_CORRUPT_CHUNKS_FIELD_NUMBER: _builtins.int
+    L2_TOKENS_FIELD_NUMBER: _builtins.int
+    TIER_READ_BYTES_FIELD_NUMBER: _builtins.int
+    TIER_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
     lookup_tokens: _builtins.int
     """Tokens that were looked up."""
     matched_tokens: _builtins.int
@@ -894,6 +897,12 @@ class ActivityBucket(_message.Message):
     """Calls that the caller may not make."""
     num_corrupt_chunks: _builtins.int
     """Chunks that were dropped because their bytes in L1 did not match their checksums."""
+    l2_tokens: _builtins.int
+    """Part of matched_tokens that a tier behind L1 had, and L1 had not."""
+    tier_read_bytes: _builtins.int
+    """Bytes of the chunks that tiers behind L1 read into it."""
+    tier_written_bytes: _builtins.int
+    """Bytes of the chunks that tiers behind L1 wrote."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -943,10 +952,13 @@ class ActivityBucket(_message.Message):
         num_denied_calls: _builtins.int = ...,
         gauges: Global___ActivityGauges | None = ...,
         num_corrupt_chunks: _builtins.int = ...,
+        l2_tokens: _builtins.int = ...,
+        tier_read_bytes: _builtins.int = ...,
+        tier_written_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gauges", b"gauges", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted_bytes", b"evicted_bytes", "gauges", b"gauges", "lookup_tokens", b"lookup_tokens", "matched_tokens", b"matched_tokens", "missed_tokens_by_reason", b"missed_tokens_by_reason", "num_cleared_chunks", b"num_cleared_chunks", "num_corrupt_chunks", b"num_corrupt_chunks", "num_denied_calls", b"num_denied_calls", "num_evicted_chunks", b"num_evicted_chunks", "num_refused_calls", b"num_refused_calls", "num_refused_stores_by_reason", b"num_refused_stores_by_reason", "num_sessions_ended", b"num_sessions_ended", "num_sessions_started", b"num_sessions_started", "num_stored_chunks", b"num_stored_chunks", "operations", b"operations", "refused_tokens", b"refused_tokens", "resident_tokens", b"resident_tokens", "retrieve_transfer_bytes", b"retrieve_transfer_bytes", "retrieve_transfer_seconds", b"retrieve_transfer_seconds", "retrieved_bytes", b"retrieved_bytes", "retrieved_tokens", b"retrieved_tokens", "start_time", b"start_time", "store_transfer_bytes", b"store_transfer_bytes", "store_transfer_seconds", b"store_transfer_seconds", "stored_bytes", b"stored_bytes", "stored_tokens", b"stored_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted_bytes", b"evicted_bytes", "gauges", b"gauges", "l2_tokens", b"l2_tokens", "lookup_tokens", b"lookup_tokens", "matched_tokens", b"matched_tokens", "missed_tokens_by_reason", b"missed_tokens_by_reason", "num_cleared_chunks", b"num_cleared_chunks", "num_corrupt_chunks", b"num_corrupt_chunks", "num_denied_calls", b"num_denied_calls", "num_evicted_chunks", b"num_evicted_chunks", "num_refused_calls", b"num_refused_calls", "num_refused_stores_by_reason", b"num_refused_stores_by_reason", "num_sessions_ended", b"num_sessions_ended", "num_sessions_started", b"num_sessions_started", "num_stored_chunks", b"num_stored_chunks", "operations", b"operations", "refused_tokens", b"refused_tokens", "resident_tokens", b"resident_tokens", "retrieve_transfer_bytes", b"retrieve_transfer_bytes", "retrieve_transfer_seconds", b"retrieve_transfer_seconds", "retrieved_bytes", b"retrieved_bytes", "retrieved_tokens", b"retrieved_tokens", "start_time", b"start_time", "store_transfer_bytes", b"store_transfer_bytes", "store_transfer_seconds", b"store_transfer_seconds", "stored_bytes", b"stored_bytes", "stored_tokens", b"stored_tokens", "tier_read_bytes", b"tier_read_bytes", "tier_written_bytes", b"tier_written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
