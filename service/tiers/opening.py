@@ -112,9 +112,8 @@ class Opening:
         """
         worker = await self._crew.start(Role.ASK if self._index is None else Role.READ)
         try:
-            if self._index is None:
-                names = [os.urandom(NAME_BYTES).hex()]
-                await _done(worker, SmallJob({"verb": Verb.EXISTS, "names": names}, seconds=PROBE_SECONDS))
+            names = [os.urandom(NAME_BYTES).hex()]
+            await _done(worker, SmallJob({"verb": Verb.EXISTS, "names": names}, seconds=PROBE_SECONDS))
         finally:
             await self._crew.stop(worker)
 

@@ -44,7 +44,8 @@ class Capabilities:
     """What a kind of store can do.
 
     `is_local`: no other depot writes to it, so the depot learns once, by `scan`, what it has, and `exists` is not
-    called. Its chunks have places, which the depot chooses. `needs_owner`: it wants a worker with the role OWN.
+    asked for chunks, only to try whether it works. Its chunks have places, which the depot chooses. `needs_owner`: it
+    wants a worker with the role OWN.
     """
 
     is_local: bool = False

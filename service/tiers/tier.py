@@ -255,7 +255,8 @@ class Tier:
 
         num_removed = 0
         for number, key in enumerate(index.matching(matches)):
-            num_removed += self._erasing.erase(key, key)
+            if not self._writing.is_writing(key):  # else it is erased when it is written
+                num_removed += self._erasing.erase(key, key)
             if number % 256 == 255:
                 await asyncio.sleep(0)  # other calls have their turn
         return num_removed

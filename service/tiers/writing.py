@@ -142,6 +142,10 @@ class Writing:
             self._on_corrupt(chunk)
         self._note_idle()
 
+    def is_writing(self, key: ChunkKey) -> bool:
+        """Return whether an I/O worker writes the chunk of a key."""
+        return key in self._running
+
     async def until_idle(self, timeout_seconds: float) -> bool:
         """Wait until nothing waits and nothing is being written. Return whether that is so."""
         try:

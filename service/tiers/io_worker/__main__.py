@@ -31,6 +31,7 @@ def main(name: str, role: str, parent_pid: int, socket_fd: int, l1_fd: int) -> N
 
     def map_l1(offset_bytes: int, size_bytes: int) -> memoryview:
         memory = mmap.mmap(l1_fd, size_bytes, mmap.MAP_SHARED, offset=offset_bytes)
+        os.close(l1_fd)  # the mapping has one of its own
         memory.madvise(mmap.MADV_DONTDUMP)  # a crash must not write prompts to a disk, nor all of L1
         return memoryview(memory)
 

@@ -115,13 +115,13 @@ def number_in(message: Message, field: str, below: int) -> int:
 
 def packed_place(place: Place) -> list[object]:
     """Return a place as messages have it."""
-    return [place.name.hex(), place.offset_bytes, place.slot_bytes, place.record_number]
+    return [place.name.hex(), *place[1:]]
 
 
 def unpacked_place(packed: list[Any]) -> Place:
     """Return what `packed_place` packed."""
-    name, *numbers = packed
-    return Place(bytes.fromhex(name), *numbers)
+    name, *numbers, stale_records = packed
+    return Place(bytes.fromhex(name), *numbers, tuple(stale_records))
 
 
 def packed_read(part: ReadPart) -> list[object]:
