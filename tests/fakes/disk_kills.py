@@ -123,10 +123,8 @@ def kill_between(rng: random.Random, left: list[int]) -> None:
 
         return write
 
-    os.pwrite = killing(os.pwrite, lambda data, eighths: data[: len(data) * eighths // 8])  # type: ignore[assignment]
-    os.pwritev = killing(  # type: ignore[assignment]
-        os.pwritev, lambda data, eighths: [data[0][: len(data[0]) * eighths // 8 // 4_096 * 4_096]]
-    )
+    os.pwrite = killing(os.pwrite, lambda data, eighths: data[: len(data) * eighths // 8])
+    os.pwritev = killing(os.pwritev, lambda data, eighths: [data[0][: len(data[0]) * eighths // 8 // 4_096 * 4_096]])
 
 
 if __name__ == "__main__":

@@ -164,6 +164,17 @@ def test_a_large_chunk_voids_the_records_of_all_that_lay_there(folder: Path) -> 
         assert tier.get(C, num_bytes) == bytes_of(C, num_bytes)
 
 
+def test_a_write_spares_records_that_name_none_of_its_bytes(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000})
+        place = tier.index.get(A)
+        assert place is not None
+        [part] = tier.parts_to_write({B: 5_000})
+        late = part._replace(place=part.place._replace(stale_records=(place.record_number,)))
+        assert dict(tier.store.write_from([late])) == {0: None}
+        assert tier.get(A, 5_000) == bytes_of(A, 5_000)
+
+
 @pytest.mark.parametrize("part", ["record", "place", "sum"])
 def test_a_damaged_record_is_absent(folder: Path, part: str) -> None:
     with opened(folder) as tier:
@@ -469,7 +480,7 @@ def test_a_write_that_fails_leaves_the_others_of_its_batch(folder: Path) -> None
         parts = tier.parts_to_write({A: 5_000, B: 5_000, C: 5_000})
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (parts[2].place.offset_bytes, limits[1]))
-        written = {}
+        written: dict[int, StoreError | None] = {}
         try:
             with pytest.raises(StoreError, match="File too large"):
                 written.update(tier.store.write_from(parts))
