@@ -39,7 +39,7 @@ _NETWORK_FILE_SYSTEMS = {
 }
 _ALLOCATE_PIECE_BYTES = 8 << 30
 _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
-_MIB = 1 << 20
+_MIB, _GIB = 1 << 20, 1 << 30
 
 
 @dataclass(slots=True)
@@ -169,8 +169,8 @@ def _prepare(folder: Path, folder_fd: int, records_fd: int, layout: DiskLayout) 
         missing_bytes = sum(max(0, num_bytes - allocated_bytes(fd)) for fd, num_bytes in sizes.items())
         lacking_bytes = missing_bytes - space.f_bavail * space.f_frsize
         if lacking_bytes > 0:
-            lacking = format_size(-(-lacking_bytes // _MIB) * _MIB)
-            size = format_size(layout.size_bytes)
+            unit_bytes = _GIB if lacking_bytes > _GIB else _MIB
+            lacking, size = format_size(-(-lacking_bytes // unit_bytes) * unit_bytes), format_size(layout.size_bytes)
             raise StoreUnusable(f"{folder}: its file system lacks {lacking} for a tier of {size}")
         for fd, num_bytes in sizes.items():
             _reserve(folder, fd, num_bytes)

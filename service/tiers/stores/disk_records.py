@@ -106,7 +106,6 @@ class DiskRecords:
         """Yield ranges of entries that have all that were ever written. Reserved space that was not is left out."""
         end_bytes = self._start(self._num_records)
         position = HEADER_BYTES
-        first_unread = 0
         while position < end_bytes:
             try:
                 position = os.lseek(self._fd, position, os.SEEK_DATA)
@@ -115,11 +114,7 @@ class DiskRecords:
                 if error.errno != errno.ENXIO:  # ENXIO: all from here on is a hole
                     raise
                 return
-            first = max(first_unread, (position - HEADER_BYTES) // ENTRY_BYTES)
-            end = -(-(hole - HEADER_BYTES) // ENTRY_BYTES)
-            if first < end:
-                yield first, end
-                first_unread = end
+            yield (position - HEADER_BYTES) // ENTRY_BYTES, -(-(hole - HEADER_BYTES) // ENTRY_BYTES)
             position = hole
 
     def _start(self, number: int) -> int:

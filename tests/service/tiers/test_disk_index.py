@@ -226,8 +226,8 @@ def test_small_chunks_in_the_place_of_a_large_one_name_its_record_until_one_is_w
     assert first is not None and second is not None
     for place in (first.place, second.place):
         assert large.record_number in (place.record_number, *place.stale_records)
+    assert first.place.record_number == large.record_number
     index.commit(key("b"))
-    index.commit(key("a"))
     third = index.reserve(key("c"), SLOT_BYTES, OWNER)
     assert third is not None and third.place.stale_records == ()
 
@@ -278,9 +278,67 @@ def test_of_two_records_of_the_same_bytes_the_higher_generation_is_adopted(clock
     index = index_of(8, clock=clock)
     adopt(index, found(("old", 0, 1), ("new", 2, 2), ("alone", 5, 1), slot_bytes=LARGE_SLOT_BYTES))
     assert names(index) == {"new", "alone"}
-    reservation = index.reserve(key("a"), 2 * SLOT_BYTES, OWNER)
-    assert reservation is not None
-    assert 0 in (reservation.place.record_number, *reservation.place.stale_records)
+    first, second = index.reserve(key("a"), SLOT_BYTES, OWNER), index.reserve(key("b"), SLOT_BYTES, OWNER)
+    assert first is not None and second is not None
+    assert (first.place.record_number, second.place.stale_records) == (0, (0,))
+
+
+def test_after_a_restart_the_lowest_free_record_is_taken_first(clock: Clock) -> None:
+    index = index_of(8, clock=clock)
+    entries = found(("a", 0, 1), ("b", 1, 1), ("c", 2, 1), ("d", 3, 1))
+    adopt(index, [entries[0], entries[3]])
+    numbers = []
+    for name in "xyz":
+        reservation = index.reserve(key(name), SLOT_BYTES, OWNER)
+        assert reservation is not None
+        numbers.append(reservation.place.record_number)
+    assert numbers == [1, 2, 4]
+
+
+def test_a_use_while_it_is_read_counts(clock: Clock) -> None:
+    index = index_of(5, clock=clock)
+    put(index, "a", "b", "c")
+    index.pin(key("a"))
+    index.get(key("a"))
+    index.unpin(key("a"))
+    put(index, *(f"once{number}" for number in range(50)))
+    assert "a" in names(index)
+
+
+def test_a_size_whose_own_chunks_leave_sooner_takes_their_places(clock: Clock) -> None:
+    index = index_of(6, clock=clock)
+    put(index, "large0", slot_bytes=LARGE_SLOT_BYTES)
+    put(index, "small0", "small1", "small2")
+    assert put(index, "large1", slot_bytes=LARGE_SLOT_BYTES) == ["large0"]
+    assert names(index) == {"small0", "small1", "small2", "large1"}
+
+
+def test_chunks_that_were_read_stay_where_another_size_has_some_that_were_not(clock: Clock) -> None:
+    index = index_of(6, clock=clock)
+    put(index, "small0", "small1", "small2")
+    for number in range(2):
+        index.get(key(f"small{number}"))
+    put(index, "large0", slot_bytes=LARGE_SLOT_BYTES)
+    assert put(index, "large1", slot_bytes=LARGE_SLOT_BYTES) == ["large0"]
+
+
+@pytest.mark.parametrize("way", ["unpin", "remove", "abandon"])
+def test_a_size_is_tried_again_once_a_place_was_let_go_of(clock: Clock, way: str) -> None:
+    index = index_of(5, clock=clock)
+    put(index, "a", "b", "c", "d")
+    assert index.reserve(key("e"), SLOT_BYTES, OWNER) is not None
+    for name in ("b", "d"):
+        index.pin(key(name))
+    for name in ("large0", "large1"):
+        assert index.reserve(key(name), LARGE_SLOT_BYTES, OWNER) is None
+    if way == "abandon":
+        index.abandon(key("e"))
+        index.remove(key("d"))
+    elif way == "remove":
+        index.remove(key("b"))
+    index.unpin(key("d" if way == "abandon" else "b"))
+    assert index.reserve(key("large2"), LARGE_SLOT_BYTES, OWNER) is not None
+    index.check()
 
 
 @pytest.mark.parametrize(
@@ -451,4 +509,4 @@ class AnyUse(RuleBasedStateMachine):
 
 
 TestAnyUse = AnyUse.TestCase
-TestAnyUse.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestAnyUse.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

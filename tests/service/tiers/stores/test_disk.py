@@ -1,0 +1,502 @@
+"""The disk store on real files: what is written comes back, and what is doubtful is absent."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernels.checksum import kvsum64
+from service.l1.keys import ChunkKey
+from service.l1.l1_file import file_system
+from service.tiers.record import ChunkRecord
+from service.tiers.store import Part, Role, StoreContext, StoreError, StoreFull, StoreUnusable
+from service.tiers.stores import disk_files
+from service.tiers.stores.disk import DiskStore
+from tests.fakes.disk_tier import OWNER, DiskTier, address, bytes_of, opened
+
+KIB = 1 << 10
+A, B, C = (ChunkKey(bytes([number]) * 32) for number in range(3))
+
+
+def keys(number: int) -> list[ChunkKey]:
+    return [ChunkKey(each.to_bytes(32, "big")) for each in range(number)]
+
+
+def write(tier: DiskTier, sizes: dict[ChunkKey, int]) -> None:
+    assert set(tier.write(sizes)) == set(sizes)
+
+
+def open_store(folder: Path, size: str = "16MiB", role: Role = Role.READ) -> DiskStore:
+    return DiskStore(StoreContext(address=address(folder, size), role=role, l1=memoryview(bytearray(4096))))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "tier"
+
+
+@pytest.mark.parametrize("num_bytes", [1, 4 * KIB, 4 * KIB + 1, 100_000, 1 << 20, 64 << 20])
+def test_a_chunk_of_any_size_comes_back(folder: Path, num_bytes: int) -> None:
+    with opened(folder, "80MiB", l1_bytes=65 << 20) as tier:
+        write(tier, {A: num_bytes})
+        assert tier.get(A, num_bytes) == bytes_of(A, num_bytes)
+
+
+def test_chunks_come_back_after_a_restart_in_the_order_of_their_use(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(1_000)
+    monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
+    with opened(folder) as tier:
+        for key in (A, B, C):
+            write(tier, {key: 100_000})
+        assert tier.get(A, 100_000) is not None
+    with opened(folder) as tier:
+        assert [place.name for place, _ in tier.store.scan()] == [B, C, A]
+        for key in (A, B, C):
+            assert tier.get(key, 100_000) == bytes_of(key, 100_000)
+
+
+def test_of_chunks_that_were_used_in_one_second_the_last_comes_first_after_a_restart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    milliseconds = itertools.count(0)
+    monkeypatch.setattr(time, "time_ns", lambda: next(milliseconds) * 10**6)
+    with opened(folder) as tier:
+        for key in (A, B, C):
+            write(tier, {key: 5_000})
+    with opened(folder) as tier:
+        assert [place.name for place, _ in tier.store.scan()] == [C, B, A]
+
+
+def test_a_batch_of_many_sizes_comes_back(folder: Path) -> None:
+    sizes = {key: 1 + 7_919 * number for number, key in enumerate(keys(20))}
+    with opened(folder) as tier:
+        write(tier, sizes)
+        for key, num_bytes in sizes.items():
+            assert tier.get(key, num_bytes) == bytes_of(key, num_bytes)
+
+
+def test_a_chunk_is_absent_if_its_record_says_another_key_or_place(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000, B: 5_000})
+        place = tier.index.get(A)
+        assert place is not None
+        for wrong in (
+            place._replace(name=B),
+            place._replace(offset_bytes=place.offset_bytes + 8_192),
+            place._replace(slot_bytes=4_096),
+            place._replace(record_number=place.record_number + 1),
+            place._replace(record_number=1_000),
+            place._replace(record_number=1 << 40),
+        ):
+            assert set(tier.read([wrong], 4_096).values()) == {None}
+
+
+def test_a_longer_chunk_than_the_slot_is_absent_and_is_not_written(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 4_096})
+        place = tier.index.get(A)
+        assert place is not None
+        assert tier.read([place], 4_097) == {A: None}
+        record = ChunkRecord(A, 4_097, 0, 0, OWNER).pack()
+        [(number, error)] = tier.store.write_from([Part(place, tier.memory[:8_192], 4_097, record)])
+        assert number == 0 and isinstance(error, StoreError)
+
+
+def test_another_process_reads_what_was_just_written(folder: Path) -> None:
+    with opened(folder) as tier:
+        reader = DiskTier(folder, role=Role.READ)
+        for round_number in range(20):
+            key = keys(20)[round_number]
+            write(tier, {key: 10_000})
+            place = tier.index.get(key)
+            assert place is not None
+            assert reader.read([place], 10_000) == {key: bytes_of(key, 10_000)}
+            tier.index.remove(key)
+        reader.store.close()
+
+
+def test_a_deleted_chunk_stays_away_after_a_restart(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000, B: 5_000})
+        place = tier.index.remove(A)
+        assert place is not None
+        tier.store.delete([place])
+        assert tier.read([place], 5_000) == {A: None}
+    with opened(folder) as tier:
+        assert tier.keys() == [B]
+
+
+def test_a_late_deletion_spares_the_next_chunk_of_the_record(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000})
+        place = tier.index.remove(A)
+        assert place is not None
+        write(tier, {B: 5_000})
+        tier.store.delete([place])
+        assert tier.get(B, 5_000) == bytes_of(B, 5_000)
+
+
+def test_a_large_chunk_voids_the_records_of_all_that_lay_there(folder: Path) -> None:
+    num_bytes = 1 << 20
+    with opened(folder) as tier:
+        num_small = tier.index.capacity_bytes // 65_536
+        for key in keys(num_small):
+            write(tier, {key: 65_536})
+        left = tier.keys()
+        write(tier, {C: num_bytes})
+        assert len(left) - len(tier.keys()) == 15
+        left = tier.keys()
+        numbers = {place.record_number for place, _ in tier.store.scan()}
+        assert len(numbers) == len(left)
+    with opened(folder) as tier:
+        assert tier.keys() == left
+        assert tier.get(C, num_bytes) == bytes_of(C, num_bytes)
+
+
+def test_a_write_spares_records_that_name_none_of_its_bytes(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000})
+        place = tier.index.get(A)
+        assert place is not None
+        [part] = tier.parts_to_write({B: 5_000})
+        late = part._replace(place=part.place._replace(stale_records=(place.record_number,)))
+        assert dict(tier.store.write_from([late])) == {0: None}
+        assert tier.get(A, 5_000) == bytes_of(A, 5_000)
+
+
+@pytest.mark.parametrize("part", ["record", "place", "sum"])
+def test_a_damaged_record_is_absent(folder: Path, part: str) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000, B: 5_000})
+        place = tier.index.get(A)
+        assert place is not None
+        offset = 4096 + place.record_number * 256 + {"record": 60, "place": 130, "sum": 150}[part]
+        flip(folder / "records", offset)
+        assert tier.read([place], 5_000) == {A: None}
+    with opened(folder) as tier:
+        assert tier.keys() == [B]
+
+
+def test_damaged_bytes_do_not_match_their_record(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 50_000})
+        place = tier.index.get(A)
+        assert place is not None
+    flip(folder / "chunks", place.offset_bytes + 30_000)
+    with opened(folder) as tier:
+        assert tier.get(A, 50_000) == b""
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip a bit of a file."""
+    fd = os.open(path, os.O_RDWR)
+    byte = os.pread(fd, 1, offset)[0]
+    os.pwrite(fd, bytes([byte ^ 1]), offset)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def test_records_of_another_file_are_void(folder: Path, tmp_path: Path) -> None:
+    for name in (folder, tmp_path / "other"):
+        with opened(name) as tier:
+            write(tier, {A: 5_000})
+    entries = (tmp_path / "other" / "records").read_bytes()[4096:]
+    with (folder / "records").open("r+b") as file:
+        file.seek(4096)
+        file.write(entries)
+    with opened(folder) as tier:
+        assert tier.keys() == []
+
+
+def test_a_moved_record_is_void(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000})
+        with (folder / "records").open("r+b") as file:
+            file.seek(4096)
+            entry = file.read(256)
+            file.seek(4096 + 7 * 256)
+            file.write(entry)
+        assert [place.record_number for place, _ in tier.store.scan()] == [0]
+
+
+@pytest.mark.parametrize("damage", ["format", "sum"])
+def test_a_header_of_another_format_starts_an_empty_tier(folder: Path, damage: str) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000})
+    flip(folder / "records", 16 if damage == "format" else 60)
+    with opened(folder) as tier:
+        assert tier.keys() == []
+        write(tier, {B: 5_000})
+    with opened(folder) as tier:
+        assert tier.keys() == [B]
+
+
+def test_a_larger_tier_keeps_all_chunks_and_has_more_space(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, dict.fromkeys(keys(5), 500000))
+        before = tier.index.capacity_bytes
+    with opened(folder, "32MiB") as tier:
+        assert tier.index.capacity_bytes == before + (16 << 20)
+        assert tier.keys() == keys(5)
+        assert tier.get(keys(5)[4], 500_000) == bytes_of(keys(5)[4], 500_000)
+        assert (folder / "chunks").stat().st_blocks * 512 >= tier.index.capacity_bytes
+
+
+def test_a_smaller_tier_keeps_the_chunks_that_lie_inside(folder: Path) -> None:
+    with opened(folder, "32MiB") as tier:
+        for key in keys(25):
+            write(tier, {key: 1 << 20})
+    with opened(folder, "16MiB") as tier:
+        assert tier.keys() == keys(tier.index.capacity_bytes >> 20)
+        assert (folder / "chunks").stat().st_size == tier.index.capacity_bytes
+        assert tier.get(A, 1 << 20) is None or tier.get(keys(1)[0], 1 << 20) == bytes_of(keys(1)[0], 1 << 20)
+    with opened(folder, "32MiB") as tier:
+        assert tier.keys() == keys(11), "chunks whose bytes were cut off come back"
+
+
+def test_all_space_is_taken_at_the_start(folder: Path) -> None:
+    with opened(folder):
+        for name in ("records", "chunks"):
+            about = (folder / name).stat()
+            assert about.st_blocks * 512 >= about.st_size
+            assert about.st_mode & 0o777 == 0o600
+        assert sum((folder / name).stat().st_size for name in ("records", "chunks")) <= 16 << 20
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_reservation_that_was_broken_off_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_files, "_ALLOCATE_PIECE_BYTES", 1 << 20)
+    open_store(folder).close()
+    os.truncate(folder / "chunks", 5 << 20)
+    with opened(folder) as tier:
+        assert (folder / "chunks").stat().st_blocks * 512 >= tier.index.capacity_bytes
+
+
+def test_holes_in_a_file_are_filled(folder: Path) -> None:
+    open_store(folder).close()
+    size = (folder / "chunks").stat().st_size
+    os.truncate(folder / "chunks", 0)
+    os.truncate(folder / "chunks", size)
+    open_store(folder).close()
+    assert (folder / "chunks").stat().st_blocks * 512 >= size
+
+
+def test_too_large_a_tier_says_what_the_disk_lacks_and_takes_nothing(folder: Path) -> None:
+    with pytest.raises(StoreUnusable, match=r"lacks [0-9.]+GiB for a tier of 1000TiB"):
+        open_store(folder, "1000TiB")
+    assert (folder / "chunks").stat().st_size == 0
+    open_store(folder).close()
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "needs its size"),
+        ("?size=", "is not like 8GiB"),
+        ("?size=large", "is not like 8GiB"),
+        ("?size=1MiB", "too small"),
+        ("?size=-1", "is not like 8GiB"),
+    ],
+)
+def test_a_tier_without_a_right_size_is_unusable(folder: Path, query: str, message: str) -> None:
+    wrong = address(folder).parse(f"disk://{folder}{query}")
+    with pytest.raises(StoreUnusable, match=message):
+        DiskStore(StoreContext(address=wrong, role=Role.WRITE, l1=memoryview(b"")))
+    assert not folder.exists()
+
+
+def file_at(folder: Path) -> None:
+    folder.write_text("mine")
+
+
+def link_at(folder: Path) -> None:
+    (folder.parent / "target").mkdir()
+    folder.symlink_to(folder.parent / "target")
+
+
+def linked_chunks(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder.parent / "target").write_text("mine")
+    (folder / "chunks").symlink_to(folder.parent / "target")
+
+
+def open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def foreign_records(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "records").touch(mode=0o600)
+    (folder / "records").write_text("mine")
+
+
+def foreign_chunks(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "chunks").touch(mode=0o600)
+    (folder / "chunks").write_text("mine")
+
+
+def readable_chunks(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "chunks").touch()
+    (folder / "chunks").chmod(0o644)
+
+
+def pipe(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.mkfifo(folder / "records", 0o600)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (file_at, "it is no folder"),
+        (link_at, "symbolic link, which is not followed"),
+        (linked_chunks, "symbolic link, which is not followed"),
+        (open_to_all, "every user can change it"),
+        (foreign_records, "records: it is no file of a disk tier, and is left as it is"),
+        (foreign_chunks, "chunks: it is no file of a disk tier, and is left as it is"),
+        (readable_chunks, "its mode is 0644"),
+        (pipe, "it is no regular file"),
+    ],
+)
+def test_a_folder_that_is_not_ours_alone_is_refused_and_left_as_it_is(
+    folder: Path, make: Callable[[Path], None], message: str
+) -> None:
+    make(folder)
+    before = contents(folder.parent)
+    with pytest.raises(StoreUnusable, match=message):
+        open_store(folder)
+    assert {name: content for name, content in contents(folder.parent).items() if content} == {
+        name: content for name, content in before.items() if content
+    }
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_without_a_parent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnusable, match="missing does not exist"):
+        open_store(tmp_path / "missing" / "tier")
+
+
+def test_a_network_file_system_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.open(folder.parent, os.O_RDONLY)
+    monkeypatch.setitem(disk_files._NETWORK_FILE_SYSTEMS, file_system(fd), "NFS")
+    os.close(fd)
+    with pytest.raises(StoreUnusable, match="it is on NFS; a disk tier must be on a disk of this machine"):
+        open_store(folder)
+
+
+OPEN_AND_SAY = """
+import sys
+from pathlib import Path
+from service.tiers.store import StoreError
+from tests.service.tiers.stores.test_disk import open_store
+try:
+    open_store(Path(sys.argv[1]))
+    print("opened", flush=True)
+    sys.stdin.read()
+except StoreError as error:
+    print(error)
+"""
+
+
+def other_depot(folder: Path) -> subprocess.Popen[str]:
+    """Open the store in a process whose parent is another one than this process's."""
+    return subprocess.Popen(
+        [sys.executable, "-c", OPEN_AND_SAY, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_one_depot_at_a_time_uses_a_folder(folder: Path) -> None:
+    store = open_store(folder)
+    second = open_store(folder)  # another I/O worker of the same depot
+    refused, _ = other_depot(folder).communicate("")
+    assert f"another depot uses it, process {os.getppid()}" in refused
+    store.close()
+    second.close()
+    with other_depot(folder) as other:
+        assert other.stdout is not None and other.stdout.readline() == "opened\n"
+        with pytest.raises(StoreError, match=f"another depot uses it, process {os.getpid()}"):
+            open_store(folder)
+        other.kill()
+    open_store(folder).close()
+
+
+def test_files_that_were_deleted_are_noticed(folder: Path) -> None:
+    with opened(folder) as tier:
+        assert tier.store.exists([A, B]) == [False, False]
+        (folder / "records").unlink()
+        with pytest.raises(StoreError, match="its files were deleted"):
+            tier.store.exists([A])
+        with pytest.raises(StoreError, match="its files were deleted"):
+            write(tier, {A: 5_000})
+
+
+def test_a_file_that_was_cut_off_has_no_chunk_there(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 50_000})
+        os.truncate(folder / "chunks", 4096)
+        assert tier.get(A, 50_000) is None
+
+
+def test_without_direct_reads_and_writes_chunks_come_back(folder: Path) -> None:
+    with opened(folder) as tier:
+        tier.store._files.stop_direct()
+        write(tier, {A: 50_000})
+        assert tier.get(A, 50_000) == bytes_of(A, 50_000)
+
+
+def test_memory_that_the_disk_can_not_write_to_directly_is_read_into(folder: Path) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 4_096})
+        place = tier.index.get(A)
+        assert place is not None
+        slot = tier.memory[100 : 100 + 4_096]
+        [(_, record)] = tier.store.read_into([Part(place, slot, 4_096)])
+        assert record is not None and kvsum64(slot) == kvsum64(memoryview(bytes_of(A, 4_096)))
+
+
+def test_a_write_that_fails_leaves_the_others_of_its_batch(folder: Path) -> None:
+    with opened(folder) as tier:
+        parts = tier.parts_to_write({A: 5_000, B: 5_000, C: 5_000})
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (parts[2].place.offset_bytes, limits[1]))
+        written: dict[int, StoreError | None] = {}
+        try:
+            with pytest.raises(StoreError, match="File too large"):
+                written.update(tier.store.write_from(parts))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with opened(folder) as tier:
+        assert tier.keys() == [A, B]
+
+
+def test_a_disk_that_is_full_after_all_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(fd: int, buffers: list[memoryview], offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with opened(folder) as tier:
+        parts = tier.parts_to_write({A: 5_000})
+        monkeypatch.setattr(os, "pwritev", no_space)
+        [(number, error)] = tier.store.write_from(parts)
+        assert number == 0 and isinstance(error, StoreFull)
+        assert list(tier.store.scan()) == []

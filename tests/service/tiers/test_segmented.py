@@ -1,0 +1,59 @@
+"""The order of eviction of a local store: two segments, and uses whose tails leave first."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.l1.keys import ChunkKey
+from service.l1.pool import Slot, SlotState
+from service.tiers.record import Owner, tag_of
+from service.tiers.segmented import DiskChunk, SegmentedOrder
+
+OWNER = tag_of(Owner("tenant", "model", ""))
+
+
+def chunk_of(number: int, size_bytes: int) -> DiskChunk:
+    slot: Slot[DiskChunk] = Slot(0, size_bytes, SlotState.TAKEN)
+    return DiskChunk(ChunkKey(str(number).encode()), OWNER, slot, number, is_written=True)
+
+
+class Model:
+    """Forty chunks of two sizes, of which a use may have two."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.order = SegmentedOrder(100, lambda: self.seconds)
+        self.chunks = [chunk_of(number, 1 + number % 2) for number in range(40)]
+        for chunk in self.chunks:
+            self.order.add(chunk)
+
+    def use(self, number: int, seconds: float) -> None:
+        self.seconds += seconds
+        chunk = self.chunks[number]
+        self.order.remove(chunk)
+        chunk.is_protected = True
+        self.order.add(chunk)
+
+    def leave(self, number: int) -> None:
+        self.order.remove(self.chunks[number])
+        self.chunks[number] = chunk_of(number, 1 + number % 2)
+        self.order.add(self.chunks[number])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 39), st.sampled_from([0.0, 0.0, 0.6])), max_size=120))
+def test_after_any_uses_all_chunks_are_in_order(steps: list[tuple[bool, int, float]]) -> None:
+    model = Model()
+    for is_use, number, seconds in steps:
+        if is_use:
+            model.use(number, seconds)
+        else:
+            model.leave(number)
+        model.order.check()
+        assert set(model.order) == set(model.chunks)
+        for size_bytes in (1, 2):
+            victim = model.order.next_victim(size_bytes)
+            assert victim is not None
+            assert victim.rank == min(chunk.rank for chunk in model.chunks if chunk.slot.size_bytes == size_bytes)
+            assert model.order.next_victim_of_other_size(3 - size_bytes) is victim
