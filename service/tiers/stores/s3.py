@@ -201,6 +201,11 @@ class S3Store:
             if _TOO_SHORT in str(error):
                 return None
             raise _typed(error) from error
+        except BaseException as error:
+            # A panic of the library's Rust code is no Exception. It is this request's failure, and not the process's.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise StoreError(_line(error)) from error
 
 
 def _typed(error: Exception) -> StoreError:
@@ -216,7 +221,7 @@ def _typed(error: Exception) -> StoreError:
     return StoreError(line)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Return what an error of obstore says, without its debugging details and the markup of the server's answer."""
     text = str(error).partition("\n\nDebug source")[0]
     return " ".join(text.split())[:MAX_ERROR_CHARACTERS]

@@ -63,28 +63,28 @@ def open_bucket(address: TierAddress, call_seconds: float) -> Bucket:
     from obstore.store import S3Store as Bucket
 
     options = address.options
-    endpoint = str(options.get("endpoint", ""))
-    is_path_style = str(options.get("path_style", "true")).lower() in ("true", "1", "yes")
+    endpoint = options.get("endpoint", "")
+    is_path_style = options.get("path_style", bool(endpoint))
     config: S3Config = {
         "virtual_hosted_style_request": not is_path_style,
         # The record's checksum covers the bytes, and a second pass over them would cost as much as sending them.
         "unsigned_payload": True,
     }
-    if region := str(options.get("region", "")):
+    if region := options.get("region"):
         config["region"] = region
     elif endpoint:
         config["region"] = DEFAULT_REGION
     if endpoint:
-        config["endpoint"] = endpoint if is_path_style else endpoint.replace("://", f"://{address.host}.", 1)
+        config["endpoint"] = endpoint if is_path_style else endpoint.replace("://", f"://{address.host}.")
     client: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, call_seconds / 2)),
         "timeout": timedelta(seconds=0.6 * call_seconds),
     }
-    if ca_file := str(options.get("ca_file", "")):
+    if ca_file := options.get("ca_file"):
         client["root_certificate"] = _read(ca_file)
     provider = None
-    if path := str(options.get("credentials_file", "")):
+    if path := options.get("credentials_file"):
         provider = CredentialsFile(path)
         provider()
     try:
