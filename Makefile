@@ -73,7 +73,18 @@ build/servers/.installed-chromium:
 	@mkdir -p $(@D) && cd $(@D) && apt-get -qq -o APT::Sandbox::User=root download $(TEST_PACKAGES) && for each in *.deb; do dpkg -x $$each .; done && rm *.deb
 	@touch $@
 
-test-servers: build/servers/.installed-chromium ## fetch Debian's Prometheus and Chromium, 120 MB, without installing them: without them some tests are skipped
+# Redis's server and the libraries of it that a small Debian lacks.
+build/servers/.installed-redis:
+	@mkdir -p $(@D)/redis && cd $(@D)/redis && apt-get -qq -o APT::Sandbox::User=root download redis-server redis-tools libjemalloc2 liblzf1 && for each in *.deb; do dpkg -x $$each ..; done && rm -r ../redis
+	@touch $@
+
+# A server that speaks S3.
+.venv-servers/.installed: tests/servers/requirements.txt
+	@test -x .venv-servers/bin/python || $(PYTHON) -m venv .venv-servers
+	@.venv-servers/bin/python -m pip --disable-pip-version-check --quiet install --requirement tests/servers/requirements.txt
+	@touch $@
+
+test-servers: build/servers/.installed-chromium build/servers/.installed-redis .venv-servers/.installed ## fetch the servers that tests start, 180 MB, without installing them: Prometheus, Chromium, Redis, moto. Without them some tests are skipped
 
 test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
@@ -136,4 +147,4 @@ bench-peer: $(VENV)/.installed ## run the benchmarks beside LMCache's server, wh
 	else echo "not measured: LMCache can't be installed here ($$(grep -m1 ERROR build/peer-install.log), build/peer-install.log)"; fi
 
 clean: ## remove what was built
-	@rm -rf build $(VENV) .venv-proto .venv-peer .venv-vllm
+	@rm -rf build $(VENV) .venv-proto .venv-peer .venv-servers .venv-vllm

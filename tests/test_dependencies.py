@@ -20,6 +20,7 @@ DECLARED_FOR = {
     "kernels/cuda/*": ("server", "cuda12"),
     "kernels/*": ("server",),
     "telemetry/*": ("server",),
+    "service/tiers/stores/s3*": ("server", "s3"),
     "service/*": ("server",),
     "kvdepot/*": (),
 }

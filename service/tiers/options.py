@@ -125,6 +125,8 @@ _ALL: Final[Mapping[str, Option]] = {
     ),
 }
 
+_CA_FILE: Final = _file("PEM file of the authorities that sign servers' certificates; without it, the system's")
+
 _VALKEY: Final[Mapping[str, Option]] = {
     "user": Option(takes="text", meaning="user of the server's access list", parse=_text),
     "password_file": _secret_file("its password"),
@@ -134,7 +136,7 @@ _VALKEY: Final[Mapping[str, Option]] = {
     ),
 }
 _VALKEY_TLS: Final[Mapping[str, Option]] = {
-    "ca_file": _file("PEM file of the authorities that sign servers' certificates; without it, the system's"),
+    "ca_file": _CA_FILE,
     "cert_file": _file("PEM file of this depot's certificate"),
     "key_file": _secret_file("PEM file of the certificate's private key"),
 }
@@ -152,10 +154,10 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "credentials_file": _secret_file("access key and secret; without it, those of the depot's environment"),
         "path_style": Option(
             takes="switch",
-            meaning="the bucket is in the path of requests, and not in the host's name",
+            meaning="the bucket is in the path of requests, and not in the host's name; by default with an endpoint",
             parse=_switch,
-            default=False,
         ),
+        "ca_file": _CA_FILE,
         **_ALL,
     },
     "valkey": {**_VALKEY, **_ALL},

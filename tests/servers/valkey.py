@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.tiers.store import StoreError
 from service.tiers.stores.resp import Connection, Endpoint, Reply, command
+from tests.fakes.authority import Authority
 from tests.fakes.real_servers import found, libraries
 from tests.fakes.waiting import wait_until
 from tests.servers.process import ServerProcess, accepts, free_port, running
@@ -21,8 +22,9 @@ COMMAND_SECONDS = 10.0
 class RedisServer(ServerProcess):
     """A server that keeps nothing on disk, so that a restart forgets all."""
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
-        self.port = port or free_port()
+    def __init__(self, folder: Path, *options: str, tls_port: int | None = None) -> None:
+        self.port = free_port()
+        self.tls_port = tls_port
         program = found(PROGRAM)
         super().__init__(
             [
@@ -65,6 +67,27 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
     server = RedisServer(folder, *options)
     with running(server):
         yield server
+
+
+@contextmanager
+def tls_server(folder: Path, authority: Authority | None = None) -> Iterator[tuple[RedisServer, str]]:
+    """Run a server that also has a port for TLS, and asks for certificates there. Yield it with options of an address.
+
+    The options name the certificate of the depot, and the authority that signed both.
+    """
+    authority = authority or Authority()
+    ca_file = authority.write(folder)
+    server_cert, server_key = authority.issue("server").write(folder, "server")
+    cert_file, key_file = authority.issue("depot").write(folder, "depot")
+    port = free_port()
+    server = RedisServer(
+        folder,
+        *("--tls-port", str(port), "--tls-ca-cert-file", ca_file),
+        *("--tls-cert-file", server_cert, "--tls-key-file", server_key),
+        tls_port=port,
+    )
+    with running(server):
+        yield server, f"ca_file={ca_file}&cert_file={cert_file}&key_file={key_file}"
 
 
 @contextmanager

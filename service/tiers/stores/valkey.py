@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
+from service.tiers.address import DEFAULT_PORTS
 from service.tiers.record import RECORD_BYTES
 from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, StoreError, StoreFull, StoreUnusable
 from service.tiers.stores.resp import (
@@ -26,7 +27,6 @@ from service.tiers.stores.valkey_nodes import Cluster, Nodes, OneServer
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 6379
 MAX_VALUE_BYTES = 512 << 20
 AHEAD_BYTES = 8 << 20
 """What a server may have to answer at a time. It keeps the answers in its memory until they are received."""
@@ -58,7 +58,7 @@ class ValkeyStore:
         Raises: StoreError.
         """
         options = context.address.options
-        self._prefix = str(options.get("prefix", "kvdepot:")).encode()
+        self._prefix = str(options["prefix"]).encode()
         self._call_seconds = call_seconds or CALL_SECONDS[context.role]
         self._nodes = _nodes(context)
         give_up_at = time.monotonic() + (call_seconds or OPEN_SECONDS)
@@ -208,16 +208,16 @@ def _raise_errors(reply: Reply) -> None:
 
 def _nodes(context: StoreContext) -> Nodes:
     address, options = context.address, context.address.options
-    is_cluster = str(options.get("cluster", "")).lower() in ("true", "1", "yes")
+    is_cluster = bool(options.get("cluster"))
     database = address.path.strip("/") or "0"
     if not database.isdecimal() or (is_cluster and int(database)):
         raise StoreUnusable(f"there is no database {database!r}: it is a number, and 0 in a cluster")
     endpoint = Endpoint(
         host=address.host,
-        port=address.port or DEFAULT_PORT,
+        port=address.port or DEFAULT_PORTS[address.kind],
         database=int(database),
-        user=str(options.get("user", "")),
-        password_file=str(options.get("password_file", "")),
+        user=options.get("user", ""),
+        password_file=options.get("password_file", ""),
         tls=_tls(context) if address.kind in ("valkeys", "rediss") else None,
     )
     return Cluster(endpoint) if is_cluster else OneServer(endpoint)
@@ -226,9 +226,9 @@ def _nodes(context: StoreContext) -> Nodes:
 def _tls(context: StoreContext) -> ssl.SSLContext:
     options = context.address.options
     try:
-        tls = ssl.create_default_context(cafile=str(options.get("ca_file", "")) or None)
-        if cert_file := str(options.get("cert_file", "")):
-            tls.load_cert_chain(cert_file, str(options.get("key_file", "")) or None)
+        tls = ssl.create_default_context(cafile=options.get("ca_file"))
+        if cert_file := options.get("cert_file"):
+            tls.load_cert_chain(cert_file, options.get("key_file"))
     except OSError as error:  # ssl.SSLError is one
         raise StoreUnusable(f"ca_file, cert_file, key_file: {error}") from error
     return tls

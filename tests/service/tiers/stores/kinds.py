@@ -87,6 +87,8 @@ class Kind:
 _HERE = "tests.service.tiers.stores"
 KINDS = (
     Kind(name="valkey", start=f"{_HERE}.valkey_kind:one_server", has_server=True, refuses_when_full=True),
+    Kind(name="valkeys", start=f"{_HERE}.valkey_kind:over_tls", has_server=True, refuses_when_full=True),
+    Kind(name="s3", start=f"{_HERE}.s3_kind:moto", has_server=True),
     Kind(name="valkey-cluster", start=f"{_HERE}.valkey_kind:cluster"),
 )
 

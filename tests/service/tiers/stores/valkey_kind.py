@@ -11,15 +11,15 @@ from service.tiers.record import RECORD_BYTES, ChunkRecord
 from service.tiers.store import Place, Role, Store, StoreContext
 from service.tiers.stores.valkey import ValkeyStore
 from service.tiers.stores.valkey_nodes import hash_slot
-from tests.servers.valkey import NUM_SLOTS, RedisServer, redis_cluster, redis_server
+from tests.servers.valkey import NUM_SLOTS, RedisServer, redis_cluster, redis_server, tls_server
 
 
 class ValkeyUnderTest:
     """Stores of one server, or of a cluster, of which each node has an equal part."""
 
-    def __init__(self, nodes: Sequence[RedisServer], options: str = "") -> None:
+    def __init__(self, nodes: Sequence[RedisServer], address: str) -> None:
         self._nodes = nodes
-        self._address = TierAddress.parse(f"valkey://127.0.0.1:{nodes[0].port}{options}")
+        self._address = TierAddress.parse(address)
 
     def open(self, role: Role, l1: memoryview, *, patience_seconds: float | None = None) -> Store:
         """Open the store."""
@@ -64,11 +64,18 @@ class ValkeyUnderTest:
 def one_server(folder: Path) -> Iterator[ValkeyUnderTest]:
     """Run one server."""
     with redis_server(folder) as server:
-        yield ValkeyUnderTest([server])
+        yield ValkeyUnderTest([server], f"valkey://127.0.0.1:{server.port}")
+
+
+@contextmanager
+def over_tls(folder: Path) -> Iterator[ValkeyUnderTest]:
+    """Run one server that is reached over TLS, and knows the depot by its certificate."""
+    with tls_server(folder) as (server, files):
+        yield ValkeyUnderTest([server], f"valkeys://localhost:{server.tls_port}?{files}")
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[ValkeyUnderTest]:
     """Run a cluster of three nodes."""
     with redis_cluster(folder) as nodes:
-        yield ValkeyUnderTest(nodes, "?cluster=true")
+        yield ValkeyUnderTest(nodes, f"valkey://127.0.0.1:{nodes[0].port}?cluster=true")
