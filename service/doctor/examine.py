@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.doctor import gpu_checks, l1_file_checks, memory_checks, network_checks, process_checks
+from service.doctor import gpu_checks, l1_file_checks, memory_checks, network_checks, process_checks, tier_checks
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding
 from service.settings import Settings
@@ -38,7 +38,8 @@ CHECKS: dict[str, Callable[[Facts, Settings], Finding]] = {
 
 
 def examine(facts: Facts, settings: Settings) -> dict[str, Finding]:
-    """Return the finding of every check by the name of the check, then one finding for each address."""
+    """Return the finding of every check by the name of the check, then one for each tier and for each address."""
     findings = {name: check(facts, settings) for name, check in CHECKS.items()}
+    tiers = {f"tier {each.address.name}": tier_checks.tier(each, facts, settings) for each in facts.tiers}
     addresses = {f"listen on {each.address}": network_checks.listener(each, settings) for each in facts.listeners}
-    return findings | addresses
+    return findings | tiers | addresses

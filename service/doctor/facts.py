@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kernels.cuda.probe import CudaProbe
+from service.tiers.address import TierAddress
 
 
 class Holder(StrEnum):
@@ -71,6 +72,49 @@ class LeftOverFacts:
     num_chunks: int
     seconds_since_store: float
     owner: int | None = None
+
+
+class FileSystem(StrEnum):
+    """What a disk tier's folder is on."""
+
+    DISK = "a disk of this machine"
+    NETWORK = "the network"
+    MEMORY = "memory"
+    OVERLAY = "the layers of a container"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskTierFacts:
+    """The folder of a disk tier, as a depot that starts now would find it.
+
+    `is_new` says that it has no chunks. `free_bytes` includes what the tier's files have already. `can_read_directly`
+    is None if it is unknown. `used_by` is the id of the process that uses it: 0 if that is unknown, None without one.
+    """
+
+    error: str = ""
+    is_new: bool = True
+    file_system: FileSystem = FileSystem.DISK
+    free_bytes: int = 0
+    can_read_directly: bool | None = None
+    used_by: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierFacts:
+    """A tier behind L1. `address` is that of the settings.
+
+    `file_faults` and `files_readable_by_all` are of the files that the address names. `missing_package` is the package
+    to install, empty if it is there. `server` is HOST:PORT of the server that was tried, empty for a disk. Only a disk
+    tier has a `disk`.
+    """
+
+    address: TierAddress
+    file_faults: tuple[str, ...] = ()
+    files_readable_by_all: tuple[str, ...] = ()
+    missing_package: str = ""
+    server: str = ""
+    server_error: str = ""
+    disk: DiskTierFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +182,7 @@ class Facts:
     shared_memory: SharedMemoryFacts
     l1_file: L1FileFacts | None
     left_over_l1_files: tuple[LeftOverFacts, ...]
+    tiers: tuple[TierFacts, ...]
     process: ProcessFacts
     gpu: GpuFacts
     streaming_copy_error: str

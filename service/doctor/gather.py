@@ -17,7 +17,7 @@ from kvdepot.memory.available import CGROUP_MEMBERSHIP, CGROUP_ROOT, control_gro
 from service.access.certificates import BadCertificate, read_certificate
 from service.access.tenants import TenantLimits
 from service.access.tenants_file import BadTenants, read_tenants
-from service.doctor import addresses, l1_files
+from service.doctor import addresses, l1_files, tiers
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
 from service.l1.arena import huge_page_error
 from service.settings import Settings
@@ -36,6 +36,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         shared_memory=_shared_memory(),
         l1_file=l1_files.configured(settings),
         left_over_l1_files=l1_files.left_over(settings),
+        tiers=tiers.all_of(settings),
         process=_process(),
         gpu=_gpu(environment),
         streaming_copy_error=_streaming_copy_error(),

@@ -144,7 +144,7 @@ _VALKEY_TLS: Final[Mapping[str, Option]] = {
 OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
     "disk": {
         "size": Option(
-            takes="size", meaning="space that the tier takes at its start", parse=_size(1 << 20), is_required=True
+            takes="size", meaning="space that the tier takes at its start", parse=_size(16 << 20), is_required=True
         ),
         **_ALL,
     },

@@ -20,6 +20,7 @@ SET_BY_THE_CHART = MappingProxyType(
         "tls_client_ca": "tls.clientCASecretName",
         "tenants": "tenants.secretName",
         "l1_file": "l1.file",
+        "l2": "l2",
         "prometheus_host": "service.bindAddress",
         "prometheus_port": "metrics.port",
     }

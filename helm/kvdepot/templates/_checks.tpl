@@ -25,6 +25,7 @@
 {{- if and .Values.l1.file.enabled (hasPrefix "/dev/hugepages" .Values.l1.file.folder) (ne (default "" $settings.l1_huge_pages) "reserved") -}}
 {{- $faults = append $faults "l1.file.folder: the pod may use huge pages only if it requests them; set settings.l1_huge_pages: reserved" -}}
 {{- end -}}
+{{- $faults = concat $faults (include "kvdepot.tierFaults" . | fromJsonArray) -}}
 {{- $grace := .Values.terminationGracePeriodSeconds -}}
 {{- if and (not (kindIs "invalid" $grace)) (lt (int $grace) (include "kvdepot.drainSeconds" . | int)) -}}
 {{- $faults = append $faults (printf "terminationGracePeriodSeconds: %d is too short; the depot needs settings.drain_timeout, %v, and 10 seconds more, or the kubelet kills it while it drains" (int $grace) $settings.drain_timeout) -}}
@@ -55,13 +56,15 @@
 {{- $flag := regexFind "^--(l1-size|l1-huge-pages|drain-timeout|disable-metrics|disable-observability|otlp-endpoint)\\b" . -}}
 {{- if $flag -}}
 {{- $faults = append $faults (printf "extraArgs: %s: other objects follow from it; set settings.%s" $flag (trimPrefix "--" $flag | replace "-" "_")) -}}
-{{- else if regexMatch "^--(config|listen|l1-file|unix-socket-|tls-|tenants|prometheus-)" . -}}
+{{- else if regexMatch "^--(config|listen|l1-file|l2(=|$)|unix-socket-|tls-|tenants|prometheus-)" . -}}
 {{- $faults = append $faults (printf "extraArgs: %s: the chart sets this itself" .) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name (list "KVDEPOT_LISTEN" "KVDEPOT_PROMETHEUS_HOST") -}}
 {{- $faults = append $faults (printf "extraEnv: the chart sets %s itself, from service.bindAddress and service.port" .name) -}}
+{{- else if eq .name "KVDEPOT_L2" -}}
+{{- $faults = append $faults "extraEnv: volumes and other objects follow from KVDEPOT_L2; use the value l2" -}}
 {{- end -}}
 {{- end -}}
 {{- if eq (int .Values.service.port) (int .Values.metrics.port) -}}

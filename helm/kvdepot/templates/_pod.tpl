@@ -42,13 +42,17 @@ topologySpreadConstraints:
 {{- end }}
 {{- $preparesSocket := and .Values.hostAccess.unixSocket .Values.hostAccess.prepareUnixSocketFolder }}
 {{- $preparesL1 := and .Values.l1.file.enabled .Values.l1.file.prepareFolder }}
-{{- if or $preparesSocket $preparesL1 .Values.extraInitContainers }}
+{{- $tierFolders := include "kvdepot.tierFoldersToPrepare" . | fromJsonArray }}
+{{- if or $preparesSocket $preparesL1 $tierFolders .Values.extraInitContainers }}
 initContainers:
   {{- if $preparesSocket }}
   {{- include "kvdepot.prepareFolder" (list . "socket" (include "kvdepot.socketFolder" .)) | nindent 2 }}
   {{- end }}
   {{- if $preparesL1 }}
   {{- include "kvdepot.prepareFolder" (list . "l1" (include "kvdepot.l1Folder" .)) | nindent 2 }}
+  {{- end }}
+  {{- range $tierFolders }}
+  {{- include "kvdepot.prepareFolder" (list $ (first .) (last .)) | nindent 2 }}
   {{- end }}
   {{- with .Values.extraInitContainers }}
   {{- toYaml . | nindent 2 }}
@@ -133,6 +137,9 @@ containers:
       {{- if .Values.tenants.secretName }}
       - {name: tenants, mountPath: /etc/kvdepot/tenants, readOnly: true}
       {{- end }}
+      {{- with include "kvdepot.tierMounts" . }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- with .Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -173,6 +180,9 @@ volumes:
   {{- if .Values.tenants.secretName }}
   - name: tenants
     secret: {secretName: {{ .Values.tenants.secretName }}, defaultMode: 0440, items: [{key: {{ .Values.tenants.key }}, path: {{ .Values.tenants.key }}}]}
+  {{- end }}
+  {{- with include "kvdepot.tierVolumes" . }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}

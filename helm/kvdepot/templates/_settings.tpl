@@ -36,6 +36,13 @@
 {{- if .Values.l1.file.enabled -}}
 {{- $_ := set $settings "l1_file" (printf "%s/l1" (include "kvdepot.l1Folder" .)) -}}
 {{- end -}}
+{{- with .Values.l2 -}}
+{{- $urls := list -}}
+{{- range . -}}
+{{- $urls = append $urls .url -}}
+{{- end -}}
+{{- $_ := set $settings "l2" $urls -}}
+{{- end -}}
 {{- if .Values.tls.secretName -}}
 {{- $_ := set $settings "tls_cert" "/etc/kvdepot/tls/tls.crt" -}}
 {{- $_ := set $settings "tls_key" "/etc/kvdepot/tls/tls.key" -}}
@@ -101,7 +108,7 @@
 {{/* Requests and limits of the container. */}}
 {{- define "kvdepot.resources" -}}
 {{- $l1 := include "kvdepot.bytes" .Values.settings.l1_size | int64 -}}
-{{- $rest := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 -}}
+{{- $rest := include "kvdepot.bytes" .Values.memoryBesideL1 | int64 | add (include "kvdepot.tierBytes" . | int64) -}}
 {{- $reserved := eq (default "" .Values.settings.l1_huge_pages) "reserved" -}}
 {{- $resources := deepCopy .Values.resources -}}
 {{- if not $resources -}}

@@ -75,7 +75,7 @@ def test_a_name_stands_for_the_tier() -> None:
         ("disk:///a/../etc?size=1GiB", "is no folder"),
         ("disk:///a%00b?size=1GiB", "is no folder"),
         ("disk:///d?size=1XB", "size=1XB '1XB' is not like 8GiB, 500MB or 4096"),
-        ("disk:///d?size=1KiB", "size=1KiB is not at least 1MiB"),
+        ("disk:///d?size=1KiB", "size=1KiB is not at least 16MiB"),
         ("disk:///d?size=9999999TiB", "size=9999999TiB is above 1 EiB"),
         ("disk:///d?size=1GiB&size=2GiB", "size is given twice"),
         ("disk:///d?size", "options are like ?name=value&name=value"),
