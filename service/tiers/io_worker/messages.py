@@ -120,8 +120,8 @@ def packed_place(place: Place) -> list[object]:
 
 def unpacked_place(packed: list[Any]) -> Place:
     """Return what `packed_place` packed."""
-    name, *numbers, stale_records = packed
-    return Place(bytes.fromhex(name), *numbers, tuple(stale_records))
+    name, offset_bytes, slot_bytes, record_number, stale_records = packed
+    return Place(bytes.fromhex(name), offset_bytes, slot_bytes, record_number, tuple(stale_records))
 
 
 def packed_read(part: ReadPart) -> list[object]:

@@ -98,7 +98,7 @@ async def test_lookups_at_the_same_time_share_one_question(tmp_path: Path) -> No
         first = asyncio.ensure_future(found(test, 1))
         await eventually(lambda: test.folder.calls("exists") == [1])
         others = await asyncio.gather(found(test, 2, 3), found(test, 4), found(test, 2))
-        assert others == [[True, False], [False], [True]]
+        assert list(others) == [[True, False], [False], [True]]
         assert await first == [False]
         assert test.folder.calls("exists") == [1, 4]
 

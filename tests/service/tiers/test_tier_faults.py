@@ -86,7 +86,7 @@ async def test_a_read_that_hangs_ends_late_when_its_io_worker_is_dead(tmp_path: 
         before = alive(test, "read")
         test.folder.fault(read="hangs")
         load = test.l1.load(1)
-        was_alive = []
+        was_alive: list[int] = []
         load.done.add_done_callback(lambda _: was_alive.extend(pid for pid in before if test.is_alive(pid)))
         test.tier.load([load])
         await eventually(lambda: test.folder.calls("read") == [1, 1])
