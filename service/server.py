@@ -171,8 +171,8 @@ class Server:
                 tasks.create_task(give_back_freed_memory(lambda: self._interceptor.num_left_behind), name="heap"),
                 tasks.create_task(self.depots.scrub.run(), name="scrub"),
                 tasks.create_task(self._zeroing.run(), name="zeroing"),
-                tasks.create_task(self.depots.tiers.run(), name="tiers"),
             )
+            tiers = tasks.create_task(self.depots.tiers.run(), name="tiers")  # calls need them until the drain's end
             try:
                 await self._grpc.start()
                 self.memory.start_populating(self._register)
@@ -185,6 +185,7 @@ class Server:
                 for task in background:
                     task.cancel()
                 await self._drain()
+                tiers.cancel()
 
     async def _drain(self) -> None:
         """Refuse, finish, flush: in that order, so that the last call is still measured."""

@@ -30,7 +30,7 @@ from service.tiers.write_queue import WriteQueue
 from service.tiers.writing import L1Chunks, Writing
 from telemetry.events import Publisher
 
-FLUSH_SECONDS = 3.0
+FLUSH_SECONDS = 2.0
 CLEAR_SECONDS = 5.0
 
 

@@ -135,7 +135,7 @@ class Writing:
         self._placing.end_writing(chunk.key, running.name, is_written=is_written)
         if is_written and running.is_forgotten:
             self._erasing.erase(chunk.key, running.name)
-        elif is_written:
+        elif is_written and not running.is_forgotten:
             chunk.in_tiers |= self._bit
         self.accounts.written(chunk, end, self.clock() - running.waiting.since - seconds, seconds)
         if end is WriteEnd.CORRUPT:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager
 from mmap import mmap
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,6 +38,7 @@ L1_BYTES = 4 << 20
 CHUNK_BYTES = 5_000
 BIT = 2
 OWNER = Owner("", "m", "")
+E = TypeVar("E", bound=Event)
 
 
 class EventList:
@@ -48,7 +50,7 @@ class EventList:
     def publish(self, event: Event) -> None:
         self.events.append(event)
 
-    def of(self, kind: type[Event]) -> list[Event]:
+    def of(self, kind: type[E]) -> list[E]:
         """Return the events of a type."""
         return [event for event in self.events if isinstance(event, kind)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -51,7 +50,7 @@ class Fixture:
             yield worker
         finally:
             await worker.kill()
-            assert not Path(f"/proc/{worker.pid}").exists(), "a process is left"
+            assert not is_there(worker.pid), "a process is left"
 
 
 @pytest.fixture
@@ -59,6 +58,15 @@ def fixture(tmp_path: Path) -> Iterator[Fixture]:
     fixture = Fixture(tmp_path)
     yield fixture
     fixture.l1.close()
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def links_of(pid: int) -> list[str]:
+    """Return what the descriptors of a process are."""
+    return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 async def end_of(worker: IoWorker, seconds: float = 20.0) -> tuple[JobEnd, str]:
@@ -89,7 +97,7 @@ async def test_it_knows_no_other_credentials_and_has_no_secret_in_its_command_li
 
 async def test_it_has_only_the_descriptors_that_it_needs(fixture: Fixture) -> None:
     async with fixture.worker() as worker:
-        links = [os.readlink(link) for link in Path(f"/proc/{worker.pid}/fd").iterdir()]
+        links = links_of(worker.pid)
         assert sum("memfd" in link for link in links) == 1
         assert sum("socket" in link for link in links) == 1
         assert len(links) == 5
@@ -109,7 +117,7 @@ async def test_after_its_deadline_it_is_dead_before_the_job_ends(fixture: Fixtur
         end, _ = await end_of(worker, seconds=0.05)
         assert end is JobEnd.DEADLINE
         assert worker.is_dead and worker.is_reaped
-        assert not Path(f"/proc/{worker.pid}").exists()
+        assert not is_there(worker.pid)
         assert time.monotonic() - start < 10  # on any machine; about 0.06 s on an idle one
 
 
@@ -166,14 +174,14 @@ async def test_an_opening_that_fails_says_why_and_leaves_no_process(
     with pytest.raises(error, match=message) as raised:
         await IoWorker.start(fixture.launch, Role.ASK, seconds=20.0)
     assert type(raised.value) is error
-    assert not any(Path(f"/proc/{pid}").exists() for pid in fixture.folder.pids())
+    assert not any(map(is_there, fixture.folder.pids()))
 
 
 async def test_an_opening_that_hangs_is_given_up(fixture: Fixture) -> None:
     fixture.folder.fault(open="hangs")
     with pytest.raises(StoreError, match="took too long"):
         await IoWorker.start(fixture.launch, Role.ASK, seconds=0.3)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in fixture.folder.pids())
+    assert not any(map(is_there, fixture.folder.pids()))
 
 
 async def test_a_store_that_is_not_installed_is_unusable(fixture: Fixture) -> None:
@@ -238,13 +246,13 @@ asyncio.run(main())
 
 async def test_it_dies_with_the_depot_even_in_the_middle_of_a_call(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'clients/python'}"}
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(await asyncio.to_thread(parent.stdout.readline))
-        os.kill(pid, signal.SIGSTOP)  # it notices nothing, as in a call that hangs
-        parent.kill()
+    command = sys.executable, "-c", PARENT, str(tmp_path)
+    parent = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)  # it notices nothing, as in a call that hangs
+    parent.kill()
+    await parent.wait()
     await eventually(lambda: not is_running(pid))
 
 
