@@ -33,13 +33,12 @@ class DiskIndex:
         self.capacity_bytes = layout.chunks_bytes
         self.num_chunks = 0
         self.num_evicted = 0
-        self.chunks_and_bytes_by_tenant: dict[bytes, tuple[int, int]] = {}
-        """The chunks that hold bytes, and these bytes, of each tenant by its tag."""
         self._pool: Pool[DiskChunk] = Pool(self.capacity_bytes, extent_bytes=_EXTENT_BYTES)
         self._numbers = RecordNumbers(layout.num_records)
         self._order = SegmentedOrder(self.capacity_bytes, clock)
         self._chunks: dict[ChunkKey, DiskChunk] = {}
         self._owners: dict[OwnerTag, OwnerTag] = {}
+        self._counts: dict[bytes, list[int]] = {}  # by tenant: chunks and bytes
         self._generation = 0
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk becomes evictable
 
@@ -50,6 +49,11 @@ class DiskIndex:
     def used_bytes(self) -> int:
         """The bytes of all slots that are taken."""
         return self._pool.used_bytes
+
+    @property
+    def chunks_and_bytes_by_tenant(self) -> dict[bytes, tuple[int, int]]:
+        """The chunks that have a place, and the bytes of their slots, of each tenant by its tag."""
+        return {tenant: (num_chunks, num_bytes) for tenant, (num_chunks, num_bytes) in self._counts.items()}
 
     def adopting(self, found: Iterable[tuple[Place, ChunkRecord]]) -> Iterator[None]:
         """Take over what a scan found, least recently used first, in short steps. The index must be unused.
@@ -69,8 +73,7 @@ class DiskIndex:
             if chunk is not None:
                 chunk.is_written = True
                 self.num_chunks += 1
-                self._order.begin_use()
-                self._order.add(chunk)
+                self._order.adopt(chunk)
             yield
 
     def get(self, key: ChunkKey) -> Place | None:
@@ -215,11 +218,11 @@ class DiskIndex:
         self._numbers.keep(chunk.slot, chunk.record_number)
 
     def _count(self, chunk: DiskChunk, num_chunks: int) -> None:
-        tenant = chunk.owner.tenant
-        before_chunks, before_bytes = self.chunks_and_bytes_by_tenant.pop(tenant, (0, 0))
-        if before_chunks + num_chunks:
-            after_bytes = before_bytes + num_chunks * chunk.slot.size_bytes
-            self.chunks_and_bytes_by_tenant[tenant] = before_chunks + num_chunks, after_bytes
+        counts = self._counts.setdefault(chunk.owner.tenant, [0, 0])
+        counts[0] += num_chunks
+        counts[1] += num_chunks * chunk.slot.size_bytes
+        if not counts[0]:
+            del self._counts[chunk.owner.tenant]
 
     def _place_to_write(self, chunk: DiskChunk) -> Place:
         place = _place(chunk)

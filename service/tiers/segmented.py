@@ -99,6 +99,12 @@ class SegmentedOrder:
             demoted.is_protected = False
             self._link(demoted, self._ends_of(demoted).newest)
 
+    def adopt(self, chunk: DiskChunk) -> None:
+        """Add a chunk of an earlier process, as used later than all others. A use begins with the next one."""
+        self._use += 1
+        self._num_in_use = self.num_chunks
+        self._link(chunk, self._ends_of(chunk).newest)
+
     def remove(self, chunk: DiskChunk) -> None:
         """Take a chunk out, which is in the order."""
         ends = self._ends[chunk.is_protected, chunk.slot.size_bytes]

@@ -57,3 +57,14 @@ def test_after_any_uses_all_chunks_are_in_order(steps: list[tuple[bool, int, flo
             assert victim is not None
             assert victim.rank == min(chunk.rank for chunk in model.chunks if chunk.slot.size_bytes == size_bytes)
             assert model.order.next_victim_of_other_size(3 - size_bytes) is victim
+
+
+def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> None:
+    order = SegmentedOrder(100, lambda: 0.0)
+    chunks = [chunk_of(number, 1 + number % 2) for number in range(4)]
+    for chunk in chunks:
+        order.adopt(chunk)
+    new = chunk_of(4, 2)
+    order.add(new)
+    order.check()
+    assert sorted(order, key=lambda chunk: chunk.rank) == [*chunks, new]
