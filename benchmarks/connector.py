@@ -13,7 +13,8 @@ from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
 from kvdepot.connector.request_state import RequestTraits
-from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
+from kvdepot.connector.scheduler import ConnectorScheduler
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
 
 REQUESTS = 256
@@ -56,7 +57,9 @@ class _UnusedLookupClient:
     def open_session(self, request_id: str) -> str:
         return request_id
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
+    def begin(
+        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+    ) -> PendingLookup:
         raise AssertionError(session_id)
 
     def give_up(self, lookup: PendingLookup) -> None: ...
@@ -102,6 +105,8 @@ def _steps(reports: _UnsentReports | None) -> list[float]:
             lookup_timeout_seconds=1.0,
             lease_hold_seconds=5.0,
             longest_transfer_seconds=30.0,
+            prefill_tokens_per_second=0.0,
+            steps_ahead=1,
         ),
         _UnusedLookupClient(),
         reports,

@@ -33,13 +33,14 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     "Lookup": (
         "lookup",
         ("engine-0", "session", [1, 2]),
-        {"computed_tokens": 3, "max_wait_seconds": 1.5},
+        {"computed_tokens": 3, "max_wait_seconds": 1.5, "prefill_tokens_per_second": 2000.5},
         cache_pb2.LookupRequest(
             instance_id="engine-0",
             session_id="session",
             prefix=cache_pb2.Prefix(token_ids=[1, 2]),
             computed_tokens=3,
             max_wait=Duration(seconds=1, nanos=500_000_000),
+            prefill_tokens_per_second=2000.5,
         ),
     ),
     "ReleaseLease": ("release_lease", ("lease",), {}, cache_pb2.ReleaseLeaseRequest(lease_id="lease")),
@@ -113,13 +114,14 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     "Lookup": (
         "lookup",
         ("session", hash_prefix([b"hash"], 16, cache_salt="salt", adapter="lora")),
-        {"computed_tokens": 3, "max_wait_seconds": 1.5},
+        {"computed_tokens": 3, "max_wait_seconds": 1.5, "prefill_tokens_per_second": 2000.5},
         cache_pb2.LookupRequest(
             instance_id="engine-0",
             session_id="session",
             prefix=cache_pb2.Prefix(block_hashes=[b"hash"], hash_block_size=16, cache_salt="salt", adapter="lora"),
             computed_tokens=3,
             max_wait=Duration(seconds=1, nanos=500_000_000),
+            prefill_tokens_per_second=2000.5,
         ),
     ),
     "Store": (
@@ -147,7 +149,7 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     "Retrieve": (
         "retrieve",
         ("session", cache_pb2.Lease(lease_id="lease"), [[3, 4], block_table([], absent_blocks=2)]),
-        {"skip_tokens": 16, "ready_event": b"event"},
+        {"skip_tokens": 16, "ready_event": b"event", "accept_partial": True},
         cache_pb2.RetrieveRequest(
             instance_id="engine-0",
             rank=1,
@@ -156,6 +158,7 @@ ON_ATTACHMENT: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
             block_tables=[cache_pb2.BlockTable(block_ids=[3, 4]), cache_pb2.BlockTable(absent_blocks=2)],
             skip_tokens=16,
             ready_event=b"event",
+            accept_partial=True,
         ),
     ),
     "ReleaseLease": (

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from kvdepot import ChunkCorrupt, DepotError, FieldViolation
+from kvdepot import ChunkCorrupt, ChunkLost, DepotError, FieldViolation
 from tests.clients.conftest import Side
 from tests.fakes.depot import FakeDepot, bare_failure, failure
 
@@ -119,6 +119,21 @@ async def test_damaged_chunks_have_an_error_with_their_tokens_and_in_doubt_none_
     assert (error.first_bad_token, error.bad_tokens) == (first_bad_token, bad_tokens)
     copied = pickle.loads(pickle.dumps(error))
     assert vars(copied) == vars(error) and type(copied) is ChunkCorrupt
+
+
+@pytest.mark.parametrize(
+    ("metadata", "first_bad_token"), [({"first_bad_token": "32"}, 32), ({}, 0), ({"first_bad_token": "-1"}, 0)]
+)
+async def test_lost_chunk_has_an_error_with_its_token_and_in_doubt_none_is_right(
+    metadata: dict[str, str], first_bad_token: int, side: Side, client: Any, depot: FakeDepot
+) -> None:
+    depot.failures["GetStatus"] = failure(CODES.ABORTED, "CHUNK_LOST", "late", metadata=metadata)
+    error = await failed(side, client)
+    assert isinstance(error, ChunkLost)
+    assert (error.code, error.reason, error.message) == (CODES.ABORTED, "CHUNK_LOST", "late")
+    assert error.first_bad_token == first_bad_token
+    copied = pickle.loads(pickle.dumps(error))
+    assert vars(copied) == vars(error) and type(copied) is ChunkLost
 
 
 def test_error_survives_pickling() -> None:

@@ -13,12 +13,15 @@ import pytest
 from kvdepot import AsyncDepotClient, DepotError, InvalidArgument, KvShape, block_table, hash_prefix
 from kvdepot.layout import layouts
 from kvdepot.v1.cache_pb2 import (
+    MISS_REASON_TIER_LATE,
     BlockTable,
     Lease,
     LookupResponse,
     MemoryRegion,
+    Miss,
     PosixSharedMemory,
     RetrieveInlineResponse,
+    RetrieveResponse,
 )
 from tests.clients.conftest import Side
 from tests.fakes.depot import CHUNK_BYTES, CHUNK_SIZE, FakeDepot, failure
@@ -263,6 +266,36 @@ async def test_retrieve_of_damaged_chunks_ends_where_the_damage_begins(
     session = attachment.session("request-1")
     tables = [np.arange(4), np.arange(8)]
     assert await side(session.retrieve, found(16), tables, skip_tokens=skip_tokens) == ready
+
+
+async def test_retrieve_from_an_older_depot_whose_chunk_is_lost_ends_before_it(
+    side: Side, attachment: Any, depot: FakeDepot
+) -> None:
+    depot.failures["Retrieve"] = failure(CODES.ABORTED, "CHUNK_LOST", metadata={"first_bad_token": "8"})
+    assert await side(attachment.session("s").retrieve, found(16), [np.arange(4), np.arange(8)]) == 8
+
+
+@pytest.mark.parametrize(("skip_tokens", "retrieved", "ready"), [(0, 8, 8), (0, 0, 0), (8, 0, 8), (8, 8, 16)])
+async def test_partial_retrieve_returns_what_is_right_and_warns_once(
+    skip_tokens: int,
+    retrieved: int,
+    ready: int,
+    side: Side,
+    attachment: Any,
+    depot: FakeDepot,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    depot.retrieved = RetrieveResponse(
+        retrieved_tokens=retrieved,
+        valid_tokens=skip_tokens + retrieved,
+        miss=Miss(reason=MISS_REASON_TIER_LATE, at_token=skip_tokens + retrieved, detail="a tier was late"),
+    )
+    session, tables = attachment.session("request-1"), [np.arange(4), np.arange(8)]
+    assert await side(session.retrieve, found(16), tables, skip_tokens=skip_tokens) == ready
+    assert depot.last("Retrieve").accept_partial
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    expected = [f"session request-1 retrieves {ready} of 16 tokens: a tier was late"] if ready < 16 else []
+    assert warnings == expected
 
 
 @pytest.mark.parametrize("reason", ["LEASE_RELEASED", "LEASE_NOT_FOUND", "DETACHED", "TOO_MANY_BYTES"])

@@ -82,6 +82,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self.inline_failure: Failure | None = None
         self.store_inline_reads = 1 << 30
         self.found = cache_pb2.LookupResponse(matched_tokens=16, lease=cache_pb2.Lease(lease_id="lease-1"))
+        self.retrieved = cache_pb2.RetrieveResponse(retrieved_tokens=16)
         self.next_page_token = "next"
         self.attached = threading.Event()
         self.detached = threading.Event()
@@ -153,7 +154,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
 
     def Retrieve(self, request: Any, context: Any) -> cache_pb2.RetrieveResponse:
         self._enter("Retrieve", request, context)
-        return cache_pb2.RetrieveResponse(retrieved_tokens=16)
+        return self.retrieved
 
     def ReleaseLease(self, request: Any, context: Any) -> cache_pb2.ReleaseLeaseResponse:
         self._enter("ReleaseLease", request, context)

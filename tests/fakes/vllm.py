@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,8 @@ from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
-from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
+from kvdepot.connector.scheduler import ConnectorScheduler
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.session_ids import SessionIds
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
@@ -101,6 +102,7 @@ class LookupCall:
     prefix: Prefix
     computed_tokens: int
     traceparent: str
+    prefill_rate: float | None
     lookup: PendingLookup
 
 
@@ -121,9 +123,11 @@ class LookupClient:
     def open_session(self, request_id: str) -> str:
         return self.session_ids.open(request_id)
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
+    def begin(
+        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+    ) -> PendingLookup:
         lookup = PendingLookup(deadline=self._clock() + 60)
-        self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, lookup))
+        self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, prefill_rate, lookup))
         return lookup
 
     def give_up(self, lookup: PendingLookup) -> None:
@@ -194,6 +198,8 @@ class SchedulerDriver:
             "lookup_timeout_seconds": 1.0,
             "lease_hold_seconds": 5.0,
             "longest_transfer_seconds": 30.0,
+            "prefill_tokens_per_second": 0.0,
+            "steps_ahead": 1,
         }
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
         adapters = Adapters()
@@ -226,9 +232,11 @@ class SchedulerDriver:
             request.num_computed_tokens += count
         return commands
 
-    def mark_done(self, *transfer_ids: int, failed: Sequence[int] = ()) -> None:
+    def mark_done(
+        self, *transfer_ids: int, failed: Sequence[int] = (), partial: Mapping[int, int] | None = None
+    ) -> None:
         """Report, as one worker, that transfers are done."""
-        report = WorkerReport(failed=set(failed))
+        report = WorkerReport(failed=set(failed), partial=dict(partial or {}))
         for transfer_id in transfer_ids:
             report.done[transfer_id] += 1
         self.scheduler.reported(report)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kvdepot.aio.session import AsyncSession
     from kvdepot.credentials import Credentials
     from kvdepot.engine_under_test import EngineUnderTest
-    from kvdepot.errors import ChunkCorrupt, Closed, DepotError, FieldViolation, InvalidArgument
+    from kvdepot.errors import ChunkCorrupt, ChunkLost, Closed, DepotError, FieldViolation, InvalidArgument
     from kvdepot.layout import layouts
     from kvdepot.layout.shape import KvShape
     from kvdepot.memory import cuda
@@ -49,6 +49,7 @@ _MODULES = {
     "Attachment": "kvdepot.sync.attachment",
     "block_table": "kvdepot.requests",
     "ChunkCorrupt": "kvdepot.errors",
+    "ChunkLost": "kvdepot.errors",
     "Closed": "kvdepot.errors",
     "Credentials": "kvdepot.credentials",
     "cuda": "kvdepot.memory.cuda",
@@ -72,6 +73,7 @@ __all__ = [
     "AsyncSession",
     "Attachment",
     "ChunkCorrupt",
+    "ChunkLost",
     "Closed",
     "Credentials",
     "DepotClient",

@@ -93,6 +93,26 @@ class ChunkCorrupt(DepotError):
         return self.bad_tokens[0].start if self.bad_tokens else 0
 
 
+class ChunkLost(DepotError):
+    """A chunk that a lookup had found did not come from its tier (`CHUNK_LOST`).
+
+    What was retrieved of the tokens before `first_bad_token` is right. Compute the tokens from there on.
+    `first_bad_token` is 0 if the depot did not say which tokens are right.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after_seconds: float | None = None,
+        first_bad_token: int = 0,
+    ) -> None:
+        super().__init__(code, reason, message, violations, retry_after_seconds)
+        self.first_bad_token = first_bad_token
+
+
 class InvalidArgument(DepotError, ValueError):
     """An argument that no call can carry, with the reason of the depot's own check. No call was made."""
 
@@ -155,6 +175,10 @@ def _with_details(error: DepotError, status: bytes) -> DepotError:
     if reason == "CHUNK_CORRUPT":
         bad_tokens = _ranges(metadata.get("bad_tokens", ""))
         return ChunkCorrupt(error.code, reason, error.message, violations, retry_after_seconds, bad_tokens)
+    if reason == "CHUNK_LOST":
+        first = metadata.get("first_bad_token", "")
+        first_bad_token = int(first) if first.isascii() and first.isdecimal() else 0
+        return ChunkLost(error.code, reason, error.message, violations, retry_after_seconds, first_bad_token)
     return DepotError(error.code, reason, error.message, violations, retry_after_seconds)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import Any, TypeAlias
-
-from google.protobuf.duration_pb2 import Duration
 
 from kvdepot.errors import invalid
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.v1.cache_pb2 import BlockTable, Lease, Prefix
 from kvdepot.wire import Ids, with_ids
-from kvdepot.wrong_arguments import message, wrong_ids, wrong_lease, wrong_table, wrong_tables
+from kvdepot.wrong_arguments import duration, message, wrong_ids, wrong_lease, wrong_table, wrong_tables
 
 PrefixLike: TypeAlias = "Prefix | Ids"
 """A `Prefix`, or the token ids of one that has neither salt nor adapter."""
@@ -91,12 +88,17 @@ def set_log_level(level: str, logger: str, for_seconds: float | None) -> admin_p
         admin_pb2.SetLogLevelRequest,
         level=admin_pb2.LogLevel.Value(name),
         logger=logger,
-        duration=_duration(for_seconds, "for_seconds") if for_seconds is not None else None,
+        duration=duration(for_seconds, "for_seconds") if for_seconds is not None else None,
     )
 
 
 def lookup(
-    instance_id: str, session_id: str, prefix: PrefixLike, computed_tokens: int, max_wait_seconds: float
+    instance_id: str,
+    session_id: str,
+    prefix: PrefixLike,
+    computed_tokens: int,
+    max_wait_seconds: float,
+    prefill_tokens_per_second: float | None = None,
 ) -> cache_pb2.LookupRequest:
     """Return the request of a lookup.
 
@@ -108,7 +110,8 @@ def lookup(
         session_id=session_id,
         prefix=prefix_of(prefix),
         computed_tokens=computed_tokens,
-        max_wait=_duration(max_wait_seconds) if max_wait_seconds else None,
+        max_wait=duration(max_wait_seconds, "max_wait_seconds") if max_wait_seconds else None,
+        prefill_tokens_per_second=prefill_tokens_per_second,
     )
 
 
@@ -161,6 +164,7 @@ def retrieve(
     block_tables: BlockTables,
     skip_tokens: int,
     ready_event: bytes,
+    accept_partial: bool = False,
 ) -> cache_pb2.RetrieveRequest:
     """Return the request of a retrieve.
 
@@ -175,6 +179,7 @@ def retrieve(
         block_tables=tables_of(block_tables),
         skip_tokens=skip_tokens,
         ready_event=ready_event,
+        accept_partial=accept_partial,
     )
 
 
@@ -283,12 +288,3 @@ def _num_absent(block_ids: Any) -> int:
     """
     ids = block_ids.tolist() if hasattr(block_ids, "tolist") else block_ids
     return next((index for index, block_id in enumerate(ids) if block_id != -1), len(ids))
-
-
-def _duration(seconds: float, field: str = "max_wait_seconds") -> Duration:
-    duration = Duration()
-    try:
-        duration.FromTimedelta(timedelta(seconds=seconds))
-    except (TypeError, ValueError, OverflowError):
-        raise invalid(field, f"is {seconds!r}, not a number of seconds") from None
-    return duration

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from kvdepot.errors import InvalidArgument, invalid
@@ -17,6 +19,7 @@ _EXPECTED = {
     FieldDescriptor.TYPE_STRING: "a string",
     FieldDescriptor.TYPE_BYTES: "bytes",
     FieldDescriptor.TYPE_BOOL: "a bool",
+    FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_UINT32: f"an integer from 0 to {MAX_ID}",
     FieldDescriptor.TYPE_UINT64: f"an integer from 0 to {2**64 - 1}",
     FieldDescriptor.TYPE_INT32: f"an integer from {-(2**31)} to {2**31 - 1}",
@@ -38,6 +41,19 @@ def message(kind: type[M], **fields: Any) -> M:
         return kind(**fields)
     except (TypeError, ValueError) as error:
         raise _wrong_field(kind, fields, error) from None
+
+
+def duration(seconds: float, field: str) -> Duration:
+    """Return a duration for a field.
+
+    Raises: InvalidArgument.
+    """
+    duration = Duration()
+    try:
+        duration.FromTimedelta(timedelta(seconds=seconds))
+    except (TypeError, ValueError, OverflowError):
+        raise invalid(field, f"is {seconds!r}, not a number of seconds") from None
+    return duration
 
 
 def wrong_ids(field: str, ids: Any, error: Exception, *, first: int = 0, hint: str = "") -> InvalidArgument:

@@ -20,6 +20,11 @@ def test_settings_are_read_and_others_keys_are_left_alone() -> None:
     assert config == replace(ConnectorConfig(), address="unix:/d.sock", report_blocks=False)
 
 
+@pytest.mark.parametrize("rate", [0, 2500, 0.5])
+def test_rate_of_prefill_is_a_number(rate: float) -> None:
+    assert read({"kvdepot.prefill_tokens_per_second": rate}, {}).prefill_tokens_per_second == rate
+
+
 def test_address_of_the_environment_counts_unless_one_is_set() -> None:
     environment = {"KVDEPOT_ADDRESS": "depot:1"}
     assert read({}, {}).address == "unix:/run/kvdepot/kvdepot.sock"
@@ -37,6 +42,10 @@ def test_address_of_the_environment_counts_unless_one_is_set() -> None:
         ({"kvdepot.lookup_timeout_seconds": 0}, "a positive number of seconds is expected, not 0"),
         ({"kvdepot.lookup_timeout_seconds": True}, "a positive number of seconds is expected, not True"),
         ({"kvdepot.lookup_timeout_seconds": float("inf")}, "a positive number of seconds is expected, not inf"),
+        ({"kvdepot.prefill_tokens_per_second": -1}, "a number from 0 to 1e+12 is expected, not -1"),
+        ({"kvdepot.prefill_tokens_per_second": 2e12}, "a number from 0 to 1e+12 is expected, not 2000000000000.0"),
+        ({"kvdepot.prefill_tokens_per_second": "auto"}, "a number from 0 to 1e+12 is expected, not 'auto'"),
+        ({"kvdepot.prefill_tokens_per_second": float("nan")}, "a number from 0 to 1e+12 is expected, not nan"),
         ({"kvdepot.share_memory_by": "magic"}, "one of name, fd is expected, not 'magic'"),
         ({"kvdepot.token_file": "/no/such/token"}, "/no/such/token"),
         ({"kvdepot.address": "depot:1", "kvdepot.ca_file": "/no/such/ca"}, "/no/such/ca"),

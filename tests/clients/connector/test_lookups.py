@@ -87,6 +87,16 @@ async def test_answer_is_there_when_the_scheduler_looks_again(depot: LeasingDepo
     assert depot.last("Lookup").session_id == "session"
 
 
+@pytest.mark.parametrize("rate", [None, 1234.5])
+async def test_lookup_carries_the_rate_of_prefill_once_it_is_known(
+    depot: LeasingDepot, client: AsyncDepotClient, rate: float | None
+) -> None:
+    depot.matched = {"one": 16}
+    await answered(lookups_of(client).begin("session", PREFIX, 0, "", rate))
+    request = depot.last("Lookup")
+    assert (request.prefill_tokens_per_second if request.HasField("prefill_tokens_per_second") else None) == rate
+
+
 async def test_lease_is_left_before_it_expires(depot: LeasingDepot, client: AsyncDepotClient) -> None:
     depot.matched, depot.lease_seconds = {"one": 16}, 4.0
     lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))

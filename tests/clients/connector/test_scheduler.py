@@ -189,6 +189,86 @@ def test_load_that_failed_is_computed_and_stored_again(driver: SchedulerDriver) 
     assert (command.start_token, ids_of(command)) == (0, ([10, 11, 12, 13],))
 
 
+def test_tail_of_a_partial_load_is_stored_again(driver: SchedulerDriver) -> None:
+    request = request_of(20)
+    transfer_id = load(driver, request)
+    driver.mark_done(transfer_id, partial={transfer_id: 8})
+    request.num_computed_tokens = 8  # vLLM goes on there
+    driver.tables["request"] = TABLE
+    (command,) = driver.step({request: 12}).stores
+    assert (command.start_token, ids_of(command)) == (8, ([12, 13],))
+
+
+def test_partial_load_at_one_worker_is_one_of_the_engine() -> None:
+    driver = SchedulerDriver(num_workers=3)
+    request = request_of(30)
+    transfer_id = load(driver, request, matched_tokens=24)
+    driver.mark_done(transfer_id, partial={transfer_id: 8})
+    driver.mark_done(transfer_id, partial={transfer_id: 16})
+    driver.mark_done(transfer_id)
+    request.num_computed_tokens = 8
+    driver.tables["request"] = TABLE
+    (command,) = driver.step({request: 22}).stores
+    assert command.start_token == 8
+
+
+def test_reports_of_workers_keep_the_fewest_loaded_tokens() -> None:
+    reports = [WorkerReport(partial=each) for each in ({1: 16, 2: 8}, {1: 8}, {1: 24, 3: 8}, {})]
+    total = WorkerReport()
+    for report in reports:
+        total = total.aggregate(report)
+    assert total.partial == {1: 8, 2: 8, 3: 8}
+
+
+def test_request_that_has_loaded_partially_may_load_again_after_a_preemption(driver: SchedulerDriver) -> None:
+    request = request_of(20)
+    transfer_id = load(driver, request)
+    driver.mark_done(transfer_id, partial={transfer_id: 8})
+    request.num_computed_tokens = 0
+    assert driver.scheduler.matched_tokens(request, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "may_be_partial"),
+    [
+        ((CacheGroup(block_size=4),), True),
+        ((CacheGroup(block_size=4, window=8),), False),
+        ((CacheGroup(block_size=4, local_chunk=8),), False),
+        ((CacheGroup(block_size=4), CacheGroup(block_size=4)), False),
+    ],
+    ids=["full attention", "a window", "local attention", "two groups"],
+)
+def test_load_may_be_partial_only_if_the_engine_can_go_on_after_any_block(
+    groups: tuple[CacheGroup, ...], may_be_partial: bool
+) -> None:
+    driver = SchedulerDriver(groups=groups)
+    request = request_of(20)
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(16)
+    assert driver.scheduler.matched_tokens(request, 0) == 16
+    driver.scheduler.allocated(request, TABLE * len(groups), 16)
+    (command,) = driver.step({}).loads
+    assert command.may_be_partial == may_be_partial
+
+
+def test_lookups_carry_the_measured_rate_of_prefill(driver: SchedulerDriver, clock: Clock) -> None:
+    prompt = request_of(4000, "prompt")
+    for _ in range(12):
+        driver.scheduler.matched_tokens(request_of(20, f"request-{clock.now}"), 0)
+        driver.step({prompt: 100})
+        clock.advance(0.1)
+    assert driver.lookup_client.calls[0].prefill_rate is None
+    assert driver.lookup_client.calls[-1].prefill_rate == pytest.approx(1000)
+    for request in [prompt, *(state.request for state in driver.scheduler._requests.values())]:
+        driver.scheduler.finished(request)  # type: ignore[arg-type]
+    clock.advance(1000)  # idle
+    driver.step({request_of(4000, "later"): 100})
+    clock.advance(0.1)
+    driver.step({})
+    driver.scheduler.matched_tokens(request_of(20, "last"), 0)
+    assert driver.lookup_client.calls[-1].prefill_rate == pytest.approx(1000)
+
+
 def test_loads_leave_half_of_the_blocks_to_others() -> None:
     driver = SchedulerDriver(num_blocks=24)  # 12 may be loaded
     first, second = request_of(40, "first"), request_of(40, "second")

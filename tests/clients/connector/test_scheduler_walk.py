@@ -124,13 +124,19 @@ class SchedulerWalk(RuleBasedStateMachine):
                 needed = max(num_dropped(group, chunk_end), (chunk_end - command.chunk_size) // BLOCK)
                 assert first <= needed, "a hit that ends with this chunk would lack blocks"
 
-    @rule(data=st.data(), failed=st.booleans())
+    @rule(data=st.data(), failed=st.booleans(), loses=st.booleans())
     @precondition(lambda self: self.commands)
-    def end_transfer(self, data: st.DataObject, failed: bool) -> None:
+    def end_transfer(self, data: st.DataObject, failed: bool, loses: bool) -> None:
         transfer_id = data.draw(st.sampled_from(sorted(self.commands)))
-        self.driver.mark_done(transfer_id, failed=[transfer_id] if failed else [])
-        self.left[transfer_id] -= 1
         command = self.commands[transfer_id]
+        partial = {}
+        if loses and isinstance(command, LoadCommand) and command.may_be_partial and command.leases:
+            partial[transfer_id] = data.draw(st.integers(command.skip_tokens + 1, command.num_tokens))
+            request = self.requests.get(command.request_id)
+            if request is not None and self.loading.get(command.request_id) == transfer_id:
+                request.num_computed_tokens = min(request.num_computed_tokens, partial[transfer_id] // BLOCK * BLOCK)
+        self.driver.mark_done(transfer_id, failed=[transfer_id] if failed else [], partial=partial)
+        self.left[transfer_id] -= 1
         if self.left[transfer_id] == 0:
             del self.commands[transfer_id]
             if isinstance(command, LoadCommand) and self.loading.get(command.request_id) == transfer_id:

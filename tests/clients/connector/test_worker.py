@@ -12,7 +12,13 @@ import pytest
 
 from kvdepot.connector.command_runner import MAX_STORES
 from kvdepot.connector.identity import worker_id
-from kvdepot.v1.cache_pb2 import NOTICE_DRAINING, StoreResponse
+from kvdepot.v1.cache_pb2 import (
+    MISS_REASON_TIER_LATE,
+    NOTICE_DRAINING,
+    Miss,
+    RetrieveResponse,
+    StoreResponse,
+)
 from tests.clients.connector.workers import (
     CHUNK,
     CONFIG,
@@ -54,6 +60,90 @@ async def test_load_of_fewer_tokens_than_were_ordered_has_failed(start_worker: S
         assert await worker.until_loaded() == ({"request"}, {"request"})
         worker.connector.load([load_command("lease", ([1, 2, 3, 4],), transfer_id=3)])
         assert await worker.until_loaded() == ({"request"}, set())
+
+
+LATE = Miss(reason=MISS_REASON_TIER_LATE, detail="a tier was late")
+BLOCKS = [11, 12, 13, 14, 15, 16, 17, 18]  # of four tokens each
+
+
+@pytest.mark.parametrize(
+    ("skip_tokens", "num_retrieved", "invalid"),
+    [(0, 16, {15, 16, 17, 18}), (8, 8, {15, 16, 17, 18}), (0, 28, {18}), (0, 27, {17, 18}), (4, 1, set(BLOCKS[1:]))],
+    ids=["a chunk", "behind the engine's own", "but a block", "a part of a block", "less than a block"],
+)
+async def test_partial_load_names_the_blocks_that_are_not_right(
+    start_worker: StartWorker, skip_tokens: int, num_retrieved: int, invalid: set[int]
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.retrieved = RetrieveResponse(retrieved_tokens=num_retrieved, miss=LATE)
+        worker.connector.load([load_command("lease", (BLOCKS,), skip_tokens=skip_tokens, may_be_partial=True)])
+        assert await worker.until_loaded() == ({"request"}, set())
+        assert worker.connector.results.take_invalid_blocks() == invalid
+        assert worker.connector.results.take_invalid_blocks() == set()
+        report = await worker.until_done(2)
+        assert (report.failed, report.partial) == (set(), {2: skip_tokens + num_retrieved})
+        assert depot.last("Retrieve").accept_partial
+
+
+@pytest.mark.parametrize(
+    ("skip_tokens", "num_retrieved", "may_be_partial"),
+    [(0, 0, True), (8, 0, True), (0, 16, False), (0, 64, True)],
+    ids=["nothing", "nothing but the engine's own", "an engine that needs all", "an answer that can't be"],
+)
+async def test_load_that_can_not_be_partial_fails_as_a_whole(
+    start_worker: StartWorker, skip_tokens: int, num_retrieved: int, may_be_partial: bool
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.retrieved = RetrieveResponse(retrieved_tokens=num_retrieved, miss=LATE)
+        command = load_command("lease", (BLOCKS,), skip_tokens=skip_tokens, may_be_partial=may_be_partial)
+        worker.connector.load([command])
+        assert await worker.until_loaded() == ({"request"}, {"request"})
+        assert worker.connector.results.take_invalid_blocks() == set()
+        report = await worker.until_done(2)
+        assert (report.failed, report.partial) == ({2}, {})
+        assert depot.last("Retrieve").accept_partial == may_be_partial
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        failure(grpc.StatusCode.DATA_LOSS, "CHUNK_CORRUPT", metadata={"bad_tokens": "16:24"}),
+        failure(grpc.StatusCode.ABORTED, "CHUNK_LOST", metadata={"first_bad_token": "16"}),
+    ],
+    ids=["damaged", "lost"],
+)
+@pytest.mark.parametrize("skip_tokens", [0, 8, 16])
+async def test_load_from_a_depot_that_knows_no_partial_retrieves_is_partial_too(
+    start_worker: StartWorker, how: Any, skip_tokens: int
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.failures["Retrieve"] = how
+        worker.connector.load([load_command("lease", (BLOCKS,), skip_tokens=skip_tokens, may_be_partial=True)])
+        _, failed = await worker.until_loaded()
+        report = await worker.until_done(2)
+        if skip_tokens < 16:
+            assert worker.connector.results.take_invalid_blocks() == {15, 16, 17, 18}
+            assert (failed, report.failed, report.partial) == (set(), set(), {2: 16})
+        else:
+            assert (failed, report.failed, report.partial) == ({"request"}, {2}, {})
+        assert worker.chunk_size  # still attached
+
+
+async def test_partial_loads_are_logged_once_for_each_reason(
+    start_worker: StartWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        worker = await start_worker(depot.address)
+        depot.retrieved = RetrieveResponse(retrieved_tokens=16, miss=LATE)
+        for transfer_id in (2, 3, 4):
+            command = load_command("lease", (BLOCKS,), transfer_id=transfer_id, may_be_partial=True)
+            worker.connector.load([command])
+            await worker.until_done(transfer_id)
+    warnings = [record.getMessage() for record in caplog.records if "the load of" in record.getMessage()]
+    assert warnings == ["the load of request request ended after 16 of 32 tokens: a tier was late"]
 
 
 @contextmanager

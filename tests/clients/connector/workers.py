@@ -162,7 +162,9 @@ def store_command(block_ids: BlockIds, *, transfer_id: int = 1, start_token: int
     )
 
 
-def load_command(lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_tokens: int = 0) -> LoadCommand:
+def load_command(
+    lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_tokens: int = 0, may_be_partial: bool = False
+) -> LoadCommand:
     return LoadCommand(
         transfer_id=transfer_id,
         request_id="request",
@@ -171,5 +173,6 @@ def load_command(lease: str, block_ids: BlockIds, *, transfer_id: int = 2, skip_
         tables=tuple(GroupTable(absent_blocks=0, block_ids=ids) for ids in block_ids),
         num_tokens=len(block_ids[0]) * BLOCK,
         skip_tokens=skip_tokens,
+        may_be_partial=may_be_partial,
         traceparent="",
     )

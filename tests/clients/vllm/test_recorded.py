@@ -18,7 +18,8 @@ import pytest
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
-from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
+from kvdepot.connector.scheduler import ConnectorScheduler
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
@@ -53,8 +54,10 @@ class RecordedAnswers(LookupClient):
         super().__init__(monotonic)
         self.by_session: dict[str, PendingLookup] = {}
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
-        lookup = self.by_session[session_id] = super().begin(session_id, prefix, computed_tokens, parent)
+    def begin(
+        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+    ) -> PendingLookup:
+        lookup = self.by_session[session_id] = super().begin(session_id, prefix, computed_tokens, parent, prefill_rate)
         return lookup
 
     def take(self, session_id: str, answer: tuple[int, list[str]]) -> None:

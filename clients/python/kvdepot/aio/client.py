@@ -96,14 +96,20 @@ class AsyncDepotClient:
         *,
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
 
         `computed_tokens` are in the engine already. The depot waits, at most `max_wait_seconds`, while another
         store writes a chunk that makes the match longer.
+
+        `prefill_tokens_per_second` is how many tokens of a prompt the engine computes in a second, as it measured
+        lately. The depot then reads from a slower tier only what it reads sooner than the engine computes it.
         """
-        request = requests.lookup(instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
+        request = requests.lookup(
+            instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+        )
         return await self._calls.unary(
             self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds
         )

@@ -32,6 +32,7 @@ class AsyncRankCalls(AttachmentState):
         *,
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -39,7 +40,9 @@ class AsyncRankCalls(AttachmentState):
         See `AsyncDepotClient.lookup`.
         """
         self._require_open()
-        request = requests.lookup(self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
+        request = requests.lookup(
+            self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+        )
         return await self._calls.unary(
             self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds
         )
@@ -74,6 +77,7 @@ class AsyncRankCalls(AttachmentState):
         *,
         skip_tokens: int = 0,
         ready_event: bytes = b"",
+        accept_partial: bool = False,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
         """Copy leased chunks into the engine's blocks. Blocks below `skip_tokens` are not written.
@@ -81,10 +85,15 @@ class AsyncRankCalls(AttachmentState):
         `block_tables` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
         written after the `ready_event`, if there is one. If this raises or is cancelled, the depot may write to the
         blocks until `release_lease` or `end_session` has returned.
+
+        A chunk that is damaged raises `ChunkCorrupt`, and one that does not come from its tier raises `ChunkLost`.
+        With `accept_partial` neither is raised. Read then `skip_tokens + retrieved_tokens` of the response: the blocks
+        of so many tokens are right, and the engine computes the tokens behind them. A depot of an older version raises
+        `ChunkCorrupt` nevertheless.
         """
         self._require_open()
         request = requests.retrieve(
-            self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event
+            self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event, accept_partial
         )
         return await self._calls.unary(self._calls.cache.Retrieve, request, timeout_seconds)
 

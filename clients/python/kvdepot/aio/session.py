@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from kvdepot.aio.calls import InlineData
 from kvdepot.aio.rank_calls import AsyncRankCalls
 from kvdepot.aio.tasks import to_the_end
-from kvdepot.errors import ChunkCorrupt, Closed, DepotError, invalid
+from kvdepot.errors import ChunkCorrupt, ChunkLost, Closed, DepotError, invalid
 from kvdepot.requests import BlockTables, PrefixLike, prefix_of
 from kvdepot.session_tables import checked_count, num_prompt_tokens, tables_to_retrieve, tables_to_store
 from kvdepot.v1 import cache_pb2
@@ -61,6 +61,7 @@ class AsyncSession:
         *,
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank holds, and lease it until the session ends.
@@ -72,6 +73,7 @@ class AsyncSession:
             prefix,
             computed_tokens=computed_tokens,
             max_wait_seconds=max_wait_seconds,
+            prefill_tokens_per_second=prefill_tokens_per_second,
             timeout_seconds=timeout_seconds,
         )
 
@@ -116,7 +118,8 @@ class AsyncSession:
         `block_tables` begin at token 0. They may be longer than the match, or shorter: whole chunks that all tables
         have blocks for are copied. After a miss this does nothing and returns `skip_tokens`. So it does if the lease
         has expired or was revoked, and if the depot lacks bytes of a block that a table names. If the depot finds that
-        its bytes of some tokens are damaged, this returns the first of these tokens, and a warning is logged.
+        its bytes of some tokens are damaged, or if they do not come from a tier, this returns the first of these
+        tokens, and a warning is logged.
 
         The blocks of tokens below `skip_tokens` are not written; the tokens count as there. If this raises or is
         cancelled, the lease is released, and the depot no longer writes to the blocks. If that fails, too, the error
@@ -130,23 +133,26 @@ class AsyncSession:
         if num_tokens <= skip_tokens:
             return skip_tokens
         try:
-            await self._attachment.retrieve(
+            response = await self._attachment.retrieve(
                 self.session_id,
                 found.lease,
                 tables,
                 skip_tokens=skip_tokens,
                 ready_event=ready_event,
+                accept_partial=True,
                 timeout_seconds=timeout_seconds,
             )
         except BaseException as error:
             if isinstance(error, DepotError) and error.reason in _MISSES:
                 _logger.info("session %s retrieves nothing: %s", self.session_id, error)
                 return skip_tokens
-            if isinstance(error, ChunkCorrupt):  # an answer: the depot no longer writes to the blocks
-                _logger.warning("session %s retrieves %d tokens: %s", self.session_id, error.first_bad_token, error)
-                return max(skip_tokens, error.first_bad_token)
+            if isinstance(error, ChunkCorrupt | ChunkLost):  # of an older depot, and it no longer writes to the blocks
+                return self._partial(max(skip_tokens, error.first_bad_token), num_tokens, str(error))
             await to_the_end(partial(self._stop_writing, found.lease, error))
             raise
+        num_valid = skip_tokens + response.retrieved_tokens  # older depots have no valid_tokens
+        if num_valid < num_tokens:
+            return self._partial(num_valid, num_tokens, response.miss.detail or "the depot did not say why")
         return num_tokens
 
     async def store_inline(
@@ -203,6 +209,10 @@ class AsyncSession:
             timeout_seconds=timeout_seconds,
         )
         return found.matched_tokens
+
+    def _partial(self, num_valid: int, num_tokens: int, why: str) -> int:
+        _logger.warning("session %s retrieves %d of %d tokens: %s", self.session_id, num_valid, num_tokens, why)
+        return num_valid
 
     async def _stop_writing(self, lease: cache_pb2.Lease, error: BaseException) -> None:
         try:

@@ -145,6 +145,12 @@ class BlockTransfers:
                 transfer.failed = True
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, transfer.start_token)
 
+    def cut(self, num_loaded: Mapping[int, int]) -> None:
+        """Note that these loads have loaded so many tokens only: those behind them may not be stored any more."""
+        for transfer_id, num_tokens in num_loaded.items():
+            if transfer := self._transfers.get(transfer_id):
+                transfer.state.stored_tokens = min(transfer.state.stored_tokens, num_tokens)
+
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:
         """Count the workers at which each transfer is done. Release and return those that are done at all workers.
 

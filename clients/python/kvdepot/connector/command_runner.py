@@ -15,7 +15,7 @@ from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import BackgroundTasks
 from kvdepot.connector.worker_results import WorkerResults
-from kvdepot.errors import DepotError
+from kvdepot.errors import ChunkCorrupt, ChunkLost, DepotError
 from kvdepot.rpc import traceparent
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_STORES = 8
 
 Send = Callable[[AsyncAttachment, AttachedMemory], Awaitable[bool]]
-"""Makes the call of a transfer; returns whether all of its tokens were moved."""
+"""Makes the call of a transfer; returns whether its tokens were moved. A partial load is reported already."""
 
 
 class ReadyEvent(NamedTuple):
@@ -62,18 +62,34 @@ class CommandRunner:
         await self._tasks.cancel()
 
     async def _load(self, command: LoadCommand, event: ReadyEvent) -> None:
-        num_tokens = command.num_tokens - command.skip_tokens
+        """Load chunks. A load that ends early is a partial one, if it may be and has loaded anything."""
 
         async def send(attachment: AsyncAttachment, memory: AttachedMemory) -> bool:
-            response = await attachment.retrieve(
-                command.session_id,
-                command.leases[self._replica],
-                memory.block_tables(command.tables),
-                skip_tokens=command.skip_tokens,
-                ready_event=event.handle,
-                timeout_seconds=self._config.retrieve_timeout_seconds,
-            )
-            return response.retrieved_tokens == num_tokens
+            try:
+                response = await attachment.retrieve(
+                    command.session_id,
+                    command.leases[self._replica],
+                    memory.block_tables(command.tables),
+                    skip_tokens=command.skip_tokens,
+                    ready_event=event.handle,
+                    accept_partial=command.may_be_partial,
+                    timeout_seconds=self._config.retrieve_timeout_seconds,
+                )
+            except (ChunkCorrupt, ChunkLost) as error:
+                if not command.may_be_partial or error.first_bad_token <= command.skip_tokens:
+                    raise
+                num_valid, reason, why = error.first_bad_token, error.reason, str(error)  # the depot is an older one
+            else:
+                num_valid, reason = command.skip_tokens + response.retrieved_tokens, str(response.miss.reason)
+                why = response.miss.detail
+            if num_valid == command.num_tokens:
+                return True
+            is_partial = command.may_be_partial and command.skip_tokens < num_valid < command.num_tokens
+            if is_partial:
+                self._results.mark_partial(command.transfer_id, num_valid, command.blocks_from(num_valid))
+            outcome = f"ended after {num_valid} of {command.num_tokens} tokens"
+            self._log(f"{'partial ' * is_partial}{reason}", command, outcome, why)
+            return is_partial
 
         succeeded = False
         try:
@@ -110,7 +126,7 @@ class CommandRunner:
                 self._refuse(command)
 
     async def _transfer(self, command: TransferCommand, send: Send) -> bool:
-        """Send a transfer and report what became of it; return whether all of its tokens were moved."""
+        """Send a transfer and report what became of it; return whether it has not failed."""
         traceparent.set(command.traceparent)  # a context variable of this task only
         connection = self.connection
         attachment = connection.attachment if connection is not None else None
@@ -123,7 +139,7 @@ class CommandRunner:
             is_done = True
         except DepotError as error:
             is_done = is_answer(error)
-            self._log(command, error)
+            self._log(error.reason, command, "failed", str(error))
         finally:
             if not succeeded:
                 self._results.mark_failed(command.transfer_id)
@@ -138,11 +154,11 @@ class CommandRunner:
         self._results.mark_failed(command.transfer_id)
         self._results.mark_done([command.transfer_id])
 
-    def _log(self, command: TransferCommand, error: DepotError) -> None:
-        if error.reason not in self._logged_reasons:  # once for each reason: under load there would be thousands
-            self._logged_reasons.add(error.reason)
+    def _log(self, reason: str, command: TransferCommand, outcome: str, why: str) -> None:
+        if reason not in self._logged_reasons:  # once for each reason: under load there would be thousands
+            self._logged_reasons.add(reason)
             kind = "load" if isinstance(command, LoadCommand) else "store"
-            logger.warning("the %s of request %s failed: %s", kind, command.request_id, error)
+            logger.warning("the %s of request %s %s: %s", kind, command.request_id, outcome, why)
 
 
 def is_answer(error: DepotError) -> bool:

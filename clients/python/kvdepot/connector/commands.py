@@ -43,12 +43,19 @@ class LoadCommand(TransferCommand):
 
     `leases` has one lease per replica (see `WorkerId`). It is empty if the load is known to be impossible: then the
     load fails immediately and the engine computes the tokens. `tables` cover tokens 0 to `num_tokens`. Blocks below
-    `skip_tokens` are the engine's own and are not written.
+    `skip_tokens` are the engine's own and are not written. A load that `may_be_partial` may end after any block: the
+    engine can go on from there.
     """
 
     leases: tuple[str, ...]
     num_tokens: int
     skip_tokens: int
+    may_be_partial: bool
+
+    def blocks_from(self, token: int) -> list[int]:
+        """Return the blocks that hold tokens from this one on, of a load that may be partial."""
+        (table,) = self.tables
+        return table.block_ids[token * len(table.block_ids) // self.num_tokens :]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,13 +92,15 @@ class WorkerReport:
     """The report of workers about the time since the step before.
 
     A transfer is done at a worker when the depot certainly does not touch its blocks again, even if it failed.
-    `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens.
+    `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens. Of a load
+    in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
     first step and when it changes.
     """
 
     done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
+    partial: dict[int, int] = field(default_factory=dict)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
@@ -99,5 +108,6 @@ class WorkerReport:
         return WorkerReport(
             done=self.done + other.done,
             failed=self.failed | other.failed,
+            partial={**self.partial, **{key: min(self.partial.get(key, n), n) for key, n in other.partial.items()}},
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
         )

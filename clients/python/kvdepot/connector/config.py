@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from kvdepot.credentials import Bearer, Credentials
 from kvdepot.memory.shared_buffer import By
@@ -14,6 +14,12 @@ from kvdepot.memory.shared_buffer import By
 PREFIX = "kvdepot."
 DEFAULT_ADDRESS = "unix:/run/kvdepot/kvdepot.sock"
 ADDRESS_VARIABLE = "KVDEPOT_ADDRESS"
+
+
+MAX_TOKENS_PER_SECOND = 1e12  # the depot takes no more
+
+Rate: TypeAlias = float
+"""A number from 0 to `MAX_TOKENS_PER_SECOND`."""
 
 
 class ConfigError(ValueError):
@@ -44,6 +50,8 @@ class ConnectorConfig:
     """How long a store may take; its blocks are not freed meanwhile."""
     lease_hold_seconds: float = 5.0
     """How long found chunks stay leased while the engine has no free blocks for the request."""
+    prefill_tokens_per_second: Rate = 0.0
+    """How many tokens of prompts the engine computes in a second; 0: the connector measures it."""
     token_file: str = ""
     """File of a bearer token, for a depot with tenants. This and all below are `kvdepot.credentials.Credentials`."""
     tls: bool = False
@@ -108,11 +116,17 @@ def _fault(expected: str, value: Any) -> str | None:
         case "bool":
             return None if isinstance(value, bool) else "true or false is expected"
         case "float":
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits = is_number and math.isfinite(value) and value > 0
+            fits = _is_number(value) and value > 0
             return None if fits else "a positive number of seconds is expected"
+        case "Rate":
+            fits = _is_number(value) and 0 <= value <= MAX_TOKENS_PER_SECOND
+            return None if fits else f"a number from 0 to {MAX_TOKENS_PER_SECOND:g} is expected"
         case "By":
             names = get_args(By)
             return None if value in names else f"one of {', '.join(names)} is expected"
         case _:
             return None if isinstance(value, str) and value else "text is expected"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -95,6 +95,7 @@ class DepotConnection:
             model_name=self._identity.model_name,
             model_revision=self._identity.model_revision,
             block_hash_seed=self._identity.block_hash_seed,
+            prefill_tokens_per_second=self._config.prefill_tokens_per_second or None,
             world_size=self._worker_id.world_size,
             rank=self._worker_id.rank,
             groups=self.memory.groups,

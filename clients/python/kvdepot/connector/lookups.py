@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from typing import NamedTuple
 
 from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.event_loop import BackgroundTasks, EventLoop
@@ -45,6 +46,14 @@ class PendingLookup:
     noticed: float | None = None
 
 
+class _Question(NamedTuple):
+    session_id: str
+    prefix: Prefix
+    computed_tokens: int
+    parent: str
+    prefill_rate: float | None
+
+
 class DepotLookupClient:
     """The calls of one scheduler: lookups, releases of leases, ends of sessions. Its public methods never block.
 
@@ -75,10 +84,21 @@ class DepotLookupClient:
         """Return a session id for a request; no other open session has it."""
         return self._session_ids.open(request_id)
 
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup:
-        """Begin to look up the longest stored prefix; `parent` is the caller's traceparent."""
+    def begin(
+        self,
+        session_id: str,
+        prefix: Prefix,
+        computed_tokens: int,
+        parent: str,
+        prefill_rate: float | None = None,
+    ) -> PendingLookup:
+        """Begin to look up the longest stored prefix; `parent` is the caller's traceparent.
+
+        `prefill_rate` is how many tokens the engine computes in a second. None: it does not know.
+        """
         lookup = PendingLookup(deadline=time.monotonic() + self._timeout_seconds)
-        self._loop.call(self._begin, lookup, session_id, prefix, computed_tokens, parent)
+        question = _Question(session_id, prefix, computed_tokens, parent, prefill_rate)
+        self._loop.call(self._begin, lookup, question)
         return lookup
 
     def give_up(self, lookup: PendingLookup) -> None:
@@ -98,10 +118,10 @@ class DepotLookupClient:
         """Free the id of a session that the depot never knew."""
         self._session_ids.close(session_id)
 
-    def _begin(self, lookup: PendingLookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> None:
-        task = self._tasks.start(self._look_up(lookup, session_id, prefix, computed_tokens, parent))
-        self._lookups_by_session.setdefault(session_id, set()).add(task)
-        task.add_done_callback(lambda _: self._answered(session_id, task))
+    def _begin(self, lookup: PendingLookup, question: _Question) -> None:
+        task = self._tasks.start(self._look_up(lookup, question))
+        self._lookups_by_session.setdefault(question.session_id, set()).add(task)
+        task.add_done_callback(lambda _: self._answered(question.session_id, task))
 
     def _answered(self, session_id: str, task: asyncio.Task[None]) -> None:
         running = self._lookups_by_session[session_id]
@@ -118,16 +138,12 @@ class DepotLookupClient:
         if leases:
             self._tasks.start(self._release(leases))
 
-    async def _look_up(
-        self, lookup: PendingLookup, session_id: str, prefix: Prefix, computed_tokens: int, parent: str
-    ) -> None:
-        traceparent.set(parent)  # a context variable of this task only
+    async def _look_up(self, lookup: PendingLookup, question: _Question) -> None:
+        traceparent.set(question.parent)  # a context variable of this task only
         matched_tokens, leases = 0, tuple[Lease, ...]()
         try:
             async with self._rpc_slots:
-                answers = await asyncio.gather(
-                    *(self._call(lookup, each, session_id, prefix, computed_tokens) for each in self._instance_ids)
-                )
+                answers = await asyncio.gather(*(self._call(lookup, each, question) for each in self._instance_ids))
             found = [answer for answer in answers if answer is not None]
             leases = tuple(answer.lease for answer in found if answer.HasField("lease"))
             if len(found) == len(self._instance_ids):
@@ -143,18 +159,17 @@ class DepotLookupClient:
             if lookup.given_up:
                 self._start_release(lookup.leases)
 
-    async def _call(
-        self, lookup: PendingLookup, instance_id: str, session_id: str, prefix: Prefix, computed_tokens: int
-    ) -> LookupResponse | None:
+    async def _call(self, lookup: PendingLookup, instance_id: str, question: _Question) -> LookupResponse | None:
         left_seconds = lookup.deadline - time.monotonic()  # waiting for an RPC slot has used some of the time
         if lookup.given_up or left_seconds <= 0:
             return None
         try:
             answer = await self._client.lookup(
                 instance_id,
-                session_id,
-                prefix,
-                computed_tokens=computed_tokens,
+                question.session_id,
+                question.prefix,
+                computed_tokens=question.computed_tokens,
+                prefill_tokens_per_second=question.prefill_rate,
                 timeout_seconds=left_seconds,
             )
         except DepotError as error:

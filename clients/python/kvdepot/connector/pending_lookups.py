@@ -21,7 +21,9 @@ class LookupClient(Protocol):
     @property
     def paused(self) -> bool: ...
     def open_session(self, request_id: str) -> str: ...
-    def begin(self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str) -> PendingLookup: ...
+    def begin(
+        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+    ) -> PendingLookup: ...
     def give_up(self, lookup: PendingLookup) -> None: ...
     def release(self, leases: Sequence[str]) -> None: ...
     def end_session(self, session_id: str) -> None: ...
@@ -49,9 +51,11 @@ class PendingLookups:
             self.give_up(state)
         return state.lookup
 
-    def begin(self, state: RequestState, prefix: Prefix) -> None:
-        """Begin to look up the longest stored prefix of the request."""
-        state.lookup = self._client.begin(state.session_id, prefix, state.local_tokens, state.traits.traceparent)
+    def begin(self, state: RequestState, prefix: Prefix, prefill_rate: float | None) -> None:
+        """Begin to look up the longest stored prefix of the request. The rate is in tokens a second."""
+        state.lookup = self._client.begin(
+            state.session_id, prefix, state.local_tokens, state.traits.traceparent, prefill_rate
+        )
         state.known_to_depot = True
         self._waiting.add(state)
 

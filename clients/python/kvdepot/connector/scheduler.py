@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from time import monotonic
 
 from kvdepot.connector.attached_workers import AttachedWorkers
 from kvdepot.connector.block_allocations import BlockReporter, report_allocation
 from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens
 from kvdepot.connector.block_transfers import BlockReferences, BlockTransfers
-from kvdepot.connector.cache_groups import CacheGroup, reported_group
+from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.chunk_prefixes import ChunkPrefixes
 from kvdepot.connector.commands import BlockIds, GroupTables, LoadCommand, StepCommands, StoreCommand, WorkerReport
 from kvdepot.connector.pending_lookups import LookupClient, PendingLookups
+from kvdepot.connector.prefill_rate import PrefillRate
 from kvdepot.connector.request_state import EngineRequest, RequestState, RequestTraits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerSettings:
-    """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers."""
-
-    hash_block_size: int
-    groups: tuple[CacheGroup, ...]
-    num_blocks: int
-    num_workers: int
-    loads: bool
-    stores: bool
-    lookup_timeout_seconds: float
-    lease_hold_seconds: float
-    longest_transfer_seconds: float
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 
 
 class ConnectorScheduler:
@@ -57,6 +43,7 @@ class ConnectorScheduler:
         self._lookups = PendingLookups(
             lookup_client, settings.lookup_timeout_seconds, settings.lease_hold_seconds, clock
         )
+        self._prefill_rate = PrefillRate(settings.prefill_tokens_per_second, settings.steps_ahead, clock)
         self._commands = StepCommands()
         self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size, clock)
         self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size)
@@ -97,7 +84,7 @@ class ConnectorScheduler:
         answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
         state.stored_tokens = self._transfers.stored_end(state, answer or 0)
         if lookup is None and not self._lookup_client.paused:
-            self._lookups.begin(state, self._prefixes.longest(state))
+            self._lookups.begin(state, self._prefixes.longest(state), self._prefill_rate.tokens_per_second)
         if lookup is None or answer is None:
             return None if self._lookups.may_wait(state) else 0
         matched = min(answer, wanted)
@@ -134,6 +121,7 @@ class ConnectorScheduler:
                 tables=self._tables(block_ids, 0, end),
                 num_tokens=end,
                 skip_tokens=state.local_tokens,
+                may_be_partial=self._settings.may_load_partially,
                 traceparent=state.traits.traceparent,
             )
         )
@@ -154,6 +142,7 @@ class ConnectorScheduler:
         wrong, so they are not stored.
         """
         self._lookups.end_step()
+        self._prefill_rate.step(num_scheduled_tokens)
         if not may_store:
             for request_id, _, starts_anew in new_blocks:
                 if starts_anew and (state := self._requests.get(request_id)):
@@ -179,6 +168,7 @@ class ConnectorScheduler:
     def reported(self, report: WorkerReport) -> None:
         """Take the workers' report."""
         self._transfers.fail(report.failed)
+        self._transfers.cut(report.partial)
         for transfer in self._transfers.mark_done(report.done):
             self._lookup_client.release(transfer.leases)
             if transfer.is_load and not transfer.failed and transfer.state.may_store:
@@ -197,6 +187,8 @@ class ConnectorScheduler:
         self._lookups.give_up(state)
         state.finished = True
         self._end_session(state)
+        if all(each.finished for each in self._requests.values()):
+            self._prefill_rate.idle()
 
     def reset(self) -> None:
         """Forget all stored chunks, because they may be of other weights. The engine gets a salt of its own.

@@ -14,8 +14,9 @@ Item = TypeVar("Item")
 class WorkerResults:
     """The results that the engine's thread has not taken. `chunk_size` is 0 while the worker is not attached.
 
-    A failed transfer is marked as failed before it is marked as done, and `take_report` reads in the reverse order. So
-    the scheduler never treats a failed transfer as a good one.
+    A failed or partial transfer is marked as such before it is marked as done, and before it ends as a load.
+    `take_report` reads in the reverse order, and the engine calls `take_loaded` before `take_invalid_blocks`. So it
+    never treats a failed transfer as a good one.
     """
 
     def __init__(self, worker_index: int) -> None:
@@ -24,11 +25,18 @@ class WorkerResults:
         self._reported_chunk_size: int | None = None
         self._done: deque[int] = deque()
         self._failed: deque[int] = deque()
+        self._partial: deque[tuple[int, int]] = deque()
+        self._invalid_blocks: deque[int] = deque()
         self._ended_loads: deque[tuple[str, bool]] = deque()
 
     def mark_failed(self, transfer_id: int) -> None:
         """Report that a transfer has not loaded or stored all of its tokens."""
         self._failed.append(transfer_id)
+
+    def mark_partial(self, transfer_id: int, num_tokens: int, invalid_blocks: Iterable[int]) -> None:
+        """Report that a load has loaded its first tokens only, and that these blocks do not have theirs."""
+        self._partial.append((transfer_id, num_tokens))
+        self._invalid_blocks.extend(invalid_blocks)
 
     def mark_done(self, transfer_ids: Iterable[int]) -> None:
         """Report that the depot does not touch the blocks of these transfers again."""
@@ -43,14 +51,19 @@ class WorkerResults:
         ended = list(_drain(self._ended_loads))
         return {request_id for request_id, _ in ended}, {request_id for request_id, failed in ended if failed}
 
+    def take_invalid_blocks(self) -> set[int]:
+        """Return the blocks that partial loads did not fill, of all loads that `take_loaded` has returned."""
+        return set(_drain(self._invalid_blocks))
+
     def take_report(self) -> WorkerReport | None:
         """Return the report about the time since the last call. None: nothing happened."""
         report = WorkerReport()
         report.done.update(_drain(self._done))
         report.failed.update(_drain(self._failed))
+        report.partial.update(_drain(self._partial))
         if (chunk_size := self.chunk_size) != self._reported_chunk_size:
             self._reported_chunk_size = report.chunk_sizes[self._worker_index] = chunk_size
-        return report if report.done or report.failed or report.chunk_sizes else None
+        return report if report != WorkerReport() else None
 
 
 def _drain(items: deque[Item]) -> Iterator[Item]:

@@ -33,6 +33,7 @@ class RankCalls(AttachmentState):
         *,
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -40,7 +41,9 @@ class RankCalls(AttachmentState):
         See `DepotClient.lookup`.
         """
         self._require_open()
-        request = requests.lookup(self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds)
+        request = requests.lookup(
+            self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+        )
         return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
 
     def store(
@@ -73,6 +76,7 @@ class RankCalls(AttachmentState):
         *,
         skip_tokens: int = 0,
         ready_event: bytes = b"",
+        accept_partial: bool = False,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.RetrieveResponse:
         """Copy leased chunks into the engine's blocks. Blocks below `skip_tokens` are not written.
@@ -80,10 +84,15 @@ class RankCalls(AttachmentState):
         `block_tables` cover the leased prefix, or a shorter chunk-aligned part of it, from token 0. The blocks are
         written after the `ready_event`, if there is one. If this raises, the depot may write to the
         blocks until `release_lease` or `end_session` has returned.
+
+        A chunk that is damaged raises `ChunkCorrupt`, and one that does not come from its tier raises `ChunkLost`.
+        With `accept_partial` neither is raised. Read then `skip_tokens + retrieved_tokens` of the response: the blocks
+        of so many tokens are right, and the engine computes the tokens behind them. A depot of an older version raises
+        `ChunkCorrupt` nevertheless.
         """
         self._require_open()
         request = requests.retrieve(
-            self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event
+            self.instance_id, self.rank, session_id, lease, block_tables, skip_tokens, ready_event, accept_partial
         )
         return self._calls.unary(self._calls.cache.Retrieve, request, timeout_seconds)
 

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from kvdepot.errors import ChunkCorrupt, Closed, DepotError, invalid
+from kvdepot.errors import ChunkCorrupt, ChunkLost, Closed, DepotError, invalid
 from kvdepot.requests import BlockTables, PrefixLike, prefix_of
 from kvdepot.session_tables import checked_count, num_prompt_tokens, tables_to_retrieve, tables_to_store
 from kvdepot.sync.calls import InlineData
@@ -62,6 +62,7 @@ class Session:
         *,
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
+        prefill_tokens_per_second: float | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank holds, and lease it until the session ends.
@@ -73,6 +74,7 @@ class Session:
             prefix,
             computed_tokens=computed_tokens,
             max_wait_seconds=max_wait_seconds,
+            prefill_tokens_per_second=prefill_tokens_per_second,
             timeout_seconds=timeout_seconds,
         )
 
@@ -117,7 +119,8 @@ class Session:
         `block_tables` begin at token 0. They may be longer than the match, or shorter: whole chunks that all tables
         have blocks for are copied. After a miss this does nothing and returns `skip_tokens`. So it does if the lease
         has expired or was revoked, and if the depot lacks bytes of a block that a table names. If the depot finds that
-        its bytes of some tokens are damaged, this returns the first of these tokens, and a warning is logged.
+        its bytes of some tokens are damaged, or if they do not come from a tier, this returns the first of these
+        tokens, and a warning is logged.
 
         The blocks of tokens below `skip_tokens` are not written; the tokens count as there. If this raises or is
         cancelled, the lease is released, and the depot no longer writes to the blocks. If that fails, too, the error
@@ -131,23 +134,26 @@ class Session:
         if num_tokens <= skip_tokens:
             return skip_tokens
         try:
-            self._attachment.retrieve(
+            response = self._attachment.retrieve(
                 self.session_id,
                 found.lease,
                 tables,
                 skip_tokens=skip_tokens,
                 ready_event=ready_event,
+                accept_partial=True,
                 timeout_seconds=timeout_seconds,
             )
         except BaseException as error:
             if isinstance(error, DepotError) and error.reason in _MISSES:
                 _logger.info("session %s retrieves nothing: %s", self.session_id, error)
                 return skip_tokens
-            if isinstance(error, ChunkCorrupt):  # an answer: the depot no longer writes to the blocks
-                _logger.warning("session %s retrieves %d tokens: %s", self.session_id, error.first_bad_token, error)
-                return max(skip_tokens, error.first_bad_token)
+            if isinstance(error, ChunkCorrupt | ChunkLost):  # of an older depot, and it no longer writes to the blocks
+                return self._partial(max(skip_tokens, error.first_bad_token), num_tokens, str(error))
             to_the_end(partial(self._stop_writing, found.lease, error))
             raise
+        num_valid = skip_tokens + response.retrieved_tokens  # older depots have no valid_tokens
+        if num_valid < num_tokens:
+            return self._partial(num_valid, num_tokens, response.miss.detail or "the depot did not say why")
         return num_tokens
 
     def store_inline(
@@ -204,6 +210,10 @@ class Session:
             timeout_seconds=timeout_seconds,
         )
         return found.matched_tokens
+
+    def _partial(self, num_valid: int, num_tokens: int, why: str) -> int:
+        _logger.warning("session %s retrieves %d of %d tokens: %s", self.session_id, num_valid, num_tokens, why)
+        return num_valid
 
     def _stop_writing(self, lease: cache_pb2.Lease, error: BaseException) -> None:
         try:

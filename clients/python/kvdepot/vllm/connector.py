@@ -24,8 +24,9 @@ from kvdepot.connector.commands import StepCommands, WorkerReport
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import shared_event_loop
 from kvdepot.connector.identity import CacheIdentity, instance_ids, worker_id
-from kvdepot.connector.scheduler import ConnectorScheduler, SchedulerSettings
+from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_client import SchedulerClient
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
@@ -118,6 +119,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             lookup_timeout_seconds=config.lookup_timeout_seconds,
             lease_hold_seconds=config.lease_hold_seconds,
             longest_transfer_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
+            prefill_tokens_per_second=config.prefill_tokens_per_second,
+            steps_ahead=self._vllm_config.parallel_config.pipeline_parallel_size,  # also with asynchronous scheduling
         )
         reported = reported_group(groups)
         block_size = groups[reported].block_size if reported is not None else None
@@ -229,9 +232,17 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker.store(self._commands().stores)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """Return failed loads by request, because vLLM takes failed blocks from caches of a single group only."""
+        """Return failed loads by request. Then the depot may still write to their blocks, so that vLLM takes others."""
         loaded, failed = self._worker.results.take_loaded()
         return KVConnectorTransferResults(finished_recving=loaded, failed_recving=failed)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Return the blocks that partial loads did not fill. vLLM goes on before the first one of each request.
+
+        vLLM calls this after `get_transfer_results`. It takes blocks from caches of a single group only; with several
+        ones, no load is partial.
+        """
+        return self._worker.results.take_invalid_blocks()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         report = None if self._is_scheduler else self._worker.results.take_report()

@@ -1,0 +1,35 @@
+"""The settings of the connector's scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvdepot.connector.cache_groups import CacheGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers.
+
+    `prefill_tokens_per_second` is 0 if it is measured. The engine schedules at most `steps_ahead` steps while one runs.
+    """
+
+    hash_block_size: int
+    groups: tuple[CacheGroup, ...]
+    num_blocks: int
+    num_workers: int
+    loads: bool
+    stores: bool
+    lookup_timeout_seconds: float
+    lease_hold_seconds: float
+    longest_transfer_seconds: float
+    prefill_tokens_per_second: float
+    steps_ahead: int
+
+    @property
+    def may_load_partially(self) -> bool:
+        """Whether the engine can go on after any block of a load.
+
+        With a window, it would need blocks before the end of the shorter load that the longer one did not fill.
+        """
+        return len(self.groups) == 1 and self.groups[0].is_full
