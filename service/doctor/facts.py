@@ -104,8 +104,8 @@ class TierFacts:
     """A tier behind L1. `address` is that of the settings.
 
     `file_faults` and `files_readable_by_all` are of the files that the address names. `missing_package` is the package
-    to install, empty if it is there. `server` is HOST:PORT of the server that was tried, empty for a disk. Only a disk
-    tier has a `disk`.
+    to install, empty if it is there. `server` is HOST:PORT of the server that was tried, empty for a disk.
+    `server_error` says why it does not answer, `open_error` why it refuses the depot. Only a disk tier has a `disk`.
     """
 
     address: TierAddress
@@ -114,6 +114,7 @@ class TierFacts:
     missing_package: str = ""
     server: str = ""
     server_error: str = ""
+    open_error: str = ""
     disk: DiskTierFacts | None = None
 
 

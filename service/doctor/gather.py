@@ -36,7 +36,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         shared_memory=_shared_memory(),
         l1_file=l1_files.configured(settings),
         left_over_l1_files=l1_files.left_over(settings),
-        tiers=tiers.all_of(settings),
+        tiers=tiers.all_of(settings, environment),
         process=_process(),
         gpu=_gpu(environment),
         streaming_copy_error=_streaming_copy_error(),

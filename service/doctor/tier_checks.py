@@ -72,6 +72,11 @@ def _server_problem(found: TierFacts, facts: Facts, settings: Settings) -> Findi
             f"{found.server}: {found.server_error}",
             "check the address, the server, and the network policy; until then lookups find nothing there",
         )
+    if found.open_error:
+        return failure(
+            f"{found.server}: {found.open_error.removeprefix(f'{found.server}: ')}",
+            "correct the options of the address, the files that it names, or the server",
+        )
     address = found.address
     segment_bytes = address.options.get("segment", 0)
     left_bytes = facts.memory.available_bytes - settings.l1_size

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from service.doctor import disk_tiers
+from service.doctor import disk_tiers, tier_opening
 from service.doctor.facts import TierFacts
 from service.settings import Settings
 from service.tiers import option_files
@@ -22,11 +23,19 @@ PACKAGES = {"s3": ("obstore", "kvdepot[s3]"), "mooncake": ("mooncake", "kvdepot[
 """The module that a kind needs, and what to install for it."""
 
 
-def all_of(settings: Settings) -> tuple[TierFacts, ...]:
+def all_of(settings: Settings, environment: Mapping[str, str]) -> tuple[TierFacts, ...]:
     """Return the facts of all tiers. The servers are tried at once, for some seconds at most."""
     addresses = settings.tier_addresses()
     errors = _connect_all(filter(None, map(server_of, addresses)))
-    return tuple(_facts(address, errors) for address in addresses)
+    facts = tuple(_facts(address, errors) for address in addresses)
+    worth_opening = [
+        number
+        for number, each in enumerate(facts)
+        if each.server and not (each.server_error or each.file_faults or each.missing_package)
+    ]
+    open_errors = tier_opening.open_errors([addresses[number] for number in worth_opening], environment)
+    by_number = dict(zip(worth_opening, open_errors, strict=True))
+    return tuple(replace(each, open_error=by_number.get(number, "")) for number, each in enumerate(facts))
 
 
 def server_of(address: TierAddress) -> tuple[str, int] | None:

@@ -63,7 +63,9 @@ class TierAddress:
             )
         options = _options(parts.scheme, given, shown)
         path = unquote(parts.path)
-        _check_place(parts, port, path, shown)
+        _check_place(parts, path, shown)
+        if options.get("cluster") and path.strip("/0"):
+            raise BadAddress(f"{shown}: a cluster has no other database than 0")
         return cls(
             kind=parts.scheme,
             name=name,
@@ -173,7 +175,7 @@ def _unknown(name: str, kind: str) -> str:
     return f"there is no option {name}" + (f"; is {meant[0]} meant?" if meant else "")
 
 
-def _check_place(parts: SplitResult, port: int | None, path: str, shown: str) -> None:
+def _check_place(parts: SplitResult, path: str, shown: str) -> None:
     """Raise BadAddress if the part in front of the options does not fit the kind."""
     kind, host = parts.scheme, parts.netloc
     if kind == "disk":

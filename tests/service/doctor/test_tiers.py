@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import socketserver
+import threading
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +82,7 @@ BROKEN = [
     (replace(disk(), files_readable_by_all=("secret_file=/s",)), "warning", "can read secret_file=/s", "chmod 600"),
     (server("s3://bucket", missing_package="kvdepot[s3]"), "failure", "not installed", "pip install 'kvdepot[s3]'"),
     (server("valkeys://cache", server_error="timed out"), "failure", "cache:6379: timed out", "network policy"),
+    (server("valkeys://cache", open_error="WRONGPASS"), "failure", "cache:6379: WRONGPASS", "correct the options"),
     (server("valkey://cache?password_file=p"), "warning", "can read the password", "valkeys://"),
     (server("redis://cache"), "warning", "can read and write the chunks", "password_file"),
     (server("rediss://cache"), "warning", "can read and write the chunks", "cert_file"),
@@ -96,17 +100,42 @@ def test_a_broken_tier_is_reported_with_its_fix(tier: TierFacts, status: str, wh
 # What is gathered
 
 
-def test_servers_are_tried_at_once_and_those_that_refuse_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as answers, closing(socket.socket()) as refuses:
-        refuses.bind(("127.0.0.1", 0))
-        urls = [f"valkey://127.0.0.1:{each.getsockname()[1]}?name=t{i}" for i, each in enumerate((answers, refuses))]
-        good, bad = tiers.all_of(load({"l2": urls}))
-    assert (good.server_error, bad.server_error) == ("", "Connection refused")
-    assert good.server == f"127.0.0.1:{good.address.port}"
+def gathered(*urls: str) -> tuple[TierFacts, ...]:
+    return tiers.all_of(load({"l2": urls}), os.environ)
+
+
+@pytest.fixture
+def rude() -> Iterator[int]:
+    """Return the port of a server that accepts connections, and answers each request with the same error."""
+
+    class Refuses(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline():
+                self.wfile.write(b"-ERR go away\r\n")
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Refuses) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_does_not_listen_is_told_from_one_that_refuses(rude: int) -> None:
+    with closing(socket.socket()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        urls = [f"valkey://127.0.0.1:{port}?name=t{port}" for port in (rude, silent.getsockname()[1])]
+        refuses, dead = gathered(*urls)
+    assert (refuses.server_error, dead.server_error) == ("", "Connection refused")
+    assert "go away" in refuses.open_error
+    assert (refuses.server, dead.open_error) == (f"127.0.0.1:{rude}", "")
 
 
 def test_a_name_that_is_not_known_is_an_error() -> None:
-    [facts] = tiers.all_of(load({"l2": "valkey://nothing.invalid"}))
+    [facts] = gathered("valkey://nothing.invalid")
     assert facts.server_error
 
 
@@ -127,7 +156,7 @@ def test_each_kind_has_its_server(url: str, server: tuple[str, int] | None) -> N
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiers.PACKAGES, "disk", ("no_such_module", "kvdepot[disk]"))
-    [facts] = tiers.all_of(load({"l2": "disk:///var/lib/none/kvdepot?size=1GiB"}))
+    [facts] = gathered("disk:///var/lib/none/kvdepot?size=1GiB")
     assert facts.missing_package == "kvdepot[disk]"
 
 

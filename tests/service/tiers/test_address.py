@@ -101,6 +101,7 @@ def test_a_name_stands_for_the_tier() -> None:
         ("valkey://host:70000", "wrong host or port"),
         ("valkey://[::1", "wrong host or port"),
         ("valkey://host/db", "the path is no number of a database"),
+        ("valkey://host/1?cluster=true", "a cluster has no other database than 0"),
         ("valkey://host?ca_file=a", "ca_file is no option of valkey://, but of s3://, valkeys://, rediss://"),
         ("valkeys://host?cert_file=a", "cert_file and key_file need each other"),
         ("mooncake://m:1/path?segment=0", "mooncake:// has no path"),
