@@ -26,6 +26,11 @@ RECORDED = {rule["record"] for rule in ALL_RULES if "record" in rule}
 TARGET = {"instance": "10.0.0.1:9464", "job": "kvdepot"}
 CERTIFICATE = "kvdepot_tls_certificate_time_left_seconds"
 RPCS = "rpc_server_call_duration_seconds_count"
+TIER = 'kvdepot_tier_state{{tier="disk", kind="disk", state="{}"}}'
+TIER_READ = 'kvdepot_tier_chunks_read_total{{tier="disk", outcome="{}"}}'
+TIER_WRITTEN = 'kvdepot_tier_chunks_written_total{tier="disk", outcome="ok"}'
+TIER_DROPPED = 'kvdepot_tier_chunks_dropped_total{{tier="disk", reason="{}"}}'
+IO_WORKERS_ENDED = 'kvdepot_tier_io_workers_ended_total{{tier="disk", role="{}", reason="{}"}}'
 REFUSED = 'kvdepot_rpcs_refused_total{{rpc_method="kvdepot.v1.CacheService/{}", reason="{}"}}'
 CALLS = RPCS + '{{rpc_method="kvdepot.v1.CacheService/{}", rpc_response_status_code="{}", rpc_system_name="grpc"}}'
 
@@ -119,6 +124,15 @@ HEALTHY: Mapping[str, str] = {
     'kvdepot_events_dropped_total{event_type="LookupStarted"}': "7+0x480",
     'kvdepot_subscriber_errors_total{subscriber="metrics"}': "1+0x480",
     "kvdepot_l0_records_malformed_total": "3+0x480",
+    TIER.format("available"): "1+0x480",
+    TIER.format("failing"): "0+0x480",
+    TIER_READ.format("arrived"): "0+100x480",
+    TIER_READ.format("absent"): "0+5x480",
+    TIER_READ.format("damaged"): "2+0x480",
+    TIER_WRITTEN: "0+100x480",
+    TIER_DROPPED.format("queue full"): "0+5x480",
+    TIER_DROPPED.format("budget"): "0+500x480",
+    IO_WORKERS_ENDED.format("read", "deadline"): "0 0 1 1 1 1 2+0x480",
     "kvdepot_tls_certificate_time_left_seconds": "5000000-60x480",
     'kvdepot_files_broken{file="tenants"}': "0+0x480",
     'kvdepot_access_denied_total{reason="TOKEN_UNKNOWN", tenant=""}': "0+1x480",
@@ -171,6 +185,31 @@ QUIET = [
         "150m",
         {'kvdepot_l1_chunks_corrupt_total{hop="scrub"}': "0+0x20 1+0x180"},
     ),
+    Case(
+        "KvdepotTierUnavailable",
+        "it is used again after two minutes",
+        "30m",
+        {TIER.format("available"): "1+0x24 0 0 1+0x10", TIER.format("failing"): "0+0x24 1 1 0+0x10"},
+    ),
+    Case("KvdepotTierUnavailable", "a start", "10m", {TIER.format("available"): "_x5 0 1+0x20"}),
+    Case("KvdepotTierChunksDamaged", "one of two hours ago", "150m", {TIER_READ.format("damaged"): "0+0x20 1+0x180"}),
+    Case(
+        "KvdepotTierWritesDropped",
+        "the budget of the day is used up",
+        "60m",
+        {
+            TIER_DROPPED.format("budget"): "0+900x90",
+            TIER_DROPPED.format("queue full"): "0+0x90",
+            TIER_WRITTEN: "0+1x90",
+        },
+    ),
+    Case(
+        "KvdepotTierWritesDropped",
+        "nothing is stored",
+        "60m",
+        {TIER_DROPPED.format("queue full"): "5+0x90", TIER_WRITTEN: "5+0x90"},
+    ),
+    Case("KvdepotIoWorkersEnd", "long ago", "40m", {IO_WORKERS_ENDED.format("read", "deadline"): "_x10 5+0x40"}),
     Case(
         "KvdepotTransfersFail",
         "a failure of long ago",
@@ -434,6 +473,47 @@ FIRING = [
             'kvdepot_lookup_tokens_total{model_name="n"}': "0+300x90",
         },
         "An instance on 10.0.0.1:9464 lacks ranks.",
+    ),
+    Case(
+        "KvdepotTierUnavailable",
+        "it fails, and each minute a probe tries it",
+        "15m",
+        {TIER.format("available"): "1+0x5 0 0 0 1 0 0 0 1 0 0 0 0+0x20", TIER.format("failing"): "0+0x30"},
+        "The depot 10.0.0.1:9464 can't use its tier disk.",
+        labels={**TARGET, "tier": "disk", "kind": "disk"},
+    ),
+    Case(
+        "KvdepotTierChunksDamaged",
+        "the first one",
+        "30m",
+        {TIER_READ.format("damaged"): "0+0x20 1+0x30", TIER_READ.format("arrived"): "0+9x60"},
+        "Chunks in the tier disk of 10.0.0.1:9464 are damaged.",
+        labels={**TARGET, "tier": "disk"},
+    ),
+    Case(
+        "KvdepotTierWritesDropped",
+        "half of them",
+        "40m",
+        {
+            TIER_DROPPED.format("queue full"): "0+20x90",
+            TIER_DROPPED.format("evicted"): "0+30x90",
+            TIER_DROPPED.format("budget"): "0+90x90",
+            TIER_WRITTEN: "0+40x90",
+            TIER_WRITTEN.replace("ok", "late"): "0+10x90",
+        },
+        "50% of the chunks do not get into the tier disk of 10.0.0.1:9464.",
+        labels={**TARGET, "tier": "disk"},
+    ),
+    Case(
+        "KvdepotIoWorkersEnd",
+        "readers hang and a writer crashes",
+        "12m",
+        {
+            IO_WORKERS_ENDED.format("read", "deadline"): "_x5 1 1 2+0x30",
+            IO_WORKERS_ENDED.format("write", "crash"): "_x8 1+0x30",
+        },
+        "I/O workers of the tier disk of 10.0.0.1:9464 end again and again.",
+        labels={**TARGET, "tier": "disk"},
     ),
     Case(
         "KvdepotCertificateEndsSoon",
