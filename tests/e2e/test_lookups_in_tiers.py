@@ -76,14 +76,20 @@ def move(tier: FakeTier, site: Site, num_chunks: int) -> list[ChunkKey]:
 
 
 async def retrieve_partial(
-    site: Site, engine: Engine, lease: cache_pb2.Lease, kv: Kv, *, skip_tokens: int = 0
+    site: Site,
+    engine: Engine,
+    lease: cache_pb2.Lease,
+    kv: Kv,
+    *,
+    skip_tokens: int = 0,
+    session_id: str = "reader",
 ) -> cache_pb2.RetrieveResponse:
     """Retrieve with `accept_partial`: the valid tokens have their bytes then."""
     num_tokens = kv[0].shape[2]
     tables = engine.tables(num_tokens)
     engine.buffer.fill(seed=99)
     attached = engine.attachment
-    request = requests.retrieve(attached.instance_id, attached.rank, "reader", lease, tables, skip_tokens, b"")
+    request = requests.retrieve(attached.instance_id, attached.rank, session_id, lease, tables, skip_tokens, b"")
     request.accept_partial = True
     answer = await site.stub.Retrieve(request)
     expected = engine.buffer.twin()
