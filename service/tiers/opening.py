@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from service.tiers.breaker import MAX_PROBE_SECONDS, Breaker
+from service.tiers.clear_note import ClearNote
 from service.tiers.crew import Crew
 from service.tiers.io_worker.job import JobEnd, SmallJob
 from service.tiers.io_worker.messages import Verb, unpacked_scanned
@@ -37,6 +38,7 @@ class Opening:
         crew: Crew,
         breaker: Breaker,
         index: LocalIndex | None,
+        clear_note: ClearNote,
         run_steps: RunSteps,
         on_change: Callable[[], None],
     ) -> None:
@@ -45,6 +47,7 @@ class Opening:
         self._crew = crew
         self._breaker = breaker
         self._index = index
+        self._clear_note = clear_note
         self._run_steps = run_steps
         self._on_change = on_change
 
@@ -93,6 +96,8 @@ class Opening:
         try:
             if self._index is not None:
                 await self._adopt(worker, self._index)
+            else:
+                await _done(worker, self._clear_note.read_job())  # no chunk is found that was cleared before
         except BaseException:
             await self._crew.stop(worker)
             raise
@@ -110,10 +115,12 @@ class Opening:
 
         Raises: StoreError.
         """
-        worker = await self._crew.start(Role.ASK if self._index is None else Role.READ)
+        worker = await self._crew.start(Role.READ)
         try:
             names = [os.urandom(NAME_BYTES).hex()]
             await _done(worker, SmallJob({"verb": Verb.EXISTS, "names": names}, seconds=PROBE_SECONDS))
+            if self._index is None:
+                await _done(worker, self._clear_note.read_job())
         finally:
             await self._crew.stop(worker)
 

@@ -8,7 +8,7 @@ takes too long, and a timeout inside costs less than a new process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -86,11 +86,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreContext:
-    """What a store is opened with. `l1` is the memory of all slots; each `Part.slot` is a part of it."""
+    """What a store is opened with. `l1` is the memory of all slots; each `Part.slot` is a part of it, or of `notes`."""
 
     address: TierAddress
     role: Role
     l1: memoryview
+    notes: memoryview = field(default_factory=lambda: memoryview(bytearray()))
 
 
 class Store(Protocol):

@@ -12,6 +12,7 @@ from service.tiers.accounts import Accounts
 from service.tiers.answer import Answer, Doubt
 from service.tiers.asking import Asking
 from service.tiers.breaker import Breaker
+from service.tiers.clear_note import ClearNote
 from service.tiers.crew import Crew, TierJob
 from service.tiers.erasing import Erasing
 from service.tiers.forgotten import Cleared
@@ -22,7 +23,7 @@ from service.tiers.local_index import LocalIndex
 from service.tiers.opening import Opening, RunSteps
 from service.tiers.placing import Placing
 from service.tiers.reading import Reading
-from service.tiers.record import Owner, OwnerTag, name_tag
+from service.tiers.record import Owner, OwnerTag, tag_of
 from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
 from service.tiers.write_budget import WriteBudget
@@ -67,6 +68,12 @@ class Tier:
         self._breaker = Breaker(clock, self._note_state)
         self._placing = placing = Placing(index, clock)
         self._erasing = Erasing(placing, lambda: self._crew.wake(Role.WRITE))
+        self._clear_note = ClearNote(
+            self.name,
+            placing.forgotten,
+            lambda: self._crew.wake(Role.READ),
+            lambda: self._crew.wake(Role.WRITE),
+        )
         self._asking = Asking(lambda: self._crew.wake(Role.ASK))
         self._reading = Reading(
             placing,
@@ -91,11 +98,11 @@ class Tier:
         )
         jobs: dict[Role, Callable[[], TierJob | None]] = {
             Role.ASK: self._asking.take,
-            Role.READ: self._reading.take,
-            Role.WRITE: lambda: self._erasing.take() or self._writing.take(),
+            Role.READ: lambda: self._clear_note.take_read() or self._reading.take(),
+            Role.WRITE: lambda: self._clear_note.take_write() or self._erasing.take() or self._writing.take(),
         }
         self._crew = Crew(launch, self._breaker, accounts, jobs)
-        self._opening = Opening(self._crew, self._breaker, index, run_steps, self._note_state)
+        self._opening = Opening(self._crew, self._breaker, index, self._clear_note, run_steps, self._note_state)
         self._num_workers = {
             Role.ASK: 0 if self.is_local else limits.ask_workers,
             Role.READ: limits.read_workers,
@@ -124,7 +131,7 @@ class Tier:
         asked = [number for number, name in enumerate(names) if name not in self._placing.absent]
         if not asked:
             return Answer(found)
-        num_clears = self._placing.forgotten.num_clears
+        num_changes = self._placing.forgotten.num_changes
         start = self._clock()
         doubt: Doubt | None = None
         try:
@@ -134,7 +141,7 @@ class Tier:
         else:
             if answered is None:
                 doubt = Doubt.FAILED
-            elif num_clears == self._placing.forgotten.num_clears:  # else the names are void
+            elif num_changes == self._placing.forgotten.num_changes:  # else the names are void
                 for number, is_there in zip(asked, answered, strict=True):
                     found[number] = bool(is_there)
         self._accounts.asked(len(asked), sum(found), self._clock() - start, doubt or "ok")
@@ -166,15 +173,16 @@ class Tier:
 
         No lookup here finds them when it ends. A local tier has erased their records then, unless it can't write.
         """
-        cleared = Cleared(tenant, model_name, cache_salt)
-        num_removed = 0
+        cleared = Cleared.of(tenant, model_name, cache_salt)
         if self._index is None:
             self._placing.forgotten.clear(cleared)
-        self._reading.forget(cleared.matches)
-        self._writing.forget(cleared.matches)
-        if self._index is not None:
-            num_removed = await self._remove(self._index, cleared)
-            await self._erasing.until_empty(CLEAR_SECONDS)
+        self._reading.forget(lambda owner: cleared.matches(tag_of(owner)))
+        self._writing.forget(lambda owner: cleared.matches(tag_of(owner)))
+        if self._index is None:
+            await self._clear_note.share(CLEAR_SECONDS)
+            return 0
+        num_removed = await self._remove(self._index, cleared.matches)
+        await self._erasing.until_empty(CLEAR_SECONDS)
         return num_removed
 
     def snapshot(self) -> TierSnapshot:
@@ -238,21 +246,14 @@ class Tier:
                 for _ in range(number):
                     first, worker = (worker, None) if role is Role.WRITE else (None, worker)
                     tasks.create_task(self._crew.work(tasks, role, first), name=f"tier {self.name} {role}")
+            if not self.is_local:
+                tasks.create_task(self._clear_note.run(), name=f"tier {self.name} clears")
             while True:
                 await self._has_failed.wait()
                 await self._opening.probe()
 
-    async def _remove(self, index: LocalIndex, cleared: Cleared) -> int:
+    async def _remove(self, index: LocalIndex, matches: Callable[[OwnerTag], bool]) -> int:
         """Make a local tier's chunks invisible, and have their records erased."""
-        tags = (
-            name_tag(cleared.tenant) if cleared.tenant is not None else None,
-            name_tag(cleared.model_name) if cleared.model_name else None,
-            name_tag(cleared.cache_salt) if cleared.cache_salt is not None else None,
-        )
-
-        def matches(owner: OwnerTag) -> bool:
-            return all(tag in (None, of_owner) for tag, of_owner in zip(tags, owner, strict=True))
-
         num_removed = 0
         for number, key in enumerate(index.matching(matches)):
             if not self._writing.is_writing(key):  # else it is erased when it is written

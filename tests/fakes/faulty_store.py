@@ -14,12 +14,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from blake3 import blake3
+
 from service.tiers.address import TierAddress
+from service.tiers.io_worker.notes import NOTE
 from service.tiers.kinds import StoreKind
 from service.tiers.record import RECORD_BYTES, ChunkRecord
 from service.tiers.store import Capabilities, Part, Place, StoreContext, StoreError, StoreFull, StoreUnusable
 
 HANG_SECONDS = 3_600.0
+NOTE_NAME = blake3(NOTE).digest()
 
 
 class FaultyStore:
@@ -40,7 +44,7 @@ class FaultyStore:
         return [self._path(name).exists() for name in names]
 
     def read_into(self, parts: Sequence[Part]) -> Iterator[tuple[int, bytes | None]]:
-        self._note("read", len(parts))
+        self._note("read", len(parts), parts)
         for number, part in enumerate(parts):
             fault = self._fail("read", number)
             if fault == "foreign part":
@@ -68,7 +72,7 @@ class FaultyStore:
                 yield number, None
 
     def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
-        self._note("write", len(parts))
+        self._note("write", len(parts), parts)
         for number, part in enumerate(parts):
             fault = self._fail("write", number)
             if fault == "full":
@@ -99,9 +103,11 @@ class FaultyStore:
         (self._folder / f"pid-{os.getpid()}").unlink(missing_ok=True)
 
     def _path(self, name: bytes) -> Path:
-        return self._folder / f"chunk-{name.hex()}"
+        return self._folder / ("note" if name == NOTE_NAME else f"chunk-{name.hex()}")
 
-    def _note(self, verb: str, num_parts: int) -> None:
+    def _note(self, verb: str, num_parts: int, parts: Sequence[Part] = ()) -> None:
+        if [part.place.name for part in parts] == [NOTE_NAME]:
+            return
         with (self._folder / "calls").open("a") as calls:
             calls.write(f"{verb} {num_parts}\n")
 

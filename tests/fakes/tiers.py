@@ -272,8 +272,12 @@ async def running_tier(
     limits: TierLimits | None = None,
     index: DictIndex | None = None,
     waits: bool = True,
+    is_shared: bool = False,
 ) -> AsyncIterator[TierUnderTest]:
-    """Run a tier over the folder `path`. At the end none of its processes may be there."""
+    """Run a tier over the folder `path`, which another one has open as well if it `is_shared`.
+
+    At the end none of its processes may be there.
+    """
     limits = limits or TierLimits(read_workers=1, ask_workers=1)
     l1 = SmallL1()
     index = index or (DictIndex() if is_local else None)
@@ -289,7 +293,8 @@ async def running_tier(
             finally:
                 await test.tier.close()
                 await running
-        assert [pid for pid in test.folder.pids() if test.is_alive(pid)] == []
+        assert test.tier.snapshot().num_io_workers == 0
+        assert is_shared or [pid for pid in test.folder.pids() if test.is_alive(pid)] == []
         if index is not None:
             index.check()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import socket
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -13,6 +14,7 @@ from typing import Any
 from service.tiers.address import TierAddress
 from service.tiers.io_worker.checksum import checksum_with
 from service.tiers.io_worker.messages import (
+    NOTE_BYTES,
     SCANNED_PER_BLOB,
     Message,
     ProtocolBroken,
@@ -24,6 +26,7 @@ from service.tiers.io_worker.messages import (
     unpacked_read,
     unpacked_write,
 )
+from service.tiers.io_worker.notes import Notes
 from service.tiers.io_worker.verified import VerifiedStore
 from service.tiers.store import Role, Store, StoreContext, StoreError, StoreFull, StoreUnusable
 
@@ -43,6 +46,7 @@ class Frame:
         self._map_l1 = map_l1
         self._store: Store
         self._verified: VerifiedStore
+        self._notes: Notes
 
     def serve(self) -> None:
         """Serve until the end. An unknown request ends the process with its traceback."""
@@ -84,6 +88,10 @@ class Frame:
                 self._store.delete([unpacked_place(place) for place in request["places"]])
             case Verb.SCAN:
                 self._scan()
+            case Verb.READ_NOTE:
+                return {"done": [int(self._notes.read(self._send_blob))]}
+            case Verb.WRITE_NOTE:
+                self._notes.write(bytes.fromhex(request["note"]))
             case _:
                 raise ProtocolBroken(f"{verb} is no request")
         return {"done": []}
@@ -101,14 +109,19 @@ class Frame:
         except ImportError as error:
             raise StoreUnusable(f"{address.kind} can't be used here: {error}") from error
         secret = _secret(address.options)
-        self._store = open_store(StoreContext(address=address, role=Role(request["role"]), l1=l1))
-        self._verified = VerifiedStore(self._store, l1, checksum_with(request["library"]), secret)
+        notes = memoryview(mmap.mmap(-1, NOTE_BYTES))
+        self._store = open_store(StoreContext(address=address, role=Role(request["role"]), l1=l1, notes=notes))
+        checksum = checksum_with(request["library"])
+        self._verified = VerifiedStore(self._store, l1, checksum, secret)
+        self._notes = Notes(VerifiedStore(self._store, notes, checksum, secret), notes, secret)
 
     def _scan(self) -> None:
         results = iter(self._store.scan())
         while some := [packed_scanned(place, record) for place, record in islice(results, SCANNED_PER_BLOB)]:
-            blob = b"".join(some)
-            self._channel.sendall(line({"blob": len(blob)}) + blob)
+            self._send_blob(b"".join(some))
+
+    def _send_blob(self, blob: bytes) -> None:
+        self._channel.sendall(line({"blob": len(blob)}) + blob)
 
     def _send_all(self, replies: Iterable[Message]) -> None:
         for reply in replies:

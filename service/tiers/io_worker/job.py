@@ -81,9 +81,10 @@ class SmallJob:
 
     def on_blob(self, blob: bytes) -> None:
         """Keep a blob: see `Job`."""
-        if self.verb is not Verb.SCAN:
-            raise ProtocolBroken(f"{self.verb} has no blobs")
-        check_scanned(blob)
+        if self.verb is Verb.SCAN:
+            check_scanned(blob)
+        elif self.verb is not Verb.READ_NOTE or self.blobs:
+            raise ProtocolBroken(f"{self.verb} has no such blobs")
         self.blobs.append(blob)
 
     def on_end(self, end: JobEnd, detail: str, result: list[int]) -> None:

@@ -18,6 +18,7 @@ from service.tiers.store import Place
 MAX_LINE_BYTES = 1 << 20
 MAX_BLOB_BYTES = 4 << 20
 SCANNED_PER_BLOB = 4_096
+NOTE_BYTES = 32_768
 _SCANNED = struct.Struct(f"<QQQ{RECORD_BYTES}s")
 
 Message = Mapping[str, Any]
@@ -36,6 +37,8 @@ class Verb(StrEnum):
     WRITE = "write"
     DELETE = "delete"
     SCAN = "scan"
+    READ_NOTE = "read note"
+    WRITE_NOTE = "write note"
     CLOSE = "close"
 
 

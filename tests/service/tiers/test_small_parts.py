@@ -1,16 +1,14 @@
-"""The small parts of a tier: its rate, its budget, names that are absent, names after a clear, and its limits."""
+"""The small parts of a tier: its rate, its budget, names that are absent, and its limits."""
 
 from __future__ import annotations
 
 import pytest
 
 from service.tiers.address import TierAddress
-from service.tiers.forgotten import Cleared, Forgotten
 from service.tiers.kinds import STORES
 from service.tiers.known_absent import MAX_NAMES, KnownAbsent
 from service.tiers.limits import TierLimits
 from service.tiers.rates import Rate
-from service.tiers.record import Owner
 from service.tiers.write_budget import WriteBudget
 from tests.fakes.clock import Clock
 from tests.fakes.tiers import key_of
@@ -90,29 +88,6 @@ def test_the_oldest_of_too_many_absent_names_is_forgotten() -> None:
         absent.add(key_of(number))
     assert len(absent) == MAX_NAMES
     assert key_of(0) not in absent and key_of(1) in absent
-
-
-@pytest.mark.parametrize(
-    ("cleared", "is_meant"),
-    [
-        (Cleared(None, "", None), True),
-        (Cleared("t", "", None), True),
-        (Cleared("t", "m", "s"), True),
-        (Cleared("t", "m", ""), False),
-        (Cleared("", "", None), False),
-        (Cleared(None, "other", None), False),
-    ],
-)
-def test_cleared_chunks_have_other_names_and_all_others_keep_theirs(cleared: Cleared, is_meant: bool) -> None:
-    owner = Owner("t", "m", "s")
-    forgotten = Forgotten()
-    assert forgotten.name(key_of(1), owner) == key_of(1)
-    forgotten.clear(cleared)
-    name = forgotten.name(key_of(1), owner)
-    assert (name != key_of(1)) == is_meant
-    forgotten.clear(cleared)
-    assert (forgotten.name(key_of(1), owner) != name) == is_meant
-    assert len(name) <= 64
 
 
 def test_limits_come_from_the_options_of_the_address() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.tiers import clear_note
 from service.tiers.answer import Answer, Doubt
 from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
@@ -271,6 +272,38 @@ async def test_a_cleared_local_tier_stays_cleared_after_a_restart(tmp_path: Path
         assert test.folder.num_chunks() == 1
     async with running_tier(tmp_path, is_local=True) as test:
         assert await found(test, 1, 2) == [True, False]
+
+
+async def test_a_clear_is_known_to_later_processes_and_to_other_depots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clear_note, "INTERVAL_SECONDS", 0.05)
+    async with running_tier(tmp_path, is_shared=True) as other, running_tier(tmp_path, is_shared=True) as test:
+        await test.written([test.l1.chunk(1), test.l1.chunk(2, owner=Owner("b", "m", ""))])
+        assert await found(other, 1) == [True]
+        await test.tier.clear("", "", None)
+        await eventually(lambda: found_nothing(other, 1))
+        assert await found(other, 2, owner=Owner("b", "m", "")) == [True]
+    async with running_tier(tmp_path) as test:
+        assert await found(test, 1) == [False]
+        assert await found(test, 2, owner=Owner("b", "m", "")) == [True]
+
+
+async def found_nothing(test: TierUnderTest, number: int) -> bool:
+    return await found(test, number) == [False]
+
+
+async def test_a_damaged_note_of_what_was_cleared_leaves_nothing_to_be_found(tmp_path: Path) -> None:
+    async with running_tier(tmp_path) as test:
+        await test.written([test.l1.chunk(1)])
+        await test.tier.clear("b", "", None)
+    note = tmp_path / "note"
+    note.write_bytes(note.read_bytes()[:-1] + b"!")
+    async with running_tier(tmp_path) as test:
+        assert await found(test, 1) == [False]
+        chunk = test.l1.chunk(1)
+        await test.written([chunk])
+        assert await found(test, 1) == [True]
 
 
 @KINDS

@@ -250,7 +250,8 @@ async def test_io_workers_killed_at_random_cost_no_wrong_byte_and_no_slot(tmp_pa
             test.folder.fault(read="takes 0.005", write="takes 0.005")
             test.tier.write(chunks)
             loading = asyncio.ensure_future(ends(test, *range(12)))
-            for pid in chance.sample(alive(test), k=min(2, len(alive(test)))):
+            pids = alive(test)
+            for pid in chance.sample(pids, k=min(2, len(pids))):
                 await asyncio.sleep(chance.random() * 0.02)
                 if test.is_alive(pid):
                     os.kill(pid, chance.choice([signal.SIGKILL, signal.SIGSEGV]))
