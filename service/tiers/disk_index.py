@@ -97,7 +97,6 @@ class DiskIndex:
     def pin(self, key: ChunkKey) -> None:
         """Keep a chunk's place as it is until `unpin`, because an I/O worker reads it."""
         chunk = self._chunks[key]
-        assert chunk.is_written and not chunk.is_removed, "a chunk is pinned that is not there"
         if chunk.is_evictable:
             self._order.remove(chunk)
         chunk.num_pins += 1

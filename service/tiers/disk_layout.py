@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.tiers.address import TierAddress
-from service.units import format_size, parse_size
 
 HEADER_BYTES = 4096
 ENTRY_BYTES = 256
 ALIGNMENT_BYTES = 4096
-MIN_BYTES = 16 << 20
 _BYTES_PER_RECORD = 64 << 10
 _MIN_RECORDS = 16_384
 
@@ -30,17 +28,8 @@ class DiskLayout:
 
     @classmethod
     def of(cls, address: TierAddress) -> DiskLayout:
-        """Return the layout of the tier of an address.
-
-        Raises: ValueError: its size is missing, is no size, or is too small.
-        """
-        text = address.options.get("size")
-        if text is None:
-            raise ValueError("a disk tier needs its size, as in disk:///var/lib/kvdepot?size=200GiB")
-        size_bytes = parse_size(text)
-        if size_bytes < MIN_BYTES:
-            raise ValueError(f"size={text} is too small for a disk tier, which takes {format_size(MIN_BYTES)} or more")
-        return cls(size_bytes)
+        """Return the layout of the tier of an address."""
+        return cls(address.options["size"])
 
     @property
     def num_records(self) -> int:

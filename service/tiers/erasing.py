@@ -46,6 +46,8 @@ class Erasing:
             return False
         place: Place | None = Place(name)
         if self._placing.index is not None:
+            if not self._placing.index.has(key):
+                return False
             self._placing.index.pin(key)
             place = self._placing.index.remove(key)
             if place is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.tiers.disk_layout import ALIGNMENT_BYTES, DiskLayout
-from service.tiers.store import Capabilities, Part, Place, StoreContext, StoreError, StoreFull, StoreUnusable
+from service.tiers.store import Capabilities, Part, Place, StoreContext, StoreError, StoreFull
 from service.tiers.stores.disk_files import open_files
 from service.tiers.stores.disk_records import DiskRecords
 
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 NUM_THREADS = 4
 SYNC_SECONDS = 5.0
-_KEY_BYTES = slice(8, 40)  # of a record
+# Where a record has them.
+_KEY = slice(8, 40)
+_CHUNK_BYTES = slice(40, 48)
 
 T = TypeVar("T")
 
@@ -39,10 +41,7 @@ class DiskStore:
     capabilities = Capabilities(is_local=True)
 
     def __init__(self, context: StoreContext) -> None:
-        try:
-            layout = DiskLayout.of(context.address)
-        except ValueError as error:
-            raise StoreUnusable(str(error)) from error
+        layout = DiskLayout.of(context.address)
         self._folder = Path(context.address.path)
         self._files = open_files(self._folder, layout)
         self._records = DiskRecords(self._files.records_fd, self._files.file_id, layout.num_records)
@@ -82,7 +81,7 @@ class DiskStore:
         try:
             for place in places:
                 found = self._records.read(place.record_number)
-                if found is not None and found[0][_KEY_BYTES] == place.name:
+                if found is not None and found[0][_KEY] == place.name:
                     self._records.erase(place.record_number)
         except OSError as error:
             raise self._failure(error) from error
@@ -98,7 +97,7 @@ class DiskStore:
                 if offset_bytes + slot_bytes > self._chunks_bytes:
                     self._records.erase(number)  # the tier was larger, and must not find it if it grows again
                 else:
-                    yield Place(record[_KEY_BYTES], offset_bytes, slot_bytes, number), record
+                    yield Place(record[_KEY], offset_bytes, slot_bytes, number), record
         except OSError as error:
             raise self._failure(error) from error
 
@@ -133,7 +132,9 @@ class DiskStore:
         if found is None:
             return None
         record, offset_bytes, slot_bytes = found
-        if (record[_KEY_BYTES], offset_bytes, slot_bytes) != place[:3]:
+        if (record[_KEY], offset_bytes, slot_bytes) != place[:3]:
+            return None
+        if int.from_bytes(record[_CHUNK_BYTES], "little") != part.chunk_bytes:
             return None
         num_bytes = _aligned(part.chunk_bytes)
         if num_bytes > slot_bytes or not self._transfer(os.preadv, part.slot[:num_bytes], offset_bytes):

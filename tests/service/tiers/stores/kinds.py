@@ -86,6 +86,7 @@ class Kind:
 
 _HERE = "tests.service.tiers.stores"
 KINDS = (
+    Kind(name="disk", start=f"{_HERE}.disk_kind:local", is_local=True),
     Kind(name="valkey", start=f"{_HERE}.valkey_kind:one_server", has_server=True, refuses_when_full=True),
     Kind(name="valkeys", start=f"{_HERE}.valkey_kind:over_tls", has_server=True, refuses_when_full=True),
     Kind(name="s3", start=f"{_HERE}.s3_kind:moto", has_server=True),

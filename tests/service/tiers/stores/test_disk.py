@@ -299,23 +299,6 @@ def test_too_large_a_tier_says_what_the_disk_lacks_and_takes_nothing(folder: Pat
     open_store(folder).close()
 
 
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
-        ("", "needs its size"),
-        ("?size=", "is not like 8GiB"),
-        ("?size=large", "is not like 8GiB"),
-        ("?size=1MiB", "too small"),
-        ("?size=-1", "is not like 8GiB"),
-    ],
-)
-def test_a_tier_without_a_right_size_is_unusable(folder: Path, query: str, message: str) -> None:
-    wrong = address(folder).parse(f"disk://{folder}{query}")
-    with pytest.raises(StoreUnusable, match=message):
-        DiskStore(StoreContext(address=wrong, role=Role.WRITE, l1=memoryview(b"")))
-    assert not folder.exists()
-
-
 def file_at(folder: Path) -> None:
     folder.write_text("mine")
 
