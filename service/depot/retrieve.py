@@ -51,7 +51,8 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
 
     with open_retrieve(depot, lease, request, chunks, inline=False) as (session, operation):
         owner = TransferOwner(attachment=attachment, session=session, operation=operation, lease=lease)
-        arrivals = Arrivals(chunks, first, chunk_size, depot.limits.max_wait_seconds)
+        longest_wait_seconds = min(depot.limits.max_wait_seconds, request.longest_wait_seconds)
+        arrivals = Arrivals(chunks, first, chunk_size, longest_wait_seconds)
         position = first
         miss: Miss | None = None
         while some := await arrivals.next(chunks_per_transfer(attachment)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -137,7 +138,8 @@ class RetrieveRequest:
     """Copy leased chunks into blocks. `block_tables[group]` begins at token 0.
 
     `ready_event` is the handle of a CUDA event to wait for, or empty. With `accept_partial` the call does not fail for
-    a chunk that is lost or corrupt: the answer says how far the bytes are right.
+    a chunk that is lost or corrupt: the answer says how far the bytes are right. The call may wait
+    `longest_wait_seconds` for chunks from tiers.
     """
 
     instance_id: str
@@ -148,6 +150,7 @@ class RetrieveRequest:
     skip_tokens: int
     ready_event: bytes
     accept_partial: bool = False
+    longest_wait_seconds: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,8 +87,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             await store(self._depots.of_caller(), decode.store_request(request)), cache_pb2.StoreResponse
         )
 
-    async def Retrieve(self, request: cache_pb2.RetrieveRequest, context: object) -> cache_pb2.RetrieveResponse:
-        answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request))
+    async def Retrieve(
+        self,
+        request: cache_pb2.RetrieveRequest,
+        context: grpc.aio.ServicerContext[cache_pb2.RetrieveRequest, cache_pb2.RetrieveResponse],
+    ) -> cache_pb2.RetrieveResponse:
+        answer = await retrieve(self._depots.of_caller(), decode.retrieve_request(request, context.time_remaining()))
         return encode.retrieve_response(answer)
 
     async def ReleaseLease(

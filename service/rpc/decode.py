@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -35,6 +36,8 @@ CUDA_HANDLE_BYTES = 64
 PLANE_KINDS = frozenset(map(int, PlaneKind))
 MAX_TOKENS = 2**31 - 1
 MAX_TOKENS_PER_SECOND = 1e12
+WAIT_SHARE = 0.8
+"""The share of a retrieve's time that it may wait for tiers. The rest is for the last copy and for the answer."""
 _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
@@ -190,8 +193,8 @@ def store_header(
     )
 
 
-def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
-    """Return the request of a retrieve.
+def retrieve_request(message: cache_pb2.RetrieveRequest, remaining_seconds: float | None) -> RetrieveRequest:
+    """Return the request of a retrieve, whose caller waits for so long. None: it sets no limit.
 
     Raises: InvalidRequest.
     """
@@ -210,6 +213,7 @@ def retrieve_request(message: cache_pb2.RetrieveRequest) -> RetrieveRequest:
         skip_tokens=message.skip_tokens,
         ready_event=message.ready_event,
         accept_partial=message.accept_partial,
+        longest_wait_seconds=math.inf if remaining_seconds is None else WAIT_SHARE * remaining_seconds,
     )
 
 

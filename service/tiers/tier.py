@@ -160,11 +160,16 @@ class Tier:
         return self._accounts.read_rate.seconds_for(num_bytes + share_bytes)
 
     def write(self, chunks: Sequence[Chunk]) -> None:
-        """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first."""
+        """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first.
+
+        While the tier opens, they wait.
+        """
         if not chunks:
             return
-        if self._state is not TierState.AVAILABLE or self._is_closing:
-            self._accounts.drop(chunks, "shutdown" if self._is_closing else "tier unavailable")
+        if self._is_closing:
+            self._accounts.drop(chunks, "shutdown")
+        elif self._state in (TierState.FAILING, TierState.UNUSABLE):
+            self._accounts.drop(chunks, "tier unavailable")
         else:
             self._writing.put(chunks)
 

@@ -83,15 +83,16 @@ async def retrieve_partial(
     *,
     skip_tokens: int = 0,
     session_id: str = "reader",
+    timeout_seconds: float | None = None,
 ) -> cache_pb2.RetrieveResponse:
     """Retrieve with `accept_partial`: the valid tokens have their bytes then."""
     num_tokens = kv[0].shape[2]
     tables = engine.tables(num_tokens)
     engine.buffer.fill(seed=99)
     attached = engine.attachment
-    request = requests.retrieve(attached.instance_id, attached.rank, session_id, lease, tables, skip_tokens, b"")
-    request.accept_partial = True
-    answer = await site.stub.Retrieve(request)
+    ids = attached.instance_id, attached.rank, session_id
+    request = requests.retrieve(*ids, lease, tables, skip_tokens, b"", True)
+    answer = await site.stub.Retrieve(request, timeout=timeout_seconds)
     expected = engine.buffer.twin()
     expected.write(tables, first_tokens(kv, answer.valid_tokens), skip_tokens)
     for table, group in zip(tables, engine.groups, strict=True):
@@ -203,6 +204,19 @@ async def test_a_retrieve_waits_no_longer_than_the_server_allows(open_with_tiers
     kv = await moved_to(tier, site, engine, num_chunks=1)
     found = await engine.lookup("reader", TOKENS)
     answer = await retrieve_partial(site, engine, found.lease, kv)
+    assert (answer.valid_tokens, answer.miss.reason) == (5 * CHUNK_SIZE, cache_pb2.MISS_REASON_TIER_LATE)
+    tier.end_next()
+    await engine.retrieve_exactly("reader", found.lease, kv)
+
+
+async def test_a_retrieve_answers_before_its_caller_gives_up(open_with_tiers: OpenWithTiers) -> None:
+    """A caller that gave up would not know how far the bytes are right, nor that the depot writes no more."""
+    site, [tier] = await open_with_tiers(max_wait="1h")
+    tier.reads_at_once = False
+    engine = await site.attach()
+    kv = await moved_to(tier, site, engine, num_chunks=1)
+    found = await engine.lookup("reader", TOKENS)
+    answer = await retrieve_partial(site, engine, found.lease, kv, timeout_seconds=1.0)
     assert (answer.valid_tokens, answer.miss.reason) == (5 * CHUNK_SIZE, cache_pb2.MISS_REASON_TIER_LATE)
     tier.end_next()
     await engine.retrieve_exactly("reader", found.lease, kv)

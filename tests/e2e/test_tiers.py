@@ -8,12 +8,14 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kvdepot import KvShape, token_prefix
+from kvdepot import AsyncDepotClient, ChunkLost, KvShape, token_prefix
 from kvdepot.v1 import cache_pb2
 from service.l1.keys import ChunkKey
 from service.l1.past import RemovalReason
@@ -73,17 +75,16 @@ async def moved(site: Site, engine: Engine, session_id: str = "writer") -> tuple
 
 
 async def found_again(site: Site, engine: Engine, kv: Kv, session_id: str) -> None:
-    """Look the prompt up until all of it is found, and retrieve it with right bytes."""
-    held = 0
+    """Wait until all of the prompt is found and retrieved. Its bytes are right each time."""
 
-    async def is_held() -> bool:
-        nonlocal held
-        held = (await engine.lookup(session_id, TOKENS)).matched_tokens
+    async def is_found() -> bool:
+        held = 0
+        with suppress(ChunkLost):
+            held = await engine.holds(session_id, TOKENS, kv)
         await asyncio.sleep(0.02)  # a server that is late answers the next question
         return held == NUM_TOKENS
 
-    await eventually(is_held)
-    assert await engine.holds(session_id, TOKENS, kv) == NUM_TOKENS
+    await eventually(is_found)
     await engine.end_session(session_id)
 
 
@@ -193,9 +194,7 @@ async def test_io_workers_that_are_killed_lose_no_slot_and_no_byte(open_site: Op
         session_id = f"reader-{round_number}"
         found = await engine.lookup(session_id, TOKENS)
         if found.HasField("lease"):
-            retrieving = asyncio.create_task(
-                retrieve_partial(site, engine, found.lease, kv, session_id=session_id)
-            )
+            retrieving = asyncio.create_task(retrieve_partial(site, engine, found.lease, kv, session_id=session_id))
             await asyncio.sleep(rng.random() * 0.01)
             for pid in rng.sample(pids := io_workers(site.server), k=min(len(pids), 2)):
                 os.kill(pid, signal.SIGKILL)
@@ -211,32 +210,33 @@ async def test_io_workers_that_are_killed_lose_no_slot_and_no_byte(open_site: Op
 
 @pytest.mark.parametrize("kind", ["disk"])
 async def test_a_depot_that_is_killed_leaves_no_io_worker_and_finds_its_chunks(kind: str, tier: RealTier) -> None:
+    prefix = token_prefix(TOKENS)
+    folder_of_tier = tier.url.partition("?")[0].removeprefix("disk://")
+
+    async def is_written(client: AsyncDepotClient) -> bool:
+        status = (await client.get_status()).tiers[1]
+        return status.num_chunks == NUM_CHUNKS
+
+    async def is_found(engine: Engine) -> bool:
+        found = (await engine.lookup("reader", prefix)).matched_tokens
+        await engine.end_session("reader")
+        return found == NUM_TOKENS
+
     with depot_folder() as folder:
         depot = DepotProcess(folder, "--l2", tier.url, "--l2-write", "all", "--l1-size", "16MiB", in_file=False)
-        kv: Kv | None = None
         try:
             for round_number in range(3):
                 await depot.start()
-                async with engines(depot.address, block_hash_seed="sha256:0") as [engine]:
-                    kv = kv or engine.kv(NUM_TOKENS, seed=1)
-                    prefix = token_prefix(TOKENS)
-                    if round_number:
-
-                        async def is_found(engine: Engine = engine) -> bool:
-                            return (await engine.lookup("reader", prefix)).matched_tokens == NUM_TOKENS
-
-                        await eventually(is_found)
-                        assert await engine.holds("reader", prefix, kv) == NUM_TOKENS
-                    else:
+                async with engines(depot.address) as [engine], AsyncDepotClient(depot.address) as client:
+                    kv = engine.kv(NUM_TOKENS, seed=1)
+                    if round_number == 0:
                         await engine.store("writer", prefix, kv)
-
-                        async def is_written() -> bool:
-                            status = await engine.attachment._calls.unary(None, None, None)
-                            return bool(status)
-
-                        await asyncio.sleep(1.0)
-                await depot.end(signal.SIGKILL)
-                await eventually(lambda: not processes_with(tier.url.partition("?")[0].removeprefix("disk://")))
+                        await eventually(partial(is_written, client))
+                    else:
+                        await eventually(partial(is_found, engine))
+                        assert await engine.holds("reader", prefix, kv) == NUM_TOKENS
+                    await depot.end(signal.SIGKILL)
+                await eventually(lambda: not processes_with(folder_of_tier))
         finally:
             await depot.end()
 
@@ -246,7 +246,7 @@ def processes_with(folder: str) -> list[int]:
     found = []
     for pid in [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal()]:
         try:
-            opened = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+            opened = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
         except OSError:
             continue
         if pid != os.getpid() and any(each.startswith(folder) for each in opened):

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, identities, model, progress, restarts, windows
+from tests.e2e_vllm import cases, damages, identities, model, progress, restarts, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -37,6 +37,8 @@ WITH_ENGINES_OF_THEIR_OWN = [
     cases.latent_attention,
     cases.preemptions,
     cases.failed_loads,
+    damages.partial_loads,
+    damages.partial_loads_of_a_rank,
     progress.long_steps,
     progress.early_aborts,
     windows.sliding_windows,

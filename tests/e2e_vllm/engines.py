@@ -20,6 +20,7 @@ ENGINE = Path(__file__).parent / "engine_main.py"
 START_SECONDS = 900.0
 ANSWER_SECONDS = 900.0
 RECORD_VARIABLE = "RECORD_TO"  # the file of a RecordingConnector
+COUNT_VARIABLE = "COUNT_TO"  # the file of a CountingConnector
 SLOW_STEP_SECONDS = 6.0  # of a SlowConnector's steps while its `slow_file` exists
 QUIET = {
     "HF_HUB_OFFLINE": "1",

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.e2e_vllm import model
 from tests.e2e_vllm.cases import Proof, together, tokens_of
+from tests.e2e_vllm.damages import damage
 from tests.e2e_vllm.engines import RECORD_VARIABLE, Server
 
 WINDOWS: dict[str, Any] = {
@@ -21,7 +22,8 @@ WINDOWS: dict[str, Any] = {
 
 async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> None:
     os.environ[RECORD_VARIABLE] = str(file)
-    server = Server(folder / "depot.sock", folder / "server.log", ("--l1-size", "1GiB", "--chunk-size", "64"))
+    flags = ("--l1-size", "256MiB", "--chunk-size", "64", "--l1-file", str(folder / "l1"))
+    server = Server(folder / "depot.sock", folder / "server.log", flags)
     proof = Proof(folder, python, model.write(folder / "model", python, **(WINDOWS if windows else {})), server)
     await server.start()
     num_blocks, most = (30, 100) if windows else (17, 60)
@@ -35,9 +37,13 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
     try:
         async with proof.engine("recorded", "RecordingConnector", "tests.e2e_vllm.recording", **small) as engine:
             await engine.generate(prompt, 4)  # computed in two steps, stored
-            for _ in range(2):  # the load fails and is computed; then one succeeds
-                await proof.forget_locally(engine)
-                await engine.generate(prompt, 4)
+            for damages in (False, True):  # a load fails and is computed; then one succeeds, or ends at damage
+                for _ in range(2):
+                    await proof.forget_locally(engine)
+                    await engine.generate(prompt, 4)
+                if not damages:
+                    await proof.until_quiet()
+                    damage(folder / "l1", 1)
             await proof.forget_locally(engine)
             await engine.generate(prompt[:100], 2)  # vLLM keeps 96 tokens of it; its load fails
             await engine.generate(prompt, 2)  # loads what comes after those
@@ -58,6 +64,6 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path)
     parser.add_argument("--windows", action="store_true", help="of a model with sliding windows")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="kvdepot-", dir="/dev/shm") as name:
         files = arguments.python.absolute(), arguments.file.absolute()
         asyncio.run(record(Path(name), *files, windows=arguments.windows))

@@ -81,6 +81,7 @@ class _Recorder:
             "reported",
             done=list(report.done.items()),
             failed=list(report.failed),
+            partial=list(report.partial.items()),
             chunk_sizes=list(report.chunk_sizes.items()),
         )
 

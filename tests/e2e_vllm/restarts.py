@@ -16,10 +16,10 @@ from tests.e2e_vllm.engines import Engine
 async def surviving_chunks(proof: Proof, a: Engine, b: Engine) -> str:
     """The server is killed and started again on the same file. The second engine hits what the first one stored."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-", dir="/dev/shm") as folder:
-        async with _flags(proof, "--l1-file", f"{folder}/l1"):
+        async with flags(proof, "--l1-file", f"{folder}/l1"):
             await proof.server.end()
             await proof.server.start()
-            await _ready(proof, a, b)
+            await ready(proof, a, b)
             await together(a, SOME)
             await proof.until_quiet()
             await proof.server.end(signal.SIGKILL)
@@ -29,7 +29,7 @@ async def surviving_chunks(proof: Proof, a: Engine, b: Engine) -> str:
             seconds = time.monotonic() - start
         await proof.server.end()
         await proof.server.start()
-        await _ready(proof, a, b)
+        await ready(proof, a, b)
     return f"killed and started again: {said} within {seconds:.1f} s"
 
 
@@ -43,7 +43,7 @@ async def taken_over(proof: Proof, a: Engine, b: Engine) -> str:
     await asyncio.sleep(0.2)
     old, proof.server.process = proof.server.process, None
     assert old is not None
-    async with _flags(proof, "--takeover"):
+    async with flags(proof, "--takeover"):
         start = time.monotonic()
         await proof.server.start()  # the old one still listens
         assert await old.wait() == 0
@@ -55,14 +55,14 @@ async def taken_over(proof: Proof, a: Engine, b: Engine) -> str:
 
 async def _hits(proof: Proof, a: Engine, b: Engine) -> str:
     """Check that the second engine gets all prompts from the depot."""
-    await _ready(proof, a, b)
+    await ready(proof, a, b)
     await proof.forget_locally(b)
     answers = await together(b, SOME)
     assert all(answer.cached == whole_chunks(600) for answer in answers), [answer.cached for answer in answers]
     return f"12 of 12 prompts hit, {proof.plain.check(SOME, answers)}"
 
 
-async def _ready(proof: Proof, *engines: Engine) -> None:
+async def ready(proof: Proof, *engines: Engine) -> None:
     """Wait until engines are attached. In a step, a worker reports to the scheduler that it is attached again."""
     await proof.until_attached(len(engines))
     steps: list[Awaitable[object]] = [each.generate(tokens_of(910 + n, 64), 2) for n, each in enumerate(engines)]
@@ -71,7 +71,7 @@ async def _ready(proof: Proof, *engines: Engine) -> None:
 
 
 @asynccontextmanager
-async def _flags(proof: Proof, *flags: str) -> AsyncIterator[None]:
+async def flags(proof: Proof, *flags: str) -> AsyncIterator[None]:
     """Start servers with more flags while the block runs."""
     before, proof.server.flags = proof.server.flags, (*proof.server.flags, *flags)
     try:

@@ -260,7 +260,7 @@ def test_lookups_carry_the_measured_rate_of_prefill(driver: SchedulerDriver, clo
     assert driver.lookup_client.calls[0].prefill_rate is None
     assert driver.lookup_client.calls[-1].prefill_rate == pytest.approx(1000)
     for request in [prompt, *(state.request for state in driver.scheduler._requests.values())]:
-        driver.scheduler.finished(request)  # type: ignore[arg-type]
+        driver.scheduler.finished(request)
     clock.advance(1000)  # idle
     driver.step({request_of(4000, "later"): 100})
     clock.advance(0.1)

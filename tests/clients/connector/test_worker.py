@@ -62,6 +62,17 @@ async def test_load_of_fewer_tokens_than_were_ordered_has_failed(start_worker: S
         assert await worker.until_loaded() == ({"request"}, set())
 
 
+@pytest.mark.parametrize("rate", [0, 2500.0])
+async def test_configured_rate_of_prefill_is_told_when_the_worker_attaches(
+    start_worker: StartWorker, rate: float
+) -> None:
+    with fake_depot("127.0.0.1:0") as depot:
+        await start_worker(depot.address, prefill_tokens_per_second=rate)
+        request = depot.last("AttachInstance")
+        assert request.HasField("prefill_tokens_per_second") == bool(rate)
+        assert request.prefill_tokens_per_second == rate
+
+
 LATE = Miss(reason=MISS_REASON_TIER_LATE, detail="a tier was late")
 BLOCKS = [11, 12, 13, 14, 15, 16, 17, 18]  # of four tokens each
 

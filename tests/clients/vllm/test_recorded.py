@@ -2,7 +2,7 @@
 
 ``python -m tests.e2e_vllm.record`` wrote them, of a model of full attention and of one with sliding windows: a
 prompt that is computed in two steps and stored, found again with and without a part that vLLM still has, loads that
-fail, preemptions, an abort.
+fail, one that ends at a damaged chunk, preemptions, an abort.
 """
 
 from __future__ import annotations
@@ -124,8 +124,14 @@ class Replay:
         found = self.scheduler.step(scheduled, table, blocks, may_store=may_store)
         assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == commands
 
-    def _reported(self, done: list[tuple[int, int]], failed: list[int], chunk_sizes: list[tuple[int, int]]) -> None:
-        report = WorkerReport(failed=set(failed), chunk_sizes=dict(chunk_sizes))
+    def _reported(
+        self,
+        done: list[tuple[int, int]],
+        failed: list[int],
+        partial: list[tuple[int, int]],
+        chunk_sizes: list[tuple[int, int]],
+    ) -> None:
+        report = WorkerReport(failed=set(failed), partial=dict(partial), chunk_sizes=dict(chunk_sizes))
         report.done.update(dict(done))
         self.scheduler.reported(report)
 
@@ -165,6 +171,7 @@ def test_recording_holds_what_it_is_to_show(recording: Path) -> None:
     assert any(command["start_token"] for command in stores)
     assert failed & {command["transfer_id"] for command in loads}
     assert {command["transfer_id"] for command in loads} - failed
+    assert has_windows != any(call["partial"] for call in calls if call["call"] == "reported")
     assert loaded_twice
     assert max(anew.values()) > 1, "no request began anew after a preemption"
     for commands in (loads, stores):

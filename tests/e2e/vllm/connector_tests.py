@@ -18,6 +18,7 @@ from kvdepot import DepotClient
 from kvdepot.connector.commands import StepCommands, WorkerReport
 from kvdepot.connector.config import ConfigError
 from kvdepot.v1.admin_pb2 import Instance
+from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Miss, RetrieveResponse
 from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.connector import ReportMetadata
@@ -152,6 +153,24 @@ def test_failed_load_is_reported_by_its_request(start: Start) -> None:
     assert (engine.loaded, engine.failed) == ({"second"}, {"second"})
     engine.finish(request)
     assert engine.pool.kept == {}
+
+
+def test_partial_load_is_reported_by_the_blocks_that_it_did_not_fill(start: Start, fake_depot: FakeDepot) -> None:
+    lease = Lease(lease_id="lease")
+    lease.expire_time.FromSeconds(int(time.time()) + 3600)
+    fake_depot.found = LookupResponse(matched_tokens=16, lease=lease)
+    fake_depot.retrieved = RetrieveResponse(retrieved_tokens=8, miss=Miss(detail="a tier was late"))
+    engine = start("one", fake_depot.address)
+    request = prompt(1, "request")
+    load(engine, request, [5, 6, 8, 11])
+    assert (engine.failed, engine.invalid_blocks) == (set(), {8, 11})
+    assert engine.worker.get_block_ids_with_load_errors() == set()
+    request.num_computed_tokens = 8  # as vLLM does then
+    engine.allocate(request, [5, 6, 8, 11, 12], 0)
+    engine.step({"request": 12}, new=["request"])
+    engine.finish(request)
+    assert engine.pool.kept == {}
+    assert fake_depot.last("Store").start_token == 8
 
 
 def test_another_cache_of_the_worker_takes_the_place_of_the_one_before(start: Start) -> None:

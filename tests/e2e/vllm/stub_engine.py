@@ -62,6 +62,7 @@ class StubEngine:
         self.tables: dict[str, StepBlocks] = {}
         self.loaded: set[str] = set()
         self.failed: set[str] = set()
+        self.invalid_blocks: set[int] = set()
 
     def register(self) -> torch.Tensor:
         """Give the worker a new KV cache, [blocks, heads, tokens, content]."""
@@ -125,6 +126,7 @@ class StubEngine:
         results: KVConnectorTransferResults = self.worker.get_transfer_results(set())
         self.loaded |= results.finished_recving
         self.failed |= results.failed_recving
+        self.invalid_blocks |= self.worker.get_block_ids_with_load_errors()
         report = pickle.loads(pickle.dumps(self.worker.build_connector_worker_meta()))
         self.worker.clear_connector_metadata()
         self.scheduler.update_connector_output(SimpleNamespace(kv_connector_worker_meta=report))

@@ -207,8 +207,9 @@ class CacheServiceServicer(object):
         computes the tokens from this one on. It may store them again.
         bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
         must not use the block of a bad token.
-        If a chunk is on its way from a tier, the call waits for it, within the server's limit, and copies it as soon as it is
-        there. If it does not come, the call fails with ABORTED, CHUNK_LOST, and the same first_bad_token.
+        If a chunk is on its way from a tier, the call waits for it, and copies it as soon as it is there. It waits within the
+        server's limit, and at most four fifths of the time to the call's deadline. If the chunk does not come, the call fails
+        with ABORTED, CHUNK_LOST, and the same first_bad_token.
 
         With accept_partial, CHUNK_CORRUPT, CHUNK_LOST and BLOCK_ABSENT are no errors. The call succeeds, and valid_tokens of
         the response ends where the first such chunk begins.
