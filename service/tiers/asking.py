@@ -5,40 +5,78 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb
 
 ASK_SECONDS = 0.5
 """An I/O worker that needs longer is killed. Lookups wait for a shorter time."""
+JOB_SECONDS = 0.05
+"""What one job should take: some stores need a request for each name."""
+FIRST_NAMES = 256
+MIN_NAMES = 32
 MAX_NAMES = 4_096
+WEIGHT = 0.2
+"""Of a new measurement."""
 
 Answered = Sequence[int] | None
 """1 or 0 for each name. None: the tier failed."""
 
 
 class Question:
-    """Names that one lookup asks for. `answer` gets what the tier says."""
+    """Names that one lookup asks for. `answer` gets what the tier says, once all jobs with some of them have ended."""
 
     def __init__(self, names: Sequence[bytes]) -> None:
         self.names = names
+        self.num_taken = 0
         self.answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self._found = [0] * len(names)
+        self._num_answered = 0
+
+    def take(self, max_names: int) -> Piece:
+        """Take the next names."""
+        first = self.num_taken
+        self.num_taken = min(len(self.names), first + max_names)
+        return Piece(self, first, self.names[first : self.num_taken])
+
+    def note(self, first: int, found: Answered, num_names: int) -> None:
+        """Note the answer for some names."""
+        if self.answer.done():
+            return
+        if found is None:
+            self.answer.set_result(None)
+            return
+        self._found[first : first + num_names] = found
+        self._num_answered += num_names
+        if self._num_answered == len(self.names):
+            self.answer.set_result(self._found)
+
+
+class Piece(NamedTuple):
+    """Some names of a question, from its name number `first` on."""
+
+    question: Question
+    first: int
+    names: Sequence[bytes]
 
 
 class AskJob:
-    """Some questions in one batch."""
+    """Names of some questions in one batch."""
 
     verb = Verb.EXISTS
     seconds = ASK_SECONDS
     failure = ""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self._questions = questions
-        self.num_parts = sum(len(question.names) for question in questions)
+    def __init__(self, asking: Asking, pieces: Sequence[Piece]) -> None:
+        self.num_parts = sum(len(piece.names) for piece in pieces)
+        self._asking = asking
+        self._pieces = pieces
+        self._start = asking.clock()
 
     def request(self) -> Message:
         """Return the request: see `Job`."""
-        return {"verb": self.verb, "names": [name.hex() for question in self._questions for name in question.names]}
+        return {"verb": self.verb, "names": [name.hex() for piece in self._pieces for name in piece.names]}
 
     def on_reply(self, reply: Message) -> None:
         """Refuse the reply: see `Job`."""
@@ -50,22 +88,28 @@ class AskJob:
 
     def on_end(self, end: JobEnd, detail: str, result: list[int]) -> None:
         """Answer the questions: see `Job`."""
-        if end is JobEnd.DONE and len(result) != self.num_parts:
+        is_done = end is JobEnd.DONE
+        if is_done and len(result) != self.num_parts:
             raise ProtocolBroken(f"{len(result)} answers for {self.num_parts} names")
-        first = 0
-        for question in self._questions:
-            some = result[first : first + len(question.names)]
-            first += len(question.names)
-            if not question.answer.done():
-                question.answer.set_result(some if end is JobEnd.DONE else None)
+        if is_done:
+            self._asking.note_job(self.num_parts, self._asking.clock() - self._start)
+        begin = 0
+        for question, first, names in self._pieces:
+            end_of_piece = begin + len(names)
+            question.note(first, result[begin:end_of_piece] if is_done else None, len(names))
+            begin = end_of_piece
 
 
 class Asking:
-    """Questions that wait for an I/O worker. `wake` is called when there is a new one."""
+    """Questions that wait for an I/O worker. `wake` is called when there is a new one. `clock` is in seconds."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.max_names = FIRST_NAMES
+        """The names of one job: as many as the tier has answered in `JOB_SECONDS`, on the average."""
         self._wake = wake
         self._waiting: deque[Question] = deque()
+        self._names = self._seconds = 0.0  # averages of jobs
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,14 +130,25 @@ class Asking:
 
     def take(self) -> AskJob | None:
         """Return the next job. Questions that nobody waits for any more are dropped."""
-        questions: list[Question] = []
-        num_names = 0
-        while self._waiting and num_names < MAX_NAMES:
-            question = self._waiting.popleft()
+        pieces: list[Piece] = []
+        left = self.max_names
+        while self._waiting and left:
+            question = self._waiting[0]
             if not question.answer.done():
-                questions.append(question)
-                num_names += len(question.names)
-        return AskJob(questions) if questions else None
+                piece = question.take(left)
+                pieces.append(piece)
+                left -= len(piece.names)
+            if question.answer.done() or question.num_taken == len(question.names):
+                self._waiting.popleft()
+        return AskJob(self, pieces) if pieces else None
+
+    def note_job(self, num_names: int, seconds: float) -> None:
+        """Note how long names took."""
+        weight = WEIGHT if self._names else 1.0
+        self._names += weight * (num_names - self._names)
+        self._seconds += weight * (seconds - self._seconds)
+        per_job = JOB_SECONDS * self._names / max(self._seconds, 1e-6)
+        self.max_names = int(max(MIN_NAMES, min(per_job, MAX_NAMES)))
 
     def fail_all(self) -> None:
         """Answer all questions that wait: the tier failed."""

@@ -129,10 +129,10 @@ class Crew:
                 else:
                     wake.clear()
                     await wake.wait()
+            await worker.kill()
         except asyncio.CancelledError:
             await self.stop(worker)
             raise
-        await worker.kill()
         if worker.is_reaped:
             self.workers.discard(worker)
         else:

@@ -30,7 +30,7 @@ RunSteps = Callable[[Iterator[None]], asyncio.Future[None] | None]
 class Opening:
     """Opens a tier. `unusable` says why it can't be used as it is set up; empty: it can, as far as is known.
 
-    `on_change` is called when that changes, and when the tier has been opened.
+    `on_change` is called when that changes. The caller of `open` sets `has_opened` when the tier can be used.
     """
 
     def __init__(
@@ -55,8 +55,6 @@ class Opening:
         """Open the tier, however often that fails. Return the I/O worker that did it, which can write."""
         while (worker := await self._try(self._open)) is None:
             await self._until_probe()
-        self.has_opened = True
-        self._on_change()
         return worker
 
     async def probe(self) -> None:

@@ -74,7 +74,7 @@ class Tier:
             lambda: self._crew.wake(Role.READ),
             lambda: self._crew.wake(Role.WRITE),
         )
-        self._asking = Asking(lambda: self._crew.wake(Role.ASK))
+        self._asking = Asking(lambda: self._crew.wake(Role.ASK), clock)
         self._reading = Reading(
             placing,
             accounts,
@@ -109,6 +109,8 @@ class Tier:
             Role.WRITE: limits.write_workers,
         }
         self._state = TierState.OPENING
+        self._early_clears: list[Cleared] = []
+        """Clears of a local tier from before it was known what it has."""
         self._has_failed = asyncio.Event()
         self._is_closing = False
         self._stop = asyncio.Event()
@@ -186,6 +188,8 @@ class Tier:
         if self._index is None:
             await self._clear_note.share(CLEAR_SECONDS)
             return 0
+        if not self._opening.has_opened:
+            self._early_clears.append(cleared)
         num_removed = await self._remove(self._index, cleared.matches)
         await self._erasing.until_empty(CLEAR_SECONDS)
         return num_removed
@@ -247,6 +251,11 @@ class Tier:
             if self._launch.kind.capabilities.needs_owner:
                 tasks.create_task(self._crew.own(tasks), name=f"tier {self.name} owner")
             worker: IoWorker | None = await self._opening.open()
+            if self._index is not None:
+                for cleared in self._early_clears:
+                    await self._remove(self._index, cleared.matches)
+            self._opening.has_opened = True
+            self._note_state()
             for role, number in self._num_workers.items():
                 for _ in range(number):
                     first, worker = (worker, None) if role is Role.WRITE else (None, worker)
@@ -274,7 +283,7 @@ class Tier:
         name = self._placing.name(load.key, load.owner)
         if not self.is_local:
             self._placing.absent.add(name)
-        if self.is_local or end is LoadEnd.DAMAGED:
+        if (self.is_local and not self._writing.is_writing(load.key)) or end is LoadEnd.DAMAGED:
             self._erasing.erase(load.key, name)
 
     @property

@@ -169,6 +169,7 @@ class DictIndex:
         return key in self._chunks
 
     def pin(self, key: ChunkKey) -> None:
+        assert self._chunks[key][2], "a chunk is pinned that is being written"
         self._pins[key] = self._pins.get(key, 0) + 1
 
     def unpin(self, key: ChunkKey) -> None:

@@ -104,6 +104,17 @@ async def test_lookups_at_the_same_time_share_one_question(tmp_path: Path) -> No
         assert test.folder.calls("exists") == [1, 4]
 
 
+async def test_a_slow_store_is_asked_for_fewer_names_at_a_time(tmp_path: Path) -> None:
+    async with running_tier(tmp_path) as test:
+        await test.written([test.l1.chunk(number) for number in range(40)])
+        test.folder.fault(exists="takes 0.2")
+        await found(test, *range(256))
+        test.folder.fault()
+        assert await found(test, *range(90)) == [True] * 40 + [False] * 50
+        assert test.folder.calls("exists")[0] == 256
+        assert max(test.folder.calls("exists")[1:]) < 90
+
+
 async def test_loads_keep_their_order_and_share_the_io_workers(tmp_path: Path) -> None:
     limits = TierLimits(read_workers=2, ask_workers=1)
     async with running_tier(tmp_path, limits=limits) as test:
@@ -304,6 +315,29 @@ async def test_a_damaged_note_of_what_was_cleared_leaves_nothing_to_be_found(tmp
         chunk = test.l1.chunk(1)
         await test.written([chunk])
         assert await found(test, 1) == [True]
+
+
+async def test_a_clear_of_a_local_tier_that_is_not_open_yet_counts(tmp_path: Path) -> None:
+    async with running_tier(tmp_path, is_local=True) as test:
+        await test.written([test.l1.chunk(1), test.l1.chunk(2, owner=Owner("b", "m", ""))])
+    test.folder.fault(scan="takes 0.2")
+    async with running_tier(tmp_path, is_local=True, waits=False) as test:
+        await test.tier.clear("b", "", None)
+        await eventually(lambda: test.tier.snapshot().state is TierState.AVAILABLE)
+        assert await found(test, 1, 2) == [True, False]
+        await eventually(lambda: test.folder.num_chunks() == 1)
+
+
+async def test_a_load_may_end_after_its_chunk_was_cleared_and_erased(tmp_path: Path) -> None:
+    async with running_tier(tmp_path, is_local=True) as test:
+        await test.written([test.l1.chunk(1)])
+        test.folder.fault(read="takes 0.3")
+        load = test.l1.load(1)
+        test.tier.load([load])
+        await eventually(lambda: test.folder.calls("read") == [1])
+        assert await test.tier.clear(None, "", None) == 1
+        assert await load.done is LoadEnd.ABSENT
+        await eventually(lambda: test.tier.snapshot().used_bytes == 0)
 
 
 @KINDS
