@@ -111,7 +111,6 @@ class _Search:
     def _note(self, tier: Tier, keys: Sequence[ChunkKey], answer: Answer) -> None:
         if answer.doubt is not None:
             self._doubts.append((tier, answer.doubt))
-            return
         for key, is_found in zip(keys, answer.found, strict=True):
             if is_found:
                 self._tier_of.setdefault(key, tier)

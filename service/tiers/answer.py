@@ -17,7 +17,7 @@ class Doubt(StrEnum):
 
 
 class Answer(NamedTuple):
-    """What a tier has. `found` has an element for each key; all are False if there is a doubt."""
+    """What a tier has. `found` has an element for each key. With a doubt, the tier may have more than these."""
 
     found: Sequence[bool]
     doubt: Doubt | None = None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb
+from service.tiers.late_answers import LateAnswers
 
 ASK_SECONDS = 0.5
 """An I/O worker that needs longer is killed. Lookups wait for a shorter time."""
@@ -24,6 +25,16 @@ Answered = Sequence[int] | None
 """1 or 0 for each name. None: the tier failed."""
 
 
+class Found(NamedTuple):
+    """What a tier says. `found` has an element for each name; None: the tier failed.
+
+    If `is_late`, some answers did not come in time. These names count as absent for now.
+    """
+
+    found: Sequence[bool] | None
+    is_late: bool = False
+
+
 class Question:
     """Names that one lookup asks for. `answer` gets what the tier says, once all jobs with some of them have ended."""
 
@@ -31,7 +42,7 @@ class Question:
         self.names = names
         self.num_taken = 0
         self.answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        self._found = [0] * len(names)
+        self.found = [0] * len(names)
         self._num_answered = 0
 
     def take(self, max_names: int) -> Piece:
@@ -47,10 +58,10 @@ class Question:
         if found is None:
             self.answer.set_result(None)
             return
-        self._found[first : first + num_names] = found
+        self.found[first : first + num_names] = found
         self._num_answered += num_names
         if self._num_answered == len(self.names):
-            self.answer.set_result(self._found)
+            self.answer.set_result(self.found)
 
 
 class Piece(NamedTuple):
@@ -96,6 +107,8 @@ class AskJob:
         begin = 0
         for question, first, names in self._pieces:
             end_of_piece = begin + len(names)
+            if is_done and question.answer.done():  # the lookup has given up
+                self._asking.late.note(names, result[begin:end_of_piece])
             question.note(first, result[begin:end_of_piece] if is_done else None, len(names))
             begin = end_of_piece
 
@@ -105,6 +118,7 @@ class Asking:
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self.clock = clock
+        self.late = LateAnswers(clock)
         self.max_names = FIRST_NAMES
         """The names of one job: as many as the tier has answered in `JOB_SECONDS`, on the average."""
         self._wake = wake
@@ -114,19 +128,26 @@ class Asking:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, names: Sequence[bytes], timeout_seconds: float) -> Answered:
-        """Return what the tier has.
-
-        Raises: TimeoutError.
-        """
-        question = Question(names)
-        self._waiting.append(question)
-        self._wake()
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await question.answer
-        finally:  # an answer that is late is dropped
-            question.answer.cancel()
+    async def ask(self, names: Sequence[bytes], timeout_seconds: float) -> Found:
+        """Return what the tier has, within the timeout. An answer that comes later is for the next lookup."""
+        known = [self.late.get(name) for name in names]
+        question = Question([name for name, is_there in zip(names, known, strict=True) if is_there is None])
+        answered: Answered = ()
+        is_late = False
+        if question.names:
+            self._waiting.append(question)
+            self._wake()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    answered = await question.answer
+            except TimeoutError:
+                answered, is_late = question.found, True
+            finally:
+                question.answer.cancel()
+        if answered is None:
+            return Found(None)
+        answers = iter(answered)
+        return Found([bool(next(answers)) if is_there is None else is_there for is_there in known], is_late)
 
     def take(self) -> AskJob | None:
         """Return the next job. Questions that nobody waits for any more are dropped."""

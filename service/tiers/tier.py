@@ -135,17 +135,11 @@ class Tier:
             return Answer(found)
         num_changes = self._placing.forgotten.num_changes
         start = self._clock()
-        doubt: Doubt | None = None
-        try:
-            answered = await self._asking.ask([names[number] for number in asked], timeout_seconds)
-        except TimeoutError:
-            doubt = Doubt.LATE
-        else:
-            if answered is None:
-                doubt = Doubt.FAILED
-            elif num_changes == self._placing.forgotten.num_changes:  # else the names are void
-                for number, is_there in zip(asked, answered, strict=True):
-                    found[number] = bool(is_there)
+        answered = await self._asking.ask([names[number] for number in asked], timeout_seconds)
+        doubt = Doubt.FAILED if answered.found is None else Doubt.LATE if answered.is_late else None
+        if answered.found is not None and num_changes == self._placing.forgotten.num_changes:  # else names are void
+            for number, is_there in zip(asked, answered.found, strict=True):
+                found[number] = is_there
         self._accounts.asked(len(asked), sum(found), self._clock() - start, doubt or "ok")
         return Answer(found, doubt)
 
