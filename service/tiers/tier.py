@@ -179,13 +179,14 @@ class Tier:
             self._placing.forgotten.clear(cleared)
         self._reading.forget(lambda owner: cleared.matches(tag_of(owner)))
         self._writing.forget(lambda owner: cleared.matches(tag_of(owner)))
+        wait_seconds = CLEAR_SECONDS if self._state is TierState.AVAILABLE else 0.0
         if self._index is None:
-            await self._clear_note.share(CLEAR_SECONDS)
+            await self._clear_note.share(wait_seconds)
             return 0
         if not self._opening.has_opened:
             self._early_clears.append(cleared)
         num_removed = await self._remove(self._index, cleared.matches)
-        await self._erasing.until_empty(CLEAR_SECONDS)
+        await self._erasing.until_empty(wait_seconds)
         return num_removed
 
     def snapshot(self) -> TierSnapshot:

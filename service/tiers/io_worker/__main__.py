@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from service.tiers.io_worker.frame import Frame
 
@@ -26,6 +27,7 @@ def main(name: str, role: str, parent_pid: int, socket_fd: int, l1_fd: int) -> N
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
         return  # the depot died before that
+    _close_all_but(socket_fd, l1_fd)
     prctl(PR_SET_NAME, f"kvdepot-{role}".encode(), 0, 0, 0)
     logging.basicConfig(format=f"%(levelname)s tier {name}, {role}: %(message)s")
 
@@ -37,6 +39,15 @@ def main(name: str, role: str, parent_pid: int, socket_fd: int, l1_fd: int) -> N
 
     with socket.socket(fileno=socket_fd) as channel, suppress(BrokenPipeError, ConnectionResetError):
         Frame(channel, map_l1).serve()
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close what else a library in the depot left open for its child processes, such as a socket that listens."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        fd = int(link.name)
+        if fd > 2 and fd not in kept:
+            with suppress(OSError):  # that of the list itself
+                os.close(fd)
 
 
 if __name__ == "__main__":

@@ -101,16 +101,16 @@ class IoWorker:
         worker = await cls._spawn(launch, role, on_lost)
         job = SmallJob(launch.opening(role), seconds=seconds)
         try:
-            await worker.carry_out(job)
+            end, detail = await worker.carry_out(job)
         except BaseException:
             await worker.kill()
             raise
-        if job.end is JobEnd.DONE:
+        if end is JobEnd.DONE:
             return worker
         await worker.kill()
-        if job.end is JobEnd.REFUSED and worker._connection.is_unusable:
-            raise StoreUnusable(job.detail)
-        raise StoreError(f"opening: {job.detail}")
+        if end is JobEnd.REFUSED and worker._connection.is_unusable:
+            raise StoreUnusable(detail)
+        raise StoreError(f"opening: {detail}")
 
     @classmethod
     async def _spawn(cls, launch: Launch, role: Role, on_lost: Callable[[], None]) -> IoWorker:

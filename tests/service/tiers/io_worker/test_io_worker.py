@@ -96,11 +96,14 @@ async def test_it_knows_no_other_credentials_and_has_no_secret_in_its_command_li
 
 
 async def test_it_has_only_the_descriptors_that_it_needs(fixture: Fixture) -> None:
+    inheritable = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(inheritable, True)
     async with fixture.worker() as worker:
         links = links_of(worker.pid)
         assert sum("memfd" in link for link in links) == 1
         assert sum("socket" in link for link in links) == 1
         assert len(links) == 5
+    os.close(inheritable)
 
 
 async def test_signals_to_the_whole_unit_do_not_end_it(fixture: Fixture) -> None:
