@@ -10,7 +10,20 @@ from types import ModuleType
 
 import uvloop
 
-from benchmarks import checksums, connector, holds, index, inline, keys, load, lookups, startup, telemetry, transfers
+from benchmarks import (
+    checksums,
+    connector,
+    holds,
+    index,
+    inline,
+    keys,
+    load,
+    lookups,
+    startup,
+    telemetry,
+    tiers_disk,
+    transfers,
+)
 from benchmarks.figures import Report
 
 BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
@@ -24,6 +37,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "index": ("The index", index),
     "connector": ("vLLM's connector", connector),
     "startup": ("Start", startup),
+    "tiers_disk": ("The disk tier", tiers_disk),
     "telemetry": ("What watching costs", telemetry),
 }
 

@@ -31,6 +31,7 @@ class Adoption:
         self.by_use: list[ChunkKey] = []
         """Keys, least recently used first. Some of them may not be right."""
         self._found = found
+        self._sizes: dict[int, int] = {}
         self._capacity_bytes = capacity_bytes
         self._numbers = numbers
 
@@ -60,7 +61,8 @@ class Adoption:
             else:
                 if other is not None:
                     self._numbers.give_back(newest.pop(key)[0])
-                newest[key] = place, record
+                size_bytes = self._sizes.setdefault(place.slot_bytes, place.slot_bytes)  # one number for all
+                newest[key] = place._replace(slot_bytes=size_bytes), record
             yield
 
     def _keep_newer(self, each: Found) -> None:

@@ -21,6 +21,7 @@ from service.tiers.record import OwnerTag
 
 USE_SECONDS = 1.0
 _PROTECTED_SHARE = 0.8
+_ADOPTED_TOGETHER = 32
 _LARGEST_USE = 16  # a use has at most one 16th of the chunks
 
 
@@ -101,7 +102,8 @@ class SegmentedOrder:
 
     def adopt(self, chunk: DiskChunk) -> None:
         """Add a chunk of an earlier process, as used later than all others. A use begins with the next one."""
-        self._use += 1
+        if self.num_chunks % _ADOPTED_TOGETHER == 0:
+            self._use += 1  # not for each chunk: a number of its own takes 32 bytes
         self._num_in_use = self.num_chunks
         self._link(chunk, self._ends_of(chunk).newest)
 

@@ -20,6 +20,7 @@ from service.tiers.store import Part, Place, Role, StoreContext
 from service.tiers.stores.disk import DiskStore
 
 OWNER = tag_of(Owner("tenant", "model", ""))
+A, B, C = (ChunkKey(bytes([number]) * 32) for number in range(3))
 
 
 def address(folder: Path, size: str = "16MiB") -> TierAddress:
@@ -108,3 +109,18 @@ def opened(folder: Path, size: str = "16MiB", l1_bytes: int = 4 << 20) -> Iterat
         yield tier
     finally:
         tier.store.close()
+
+
+def keys(number: int) -> list[ChunkKey]:
+    """Return keys of chunks."""
+    return [ChunkKey(each.to_bytes(32, "big")) for each in range(number)]
+
+
+def write(tier: DiskTier, sizes: dict[ChunkKey, int]) -> None:
+    """Write chunks of these sizes in bytes."""
+    assert set(tier.write(sizes)) == set(sizes)
+
+
+def open_store(folder: Path, size: str = "16MiB", role: Role = Role.READ) -> DiskStore:
+    """Open a store that transfers nothing."""
+    return DiskStore(StoreContext(address=address(folder, size), role=role, l1=memoryview(bytearray(4096))))

@@ -67,4 +67,13 @@ def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> Non
     new = chunk_of(4, 2)
     order.add(new)
     order.check()
-    assert sorted(order, key=lambda chunk: chunk.rank) == [*chunks, new]
+    assert [chunk for chunk in order if chunk.slot.size_bytes == 1] == chunks[::2]
+    assert [chunk for chunk in order if chunk.slot.size_bytes == 2] == [*chunks[1::2], new]
+
+
+def test_the_next_victim_of_another_size_is_the_one_that_was_adopted_long_before() -> None:
+    order = SegmentedOrder(100, lambda: 0.0)
+    for number in range(100):
+        order.adopt(chunk_of(number, 1 + (number < 50)))
+    victim = order.next_victim_of_other_size(3)
+    assert victim is not None and victim.record_number == 0
