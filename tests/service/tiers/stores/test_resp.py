@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -188,7 +188,7 @@ def test_a_call_never_gets_the_replies_of_one_that_was_left(server: ScriptedServ
             assert connection.reply() == b"third"
 
 
-def _one_reply(connection: Connection) -> Iterator[object]:
+def _one_reply(connection: Connection) -> Generator[object, None, None]:
     with connection.call(time.monotonic() + SECONDS):
         connection.send(b"x")
         yield connection.reply()

@@ -58,6 +58,12 @@ def owner_of(name: bytes, nodes: Sequence[RedisServer]) -> RedisServer:
     return nodes[hash_slot(key_of(name)) * len(nodes) // NUM_SLOTS]
 
 
+def id_of(node: RedisServer) -> bytes:
+    found = node.call("CLUSTER", "MYID")
+    assert isinstance(found, bytes)
+    return found
+
+
 def num_redirections(node: RedisServer) -> int:
     """Return how often a node said that a key has moved."""
     statistics = node.call("INFO", "errorstats")
@@ -108,8 +114,8 @@ def test_a_slot_that_moves_is_followed_while_it_moves_and_after_it(
     old, new = nodes[0], nodes[1]
     store = open_store(nodes[2])
     list(store.write_from([part(stays), part(moves)]))
-    new.call("CLUSTER", "SETSLOT", slot, "IMPORTING", old.call("CLUSTER", "MYID"))
-    old.call("CLUSTER", "SETSLOT", slot, "MIGRATING", new.call("CLUSTER", "MYID"))
+    new.call("CLUSTER", "SETSLOT", slot, "IMPORTING", id_of(old))
+    old.call("CLUSTER", "SETSLOT", slot, "MIGRATING", id_of(new))
     old.call("MIGRATE", "127.0.0.1", new.port, key_of(moves), 0, 5_000)
 
     assert list(store.exists([stays, moves])) == [True, True]
@@ -121,7 +127,7 @@ def test_a_slot_that_moves_is_followed_while_it_moves_and_after_it(
 
     old.call("MIGRATE", "127.0.0.1", new.port, key_of(stays), 0, 5_000)
     for node in (new, old, nodes[2]):
-        node.call("CLUSTER", "SETSLOT", slot, "NODE", new.call("CLUSTER", "MYID"))
+        node.call("CLUSTER", "SETSLOT", slot, "NODE", id_of(new))
     assert list(store.exists([stays, moves])) == [True, True]
     read = [part(stays, bytes(7)), part(moves, bytes(7))]
     assert sorted(store.read_into(read)) == [(0, RECORD), (1, RECORD)]
@@ -155,7 +161,7 @@ def test_chunks_of_a_dead_node_are_found_on_the_one_that_took_over(
     with nodes[2].dead():
         nodes[1].call("CLUSTER", "BUMPEPOCH")  # as a replica does that takes over
         for node in nodes[:2]:
-            node.call("CLUSTER", "SETSLOT", hash_slot(key_of(name)), "NODE", nodes[1].call("CLUSTER", "MYID"))
+            node.call("CLUSTER", "SETSLOT", hash_slot(key_of(name)), "NODE", id_of(nodes[1]))
         with pytest.raises(StoreError):
             store.exists([name])
         assert list(store.exists([name])) == [False]
