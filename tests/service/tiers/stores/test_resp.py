@@ -107,7 +107,7 @@ def part(num_bytes: int = 16) -> Part:
         (b"-MISCONF Redis is configured to save RDB snapshots\r\n", "MISCONF"),
         (b"-MOVED nonsense\r\n", "redirects to no address"),
         (b"-MOVED 1 127.0.0.1:1\r\n", "cluster=true"),
-        (b"-\xff\xfe\r\n", ""),
+        (b"-\xff\xfe\r\n", "127.0.0.1"),
     ],
 )
 def test_an_answer_that_is_no_value_is_an_error(server: ScriptedServer, answer: bytes, says: str) -> None:

@@ -85,6 +85,11 @@ def test_a_server_that_is_not_there_is_an_error_that_may_end(open_store: Open) -
     assert "\n" not in str(error.value)
 
 
+def test_a_panic_of_the_library_is_an_error(open_store: Open) -> None:
+    with pytest.raises(StoreError):  # it has no answer to a host such as bucket.127.0.0.1
+        open_store("http://127.0.0.1:1&path_style=false")
+
+
 def test_without_the_package_a_store_is_unusable(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StoreUnusable, match=re.escape("install kvdepot[s3]")):
@@ -214,10 +219,10 @@ def bad_endpoint() -> Iterator[str]:
 def test_what_the_server_does_not_send_is_an_error_after_all_that_it_sends(
     bad_endpoint: str, open_store: Open, name: bytes
 ) -> None:
-    good = part(bytes(4), b"\0")
-    results = open_store(bad_endpoint, seconds=2).read_into([part(bytes(4), name), good])
-    assert next(results) == (1, RECORD)
-    assert bytes(good.data) == b"good"
+    good = [part(bytes(4), b"\0") for _ in range(12)]  # more than there are requests at a time
+    results = open_store(bad_endpoint, seconds=2).read_into([part(bytes(4), name), *good])
+    assert sorted(next(results) for _ in good) == [(number, RECORD) for number in range(1, 13)]
+    assert {bytes(each.data) for each in good} == {b"good"}
     with pytest.raises(StoreError):
         next(results)
 
