@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ DEFAULT_REGION = "us-east-1"
 CONNECT_SECONDS = 0.5
 REREAD_SECONDS = 300
 SECTION = "default"
+_HAS_SECTIONS = re.compile(r"^\s*\[", re.MULTILINE)
 
 
 class CredentialsFile:
@@ -37,10 +39,10 @@ class CredentialsFile:
             raise StoreUnusable(f"credentials_file: {error}") from error
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            parser.read_string(text if text.lstrip().startswith(("[", "#", ";")) else f"[{SECTION}]\n{text}")
-        except configparser.Error as error:
-            # The error's own text would quote the file, so that a secret would be in a log.
-            raise StoreUnusable(f"credentials_file: {self._path} has no lines of key = value") from error
+            parser.read_string(text if _HAS_SECTIONS.search(text) else f"[{SECTION}]\n{text}")
+        except configparser.Error:
+            # The error's own text quotes the file, and a log may have no secret.
+            raise StoreUnusable(f"credentials_file: {self._path} has no lines of key = value") from None
         section = dict(parser[SECTION]) if parser.has_section(SECTION) else {}
         key, secret = section.get("aws_access_key_id"), section.get("aws_secret_access_key")
         if not key or not secret:

@@ -128,9 +128,11 @@ def test_a_batch_that_is_left_early_disturbs_no_later_one(chunks: Chunks, reader
     write(writer, *written)
     left = [chunks.to_read(part) for part in written]
     next(reader.read_into(left))
+    left_behind = [bytes(part.slot) for part in left]
     parts = [chunks.to_read(part) for part in written]
     assert None not in read(reader, *parts)
     assert all(same_bytes(part, each_written) for part, each_written in zip(parts, written, strict=True))
+    assert [bytes(part.slot) for part in left] == left_behind
 
 
 @each()
