@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import signal
 import socket
 import subprocess
@@ -14,18 +15,20 @@ from pathlib import Path
 import pytest
 
 from service.tiers.address import TierAddress
-from service.tiers.store import Role, StoreContext
+from service.tiers.record import RECORD_BYTES
+from service.tiers.store import Part, Place, Role, StoreContext
 from service.tiers.stores.mooncake import MooncakeStore
 from tests.fakes.waiting import wait_until
 
-CLIENT_TTL_SECONDS = 5
-"""How long the master believes in a node that is silent."""
-
 
 class Master:
-    """Mooncake's master, at a free port. It has no chunks of its own, and forgets where they are when it ends."""
+    """Mooncake's master, at a free port. It has no chunks of its own, and forgets where they are when it ends.
 
-    def __init__(self, log: Path) -> None:
+    It believes for `client_ttl_seconds` in a node that is silent.
+    """
+
+    def __init__(self, log: Path, *, client_ttl_seconds: int = 5) -> None:
+        self._client_ttl_seconds = client_ttl_seconds
         self.port = _free_port()
         self._metrics_port = _free_port()
         self._log = log
@@ -62,7 +65,7 @@ class Master:
         metrics = ("--metrics_host", "127.0.0.1", "--metrics_port", str(self._metrics_port))
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [_program(), *ports, *metrics, "--client_ttl", str(CLIENT_TTL_SECONDS)],
+                [_program(), *ports, *metrics, "--client_ttl", str(self._client_ttl_seconds)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -75,13 +78,8 @@ class Node:
     """A process that lends memory, as the worker of a depot with the role OWN does."""
 
     def __init__(self, master: Master, segment: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fakes.mooncake", str(master.port), segment],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"lends\n"
+        self._process = _started("lend", master, segment)
+        _expect(self._process, b"lends")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -95,8 +93,22 @@ class Node:
         self._process.communicate()
 
     def end(self) -> None:
-        """Let the node leave the cluster."""
-        self._process.communicate(timeout=10)
+        """Let the node leave the cluster. Idempotent."""
+        if self._process.poll() is None:
+            self._process.communicate(timeout=10)
+
+
+class Writer:
+    """A process that writes a chunk of 8 MiB."""
+
+    def __init__(self, master: Master, name: bytes) -> None:
+        self._process = _started("write", master, name.hex())
+        _expect(self._process, b"writes")
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.communicate()
 
 
 @contextmanager
@@ -114,6 +126,19 @@ def skip_without_mooncake() -> None:
     """Skip the test where Mooncake is not there."""
     if find_spec("mooncake") is None:
         pytest.skip("mooncake is not there: `make test-servers` fetches it")
+
+
+def _started(what: str, master: Master, argument: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.mooncake", what, str(master.port), argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def _expect(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == line
 
 
 def _program() -> Path:
@@ -135,14 +160,28 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _lend(port: str, segment: str) -> None:
-    address = TierAddress.parse(f"mooncake://127.0.0.1:{port}?segment={segment}")
-    store = MooncakeStore(StoreContext(address=address, role=Role.OWN, l1=memoryview(bytearray(4096))))
-    sys.stdout.write("lends\n")
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _lend(port: str, segment: str) -> None:
+    """Lend memory until the standard input ends."""
+    address = TierAddress.parse(f"mooncake://127.0.0.1:{port}?segment={segment}")
+    store = MooncakeStore(StoreContext(address=address, role=Role.OWN, l1=memoryview(b"")))
+    _say("lends")
     sys.stdin.read()
     store.close()
 
 
+def _write(port: str, name: str) -> None:
+    """Write a chunk of 8 MiB."""
+    address = TierAddress.parse(f"mooncake://127.0.0.1:{port}")
+    l1 = memoryview(mmap.mmap(-1, 8 << 20))
+    store = MooncakeStore(StoreContext(address=address, role=Role.WRITE, l1=l1))
+    _say("writes")
+    list(store.write_from([Part(Place(bytes.fromhex(name)), l1, len(l1), bytes(RECORD_BYTES))]))
+
+
 if __name__ == "__main__":
-    _lend(*sys.argv[1:])
+    {"lend": _lend, "write": _write}[sys.argv[1]](*sys.argv[2:])

@@ -36,14 +36,16 @@ _ENVIRONMENT = {
     "MC_RPC_TIMEOUT_MS": "500",
     "MC_RPC_CONNECT_TIMEOUT_MS": "300",
     "MC_STORE_CLIENT_SETUP_RETRIES": "1",
+    "MC_TCP_STATUS_TIMEOUT_SEC": "1",
+    "MC_TCP_PROGRESS_TIMEOUT_SEC": "1",
     "MC_STORE_CLIENT_METRIC": "0",
     "MC_LOG_LEVEL": "ERROR",
     "GLOG_minloglevel": "2",
 }
-"""What the client reads when it is imported. Without these, a call to a master that was stopped never ends."""
+"""What the client reads when it is imported, unless the operator sets it.
 
-_TRANSFER_SECONDS = {Role.READ: "2", Role.WRITE: "4"}
-"""How long a node that lends memory may take, in whole seconds. The depot's own bounds are 2 and 5 seconds."""
+Without these, a call waits up to 90 seconds for a master that is not there, and 30 for a node that halts in a transfer.
+"""
 
 # From Mooncake's mooncake-store/include/types.h.
 _NO_SPACE = -200
@@ -51,7 +53,8 @@ _WRONG_SIZE = -600
 _TRANSFER_FAILED = -800
 _CONNECTION_LOST = -900
 _RPC_FAILED = range(-999, -899)
-_ABSENT = {-704, -703, -710, -712}
+_NOT_READY = -703
+_ABSENT = {-704, _NOT_READY, -710, -712}
 """Not there, not whole yet, or with no copy that is left."""
 
 
@@ -64,17 +67,18 @@ class MooncakeStore:
     capabilities = Capabilities(needs_owner=True)
 
     def __init__(self, context: StoreContext) -> None:
+        self._client = _imported_client()
         options = context.address.options
         self._master = (context.address.host, context.address.port or DEFAULT_PORT)
         local_host = options.get("local_host") or self._address_of_this_node()
         segment_bytes = parse_size(options.get("segment", "0")) if context.role is Role.OWN else 0
-        self._client = _imported_client(context.role)
+        self._protocol = options.get("protocol", "tcp")
         code = self._client.setup(
             _bracketed(local_host),
             "P2PHANDSHAKE",
             segment_bytes,
             0,  # a buffer for calls that this store does not make
-            options.get("protocol", "tcp"),
+            self._protocol,
             options.get("device", ""),
             self._master_name,
         )
@@ -106,28 +110,33 @@ class MooncakeStore:
                     yield number, None
                 else:
                     failed = code
+            if failed == _TRANSFER_FAILED and self._protocol != "tcp":
+                # The network card may still write into the slots. It stops when this process is dead.
+                os._exit(1)
             if failed:
                 raise self._error("could not read a chunk", failed)
 
     def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
         """Write chunks, about 16 MiB in each call.
 
-        The client keeps a value that is there and says that it wrote. So a value that is there is removed first.
+        The client keeps a value that is there, or that another one began, and says that it wrote. So a value that is
+        there is removed first. A master that halts would carry out a removal later, so it is asked something before.
         """
         for numbers in _calls(parts):
-            group = [parts[number] for number in numbers]
-            known = self.exists([part.place.name for part in group])
-            self._remove([part.place for part, is_known in zip(group, known, strict=True) if is_known])
-            for index, part in enumerate(group):
-                self._record(index)[:] = part.record
-            codes = self._call("batch_put_from_multi_buffers", *self._values(group))
-            for number, code in zip(numbers, codes, strict=True):
+            names = [parts[number].place.name for number in numbers]
+            self.exists(names)
+            begun = {number for number, code in zip(numbers, self._remove(names), strict=True) if code == _NOT_READY}
+            for number in begun:
+                yield number, StoreError("another writer began this chunk. If it died, the master waits for it a while")
+            free = [number for number in numbers if number not in begun]
+            codes = self._put([parts[number] for number in free]) if free else []
+            for number, code in zip(free, codes, strict=True):
                 yield number, None if code == 0 else self._error("could not write a chunk", code)
 
     def delete(self, places: Sequence[Place]) -> None:
         """Delete chunks, also those that someone reads."""
         for begin in range(0, len(places), MAX_CALL_PARTS):
-            self._remove(places[begin : begin + MAX_CALL_PARTS])
+            self._remove([place.name for place in places[begin : begin + MAX_CALL_PARTS]])
 
     def scan(self) -> Iterable[tuple[Place, bytes]]:
         """Return nothing: other depots write to this store."""
@@ -156,11 +165,17 @@ class MooncakeStore:
         size_bytes = self._client.get_size(_key(part.place.name))
         return size_bytes in _ABSENT or (size_bytes >= 0 and size_bytes != RECORD_BYTES + part.chunk_bytes)
 
-    def _remove(self, places: Sequence[Place]) -> None:
-        if places:
-            codes = self._call("batch_remove", [_key(place.name) for place in places], True)
-            if failed := [code for code in codes if code != 0 and code not in _ABSENT]:
-                raise self._error("could not delete a chunk", failed[0])
+    def _put(self, parts: Sequence[Part]) -> Sequence[int]:
+        for index, part in enumerate(parts):
+            self._record(index)[:] = part.record
+        return self._call("batch_put_from_multi_buffers", *self._values(parts))
+
+    def _remove(self, names: Sequence[bytes]) -> Sequence[int]:
+        """Remove values, also those that someone reads. Return a code for each, of which all mean that it is absent."""
+        codes = self._call("batch_remove", [_key(name) for name in names], True)
+        if failed := [code for code in codes if code != 0 and code not in _ABSENT]:
+            raise self._error("could not delete a chunk", failed[0])
+        return codes
 
     def _call(self, name: str, *arguments: object) -> Sequence[int]:
         """Return the codes of a call that reached the master. A call whose connection was lost is made again once.
@@ -206,10 +221,9 @@ class MooncakeStore:
         return StoreError(f"Mooncake at {self._master_name} {what}: error {code} of mooncake-store/include/types.h")
 
 
-def _imported_client(role: Role) -> Any:
+def _imported_client() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MC_TCP_STATUS_TIMEOUT_SEC", _TRANSFER_SECONDS.get(role, "2"))
     try:
         from mooncake.store import MooncakeDistributedStore
     except ModuleNotFoundError as error:
