@@ -40,19 +40,27 @@ class Cluster:
         self._nodes.append(Node(self.master, LENT))
         return self._nodes[-1]
 
-    def end(self) -> None:
-        """Kill all processes."""
-        for node in self._nodes:
-            node.kill()
-        self.master.end()
+    def forget(self) -> None:
+        """Kill the nodes, and start a new master, which knows of none. The clients find it by themselves."""
+        while self._nodes:
+            self._nodes.pop().kill()
+        with self.master.dead():
+            pass
+
+
+@pytest.fixture(scope="module")
+def started_cluster(tmp_path_factory: pytest.TempPathFactory, l1: memoryview) -> Iterator[Cluster]:
+    skip_without_mooncake()
+    started = Cluster(tmp_path_factory.mktemp("mooncake"), l1)
+    yield started
+    started.master.end()
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, l1: memoryview) -> Iterator[Cluster]:
-    skip_without_mooncake()
-    started = Cluster(tmp_path, l1)
-    yield started
-    started.end()
+def cluster(started_cluster: Cluster, l1: memoryview) -> Iterator[Cluster]:
+    started_cluster.chunks = Chunks(started_cluster.clients, l1)
+    yield started_cluster
+    started_cluster.forget()
 
 
 def seconds_until_it_fails(call: Callable[[], object]) -> float:
@@ -125,7 +133,7 @@ def test_chunks_of_a_killed_node_fail_at_once_and_are_absent_when_the_master_kno
 
 
 def test_a_node_that_leaves_takes_only_its_own_chunks_with_it(cluster: Cluster) -> None:
-    leaving, staying = cluster.node(), cluster.node()
+    leaving, _ = cluster.node(), cluster.node()
     written = [cluster.chunks.new(64 * KIB) for _ in range(40)]
     write(cluster.writer, *written)
     leaving.end()
@@ -133,8 +141,6 @@ def test_a_node_that_leaves_takes_only_its_own_chunks_with_it(cluster: Cluster) 
     kept = [number for number, record in enumerate(read(cluster.reader, *parts)) if record is not None]
     assert 0 < len(kept) < 40
     assert all(same_bytes(parts[number], written[number]) for number in kept)
-    staying.end()
-    assert read(cluster.reader, *parts) == [None] * 40
 
 
 def test_what_a_killed_writer_left_is_absent_and_nobody_says_that_it_was_written(cluster: Cluster) -> None:
