@@ -176,7 +176,7 @@ def _lend(port: str, segment: str) -> None:
 
 def _write(port: str, name: str) -> None:
     """Write a chunk of 8 MiB."""
-    address = TierAddress.parse(f"mooncake://127.0.0.1:{port}")
+    address = TierAddress.parse(f"mooncake://127.0.0.1:{port}?segment=0")
     l1 = memoryview(mmap.mmap(-1, 8 << 20))
     store = MooncakeStore(StoreContext(address=address, role=Role.WRITE, l1=l1))
     _say("writes")

@@ -24,9 +24,7 @@ from service.tiers.store import (
     StoreFull,
     StoreUnusable,
 )
-from service.units import parse_size
 
-DEFAULT_PORT = 50051
 CONNECT_SECONDS = 0.5
 MAX_CALL_PARTS = 512
 MAX_CALL_BYTES = 16 << 20
@@ -69,17 +67,17 @@ class MooncakeStore:
     def __init__(self, context: StoreContext) -> None:
         self._client = _imported_client()
         options = context.address.options
-        self._master = (context.address.host, context.address.port or DEFAULT_PORT)
+        self._master = (context.address.host, context.address.port)
         local_host = options.get("local_host") or self._address_of_this_node()
-        segment_bytes = parse_size(options.get("segment", "0")) if context.role is Role.OWN else 0
-        self._protocol = options.get("protocol", "tcp")
+        segment_bytes = options["segment"] if context.role is Role.OWN else 0
+        self._protocol = options["protocol"]
         code = self._client.setup(
             _bracketed(local_host),
             "P2PHANDSHAKE",
             segment_bytes,
             0,  # a buffer for calls that this store does not make
             self._protocol,
-            options.get("device", ""),
+            options.get("device") or "",
             self._master_name,
         )
         if code != 0:

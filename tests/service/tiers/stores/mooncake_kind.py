@@ -30,7 +30,7 @@ class MooncakeUnderTest:
         self._master = master
         self._opened: dict[Role, Store] = {}
 
-    def open(self, role: Role, l1: memoryview) -> Store:
+    def open(self, role: Role, l1: memoryview, *, patience_seconds: float | None = None) -> Store:
         if role not in self._opened:
             self._opened[role] = LeftOpen(StoreContext(address=self._master.address(), role=role, l1=l1))
         return self._opened[role]

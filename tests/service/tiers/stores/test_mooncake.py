@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_full_pool_loses_the_oldest_chunks_and_takes_new_ones(cluster: Cluster
     cluster.node()
     written = [cluster.chunks.new(4 * MIB) for _ in range(20)]
     for part in written:
-        wait_until(lambda part=part: error_of_write(cluster.writer, part) is None)  # the master evicts a little later
+        wait_until(partial(is_written, cluster.writer, part))  # the master evicts a little later
     parts = [cluster.chunks.to_read(part) for part in written[:2] + written[-2:]]
     records = read(cluster.reader, *parts)
     assert None in records[:2]
@@ -118,7 +119,7 @@ def test_a_write_to_a_halted_node_fails_and_leaves_no_chunk(cluster: Cluster) ->
         assert time.monotonic() - begin < 2
     part = cluster.chunks.to_read(written)
     assert read(cluster.reader, part) == [None]
-    wait_until(lambda: error_of_write(cluster.writer, written) is None)
+    wait_until(lambda: is_written(cluster.writer, written))
     assert reads(cluster.reader, part, written)
 
 
@@ -198,6 +199,10 @@ def reads(store: Store, part: Part, written: Part) -> bool:
         [packed] = read(store, part)
         return packed is not None and ChunkRecord.unpack(packed) is not None and same_bytes(part, written)
     return False
+
+
+def is_written(store: Store, part: Part) -> bool:
+    return error_of_write(store, part) is None
 
 
 def is_absent(store: Store, part: Part) -> bool:
