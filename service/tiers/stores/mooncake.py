@@ -84,6 +84,7 @@ class MooncakeStore:
             raise self._error("can't be used", code)
         self._records = memoryview(mmap.mmap(-1, MAX_CALL_PARTS * RECORD_BYTES))
         self._is_doubtful = False
+        self._is_owner = context.role is Role.OWN
         if context.role in (Role.READ, Role.WRITE):
             self._register(context.l1)
             self._register(self._records)
@@ -141,8 +142,12 @@ class MooncakeStore:
         return ()
 
     def close(self) -> None:
-        """Leave the cluster. The chunks in this worker's segment are gone then."""
-        self._client.close()
+        """Leave the cluster, if this worker lends memory. The chunks in it are gone then.
+
+        To leave takes a second or two. A client that lends nothing may end without it.
+        """
+        if self._is_owner:
+            self._client.close()
 
     def _values(self, parts: Sequence[Part]) -> tuple[list[str], list[list[int]], list[list[int]]]:
         """Return keys, addresses and lengths: the record of each part, then its bytes."""

@@ -16,15 +16,8 @@ from tests.fakes.mooncake import Master, Node, skip_without_mooncake
 NOT_READY = -703
 
 
-class LeftOpen(MooncakeStore):
-    """A client that stays open for the next test. To close one takes a second."""
-
-    def close(self) -> None:
-        pass
-
-
 class MooncakeUnderTest:
-    """A cluster of one node."""
+    """A cluster of one node. It opens each role once: a client is closed when its process ends."""
 
     def __init__(self, master: Master) -> None:
         self._master = master
@@ -32,7 +25,7 @@ class MooncakeUnderTest:
 
     def open(self, role: Role, l1: memoryview, *, patience_seconds: float | None = None) -> Store:
         if role not in self._opened:
-            self._opened[role] = LeftOpen(StoreContext(address=self._master.address(), role=role, l1=l1))
+            self._opened[role] = MooncakeStore(StoreContext(address=self._master.address(), role=role, l1=l1))
         return self._opened[role]
 
     @cached_property
