@@ -17,6 +17,7 @@ from service.depot.slices import Slices
 from service.l1.chunk import Chunk
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import STORES
+from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
 from service.tiers.tier import Tier
 from tests.fakes.mooncake import Master, skip_without_mooncake
@@ -24,7 +25,7 @@ from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
 from tests.fakes.waiting import eventually
 
 CHUNK_BYTES = (1 << 20) + 40
-NUM_IO_WORKERS = 6  # two ask, two read, one writes, one owns the segment
+NUM_IO_WORKERS = 4  # one each asks, reads, writes and owns the segment
 
 
 class Depot:
@@ -42,17 +43,28 @@ class Depot:
         )
         steps = Slices().run
         self.tier = Tier(
-            launch, BIT, l1=self.l1.index, index=None, bus=EventList(), run_steps=steps, on_corrupt=lambda chunk: None
+            launch,
+            BIT,
+            l1=self.l1.index,
+            index=None,
+            bus=EventList(),
+            run_steps=steps,
+            on_corrupt=lambda chunk: None,
+            limits=TierLimits(read_workers=1, ask_workers=1),
         )
 
     async def write(self, numbers: Sequence[int]) -> None:
         """Write chunks, and wait until that has ended."""
         chunks: list[Chunk] = [self.l1.chunk(number, chunk_bytes=CHUNK_BYTES) for number in numbers]
-        self.tier.write(chunks)
-        await eventually(lambda: all(chunk.in_tiers for chunk in chunks))
+        await eventually(lambda: self._has_written(chunks))
 
-    async def find(self, numbers: Sequence[int]) -> Sequence[bool]:
-        return (await self.tier.find([key_of(number) for number in numbers], OWNER, 10.0)).found
+    def _has_written(self, chunks: Sequence[Chunk]) -> bool:
+        self.tier.write([chunk for chunk in chunks if not chunk.in_tiers])  # one that waits is not queued again
+        return all(chunk.in_tiers for chunk in chunks)
+
+    async def has(self, numbers: Sequence[int]) -> bool:
+        """Return whether the tier says that it has all these chunks."""
+        return all((await self.tier.find([key_of(number) for number in numbers], OWNER, 10.0)).found)
 
     async def read(self, numbers: Sequence[int]) -> list[LoadEnd]:
         """Load chunks. What arrives is right."""
@@ -101,8 +113,9 @@ async def test_a_depot_reads_what_another_one_wrote(master: Master) -> None:
     one, other = Depot(master), Depot(master)
     async with running(one, other):
         await one.write(range(12))
-        assert list(await other.find(range(13))) == [True] * 12 + [False]
-        assert await other.read(range(13)) == [LoadEnd.ARRIVED] * 12 + [LoadEnd.ABSENT]
+        await eventually(lambda: other.has(range(12)))
+        assert not await other.has(range(13))
+        await eventually(lambda: gets(other, range(12)))
 
 
 async def test_killed_owners_cost_their_chunks_and_are_replaced(master: Master) -> None:
@@ -117,9 +130,14 @@ async def test_killed_owners_cost_their_chunks_and_are_replaced(master: Master) 
         await eventually(lambda: is_shared(one, other, next(numbers)))
 
 
+async def gets(depot: Depot, numbers: Sequence[int]) -> bool:
+    """Return whether all chunks arrive. On a machine that is busy with other things, one may be late."""
+    return set(await depot.read(numbers)) == {LoadEnd.ARRIVED}
+
+
 async def is_shared(one: Depot, other: Depot, number: int) -> bool:
     """Return whether a new chunk gets from one depot to another one."""
     chunk = one.l1.chunk(number, chunk_bytes=CHUNK_BYTES)
     one.tier.write([chunk])
     await eventually(lambda: not one.tier.snapshot().queued_writes and not chunk.num_readers)
-    return await other.read([number]) == [LoadEnd.ARRIVED]
+    return await gets(other, [number])
