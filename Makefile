@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 # Of what pip says: the downloads that take a while, and the installation.
 PIP_STEPS := sed -unE 's/^ *Downloading ([^-]+-[^-]+)-.*[(]([0-9.]+ MB)[)]/  downloading \1, \2/p; s/^Installing collected.*/  installing/p'
 
-.PHONY: help demo demo-transformers demo-model run test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo demo-transformers demo-model run mooncake test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,7 +84,20 @@ build/servers/.installed-redis:
 	@.venv-servers/bin/python -m pip --disable-pip-version-check --quiet install --requirement tests/servers/requirements.txt
 	@touch $@
 
-test-servers: build/servers/.installed-chromium build/servers/.installed-redis .venv-servers/.installed ## fetch the servers that tests start, 180 MB, without installing them: Prometheus, Chromium, Redis, moto. Without them some tests are skipped
+# Mooncake's client and master, and the libraries of them that a small Debian lacks, where the package looks for its own.
+MOONCAKE := $(VENV)/lib/python*/site-packages
+$(VENV)/.installed-mooncake: $(VENV)/.installed-server
+	@echo "installing Mooncake, 25 MB (once)"
+	@$(PIP) --editable '.[mooncake]'
+	@mkdir -p build/mooncake && cd build/mooncake && apt-get -qq -o APT::Sandbox::User=root download libibverbs1 libnl-3-200 libnl-route-3-200 libnuma1 && for each in *.deb; do dpkg -x $$each .; done
+	@cp -P build/mooncake/lib/*/*.so.* build/mooncake/usr/lib/*/*.so.* $(MOONCAKE)/mooncake_transfer_engine_non_cuda.libs && rm -r build/mooncake
+	@touch $@
+
+mooncake: $(VENV)/.installed-mooncake ## start Mooncake's master on this machine, for depots with --l2 'mooncake://127.0.0.1:50051?segment=1GiB'
+	@echo "a depot uses it with: $(BIN)/kvdepot serve --l2 'mooncake://127.0.0.1:50051?segment=1GiB'"
+	@exec $(MOONCAKE)/mooncake/mooncake_master --rpc_address 127.0.0.1 --rpc_port 50051 --metrics_host 127.0.0.1 --metrics_port 9003 --client_ttl 5 --minloglevel 1 --logtostderr
+
+test-servers: build/servers/.installed-chromium build/servers/.installed-redis .venv-servers/.installed $(VENV)/.installed-mooncake ## fetch the servers that tests start, 205 MB, without installing them: Prometheus, Chromium, Redis, moto, Mooncake. Without them some tests are skipped
 
 test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"

@@ -21,12 +21,18 @@ DECLARED_FOR = {
     "kernels/*": ("server",),
     "telemetry/*": ("server",),
     "service/tiers/stores/s3*": ("server", "s3"),
+    "service/tiers/stores/mooncake.py": ("server", "mooncake"),
     "service/*": ("server",),
     "kvdepot/*": (),
 }
 """The extras that a file may need, by the first pattern that fits. All files may need the project's dependencies."""
 
-WITHOUT_CUPY = {"cupy": "cupy-cuda12x", "cupy_backends": "cupy-cuda12x"}
+NOT_INSTALLED = {
+    "cupy": "cupy-cuda12x",
+    "cupy_backends": "cupy-cuda12x",
+    "mooncake": "mooncake-transfer-engine-non-cuda",
+}
+"""The distributions of what the checks may run without."""
 OF_VLLM = {"vllm", "torch", "huggingface_hub"}
 """A process that loads `kvdepot.vllm` has them."""
 
@@ -79,7 +85,7 @@ def distributions() -> dict[str, list[str]]:
 def distribution_of(name: str) -> str:
     """Return the distribution that a name is imported from. Several share a namespace such as `google`."""
     top = name.partition(".")[0]
-    candidates = distributions().get(top) or [WITHOUT_CUPY.get(top, top)]
+    candidates = distributions().get(top) or [NOT_INSTALLED.get(top, top)]
     while len(candidates) > 1 and name:
         path = name.replace(".", "/")
         found = [each for each in candidates if {f"{path}.py", f"{path}/__init__.py"} & files_of(each)]

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = Path(__file__).parents[3]
 """The folder that `service` and `kernels` are in."""
-STOP_SECONDS = 1.0
+STOP_SECONDS = 3.0
+"""The owner of a segment takes up to two to leave its cluster."""
 REAP_SECONDS = 1.0
 
 

@@ -91,6 +91,7 @@ KINDS = (
     Kind(name="valkeys", start=f"{_HERE}.valkey_kind:over_tls", has_server=True, refuses_when_full=True),
     Kind(name="s3", start=f"{_HERE}.s3_kind:moto", has_server=True),
     Kind(name="valkey-cluster", start=f"{_HERE}.valkey_kind:cluster"),
+    Kind(name="mooncake", start=f"{_HERE}.mooncake_kind:started", has_server=True),
 )
 
 
