@@ -177,7 +177,7 @@ def test_tiers_that_can_not_work_are_refused(
 
 
 def test_one_pod_may_have_a_claim(install: Install) -> None:
-    claim = {"persistentVolumeClaim": {"claimName": "a"}}
+    claim: dict[str, Any] = {"persistentVolumeClaim": {"claimName": "a"}}
     assert volume(install({"kind": "Deployment", "l2": [disk(**claim)]}), "l2-0") == {"name": "l2-0", **claim}
 
 
