@@ -10,19 +10,12 @@ from pathlib import Path
 from service.doctor.facts import DiskTierFacts, FileSystem
 from service.l1.l1_file import allocated_bytes, file_system, open_refusal
 from service.tiers.address import TierAddress
+from service.tiers.stores.disk_files import CHUNKS_NAME, NETWORK_FILE_SYSTEMS, RECORDS_NAME
+from service.tiers.stores.disk_lock import OWNER_BYTES, OWNER_OFFSET, pid_of
+from service.tiers.stores.disk_records import MAGIC
 
-_NETWORK = frozenset(
-    (
-        *(0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546),  # NFS, SMB, CIFS, SMB 2, 9P, FUSE
-        *(0x00C36400, 0x0BD00BD0, 0x47504653, 0x19830326, 0x5346414F),  # Ceph, Lustre, GPFS, BeeGFS, AFS
-    )
-)
 _MEMORY = frozenset((0x01021994, 0x858458F6))  # tmpfs, ramfs
 _OVERLAY = 0x794C7630
-
-RECORDS_NAME, CHUNKS_NAME = "records", "chunks"
-MAGIC = b"kvdepot disk L2\n"
-_OWNER_OFFSET, _OWNER_BYTES = 3072, 128
 
 
 class _Unusable(Exception):
@@ -87,7 +80,7 @@ def _open_folder(folder: Path) -> int:
 
 
 def _kind(magic: int) -> FileSystem:
-    if magic in _NETWORK:
+    if magic in NETWORK_FILE_SYSTEMS:
         return FileSystem.NETWORK
     if magic in _MEMORY:
         return FileSystem.MEMORY
@@ -116,8 +109,8 @@ def _size_and_user(folder: Path, name: str) -> tuple[int, int | None]:
             if start.strip(b"\0") and start != MAGIC:
                 raise _Unusable(f"{name} is no file of a disk tier")
             if _is_in_use(fd):
-                owner = os.pread(fd, _OWNER_BYTES, _OWNER_OFFSET).partition(b" ")[0]
-                return allocated_bytes(fd), int(owner) if owner.isdigit() else 0
+                pid = pid_of(os.pread(fd, OWNER_BYTES, OWNER_OFFSET))
+                return allocated_bytes(fd), int(pid) if pid.isdecimal() else 0
         return allocated_bytes(fd), None
     finally:
         os.close(fd)

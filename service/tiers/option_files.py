@@ -9,8 +9,8 @@ from pathlib import Path
 
 from service.tiers.address import TierAddress
 from service.tiers.options import OPTIONS
+from service.tiers.secret_file import read_secret
 
-SECRET_BYTES = 32
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -38,23 +38,6 @@ def readable_by_all(address: TierAddress) -> Iterator[str]:
                     yield f"{name}={path}"
             except OSError:  # it is among the faults
                 continue
-
-
-def read_secret(path: Path) -> bytes:
-    """Return the secret of a `secret_file`: its 32 bytes as they are, or as 64 hexadecimal digits.
-
-    Raises: OSError. ValueError: it has other bytes.
-    """
-    data = _read(path)
-    if len(data) == SECRET_BYTES:
-        return data
-    try:
-        secret = bytes.fromhex(data.decode())
-    except ValueError:
-        secret = b""
-    if len(secret) != SECRET_BYTES:
-        raise ValueError("it has neither 32 bytes nor 64 hexadecimal digits")
-    return secret
 
 
 def _files(address: TierAddress) -> Iterator[tuple[str, Path]]:

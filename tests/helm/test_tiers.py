@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import yaml
 
 from service.settings import load
-from tests.helm.conftest import CHART, Install, Installed
+from tests.helm.conftest import CHART, REPOSITORY, Install, Installed
 from tests.helm.helm_engine import HelmFailed
 from tests.helm.releases import mounts, volume
 
@@ -177,12 +179,18 @@ def test_tiers_that_can_not_work_are_refused(
 
 
 def test_one_pod_may_have_a_claim(install: Install) -> None:
-    claim = {"persistentVolumeClaim": {"claimName": "a"}}
+    claim: dict[str, Any] = {"persistentVolumeClaim": {"claimName": "a"}}
     assert volume(install({"kind": "Deployment", "l2": [disk(**claim)]}), "l2-0") == {"name": "l2-0", **claim}
 
 
 def test_the_policy_of_writing_may_be_an_argument(install: Install) -> None:
     assert install({"extraArgs": ["--l2-write", "none"]}).container["args"][-2:] == ["--l2-write", "none"]
+
+
+def test_the_example_of_the_page_can_be_installed(install: Install) -> None:
+    page = (REPOSITORY / "docs" / "tiers.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(install(yaml.safe_load(example)).settings["l2"]) == 2
 
 
 def test_the_example_has_a_tier_of_each_kind() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from service.setting_groups import setting_groups
 from service.settings import Settings
 from tools.generate.tables import GENERATED, table
+from tools.generate.tier_options import tier_options_table
 
 _INTRODUCTION = f"""\
 {GENERATED}
@@ -29,6 +30,11 @@ files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read ag
 `kvdepot doctor` checks the settings on a machine without starting anything.
 """
 
+_TIER_OPTIONS = """\
+An address of `l2` is a URL, whose query has options: `valkey://cache:6379?user=depot&password_file=/etc/kvdepot/password`.
+[Tiers](tiers.md) says what each kind is for.
+"""
+
 
 def settings_page() -> str:
     """Return the whole page."""
@@ -38,6 +44,8 @@ def settings_page() -> str:
     for title, names in setting_groups().items():
         rows = [_row(name, schema["properties"][name], schema["$defs"], defaults[name]) for name in names]
         parts += [f"## {title}\n", table(("setting", "takes", "default", "meaning"), rows), ""]
+        if "l2" in names:
+            parts += [_TIER_OPTIONS, tier_options_table(), ""]
     return "\n".join(parts)
 
 

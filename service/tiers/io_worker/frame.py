@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from service.tiers.address import TierAddress
 from service.tiers.io_worker.checksum import checksum_with
@@ -28,11 +27,10 @@ from service.tiers.io_worker.messages import (
 )
 from service.tiers.io_worker.notes import Notes
 from service.tiers.io_worker.verified import VerifiedStore
+from service.tiers.secret_file import read_secret
 from service.tiers.store import Role, Store, StoreContext, StoreError, StoreFull, StoreUnusable
 
 logger = logging.getLogger(__name__)
-
-SECRET_BYTES = 32
 
 MapL1 = Callable[[int, int], memoryview]
 """Maps so many bytes of L1's file from an offset on."""
@@ -132,19 +130,14 @@ class Frame:
 
 
 def _secret(options: Message) -> bytes:
-    """Return the 32 bytes of the option `secret_file`, which has them as they are or in hex; empty without it.
+    """Return the secret of the option `secret_file`; empty without it.
 
     Raises: StoreUnusable.
     """
-    path: Any = options.get("secret_file")
+    path = options.get("secret_file")
     if not path:
         return b""
     try:
-        secret = Path(path).read_bytes()
-        if len(secret) != SECRET_BYTES:
-            secret = bytes.fromhex(secret.decode())
+        return read_secret(Path(str(path)))
     except (OSError, ValueError) as error:
-        raise StoreUnusable(f"secret_file {path} can't be read: {error}") from error
-    if len(secret) != SECRET_BYTES:
-        raise StoreUnusable(f"secret_file {path} has {len(secret)} bytes, not {SECRET_BYTES}")
-    return secret
+        raise StoreUnusable(f"secret_file={path}: {error}") from error

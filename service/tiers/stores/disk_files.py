@@ -24,7 +24,7 @@ from service.units import format_size
 logger = logging.getLogger(__name__)
 
 RECORDS_NAME, CHUNKS_NAME = "records", "chunks"
-_NETWORK_FILE_SYSTEMS = {
+NETWORK_FILE_SYSTEMS = {
     0x6969: "NFS",
     0x517B: "SMB",
     0xFF534D42: "CIFS",
@@ -111,7 +111,7 @@ def _open_folder(folder: Path) -> int:
     try:
         if os.fstat(fd).st_mode & stat.S_IWOTH:
             raise StoreUnusable(f"{folder}: every user can change it; `chmod o-w` it or name another folder")
-        if kind := _NETWORK_FILE_SYSTEMS.get(file_system(fd)):
+        if kind := NETWORK_FILE_SYSTEMS.get(file_system(fd)):
             raise StoreUnusable(
                 f"{folder}: it is on {kind}; a disk tier must be on a disk of this machine, because nothing ends a read"
                 " from another one that hangs"

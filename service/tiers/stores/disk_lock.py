@@ -16,8 +16,7 @@ from service.tiers.store import StoreError
 
 OWNER_OFFSET = 3072
 """Where in the header the depot is that uses the tier. No sum covers it."""
-
-_OWNER_BYTES = 128
+OWNER_BYTES = 128
 _WAIT_SECONDS = 4.0
 _PAUSE_SECONDS = 0.02
 
@@ -32,16 +31,20 @@ def lock(fd: int, path: Path, prepare: Callable[[], None]) -> None:
     while time.monotonic() < give_up_at:
         if _try(fd, fcntl.LOCK_EX):
             prepare()
-            os.pwrite(fd, depot.ljust(_OWNER_BYTES, b"\0"), OWNER_OFFSET)
+            os.pwrite(fd, depot.ljust(OWNER_BYTES, b"\0"), OWNER_OFFSET)
         if _try(fd, fcntl.LOCK_SH):  # in place of the one above, if there was one
-            owner = os.pread(fd, _OWNER_BYTES, OWNER_OFFSET).rstrip(b"\0")
+            owner = os.pread(fd, OWNER_BYTES, OWNER_OFFSET).rstrip(b"\0")
             if owner == depot:
                 return
             fcntl.flock(fd, fcntl.LOCK_UN)
-            pid = owner.partition(b" ")[0].decode(errors="replace")
-            raise StoreError(f"{path}: another depot uses it, process {pid}")
+            raise StoreError(f"{path}: another depot uses it, process {pid_of(owner)}")
         time.sleep(_PAUSE_SECONDS)  # another worker prepares the files
     raise StoreError(f"{path}: another process has prepared it for {_WAIT_SECONDS:g} s and goes on")
+
+
+def pid_of(owner: bytes) -> str:
+    """Return the id of the process in what `OWNER_OFFSET` has, as text."""
+    return owner.partition(b" ")[0].decode(errors="replace")
 
 
 def _try(fd: int, kind: int) -> bool:

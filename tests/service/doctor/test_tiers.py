@@ -21,6 +21,7 @@ from service.doctor.facts import DiskTierFacts, Facts, FileSystem, Holder, TierF
 from service.doctor.findings import Finding, Status
 from service.settings import Settings, load
 from service.tiers.address import TierAddress
+from service.tiers.stores.disk_records import MAGIC
 from tests.fakes.healthy_machine import GIB, HEALTHY
 
 FOLDER = "/var/lib/kvdepot"
@@ -192,7 +193,7 @@ def test_a_folder_that_can_not_be_used_says_why(tmp_path: Path) -> None:
     assert folder_facts(tmp_path / "open").error == "every user can change it"
 
 
-def write_records(folder: Path, start: bytes = disk_tiers.MAGIC, mode: int = 0o600) -> Path:
+def write_records(folder: Path, start: bytes = MAGIC, mode: int = 0o600) -> Path:
     path = folder / "records"
     path.write_bytes(start.ljust(3072, b"\0") + b"4711 99 pid:[1]".ljust(1024, b"\0"))
     path.chmod(mode)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.tiers.address import TierAddress
-from service.tiers.option_files import faults, read_secret, readable_by_all
+from service.tiers.option_files import faults, readable_by_all
+from service.tiers.secret_file import read_secret
 from tests.fakes.authority import Authority
 
 DISK = "disk:///d?size=1GiB&secret_file="

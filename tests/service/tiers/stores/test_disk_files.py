@@ -157,7 +157,7 @@ def test_a_folder_without_a_parent_is_refused(tmp_path: Path) -> None:
 
 def test_a_network_file_system_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = os.open(folder.parent, os.O_RDONLY)
-    monkeypatch.setitem(disk_files._NETWORK_FILE_SYSTEMS, file_system(fd), "NFS")
+    monkeypatch.setitem(disk_files.NETWORK_FILE_SYSTEMS, file_system(fd), "NFS")
     os.close(fd)
     with pytest.raises(StoreUnusable, match="it is on NFS; a disk tier must be on a disk of this machine"):
         open_store(folder)
