@@ -11,7 +11,8 @@ const sum = (counts) => Object.values(counts).reduce((total, each) => total + Nu
 export const isUnused = (tier) => UNUSED.includes(word(tier));
 
 function state(tier) {
-  const again = tier.time_to_probe ? `, tried again in ${duration(Math.round(10 * parseFloat(tier.time_to_probe)) / 10)}` : "";
+  const seconds = Math.round(10 * parseFloat(tier.time_to_probe)) / 10;
+  const again = !tier.time_to_probe ? "" : seconds ? `, tried again in ${duration(seconds)}` : ", tried now";
   const why = tier.detail ? `: ${tier.detail}` : "";
   return make("span", { class: isUnused(tier) ? "bad" : null }, `${word(tier)}${again}${why}`);
 }
