@@ -10,7 +10,7 @@ from typing import Any
 from kvdepot.timeline import Span, timeline
 from service.depot.operation import Operation
 from service.depot.sessions import Session
-from telemetry.kinds import OperationKind, Tier
+from telemetry.kinds import OperationKind
 
 MAX_ROWS = 24
 MIN_GAP_SECONDS = 0.0001  # shorter ones count, but have no row
@@ -98,7 +98,7 @@ def _operation_facts(span: Span, operation: Operation) -> dict[str, Any]:
         "duration_seconds": round(span.seconds, 6),
         "num_tokens": operation.num_tokens,
         "num_bytes": operation.num_bytes,
-        "tier": Tier.L1,
+        "tier": str(operation.tier),
         "outcome": str(operation.outcome or "running"),
         "why": _why(operation),
     }
@@ -116,7 +116,7 @@ def _row(span: Span, operation: Operation | None) -> str:
     rate = span.gigabytes_per_second(operation.num_bytes)
     speed = f"{rate:.2f} GB/s" if rate is not None else ""
     why = f", {_why(operation)}" if _why(operation) else ""
-    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {Tier.L1}  {operation.outcome or 'running'}{why}"
+    return f"{times}{what:<16}  {tokens:>24}  {speed:>11}  {operation.tier}  {operation.outcome or 'running'}{why}"
 
 
 def _why(operation: Operation) -> str:

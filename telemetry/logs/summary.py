@@ -9,7 +9,8 @@ def summary(event: events.Event) -> str | None:
     """Return the text of a line, without the event's name. None: the event has no summary."""
     match event:
         case events.LookupFinished():
-            what = f"{event.matched_tokens:,} of {event.num_tokens:,} tokens matched"
+            behind = f", {event.l2_tokens:,} of them in L2" if event.l2_tokens else ""
+            what = f"{event.matched_tokens:,} of {event.num_tokens:,} tokens matched{behind}"
             why = f": {event.miss_reason}" if event.miss_reason else ""
             return f"{_who(event)}: {what}, {_ms(event.duration_seconds)}, {event.outcome}{why}"
         case events.StoreFinished():
@@ -24,7 +25,8 @@ def summary(event: events.Event) -> str | None:
             moved = _moved(event.stored_bytes, event.duration_seconds)
             return f"{_who(event)} rank {event.rank}: {', '.join([*counts, moved])}, {event.outcome}{why}"
         case events.RetrieveFinished():
-            what = f"{event.retrieved_tokens:,} tokens retrieved"
+            behind = f", {event.l2_tokens:,} of them from L2" if event.l2_tokens else ""
+            what = f"{event.retrieved_tokens:,} tokens retrieved{behind}"
             moved = _moved(event.retrieved_bytes, event.duration_seconds)
             return f"{_who(event)} rank {event.rank}: {what}, {moved}, {event.outcome}"
         case events.TierStateChanged():

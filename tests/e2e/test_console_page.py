@@ -17,6 +17,7 @@ from tests.e2e.conftest import Open
 from tests.e2e.console import ask, free_port, report_session
 from tests.e2e.engines import Site, prompt
 from tests.e2e.servers import running_server
+from tests.fakes.shown_tier import disk_and_valkey
 from tests.fakes.waiting import eventually
 
 pytestmark = needs_chromium
@@ -144,6 +145,22 @@ async def test_l1_shows_which_models_fill_it(page: Page, site: Site) -> None:
     await work(site)
     await open_console(page, site.server, "l1")
     await page.shows("L1 by model", "qwen", "16 KiB of 16 MiB", "used in the last 10 s")
+
+
+async def test_a_tier_that_fails_is_red_and_says_why(page: Page, open_site: Open) -> None:
+    site = await open_site(console_port=free_port(), open_tiers=disk_and_valkey)
+    await page.resize(390, 800)
+    await open_console(page, site.server)
+    await page.shows("tiers not used", "91 GiB", "45.7 k", "2.31 GB/s", "3 chunks damaged", "120 writes dropped")
+    bad = "[...document.querySelectorAll('td .bad')].map((each) => each.textContent).join()"
+    assert await page.evaluate(bad) == "failing, tried again in 8 s: 10.0.0.7:6379: connection refused"
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+async def test_a_depot_without_tiers_behind_l1_shows_nothing_of_them(page: Page, site: Site) -> None:
+    await open_console(page, site.server)
+    await page.shows("Busiest sessions", "Hit ratio")
+    assert "Tiers" not in await page.text()
 
 
 async def test_events_are_filtered_and_paused(page: Page, site: Site) -> None:

@@ -23,7 +23,7 @@ from telemetry.metrics.metric import Attribute
 from tests.e2e.scraping import Page, measured, scrape
 from tests.e2e.servers import StartServer
 from tests.fakes.real_servers import needs
-from tests.fakes.shown_tier import VALKEY, ShownTier, disk_and_valkey
+from tests.fakes.shown_tier import DISK, VALKEY, ShownTier, disk_and_valkey
 
 
 @pytest.fixture
@@ -83,6 +83,15 @@ async def test_what_only_the_store_knows_has_no_value(server: Server) -> None:
     for name in ("kvdepot_tier_used_bytes", "kvdepot_tier_capacity_bytes", "kvdepot_tier_chunks_resident"):
         assert page.labels(name, "tier") == {"disk"}
     assert page.labels("kvdepot_tier_throughput_bytes_per_second", "tier") == {"disk"}
+
+
+async def test_an_empty_tier_has_0_bytes(server: Server) -> None:
+    disk, _ = server.depots.tiers
+    assert isinstance(disk, ShownTier)
+    disk.shown = replace(DISK, used_bytes=0, num_chunks=0)
+    page = await scrape(server)
+    assert page.value("kvdepot_tier_used_bytes", tier="disk") == 0
+    assert page.value("kvdepot_tier_chunks_resident", tier="disk") == 0
 
 
 async def test_a_count_is_there_before_the_first_one_so_that_its_increase_shows(server: Server) -> None:

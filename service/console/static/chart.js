@@ -19,7 +19,8 @@ export function roundUp(value) {
 // The same for bytes: a power of two.
 export const roundUpBytes = (value) => (value > 0 ? 2 ** Math.ceil(Math.log2(value * 0.9999)) : 1);
 
-// `series`: {name, colour, value: bucket => number or null, dashed, area}. Areas are stacked in their order.
+// `series`: {name, colour, value: bucket => number or null, dashed, area, rare}. Areas are stacked in their order.
+// A rare area is named only where it is there.
 // With `least`, the scale is logarithmic and begins there.
 export class Chart {
   constructor({ title, series, unit, top = null, round = roundUp, least = null }) {
@@ -37,7 +38,7 @@ export class Chart {
   show(buckets, start, end, seconds) {
     Object.assign(this, { buckets: buckets.filter((bucket) => bucket.start >= start), start, end, seconds });
     // Of many areas, only those that are there are named.
-    if (this.series.length > 4) this.series.forEach((each, number) => { this.marks[number].hidden = each.area && !this.buckets.some((bucket) => each.value(bucket)); });
+    this.series.forEach((each, number) => { if (each.rare || this.series.length > 4) this.marks[number].hidden = each.area && !this.buckets.some((bucket) => each.value(bucket)); });
     this.render();
   }
 

@@ -5,8 +5,10 @@ import { Chart, roundUpBytes } from "./chart.js";
 import { make, table } from "./dom.js";
 import { count, duration, label, percent, perSecond, rate, size } from "./format.js";
 import { RANGES } from "./history.js";
+import { isUnused, tiersCard } from "./tiers.js";
 
 const REASONS = ["never stored", "evicted", "rank missing", "being stored", "unknown identity", "cleared", "corrupt", "tier late", "tier failed", "tier slower than prefill", "no slot", "shorter than chunk", "no answer"];
+const TIERS_MOVED = "Tiers behind L1";
 const KINDS = [["lookup", "var(--c2)"], ["store", "var(--c1)"], ["retrieve", "var(--c0)"]];
 
 // Tells how much of a total there was in a second of a bucket.
@@ -18,7 +20,8 @@ function charts(seconds) {
   const looked = (bucket) => bucket.totals.lookup_tokens ?? 0;
   return [
     new Chart({ title: "Tokens looked up", unit: perSecond, series: [
-      { name: "hit", colour: "var(--c0)", area: true, value: each("matched_tokens") },
+      { name: "hit in L1", colour: "var(--c0)", area: true, value: (bucket) => ((bucket.totals.matched_tokens ?? 0) - (bucket.totals.l2_tokens ?? 0)) / seconds() },
+      { name: "hit in a tier behind L1", colour: "var(--c7)", area: true, rare: true, value: each("l2_tokens") },
       { name: "missed", colour: "var(--c6)", area: true, value: (bucket) => (looked(bucket) - (bucket.totals.matched_tokens ?? 0)) / seconds() },
     ] }),
     new Chart({ title: "Hit ratio", unit: percent, top: 1, series: [
@@ -48,6 +51,10 @@ function charts(seconds) {
       { name: "chunks corrupt", colour: "var(--bad)", value: each("num_corrupt_chunks") },
       { name: "stores refused", colour: "var(--c4)", value: (bucket) => Object.values(bucket.refused).reduce((sum, value) => sum + value, 0) / seconds() },
     ] }),
+    new Chart({ title: TIERS_MOVED, unit: rate, series: [
+      { name: "read into L1", colour: "var(--c0)", value: each("tier_read_bytes") },
+      { name: "written", colour: "var(--c1)", value: each("tier_written_bytes") },
+    ] }),
     new Chart({ title: "Sessions and leases", unit: count, series: [
       { name: "sessions", colour: "var(--c1)", value: gauge("num_sessions") },
       { name: "leases", colour: "var(--c3)", value: gauge("num_leases") },
@@ -69,12 +76,14 @@ export class Overview {
     this.range = "5 minutes";
     this.charts = charts(() => RANGES[this.range].seconds);
     this.tiles = make("div", { class: "tiles" });
+    this.tiers = make("div", { class: "tables" });
     this.tables = make("div", { class: "tables" });
     this.buttons = Object.keys(RANGES).map((name) => make("button", { type: "button", onclick: () => this.choose(name) }, name));
     this.element = make("div", {},
       this.tiles,
       make("div", { class: "bar" }, make("span", { class: "nothing" }, "last"), ...this.buttons),
       make("div", { class: "grid" }, ...this.charts.map((chart) => chart.element)),
+      this.tiers,
       this.tables);
     this.choose(this.range);
   }
@@ -96,11 +105,20 @@ export class Overview {
     if (history !== this.context.history) return; // another tenant was chosen meanwhile
     const instances = status?.instances.filter((each) => [each.tenant, ""].includes(this.context.tenant)) ?? null;
     if (status) this.context.showState(status.status);
-    this.showTiles(history);
+    const tiers = status?.status.tiers ?? [];
+    this.showTiers(tiers, buckets);
+    this.showTiles(history, tiers.filter(isUnused));
     this.showTables(history, instances);
   }
 
-  showTiles(history) {
+  // A depot without tiers behind L1 has nothing more to show of them than the chart of L1 does.
+  showTiers(tiers, buckets) {
+    const isMoving = buckets.some(({ totals }) => totals.tier_read_bytes || totals.tier_written_bytes);
+    this.charts.find((chart) => chart.title === TIERS_MOVED).element.hidden = tiers.length < 2 && !isMoving;
+    this.tiers.replaceChildren(...(tiers.length > 1 ? [tiersCard(tiers)] : []));
+  }
+
+  showTiles(history, unused) {
     const minute = history.last(60);
     const gauges = history.gauges;
     const ratio = minute.of("lookup_tokens") ? minute.of("matched_tokens") / minute.of("lookup_tokens") : null;
@@ -115,6 +133,7 @@ export class Overview {
       ["ranks missing", count(gauges?.num_missing_ranks ?? 0), gauges?.num_missing_ranks > 0],
     ];
     if (minute.of("num_corrupt_chunks")) tiles.push(["chunks corrupt in a minute: bad memory?", count(minute.of("num_corrupt_chunks")), true]);
+    if (unused.length) tiles.push(["tiers not used", unused.map((tier) => tier.name).join(", "), true]);
     if (history.numLostEvents) tiles.push(["events lost: counts are too low", count(history.numLostEvents), true]);
     this.tiles.replaceChildren(...tiles.map(([name, value, bad]) => make("div", { class: bad ? "tile bad" : "tile" }, make("b", {}, value), make("span", {}, name))));
   }

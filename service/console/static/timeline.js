@@ -28,7 +28,7 @@ export function operationsOf(session) {
       rank: kind === "lookup" ? -1 : operation.rank,
       missed: operation.miss_reason && operation.miss_reason !== "MISS_REASON_UNSPECIFIED" ? word(operation.miss_reason, "MISS_REASON_") : null,
       refused: operation.refused_tokens ? `${count(operation.refused_tokens)} tokens, ${word(operation.refusal_reason, "REFUSAL_REASON_")}` : null,
-      tokens: operation.num_tokens, asked: operation.num_asked_tokens, bytes: Number(operation.num_bytes),
+      tier: word(operation.tier, "TIER_"), tokens: operation.num_tokens, asked: operation.num_asked_tokens, bytes: Number(operation.num_bytes),
     };
   });
 }
@@ -122,7 +122,7 @@ export class Timeline {
   explain(event, operation) {
     const took = operation.end - operation.start;
     showTip(event, `${operation.kind}, ${operation.caller}`, [
-      ["began", `+${duration(operation.start)}`], ["took", duration(took)], ["outcome", operation.outcome],
+      ["began", `+${duration(operation.start)}`], ["took", duration(took)], ["outcome", operation.outcome], ["slowest tier", operation.tier],
       ["tokens", operation.asked ? `${count(operation.tokens)} of ${count(operation.asked)}` : count(operation.tokens)],
       ...(operation.missed ? [["missed", operation.missed]] : []), ...(operation.refused ? [["refused", operation.refused]] : []),
       ...(operation.bytes ? [["bytes", size(operation.bytes)], ["rate", took ? rate(operation.bytes / took) : DASH]] : []),

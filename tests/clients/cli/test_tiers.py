@@ -42,6 +42,7 @@ def test_damage_and_kills_stand_out() -> None:
             {"state": FAILING, "detail": "refused", "time_to_probe": {"seconds": 1, "nanos": 260_000_000}},
             "is failing, and is tried again in 1.3 s: refused",
         ),
+        ({"state": FAILING, "time_to_probe": {"nanos": 10_000_000}}, "is failing, and is tried now"),
         ({"state": admin_pb2.TIER_STATE_OPENING}, "is not open yet"),
         ({"state": admin_pb2.TIER_STATE_UNUSABLE, "detail": "no such bucket"}, "can't be used: no such bucket"),
     ],

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.app import app
+from kvdepot.cli.processes import child
 from kvdepot.v1 import admin_pb2, cache_pb2
 from service.server import Server
 from telemetry.events import TierRead
@@ -92,6 +93,18 @@ async def test_top_has_a_line_for_each_tier_and_how_fast_they_read(server: Serve
         ("disk", "TIER_STATE_AVAILABLE"),
         ("shared", "TIER_STATE_FAILING"),
     ]
+
+
+async def test_a_line_of_top_names_the_tiers_that_are_not_used_and_no_others(server: Server) -> None:
+    command = ("-m", "kvdepot", "top", "--address", server.addresses[0], "--interval", "0.2")
+
+    def first_line() -> str:
+        with child("top", *command) as top:
+            return next(top.lines())
+
+    line = await asyncio.to_thread(first_line)
+    assert "L2 read 0 GB/s  shared failing" in line
+    assert "disk" not in line
 
 
 async def test_top_without_tiers_behind_l1_has_no_lines_of_them(start_server: StartServer) -> None:

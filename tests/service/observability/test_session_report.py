@@ -11,7 +11,7 @@ from service.depot.operation import Operation
 from service.depot.sessions import MAX_OPERATIONS, Session
 from service.depot.values import Miss
 from service.observability.session_report import MAX_ROWS, report
-from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd
+from telemetry.kinds import MissReason, OperationKind, Outcome, RefusalReason, SessionEnd, Tier
 
 LOOKUP, STORE, RETRIEVE = OperationKind.LOOKUP, OperationKind.STORE, OperationKind.RETRIEVE
 
@@ -42,6 +42,12 @@ def operation(kind: OperationKind, start: float, end: float, **values: Any) -> O
 def rows(made: Session) -> list[str]:
     """Return the lines between the two heads and the totals, with single spaces."""
     return [" ".join(line.split()) for line in report(made).text.splitlines() if line.lstrip().startswith("+")]
+
+
+def test_a_row_names_the_slowest_tier_that_the_call_used() -> None:
+    made = session(operation(RETRIEVE, 0.0, 1.0, num_tokens=256, tier=Tier.L2, l2_tokens=128))
+    assert rows(made) == ["+0.0000 s 1,000.0 ms retrieve rank 0 256 tokens l2 ok"]
+    assert report(made).facts["operations"][0]["tier"] == "l2"
 
 
 def test_each_operation_has_its_row_and_what_is_between_them_is_the_engines() -> None:

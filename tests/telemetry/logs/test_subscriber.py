@@ -89,6 +89,38 @@ def test_line_is_the_name_and_the_facts(caplog, make_example):
             ),
             "RetrieveFinished 'pod-1' 'chat' rank 1: 4,096 tokens retrieved, 1,024.0 MiB in 500.0 ms at 2.15 GB/s, ok",
         ),
+        (
+            LookupFinished(
+                instance_id="pod-1",
+                session_id="chat",
+                operation_id="op",
+                duration_seconds=0.0012,
+                outcome="ok",
+                num_tokens=4_096,
+                computed_tokens=0,
+                matched_tokens=4_096,
+                l1_tokens=1_024,
+                l2_tokens=3_072,
+                miss_reason="",
+            ),
+            "LookupFinished 'pod-1' 'chat': 4,096 of 4,096 tokens matched, 3,072 of them in L2, 1.2 ms, ok",
+        ),
+        (
+            RetrieveFinished(
+                instance_id="pod-1",
+                session_id="chat",
+                operation_id="op",
+                rank=1,
+                duration_seconds=0.5,
+                outcome="ok",
+                retrieved_tokens=4_096,
+                retrieved_bytes=1 << 30,
+                l1_tokens=1_024,
+                l2_tokens=3_072,
+            ),
+            "RetrieveFinished 'pod-1' 'chat' rank 1: 4,096 tokens retrieved, 3,072 of them from L2, 1,024.0 MiB in "
+            "500.0 ms at 2.15 GB/s, ok",
+        ),
     ],
 )
 def test_a_line_of_a_request_is_a_summary_with_the_facts_behind_it(caplog, event, line):

@@ -99,8 +99,9 @@ def why_not_used(tier: admin_pb2.TierStatus) -> str:
         return f"can't be used{detail}"
     if not tier.HasField("time_to_probe"):
         return f"is failing{detail}"
-    seconds = tier.time_to_probe.seconds + tier.time_to_probe.nanos / 1e9
-    return f"is failing, and is tried again in {seconds_text(round(seconds, 1))}{detail}"
+    seconds = round(tier.time_to_probe.seconds + tier.time_to_probe.nanos / 1e9, 1)
+    when = f"again in {seconds_text(seconds)}" if seconds else "now"
+    return f"is failing, and is tried {when}{detail}"
 
 
 def state_of(tier: admin_pb2.TierStatus) -> str:
