@@ -22,7 +22,7 @@ WINDOWS: dict[str, Any] = {
 
 async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> None:
     os.environ[RECORD_VARIABLE] = str(file)
-    flags = ("--l1-size", "256MiB", "--chunk-size", "64", "--l1-file", str(folder / "l1"))
+    flags = ("--l1-size", "256MiB", "--chunk-size", "64", "--l1-file", str(folder / "l1"), "--lease-ttl", "1h")
     server = Server(folder / "depot.sock", folder / "server.log", flags)
     proof = Proof(folder, python, model.write(folder / "model", python, **(WINDOWS if windows else {})), server)
     await server.start()
@@ -32,10 +32,14 @@ async def record(folder: Path, python: Path, file: Path, *, windows: bool) -> No
         "max_num_batched_tokens": 128,
         "max_model_len": 512,
         "num_gpu_blocks_override": num_blocks,
+        "kv_transfer_config": proof.transfer("RecordingConnector", "tests.e2e_vllm.recording"),
     }
+    # A replay has no clock, so nothing may depend on time.
+    patience = {"kvdepot.lookup_timeout_seconds": 600, "kvdepot.lease_hold_seconds": 600}
+    small["kv_transfer_config"]["kv_connector_extra_config"] |= patience
     prompt = tokens_of(1, 200)
     try:
-        async with proof.engine("recorded", "RecordingConnector", "tests.e2e_vllm.recording", **small) as engine:
+        async with proof.engine("recorded", **small) as engine:
             await engine.generate(prompt, 4)  # computed in two steps, stored
             for damages in (False, True):  # a load fails and is computed; then one succeeds, or ends at damage
                 for _ in range(2):

@@ -51,6 +51,13 @@ def test_steps_with_many_tokens_of_decode_do_not_count(rate: PrefillRate, clock:
     assert rate.tokens_per_second is None
 
 
+def test_short_prompts_alone_do_not_count(rate: PrefillRate, clock: Clock) -> None:
+    """Such a step takes as long as one of a few hundred tokens."""
+    for _ in range(2 * MIN_STEPS):
+        make_step(rate, clock, {"one": 40}, 0.5)
+    assert rate.tokens_per_second is None
+
+
 def test_drafts_of_speculative_decoding_are_no_prefill(rate: PrefillRate, clock: Clock) -> None:
     for _ in range(2 * MIN_STEPS):
         make_step(rate, clock, dict.fromkeys(DECODE, 8), 0.5)

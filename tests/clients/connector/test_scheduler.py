@@ -259,12 +259,15 @@ def test_lookups_carry_the_measured_rate_of_prefill(driver: SchedulerDriver, clo
         clock.advance(0.1)
     assert driver.lookup_client.calls[0].prefill_rate is None
     assert driver.lookup_client.calls[-1].prefill_rate == pytest.approx(1000)
-    for request in [prompt, *(state.request for state in driver.scheduler._requests.values())]:
+
+
+def test_time_without_requests_is_not_the_time_of_a_step(driver: SchedulerDriver, clock: Clock) -> None:
+    for number in range(12):
+        request = request_of(100, f"request-{number}")
+        driver.step({request: 100})
+        clock.advance(0.1)
         driver.scheduler.finished(request)
-    clock.advance(1000)  # idle
-    driver.step({request_of(4000, "later"): 100})
-    clock.advance(0.1)
-    driver.step({})
+        clock.advance(1000)
     driver.scheduler.matched_tokens(request_of(20, "last"), 0)
     assert driver.lookup_client.calls[-1].prefill_rate == pytest.approx(1000)
 

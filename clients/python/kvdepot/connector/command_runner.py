@@ -76,7 +76,7 @@ class CommandRunner:
                     timeout_seconds=self._config.retrieve_timeout_seconds,
                 )
             except (ChunkCorrupt, ChunkLost) as error:
-                if not command.may_be_partial or error.first_bad_token <= command.skip_tokens:
+                if not command.may_be_partial:
                     raise
                 num_valid, reason, why = error.first_bad_token, error.reason, str(error)  # the depot is an older one
             else:
