@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from service.tiers.address import TierAddress
 from service.tiers.option_files import faults, readable_by_all
@@ -75,6 +76,19 @@ def test_certificates_are_tried(tmp_path: Path) -> None:
     ]
     [fault] = faults(valkey(f"cert_file={cert}&key_file={other_key}"))
     assert fault.startswith(f"cert_file={cert}: it and key_file are no certificate")
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    issued = Authority().issue()
+    cert, key = issued.write(tmp_path, "depot")
+    encrypted = serialization.load_pem_private_key(issued.key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"hunter2"),
+    )
+    Path(key).write_bytes(encrypted)
+    [fault] = faults(valkey(f"cert_file={cert}&key_file={key}"))
+    assert "unencrypted" in fault
 
 
 def test_secrets_that_all_can_read_are_found_and_certificates_are_none(tmp_path: Path) -> None:
