@@ -245,7 +245,7 @@ async def test_a_depot_that_is_killed_leaves_no_io_worker_and_finds_its_chunks(k
                     else:
                         await eventually(partial(is_found, engine))
                         assert await engine.holds("reader", prefix, kv) == NUM_TOKENS
-                    await depot.end(signal.SIGKILL)
+                await depot.end(signal.SIGKILL)
                 await eventually(lambda: not processes_with(folder_of_tier))
         finally:
             await depot.end()
