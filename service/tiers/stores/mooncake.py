@@ -88,6 +88,8 @@ class MooncakeStore:
         if context.role in (Role.READ, Role.WRITE):
             self._register(context.l1)
             self._register(self._records)
+            if context.notes.nbytes:
+                self._register(context.notes)
 
     def exists(self, names: Sequence[bytes]) -> Sequence[bool]:
         """Return for each name whether the master knows a chunk. Its node may be gone since a few seconds."""
