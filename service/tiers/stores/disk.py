@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.tiers.disk_layout import ALIGNMENT_BYTES, DiskLayout
-from service.tiers.store import Capabilities, Part, Place, StoreContext, StoreError, StoreFull
+from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, StoreError, StoreFull
 from service.tiers.stores.disk_files import open_files
 from service.tiers.stores.disk_records import DiskRecords
 
@@ -42,6 +42,7 @@ class DiskStore:
 
     def __init__(self, context: StoreContext) -> None:
         layout = DiskLayout.of(context.address)
+        self._role = context.role
         self._folder = Path(context.address.path)
         self._files = open_files(self._folder, layout)
         self._records = DiskRecords(self._files.records_fd, self._files.file_id, layout.num_records)
@@ -104,11 +105,12 @@ class DiskStore:
     def close(self) -> None:
         """Have the disk write what it was given, and close the files."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        try:
-            os.fdatasync(self._files.chunks_fd)
-            os.fdatasync(self._files.records_fd)
-        except OSError as error:
-            logger.warning("disk tier not synced: %s", error)
+        if self._role is Role.WRITE:
+            try:
+                os.fdatasync(self._files.chunks_fd)
+                os.fdatasync(self._files.records_fd)
+            except OSError as error:
+                logger.warning("disk tier not synced: %s", error)
         self._files.close()
 
     def _each(self, parts: Sequence[Part], do: Callable[[Part], T]) -> Iterator[tuple[int, T]]:

@@ -15,10 +15,12 @@ from service.l1.chunk import Chunk
 from service.tiers.address import TierAddress
 from service.tiers.disk_index import DiskIndex
 from service.tiers.disk_layout import DiskLayout
+from service.tiers.erasing import Erasing
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import STORES
 from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
+from service.tiers.placing import Placing
 from service.tiers.snapshot import TierState
 from service.tiers.tier import Tier
 from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
@@ -159,3 +161,10 @@ def io_workers() -> list[int]:
         if int(fields[1]) == os.getpid() and fields[0] != "Z" and "io_worker" in command:
             pids.append(int(path.parent.name))
     return pids
+
+
+def test_a_chunk_that_has_left_already_is_not_erased() -> None:
+    index = DiskIndex(DiskLayout(16 << 20))
+    erasing = Erasing(Placing(index, lambda: 0.0), lambda: None)
+    assert not erasing.erase(key_of(1), key_of(1))
+    index.check()

@@ -72,8 +72,9 @@ def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> Non
 
 
 def test_the_next_victim_of_another_size_is_the_one_that_was_adopted_long_before() -> None:
-    order = SegmentedOrder(100, lambda: 0.0)
-    for number in range(100):
-        order.adopt(chunk_of(number, 1 + (number < 50)))
-    victim = order.next_victim_of_other_size(3)
-    assert victim is not None and victim.record_number == 0
+    order = SegmentedOrder(200, lambda: 0.0)
+    chunks = [chunk_of(number, 1 if 1 <= number <= 40 else 2) for number in range(100)]
+    for chunk in chunks:
+        order.adopt(chunk)
+    order.remove(chunks[0])
+    assert order.next_victim_of_other_size(3) is chunks[1]
