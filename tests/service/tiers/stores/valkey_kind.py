@@ -13,6 +13,9 @@ from service.tiers.stores.valkey import ValkeyStore
 from service.tiers.stores.valkey_nodes import hash_slot
 from tests.servers.valkey import NUM_SLOTS, RedisServer, redis_cluster, redis_server, tls_server
 
+SLOW_SECONDS = 30.0
+"""For 64 MiB on a machine that runs other tests as well."""
+
 
 class ValkeyUnderTest:
     """Stores of one server, or of a cluster, of which each node has an equal part."""
@@ -24,7 +27,7 @@ class ValkeyUnderTest:
     def open(self, role: Role, l1: memoryview, *, patience_seconds: float | None = None) -> Store:
         """Open the store."""
         context = StoreContext(address=self._address, role=role, l1=l1)
-        return ValkeyStore(context, call_seconds=patience_seconds)
+        return ValkeyStore(context, call_seconds=patience_seconds or SLOW_SECONDS)
 
     def place(self, key: bytes, slot_bytes: int) -> Place:
         """Return the place of a key."""
