@@ -238,7 +238,8 @@ def test_only_the_command_line_reads_the_environment() -> None:
         or (isinstance(node, ast.ImportFrom) and node.module == "os")
     }
     hands_it_on = {"service/tier_setup.py", "kvdepot/cli/processes.py"}  # to child processes
-    assert readers == {"service/commands.py", "kvdepot/cli/app.py", CONNECTOR} | hands_it_on
+    sets_it = {"service/tiers/stores/mooncake.py"}  # for a library, in a process of its own
+    assert readers == {"service/commands.py", "kvdepot/cli/app.py", CONNECTOR} | hands_it_on | sets_it
 
 
 PROBE = """

@@ -87,9 +87,9 @@ class MooncakeStore:
         self._is_owner = context.role is Role.OWN
         if context.role in (Role.READ, Role.WRITE):
             self._register(context.l1)
-            self._register(self._records)
-            if context.notes.nbytes:
-                self._register(context.notes)
+        if context.role is not Role.OWN:
+            for memory in filter(None, (context.notes, self._records)):
+                self._register(memory)
 
     def exists(self, names: Sequence[bytes]) -> Sequence[bool]:
         """Return for each name whether the master knows a chunk. Its node may be gone since a few seconds."""

@@ -66,6 +66,10 @@ class Depot:
         """Return whether the tier says that it has all these chunks."""
         return all((await self.tier.find([key_of(number) for number in numbers], OWNER, 10.0)).found)
 
+    async def finds_nothing(self, numbers: Sequence[int]) -> bool:
+        answer = await self.tier.find([key_of(number) for number in numbers], OWNER, 10.0)
+        return answer.doubt is None and not any(answer.found)
+
     async def read(self, numbers: Sequence[int]) -> list[LoadEnd]:
         """Load chunks. What arrives is right."""
         loads = [self.l1.load(number, chunk_bytes=CHUNK_BYTES, slot=slot) for slot, number in enumerate(numbers)]
@@ -116,6 +120,15 @@ async def test_a_depot_reads_what_another_one_wrote(master: Master) -> None:
         await eventually(lambda: other.has(range(12)))
         assert not await other.has(range(13))
         await eventually(lambda: gets(other, range(12)))
+
+
+async def test_what_one_depot_clears_no_other_one_finds(master: Master) -> None:
+    one, other = Depot(master), Depot(master)
+    async with running(one, other):
+        await one.write(range(2))
+        await eventually(lambda: other.has(range(2)))
+        await one.tier.clear(None, OWNER.model_name, None)
+        await eventually(lambda: other.finds_nothing(range(2)))
 
 
 async def test_killed_owners_cost_their_chunks_and_are_replaced(master: Master) -> None:
