@@ -23,7 +23,7 @@ class Model:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.order = SegmentedOrder(100, lambda: self.seconds)
+        self.order = SegmentedOrder(100, 50, lambda: self.seconds)
         self.chunks = [chunk_of(number, 1 + number % 2) for number in range(40)]
         for chunk in self.chunks:
             self.order.add(chunk)
@@ -60,7 +60,7 @@ def test_after_any_uses_all_chunks_are_in_order(steps: list[tuple[bool, int, flo
 
 
 def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> None:
-    order = SegmentedOrder(100, lambda: 0.0)
+    order = SegmentedOrder(100, 50, lambda: 0.0)
     chunks = [chunk_of(number, 1 + number % 2) for number in range(4)]
     for chunk in chunks:
         order.adopt(chunk)
@@ -68,3 +68,14 @@ def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> Non
     order.add(new)
     order.check()
     assert sorted(order, key=lambda chunk: chunk.rank) == [*chunks, new]
+
+
+def test_a_fifth_of_the_bytes_and_of_the_records_is_protected() -> None:
+    for capacity_bytes, num_records in ((50, 1_000), (1_000, 50)):
+        order = SegmentedOrder(capacity_bytes, num_records, lambda: 0.0)
+        for number in range(40):
+            chunk = chunk_of(number, 1)
+            chunk.is_protected = True
+            order.add(chunk)
+        assert order.num_protected == 10
+        order.check()
