@@ -88,7 +88,13 @@ def _outcome(visit: Visit) -> str:
 
 def _answers(story: Story) -> Table:
     columns = ("prompt", "L1", "tiers", "computed", "first token", "without", "same")
-    table = Table("engine", "node", *(Column(name, justify="right") for name in columns), box=box.SIMPLE_HEAD)
+    table = Table(
+        "engine",
+        "node",
+        *(Column(name, justify="right") for name in columns),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for visit in story.visits:
         table.add_row(
             visit.engine.upper(),

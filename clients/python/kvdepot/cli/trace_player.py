@@ -21,6 +21,8 @@ from kvdepot.cli.request_trace import BLOCK_TOKENS, token_ids
 from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2, cache_pb2
 
+CALL_SECONDS = 120.0
+"""The limit of a call. The depot waits for a tier for less time, also on a busy machine."""
 _POISON = 0xFFFF_FFFF
 
 Blocks = npt.NDArray[np.uint32]
@@ -78,7 +80,7 @@ async def replay_trace(
         buffer = stack.enter_context(SharedBuffer.create(layout.size_bytes(shape)))
         nodes: list[Node] = []
         for number, address in enumerate(addresses, start=1):
-            client = await stack.enter_async_context(AsyncDepotClient(address))
+            client = await stack.enter_async_context(AsyncDepotClient(address, timeout_seconds=CALL_SECONDS))
             attaching = client.attach(
                 instance_id=f"{replay_id}-{number}",
                 model_name="replay",
