@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 # Of what pip says: the downloads that take a while, and the installation.
 PIP_STEPS := sed -unE 's/^ *Downloading ([^-]+-[^-]+)-.*[(]([0-9.]+ MB)[)]/  downloading \1, \2/p; s/^Installing collected.*/  installing/p'
 
-.PHONY: help demo demo-transformers demo-model run mooncake test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo demo-cluster demo-transformers demo-model run mooncake test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,6 +54,12 @@ $(VENV)/.installed-cuda: $(VENV)/.installed
 
 demo: $(VENV)/.installed-server ## two engines share a prompt through the depot: 20 s and 172 MB with the set-up
 	@$(BIN)/kvdepot demo
+
+# The servers that are missing and can't be fetched here are left out.
+demo-cluster: $(VENV)/.installed-server ## three depots share Valkey and Mooncake, engines move between them, one node is killed: a minute
+	@command -v valkey-server >/dev/null || command -v redis-server >/dev/null || $(MAKE) --no-print-directory build/servers/.installed-redis || echo "Redis can't be fetched here"
+	@$(MAKE) --no-print-directory $(VENV)/.installed-mooncake || echo "Mooncake can't be installed here"
+	@$(BIN)/python -m examples.cluster
 
 demo-transformers: $(VENV)/.installed-demo ## the same with a Llama of transformers: 1.2 GB to install, 5 GB where torch comes with CUDA
 	@$(BIN)/kvdepot demo --decoder transformers

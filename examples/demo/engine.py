@@ -20,7 +20,7 @@ import numpy as np
 from examples.demo.decoder import Decoder
 from examples.demo.weights import Floats
 from kvdepot import DepotClient
-from kvdepot.v1.cache_pb2 import SessionSummary
+from kvdepot.v1.cache_pb2 import Miss, MissReason, SessionSummary
 
 
 class Say(Protocol):
@@ -40,6 +40,8 @@ class Answer:
 
     ``block_ids`` are the blocks of the prompt and the answer. They are free again, and are the last to be reused.
 
+    ``matched_tokens`` were matched and came back, ``l2_tokens`` of them from a tier behind L1.
+
     ``seconds`` has the time of each step by its name; `first_token` is the time from the request to its first token.
     """
 
@@ -47,6 +49,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logits: list[Floats] = field(default_factory=list)
     matched_tokens: int = 0
+    l2_tokens: int = 0
     retrieved_bytes: int = 0
     stored_tokens: int = 0
     stored_bytes: int = 0
@@ -63,6 +66,11 @@ class Answer:
     def differs_from(self, other: Answer) -> float:
         """Return the largest difference of two logits of the steps that both answers have."""
         return max((float(np.abs(a - b).max()) for a, b in zip(self.logits, other.logits, strict=False)), default=0.0)
+
+
+def reason_of(miss: Miss) -> str:
+    """Return the name of a miss's reason, such as TIER_LATE. Empty: there is no miss."""
+    return MissReason.Name(miss.reason).removeprefix("MISS_REASON_") if miss.reason else ""
 
 
 class Engine:
@@ -93,28 +101,30 @@ class Engine:
         with answer.timed("first_token"):
             with answer.timed("lookup"):
                 found = self._depot.lookup(session_id, prompt)  # kvdepot
-            answer.matched_tokens = found.matched_tokens
-            num_matched_blocks = found.matched_tokens // self._decoder.block_size
-            say("found", num_tokens=found.matched_tokens)
+            num_found_blocks = found.matched_tokens // self._decoder.block_size
+            say("found", num_tokens=found.matched_tokens, miss_reason=reason_of(found.miss))
             if found.HasField("lease"):
                 with answer.timed("retrieve"):
                     retrieved = self._depot.retrieve(  # kvdepot
                         session_id,
                         found.lease,
-                        [block_ids[:num_matched_blocks]],
+                        [block_ids[:num_found_blocks]],
                         ready_event=self._decoder.ready_event(),
+                        accept_partial=True,  # a chunk of a slower tier may be lost: the tokens before it are right
                     )
+                answer.matched_tokens = retrieved.valid_tokens
+                answer.l2_tokens = retrieved.l2_tokens
                 answer.retrieved_bytes = retrieved.retrieved_bytes
                 self._depot.release_lease(found.lease)  # kvdepot
             # The last token is always computed: the first new token is chosen from its logits.
-            self._prefill(answer, prompt, min(found.matched_tokens, len(prompt) - 1), block_ids, say)
+            self._prefill(answer, prompt, min(answer.matched_tokens, len(prompt) - 1), block_ids, say)
 
         with answer.timed("store"):
             stored = self._depot.store(  # kvdepot
                 session_id,
                 prompt,
-                [block_ids[num_matched_blocks:num_prompt_blocks]],
-                start_token=found.matched_tokens,
+                [block_ids[answer.matched_tokens // self._decoder.block_size : num_prompt_blocks]],
+                start_token=answer.matched_tokens,
                 ready_event=self._decoder.ready_event(),
             )
         answer.stored_tokens, answer.stored_bytes = stored.stored_tokens, stored.stored_bytes

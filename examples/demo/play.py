@@ -15,7 +15,7 @@ from kvdepot.cli.processes import Child, child, server_addresses
 
 _ENGINE_LIMIT_SECONDS = 300.0
 _DEPOT_FLAGS = ("--l1-size", "128MiB", "--chunk-size", str(PREFILL_STEP_TOKENS), "--listen", "127.0.0.1:0")
-_ENGINE_VARIABLES = {
+ENGINE_VARIABLES = {
     "OPENBLAS_NUM_THREADS": "1",  # NumPy's sums are the same in every process, and on a busy machine as well
     "HF_HUB_OFFLINE": "1",  # nothing is downloaded
     "GOMP_SPINCOUNT": "0",  # torch's threads that wait do not spin: on a busy machine that costs more than the work
@@ -54,7 +54,7 @@ def _run(name: str, last_event: str, cast: Cast, address: str, story: Story, sta
     choices = ("--decoder", cast.decoder, "--size", cast.size, "--device", cast.device)
     label = f"engine {name.upper()}"
     story.starts(name)
-    engine = stack.enter_context(child(label, "-m", cast.module, *arguments, *choices, variables=_ENGINE_VARIABLES))
+    engine = stack.enter_context(child(label, "-m", cast.module, *arguments, *choices, variables=ENGINE_VARIABLES))
     with engine.limit(_ENGINE_LIMIT_SECONDS):
         for event, facts in _events(engine):
             story.takes(name, event, facts)

@@ -73,4 +73,5 @@ def _traffic(tier: TierSnapshot) -> admin_pb2.TierTraffic:
         queued_write_bytes=tier.queued_write_bytes,
         num_io_workers=tier.num_io_workers,
         num_killed_io_workers=tier.num_io_workers_killed,
+        num_running_writes=tier.running_writes,
     )

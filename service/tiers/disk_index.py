@@ -35,7 +35,7 @@ class DiskIndex:
         self.num_evicted = 0
         self._pool: Pool[DiskChunk] = Pool(self.capacity_bytes, extent_bytes=_EXTENT_BYTES)
         self._numbers = RecordNumbers(layout.num_records)
-        self._order = SegmentedOrder(self.capacity_bytes, clock)
+        self._order = SegmentedOrder(self.capacity_bytes, layout.num_records, clock)
         self._chunks: dict[ChunkKey, DiskChunk] = {}
         self._owners: dict[OwnerTag, OwnerTag] = {}
         self._counts: dict[bytes, list[int]] = {}  # by tenant: chunks and bytes

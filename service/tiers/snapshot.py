@@ -48,6 +48,7 @@ class TierSnapshot:
     queued_reads: int = 0
     queued_writes: int = 0
     queued_write_bytes: int = 0
+    running_writes: int = 0
     num_io_workers: int = 0
     num_io_workers_killed: int = 0
     seconds_to_probe: float | None = None

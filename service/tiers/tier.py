@@ -214,6 +214,7 @@ class Tier:
             queued_reads=len(self._reading),
             queued_writes=len(self._writing.queue),
             queued_write_bytes=self._writing.queue.num_bytes,
+            running_writes=self._writing.num_running,
             num_io_workers=len(self._crew.workers),
             num_io_workers_killed=accounts.num_killed,
             seconds_to_probe=self._breaker.seconds_to_probe,

@@ -98,6 +98,11 @@ class Writing:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def num_running(self) -> int:
+        """The chunks that are being written."""
+        return len(self._running)
+
     def put(self, chunks: Sequence[Chunk]) -> None:
         """Queue chunks that the tier does not have. The oldest leave for them."""
         dropped: list[Chunk] = []

@@ -1,4 +1,4 @@
-"""Traces are read strictly, ids become tokens without a clash, and plain LRU is plain LRU."""
+"""Traces are read strictly, and ids become tokens without a clash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from kvdepot.cli.request_trace import (
     MAX_HASH_ID,
     VOCABULARY_SIZE,
     BadTrace,
-    PlainLru,
     read_trace,
     token_ids,
 )
@@ -78,19 +77,3 @@ def test_prompts_share_tokens_exactly_as_far_as_they_share_ids(first: list[int],
     for block in range(common, shorter):
         span = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
         assert (tokens[span] == others[span]) == (first[block] == second[block])
-
-
-@given(st.lists(st.lists(st.integers(0, 12), max_size=6, unique=True), max_size=30), st.integers(1, 10))
-def test_plain_lru_agrees_with_a_sorted_list(requests: list[list[int]], capacity: int) -> None:
-    lru = PlainLru(capacity)
-    resident: list[int] = []  # the least recently used first
-    for request in requests:
-        hits = 0
-        for hash_id in request:
-            if hash_id not in resident:
-                break
-            hits += 1
-        assert lru.request(tuple(request)) == hits
-        for hash_id in request:
-            resident = [other for other in resident if other != hash_id] + [hash_id]
-            resident = resident[-capacity:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvdepot.cli.app import app
+from kvdepot.cli.replay_node import CHUNK_BYTES, ReplayFailed
 from kvdepot.cli.request_trace import BLOCK_TOKENS
-from kvdepot.cli.trace_player import CHUNK_BYTES, ReplayFailed, replay_trace
+from kvdepot.cli.trace_player import Replayed, replay_trace
 
 L1_CHUNKS = 40
 
@@ -51,6 +52,14 @@ def write(path: Path, requests: Sequence[Sequence[int]]) -> Path:
 
 def replay(trace: Path, *options: str) -> Result:
     return CliRunner().invoke(app, ["replay", str(trace), *options], env={"COLUMNS": "200"})
+
+
+async def play(
+    address: str, requests: Sequence[tuple[int, ...]], *, l1_chunks: int, on_request: Callable[[], None] = lambda: None
+) -> Replayed:
+    """Play requests to one depot that runs already."""
+    routes = [0] * len(requests)
+    return await replay_trace([address], requests, routes, l1_chunks=l1_chunks, concurrency=1, on_request=on_request)
 
 
 def test_the_hit_ratio_is_that_of_a_brute_force_model(tmp_path: Path) -> None:
@@ -100,7 +109,7 @@ def test_a_malformed_trace_is_a_clear_error(tmp_path: Path) -> None:
 async def test_a_depot_of_another_size_is_refused(start_server: Any) -> None:
     server = await start_server(chunk_size=BLOCK_TOKENS, l1_size=str(8 * CHUNK_BYTES))
     with pytest.raises(ReplayFailed, match="holds 8 chunks, not 9"):
-        await replay_trace(server.addresses[0], [(0,)], l1_chunks=9, concurrency=1, on_request=lambda: None)
+        await play(server.addresses[0], [(0,)], l1_chunks=9)
 
 
 async def test_a_wrong_byte_ends_the_replay(start_server: Any) -> None:
@@ -111,4 +120,4 @@ async def test_a_wrong_byte_ends_the_replay(start_server: Any) -> None:
             server.memory.view[start] ^= 1
 
     with pytest.raises(ReplayFailed, match="request-2: the 1 blocks that came back do not hold what was stored"):
-        await replay_trace(server.addresses[0], [(0,), (0,)], l1_chunks=8, concurrency=1, on_request=spoil)
+        await play(server.addresses[0], [(0,), (0,)], l1_chunks=8, on_request=spoil)

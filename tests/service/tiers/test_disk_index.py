@@ -29,14 +29,15 @@ def test_a_chunk_that_was_read_outlives_many_that_never_are(clock: Clock) -> Non
     assert "a" in names(index) and not {"b", "c"} & names(index)
 
 
-def test_chunks_that_were_read_leave_a_fifth_of_the_space_to_new_ones(clock: Clock) -> None:
+def test_the_chunks_that_were_read_last_keep_a_fifth_of_the_space(clock: Clock) -> None:
     index = index_of(10, clock=clock)
     put(index, *(f"old{number}" for number in range(10)))
     for number in range(10):
         clock.seconds += 2
         index.get(key(f"old{number}"))
-    assert put(index, "new0", "new1") == ["old0", "old1"]
-    assert put(index, "new2") == ["new0"]
+    assert put(index, *(f"new{number}" for number in range(8))) == [f"old{number}" for number in range(8)]
+    assert put(index, "new8", "new9") == ["new0", "new1"]
+    assert {"old8", "old9"} <= set(names(index))
 
 
 def test_of_chunks_that_are_written_together_the_tail_leaves_first(clock: Clock) -> None:

@@ -23,7 +23,7 @@ class Model:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.order = SegmentedOrder(100, lambda: self.seconds)
+        self.order = SegmentedOrder(100, 50, lambda: self.seconds)
         self.chunks = [chunk_of(number, 1 + number % 2) for number in range(40)]
         for chunk in self.chunks:
             self.order.add(chunk)
@@ -60,7 +60,7 @@ def test_after_any_uses_all_chunks_are_in_order(steps: list[tuple[bool, int, flo
 
 
 def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> None:
-    order = SegmentedOrder(100, lambda: 0.0)
+    order = SegmentedOrder(100, 50, lambda: 0.0)
     chunks = [chunk_of(number, 1 + number % 2) for number in range(4)]
     for chunk in chunks:
         order.adopt(chunk)
@@ -72,9 +72,20 @@ def test_adopted_chunks_of_all_sizes_are_in_the_order_of_their_adoption() -> Non
 
 
 def test_the_next_victim_of_another_size_is_the_one_that_was_adopted_long_before() -> None:
-    order = SegmentedOrder(200, lambda: 0.0)
+    order = SegmentedOrder(200, 200, lambda: 0.0)
     chunks = [chunk_of(number, 1 if 1 <= number <= 40 else 2) for number in range(100)]
     for chunk in chunks:
         order.adopt(chunk)
     order.remove(chunks[0])
     assert order.next_victim_of_other_size(3) is chunks[1]
+
+
+def test_a_fifth_of_the_bytes_and_of_the_records_is_protected() -> None:
+    for capacity_bytes, num_records in ((50, 1_000), (1_000, 50)):
+        order = SegmentedOrder(capacity_bytes, num_records, lambda: 0.0)
+        for number in range(40):
+            chunk = chunk_of(number, 1)
+            chunk.is_protected = True
+            order.add(chunk)
+        assert order.num_protected == 10
+        order.check()

@@ -110,6 +110,11 @@ class Child:
         finally:
             timer.cancel()
 
+    def kill(self) -> None:
+        """Kill it, as a crash would. It has ended when this returns."""
+        self._process.kill()
+        self._process.wait()
+
     def end(self) -> None:
         """Ask it to end, and kill it if it does not."""
         self._process.terminate()
@@ -135,8 +140,10 @@ def child(name: str, *arguments: str, variables: Mapping[str, str] = EMPTY) -> I
 
 
 @contextmanager
-def server_addresses(*flags: str, start_seconds: float = 60.0) -> Iterator[list[str]]:
-    """Run a depot for the duration of the block, and yield its addresses.
+def server_child(
+    *flags: str, name: str = "the depot", start_seconds: float = 60.0
+) -> Iterator[tuple[Child, list[str]]]:
+    """Run a depot for the duration of the block, and yield its process and its addresses.
 
     The first one is a unix socket of its own. The others are of each `--listen` among the flags, in this order.
 
@@ -144,13 +151,23 @@ def server_addresses(*flags: str, start_seconds: float = 60.0) -> Iterator[list[
     """
     with tempfile.TemporaryDirectory(prefix="kvdepot-") as folder:
         listen = f"unix:{folder}/kvdepot.sock"
-        with child("the depot", "-m", "kvdepot", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
+        with child(name, "-m", "kvdepot", "serve", "--listen", listen, *ANY_PORT, *flags) as server:
             with server.limit(start_seconds):
                 ready = next((line for line in server.lines() if listen in line), None)
                 if ready is None:
                     raise server.failure()
             server.drain()
-            yield ready[ready.index(listen) :].split(", ")
+            yield server, ready[ready.index(listen) :].split(", ")
+
+
+@contextmanager
+def server_addresses(*flags: str, start_seconds: float = 60.0) -> Iterator[list[str]]:
+    """Run a depot for the duration of the block, and yield its addresses as `server_child` does.
+
+    Raises: ChildFailed.
+    """
+    with server_child(*flags, start_seconds=start_seconds) as (_, addresses):
+        yield addresses
 
 
 @contextmanager

@@ -1,109 +1,133 @@
-"""The command `replay`: the hit ratio of a depot on recorded requests, and that of plain LRU for comparison."""
+"""The command `replay`: the hit ratio of depots on recorded requests, and those of other caches for comparison."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from kvdepot import DepotError
+from kvdepot.cli.lru_models import HashIds
 from kvdepot.cli.processes import ChildFailed, exit_on_terminate, server_process
+from kvdepot.cli.replay_node import CHUNK_BYTES, ReplayFailed
+from kvdepot.cli.replay_report import show, summary_of
+from kvdepot.cli.request_router import RouterName, routes
 from kvdepot.cli.request_trace import BLOCK_TOKENS, BadTrace, read_trace
 from kvdepot.cli.terminal import fail
-from kvdepot.cli.trace_player import CHUNK_BYTES, Replayed, ReplayFailed, replay_trace
+from kvdepot.cli.trace_player import Replayed, replay_trace
 
-RPCS = ("Lookup", "Retrieve", "Store", "EndSession")
+NODE = "{node}"
+MAX_NODES = 64
+
+
+class WritePolicy(StrEnum):
+    """When a depot writes a chunk to its tiers: see the setting `l2_write`."""
+
+    SECOND_TOUCH = "second-touch"
+    ALL = "all"
+    EVICTED = "evicted"
+    NONE = "none"
 
 
 def replay(
     trace: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A trace in Mooncake's format.")
     ],
-    l1_chunks: Annotated[int, typer.Option(min=1, help="How many chunks of 512 tokens the depot's L1 holds.")],
+    l1_chunks: Annotated[int, typer.Option(min=1, help="How many chunks of 512 tokens the L1 of each depot holds.")],
+    l2: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A tier behind L1; repeatable. {node} in it becomes the depot's number, from 1. "
+            "What the replay writes stays there.",
+        ),
+    ] = None,
+    l2_write: Annotated[
+        WritePolicy, typer.Option(help="When chunks are written to the tiers.")
+    ] = WritePolicy.SECOND_TOUCH,
+    nodes: Annotated[int, typer.Option(min=1, max=MAX_NODES, help="How many depots, each with an L1 of its own.")] = 1,
+    router: Annotated[RouterName, typer.Option(help="Which depot gets a request.")] = RouterName.RANDOM,
+    seed: Annotated[int, typer.Option(help="Of the router `random`.")] = 0,
+    compare_lru: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="BLOCKS", help="Also show plain LRU of this size; repeatable.")
+    ] = None,
     limit_requests: Annotated[int | None, typer.Option(min=1, help="Play only the first requests.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="How many requests are played at a time.")] = 1,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Play a trace of prompts to a real depot, and compare its hit ratio with plain LRU's."""
+    """Play a trace of prompts to real depots, and compare their hit ratio with other caches.
+
+    Hits are blocks that came back with right bytes. A request ends when the tiers have written what it gave them. So
+    the hit ratio depends on the trace and the sizes, and not on how fast this machine is. The trace's times are not
+    used.
+    """
+    urls = tuple(l2 or ())
+    if nodes > 1 and any(url.startswith("disk:") and NODE not in url for url in urls):
+        fail(f"a disk tier belongs to one depot: write {NODE} into its folder, as in disk:///tmp/{NODE}?size=4GiB", 2)
     try:
         requests = read_trace(trace, limit_requests)
+        chosen = routes(requests, router, num_nodes=nodes, l1_chunks=l1_chunks, seed=seed)
+        flags = [_flags(l1_chunks, urls, l2_write, node) for node in range(1, nodes + 1)]
         with exit_on_terminate():
-            replayed = _replay(requests, l1_chunks, concurrency)
+            replayed = _replay(requests, chosen, flags, l1_chunks, concurrency)
     except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
         fail(str(error))
-    summary = _summary(replayed, l1_chunks, concurrency)
+    summary = summary_of(
+        replayed,
+        requests,
+        chosen,
+        num_nodes=nodes,
+        router=router,
+        l1_chunks=l1_chunks,
+        concurrency=concurrency,
+        compare_lru=compare_lru or (),
+    )
     if json_output:
         print(json.dumps(summary, indent=2))
     else:
-        _show(summary)
+        show(summary)
 
 
-def _replay(requests: list[tuple[int, ...]], l1_chunks: int, concurrency: int) -> Replayed:
-    """Play the requests to a depot of its own, and show on standard error how far it is."""
+def _flags(l1_chunks: int, l2: Sequence[str], l2_write: WritePolicy, node: int) -> list[str]:
+    """Return the flags of one node's depot."""
+    flags = ["--chunk-size", str(BLOCK_TOKENS), "--l1-size", str(l1_chunks * CHUNK_BYTES)]
+    for url in l2:
+        flags += ["--l2", url.replace(NODE, str(node))]
+    return [*flags, "--l2-write", l2_write]
+
+
+def _replay(
+    requests: Sequence[HashIds],
+    chosen: Sequence[int],
+    flags_by_node: Sequence[Sequence[str]],
+    l1_chunks: int,
+    concurrency: int,
+) -> Replayed:
+    """Play the requests to depots of their own, and show on standard error how far it is."""
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("starting a depot", total=len(requests))
-        settings = ("--chunk-size", str(BLOCK_TOKENS), "--l1-size", str(l1_chunks * CHUNK_BYTES))
-        with server_process(*settings) as address:
-            progress.update(task, description="requests")
-            replaying = replay_trace(
-                address,
-                requests,
-                l1_chunks=l1_chunks,
-                concurrency=concurrency,
-                on_request=lambda: progress.advance(task),
-            )
-            return asyncio.run(replaying)
-
-
-def _summary(replayed: Replayed, l1_chunks: int, concurrency: int) -> dict[str, Any]:
-    num_rpcs = sum(map(len, replayed.rpc_seconds.values()))
-    return {
-        "l1_chunks": l1_chunks,
-        "concurrency": concurrency,
-        "num_requests": replayed.num_requests,
-        "num_blocks": replayed.num_blocks,
-        "hit_blocks": replayed.hit_blocks,
-        "refused_blocks": replayed.refused_blocks,
-        "hit_ratio": replayed.hit_blocks / max(1, replayed.num_blocks),
-        "plain_lru_hit_ratio": replayed.plain_lru_hit_blocks / max(1, replayed.num_blocks),
-        "duration_seconds": replayed.duration_seconds,
-        "rpcs_per_second": num_rpcs / replayed.duration_seconds,
-        "rpcs": {
-            rpc: {
-                "num_calls": len(seconds),
-                "p50_seconds": float(np.percentile(seconds, 50)),
-                "p99_seconds": float(np.percentile(seconds, 99)),
-                "total_seconds": sum(seconds),
-            }
-            for rpc in RPCS
-            if (seconds := replayed.rpc_seconds.get(rpc))
-        },
-    }
-
-
-def _show(summary: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    ratios = Table("cache", Column("hit ratio", justify="right"), title="leading blocks resident")
-    ratios.add_row(f"depot, {summary['l1_chunks']:,} chunks", f"{summary['hit_ratio']:.4f}")
-    ratios.add_row(f"plain LRU, {summary['l1_chunks']:,} blocks", f"{summary['plain_lru_hit_ratio']:.4f}")
-    headers = (Column(header, justify="right") for header in ("calls", "p50 ms", "p99 ms"))
-    calls = Table("RPC", *headers, title=f"RPCs of {summary['concurrency']} request(s) at a time")
-    for rpc, figures in summary["rpcs"].items():
-        milliseconds = (f"{figures[key] * 1e3:.2f}" for key in ("p50_seconds", "p99_seconds"))
-        calls.add_row(rpc, f"{figures['num_calls']:,}", *milliseconds)
-    console.print(ratios)
-    console.print(calls)
-    console.print(
-        f"{summary['num_requests']:,} requests of {summary['num_blocks']:,} blocks in "
-        f"{summary['duration_seconds']:.1f} s: {summary['rpcs_per_second']:,.0f} RPCs/s\n"
-        f"{summary['hit_blocks']:,} blocks came back, each as it was stored; {summary['refused_blocks']:,} were refused"
-    )
+    with (
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+        ExitStack() as depots,
+    ):
+        starting = "starting a depot" if len(flags_by_node) == 1 else f"starting {len(flags_by_node)} depots"
+        task = progress.add_task(starting, total=len(requests))
+        addresses = [depots.enter_context(server_process(*flags)) for flags in flags_by_node]
+        progress.update(task, description="requests")
+        replaying = replay_trace(
+            addresses,
+            requests,
+            chosen,
+            l1_chunks=l1_chunks,
+            concurrency=concurrency,
+            on_request=lambda: progress.advance(task),
+        )
+        return asyncio.run(replaying)

@@ -1,4 +1,4 @@
-"""A trace of requests in Mooncake's format: the blocks that each prompt is made of, and plain LRU's hits on them.
+"""A trace of requests in Mooncake's format: the blocks that each prompt is made of.
 
 Each line is a JSON object. `hash_ids` has one id per block of 512 tokens of the prompt. An id stands for its block and
 for all blocks before it, so that equal ids mean equal prefixes. See https://github.com/kvcache-ai/Mooncake.
@@ -7,7 +7,6 @@ for all blocks before it, so that equal ids mean equal prefixes. See https://git
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -67,26 +66,3 @@ def token_ids(hash_ids: tuple[int, ...]) -> list[int]:
     tokens[:, 1:2] = ids >> 31
     flat: list[int] = tokens.ravel().tolist()
     return flat
-
-
-class PlainLru:
-    """A cache of blocks without prefixes, which evicts the least recently used block."""
-
-    def __init__(self, capacity_blocks: int) -> None:
-        self._capacity_blocks = capacity_blocks
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-
-    def __repr__(self) -> str:
-        return f"<PlainLru {len(self._blocks)}/{self._capacity_blocks} blocks>"
-
-    def request(self, hash_ids: tuple[int, ...]) -> int:
-        """Count the leading blocks that are resident, then touch every block from head to tail."""
-        num_hits = 0
-        while num_hits < len(hash_ids) and hash_ids[num_hits] in self._blocks:
-            num_hits += 1
-        for hash_id in hash_ids:
-            self._blocks[hash_id] = None
-            self._blocks.move_to_end(hash_id)
-            if len(self._blocks) > self._capacity_blocks:
-                self._blocks.popitem(last=False)
-        return num_hits

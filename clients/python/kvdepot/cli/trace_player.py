@@ -1,11 +1,12 @@
-"""Plays the requests of a trace to a depot through its RPCs, with KV so small that an hour of traffic takes minutes."""
+"""Plays the requests of a trace to depots through their RPCs, with KV so small that an hour takes minutes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
@@ -13,48 +14,54 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from kvdepot import AsyncAttachment, AsyncDepotClient, KvShape, SharedBuffer, token_prefix
-from kvdepot.cli.request_trace import BLOCK_TOKENS, PlainLru, token_ids
+from kvdepot import AsyncDepotClient, KvShape, SharedBuffer, token_prefix
+from kvdepot.cli.lru_models import HashIds
+from kvdepot.cli.replay_node import Node, ReplayFailed
+from kvdepot.cli.request_trace import BLOCK_TOKENS, token_ids
 from kvdepot.layout import layouts
+from kvdepot.v1 import admin_pb2, cache_pb2
 
-CHUNK_BYTES = 2 * BLOCK_TOKENS * 4
-"""Bytes of a chunk of the replay's model, which has K and V of one head of one 4-byte element.
-
-This is a page of memory, so that an L1 of N times this size holds exactly N chunks.
-"""
-
+CALL_SECONDS = 120.0
+"""The limit of a call. The depot waits for a tier for less time, also on a busy machine."""
 _POISON = 0xFFFF_FFFF
 
 Blocks = npt.NDArray[np.uint32]
 Response = TypeVar("Response")
 
 
-class ReplayFailed(Exception):
-    """The depot has another size than expected, or returned wrong bytes."""
-
-
 @dataclass(kw_only=True)
 class Replayed:
-    """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC."""
+    """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC.
+
+    A hit is a block that came back, `l2_hit_blocks` are those that were on their way from a tier. `cut_hits` counts
+    the requests that a tier gave no answer to, or not all that it has, by reason. `tiers[node]` is how the tiers of
+    each node were at the end.
+    """
 
     num_requests: int = 0
     num_blocks: int = 0
     hit_blocks: int = 0
-    plain_lru_hit_blocks: int = 0
+    l2_hit_blocks: int = 0
+    stored_blocks: int = 0
     refused_blocks: int = 0
+    cut_hits: Counter[str] = field(default_factory=Counter)
+    tiers: list[list[admin_pb2.TierStatus]] = field(default_factory=list)
     duration_seconds: float = 0.0
     rpc_seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 async def replay_trace(
-    address: str,
-    requests: Sequence[tuple[int, ...]],
+    addresses: Sequence[str],
+    requests: Sequence[HashIds],
+    routes: Sequence[int],
     *,
     l1_chunks: int,
     concurrency: int,
     on_request: Callable[[], None],
 ) -> Replayed:
-    """Play every request, `concurrency` of them at a time, to a depot with an L1 of `l1_chunks`.
+    """Play every request, `concurrency` of them at a time, to depots with an L1 of `l1_chunks` each.
+
+    `routes` has the place of each request's depot in `addresses`. A request ends when the tiers have what it gave them.
 
     Raises: ReplayFailed, DepotError.
     """
@@ -68,36 +75,34 @@ async def replay_trace(
         dtype="uint32",
     )
     layout = layouts.NB_NL_TWO_BS_NH_HS
-    async with AsyncDepotClient(address) as client:
-        with SharedBuffer.create(layout.size_bytes(shape)) as buffer:
-            attachment = await client.attach(
-                instance_id=f"replay-{uuid4()}",
+    replay_id = f"replay-{uuid4()}"
+    async with AsyncExitStack() as stack:
+        buffer = stack.enter_context(SharedBuffer.create(layout.size_bytes(shape)))
+        nodes: list[Node] = []
+        for number, address in enumerate(addresses, start=1):
+            client = await stack.enter_async_context(AsyncDepotClient(address, timeout_seconds=CALL_SECONDS))
+            attaching = client.attach(
+                instance_id=f"{replay_id}-{number}",
                 model_name="replay",
+                model_revision=replay_id,  # a shared tier may have the chunks of an earlier replay
                 groups=[layout.from_shape(shape)],
                 regions=[buffer.region],
             )
-            async with attachment:
-                await _check_capacity(client, attachment, l1_chunks)
-                blocks: Blocks = buffer.view(np.uint32, (shape.num_blocks, 2 * BLOCK_TOKENS))
-                player = _Player(attachment, requests, PlainLru(l1_chunks), on_request)
-                start = time.perf_counter()
-                try:
-                    async with asyncio.TaskGroup() as workers:
-                        for first_block in range(0, shape.num_blocks, max_blocks):
-                            workers.create_task(player.work(blocks[first_block:], first_block))
-                except ExceptionGroup as failures:  # the first failure ends the other workers
-                    raise failures.exceptions[0] from None
-                player.replayed.duration_seconds = time.perf_counter() - start
-                return player.replayed
-
-
-async def _check_capacity(client: AsyncDepotClient, attachment: AsyncAttachment, l1_chunks: int) -> None:
-    if (attachment.chunk_size, attachment.chunk_bytes) != (BLOCK_TOKENS, CHUNK_BYTES):
-        raise ReplayFailed(f"the depot's chunks are {attachment.chunk_size} tokens of {attachment.chunk_bytes} bytes")
-    status = await client.get_status()
-    capacity_bytes = status.tiers[0].capacity_bytes
-    if capacity_bytes != l1_chunks * CHUNK_BYTES:
-        raise ReplayFailed(f"the depot's L1 holds {capacity_bytes / CHUNK_BYTES:g} chunks, not {l1_chunks}")
+            node = Node(number, client, await stack.enter_async_context(await attaching))
+            await node.check(l1_chunks)
+            nodes.append(node)
+        blocks: Blocks = buffer.view(np.uint32, (shape.num_blocks, 2 * BLOCK_TOKENS))
+        player = _Player(nodes, requests, routes, on_request)
+        start = time.perf_counter()
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for first_block in range(0, shape.num_blocks, max_blocks):
+                    workers.create_task(player.work(blocks[first_block:], first_block))
+        except ExceptionGroup as failures:  # the first failure ends the other workers
+            raise failures.exceptions[0] from None
+        player.replayed.duration_seconds = time.perf_counter() - start
+        player.replayed.tiers = [await node.tiers() for node in nodes]
+        return player.replayed
 
 
 class _Player:
@@ -105,49 +110,62 @@ class _Player:
 
     def __init__(
         self,
-        attachment: AsyncAttachment,
-        requests: Sequence[tuple[int, ...]],
-        plain_lru: PlainLru,
+        nodes: Sequence[Node],
+        requests: Sequence[HashIds],
+        routes: Sequence[int],
         on_request: Callable[[], None],
     ) -> None:
-        self._attachment = attachment
-        self._requests = iter(requests)
-        self._plain_lru = plain_lru
+        self._nodes = nodes
+        self._requests = zip(requests, routes, strict=True)
         self._on_request = on_request
         self.replayed = Replayed()
 
     async def work(self, blocks: Blocks, first_block: int) -> None:
         """Play requests until none is left, through blocks that no other worker uses."""
         replayed = self.replayed
-        for hash_ids in self._requests:
+        for hash_ids, place in self._requests:
             replayed.num_requests += 1
             replayed.num_blocks += len(hash_ids)
-            replayed.plain_lru_hit_blocks += self._plain_lru.request(hash_ids)
             if hash_ids:
-                await self._play(f"request-{replayed.num_requests}", hash_ids, blocks[: len(hash_ids)], first_block)
+                node = self._nodes[place]
+                session_id = f"request-{replayed.num_requests}"
+                await self._play(node, session_id, hash_ids, blocks[: len(hash_ids)], first_block)
+                await node.written()
             self._on_request()
 
-    async def _play(self, session_id: str, hash_ids: tuple[int, ...], blocks: Blocks, first_block: int) -> None:
+    async def _play(self, node: Node, session_id: str, hash_ids: HashIds, blocks: Blocks, first_block: int) -> None:
         """Do the work of an engine: look the prompt up, retrieve the match, "compute" and store the rest."""
-        attachment, replayed = self._attachment, self.replayed
+        attachment, replayed = node.attachment, self.replayed
         prefix = token_prefix(token_ids(hash_ids))
         block_ids = range(first_block, first_block + len(hash_ids))
         contents = _contents(hash_ids)
 
         found = await self._timed("Lookup", attachment.lookup(session_id, prefix))
+        if found.miss.tier == cache_pb2.TIER_L2:
+            self._note_miss(found.miss)
         matched = found.matched_tokens // BLOCK_TOKENS
-        replayed.hit_blocks += matched
+        valid = 0
         if matched:
             blocks[:] = _POISON
-            await self._timed("Retrieve", attachment.retrieve(session_id, found.lease, [block_ids[:matched]]))
-            if not np.array_equal(blocks[:matched], contents[:matched]):
-                raise ReplayFailed(f"{session_id}: the {matched} blocks that came back do not hold what was stored")
-        if matched < len(hash_ids):
-            blocks[matched:] = contents[matched:]
-            store = attachment.store(session_id, prefix, [block_ids[matched:]], start_token=found.matched_tokens)
+            retrieving = attachment.retrieve(session_id, found.lease, [block_ids[:matched]], accept_partial=True)
+            retrieved = await self._timed("Retrieve", retrieving)
+            if retrieved.HasField("miss"):
+                self._note_miss(retrieved.miss)
+            valid = retrieved.valid_tokens // BLOCK_TOKENS
+            if not np.array_equal(blocks[:valid], contents[:valid]):
+                raise ReplayFailed(f"{session_id}: the {valid} blocks that came back do not hold what was stored")
+            replayed.hit_blocks += valid
+            replayed.l2_hit_blocks += retrieved.l2_tokens // BLOCK_TOKENS
+        if valid < len(hash_ids):
+            blocks[valid:] = contents[valid:]
+            store = attachment.store(session_id, prefix, [block_ids[valid:]], start_token=valid * BLOCK_TOKENS)
             stored = await self._timed("Store", store)
+            replayed.stored_blocks += stored.stored_tokens // BLOCK_TOKENS
             replayed.refused_blocks += stored.refused_tokens // BLOCK_TOKENS
         await self._timed("EndSession", attachment.end_session(session_id))
+
+    def _note_miss(self, miss: cache_pb2.Miss) -> None:
+        self.replayed.cut_hits[cache_pb2.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()] += 1
 
     async def _timed(self, rpc: str, call: Awaitable[Response]) -> Response:
         start = time.perf_counter()
@@ -156,7 +174,7 @@ class _Player:
         return response
 
 
-def _contents(hash_ids: tuple[int, ...]) -> Blocks:
+def _contents(hash_ids: HashIds) -> Blocks:
     """Return the contents of a prompt's blocks, `[blocks, 1024]`. A word is made of the block's id and its offset."""
     ids = np.array(hash_ids, dtype=np.int64)[:, np.newaxis]
     return (ids * 2 * BLOCK_TOKENS + np.arange(2 * BLOCK_TOKENS)).astype(np.uint32)

@@ -467,6 +467,7 @@ class TierTraffic(_message.Message):
     QUEUED_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     NUM_IO_WORKERS_FIELD_NUMBER: _builtins.int
     NUM_KILLED_IO_WORKERS_FIELD_NUMBER: _builtins.int
+    NUM_RUNNING_WRITES_FIELD_NUMBER: _builtins.int
     num_asked_chunks: _builtins.int
     """Chunks that the tier was asked for."""
     num_found_chunks: _builtins.int
@@ -489,6 +490,8 @@ class TierTraffic(_message.Message):
     """Running I/O workers: processes that carry out the reads and writes."""
     num_killed_io_workers: _builtins.int
     """I/O workers that the depot killed because they missed a deadline."""
+    num_running_writes: _builtins.int
+    """Chunks that are being written."""
     @_builtins.property
     def num_reads_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Chunks to be read into L1, by how that ended: arrived, absent, damaged, late, failed, unwanted."""
@@ -518,10 +521,11 @@ class TierTraffic(_message.Message):
         queued_write_bytes: _builtins.int = ...,
         num_io_workers: _builtins.int = ...,
         num_killed_io_workers: _builtins.int = ...,
+        num_running_writes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second", "_write_bytes_per_second", b"_write_bytes_per_second", "read_bytes_per_second", b"read_bytes_per_second", "write_bytes_per_second", b"write_bytes_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second", "_write_bytes_per_second", b"_write_bytes_per_second", "num_asked_chunks", b"num_asked_chunks", "num_dropped_writes_by_reason", b"num_dropped_writes_by_reason", "num_found_chunks", b"num_found_chunks", "num_io_workers", b"num_io_workers", "num_killed_io_workers", b"num_killed_io_workers", "num_queued_reads", b"num_queued_reads", "num_queued_writes", b"num_queued_writes", "num_reads_by_outcome", b"num_reads_by_outcome", "num_writes_by_outcome", b"num_writes_by_outcome", "queued_write_bytes", b"queued_write_bytes", "read_bytes", b"read_bytes", "read_bytes_per_second", b"read_bytes_per_second", "write_bytes_per_second", b"write_bytes_per_second", "written_bytes", b"written_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second", "_write_bytes_per_second", b"_write_bytes_per_second", "num_asked_chunks", b"num_asked_chunks", "num_dropped_writes_by_reason", b"num_dropped_writes_by_reason", "num_found_chunks", b"num_found_chunks", "num_io_workers", b"num_io_workers", "num_killed_io_workers", b"num_killed_io_workers", "num_queued_reads", b"num_queued_reads", "num_queued_writes", b"num_queued_writes", "num_reads_by_outcome", b"num_reads_by_outcome", "num_running_writes", b"num_running_writes", "num_writes_by_outcome", b"num_writes_by_outcome", "queued_write_bytes", b"queued_write_bytes", "read_bytes", b"read_bytes", "read_bytes_per_second", b"read_bytes_per_second", "write_bytes_per_second", b"write_bytes_per_second", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_bytes_per_second: _TypeAlias = _typing.Literal["read_bytes_per_second"]  # noqa: Y015
     _WhichOneofArgType__read_bytes_per_second: _TypeAlias = _typing.Literal["_read_bytes_per_second", b"_read_bytes_per_second"]  # noqa: Y015
