@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from service.tiers.store import StoreError
-from service.tiers.stores.resp import Connection, Endpoint, Reply, command
+from service.tiers.stores.resp import Connection, Reply, command
+from service.tiers.stores.valkey_endpoint import Endpoint
 from tests.fakes.authority import Authority
 from tests.fakes.real_servers import found, libraries
 from tests.fakes.waiting import wait_until

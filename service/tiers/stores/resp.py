@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 
 from service.tiers.store import StoreError, StoreFull, StoreUnusable
+from service.tiers.stores.valkey_endpoint import Endpoint
 
 RECEIVE_BYTES = 64 << 10
 MAX_BUFFERS = 512
@@ -50,41 +50,6 @@ class Redirected(ErrorReply):
         host, _, port = line.rpartition(" ")[2].rpartition(":")
         self.host, self.port = host, int(port)
         self.is_once = self.code == "ASK"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where a server is, and what it wants to see first. Without `tls` the connection is plain.
-
-    The password is read from its file for each connection, so that it may change.
-    """
-
-    host: str
-    port: int
-    database: int = 0
-    user: str = ""
-    password_file: str = ""
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    def greeting(self) -> list[tuple[bytes, ...]]:
-        """Return the commands that begin a connection.
-
-        Raises: StoreUnusable: the password's file can't be read.
-        """
-        commands: list[tuple[bytes, ...]] = []
-        if self.password_file:
-            try:
-                with open(self.password_file, "rb") as file:  # noqa: PTH123 - a Path would be made for each connection
-                    password = file.read().rstrip(b"\r\n")
-            except OSError as error:
-                raise StoreUnusable(f"password_file: {error}") from error
-            commands.append((b"AUTH", *([self.user.encode()] if self.user else []), password))
-        if self.database:
-            commands.append((b"SELECT", b"%d" % self.database))
-        return [*commands, (b"PING",)]
 
 
 def command(*arguments: bytes) -> bytes:

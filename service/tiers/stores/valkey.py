@@ -16,13 +16,13 @@ from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, S
 from service.tiers.stores.resp import (
     Buffer,
     Connection,
-    Endpoint,
     ErrorReply,
     Redirected,
     Reply,
     command,
     set_command,
 )
+from service.tiers.stores.valkey_endpoint import Endpoint
 from service.tiers.stores.valkey_nodes import Cluster, Nodes, OneServer
 
 logger = logging.getLogger(__name__)
@@ -208,19 +208,15 @@ def _raise_errors(reply: Reply) -> None:
 
 def _nodes(context: StoreContext) -> Nodes:
     address, options = context.address, context.address.options
-    is_cluster = bool(options.get("cluster"))
-    database = address.path.strip("/") or "0"
-    if not database.isdecimal() or (is_cluster and int(database)):
-        raise StoreUnusable(f"there is no database {database!r}: it is a number, and 0 in a cluster")
     endpoint = Endpoint(
         host=address.host,
         port=address.port or DEFAULT_PORTS[address.kind],
-        database=int(database),
+        database=int(address.path.strip("/") or 0),
         user=options.get("user", ""),
         password_file=options.get("password_file", ""),
         tls=_tls(context) if address.kind in ("valkeys", "rediss") else None,
     )
-    return Cluster(endpoint) if is_cluster else OneServer(endpoint)
+    return Cluster(endpoint) if options.get("cluster") else OneServer(endpoint)
 
 
 def _tls(context: StoreContext) -> ssl.SSLContext:

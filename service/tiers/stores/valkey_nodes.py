@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from service.tiers.store import StoreError, StoreUnusable
-from service.tiers.stores.resp import Connection, Endpoint, ErrorReply, Redirected, Reply, command
+from service.tiers.stores.resp import Connection, ErrorReply, Redirected, Reply, command
+from service.tiers.stores.valkey_endpoint import Endpoint
 
 NUM_SLOTS = 16_384
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from service.tiers.address import TierAddress
 from service.tiers.store import Part, Place, Role, StoreContext, StoreError
-from service.tiers.stores.resp import Connection, Endpoint, command
+from service.tiers.stores.resp import Connection, command
 from service.tiers.stores.valkey import ValkeyStore
+from service.tiers.stores.valkey_endpoint import Endpoint
 
 PONG = b"+PONG\r\n"
 SECONDS = 5.0

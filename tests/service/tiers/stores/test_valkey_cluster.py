@@ -190,9 +190,3 @@ def test_a_cluster_is_no_single_server(nodes: Sequence[RedisServer], open_store:
 def test_a_single_server_is_no_cluster(open_store: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
     with redis_server(tmp_path_factory.mktemp("single")) as server, pytest.raises(StoreUnusable, match="cluster=true"):
         open_store(server)
-
-
-def test_a_cluster_has_one_database(nodes: Sequence[RedisServer]) -> None:
-    address = TierAddress.parse(f"valkey://127.0.0.1:{nodes[0].port}/1?cluster=true")
-    with pytest.raises(StoreUnusable, match="database"):
-        ValkeyStore(StoreContext(address=address, role=Role.READ, l1=memoryview(b"")))
