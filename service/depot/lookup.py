@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 from service.depot.depot import Depot
 from service.depot.match import Match, match_prefix
 from service.depot.operation import Operation
-from service.depot.tier_search import ANSWER_SECONDS, extend
+from service.depot.tier_search import extend
 from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
 from service.errors import SessionNotFound, invalid
@@ -22,9 +23,9 @@ MAX_TRIES = 3
 async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     """Match a prompt in L1 and in the tiers, and lease the matched chunks.
 
-    It waits `max_wait_seconds` at most for chunks that are being stored, and `ANSWER_SECONDS` for tiers. What a tier
-    has begins to load, and the answer does not wait for it. There is a lease if more tokens matched than the engine has
-    itself.
+    It waits `max_wait_seconds` at most for chunks that are being stored, and for each tier as long as that has for its
+    answer. What a tier has begins to load, and the answer does not wait for it. There is a lease if more tokens matched
+    than the engine has itself.
 
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing, TooManySessions.
     """
@@ -75,7 +76,6 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
     """Match the prompt. Chunks that another call is storing are waited for, and tiers are asked for the others."""
     longest_wait = min(request.max_wait_seconds, depot.limits.max_wait_seconds)
     deadline = time.monotonic() + longest_wait
-    answer_seconds = min(ANSWER_SECONDS, longest_wait or ANSWER_SECONDS)
     num_tries = 0
     while True:
         match = await match_prefix(depot, request.instance_id, request.prefix)
@@ -88,7 +88,7 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
         if not depot.tiers or match.pending_writes or num_tries > MAX_TRIES:
             return match
         try:
-            if await extend(depot, request, match, answer_seconds):
+            if await extend(depot, request, match, longest_wait or math.inf):
                 return match
         except BaseException:
             match.unpin(depot)

@@ -17,12 +17,14 @@ from service.tiers.snapshot import TierSnapshot
 class Tier(Protocol):
     """A tier. Only the event loop uses it. No method raises for what the store does, and no wait is without a bound.
 
-    `name` is unique. `bit` is a power of 2: `Chunk.in_tiers` has it if the tier is known to have the chunk.
+    `name` is unique. `bit` is a power of 2: `Chunk.in_tiers` has it if the tier is known to have the chunk. A lookup
+    waits at most `answer_seconds` for the tier's answer.
     """
 
     name: str
     bit: int
     is_local: bool
+    answer_seconds: float
 
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""

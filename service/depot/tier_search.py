@@ -21,19 +21,18 @@ from service.tiers.record import Owner
 from telemetry.kinds import MissReason
 from telemetry.kinds import Tier as TierKind
 
-ANSWER_SECONDS = 0.02
-"""How long a lookup waits for the answer of a tier."""
 MAX_KEYS = 4_096
 """Keys that one lookup asks for, of all ranks together: a million tokens of one rank with the usual chunks."""
 
 _NOT_IN_L1 = frozenset({MissReason.NEVER_STORED, MissReason.EVICTED, MissReason.RANK_MISSING, MissReason.CORRUPT})
 
 
-async def extend(depot: Depot, request: LookupRequest, match: Match, timeout_seconds: float) -> bool:
+async def extend(depot: Depot, request: LookupRequest, match: Match, longest_wait_seconds: float) -> bool:
     """Ask the tiers for the chunks behind a match, and make the match longer by those that begin to load.
 
-    The new chunks are pinned as the others are. `match.miss` says why it is not longer still. Return False if chunks of
-    the match, or ranks of the instance, went away meanwhile. Then nothing was done.
+    It waits for each tier as long as that has for its answer, and no longer than `longest_wait_seconds`. The new chunks
+    are pinned as the others are. `match.miss` says why it is not longer still. Return False if chunks of the match, or
+    ranks of the instance, went away meanwhile. Then nothing was done.
 
     Raises: InstanceNotFound.
     """
@@ -43,7 +42,7 @@ async def extend(depot: Depot, request: LookupRequest, match: Match, timeout_sec
     ranks = dict(instance.ranks)
     num_removed = depot.index.num_removed_pinned
     search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], request, match)
-    await search.ask(Owner(depot.tenant, instance.model_name, request.prefix.cache_salt), timeout_seconds)
+    await search.ask(Owner(depot.tenant, instance.model_name, request.prefix.cache_salt), longest_wait_seconds)
     if depot.index.num_removed_pinned != num_removed or depot.instances.require(request.instance_id).ranks != ranks:
         return False
     search.take()
@@ -94,17 +93,19 @@ class _Search:
         self._tier_of: dict[ChunkKey, Tier] = {}
         self._doubts: list[tuple[Tier, Doubt]] = []
 
-    async def ask(self, owner: Owner, timeout_seconds: float) -> None:
+    async def ask(self, owner: Owner, longest_wait_seconds: float) -> None:
         """Ask the tiers for the keys that L1 lacks: the local ones first, then all others at the same time."""
         index = self._depot.index
         keys = [key for position in zip(*self._keys, strict=True) for key in position if index.get(key) is None]
         tiers = self._depot.tiers
         for tier in (tier for tier in tiers if tier.is_local):
-            self._note(tier, keys, await tier.find(keys, owner, timeout_seconds))
+            self._note(tier, keys, await tier.find(keys, owner, tier.answer_seconds))
             keys = [key for key in keys if key not in self._tier_of]
         remote = [tier for tier in tiers if not tier.is_local]
         if keys and remote:
-            answers = await asyncio.gather(*(tier.find(keys, owner, timeout_seconds) for tier in remote))
+            answers = await asyncio.gather(
+                *(tier.find(keys, owner, min(tier.answer_seconds, longest_wait_seconds)) for tier in remote)
+            )
             for tier, answer in zip(remote, answers, strict=True):
                 self._note(tier, keys, answer)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.units import format_size, parse_size
+from service.units import format_duration, format_size, parse_duration, parse_size
 
 _SWITCH: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -33,6 +33,8 @@ class Option:
             return ""
         if self.takes == "size":
             return format_size(self.default)
+        if self.takes == "duration":
+            return format_duration(self.default)
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 
@@ -59,6 +61,16 @@ def _number(at_least: int, at_most: int) -> Callable[[str], int]:
         if not (text.isascii() and text.isdecimal() and at_least <= int(text[:10]) <= at_most):
             raise ValueError(f"is no number from {at_least} to {at_most}")
         return int(text)
+
+    return parse
+
+
+def _duration(at_least: float, at_most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = parse_duration(text)
+        if not at_least <= value <= at_most:
+            raise ValueError(f"is not from {format_duration(at_least)} to {format_duration(at_most)}")
+        return value
 
     return parse
 
@@ -125,6 +137,16 @@ _ALL: Final[Mapping[str, Option]] = {
     ),
 }
 
+_REMOTE: Final[Mapping[str, Option]] = {
+    "answer": Option(
+        takes="duration",
+        meaning="how long a lookup waits for the tier to say what it has, 400ms at most; engines wait as long",
+        parse=_duration(0.001, 0.4),
+        default=0.02,
+    ),
+    **_ALL,
+}
+
 _CA_FILE: Final = _file("PEM file of the authorities that sign servers' certificates; without it, the system's")
 
 _VALKEY: Final[Mapping[str, Option]] = {
@@ -158,12 +180,12 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
             parse=_switch,
         ),
         "ca_file": _CA_FILE,
-        **_ALL,
+        **_REMOTE,
     },
-    "valkey": {**_VALKEY, **_ALL},
-    "valkeys": {**_VALKEY, **_VALKEY_TLS, **_ALL},
-    "redis": {**_VALKEY, **_ALL},
-    "rediss": {**_VALKEY, **_VALKEY_TLS, **_ALL},
+    "valkey": {**_VALKEY, **_REMOTE},
+    "valkeys": {**_VALKEY, **_VALKEY_TLS, **_REMOTE},
+    "redis": {**_VALKEY, **_REMOTE},
+    "rediss": {**_VALKEY, **_VALKEY_TLS, **_REMOTE},
     "mooncake": {
         "segment": Option(
             takes="size",
@@ -178,7 +200,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, Option]]] = {
         "local_host": Option(
             takes="text", meaning="address at which other nodes reach this one; without it, found", parse=_text
         ),
-        **_ALL,
+        **_REMOTE,
     },
 }
 """The options of each kind of address by name. The option `name`, which each address has, is not among them."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 WEIGHT = 0.2
 """Of a new measurement."""
 
-READ_SECONDS = 0.2
+READ_SECONDS = 0.5
+"""Of any read, so that a busy machine kills no I/O worker that reads at its usual rate."""
 MAX_READ_SECONDS = 2.0
 SLOWEST_SHARE = 0.25
 """Of the measured rate: slower than this is too slow."""

@@ -61,6 +61,7 @@ class Tier:
         self.name = launch.address.name
         self.bit = bit
         self.is_local = index is not None
+        self.answer_seconds = limits.answer_seconds
         self._launch = launch
         self._index = index
         self._clock = clock
@@ -151,9 +152,8 @@ class Tier:
 
     def seconds_to_read(self, num_bytes: int) -> float | None:
         """Return how long it takes by the measured rate, with what is queued already. None: nothing was measured."""
-        queued_bytes = self._reading.waiting_bytes + self._reading.running_bytes
-        share_bytes = queued_bytes / self._num_workers[Role.READ]
-        return self._accounts.read_rate.seconds_for(num_bytes + share_bytes)
+        all_bytes = num_bytes + self._reading.waiting_bytes + self._reading.running_bytes
+        return self._accounts.read_rate.seconds_for(all_bytes / self._num_workers[Role.READ])
 
     def write(self, chunks: Sequence[Chunk]) -> None:
         """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first.

@@ -25,6 +25,7 @@ class FakeTier:
         self.name = name
         self.bit = bit
         self.is_local = is_local
+        self.answer_seconds = 0.02
         self.chunks: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
         self.waiting: deque[Load] = deque()
         self.written: list[bytes] = []

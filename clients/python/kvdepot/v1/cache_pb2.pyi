@@ -862,7 +862,7 @@ class LookupRequest(_message.Message):
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
         """How long to wait for chunks that another call is storing, and for the answers of tiers. The server limits it. Unset:
-        no wait for other calls, and 20 ms for tiers. Tiers never get more than 20 ms.
+        no wait for other calls. A tier has 20 ms for its answer, unless the operator gave it another time.
         """
 
     def __init__(
@@ -1167,7 +1167,7 @@ class RetrieveResponse(_message.Message):
     valid_tokens: _builtins.int
     """Tokens of the prefix, from token 0 on, that the engine need not compute: those below skip_tokens, and those whose
     blocks have right bytes now. It is all that the block tables cover, unless accept_partial was set. Blocks behind it
-    may have any bytes.
+    may have any bytes. Depots before tiers leave it 0; skip_tokens plus retrieved_tokens is the same number in all.
     """
     @_builtins.property
     def miss(self) -> Global___Miss:
