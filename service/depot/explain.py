@@ -12,6 +12,7 @@ from service.depot.instances import Attachment, Instance
 from service.depot.match import miss_at, miss_of_all
 from service.depot.slices import Pace
 from service.depot.stored_identities import StoredIdentity
+from service.depot.tier_search import tokens_in_tiers
 from service.depot.values import Miss
 from service.errors import InstanceNotFound
 from service.l1.chunk import Chunk, NamespaceStats
@@ -54,7 +55,8 @@ class Explanation:
     """What the depot has of a prompt. `num_unreachable` counts chunks that all ranks have behind the missing one.
 
     `num_incomparable` counts the model's chunks whose keys are of another kind than the prompt: of block hashes, or of
-    hashes of other blocks, instead of token ids, or the other way round.
+    hashes of other blocks, instead of token ids, or the other way round. `tokens_in_tiers` counts the tokens behind the
+    match in L1 that a lookup would load, by tier.
     """
 
     instance: Instance
@@ -64,6 +66,7 @@ class Explanation:
     miss: Miss | None = None
     others: Sequence[OtherIdentity] = ()
     num_incomparable: int = 0
+    tokens_in_tiers: dict[str, int] = field(default_factory=dict)
     remembers_since: float | None = None
 
 
@@ -89,6 +92,8 @@ async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix
         remembers_since=depot.index.past.since(),
     )
     await _walk(depot, attached, prefix, explanation, pace)
+    if depot.tiers and instance.complete and explanation.miss is not None:
+        explanation.tokens_in_tiers = await tokens_in_tiers(depot, instance, prefix, explanation.num_matched)
     await _look_elsewhere(depot, attached, prefix, explanation, pace)
     return explanation
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from service.depot.depot import Depot
-from service.depot.instances import Attachment
+from service.depot.instances import Attachment, Instance
 from service.depot.loading import Wanted
 from service.depot.match import Match, miss_at
 from service.depot.stored_identities import StoredIdentity
 from service.depot.tier import Answer, Doubt, Tier
 from service.depot.values import LookupRequest, Miss
 from service.l1.chunk import Chunk
-from service.l1.keys import ChunkKey, chunk_keys
+from service.l1.keys import ChunkKey, Prefix, chunk_keys
 from service.tiers.record import Owner
 from telemetry.kinds import MissReason
 from telemetry.kinds import Tier as TierKind
@@ -41,12 +42,27 @@ async def extend(depot: Depot, request: LookupRequest, match: Match, longest_wai
     instance = depot.instances.require(request.instance_id)
     ranks = dict(instance.ranks)
     num_removed = depot.index.num_removed_pinned
-    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], request, match)
-    await search.ask(Owner(depot.tenant, instance.model_name, request.prefix.cache_salt), longest_wait_seconds)
+    before = [[chunk.key for chunk in chunks] for chunks in match.chunks_by_rank]
+    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], request.prefix, before)
+    await search.ask(longest_wait_seconds)
     if depot.index.num_removed_pinned != num_removed or depot.instances.require(request.instance_id).ranks != ranks:
         return False
-    search.take()
+    search.take(match, request.prefill_tokens_per_second)
     return True
+
+
+async def tokens_in_tiers(depot: Depot, instance: Instance, prefix: Prefix, num_chunks: int) -> dict[str, int]:
+    """Return how many tokens behind the first `num_chunks` chunks each tier would add to a match. Nothing is loaded.
+
+    All ranks of the instance are attached.
+    """
+    attachments = [instance.ranks[rank] for rank in sorted(instance.ranks)]
+    chunk_size = depot.limits.chunk_size
+    namespaces = [each.identity.namespace(prefix, chunk_size) for each in attachments]
+    before = [list(islice(chunk_keys(namespace, prefix, chunk_size), num_chunks)) for namespace in namespaces]
+    search = _Search(depot, attachments, prefix, before)
+    await search.ask(math.inf)
+    return {name: count * chunk_size for name, count in search.chunks_by_tier().items()}
 
 
 def _may_be_in_tiers(miss: Miss) -> bool:
@@ -63,38 +79,31 @@ class _Position:
 
 
 class _Search:
-    """One search. `keys[rank][i]` is the key of the chunk that is `i` behind the match."""
+    """One search. `before[rank]` has the keys of the match, `keys[rank][i]` is that of the chunk `i` behind it."""
 
-    def __init__(self, depot: Depot, attachments: Sequence[Attachment], request: LookupRequest, match: Match) -> None:
+    def __init__(
+        self,
+        depot: Depot,
+        attachments: Sequence[Attachment],
+        prefix: Prefix,
+        before: Sequence[Sequence[ChunkKey]],
+    ) -> None:
         self._depot = depot
         self._attachments = attachments
-        self._prefix = prefix = request.prefix
-        self._prefill_rate = request.prefill_tokens_per_second or min(
-            (each.prefill_tokens_per_second for each in attachments if each.prefill_tokens_per_second), default=None
-        )
-        self._match = match
+        self._prefix = prefix
         chunk_size = depot.limits.chunk_size
         self._namespaces = [each.identity.namespace(prefix, chunk_size) for each in attachments]
         most = MAX_KEYS // len(attachments)
         self._keys = [
-            list(
-                islice(
-                    chunk_keys(
-                        namespace,
-                        prefix,
-                        chunk_size,
-                        [chunk.key for chunk in chunks],
-                    ),
-                    most,
-                )
-            )
-            for namespace, chunks in zip(self._namespaces, match.chunks_by_rank, strict=True)
+            list(islice(chunk_keys(namespace, prefix, chunk_size, keys), most))
+            for namespace, keys in zip(self._namespaces, before, strict=True)
         ]
         self._tier_of: dict[ChunkKey, Tier] = {}
         self._doubts: list[tuple[Tier, Doubt]] = []
 
-    async def ask(self, owner: Owner, longest_wait_seconds: float) -> None:
+    async def ask(self, longest_wait_seconds: float) -> None:
         """Ask the tiers for the keys that L1 lacks: the local ones first, then all others at the same time."""
+        owner = Owner(self._depot.tenant, self._attachments[0].model_name, self._prefix.cache_salt)
         index = self._depot.index
         keys = [key for position in zip(*self._keys, strict=True) for key in position if index.get(key) is None]
         tiers = self._depot.tiers
@@ -116,8 +125,18 @@ class _Search:
             if is_found:
                 self._tier_of.setdefault(key, tier)
 
-    def take(self) -> None:
+    def chunks_by_tier(self) -> dict[str, int]:
+        """Return how many of the next chunks each tier would read, for one rank or more."""
+        names = [{tier.name for tier in position.tiers if tier is not None} for position in self._continued()]
+        return dict(Counter(name for of_position in names for name in of_position))
+
+    def take(self, match: Match, prefill_rate: float | None) -> None:
         """Decide in one step: make the match longer, and begin to load."""
+        self._match = match
+        self._prefill_rate = prefill_rate or min(
+            (each.prefill_tokens_per_second for each in self._attachments if each.prefill_tokens_per_second),
+            default=None,
+        )
         positions = self._continued()
         if not positions:
             self._note_doubt()

@@ -48,6 +48,7 @@ def response(
         incomparable_chunks=explanation.num_incomparable,
         model_revision=explanation.instance.model_revision,
         block_hash_seed=explanation.instance.block_hash_seed,
+        tokens_in_tiers=explanation.tokens_in_tiers,
         other_identities=[_other(each, prefix, chunk_size) for each in explanation.others],
     )
     if is_admin and explanation.remembers_since is not None:

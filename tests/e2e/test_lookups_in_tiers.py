@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvdepot import block_table, requests
+from kvdepot.cli.explanation import explained
 from kvdepot.v1 import cache_pb2
 from service.cache_memory import CacheMemory
 from service.depot.slices import Slices
@@ -603,3 +604,24 @@ async def test_a_depot_that_ends_waits_until_nothing_touches_l1(open_with_tiers:
     assert not tier.is_closed
     await site.server.depots.tiers.close()
     assert tier.is_closed and not tier.waiting
+
+
+async def test_an_explanation_says_what_tiers_have_and_loads_nothing(open_with_tiers: OpenWithTiers) -> None:
+    site, [remote, local] = await open_with_tiers(2, local=[1])
+    engine = await site.attach()
+    await moved_to(local, site, engine, num_chunks=4)
+    for key in list(local.chunks)[3:]:
+        remote.chunks[key] = local.chunks.pop(key)
+    instance_id = engine.attachment.instance_id
+    used_bytes = site.depot.index.pool.used_bytes
+    answer = await site.client.explain_prefix(TOKENS, instance_id=instance_id)
+    assert (answer.matched_tokens, answer.miss.reason) == (2 * CHUNK_SIZE, cache_pb2.MISS_REASON_EVICTED)
+    assert dict(answer.tokens_in_tiers) == {"tier-0": CHUNK_SIZE, "tier-1": 3 * CHUNK_SIZE}
+    text = explained(answer, "")
+    assert "tiers behind L1 have tokens behind these, which a lookup loads: 16 in tier-0, 48 in tier-1" in text
+    assert "hint" not in text
+    assert site.depot.index.pool.used_bytes == used_bytes
+    await site.assert_comes_to_rest()
+    del local.chunks[next(iter(local.chunks))]
+    answer = await site.client.explain_prefix(TOKENS, instance_id=instance_id)
+    assert not answer.tokens_in_tiers, "nothing goes on where the match ends"

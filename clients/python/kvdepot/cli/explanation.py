@@ -61,6 +61,9 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> 
         lines += _missing(answer, chunk_size)
     elif num_chunks * chunk_size < answer.prompt_tokens:
         lines.append(f"the last {answer.prompt_tokens - num_chunks * chunk_size:,} tokens are no whole chunk")
+    if answer.tokens_in_tiers:
+        tiers = ", ".join(f"{tokens:,} in {printable(name)}" for name, tokens in sorted(answer.tokens_in_tiers.items()))
+        lines.append(f"tiers behind L1 have tokens behind these, which a lookup loads: {tiers}")
     lines += _absent(answer.ranks)
     if answer.unreachable_tokens:
         lines.append(f"{answer.unreachable_tokens:,} tokens behind it are in L1, and no lookup reaches them")
@@ -70,7 +73,7 @@ def explained(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> 
             f"{answer.incomparable_chunks:,} chunks of the model have keys of another kind, by block hashes or by "
             "token ids: they can't be compared with this prompt"
         )
-    if answer.HasField("miss"):
+    if answer.HasField("miss") and not answer.tokens_in_tiers:
         hint = _OTHER_KEYS if answer.incomparable_chunks else _HINTS.get(answer.miss.reason)
         hint = _REFUSED if any(rank.refusal for rank in answer.ranks) else hint
         lines += [f"hint: {hint}"] if hint is not None else []

@@ -484,6 +484,26 @@ class ExplainPrefixResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TokensInTiersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     CHUNK_SIZE_FIELD_NUMBER: _builtins.int
@@ -497,6 +517,7 @@ class ExplainPrefixResponse(_message.Message):
     INCOMPARABLE_CHUNKS_FIELD_NUMBER: _builtins.int
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
+    TOKENS_IN_TIERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     model_name: _builtins.str
@@ -506,7 +527,7 @@ class ExplainPrefixResponse(_message.Message):
     prompt_tokens: _builtins.int
     """Tokens of the prompt; with block hashes, those of whole blocks."""
     matched_tokens: _builtins.int
-    """Tokens that a Lookup would match."""
+    """Tokens that a Lookup would match in L1."""
     unreachable_tokens: _builtins.int
     """Tokens of whole chunks behind the first missing one that every rank has. No Lookup reaches them."""
     incomparable_chunks: _builtins.int
@@ -519,7 +540,7 @@ class ExplainPrefixResponse(_message.Message):
     """The algorithm and the seed of its block hashes."""
     @_builtins.property
     def miss(self) -> _cache_pb2.Miss:
-        """Why it would not match more. Unset if every whole chunk would match."""
+        """Why it would not match more in L1. Unset if every whole chunk would match."""
 
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankExplanation]:
@@ -534,6 +555,12 @@ class ExplainPrefixResponse(_message.Message):
     @_builtins.property
     def remembers_since(self) -> _timestamp_pb2.Timestamp:
         """The depot has forgotten which chunks left L1 before this time. Unset: it remembers all, or the caller is no admin."""
+
+    @_builtins.property
+    def tokens_in_tiers(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Tokens behind matched_tokens that tiers behind L1 have, by the tier's name. A Lookup would load them, unless that is
+        slower than to compute them. All other fields are about L1 alone.
+        """
 
     def __init__(
         self,
@@ -551,10 +578,11 @@ class ExplainPrefixResponse(_message.Message):
         incomparable_chunks: _builtins.int = ...,
         model_revision: _builtins.str = ...,
         block_hash_seed: _builtins.str = ...,
+        tokens_in_tiers: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss", "remembers_since", b"remembers_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "model_revision", b"model_revision", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "incomparable_chunks", b"incomparable_chunks", "instance_id", b"instance_id", "matched_tokens", b"matched_tokens", "miss", b"miss", "model_name", b"model_name", "model_revision", b"model_revision", "other_identities", b"other_identities", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "remembers_since", b"remembers_since", "tokens_in_tiers", b"tokens_in_tiers", "unreachable_tokens", b"unreachable_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
