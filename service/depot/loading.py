@@ -26,13 +26,14 @@ _LOST = {
     LoadEnd.FAILED: MissReason.TIER_FAILED,
     LoadEnd.UNWANTED: MissReason.TIER_FAILED,
 }
+_TRY_NEXT = frozenset({LoadEnd.ABSENT, LoadEnd.DAMAGED, LoadEnd.LATE, LoadEnd.FAILED})
 
 
 class Wanted(NamedTuple):
-    """A chunk that a tier has. `num_groups` are those of its rank."""
+    """A chunk that tiers have. The first one reads it, and if that fails, the next one. `num_groups` are its rank's."""
 
     key: ChunkKey
-    tier: Tier
+    tiers: Sequence[Tier]
     namespace_stats: NamespaceStats
     slot_bytes: int
     num_groups: int
@@ -87,7 +88,7 @@ class Loading:
             )
             load.done.add_done_callback(partial(self._ended, chunk, wanted, load))
             self.num_loading += 1
-            by_tier.setdefault(wanted.tier, []).append(load)
+            by_tier.setdefault(wanted.tiers[0], []).append(load)
         for tier, loads in by_tier.items():
             tier.load(loads)
 
@@ -98,9 +99,12 @@ class Loading:
         assert pending is not None
         if end is LoadEnd.ARRIVED and len(load.absent_tokens) not in (0, wanted.num_groups):
             end = LoadEnd.DAMAGED  # made with other groups of layers than its key says: no depot stores that
+        if end in _TRY_NEXT and len(wanted.tiers) > 1 and _is_pinned(chunk) and not chunk.removed:
+            self.begin([(chunk, wanted._replace(tiers=wanted.tiers[1:]))])
+            return
         if end is LoadEnd.ARRIVED:
             chunk.absent_tokens = load.absent_tokens
-            chunk.in_tiers |= wanted.tier.bit
+            chunk.in_tiers |= wanted.tiers[0].bit
             self._verification.note_loaded(chunk, load.checksum)
             self._index.commit(chunk)
             self._index.unpin([chunk])

@@ -72,10 +72,15 @@ def _may_be_in_tiers(miss: Miss) -> bool:
 
 @dataclass(slots=True)
 class _Position:
-    """One chunk of the prefix: those of the ranks that L1 has, None where it has none, and the tiers of the others."""
+    """One chunk of the prefix, by rank: what L1 has, None where it has none, and the tiers that have the others."""
 
     chunks: list[Chunk | None]
-    tiers: list[Tier | None]
+    tiers: list[list[Tier]]
+
+    @property
+    def readers(self) -> list[Tier | None]:
+        """The tier that is to read each chunk first, None for those that L1 has."""
+        return [of_chunk[0] if of_chunk else None for of_chunk in self.tiers]
 
 
 class _Search:
@@ -98,7 +103,7 @@ class _Search:
             list(islice(chunk_keys(namespace, prefix, chunk_size, keys), most))
             for namespace, keys in zip(self._namespaces, before, strict=True)
         ]
-        self._tier_of: dict[ChunkKey, Tier] = {}
+        self._tiers_of: dict[ChunkKey, list[Tier]] = {}
         self._doubts: list[tuple[Tier, Doubt]] = []
 
     async def ask(self, longest_wait_seconds: float) -> None:
@@ -109,7 +114,7 @@ class _Search:
         tiers = self._depot.tiers
         for tier in (tier for tier in tiers if tier.is_local):
             self._note(tier, keys, await tier.find(keys, owner, tier.answer_seconds))
-            keys = [key for key in keys if key not in self._tier_of]
+            keys = [key for key in keys if key not in self._tiers_of]
         remote = [tier for tier in tiers if not tier.is_local]
         if keys and remote:
             answers = await asyncio.gather(
@@ -123,11 +128,11 @@ class _Search:
             self._doubts.append((tier, answer.doubt))
         for key, is_found in zip(keys, answer.found, strict=True):
             if is_found:
-                self._tier_of.setdefault(key, tier)
+                self._tiers_of.setdefault(key, []).append(tier)
 
     def chunks_by_tier(self) -> dict[str, int]:
         """Return how many of the next chunks each tier would read, for one rank or more."""
-        names = [{tier.name for tier in position.tiers if tier is not None} for position in self._continued()]
+        names = [{tier.name for tier in position.readers if tier is not None} for position in self._continued()]
         return dict(Counter(name for of_position in names for name in of_position))
 
     def take(self, match: Match, prefill_rate: float | None) -> None:
@@ -158,10 +163,12 @@ class _Search:
         positions: list[_Position] = []
         for keys in zip(*self._keys, strict=True):
             chunks = [index.get(key) for key in keys]
-            tiers = [self._tier_of.get(key) if chunk is None else None for key, chunk in zip(keys, chunks, strict=True)]
+            tiers = [
+                self._tiers_of.get(key, []) if chunk is None else [] for key, chunk in zip(keys, chunks, strict=True)
+            ]
             if any(
-                tier is None if chunk is None else chunk.pending_write is not None and not chunk.is_loading
-                for chunk, tier in zip(chunks, tiers, strict=True)
+                not of_chunk if chunk is None else chunk.pending_write is not None and not chunk.is_loading
+                for chunk, of_chunk in zip(chunks, tiers, strict=True)
             ):
                 break
             positions.append(_Position(chunks, tiers))
@@ -179,10 +186,10 @@ class _Search:
             num_bytes: Counter[Tier] = Counter()
             num_chunks: Counter[Tier] = Counter()
             for position in positions:
-                for attachment, tier in zip(self._attachments, position.tiers, strict=True):
+                for attachment, tier in zip(self._attachments, position.readers, strict=True):
                     if tier is not None:
                         num_bytes[tier] += attachment.chunk_bytes
-                num_chunks.update({tier for tier in position.tiers if tier is not None})
+                num_chunks.update({tier for tier in position.readers if tier is not None})
             for tier, count in num_chunks.items():
                 read_seconds = tier.seconds_to_read(num_bytes[tier])
                 prefill_seconds = count * self._depot.limits.chunk_size / self._prefill_rate
@@ -190,7 +197,7 @@ class _Search:
                     break
             else:
                 return len(positions)
-            end = next(number for number, position in enumerate(positions) if tier in position.tiers)
+            end = next(number for number, position in enumerate(positions) if tier in position.readers)
             detail = f"{tier.name} needs {read_seconds:.3g} s, the engine {prefill_seconds:.3g} s for {count} chunks"
             positions = positions[:end]
             self._miss(MissReason.TIER_SLOWER_THAN_PREFILL, detail, num_more=end)
@@ -201,13 +208,13 @@ class _Search:
         wanted = {
             rank: Wanted(
                 key=self._keys[rank][number],
-                tier=tier,
+                tiers=of_chunk,
                 namespace_stats=self._depot.namespace_stats(self._attachments[rank], self._prefix),
                 slot_bytes=self._attachments[rank].slot_bytes,
                 num_groups=len(self._attachments[rank].groups),
             )
-            for rank, tier in enumerate(position.tiers)
-            if tier is not None
+            for rank, of_chunk in enumerate(position.tiers)
+            if of_chunk
         }
         there = [chunk for chunk in position.chunks if chunk is not None]
         self._depot.index.pin(there)  # first, so that they are not evicted for the others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlencode
@@ -17,10 +17,13 @@ from service.server import Server
 from service.tiers import tier as tiers
 from service.tiers.record import RECORD_BYTES
 from service.tiers.snapshot import TierState
+from service.tiers.store import Place
 from tests.e2e.engines import Site
+from tests.fakes.mooncake import Master, Node, skip_without_mooncake
 from tests.fakes.waiting import eventually
 from tests.servers.s3 import BUCKET, S3Server, s3_server
 from tests.servers.valkey import RedisServer, redis_server
+from tests.service.tiers.stores.mooncake_kind import MooncakeUnderTest
 
 
 class RealTier(Protocol):
@@ -33,6 +36,9 @@ class RealTier(Protocol):
 
     def paused(self, server: Server) -> AbstractContextManager[None]:
         """Stop what answers, during the block: the server, or for a disk the I/O workers."""
+
+    def dead(self) -> AbstractContextManager[None]:
+        """Kill the server, during the block, if there is one. It forgets all chunks."""
 
 
 class Disk:
@@ -58,10 +64,13 @@ class Disk:
     @contextmanager
     def paused(self, server: Server) -> Iterator[None]:
         """Stop all I/O workers."""
-        pids = io_workers(server)
-        for pid in pids:
+        for pid in io_workers(server):
             os.kill(pid, signal.SIGSTOP)
         yield
+
+    def dead(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
 
 class Valkey:
@@ -81,6 +90,10 @@ class Valkey:
     def paused(self, server: Server) -> AbstractContextManager[None]:
         """Stop the server."""
         return self._server.paused()
+
+    def dead(self) -> AbstractContextManager[None]:
+        """Kill the server."""
+        return self._server.dead()
 
 
 class S3:
@@ -105,6 +118,31 @@ class S3:
         """Stop the server."""
         return self._server.paused()
 
+    def dead(self) -> AbstractContextManager[None]:
+        """Kill the server."""
+        return self._server.dead()
+
+
+class Mooncake:
+    """A master, and a node that lends its memory to it."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._changed = MooncakeUnderTest(master)
+        self.url = f"mooncake://127.0.0.1:{master.port}?segment=64MiB"
+
+    def flip_bit(self, server: Server, key: ChunkKey, at_bytes: int) -> None:
+        """Change a bit of the value."""
+        self._changed.flip_bit(Place(key), at_bytes)
+
+    def paused(self, server: Server) -> AbstractContextManager[None]:
+        """Stop the master."""
+        return self._master.paused()
+
+    def dead(self) -> AbstractContextManager[None]:
+        """Kill the master."""
+        return self._master.dead()
+
 
 @contextmanager
 def disk(folder: Path) -> Iterator[RealTier]:
@@ -126,7 +164,25 @@ def s3(folder: Path) -> Iterator[RealTier]:
         yield S3(server, folder)
 
 
-KINDS: dict[str, Callable[[Path], AbstractContextManager[RealTier]]] = {"disk": disk, "valkey": valkey, "s3": s3}
+@contextmanager
+def mooncake(folder: Path) -> Iterator[RealTier]:
+    """Run a master, and a node besides the depots."""
+    skip_without_mooncake()
+    master = Master(folder / "master.log")
+    node = Node(master, "256MiB")
+    try:
+        yield Mooncake(master)
+    finally:
+        node.kill()
+        master.end()
+
+
+KINDS: dict[str, Callable[[Path], AbstractContextManager[RealTier]]] = {
+    "disk": disk,
+    "valkey": valkey,
+    "s3": s3,
+    "mooncake": mooncake,
+}
 each_tier = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -157,3 +213,10 @@ def io_workers(server: Server) -> list[int]:
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [int(pid) for each in children for pid in each.read_text().split()]
     return [pid for pid in pids if b"io_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def zombies() -> list[int]:
+    """Return the children of this process that are dead and not reaped."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [int(pid) for each in children for pid in each.read_text().split()]
+    return [pid for pid in pids if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"]

@@ -347,6 +347,38 @@ async def test_the_first_tier_that_has_a_chunk_reads_it_and_a_local_one_spares_t
     await engine.retrieve_exactly("reader", found.lease, kv)
 
 
+@pytest.mark.parametrize("end", list(LOST))
+async def test_a_chunk_that_one_tier_lost_comes_from_the_next_one(open_with_tiers: OpenWithTiers, end: LoadEnd) -> None:
+    site, [first, second] = await open_with_tiers(2)
+    engine = await site.attach()
+    kv = await moved_to(first, site, engine, num_chunks=3)
+    second.chunks = dict(list(first.chunks.items())[:2])
+    first.reads_at_once = False
+    found = await engine.lookup("reader", TOKENS)
+    first.end_next(end)
+    first.end_next()
+    first.end_next(end)
+    answer = await retrieve_partial(site, engine, found.lease, kv)
+    assert (answer.valid_tokens, answer.miss.reason) == (5 * CHUNK_SIZE, LOST[end]), "only one has the last chunk"
+    assert [chunk.in_tiers for chunk in list(site.depot.index.chunks())[-2:]] == [second.bit, first.bit]
+    await engine.end_session("reader")
+    await site.assert_comes_to_rest()
+
+
+async def test_what_nobody_waits_for_is_not_asked_of_the_next_tier(open_with_tiers: OpenWithTiers) -> None:
+    site, [first, second] = await open_with_tiers(2)
+    engine = await site.attach()
+    await moved_to(first, site, engine, num_chunks=1)
+    second.chunks = dict(first.chunks)
+    first.reads_at_once = second.reads_at_once = False
+    await engine.lookup("reader", TOKENS)
+    await engine.end_session("reader")
+    first.end_next(LoadEnd.LATE)
+    await eventually(lambda: site.depot.loading.num_loading == 0)
+    assert not second.waiting
+    await site.assert_comes_to_rest()
+
+
 async def test_without_a_slot_in_l1_the_match_ends_and_says_so(open_with_tiers: OpenWithTiers) -> None:
     site, [tier] = await open_with_tiers(l1_size=f"{8 * 4096}B")
     engine = await site.attach()
