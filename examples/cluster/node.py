@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from examples.cluster.servers import SharedTier
 from examples.demo.decoder import PREFILL_STEP_TOKENS
-from kvdepot import DepotClient
+from kvdepot import DepotClient, DepotError
 from kvdepot.cli.processes import Child, ChildFailed, server_child
 from kvdepot.cli.tiers import name_of, why_not_used
 from kvdepot.v1 import admin_pb2, cache_pb2
@@ -67,16 +67,26 @@ class Node:
 
         Raises: DepotError.
         """
-        with DepotClient(self.address) as client:
-            return [tier for tier in client.get_status().tiers if tier.tier == cache_pb2.TIER_L2]
+        return self._until(lambda tier: False, 0.0)
 
     def _until(
         self, is_so: Callable[[admin_pb2.TierStatus], bool], timeout_seconds: float
     ) -> list[admin_pb2.TierStatus]:
-        """Wait until something is so for all tiers. Return those for which it is not, after the timeout."""
+        """Wait until something is so for all tiers. Return those for which it is not, after the timeout.
+
+        Raises: DepotError: also after the timeout the depot does not answer.
+        """
         deadline = time.monotonic() + timeout_seconds
-        while others := [tier for tier in self.tiers() if not is_so(tier)]:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_SECONDS)
-        return others
+        with DepotClient(self.address) as client:
+            while True:
+                is_last = time.monotonic() > deadline
+                try:
+                    tiers = [tier for tier in client.get_status().tiers if tier.tier == cache_pb2.TIER_L2]
+                except DepotError:  # a connection to a process that has just started may fail once
+                    if is_last:
+                        raise
+                else:
+                    others = [tier for tier in tiers if not is_so(tier)]
+                    if is_last or not others:
+                        return others
+                time.sleep(_POLL_SECONDS)
