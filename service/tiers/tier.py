@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
@@ -23,13 +24,15 @@ from service.tiers.local_index import LocalIndex
 from service.tiers.opening import Opening, RunSteps
 from service.tiers.placing import Placing
 from service.tiers.reading import Reading
-from service.tiers.record import Owner, OwnerTag, tag_of
+from service.tiers.record import Owner, OwnerTag, name_tag, tag_of
 from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
 from service.tiers.write_budget import WriteBudget
 from service.tiers.write_queue import WriteQueue
 from service.tiers.writing import L1Chunks, Writing
 from telemetry.events import Publisher
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 CLEAR_SECONDS = 5.0
@@ -112,6 +115,8 @@ class Tier:
         self._state = TierState.OPENING
         self._early_clears: list[Cleared] = []
         """Clears of a local tier from before it was known what it has."""
+        self._tenants: frozenset[bytes] | None = None
+        """The tags of all tenants. None: not known, so that chunks of any tenant are kept."""
         self._has_failed = asyncio.Event()
         self._is_closing = False
         self._stop = asyncio.Event()
@@ -168,6 +173,16 @@ class Tier:
             self._accounts.drop(chunks, "tier unavailable")
         else:
             self._writing.put(chunks)
+
+    def set_tenants(self, disk_share_bytes: Mapping[str, int]) -> None:
+        """Take all tenants that there are, with their shares of a local tier: 0 for a tenant without one.
+
+        When a local tier opens, it forgets the chunks of all others.
+        """
+        if self._index is not None:
+            tags = {name_tag(tenant): share_bytes for tenant, share_bytes in disk_share_bytes.items()}
+            self._tenants = frozenset(tags)
+            self._index.shares.set({tag: share_bytes for tag, share_bytes in tags.items() if share_bytes})
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         """Forget the chunks of a tenant (None: of all), a model ("": any) and a salt (None: any). Return how many.
@@ -250,6 +265,7 @@ class Tier:
             if self._index is not None:
                 for cleared in self._early_clears:
                     await self._remove(self._index, cleared.matches)
+                await self._forget_strangers(self._index)
             self._opening.has_opened = True
             self._note_state()
             for role, number in self._num_workers.items():
@@ -261,6 +277,14 @@ class Tier:
             while True:
                 await self._has_failed.wait()
                 await self._opening.probe()
+
+    async def _forget_strangers(self, index: LocalIndex) -> None:
+        """Forget the chunks of tenants that are gone: their names may be given to others."""
+        num_chunks = await self._remove(
+            index, lambda owner: self._tenants is not None and owner.tenant not in self._tenants
+        )
+        if num_chunks:
+            logger.info("tier %s forgets %d chunks of tenants that are gone", self.name, num_chunks)
 
     async def _remove(self, index: LocalIndex, matches: Callable[[OwnerTag], bool]) -> int:
         """Make a local tier's chunks invisible, and have their records erased."""

@@ -22,6 +22,7 @@ from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool, slot_bytes_for
+from service.l1.shares import Shares
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import StoreKind
 from service.tiers.limits import TierLimits
@@ -139,6 +140,7 @@ class DictIndex:
     def __init__(self, num_places: int = 100, slot_bytes: int = slot_bytes_for(CHUNK_BYTES)) -> None:
         self.capacity_bytes = num_places * slot_bytes
         self.num_evicted = 0
+        self.shares: Shares[bytes] = Shares()
         self._slot_bytes = slot_bytes
         self._free = list(range(num_places))
         self._chunks: dict[ChunkKey, tuple[Place, OwnerTag, bool]] = {}
