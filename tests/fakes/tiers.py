@@ -276,6 +276,7 @@ async def running_tier(
     index: DictIndex | None = None,
     waits: bool = True,
     is_shared: bool = False,
+    secret_file: Path | None = None,
 ) -> AsyncIterator[TierUnderTest]:
     """Run a tier over the folder `path`, which another one has open as well if it `is_shared`.
 
@@ -284,7 +285,7 @@ async def running_tier(
     limits = limits or TierLimits(read_workers=1, ask_workers=1)
     l1 = SmallL1()
     index = index or (DictIndex() if is_local else None)
-    test = TierUnderTest(Folder(path), l1, index, limits, LOCAL_KIND if is_local else KIND)
+    test = TierUnderTest(Folder(path, secret_file), l1, index, limits, LOCAL_KIND if is_local else KIND)
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(test.tier.run())
