@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,19 +19,18 @@ from service.tiers.forgotten import Cleared
 from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.limits import TierLimits
 from service.tiers.load import Load, LoadEnd
+from service.tiers.local_clears import LocalClears
 from service.tiers.local_index import LocalIndex
 from service.tiers.opening import Opening, RunSteps
 from service.tiers.placing import Placing
 from service.tiers.reading import Reading
-from service.tiers.record import Owner, OwnerTag, name_tag, tag_of
+from service.tiers.record import Owner, tag_of
 from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
 from service.tiers.write_budget import WriteBudget
 from service.tiers.write_queue import WriteQueue
 from service.tiers.writing import L1Chunks, Writing
 from telemetry.events import Publisher
-
-logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 CLEAR_SECONDS = 5.0
@@ -100,6 +98,9 @@ class Tier:
             on_corrupt=on_corrupt,
             clock=clock,
         )
+        self._local_clears = (
+            LocalClears(self.name, index, self._erasing, self._writing.is_writing) if index is not None else None
+        )
         jobs: dict[Role, Callable[[], TierJob | None]] = {
             Role.ASK: self._asking.take,
             Role.READ: lambda: self._clear_note.take_read() or self._reading.take(),
@@ -113,10 +114,6 @@ class Tier:
             Role.WRITE: limits.write_workers,
         }
         self._state = TierState.OPENING
-        self._early_clears: list[Cleared] = []
-        """Clears of a local tier from before it was known what it has."""
-        self._tenants: frozenset[bytes] | None = None
-        """The tags of all tenants. None: not known, so that chunks of any tenant are kept."""
         self._has_failed = asyncio.Event()
         self._is_closing = False
         self._stop = asyncio.Event()
@@ -179,10 +176,8 @@ class Tier:
 
         When a local tier opens, it forgets the chunks of all others.
         """
-        if self._index is not None:
-            tags = {name_tag(tenant): share_bytes for tenant, share_bytes in disk_share_bytes.items()}
-            self._tenants = frozenset(tags)
-            self._index.shares.set({tag: share_bytes for tag, share_bytes in tags.items() if share_bytes})
+        if self._local_clears is not None:
+            self._local_clears.set_tenants(disk_share_bytes)
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         """Forget the chunks of a tenant (None: of all), a model ("": any) and a salt (None: any). Return how many.
@@ -190,17 +185,15 @@ class Tier:
         No lookup here finds them when it ends. A local tier has erased their records then, unless it can't write.
         """
         cleared = Cleared.of(tenant, model_name, cache_salt)
-        if self._index is None:
+        if self._local_clears is None:
             self._placing.forgotten.clear(cleared)
         self._reading.forget(lambda owner: cleared.matches(tag_of(owner)))
         self._writing.forget(lambda owner: cleared.matches(tag_of(owner)))
         wait_seconds = CLEAR_SECONDS if self._state is TierState.AVAILABLE else 0.0
-        if self._index is None:
+        if self._local_clears is None:
             await self._clear_note.share(wait_seconds)
             return 0
-        if not self._opening.has_opened:
-            self._early_clears.append(cleared)
-        num_removed = await self._remove(self._index, cleared.matches)
+        num_removed = await self._local_clears.clear(cleared)
         await self._erasing.until_empty(wait_seconds)
         return num_removed
 
@@ -262,10 +255,8 @@ class Tier:
             if self._launch.kind.capabilities.needs_owner:
                 tasks.create_task(self._crew.own(tasks), name=f"tier {self.name} owner")
             worker: IoWorker | None = await self._opening.open()
-            if self._index is not None:
-                for cleared in self._early_clears:
-                    await self._remove(self._index, cleared.matches)
-                await self._forget_strangers(self._index)
+            if self._local_clears is not None:
+                await self._local_clears.clear_adopted()
             self._opening.has_opened = True
             self._note_state()
             for role, number in self._num_workers.items():
@@ -277,24 +268,6 @@ class Tier:
             while True:
                 await self._has_failed.wait()
                 await self._opening.probe()
-
-    async def _forget_strangers(self, index: LocalIndex) -> None:
-        """Forget the chunks of tenants that are gone: their names may be given to others."""
-        num_chunks = await self._remove(
-            index, lambda owner: self._tenants is not None and owner.tenant not in self._tenants
-        )
-        if num_chunks:
-            logger.info("tier %s forgets %d chunks of tenants that are gone", self.name, num_chunks)
-
-    async def _remove(self, index: LocalIndex, matches: Callable[[OwnerTag], bool]) -> int:
-        """Make a local tier's chunks invisible, and have their records erased."""
-        num_removed = 0
-        for number, key in enumerate(index.matching(matches)):
-            if not self._writing.is_writing(key):  # else it is erased when it is written
-                num_removed += self._erasing.erase(key, key)
-            if number % 256 == 255:
-                await asyncio.sleep(0)  # other calls have their turn
-        return num_removed
 
     def _note_load(self, load: Load, end: LoadEnd) -> None:
         """Note what a load says of the tier's chunk."""
