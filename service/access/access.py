@@ -15,6 +15,7 @@ from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
 from service.settings import BadSettings, Settings
+from service.tiers.disk_layout import smallest_disk_bytes
 from telemetry.events import Publisher
 
 ADMIN_SERVICE = "/kvdepot.v1.AdminService/"
@@ -96,8 +97,11 @@ def _tenants(settings: Settings, bus: Publisher | None) -> ReloadedFiles[Tenants
         max_attachments=settings.tenant_max_attachments,
         max_bytes_in_flight=settings.tenant_max_bytes_in_flight,
     )
+    disk_bytes = smallest_disk_bytes(settings.tier_addresses())
     try:
-        return ReloadedFiles("tenants", [path], lambda: read_tenants(path, defaults, settings.l1_size), BadTenants, bus)
+        return ReloadedFiles(
+            "tenants", [path], lambda: read_tenants(path, defaults, settings.l1_size, disk_bytes), BadTenants, bus
+        )
     except BadTenants as error:
         raise BadSettings("\n".join(f"tenants: {line}" for line in str(error).splitlines())) from error
 

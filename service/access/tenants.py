@@ -38,8 +38,8 @@ class Tenant:
 
     The default tenant has an empty `name`. Without a file of tenants, every caller is the default tenant. The
     `certificates` are names in clients' certificates: a DNS name or a URI among the alternative names, or the common
-    name of a certificate without alternative names. `l1_share_bytes` of L1 are its own: others may use what it leaves
-    free there, and lose it when this tenant needs it.
+    name of a certificate without alternative names. `l1_share_bytes` of L1 are its own, and `disk_share_bytes` of
+    each disk tier: others may use what it leaves free there, and lose it when this tenant needs it.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Tenant:
     tokens: tuple[Token, ...] = ()
     certificates: tuple[str, ...] = ()
     l1_share_bytes: int = 0
+    disk_share_bytes: int = 0
 
 
 class Tenants:

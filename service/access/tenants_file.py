@@ -60,6 +60,7 @@ class _TenantPart(_Part):
     certificates: tuple[Annotated[str, Field(min_length=1, max_length=512)], ...] = ()
     limits: _LimitsPart = _LimitsPart()
     l1_share: Size | None = None
+    disk_share: Size | None = None
 
     @field_validator("name")
     @classmethod
@@ -80,8 +81,8 @@ class _FilePart(_Part):
     tenants: tuple[_TenantPart, ...]
 
 
-def read_tenants(path: Path, defaults: TenantLimits, l1_bytes: int) -> Tenants:
-    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`. L1 has `l1_bytes`.
+def read_tenants(path: Path, defaults: TenantLimits, l1_bytes: int, disk_bytes: int | None = None) -> Tenants:
+    """Return the tenants of a YAML file, or of a JSON file if its name ends with `.json`: see `parse_tenants`.
 
     Raises: BadTenants.
     """
@@ -89,11 +90,15 @@ def read_tenants(path: Path, defaults: TenantLimits, l1_bytes: int) -> Tenants:
         data = read_file(path)
     except OSError as error:
         raise BadTenants(f"{path}: {error.strerror}") from error
-    return parse_tenants(data, defaults, l1_bytes, is_json=path.suffix == ".json")
+    return parse_tenants(data, defaults, l1_bytes, disk_bytes, is_json=path.suffix == ".json")
 
 
-def parse_tenants(data: bytes, defaults: TenantLimits, l1_bytes: int, *, is_json: bool = False) -> Tenants:
-    """Return the tenants of a file's content. A tenant without limits gets `defaults`. L1 has `l1_bytes`.
+def parse_tenants(
+    data: bytes, defaults: TenantLimits, l1_bytes: int, disk_bytes: int | None = None, *, is_json: bool = False
+) -> Tenants:
+    """Return the tenants of a file's content. A tenant without limits gets `defaults`.
+
+    L1 has `l1_bytes`, and the smallest disk tier `disk_bytes`. None: there is no disk tier.
 
     Raises: BadTenants.
     """
@@ -108,7 +113,7 @@ def parse_tenants(data: bytes, defaults: TenantLimits, l1_bytes: int, *, is_json
         parts = _FilePart.model_validate(content).tenants
     except ValidationError as error:
         raise BadTenants("\n".join(map(_fault, error.errors(include_input=False, include_url=False)))) from None
-    _check(parts, l1_bytes)
+    _check(parts, l1_bytes, disk_bytes)
     return Tenants(_tenant(part, defaults) for part in parts)
 
 
@@ -123,6 +128,7 @@ def _tenant(part: _TenantPart, defaults: TenantLimits) -> Tenant:
         ),
         certificates=part.certificates,
         l1_share_bytes=part.l1_share or 0,
+        disk_share_bytes=part.disk_share or 0,
     )
 
 
@@ -130,8 +136,8 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment is not None else float("inf")
 
 
-def _check(parts: Sequence[_TenantPart], l1_bytes: int) -> None:
-    """Check that each tenant has credentials, that no two share a name or credentials, and that L1 has all shares.
+def _check(parts: Sequence[_TenantPart], l1_bytes: int, disk_bytes: int | None) -> None:
+    """Check that each tenant has credentials, that no two share a name or credentials, and that all shares fit.
 
     Raises: BadTenants.
     """
@@ -151,6 +157,14 @@ def _check(parts: Sequence[_TenantPart], l1_bytes: int) -> None:
     share_bytes = sum(part.l1_share or 0 for part in parts)
     if share_bytes > l1_bytes:
         faults.append(f"tenants: the l1_share of all is {format_size(share_bytes)}, and L1 has {format_size(l1_bytes)}")
+    disk_share_bytes = sum(part.disk_share or 0 for part in parts)
+    if disk_share_bytes and disk_bytes is None:
+        faults.append("tenants: there is a disk_share, and no disk tier")
+    elif disk_bytes is not None and disk_share_bytes > disk_bytes:
+        faults.append(
+            f"tenants: the disk_share of all is {format_size(disk_share_bytes)}, and the smallest disk tier has "
+            f"{format_size(disk_bytes)} for chunks"
+        )
     if faults:
         raise BadTenants("\n".join(faults))
 

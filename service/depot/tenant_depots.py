@@ -78,6 +78,7 @@ class TenantDepots:
         self._limits = limits
         self._bus = bus
         self._depots: dict[str, Depot] = {}
+        self._tenant_names: frozenset[str] = frozenset()
         self.draining = False
 
     def __repr__(self) -> str:
@@ -131,6 +132,7 @@ class TenantDepots:
         self.index.shares.set(
             {name: tenant.l1_share_bytes for name, tenant in tenants.by_name.items() if tenant.l1_share_bytes}
         )
+        self.tiers.set_tenants({name: tenant.disk_share_bytes for name, tenant in tenants.by_name.items()})
         in_l1 = self.index.chunks_and_bytes_by_tenant()
         for name, tenant in tenants.by_name.items():
             if name in self._depots or name in in_l1:
@@ -140,9 +142,11 @@ class TenantDepots:
         for name, depot in self._depots.items():
             depot.is_removed = name not in tenants.by_name
         removed = [depot for depot in self if depot.is_removed]
+        left = self._tenant_names - tenants.by_name.keys()  # also those that have not called
+        self._tenant_names = frozenset(tenants.by_name)
+        self.tiers.clear_later(left | {depot.tenant for depot in removed})
         if not removed:
             return
-        self.tiers.clear_later(depot.tenant for depot in removed)
         for name in sorted(in_l1.keys() - tenants.by_name.keys()):
             num_chunks, num_bytes = in_l1[name]
             what = f"the tenant {name!r}, which is not in the file of tenants," if name else "callers without a tenant"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.l1.chunk import Chunk
@@ -39,6 +39,12 @@ class Tier(Protocol):
         """Queue chunks that the tier does not have. What the queue has no space for is dropped, oldest first.
 
         A chunk may leave L1 while it waits. It is pinned while it is written, and that does not count as a use.
+        """
+
+    def set_tenants(self, disk_share_bytes: Mapping[str, int]) -> None:
+        """Take all tenants that there are, with their shares of a local tier: 0 for a tenant without one.
+
+        When a local tier opens, it forgets the chunks of all others.
         """
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:

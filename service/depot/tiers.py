@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from service.depot.loading import Loading
 from service.depot.tier import Tier
@@ -27,6 +27,11 @@ class Tiers:
 
     def __iter__(self) -> Iterator[Tier]:
         return iter(self.tiers)
+
+    def set_tenants(self, disk_share_bytes: Mapping[str, int]) -> None:
+        """Take all tenants that there are: see `Tier.set_tenants`."""
+        for tier in self.tiers:
+            tier.set_tenants(disk_share_bytes)
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         """Forget chunks in all tiers: see `Tier.clear`. Return how many that were, as far as the tiers know."""

@@ -21,6 +21,7 @@ from service.doctor import addresses, l1_files, tiers
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
 from service.l1.arena import huge_page_error
 from service.settings import Settings
+from service.tiers.disk_layout import smallest_disk_bytes
 from telemetry.loading import SubscriberSource
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -140,7 +141,9 @@ def _certificate(settings: Settings) -> CertificateFacts:
 def _tenants_error(settings: Settings) -> str:
     any_limits = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
     try:
-        read_tenants(Path(settings.tenants), any_limits, settings.l1_size)
+        read_tenants(
+            Path(settings.tenants), any_limits, settings.l1_size, smallest_disk_bytes(settings.tier_addresses())
+        )
     except BadTenants as error:
         return str(error)
     return ""

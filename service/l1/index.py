@@ -33,7 +33,7 @@ class Index:
         self.ledger = ledger
         self.past = Past()
         self.unzeroed = Unzeroed()
-        self.shares = Shares()
+        self.shares: Shares[str] = Shares()
         self.num_resident = 0
         self.num_protected = 0
         self.protected_bytes = 0

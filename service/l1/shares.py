@@ -1,11 +1,15 @@
-"""Shares: the part of L1 that is a tenant's own. What it does not use is lent to the others, and taken back."""
+"""Shares: the part of L1 or of a disk that is a tenant's own. The rest is lent to the others, and taken back."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+"""What stands for a tenant: its name in L1, the tag of its name on a disk."""
 
 
-class Shares:
+class Shares(Generic[T]):
     """The shares of tenants, in bytes. A tenant without one has a share of 0.
 
     A tenant that is within its share loses no chunk to another one. A tenant beyond its share has borrowed: its chunks
@@ -13,7 +17,7 @@ class Shares:
     """
 
     def __init__(self) -> None:
-        self._share_bytes: Mapping[str, int] = {}
+        self._share_bytes: Mapping[T, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._share_bytes)
@@ -21,13 +25,11 @@ class Shares:
     def __repr__(self) -> str:
         return f"<Shares of {len(self._share_bytes)} tenants>"
 
-    def set(self, share_bytes: Mapping[str, int]) -> None:
+    def set(self, share_bytes: Mapping[T, int]) -> None:
         """Use these shares from the next slot on. Together they are no more than there is."""
         self._share_bytes = dict(share_bytes)
 
-    def victims_for(
-        self, tenant: str, slot_bytes: int, used_bytes: Mapping[str, int]
-    ) -> Iterator[Container[str] | None]:
+    def victims_for(self, tenant: T, slot_bytes: int, used_bytes: Mapping[T, int]) -> Iterator[Container[T] | None]:
         """Yield the tenants whose chunks may leave for a slot of `tenant`: first the best choice. None: all of them.
 
         `used_bytes` has the bytes of the slots of each tenant.

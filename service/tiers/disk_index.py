@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from service.l1.keys import ChunkKey
 from service.l1.pool import Pool, Slot
+from service.l1.shares import Shares
 from service.tiers.disk_adoption import Adoption
 from service.tiers.disk_layout import DiskLayout
 from service.tiers.local_index import Reservation
@@ -33,12 +35,14 @@ class DiskIndex:
         self.capacity_bytes = layout.chunks_bytes
         self.num_chunks = 0
         self.num_evicted = 0
+        self.shares: Shares[bytes] = Shares()
         self._pool: Pool[DiskChunk] = Pool(self.capacity_bytes, extent_bytes=_EXTENT_BYTES)
         self._numbers = RecordNumbers(layout.num_records)
         self._order = SegmentedOrder(self.capacity_bytes, layout.num_records, clock)
         self._chunks: dict[ChunkKey, DiskChunk] = {}
         self._owners: dict[OwnerTag, OwnerTag] = {}
-        self._counts: dict[bytes, list[int]] = {}  # by tenant: chunks and bytes
+        self._num_by_tenant: Counter[bytes] = Counter()  # chunks
+        self._bytes_by_tenant: Counter[bytes] = Counter()
         self._generation = 0
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk becomes evictable
 
@@ -53,7 +57,7 @@ class DiskIndex:
     @property
     def chunks_and_bytes_by_tenant(self) -> dict[bytes, tuple[int, int]]:
         """The chunks that have a place, and the bytes of their slots, of each tenant by its tag."""
-        return {tenant: (num_chunks, num_bytes) for tenant, (num_chunks, num_bytes) in self._counts.items()}
+        return {tenant: (number, self._bytes_by_tenant[tenant]) for tenant, number in self._num_by_tenant.items()}
 
     def adopting(self, found: Iterable[tuple[Place, ChunkRecord]]) -> Iterator[None]:
         """Take over what a scan found, least recently used first, in short steps. The index must be unused.
@@ -117,13 +121,14 @@ class DiskIndex:
             assert self._chunks[key].is_removed, "a chunk is reserved twice"
             return None
         evicted: list[ChunkKey] = []
-        slot = self._find_slot(slot_bytes, evicted)
-        number = self._find_number(slot, evicted) if slot is not None else None
+        slot = self._find_slot(slot_bytes, owner.tenant, evicted)
+        number = self._find_number(slot, owner.tenant, evicted) if slot is not None else None
         if slot is None or number is None:
             if slot is not None:
                 self._pool.free(slot)
             return None
-        return Reservation(self._place_to_write(self._put(key, owner, slot, number)), evicted)
+        place = _place(self._put(key, owner, slot, number))
+        return Reservation(place._replace(stale_records=self._numbers.stale_in(place)), evicted)
 
     def next_generation(self) -> int:
         """Return the generation of the next record."""
@@ -217,27 +222,29 @@ class DiskIndex:
         self._numbers.keep(chunk.slot, chunk.record_number)
 
     def _count(self, chunk: DiskChunk, num_chunks: int) -> None:
-        counts = self._counts.setdefault(chunk.owner.tenant, [0, 0])
-        counts[0] += num_chunks
-        counts[1] += num_chunks * chunk.slot.size_bytes
-        if not counts[0]:
-            del self._counts[chunk.owner.tenant]
-
-    def _place_to_write(self, chunk: DiskChunk) -> Place:
-        place = _place(chunk)
-        return place._replace(stale_records=self._numbers.stale_in(place))
+        tenant = chunk.owner.tenant
+        self._num_by_tenant[tenant] += num_chunks
+        self._bytes_by_tenant[tenant] += num_chunks * chunk.slot.size_bytes
+        if not self._num_by_tenant[tenant]:
+            del self._num_by_tenant[tenant], self._bytes_by_tenant[tenant]
 
     def _evict(self, chunk: DiskChunk, evicted: list[ChunkKey]) -> None:
         evicted.append(chunk.key)
         self.num_evicted += 1
         self._remove(chunk)
 
-    def _find_slot(self, slot_bytes: int, evicted: list[ChunkKey]) -> Slot[DiskChunk] | None:
+    def _find_slot(self, slot_bytes: int, tenant: bytes, evicted: list[ChunkKey]) -> Slot[DiskChunk] | None:
         slot = self._pool.take(slot_bytes)
         if slot is not None:
             return slot
-        own = self._order.next_victim(slot_bytes)
-        if run := self._run_of_other_sizes(slot_bytes, own):
+        run: Sequence[Slot[DiskChunk]] = ()
+        own = None
+        for of in self.shares.victims_for(tenant, slot_bytes, self._bytes_by_tenant):
+            own = self._order.next_victim(slot_bytes, of)
+            run = self._run_of_other_sizes(slot_bytes, own, of)
+            if run or own is not None:
+                break
+        if run:
             for victim in run:
                 if victim.occupant is not None:
                     self._evict(victim.occupant, evicted)
@@ -247,9 +254,11 @@ class DiskIndex:
             self._evict(own, evicted)
         return self._pool.take(slot_bytes)
 
-    def _run_of_other_sizes(self, slot_bytes: int, own: DiskChunk | None) -> Sequence[Slot[DiskChunk]]:
+    def _run_of_other_sizes(
+        self, slot_bytes: int, own: DiskChunk | None, of: Container[bytes] | None
+    ) -> Sequence[Slot[DiskChunk]]:
         """Return neighbours of other sizes to make a slot of, all evicted before `own`; empty if there are none."""
-        other = self._order.next_victim_of_other_size(slot_bytes)
+        other = self._order.next_victim_of_other_size(slot_bytes, of)
         rank = own.rank if own is not None else None
         if other is not None and rank is not None and other.rank >= rank:
             other = None
@@ -259,7 +268,10 @@ class DiskIndex:
 
         def may_go(slot: Slot[DiskChunk]) -> bool:
             chunk = slot.occupant
-            return chunk is None or (chunk.is_evictable and (rank is None or chunk.rank < rank))
+            if chunk is None:
+                return True
+            may_leave = of is None or chunk.owner.tenant in of
+            return may_leave and chunk.is_evictable and (rank is None or chunk.rank < rank)
 
         for seed in (free, other.slot if other is not None else None):
             if seed is not None and (run := self._pool.run_around(seed, slot_bytes, may_go)):
@@ -267,16 +279,19 @@ class DiskIndex:
         if rank is not None:
             return self._pool.sweep(slot_bytes, may_go, _MAX_SWEPT_FOR_AGE)
         run = self._pool.sweep(slot_bytes, may_go, _MAX_SWEPT_FOR_SPACE)
-        if not run and self._pool.num_stretches <= _MAX_SWEPT_FOR_SPACE:
+        if not run and of is None and self._pool.num_stretches <= _MAX_SWEPT_FOR_SPACE:
             self._no_run_bytes = slot_bytes
         return run
 
-    def _find_number(self, slot: Slot[DiskChunk], evicted: list[ChunkKey]) -> int | None:
+    def _find_number(self, slot: Slot[DiskChunk], tenant: bytes, evicted: list[ChunkKey]) -> int | None:
         """Return the number of the record for a slot. If all are taken, a chunk leaves for it."""
         number = self._numbers.take(slot)
-        if number is None and (victim := self._order.next_victim_of_other_size(0)) is not None:
-            self._evict(victim, evicted)
-            number = self._numbers.take(slot)
+        if number is None:
+            among = self.shares.victims_for(tenant, slot.size_bytes, self._bytes_by_tenant)
+            victim = next(filter(None, (self._order.next_victim_of_other_size(0, of) for of in among)), None)
+            if victim is not None:
+                self._evict(victim, evicted)
+                number = self._numbers.take(slot)
         return number
 
 

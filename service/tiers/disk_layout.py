@@ -6,6 +6,7 @@ through the page cache, and the second past it. Another size of the tier moves n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.tiers.address import TierAddress
@@ -45,3 +46,9 @@ class DiskLayout:
     def chunks_bytes(self) -> int:
         """The size of the file of chunks."""
         return (self.size_bytes - self.records_bytes) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+
+
+def smallest_disk_bytes(addresses: Iterable[TierAddress]) -> int | None:
+    """Return how many bytes of chunks the smallest disk tier has space for. None: there is no disk tier."""
+    disks = (DiskLayout.of(address).chunks_bytes for address in addresses if address.kind == "disk")
+    return min(disks, default=None)

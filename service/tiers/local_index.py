@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from service.l1.keys import ChunkKey
+from service.l1.shares import Shares
 from service.tiers.record import ChunkRecord, OwnerTag
 from service.tiers.store import Place
 
@@ -22,7 +23,12 @@ class Reservation(NamedTuple):
 
 
 class LocalIndex(Protocol):
-    """The chunks of a local store by key. One is reserved, then committed or abandoned, and evictable after that."""
+    """The chunks of a local store by key. One is reserved, then committed or abandoned, and evictable after that.
+
+    `shares` says how much of it each tenant has of its own, by the tag of its name.
+    """
+
+    shares: Shares[bytes]
 
     @property
     def capacity_bytes(self) -> int:

@@ -13,7 +13,7 @@ from service.tiers.limits import MAX_BATCH_BYTES, MAX_PARTS
 from service.tiers.load import Load, LoadEnd
 from service.tiers.placing import Placing
 from service.tiers.rates import MAX_READ_SECONDS, READ_SECONDS
-from service.tiers.record import Owner
+from service.tiers.record import Owner, tag_of
 
 _BELOW_64_BITS = 1 << 64
 _MAX_GROUPS = 1 << 10
@@ -85,7 +85,8 @@ class Reading:
                 continue
             left_bytes -= load.chunk_bytes
             self._running[load] = queued
-            part = ReadPart(place, load.key, load.offset_bytes, load.slot_bytes, load.chunk_bytes)
+            tenant = tag_of(load.owner).tenant
+            part = ReadPart(place, load.key, tenant, load.offset_bytes, load.slot_bytes, load.chunk_bytes)
             parts.append((queued, part))
         return ReadJob(self, parts) if parts else None
 

@@ -17,7 +17,8 @@ not match their record, and any mismatch is a miss.
 | 16 | the record's own sum |
 
 All numbers are little-endian. The own sum is BLAKE3 over a seed and all that precedes the sum. With a secret it is
-BLAKE3 keyed with the secret, and also covers the chunk's bytes: then nobody without the secret can make a chunk.
+BLAKE3 with a key of the tenant, and also covers the chunk's bytes. That key is BLAKE3 of the tenant's 8 bytes, keyed
+with the secret. So nobody without the secret can make a chunk.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from service.l1.absent import pack_absent, unpack_absent
 
 RECORD_BYTES = 128
 SUM_BYTES = 16
+TAG_BYTES = 8
 _MAGIC = b"kvdrec\0\1"
 _BODY = struct.Struct("<8s32sQQQ8s8s8s16sQ")
+_TENANT = slice(64, 64 + TAG_BYTES)
 
 
 class Owner(NamedTuple):
@@ -88,10 +91,16 @@ class ChunkRecord(NamedTuple):
         cls, packed: bytes, seed: bytes = b"", *, secret: bytes = b"", data: memoryview | bytes = b""
     ) -> ChunkRecord | None:
         """Return the record of 128 bytes. None: they are no record, or one of another format, place or secret."""
-        body = packed[: _BODY.size]
-        if len(packed) != RECORD_BYTES or not body.startswith(_MAGIC):
+        record = cls.unpack_any(packed)
+        if record is None:
             return None
-        if not hmac.compare_digest(_own_sum(body, seed, secret, data), packed[_BODY.size :]):
+        own_sum = _own_sum(packed[: _BODY.size], seed, secret, data)
+        return record if hmac.compare_digest(own_sum, packed[_BODY.size :]) else None
+
+    @classmethod
+    def unpack_any(cls, packed: bytes) -> ChunkRecord | None:
+        """Return the record of 128 bytes, whose own sum may be wrong. None: they are no record of this format."""
+        if len(packed) != RECORD_BYTES or not packed.startswith(_MAGIC):
             return None
         return cls.unpack_verified(packed)
 
@@ -120,12 +129,17 @@ def tag_of(owner: Owner) -> OwnerTag:
 
 def name_tag(name: str) -> bytes:
     """Return the 8 bytes that stand for a tenant, a model or a salt."""
-    return blake3(name.encode()).digest(8)
+    return blake3(name.encode()).digest(TAG_BYTES)
 
 
 def _own_sum(body: bytes, seed: bytes, secret: bytes, data: memoryview | bytes) -> bytes:
     if not secret:
         return blake3(seed + body).digest(SUM_BYTES)
-    keyed = blake3(seed + body, key=secret)
+    keyed = blake3(seed + body, key=_tenant_key(secret, body[_TENANT]))
     keyed.update(data)
     return keyed.digest(SUM_BYTES)
+
+
+@lru_cache(1024)
+def _tenant_key(secret: bytes, tenant_tag: bytes) -> bytes:
+    return blake3(tenant_tag, key=secret).digest()

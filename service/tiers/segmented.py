@@ -6,13 +6,16 @@ evicted first. So many chunks that are written once and never used do not push o
 
 Chunks that come within about a second are one *use*. Of one use, the last that came is evicted first: the chunks of a
 prefix come head first, and a tail is worth nothing without its head. A use ends early if it has much of the store.
+
+Each tenant has lists of its own, so that the next victim among some tenants is found without a look at the others'.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from service.l1.keys import ChunkKey
@@ -24,6 +27,8 @@ USE_SECONDS = 1.0
 _PROTECTED_SHARE = 0.2
 _ADOPTED_TOGETHER = 32
 _LARGEST_USE = 16  # a use has at most one 16th of the chunks
+_last_use = attrgetter("last_use")
+_rank = attrgetter("rank")
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -71,7 +76,10 @@ class _Ends:
 
 
 class SegmentedOrder:
-    """The evictable chunks: for each segment and each size of slot, a list."""
+    """The evictable chunks: for each segment, each size of slot and each tenant, a list.
+
+    `of` names the tenants, by their tags, whose chunks may leave; None: all.
+    """
 
     def __init__(self, capacity_bytes: int, num_records: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_chunks = 0
@@ -80,7 +88,7 @@ class SegmentedOrder:
         self._most_protected = int(num_records * _PROTECTED_SHARE)
         self._most_protected_bytes = int(capacity_bytes * _PROTECTED_SHARE)
         self._clock = clock
-        self._ends: dict[tuple[bool, int], _Ends] = {}
+        self._ends: dict[tuple[bool, int], dict[bytes, _Ends]] = {}
         self._use = 0
         self._use_began = clock()
         self._num_in_use = 0
@@ -112,7 +120,8 @@ class SegmentedOrder:
 
     def remove(self, chunk: DiskChunk) -> None:
         """Take a chunk out, which is in the order."""
-        ends = self._ends[chunk.is_protected, chunk.slot.size_bytes]
+        lists = self._ends[chunk.is_protected, chunk.slot.size_bytes]
+        ends = lists[chunk.owner.tenant]
         if ends.before_use is chunk:
             ends.before_use = chunk.older
         if chunk.older is not None:
@@ -125,26 +134,29 @@ class SegmentedOrder:
             ends.newest = chunk.older
         chunk.older = chunk.newer = None
         if ends.oldest is None:
-            del self._ends[chunk.is_protected, chunk.slot.size_bytes]
+            del lists[chunk.owner.tenant]
+            if not lists:
+                del self._ends[chunk.is_protected, chunk.slot.size_bytes]
         self.num_chunks -= 1
         if chunk.is_protected:
             self.num_protected -= 1
             self.protected_bytes -= chunk.slot.size_bytes
 
-    def next_victim(self, slot_bytes: int) -> DiskChunk | None:
+    def next_victim(self, slot_bytes: int, of: Container[bytes] | None = None) -> DiskChunk | None:
         """Return the chunk of this size that is evicted next."""
         for is_protected in (False, True):
-            if (ends := self._ends.get((is_protected, slot_bytes))) is not None:
-                return ends.oldest
+            lists = self._ends.get((is_protected, slot_bytes))
+            if lists is not None and (victim := min(_oldest(lists, of), key=_last_use, default=None)) is not None:
+                return victim
         return None
 
-    def next_victim_of_other_size(self, slot_bytes: int) -> DiskChunk | None:
+    def next_victim_of_other_size(self, slot_bytes: int, of: Container[bytes] | None = None) -> DiskChunk | None:
         """Return the chunk of any other size that is evicted next."""
-        oldest = (ends.oldest for (_, size_bytes), ends in self._ends.items() if size_bytes != slot_bytes)
-        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.rank, default=None)
+        others = (lists for (_, size_bytes), lists in self._ends.items() if size_bytes != slot_bytes)
+        return min((chunk for lists in others for chunk in _oldest(lists, of)), key=_rank, default=None)
 
     def __iter__(self) -> Iterator[DiskChunk]:
-        for ends in list(self._ends.values()):
+        for ends in [ends for lists in self._ends.values() for ends in lists.values()]:
             chunk = ends.oldest
             while chunk is not None:
                 following = chunk.newer
@@ -158,12 +170,14 @@ class SegmentedOrder:
         assert sum(chunk.slot.size_bytes for chunk in chunks if chunk.is_protected) == self.protected_bytes
         assert sum(chunk.is_protected for chunk in chunks) == self.num_protected <= self._most_protected
         assert self.protected_bytes <= self._most_protected_bytes
-        for (is_protected, size_bytes), ends in self._ends.items():
+        all_ends = {(*place, tenant): ends for place, lists in self._ends.items() for tenant, ends in lists.items()}
+        assert all(self._ends.values()), "a size without chunks is kept"
+        for place, ends in all_ends.items():
             assert ends.oldest is not None and ends.newest is not None
             assert ends.oldest.older is None and ends.newest.newer is None
             chunk: DiskChunk | None = ends.oldest
             while chunk is not None:
-                assert (chunk.is_protected, chunk.slot.size_bytes) == (is_protected, size_bytes)
+                assert (chunk.is_protected, chunk.slot.size_bytes, chunk.owner.tenant) == place
                 if chunk.newer is not None:
                     assert chunk.newer.older is chunk and chunk.last_use <= chunk.newer.last_use
                 else:
@@ -172,7 +186,13 @@ class SegmentedOrder:
 
     def _ends_of(self, chunk: DiskChunk) -> _Ends:
         """Return the list that a chunk belongs to, in which this use has begun."""
-        ends = self._ends.setdefault((chunk.is_protected, chunk.slot.size_bytes), _Ends())
+        place = chunk.is_protected, chunk.slot.size_bytes
+        lists = self._ends.get(place)
+        if lists is None:
+            lists = self._ends[place] = {}
+        ends = lists.get(chunk.owner.tenant)
+        if ends is None:
+            ends = lists[chunk.owner.tenant] = _Ends()
         if ends.use != self._use:
             ends.use, ends.before_use = self._use, ends.newest
         return ends
@@ -198,5 +218,13 @@ class SegmentedOrder:
 
     def _first_protected(self) -> DiskChunk:
         """Return the protected chunk that was used least recently, of any size."""
-        oldest = (ends.oldest for (is_protected, _), ends in self._ends.items() if is_protected)
-        return min((chunk for chunk in oldest if chunk is not None), key=lambda chunk: chunk.last_use)
+        protected = (lists for (is_protected, _), lists in self._ends.items() if is_protected)
+        return min((chunk for lists in protected for chunk in _oldest(lists, None)), key=_last_use)
+
+
+def _oldest(lists: dict[bytes, _Ends], of: Container[bytes] | None) -> Sequence[DiskChunk]:
+    """Return the oldest chunk of each tenant that may leave."""
+    if of is None and len(lists) == 1:
+        (ends,) = lists.values()
+        return [ends.oldest] if ends.oldest is not None else []
+    return [ends.oldest for tenant, ends in lists.items() if ends.oldest is not None and (of is None or tenant in of)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
@@ -19,11 +19,12 @@ from service.tiers.forgotten import Cleared
 from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.limits import TierLimits
 from service.tiers.load import Load, LoadEnd
+from service.tiers.local_clears import LocalClears
 from service.tiers.local_index import LocalIndex
 from service.tiers.opening import Opening, RunSteps
 from service.tiers.placing import Placing
 from service.tiers.reading import Reading
-from service.tiers.record import Owner, OwnerTag, tag_of
+from service.tiers.record import Owner, tag_of
 from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
 from service.tiers.write_budget import WriteBudget
@@ -97,6 +98,9 @@ class Tier:
             on_corrupt=on_corrupt,
             clock=clock,
         )
+        self._local_clears = (
+            LocalClears(self.name, index, self._erasing, self._writing.is_writing) if index is not None else None
+        )
         jobs: dict[Role, Callable[[], TierJob | None]] = {
             Role.ASK: self._asking.take,
             Role.READ: lambda: self._clear_note.take_read() or self._reading.take(),
@@ -110,8 +114,6 @@ class Tier:
             Role.WRITE: limits.write_workers,
         }
         self._state = TierState.OPENING
-        self._early_clears: list[Cleared] = []
-        """Clears of a local tier from before it was known what it has."""
         self._has_failed = asyncio.Event()
         self._is_closing = False
         self._stop = asyncio.Event()
@@ -169,23 +171,29 @@ class Tier:
         else:
             self._writing.put(chunks)
 
+    def set_tenants(self, disk_share_bytes: Mapping[str, int]) -> None:
+        """Take all tenants that there are, with their shares of a local tier: 0 for a tenant without one.
+
+        When a local tier opens, it forgets the chunks of all others.
+        """
+        if self._local_clears is not None:
+            self._local_clears.set_tenants(disk_share_bytes)
+
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         """Forget the chunks of a tenant (None: of all), a model ("": any) and a salt (None: any). Return how many.
 
         No lookup here finds them when it ends. A local tier has erased their records then, unless it can't write.
         """
         cleared = Cleared.of(tenant, model_name, cache_salt)
-        if self._index is None:
+        if self._local_clears is None:
             self._placing.forgotten.clear(cleared)
         self._reading.forget(lambda owner: cleared.matches(tag_of(owner)))
         self._writing.forget(lambda owner: cleared.matches(tag_of(owner)))
         wait_seconds = CLEAR_SECONDS if self._state is TierState.AVAILABLE else 0.0
-        if self._index is None:
+        if self._local_clears is None:
             await self._clear_note.share(wait_seconds)
             return 0
-        if not self._opening.has_opened:
-            self._early_clears.append(cleared)
-        num_removed = await self._remove(self._index, cleared.matches)
+        num_removed = await self._local_clears.clear(cleared)
         await self._erasing.until_empty(wait_seconds)
         return num_removed
 
@@ -247,9 +255,8 @@ class Tier:
             if self._launch.kind.capabilities.needs_owner:
                 tasks.create_task(self._crew.own(tasks), name=f"tier {self.name} owner")
             worker: IoWorker | None = await self._opening.open()
-            if self._index is not None:
-                for cleared in self._early_clears:
-                    await self._remove(self._index, cleared.matches)
+            if self._local_clears is not None:
+                await self._local_clears.clear_adopted()
             self._opening.has_opened = True
             self._note_state()
             for role, number in self._num_workers.items():
@@ -261,16 +268,6 @@ class Tier:
             while True:
                 await self._has_failed.wait()
                 await self._opening.probe()
-
-    async def _remove(self, index: LocalIndex, matches: Callable[[OwnerTag], bool]) -> int:
-        """Make a local tier's chunks invisible, and have their records erased."""
-        num_removed = 0
-        for number, key in enumerate(index.matching(matches)):
-            if not self._writing.is_writing(key):  # else it is erased when it is written
-                num_removed += self._erasing.erase(key, key)
-            if number % 256 == 255:
-                await asyncio.sleep(0)  # other calls have their turn
-        return num_removed
 
     def _note_load(self, load: Load, end: LoadEnd) -> None:
         """Note what a load says of the tier's chunk."""

@@ -13,12 +13,13 @@ from telemetry.metrics.definitions import METRICS
 
 PAGE = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 L1_BYTES = 64 << 30
+DISK_BYTES = 100 << 30
 DEFAULTS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
 
 
 def test_the_file_of_tenants_is_one() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    tenants = parse_tenants(block.encode(), DEFAULTS, L1_BYTES)
+    tenants = parse_tenants(block.encode(), DEFAULTS, L1_BYTES, DISK_BYTES)
     assert {name: tenant.is_admin for name, tenant in tenants.by_name.items()} == {
         "chat": False,
         "search": False,

@@ -155,13 +155,15 @@ LOCAL_KIND = StoreKind(entry="tests.fakes.faulty_store:LocalFaultyStore", capabi
 class Folder:
     """The folder of a faulty store, as a test sees it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, secret_file: Path | None = None) -> None:
         self.path = path
+        self.secret_file = secret_file
 
     @property
     def address(self) -> TierAddress:
         """The address of the store."""
-        return TierAddress(kind="faulty", name="faulty", options={"folder": str(self.path)})
+        options = {"folder": str(self.path)} | ({"secret_file": str(self.secret_file)} if self.secret_file else {})
+        return TierAddress(kind="faulty", name="faulty", options=options)
 
     def fault(self, *, after_parts: int = 0, **by_verb: str) -> None:
         """Have each call of a verb end in its fault from now on. Without verbs it works."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kernels.checksum import kvsum64
 from service.depot.tier import Answer, Doubt
@@ -29,6 +29,7 @@ class FakeTier:
         self.chunks: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
         self.waiting: deque[Load] = deque()
         self.written: list[bytes] = []
+        self.tenants: dict[str, int] = {}
         self.asked: list[Sequence[ChunkKey]] = []
         self.timeouts: list[float] = []
         self.reads_at_once = True
@@ -76,6 +77,9 @@ class FakeTier:
             self.chunks[chunk.key] = data, chunk.absent_tokens
             self.written.append(chunk.key)
             chunk.in_tiers |= self.bit
+
+    def set_tenants(self, disk_share_bytes: Mapping[str, int]) -> None:
+        self.tenants = dict(disk_share_bytes)
 
     async def clear(self, tenant: str | None, model_name: str, cache_salt: str | None) -> int:
         count = len(self.chunks)

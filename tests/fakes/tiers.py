@@ -22,6 +22,7 @@ from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool, slot_bytes_for
+from service.l1.shares import Shares
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import StoreKind
 from service.tiers.limits import TierLimits
@@ -139,6 +140,7 @@ class DictIndex:
     def __init__(self, num_places: int = 100, slot_bytes: int = slot_bytes_for(CHUNK_BYTES)) -> None:
         self.capacity_bytes = num_places * slot_bytes
         self.num_evicted = 0
+        self.shares: Shares[bytes] = Shares()
         self._slot_bytes = slot_bytes
         self._free = list(range(num_places))
         self._chunks: dict[ChunkKey, tuple[Place, OwnerTag, bool]] = {}
@@ -274,6 +276,7 @@ async def running_tier(
     index: DictIndex | None = None,
     waits: bool = True,
     is_shared: bool = False,
+    secret_file: Path | None = None,
 ) -> AsyncIterator[TierUnderTest]:
     """Run a tier over the folder `path`, which another one has open as well if it `is_shared`.
 
@@ -282,7 +285,7 @@ async def running_tier(
     limits = limits or TierLimits(read_workers=1, ask_workers=1)
     l1 = SmallL1()
     index = index or (DictIndex() if is_local else None)
-    test = TierUnderTest(Folder(path), l1, index, limits, LOCAL_KIND if is_local else KIND)
+    test = TierUnderTest(Folder(path, secret_file), l1, index, limits, LOCAL_KIND if is_local else KIND)
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(test.tier.run())

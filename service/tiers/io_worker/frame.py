@@ -25,6 +25,7 @@ from service.tiers.io_worker.messages import (
     unpacked_read,
     unpacked_write,
 )
+from service.tiers.io_worker.names import Names
 from service.tiers.io_worker.notes import Notes
 from service.tiers.io_worker.verified import VerifiedStore
 from service.tiers.secret_file import read_secret
@@ -44,6 +45,7 @@ class Frame:
         self._map_l1 = map_l1
         self._store: Store
         self._verified: VerifiedStore
+        self._names: Names
         self._notes: Notes
 
     def serve(self) -> None:
@@ -76,14 +78,16 @@ class Frame:
             case Verb.OPEN:
                 self._open(request)
             case Verb.EXISTS:
-                found = self._store.exists([bytes.fromhex(name) for name in request["names"]])
+                found = self._store.exists([self._names.of(bytes.fromhex(name)) for name in request["names"]])
                 return {"done": [int(one) for one in found]}
             case Verb.READ:
-                self._send_all(self._verified.read([unpacked_read(part) for part in request["parts"]]))
+                reads = [self._names.in_store(unpacked_read(part)) for part in request["parts"]]
+                self._send_all(self._verified.read(reads))
             case Verb.WRITE:
-                self._send_all(self._verified.write([unpacked_write(part) for part in request["parts"]]))
+                writes = [self._names.in_store(unpacked_write(part)) for part in request["parts"]]
+                self._send_all(self._verified.write(writes))
             case Verb.DELETE:
-                self._store.delete([unpacked_place(place) for place in request["places"]])
+                self._store.delete([self._names.placed(unpacked_place(place)) for place in request["places"]])
             case Verb.SCAN:
                 self._scan()
             case Verb.READ_NOTE:
@@ -111,6 +115,7 @@ class Frame:
         self._store = open_store(StoreContext(address=address, role=Role(request["role"]), l1=l1, notes=notes))
         checksum = checksum_with(request["library"])
         self._verified = VerifiedStore(self._store, l1, checksum, secret)
+        self._names = Names(b"" if self._store.capabilities.is_local else secret)
         self._notes = Notes(VerifiedStore(self._store, notes, checksum, secret), notes, secret)
 
     def _scan(self) -> None:

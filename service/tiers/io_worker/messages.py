@@ -62,10 +62,11 @@ class WriteEnd(StrEnum):
 
 
 class ReadPart(NamedTuple):
-    """A chunk to read: where it is, and the slot of L1 for it, by its offset among the slots."""
+    """A chunk to read: where it is, the tag of its tenant, and the slot of L1 for it, by its offset among the slots."""
 
     place: Place
     key: bytes
+    tenant: bytes
     offset_bytes: int
     slot_bytes: int
     chunk_bytes: int
@@ -129,13 +130,13 @@ def unpacked_place(packed: list[Any]) -> Place:
 
 def packed_read(part: ReadPart) -> list[object]:
     """Return a part of a read as messages have it."""
-    return [packed_place(part.place), part.key.hex(), *part[2:]]
+    return [packed_place(part.place), part.key.hex(), part.tenant.hex(), *part[3:]]
 
 
 def unpacked_read(packed: list[Any]) -> ReadPart:
     """Return what `packed_read` packed."""
-    place, key, *numbers = packed
-    return ReadPart(unpacked_place(place), bytes.fromhex(key), *numbers)
+    place, key, tenant, *numbers = packed
+    return ReadPart(unpacked_place(place), bytes.fromhex(key), bytes.fromhex(tenant), *numbers)
 
 
 def packed_write(part: WritePart) -> list[object]:

@@ -29,7 +29,7 @@ class Notes:
 
         Raises: StoreError.
         """
-        wanted = ReadPart(Place(self._name), self._name, 0, NOTE_BYTES, NOTE_BYTES)
+        wanted = ReadPart(Place(self._name), self._name, _NO_OWNER.tenant, 0, NOTE_BYTES, NOTE_BYTES)
         (reply,) = self._store.read([wanted])
         if reply["end"] == ReadEnd.ARRIVED:
             take(bytes(self._memory))

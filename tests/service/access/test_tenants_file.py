@@ -12,9 +12,12 @@ import yaml
 
 from service.access.tenants import TenantLimits, Token, token_hash
 from service.access.tenants_file import BadTenants, parse_tenants, read_tenants
+from service.tiers.address import parse_all
+from service.tiers.disk_layout import smallest_disk_bytes
 from tests.e2e.access.calling import sha256
 
 L1_BYTES = 64 << 30
+DISK_BYTES = 100 << 30
 DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9)
 SECRET = "s3cret-token-that-is-here-by-mistake"
 
@@ -29,6 +32,7 @@ FULL = {
             "certificates": ["acme.example", "spiffe://cluster/acme"],
             "limits": {"max_concurrent_rpcs": 3, "max_bytes_in_flight": "2GiB"},
             "l1_share": "16GiB",
+            "disk_share": "100GiB",
         },
         {"name": "ops", "admin": True, "tokens": [sha256("three")]},
     ]
@@ -38,12 +42,13 @@ FULL = {
 @pytest.mark.parametrize("is_json", [False, True])
 def test_all_that_a_file_can_say(is_json: bool) -> None:
     text = json.dumps(FULL, default=lambda moment: moment.isoformat()) if is_json else yaml.safe_dump(FULL)
-    tenants = parse_tenants(text.encode(), DEFAULTS, L1_BYTES, is_json=is_json)
+    tenants = parse_tenants(text.encode(), DEFAULTS, L1_BYTES, DISK_BYTES, is_json=is_json)
     acme, ops = tenants.by_name["acme"], tenants.by_name["ops"]
     assert (acme.is_admin, ops.is_admin) == (False, True)
     assert acme.limits == TenantLimits(max_concurrent_rpcs=3, max_attachments=8, max_bytes_in_flight=2 << 30)
     assert ops.limits == DEFAULTS
     assert (acme.l1_share_bytes, ops.l1_share_bytes) == (16 << 30, 0)
+    assert (acme.disk_share_bytes, ops.disk_share_bytes) == (100 << 30, 0)
     moment = datetime(2030, 1, 2, tzinfo=UTC).timestamp()
     assert acme.tokens == (Token(hash=token_hash("one")), Token(hash=token_hash("two"), expire_time=moment))
     assert ops.tokens == (Token(hash=token_hash("three")),)
@@ -89,6 +94,11 @@ BAD: dict[str, tuple[Any, str]] = {
         {"tenants": [tenant(l1_share="40GiB"), tenant(name="b", tokens=[sha256("two")], l1_share="25GiB")]},
         "tenants: the l1_share of all is 65GiB, and L1 has 64GiB",
     ),
+    "shares that the smallest disk does not have": (
+        {"tenants": [tenant(disk_share="60GiB"), tenant(name="b", tokens=[sha256("two")], disk_share="41GiB")]},
+        "tenants: the disk_share of all is 101GiB, and the smallest disk tier has 100GiB for chunks",
+    ),
+    "a share of nothing on a disk": ({"tenants": [tenant(disk_share="0")]}, "tenants[0].disk_share: "),
     "a share of nothing": ({"tenants": [tenant(l1_share=0)]}, "tenants[0].l1_share: "),
     "a name twice": (
         {"tenants": [tenant(), tenant(tokens=[sha256("two")])]},
@@ -111,7 +121,7 @@ def test_a_fault_is_reported_with_its_place_and_without_a_secret(what: str) -> N
     content, message = BAD[what]
     for text, is_json in ((yaml.safe_dump(content), False), (json.dumps(content), True)):
         with pytest.raises(BadTenants) as caught:
-            parse_tenants(text.encode(), DEFAULTS, L1_BYTES, is_json=is_json)
+            parse_tenants(text.encode(), DEFAULTS, L1_BYTES, DISK_BYTES, is_json=is_json)
         assert message in str(caught.value)
         assert SECRET not in str(caught.value)
         assert caught.value.__cause__ is None, "a traceback would show the cause, and with it the values"
@@ -133,3 +143,16 @@ def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
         read_tenants(tmp_path / "nothing.yaml", DEFAULTS, L1_BYTES)
     with pytest.raises(BadTenants, match="Is a directory"):
         read_tenants(tmp_path, DEFAULTS, L1_BYTES)
+
+
+def test_a_share_of_a_disk_needs_a_disk_tier() -> None:
+    text = json.dumps({"tenants": [tenant(disk_share="1GiB")]}).encode()
+    with pytest.raises(BadTenants, match="tenants: there is a disk_share, and no disk tier"):
+        parse_tenants(text, DEFAULTS, L1_BYTES)
+
+
+def test_the_smallest_disk_tier_counts() -> None:
+    urls = ["disk:///a?size=4GiB&name=a", "valkey://host", "disk:///b?size=1GiB&name=b"]
+    smallest = smallest_disk_bytes(parse_all(urls))
+    assert smallest is not None and 1_000_000_000 < smallest < 1 << 30
+    assert smallest_disk_bytes(parse_all(["valkey://host"])) is None

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from kernels.host.streaming_copy import built_library
 from service.depot.slices import Slices
 from service.l1.chunk import Chunk
@@ -21,6 +23,7 @@ from service.tiers.kinds import STORES
 from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
 from service.tiers.placing import Placing
+from service.tiers.record import Owner
 from service.tiers.snapshot import TierState
 from service.tiers.tier import Tier
 from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
@@ -30,8 +33,8 @@ from tests.fakes.waiting import eventually
 class DiskTierUnderTest:
     """A disk tier that runs."""
 
-    def __init__(self, folder: Path, l1: SmallL1) -> None:
-        address = TierAddress.parse(f"disk://{folder}?size=16MiB")
+    def __init__(self, folder: Path, l1: SmallL1, options: str = "") -> None:
+        address = TierAddress.parse(f"disk://{folder}?size=16MiB{options}")
         self.l1 = l1
         self.index = DiskIndex(DiskLayout.of(address))
         launch = Launch(
@@ -70,10 +73,14 @@ class DiskTierUnderTest:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[DiskTierUnderTest]:
-    """Run a disk tier, with an L1 of its own, until the block ends."""
+async def running(
+    folder: Path, tenants: Sequence[str] | None = None, options: str = ""
+) -> AsyncIterator[DiskTierUnderTest]:
+    """Run a disk tier, with an L1 of its own, until the block ends. `tenants` are all that the depot has."""
     l1 = SmallL1()
-    test = DiskTierUnderTest(folder, l1)
+    test = DiskTierUnderTest(folder, l1, options)
+    if tenants is not None:
+        test.tier.set_tenants(dict.fromkeys(tenants, 0))
     async with asyncio.TaskGroup() as tasks:
         run = tasks.create_task(test.tier.run())
         try:
@@ -135,6 +142,56 @@ async def test_cleared_chunks_stay_away_after_a_restart(tmp_path: Path) -> None:
         assert await test.tier.clear(None, "", None) == 5
     async with running(tmp_path / "tier") as test:
         assert test.tier.snapshot().num_chunks == 0
+
+
+async def test_a_tenant_that_was_removed_while_no_depot_ran_has_no_chunks_any_more(tmp_path: Path) -> None:
+    red, blue = (Owner(tenant, "m", "") for tenant in ("red", "blue"))
+    async with running(tmp_path / "tier", ["red", "blue"]) as test:
+        chunks = [test.l1.chunk(number, owner=red if number < 5 else blue) for number in range(8)]
+        await test.written(chunks)
+    async with running(tmp_path / "tier", ["blue"]) as test:
+        assert (await test.tier.find([key_of(0)], red, 0.0)).found == [False]
+        assert (await test.tier.find([key_of(7)], blue, 0.0)).found == [True]
+        assert test.tier.snapshot().num_chunks == 3
+        assert await test.tier.clear("nobody", "", None) == 0  # it ends when all is erased
+    async with running(tmp_path / "tier", ["red", "blue"]) as test:
+        assert test.tier.snapshot().num_chunks == 3, "its name was given to another one"
+
+
+async def test_without_a_word_about_tenants_all_chunks_stay(tmp_path: Path) -> None:
+    async with running(tmp_path / "tier") as test:
+        await test.written([test.l1.chunk(1, owner=Owner("red", "m", ""))])
+    async with running(tmp_path / "tier") as test:
+        assert test.tier.snapshot().num_chunks == 1
+
+
+async def test_a_tenants_share_holds_on_the_disk(tmp_path: Path) -> None:
+    num_bytes = 500_000
+    red, blue = (Owner(tenant, "m", "") for tenant in ("red", "blue"))
+    async with running(tmp_path / "tier") as test:
+        test.tier.set_tenants({"red": 2 << 20, "blue": 0})
+        for number in range(40):
+            chunk = test.l1.chunk(number, owner=red if number < 4 else blue, chunk_bytes=num_bytes)
+            await test.written([chunk])
+            test.l1.remove(chunk)
+        assert test.tier.snapshot().num_evicted > 10
+        assert (await test.tier.find([key_of(number) for number in range(5)], red, 0.0)).found == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize(("before", "after"), [("a", "b"), ("a", ""), ("", "a")])
+async def test_after_a_change_of_the_secret_chunks_are_absent_and_not_damaged(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 32)
+    option = {name: f"&secret_file={tmp_path / name}" if name else "" for name in (before, after)}
+    async with running(tmp_path / "tier", options=option[before]) as test:
+        await test.written([test.l1.chunk(1)])
+        assert await test.load(1) == (LoadEnd.ARRIVED, expected(1))
+    async with running(tmp_path / "tier", options=option[after]) as test:
+        assert (await test.load(1))[0] is LoadEnd.ABSENT
+        await test.written([test.l1.chunk(1)])
+        assert await test.load(1) == (LoadEnd.ARRIVED, expected(1))
 
 
 async def test_io_workers_that_are_killed_lose_no_chunk(tmp_path: Path) -> None:

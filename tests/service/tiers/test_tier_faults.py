@@ -47,7 +47,8 @@ async def test_wrong_bytes_are_damaged_deleted_and_written_again(tmp_path: Path,
         chunk = test.l1.chunk(2)
         await test.written([chunk, test.l1.chunk(4)])
         test.folder.fault(read=fault)
-        assert await ends(test, 2) == [LoadEnd.DAMAGED]
+        may_be_of_another_secret = is_local and fault == "shorter record"
+        assert await ends(test, 2) == [LoadEnd.ABSENT if may_be_of_another_secret else LoadEnd.DAMAGED]
         await eventually(lambda: test.folder.num_chunks() == 1)
         assert (await test.tier.find([key_of(2)], OWNER, 5.0)).found == [False]
         test.folder.fault()
