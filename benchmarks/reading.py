@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reading ADDRESS``: an engine whose prompts are in a tier: L1 has space for a fourth of them."""
+"""``python -m benchmarks.reading ADDRESS``: an engine whose prompts are in a tier: L1 has a fourth of them."""
 
 from __future__ import annotations
 

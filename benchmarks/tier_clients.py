@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -161,10 +162,8 @@ class BareS3:
         """Send as many HEAD requests."""
 
         def head(number: int) -> None:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 self._obstore.head(self._bucket, f"none/{number}")
-            except FileNotFoundError:
-                pass
 
         begin = time.perf_counter()
         list(self._threads.map(head, range(num_names)))

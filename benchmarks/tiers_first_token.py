@@ -18,7 +18,7 @@ from tests.fakes.waiting import wait_until
 TOKENS = 2_000
 WARM_UP_TOKENS = 64
 MATCHED_TOKENS = TOKENS // 256 * 256
-ROUNDS = 7
+ROUNDS = 5
 
 
 async def measure() -> list[Figure]:
@@ -33,10 +33,12 @@ def _measure() -> list[Figure]:
     with tier_places.disk() as place:
         for number in range(ROUNDS + 1):
             with servers.depot("--l1-size", "256MiB", "--l2", place.url, "--l2-write", "all") as depot:
-                from_disk, prefill = _asked(depot.unix, prompt, 0 if number == 0 else MATCHED_TOKENS)
-                if number:
-                    hits.append(from_disk * 1e3)
-                    prefills.append(prefill * 1e3)
+                if number == 0:
+                    _asked(depot.unix, prompt, 0)
+                    continue
+                from_disk, prefill = _asked(depot.unix, prompt, MATCHED_TOKENS)
+                hits.append(from_disk * 1e3)
+                prefills.append(prefill * 1e3)
     return [
         Figure(
             what=f"first token, {TOKENS:,} tokens, {MATCHED_TOKENS:,} of them from the disk",
@@ -64,8 +66,9 @@ def _asked(address: str, prompt: list[int], matched_tokens: int) -> tuple[float,
     with DepotClient(address) as client, Engine(client, "bench", decoder) as engine:
         wait_until(lambda: client.get_status().tiers[1].state == admin_pb2.TIER_STATE_AVAILABLE)
         engine.answer_alone(prompt[:WARM_UP_TOKENS], 1)  # the first pass is always slow
-        alone = engine.answer_alone(prompt, 1)
         answer = engine.answer("s", prompt, 1)
         assert answer.matched_tokens == matched_tokens, f"{answer.matched_tokens} tokens were on the disk"
+        # A prompt that was not found took the time of a prefill, and is its own answer.
+        alone = engine.answer_alone(prompt, 1) if matched_tokens else answer
         assert answer.tokens == alone.tokens, "another token"
         return answer.seconds["first_token"], alone.seconds["first_token"]
