@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reading ADDRESS``: an engine whose prompts are in a tier: L1 has a fourth of them."""
+"""``python -m benchmarks.reading ADDRESS``: an engine whose prompts are in a tier: L1 has space for half of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvdepot import AsyncDepotClient, DepotError, KvShape, SharedBuffer
 from kvdepot.layout import layouts
 
 TOKENS = 1_024
-NUM_PROMPTS = 16
+NUM_PROMPTS = 8
 L1_SIZE = "512MiB"
 """Of the depot. A prompt has 128 MiB."""
 LLAMA_3_8B = KvShape(num_layers=32, num_blocks=64, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")

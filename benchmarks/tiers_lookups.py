@@ -60,7 +60,7 @@ async def _measure(depots: dict[str, servers.Serving], bare: dict[str, BareClien
                 await rounds[name].measure(lookups[name], request, num_clients, depots[name])
             for name, each in bare.items():
                 asks_ms[name].append(statistics.median(each.ask(CHUNKS) for _ in range(NUM_ASKS)) * 1e3)
-    what = f"Lookup miss, {TOKENS:,} tokens, {num_clients} clients"
+    what = f"Lookup miss, {TOKENS:,} tokens, {num_clients} {'client' if num_clients == 1 else 'clients'}"
     without = rounds[NONE].p50_ms
     figures = [Figure(what=f"{what}, {NONE}: p50", unit="ms", values=without)]
     for name in bare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from benchmarks import reading, servers, tier_places
 from benchmarks.figures import Figure, Goal
 from benchmarks.probing import TOKENS, Prober
+from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import Child
 from tests.servers.process import ServerProcess
 
 ROUNDS = 7
 ALONE = "alone"
 GOAL = Goal(at_most=2.0)
+WHAT = f"Lookup hit in L1, {TOKENS:,} tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +54,38 @@ async def measure() -> list[Figure]:
 
 async def _measure(cases: list[Case]) -> list[Figure]:
     async with AsyncExitStack() as stack:
-        probers = [await Prober.open(stack, case.address) for case in cases]
+        clients = [await stack.enter_async_context(AsyncDepotClient(case.address)) for case in cases]
+        probers = [await Prober.open(stack, case.address, f"probe {n}") for n, case in enumerate(cases)]
+        rates: list[list[float]] = [[] for _ in cases]
+        order = list(range(len(cases)))
         for number in range(ROUNDS):
-            for case, prober in list(zip(cases, probers, strict=True))[:: 1 if number % 2 else -1]:
-                with case.busy():
-                    await prober.round()
-    figures: list[Figure] = []
-    for case, prober in zip(cases, probers, strict=True):
-        what = f"Lookup hit in L1, {TOKENS:,} tokens, {case.name}"
-        p50, p99 = prober.p50_ms, prober.p99_ms
-        if prober is probers[0]:
-            figures += [Figure(what=f"{what}: p50", unit="ms", values=p50), Figure(what="… p99", unit="ms", values=p99)]
-            continue
-        for quantile, values, baseline in (("p50", p50, probers[0].p50_ms), ("p99", p99, probers[0].p99_ms)):
-            figures.append(
-                Figure(
-                    what=f"{what}: p50" if quantile == "p50" else "… p99",
-                    unit="ms",
-                    values=values,
-                    baseline=ALONE,
-                    baseline_values=baseline,
-                    goal=GOAL if quantile == "p99" else None,
-                )
-            )
+            for index in order if number % 2 else reversed(order):
+                if cases[index].engine is not None and cases[index].halted is None:
+                    await servers.until_available(clients[index])  # after its server has halted
+                before = await _read_bytes(clients[index])
+                begin = time.perf_counter()
+                with cases[index].busy():
+                    await probers[index].round()
+                num_bytes = await _read_bytes(clients[index]) - before
+                rates[index].append(num_bytes / 1e9 / (time.perf_counter() - begin))
+    baseline = probers[0]
+    figures = [
+        Figure(what=f"{WHAT}, {ALONE}: p50", unit="ms", values=baseline.p50_ms),
+        Figure(what="… p99", unit="ms", values=baseline.p99_ms),
+    ]
+    for case, prober, rate in list(zip(cases, probers, rates, strict=True))[1:]:
+        figures += [
+            _beside(f"{WHAT}, {case.name}: p50", prober.p50_ms, baseline.p50_ms),
+            _beside("… p99", prober.p99_ms, baseline.p99_ms, GOAL),
+            Figure(what="… read from the tier meanwhile", unit="GB/s", values=rate),
+        ]
     return figures
+
+
+def _beside(what: str, values: list[float], baseline: list[float], goal: Goal | None = None) -> Figure:
+    return Figure(what=what, unit="ms", values=values, baseline=ALONE, baseline_values=baseline, goal=goal)
+
+
+async def _read_bytes(client: AsyncDepotClient) -> int:
+    """Return the bytes that the tiers have read."""
+    return sum(tier.traffic.read_bytes for tier in (await client.get_status()).tiers)
