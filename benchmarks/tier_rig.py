@@ -98,8 +98,8 @@ class TierRig:
 
     def chunks(self, first: int, num_chunks: int, chunk_bytes: int) -> list[Chunk]:
         """Return new chunks in L1, in place of all that were there. `first` is the number of the first one's key."""
-        for chunk in list(self._index.chunks()):
-            self._index.remove(chunk, RemovalReason.EVICTED)
+        for old in list(self._index.chunks()):
+            self._index.remove(old, RemovalReason.EVICTED)
         if chunk_bytes not in self._checksums:
             self._checksums[chunk_bytes] = kvsum64(self.memory[:chunk_bytes])
         stats = self._index.namespace_stats(
