@@ -21,7 +21,11 @@ from benchmarks import (
     lookups,
     startup,
     telemetry,
+    tiers,
     tiers_disk,
+    tiers_first_token,
+    tiers_lookups,
+    tiers_tails,
     transfers,
 )
 from benchmarks.figures import Report
@@ -37,7 +41,11 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "index": ("The index", index),
     "connector": ("vLLM's connector", connector),
     "startup": ("Start", startup),
+    "tiers": ("Each tier beside its bare client", tiers),
     "tiers_disk": ("The disk tier", tiers_disk),
+    "tiers_lookups": ("Lookups that miss in tiers", tiers_lookups),
+    "tiers_tails": ("What tiers cost other engines", tiers_tails),
+    "tiers_first_token": ("The first token from the disk", tiers_first_token),
     "telemetry": ("What watching costs", telemetry),
 }
 

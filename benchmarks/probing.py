@@ -37,16 +37,16 @@ class Prober:
         self.p99_ms: list[float] = []
 
     @classmethod
-    async def open(cls, stack: AsyncExitStack, address: str) -> Prober:
-        """Return a depot's prober, with the prompt stored."""
+    async def open(cls, stack: AsyncExitStack, address: str, instance_id: str = "probe") -> Prober:
+        """Return a depot's prober, with the prompt stored. Probers of one depot have different ids."""
         client = await stack.enter_async_context(AsyncDepotClient(address))
         attachment = await stack.enter_async_context(
-            await client.attach(instance_id="probe", model_name="tiny", groups=GROUPS)
+            await client.attach(instance_id=instance_id, model_name="tiny", groups=GROUPS)
         )
         prompt = np.arange(TOKENS, dtype=np.uint32)
         num_chunks = TOKENS // attachment.chunk_size
         await attachment.store_inline("s", prompt, bytes(attachment.chunk_bytes * num_chunks))
-        request = requests.lookup("probe", "s", prompt, 0, 0.0).SerializeToString()
+        request = requests.lookup(instance_id, "s", prompt, 0, 0.0).SerializeToString()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         return cls(channel, request)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import Child, child
+from kvdepot.v1 import admin_pb2
 
 QUIET = ("--prometheus-port", "0", "--log-level", "warning")  # all that is on by default, but for INFO lines
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -84,3 +85,15 @@ async def until_populated(client: AsyncDepotClient) -> None:
     """Wait until L1 is in memory, which a server that has just started sees to in a thread."""
     while (l1 := (await client.get_status()).tiers[0]).populated_bytes < l1.capacity_bytes:  # noqa: ASYNC110 - another process does it
         await asyncio.sleep(0.1)
+
+
+async def until_available(client: AsyncDepotClient) -> None:
+    """Wait until the tier behind L1 can be used."""
+    while (await client.get_status()).tiers[1].state != admin_pb2.TIER_STATE_AVAILABLE:  # noqa: ASYNC110 - another process does it
+        await asyncio.sleep(0.01)
+
+
+async def until_written(client: AsyncDepotClient, num_chunks: int) -> None:
+    """Wait until the tier behind L1 has got as many chunks."""
+    while (await client.get_status()).tiers[1].traffic.num_writes_by_outcome["ok"] < num_chunks:  # noqa: ASYNC110 - another process does it
+        await asyncio.sleep(0.01)

@@ -28,6 +28,7 @@ TOGETHER = [
     cases.upgraded_server,
     restarts.taken_over,
     restarts.surviving_chunks,
+    restarts.from_disk,
     progress.refused_reset,
     progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
-from tests.e2e_vllm.cases import SOME, Proof, together, tokens_of, whole_chunks
+from kvdepot.v1 import admin_pb2
+from tests.e2e_vllm.cases import ALONE, SOME, Proof, together, tokens_of, until, whole_chunks
 from tests.e2e_vllm.engines import Engine
 
 
@@ -51,6 +53,46 @@ async def taken_over(proof: Proof, a: Engine, b: Engine) -> str:
     from_a, from_b = await running
     same = proof.plain.check([*SOME, *SOME[:4]], from_a + from_b)
     return f"16 requests unharmed, {same}; the old one ended after {seconds:.1f} s; {await _hits(proof, a, b)}"
+
+
+async def from_disk(proof: Proof, a: Engine, b: Engine) -> str:
+    """A server whose L1 is empty takes the disk of the one before it. The second engine hits what the first stored."""
+    with tempfile.TemporaryDirectory(prefix="kvdepot-", dir="/var/tmp") as folder:
+        async with flags(proof, "--l2", f"disk://{folder}/tier?size=4GiB", "--l2-write", "all"):
+            await proof.server.end()
+            await proof.server.start()
+            await ready(proof, a, b)
+            await proof.forget_locally(a)
+            for prompt in ALONE:
+                await a.generate(prompt)
+            await proof.until_quiet()
+            await until(lambda: _is_disk_idle(proof), "the disk has all chunks")
+            await proof.server.end()
+            await proof.server.start()
+            await ready(proof, a, b)
+            await until(lambda: _is_disk_idle(proof), "the disk is open")
+            await proof.forget_locally(b)
+            answers = [await b.generate(prompt) for prompt in ALONE]
+            async with proof.depot() as depot:
+                num_read = (await depot.get_status()).tiers[1].traffic.num_reads_by_outcome["arrived"]
+        await proof.server.end()
+        await proof.server.start()
+        await ready(proof, a, b)
+    same = proof.plain.check(ALONE, answers)
+    cached = [answer.cached for answer in answers]
+    assert set(cached) == {whole_chunks(1900)}, f"{cached} tokens were cached"
+    loading = statistics.median(answer.first_seconds for answer in answers)
+    without = proof.plain.first_seconds["alone"]
+    return (
+        f"cached {cached[0]} of 1900, {num_read} chunks read; TTFT {loading * 1000:.0f} ms from the disk, "
+        f"{without * 1000:.0f} ms without a connector; {same}"
+    )
+
+
+async def _is_disk_idle(proof: Proof) -> bool:
+    async with proof.depot() as depot:
+        disk = (await depot.get_status()).tiers[1]
+    return disk.state == admin_pb2.TIER_STATE_AVAILABLE and not disk.traffic.num_queued_writes
 
 
 async def _hits(proof: Proof, a: Engine, b: Engine) -> str:
