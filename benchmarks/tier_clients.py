@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import Role
 from service.tiers.stores import disk, s3
 from service.tiers.stores.s3_bucket import open_bucket

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from benchmarks.tier_clients import BareClient, BareDisk, BareMooncake, BareS3, BareValkey
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from tests.fakes.mooncake import Master
 from tests.fakes.real_servers import SERVERS_PYTHON
 from tests.servers.process import ServerProcess

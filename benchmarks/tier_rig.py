@@ -18,12 +18,12 @@ from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool
-from service.tiers.address import TierAddress
-from service.tiers.disk_index import DiskIndex
-from service.tiers.disk_layout import DiskLayout
+from service.tiers.address.address import TierAddress
+from service.tiers.address.limits import TierLimits
+from service.tiers.disk.disk_index import DiskIndex
+from service.tiers.disk.disk_layout import DiskLayout
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import STORES
-from service.tiers.limits import TierLimits
 from service.tiers.load import Load, LoadEnd
 from service.tiers.record import Owner
 from service.tiers.tier import Tier

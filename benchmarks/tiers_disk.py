@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, Goal
 from service.l1.keys import ChunkKey
-from service.tiers.address import TierAddress
-from service.tiers.disk_index import DiskIndex
-from service.tiers.disk_layout import DiskLayout
+from service.tiers.address.address import TierAddress
+from service.tiers.disk.disk_index import DiskIndex
+from service.tiers.disk.disk_layout import DiskLayout
 from service.tiers.record import ChunkRecord, Owner, tag_of
 from service.tiers.store import Part, Place, Role, StoreContext
 from service.tiers.stores.disk import NUM_THREADS, DiskStore

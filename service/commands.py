@@ -27,7 +27,7 @@ from service.server import CannotListen, Server
 from service.setting_options import asked_log_format, load_given, with_setting_options
 from service.setting_types import LogFormat, LogLevel
 from service.settings import BadSettings, Settings
-from service.tiers import option_files
+from service.tiers.address import option_files
 
 logger = logging.getLogger(__name__)
 

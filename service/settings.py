@@ -23,7 +23,7 @@ from service.l1.arena import HugePages
 from service.l1.verify import Verify
 from service.setting_faults import fault
 from service.setting_types import LogFormat, LogLevel, OneOrList, Seconds, Size, Texts
-from service.tiers.address import TierAddress, parse_all
+from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
 from telemetry.loading import SubscriberSource

@@ -18,8 +18,8 @@ from service.l1.chunk import Chunk
 from service.l1.format import Layout
 from service.settings import Settings
 from service.tiers import tier as tiers
-from service.tiers.disk_index import DiskIndex
-from service.tiers.disk_layout import DiskLayout
+from service.tiers.disk.disk_index import DiskIndex
+from service.tiers.disk.disk_layout import DiskLayout
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import STORES
 from telemetry.events import Publisher

@@ -15,7 +15,7 @@ from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
 from service.settings import BadSettings, Settings
-from service.tiers.disk_layout import smallest_disk_bytes
+from service.tiers.disk.disk_layout import smallest_disk_bytes
 from telemetry.events import Publisher
 
 ADMIN_SERVICE = "/kvdepot.v1.AdminService/"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.doctor.facts import DiskTierFacts, FileSystem
 from service.l1.l1_file import allocated_bytes, file_system, open_refusal
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.stores.disk_files import CHUNKS_NAME, NETWORK_FILE_SYSTEMS, RECORDS_NAME
 from service.tiers.stores.disk_lock import OWNER_BYTES, OWNER_OFFSET, pid_of
 from service.tiers.stores.disk_records import MAGIC

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kernels.cuda.probe import CudaProbe
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 
 
 class Holder(StrEnum):

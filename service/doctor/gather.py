@@ -21,7 +21,7 @@ from service.doctor import addresses, l1_files, tiers
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
 from service.l1.arena import huge_page_error
 from service.settings import Settings
-from service.tiers.disk_layout import smallest_disk_bytes
+from service.tiers.disk.disk_layout import smallest_disk_bytes
 from telemetry.loading import SubscriberSource
 
 _SHARED_MEMORY = Path("/dev/shm")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from service.l1 import l1_file
 from service.l1.format import Layout
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.kinds import STORES
 from service.tiers.store import Role, StoreError

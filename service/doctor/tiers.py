@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from service.doctor import disk_tiers, tier_opening
 from service.doctor.facts import TierFacts
 from service.settings import Settings
-from service.tiers import option_files
-from service.tiers.address import TierAddress
+from service.tiers.address import option_files
+from service.tiers.address.address import TierAddress
 
 TIMEOUT_SECONDS = 1.0
 RESOLVING_SECONDS = 2.0

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from service.tiers.accounts import Accounts
 from service.tiers.breaker import Breaker
 from service.tiers.io_worker.job import Job, JobEnd
 from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.store import Role, StoreError
+from service.tiers.traffic.accounts import Accounts
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from service.tiers.breaker import MAX_PROBE_SECONDS, Breaker
-from service.tiers.clear_note import ClearNote
+from service.tiers.clears.clear_note import ClearNote
 from service.tiers.crew import Crew
 from service.tiers.io_worker.job import JobEnd, SmallJob
 from service.tiers.io_worker.messages import Verb, unpacked_scanned

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 
 
 class StoreError(Exception):

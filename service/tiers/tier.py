@@ -8,28 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
-from service.tiers.accounts import Accounts
+from service.tiers.address.limits import TierLimits
 from service.tiers.answer import Answer, Doubt
-from service.tiers.asking import Asking
 from service.tiers.breaker import Breaker
-from service.tiers.clear_note import ClearNote
+from service.tiers.clears.clear_note import ClearNote
+from service.tiers.clears.erasing import Erasing
+from service.tiers.clears.forgotten import Cleared
+from service.tiers.clears.local_clears import LocalClears
+from service.tiers.clears.placing import Placing
 from service.tiers.crew import Crew, TierJob
-from service.tiers.erasing import Erasing
-from service.tiers.forgotten import Cleared
 from service.tiers.io_worker.process import IoWorker, Launch
-from service.tiers.limits import TierLimits
 from service.tiers.load import Load, LoadEnd
-from service.tiers.local_clears import LocalClears
 from service.tiers.local_index import LocalIndex
 from service.tiers.opening import Opening, RunSteps
-from service.tiers.placing import Placing
-from service.tiers.reading import Reading
 from service.tiers.record import Owner, tag_of
 from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
-from service.tiers.write_budget import WriteBudget
-from service.tiers.write_queue import WriteQueue
-from service.tiers.writing import L1Chunks, Writing
+from service.tiers.traffic.accounts import Accounts
+from service.tiers.traffic.asking import Asking
+from service.tiers.traffic.reading import Reading
+from service.tiers.traffic.write_budget import WriteBudget
+from service.tiers.traffic.write_queue import WriteQueue
+from service.tiers.traffic.writing import L1Chunks, Writing
 from telemetry.events import Publisher
 
 FLUSH_SECONDS = 2.0

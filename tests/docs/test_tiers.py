@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers.address import KINDS, TierAddress
+from service.tiers.address.address import KINDS, TierAddress
 from service.tiers.snapshot import TierState
 from service.tiers.write_policy import WritePolicy
 from telemetry.kinds import MissReason

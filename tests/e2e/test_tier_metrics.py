@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.server import Server
-from service.tiers.address import KINDS
+from service.tiers.address.address import KINDS
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import WriteEnd
 from service.tiers.load import LoadEnd

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.io_worker.notes import NOTE
 from service.tiers.kinds import StoreKind
 from service.tiers.record import RECORD_BYTES, ChunkRecord

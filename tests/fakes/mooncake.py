@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.record import RECORD_BYTES
 from service.tiers.store import Part, Place, Role, StoreContext
 from service.tiers.stores.mooncake import MooncakeStore

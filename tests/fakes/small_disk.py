@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service.l1.keys import ChunkKey
-from service.tiers.disk_index import DiskIndex
-from service.tiers.disk_layout import DiskLayout
+from service.tiers.disk.disk_index import DiskIndex
+from service.tiers.disk.disk_layout import DiskLayout
 from service.tiers.record import Owner, OwnerTag, tag_of
 
 SLOT_BYTES = 4096

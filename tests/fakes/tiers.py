@@ -23,9 +23,9 @@ from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool, slot_bytes_for
 from service.l1.shares import Shares
+from service.tiers.address.limits import TierLimits
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import StoreKind
-from service.tiers.limits import TierLimits
 from service.tiers.load import Load
 from service.tiers.local_index import Reservation
 from service.tiers.record import ChunkRecord, Owner, OwnerTag

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.tiers.options import OPTIONS, Option
+from service.tiers.address.options import OPTIONS, Option
 from tools.generate.tables import table
 
 

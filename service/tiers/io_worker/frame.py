@@ -10,7 +10,8 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
+from service.tiers.address.secret_file import read_secret
 from service.tiers.io_worker.checksum import checksum_with
 from service.tiers.io_worker.messages import (
     NOTE_BYTES,
@@ -28,7 +29,6 @@ from service.tiers.io_worker.messages import (
 from service.tiers.io_worker.names import Names
 from service.tiers.io_worker.notes import Notes
 from service.tiers.io_worker.verified import VerifiedStore
-from service.tiers.secret_file import read_secret
 from service.tiers.store import Role, Store, StoreContext, StoreError, StoreFull, StoreUnusable
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.l1.format import Layout
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.io_worker.connection import Connection
 from service.tiers.io_worker.job import Job, JobEnd, SmallJob
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb, line

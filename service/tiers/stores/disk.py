@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import TypeVar
 
-from service.tiers.disk_layout import ALIGNMENT_BYTES, DiskLayout
+from service.tiers.disk.disk_layout import ALIGNMENT_BYTES, DiskLayout
 from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, StoreError, StoreFull
 from service.tiers.stores.disk_files import open_files
 from service.tiers.stores.disk_records import DiskRecords

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.l1.l1_file import allocated_bytes, file_system, open_refusal
-from service.tiers.disk_layout import HEADER_BYTES, DiskLayout
+from service.tiers.disk.disk_layout import HEADER_BYTES, DiskLayout
 from service.tiers.store import StoreError, StoreUnusable
 from service.tiers.stores.disk_lock import OWNER_OFFSET, lock
 from service.tiers.stores.disk_records import MAGIC, file_id_of, new_header

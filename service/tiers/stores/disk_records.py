@@ -20,7 +20,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from service.tiers.disk_layout import ENTRY_BYTES, HEADER_BYTES
+from service.tiers.disk.disk_layout import ENTRY_BYTES, HEADER_BYTES
 from service.tiers.record import RECORD_BYTES
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import StoreUnusable
 
 if TYPE_CHECKING:

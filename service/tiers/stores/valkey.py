@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
-from service.tiers.address import DEFAULT_PORTS
+from service.tiers.address.address import DEFAULT_PORTS
 from service.tiers.record import RECORD_BYTES
 from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, StoreError, StoreFull, StoreUnusable
 from service.tiers.stores.resp import (

@@ -12,8 +12,8 @@ import yaml
 
 from service.access.tenants import TenantLimits, Token, token_hash
 from service.access.tenants_file import BadTenants, parse_tenants, read_tenants
-from service.tiers.address import parse_all
-from service.tiers.disk_layout import smallest_disk_bytes
+from service.tiers.address.address import parse_all
+from service.tiers.disk.disk_layout import smallest_disk_bytes
 from tests.e2e.access.calling import sha256
 
 L1_BYTES = 64 << 30

@@ -20,7 +20,7 @@ from service.doctor.examine import examine
 from service.doctor.facts import DiskTierFacts, Facts, FileSystem, Holder, TierFacts
 from service.doctor.findings import Finding, Status
 from service.settings import Settings, load
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.stores.disk_records import MAGIC
 from tests.fakes.healthy_machine import GIB, HEALTHY
 

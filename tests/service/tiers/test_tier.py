@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers import clear_note
+from service.tiers.address.limits import TierLimits
 from service.tiers.answer import Answer, Doubt
-from service.tiers.limits import TierLimits
+from service.tiers.clears import clear_note
 from service.tiers.load import LoadEnd
 from service.tiers.record import Owner
 from service.tiers.snapshot import TierState

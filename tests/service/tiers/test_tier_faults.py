@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from service.tiers.address.limits import TierLimits
 from service.tiers.answer import Doubt
 from service.tiers.breaker import MAX_FAILURES
-from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
 from service.tiers.snapshot import TierState
 from telemetry.events import IoWorkerEnded, TierStateChanged, TierWriteDropped

@@ -15,9 +15,9 @@ import pytest
 from kernels.host.streaming_copy import built_library
 from service.depot.slices import Slices
 from service.l1.chunk import Chunk
+from service.tiers.address.limits import TierLimits
 from service.tiers.io_worker.process import Launch
 from service.tiers.kinds import STORES
-from service.tiers.limits import TierLimits
 from service.tiers.load import LoadEnd
 from service.tiers.tier import Tier
 from tests.fakes.mooncake import Master, skip_without_mooncake

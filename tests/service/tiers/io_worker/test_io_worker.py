@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kernels.host.streaming_copy import built_library
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.io_worker.job import JobEnd, SmallJob
 from service.tiers.io_worker.process import IoWorker, Launch
 from service.tiers.kinds import StoreKind

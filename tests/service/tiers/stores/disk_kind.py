@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.record import ChunkRecord
 from service.tiers.store import Place, Role, Store, StoreContext
 from service.tiers.stores.disk import DiskStore

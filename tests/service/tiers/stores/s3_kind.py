@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.record import RECORD_BYTES, ChunkRecord
 from service.tiers.store import Place, Role, Store, StoreContext
 from service.tiers.stores.s3 import S3Store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.record import ChunkRecord
 from service.tiers.store import Part, Role, Store, StoreContext, StoreError, StoreFull, StoreUnusable
 from service.tiers.stores.mooncake import MooncakeStore

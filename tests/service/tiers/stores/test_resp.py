@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import Part, Place, Role, StoreContext, StoreError
 from service.tiers.stores.resp import Connection, command
 from service.tiers.stores.valkey import ValkeyStore

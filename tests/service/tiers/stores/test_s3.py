@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import Part, Place, Role, StoreContext, StoreError, StoreFull, StoreUnusable
 from service.tiers.stores.s3 import RANGE_BYTES, S3Store
 from service.tiers.stores.s3_bucket import CredentialsFile

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import Part, Place, Role, StoreContext, StoreError, StoreFull, StoreUnusable
 from service.tiers.stores.valkey import MAX_VALUE_BYTES, ValkeyStore
 from tests.fakes.authority import Authority

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.store import Part, Place, Role, StoreContext, StoreError, StoreUnusable
 from service.tiers.stores.valkey import ValkeyStore
 from service.tiers.stores.valkey_nodes import NUM_SLOTS, hash_slot

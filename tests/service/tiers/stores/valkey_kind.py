@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 from service.tiers.record import RECORD_BYTES, ChunkRecord
 from service.tiers.store import Place, Role, Store, StoreContext
 from service.tiers.stores.valkey import ValkeyStore

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from service.tiers.options import OPTIONS
+from service.tiers.address.options import OPTIONS
 
 KINDS: Final = tuple(OPTIONS)
 MAX_TIERS: Final = 8

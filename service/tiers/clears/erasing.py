@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from service.l1.keys import ChunkKey
+from service.tiers.clears.placing import Placing
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb, packed_place
-from service.tiers.placing import Placing
 from service.tiers.store import Place
 
 ERASE_SECONDS = 5.0

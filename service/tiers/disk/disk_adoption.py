@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from service.l1.keys import ChunkKey
 from service.l1.pool import SLOT_ALIGNMENT_BYTES
+from service.tiers.disk.record_numbers import RecordNumbers
 from service.tiers.record import ChunkRecord
-from service.tiers.record_numbers import RecordNumbers
 from service.tiers.store import Place
 
 Found: TypeAlias = tuple[Place, ChunkRecord]

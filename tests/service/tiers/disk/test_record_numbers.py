@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service.l1.pool import Slot, SlotState
-from service.tiers.record_numbers import RecordNumbers
-from service.tiers.segmented import DiskChunk
+from service.tiers.disk.record_numbers import RecordNumbers
+from service.tiers.disk.segmented import DiskChunk
 from service.tiers.store import Place
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from service.l1.keys import ChunkKey
 from service.l1.pool import Pool, Slot
 from service.l1.shares import Shares
-from service.tiers.disk_adoption import Adoption
-from service.tiers.disk_layout import DiskLayout
+from service.tiers.disk.disk_adoption import Adoption
+from service.tiers.disk.disk_layout import DiskLayout
+from service.tiers.disk.record_numbers import RecordNumbers
+from service.tiers.disk.segmented import DiskChunk, SegmentedOrder
 from service.tiers.local_index import Reservation
 from service.tiers.record import ChunkRecord, OwnerTag
-from service.tiers.record_numbers import RecordNumbers
-from service.tiers.segmented import DiskChunk, SegmentedOrder
 from service.tiers.store import Place
 
 _EXTENT_BYTES = 1 << 30

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb
-from service.tiers.late_answers import LateAnswers
+from service.tiers.traffic.late_answers import LateAnswers
 
 ASK_SECONDS = 0.5
 """An I/O worker that needs longer is killed. Lookups wait for a shorter time."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.tiers.forgotten import MAX_CLEARS, Cleared, Forgotten
+from service.tiers.clears.forgotten import MAX_CLEARS, Cleared, Forgotten
 from service.tiers.io_worker.messages import NOTE_BYTES
 from service.tiers.record import Owner
 from tests.fakes.tiers import key_of

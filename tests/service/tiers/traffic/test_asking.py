@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from service.tiers import late_answers
-from service.tiers.asking import Asking, AskJob, Found
 from service.tiers.io_worker.job import JobEnd
+from service.tiers.traffic import late_answers
+from service.tiers.traffic.asking import Asking, AskJob, Found
 from tests.fakes.clock import Clock
 
 NAMES = [b"%d" % number for number in range(6)]

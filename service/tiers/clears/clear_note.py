@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from service.tiers.forgotten import ALL, Forgotten
+from service.tiers.clears.forgotten import ALL, Forgotten
 from service.tiers.io_worker.job import JobEnd, SmallJob
 from service.tiers.io_worker.messages import Verb
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from service.l1.pool import Slot
-from service.tiers.segmented import DiskChunk
+from service.tiers.disk.segmented import DiskChunk
 from service.tiers.store import Place
 
 _STEP = 4096

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from service.l1.keys import ChunkKey
-from service.tiers.forgotten import Forgotten
-from service.tiers.known_absent import KnownAbsent
+from service.tiers.clears.forgotten import Forgotten
 from service.tiers.local_index import LocalIndex
 from service.tiers.record import Owner, OwnerTag
 from service.tiers.store import Place
+from service.tiers.traffic.known_absent import KnownAbsent
 
 
 class Placing:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from service.l1.chunk import Chunk
 from service.tiers.io_worker.messages import WriteEnd
 from service.tiers.load import Load, LoadEnd
-from service.tiers.rates import Rate
 from service.tiers.store import Role
+from service.tiers.traffic.rates import Rate
 from telemetry.events import (
     IoWorkerEnded,
     Publisher,

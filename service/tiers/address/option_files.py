@@ -7,9 +7,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.tiers.address import TierAddress
-from service.tiers.options import OPTIONS
-from service.tiers.secret_file import read_secret
+from service.tiers.address.address import TierAddress
+from service.tiers.address.options import OPTIONS
+from service.tiers.address.secret_file import read_secret
 
 MAX_FILE_BYTES = 1 << 20
 

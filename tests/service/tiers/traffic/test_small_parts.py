@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
+from service.tiers.address.limits import TierLimits
 from service.tiers.kinds import STORES
-from service.tiers.known_absent import MAX_NAMES, KnownAbsent
-from service.tiers.limits import TierLimits
-from service.tiers.rates import Rate
-from service.tiers.write_budget import WriteBudget
+from service.tiers.traffic.known_absent import MAX_NAMES, KnownAbsent
+from service.tiers.traffic.rates import Rate
+from service.tiers.traffic.write_budget import WriteBudget
 from tests.fakes.clock import Clock
 from tests.fakes.tiers import key_of
 

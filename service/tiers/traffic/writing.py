@@ -11,8 +11,9 @@ from typing import Protocol
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
-from service.tiers.accounts import Accounts
-from service.tiers.erasing import Erasing
+from service.tiers.address.limits import MAX_BATCH_BYTES, MAX_PARTS
+from service.tiers.clears.erasing import Erasing
+from service.tiers.clears.placing import Placing
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import (
     Message,
@@ -23,11 +24,10 @@ from service.tiers.io_worker.messages import (
     number_in,
     packed_write,
 )
-from service.tiers.limits import MAX_BATCH_BYTES, MAX_PARTS
-from service.tiers.placing import Placing
 from service.tiers.record import Owner, tag_of
-from service.tiers.write_budget import WriteBudget
-from service.tiers.write_queue import Waiting, WriteQueue
+from service.tiers.traffic.accounts import Accounts
+from service.tiers.traffic.write_budget import WriteBudget
+from service.tiers.traffic.write_queue import Waiting, WriteQueue
 
 WRITE_SECONDS = 5.0
 

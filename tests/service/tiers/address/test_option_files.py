@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from service.tiers.address import TierAddress
-from service.tiers.option_files import faults, readable_by_all
-from service.tiers.secret_file import read_secret
+from service.tiers.address.address import TierAddress
+from service.tiers.address.option_files import faults, readable_by_all
+from service.tiers.address.secret_file import read_secret
 from tests.fakes.authority import Authority
 
 DISK = "disk:///d?size=1GiB&secret_file="

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.l1.keys import ChunkKey
-from service.tiers.disk_index import DiskIndex
+from service.tiers.disk.disk_index import DiskIndex
 from service.tiers.record import ChunkRecord, OwnerTag
 from service.tiers.store import Place
 from tests.fakes.small_disk import OTHER, OWNER, SLOT_BYTES, Clock, SmallLayout, key

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.tiers.disk_index import DiskIndex
+from service.tiers.disk.disk_index import DiskIndex
 from service.tiers.record import ChunkRecord
 from service.tiers.store import Place
 from tests.fakes.small_disk import OWNER, SLOT_BYTES, Clock, index_of, key, names, put

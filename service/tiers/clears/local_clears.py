@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from service.l1.keys import ChunkKey
-from service.tiers.erasing import Erasing
-from service.tiers.forgotten import Cleared
+from service.tiers.clears.erasing import Erasing
+from service.tiers.clears.forgotten import Cleared
 from service.tiers.local_index import LocalIndex
 from service.tiers.record import OwnerTag, name_tag
 

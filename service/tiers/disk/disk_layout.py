@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from service.tiers.address import TierAddress
+from service.tiers.address.address import TierAddress
 
 HEADER_BYTES = 4096
 ENTRY_BYTES = 256

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from service.l1.keys import ChunkKey
 from service.l1.pool import Slot, SlotState
+from service.tiers.disk.segmented import DiskChunk, SegmentedOrder
 from service.tiers.record import Owner, tag_of
-from service.tiers.segmented import DiskChunk, SegmentedOrder
 
 OWNER = tag_of(Owner("tenant", "model", ""))
 

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from service.tiers.accounts import Accounts
+from service.tiers.address.limits import MAX_BATCH_BYTES, MAX_PARTS
+from service.tiers.clears.placing import Placing
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, ReadPart, Verb, number_in, packed_read
-from service.tiers.limits import MAX_BATCH_BYTES, MAX_PARTS
 from service.tiers.load import Load, LoadEnd
-from service.tiers.placing import Placing
-from service.tiers.rates import MAX_READ_SECONDS, READ_SECONDS
 from service.tiers.record import Owner, tag_of
+from service.tiers.traffic.accounts import Accounts
+from service.tiers.traffic.rates import MAX_READ_SECONDS, READ_SECONDS
 
 _BELOW_64_BITS = 1 << 64
 _MAX_GROUPS = 1 << 10

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.tiers.address import BadAddress, TierAddress, parse_all
+from service.tiers.address.address import BadAddress, TierAddress, parse_all
 
 DISK = "disk:///var/lib/kvdepot?size=200GiB"
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.keys import Namespace
 from service.l1.pool import Slot, SlotState
-from service.tiers.write_queue import WriteQueue
+from service.tiers.traffic.write_queue import WriteQueue
 from tests.fakes.clock import Clock
 from tests.fakes.tiers import key_of
 

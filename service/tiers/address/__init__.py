@@ -1,0 +1,1 @@
+"""The addresses of tiers, their options, and what follows from these."""

@@ -1,0 +1,1 @@
+"""What a tier forgets: chunks that were cleared, and records that are to be erased."""

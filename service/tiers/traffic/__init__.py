@@ -1,0 +1,1 @@
+"""What a tier asks, reads and writes: queues, bounds, rates, counts."""
