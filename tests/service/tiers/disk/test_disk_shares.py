@@ -94,6 +94,15 @@ def test_a_larger_chunk_does_not_take_what_is_within_a_share() -> None:
     assert (disk.slots("a"), disk.slots("b")) == (6, 6)
 
 
+def test_a_larger_chunk_takes_no_neighbours_that_are_within_a_share() -> None:
+    disk = Shared(a=6)
+    for _ in range(6):
+        disk.put("a")
+        disk.put("b")
+    assert disk.put("b", 2, slot_bytes=3 * SLOT_BYTES) == []
+    assert disk.slots("a") == 6
+
+
 def test_a_record_is_not_taken_from_what_is_within_a_share() -> None:
     disk = Shared(num_entries=6, a=4)
     disk.put("a", 4)
