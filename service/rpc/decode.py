@@ -27,6 +27,7 @@ from service.rpc.limits import (
     MAX_TABLES,
     MAX_TOKEN_IDS,
 )
+from service.rpc.prefill_rate import prefill_rate
 from service.rpc.violations import MAX_ID_BYTES, Violations, WithIds
 
 MAX_NAME_BYTES = 512
@@ -35,7 +36,6 @@ HASH_BYTES = range(4, 65)
 CUDA_HANDLE_BYTES = 64
 PLANE_KINDS = frozenset(map(int, PlaneKind))
 MAX_TOKENS = 2**31 - 1
-MAX_TOKENS_PER_SECOND = 1e12
 WAIT_SHARE = 0.8
 """The share of a retrieve's time that it may wait for tiers. The rest is for the last copy and for the answer."""
 _DTYPE_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
@@ -61,7 +61,7 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
     if num_planes > MAX_PLANES:
         wrong.add("groups", f"have {num_planes} planes, more than {MAX_PLANES}")
-    rate = _prefill_rate(wrong, message)
+    rate = prefill_rate(wrong, message)
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
     groups = tuple(_group(wrong, f"groups[{n}]", group) for n, group in enumerate(message.groups))
@@ -126,17 +126,6 @@ def _region(wrong: Violations, field: str, message: cache_pb2.MemoryRegion) -> R
             return None
 
 
-def _prefill_rate(
-    wrong: Violations, message: cache_pb2.AttachInstanceRequest | cache_pb2.LookupRequest
-) -> float | None:
-    if not message.HasField("prefill_tokens_per_second"):
-        return None
-    rate = message.prefill_tokens_per_second
-    if not 0 < rate <= MAX_TOKENS_PER_SECOND:  # NaN is refused, too
-        wrong.add("prefill_tokens_per_second", f"is {rate:g}, not above 0 and at most {MAX_TOKENS_PER_SECOND:g}")
-    return rate
-
-
 def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     """Return the request of a lookup.
 
@@ -148,7 +137,7 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
     max_wait_seconds = message.max_wait.seconds + message.max_wait.nanos / 1e9
     if max_wait_seconds < 0:
         wrong.add("max_wait", "is negative")
-    rate = _prefill_rate(wrong, message)
+    rate = prefill_rate(wrong, message)
     wrong.raise_any()
     return LookupRequest(
         instance_id=message.instance_id,

@@ -26,6 +26,7 @@ from service.tiers.snapshot import TierSnapshot, TierState
 from service.tiers.store import Role
 from service.tiers.traffic.accounts import Accounts
 from service.tiers.traffic.asking import Asking
+from service.tiers.traffic.finding import Finding
 from service.tiers.traffic.reading import Reading
 from service.tiers.traffic.write_budget import WriteBudget
 from service.tiers.traffic.write_queue import WriteQueue
@@ -77,6 +78,7 @@ class Tier:
             lambda: self._crew.wake(Role.WRITE),
         )
         self._asking = Asking(lambda: self._crew.wake(Role.ASK), clock)
+        self._finding = Finding(self._asking, placing, accounts, clock)
         self._reading = Reading(
             placing,
             accounts,
@@ -125,26 +127,13 @@ class Tier:
 
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
-        found = [False] * len(keys)
         if self._state is not TierState.AVAILABLE or self._is_closing:
-            return Answer(found, Doubt.UNAVAILABLE)
+            return Answer([False] * len(keys), Doubt.UNAVAILABLE)
         if self._index is not None:
             found = [self._index.has(key) for key in keys]
             self._accounts.note_asked(len(keys), sum(found))
             return Answer(found)
-        names = [self._placing.name(key, owner) for key in keys]
-        asked = [number for number, name in enumerate(names) if name not in self._placing.absent]
-        if not asked:
-            return Answer(found)
-        num_changes = self._placing.forgotten.num_changes
-        start = self._clock()
-        answered = await self._asking.ask([names[number] for number in asked], timeout_seconds)
-        doubt = Doubt.FAILED if answered.found is None else Doubt.LATE if answered.is_late else None
-        if answered.found is not None and num_changes == self._placing.forgotten.num_changes:  # else names are void
-            for number, is_there in zip(asked, answered.found, strict=True):
-                found[number] = is_there
-        self._accounts.asked(len(asked), sum(found), self._clock() - start, doubt or "ok")
-        return Answer(found, doubt)
+        return await self._finding.find(keys, owner, timeout_seconds)
 
     def load(self, loads: Sequence[Load]) -> None:
         """Begin to read chunks into L1, in this order. The end of each comes within the bounds of the tier."""
