@@ -19,8 +19,9 @@ MAX_REQUESTS = {Role.ASK: 32, Role.READ: 8, Role.WRITE: 8, Role.OWN: 1}
 """At a time. A server that gets hundreds at once answers none of them in time."""
 CALL_SECONDS = {Role.ASK: 0.4, Role.READ: 1.8, Role.WRITE: 4.5, Role.OWN: 4.5}
 """Less than an I/O worker of the role may take: an error costs less than a new I/O worker."""
-RANGE_BYTES = 8 << 20
-"""Of one GET. One connection to S3 is slower than the network, so a large chunk comes over several."""
+RANGE_BYTES = (8 << 20) + RECORD_BYTES
+"""Of one GET, which brings a chunk of 8 MiB at once. One connection to S3 is slower than the network, so a larger chunk
+comes over several."""
 PIECE_BYTES = 1 << 20
 PROBE = "probe"
 """No object has this name. The answer to it tells whether the bucket is there and may be read."""
