@@ -394,6 +394,43 @@ async def test_without_a_slot_in_l1_the_match_ends_and_says_so(open_with_tiers: 
     site.depot.index.check()
 
 
+async def test_without_slots_for_all_ranks_none_is_taken(open_with_tiers: OpenWithTiers) -> None:
+    site, [tier] = await open_with_tiers(l1_size=f"{4 * 4096}B")
+    ranks = [await site.attach(instance_id="two", world_size=2, rank=rank) for rank in range(2)]
+    kv = ranks[0].kv(CHUNK_SIZE, seed=1)
+    tokens = TOKENS[: 2 * CHUNK_SIZE]
+    for rank in ranks:
+        await rank.store("writer", tokens, rank.kv(2 * CHUNK_SIZE, seed=1))
+    index = site.depot.index
+    [_, second_of_0, _, second_of_1] = sorted(index.chunks(), key=lambda chunk: chunk.namespace_stats.rank)
+    tier.write([second_of_0, second_of_1])
+    index.remove(second_of_0, RemovalReason.EVICTED)
+    other = await site.attach()
+    await other.store("other", prompt(CHUNK_SIZE, seed=2), other.kv(CHUNK_SIZE, seed=2))
+    leased = await other.lookup("other", prompt(CHUNK_SIZE, seed=2))
+    assert leased.matched_tokens == CHUNK_SIZE
+    found = await ranks[0].lookup("reader", tokens)
+    assert (found.matched_tokens, found.miss.reason) == (CHUNK_SIZE, cache_pb2.MISS_REASON_NO_SLOT)
+    for rank in ranks:
+        await rank.retrieve_exactly("reader", found.lease, kv)
+    await ranks[0].end_session("reader")
+    await other.end_session("other")
+    await site.assert_comes_to_rest()
+
+
+async def test_a_corrupt_chunk_in_l1_ends_a_partial_retrieve(open_with_tiers: OpenWithTiers) -> None:
+    site, _ = await open_with_tiers()
+    engine = await site.attach()
+    kv = engine.kv(NUM_TOKENS, seed=1)
+    await engine.store("writer", TOKENS, kv)
+    damaged = list(site.depot.index.chunks())[2]
+    found = await engine.lookup("reader", TOKENS)
+    site.depot.l1[damaged.slot.offset_bytes + 100] ^= 1
+    answer = await retrieve_partial(site, engine, found.lease, kv)
+    assert (answer.valid_tokens, answer.miss.reason) == (2 * CHUNK_SIZE, cache_pb2.MISS_REASON_CORRUPT)
+    assert answer.miss.tier == cache_pb2.TIER_UNSPECIFIED
+
+
 async def test_what_nobody_waits_for_is_not_read(open_with_tiers: OpenWithTiers) -> None:
     site, [tier] = await open_with_tiers()
     tier.reads_at_once = False

@@ -16,7 +16,7 @@ from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool, Slot
-from telemetry.kinds import RefusalReason
+from telemetry.kinds import MissReason, RefusalReason
 
 SLOT_BYTES = 64
 LARGE_SLOT_BYTES = 192
@@ -138,6 +138,51 @@ def test_a_chunk_removed_while_pinned_is_gone_at_once_and_its_slot_is_free_after
     assert put(index, pending_write, ["b"]) == [None]
     index.unpin([chunk])
     assert put(index, pending_write, ["b"])[0] is not None
+
+
+def test_a_chunk_that_a_tier_reads_is_not_evicted_and_keeps_its_place_in_the_order(pending_write: PendingWrite) -> None:
+    index = Index(Pool(3 * SLOT_BYTES))
+    for name in ("a", "b", "c"):
+        put(index, pending_write, [name])
+    oldest = index.get(key("a"))
+    assert oldest is not None
+    index.begin_reading(oldest)
+    put(index, pending_write, ["d"])
+    assert resident(index) == {"a", "c", "d"}
+    index.end_reading(oldest)
+    put(index, pending_write, ["e"])
+    assert resident(index) == {"c", "d", "e"}, "that a tier read it was no use of it"
+    index.check()
+
+
+@pytest.mark.parametrize("pin_first", [False, True])
+def test_a_slot_is_free_when_no_tier_reads_it_and_no_pin_is_left(pending_write: PendingWrite, pin_first: bool) -> None:
+    index = Index(Pool(SLOT_BYTES))
+    [chunk] = put(index, pending_write, ["a"])
+    assert chunk is not None
+    index.begin_reading(chunk)
+    index.pin([chunk])
+    index.remove(chunk, RemovalReason.CLEARED)
+    ends = [lambda: index.unpin([chunk]), lambda: index.end_reading(chunk)]
+    for end in ends if pin_first else reversed(ends):
+        assert index.pool.used_bytes == SLOT_BYTES
+        end()
+    assert index.pool.used_bytes == 0
+    index.check()
+
+
+def test_a_load_that_fails_frees_its_slot_though_it_has_pins(pending_write: PendingWrite) -> None:
+    index = Index(Pool(SLOT_BYTES))
+    stats = index.namespace_stats(Namespace(b"n"), model_name="m", cache_salt="", rank=0)
+    chunk, _ = index.reserve(key("a"), stats, SLOT_BYTES, pending_write)
+    assert chunk is not None
+    index.pin([chunk])
+    index.abandon(chunk, MissReason.TIER_LATE)
+    assert (index.num_removed_pinned, chunk.lost) == (1, MissReason.TIER_LATE), "a lookup that has it begins anew"
+    assert put(index, pending_write, ["b"]) != [None]
+    index.unpin([chunk])
+    assert resident(index) == {"b"}
+    index.check()
 
 
 def test_a_slot_that_must_be_zeroed_is_taken_until_then(pending_write: PendingWrite) -> None:
