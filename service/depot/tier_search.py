@@ -22,8 +22,11 @@ from service.tiers.record import Owner
 from telemetry.kinds import MissReason
 from telemetry.kinds import Tier as TierKind
 
-MAX_KEYS = 4_096
-"""Keys that one lookup asks for, of all ranks together: a million tokens of one rank with the usual chunks."""
+MAX_KEYS = 2_048
+"""Keys that one lookup asks for, of all ranks together: half a million tokens of one rank with the usual chunks.
+
+To compute so many, and to reserve slots for them, holds the event loop for some 30 ms.
+"""
 
 _NOT_IN_L1 = frozenset({MissReason.NEVER_STORED, MissReason.EVICTED, MissReason.RANK_MISSING, MissReason.CORRUPT})
 
