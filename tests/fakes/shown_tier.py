@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from service.tiers.snapshot import TierSnapshot, TierState
+from telemetry.events import Event, IoWorkerEnded, TierAsked, TierRead, TierWritten
 from tests.fakes.tier import FakeTier
 
 
 class ShownTier(FakeTier):
-    """A tier with a snapshot of the test's."""
+    """A tier with a snapshot of the test's, to which the chunks of its own questions are added."""
 
     def __init__(self, shown: TierSnapshot) -> None:
         super().__init__(memoryview(b""), name=shown.name, is_local=shown.is_local)
         self.shown = shown
 
     def snapshot(self) -> TierSnapshot:
-        return self.shown
+        return replace(self.shown, num_asked=self.shown.num_asked + sum(map(len, self.asked)))
 
 
 DISK = TierSnapshot(
@@ -59,3 +63,17 @@ VALKEY = TierSnapshot(
 def disk_and_valkey(*_: object) -> list[ShownTier]:
     """Return both, whatever the settings are."""
     return [ShownTier(DISK), ShownTier(VALKEY)]
+
+
+def tier_events() -> list[Event]:
+    """Return what a tier publishes of a question, of reads and writes, and of an I/O worker that was killed."""
+    about: dict[str, Any] = {"tier": "disk", "model_name": "m", "key": b"k", "num_bytes": 1 << 21}
+    took: dict[str, Any] = {"wait_seconds": 0.004, "duration_seconds": 0.03}
+    return [
+        TierAsked(tier="disk", num_chunks=4, num_found=2, duration_seconds=0.0004, outcome="ok"),
+        TierRead(**about, **took, outcome="arrived"),
+        TierRead(**about, **took, outcome="unwanted"),
+        TierWritten(**about, **took, outcome="ok"),
+        TierWritten(**about, **took, outcome="full"),
+        IoWorkerEnded(tier="disk", role="read", reason="deadline", verb="read", num_parts=3),
+    ]

@@ -16,6 +16,7 @@ from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import Failing, measured, work
 from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
+from tests.fakes.shown_tier import disk_and_valkey, tier_events
 from tests.helm.dashboard import asked, queries
 
 SLOT_BYTES = 4_096
@@ -41,6 +42,8 @@ async def day(depot: Site, number: int) -> None:
         record = [allocation_record(f"{session}{number}", block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("reporting", "llama", 2, record)
         await depot.client.end_session("reporting", f"{session}{number}")
+    for event in tier_events():
+        depot.server.bus.publish(event)
     while not depot.server.bus.stats().num_dropped_by_type:
         depot.server.bus.publish(ServerDraining())
     await engine.attachment.close()
@@ -60,7 +63,7 @@ async def tenants_day(client: AsyncDepotClient, unauthenticated: AsyncDepotClien
 @needs_prometheus
 async def test_every_query_has_an_answer_after_some_work(start_server: StartServer, tmp_path: Path) -> None:
     flags = measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
-    server = await start_server(**flags)
+    server = await start_server(**flags, open_tiers=disk_and_valkey, l2_write="none")
     server.bus.subscribe(Failing())
     authority = Authority()
     cert, key = authority.issue().write(tmp_path, "depot")
