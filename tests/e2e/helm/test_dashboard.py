@@ -42,6 +42,7 @@ async def day(depot: Site, number: int) -> None:
         record = [allocation_record(f"{session}{number}", block_ids=[0], token_ids=tokens)]
         await depot.client.report_block_allocation("reporting", "llama", 2, record)
         await depot.client.end_session("reporting", f"{session}{number}")
+    await engine.lookup("t", prompt(32, 5))  # asks the tiers
     for event in tier_events():
         depot.server.bus.publish(event)
     while not depot.server.bus.stats().num_dropped_by_type:
