@@ -50,7 +50,7 @@ class Index:
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
         self._eviction = LeastRecentlyUsed()
         self._noted_tick = 0  # the records have all uses up to this tick
-        self._runs = Runs(self.pool, self._eviction)
+        self._runs = Runs(self._eviction)
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
@@ -232,7 +232,7 @@ class Index:
             return slot, ()
         for of in self.shares.victims_for(tenant, slot_bytes, self._namespaces.used_bytes_by_tenant):
             own = self._eviction.next_victim(slot_bytes, of)
-            run = self._runs.find(slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes, of)
+            run = self._runs.find(self.pool, slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes, of)
             if run or own is not None:
                 break
         else:

@@ -18,8 +18,7 @@ MAX_SWEPT_FOR_SPACE = 200_000
 class Runs:
     """Finds runs in a pool. It remembers that it found none, so that it does not look again for nothing."""
 
-    def __init__(self, pool: Pool[Chunk], eviction: LeastRecentlyUsed) -> None:
-        self._pool = pool
+    def __init__(self, eviction: LeastRecentlyUsed) -> None:
         self._eviction = eviction
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
 
@@ -28,7 +27,12 @@ class Runs:
         self._no_run_bytes = math.inf
 
     def find(
-        self, slot_bytes: int, own: Chunk | None, unprotected_bytes: int, of: Container[str] | None = None
+        self,
+        pool: Pool[Chunk],
+        slot_bytes: int,
+        own: Chunk | None,
+        unprotected_bytes: int,
+        of: Container[str] | None = None,
     ) -> Sequence[Slot[Chunk]]:
         """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
 
@@ -38,7 +42,7 @@ class Runs:
         """
         oldest = self._eviction.next_victim_of_other_size(slot_bytes, of)
         used_before = own.last_use if own is not None else math.inf
-        free = self._pool.any_free()
+        free = pool.any_free()
         if oldest is not None and oldest.last_use >= used_before:
             oldest = None
         if oldest is None and free is None:
@@ -54,11 +58,11 @@ class Runs:
             return may_leave and chunk.evictable and chunk.last_use < used_before
 
         for seed in (free, oldest.slot if oldest is not None else None):
-            if seed is not None and (run := self._pool.run_around(seed, slot_bytes, may_go)):
+            if seed is not None and (run := pool.run_around(seed, slot_bytes, may_go)):
                 return run
         if own is not None:
-            return self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
-        run = self._pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
-        if not run and of is None and self._pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
+            return pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_AGE)
+        run = pool.sweep(slot_bytes, may_go, MAX_SWEPT_FOR_SPACE)
+        if not run and of is None and pool.num_stretches <= MAX_SWEPT_FOR_SPACE:
             self._no_run_bytes = slot_bytes
         return run
