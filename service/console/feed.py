@@ -85,7 +85,10 @@ class Feed(Subscriber):
 
 
 def _brief(event: Event) -> dict[str, Any]:
-    """Return an event as JSON's values: of an array or a tuple its length, of a long text the beginning."""
+    """Return an event as JSON's values: of an array or a tuple its length, of a long text the beginning.
+
+    Bytes become hexadecimal digits.
+    """
     own: dict[str, Any] = {}
     for each in fields(event):
         if each.name in _COMMON:
@@ -95,6 +98,8 @@ def _brief(event: Event) -> dict[str, Any]:
             own[f"num_{each.name}"] = len(value)
         elif isinstance(value, str):
             own[each.name] = str(value)[:MAX_TEXT]
+        elif isinstance(value, bytes):
+            own[each.name] = value.hex()
         elif isinstance(value, np.generic):
             own[each.name] = value.item()
         else:

@@ -11,7 +11,7 @@ import pytest
 from service.console import feed as feed_module
 from service.console.feed import IDLE_SECONDS, MAX_EVENTS, MAX_FEEDS, MAX_TEXT, Feed
 from telemetry.bus import EventBus
-from telemetry.events import EVENT_TYPES, ChunksEvicted, Event, LeaseGranted, ServerStarted
+from telemetry.events import EVENT_TYPES, ChunksEvicted, Event, LeaseGranted, ServerStarted, TierRead
 from tests.fakes.clock import Clock
 from tests.telemetry.conftest import example
 
@@ -98,10 +98,14 @@ def test_arrays_and_long_texts_are_kept_in_short(feed: Feed) -> None:
             example(ServerStarted),
         ]
     )
-    evicted, started = (each["fields"] for each in feed.read("", 0)["events"])
+    was_read = example(TierRead)
+    assert isinstance(was_read, TierRead)
+    feed.handle([was_read])
+    evicted, started, read = (each["fields"] for each in feed.read("", 0)["events"])
     assert (evicted["num_keys"], evicted["num_lifetime_seconds"], evicted["num_bytes"]) == (9, 9, 5)
     assert len(evicted["model_name"]) == MAX_TEXT
     assert started["num_listen"] == 2
+    assert bytes.fromhex(read["key"]) == was_read.key
 
 
 def test_any_event_can_be_kept(feed: Feed) -> None:
