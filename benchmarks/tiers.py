@@ -19,7 +19,7 @@ GOALS = {"disk": 0.9, "valkey": 0.85, "s3": 0.85, "mooncake": 0.85}
 
 
 async def measure() -> list[Figure]:
-    """Measure each tier whose server is here."""
+    """Measure each tier that has its server on this machine."""
     figures: list[Figure] = []
     for name in tier_places.here(*GOALS):
         for chunk_bytes in CHUNK_BYTES:

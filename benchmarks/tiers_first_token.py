@@ -27,7 +27,7 @@ async def measure() -> list[Figure]:
 
 
 def _measure() -> list[Figure]:
-    """Store the prompt once, then find it with a new depot in each round, whose L1 is empty."""
+    """Store the prompt once. In each round, a new depot with an empty L1 finds it."""
     prompt = tokenize(DOCUMENT)[:TOKENS]
     hits, prefills = [], []
     with tier_places.disk() as place:

@@ -1,4 +1,4 @@
-"""The cluster as processes: the servers, three depots, and engines that visit them, one of which is killed."""
+"""The cluster as processes: the servers, three depots, and the engines that visit them. One depot is killed."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def visit(address: str, name: str, prompt: list[int]) -> None:
 
 
 def _wait_for_tiers(client: DepotClient, engine_id: str, prompt: list[int]) -> None:
-    """Ask for a prompt that nobody stored until the tiers answer in time: an answer that is late counts as a miss.
+    """Ask for an unknown prompt until the tiers answer in time. A late answer counts as a miss.
 
     Raises: DepotError.
     """

@@ -31,7 +31,7 @@ files that `tls_cert`, `tls_key`, `tls_client_ca` and `tenants` name are read ag
 """
 
 _TIER_OPTIONS = """\
-An address of `l2` is a URL, whose query has options: `valkey://cache:6379?user=depot&password_file=/etc/kvdepot/password`.
+An address of `l2` is a URL. Its query has the options, as in `valkey://cache:6379?user=depot&password_file=/etc/kvdepot/password`.
 [Tiers](tiers.md) says what each kind is for.
 """
 

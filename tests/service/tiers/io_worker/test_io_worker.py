@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kernels.host.streaming_copy import built_library
+from service.l1.file_use import lock
 from service.tiers.address.address import TierAddress
 from service.tiers.io_worker.job import JobEnd, SmallJob
 from service.tiers.io_worker.process import IoWorker, Launch
@@ -100,10 +101,24 @@ async def test_it_has_only_the_descriptors_that_it_needs(fixture: Fixture) -> No
     os.set_inheritable(inheritable, True)
     async with fixture.worker() as worker:
         links = links_of(worker.pid)
-        assert sum("memfd" in link for link in links) == 1
+        assert sum("memfd" in link for link in links) == 2, "L1's file, and the mapping's own descriptor of it"
         assert sum("socket" in link for link in links) == 1
-        assert len(links) == 5
+        assert len(links) == 6
     os.close(inheritable)
+
+
+async def test_l1_stays_locked_until_it_is_dead(fixture: Fixture) -> None:
+    as_depot = os.open(f"/proc/self/fd/{fixture.l1.fd}", os.O_RDWR)
+    next_depot = os.open(f"/proc/self/fd/{fixture.l1.fd}", os.O_RDWR)
+    assert lock(as_depot)
+    fixture.launch = replace(fixture.launch, l1_fd=as_depot)
+    async with fixture.worker() as worker:
+        os.close(as_depot)  # as the end of the depot does
+        assert not lock(next_depot)
+        os.kill(worker.pid, signal.SIGKILL)
+        await eventually(lambda: not is_there(worker.pid))
+        assert lock(next_depot)
+    os.close(next_depot)
 
 
 async def test_signals_to_the_whole_unit_do_not_end_it(fixture: Fixture) -> None:
