@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reading ADDRESS``: an engine that reads its prompts from a tier. They are twice as large as L1."""
+"""``python -m benchmarks.reading ADDRESS``: an engine that reads prompts from a tier. L1 has space for half of them."""
 
 from __future__ import annotations
 

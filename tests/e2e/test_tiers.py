@@ -133,7 +133,9 @@ async def test_a_changed_bit_in_a_tier_is_a_miss_and_the_next_store_heals_it(ope
     assert snapshot.reads["damaged"] == 1
     assert (await engine.lookup("again", TOKENS)).matched_tokens == 5 * CHUNK_SIZE, "it is not read a second time"
     await engine.end_session("again")
-    assert (await engine.store("writer", TOKENS, kv)).stored_tokens == CHUNK_SIZE
+    assert (await engine.store("writer", TOKENS, kv)).stored_tokens >= CHUNK_SIZE, (
+        "others may not have been read any more"
+    )
     await all_written(site)
     evict_all(site)
     await found_again(site, engine, kv, "healed")

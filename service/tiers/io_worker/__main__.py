@@ -32,9 +32,10 @@ def main(name: str, role: str, parent_pid: int, socket_fd: int, l1_fd: int) -> N
     logging.basicConfig(format=f"%(levelname)s tier {name}, {role}: %(message)s")
 
     def map_l1(offset_bytes: int, size_bytes: int) -> memoryview:
-        # The descriptor stays open. It shares the lock of L1's file with the depot. So no other depot can take over the
-        # file of a depot that was killed before this process is dead, too, which may still write into it.
+        # Python's mapping keeps a duplicate of the descriptor, which shares the lock of L1's file with the depot. So if
+        # the depot is killed, no other one can use the file before this process, which may write into it, is dead, too.
         memory = mmap.mmap(l1_fd, size_bytes, mmap.MAP_SHARED, offset=offset_bytes)
+        os.close(l1_fd)
         memory.madvise(mmap.MADV_DONTDUMP)  # a crash must not write prompts to a disk, nor all of L1
         return memoryview(memory)
 
