@@ -112,8 +112,11 @@ class Store(Protocol):
         A chunk of another length than `chunk_bytes` is absent. The bytes of the slot are undefined then.
         """
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
-        """Write chunks with their records. Yield the number of each part. None: it is written."""
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
+        """Write chunks with their records. Yield the number of each part. None: it is written.
+
+        The next part is verified when it is taken. A store that can do so writes others meanwhile.
+        """
 
     def delete(self, places: Sequence[Place]) -> None:
         """Delete chunks. Those that are absent are no error."""

@@ -71,7 +71,8 @@ class FaultyStore:
             if fault == "twice":
                 yield number, None
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
+        parts = list(parts)
         self._note("write", len(parts), parts)
         for number, part in enumerate(parts):
             fault = self._fail("write", number)

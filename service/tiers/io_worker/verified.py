@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import TypeVar
 
 from service.tiers.io_worker.checksum import Checksum
@@ -31,34 +31,43 @@ class VerifiedStore:
         Raises: StoreError.
         """
         parts = [Part(part.place, self._slot(part), part.chunk_bytes) for part in wanted]
-        for number, packed in _each_once(self._store.read_into(parts), len(parts)):
+        for number, packed in _each_once(self._store.read_into(parts), parts):
             reply: dict[str, object] = {"part": number, "end": ReadEnd.ABSENT}
             if packed is not None:
                 reply |= self._read_end(packed, parts[number], wanted[number])
             yield reply
 
     def write(self, wanted: Sequence[WritePart]) -> Iterator[Message]:
-        """Write chunks, each with a new record.
+        """Write chunks, each with a new record. The store gets each as soon as it is verified.
 
         Raises: StoreError.
         """
         numbers: list[int] = []
-        parts: list[Part] = []
-        for number, part in enumerate(wanted):
-            slot = self._slot(part)
-            try:
-                record = self._new_record(part, slot[: part.chunk_bytes])
-            except ValueError as error:
-                yield {"part": number, "end": WriteEnd.FAILED, "detail": str(error)}
-                continue
-            if record is None:
-                yield {"part": number, "end": WriteEnd.CORRUPT}
-                continue
-            numbers.append(number)
-            parts.append(Part(part.place, slot, part.chunk_bytes, record))
-        if parts:
-            for number, refusal in _each_once(self._store.write_from(parts), len(parts)):
-                yield {"part": numbers[number], **_write_end(refusal)}
+        refused: list[Message] = []
+
+        def verified() -> Iterator[Part]:
+            for number, part in enumerate(wanted):
+                slot = self._slot(part)
+                try:
+                    record = self._new_record(part, slot[: part.chunk_bytes])
+                except ValueError as error:
+                    refused.append({"part": number, "end": WriteEnd.FAILED, "detail": str(error)})
+                    continue
+                if record is None:
+                    refused.append({"part": number, "end": WriteEnd.CORRUPT})
+                    continue
+                numbers.append(number)
+                yield Part(part.place, slot, part.chunk_bytes, record)
+
+        try:
+            for index, refusal in _each_once(self._store.write_from(verified()), numbers):
+                yield {"part": numbers[index], **_write_end(refusal)}
+            if len(numbers) + len(refused) < len(wanted):
+                raise StoreError("the store did not take all parts")
+        except StoreError:
+            yield from refused
+            raise
+        yield from refused
 
     def _slot(self, part: ReadPart | WritePart) -> memoryview:
         return self._l1[part.offset_bytes : part.offset_bytes + part.slot_bytes]
@@ -99,15 +108,16 @@ class VerifiedStore:
         return record.pack(secret=self._secret, data=data)
 
 
-def _each_once(results: Iterator[tuple[int, _R]], num_parts: int) -> Iterator[tuple[int, _R]]:
-    missing = set(range(num_parts))
+def _each_once(results: Iterator[tuple[int, _R]], taken: Sized) -> Iterator[tuple[int, _R]]:
+    """Yield results, of which there must be one for each part that the store has taken."""
+    answered: set[int] = set()
     for number, result in results:
-        if number not in missing:
+        if number in answered or not 0 <= number < len(taken):
             raise StoreError(f"the store answered for part {number}, which it was not asked for any more")
-        missing.remove(number)
+        answered.add(number)
         yield number, result
-    if missing:
-        raise StoreError(f"the store left out {len(missing)} of {num_parts} parts")
+    if len(answered) < len(taken):
+        raise StoreError(f"the store left out {len(taken) - len(answered)} of {len(taken)} parts")
 
 
 def _write_end(error: StoreError | None) -> dict[str, object]:

@@ -65,16 +65,14 @@ class DiskStore:
         """Read chunks, several at a time. A chunk whose record names another place or length is absent."""
         yield from self._each(parts, self._read)
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
-        """Write chunks, several at a time, after the records of all their places are erased."""
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
+        """Write chunks, several at a time, each after the records of its place are erased."""
         try:
             if self._files.is_deleted():
                 raise StoreError(f"{self._folder}: its files were deleted")
-            for part in parts:
-                self._erase_stale(part.place)
         except OSError as error:
             raise self._failure(error) from error
-        yield from self._each(parts, self._write)
+        yield from self._each(self._erased(parts), self._write)
         self._sync_now_and_then()
 
     def delete(self, places: Sequence[Place]) -> None:
@@ -113,11 +111,16 @@ class DiskStore:
                 logger.warning("disk tier not synced: %s", error)
         self._files.close()
 
-    def _each(self, parts: Sequence[Part], do: Callable[[Part], T]) -> Iterator[tuple[int, T]]:
+    def _each(self, parts: Iterable[Part], do: Callable[[Part], T]) -> Iterator[tuple[int, T]]:
         """Do something with each part in the threads. What fails is raised after all others are done."""
         failed: OSError | None = None
-        numbers = {self._threads.submit(do, part): number for number, part in enumerate(parts)}
+        numbers: dict[Future[T], int] = {}
         try:
+            try:
+                for number, part in enumerate(parts):
+                    numbers[self._threads.submit(do, part)] = number
+            except OSError as error:
+                failed = error
             for future in as_completed(numbers):
                 try:
                     yield numbers[future], future.result()
@@ -158,8 +161,18 @@ class DiskStore:
         self._records.write(place.record_number, part.record, place.offset_bytes, place.slot_bytes)
         return None
 
+    def _erased(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield parts whose places no record names any more. One thread erases: see `_erase_stale`."""
+        for part in parts:
+            self._erase_stale(part.place)
+            yield part
+
     def _erase_stale(self, place: Place) -> None:
-        """Erase the place's own record, and others that name some of its bytes."""
+        """Erase the place's own record, and others that name some of its bytes.
+
+        One of these may be another part's own by now, and that part may be written at the same time. Its record was
+        erased before, and names other bytes once it is written, so it stays.
+        """
         self._records.erase(place.record_number)
         for number in place.stale_records:
             found = self._records.read(number)

@@ -117,12 +117,13 @@ class MooncakeStore:
             if failed:
                 raise self._error("could not read a chunk", failed)
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
         """Write chunks, about 16 MiB in each call.
 
         The client keeps a value that is there, or that another one began, and says that it wrote. So a value that is
         there is removed first. A master that halts would carry out a removal later, so it is asked something before.
         """
+        parts = list(parts)
         for numbers in _calls(parts):
             names = [parts[number].place.name for number in numbers]
             self.exists(names)

@@ -99,7 +99,7 @@ class S3Store:
         if failed is not None:
             raise failed
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
         """Put objects, each as a whole. Nobody ever reads a part of one."""
         with closing(self._each(self._write, parts)) as results:
             for number, result in results:
@@ -160,7 +160,7 @@ class S3Store:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def _each(
-        self, work: Callable[[Item], Result], items: Sequence[Item]
+        self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Generator[tuple[int, Future[Result]], None, None]:
         """Do work for each item, in threads. Yield each result with its number as soon as it is there.
 
@@ -173,8 +173,10 @@ class S3Store:
                 raise StoreError("the server was too slow for as many requests")
             return work(item)
 
-        numbers = {self._threads.submit(done_in_time, item): number for number, item in enumerate(items)}
+        numbers: dict[Future[Result], int] = {}
         try:
+            for number, item in enumerate(items):
+                numbers[self._threads.submit(done_in_time, item)] = number
             for result in as_completed(numbers):
                 yield numbers[result], result
         finally:

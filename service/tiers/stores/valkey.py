@@ -6,7 +6,7 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -97,7 +97,7 @@ class ValkeyStore:
                 connection.end_value()
                 yield number, bytes(record)
 
-    def write_from(self, parts: Sequence[Part]) -> Iterator[tuple[int, StoreError | None]]:
+    def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
         """Send values out of slots."""
         requests = []
         numbers = []
