@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.l1.keys import ChunkKey
+from service.tiers.stores import disk
 from tests.fakes.disk_tier import DiskTier, bytes_of
 
 SIZES = (4_096, 10_000, 65_536, 300_000, 1 << 20)
@@ -22,6 +23,7 @@ SIZES = (4_096, 10_000, 65_536, 300_000, 1 << 20)
 
 def main() -> None:
     """Kill writers, and compare all chunks after each."""
+    disk.PIECE_BYTES = 65_536  # so that the chunks have pieces
     folder, seed, num_kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     rng = random.Random(seed)
     known: dict[ChunkKey, int] = {}

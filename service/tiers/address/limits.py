@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MAX_PARTS = 8
-MAX_BATCH_BYTES = 32 << 20
+MAX_PARTS = 32
+MAX_BATCH_BYTES = 64 << 20
+"""Of what an I/O worker reads or writes at a time. Between two batches a disk is idle for a moment."""
 _FIELDS = {
     "read_workers": "read_workers",
     "write_workers": "write_workers",

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
-from typing import TypeVar
 
 from service.tiers.disk.disk_layout import ALIGNMENT_BYTES, DiskLayout
+from service.tiers.record import RECORD_BYTES
 from service.tiers.store import Capabilities, Part, Place, Role, StoreContext, StoreError, StoreFull
 from service.tiers.stores.disk_files import open_files
 from service.tiers.stores.disk_records import DiskRecords
@@ -24,12 +24,15 @@ from service.tiers.stores.disk_records import DiskRecords
 logger = logging.getLogger(__name__)
 
 NUM_THREADS = 4
+PIECE_BYTES = 4 << 20
+"""Of a chunk that one thread moves at a time."""
 SYNC_SECONDS = 5.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Where a record has them.
 _KEY = slice(8, 40)
 _CHUNK_BYTES = slice(40, 48)
 
-T = TypeVar("T")
+Transfer = Callable[[int, list[memoryview], int], int]
 
 
 class DiskStore:
@@ -63,17 +66,32 @@ class DiskStore:
 
     def read_into(self, parts: Sequence[Part]) -> Iterator[tuple[int, bytes | None]]:
         """Read chunks, several at a time. A chunk whose record names another place or length is absent."""
-        yield from self._each(parts, self._read)
+        try:
+            for move in self._moved(os.preadv, self._found(parts)):
+                if move.is_whole:
+                    self._records.note_use(move.place.record_number)
+                yield move.number, move.record if move.is_whole else None
+        except OSError as error:
+            raise self._failure(error) from error
 
     def write_from(self, parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
         """Write chunks, several at a time, each after the records of its place are erased."""
         try:
             if self._files.is_deleted():
                 raise StoreError(f"{self._folder}: its files were deleted")
+            for move in self._moved(os.pwritev, self._erased(parts)):
+                if move.error is not None:
+                    yield move.number, StoreFull(f"{self._folder}: {move.error.strerror}")
+                    continue
+                if not move.is_whole:
+                    yield move.number, StoreError(f"{self._folder}: a chunk does not fit its place {move.place}")
+                    continue
+                place = move.place
+                self._records.write(place.record_number, move.record, place.offset_bytes, place.slot_bytes)
+                yield move.number, None
+            self._sync_now_and_then()
         except OSError as error:
             raise self._failure(error) from error
-        yield from self._each(self._erased(parts), self._write)
-        self._sync_now_and_then()
 
     def delete(self, places: Sequence[Place]) -> None:
         """Erase the records of chunks, unless the records are of other chunks by now."""
@@ -111,61 +129,62 @@ class DiskStore:
                 logger.warning("disk tier not synced: %s", error)
         self._files.close()
 
-    def _each(self, parts: Iterable[Part], do: Callable[[Part], T]) -> Iterator[tuple[int, T]]:
-        """Do something with each part in the threads. What fails is raised after all others are done."""
+    def _found(self, parts: Sequence[Part]) -> Iterator[_Move]:
+        """Yield the parts, without bytes where no record names their place and length."""
+        for number, part in enumerate(parts):
+            record, *where = self._records.read(part.place.record_number) or (bytes(RECORD_BYTES), 0, 0)
+            num_bytes = _aligned(part.chunk_bytes)
+            is_there = (record[_KEY], *where) == part.place[:3] and num_bytes <= part.place.slot_bytes
+            if is_there and int.from_bytes(record[_CHUNK_BYTES], "little") == part.chunk_bytes:
+                yield _Move(number, part.place, record, part.slot[:num_bytes])
+            else:
+                yield _Move(number, part.place, record)
+
+    def _erased(self, parts: Iterable[Part]) -> Iterator[_Move]:
+        """Yield the parts after no record names a byte of their places any more, without bytes if they do not fit."""
+        for number, part in enumerate(parts):
+            place, num_bytes = part.place, _aligned(part.chunk_bytes)
+            if num_bytes > place.slot_bytes or place.offset_bytes + place.slot_bytes > self._chunks_bytes:
+                yield _Move(number, place, part.record)
+            else:
+                self._erase_stale(place)
+                yield _Move(number, place, part.record, part.slot[:num_bytes])
+
+    def _moved(self, call: Transfer, moves: Iterator[_Move]) -> Iterator[_Move]:
+        """Move the bytes of chunks in the threads, large chunks in pieces. Yield each chunk when all of it has moved.
+
+        What fails is raised after all others are done.
+        """
         failed: OSError | None = None
-        numbers: dict[Future[T], int] = {}
+        move_of: dict[Future[bool], _Move] = {}
         try:
             try:
-                for number, part in enumerate(parts):
-                    numbers[self._threads.submit(do, part)] = number
+                for move in moves:
+                    for begin in range(0, len(move.data), PIECE_BYTES):
+                        piece, offset_bytes = move.data[begin : begin + PIECE_BYTES], move.place.offset_bytes + begin
+                        move_of[self._threads.submit(self._transfer, call, piece, offset_bytes)] = move
+                        move.num_waiting += 1
+                    if not move.num_waiting:
+                        yield move
             except OSError as error:
                 failed = error
-            for future in as_completed(numbers):
+            for future in as_completed(move_of):
+                move = move_of[future]
+                move.num_waiting -= 1
                 try:
-                    yield numbers[future], future.result()
+                    move.is_whole &= future.result()
                 except OSError as error:
-                    failed = error
+                    move.error = error
+                if move.num_waiting:
+                    continue
+                if move.error is None or move.error.errno in _FULL:
+                    yield move
+                else:
+                    failed = move.error
         finally:
-            wait(numbers)  # no thread touches a slot of L1 after this
+            wait(move_of)  # no thread touches a slot of L1 after this
         if failed is not None:
-            raise self._failure(failed) from failed
-
-    def _read(self, part: Part) -> bytes | None:
-        place = part.place
-        found = self._records.read(place.record_number)
-        if found is None:
-            return None
-        record, offset_bytes, slot_bytes = found
-        if (record[_KEY], offset_bytes, slot_bytes) != place[:3]:
-            return None
-        if int.from_bytes(record[_CHUNK_BYTES], "little") != part.chunk_bytes:
-            return None
-        num_bytes = _aligned(part.chunk_bytes)
-        if num_bytes > slot_bytes or not self._transfer(os.preadv, part.slot[:num_bytes], offset_bytes):
-            return None
-        self._records.note_use(place.record_number)
-        return record
-
-    def _write(self, part: Part) -> StoreError | None:
-        place = part.place
-        num_bytes = _aligned(part.chunk_bytes)
-        if num_bytes > place.slot_bytes or place.offset_bytes + place.slot_bytes > self._chunks_bytes:
-            return StoreError(f"{self._folder}: a chunk of {part.chunk_bytes} bytes does not fit its place {place}")
-        try:
-            self._transfer(os.pwritev, part.slot[:num_bytes], place.offset_bytes)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return StoreFull(f"{self._folder}: {error.strerror}")
-            raise
-        self._records.write(place.record_number, part.record, place.offset_bytes, place.slot_bytes)
-        return None
-
-    def _erased(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Yield parts whose places no record names any more. One thread erases: see `_erase_stale`."""
-        for part in parts:
-            self._erase_stale(part.place)
-            yield part
+            raise failed
 
     def _erase_stale(self, place: Place) -> None:
         """Erase the place's own record, and others that name some of its bytes.
@@ -179,7 +198,7 @@ class DiskStore:
             if found is not None and _overlap(found[1], found[2], place):
                 self._records.erase(number)
 
-    def _transfer(self, call: Callable[[int, list[memoryview], int], int], data: memoryview, offset_bytes: int) -> bool:
+    def _transfer(self, call: Transfer, data: memoryview, offset_bytes: int) -> bool:
         """Move all bytes between memory and disk. Return False if the file ends before."""
         num_done = 0
         while num_done < len(data):
@@ -207,6 +226,20 @@ class DiskStore:
 
     def _failure(self, error: OSError) -> StoreError:
         return StoreError(f"{self._folder}: {error.strerror}")
+
+
+class _Move:
+    """A chunk that moves: the part with this number. `data` is None if it can't."""
+
+    def __init__(self, number: int, place: Place, record: bytes, data: memoryview | None = None) -> None:
+        self.number = number
+        self.place = place
+        self.record = record
+        self.data = data or memoryview(b"")
+        self.num_waiting = 0
+        """Its pieces that have not moved yet."""
+        self.is_whole = data is not None
+        self.error: OSError | None = None
 
 
 def _aligned(num_bytes: int) -> int:
