@@ -20,6 +20,7 @@ from benchmarks.peer.depot import Ids
 from benchmarks.peer.processes import PeerFailed
 from benchmarks.peer.tier_sides import RoundFailed, Side, our_side, peer_side
 from benchmarks.peer.tier_stores import STORES, Store
+from kvdepot import DepotError
 from kvdepot.cli.processes import exit_on_terminate
 
 TOKENS = (2_048, 8_192)
@@ -48,8 +49,8 @@ async def measure() -> list[Figure]:
         for num_tokens in TOKENS:
             try:
                 figures += await _case(name, num_tokens)
-            except (PeerFailed, RoundFailed) as failure:
-                print(f"not measured: {name}, {num_tokens:,} tokens: {failure}")
+            except (PeerFailed, RoundFailed, DepotError, TimeoutError) as failure:
+                print(f"not measured: {name}, {num_tokens:,} tokens: {failure or 'the tier did not become available'}")
     return figures
 
 
@@ -68,11 +69,11 @@ async def _move(name: str, ours: Side, peer: Side, store: Store, num_tokens: int
     for side, _ in sides:
         blocks = _blocks(num_tokens)
         await side.fill(blocks[0])
-        await _round(side, store, num_tokens, blocks)
+        await moved(side, store, num_tokens, blocks)
         await side.check(*blocks)
     for _ in range(ROUNDS):
         for side, rates in sides:
-            round_rates = await _round(side, store, num_tokens, _blocks(num_tokens))
+            round_rates = await moved(side, store, num_tokens, _blocks(num_tokens))
             rates.write += round_rates.write
             rates.read += round_rates.read
         sides.reverse()
@@ -83,7 +84,7 @@ async def _move(name: str, ours: Side, peer: Side, store: Store, num_tokens: int
     ]
 
 
-async def _round(side: Side, store: Store, num_tokens: int, blocks: tuple[Ids, Ids]) -> Rates:
+async def moved(side: Side, store: Store, num_tokens: int, blocks: tuple[Ids, Ids]) -> Rates:
     """Write two prompts and read both, so that the tier alone has each. Do it again if a part did not come from there.
 
     Raises:
@@ -107,7 +108,7 @@ async def _try(side: Side, num_tokens: int, source: Ids, target: Ids) -> Rates:
     gigabytes = num_tokens * shapes.TOKEN_BYTES / 1e9
     rates = Rates()
     for tokens in prompts:
-        rates.write.append(gigabytes / await _written(side, tokens, source))
+        rates.write.append(gigabytes / await write_seconds(side, tokens, source))
         await side.forget()
     for tokens in prompts:
         await side.forget()  # again: a chunk can be locked for a moment after it was written or read
@@ -115,7 +116,7 @@ async def _try(side: Side, num_tokens: int, source: Ids, target: Ids) -> Rates:
     return rates
 
 
-async def _written(side: Side, tokens: Ids, blocks: Ids) -> float:
+async def write_seconds(side: Side, tokens: Ids, blocks: Ids) -> float:
     """Return the seconds from a store's call until the tier has the prompt. Raises: RoundFailed, if it takes long."""
     num_chunks = len(tokens) // shapes.CHUNK_SIZE
     before = await side.count()
