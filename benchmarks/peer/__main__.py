@@ -10,7 +10,7 @@ import uvloop
 
 from benchmarks import servers
 from benchmarks.figures import Figure, Goal, Report
-from benchmarks.peer import rounds, shapes
+from benchmarks.peer import rounds, shapes, tiers
 from benchmarks.peer.depot import DepotEngine, WrongBytes
 from benchmarks.peer.processes import PeerFailed, Process
 from benchmarks.peer.setups import PRIVATE, STOCK, TUNED, Setup, Transport, driver, server
@@ -21,7 +21,7 @@ WATCHING_SECONDS = 180.0
 
 
 async def measure() -> list[Figure]:
-    """Measure every setup of the peer, each with one depot."""
+    """Measure every setup of the peer, each with one depot, and then the tiers of both."""
     moved: list[Figure] = []
     asked: list[Figure] = []
     with servers.depot("--l1-size", L1, "--transfer-threads", str(shapes.THREADS)) as depot:
@@ -29,11 +29,11 @@ async def measure() -> list[Figure]:
             for transport in Transport:
                 for tuning, lengths in ((STOCK, [shapes.SHORT]), (TUNED, [shapes.SHORT, shapes.LONG])):
                     setup = Setup(transport=transport, tuning=tuning)
-                    with server(setup) as url, driver(setup, url) as peer:
+                    with server(setup) as serving, driver(setup, serving.url) as peer:
                         if transport is Transport.ZMQ:  # the transport of requests does not carry the bytes
                             moved += await rounds.move(ours, peer, setup)
                         asked += await rounds.ask(ours, peer, setup, lengths)
-    return [*moved, *asked]
+    return [*moved, *asked, *await tiers.measure()]
 
 
 def watch() -> tuple[str, list[Figure]]:

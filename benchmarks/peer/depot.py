@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.layout import layouts
 
 Ids = NDArray[np.int64]
+Tokens = NDArray[np.uint32]
 
 LAYOUT = layouts.NL_X_TWO_NB_BS_NH_HS
 LARGE = KvShape(
@@ -45,6 +46,7 @@ class DepotEngine:
     large: AsyncAttachment
     small: AsyncAttachment
     names: itertools.count[int]
+    _misses: Iterator[int] = field(default_factory=lambda: iter(range(shapes.MOST_MISSES)))
 
     @classmethod
     @asynccontextmanager
@@ -105,15 +107,23 @@ class DepotEngine:
 
         The session's end gives the lease back; LMCache's leaves the locks, so that its transaction has one more call.
         """
-        tokens = prompt(first_token, num_tokens)
         expected = num_tokens if first_token == shapes.STORED else 0
+        return await self._transact(itertools.repeat(prompt(first_token, num_tokens)), expected, clients, seconds)
+
+    async def miss(self, num_tokens: int, clients: int, seconds: float) -> float:
+        """Do the same with prompts that were never looked up before, so that no answer of a tier is known already."""
+        absent = prompt(shapes.ABSENT, num_tokens + shapes.MOST_MISSES)
+        prompts = (absent[first : first + num_tokens] for first in self._misses)
+        return await self._transact(prompts, 0, clients, seconds)
+
+    async def _transact(self, prompts: Iterator[Tokens], expected: int, clients: int, seconds: float) -> float:
         begin = time.perf_counter()
 
         async def client() -> int:
             num_done = 0
             while not num_done or time.perf_counter() < begin + seconds:
                 session = str(next(self.names))
-                found = await self.small.lookup(session, tokens)
+                found = await self.small.lookup(session, next(prompts))
                 if found.matched_tokens != expected:
                     raise WrongBytes(f"{found.matched_tokens} tokens were found, not {expected}")
                 await self.small.end_session(session)
@@ -124,6 +134,6 @@ class DepotEngine:
         return num_done / (time.perf_counter() - begin)
 
 
-def prompt(first_token: int, num_tokens: int) -> NDArray[np.uint32]:
+def prompt(first_token: int, num_tokens: int) -> Tokens:
     """Return the same prompt as the driver's."""
     return np.arange(first_token, first_token + num_tokens, dtype=np.uint32)

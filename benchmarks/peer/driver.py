@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Buffer:
             self._layers, model_name, 1, self._blocks_per_chunk, TIMEOUT_SECONDS, layout_hints=LAYOUT
         )
         shared = isinstance(self._context.engine_driven_context, EngineDrivenContextShm)
-        _require(shared, "the server shares no memory: is /dev/shm large enough?")
+        require(shared, "the server shares no memory: is /dev/shm large enough?")
 
     def key(self, session: str, tokens: tuple[int, ...], worker: int | None) -> IPCCacheServerKey:
         """Return the key of the whole prompt; for every worker if none is named."""
@@ -61,14 +61,14 @@ class Buffer:
     def store(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
         """Return when the server has committed the bytes."""
         future = self._context.submit_store(key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk)
-        _require(future.result(TIMEOUT_SECONDS), "the store was refused")
+        require(future.result(TIMEOUT_SECONDS), "the store was refused")
 
     def retrieve(self, key: IPCCacheServerKey, blocks: list[int]) -> None:
         """Return when the blocks are written."""
         future = self._context.submit_retrieve(
             key.request_id, key, self._layers, [blocks], None, self._blocks_per_chunk
         )
-        _require(future.result(TIMEOUT_SECONDS), "the retrieve was refused")
+        require(future.result(TIMEOUT_SECONDS), "the retrieve was refused")
 
     def read(self, blocks: list[int]) -> torch.Tensor:
         """Return a copy of the blocks' bits, [layer, K or V, block, …]."""
@@ -92,7 +92,7 @@ class Engine:
         self._small: Buffer | None = None
         self._names = map("session-{}".format, itertools.count())  # next() of it is one step to all threads
         chunk_size = self._client.get_chunk_size().result(TIMEOUT_SECONDS)
-        _require(chunk_size == shapes.CHUNK_SIZE, f"the server's chunks have {chunk_size} tokens")
+        require(chunk_size == shapes.CHUNK_SIZE, f"the server's chunks have {chunk_size} tokens")
 
     def attach_large(self) -> dict[str, Any]:
         """Register the buffer of store, retrieve and check."""
@@ -106,13 +106,13 @@ class Engine:
         num_blocks = shapes.LONG // shapes.BLOCK_SIZE
         self._small = Buffer(self._client, "small", 1, num_blocks, 1, 8)
         session = next(self._names)
-        self._small.store(self._small.key(session, _prompt(shapes.STORED, shapes.LONG), 0), list(range(num_blocks)))
+        self._small.store(self._small.key(session, prompt(shapes.STORED, shapes.LONG), 0), list(range(num_blocks)))
         self._client.end_session(session).result(TIMEOUT_SECONDS)
         return {}
 
     def move(self, tokens: list[int], blocks: list[int]) -> dict[str, Any]:
         """Return a store and a retrieve of one prompt, which is forgotten then."""
-        large = _attached(self._large)
+        large = attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)
         begin = time.perf_counter()
@@ -128,7 +128,7 @@ class Engine:
 
     def check(self, tokens: list[int], blocks: list[int], other_blocks: list[int]) -> dict[str, Any]:
         """Return whether a prompt's bits come back in other blocks."""
-        large = _attached(self._large)
+        large = attached(self._large)
         session = next(self._names)
         key = large.key(session, tuple(tokens), 0)
         large.randomize(blocks)
@@ -143,9 +143,14 @@ class Engine:
 
     def transact(self, first_token: int, num_tokens: int, clients: int, seconds: float) -> dict[str, Any]:
         """Make lookup transactions for some seconds, with a thread and a connection for each client."""
-        small = _attached(self._small)
-        tokens = _prompt(first_token, num_tokens)
         expected = num_tokens if first_token == shapes.STORED else 0
+        return self._transact(itertools.repeat(prompt(first_token, num_tokens)), expected, clients, seconds)
+
+    def _transact(
+        self, prompts: Iterator[tuple[int, ...]], expected: int, clients: int, seconds: float
+    ) -> dict[str, Any]:
+        """Take prompts from an iterator whose next() is one step to all threads."""
+        small = attached(self._small)
         while len(self._others) < clients:
             self._others.append(RequestClientFactory.create(self._url))
             self._others[-1].ping(None).result(TIMEOUT_SECONDS)
@@ -158,7 +163,7 @@ class Engine:
             try:
                 while not num_done[number] or time.perf_counter() < begin + seconds:
                     session = next(self._names)
-                    key = self._lock(client, small, session, tokens, expected)
+                    key = self._lock(client, small, session, next(prompts), expected)
                     if expected:
                         client.free_lookup_locks(key, 1).result(TIMEOUT_SECONDS)
                     client.end_session(session).result(TIMEOUT_SECONDS)
@@ -185,29 +190,29 @@ class Engine:
         while (num_chunks := client.query_prefetch_status(session).result(TIMEOUT_SECONDS)) is None:
             pass
         found = num_chunks * shapes.CHUNK_SIZE
-        _require(found == expected_tokens, f"{found} tokens were found, not {expected_tokens}")
+        require(found == expected_tokens, f"{found} tokens were found, not {expected_tokens}")
         return key
 
 
-def _prompt(first_token: int, num_tokens: int) -> tuple[int, ...]:
+def prompt(first_token: int, num_tokens: int) -> tuple[int, ...]:
     return tuple(range(first_token, first_token + num_tokens))
 
 
-def _attached(buffer: Buffer | None) -> Buffer:
-    _require(buffer is not None, "there is no buffer yet")
+def attached(buffer: Buffer | None) -> Buffer:
+    require(buffer is not None, "there is no buffer yet")
     assert buffer is not None
     return buffer
 
 
-def _require(holds: object, otherwise: str) -> None:
+def require(holds: object, otherwise: str) -> None:
     if not holds:
         raise RuntimeError(otherwise)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], engine_type: type[Engine] = Engine) -> None:
     """Answer until the input ends."""
     output = answering.own_output()
-    engine = Engine(arguments[0])
+    engine = engine_type(arguments[0])
     answering.say(output, {"ready": True})
     answering.serve(engine, sys.stdin, output)
     os._exit(0)  # the libraries' threads do not end

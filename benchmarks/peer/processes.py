@@ -47,6 +47,11 @@ class Process:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def write(self, line: str) -> None:
         """Write a line to its standard input.
 

@@ -69,9 +69,17 @@ class Setup:
         return {**PRIVATE, **self.tuning.variables}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """The peer's server. `url` is its address."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def server(setup: Setup) -> Iterator[str]:
-    """Run LMCache's server for engines on a CPU, and yield its address.
+def server(setup: Setup) -> Iterator[Serving]:
+    """Run LMCache's server for engines on a CPU.
 
     Raises:
         PeerFailed: it did not start.
@@ -89,20 +97,20 @@ def server(setup: Setup) -> Iterator[str]:
     process = Process(str(setup), *arguments, variables=setup.variables, answers=False)
     try:
         process.until_listening(port, START_SECONDS)
-        yield f"{SCHEMES[setup.transport]}://127.0.0.1:{port}"
+        yield Serving(url=f"{SCHEMES[setup.transport]}://127.0.0.1:{port}", pid=process.pid)
     finally:
         process.end()
         Path("/dev/shm", f"lmcache_l1_pool_bench-{port}").unlink(missing_ok=True)
 
 
 @contextmanager
-def driver(setup: Setup, url: str) -> Iterator[Driver]:
-    """Run an engine of that server.
+def driver(setup: Setup, url: str, module: str = "benchmarks.peer.driver") -> Iterator[Driver]:
+    """Run an engine of that server, whose commands are those of the module.
 
     Raises:
         PeerFailed: it did not reach the server.
     """
-    arguments = ("-m", "benchmarks.peer.driver", url)
+    arguments = ("-m", module, url)
     process = Process(f"the engine of {setup}", *arguments, variables=setup.variables, answers=True)
     try:
         process.line(START_SECONDS)

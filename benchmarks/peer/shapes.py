@@ -15,3 +15,4 @@ THREADS = 2
 STORED = 0  # the first token of the prompt that lookups find, and of the one that they miss
 ABSENT = 1_000_000
 SHORT, LONG = 4_096, 131_072  # tokens of a prompt that is looked up
+MOST_MISSES = 100_000  # prompts of a run that are looked up once
