@@ -21,6 +21,8 @@ Slots = Sequence[memoryview]
 AHEAD_BYTES = 8 << 20
 """What a client asks Valkey for before the first of it has arrived. More is not faster."""
 MOONCAKE_CALL_BYTES = 16 << 20
+NUM_CLIENTS = 2
+"""As many as a tier has I/O workers that read, and that write."""
 
 
 class BareClient(Protocol):
@@ -41,13 +43,44 @@ class BareClient(Protocol):
         """Let go of the server."""
 
 
+class BareClients:
+    """Clients that move parts of the slots at the same time, each in a thread. `connect` makes the n-th one."""
+
+    def __init__(self, connect: Callable[[int], BareClient]) -> None:
+        self._clients = [connect(number) for number in range(NUM_CLIENTS)]
+        self._threads = ThreadPoolExecutor(NUM_CLIENTS)
+        self.name = f"{NUM_CLIENTS} × {self._clients[0].name}"
+
+    def write(self, slots: Slots) -> None:
+        """Write all slots."""
+        self._each(lambda client, some: client.write(some), slots)
+
+    def read(self, slots: Slots) -> None:
+        """Read into slots."""
+        self._each(lambda client, some: client.read(some), slots)
+
+    def ask(self, num_names: int) -> float:
+        """Ask through one client."""
+        return self._clients[0].ask(num_names)
+
+    def close(self) -> None:
+        """Close all clients."""
+        self._threads.shutdown()
+        for client in self._clients:
+            client.close()
+
+    def _each(self, move: Callable[[BareClient, Slots], None], slots: Slots) -> None:
+        parts = [slots[number::NUM_CLIENTS] for number in range(NUM_CLIENTS)]
+        list(self._threads.map(move, self._clients, parts))
+
+
 class BareDisk:
     """Threads that read and write a file past the page cache."""
 
     name = f"bare O_DIRECT, {disk.NUM_THREADS} threads"
 
-    def __init__(self, folder: Path, num_bytes: int) -> None:
-        path = folder / "bare"
+    def __init__(self, folder: Path, num_bytes: int, number: int = 0) -> None:
+        path = folder / f"bare {number}"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
         os.posix_fallocate(self._fd, 0, num_bytes)
         self._threads = ThreadPoolExecutor(disk.NUM_THREADS)
@@ -81,9 +114,10 @@ class BareDisk:
 class BareValkey:
     """One connection. It sends commands ahead and verifies nothing."""
 
-    name = "a bare RESP client, one connection"
+    name = "bare RESP connection"
 
-    def __init__(self, address: TierAddress) -> None:
+    def __init__(self, address: TierAddress, number: int = 0) -> None:
+        self._number = number
         self._socket = socket.create_connection((address.host, address.port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb", buffering=0)
@@ -91,7 +125,7 @@ class BareValkey:
     def write(self, slots: Slots) -> None:
         """Send all values, then receive the answers."""
         for number, slot in enumerate(slots):
-            key = b"bare:%08d" % number
+            key = b"bare%d:%08d" % (self._number, number)
             self._socket.sendall(b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, len(slot)))
             self._socket.sendall(slot)
             self._socket.sendall(b"\r\n")
@@ -101,7 +135,7 @@ class BareValkey:
     def read(self, slots: Slots) -> None:
         """Receive values into the slots."""
         num_ahead = max(AHEAD_BYTES // len(slots[0]), 1)
-        gets = [b"*2\r\n$3\r\nGET\r\n$13\r\nbare:%08d\r\n" % number for number in range(len(slots))]
+        gets = [b"*2\r\n$3\r\nGET\r\n$14\r\nbare%d:%08d\r\n" % (self._number, n) for n in range(len(slots))]
         self._socket.sendall(b"".join(gets[:num_ahead]))
         for number, slot in enumerate(slots):
             assert self._line() == b"$%d" % len(slot)
@@ -135,9 +169,10 @@ class BareS3:
 
     name = f"bare obstore, {s3.MAX_REQUESTS[Role.READ]} threads"
 
-    def __init__(self, address: TierAddress) -> None:
+    def __init__(self, address: TierAddress, number: int = 0) -> None:
         import obstore
 
+        self._prefix = f"bare/{number}"
         self._obstore = obstore
         self._bucket = open_bucket(address, 30.0)
         self._threads = ThreadPoolExecutor(s3.MAX_REQUESTS[Role.READ])
@@ -146,7 +181,7 @@ class BareS3:
         """Put objects."""
 
         def put(number: int) -> None:
-            self._obstore.put(self._bucket, f"bare/{number}", bytes(slots[number]), use_multipart=False)
+            self._obstore.put(self._bucket, f"{self._prefix}/{number}", bytes(slots[number]), use_multipart=False)
 
         list(self._threads.map(put, range(len(slots))))
 
@@ -154,7 +189,7 @@ class BareS3:
         """Get objects, and copy them into the slots."""
 
         def get(number: int) -> None:
-            slots[number][:] = memoryview(self._obstore.get(self._bucket, f"bare/{number}").bytes())
+            slots[number][:] = memoryview(self._obstore.get(self._bucket, f"{self._prefix}/{number}").bytes())
 
         list(self._threads.map(get, range(len(slots))))
 
@@ -177,11 +212,12 @@ class BareS3:
 class BareMooncake:
     """A client of Mooncake with registered memory, which moves 16 MiB in a call."""
 
-    name = "a bare client of Mooncake, TCP"
+    name = "bare client of Mooncake, TCP"
 
-    def __init__(self, address: TierAddress, memory: memoryview) -> None:
+    def __init__(self, address: TierAddress, memory: memoryview, number: int = 0) -> None:
         from mooncake.store import MooncakeDistributedStore
 
+        self._prefix = f"bare/{number}"
         self._client: Any = MooncakeDistributedStore()
         master = f"{address.host}:{address.port}"
         assert self._client.setup("127.0.0.1", "P2PHANDSHAKE", 0, 0, "tcp", "", master) == 0, "no master"
@@ -189,7 +225,7 @@ class BareMooncake:
 
     def write(self, slots: Slots) -> None:
         """Put values in place of the old ones."""
-        names = [f"bare/{number}" for number in range(len(slots))]
+        names = [f"{self._prefix}/{number}" for number in range(len(slots))]
         self._client.batch_remove(names, True)
         self._each("batch_put_from", slots, lambda code, size_bytes: code == 0)
 
@@ -211,7 +247,7 @@ class BareMooncake:
         num_slots = max(MOONCAKE_CALL_BYTES // len(slots[0]), 1)
         for first in range(0, len(slots), num_slots):
             some = slots[first : first + num_slots]
-            names = [f"bare/{number}" for number in range(first, first + len(some))]
+            names = [f"{self._prefix}/{number}" for number in range(first, first + len(some))]
             codes = getattr(self._client, call)(names, [_address(slot) for slot in some], [len(slot) for slot in some])
             for code, slot in zip(codes, some, strict=True):
                 assert is_right(code, len(slot)), f"{call} answered {code}"

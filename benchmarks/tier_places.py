@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlencode
 
-from benchmarks.tier_clients import BareClient, BareDisk, BareMooncake, BareS3, BareValkey
+from benchmarks.tier_clients import BareClient, BareClients, BareDisk, BareMooncake, BareS3, BareValkey
 from service.tiers.address.address import TierAddress
 from tests.fakes.mooncake import Master
 from tests.fakes.real_servers import SERVERS_PYTHON
@@ -27,10 +27,13 @@ SEGMENT = "1GiB"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A place of chunks that is there. `url` is its address. `server` is None where no process of others serves it."""
+    """A place of chunks that is there. `url` is its address. `server` is None where no process of others serves it.
+
+    `client` returns the n-th bare client of some memory.
+    """
 
     url: str
-    connect: Callable[[memoryview], BareClient]
+    client: Callable[[memoryview, int], BareClient]
     server: ServerProcess | None = None
 
     @property
@@ -38,13 +41,17 @@ class Place:
         """The address of the tier."""
         return TierAddress.parse(self.url)
 
+    def connect(self, memory: memoryview) -> BareClient:
+        """Return bare clients that move memory."""
+        return BareClients(lambda number: self.client(memory, number))
+
 
 @contextmanager
 def disk() -> Iterator[Place]:
     """Use a folder."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-bench-", dir=ON_DISK) as folder:
         url = f"disk://{folder}/tier?size={DISK_BYTES}"
-        yield Place(url=url, connect=lambda memory: BareDisk(Path(folder), memory.nbytes))
+        yield Place(url=url, client=lambda memory, n: BareDisk(Path(folder), memory.nbytes, n))
 
 
 @contextmanager
@@ -52,7 +59,7 @@ def valkey() -> Iterator[Place]:
     """Run a server."""
     with tempfile.TemporaryDirectory(prefix="kvdepot-bench-") as folder, redis_server(Path(folder)) as server:
         url = f"valkey://127.0.0.1:{server.port}"
-        yield Place(url=url, server=server, connect=lambda memory: BareValkey(TierAddress.parse(url)))
+        yield Place(url=url, server=server, client=lambda _, n: BareValkey(TierAddress.parse(url), n))
 
 
 @contextmanager
@@ -63,7 +70,7 @@ def s3() -> Iterator[Place]:
         file.write_text("aws_access_key_id = key\naws_secret_access_key = secret\n")
         file.chmod(0o600)
         url = f"s3://{BUCKET}/p?{urlencode({'endpoint': server.endpoint, 'credentials_file': str(file)})}"
-        yield Place(url=url, server=server, connect=lambda memory: BareS3(TierAddress.parse(url)))
+        yield Place(url=url, server=server, client=lambda _, n: BareS3(TierAddress.parse(url), n))
 
 
 @contextmanager
@@ -73,7 +80,7 @@ def mooncake() -> Iterator[Place]:
         master = Master(Path(folder) / "master.log")
         url = f"mooncake://127.0.0.1:{master.port}?segment={SEGMENT}"
         try:
-            yield Place(url=url, connect=lambda memory: BareMooncake(TierAddress.parse(url), memory))
+            yield Place(url=url, client=lambda memory, n: BareMooncake(TierAddress.parse(url), memory, n))
         finally:
             master.end()
 

@@ -33,8 +33,7 @@ from tests.fakes.waiting import eventually
 MIB = 1 << 20
 L1_BYTES = 256 * MIB
 OWNER = Owner("", "bench", "")
-LIMITS = TierLimits(read_workers=1, write_workers=1, queue_bytes=2 * L1_BYTES)
-"""One I/O worker reads or writes at a time, beside one process with the bare client."""
+LIMITS = TierLimits(queue_bytes=2 * L1_BYTES)
 
 
 class Failed(Exception):

@@ -26,7 +26,7 @@ class TierLimits:
     """
 
     read_workers: int = 2
-    write_workers: int = 1
+    write_workers: int = 2
     ask_workers: int = 2
     queue_bytes: int = 256 << 20
     write_bytes_per_day: int = 0
