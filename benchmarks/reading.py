@@ -1,7 +1,11 @@
-"""``python -m benchmarks.reading ADDRESS``: an engine that reads prompts from a tier. L1 has space for half of them."""
+"""``python -m benchmarks.reading ADDRESS``: an engine that reads prompts all the time, and computes what is not found.
+
+With `L1_SIZE`, L1 has space for half of the prompts, so that a tier has to read them.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 
@@ -15,7 +19,11 @@ from kvdepot.layout import layouts
 TOKENS = 1_024
 NUM_PROMPTS = 8
 L1_SIZE = "512MiB"
-"""Of the depot. A prompt has 128 MiB."""
+"""Of a depot with a tier. A prompt has 128 MiB."""
+LARGE_L1_SIZE = "1536MiB"
+"""Of a depot that has all prompts in L1."""
+PREFILL_TOKENS_PER_SECOND = 20_000
+"""Of the engine, which sleeps as long as it would compute."""
 LLAMA_3_8B = KvShape(num_layers=32, num_blocks=64, block_size=16, num_heads=8, head_size=128, dtype="bfloat16")
 
 
@@ -37,16 +45,20 @@ async def read_for_ever(address: str) -> None:
             ) as attachment,
         ):
             await servers.until_populated(client)
-            await servers.until_available(client)
+            has_tier = len((await client.get_status()).tiers) > 1
+            if has_tier:
+                await servers.until_available(client)
             num_chunks = TOKENS // attachment.chunk_size
             for number, prompt in enumerate(prompts):
                 await attachment.store(f"store {number}", prompt, [blocks])
                 await attachment.end_session(f"store {number}")
-                await servers.until_written(client, (number + 1) * num_chunks)
+                if has_tier:
+                    await servers.until_written(client, (number + 1) * num_chunks)
             print("ready", flush=True)  # for the parent process
             for number in itertools.count():
                 session = str(number)
                 found = await attachment.lookup(session, prompts[number % NUM_PROMPTS])
+                await asyncio.sleep((TOKENS - found.matched_tokens) / PREFILL_TOKENS_PER_SECOND)
                 if found.HasField("lease"):
                     num_blocks = found.matched_tokens // LLAMA_3_8B.block_size
                     try:
