@@ -31,12 +31,14 @@ _MISS_REASONS = {
 class Match:
     """`chunks_by_rank[rank][chunk]` of the matched prefix, each pinned once, and the reason why it is not longer.
 
-    `pending_writes` are storing the next chunk. `idle_since` has the release times of the chunks that had no other pin.
-    The chunks at the positions of `from_l2` are on their way from tiers, for one rank at least.
+    `end_keys` are the keys of the next chunk by rank, if a rank lacks it, and `pending_writes` are storing it.
+    `idle_since` has the release times of the chunks that had no other pin. The chunks at the positions of `from_l2` are
+    on their way from tiers, for one rank at least.
     """
 
     chunks_by_rank: list[list[Chunk]]
     miss: Miss | None = None
+    end_keys: Sequence[ChunkKey] = ()
     pending_writes: list[PendingWrite] = field(default_factory=list)
     idle_since: list[float] = field(default_factory=list)
     from_l2: set[int] = field(default_factory=set)
@@ -137,6 +139,7 @@ class _Walk:
             at_token = self.match.num_chunks * self._depot.limits.chunk_size
             here = StoredIdentity.of(self._first_rank, self._prefix)
             self.match.miss = miss_at(self._depot, self._namespaces, here, keys_at, found_at, at_token)
+            self.match.end_keys = keys_at
         self.is_done = num_chunks < num_keys or self.match.num_chunks == self._num_wanted
 
 

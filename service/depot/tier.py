@@ -26,6 +26,9 @@ class Tier(Protocol):
     is_local: bool
     answer_seconds: float
 
+    def lacks(self, key: ChunkKey) -> bool:
+        """Return whether the tier certainly has no chunk of a key. A remote tier is never certain without a wait."""
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
 

@@ -42,6 +42,8 @@ async def extend(depot: Depot, request: LookupRequest, match: Match, longest_wai
     """
     if match.miss is None or not _may_be_in_tiers(match.miss):
         return True
+    if any(_is_nowhere(depot, key) for key in match.end_keys):
+        return True
     instance = depot.instances.require(request.instance_id)
     ranks = dict(instance.ranks)
     num_removed = depot.index.num_removed_pinned
@@ -71,6 +73,11 @@ async def tokens_in_tiers(depot: Depot, instance: Instance, prefix: Prefix, num_
 def _may_be_in_tiers(miss: Miss) -> bool:
     """Return whether a tier may have what L1 lacks. A cleared chunk was cleared in the tiers, too."""
     return miss.reason in _NOT_IN_L1 or (miss.reason is MissReason.UNKNOWN_IDENTITY)
+
+
+def _is_nowhere(depot: Depot, key: ChunkKey) -> bool:
+    """Return whether L1 and all tiers certainly lack a chunk."""
+    return depot.index.get(key) is None and all(tier.lacks(key) for tier in depot.tiers)
 
 
 @dataclass(slots=True)

@@ -41,8 +41,7 @@ class Tier:
     """One tier. `launch` says how its I/O workers start, and `bit` is its own in `Chunk.in_tiers`.
 
     A local tier has an `index`; a remote one has None. `run_steps` does its adoption in slices. `on_corrupt` is called
-    with a chunk whose bytes in L1 are not those of its checksum. `clock` is monotonic, in seconds. Created on the event
-    loop that it will run on.
+    with a chunk whose bytes in L1 are not those of its checksum. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -125,20 +124,20 @@ class Tier:
     def __repr__(self) -> str:
         return f"<Tier {self.name} {self._state}, {self._reading!r}, {self._writing.queue!r}>"
 
+    def lacks(self, key: ChunkKey) -> bool:
+        """Return whether the tier certainly has no chunk of a key: only a local one that can be used knows that."""
+        return self._is_usable and self._finding.lacks(key)
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
-        if self._state is not TierState.AVAILABLE or self._is_closing:
+        if not self._is_usable:
             return Answer([False] * len(keys), Doubt.UNAVAILABLE)
-        if self._index is not None:
-            found = [self._index.has(key) for key in keys]
-            self._accounts.note_asked(len(keys), sum(found))
-            return Answer(found)
         return await self._finding.find(keys, owner, timeout_seconds)
 
     def load(self, loads: Sequence[Load]) -> None:
         """Begin to read chunks into L1, in this order. The end of each comes within the bounds of the tier."""
         self._reading.put(loads)
-        if self._state is not TierState.AVAILABLE or self._is_closing:
+        if not self._is_usable:
             self._reading.fail_waiting()
 
     def seconds_to_read(self, num_bytes: int) -> float | None:
@@ -267,6 +266,10 @@ class Tier:
             self._placing.absent.add(name)
         if (self.is_local and not self._writing.is_writing(load.key)) or end is LoadEnd.DAMAGED:
             self._erasing.erase(load.key, name)
+
+    @property
+    def _is_usable(self) -> bool:
+        return self._state is TierState.AVAILABLE and not self._is_closing
 
     @property
     def _detail(self) -> str:

@@ -286,6 +286,17 @@ async def test_what_no_tier_has_keeps_its_reason(open_with_tiers: OpenWithTiers)
     assert (found.miss.reason, found.miss.at_token) == (cache_pb2.MISS_REASON_EVICTED, 4 * CHUNK_SIZE)
 
 
+async def test_a_local_tier_is_not_asked_for_what_it_lacks(open_with_tiers: OpenWithTiers) -> None:
+    site, tiers = await open_with_tiers(2, local=[0, 1])
+    engine = await site.attach()
+    found = await engine.lookup("reader", TOKENS)
+    assert found.matched_tokens == 0 and found.miss.reason == cache_pb2.MISS_REASON_UNKNOWN_IDENTITY
+    assert tiers[0].asked == tiers[1].asked == []
+    tiers[1].doubt = Doubt.UNAVAILABLE
+    found = await engine.lookup("reader", TOKENS)
+    assert found.miss.reason == cache_pb2.MISS_REASON_TIER_FAILED, "one that can't be used may have it"
+
+
 async def test_max_wait_bounds_the_wait_for_an_answer(open_with_tiers: OpenWithTiers) -> None:
     site, [tier] = await open_with_tiers()
     engine = await site.attach()

@@ -40,6 +40,9 @@ class FakeTier:
         self.during_find: Callable[[], None] = lambda: None
         self._l1 = l1
 
+    def lacks(self, key: ChunkKey) -> bool:
+        return self.is_local and self.doubt is None and key not in self.chunks
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         self.asked.append(keys)
         self.timeouts.append(timeout_seconds)

@@ -282,7 +282,7 @@ async def running_tier(
 
     At the end none of its processes may be there.
     """
-    limits = limits or TierLimits(read_workers=1, ask_workers=1)
+    limits = limits or TierLimits(read_workers=1, write_workers=1, ask_workers=1)
     l1 = SmallL1()
     index = index or (DictIndex() if is_local else None)
     test = TierUnderTest(Folder(path, secret_file), l1, index, limits, LOCAL_KIND if is_local else KIND)

@@ -47,11 +47,11 @@
 {{- end -}}
 {{- end }}
 
-{{/* The bytes that tiers take beside L1: 256 MiB for the I/O workers of each, and what it lends to Mooncake. */}}
+{{/* The bytes that tiers take beside L1: 320 MiB for the I/O workers of each, and what it lends to Mooncake. */}}
 {{- define "kvdepot.tierBytes" -}}
 {{- $bytes := 0 -}}
 {{- range .Values.l2 -}}
-{{- $bytes = add $bytes 268435456 -}}
+{{- $bytes = add $bytes 335544320 -}}
 {{- with include "kvdepot.tierOption" (list .url "segment") -}}
 {{- $bytes = add $bytes (include "kvdepot.bytes" . | int64) -}}
 {{- end -}}

@@ -117,7 +117,7 @@ _ALL: Final[Mapping[str, Option]] = {
         takes="number, 1 to 64",
         meaning="I/O workers that write",
         parse=_number(1, 64),
-        default=1,
+        default=2,
     ),
     "queue": Option(
         takes="size",

@@ -98,7 +98,7 @@ def parse(received: bytes | bytearray) -> dict[str, Any]:
     Raises: ProtocolBroken.
     """
     try:
-        message = json.loads(received)
+        message = json.loads(received.decode())  # of bytes it would find the encoding out
     except ValueError as error:
         raise ProtocolBroken(f"a line is no JSON: {error}") from error
     if not isinstance(message, dict):

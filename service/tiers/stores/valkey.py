@@ -184,7 +184,8 @@ def _sent_ahead(
             buffers += requests[number].buffers
             ahead_bytes += requests[number].num_bytes
             unanswered.append(number)
-        connection.send(*_joined(buffers))
+        if buffers:
+            connection.send(*_joined(buffers))
         number = unanswered.popleft()
         ahead_bytes -= requests[number].num_bytes
         if number in asking:

@@ -1,4 +1,4 @@
-"""Finding: which chunks a remote tier has, by their names, for one lookup."""
+"""Finding: which chunks a tier has, for one lookup: a local one by its index, a remote one by their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.tiers.traffic.asking import Asking
 
 
 class Finding:
-    """Asks for what is not known already. `clock` is in seconds."""
+    """Asks a remote tier for what is not known already. `clock` is in seconds."""
 
     def __init__(self, asking: Asking, placing: Placing, accounts: Accounts, clock: Callable[[], float]) -> None:
         self._asking = asking
@@ -21,8 +21,20 @@ class Finding:
         self._accounts = accounts
         self._clock = clock
 
+    def lacks(self, key: ChunkKey) -> bool:
+        """Return whether the tier certainly has no chunk of a key: only a local one knows that without a wait."""
+        index = self._placing.index
+        if index is None or index.has(key):
+            return False
+        self._accounts.note_asked(1, 0)
+        return True
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout."""
+        if self._placing.index is not None:
+            found = [self._placing.index.has(key) for key in keys]
+            self._accounts.note_asked(len(keys), sum(found))
+            return Answer(found)
         found = [False] * len(keys)
         names = [self._placing.name(key, owner) for key in keys]
         asked = [number for number, name in enumerate(names) if name not in self._placing.absent]

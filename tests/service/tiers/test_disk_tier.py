@@ -53,7 +53,7 @@ class DiskTierUnderTest:
             bus=EventList(),
             run_steps=Slices().run,
             on_corrupt=lambda chunk: None,
-            limits=TierLimits(read_workers=1),
+            limits=TierLimits(read_workers=1, write_workers=1),
         )
 
     async def written(self, chunks: Sequence[Chunk]) -> None:

@@ -117,7 +117,7 @@ async def test_a_slow_store_is_asked_for_fewer_names_at_a_time(tmp_path: Path) -
 
 
 async def test_loads_keep_their_order_and_share_the_io_workers(tmp_path: Path) -> None:
-    limits = TierLimits(read_workers=2, ask_workers=1)
+    limits = TierLimits(read_workers=2, write_workers=1, ask_workers=1)
     async with running_tier(tmp_path, limits=limits) as test:
         await test.written([test.l1.chunk(number) for number in range(8)])
         assert await loaded(test, *range(8)) == [LoadEnd.ARRIVED] * 8
@@ -158,7 +158,7 @@ async def test_a_chunk_stays_as_it_is_while_it_is_written_though_it_leaves_l1(tm
 
 
 async def test_a_full_queue_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
-    limits = TierLimits(read_workers=1, ask_workers=1, queue_bytes=3 * CHUNK_BYTES)
+    limits = TierLimits(read_workers=1, write_workers=1, ask_workers=1, queue_bytes=3 * CHUNK_BYTES)
     async with running_tier(tmp_path, limits=limits) as test:
         test.folder.fault(write="takes 0.2")
         test.tier.write([test.l1.chunk(0)])
@@ -176,7 +176,7 @@ async def test_a_full_queue_drops_the_oldest_and_counts_them(tmp_path: Path) -> 
 
 
 async def test_a_spent_budget_drops_chunks(tmp_path: Path) -> None:
-    limits = TierLimits(read_workers=1, ask_workers=1, write_bytes_per_day=24 * 2 * CHUNK_BYTES)
+    limits = TierLimits(read_workers=1, write_workers=1, ask_workers=1, write_bytes_per_day=24 * 2 * CHUNK_BYTES)
     async with running_tier(tmp_path, limits=limits) as test:
         await test.written([test.l1.chunk(number) for number in range(3)])
         assert test.tier.snapshot().writes == {"ok": 2}

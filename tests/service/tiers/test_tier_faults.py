@@ -20,7 +20,7 @@ from tests.fakes.tiers import OWNER, TierUnderTest, expected, key_of, running_ti
 from tests.fakes.waiting import eventually
 
 KINDS = pytest.mark.parametrize("is_local", [False, True], ids=["remote", "local"])
-TWO_READERS = TierLimits(read_workers=2, ask_workers=1)
+TWO_READERS = TierLimits(read_workers=2, write_workers=1, ask_workers=1)
 
 
 async def ends(test: TierUnderTest, *numbers: int) -> list[LoadEnd]:
@@ -182,7 +182,7 @@ async def test_failures_open_the_breaker_and_a_probe_closes_it(tmp_path: Path, i
 
 
 async def test_what_waits_ends_when_the_breaker_opens(tmp_path: Path) -> None:
-    async with running_tier(tmp_path, limits=TierLimits(read_workers=2, ask_workers=1)) as test:
+    async with running_tier(tmp_path, limits=TierLimits(read_workers=2, write_workers=1, ask_workers=1)) as test:
         await test.written([test.l1.chunk(number) for number in range(3)])
         await ends(test, 0)
         await eventually(lambda: test.tier.seconds_to_read(1) is not None)

@@ -50,7 +50,7 @@ class Depot:
             bus=EventList(),
             run_steps=steps,
             on_corrupt=lambda chunk: None,
-            limits=TierLimits(read_workers=1, ask_workers=1),
+            limits=TierLimits(read_workers=1, write_workers=1, ask_workers=1),
         )
 
     async def write(self, numbers: Sequence[int]) -> None:

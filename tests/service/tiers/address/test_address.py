@@ -19,7 +19,7 @@ def test_a_disk_has_a_folder_a_size_and_the_defaults() -> None:
         "size": 200 << 30,
         "write_budget": 10**12,
         "read_workers": 4,
-        "write_workers": 1,
+        "write_workers": 2,
         "queue": 256 << 20,
     }
 

@@ -14,6 +14,7 @@ import pytest
 from kernels.checksum import kvsum64
 from service.tiers.record import ChunkRecord
 from service.tiers.store import Part, Role, StoreError, StoreFull
+from service.tiers.stores import disk
 from tests.fakes.disk_tier import OWNER, A, B, C, DiskTier, bytes_of, keys, opened, write
 
 KIB = 1 << 10
@@ -281,3 +282,41 @@ def test_a_disk_that_is_full_after_all_is_no_failure(folder: Path, monkeypatch: 
         [(number, error)] = tier.store.write_from(parts)
         assert number == 0 and isinstance(error, StoreFull)
         assert list(tier.store.scan()) == []
+
+
+def test_a_chunk_of_which_a_piece_fails_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwritev
+    monkeypatch.setattr(disk, "PIECE_BYTES", 8_192)
+
+    def broken_at(offset_of_fault: int, code: int) -> None:
+        def pwritev(fd: int, buffers: list[memoryview], offset: int) -> int:
+            if offset == offset_of_fault:
+                raise OSError(code, os.strerror(code))
+            return write(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "pwritev", pwritev)
+
+    with opened(folder) as tier:
+        small, large, another = tier.parts_to_write({A: 5_000, B: 30_000, C: 30_000})
+        broken_at(large.place.offset_bytes + 16_384, errno.EIO)
+        with pytest.raises(StoreError, match="Input/output error"):
+            list(tier.store.write_from([small, large, another]))
+        assert {place.name for place, _ in tier.store.scan()} == {A, C}
+        broken_at(large.place.offset_bytes + 16_384, errno.ENOSPC)
+        [(_, error)] = tier.store.write_from([large])
+        assert isinstance(error, StoreFull)
+        assert {place.name for place, _ in tier.store.scan()} == {A, C}
+
+
+def test_a_chunk_in_pieces_comes_back_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PIECE_BYTES", 8_192)
+    with opened(folder) as tier:
+        assert list(tier.write({A: 30_000})) == [A]
+        assert tier.get(A, 30_000) == bytes_of(A, 30_000)
+        read = os.preadv
+
+        def ends_early(fd: int, buffers: list[memoryview], offset: int) -> int:
+            return 0 if offset % 32_768 == 16_384 else read(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", ends_early)
+        assert tier.get(A, 30_000) is None

@@ -93,7 +93,7 @@ def test_the_oldest_of_too_many_absent_names_is_forgotten() -> None:
 def test_limits_come_from_the_options_of_the_address() -> None:
     address = TierAddress.parse("valkey://host?read_workers=5&queue=1MiB&write_budget=2GiB")
     limits = TierLimits.of(address.options)
-    assert limits == TierLimits(read_workers=5, write_workers=1, queue_bytes=MIB, write_bytes_per_day=2 << 30)
+    assert limits == TierLimits(read_workers=5, queue_bytes=MIB, write_bytes_per_day=2 << 30)
 
 
 def test_io_workers_get_the_credentials_of_their_own_tier_only() -> None:
