@@ -58,6 +58,17 @@ async def test_what_is_written_is_found_and_comes_back_as_it_was(tmp_path: Path,
 
 
 @KINDS
+async def test_only_a_local_tier_that_can_be_used_is_certain_that_it_lacks_a_chunk(
+    tmp_path: Path, is_local: bool
+) -> None:
+    async with running_tier(tmp_path, is_local=is_local) as test:
+        await test.written([test.l1.chunk(0)])
+        assert [test.tier.lacks(key_of(number)) for number in (0, 1)] == [False, is_local]
+        assert test.tier.snapshot().num_asked == int(is_local)
+    assert not test.tier.lacks(key_of(1)), "it is closed"
+
+
+@KINDS
 async def test_a_chunk_that_the_tier_has_is_not_written_again(tmp_path: Path, is_local: bool) -> None:
     async with running_tier(tmp_path, is_local=is_local) as test:
         chunk = test.l1.chunk(1)
