@@ -104,7 +104,7 @@ def test_the_nodes_of_mooncake_reach_each_other_and_nobody_else(install: Install
     ]
 
 
-@pytest.mark.parametrize(("tiers", "memory"), [([DISK], "2304Mi"), ([DISK, VALKEY], "2560Mi"), ([MOONCAKE], "18688Mi")])
+@pytest.mark.parametrize(("tiers", "memory"), [([DISK], "2368Mi"), ([DISK, VALKEY], "2688Mi"), ([MOONCAKE], "18752Mi")])
 def test_the_pods_memory_includes_io_workers_and_segments(install: Install, tiers: list[Any], memory: str) -> None:
     assert install({"l2": tiers}).container["resources"]["limits"]["memory"] == memory
 
