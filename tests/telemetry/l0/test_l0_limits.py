@@ -77,8 +77,8 @@ def test_only_sampled_blocks_are_observed_and_all_are_counted():
 
 
 NUM_RECORDS = 8_192
-LIMIT = 30
-"""Times what two million steps of a generator cost. 50 and more if each record looks through the table, or at block
+LIMIT = 60
+"""Times what two million steps of a generator cost. 100 and more if each record looks through the table, or at block
 after block.
 """
 
