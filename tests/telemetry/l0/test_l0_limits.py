@@ -78,9 +78,7 @@ def test_only_sampled_blocks_are_observed_and_all_are_counted():
 
 NUM_RECORDS = 8_192
 LIMIT = 60
-"""Times what two million steps of a generator cost. 100 and more if each record looks through the table, or at block
-after block.
-"""
+"""Times what two million steps of a generator cost. 25 were measured."""
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
