@@ -31,7 +31,7 @@ from telemetry.events import Event, TierWritten
 from tests.fakes.waiting import eventually
 
 MIB = 1 << 20
-L1_BYTES = 256 * MIB
+L1_BYTES = 512 * MIB
 OWNER = Owner("", "bench", "")
 LIMITS = TierLimits(queue_bytes=2 * L1_BYTES)
 

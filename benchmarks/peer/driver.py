@@ -149,7 +149,7 @@ class Engine:
     def _transact(
         self, prompts: Iterator[tuple[int, ...]], expected: int, clients: int, seconds: float
     ) -> dict[str, Any]:
-        """Take prompts from an iterator whose next() is one step to all threads."""
+        """Look prompts up for some seconds. Several threads call next(prompts), so it must be safe for them."""
         small = attached(self._small)
         while len(self._others) < clients:
             self._others.append(RequestClientFactory.create(self._url))

@@ -105,7 +105,7 @@ def server(setup: Setup) -> Iterator[Serving]:
 
 @contextmanager
 def driver(setup: Setup, url: str, module: str = "benchmarks.peer.driver") -> Iterator[Driver]:
-    """Run an engine of that server, whose commands are those of the module.
+    """Run an engine of that server. The module defines the commands that it takes.
 
     Raises:
         PeerFailed: it did not reach the server.

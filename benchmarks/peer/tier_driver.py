@@ -1,4 +1,4 @@
-"""``python -m benchmarks.peer.tier_driver URL``: an engine of LMCache's server, whose prompts go to a tier and back.
+"""``python -m benchmarks.peer.tier_driver URL``: an engine of LMCache's server and its tier.
 
 It runs in the peer's environment, and answers lines of JSON like the driver.
 """

@@ -28,7 +28,7 @@ class RoundFailed(Exception):
 
 
 class Side(Protocol):
-    """An engine whose prompts go to a tier and come back."""
+    """An engine that stores prompts in a tier and fetches them."""
 
     async def fill(self, blocks: Ids) -> None:
         """Write random bytes to blocks."""
@@ -49,12 +49,12 @@ class Side(Protocol):
         """Compare the bytes of blocks with those of others. Raises: WrongBytes or PeerFailed, if they differ."""
 
     async def miss(self, num_tokens: int, clients: int, seconds: float) -> float:
-        """Return the lookup transactions a second of prompts that nobody has."""
+        """Return how many lookups a second find nothing, each with the end of its session."""
 
 
 @dataclass(frozen=True, slots=True)
 class OurSide:
-    """An engine of a depot whose L1 has space for one prompt. The next store or fetch evicts it."""
+    """An engine of a depot. L1 has space for one prompt, so each store or fetch evicts the prompt before it."""
 
     engine: DepotEngine
     client: AsyncDepotClient

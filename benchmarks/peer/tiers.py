@@ -1,4 +1,4 @@
-"""Tiers beside the peer's: writes, reads of prompts that only the tier has, and lookups of prompts that nobody has.
+"""Tiers beside the peer's: writes, reads of prompts that only the tier has, and lookups of prompts that were never stored.
 
 ``python -m benchmarks.peer.tiers`` measures these alone.
 """
@@ -129,7 +129,7 @@ async def write_seconds(side: Side, tokens: Ids, blocks: Ids) -> float:
 
 
 async def _miss(name: str, ours: Side, peer: Side, store: Store) -> list[Figure]:
-    """Look up prompts that nobody has, in rounds."""
+    """Look up prompts that were never stored, in rounds."""
     figures = []
     for clients in CLIENTS:
         rates: list[float] = []

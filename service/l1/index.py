@@ -55,6 +55,11 @@ class Index:
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
 
+    @property
+    def capacity_bytes(self) -> int:
+        """The bytes of all slots."""
+        return self.pool.capacity_bytes
+
     def has_seen(self, namespace: Namespace) -> bool:
         """Return whether the namespace has chunks, or had some and was not forgotten."""
         return self.has_chunks(namespace) or self.past.had_chunks(namespace)

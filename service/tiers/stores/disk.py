@@ -174,7 +174,8 @@ class DiskStore:
                 try:
                     move.is_whole &= future.result()
                 except OSError as error:
-                    move.error = error
+                    if move.error is None or move.error.errno in _FULL:  # a broken disk counts more than a full one
+                        move.error = error
                 if move.num_waiting:
                     continue
                 if move.error is None or move.error.errno in _FULL:

@@ -30,6 +30,8 @@ from service.tiers.traffic.write_budget import WriteBudget
 from service.tiers.traffic.write_queue import Waiting, WriteQueue
 
 WRITE_SECONDS = 5.0
+MAX_SHARE_OF_L1 = 0.25
+"""Of L1, which the jobs of all I/O workers protect at a time. Engines need the rest for their stores."""
 
 
 class L1Chunks(Protocol):
@@ -38,6 +40,10 @@ class L1Chunks(Protocol):
     @property
     def get(self) -> Callable[[ChunkKey], Chunk | None]:
         """Return the chunk of a key."""
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Return the bytes of all slots."""
 
     def begin_reading(self, chunk: Chunk) -> None:
         """Protect a resident chunk's slot until `end_reading`. This is no use of it."""
@@ -92,6 +98,7 @@ class Writing:
         self._l1 = l1
         self._bit = bit
         self._num_workers = num_workers
+        self._max_batch_bytes = min(MAX_BATCH_BYTES, int(MAX_SHARE_OF_L1 * l1.capacity_bytes) // num_workers)
         self._wake = wake
         self._on_corrupt = on_corrupt
         self._running: dict[ChunkKey, RunningWrite] = {}
@@ -118,7 +125,7 @@ class Writing:
     def take(self) -> WriteJob | None:
         """Return the next job. Chunks that can't be written end here."""
         max_parts = min(MAX_PARTS, -(-len(self.queue) // self._num_workers))
-        left_bytes = self.accounts.write_rate.batch_bytes(MAX_BATCH_BYTES, WRITE_SECONDS)
+        left_bytes = self.accounts.write_rate.batch_bytes(self._max_batch_bytes, WRITE_SECONDS)
         parts: list[tuple[RunningWrite, WritePart]] = []
         while len(parts) < max_parts:
             waiting = self.queue.take(self._is_free, left_bytes if parts else math.inf)

@@ -168,6 +168,17 @@ async def test_a_chunk_stays_as_it_is_while_it_is_written_though_it_leaves_l1(tm
         assert await loaded(test, 1) == [LoadEnd.ARRIVED]
 
 
+async def test_the_writes_of_all_workers_leave_most_of_l1_to_engines(tmp_path: Path) -> None:
+    limits = TierLimits(read_workers=1, write_workers=2, ask_workers=1)
+    async with running_tier(tmp_path, limits=limits) as test:
+        test.folder.fault(write="takes 0.2")
+        chunks = [test.l1.chunk(number, chunk_bytes=256 << 10) for number in range(12)]  # of 4 MiB
+        test.tier.write(chunks)
+        await eventually(lambda: test.folder.calls("write") == [2, 2])
+        assert sum(chunk.num_readers for chunk in chunks) == 4
+        await eventually(lambda: test.tier.snapshot().writes == {"ok": 12})
+
+
 async def test_a_full_queue_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
     limits = TierLimits(read_workers=1, write_workers=1, ask_workers=1, queue_bytes=3 * CHUNK_BYTES)
     async with running_tier(tmp_path, limits=limits) as test:

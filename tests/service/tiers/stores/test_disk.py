@@ -308,6 +308,22 @@ def test_a_chunk_of_which_a_piece_fails_is_not_there(folder: Path, monkeypatch: 
         assert {place.name for place, _ in tier.store.scan()} == {A, C}
 
 
+def test_a_broken_disk_is_not_taken_for_a_full_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PIECE_BYTES", 16_384)
+
+    def pwritev(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if offset % 32_768:
+            time.sleep(0.05)  # so that this piece fails last
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(folder) as tier:
+        parts = tier.parts_to_write({A: 30_000})
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        with pytest.raises(StoreError, match="Input/output error"):
+            list(tier.store.write_from(parts))
+
+
 def test_a_chunk_in_pieces_comes_back_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "PIECE_BYTES", 8_192)
     with opened(folder) as tier:
