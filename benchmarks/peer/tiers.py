@@ -1,4 +1,4 @@
-"""Tiers beside the peer's: writes, reads of prompts that only the tier has, and lookups of prompts that were never stored.
+"""Tiers beside the peer's: writes, reads of prompts that only the tier has, and lookups of prompts never stored.
 
 ``python -m benchmarks.peer.tiers`` measures these alone.
 """
