@@ -275,6 +275,10 @@ class Site:
         await eventually(lambda: self.is_moving(engine))
         return task
 
+    def num_being_stored(self) -> int:
+        """Return how many chunks are being stored. More are protected: a store pins those before its own."""
+        return sum(chunk.pending_write is not None for chunk in self.depot.index.chunks())
+
     def is_moving(self, engine: Engine) -> bool:
         """Return whether a transfer of the engine runs."""
         return bool(self.attachment(engine).transfers)

@@ -200,7 +200,7 @@ async def test_a_chunk_whose_replacement_failed_is_missing_and_takes_no_slot(dep
     stream = InlineStore(depot.stub)
     await stream.header(engine, "t", TOKENS)
     await stream.data(canonical(kv, CHUNK_SIZE)[0])
-    await eventually(lambda: depot.depot.index.num_protected == 1)
+    await eventually(lambda: depot.num_being_stored() == 1)
     stream.cancel()
     await eventually(lambda: depot.depot.index.num_protected == 0)
     found = await engine.lookup("u", TOKENS)

@@ -112,7 +112,7 @@ async def test_a_store_waits_for_another_no_longer_than_the_server_allows(open_s
     other = InlineStore(depot.stub)
     await other.header(engine, "s", TOKENS[:NUM_TOKENS])
     trickling = asyncio.create_task(other.trickle())
-    await eventually(lambda: depot.depot.index.num_protected == 1)
+    await eventually(lambda: depot.num_being_stored() == 1)
     answer = await engine.store("t", TOKENS[:NUM_TOKENS], kv)
     trickling.cancel()
     other.cancel()
@@ -230,7 +230,7 @@ async def test_an_inline_store_whose_session_ends_stores_nothing(depot: Site) ->
     await store.header(engine, "s", TOKENS[:NUM_TOKENS])
     chunks = canonical(kv, 16)
     await store.data(chunks[0])
-    await eventually(lambda: depot.depot.index.num_protected == 1)
+    await eventually(lambda: depot.num_being_stored() == 1)
     await engine.end_session("s")
     await store.data(chunks[1])
     with refused("NOT_FOUND", "SESSION_NOT_FOUND"):

@@ -150,7 +150,7 @@ async def test_a_chunk_that_is_being_stored_is_no_hole(depot: Site) -> None:
     store = InlineStore(depot.stub)
     await store.header(engine, "s", TOKENS[:16])
     await store.data(bytes(16))
-    await eventually(lambda: depot.depot.index.num_protected == 1)
+    await eventually(lambda: depot.num_being_stored() == 1)
     answer = await explain(depot, engine)
     assert answer.miss.reason == cache_pb2.MISS_REASON_BEING_STORED
     assert answer.ranks[0].state == observability_pb2.CHUNK_STATE_BEING_STORED

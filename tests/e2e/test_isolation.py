@@ -251,7 +251,7 @@ async def begun_store(depot: Site) -> tuple[Engine, InlineStore, bytes]:
     store = InlineStore(depot.stub)
     await store.header(engine, "s", TOKENS[:32], start_token=16)
     await store.data(second[:1000])
-    await eventually(lambda: depot.depot.index.num_protected > 0)
+    await eventually(lambda: depot.num_being_stored() > 0)
     return engine, store, second[1000:]
 
 

@@ -210,7 +210,7 @@ async def test_a_call_that_is_cut_off_has_a_status_of_its_own(depot: Site) -> No
     store = InlineStore(depot.stub)
     await store.header(engine, "s", prompt(16))
     await store.data(b"x")
-    await eventually(lambda: depot.depot.index.num_protected == 1)  # what both look for is being stored
+    await eventually(lambda: depot.num_being_stored() == 1)  # what both look for is being stored
     with refused("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
         await engine.lookup("s", prompt(16), max_wait_seconds=30.0, timeout_seconds=0.2)
     cancelled = asyncio.create_task(engine.lookup("s", prompt(16), max_wait_seconds=30.0))
