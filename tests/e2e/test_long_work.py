@@ -174,7 +174,7 @@ async def test_a_store_wakes_those_that_wait_for_its_chunks_before_it_waits_itse
         await writing.commit(site.depot.slices.pace())
         assert pending.done.done()
     writing.close()
-    assert pending.done.done()
+    await passes_until(pending.done.done)
     assert bool(waiting.plan({0: ()}).resident) == (ends_by == "commit")
     waiting.close()
     await site.settled()
