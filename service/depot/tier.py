@@ -27,7 +27,10 @@ class Tier(Protocol):
     answer_seconds: float
 
     def lacks(self, key: ChunkKey) -> bool:
-        """Return whether the tier certainly has no chunk of a key. A remote tier is never certain without a wait."""
+        """Return whether the tier certainly has no chunk of a key. That counts as a question if it is certain.
+
+        A remote tier is never certain without a wait.
+        """
 
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""

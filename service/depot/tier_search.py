@@ -77,7 +77,8 @@ def _may_be_in_tiers(miss: Miss) -> bool:
 
 def _is_nowhere(depot: Depot, key: ChunkKey) -> bool:
     """Return whether L1 and all tiers certainly lack a chunk."""
-    return depot.index.get(key) is None and all(tier.lacks(key) for tier in depot.tiers)
+    are_local = all(tier.is_local for tier in depot.tiers)  # beside a remote one, each is asked once: below
+    return are_local and depot.index.get(key) is None and all(tier.lacks(key) for tier in depot.tiers)
 
 
 @dataclass(slots=True)

@@ -293,7 +293,7 @@ class Site:
         """Wait until nothing is reserved, pinned, leased or running; check the invariants."""
         depot = self.depot
         await eventually(lambda: not any(session.num_running for session in depot.sessions.newest_first()))
-        # A call gives its chunks back in slices, the last of which may come after its end.
+        # A call gives its chunks back in slices. The last slice may come after the call has ended.
         await eventually(lambda: depot.index.num_protected == 0)
         depot.index.check()
         assert len(depot.leases) == 0, "a lease is left"

@@ -297,6 +297,14 @@ async def test_a_local_tier_is_not_asked_for_what_it_lacks(open_with_tiers: Open
     assert found.miss.reason == cache_pb2.MISS_REASON_TIER_FAILED, "one that can't be used may have it"
 
 
+async def test_a_local_tier_beside_a_remote_one_gets_each_question_once(open_with_tiers: OpenWithTiers) -> None:
+    site, (disk, remote) = await open_with_tiers(2, local=[0])
+    engine = await site.attach()
+    assert (await engine.lookup("reader", TOKENS)).matched_tokens == 0
+    assert len(disk.asked) == len(remote.asked) == 1
+    assert disk.keys_of_lacks == []
+
+
 async def test_max_wait_bounds_the_wait_for_an_answer(open_with_tiers: OpenWithTiers) -> None:
     site, [tier] = await open_with_tiers()
     engine = await site.attach()

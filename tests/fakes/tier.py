@@ -31,6 +31,7 @@ class FakeTier:
         self.written: list[bytes] = []
         self.tenants: dict[str, int] = {}
         self.asked: list[Sequence[ChunkKey]] = []
+        self.keys_of_lacks: list[ChunkKey] = []
         self.timeouts: list[float] = []
         self.reads_at_once = True
         self.writes = True
@@ -41,6 +42,7 @@ class FakeTier:
         self._l1 = l1
 
     def lacks(self, key: ChunkKey) -> bool:
+        self.keys_of_lacks.append(key)
         return self.is_local and self.doubt is None and key not in self.chunks
 
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:

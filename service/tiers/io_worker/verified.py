@@ -109,7 +109,10 @@ class VerifiedStore:
 
 
 def _each_once(results: Iterator[tuple[int, _R]], taken: Sized) -> Iterator[tuple[int, _R]]:
-    """Yield results, of which there must be one for each part that the store has taken."""
+    """Yield the results of the parts that the store has taken.
+
+    Raises: StoreError: a part has no result, or two.
+    """
     answered: set[int] = set()
     for number, result in results:
         if number in answered or not 0 <= number < len(taken):

@@ -174,6 +174,7 @@ class DiskStore:
                 try:
                     move.is_whole &= future.result()
                 except OSError as error:
+                    move.is_whole = False
                     if move.error is None or move.error.errno in _FULL:  # a broken disk counts more than a full one
                         move.error = error
                 if move.num_waiting:

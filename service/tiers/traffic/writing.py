@@ -31,7 +31,7 @@ from service.tiers.traffic.write_queue import Waiting, WriteQueue
 
 WRITE_SECONDS = 5.0
 MAX_SHARE_OF_L1 = 0.25
-"""Of L1, which the jobs of all I/O workers protect at a time. Engines need the rest for their stores."""
+"""Of L1, which the writes of one tier protect at a time. Engines need the rest for their stores."""
 
 
 class L1Chunks(Protocol):

@@ -19,7 +19,7 @@ WriteFrom = Callable[[Iterable[Part]], Iterator[tuple[int, StoreError | None]]]
 
 
 class OnlyWrites:
-    """A store whose writes a test gives."""
+    """A store that writes as a test says."""
 
     capabilities = Capabilities()
 
@@ -85,17 +85,17 @@ def test_a_chunk_with_wrong_bytes_does_not_reach_the_store() -> None:
     assert written == [bytes([number]) * 32 for number in (0, 2)]
 
 
-def test_wrong_bytes_are_told_also_if_the_store_fails() -> None:
+def test_wrong_bytes_are_reported_even_if_the_store_fails() -> None:
     def write_from(parts: Iterable[Part]) -> Iterator[tuple[int, StoreError | None]]:
         list(parts)
         raise StoreError("it fails")
         yield
 
-    told = []
+    reported = []
     with pytest.raises(StoreError, match="it fails"):
         for reply in verified(write_from).write([part(0), part(1, is_corrupt=True)]):
-            told.append(reply)  # noqa: PERF402 - what came before the error
-    assert ends_of(told) == {1: WriteEnd.CORRUPT}
+            reported.append(reply)  # noqa: PERF402 - what came before the error
+    assert ends_of(reported) == {1: WriteEnd.CORRUPT}
 
 
 @pytest.mark.parametrize("taken", [0, 1])

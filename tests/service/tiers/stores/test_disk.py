@@ -336,3 +336,40 @@ def test_a_chunk_in_pieces_comes_back_whole_or_not_at_all(folder: Path, monkeypa
 
         monkeypatch.setattr(os, "preadv", ends_early)
         assert tier.get(A, 30_000) is None
+
+
+def test_a_chunk_of_which_a_piece_can_not_be_read_is_absent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PIECE_BYTES", 8_192)
+    with opened(folder) as tier:
+        write(tier, {A: 30_000})
+        tier.memory[:] = bytes(len(tier.memory))
+        read = os.preadv
+
+        def fails_in_the_middle(fd: int, buffers: list[memoryview], offset: int) -> int:
+            if offset % 32_768 == 16_384:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            return read(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", fails_in_the_middle)
+        assert tier.get(A, 30_000) is None
+
+
+def test_a_job_that_fails_ends_after_all_its_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(folder) as tier:
+        write(tier, {A: 5_000, B: 5_000})
+        places = [place for key in (A, B) if (place := tier.index.get(key)) is not None]
+        read, ended = os.preadv, []
+
+        def one_is_slow(fd: int, buffers: list[memoryview], offset: int) -> int:
+            time.sleep(0.2 if offset == places[1].offset_bytes else 0.0)
+            ended.append(offset)
+            return read(fd, buffers, offset)
+
+        def fails(number: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", one_is_slow)
+        monkeypatch.setattr(tier.store._records, "note_use", fails)
+        with pytest.raises(StoreError, match="Input/output error"):
+            tier.read(places, 5_000)
+        assert len(ended) == 2, "the depot gives the slots to others now"
