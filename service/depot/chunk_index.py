@@ -35,6 +35,12 @@ class ChunkIndex(Protocol):
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         """Take a pin off each chunk of a prefix, given head first."""
 
+    def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
+        """Note at which position of a prompt a chunk is, and the one before it, which is not evicted before this one."""
+
+    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
+        """Count a request's use of chunks, if it has not used them before."""
+
     def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
         """Make a chunk invisible at once. Its slot is freed when it is written and has no pins, after it is zeroed."""
 

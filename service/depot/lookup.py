@@ -58,6 +58,8 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             matched_tokens = match.num_chunks * depot.limits.chunk_size
             l2_tokens = len(match.from_l2) * depot.limits.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
+            for chunks in match.chunks_by_rank:
+                depot.index.count_use(chunks, session.request_of_lookup(depot.index.new_request))
             lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
         finally:
             match.unpin(depot)

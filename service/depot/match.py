@@ -130,6 +130,11 @@ class _Walk:
                 chunk.release_time for chunk in matched if chunk.num_pins == 0 and chunk.pending_write is None
             ]
             index.pin(matched)
+            before = chunks[-1] if chunks else None
+            for position, chunk in enumerate(matched, start=len(chunks)):
+                if chunk.parent is not before or chunk.position < 0:
+                    index.connect(before, chunk, position)
+                before = chunk
             chunks += matched
         if num_chunks < num_keys:
             keys_at, found_at = zip(*(part.at(num_chunks) for part in parts), strict=True)

@@ -31,6 +31,7 @@ def open_retrieve(
 ) -> Iterator[tuple[Session, Operation]]:
     """Run a retrieve as an operation of its session, with pins on its chunks: the lease may expire meanwhile."""
     session = depot.sessions.require(request.instance_id, request.session_id)
+    session.request_of_transfer(depot.index.new_request)
     with depot.operation(
         session,
         OperationKind.RETRIEVE,

@@ -62,8 +62,9 @@ class OpenStore:
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
 
-    def open(self, operation_id: str) -> None:
-        """Begin to store, as this operation."""
+    def open(self, operation_id: str, request: int) -> None:
+        """Begin to store, as this operation of a request."""
+        self._request = request
         self._context.stored_by = operation_id
         self._context.is_hidden = self._context.is_zeroed = self._depot.is_removed
         self._depot.open_stores.add(self._context)
@@ -188,7 +189,12 @@ class OpenStore:
         self._end_pending_write()
         positions = sorted(self._pinned)
         for end in range(len(positions), 0, -CHUNKS_PER_STEP):
-            self._depot.index.unpin([self._pinned[each] for each in positions[max(0, end - CHUNKS_PER_STEP) : end]])
+            some = positions[max(0, end - CHUNKS_PER_STEP) : end]
+            for position in some:
+                self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
+            chunks = [self._pinned[position] for position in some]
+            self._depot.index.count_use(chunks, self._request)
+            self._depot.index.unpin(chunks)
             yield
 
     def _end_pending_write(self) -> None:

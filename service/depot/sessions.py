@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -31,7 +31,8 @@ class Session:
     """The life of one request. It is not idle while `num_running` operations run.
 
     `number` grows from each session of the depot to the next. `start`, `last_use` and `last_report` are monotonic
-    seconds. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
+    seconds. `request` is the number of the request that it is about now, 0 before the first: a session of several turns
+    has several. `has_moved` says that bytes of it were moved. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
     of blocks alone, it is when the last report came.
     """
 
@@ -49,8 +50,23 @@ class Session:
     num_dropped_operations: int = 0
     totals: SessionTotals = field(default_factory=SessionTotals)
     num_running: int = 0
+    request: int = 0
+    has_moved: bool = False
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[Transfer] = field(default_factory=set)
+
+    def request_of_lookup(self, new_request: Callable[[], int]) -> int:
+        """Return the number of the request that a lookup belongs to: another one after a transfer."""
+        if self.request == 0 or self.has_moved:
+            self.request, self.has_moved = new_request(), False
+        return self.request
+
+    def request_of_transfer(self, new_request: Callable[[], int]) -> int:
+        """Return the number of the request that a transfer belongs to."""
+        if self.request == 0:
+            self.request = new_request()
+        self.has_moved = True
+        return self.request
 
     @property
     def ids(self) -> SessionIds:

@@ -241,7 +241,9 @@ class _Search:
             self._match.from_l2.add(self._match.num_chunks)
         for rank, chunks in enumerate(self._match.chunks_by_rank):
             there_chunk = position.chunks[rank]
-            chunks.append(there_chunk if there_chunk is not None else by_rank[rank])
+            chunk = there_chunk if there_chunk is not None else by_rank[rank]
+            self._depot.index.connect(chunks[-1] if chunks else None, chunk, len(chunks))
+            chunks.append(chunk)
         return True
 
     def _end_of_prompt(self) -> bool:

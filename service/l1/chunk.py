@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from service.l1.eviction.links import Link
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Slot
 from telemetry.kinds import MissReason
@@ -45,7 +46,7 @@ class PendingWrite:
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Chunk:
+class Chunk(Link):
     """One chunk: it has a `pending_write` while it is written, is resident after that, until it is removed.
 
     The slot is protected while `num_pins`, the number of leases and transfers, is not 0, and during the pending write.
@@ -54,7 +55,11 @@ class Chunk:
     `last_use` is a tick of the eviction order. `store_time` and `release_time` are monotonic seconds: when the chunk
     became resident, and when its last pin came off. `stored_by` is the id of the operation that wrote it.
     `absent_tokens[group]` counts the first tokens of the chunk that were not stored: those slot bytes are stale. It is
-    empty if the chunk is whole. `older` and `newer` are the neighbours in the eviction order.
+    empty if the chunk is whole.
+
+    `position` counts the chunks of its prompt before it; -1 if that is not known. `parent` is the chunk before it, and
+    `num_children` counts the chunks in L1 whose parent it is. `num_uses` counts the requests that used it, of which
+    `counted_request` is the last one. `policy_note` belongs to the eviction policy.
 
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
@@ -88,13 +93,22 @@ class Chunk:
     in_tiers: int = 0
     removed: bool = False
     must_be_zeroed: bool = False
-    older: Chunk | None = None
-    newer: Chunk | None = None
+    position: int = -1
+    parent: Chunk | None = None
+    num_children: int = 0
+    num_uses: int = 0
+    counted_request: int = 0
+    policy_note: int = 0
 
     @property
     def evictable(self) -> bool:
         """Whether another chunk may take its place."""
         return self.num_pins == 0 and self.num_readers == 0 and self.pending_write is None and not self.removed
+
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether it is in the index, and nothing uses its slot but tiers that read it."""
+        return self.num_pins == 0 and self.pending_write is None and not self.removed
 
     @property
     def is_loading(self) -> bool:

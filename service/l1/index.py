@@ -6,10 +6,12 @@ It is plain synchronous Python: the event loop alone touches it, and each method
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
-from service.l1.eviction import LeastRecentlyUsed
+from service.l1.eviction.order import EvictionOrder
+from service.l1.eviction.policies import Learned, Policy
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
@@ -28,7 +30,7 @@ class Index:
     is needed.
     """
 
-    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None) -> None:
+    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None, policy: Policy | None = None) -> None:
         self.pool = pool
         self.ledger = ledger
         self.past = Past()
@@ -38,6 +40,7 @@ class Index:
         self.num_protected = 0
         self.protected_bytes = 0
         self.num_evicted = 0
+        self._num_requests = 0
         self.num_removed_pinned = 0
         """Removals of pinned chunks. A caller that has pinned some looks at them again when this has changed."""
         self._chunks: dict[ChunkKey, Chunk] = {}
@@ -48,8 +51,8 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        self._eviction = LeastRecentlyUsed()
-        self._noted_tick = 0  # the records have all uses up to this tick
+        self._eviction = EvictionOrder(policy or Learned())
+        self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
     def __repr__(self) -> str:
@@ -69,7 +72,11 @@ class Index:
         return self._chunks.values()
 
     def reserve(
-        self, key: ChunkKey, namespace_stats: NamespaceStats, slot_bytes: int, pending_write: PendingWrite
+        self,
+        key: ChunkKey,
+        namespace_stats: NamespaceStats,
+        slot_bytes: int,
+        pending_write: PendingWrite,
     ) -> tuple[Chunk | None, Sequence[Chunk]]:
         """Take a slot for a chunk that is not there, and evict chunks for it if necessary.
 
@@ -104,8 +111,35 @@ class Index:
         chunk.store_time = time.monotonic()
         self.num_resident += 1
         if self.ledger is not None:
-            self.ledger.note_stored(chunk, self._eviction.tick)
-        return self.past.note_stored(chunk.key)
+            self.ledger.note_stored(chunk, self._eviction.clock)
+        tombstone = self.past.note_stored(chunk.key)
+        if tombstone is not None:
+            chunk.num_uses += tombstone.num_uses
+            chunk.last_use = tombstone.last_use
+            chunk.policy_note = tombstone.policy_note
+        return tombstone
+
+    def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
+        """Note at which position of a prompt a chunk is, and the one before it, which is not evicted before this one.
+
+        Both are in the index, and pinned or being written.
+        """
+        if chunk.position < 0:
+            chunk.position = position
+        if before is not None and not before.removed and not chunk.removed:
+            self._eviction.connect(before, chunk)
+
+    def new_request(self) -> int:
+        """Return the number of a request that begins."""
+        self._num_requests += 1
+        return self._num_requests
+
+    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
+        """Count a request's use of chunks, if it has not used them before."""
+        for chunk in chunks:
+            if chunk.counted_request != request:
+                chunk.counted_request = request
+                self._eviction.count_use(chunk)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
         """Take over resident chunks, each with its last use. They come in the order of these, oldest first.
@@ -122,18 +156,16 @@ class Index:
             self._namespaces.count(stats, 1, chunk.slot.size_bytes)
             self.num_resident += 1
             if last_use != use:
-                self._eviction.begin_use()
+                self._eviction.begin_use(1)
                 use = last_use
             self._eviction.add(chunk)
-        self._noted_tick = self._eviction.tick
 
     def noting_uses(self) -> Iterator[None]:
         """Write into the records when chunks were last used, in short steps. A later process evicts in this order."""
         if self.ledger is None:
             return
-        used = list(self._eviction.used_since(self._noted_tick))
-        self._noted_tick = self._eviction.tick
-        yield from self.ledger.noting_uses(used)
+        used, self._used = self._used, {}
+        yield from self.ledger.noting_uses(reversed(used))
 
     def abandon(self, chunk: Chunk, lost: MissReason | None = None) -> None:
         """Forget a reserved chunk without bytes, and free its slot at once.
@@ -158,7 +190,7 @@ class Index:
 
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         """Take a pin off each chunk of a prefix, given head first. This moment counts as their last use."""
-        self._eviction.begin_use()
+        self._eviction.begin_use(len(chunks))
         now = time.monotonic()
         for chunk in reversed(chunks):
             chunk.num_pins -= 1
@@ -193,7 +225,7 @@ class Index:
         assert not chunk.removed
         chunk.must_be_zeroed = zero
         self._forget(chunk)
-        self.past.note_removed(chunk.key, reason)
+        self.past.note_removed(chunk, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
         self.num_removed_pinned += bool(chunk.num_pins)
@@ -223,11 +255,14 @@ class Index:
         assert len(set(offsets)) == len(offsets), "two chunks share a slot"
         resident = [chunk for chunk in self._chunks.values() if chunk.pending_write is None]
         assert len(resident) == self.num_resident
-        assert evictable == {chunk for chunk in resident if chunk.num_pins == 0}
+        unprotected = {chunk for chunk in resident if chunk.num_pins == 0}
+        assert evictable == {chunk for chunk in unprotected if chunk.num_children == 0}
+        children = Counter(chunk.parent for chunk in self._chunks.values() if chunk.parent is not None)
+        assert all(chunk.num_children == children[chunk] for chunk in self._chunks.values())
         assert not any(chunk.removed for chunk in self._chunks.values())
         assert all(chunk.slot.occupant is chunk for chunk in self._chunks.values())
         self.unzeroed.check()
-        evictable_bytes = sum(chunk.slot.size_bytes for chunk in evictable)
+        evictable_bytes = sum(chunk.slot.size_bytes for chunk in unprotected)
         assert self.protected_bytes == self.pool.used_bytes - evictable_bytes
         self._namespaces.check(len(self._chunks))
 
@@ -244,6 +279,7 @@ class Index:
             return None, ()
         victims = [slot.occupant for slot in run if slot.occupant is not None] if run else [own] if own else []
         for victim in victims:
+            self._eviction.note_evicted(victim)
             self.remove(victim, RemovalReason.EVICTED)
         if run:
             self.pool.join(run)
@@ -252,6 +288,8 @@ class Index:
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]
         chunk.removed = True
+        self._eviction.note_child_left(chunk)
+        self._used.pop(chunk, None)
         if self.ledger is not None:
             self.ledger.note_removed(chunk)
         stats = chunk.namespace_stats
@@ -275,6 +313,9 @@ class Index:
         else:
             self._count_unprotected(chunk.slot)
             self._eviction.add(chunk)
+            if self.ledger is not None:
+                self._used.pop(chunk, None)
+                self._used[chunk] = None
 
     def _free(self, protected: Slot[Chunk]) -> None:
         self._count_unprotected(protected)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey, Namespace
 from telemetry.kinds import RefusalReason
 
@@ -28,10 +29,13 @@ class RemovalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """Why a chunk left L1, and when, in seconds since the epoch."""
+    """Why a chunk left L1, and when, in seconds since the epoch. The rest is what the chunk had then."""
 
     reason: RemovalReason
     time: float
+    num_uses: int = 0
+    last_use: int = 0
+    policy_note: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,10 @@ class Past:
             return None
         return next(iter(self._tombstones.values())).time
 
-    def note_removed(self, key: ChunkKey, reason: RemovalReason) -> None:
+    def note_removed(self, chunk: Chunk, reason: RemovalReason) -> None:
         """Remember that a chunk left L1."""
-        _remember(self._tombstones, key, Tombstone(reason, time.time()))
+        tombstone = Tombstone(reason, time.time(), chunk.num_uses, chunk.last_use, chunk.policy_note)
+        _remember(self._tombstones, chunk.key, tombstone)
 
     def note_refused(self, key: ChunkKey, reason: RefusalReason) -> None:
         """Remember that a chunk was not stored."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Container, Sequence
 
 from service.l1.chunk import Chunk
-from service.l1.eviction import LeastRecentlyUsed
+from service.l1.eviction.order import EvictionOrder
 from service.l1.pool import Pool, Slot
 
 # Slots to look at for one of another size. It takes a few microseconds where the size can evict a chunk of its own
@@ -18,7 +18,7 @@ MAX_SWEPT_FOR_SPACE = 200_000
 class Runs:
     """Finds runs in a pool. It remembers that it found none, so that it does not look again for nothing."""
 
-    def __init__(self, eviction: LeastRecentlyUsed) -> None:
+    def __init__(self, eviction: EvictionOrder) -> None:
         self._eviction = eviction
         self._no_run_bytes = math.inf  # no run of so many bytes may go, until a chunk is unprotected
 
@@ -34,18 +34,18 @@ class Runs:
         unprotected_bytes: int,
         of: Container[str] | None = None,
     ) -> Sequence[Slot[Chunk]]:
-        """Return neighbours of other sizes to make a slot of, all used less recently than `own`; empty if none are.
+        """Return neighbours of other sizes to make a slot of, all of a lower rank than `own`; empty if there are none.
 
         `own` is the next victim of this size. Without it, neighbours of any age are returned. An L1 of more than
         `MAX_SWEPT_FOR_SPACE` slots may need several tries to find them. `of` names the tenants whose chunks may leave;
         None: all.
         """
-        oldest = self._eviction.next_victim_of_other_size(slot_bytes, of)
-        used_before = own.last_use if own is not None else math.inf
+        first = self._eviction.next_victim_of_other_size(slot_bytes, of)
+        most = self._eviction.standing(own) if own is not None else (math.inf, 0)
         free = pool.any_free()
-        if oldest is not None and oldest.last_use >= used_before:
-            oldest = None
-        if oldest is None and free is None:
+        if first is not None and self._eviction.standing(first) >= most:
+            first = None
+        if first is None and free is None:
             return ()
         if own is None and (slot_bytes > unprotected_bytes or slot_bytes >= self._no_run_bytes):
             return ()
@@ -55,9 +55,9 @@ class Runs:
             if chunk is None:
                 return True
             may_leave = of is None or chunk.namespace_stats.tenant in of
-            return may_leave and chunk.evictable and chunk.last_use < used_before
+            return may_leave and chunk.evictable and self._eviction.standing(chunk) < most
 
-        for seed in (free, oldest.slot if oldest is not None else None):
+        for seed in (free, first.slot if first is not None else None):
             if seed is not None and (run := pool.run_around(seed, slot_bytes, may_go)):
                 return run
         if own is not None:

@@ -1,0 +1,1 @@
+"""Which chunk leaves L1 for another one."""
