@@ -17,6 +17,7 @@ from service.doctor.command import examine_and_exit
 from service.inheritance import inherited_memory
 from service.l1.arena import MemoryUnavailable
 from service.l1.l1_file import L1FileUnusable
+from service.load_settings import BadSettings
 from service.misspelt import misspelt
 from service.observability.output import Output
 from service.print_config import annotated_yaml
@@ -26,7 +27,7 @@ from service.serve import serve as run_server
 from service.server import CannotListen, Server
 from service.setting_options import asked_log_format, load_given, with_setting_options
 from service.setting_types import LogFormat, LogLevel
-from service.settings import BadSettings, Settings
+from service.settings import Settings
 from service.tiers.address import option_files
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("tenant_max_concurrent_rpcs", "tenant_max_attachments", "tenant_max_bytes_in_flight"),
     ),
     "The cache": (
-        *("l1_size", "l1_file", "l1_huge_pages", "chunk_size", "cache_epoch", "verify", "scrub_rate"),
+        *("l1_size", "l1_file", "l1_huge_pages", "eviction", "chunk_size", "cache_epoch", "verify", "scrub_rate"),
         *("lease_ttl", "session_idle_timeout"),
     ),
     "Tiers behind L1": ("l2", "l2_write"),

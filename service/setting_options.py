@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from service.load_settings import load
 from service.setting_groups import group_of, setting_groups
 from service.setting_types import LogFormat
-from service.settings import Settings, load
+from service.settings import Settings
 
 NAMES_IN_ORDER = tuple(name for names in setting_groups().values() for name in names)
 METAVARS = {
@@ -22,6 +23,7 @@ METAVARS = {
     "l1_huge_pages": "KIND",
     "l2": "URL",
     "l2_write": "POLICY",
+    "eviction": "POLICY",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
     **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants", "l1_file"), "FILE"),

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    YamlConfigSettingsSource,
-)
-from yaml import YAMLError
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
+from service.l1.eviction.policy_name import PolicyName
 from service.l1.verify import Verify
-from service.setting_faults import fault
 from service.setting_types import LogFormat, LogLevel, OneOrList, Seconds, Size, Texts
 from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
@@ -29,13 +21,7 @@ from service.units import format_duration, format_size, parse_duration, parse_si
 from telemetry.loading import SubscriberSource
 
 CUDA = CudaSettings()
-
-
 YEAR_SECONDS = 366 * 86_400.0
-
-
-class BadSettings(Exception):
-    """The settings are wrong. The message has a line for each fault."""
 
 
 class Settings(BaseSettings):
@@ -76,6 +62,12 @@ class Settings(BaseSettings):
         WritePolicy.SECOND_TOUCH,
         description="chunks that are written to the tiers: second-touch: those that a second request finds; all; "
         "evicted: those that L1 evicts next; none",
+    )
+    eviction: PolicyName = Field(
+        PolicyName.AUTO,
+        description="which chunk leaves a full L1: auto: as the depot learns; learned: what is least likely to be used "
+        "soon, by what it costs to compute; lru: used least recently; lru2: by the last use but one; lfu: used least "
+        "often",
     )
     chunk_size: int = Field(256, ge=1, le=1 << 20)
     """tokens per chunk"""
@@ -260,32 +252,3 @@ def _described(name: str, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return Settings.shown(name, value)
-
-
-def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """Build the settings from flags (by field name), the environment, and a YAML file.
-
-    Raises: BadSettings.
-    """
-
-    class Sources(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config)
-
-    if config is not None and not config.is_file():
-        raise BadSettings(f"config: {config} is not a file")
-    try:
-        return Sources(**flags)
-    except ValidationError as error:
-        lines = (fault(each, Settings.model_fields, Settings.shown) for each in error.errors())
-        raise BadSettings("\n".join(lines)) from error
-    except (SettingsError, OSError, ValueError, YAMLError) as error:
-        raise BadSettings(f"config: {error}") from error

@@ -39,6 +39,7 @@ ORDER = {
         tiers
         setting_faults setting_types
         settings
+        load_settings
         setting_groups
         setting_options misspelt print_config access
         depot

@@ -14,7 +14,8 @@ from service.access.reload import ReloadedFiles
 from service.access.tenants import TenantLimits, Tenants
 from service.access.tenants_file import BadTenants, read_tenants
 from service.errors import AdminOnly
-from service.settings import BadSettings, Settings
+from service.load_settings import BadSettings
+from service.settings import Settings
 from service.tiers.disk.disk_layout import smallest_disk_bytes
 from telemetry.events import Publisher
 

@@ -12,7 +12,8 @@ from service.console.app import console_app
 from service.console.asking import DepotLoop
 from service.console.tls import tls_context
 from service.http.server import HttpServer
-from service.settings import BadSettings, Settings
+from service.load_settings import BadSettings
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ class ChunkIndex(Protocol):
         """Take a pin off each chunk of a prefix, given head first."""
 
     def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
-        """Note at which position of a prompt a chunk is, and the one before it, which is not evicted before this one."""
+        """Note at which position of a prompt a chunk is, and which one is before it. That one is not evicted first."""
 
     def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
         """Count a request's use of chunks, if it has not used them before."""

@@ -31,9 +31,9 @@ class Session:
     """The life of one request. It is not idle while `num_running` operations run.
 
     `number` grows from each session of the depot to the next. `start`, `last_use` and `last_report` are monotonic
-    seconds. `request` is the number of the request that it is about now, 0 before the first: a session of several turns
-    has several. `has_moved` says that bytes of it were moved. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
-    of blocks alone, it is when the last report came.
+    seconds. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
+    of blocks alone, it is when the last report came. `request` is the number of the request that it is about now, 0
+    before the first: a session of several turns has several. `has_moved` says that bytes of this request were moved.
     """
 
     number: int

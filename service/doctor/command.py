@@ -16,8 +16,8 @@ from kvdepot.cli.terminal import printable
 from service.doctor.examine import examine
 from service.doctor.findings import Finding, Status, failure
 from service.doctor.gather import gather
+from service.load_settings import BadSettings
 from service.setting_options import load_given
-from service.settings import BadSettings
 
 FAILED, BAD_SETTINGS = 1, 2
 

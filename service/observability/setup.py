@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable, Iterable
 
 from kvdepot.version import __version__
+from service.load_settings import BadSettings
 from service.observability.activity import ActivitySampler, ReadGauges
 from service.observability.metrics import Measuring
 from service.observability.session_log import SessionLog, SessionsOf
-from service.settings import BadSettings, Settings
+from service.settings import Settings
 from telemetry.activity.subscriber import Activity
 from telemetry.bus import EventBus
 from telemetry.delivery import Subscriber

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from kernels.host.streaming_copy import Copy
+from service.load_settings import load
 from service.server import Server
-from service.settings import load
 from service.tier_setup import OpenTiers, open_tiers
 
 StartServer = Callable[..., Any]

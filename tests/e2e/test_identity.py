@@ -11,7 +11,7 @@ import pytest
 
 from kvdepot import hash_prefix, token_prefix
 from kvdepot.v1.cache_pb2 import MissReason, StoreInlineHeader, StoreInlineRequest
-from service.settings import load
+from service.load_settings import load
 from tests.e2e.conftest import Open
 from tests.e2e.engines import InlineStore, Site, prompt, refused, site
 from tests.e2e.servers import running_server

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kvdepot.cli.processes import ANY_PORT, child
-from service.settings import BadSettings
+from service.load_settings import BadSettings
 from tests.e2e.access.calling import sha256
 from tests.e2e.servers import StartServer
 

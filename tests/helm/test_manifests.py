@@ -13,7 +13,8 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError, validate
 
-from service.settings import Settings, load
+from service.load_settings import load
+from service.settings import Settings
 from tests.helm.conftest import BASE, CHART, CI_FILES, Install, Installed, Manifest, installed
 from tests.helm.fake_cluster import KINDS, WITHOUT_OPERATOR, fake_cluster
 from tests.helm.helm_engine import Helm

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import load
+from service.load_settings import load
 from tests.helm.conftest import CHART, REPOSITORY, Install, Installed
 from tests.helm.helm_engine import HelmFailed
 from tests.helm.releases import mounts, volume

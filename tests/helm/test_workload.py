@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.settings import load
+from service.load_settings import load
 from tests.helm.conftest import Install, Installed
 from tests.helm.releases import mounts, service, variables, volume
 

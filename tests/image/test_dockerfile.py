@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.settings import load
+from service.load_settings import load
 from tests.image.without_docker import Instruction, instructions
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.depot_settings import depot_limits
-from service.settings import load
+from service.load_settings import load
 
 
 @pytest.mark.parametrize(

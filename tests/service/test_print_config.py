@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kvdepot.cli.app import app
+from service.load_settings import load
 from service.print_config import annotated_yaml
-from service.settings import Settings, load
+from service.settings import Settings
 
 GIVEN: dict[str, Any] = {
     "listen": ("[::]:50051", "unix:/run/a b.sock"),

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from kvdepot.cli.app import app
 from service.l1.arena import HugePages
+from service.load_settings import BadSettings, load
 from service.misspelt import misspelt
 from service.setting_types import LogLevel
-from service.settings import BadSettings, Settings, load
+from service.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,7 @@ BAD = {
     "l1_huge_pages": ["", "yes", "2MiB"],
     "l2": ["/var/lib/kvdepot", "disk:///var/lib/kvdepot", "ftp://host/path", "[disk://"],
     "l2_write": ["", "first-touch"],
+    "eviction": ["", "fifo"],
     "chunk_size": ["0", "-16", "1.5", "2000000", "many"],
     "verify": ["", "on", "lookups"],
     "scrub_rate": ["-1", "fast", "1MiB/s"],

@@ -1,4 +1,4 @@
-"""The order in which chunks are evicted: those that can leave, ranked by a policy, and a tail always before its head."""
+"""The order in which chunks are evicted: a policy ranks those that can leave, and a tail leaves before its head."""
 
 from __future__ import annotations
 
@@ -76,7 +76,6 @@ class _Ranked:
                 chunk = cast(Chunk, link)
                 if not chunk.num_readers:
                     yield bucket.rank, chunk
-
 
     def heads(self) -> Iterator[tuple[float, Chunk]]:
         """Yield chunks that only leaves continue which tiers read. They may leave if nothing else can."""

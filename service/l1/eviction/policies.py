@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from service.l1.chunk import Chunk
-from service.l1.eviction.reuse_times import NUM_CLASSES, ReuseTimes, age_of, class_of
+from service.l1.eviction.policy_name import PolicyName
+from service.l1.eviction.reuse_times import NUM_CLASSES, ReuseTimes, class_of
 
 USES_PER_BUCKET = 64
 """Chunks that were used last within so many uses of chunks have one rank. They leave in the order of their uses."""
@@ -15,16 +16,6 @@ USES_PER_BUCKET = 64
 _BEFORE_ALL = 1 << 62
 _AGES_APART = 4
 _CLASSES = 1 << (NUM_CLASSES - 1).bit_length()
-
-
-class PolicyName(StrEnum):
-    """The policies that a setting can name."""
-
-    AUTO = "auto"
-    LRU = "lru"
-    LFU = "lfu"
-    LRU2 = "lru2"
-    LEARNED = "learned"
 
 
 class Policy(Protocol):
@@ -151,3 +142,17 @@ class Learned:
     def update(self, clock: int) -> None:
         """Learn from the uses so far."""
         self._reuse_times.update(clock)
+
+
+_POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
+    PolicyName.AUTO: Learned,
+    PolicyName.LRU: LeastRecentlyUsed,
+    PolicyName.LFU: LeastFrequentlyUsed,
+    PolicyName.LRU2: SecondLastUse,
+    PolicyName.LEARNED: Learned,
+}
+
+
+def policy_of(name: PolicyName) -> Policy:
+    """Return a new policy of this name; of `AUTO`, the one to begin with."""
+    return _POLICIES[name]()

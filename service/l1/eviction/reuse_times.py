@@ -4,8 +4,8 @@ The time of a chunk runs in uses of chunks: after 1,000 uses of any chunks, a ch
 does not depend on how busy an hour is, and a recorded trace gives the same at any speed.
 
 Chunks are in classes by how often they were used. Each class has a survival curve: the part of its chunks that waits
-longer than an age for its next use. Chunks that still wait, or were forgotten, count as waiting (E. L. Kaplan, P. Meier:
-Nonparametric Estimation from Incomplete Observations, 1958).
+longer than an age for its next use. Chunks that still wait, or were forgotten, count as waiting (E. L. Kaplan,
+P. Meier: Nonparametric Estimation from Incomplete Observations, 1958).
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _hazards(reused: npt.NDArray[np.float64], waiting: npt.NDArray[np.float64]) 
     exposure = (later + 0.5 * ended) * _widths  # chunks times the time that they were seen to wait in this age
     of_all = reused.sum(axis=0) / np.maximum(exposure.sum(axis=0), 1e-9)
     prior = _PRIOR_WAITS * _widths
-    return (reused + prior * of_all) / (exposure + prior)
+    hazards: npt.NDArray[np.float64] = (reused + prior * of_all) / (exposure + prior)
+    return hazards
 
 
 def _gittins(hazards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.settings import BadSettings
+from service.load_settings import BadSettings
 from tests.e2e.access.conftest import Connect, StartTenants
 from tests.e2e.console import ask, asked, free_port, report_session, request
 from tests.e2e.servers import StartServer

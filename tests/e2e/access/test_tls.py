@@ -19,7 +19,7 @@ from kvdepot import AsyncDepotClient, Credentials, DepotError, KvShape, SharedBu
 from kvdepot.layout import layouts
 from kvdepot.v1 import cache_pb2, observability_pb2
 from service.access.certificates import BadCertificate, read_certificate
-from service.settings import BadSettings
+from service.load_settings import BadSettings
 from tests.e2e.access.calling import Calling, Denied, write_tenants
 from tests.e2e.access.conftest import OPS, Connect, StartTenants
 from tests.e2e.servers import StartServer

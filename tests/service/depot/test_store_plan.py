@@ -61,6 +61,12 @@ class FakeIndex:
     def unpin(self, chunks: Sequence[Chunk]) -> None:
         raise NotImplementedError
 
+    def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
+        raise NotImplementedError
+
+    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
+        raise NotImplementedError
+
     def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
         self.calls.append(f"remove {chunk.key.decode()}: {reason}{', zero' if zero else ''}")
         del self.chunks[chunk.key]

@@ -19,7 +19,8 @@ from service.doctor import disk_tiers, tiers
 from service.doctor.examine import examine
 from service.doctor.facts import DiskTierFacts, Facts, FileSystem, Holder, TierFacts
 from service.doctor.findings import Finding, Status
-from service.settings import Settings, load
+from service.load_settings import load
+from service.settings import Settings
 from service.tiers.address.address import TierAddress
 from service.tiers.stores.disk_records import MAGIC
 from tests.fakes.healthy_machine import GIB, HEALTHY
