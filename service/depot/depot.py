@@ -82,6 +82,7 @@ class Depot:
         self.limits = limits
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
+        self.index.worth.chunk_tokens = limits.chunk_size
         self.verification = verification or Verification(limits.verify, self.index, bus)
         behind = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.tiers = behind.tiers
@@ -127,7 +128,7 @@ class Depot:
 
     def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
         """Return the stats of the namespace of a rank's chunks of a prefix."""
-        return self.index.namespace_stats(
+        stats = self.index.namespace_stats(
             attachment.identity.namespace(prefix, self.limits.chunk_size),
             model_name=attachment.model_name,
             cache_salt=prefix.cache_salt,
@@ -141,6 +142,9 @@ class Depot:
             model_revision=attachment.model_revision,
             block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
         )
+        if attachment.prefill_tokens_per_second is not None:
+            stats.prefill_tokens_per_second = attachment.prefill_tokens_per_second
+        return stats
 
     @contextmanager
     def operation(
