@@ -83,10 +83,10 @@ class EvictionOrder:
                 self._num_leaves += 1
                 self._ranking(parent).prepend(parent, self._policy.bucket(parent), self._policy, self.clock)
 
-    def standing(self, chunk: Chunk) -> Standing:
-        """Return the standing that a chunk has, or would have as a leaf."""
+    def standing(self, chunk: Chunk) -> tuple[Standing, int]:
+        """Return the standing that a chunk has, or would have as a leaf, and its last use. The lowest leaves first."""
         number = self._policy.bucket(chunk)
-        return self._policy.rank(number, self.clock), number
+        return (self._policy.rank(number, self.clock), number), chunk.last_use
 
     def next_victim(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of this size that is evicted next.
@@ -144,7 +144,7 @@ class EvictionOrder:
             if parent is not None and not parent.removed:
                 children_left[parent] = left = children_left.get(parent, parent.num_children) - 1
                 if left == 0 and parent.evictable and parent.slot.size_bytes == slot_bytes:
-                    heapq.heappush(waiting, (self.standing(parent), -number, parent))
+                    heapq.heappush(waiting, (self.standing(parent)[0], -number, parent))
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield each leaf."""
@@ -177,7 +177,7 @@ class EvictionOrder:
                 if first is not None and first[1].num_readers:
                     unread = ((standing, leaf) for standing, leaf in ranking if not leaf.num_readers)
                     first = next(unread, None) or _first_head(ranking)
-                if first is not None and (lowest is None or first[0] < lowest[0]):
+                if first is not None and (lowest is None or _standing_and_use(first) < _standing_and_use(lowest)):
                     lowest = first
         return lowest[1] if lowest is not None else None
 
@@ -210,6 +210,10 @@ def _first_head(ranking: Ranking) -> tuple[Standing, Chunk] | None:
 
 def _standing(ranked: tuple[Standing, Chunk]) -> Standing:
     return ranked[0]
+
+
+def _standing_and_use(ranked: tuple[Standing, Chunk]) -> tuple[Standing, int]:
+    return ranked[0], ranked[1].last_use
 
 
 def _position(chunk: Chunk) -> int:
