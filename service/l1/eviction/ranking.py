@@ -88,6 +88,16 @@ class Ranking:
             del in_order[0]
         return None
 
+    def last(self) -> Link | None:
+        """Return what leaves last; None: there is nothing."""
+        in_order = self._in_order
+        while in_order:
+            link = in_order[-1].chunks.last()
+            if link is not None:
+                return link
+            del self._by_number[in_order.pop().number]
+        return None
+
     def __iter__(self) -> Iterator[tuple[Standing, Chunk]]:
         """Yield each chunk with its standing, the lowest first. Nothing may change meanwhile."""
         for bucket in self._in_order:
