@@ -59,6 +59,7 @@ class Recorder:
         self._woken = ThreadEvent()
         self._closing = ThreadEvent()
         self._is_started = False
+        self._has_ended = False
         self._done: Future[None] = Future()
 
     def __repr__(self) -> str:
@@ -77,7 +78,7 @@ class Recorder:
     @property
     def is_recording(self) -> bool:
         """Whether the file is written."""
-        return self._is_started and not self._done.done()
+        return self._is_started and not self._has_ended
 
     @property
     def path(self) -> Path:
@@ -94,7 +95,7 @@ class Recorder:
         """Take over what a depot saw. If too much waits, or the recording has ended, drop and count it."""
         num_bytes = _size_bytes(seen)
         waiting_bytes = self._added_bytes - self._taken_bytes
-        if waiting_bytes + num_bytes > MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING or self._done.done():
+        if waiting_bytes + num_bytes > MAX_WAITING_BYTES or len(self._waiting) >= MAX_WAITING or self._has_ended:
             self._num_dropped += not isinstance(seen, RequestEnded)
             return
         self._added_bytes += num_bytes
@@ -131,6 +132,7 @@ class Recorder:
         finally:
             self._file.close()
             self._finish(reason)
+            self._done.set_result(None)
 
     def _take(self) -> None:
         """Take what waits. The interpreter is free for the event loop between two steps."""
@@ -159,7 +161,8 @@ class Recorder:
         self._closing.wait(GATHER_SECONDS)
 
     def _finish(self, reason: str) -> None:
-        self._done.set_result(None)
+        """Say that the recording has ended. The bus still takes events: it stops after `close`."""
+        self._has_ended = True
         num_waiting = sum(isinstance(seen, LookedUp) for seen, _ in list(self._waiting))
         self._num_left = num_waiting + len(self._requests) + self._num_lines - self.num_recorded
         self._waiting.clear()

@@ -94,7 +94,7 @@ class TraceFile:
     def _open_first(self) -> None:
         """Begin FILE. What an earlier recording has left there gets a number."""
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             self._open_new()
             return
