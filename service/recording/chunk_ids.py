@@ -1,4 +1,4 @@
-"""The ids of a recording: small integers in place of keys, in the order of first sight."""
+"""The ids of a recording: small integers in place of fingerprints, in the order of first sight."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ class ChunkIds:
     def __repr__(self) -> str:
         return f"<ChunkIds {len(self)}/{2 * self._max_recent * NUM_SHARDS}>"
 
-    def of(self, key: bytes) -> int:
-        """Return the id of a salted key, a new one if the key is not known. The first eight bytes of the key count."""
-        short_key = int.from_bytes(key[:8], "little")
-        shard = short_key % NUM_SHARDS
+    def of(self, fingerprint: int) -> int:
+        """Return the id of a fingerprint, a new one if the fingerprint is not known."""
+        shard = fingerprint % NUM_SHARDS
         recent = self._recent[shard]
-        found = recent.get(short_key)
+        found = recent.get(fingerprint)
         if found is not None:
             return found
-        older = self._older[shard].get(short_key)
+        older = self._older[shard].get(fingerprint)
         if len(recent) >= self._max_recent:
             self._older[shard] = recent
             recent = self._recent[shard] = {}
-        found = recent[short_key] = older if older is not None else next(self._new_ids)
+        found = recent[fingerprint] = older if older is not None else next(self._new_ids)
         return found

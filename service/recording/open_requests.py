@@ -12,13 +12,11 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-
-from blake3 import blake3
 
 from service.depot.recording import LookedUp, RequestEnded, Seen, Stored
-from service.l1.keys import Namespace, Prefix, chunk_keys
+from service.l1.keys import Namespace, Prefix
 from service.recording.chunk_ids import ChunkIds
+from service.recording.fingerprints import Fingerprints
 
 HOLD_SECONDS = 120.0
 """How long a line waits for the end of its request, and for those before it. Then it is written as it is."""
@@ -28,12 +26,12 @@ MAX_HELD = 1 << 16
 MAX_BLOCKS = 1 << 16
 """Blocks of one request: 16 million tokens in blocks of 256. What a longer prompt has behind them is left out."""
 MAX_NAMES = 1 << 12
-BLOCKS_PER_STEP = 64  # a sixth of a millisecond
+BLOCKS_PER_STEP = 64  # a tenth of a millisecond
 
 
 @dataclass(slots=True, eq=False)
 class _OpenRequest:
-    """A request without a line. `parent` is the key of the last whole block, or the namespace."""
+    """A request without a line. `last` is the fingerprint of its last whole block, output included."""
 
     timestamp_seconds: float
     namespace: Namespace
@@ -42,7 +40,7 @@ class _OpenRequest:
     num_tokens: int = 0
     num_whole_blocks: int = 0
     end_tokens: int = 0
-    parent: bytes = b""
+    last: int = 0
     ids: list[int] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
     is_over: bool = False
@@ -51,15 +49,15 @@ class _OpenRequest:
 class OpenRequests:
     """The requests that have no line yet. `start` is when the recording began (monotonic seconds).
 
-    Keys are computed with a salt that is never written, and only their ids leave this object.
+    The ids of blocks are the numbers in the order in which their fingerprints were seen first.
     """
 
-    def __init__(self, block_tokens: int, start: float, chunk_ids: ChunkIds | None = None) -> None:
+    def __init__(self, block_tokens: int, start: float) -> None:
         self._block_tokens = block_tokens
         self._start = start
-        self._salt = secrets.token_bytes(32)
+        self._fingerprints = Fingerprints(block_tokens)
         self._recording = secrets.token_hex(4)
-        self._chunk_ids = chunk_ids or ChunkIds()
+        self._chunk_ids = ChunkIds()
         self._models = ChunkIds(MAX_NAMES)
         self._tenants = ChunkIds(MAX_NAMES)
         self._open: OrderedDict[int, _OpenRequest] = OrderedDict()
@@ -111,42 +109,43 @@ class OpenRequests:
             request = self._open[seen.request] = _OpenRequest(
                 seen.monotonic,
                 seen.namespace,
-                self._models.of(self._salted(seen.model_name.encode())),
-                self._tenants.of(self._salted(seen.tenant.encode())),
+                self._models.of(self._fingerprints.of_text(seen.model_name.encode())),
+                self._tenants.of(self._fingerprints.of_text(seen.tenant.encode())),
             )
         elif seen.prefix.num_tokens <= request.num_tokens:
             return  # the engine asked once more
-        self._num_held_ids -= len(request.ids)
-        request.namespace = Namespace(self._salted(seen.namespace))
+        self._num_held_ids -= len(request.ids) + len(request.output_ids)
+        request.namespace = seen.namespace
         yield from self._number(request, seen.prefix)
         self._num_held_ids += len(request.ids)
 
     def _number(self, request: _OpenRequest, prefix: Prefix) -> Iterator[None]:
         """Give the blocks of a prompt their ids."""
         request.num_tokens = request.end_tokens = min(prefix.num_tokens, MAX_BLOCKS * self._block_tokens)
-        request.parent = request.namespace
-        request.ids = []
-        keys = islice(chunk_keys(request.namespace, prefix, self._block_tokens), MAX_BLOCKS)
-        while some := list(islice(keys, BLOCKS_PER_STEP)):
-            request.ids += map(self._chunk_ids.of, some)
-            request.parent = some[-1]
-            yield
-        request.num_whole_blocks = len(request.ids)
+        request.num_whole_blocks = request.num_tokens // self._block_tokens
+        request.ids, request.output_ids = [], []
+        yield from self._add_ids(request, request.ids, prefix, range(request.num_whole_blocks))
         if request.num_tokens % self._block_tokens:
-            request.ids.append(self._chunk_ids.of(_key_of_rest(request, prefix, self._block_tokens)))
+            rest = self._fingerprints.of_rest(request.namespace, request.last, prefix, request.num_whole_blocks)
+            request.ids.append(self._chunk_ids.of(rest))
 
     def _store(self, seen: Stored) -> Iterator[None]:
         request = self._open.get(seen.request)
         if request is None or seen.prefix.num_tokens <= request.end_tokens:
             return
         request.end_tokens = seen.prefix.num_tokens
-        num_blocks = request.num_whole_blocks + len(request.output_ids)
-        start, rest = _behind(request, seen.prefix, num_blocks, self._block_tokens)
-        keys = islice(chunk_keys(start, rest, self._block_tokens), max(0, MAX_BLOCKS - num_blocks))
-        while some := list(islice(keys, BLOCKS_PER_STEP)):
-            request.output_ids += map(self._chunk_ids.of, some)
-            request.parent = some[-1]
-            self._num_held_ids += len(some)
+        first = request.num_whole_blocks + len(request.output_ids)
+        blocks = range(first, min(seen.prefix.num_tokens // self._block_tokens, MAX_BLOCKS))
+        yield from self._add_ids(request, request.output_ids, seen.prefix, blocks)
+        self._num_held_ids += len(blocks)
+
+    def _add_ids(self, request: _OpenRequest, ids: list[int], prefix: Prefix, blocks: range) -> Iterator[None]:
+        """Add the ids of some whole blocks of a prefix. Those before them have their ids."""
+        for first in range(blocks.start, blocks.stop, BLOCKS_PER_STEP):
+            some = range(first, min(first + BLOCKS_PER_STEP, blocks.stop))
+            found = self._fingerprints.of_blocks(request.namespace, request.last, prefix, some)
+            ids += map(self._chunk_ids.of, found)
+            request.last = found[-1]
             yield
 
     def _end(self, number: int) -> None:
@@ -177,24 +176,3 @@ class OpenRequests:
             "recording": self._recording,
         }
         return json.dumps(line) + "\n"
-
-    def _salted(self, data: bytes) -> bytes:
-        return blake3(data, key=self._salt).digest()
-
-
-def _key_of_rest(request: _OpenRequest, prefix: Prefix, block_tokens: int) -> bytes:
-    """Return the key of the tokens behind the last whole block of a prompt."""
-    if prefix.hash_block_size:
-        return blake3(request.namespace + prefix.block_hashes[-1]).digest()
-    token_ids = prefix.token_ids[request.num_whole_blocks * block_tokens :]
-    return blake3(request.parent + token_ids.astype("<u4", copy=False).tobytes()).digest()
-
-
-def _behind(request: _OpenRequest, prefix: Prefix, num_blocks: int, block_tokens: int) -> tuple[Namespace, Prefix]:
-    """Return the parent of the keys behind a number of blocks, and the tokens or hashes there."""
-    if not prefix.hash_block_size:
-        return Namespace(request.parent), Prefix(token_ids=prefix.token_ids[num_blocks * block_tokens :])
-    first = num_blocks * (block_tokens // prefix.hash_block_size)
-    hashes = prefix.block_hashes[first:]
-    rest = Prefix(token_ids=prefix.token_ids, block_hashes=hashes, hash_block_size=prefix.hash_block_size)
-    return request.namespace, rest

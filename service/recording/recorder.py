@@ -24,6 +24,7 @@ MAX_WAITING_BYTES = 64 << 20
 """Of the tokens and hashes that wait for the thread. What comes when there are more is dropped and counted."""
 MAX_WAITING = 100_000
 GATHER_SECONDS = 0.1  # from the wake-up: then one write is for many requests
+STEP_SECONDS = 0.0002  # to give way to the event loop more often costs both more than it gains
 CLOSE_SECONDS = 2.0
 NO_REASON = ""
 
@@ -135,11 +136,14 @@ class Recorder:
             self._done.set_result(None)
 
     def _take(self) -> None:
-        """Take what waits. The interpreter is free for the event loop between two steps."""
+        """Take what waits, in steps. Between two of them the event loop has the interpreter."""
+        begin = time.monotonic()
         while self._waiting:
             seen, num_bytes = self._waiting.popleft()
             for _ in self._requests.take(seen):
-                time.sleep(0)
+                if time.monotonic() - begin > STEP_SECONDS:
+                    time.sleep(0)
+                    begin = time.monotonic()
             self._taken_bytes += num_bytes
 
     def _write(self) -> None:

@@ -65,11 +65,18 @@ class TraceFile:
         try:
             if not self._is_in_place():
                 self._open_new()
-            for line in lines:
-                data = line.encode()
-                if self._size_bytes and self._size_bytes + len(data) > self._max_bytes // NUM_PARTS:
+            together: list[bytes] = []
+            num_bytes = 0
+            for line in map(str.encode, lines):
+                if self._size_bytes + num_bytes and (
+                    self._size_bytes + num_bytes + len(line) > self._max_bytes // NUM_PARTS
+                ):
+                    self._append(b"".join(together))
+                    together, num_bytes = [], 0
                     self._rotate()
-                self._append(data)
+                together.append(line)
+                num_bytes += len(line)
+            self._append(b"".join(together))
         except OSError as error:
             raise CannotRecord(f"{self.path}: {error.strerror or error}") from error
 
@@ -80,16 +87,18 @@ class TraceFile:
             self._fd = -1
 
     def _append(self, data: bytes) -> None:
-        rest = memoryview(data)
+        num_written = 0
         try:
-            while rest:
-                rest = rest[self._write(self._fd, rest) :]  # type: ignore[arg-type]  # as os.write takes it
+            while num_written < len(data):
+                num_written += self._write(self._fd, data[num_written:])
         except OSError:
+            num_written = data.rfind(b"\n", 0, num_written) + 1
             with suppress(OSError):
-                os.ftruncate(self._fd, self._size_bytes)
+                os.ftruncate(self._fd, self._size_bytes + num_written)
             raise
-        self._size_bytes += len(data)
-        self.num_lines += 1
+        finally:
+            self._size_bytes += num_written
+            self.num_lines += data.count(b"\n", 0, num_written)
 
     def _open_first(self) -> None:
         """Begin FILE. What an earlier recording has left there gets a number."""
