@@ -19,6 +19,7 @@ from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
 from service.depot.operation import Operation
 from service.depot.publisher import NullPublisher
+from service.depot.recording import RequestRecorder
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
@@ -76,6 +77,7 @@ class Depot:
         slices: Slices | None = None,
         verification: Verification | None = None,
         tiers: Tiers | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
@@ -94,7 +96,8 @@ class Depot:
         self.leases = Leases(self.index, limits.lease_ttl_seconds, self.slices)
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
-        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus)
+        self.recorder = recorder
+        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus, recorder)
         self.stored_identities = StoredIdentities(
             stats for stats in self.index.namespaces() if stats.tenant == self.tenant
         )
