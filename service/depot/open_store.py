@@ -25,7 +25,7 @@ CHUNKS_PER_EVENT = 256
 
 _DETAILS = {
     RefusalReason.NO_BYTES: "every block is absent, of every group",
-    RefusalReason.NO_SLOT: "no slot can be freed: what L1 has is leased, in use or being written",
+    RefusalReason.NO_SLOT: "no slot can be freed: what L1 has is leased, pinned, in use or being written",
 }
 
 
@@ -62,9 +62,10 @@ class OpenStore:
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
 
-    def open(self, operation_id: str, request: int) -> None:
-        """Begin to store, as this operation of a request."""
+    def open(self, operation_id: str, request: int, *, will_continue: bool) -> None:
+        """Begin to store, as this operation of a request. `will_continue` is described at `Index.count_use`."""
         self._request = request
+        self._will_continue = will_continue
         self._context.stored_by = operation_id
         self._context.is_hidden = self._context.is_zeroed = self._depot.is_removed
         self._depot.open_stores.add(self._context)
@@ -193,7 +194,7 @@ class OpenStore:
             for position in some:
                 self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
             chunks = [self._pinned[position] for position in some]
-            self._depot.index.count_use(chunks, self._request)
+            self._depot.index.count_use(chunks, self._request, self._will_continue)
             self._depot.index.unpin(chunks)
             yield
 

@@ -34,6 +34,7 @@ class Session:
     seconds. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
     of blocks alone, it is when the last report came. `request` is the number of the request that it is about now, 0
     before the first: a session of several turns has several. `has_moved` says that bytes of this request were moved.
+    `will_continue` is what the engine said last: the prompt is likely to come again soon, with more tokens.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Session:
     num_running: int = 0
     request: int = 0
     has_moved: bool = False
+    will_continue: bool = False
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[Transfer] = field(default_factory=set)
 
@@ -67,6 +69,11 @@ class Session:
             self.request = new_request()
         self.has_moved = True
         return self.request
+
+    def note_will_continue(self, will_continue: bool | None) -> None:
+        """Remember whether the engine says that the prompt comes again. None: it says nothing."""
+        if will_continue is not None:
+            self.will_continue = will_continue
 
     @property
     def ids(self) -> SessionIds:

@@ -175,7 +175,9 @@ def _open(
         ),
         finished=lambda operation: _finished(header, operation, open_store.answer),
     ) as operation:
-        open_store.open(operation.operation_id, session.request_of_transfer(depot.index.new_request))
+        session.note_will_continue(header.will_continue)
+        number = session.request_of_transfer(depot.index.new_request)
+        open_store.open(operation.operation_id, number, will_continue=session.will_continue)
         try:
             yield open_store, session, operation
         finally:

@@ -19,6 +19,7 @@ from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
+from service.depot.pin_bounds import PinBounds
 from service.depot.running_transfer import to_the_end
 from service.depot.scrub import Scrub
 from service.depot.sessions import Sessions
@@ -74,6 +75,7 @@ class TenantDepots:
         self.verification = verification or Verification(limits.verify, self.index, bus)
         self.tiers = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
+        self.pin_bounds = PinBounds(self.index.capacity_bytes, self.index.shares)
         self._l1 = l1
         self._limits = limits
         self._bus = bus
@@ -101,6 +103,7 @@ class TenantDepots:
                 slices=self.slices,
                 verification=self.verification,
                 tiers=self.tiers,
+                pin_bounds=self.pin_bounds,
                 quota=Quota(tenant.name, tenant.limits),
             )
             depot.draining = self.draining
@@ -198,4 +201,4 @@ class TenantDepots:
     def stop(self) -> None:
         """Stop the timers for good."""
         for depot in self:
-            depot.lifetimes.stop()
+            depot.stop()

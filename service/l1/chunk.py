@@ -59,7 +59,8 @@ class Chunk(Link):
 
     `position` counts the chunks of its prompt before it; -1 if that is not known. `parent` is the chunk before it, and
     `num_children` counts the chunks in L1 whose parent it is. `num_uses` counts the requests that used it, of which
-    `counted_request` is the last one. `policy_note` belongs to the eviction policy.
+    `counted_request` is the last one. `policy_note` belongs to the eviction policy. `will_continue` says that
+    the session that used it last is likely to come again with a longer prompt.
 
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
@@ -99,6 +100,7 @@ class Chunk(Link):
     num_uses: int = 0
     counted_request: int = 0
     policy_note: int = 0
+    will_continue: bool = False
 
     @property
     def evictable(self) -> bool:

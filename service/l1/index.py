@@ -43,6 +43,8 @@ class Index:
         self._num_requests = 0
         self.num_removed_pinned = 0
         """Removals of pinned chunks. A caller that has pinned some looks at them again when this has changed."""
+        self.on_removed_pinned: dict[str, Callable[[Chunk], None]] = {}
+        """By tenant, what is called with each such chunk once it is removed. It may take pins off."""
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """Return the chunk of a key, resident or being written. A lookup calls this for hundreds of keys."""
@@ -117,6 +119,7 @@ class Index:
             chunk.num_uses += tombstone.num_uses
             chunk.last_use = tombstone.last_use
             chunk.policy_note = tombstone.policy_note
+            chunk.will_continue = tombstone.will_continue
         return tombstone
 
     def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
@@ -134,9 +137,13 @@ class Index:
         self._num_requests += 1
         return self._num_requests
 
-    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
-        """Count a request's use of chunks, if it has not used them before."""
+    def count_use(self, chunks: Iterable[Chunk], request: int, will_continue: bool = False) -> None:
+        """Count a request's use of chunks, if it has not used them before.
+
+        `will_continue` says that its session is likely to come again with a longer prompt.
+        """
         for chunk in chunks:
+            chunk.will_continue = will_continue
             if chunk.counted_request != request:
                 chunk.counted_request = request
                 self._eviction.count_use(chunk)
@@ -176,10 +183,12 @@ class Index:
         chunk.pending_write = None
         chunk.lost = lost
         assert lost is not None or chunk.num_pins == 0, "a chunk with pins has no slot, and does not say so"
-        if not chunk.removed:
+        was_removed = chunk.removed
+        if not was_removed:
             self._forget(chunk)
-            self.num_removed_pinned += bool(chunk.num_pins)
         self._unprotect(chunk)
+        if chunk.num_pins and not was_removed:
+            self._note_removed_pinned(chunk)
 
     def pin(self, chunks: Iterable[Chunk]) -> None:
         """Keep chunks from eviction until as many calls of `unpin`. They are resident, or loading."""
@@ -228,11 +237,12 @@ class Index:
         self.past.note_removed(chunk, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
-        self.num_removed_pinned += bool(chunk.num_pins)
-        if chunk.pending_write is not None:
-            return
-        self.num_resident -= 1
+        if chunk.pending_write is None:
+            self.num_resident -= 1
         if chunk.num_pins:
+            self._note_removed_pinned(chunk)
+            return
+        if chunk.pending_write is not None:
             return
         if zero or chunk.num_readers:
             self._protect(chunk)
@@ -299,6 +309,12 @@ class Index:
                 self.ledger.note_empty(stats)
             if stats.ever_stored:
                 self.past.note_empty(stats.namespace)
+
+    def _note_removed_pinned(self, chunk: Chunk) -> None:
+        self.num_removed_pinned += 1
+        note = self.on_removed_pinned.get(chunk.namespace_stats.tenant)
+        if note is not None:
+            note(chunk)
 
     def _protect(self, chunk: Chunk) -> None:
         self._eviction.remove(chunk)
