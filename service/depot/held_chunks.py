@@ -55,11 +55,10 @@ class HeldChunks:
             holders = self._holders.get(chunk, ())
             num_more += pin not in holders
             needed_bytes += 0 if holders else chunk.slot.size_bytes
-        free_bytes = self._bounds.free_bytes(self._tenant, self._max_bytes())
-        if needed_bytes > free_bytes:
-            raise self.limit(
-                f"the pin needs {needed_bytes} bytes more of L1, and {free_bytes} more may be pinned", needed_bytes
-            )
+        if needed_bytes > max(0, self._max_bytes() - self.num_bytes):  # below 0 after a new file of tenants
+            raise self.limit(f"the pin needs {needed_bytes} bytes more of L1", needed_bytes)
+        if needed_bytes > self._bounds.free_bytes(self._tenant):  # how much is free would say what others have pinned
+            raise self.limit(f"no {needed_bytes} bytes more of L1 can be pinned at the moment", needed_bytes)
         if self._num_held + num_more > MAX_CHUNKS:
             raise self.limit(f"the pins of a tenant hold {MAX_CHUNKS} chunks at most", needed_bytes)
 

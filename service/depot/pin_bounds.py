@@ -24,14 +24,13 @@ class PinBounds:
     def __repr__(self) -> str:
         return f"<PinBounds {self.bytes_by_tenant.total()} of {self._capacity_bytes} bytes pinned>"
 
-    def free_bytes(self, tenant: str, max_bytes: int) -> int:
-        """Return how many more bytes a tenant may pin, whose own bound is `max_bytes`; at least 0."""
+    def free_bytes(self, tenant: str) -> int:
+        """Return how many more bytes a tenant may pin as far as others are concerned; at least 0."""
         pinned_bytes = self.bytes_by_tenant[tenant]
         share_bytes = self._shares.of(tenant)
         borrowed_bytes = sum(max(0, used - self._shares.of(name)) for name, used in self.bytes_by_tenant.items())
         unshared_bytes = self._capacity_bytes - self._shares.total_bytes - borrowed_bytes
         free_bytes = min(
-            max_bytes - pinned_bytes,
             int(MAX_SHARE_OF_ALL * self._capacity_bytes) - self.bytes_by_tenant.total(),
             max(0, share_bytes - pinned_bytes) + max(0, unshared_bytes),
         )
