@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from kvdepot import DepotError, InvalidArgument, hash_prefix, token_prefix
 from kvdepot.v1 import cache_pb2
@@ -18,7 +19,7 @@ from tests.e2e.moved import CHUNK_SIZE, NUM_CHUNKS, NUM_TOKENS, TOKENS, moved_to
 from tests.fakes.waiting import eventually
 
 SLOT_BYTES = 4_096
-MODEL = {"model_name": "model"}
+MODEL: dict[str, Any] = {"model_name": "model"}
 
 
 async def stored(site: Site, num_tokens: int = NUM_TOKENS, **options: Any) -> Engine:
@@ -311,9 +312,9 @@ async def test_wrong_requests_are_refused_by_the_name_of_the_field(small: Site) 
     prefix = token_prefix(TOKENS)
     calls: list[tuple[Callable[..., Awaitable[Any]], Any, str]] = [
         (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(model_name="m", prefix=prefix), "ttl"),
-        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(model_name="m", prefix=prefix, ttl={}), "ttl"),
-        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(prefix=prefix, ttl={"seconds": 1}), "instance_id"),
-        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(model_name="m", ttl={"seconds": 1}), "prefix"),
+        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(model_name="m", prefix=prefix, ttl=Duration()), "ttl"),
+        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(prefix=prefix, ttl=Duration(seconds=1)), "instance_id"),
+        (small.stub.PinPrefix, cache_pb2.PinPrefixRequest(model_name="m", ttl=Duration(seconds=1)), "prefix"),
         (small.stub.UnpinPrefix, cache_pb2.UnpinPrefixRequest(), "pin_id"),
         (small.stub.ListPins, cache_pb2.ListPinsRequest(page_token="x"), "page_token"),
         (small.stub.ListPins, cache_pb2.ListPinsRequest(page_size=1_001), "page_size"),

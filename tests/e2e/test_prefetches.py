@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from kvdepot.v1 import cache_pb2
 from service.depot import prefetches
 from service.tiers.load import LoadEnd
-from telemetry.events import ChunksPrefetched
+from telemetry.delivery import Subscriber
+from telemetry.events import ChunksPrefetched, Event
 from telemetry.kinds import PrefetchOutcome
 from tests.e2e.conftest import Open, OpenWithTiers
 from tests.e2e.engines import Engine, Site, refused
@@ -20,7 +23,19 @@ from tests.fakes.waiting import eventually
 
 SLOT_BYTES = 4_096
 CHUNK_BYTES = 3_072
-MODEL = {"model_name": "model"}
+MODEL: dict[str, Any] = {"model_name": "model"}
+
+
+class Seen(Subscriber):
+    """The ends of prefetches."""
+
+    name = "seen"
+
+    def __init__(self) -> None:
+        self.events: list[ChunksPrefetched] = []
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        self.events += [event for event in batch if isinstance(event, ChunksPrefetched)]
 
 
 async def in_tier(
@@ -114,15 +129,18 @@ async def test_a_slow_tier_is_read_all_the_same(open_with_tiers: OpenWithTiers) 
 
 async def test_what_does_not_come_is_counted_and_gives_its_slots_back(open_with_tiers: OpenWithTiers) -> None:
     site, tier, _, _ = await in_tier(open_with_tiers)
-    events: list[ChunksPrefetched] = []
-    publish = site.depot.bus.publish
-    site.depot.prefetches._bus.publish = lambda event: (events.append(event), publish(event))  # type: ignore[method-assign,assign,arg-type,func-returns-value]
+    seen = Seen()
+    assert site.server.bus is not None
+    site.server.bus.subscribe(seen)
     await site.client.prefetch(TOKENS, **MODEL)
     tier.end_next()
     while tier.waiting:
         tier.end_next(LoadEnd.LATE)
     await eventually(lambda: site.depot.prefetches.num_running == 0)
     assert outcomes(site) == {"failed": NUM_CHUNKS - 1}
+    await eventually(lambda: bool(seen.events))
+    (event,) = seen.events
+    assert (event.num_chunks, event.num_failed_chunks, event.num_bytes) == (NUM_CHUNKS, NUM_CHUNKS - 1, CHUNK_BYTES)
     assert site.depot.prefetches.unmatched_bytes == SLOT_BYTES
     await site.assert_comes_to_rest()
 
