@@ -29,7 +29,10 @@ _SECTIONS = {
     "L1: the depot's chunks": ("kvdepot.l1",),
     "L2: the tiers behind L1": ("kvdepot.tier.",),
     "L0: the engines' blocks": ("kvdepot.l0",),
-    "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
+    "Leases, pins, sessions, attachments": (
+        *("kvdepot.leases", "kvdepot.pins", "kvdepot.prefetch.", "kvdepot.sessions", "kvdepot.instances"),
+        "kvdepot.attachments",
+    ),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
     "Recorded requests": ("kvdepot.recording",),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
