@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvdepot.cli.replay import WritePolicy
 from kvdepot.cli.replay_node import CHUNK_BYTES
+from kvdepot.cli.replay_options import WritePolicy
 from service.tiers.write_policy import WritePolicy as ServersPolicy
 from tests.e2e.cli.test_replay import brute_force_hits, conversations, replay, write
 from tests.fakes.real_servers import needs
