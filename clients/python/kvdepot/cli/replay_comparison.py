@@ -33,7 +33,8 @@ def show_comparison(summaries: Sequence[Summary]) -> None:
     console.print(_table("seconds of each run", summaries, lambda run: f"{run['duration_seconds']:.1f}"))
     first = summaries[0]
     for line in (
-        f"Each run: {first['num_requests']:,} requests of {first['num_blocks']:,} blocks. * is the best policy of its size.",
+        f"Each run: {first['num_requests']:,} requests of {first['num_blocks']:,} blocks.",
+        "* is the best policy of its size.",
         f"The {BOUND} is what a cache of this size would hit if it knew all requests to come. No policy reaches it. "
         f"The {UNLIMITED} keeps everything.",
         f"Tokens, bytes and seconds: {model_of(first)}.",
