@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction.order import EvictionOrder
-from service.l1.eviction.policies import Learned, Policy
+from service.l1.eviction.policies import policy_of
+from service.l1.eviction.policy_name import PolicyName
+from service.l1.eviction.reuse_times import ReuseTimes
+from service.l1.eviction.worth import Worth
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
@@ -30,7 +33,7 @@ class Index:
     is needed.
     """
 
-    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None, policy: Policy | None = None) -> None:
+    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None, eviction: PolicyName = PolicyName.AUTO) -> None:
         self.pool = pool
         self.ledger = ledger
         self.past = Past()
@@ -51,7 +54,8 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        self._eviction = EvictionOrder(policy or Learned())
+        self.worth = Worth()
+        self._eviction = EvictionOrder(policy_of(eviction, ReuseTimes(), self.worth))
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -210,7 +214,12 @@ class Index:
         chunk.num_readers -= 1
         assert chunk.num_readers >= 0, "a reading ends twice"
         self._runs.note_unprotected()
-        if chunk.removed and chunk.num_readers == 0 and chunk.num_pins == 0:
+        if chunk.num_readers:
+            return
+        if not chunk.removed:
+            if chunk.in_tiers:  # it is cheaper to lose
+                self._eviction.rank_anew(chunk)
+        elif chunk.num_pins == 0:
             self._unprotect(chunk)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
@@ -278,6 +287,7 @@ class Index:
         else:
             return None, ()
         victims = [slot.occupant for slot in run if slot.occupant is not None] if run else [own] if own else []
+        victims = self._eviction.with_descendants(victims)
         for victim in victims:
             self._eviction.note_evicted(victim)
             self.remove(victim, RemovalReason.EVICTED)

@@ -3,9 +3,9 @@
 The time of a chunk runs in uses of chunks: after 1,000 uses of any chunks, a chunk is 1,000 older. So what is learned
 does not depend on how busy an hour is, and a recorded trace gives the same at any speed.
 
-Chunks are in classes by how often they were used. Each class has a survival curve: the part of its chunks that waits
-longer than an age for its next use. Chunks that still wait, or were forgotten, count as waiting (E. L. Kaplan,
-P. Meier: Nonparametric Estimation from Incomplete Observations, 1958).
+Chunks are in classes by how often they were used, and by whether their session said that it goes on. Each class has a
+survival curve: the part of its chunks that waits longer than an age for its next use. Chunks that still wait, or were
+forgotten, count as waiting (E. L. Kaplan, P. Meier: Nonparametric Estimation from Incomplete Observations, 1958).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from service.l1.keys import ChunkKey
 
-NUM_CLASSES = 13
-"""Of 1, 2, 3, 4, then two for each doubling: 64 uses or more are one class."""
+_NUM_USE_CLASSES = 13  # 1, 2, 3, 4 uses, then two for each doubling: 64 uses or more are one class
+NUM_CLASSES = 2 * _NUM_USE_CLASSES
+"""Chunks whose sessions do not go on, as far as is known, and then those whose sessions said that they do."""
 
 MAX_SAMPLED = 8_192
 SAMPLED_PART = 8  # one key in so many
@@ -35,11 +36,10 @@ _edges = np.concatenate([[0.0], 2.0 ** (np.arange(_NUM_AGES) / _AGES_PER_DOUBLIN
 _widths = np.diff(_edges)
 
 
-def class_of(num_uses: int) -> int:
-    """Return the class of a chunk that was used so often."""
-    if num_uses <= 4:
-        return max(num_uses, 1) - 1
-    return min(int(2 * math.log2(num_uses)), NUM_CLASSES) - 1
+def class_of(num_uses: int, will_continue: bool) -> int:
+    """Return the class of a chunk that was used so often, the last time by a session that goes on."""
+    number = num_uses if num_uses <= 4 else min(int(2 * math.log2(num_uses)), _NUM_USE_CLASSES)
+    return max(number, 1) - 1 + _NUM_USE_CLASSES * will_continue
 
 
 class ReuseTimes:
@@ -63,8 +63,8 @@ class ReuseTimes:
     def __repr__(self) -> str:
         return f"<ReuseTimes of {len(self._entries)} sampled keys, {self.num_updates} updates>"
 
-    def note_use(self, key: ChunkKey, num_uses: int, clock: int) -> None:
-        """Note that a chunk was used at `clock`, for the `num_uses`-th time."""
+    def note_use(self, key: ChunkKey, num_class: int, clock: int) -> None:
+        """Note that a chunk was used at `clock`, and is of a class from now on."""
         if key[0] % SAMPLED_PART:
             return
         entry = self._entries.pop(key, None)
@@ -76,7 +76,7 @@ class ReuseTimes:
             _, entry = self._entries.popitem(last=False)
             self._forgotten[self._classes[entry], age_of(clock - self._last_uses[entry])] += 1
         self._entries[key] = entry
-        self._classes[entry] = class_of(num_uses)
+        self._classes[entry] = num_class
         self._last_uses[entry] = clock
 
     def update(self, clock: int) -> bool:
