@@ -107,5 +107,6 @@ def model_of(summary: Summary) -> str:
     """Return how bytes and seconds were computed from tokens."""
     return (
         f"with {readable_size(summary['kv_bytes_per_token'])} of KV a token, and "
-        f"{summary['prefill_tokens_per_second']:,g} tokens/s at the begin of a prompt; a token at position p takes 1 + p/{ATTENTION_TOKENS:,} times as long"
+        f"{summary['prefill_tokens_per_second']:,g} tokens/s at the begin of a prompt; "
+        f"a token at position p takes 1 + p/{ATTENTION_TOKENS:,} times as long"
     )

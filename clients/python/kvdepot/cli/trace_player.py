@@ -34,7 +34,8 @@ class Replayed:
     """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC.
 
     A hit is a block that came back, `l2_hit_blocks` are those that were on their way from a tier. `blocks_before_hits`
-    is the sum over all hits of the number of blocks before them in their prompts. `cut_hits` counts the requests that a tier gave no answer to, or not all that it has, by reason. `tiers[node]` is how the tiers of
+    is the sum over all hits of the number of blocks before them in their prompts. `cut_hits` counts
+    the requests that a tier gave no answer to, or not all that it has, by reason. `tiers[node]` is how the tiers of
     each node were at the end.
     """
 
