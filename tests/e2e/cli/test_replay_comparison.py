@@ -126,8 +126,8 @@ def test_runs_do_not_share_a_disk(trace: Path, tmp_path: Path) -> None:
         (("--plot", "plot.png"), "ends in .svg"),
         (("--plot", "/missing/plot.svg"), "there is no folder /missing"),
         (("--eviction", "fifo"), "'fifo' is not one of"),
-        (("--prefill-rate", "0"), "x>=0.001"),
-        (("--jobs", "0"), "x>=1"),
+        (("--prefill-rate", "0"), "equal to 0.001"),
+        (("--jobs", "0"), "equal to 1"),
     ],
 )
 def test_a_bad_option_is_refused_before_anything_is_played(trace: Path, options: Sequence[str], complaint: str) -> None:
