@@ -78,6 +78,16 @@ def test_tables_and_a_plot_compare_the_policies(trace: Path, tmp_path: Path) -> 
         assert text in document, text
 
 
+def test_a_plot_that_can_not_be_written_does_not_lose_the_figures(trace: Path) -> None:
+    (folder := trace.parent / "plot.svg").mkdir(exist_ok=True)
+    refused = replay(trace, "--l1-chunks", "8", "--limit-requests", "2", "--plot", str(folder))
+    assert refused.exit_code == 2, "it is a folder"
+    result = replay(trace, "--l1-chunks", "8", "--limit-requests", "2", "--json", "--plot", "/proc/full.svg")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["num_requests"] == 2
+    assert "error: the plot was not written" in result.stderr
+
+
 def test_one_run_is_shown_alone_with_its_bound_and_has_the_same_json_as_ever(trace: Path) -> None:
     result = replay(trace, "--l1-chunks", "40", "--eviction", "lfu", "--json")
     assert result.exit_code == 0, result.output

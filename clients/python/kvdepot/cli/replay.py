@@ -122,8 +122,6 @@ def replay(
     try:
         with exit_on_terminate():
             summaries = _play(runs, jobs or len(os.sched_getaffinity(0)))
-        if plot is not None:
-            plot.write_text(svg(plot_of(summaries)), encoding="utf-8")
     except FAILURES as error:
         fail(str(error))
     if json_output:
@@ -132,6 +130,11 @@ def replay(
         show_comparison(summaries)
     else:
         show(summaries[0])
+    if plot is not None:
+        try:
+            plot.write_text(svg(plot_of(summaries)), encoding="utf-8")
+        except OSError as error:  # the figures took long, and are printed
+            fail(f"the plot was not written: {error}")
 
 
 def _play(runs: Sequence[ReplayRun], jobs: int) -> list[Summary]:
@@ -146,10 +149,11 @@ def _play(runs: Sequence[ReplayRun], jobs: int) -> list[Summary]:
             return play_all(runs, jobs=jobs, on_progress=progress.note_played, on_end=progress.note_end)
         [run] = runs
         num_played = 0
+        progress.note_played(run, num_played)
 
         def advance() -> None:
             nonlocal num_played
             num_played += 1
             progress.note_played(run, num_played)
 
-        return [play(run, requests, on_start=lambda: progress.note_played(run, 0), on_request=advance)]
+        return [play(run, requests, advance)]

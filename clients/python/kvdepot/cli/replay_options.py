@@ -47,6 +47,7 @@ class ReplayRun:
 
     trace: str
     limit_requests: int | None = None
+    block_tokens: int = BLOCK_TOKENS
     l1_chunks: int
     eviction: Eviction = Eviction.AUTO
     l2: Sequence[str] = ()
@@ -66,7 +67,7 @@ class ReplayRun:
 
     def flags(self, node: int) -> list[str]:
         """Return the flags of one node's depot. Nodes count from 1."""
-        flags = ["--chunk-size", str(BLOCK_TOKENS), "--l1-size", str(self.l1_chunks * CHUNK_BYTES)]
+        flags = ["--chunk-size", str(self.block_tokens), "--l1-size", str(self.l1_chunks * CHUNK_BYTES)]
         for url in self.l2:
             flags += ["--l2", url.replace(NODE, str(node)).replace(RUN, f"{self.eviction}-{self.l1_chunks}")]
         return [*flags, "--l2-write", self.l2_write, "--eviction", self.eviction]

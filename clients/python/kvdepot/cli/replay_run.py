@@ -25,19 +25,14 @@ FAILURES = (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError)
 _REPORTS = 500
 
 
-def play(
-    run: ReplayRun, requests: Sequence[HashIds], on_start: Callable[[], None], on_request: Callable[[], None]
-) -> Summary:
-    """Play the requests to depots of their own, and return what came of it.
-
-    It calls `on_start` when all depots are there, and `on_request` after each request.
+def play(run: ReplayRun, requests: Sequence[HashIds], on_request: Callable[[], None]) -> Summary:
+    """Play the requests to depots of their own, and return what came of it. It calls `on_request` after each one.
 
     Raises: ChildFailed, ReplayFailed, DepotError, OSError.
     """
     chosen = routes(requests, run.router, num_nodes=run.nodes, l1_chunks=run.l1_chunks, seed=run.seed)
     with ExitStack() as depots:
         addresses = [depots.enter_context(server_process(*run.flags(node))) for node in range(1, run.nodes + 1)]
-        on_start()
         replaying = replay_trace(
             addresses,
             requests,
@@ -65,7 +60,8 @@ def main(text: str) -> None:
                 _print({"num_requests": num_played})
 
         with exit_on_terminate():
-            summary = play(run, requests, on_start=lambda: _print({"num_requests": 0}), on_request=report)
+            _print({"num_requests": 0})
+            summary = play(run, requests, report)
     except FAILURES as error:
         sys.exit(str(error))
     _print({"summary": summary})

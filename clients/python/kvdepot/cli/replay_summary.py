@@ -12,7 +12,6 @@ from kvdepot.cli.offline_bound import offline_bound_hits
 from kvdepot.cli.prefill_model import PrefillModel
 from kvdepot.cli.replay_node import CHUNK_BYTES
 from kvdepot.cli.replay_options import ReplayRun
-from kvdepot.cli.request_trace import BLOCK_TOKENS
 from kvdepot.cli.tiers import name_of, state_of
 from kvdepot.cli.trace_player import Replayed
 from kvdepot.v1 import admin_pb2
@@ -28,11 +27,11 @@ def summary_of(run: ReplayRun, replayed: Replayed, requests: Sequence[HashIds], 
     written_bytes = sum(tier.traffic.written_bytes for tiers in replayed.tiers for tier in tiers)
     prefill = PrefillModel(kv_bytes_per_token=run.kv_bytes_per_token, tokens_per_second=run.prefill_rate)
     num_nodes, l1_chunks = run.nodes, run.l1_chunks
-    hit_tokens = replayed.hit_blocks * BLOCK_TOKENS
+    hit_tokens = replayed.hit_blocks * run.block_tokens
     l1_hit_blocks = replayed.hit_blocks - replayed.l2_hit_blocks
     return {
         "l1_chunks": l1_chunks,
-        "l1_kv_bytes": l1_chunks * BLOCK_TOKENS * run.kv_bytes_per_token,
+        "l1_kv_bytes": l1_chunks * run.block_tokens * run.kv_bytes_per_token,
         "eviction": str(run.eviction),
         "num_nodes": num_nodes,
         "router": str(run.router),
@@ -48,7 +47,9 @@ def summary_of(run: ReplayRun, replayed: Replayed, requests: Sequence[HashIds], 
         "hit_ratio_by_tier": {"l1": l1_hit_blocks / num_blocks, "l2": replayed.l2_hit_blocks / num_blocks},
         "hit_tokens": hit_tokens,
         "hit_kv_bytes": hit_tokens * run.kv_bytes_per_token,
-        "saved_prefill_seconds": prefill.saved_seconds(replayed.hit_blocks, replayed.blocks_before_hits, BLOCK_TOKENS),
+        "saved_prefill_seconds": prefill.saved_seconds(
+            replayed.hit_blocks, replayed.blocks_before_hits, run.block_tokens
+        ),
         "prefill_tokens_per_second": run.prefill_rate,
         "kv_bytes_per_token": run.kv_bytes_per_token,
         "islands_hit_ratio": island_hits(requests, routes, l1_chunks) / num_blocks,
