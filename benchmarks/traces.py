@@ -74,11 +74,11 @@ def shift(ids: _Ids, rng: random.Random, num_requests: int) -> Iterator[Prompt]:
 
 
 TRACES: Mapping[str, tuple[Callable[[_Ids, random.Random, int], Iterator[Prompt]], int]] = {
-    "agents": (agents, 8_000),
+    "agents": (agents, 4_000),
     "rag": (rag, 8_000),
-    "scan": (scan, 6_000),
-    "mix": (mix, 7_500),
-    "shift": (shift, 15_000),
+    "scan": (scan, 3_000),
+    "mix": (mix, 4_000),
+    "shift": (shift, 9_000),
 }
 """The invented traces, each with its number of requests."""
 

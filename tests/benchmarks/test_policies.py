@@ -65,7 +65,7 @@ def test_an_id_always_stands_for_the_same_blocks_before_it(name: str) -> None:
 def test_traces_are_written_by_name(tmp_path: Path) -> None:
     path = tmp_path / "scan.jsonl"
     main(["scan", str(path)])
-    assert len(read_trace(path)) == 6_000
+    assert len(read_trace(path)) == 3_000
     with pytest.raises(SystemExit, match="usage"):
         main(["unknown", str(path)])
 
