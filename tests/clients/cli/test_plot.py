@@ -73,6 +73,8 @@ def test_ticks_have_both_texts_and_the_last_one_is_always_there() -> None:
         chunks, sizes = lines(draw(plot(), width).plain)[-4:-2]
         assert chunks.split()[-1] == "50,000"
         assert sizes.split()[-2:] == ["781", "MB"]
+    crowded = plot(x=Axis(label="chunks", is_log=True, ticks=(1_000, 45_000, 50_000), text="{:,.0f}".format))
+    assert lines(draw(crowded, MIN_WIDTH).plain)[-3].split() == ["1,000", "50,000"]
     assert lines(draw(plot(), 80).plain)[-4].split() == ["1,000", "5,000", "10,000", "50,000"]
 
 

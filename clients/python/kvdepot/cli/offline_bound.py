@@ -22,21 +22,20 @@ def offline_bound_hits(requests: Sequence[HashIds], capacity_blocks: int) -> int
     It takes O(n log n) steps for n blocks in all requests.
     """
     prefixes = _prefixes(requests)
-    resident: dict[int, int] = {}  # the next request of each block
-    furthest: list[tuple[int, int, int]] = []  # a heap; what is no longer so is skipped
+    resident: set[int] = set()
+    # A heap of when each block is used next. Entries of uses that have passed come last, so none is ever taken out.
+    furthest: list[tuple[int, int, int]] = []
     num_hits = 0
     for blocks, next_uses in zip(prefixes, _next_uses(prefixes), strict=True):
         for position, (block, next_use) in enumerate(zip(blocks, next_uses, strict=True)):
             num_hits += block in resident
             if next_use == _NEVER:
-                resident.pop(block, None)
+                resident.discard(block)
             else:
-                resident[block] = next_use
+                resident.add(block)
                 heapq.heappush(furthest, (-next_use, -position, block))  # the tail of a prompt before its head
         while len(resident) > capacity_blocks:
-            next_use, _, block = heapq.heappop(furthest)
-            if resident.get(block) == -next_use:
-                del resident[block]
+            resident.remove(heapq.heappop(furthest)[-1])
     return num_hits
 
 
