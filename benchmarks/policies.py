@@ -96,7 +96,7 @@ def play(policy: PolicyName, num_chunks: int, requests: Sequence[HashIds]) -> Pl
 
 def requests_of(trace: str) -> list[HashIds]:
     """Return the requests of an invented trace, or of a file."""
-    return prompts_of(trace) if trace in TRACES else read_trace(Path(trace))
+    return prompts_of(trace) if trace in TRACES else read_trace(Path(trace)).requests
 
 
 def table(trace: str, sizes: Sequence[int], policies: Sequence[PolicyName], pool: Executor) -> str:

@@ -62,7 +62,8 @@ class Chunk(Link):
     `position` counts the chunks of its prompt before it; -1 if that is not known. `parent` is the chunk before it, and
     `num_children` counts the chunks in L1 whose parent it is. `num_uses` counts the requests that used it, of which
     `counted_request` is the last one. `will_continue` says that the session of that one goes on: the chunk is likely to
-    be asked for again. `policy_note` belongs to the eviction policy.
+    be asked for again. `previous_use` was the `last_use` before that request, and `policy_note` is the rank of the
+    policy LFU.
 
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
@@ -103,6 +104,7 @@ class Chunk(Link):
     counted_request: int = 0
     will_continue: bool = False
     policy_note: int = 0
+    previous_use: int = 0
 
     @property
     def evictable(self) -> bool:

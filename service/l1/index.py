@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction.order import EvictionOrder
-from service.l1.eviction.policies import policy_of
 from service.l1.eviction.policy_name import PolicyName
-from service.l1.eviction.reuse_times import ReuseTimes
-from service.l1.eviction.worth import Worth
+from service.l1.eviction.policy_set import PolicySet
+from service.l1.ghosts.ghosts import Ghosts
+from service.l1.ghosts.tally import Outcome
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
@@ -24,6 +24,9 @@ from service.l1.runs import Runs
 from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
 from telemetry.kinds import MissReason
+
+_LONGEST_PAUSE = 1 << 20  # between two uses of adopted chunks: a damaged tick makes nothing else old
+CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
 
 
 class Index:
@@ -54,8 +57,14 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        self.worth = Worth()
-        self._eviction = EvictionOrder(policy_of(eviction, ReuseTimes(), self.worth))
+        policies = PolicySet()
+        self.worth = policies.worth
+        self.ghosts = Ghosts(pool.capacity_bytes, policies)
+        self.eviction = eviction
+        self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
+        """The policy in use; with `AUTO`, the one that the depot has chosen last."""
+        self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
+        self._eviction = EvictionOrder(policies, self.policy_name)
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -118,6 +127,7 @@ class Index:
             self.ledger.note_stored(chunk, self._eviction.clock)
         tombstone = self.past.note_stored(chunk.key)
         if tombstone is not None:
+            chunk.previous_use = tombstone.previous_use
             chunk.num_uses += tombstone.num_uses
             chunk.last_use = tombstone.last_use
             chunk.policy_note = tombstone.policy_note
@@ -138,31 +148,44 @@ class Index:
         self._num_requests += 1
         return self._num_requests
 
-    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
-        """Count a request's use of chunks, if it has not used them before."""
-        for chunk in chunks:
-            if chunk.counted_request != request:
-                chunk.counted_request = request
-                self._eviction.count_use(chunk)
+    def count_use(self, chunks: Sequence[Chunk], request: int, num_asked: int = 0) -> None:
+        """Count a request's use of chunks of one prompt, if it has not used them before. They have pins.
+
+        A lookup asked for the first `num_asked` of them: those that it did not find were misses.
+        """
+        self._count_use(chunks[num_asked:], request, Outcome.NOT_ASKED)
+        self._count_use(chunks[:num_asked], request, Outcome.MISS)
+
+    def count_hits(self, chunks: Sequence[Chunk], request: int, from_tiers: Container[int] = ()) -> None:
+        """Count a request's use of chunks that its lookup found, as `count_use` does. All are of one namespace.
+
+        Those at the positions `from_tiers` are on their way into L1.
+        """
+        if from_tiers:
+            loading = [chunk for position, chunk in enumerate(chunks) if position in from_tiers]
+            self._count_use(loading, request, Outcome.HIT_IN_TIER)
+            chunks = [chunk for position, chunk in enumerate(chunks) if position not in from_tiers]
+        self._count_use(chunks, request, Outcome.HIT)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
-        """Take over resident chunks, each with its last use. They come in the order of these, oldest first.
+        """Take over resident chunks, each with the tick of its last use. They come in the order of uses, oldest first.
 
-        The slots of the chunks are taken, and their keys are not in the index. The eviction order gets uses of its own
-        for them.
+        The slots of the chunks are taken, and their keys are not in the index. The eviction order gets ticks of its own
+        for them, with the same times between them.
         """
-        use = None
-        for chunk, last_use in adopted:
+        before = None
+        for chunk, tick in adopted:
             stats = self._namespaces.kept(chunk.namespace_stats)
             assert stats is chunk.namespace_stats, "a namespace has two entries"
             chunk.slot.occupant = chunk
             self._chunks[chunk.key] = chunk
             self._namespaces.count(stats, 1, chunk.slot.size_bytes)
             self.num_resident += 1
-            if last_use != use:
-                self._eviction.begin_use(1)
-                use = last_use
+            if tick != before:
+                self._eviction.begin_use(min(tick - before, _LONGEST_PAUSE) if before is not None else 1)
+                before = tick
             self._eviction.add(chunk)
+            self.ghosts.use(chunk, Outcome.NOT_ASKED, self._eviction.clock)
 
     def noting_uses(self) -> Iterator[None]:
         """Write into the records when chunks were last used, in short steps. A later process evicts in this order."""
@@ -237,6 +260,8 @@ class Index:
         self.past.note_removed(chunk, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
+        else:
+            self.ghosts.forget(chunk.key)
         self.num_removed_pinned += bool(chunk.num_pins)
         if chunk.pending_write is not None:
             return
@@ -294,6 +319,34 @@ class Index:
         if run:
             self.pool.join(run)
         return self.pool.take(slot_bytes), victims
+
+    def _count_use(self, chunks: Sequence[Chunk], request: int, outcome: Outcome) -> None:
+        """Count a use of chunks of one namespace. The tail of a prompt counts as used before its head."""
+        eviction, use_ghosts = self._eviction, self.ghosts.use
+        mask, match = self.ghosts.sampling.mask, self.ghosts.sampling.match
+        num_counted = 0
+        for chunk in reversed(chunks):
+            if chunk.counted_request != request:
+                chunk.counted_request = request
+                eviction.count_use(chunk)
+                num_counted += 1
+                if chunk.key[-1] & mask == match:
+                    use_ghosts(chunk, outcome, eviction.clock)
+            elif chunk.key[-1] & mask == match:
+                use_ghosts(chunk, Outcome.NOT_ASKED, eviction.clock)
+        if num_counted:
+            self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
+            self._choose_policy()
+
+    def _choose_policy(self) -> None:
+        if self._eviction.is_moving:
+            self._eviction.move(CHUNKS_PER_MOVE)
+        elif self.eviction is PolicyName.AUTO:
+            better = self.ghosts.choice.better_than(self.policy_name)
+            if better is not None:
+                before, self.policy_name = self.policy_name, better
+                self._eviction.change_policy(better)
+                self.on_policy_change(before, better)
 
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]

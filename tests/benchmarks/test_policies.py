@@ -49,7 +49,7 @@ def test_an_invented_trace_is_the_same_each_time_and_replay_can_read_it(name: st
     assert len(prompts) == NUM_REQUESTS
     path = tmp_path / "trace.jsonl"
     path.write_text("".join(lines_of(prompts)), encoding="utf-8")
-    assert read_trace(path) == prompts
+    assert read_trace(path).requests == prompts
     first = json.loads(path.read_text().splitlines()[0])
     assert first["input_length"] == 512 * len(prompts[0])
 
@@ -65,7 +65,7 @@ def test_an_id_always_stands_for_the_same_blocks_before_it(name: str) -> None:
 def test_traces_are_written_by_name(tmp_path: Path) -> None:
     path = tmp_path / "scan.jsonl"
     main(["scan", str(path)])
-    assert len(read_trace(path)) == 3_000
+    assert len(read_trace(path).requests) == 3_000
     with pytest.raises(SystemExit, match="usage"):
         main(["unknown", str(path)])
 

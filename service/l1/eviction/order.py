@@ -5,15 +5,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Container, Iterator
 from itertools import chain
+from typing import cast
 
 from service.l1.chunk import Chunk
-from service.l1.eviction.policies import Policy
-from service.l1.eviction.ranking import Ranking
+from service.l1.eviction.policy_name import PolicyName
+from service.l1.eviction.policy_set import PolicySet
+from service.l1.eviction.ranking import Ranking, Standing
 
 MIN_USES_PER_SORT = 256
 LEAVES_PER_SORTED_USE = 16
 """Ranks that change with the age of chunks are computed anew after 256 uses of chunks, or after a sixteenth of the
 number of leaves, whatever is more. So the work for each use does not grow with L1."""
+
+_Rankings = dict[int, dict[str, Ranking]]  # by size of slot and tenant
 
 
 class EvictionOrder:
@@ -23,12 +27,17 @@ class EvictionOrder:
     of them, the tail of a prefix leaves before its head.
 
     `clock` counts uses of chunks. `of` names the tenants whose chunks may leave; None: all.
+
+    After a change of the policy, chunks move to its rankings bit by bit. Those that have not moved yet leave first, by
+    the policy before.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policies: PolicySet, name: PolicyName) -> None:
         self.clock = 0
-        self._policy = policy
-        self._rankings: dict[int, dict[str, Ranking]] = {}  # by size of slot and tenant
+        self._policies = policies
+        self._policy = policies.of(name)
+        self._rankings: _Rankings = {}
+        self._rankings_before: _Rankings = {}  # of the policy before
         self._num_leaves = 0
         self._next_sort = 0
 
@@ -40,9 +49,8 @@ class EvictionOrder:
         self.clock += num_chunks
 
     def count_use(self, chunk: Chunk) -> None:
-        """Count a use of a chunk in what the policy knows about it."""
-        chunk.num_uses += 1
-        self._policy.note_use(chunk, self.clock)
+        """Count a use of a chunk in what the policies know about it. It has pins."""
+        self._policies.note_use(chunk, self.clock)
 
     def add(self, chunk: Chunk) -> None:
         """Note that a chunk without pins was used at this time. It can be evicted if it is a leaf."""
@@ -62,6 +70,30 @@ class EvictionOrder:
         if chunk.is_linked:
             chunk.unlink()
             self._ranking(chunk).prepend(chunk, self._policy.bucket(chunk), self._policy, self.clock)
+
+    def change_policy(self, name: PolicyName) -> None:
+        """Rank chunks by another policy from now on; those that are ranked already, by `move`. None may be moving."""
+        assert not self.is_moving
+        self._policy = self._policies.of(name)
+        self._rankings, self._rankings_before = {}, self._rankings
+        self._next_sort = 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether chunks are ranked by the policy before."""
+        return bool(self._rankings_before)
+
+    def move(self, num_chunks: int) -> None:
+        """Move so many chunks to the rankings of the policy: first those that would leave last."""
+        for size, by_tenant in list(self._rankings_before.items()):
+            for tenant, ranking in list(by_tenant.items()):
+                while (chunk := ranking.last()) is not None:
+                    if num_chunks == 0:
+                        return
+                    num_chunks -= 1
+                    self.rank_anew(cast(Chunk, chunk))
+                del by_tenant[tenant]
+            del self._rankings_before[size]
 
     def note_evicted(self, chunk: Chunk) -> None:
         """Note that a chunk is the victim."""
@@ -83,9 +115,10 @@ class EvictionOrder:
                 self._num_leaves += 1
                 self._ranking(parent).prepend(parent, self._policy.bucket(parent), self._policy, self.clock)
 
-    def standing(self, chunk: Chunk) -> tuple[float, int]:
-        """Return the rank that a chunk has, or would have as a leaf, and its last use. The lower one leaves first."""
-        return self._policy.rank(self._policy.bucket(chunk), self.clock), chunk.last_use
+    def standing(self, chunk: Chunk) -> tuple[Standing, int]:
+        """Return the standing that a chunk has, or would have as a leaf, and its last use. The lowest leaves first."""
+        number = self._policy.bucket(chunk)
+        return (self._policy.rank(number, self.clock), number), chunk.last_use
 
     def next_victim(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of this size that is evicted next.
@@ -93,36 +126,44 @@ class EvictionOrder:
         It has children if tiers read all leaves: then these leave with it.
         """
         self._sort_if_due()
-        rankings = self._rankings.get(slot_bytes)
-        return self._next_victim(rankings, of) if rankings else None
+        return self._next_victim_of_size(slot_bytes, of)
 
     def next_victim_of_other_size(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
         self._sort_if_due()
-        victims = (self._next_victim(rankings, of) for size, rankings in self._rankings.items() if size != slot_bytes)
+        sizes = self._rankings.keys() | self._rankings_before.keys()
+        victims = (self._next_victim_of_size(size, of) for size in sizes if size != slot_bytes)
         return min((victim for victim in victims if victim is not None), key=self.standing, default=None)
 
     def with_descendants(self, chunks: Collection[Chunk]) -> list[Chunk]:
         """Return chunks that leave, and all that continue them. Where there are such, this looks at all leaves."""
         if not any(chunk.num_children for chunk in chunks):
             return list(chunks)
-        leaving: dict[Chunk, bool] = dict.fromkeys(chunks, True)  # of each chunk that was looked at
+        leaving = dict.fromkeys(chunks, True)
+        seen: set[Chunk] = set()
         for ranking in self._all():
             for _, leaf in ranking:
                 path: list[Chunk] = []
                 chunk: Chunk | None = leaf
-                while chunk is not None and chunk not in leaving:
+                while chunk is not None and chunk not in seen:
                     path.append(chunk)
                     chunk = chunk.parent
-                is_leaving = chunk is not None and leaving[chunk]
-                leaving.update(dict.fromkeys(path, is_leaving))
-        return sorted((chunk for chunk, leaves in leaving.items() if leaves), key=_position, reverse=True)
+                seen.update(path)
+                for below in reversed(path):
+                    if below in leaving or chunk in leaving:
+                        leaving[below] = True
+                    chunk = below
+        return sorted(leaving, key=_position, reverse=True)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
         """Yield the first chunks of this size that will be evicted. The order must not change meanwhile."""
-        leaves = heapq.merge(*self._rankings.get(slot_bytes, {}).values(), key=_rank)
-        unread = ((rank, leaf) for rank, leaf in leaves if not leaf.num_readers)
-        waiting: list[tuple[float, int, Chunk]] = []  # parents that are leaves by then
+        self._sort_if_due()
+        leaves = chain.from_iterable(
+            heapq.merge(*rankings.get(slot_bytes, {}).values(), key=_standing)
+            for rankings in (self._rankings_before, self._rankings)
+        )
+        unread = ((standing, leaf) for standing, leaf in leaves if not leaf.num_readers)
+        waiting: list[tuple[Standing, int, Chunk]] = []  # parents that are leaves by then
         children_left: dict[Chunk, int] = {}
         leaf = next(unread, None)
         for number in range(num_chunks):
@@ -151,7 +192,8 @@ class EvictionOrder:
         assert self._num_leaves == sum(1 for _ in self)
 
     def _all(self) -> Iterator[Ranking]:
-        return chain.from_iterable(by_tenant.values() for by_tenant in self._rankings.values())
+        both = chain(self._rankings_before.values(), self._rankings.values())
+        return chain.from_iterable(by_tenant.values() for by_tenant in both)
 
     def _ranking(self, chunk: Chunk) -> Ranking:
         by_tenant = self._rankings.get(chunk.slot.size_bytes)
@@ -163,24 +205,25 @@ class EvictionOrder:
             ranking = by_tenant[tenant] = Ranking()
         return ranking
 
+    def _next_victim_of_size(self, slot_bytes: int, of: Container[str] | None) -> Chunk | None:
+        for rankings in (self._rankings_before, self._rankings):
+            by_tenant = rankings.get(slot_bytes)
+            victim = self._next_victim(by_tenant, of) if by_tenant else None
+            if victim is not None:
+                return victim
+        return None
+
     def _next_victim(self, rankings: dict[str, Ranking], of: Container[str] | None) -> Chunk | None:
-        lowest, victim = 0.0, None
+        lowest: tuple[Standing, Chunk] | None = None
         for tenant, ranking in rankings.items():
             if of is None or tenant in of:
                 first = ranking.first()
-                if first is None:
-                    continue
-                rank, chunk = first
-                assert isinstance(chunk, Chunk)
-                if chunk.num_readers:
-                    later = next(((rank, leaf) for rank, leaf in ranking if not leaf.num_readers), None)
-                    later = later or _first_head(ranking)
-                    if later is None:
-                        continue
-                    rank, chunk = later
-                if victim is None or (rank, chunk.last_use) < (lowest, victim.last_use):
-                    lowest, victim = rank, chunk
-        return victim
+                if first is not None and first[1].num_readers:
+                    unread = ((standing, leaf) for standing, leaf in ranking if not leaf.num_readers)
+                    first = next(unread, None) or _first_head(ranking)
+                if first is not None and (lowest is None or _standing_and_use(first) < _standing_and_use(lowest)):
+                    lowest = first
+        return lowest[1] if lowest is not None else None
 
     def _sort_if_due(self) -> None:
         if self.clock < self._next_sort:
@@ -198,19 +241,23 @@ class EvictionOrder:
                 del self._rankings[size]
 
 
-def _first_head(ranking: Ranking) -> tuple[float, Chunk] | None:
+def _first_head(ranking: Ranking) -> tuple[Standing, Chunk] | None:
     """Return the first chunk that only leaves continue which tiers read."""
-    for rank, leaf in ranking:
+    for standing, leaf in ranking:
         head = leaf.parent
         while head is not None and head.num_readers:
             head = head.parent
         if head is not None and head.evictable:
-            return rank, head
+            return standing, head
     return None
 
 
-def _rank(ranked: tuple[float, Chunk]) -> float:
+def _standing(ranked: tuple[Standing, Chunk]) -> Standing:
     return ranked[0]
+
+
+def _standing_and_use(ranked: tuple[Standing, Chunk]) -> tuple[Standing, int]:
+    return ranked[0], ranked[1].last_use
 
 
 def _position(chunk: Chunk) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from service.l1.chunk import Chunk
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.eviction.reuse_times import NUM_CLASSES, ReuseTimes, class_of
-from service.l1.eviction.worth import NUM_LEVELS, Worth, seconds_per_gib_of
+from service.l1.eviction.worth import NUM_LEVELS, SECONDS_PER_GIB, Worth, seconds_per_gib_of
 
 USES_PER_BUCKET = 64
 """Chunks that were used last within so many uses of chunks have one rank. They leave in the order of their uses."""
@@ -26,9 +29,6 @@ class Policy(Protocol):
 
     ranks_change: bool
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Note a use of a chunk, whose counts have it already."""
-
     def note_evicted(self, chunk: Chunk) -> None:
         """Note that a chunk is the victim."""
 
@@ -37,6 +37,9 @@ class Policy(Protocol):
 
     def rank(self, bucket: int, clock: int) -> float:
         """Return the rank of a bucket at a time."""
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the rank of each of many buckets."""
 
     def merged(self, bucket: int, clock: int) -> int:
         """Return a number that is the same for buckets whose ranks will be about the same."""
@@ -50,15 +53,16 @@ class _FixedRanks:
 
     ranks_change = False
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Do nothing: the chunk's own counts are enough."""
-
     def note_evicted(self, chunk: Chunk) -> None:
         """Do nothing."""
 
     def rank(self, bucket: int, clock: int) -> float:
         """Return the bucket itself."""
         return bucket
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the buckets themselves."""
+        return buckets.astype(np.float64)
 
     def merged(self, bucket: int, clock: int) -> int:
         """Join nothing."""
@@ -82,14 +86,10 @@ class SecondLastUse(_FixedRanks):
     E. O'Neil, P. O'Neil, G. Weikum: The LRU-K Page Replacement Algorithm for Database Disk Buffering, 1993.
     """
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Remember the use before."""
-        chunk.policy_note = chunk.last_use
-
     def bucket(self, chunk: Chunk) -> int:
         """Return when the chunk was used last but one. It is negative if it was used once."""
         if chunk.num_uses > 1:
-            return chunk.policy_note // USES_PER_BUCKET
+            return chunk.previous_use // USES_PER_BUCKET
         return chunk.last_use // USES_PER_BUCKET - _BEFORE_ALL
 
 
@@ -102,16 +102,20 @@ class LeastFrequentlyUsed(_FixedRanks):
     def __init__(self) -> None:
         self._age = 0  # the highest rank that a victim had
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Give the chunk its rank."""
-        chunk.policy_note = self._age + chunk.num_uses
+    def note_of(self, chunk: Chunk) -> int:
+        """Return the rank that a use gives to a chunk: the uses of the chunk, and the age of the order."""
+        return self._age + chunk.num_uses
 
     def note_evicted(self, chunk: Chunk) -> None:
         """Let all chunks age that are used from here on."""
-        self._age = max(self._age, chunk.policy_note)
+        self.note_evicted_rank(chunk.policy_note)
+
+    def note_evicted_rank(self, rank: int) -> None:
+        """Note the rank of a victim."""
+        self._age = max(self._age, rank)
 
     def bucket(self, chunk: Chunk) -> int:
-        """Return the uses of the chunk, and the age of the order at the last one."""
+        """Return the rank that the last use gave to the chunk."""
         return chunk.policy_note
 
 
@@ -127,10 +131,6 @@ class Learned:
         self._reuse_times = reuse_times
         self._worth = worth
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Learn from the time since the last use."""
-        self._reuse_times.note_use(chunk.key, class_of(chunk.num_uses, chunk.will_continue), clock)
-
     def note_evicted(self, chunk: Chunk) -> None:
         """Do nothing."""
 
@@ -144,6 +144,12 @@ class Learned:
         last_use, kind = divmod(bucket, _KINDS)
         num_class, level = divmod(kind, NUM_LEVELS)
         return self._reuse_times.hit_rate(num_class, clock - last_use * USES_PER_BUCKET) * seconds_per_gib_of(level)
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the rank of each of many buckets."""
+        last_uses, kinds = np.divmod(buckets, _KINDS)
+        classes, levels = np.divmod(kinds, NUM_LEVELS)
+        return self._reuse_times.hit_rates_of(classes, clock - last_uses * USES_PER_BUCKET) * SECONDS_PER_GIB[levels]
 
     def merged(self, bucket: int, clock: int) -> int:
         """Join buckets of one kind whose ages differ by an eighth at most."""

@@ -94,11 +94,14 @@ class ReuseTimes:
         """Return the rate of hits of a chunk of this class and age."""
         return float(self.hit_rates[num_class, age_of(age)])
 
+    def hit_rates_of(self, classes: npt.NDArray[np.int64], ages: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the rates of hits of many chunks, by their classes and ages."""
+        return self.hit_rates[classes, _ages_of(ages)]
+
     def _waiting(self, clock: int) -> npt.NDArray[np.float64]:
         """Return how many sampled keys wait for their next use, by class and age."""
         num_entries = len(self._entries)
-        ages = np.maximum(clock - self._last_uses[:num_entries], 1.0)
-        numbers = np.minimum(np.log2(ages) * _AGES_PER_DOUBLING + 1, _NUM_AGES - 1).astype(np.int64)
+        numbers = _ages_of(np.maximum(clock - self._last_uses[:num_entries], 1.0))
         waiting = np.zeros((NUM_CLASSES, _NUM_AGES))
         np.add.at(waiting, (self._classes[:num_entries], numbers), 1.0)
         return waiting
@@ -109,6 +112,12 @@ def age_of(uses: float) -> int:
     if uses < 1:
         return 0
     return min(int(math.log2(uses) * _AGES_PER_DOUBLING) + 1, _NUM_AGES - 1)
+
+
+def _ages_of(uses: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the numbers of many ages."""
+    numbers = np.log2(np.maximum(uses, 0.5)) * _AGES_PER_DOUBLING + 1
+    return np.clip(numbers, 0, _NUM_AGES - 1).astype(np.int64)
 
 
 def _hazards(reused: npt.NDArray[np.float64], waiting: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

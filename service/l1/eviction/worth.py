@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from service.l1.chunk import Chunk
 
 NUM_LEVELS = 64
@@ -21,6 +23,8 @@ _MAX_REMEMBERED = 1_024
 _LEVEL_OF_ONE = 24  # the level of a second per GiB
 
 _SECONDS_PER_LEVEL: list[float] = [2.0 ** ((level - _LEVEL_OF_ONE) / 2) for level in range(NUM_LEVELS)]
+SECONDS_PER_GIB = np.array(_SECONDS_PER_LEVEL)
+"""What a hit on chunks of each level saves, in seconds per GiB of their slots."""
 
 
 class Worth:

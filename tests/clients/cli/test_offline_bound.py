@@ -21,14 +21,14 @@ def as_requests(prompts: list[Prompt]) -> list[Prompt]:
     return [tuple(ids.setdefault(prompt[: i + 1], len(ids)) for i in range(len(prompt))) for prompt in prompts]
 
 
-def best_by_search(requests: list[Prompt], capacity: int) -> int:
+def best_by_search(requests: list[Prompt], outputs: list[Prompt], capacity: int) -> int:
     """Try everything that a cache could keep after each request."""
     states: dict[frozenset[int], int] = {frozenset(): 0}
-    for request in requests:
+    for request, output in zip(requests, outputs, strict=True):
         following: dict[frozenset[int], int] = {}
         for resident, hits in states.items():
             leading = next((i for i, block in enumerate(request) if block not in resident), len(request))
-            available = resident | set(request)
+            available = resident | set(request) | set(output)
             for size in range(min(capacity, len(available)) + 1):
                 for kept in map(frozenset, combinations(sorted(available), size)):
                     following[kept] = max(following.get(kept, 0), hits + leading)
@@ -40,7 +40,20 @@ def best_by_search(requests: list[Prompt], capacity: int) -> int:
 @given(TOKENS, st.integers(1, 3))
 def test_the_bound_is_the_best_that_any_choice_of_blocks_gives(prompts: list[Prompt], capacity: int) -> None:
     requests = as_requests(prompts)
-    assert offline_bound_hits(requests, capacity) == best_by_search(requests, capacity)
+    assert offline_bound_hits(requests, capacity) == best_by_search(requests, [()] * len(requests), capacity)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TOKENS, st.integers(1, 3), st.data())
+def test_what_requests_store_behind_their_prompts_may_be_kept_too(
+    prompts: list[Prompt], capacity: int, data: st.DataObject
+) -> None:
+    whole = as_requests(prompts)
+    lengths = [data.draw(st.integers(0, len(each))) for each in whole]
+    requests = [each[:length] for each, length in zip(whole, lengths, strict=True)]
+    outputs = [each[length:] for each, length in zip(whole, lengths, strict=True)]
+    assert offline_bound_hits(requests, capacity, outputs) == best_by_search(requests, outputs, capacity)
+    assert offline_bound_hits(requests, 1_000, outputs) == unlimited_hits(requests, outputs)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6).map(tuple), max_size=40), st.integers(1, 12))

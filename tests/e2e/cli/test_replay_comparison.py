@@ -107,7 +107,7 @@ def test_a_run_survives_the_way_into_its_process() -> None:
         trace="a b.jsonl", l1_chunks=8, eviction=Eviction.LFU, l2=("disk:///d",), kv_bytes_per_token=1, prefill_rate=2.5
     )
     again = ReplayRun.from_json(run.as_json())
-    assert again.flags(1) == run.flags(1)
+    assert again.flags(1, 512) == run.flags(1, 512)
     assert again.name == run.name
 
 

@@ -16,19 +16,22 @@ from kvdepot.cli.lru_models import HashIds
 _NEVER = 1 << 62
 
 
-def offline_bound_hits(requests: Sequence[HashIds], capacity_blocks: int) -> int:
+def offline_bound_hits(requests: Sequence[HashIds], capacity_blocks: int, outputs: Sequence[HashIds] = ()) -> int:
     """Return the most hits that any cache of this size can have. A hit is a leading block that is resident.
 
-    It takes O(n log n) steps for n blocks in all requests.
+    `outputs[request]` has the blocks that a request stores behind its prompt; it may be empty for all. They are no
+    hits of that request. It takes O(n log n) steps for n blocks in all requests.
     """
-    prefixes = _prefixes(requests)
+    outputs = outputs or [()] * len(requests)
+    prefixes = _prefixes(prompt + output for prompt, output in zip(requests, outputs, strict=True))
+    lengths = list(map(len, requests))
     resident: set[int] = set()
     # A heap of when each block is used next. Entries of uses that have passed come last, so none is ever taken out.
     furthest: list[tuple[int, int, int]] = []
     num_hits = 0
-    for blocks, next_uses in zip(prefixes, _next_uses(prefixes), strict=True):
+    for blocks, length, next_uses in zip(prefixes, lengths, _next_uses(prefixes, lengths), strict=True):
         for position, (block, next_use) in enumerate(zip(blocks, next_uses, strict=True)):
-            num_hits += block in resident
+            num_hits += position < length and block in resident
             if next_use == _NEVER:
                 resident.discard(block)
             else:
@@ -53,12 +56,14 @@ def _prefixes(requests: Iterable[HashIds]) -> list[list[int]]:
     return prefixes
 
 
-def _next_uses(prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return for each block of each request which later request uses it next."""
+def _next_uses(prefixes: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """Return for each block of each request the later prompt that uses it. What is stored anew before is not needed."""
     seen: dict[int, int] = {}
     next_uses = []
     for request in range(len(prefixes) - 1, -1, -1):
-        next_uses.append([seen.get(block, _NEVER) for block in prefixes[request]])
-        seen.update(dict.fromkeys(prefixes[request], request))
+        blocks, length = prefixes[request], lengths[request]
+        next_uses.append([seen.get(block, _NEVER) for block in blocks])
+        seen.update(dict.fromkeys(blocks[:length], request))
+        seen.update(dict.fromkeys(blocks[length:], _NEVER))
     next_uses.reverse()
     return next_uses

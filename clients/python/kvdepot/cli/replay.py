@@ -31,11 +31,19 @@ PREFILL_RATE = 10_000.0
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A trace in Mooncake's format.")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A trace in Mooncake's format, such as a depot's recording.",
+        ),
     ],
     l1_chunks: Annotated[
         list[int],
-        typer.Option(min=1, metavar="N", help="How many chunks of 512 tokens the L1 of each depot holds; repeatable."),
+        typer.Option(
+            min=1, metavar="N", help="How many chunks (blocks of the trace) the L1 of each depot holds; repeatable."
+        ),
     ],
     eviction: Annotated[
         list[Eviction] | None,
@@ -142,8 +150,8 @@ def _play(runs: Sequence[ReplayRun], jobs: int) -> list[Summary]:
 
     Raises: what `FAILURES` names.
     """
-    requests = read_trace(Path(runs[0].trace), runs[0].limit_requests)
-    with ReplayProgress(runs, len(requests)) as progress:
+    trace = read_trace(Path(runs[0].trace), runs[0].limit_requests)
+    with ReplayProgress(runs, len(trace.requests)) as progress:
         if len(runs) > 1:
             jobs = min(jobs, len(runs))
             return play_all(runs, jobs=jobs, on_progress=progress.note_played, on_end=progress.note_end)
@@ -156,4 +164,4 @@ def _play(runs: Sequence[ReplayRun], jobs: int) -> list[Summary]:
             num_played += 1
             progress.note_played(run, num_played)
 
-        return [play(run, requests, advance)]
+        return [play(run, trace, advance)]

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
 
-from kvdepot.cli.replay_node import CHUNK_BYTES
+from kvdepot.cli.replay_node import chunk_bytes_of
 from kvdepot.cli.request_router import RouterName
-from kvdepot.cli.request_trace import BLOCK_TOKENS
 
 NODE, RUN = "{node}", "{run}"
 
@@ -47,7 +46,6 @@ class ReplayRun:
 
     trace: str
     limit_requests: int | None = None
-    block_tokens: int = BLOCK_TOKENS
     l1_chunks: int
     eviction: Eviction = Eviction.AUTO
     l2: Sequence[str] = ()
@@ -65,9 +63,9 @@ class ReplayRun:
         """What distinguishes it from the other runs of a comparison."""
         return f"{self.eviction}, {self.l1_chunks:,} chunks"
 
-    def flags(self, node: int) -> list[str]:
-        """Return the flags of one node's depot. Nodes count from 1."""
-        flags = ["--chunk-size", str(self.block_tokens), "--l1-size", str(self.l1_chunks * CHUNK_BYTES)]
+    def flags(self, node: int, block_tokens: int) -> list[str]:
+        """Return the flags of one node's depot, for a trace with such blocks. Nodes count from 1."""
+        flags = ["--chunk-size", str(block_tokens), "--l1-size", str(self.l1_chunks * chunk_bytes_of(block_tokens))]
         for url in self.l2:
             flags += ["--l2", url.replace(NODE, str(node)).replace(RUN, f"{self.eviction}-{self.l1_chunks}")]
         return [*flags, "--l2-write", self.l2_write, "--eviction", self.eviction]

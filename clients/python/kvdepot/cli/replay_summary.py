@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kvdepot.cli.lru_models import HashIds, island_hits, plain_lru_hits, unlimited_hits
+from kvdepot.cli.lru_models import island_hits, plain_lru_hits, unlimited_hits
 from kvdepot.cli.offline_bound import offline_bound_hits
 from kvdepot.cli.prefill_model import PrefillModel
-from kvdepot.cli.replay_node import CHUNK_BYTES
+from kvdepot.cli.replay_node import chunk_bytes_of
 from kvdepot.cli.replay_options import ReplayRun
+from kvdepot.cli.request_trace import Trace
 from kvdepot.cli.tiers import name_of, state_of
 from kvdepot.cli.trace_player import Replayed
 from kvdepot.v1 import admin_pb2
@@ -20,18 +21,19 @@ RPCS = ("Lookup", "Retrieve", "Store", "EndSession")
 Summary = dict[str, Any]
 
 
-def summary_of(run: ReplayRun, replayed: Replayed, requests: Sequence[HashIds], routes: Sequence[int]) -> Summary:
+def summary_of(run: ReplayRun, replayed: Replayed, trace: Trace, routes: Sequence[int]) -> Summary:
     """Return all figures of a replay, and the hit ratios of other caches on the same requests."""
+    requests = trace.requests
     num_blocks = max(1, replayed.num_blocks)
     num_rpcs = sum(map(len, replayed.rpc_seconds.values()))
     written_bytes = sum(tier.traffic.written_bytes for tiers in replayed.tiers for tier in tiers)
     prefill = PrefillModel(kv_bytes_per_token=run.kv_bytes_per_token, tokens_per_second=run.prefill_rate)
     num_nodes, l1_chunks = run.nodes, run.l1_chunks
-    hit_tokens = replayed.hit_blocks * run.block_tokens
+    hit_tokens = replayed.hit_blocks * trace.block_tokens
     l1_hit_blocks = replayed.hit_blocks - replayed.l2_hit_blocks
     return {
         "l1_chunks": l1_chunks,
-        "l1_kv_bytes": l1_chunks * run.block_tokens * run.kv_bytes_per_token,
+        "l1_kv_bytes": l1_chunks * trace.block_tokens * run.kv_bytes_per_token,
         "eviction": str(run.eviction),
         "num_nodes": num_nodes,
         "router": str(run.router),
@@ -48,7 +50,7 @@ def summary_of(run: ReplayRun, replayed: Replayed, requests: Sequence[HashIds], 
         "hit_tokens": hit_tokens,
         "hit_kv_bytes": hit_tokens * run.kv_bytes_per_token,
         "saved_prefill_seconds": prefill.saved_seconds(
-            replayed.hit_blocks, replayed.blocks_before_hits, run.block_tokens
+            replayed.hit_blocks, replayed.blocks_before_hits, trace.block_tokens
         ),
         "prefill_tokens_per_second": run.prefill_rate,
         "kv_bytes_per_token": run.kv_bytes_per_token,
@@ -57,9 +59,10 @@ def summary_of(run: ReplayRun, replayed: Replayed, requests: Sequence[HashIds], 
         "plain_lru_hit_ratio_by_blocks": {
             str(blocks): plain_lru_hits(requests, blocks) / num_blocks for blocks in run.compare_lru
         },
-        "offline_bound_hit_ratio": offline_bound_hits(requests, num_nodes * l1_chunks) / num_blocks,
-        "unlimited_hit_ratio": unlimited_hits(requests) / num_blocks,
-        "chunk_bytes": CHUNK_BYTES,
+        "offline_bound_hit_ratio": offline_bound_hits(requests, num_nodes * l1_chunks, trace.outputs) / num_blocks,
+        "unlimited_hit_ratio": unlimited_hits(requests, trace.outputs) / num_blocks,
+        "block_tokens": trace.block_tokens,
+        "chunk_bytes": chunk_bytes_of(trace.block_tokens),
         "written_bytes": written_bytes,
         "written_bytes_per_stored_chunk": written_bytes / max(1, replayed.stored_blocks),
         "num_cut_hits_by_reason": dict(replayed.cut_hits),
