@@ -1,10 +1,11 @@
-"""The definition of every metric that the depot exports. Those of tiers are in tier_definitions.py."""
+"""The definition of every metric. Those of tiers and of sizing are in files of their own."""
 
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
+from telemetry.metrics.sizing_definitions import SIZING_METRICS
 from telemetry.metrics.tier_definitions import TIER_METRICS
 
 
@@ -294,5 +295,5 @@ PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was starte
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 _OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
-METRICS: tuple[Metric, ...] = (*_OWN, *TIER_METRICS)
-"""In the order in which they stand above, and then those of tiers."""
+METRICS: tuple[Metric, ...] = (*_OWN, *TIER_METRICS, *SIZING_METRICS)
+"""In the order in which they stand above, and then those of tiers and of sizing."""

@@ -28,6 +28,7 @@ _SECTIONS = {
     "Transfers between blocks and chunks": ("kvdepot.transfer",),
     "L1: the depot's chunks": ("kvdepot.l1",),
     "L2: the tiers behind L1": ("kvdepot.tier.",),
+    "Sizing: what another L1 would have hit": ("kvdepot.sizing", "kvdepot.eviction"),
     "L0: the engines' blocks": ("kvdepot.l0",),
     "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),

@@ -232,6 +232,21 @@ class DepotClient:
         request = admin_pb2.ListInstancesRequest()
         return self._calls.unary(self._calls.admin.ListInstances, request, timeout_seconds)
 
+    def get_hit_curve(
+        self,
+        *,
+        window_seconds: float | None = None,
+        tenant: str = "",
+        model_name: str = "",
+        timeout_seconds: float | None = None,
+    ) -> admin_pb2.GetHitCurveResponse:
+        """Return what other sizes of L1 and other eviction policies would have hit, and advice about them.
+
+        It looks back `window_seconds`, or as far as the depot can.
+        """
+        request = requests.get_hit_curve(window_seconds, tenant, model_name)
+        return self._calls.unary(self._calls.admin.GetHitCurve, request, timeout_seconds)
+
     def clear_cache(
         self,
         *,
