@@ -36,6 +36,7 @@ def hit_curve(sizing: Sizing, request: admin_pb2.GetHitCurveRequest) -> admin_pb
         l1_capacity_bytes=report.l1_capacity_bytes,
         eviction=report.eviction,
         active_policy=report.active_policy,
+        curve_policy=report.curve_policy,
         sampling_rate=report.sampling_rate,
         num_needed_uses=NUM_NEEDED_USES,
         advice=[_advice(each) for each in advice(report)],

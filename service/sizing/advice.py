@@ -76,7 +76,7 @@ def advice(report: SizingReport) -> list[Advice]:
     """Return what to do, the most important first. It is never empty."""
     if report.is_too_early(report.total):
         return [_too_early(report)]
-    here = report.present(report.shown_policy)
+    here = report.present(report.curve_policy)
     if here is None:
         return [_too_early(report)]
     return [*_about_more(report, here), *_about_less(report, here), *_about_policies(report)]
@@ -97,7 +97,7 @@ def _too_early(report: SizingReport) -> Advice:
 
 
 def _about_more(report: SizingReport, here: CurvePoint) -> Iterator[Advice]:
-    larger = [point for point in report.sizes(report.shown_policy) if point.capacity_bytes > here.capacity_bytes]
+    larger = [point for point in report.sizes(report.curve_policy) if point.capacity_bytes > here.capacity_bytes]
     if report.never_full_bytes is not None:
         used, size = _size(report.never_full_bytes), _size(report.l1_capacity_bytes)
         text = f"L1 was never full since the start: it uses {used} of {size}. A larger one would have held the same."
@@ -169,7 +169,7 @@ def _little(report: SizingReport, gain: _Gain) -> Advice:
 
 
 def _about_less(report: SizingReport, here: CurvePoint) -> Iterator[Advice]:
-    for point in report.sizes(report.shown_policy):  # the smallest first
+    for point in report.sizes(report.curve_policy):  # the smallest first
         if point.capacity_bytes >= here.capacity_bytes:
             return
         gain = _gain(report, here, point)

@@ -77,7 +77,7 @@ class SizingReport:
         return next((point for point in self.sizes(policy) if self.factor(point) == 1.0), None)
 
     @cached_property
-    def shown_policy(self) -> PolicyName:
+    def curve_policy(self) -> PolicyName:
         """The policy whose curve stands for the depot: the active one if it is simulated at several sizes."""
         if len(self.sizes(self.active_policy)) > 1:
             return self.active_policy

@@ -18,7 +18,7 @@ from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.sync.attachment import Attachment
 from kvdepot.sync.calls import Calls
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
-from kvdepot.wrong_arguments import message
+from kvdepot.wrong_arguments import duration, message
 
 
 class DepotClient:
@@ -244,7 +244,8 @@ class DepotClient:
 
         It looks back `window_seconds`, or as far as the depot can.
         """
-        request = requests.get_hit_curve(window_seconds, tenant, model_name)
+        window = duration(window_seconds, "window_seconds") if window_seconds is not None else None
+        request = message(admin_pb2.GetHitCurveRequest, window=window, tenant=tenant, model_name=model_name)
         return self._calls.unary(self._calls.admin.GetHitCurve, request, timeout_seconds)
 
     def clear_cache(

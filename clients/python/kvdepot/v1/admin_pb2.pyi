@@ -1024,6 +1024,7 @@ class GetHitCurveResponse(_message.Message):
     SAMPLING_RATE_FIELD_NUMBER: _builtins.int
     NUM_NEEDED_USES_FIELD_NUMBER: _builtins.int
     ADVICE_FIELD_NUMBER: _builtins.int
+    CURVE_POLICY_FIELD_NUMBER: _builtins.int
     l1_capacity_bytes: _builtins.int
     """The size of L1."""
     eviction: _builtins.str
@@ -1034,6 +1035,10 @@ class GetHitCurveResponse(_message.Message):
     """The share of the chunks that the simulations look at."""
     num_needed_uses: _builtins.int
     """Sampled uses of chunks that an estimate needs at least. A curve with fewer is too early."""
+    curve_policy: _builtins.str
+    """The policy whose points are the depot's curve: the active one if it is simulated at several sizes, else the most
+    similar one that is.
+    """
     @_builtins.property
     def covered_window(self) -> _duration_pb2.Duration:
         """The time that the answer is about. It is shorter than the window if the depot started later, and may be somewhat
@@ -1064,10 +1069,11 @@ class GetHitCurveResponse(_message.Message):
         sampling_rate: _builtins.float = ...,
         num_needed_uses: _builtins.int = ...,
         advice: _abc.Iterable[Global___SizingAdvice] | None = ...,
+        curve_policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["covered_window", b"covered_window", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_policy", b"active_policy", "advice", b"advice", "covered_window", b"covered_window", "curves", b"curves", "eviction", b"eviction", "l1_capacity_bytes", b"l1_capacity_bytes", "num_needed_uses", b"num_needed_uses", "sampling_rate", b"sampling_rate", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_policy", b"active_policy", "advice", b"advice", "covered_window", b"covered_window", "curve_policy", b"curve_policy", "curves", b"curves", "eviction", b"eviction", "l1_capacity_bytes", b"l1_capacity_bytes", "num_needed_uses", b"num_needed_uses", "sampling_rate", b"sampling_rate", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -118,7 +118,8 @@ class AdminServiceServicer(object):
         """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
 
         The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
-        says how far off it may be. Only lookups since the start of the depot count.
+        says how far off it may be. Only lookups since the start of the depot count. It
+        is served in a drain, too.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.

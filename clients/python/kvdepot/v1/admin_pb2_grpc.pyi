@@ -69,7 +69,8 @@ class AdminServiceStub:
     """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
 
     The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
-    says how far off it may be. Only lookups since the start of the depot count.
+    says how far off it may be. Only lookups since the start of the depot count. It
+    is served in a drain, too.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -117,7 +118,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
 
     The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
-    says how far off it may be. Only lookups since the start of the depot count.
+    says how far off it may be. Only lookups since the start of the depot count. It
+    is served in a drain, too.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -192,7 +194,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
 
         The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
-        says how far off it may be. Only lookups since the start of the depot count.
+        says how far off it may be. Only lookups since the start of the depot count. It
+        is served in a drain, too.
 
         Errors:
           PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
