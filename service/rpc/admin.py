@@ -60,6 +60,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             log_levels=logger_levels(self._log_levels),
             depot_incarnation=depots.incarnation,
             num_adopted_chunks=sum(depots.num_adopted_chunks_by_tenant.values()),
+            hits=self._hits(),
         )
 
     async def ListInstances(
@@ -90,6 +91,18 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.GetHitCurveRequest, context: object
     ) -> admin_pb2.GetHitCurveResponse:
         return hit_curve(self._sizing, request)
+
+    def _hits(self) -> admin_pb2.HitTotals:
+        totals = [depot.hit_totals for depot in self._depots]
+        saved = [each.saved_prefill_seconds for each in totals if each.saved_prefill_seconds is not None]
+        return admin_pb2.HitTotals(
+            num_lookups=sum(each.num_lookups for each in totals),
+            asked_tokens=sum(each.asked_tokens for each in totals),
+            hit_tokens=sum(each.hit_tokens for each in totals),
+            l2_tokens=sum(each.l2_tokens for each in totals),
+            hit_bytes=sum(each.hit_bytes for each in totals),
+            saved_prefill_seconds=sum(saved) if saved else None,
+        )
 
     def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
         if self._bus is None:

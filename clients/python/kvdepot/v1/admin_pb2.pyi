@@ -216,6 +216,7 @@ class GetStatusResponse(_message.Message):
     LOG_LEVELS_FIELD_NUMBER: _builtins.int
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -260,6 +261,10 @@ class GetStatusResponse(_message.Message):
     def log_levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggerLevel]:
         """The level of the whole log, and then those of loggers that have one of their own by SetLogLevel."""
 
+    @_builtins.property
+    def hits(self) -> Global___HitTotals:
+        """What lookups hit since the start."""
+
     def __init__(
         self,
         *,
@@ -278,14 +283,61 @@ class GetStatusResponse(_message.Message):
         log_levels: _abc.Iterable[Global___LoggerLevel] | None = ...,
         depot_incarnation: _builtins.str = ...,
         num_adopted_chunks: _builtins.int = ...,
+        hits: Global___HitTotals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "hits", b"hits", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class HitTotals(_message.Message):
+    """What lookups asked for and hit: in tokens, in bytes, and in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LOOKUPS_FIELD_NUMBER: _builtins.int
+    ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    L2_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_BYTES_FIELD_NUMBER: _builtins.int
+    SAVED_PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    num_lookups: _builtins.int
+    """Lookups that were answered."""
+    asked_tokens: _builtins.int
+    """Tokens that they asked for."""
+    hit_tokens: _builtins.int
+    """Part of asked_tokens that they hit, in L1 or in a tier."""
+    l2_tokens: _builtins.int
+    """Part of hit_tokens that some rank had to read from a tier behind L1."""
+    hit_bytes: _builtins.int
+    """Bytes of the chunks that they hit, those of all ranks."""
+    saved_prefill_seconds: _builtins.float
+    """Time that engines need to compute the hit tokens that they did not have. It counts engines that say how fast they
+    compute. Unset: none did.
+    """
+    def __init__(
+        self,
+        *,
+        num_lookups: _builtins.int = ...,
+        asked_tokens: _builtins.int = ...,
+        hit_tokens: _builtins.int = ...,
+        l2_tokens: _builtins.int = ...,
+        hit_bytes: _builtins.int = ...,
+        saved_prefill_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "saved_prefill_seconds", b"saved_prefill_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "asked_tokens", b"asked_tokens", "hit_bytes", b"hit_bytes", "hit_tokens", b"hit_tokens", "l2_tokens", b"l2_tokens", "num_lookups", b"num_lookups", "saved_prefill_seconds", b"saved_prefill_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__saved_prefill_seconds: _TypeAlias = _typing.Literal["saved_prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__saved_prefill_seconds: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved_prefill_seconds) -> _WhichOneofReturnType__saved_prefill_seconds | None: ...
+
+Global___HitTotals: _TypeAlias = HitTotals  # noqa: Y015
 
 @_typing.final
 class TenantStatus(_message.Message):
