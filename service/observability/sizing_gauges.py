@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.curve import CurvePoint
-from service.sizing.report import Sizing, SizingReport
+from service.sizing.report import Sizing, SizingReport, hit_ratio
 from telemetry.metrics import sizing_definitions as definitions
 from telemetry.metrics.metric import Attributes, Metric
 from telemetry.metrics.snapshot import Scalars
@@ -63,7 +63,7 @@ def _ratios(report: SizingReport) -> Scalars:
     of = {(point.policy.value, _size(report, point)): point for point in total.points}
     return {
         definitions.SIZING_DEPOT_RATIO: {(): total.hit_tokens / asked},
-        definitions.SIZING_RATIO: {at: point.hit_tokens / asked for at, point in of.items()},
+        definitions.SIZING_RATIO: {at: hit_ratio(total, point) for at, point in of.items()},
         definitions.SIZING_RATIO_ERROR: {at: point.hit_tokens_error / asked for at, point in of.items()},
     }
 

@@ -8,7 +8,7 @@ from service.rpc import encode
 from service.rpc.decode import MAX_NAME_BYTES
 from service.rpc.violations import MAX_ID_BYTES, Violations
 from service.sizing.advice import Advice, AdviceKind, advice
-from service.sizing.report import NUM_NEEDED_USES, Sizing, SizingReport
+from service.sizing.report import NUM_NEEDED_USES, Sizing, SizingReport, hit_ratio
 
 MAX_SECONDS = 30 * 86_400
 _KINDS = {each: admin_pb2.SizingAdviceKind.Value(f"SIZING_ADVICE_KIND_{each.name}") for each in AdviceKind}
@@ -63,7 +63,7 @@ def _point(report: SizingReport, curve: HitCurve, point: CurvePoint) -> admin_pb
         l1_factor=report.factor(point),
         tiers=point.tiers,
         hit_tokens=point.hit_tokens,
-        hit_ratio=point.hit_tokens / curve.asked_tokens,
+        hit_ratio=hit_ratio(curve, point),
         hit_ratio_error=point.hit_tokens_error / curve.asked_tokens,
         hit_bytes=point.hit_bytes,
         saved_prefill_seconds=point.saved_prefill_seconds,

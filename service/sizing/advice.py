@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.curve import CurvePoint
-from service.sizing.report import NUM_NEEDED_USES, SizingReport
+from service.sizing.report import NUM_NEEDED_USES, SizingReport, hit_ratio
 
 WORTH = 0.01
 """Share of the asked tokens that is worth a change of the settings."""
@@ -212,8 +212,8 @@ def _gain(report: SizingReport, before: CurvePoint, after: CurvePoint) -> _Gain:
     known = saved[0] is not None and saved[1] is not None and minutes > 0
     return _Gain(
         point=after,
-        before=before.hit_tokens / asked,
-        after=after.hit_tokens / asked,
+        before=hit_ratio(report.total, before),
+        after=hit_ratio(report.total, after),
         error=math.hypot(before.hit_tokens_error, after.hit_tokens_error) / asked,
         seconds_per_minute=((saved[1] or 0.0) - (saved[0] or 0.0)) / minutes if known else None,
     )

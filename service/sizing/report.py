@@ -37,6 +37,11 @@ class NoCurves:
         return ()
 
 
+def hit_ratio(curve: HitCurve, point: CurvePoint) -> float:
+    """Return the share of the asked tokens that a point hits. An estimate beyond a bound is the bound."""
+    return min(1.0, max(0.0, point.hit_tokens / curve.asked_tokens))
+
+
 @dataclass(frozen=True)
 class SizingReport:
     """The curves of a window, the one with the most tokens first, and their sum.

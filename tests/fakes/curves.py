@@ -93,3 +93,16 @@ class FakeCurves:
     def curves(self, window_seconds: float) -> Sequence[HitCurve]:
         self.windows.append(window_seconds)
         return self._curves
+
+
+class GrowingCurves(FakeCurves):
+    """Returns a curve whose counts grow with each question, as those of a busy depot."""
+
+    def __init__(self, l1_bytes: int) -> None:
+        super().__init__(sampling_rate=0.01)
+        self._l1_bytes = l1_bytes
+
+    def curves(self, window_seconds: float) -> Sequence[HitCurve]:
+        super().curves(window_seconds)
+        present = {PolicyName.LFU: 0.28, PolicyName.LRU2: 0.29}
+        return [curve(present=present, tier=0.49, l1_bytes=self._l1_bytes, share=float(len(self.windows)))]
