@@ -10,7 +10,6 @@ from pathlib import Path
 from service.depot.running_transfer import to_the_end
 from service.depot.slices import Slices
 from service.l1.adoption import Adoption, adopt
-from service.l1.eviction.policies import policy_of
 from service.l1.index import Index
 from service.l1.l1_file import is_named
 from service.l1.memory import open_l1
@@ -50,15 +49,14 @@ class CacheMemory:
         self.is_in_file = is_named(self._arena.fd)
         self.view = self._arena.view
         self.adoption = Adoption()
-        policy = policy_of(settings.eviction)
         if self._memory.has_records:
             unverified = settings.verify is Verify.OFF  # what can't be verified is not taken over
             with paused_collection():
                 self.index, self.adoption = adopt(
-                    self._memory.ledger, settings.l1_size, policy, without_checksum=unverified
+                    self._memory.ledger, settings.l1_size, settings.eviction, without_checksum=unverified
                 )
         else:
-            self.index = Index(Pool(settings.l1_size), self._memory.ledger, policy)
+            self.index = Index(Pool(settings.l1_size), self._memory.ledger, settings.eviction)
         self._log(str(path) if inherited_fd is None else "the depot before this one")
 
     def __repr__(self) -> str:

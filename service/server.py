@@ -29,7 +29,6 @@ from service.draining import GRACE_SECONDS, Draining
 from service.http.endpoints import endpoints
 from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
-from service.l1.eviction.policy_name import PolicyName
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot, read_memory
@@ -51,7 +50,7 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
-from service.sizing.report import NoCurves, Sizing
+from service.sizing.report import Sizing
 from service.tier_setup import OpenTiers, open_tiers
 from telemetry.events import Event, ServerDraining
 from telemetry.metrics.prometheus import Page
@@ -105,7 +104,8 @@ class Server:
             slices=slices,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
-        self.sizing = Sizing(NoCurves(), index, settings.eviction, lambda: PolicyName.LEARNED, limits.chunk_size)
+        index.ghosts.tier_capacities = lambda: [(tier.name, tier.snapshot().capacity_bytes) for tier in tiers.tiers]
+        self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs

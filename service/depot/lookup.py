@@ -62,8 +62,11 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             l2_tokens = len(match.from_l2) * depot.limits.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
             hit = _hit(depot, instance, request, match)
+            number = session.request_of_lookup(depot.index.new_request)
             for chunks in match.chunks_by_rank:
-                depot.index.count_use(chunks, session.request_of_lookup(depot.index.new_request))
+                depot.index.count_hits(chunks, number, match.from_l2)
+            more_asked, more_hit = session.note_lookup(prompt_tokens, matched_tokens)
+            depot.index.ghosts.note_lookup(depot.tenant, instance.model_name, more_asked, more_hit)
             lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
         finally:
             match.unpin(depot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -62,9 +63,10 @@ class OpenStore:
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
 
-    def open(self, operation_id: str, request: int) -> None:
-        """Begin to store, as this operation of a request."""
+    def open(self, operation_id: str, request: int, asked_tokens: int) -> None:
+        """Begin to store, as this operation of a request, whose lookup asked for so many tokens."""
         self._request = request
+        self._num_asked = asked_tokens // self._chunk_size
         self._context.stored_by = operation_id
         self._context.is_hidden = self._context.is_zeroed = self._depot.is_removed
         self._depot.open_stores.add(self._context)
@@ -193,7 +195,7 @@ class OpenStore:
             for position in some:
                 self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
             chunks = [self._pinned[position] for position in some]
-            self._depot.index.count_use(chunks, self._request)
+            self._depot.index.count_use(chunks, self._request, bisect_left(some, self._num_asked))
             self._depot.index.unpin(chunks)
             yield
 

@@ -34,6 +34,7 @@ class Session:
     seconds. `last_use` is when an operation began or ended, or a lease ended. For a session that is known from reports
     of blocks alone, it is when the last report came. `request` is the number of the request that it is about now, 0
     before the first: a session of several turns has several. `has_moved` says that bytes of this request were moved.
+    `asked_tokens` and `hit_tokens` are what its longest lookup asked for, and what its best one hit.
     """
 
     number: int
@@ -52,6 +53,8 @@ class Session:
     num_running: int = 0
     request: int = 0
     has_moved: bool = False
+    asked_tokens: int = 0
+    hit_tokens: int = 0
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[Transfer] = field(default_factory=set)
 
@@ -59,7 +62,15 @@ class Session:
         """Return the number of the request that a lookup belongs to: another one after a transfer."""
         if self.request == 0 or self.has_moved:
             self.request, self.has_moved = new_request(), False
+            self.asked_tokens = self.hit_tokens = 0
         return self.request
+
+    def note_lookup(self, asked_tokens: int, hit_tokens: int) -> tuple[int, int]:
+        """Note what a lookup asked for and hit. Return how much more that is than by earlier ones of the request."""
+        before = self.asked_tokens, self.hit_tokens
+        self.asked_tokens = max(self.asked_tokens, asked_tokens)
+        self.hit_tokens = max(self.hit_tokens, hit_tokens)
+        return self.asked_tokens - before[0], self.hit_tokens - before[1]
 
     def request_of_transfer(self, new_request: Callable[[], int]) -> int:
         """Return the number of the request that a transfer belongs to."""

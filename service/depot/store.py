@@ -175,7 +175,8 @@ def _open(
         ),
         finished=lambda operation: _finished(header, operation, open_store.answer),
     ) as operation:
-        open_store.open(operation.operation_id, session.request_of_transfer(depot.index.new_request))
+        request = session.request_of_transfer(depot.index.new_request)
+        open_store.open(operation.operation_id, request, session.asked_tokens)
         try:
             yield open_store, session, operation
         finally:

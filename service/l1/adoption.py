@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.l1.chunk import Chunk, NamespaceStats
-from service.l1.eviction.policies import Policy
+from service.l1.eviction.policy_name import PolicyName
 from service.l1.index import Index
 from service.l1.keys import ChunkKey
 from service.l1.ledger import Ledger, stats_of
@@ -56,7 +56,7 @@ class _Found:
 
 
 def adopt(
-    ledger: Ledger, capacity_bytes: int, policy: Policy | None = None, *, without_checksum: bool
+    ledger: Ledger, capacity_bytes: int, eviction: PolicyName = PolicyName.AUTO, *, without_checksum: bool
 ) -> tuple[Index, Adoption]:
     """Return an index of the chunks in the tables. Chunks `without_checksum` are adopted only if that is True."""
     adoption = Adoption()
@@ -74,7 +74,7 @@ def adopt(
         chunk.store_time = chunk.release_time = monotonic - max(0, wall_ns - each.record.store_time_ns) / 1e9
         chunks.append((chunk, each))
     chunks.sort(key=lambda pair: pair[1].last_use)
-    index = Index(pool, ledger, policy)
+    index = Index(pool, ledger, eviction)
     index.adopt((chunk, each.last_use) for chunk, each in chunks)
     for chunk, each in chunks:
         ledger.note_adopted(chunk, each.number, each.record.generation)

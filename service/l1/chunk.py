@@ -16,8 +16,9 @@ class NamespaceStats:
     """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`.
 
     `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash. `block_hash_seed` is empty
-    then, too: the keys do not depend on it. `chunk_bytes` is the size of a chunk, which its slot may exceed. `entry` is
-    the first cell and the sum of its entry in L1's table of namespaces.
+    then, too: the keys do not depend on it. `chunk_bytes` is the size of a chunk, which its slot may exceed.
+    `prefill_tokens_per_second` is the rate of the engine that attached last, if it said one. `entry` is the first cell
+    and the sum of its entry in L1's table of namespaces.
     """
 
     namespace: Namespace
@@ -32,6 +33,7 @@ class NamespaceStats:
     chunk_bytes: int = 0
     model_revision: str = ""
     block_hash_seed: str = ""
+    prefill_tokens_per_second: float | None = None
     num_chunks: int = 0
     ever_stored: bool = False
     entry: tuple[int, int] | None = None
@@ -59,7 +61,9 @@ class Chunk(Link):
 
     `position` counts the chunks of its prompt before it; -1 if that is not known. `parent` is the chunk before it, and
     `num_children` counts the chunks in L1 whose parent it is. `num_uses` counts the requests that used it, of which
-    `counted_request` is the last one. `policy_note` belongs to the eviction policy.
+    `counted_request` is the last one. `will_continue` says that the session of that one goes on: the chunk is likely to
+    be asked for again. `previous_use` was the `last_use` before that request, and `policy_note` is the rank of the
+    policy LFU.
 
     `record` is the number of its record in L1's tables; None if it has none. `checksum` is the kvsum64 of all the
     chunk's bytes in its slot, stale ones included; None if it was not computed. `is_verified` says that this process
@@ -98,7 +102,9 @@ class Chunk(Link):
     num_children: int = 0
     num_uses: int = 0
     counted_request: int = 0
+    will_continue: bool = False
     policy_note: int = 0
+    previous_use: int = 0
 
     @property
     def evictable(self) -> bool:

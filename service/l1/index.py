@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.eviction.order import EvictionOrder
-from service.l1.eviction.policies import Learned, Policy
+from service.l1.eviction.policy_name import PolicyName
+from service.l1.eviction.policy_set import PolicySet
+from service.l1.ghosts.ghosts import Ghosts
+from service.l1.ghosts.tally import Outcome
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
@@ -22,6 +25,8 @@ from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
 from telemetry.kinds import MissReason
 
+CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
+
 
 class Index:
     """Chunks by key, over the slots of a pool.
@@ -30,7 +35,7 @@ class Index:
     is needed.
     """
 
-    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None, policy: Policy | None = None) -> None:
+    def __init__(self, pool: Pool[Chunk], ledger: Ledger | None = None, eviction: PolicyName = PolicyName.AUTO) -> None:
         self.pool = pool
         self.ledger = ledger
         self.past = Past()
@@ -51,7 +56,14 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        self._eviction = EvictionOrder(policy or Learned())
+        policies = PolicySet()
+        self.worth = policies.worth
+        self.ghosts = Ghosts(pool.capacity_bytes, policies)
+        self.eviction = eviction
+        self.policy_name = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
+        """The policy in use; with `AUTO`, the one that the depot has chosen last."""
+        self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
+        self._eviction = EvictionOrder(policies, self.policy_name)
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -114,6 +126,7 @@ class Index:
             self.ledger.note_stored(chunk, self._eviction.clock)
         tombstone = self.past.note_stored(chunk.key)
         if tombstone is not None:
+            chunk.previous_use = tombstone.previous_use
             chunk.num_uses += tombstone.num_uses
             chunk.last_use = tombstone.last_use
             chunk.policy_note = tombstone.policy_note
@@ -134,12 +147,24 @@ class Index:
         self._num_requests += 1
         return self._num_requests
 
-    def count_use(self, chunks: Iterable[Chunk], request: int) -> None:
-        """Count a request's use of chunks, if it has not used them before."""
-        for chunk in chunks:
-            if chunk.counted_request != request:
-                chunk.counted_request = request
-                self._eviction.count_use(chunk)
+    def count_use(self, chunks: Sequence[Chunk], request: int, num_asked: int = 0) -> None:
+        """Count a request's use of chunks of one prompt, if it has not used them before. They have pins.
+
+        A lookup asked for the first `num_asked` of them: those that it did not find were misses.
+        """
+        self._count_use(chunks[num_asked:], request, Outcome.NOT_ASKED)
+        self._count_use(chunks[:num_asked], request, Outcome.MISS)
+
+    def count_hits(self, chunks: Sequence[Chunk], request: int, from_tiers: Container[int] = ()) -> None:
+        """Count a request's use of chunks that its lookup found, as `count_use` does. All are of one namespace.
+
+        Those at the positions `from_tiers` are on their way into L1.
+        """
+        if from_tiers:
+            loading = [chunk for position, chunk in enumerate(chunks) if position in from_tiers]
+            self._count_use(loading, request, Outcome.HIT_IN_TIER)
+            chunks = [chunk for position, chunk in enumerate(chunks) if position not in from_tiers]
+        self._count_use(chunks, request, Outcome.HIT)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
         """Take over resident chunks, each with its last use. They come in the order of these, oldest first.
@@ -210,7 +235,12 @@ class Index:
         chunk.num_readers -= 1
         assert chunk.num_readers >= 0, "a reading ends twice"
         self._runs.note_unprotected()
-        if chunk.removed and chunk.num_readers == 0 and chunk.num_pins == 0:
+        if chunk.num_readers:
+            return
+        if not chunk.removed:
+            if chunk.in_tiers:  # it is cheaper to lose
+                self._eviction.rank_anew(chunk)
+        elif chunk.num_pins == 0:
             self._unprotect(chunk)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
@@ -228,6 +258,8 @@ class Index:
         self.past.note_removed(chunk, reason)
         if reason is RemovalReason.EVICTED:
             self.num_evicted += 1
+        else:
+            self.ghosts.forget(chunk.key)
         self.num_removed_pinned += bool(chunk.num_pins)
         if chunk.pending_write is not None:
             return
@@ -278,12 +310,41 @@ class Index:
         else:
             return None, ()
         victims = [slot.occupant for slot in run if slot.occupant is not None] if run else [own] if own else []
+        victims = self._eviction.with_descendants(victims)
         for victim in victims:
             self._eviction.note_evicted(victim)
             self.remove(victim, RemovalReason.EVICTED)
         if run:
             self.pool.join(run)
         return self.pool.take(slot_bytes), victims
+
+    def _count_use(self, chunks: Sequence[Chunk], request: int, outcome: Outcome) -> None:
+        """Count a use of chunks of one namespace. The tail of a prompt counts as used before its head."""
+        eviction, use_ghosts = self._eviction, self.ghosts.use
+        mask, match = self.ghosts.sampling.mask, self.ghosts.sampling.match
+        num_counted = 0
+        for chunk in reversed(chunks):
+            if chunk.counted_request != request:
+                chunk.counted_request = request
+                eviction.count_use(chunk)
+                num_counted += 1
+                if chunk.key[-1] & mask == match:
+                    use_ghosts(chunk, outcome, eviction.clock)
+            elif chunk.key[-1] & mask == match:
+                use_ghosts(chunk, Outcome.NOT_ASKED, eviction.clock)
+        if num_counted:
+            self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
+            self._choose_policy()
+
+    def _choose_policy(self) -> None:
+        if self._eviction.is_moving:
+            self._eviction.move(CHUNKS_PER_MOVE)
+        elif self.eviction is PolicyName.AUTO:
+            better = self.ghosts.choice.better_than(self.policy_name)
+            if better is not None:
+                before, self.policy_name = self.policy_name, better
+                self._eviction.change_policy(better)
+                self.on_policy_change(before, better)
 
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 CHUNKS_PER_STEP = 256
 _TICK_SHIFT = 16  # of a tick of the eviction order, in the last use of a record
 _MAX_RANK = (1 << _TICK_SHIFT) - 1
-_COUNTERS = ("num_chunks", "ever_stored", "entry")
-_FACTS = tuple(field.name for field in dataclasses.fields(NamespaceStats) if field.name not in _COUNTERS)
+_NO_FACTS = ("prefill_tokens_per_second", "num_chunks", "ever_stored", "entry")
+_FACTS = tuple(field.name for field in dataclasses.fields(NamespaceStats) if field.name not in _NO_FACTS)
 
 
 class Ledger:

@@ -36,6 +36,7 @@ class Tombstone:
     num_uses: int = 0
     last_use: int = 0
     policy_note: int = 0
+    previous_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,9 @@ class Past:
 
     def note_removed(self, chunk: Chunk, reason: RemovalReason) -> None:
         """Remember that a chunk left L1."""
-        tombstone = Tombstone(reason, time.time(), chunk.num_uses, chunk.last_use, chunk.policy_note)
+        tombstone = Tombstone(
+            reason, time.time(), chunk.num_uses, chunk.last_use, chunk.policy_note, chunk.previous_use
+        )
         _remember(self._tombstones, chunk.key, tombstone)
 
     def note_refused(self, key: ChunkKey, reason: RefusalReason) -> None:

@@ -145,28 +145,31 @@ class Pool(Generic[T]):
         return run if run_bytes >= num_bytes else ()
 
     def sweep(self, num_bytes: int, may_go: Callable[[Slot[T]], bool], max_slots: int) -> Sequence[Slot[T]]:
-        """Return neighbours anywhere, as `run_around` does.
-
-        Look at `max_slots` slots and gaps at most, from where the last sweep ended.
-        """
-        slot = self._sweep_from
-        if run := self.run_around(slot, num_bytes, may_go):
+        """Return neighbours anywhere, as `run_around` does. `max_slots` are looked at, at most."""
+        if run := self.run_around(self._sweep_from, num_bytes, may_go):
             return run
         neighbours: list[Slot[T]] = []
         run_bytes = 0
-        for _ in range(min(max_slots, self.num_stretches)):
-            if may_go(slot):
+        for slot in self.sweeping(max_slots):
+            is_part = may_go(slot)
+            if slot.below is None or not is_part:
+                neighbours, run_bytes = [], 0
+            if is_part:
                 neighbours.append(slot)
                 run_bytes += slot.size_bytes
                 if run_bytes >= num_bytes:
-                    break
-            else:
-                neighbours, run_bytes = [], 0
-            if slot.above is None:
-                neighbours, run_bytes = [], 0
-            slot = slot.above or self._lowest
-        self._sweep_from = slot
-        return neighbours if run_bytes >= num_bytes else ()
+                    return neighbours
+        return ()
+
+    def sweeping(self, max_slots: int) -> Iterator[Slot[T]]:
+        """Yield slots and gaps in the order of their addresses, from where the last sweep ended, `max_slots` at most.
+
+        After the highest one comes the lowest one. Nothing may change meanwhile.
+        """
+        for _ in range(min(max_slots, self.num_stretches)):
+            slot = self._sweep_from
+            self._sweep_from = slot.above or self._lowest
+            yield slot
 
     def join(self, run: Sequence[Slot[T]]) -> None:
         """Join neighbours that are free or gaps into one gap, which can serve any size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -25,16 +25,6 @@ class CurveSource(Protocol):
 
     def curves(self, window_seconds: float) -> Sequence[HitCurve]:
         """Return a curve for each tenant and model that looked something up in the last `window_seconds`."""
-
-
-class NoCurves:
-    """Simulates nothing."""
-
-    sampling_rate = 1.0
-
-    def curves(self, window_seconds: float) -> Sequence[HitCurve]:
-        """Return nothing."""
-        return ()
 
 
 def hit_ratio(curve: HitCurve, point: CurvePoint) -> float:
@@ -102,14 +92,10 @@ class Sizing:
         self,
         source: CurveSource,
         index: Index,
-        eviction: PolicyName,
-        active_policy: Callable[[], PolicyName],
         chunk_size: int,
     ) -> None:
         self.source = source
         self._index = index
-        self._eviction = eviction
-        self._active_policy = active_policy
         self._chunk_size = chunk_size
 
     def report(self, window_seconds: float | None = None, *, tenant: str = "", model_name: str = "") -> SizingReport:
@@ -127,8 +113,8 @@ class Sizing:
             total=added(found, tenant, model_name),
             curves=tuple(found),
             l1_capacity_bytes=pool.capacity_bytes,
-            eviction=self._eviction,
-            active_policy=self._active_policy(),
+            eviction=self._index.eviction,
+            active_policy=self._index.policy_name,
             sampling_rate=self.source.sampling_rate,
             chunk_size=self._chunk_size,
             never_full_bytes=None if self._index.num_evicted else pool.used_bytes,

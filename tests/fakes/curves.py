@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.curve import CurvePoint, HitCurve
+from service.l1.index import Index
+from service.l1.pool import Pool
+from service.sizing.report import Sizing
 
 GIB = 1 << 30
 L1_BYTES = 16 * GIB
@@ -93,6 +96,20 @@ class FakeCurves:
     def curves(self, window_seconds: float) -> Sequence[HitCurve]:
         self.windows.append(window_seconds)
         return self._curves
+
+
+def sizing(
+    source: FakeCurves,
+    *,
+    eviction: PolicyName = PolicyName.AUTO,
+    active: PolicyName = PolicyName.LEARNED,
+    was_full: bool = True,
+) -> Sizing:
+    """Return what a depot with 16 GiB of L1 and chunks of 256 tokens answers from."""
+    index = Index(Pool(L1_BYTES), eviction=eviction)
+    index.policy_name = active
+    index.num_evicted = int(was_full)
+    return Sizing(source, index, 256)
 
 
 class GrowingCurves(FakeCurves):

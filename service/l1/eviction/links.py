@@ -47,6 +47,16 @@ class LinkedList:
             yield link
             link = following
 
+    def first(self) -> Link | None:
+        """Return the oldest link. None: there is none."""
+        link = self._end.newer
+        return link if link is not self._end else None
+
+    def last(self) -> Link | None:
+        """Return the newest link. None: there is none."""
+        link = self._end.older
+        return link if link is not self._end else None
+
     def append(self, link: Link) -> None:
         """Add a link as the newest one."""
         _insert(link, self._end.older, self._end)

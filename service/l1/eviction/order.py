@@ -3,129 +3,101 @@
 from __future__ import annotations
 
 import heapq
-from bisect import insort
-from collections.abc import Container, Iterable, Iterator
-from itertools import chain, islice
-from operator import attrgetter
+from collections.abc import Collection, Container, Iterator
+from itertools import chain
 from typing import cast
 
 from service.l1.chunk import Chunk
-from service.l1.eviction.links import LinkedList
-from service.l1.eviction.policies import Policy
+from service.l1.eviction.policy_name import PolicyName
+from service.l1.eviction.policy_set import PolicySet
+from service.l1.eviction.ranking import Ranking
 
-USES_PER_SORT = 256
-"""After so many uses of chunks the ranks are computed anew. They change with the age of chunks."""
+MIN_USES_PER_SORT = 256
+LEAVES_PER_SORTED_USE = 16
+"""Ranks that change with the age of chunks are computed anew after 256 uses of chunks, or after a sixteenth of the
+number of leaves, whatever is more. So the work for each use does not grow with L1."""
 
-_rank = attrgetter("rank")
-
-
-class _Bucket:
-    """Chunks of one size and tenant that have one rank."""
-
-    __slots__ = ("chunks", "number", "rank")
-
-    def __init__(self, number: int, rank: float) -> None:
-        self.number = number
-        self.rank = rank
-        self.chunks = LinkedList()
-
-
-class _Ranked:
-    """The buckets of one size and tenant, the lowest rank first. Empty ones are dropped when they come first."""
-
-    __slots__ = ("by_number", "in_order")
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, _Bucket] = {}
-        self.in_order: list[_Bucket] = []
-
-    def bucket(self, number: int, policy: Policy, clock: int) -> _Bucket:
-        """Return the bucket of a number, which may be new."""
-        bucket = self.by_number.get(number)
-        if bucket is None:
-            bucket = self.by_number[number] = _Bucket(number, policy.rank(number, clock))
-            insort(self.in_order, bucket, key=_rank)
-        return bucket
-
-    def sort(self, policy: Policy, clock: int) -> None:
-        """Compute all ranks anew. Buckets whose chunks differ little in age become one."""
-        joined: dict[int, _Bucket] = {}
-        for number in sorted(self.by_number):
-            bucket = self.by_number[number]
-            if bucket.chunks:
-                older = joined.get(policy.merged(number, clock))
-                if older is not None:
-                    older.chunks.extend(bucket.chunks)
-                    older.number = number
-                else:
-                    joined[policy.merged(number, clock)] = bucket
-        self.by_number = {bucket.number: bucket for bucket in joined.values()}
-        for bucket in joined.values():
-            bucket.rank = policy.rank(bucket.number, clock)
-        self.in_order = sorted(joined.values(), key=_rank)
-
-    def drop_empty(self) -> None:
-        """Drop the buckets without chunks that come first."""
-        while self.in_order and not self.in_order[0].chunks:
-            del self.by_number[self.in_order.pop(0).number]
-
-    def victims(self) -> Iterator[tuple[float, Chunk]]:
-        """Yield the chunks that can leave now, each with its rank, the lowest first. Nothing may change meanwhile."""
-        for bucket in self.in_order:
-            for link in bucket.chunks:
-                chunk = cast(Chunk, link)
-                if not chunk.num_readers:
-                    yield bucket.rank, chunk
-
-    def heads(self) -> Iterator[tuple[float, Chunk]]:
-        """Yield chunks that only leaves continue which tiers read. They may leave if nothing else can."""
-        for bucket in self.in_order:
-            for link in bucket.chunks:
-                chunk: Chunk | None = cast(Chunk, link).parent
-                while chunk is not None and chunk.num_readers:
-                    chunk = chunk.parent
-                if chunk is not None and chunk.evictable:
-                    yield bucket.rank, chunk
+_Rankings = dict[int, dict[str, Ranking]]  # by size of slot and tenant
 
 
 class EvictionOrder:
     """The *leaves*: resident chunks without pins that no chunk in L1 continues. What a tier reads is no victim.
 
-    A chunk with a child is in no list. It comes into one when its last child has left. So whatever the policy thinks of
-    them, the tail of a prefix leaves before its head.
+    A chunk with a child is in no ranking. It comes into one when its last child has left. So whatever the policy thinks
+    of them, the tail of a prefix leaves before its head.
 
     `clock` counts uses of chunks. `of` names the tenants whose chunks may leave; None: all.
+
+    After a change of the policy, chunks move to its rankings bit by bit. Those that have not moved yet leave first, by
+    the policy before.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policies: PolicySet, name: PolicyName) -> None:
         self.clock = 0
-        self._policy = policy
-        self._ranked: dict[int, dict[str, _Ranked]] = {}  # by size of slot and tenant
+        self._policies = policies
+        self._policy = policies.of(name)
+        self._rankings: _Rankings = {}
+        self._rankings_before: _Rankings = {}  # of the policy before
+        self._num_leaves = 0
         self._next_sort = 0
+
+    def __repr__(self) -> str:
+        return f"<EvictionOrder, {self._num_leaves} leaves>"
 
     def begin_use(self, num_chunks: int) -> None:
         """Begin a use of so many chunks, which are used later than all before."""
         self.clock += num_chunks
 
     def count_use(self, chunk: Chunk) -> None:
-        """Count a use of a chunk in what the policy knows about it."""
-        chunk.num_uses += 1
-        self._policy.note_use(chunk, self.clock)
+        """Count a use of a chunk in what the policies know about it. It has pins."""
+        self._policies.note_use(chunk, self.clock)
 
     def add(self, chunk: Chunk) -> None:
         """Note that a chunk without pins was used at this time. It can be evicted if it is a leaf."""
         chunk.last_use = self.clock
-        self.restore(chunk)
-
-    def restore(self, chunk: Chunk) -> None:
-        """Add a chunk, as it was used last at its `last_use`."""
         if not chunk.num_children:
-            self._bucket(chunk).chunks.append(chunk)
+            self._num_leaves += 1
+            self._ranking(chunk).append(chunk, self._policy.bucket(chunk), self._policy, self.clock)
 
     def remove(self, chunk: Chunk) -> None:
         """Take out a chunk that gets pins, or leaves."""
         if chunk.is_linked:
+            self._num_leaves -= 1
             chunk.unlink()
+
+    def rank_anew(self, chunk: Chunk) -> None:
+        """Note that a chunk may have another rank, without a use. It leaves next of that rank."""
+        if chunk.is_linked:
+            chunk.unlink()
+            self._ranking(chunk).prepend(chunk, self._policy.bucket(chunk), self._policy, self.clock)
+
+    def change_policy(self, name: PolicyName) -> None:
+        """Rank chunks by another policy from now on; those that are ranked already, by `move`. None may be moving."""
+        assert not self.is_moving
+        self._policy = self._policies.of(name)
+        self._rankings, self._rankings_before = {}, self._rankings
+        self._next_sort = 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether chunks are ranked by the policy before."""
+        return bool(self._rankings_before)
+
+    def move(self, num_chunks: int) -> None:
+        """Move so many chunks to the rankings of the policy: first those that would leave last."""
+        for size, by_tenant in list(self._rankings_before.items()):
+            for tenant, ranking in list(by_tenant.items()):
+                while (chunk := ranking.last()) is not None:
+                    if num_chunks == 0:
+                        return
+                    num_chunks -= 1
+                    self.rank_anew(cast(Chunk, chunk))
+                del by_tenant[tenant]
+            del self._rankings_before[size]
+
+    def note_evicted(self, chunk: Chunk) -> None:
+        """Note that a chunk is the victim."""
+        self._policy.note_evicted(chunk)
 
     def connect(self, parent: Chunk, child: Chunk) -> None:
         """Note that a chunk continues another one, which is no leaf then. Positions grow, so there is no circle."""
@@ -140,35 +112,60 @@ class EvictionOrder:
         if parent is not None and not parent.removed:
             parent.num_children -= 1
             if parent.num_children == 0 and parent.is_unprotected:
-                self._bucket(parent).chunks.prepend(parent)
+                self._num_leaves += 1
+                self._ranking(parent).prepend(parent, self._policy.bucket(parent), self._policy, self.clock)
 
     def standing(self, chunk: Chunk) -> tuple[float, int]:
         """Return the rank that a chunk has, or would have as a leaf, and its last use. The lower one leaves first."""
         return self._policy.rank(self._policy.bucket(chunk), self.clock), chunk.last_use
 
     def next_victim(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
-        """Return the chunk of this size that is evicted next."""
-        return min(self._first_victims([slot_bytes], of), key=_rank_and_age, default=(0.0, None))[1]
+        """Return the chunk of this size that is evicted next.
+
+        It has children if tiers read all leaves: then these leave with it.
+        """
+        self._sort_if_due()
+        return self._next_victim_of_size(slot_bytes, of)
 
     def next_victim_of_other_size(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
-        others = [size for size in self._ranked if size != slot_bytes]
-        return min(self._first_victims(others, of), key=_rank_and_age, default=(0.0, None))[1]
+        self._sort_if_due()
+        sizes = self._rankings.keys() | self._rankings_before.keys()
+        victims = (self._next_victim_of_size(size, of) for size in sizes if size != slot_bytes)
+        return min((victim for victim in victims if victim is not None), key=self.standing, default=None)
+
+    def with_descendants(self, chunks: Collection[Chunk]) -> list[Chunk]:
+        """Return chunks that leave, and all that continue them. Where there are such, this looks at all leaves."""
+        if not any(chunk.num_children for chunk in chunks):
+            return list(chunks)
+        leaving: dict[Chunk, bool] = dict.fromkeys(chunks, True)  # of each chunk that was looked at
+        for ranking in self._all():
+            for _, leaf in ranking:
+                path: list[Chunk] = []
+                chunk: Chunk | None = leaf
+                while chunk is not None and chunk not in leaving:
+                    path.append(chunk)
+                    chunk = chunk.parent
+                is_leaving = chunk is not None and leaving[chunk]
+                leaving.update(dict.fromkeys(path, is_leaving))
+        return sorted((chunk for chunk, leaves in leaving.items() if leaves), key=_position, reverse=True)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
         """Yield the first chunks of this size that will be evicted. The order must not change meanwhile."""
-        leaves = heapq.merge(
-            *(ranked.victims() for ranked in self._ranked.get(slot_bytes, {}).values()), key=lambda pair: pair[0]
+        leaves = chain.from_iterable(
+            heapq.merge(*rankings.get(slot_bytes, {}).values(), key=_rank)
+            for rankings in (self._rankings_before, self._rankings)
         )
+        unread = ((rank, leaf) for rank, leaf in leaves if not leaf.num_readers)
         waiting: list[tuple[float, int, Chunk]] = []  # parents that are leaves by then
         children_left: dict[Chunk, int] = {}
-        leaf = next(leaves, None)
+        leaf = next(unread, None)
         for number in range(num_chunks):
             if waiting and (leaf is None or waiting[0][0] <= leaf[0]):
                 victim = heapq.heappop(waiting)[2]
             elif leaf is not None:
                 victim = leaf[1]
-                leaf = next(leaves, None)
+                leaf = next(unread, None)
             else:
                 return
             yield victim
@@ -180,50 +177,85 @@ class EvictionOrder:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield each leaf."""
-        for ranked in self._all():
-            for bucket in ranked.in_order:
-                for link in bucket.chunks:
-                    yield cast(Chunk, link)
+        for ranking in self._all():
+            for _, leaf in ranking:
+                yield leaf
 
-    def _all(self) -> Iterator[_Ranked]:
-        return chain.from_iterable(by_tenant.values() for by_tenant in self._ranked.values())
+    def check(self) -> None:
+        """Assert that the leaves are counted."""
+        assert self._num_leaves == sum(1 for _ in self)
 
-    def _bucket(self, chunk: Chunk) -> _Bucket:
-        by_tenant = self._ranked.get(chunk.slot.size_bytes)
+    def _all(self) -> Iterator[Ranking]:
+        both = chain(self._rankings_before.values(), self._rankings.values())
+        return chain.from_iterable(by_tenant.values() for by_tenant in both)
+
+    def _ranking(self, chunk: Chunk) -> Ranking:
+        by_tenant = self._rankings.get(chunk.slot.size_bytes)
         if by_tenant is None:
-            by_tenant = self._ranked[chunk.slot.size_bytes] = {}
+            by_tenant = self._rankings[chunk.slot.size_bytes] = {}
         tenant = chunk.namespace_stats.tenant
-        ranked = by_tenant.get(tenant)
-        if ranked is None:
-            ranked = by_tenant[tenant] = _Ranked()
-        return ranked.bucket(self._policy.bucket(chunk), self._policy, self.clock)
+        ranking = by_tenant.get(tenant)
+        if ranking is None:
+            ranking = by_tenant[tenant] = Ranking()
+        return ranking
 
-    def note_evicted(self, chunk: Chunk) -> None:
-        """Note that a chunk is the victim."""
-        self._policy.note_evicted(self._policy.bucket(chunk))
+    def _next_victim_of_size(self, slot_bytes: int, of: Container[str] | None) -> Chunk | None:
+        for rankings in (self._rankings_before, self._rankings):
+            by_tenant = rankings.get(slot_bytes)
+            victim = self._next_victim(by_tenant, of) if by_tenant else None
+            if victim is not None:
+                return victim
+        return None
 
-    def _first_victims(self, sizes: Iterable[int], of: Container[str] | None) -> Iterator[tuple[float, Chunk]]:
-        """Yield the next victim of each of these sizes and of each tenant."""
-        if self.clock >= self._next_sort:
-            self._sort()
-        for size in sizes:
-            for tenant, ranked in self._ranked.get(size, {}).items():
-                if of is None or tenant in of:
-                    ranked.drop_empty()
-                    yield from islice(chain(ranked.victims(), ranked.heads()), 1)
+    def _next_victim(self, rankings: dict[str, Ranking], of: Container[str] | None) -> Chunk | None:
+        lowest, victim = 0.0, None
+        for tenant, ranking in rankings.items():
+            if of is None or tenant in of:
+                first = ranking.first()
+                if first is None:
+                    continue
+                rank, chunk = first
+                assert isinstance(chunk, Chunk)
+                if chunk.num_readers:
+                    later = next(((rank, leaf) for rank, leaf in ranking if not leaf.num_readers), None)
+                    later = later or _first_head(ranking)
+                    if later is None:
+                        continue
+                    rank, chunk = later
+                if victim is None or (rank, chunk.last_use) < (lowest, victim.last_use):
+                    lowest, victim = rank, chunk
+        return victim
 
-    def _sort(self) -> None:
-        self._next_sort = self.clock + USES_PER_SORT
+    def _sort_if_due(self) -> None:
+        if self.clock < self._next_sort:
+            return
+        self._next_sort = self.clock + max(MIN_USES_PER_SORT, self._num_leaves // LEAVES_PER_SORTED_USE)
         self._policy.update(self.clock)
-        for size in list(self._ranked):
-            by_tenant = self._ranked[size]
+        for size in list(self._rankings):
+            by_tenant = self._rankings[size]
             for tenant in list(by_tenant):
-                by_tenant[tenant].sort(self._policy, self.clock)
-                if not by_tenant[tenant].in_order:
+                if self._policy.ranks_change:
+                    by_tenant[tenant].sort(self._policy, self.clock)
+                if not by_tenant[tenant]:
                     del by_tenant[tenant]
             if not by_tenant:
-                del self._ranked[size]
+                del self._rankings[size]
 
 
-def _rank_and_age(ranked: tuple[float, Chunk]) -> tuple[float, int]:
-    return ranked[0], ranked[1].last_use
+def _first_head(ranking: Ranking) -> tuple[float, Chunk] | None:
+    """Return the first chunk that only leaves continue which tiers read."""
+    for rank, leaf in ranking:
+        head = leaf.parent
+        while head is not None and head.num_readers:
+            head = head.parent
+        if head is not None and head.evictable:
+            return rank, head
+    return None
+
+
+def _rank(ranked: tuple[float, Chunk]) -> float:
+    return ranked[0]
+
+
+def _position(chunk: Chunk) -> int:
+    return chunk.position

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from service.l1.chunk import Chunk
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.eviction.reuse_times import NUM_CLASSES, ReuseTimes, class_of
+from service.l1.eviction.worth import NUM_LEVELS, SECONDS_PER_GIB, Worth, seconds_per_gib_of
 
 USES_PER_BUCKET = 64
 """Chunks that were used last within so many uses of chunks have one rank. They leave in the order of their uses."""
@@ -15,23 +18,28 @@ USES_PER_BUCKET = 64
 
 _BEFORE_ALL = 1 << 62
 _AGES_APART = 4
-_CLASSES = 1 << (NUM_CLASSES - 1).bit_length()
+_KINDS = NUM_CLASSES * NUM_LEVELS
 
 
 class Policy(Protocol):
-    """A rank for each chunk, by the bucket that it is in. A bucket is a number, which grows with the last use."""
+    """A rank for each chunk, by the bucket that it is in. A bucket is a number, which grows with the last use.
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Note a use of a chunk, whose counts have it already."""
+    `ranks_change` says that the rank of a bucket depends on the time.
+    """
 
-    def note_evicted(self, bucket: int) -> None:
-        """Note that a chunk of a bucket was the victim."""
+    ranks_change: bool
+
+    def note_evicted(self, chunk: Chunk) -> None:
+        """Note that a chunk is the victim."""
 
     def bucket(self, chunk: Chunk) -> int:
         """Return the bucket of a chunk. It is the same until the chunk's next use."""
 
     def rank(self, bucket: int, clock: int) -> float:
         """Return the rank of a bucket at a time."""
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the rank of each of many buckets."""
 
     def merged(self, bucket: int, clock: int) -> int:
         """Return a number that is the same for buckets whose ranks will be about the same."""
@@ -43,15 +51,18 @@ class Policy(Protocol):
 class _FixedRanks:
     """A policy whose ranks do not change while a chunk waits: the bucket is the rank."""
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Do nothing: the chunk's own counts are enough."""
+    ranks_change = False
 
-    def note_evicted(self, bucket: int) -> None:
+    def note_evicted(self, chunk: Chunk) -> None:
         """Do nothing."""
 
     def rank(self, bucket: int, clock: int) -> float:
         """Return the bucket itself."""
         return bucket
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the buckets themselves."""
+        return buckets.astype(np.float64)
 
     def merged(self, bucket: int, clock: int) -> int:
         """Join nothing."""
@@ -75,14 +86,10 @@ class SecondLastUse(_FixedRanks):
     E. O'Neil, P. O'Neil, G. Weikum: The LRU-K Page Replacement Algorithm for Database Disk Buffering, 1993.
     """
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Remember the use before."""
-        chunk.policy_note = chunk.last_use
-
     def bucket(self, chunk: Chunk) -> int:
         """Return when the chunk was used last but one. It is negative if it was used once."""
         if chunk.num_uses > 1:
-            return chunk.policy_note // USES_PER_BUCKET
+            return chunk.previous_use // USES_PER_BUCKET
         return chunk.last_use // USES_PER_BUCKET - _BEFORE_ALL
 
 
@@ -95,64 +102,75 @@ class LeastFrequentlyUsed(_FixedRanks):
     def __init__(self) -> None:
         self._age = 0  # the highest rank that a victim had
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Give the chunk its rank."""
-        chunk.policy_note = self._age + chunk.num_uses
+    def note_of(self, chunk: Chunk) -> int:
+        """Return the rank that a use gives to a chunk: the uses of the chunk, and the age of the order."""
+        return self._age + chunk.num_uses
 
-    def note_evicted(self, bucket: int) -> None:
+    def note_evicted(self, chunk: Chunk) -> None:
         """Let all chunks age that are used from here on."""
-        self._age = max(self._age, bucket)
+        self.note_evicted_rank(chunk.policy_note)
+
+    def note_evicted_rank(self, rank: int) -> None:
+        """Note the rank of a victim."""
+        self._age = max(self._age, rank)
 
     def bucket(self, chunk: Chunk) -> int:
-        """Return the uses of the chunk, and the age of the order at the last one."""
+        """Return the rank that the last use gave to the chunk."""
         return chunk.policy_note
 
 
 class Learned:
-    """The chunk leaves first that is worth least to keep, by what was learned about reuse times."""
+    """The chunk leaves first that saves least, for each byte and each moment of the time to keep it.
 
-    def __init__(self) -> None:
-        self._reuse_times = ReuseTimes()
+    That is the rate of hits of such chunks, as it was learned, times what a hit saves.
+    """
 
-    def note_use(self, chunk: Chunk, clock: int) -> None:
-        """Learn from the time since the last use."""
-        self._reuse_times.note_use(chunk.key, chunk.num_uses, clock)
+    ranks_change = True
 
-    def note_evicted(self, bucket: int) -> None:
+    def __init__(self, reuse_times: ReuseTimes, worth: Worth) -> None:
+        self._reuse_times = reuse_times
+        self._worth = worth
+
+    def note_evicted(self, chunk: Chunk) -> None:
         """Do nothing."""
 
     def bucket(self, chunk: Chunk) -> int:
-        """Return the time of the last use, and the class of the chunk."""
-        return chunk.last_use // USES_PER_BUCKET * _CLASSES + class_of(chunk.num_uses)
+        """Return the time of the last use, the class of the chunk, and the level of its worth."""
+        kind = class_of(chunk.num_uses, chunk.will_continue) * NUM_LEVELS + self._worth.level(chunk)
+        return chunk.last_use // USES_PER_BUCKET * _KINDS + kind
 
     def rank(self, bucket: int, clock: int) -> float:
-        """Return the rate of hits of such chunks."""
-        last_use, num_class = divmod(bucket, _CLASSES)
-        return self._reuse_times.hit_rate(num_class, clock - last_use * USES_PER_BUCKET)
+        """Return the seconds that such a chunk saves, per GiB and use of any chunk."""
+        last_use, kind = divmod(bucket, _KINDS)
+        num_class, level = divmod(kind, NUM_LEVELS)
+        return self._reuse_times.hit_rate(num_class, clock - last_use * USES_PER_BUCKET) * seconds_per_gib_of(level)
+
+    def ranks(self, buckets: npt.NDArray[np.int64], clock: int) -> npt.NDArray[np.float64]:
+        """Return the rank of each of many buckets."""
+        last_uses, kinds = np.divmod(buckets, _KINDS)
+        classes, levels = np.divmod(kinds, NUM_LEVELS)
+        return self._reuse_times.hit_rates_of(classes, clock - last_uses * USES_PER_BUCKET) * SECONDS_PER_GIB[levels]
 
     def merged(self, bucket: int, clock: int) -> int:
-        """Join buckets of one class whose ages differ by an eighth at most."""
-        last_use, num_class = divmod(bucket, _CLASSES)
+        """Join buckets of one kind whose ages differ by an eighth at most."""
+        last_use, kind = divmod(bucket, _KINDS)
         age = clock // USES_PER_BUCKET - last_use
         shift = max(0, (age // _AGES_APART).bit_length() - 1)
         # Spans begin at multiples of their length. So a bucket joins the same others whenever it is asked, and what is
         # old does not get younger with each one that it joins.
-        return ((last_use >> shift) << 6 | shift) * _CLASSES + num_class
+        return ((last_use >> shift) << 6 | shift) * _KINDS + kind
 
     def update(self, clock: int) -> None:
         """Learn from the uses so far."""
         self._reuse_times.update(clock)
 
 
-_POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
-    PolicyName.AUTO: Learned,
-    PolicyName.LRU: LeastRecentlyUsed,
-    PolicyName.LFU: LeastFrequentlyUsed,
-    PolicyName.LRU2: SecondLastUse,
-    PolicyName.LEARNED: Learned,
-}
-
-
-def policy_of(name: PolicyName) -> Policy:
-    """Return a new policy of this name; of `AUTO`, the one to begin with."""
-    return _POLICIES[name]()
+def policy_of(name: PolicyName, reuse_times: ReuseTimes, worth: Worth) -> Policy:
+    """Return a new policy of this name; of `AUTO`, the one to begin with. `Learned` uses what is given."""
+    if name is PolicyName.LRU:
+        return LeastRecentlyUsed()
+    if name is PolicyName.LRU2:
+        return SecondLastUse()
+    if name is PolicyName.LFU:
+        return LeastFrequentlyUsed()
+    return Learned(reuse_times, worth)

@@ -3,9 +3,9 @@
 The time of a chunk runs in uses of chunks: after 1,000 uses of any chunks, a chunk is 1,000 older. So what is learned
 does not depend on how busy an hour is, and a recorded trace gives the same at any speed.
 
-Chunks are in classes by how often they were used. Each class has a survival curve: the part of its chunks that waits
-longer than an age for its next use. Chunks that still wait, or were forgotten, count as waiting (E. L. Kaplan,
-P. Meier: Nonparametric Estimation from Incomplete Observations, 1958).
+Chunks are in classes by how often they were used, and by whether their session said that it goes on. Each class has a
+survival curve: the part of its chunks that waits longer than an age for its next use. Chunks that still wait, or were
+forgotten, count as waiting (E. L. Kaplan, P. Meier: Nonparametric Estimation from Incomplete Observations, 1958).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from service.l1.keys import ChunkKey
 
-NUM_CLASSES = 13
-"""Of 1, 2, 3, 4, then two for each doubling: 64 uses or more are one class."""
+_NUM_USE_CLASSES = 13  # 1, 2, 3, 4 uses, then two for each doubling: 64 uses or more are one class
+NUM_CLASSES = 2 * _NUM_USE_CLASSES
+"""Chunks whose sessions do not go on, as far as is known, and then those whose sessions said that they do."""
 
 MAX_SAMPLED = 8_192
 SAMPLED_PART = 8  # one key in so many
@@ -35,11 +36,10 @@ _edges = np.concatenate([[0.0], 2.0 ** (np.arange(_NUM_AGES) / _AGES_PER_DOUBLIN
 _widths = np.diff(_edges)
 
 
-def class_of(num_uses: int) -> int:
-    """Return the class of a chunk that was used so often."""
-    if num_uses <= 4:
-        return max(num_uses, 1) - 1
-    return min(int(2 * math.log2(num_uses)), NUM_CLASSES) - 1
+def class_of(num_uses: int, will_continue: bool) -> int:
+    """Return the class of a chunk that was used so often, the last time by a session that goes on."""
+    number = num_uses if num_uses <= 4 else min(int(2 * math.log2(num_uses)), _NUM_USE_CLASSES)
+    return max(number, 1) - 1 + _NUM_USE_CLASSES * will_continue
 
 
 class ReuseTimes:
@@ -63,8 +63,8 @@ class ReuseTimes:
     def __repr__(self) -> str:
         return f"<ReuseTimes of {len(self._entries)} sampled keys, {self.num_updates} updates>"
 
-    def note_use(self, key: ChunkKey, num_uses: int, clock: int) -> None:
-        """Note that a chunk was used at `clock`, for the `num_uses`-th time."""
+    def note_use(self, key: ChunkKey, num_class: int, clock: int) -> None:
+        """Note that a chunk was used at `clock`, and is of a class from now on."""
         if key[0] % SAMPLED_PART:
             return
         entry = self._entries.pop(key, None)
@@ -76,7 +76,7 @@ class ReuseTimes:
             _, entry = self._entries.popitem(last=False)
             self._forgotten[self._classes[entry], age_of(clock - self._last_uses[entry])] += 1
         self._entries[key] = entry
-        self._classes[entry] = class_of(num_uses)
+        self._classes[entry] = num_class
         self._last_uses[entry] = clock
 
     def update(self, clock: int) -> bool:
@@ -94,11 +94,14 @@ class ReuseTimes:
         """Return the rate of hits of a chunk of this class and age."""
         return float(self.hit_rates[num_class, age_of(age)])
 
+    def hit_rates_of(self, classes: npt.NDArray[np.int64], ages: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the rates of hits of many chunks, by their classes and ages."""
+        return self.hit_rates[classes, _ages_of(ages)]
+
     def _waiting(self, clock: int) -> npt.NDArray[np.float64]:
         """Return how many sampled keys wait for their next use, by class and age."""
         num_entries = len(self._entries)
-        ages = np.maximum(clock - self._last_uses[:num_entries], 1.0)
-        numbers = np.minimum(np.log2(ages) * _AGES_PER_DOUBLING + 1, _NUM_AGES - 1).astype(np.int64)
+        numbers = _ages_of(np.maximum(clock - self._last_uses[:num_entries], 1.0))
         waiting = np.zeros((NUM_CLASSES, _NUM_AGES))
         np.add.at(waiting, (self._classes[:num_entries], numbers), 1.0)
         return waiting
@@ -109,6 +112,12 @@ def age_of(uses: float) -> int:
     if uses < 1:
         return 0
     return min(int(math.log2(uses) * _AGES_PER_DOUBLING) + 1, _NUM_AGES - 1)
+
+
+def _ages_of(uses: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the numbers of many ages."""
+    numbers = np.log2(np.maximum(uses, 0.5)) * _AGES_PER_DOUBLING + 1
+    return np.clip(numbers, 0, _NUM_AGES - 1).astype(np.int64)
 
 
 def _hazards(reused: npt.NDArray[np.float64], waiting: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -307,17 +307,15 @@ def test_idle_chunks_of_another_size_are_found_behind_ones_that_are_in_the_way(p
 def test_with_two_sizes_a_store_looks_at_few_slots(pending_write: PendingWrite) -> None:
     num_seen = 0
     index = Index(Pool(10_000 * SLOT_BYTES))
-    sweep = index.pool.sweep
+    sweeping = index.pool.sweeping
 
-    def counted(num_bytes: int, may_go: Callable[[Slot[Chunk]], bool], max_slots: int) -> Sequence[Slot[Chunk]]:
-        def seen(slot: Slot[Chunk]) -> bool:
-            nonlocal num_seen
+    def counted(max_slots: int) -> Iterator[Slot[Chunk]]:
+        nonlocal num_seen
+        for slot in sweeping(max_slots):
             num_seen += 1
-            return may_go(slot)
+            yield slot
 
-        return sweep(num_bytes, seen, max_slots)
-
-    index.pool.sweep = counted  # type: ignore[method-assign]
+    index.pool.sweeping = counted  # type: ignore[method-assign]
     chunks = [
         chunk for name in range(9_000) for chunk in put(index, pending_write, [f"small{name}"]) if chunk is not None
     ]

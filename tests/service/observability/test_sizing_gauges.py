@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 
 from service.l1.eviction.policy_name import PolicyName
-from service.l1.index import Index
-from service.l1.pool import Pool
 from service.observability.sizing_gauges import HOUR_SECONDS, SizingGauges
 from service.sizing.report import Sizing
 from telemetry.metrics import sizing_definitions as definitions
-from tests.fakes.curves import ASKED_TOKENS, FACTORS, GROWING, L1_BYTES, FakeCurves, curve
+from tests.fakes.curves import ASKED_TOKENS, FACTORS, GROWING, FakeCurves, curve, sizing
 
 
 def gauges_of(source: FakeCurves, active: PolicyName = PolicyName.LEARNED) -> tuple[Sizing, SizingGauges]:
-    sizing = Sizing(source, Index(Pool(L1_BYTES)), PolicyName.AUTO, lambda: active, 256)
-    return sizing, SizingGauges(sizing)
+    made = sizing(source, active=active)
+    return made, SizingGauges(made)
 
 
 def test_each_policy_and_size_has_its_ratio_with_its_error() -> None:
@@ -46,9 +44,9 @@ def test_the_policy_in_use_is_1_and_all_others_are_0() -> None:
 
 
 def test_an_estimate_that_falls_lets_no_counter_fall() -> None:
-    sizing, gauges = gauges_of(FakeCurves(curve()))
+    depot, gauges = gauges_of(FakeCurves(curve()))
     before = gauges.read()
-    sizing.source = FakeCurves(curve([0.1, 0.15, 0.2, 0.5, 0.5, 0.5]))
+    depot.source = FakeCurves(curve([0.1, 0.15, 0.2, 0.5, 0.5, 0.5]))
     after = gauges.read()
     for metric in (definitions.SIZING_HIT, definitions.SIZING_HIT_IO, definitions.SIZING_PREFILL_SAVED):
         assert before[metric]

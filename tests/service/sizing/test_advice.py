@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.curve import HitCurve
-from service.l1.index import Index
-from service.l1.pool import Pool
 from service.sizing.advice import Advice, AdviceKind, advice
-from service.sizing.report import Sizing
-from tests.fakes.curves import FACTORS, GIB, L1_BYTES, FakeCurves, curve
+from tests.fakes.curves import FACTORS, GIB, L1_BYTES, FakeCurves, curve, sizing
 
 LEARNED = PolicyName.LEARNED
 FLAT = (0.28, 0.298, 0.3, 0.301, 0.301, 0.302)
@@ -26,9 +23,7 @@ FLAT = (0.28, 0.298, 0.3, 0.301, 0.301, 0.302)
 def of(
     *curves: HitCurve, eviction: PolicyName = PolicyName.AUTO, active: PolicyName = LEARNED, was_full: bool = True
 ) -> list[Advice]:
-    index = Index(Pool(L1_BYTES))
-    index.num_evicted = int(was_full)
-    return advice(Sizing(FakeCurves(*curves), index, eviction, lambda: active, 256).report())
+    return advice(sizing(FakeCurves(*curves), eviction=eviction, active=active, was_full=was_full).report())
 
 
 def kinds(found: list[Advice]) -> list[AdviceKind]:

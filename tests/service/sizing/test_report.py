@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.curve import HitCurve
-from service.l1.index import Index
-from service.l1.pool import Pool
 from service.sizing.report import NUM_NEEDED_USES, Sizing, added
-from tests.fakes.curves import ASKED_TOKENS, FACTORS, L1_BYTES, FakeCurves, curve
+from tests.fakes.curves import ASKED_TOKENS, FACTORS, L1_BYTES, FakeCurves, curve, sizing
 
 CHUNK_SIZE = 256
 LEARNED, LRU = PolicyName.LEARNED, PolicyName.LRU
 
 
-def sizing(*curves: HitCurve, active: PolicyName = LEARNED, sampling_rate: float = 0.01) -> Sizing:
-    source = FakeCurves(*curves, sampling_rate=sampling_rate)
-    return Sizing(source, Index(Pool(L1_BYTES)), PolicyName.AUTO, lambda: active, CHUNK_SIZE)
+def of(*curves: HitCurve, active: PolicyName = LEARNED, was_full: bool = True) -> Sizing:
+    return sizing(FakeCurves(*curves), active=active, was_full=was_full)
 
 
 def test_curves_are_selected_by_tenant_and_model_and_the_busiest_is_first() -> None:
@@ -31,7 +27,7 @@ def test_curves_are_selected_by_tenant_and_model_and_the_busiest_is_first() -> N
     ]
 
     def names(**chosen: str) -> list[tuple[str, str]]:
-        return [(each.tenant, each.model_name) for each in sizing(*curves).report(**chosen).curves]
+        return [(each.tenant, each.model_name) for each in of(*curves).report(**chosen).curves]
 
     assert names() == [("red", "b"), ("blue", "a"), ("red", "a")]
     assert names(tenant="red") == [("red", "b"), ("red", "a")]
@@ -64,19 +60,19 @@ def test_the_time_saved_is_that_of_the_models_whose_rate_is_known() -> None:
 def test_an_estimate_needs_enough_sampled_uses(is_enough: bool) -> None:
     needed_tokens = NUM_NEEDED_USES * CHUNK_SIZE / 0.01
     share = needed_tokens * (1 if is_enough else 0.99) / ASKED_TOKENS
-    report = sizing(curve(share=share)).report()
+    report = of(curve(share=share)).report()
     assert report.num_sampled_uses(report.total) == (NUM_NEEDED_USES if is_enough else 990)
     assert report.is_too_early(report.total) is not is_enough
 
 
 def test_without_lookups_it_is_too_early() -> None:
-    report = sizing().report()
+    report = of().report()
     assert report.is_too_early(report.total)
     assert (report.covered_seconds, report.total.asked_tokens, report.curves) == (0.0, 0, ())
 
 
 def test_no_window_is_all_time() -> None:
-    asked = sizing(curve())
+    asked = of(curve())
     asked.report()
     asked.report(60.0)
     source = asked.source
@@ -90,21 +86,18 @@ def test_no_window_is_all_time() -> None:
 def test_the_curve_is_the_active_policys_if_it_is_simulated_at_several_sizes(
     active: PolicyName, shown: PolicyName
 ) -> None:
-    report = sizing(curve(present={PolicyName.LFU: 0.2, PolicyName.LRU2: 0.2}), active=active).report()
+    report = of(curve(present={PolicyName.LFU: 0.2, PolicyName.LRU2: 0.2}), active=active).report()
     assert report.curve_policy is shown
     assert [report.factor(point) for point in report.sizes(shown)] == list(FACTORS)
 
 
 def test_factors_are_of_l1_also_where_sizes_are_rounded() -> None:
-    report = sizing(curve(l1_bytes=L1_BYTES + 3)).report()
+    report = of(curve(l1_bytes=L1_BYTES + 3)).report()
     present = report.present(LEARNED)
     assert present is not None
     assert report.factor(present) == 1.0
 
 
 def test_l1_that_never_evicted_is_known() -> None:
-    index = Index(Pool(L1_BYTES))
-    report: Any = Sizing(FakeCurves(curve()), index, LRU, lambda: LRU, CHUNK_SIZE).report
-    assert report().never_full_bytes == 0
-    index.num_evicted = 1
-    assert report().never_full_bytes is None
+    assert of(curve(), was_full=False).report().never_full_bytes == 0
+    assert of(curve(), was_full=True).report().never_full_bytes is None
