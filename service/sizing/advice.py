@@ -13,6 +13,8 @@ from service.sizing.report import NUM_NEEDED_USES, SizingReport, hit_ratio
 
 WORTH = 0.01
 """Share of the asked tokens that is worth a change of the settings."""
+HARDLY = 0.03
+"""The most that a difference that is not worth it may be, its error included."""
 SURE = 2.0
 """Standard errors. The true value is within so many in 19 of 20 cases."""
 _KNEE = 0.5
@@ -69,7 +71,7 @@ class _Gain:
 
     @property
     def may_be_worth_it(self) -> bool:
-        return self.ratio + SURE * self.error >= 2 * WORTH and self.ratio >= WORTH
+        return self.ratio >= WORTH or self.ratio + SURE * self.error >= HARDLY
 
 
 def advice(report: SizingReport) -> list[Advice]:
@@ -79,7 +81,9 @@ def advice(report: SizingReport) -> list[Advice]:
     here = report.present(report.curve_policy)
     if here is None:
         return [_too_early(report)]
-    return [*_about_more(report, here), *_about_less(report, here), *_about_policies(report)]
+    more = list(_about_more(report, here))
+    wants_more = any(each.kind is AdviceKind.MORE_MEMORY for each in more)
+    return [*more, *(() if wants_more else _about_less(report, here)), *_about_policies(report)]
 
 
 def _too_early(report: SizingReport) -> Advice:
@@ -173,7 +177,7 @@ def _about_less(report: SizingReport, here: CurvePoint) -> Iterator[Advice]:
         if point.capacity_bytes >= here.capacity_bytes:
             return
         gain = _gain(report, here, point)
-        if -gain.ratio + SURE * gain.error < 2 * WORTH and -gain.ratio < WORTH:
+        if -gain.ratio < WORTH and -gain.ratio + SURE * gain.error < HARDLY:
             part = {0.5: "Half", 0.25: "A quarter"}.get(report.factor(point), f"{report.factor(point):.0%}")
             text = (
                 f"{part} of the present L1 ({_size(point.capacity_bytes)}) would do: it would have hit "
