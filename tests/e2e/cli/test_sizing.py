@@ -186,8 +186,8 @@ async def test_a_narrow_terminal_keeps_what_counts(server: Server, run: Run) -> 
 
 
 async def test_names_from_the_wire_do_not_reach_the_terminal(server: Server, run: Run) -> None:
-    names = {"tenant": "\x1b[31mred", "model_name": "\x1b]0;title\x07"}
-    simulate(server, curve(**names, l1_bytes=L1_BYTES), curve(l1_bytes=L1_BYTES))
+    hostile = curve(tenant="\x1b[31mred", model_name="\x1b]0;title\x07", l1_bytes=L1_BYTES)
+    simulate(server, hostile, curve(l1_bytes=L1_BYTES))
     shown = (await run()).output
     assert r"\x1b[31mred" in shown
     assert "\x1b" not in shown and "\x07" not in shown

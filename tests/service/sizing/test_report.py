@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_curves_are_selected_by_tenant_and_model_and_the_busiest_is_first() -> N
         for tenant, model, share in (("red", "a", 0.1), ("red", "b", 0.3), ("blue", "a", 0.2))
     ]
 
-    def names(**chosen: str) -> list[tuple[str, str]]:
+    def names(**chosen: Any) -> list[tuple[str, str]]:
         return [(each.tenant, each.model_name) for each in of(*curves).report(**chosen).curves]
 
     assert names() == [("red", "b"), ("blue", "a"), ("red", "a")]
