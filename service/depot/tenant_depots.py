@@ -26,11 +26,12 @@ from service.depot.slices import Slices
 from service.depot.tiers import Tiers
 from service.depot.verification import Verification
 from service.l1.chunk import Chunk
+from service.l1.eviction.policy_name import PolicyName
 from service.l1.index import Index
 from service.l1.pool import Pool
 from service.tiers.write_policy import WritePolicy
 from service.units import format_size
-from telemetry.events import Event, Publisher
+from telemetry.events import Event, EvictionPolicyChanged, Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class TenantDepots:
         self.verification = verification or Verification(limits.verify, self.index, bus)
         self.tiers = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
+        self.index.on_policy_change = self._publish_policy
+        self.index.ghosts.tier_capacities = self._tier_capacities
         self._l1 = l1
         self._limits = limits
         self._bus = bus
@@ -165,6 +168,13 @@ class TenantDepots:
             await to_the_end(cleared)
         counts.num_cleared_in_tiers = await self.tiers.clear(tenant or None, model_name, cache_salt)
         return counts
+
+    def _publish_policy(self, before: PolicyName, after: PolicyName) -> None:
+        if self._bus is not None:
+            self._bus.publish(EvictionPolicyChanged(policy=after, previous_policy=before))
+
+    def _tier_capacities(self) -> Sequence[tuple[str, int | None]]:
+        return [(tier.name, tier.snapshot().capacity_bytes) for tier in self.tiers]
 
     def _clearing(
         self,

@@ -60,7 +60,7 @@ class Index:
         self.worth = policies.worth
         self.ghosts = Ghosts(pool.capacity_bytes, policies)
         self.eviction = eviction
-        self.policy_name = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
+        self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
         """The policy in use; with `AUTO`, the one that the depot has chosen last."""
         self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
         self._eviction = EvictionOrder(policies, self.policy_name)
@@ -184,6 +184,7 @@ class Index:
                 self._eviction.begin_use(1)
                 use = last_use
             self._eviction.add(chunk)
+            self.ghosts.use(chunk, Outcome.NOT_ASKED, self._eviction.clock)
 
     def noting_uses(self) -> Iterator[None]:
         """Write into the records when chunks were last used, in short steps. A later process evicts in this order."""

@@ -15,6 +15,7 @@ from telemetry.events.cache import ChunksCorrupt as ChunksCorrupt
 from telemetry.events.cache import ChunksEvicted as ChunksEvicted
 from telemetry.events.cache import ChunksReused as ChunksReused
 from telemetry.events.cache import ChunksStored as ChunksStored
+from telemetry.events.cache import EvictionPolicyChanged as EvictionPolicyChanged
 from telemetry.events.cache import LeaseEnded as LeaseEnded
 from telemetry.events.cache import LeaseGranted as LeaseGranted
 from telemetry.events.event import Event as Event

@@ -84,6 +84,14 @@ class ChunksCorrupt(Event):
 
 
 @fact
+class EvictionPolicyChanged(Event):
+    """The depot has chosen another policy for the chunks that leave L1. Only `eviction` `auto` makes a choice."""
+
+    policy: str
+    previous_policy: str
+
+
+@fact
 class CacheCleared(Event):
     """ClearCache removed chunks. A `cache_salt` of None stands for all salts."""
 

@@ -29,6 +29,7 @@ INFO_EVENTS = frozenset(
         events.StoreFinished,
         events.RetrieveFinished,
         events.CacheCleared,
+        events.EvictionPolicyChanged,
     }
 )
 TIER_CHUNKS = (events.TierAsked, events.TierRead, events.TierWritten)  # one for each chunk or question
