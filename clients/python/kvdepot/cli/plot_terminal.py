@@ -106,7 +106,8 @@ def draw(plot: Plot, width: int, height: int = 18, *, is_ascii: bool = False) ->
     """Return the plot as lines of `width` characters at most, `height` of them for the area between the axes.
 
     Each series has a symbol and a pattern of dots, so that its color is not needed. Symbols that would cover one
-    another stand side by side. `is_ascii` is for a terminal that has no other characters. Smaller than 32 by 6 is not drawn.
+    another stand side by side. `is_ascii` is for a terminal that has no other characters. The plot is never smaller
+    than 32 by 6.
     """
     characters = _ASCII if is_ascii else _UNICODE
     width, height = max(width, MIN_WIDTH), max(height, MIN_HEIGHT)
