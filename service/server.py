@@ -104,7 +104,6 @@ class Server:
             slices=slices,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
-        index.ghosts.tier_capacities = lambda: [(tier.name, tier.snapshot().capacity_bytes) for tier in tiers.tiers]
         self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)

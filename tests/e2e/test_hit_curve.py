@@ -8,7 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from kvdepot import AsyncDepotClient, DepotError
+from kvdepot import AsyncDepotClient, DepotError, KvShape
+from kvdepot.layout import layouts
 from kvdepot.v1 import admin_pb2
 from service.l1.ghosts.curve import HitCurve
 from service.server import Server
@@ -170,3 +171,52 @@ async def test_no_time_is_reported_where_no_rate_is_known(open_site: Open) -> No
     assert not hits.HasField("saved_prefill_seconds")
     await depot.client.lookup(engine.attachment.instance_id, "s", prompt(40, 1), prefill_tokens_per_second=100.0)
     assert (await depot.client.get_status()).hits.saved_prefill_seconds == pytest.approx(0.32)
+
+
+# With real simulations
+
+CHUNK_SIZE, CHUNKS_OF_PROMPT, NUM_PROMPTS, NUM_ROUNDS = 256, 16, 64, 9
+GROUP = layouts.NL_X_NB_BS_HS.without_memory(
+    KvShape(num_layers=1, num_blocks=1, block_size=16, head_size=4, dtype="float32")
+)
+
+
+async def test_a_depot_with_half_the_memory_that_a_loop_needs_says_so() -> None:
+    """With LRU a loop hits nothing until all of it fits."""
+    slot_bytes = CHUNK_SIZE * 16
+    l1_bytes = CHUNKS_OF_PROMPT * NUM_PROMPTS * slot_bytes // 2
+    flags = {"l1_size": str(l1_bytes), "chunk_size": CHUNK_SIZE, "eviction": "lru", "disable_logging": True}
+    async with (
+        running_server(flags) as server,
+        AsyncDepotClient(server.addresses[0]) as client,
+        await client.attach(
+            instance_id="e", model_name="llama", groups=[GROUP], prefill_tokens_per_second=10_000.0
+        ) as attachment,
+    ):
+        data = bytes(CHUNKS_OF_PROMPT * attachment.chunk_bytes)
+        for number in range(NUM_ROUNDS * NUM_PROMPTS):
+            tokens = [number % NUM_PROMPTS] * (CHUNK_SIZE * CHUNKS_OF_PROMPT)
+            await client.lookup("e", f"s{number}", tokens)
+            await attachment.store_inline(f"s{number}", tokens, data)
+            await client.end_session("e", f"s{number}")
+        answer = await client.get_hit_curve()
+        hits = (await client.get_status()).hits
+    total = answer.total
+    assert total.asked_tokens == NUM_ROUNDS * NUM_PROMPTS * CHUNKS_OF_PROMPT * CHUNK_SIZE == hits.asked_tokens
+    assert total.hit_tokens == hits.hit_tokens
+    assert (answer.eviction, answer.active_policy, answer.curve_policy) == ("lru", "lru", "lru")
+    assert not total.is_too_early
+    ratios = {point.l1_factor: point for point in total.points if point.policy == "lru"}
+    own = hits.hit_tokens / hits.asked_tokens
+    possible = 1 - 1 / NUM_ROUNDS  # all but the first round
+    for factor, exact in ((1.0, own), (4.0, possible)):
+        point = ratios[factor]
+        assert point.hit_ratio == pytest.approx(exact, abs=3 * point.hit_ratio_error + 0.01)
+        assert point.hit_ratio_error < 0.12, "an eighth of 1,024 chunks is in the sample"
+    assert own < 0.2
+    for point in ratios.values():
+        assert point.saved_prefill_seconds == pytest.approx(point.hit_tokens / 10_000)
+    more = answer.advice[0]
+    assert more.kind == admin_pb2.SIZING_ADVICE_KIND_MORE_MEMORY
+    assert more.capacity_bytes in (2 * l1_bytes, 4 * l1_bytes)
+    assert more.hit_ratio_gain == pytest.approx(possible - own, abs=3 * more.hit_ratio_gain_error)
