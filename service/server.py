@@ -31,13 +31,14 @@ from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
-from service.observability.gauges import read_access, read_build, read_depot, read_memory
+from service.observability.gauges import read_access, read_build, read_depot, read_memory, read_recording
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.observability.sizing_gauges import SizingGauges
 from service.observability.tier_gauges import read_tiers
 from service.process.heap import give_back_freed_memory
 from service.process.log_levels import LogLevels
+from service.recording.setup import open_recorder
 from service.rpc.admin import AdminServicer
 from service.rpc.admission import Admission
 from service.rpc.cache import CacheServicer
@@ -91,6 +92,7 @@ class Server:
         index = self.memory.index
         verification = Verification(limits.verify, index, self.bus)
         slices = Slices()
+        self._recorder = open_recorder(settings, self.bus)
         opened = open_tiers(settings, self.memory, verification, self.bus, slices)
         tiers = Tiers(opened, settings.l2_write, index, verification)
         self.depots = TenantDepots(
@@ -102,6 +104,7 @@ class Server:
             verification=verification,
             tiers=tiers,
             slices=slices,
+            recorder=self._recorder,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
@@ -181,6 +184,8 @@ class Server:
                 tasks.create_task(self._zeroing.run(), name="zeroing"),
             )
             tiers = tasks.create_task(self.depots.tiers.run(), name="tiers")  # calls need them until the drain's end
+            if self._recorder is not None:
+                self._recorder.start()
             try:
                 await self._grpc.start()
                 self.memory.start_populating(self._register)
@@ -204,6 +209,8 @@ class Server:
         await self.draining.calls_end(self._settings.drain_timeout)
         report.waited()
         await self.draining.end_attachments()
+        if self._recorder is not None:
+            await self._recorder.close()
         self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
@@ -245,6 +252,7 @@ class Server:
             SizingGauges(self.sizing).read,
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
+            *((lambda: read_recording(recorder),) if (recorder := self._recorder) is not None else ()),
             *more_gauges,
         )
         self._observability.watch(self.depots.sessions_of, gauges, lambda: read_gauges(self.depots, self.bus))

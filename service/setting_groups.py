@@ -23,6 +23,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "Live pages": ("console_port", "console_host", "disable_activity"),
     "Log and traces": ("log_level", "log_format", "disable_logging", "enable_tracing", "trace_console"),
+    "Recorded requests": ("record_trace", "record_trace_size"),
     "Events": ("disable_observability", "event_queue_size", "subscriber"),
 }
 OTHER = "Other"

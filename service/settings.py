@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     """address of the console; with tenants, TLS is needed for other machines"""
     otlp_endpoint: str = ""
     """collector that gets telemetry over OTLP, such as http://localhost:4317; no metrics page then"""
+    record_trace: str = ""
+    """file that gets a line for each request, as a trace for `kvdepot replay`, without tokens; empty: none"""
+    record_trace_size: Size = Field(1 << 30, ge=1 << 20)
+    """most bytes of record_trace and its earlier parts; the oldest part is removed for new requests"""
     enable_tracing: bool = False
     """record spans; needs otlp_endpoint or trace_console"""
     trace_console: bool = False

@@ -43,6 +43,7 @@ ORDER = {
         setting_groups
         setting_options misspelt print_config access
         depot
+        recording
         cache_memory depot_settings
         tier_setup
         rpc

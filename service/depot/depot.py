@@ -20,6 +20,7 @@ from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
 from service.depot.operation import Operation
 from service.depot.publisher import NullPublisher
+from service.depot.recording import RequestRecorder
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
@@ -77,12 +78,14 @@ class Depot:
         slices: Slices | None = None,
         verification: Verification | None = None,
         tiers: Tiers | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
         self.limits = limits
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
+        self.index.worth.chunk_tokens = limits.chunk_size
         self.verification = verification or Verification(limits.verify, self.index, bus)
         behind = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.tiers = behind.tiers
@@ -94,7 +97,8 @@ class Depot:
         self.leases = Leases(self.index, limits.lease_ttl_seconds, self.slices)
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
-        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus)
+        self.recorder = recorder
+        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus, recorder)
         self.stored_identities = StoredIdentities(
             stats for stats in self.index.namespaces() if stats.tenant == self.tenant
         )
@@ -129,7 +133,7 @@ class Depot:
 
     def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
         """Return the stats of the namespace of a rank's chunks of a prefix."""
-        return self.index.namespace_stats(
+        stats = self.index.namespace_stats(
             attachment.identity.namespace(prefix, self.limits.chunk_size),
             model_name=attachment.model_name,
             cache_salt=prefix.cache_salt,
@@ -143,6 +147,9 @@ class Depot:
             model_revision=attachment.model_revision,
             block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
         )
+        if attachment.prefill_tokens_per_second is not None:
+            stats.prefill_tokens_per_second = attachment.prefill_tokens_per_second
+        return stats
 
     @contextmanager
     def operation(

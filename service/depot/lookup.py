@@ -11,6 +11,8 @@ from service.depot.hits import Hit
 from service.depot.instances import Instance
 from service.depot.match import Match, match_prefix
 from service.depot.operation import Operation
+from service.depot.recording import LookedUp
+from service.depot.sessions import Session
 from service.depot.tier_search import extend
 from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
@@ -62,6 +64,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             l2_tokens = len(match.from_l2) * depot.limits.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
             hit = _hit(depot, instance, request, match)
+            request_before = session.request
             number = session.request_of_lookup(depot.index.new_request)
             for chunks in match.chunks_by_rank:
                 depot.index.count_hits(chunks, number, match.from_l2)
@@ -70,6 +73,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
         finally:
             match.unpin(depot)
+        _record(depot, request, session, request_before)
         answer = LookupAnswer(matched_tokens=matched_tokens, lease=lease, miss=match.miss, l2_tokens=l2_tokens)
         operation.prompt_tokens = prompt_tokens
         if match.miss is not None:
@@ -104,6 +108,26 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
             match.unpin(depot)
             raise
         match.unpin(depot)
+
+
+def _record(depot: Depot, request: LookupRequest, session: Session, request_before: int) -> None:
+    """Tell the recorder of a lookup, if there is one. It computes the keys itself, those of rank 0."""
+    if depot.recorder is None:
+        return
+    attachment = depot.instances.find(request.instance_id, 0)
+    if attachment is None:
+        return
+    depot.recorder.note(
+        LookedUp(
+            request=session.request,
+            request_before=request_before,
+            monotonic=time.monotonic(),
+            prefix=request.prefix,
+            namespace=attachment.identity.namespace(request.prefix, depot.limits.chunk_size),
+            tenant=depot.tenant,
+            model_name=attachment.model_name,
+        )
+    )
 
 
 def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer | None, hit: Hit) -> LookupFinished:

@@ -15,6 +15,7 @@ from service.depot.inline_checksum import InlineChecksum
 from service.depot.instances import Attachment
 from service.depot.open_store import CHUNKS_PER_PLAN, OpenStore
 from service.depot.operation import Operation
+from service.depot.recording import Stored
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
@@ -187,6 +188,8 @@ def _open(
             refusal = open_store.answer.refusal
             operation.refusal_reason = refusal.reason if refusal is not None else None
         operation.outcome = open_store.outcome()
+        if depot.recorder is not None and header.rank == 0:
+            depot.recorder.note(Stored(request=session.request, prefix=header.prefix))
 
 
 def _finished(header: StoreHeader, operation: Operation, answer: StoreAnswer) -> StoreFinished:

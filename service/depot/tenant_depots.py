@@ -19,6 +19,7 @@ from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
+from service.depot.recording import RequestRecorder
 from service.depot.running_transfer import to_the_end
 from service.depot.scrub import Scrub
 from service.depot.sessions import Sessions
@@ -66,6 +67,7 @@ class TenantDepots:
         verification: Verification | None = None,
         tiers: Tiers | None = None,
         slices: Slices | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.index = index or Index(Pool(len(l1)))
         self.backend = backend
@@ -80,6 +82,7 @@ class TenantDepots:
         self._l1 = l1
         self._limits = limits
         self._bus = bus
+        self._recorder = recorder
         self._depots: dict[str, Depot] = {}
         self._tenant_names: frozenset[str] = frozenset()
         self.draining = False
@@ -105,6 +108,7 @@ class TenantDepots:
                 verification=self.verification,
                 tiers=self.tiers,
                 quota=Quota(tenant.name, tenant.limits),
+                recorder=self._recorder,
             )
             depot.draining = self.draining
         return depot

@@ -25,6 +25,7 @@ from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
 from telemetry.kinds import MissReason
 
+_LONGEST_PAUSE = 1 << 20  # between two uses of adopted chunks: a damaged tick makes nothing else old
 CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
 
 
@@ -167,22 +168,22 @@ class Index:
         self._count_use(chunks, request, Outcome.HIT)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
-        """Take over resident chunks, each with its last use. They come in the order of these, oldest first.
+        """Take over resident chunks, each with the tick of its last use. They come in the order of uses, oldest first.
 
-        The slots of the chunks are taken, and their keys are not in the index. The eviction order gets uses of its own
-        for them.
+        The slots of the chunks are taken, and their keys are not in the index. The eviction order gets ticks of its own
+        for them, with the same times between them.
         """
-        use = None
-        for chunk, last_use in adopted:
+        before = None
+        for chunk, tick in adopted:
             stats = self._namespaces.kept(chunk.namespace_stats)
             assert stats is chunk.namespace_stats, "a namespace has two entries"
             chunk.slot.occupant = chunk
             self._chunks[chunk.key] = chunk
             self._namespaces.count(stats, 1, chunk.slot.size_bytes)
             self.num_resident += 1
-            if last_use != use:
-                self._eviction.begin_use(1)
-                use = last_use
+            if tick != before:
+                self._eviction.begin_use(min(tick - before, _LONGEST_PAUSE) if before is not None else 1)
+                before = tick
             self._eviction.add(chunk)
             self.ghosts.use(chunk, Outcome.NOT_ASKED, self._eviction.clock)
 

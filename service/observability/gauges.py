@@ -11,9 +11,10 @@ from service.access.access import Access
 from service.cache_memory import CacheMemory
 from service.depot.tenant_depots import TenantDepots
 from service.l1.adoption import Doubt
+from service.recording.recorder import Recorder
 from service.rpc.admission import Admission
 from service.rpc.refusals import Refusals
-from telemetry.metrics import definitions
+from telemetry.metrics import definitions, recording_definitions
 from telemetry.metrics.metric import Attributes
 from telemetry.metrics.snapshot import Scalars
 
@@ -113,6 +114,15 @@ def _tenants(depots: TenantDepots) -> Scalars:
             for each in tenants
             for reason, num_refused in each.quota.num_refused.items()
         },
+    }
+
+
+def read_recording(recorder: Recorder) -> Scalars:
+    """Return what is recorded, and what is missing."""
+    return {
+        recording_definitions.RECORDING: {(): int(recorder.is_recording)},
+        recording_definitions.RECORDED: {(): recorder.num_recorded},
+        recording_definitions.RECORDING_DROPPED: {(): recorder.num_dropped},
     }
 
 

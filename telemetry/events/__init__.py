@@ -37,6 +37,7 @@ from telemetry.events.server import FileReloaded as FileReloaded
 from telemetry.events.server import InstanceAttached as InstanceAttached
 from telemetry.events.server import InstanceDetached as InstanceDetached
 from telemetry.events.server import LogLevelChanged as LogLevelChanged
+from telemetry.events.server import RecordingEnded as RecordingEnded
 from telemetry.events.server import ServerDraining as ServerDraining
 from telemetry.events.server import ServerStarted as ServerStarted
 from telemetry.events.server import ServerStopped as ServerStopped

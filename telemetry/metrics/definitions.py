@@ -1,4 +1,4 @@
-"""The definition of every metric. Those of hits, of tiers and of sizing are in files of their own."""
+"""The definition of every metric. Those of hits, of tiers, of recordings and of sizing have files of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
 from telemetry.metrics.hit_definitions import HIT_METRICS
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
+from telemetry.metrics.recording_definitions import RECORDING_METRICS
 from telemetry.metrics.sizing_definitions import SIZING_METRICS
 from telemetry.metrics.tier_definitions import TIER_METRICS
 
@@ -268,5 +269,5 @@ PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was starte
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 _OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
-METRICS: tuple[Metric, ...] = (*_OWN, *HIT_METRICS, *TIER_METRICS, *SIZING_METRICS)
+METRICS: tuple[Metric, ...] = (*_OWN, *HIT_METRICS, *RECORDING_METRICS, *TIER_METRICS, *SIZING_METRICS)
 """In the order in which they stand above, and then those of the other files."""

@@ -192,6 +192,7 @@ BAD = {
     "disable_activity": ["x"],
     "console_port": ["-1", "65536", "on"],
     "console_host": ["", "a b"],
+    "record_trace_size": ["0", "1023KiB", "all"],
     "enable_tracing": ["x", "true"],
     "trace_console": ["x", "true"],
     "log_format": ["", "xml"],
@@ -215,7 +216,7 @@ def test_a_bad_value_is_reported_with_its_name(name: str, value: str) -> None:
 
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
-    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file"}
+    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file", "record_trace"}
 
 
 @pytest.mark.parametrize("given", ["valkey://me:hunter2@host", "[hunter2", ["valkey://host?password=hunter2"], 7])

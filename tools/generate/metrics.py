@@ -32,6 +32,7 @@ _SECTIONS = {
     "L0: the engines' blocks": ("kvdepot.l0",),
     "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
+    "Recorded requests": ("kvdepot.recording",),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
     "The server": (
         "rpc.",

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvdepot import DepotError
-from kvdepot.cli.lru_models import HashIds
 from kvdepot.cli.processes import ChildFailed, exit_on_terminate, server_process
-from kvdepot.cli.replay_node import CHUNK_BYTES, ReplayFailed
+from kvdepot.cli.replay_node import ReplayFailed, chunk_bytes_of
 from kvdepot.cli.replay_report import show, summary_of
 from kvdepot.cli.request_router import RouterName, routes
-from kvdepot.cli.request_trace import BLOCK_TOKENS, BadTrace, read_trace
+from kvdepot.cli.request_trace import BadTrace, Trace, read_trace
 from kvdepot.cli.terminal import fail
 from kvdepot.cli.trace_player import Replayed, replay_trace
 
@@ -39,9 +38,17 @@ class WritePolicy(StrEnum):
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A trace in Mooncake's format.")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A trace in Mooncake's format, such as a depot's recording.",
+        ),
     ],
-    l1_chunks: Annotated[int, typer.Option(min=1, help="How many chunks of 512 tokens the L1 of each depot holds.")],
+    l1_chunks: Annotated[
+        int, typer.Option(min=1, help="How many chunks (blocks of the trace) the L1 of each depot holds.")
+    ],
     l2: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,11 +80,12 @@ def replay(
     if nodes > 1 and any(url.startswith("disk:") and NODE not in url for url in urls):
         fail(f"a disk tier belongs to one depot: write {NODE} into its folder, as in disk:///tmp/{NODE}?size=4GiB", 2)
     try:
-        requests = read_trace(trace, limit_requests)
+        read = read_trace(trace, limit_requests)
+        requests = read.requests
         chosen = routes(requests, router, num_nodes=nodes, l1_chunks=l1_chunks, seed=seed)
-        flags = [_flags(l1_chunks, urls, l2_write, node) for node in range(1, nodes + 1)]
+        flags = [_flags(l1_chunks, read.block_tokens, urls, l2_write, node) for node in range(1, nodes + 1)]
         with exit_on_terminate():
-            replayed = _replay(requests, chosen, flags, l1_chunks, concurrency)
+            replayed = _replay(read, chosen, flags, l1_chunks, concurrency)
     except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
         fail(str(error))
     summary = summary_of(
@@ -89,6 +97,7 @@ def replay(
         l1_chunks=l1_chunks,
         concurrency=concurrency,
         compare_lru=compare_lru or (),
+        block_tokens=read.block_tokens,
     )
     if json_output:
         print(json.dumps(summary, indent=2))
@@ -96,16 +105,16 @@ def replay(
         show(summary)
 
 
-def _flags(l1_chunks: int, l2: Sequence[str], l2_write: WritePolicy, node: int) -> list[str]:
+def _flags(l1_chunks: int, block_tokens: int, l2: Sequence[str], l2_write: WritePolicy, node: int) -> list[str]:
     """Return the flags of one node's depot."""
-    flags = ["--chunk-size", str(BLOCK_TOKENS), "--l1-size", str(l1_chunks * CHUNK_BYTES)]
+    flags = ["--chunk-size", str(block_tokens), "--l1-size", str(l1_chunks * chunk_bytes_of(block_tokens))]
     for url in l2:
         flags += ["--l2", url.replace(NODE, str(node))]
     return [*flags, "--l2-write", l2_write]
 
 
 def _replay(
-    requests: Sequence[HashIds],
+    trace: Trace,
     chosen: Sequence[int],
     flags_by_node: Sequence[Sequence[str]],
     l1_chunks: int,
@@ -119,15 +128,17 @@ def _replay(
         ExitStack() as depots,
     ):
         starting = "starting a depot" if len(flags_by_node) == 1 else f"starting {len(flags_by_node)} depots"
-        task = progress.add_task(starting, total=len(requests))
+        task = progress.add_task(starting, total=len(trace.requests))
         addresses = [depots.enter_context(server_process(*flags)) for flags in flags_by_node]
         progress.update(task, description="requests")
         replaying = replay_trace(
             addresses,
-            requests,
+            trace.requests,
             chosen,
             l1_chunks=l1_chunks,
             concurrency=concurrency,
+            block_tokens=trace.block_tokens,
+            outputs=trace.outputs,
             on_request=lambda: progress.advance(task),
         )
         return asyncio.run(replaying)

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from kvdepot.cli.lru_models import HashIds, island_hits, plain_lru_hits, unlimited_hits
-from kvdepot.cli.replay_node import CHUNK_BYTES
+from kvdepot.cli.replay_node import chunk_bytes_of
 from kvdepot.cli.request_router import RouterName
+from kvdepot.cli.request_trace import BLOCK_TOKENS
 from kvdepot.cli.terminal import counted, printable
 from kvdepot.cli.tiers import name_of, state_of
 from kvdepot.cli.trace_player import Replayed
@@ -31,6 +32,7 @@ def summary_of(
     l1_chunks: int,
     concurrency: int,
     compare_lru: Sequence[int],
+    block_tokens: int = BLOCK_TOKENS,
 ) -> Summary:
     """Return all figures of a replay, and the hit ratios of other caches on the same requests."""
     num_blocks = max(1, replayed.num_blocks)
@@ -57,7 +59,8 @@ def summary_of(
             str(blocks): plain_lru_hits(requests, blocks) / num_blocks for blocks in compare_lru
         },
         "unlimited_hit_ratio": unlimited_hits(requests) / num_blocks,
-        "chunk_bytes": CHUNK_BYTES,
+        "block_tokens": block_tokens,
+        "chunk_bytes": chunk_bytes_of(block_tokens),
         "written_bytes": written_bytes,
         "written_bytes_per_stored_chunk": written_bytes / max(1, replayed.stored_blocks),
         "num_cut_hits_by_reason": dict(replayed.cut_hits),
