@@ -34,6 +34,7 @@ from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot, read_memory, read_recording
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
+from service.observability.sizing_gauges import SizingGauges
 from service.observability.tier_gauges import read_tiers
 from service.process.heap import give_back_freed_memory
 from service.process.log_levels import LogLevels
@@ -50,6 +51,7 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
+from service.sizing.report import Sizing
 from service.tier_setup import OpenTiers, open_tiers
 from telemetry.events import Event, ServerDraining
 from telemetry.metrics.prometheus import Page
@@ -105,6 +107,7 @@ class Server:
             recorder=self._recorder,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
+        self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
@@ -129,7 +132,12 @@ class Server:
         self._log_levels = LogLevels(self.bus)
         self._observability_servicer = ObservabilityServicer(self.depots, self.bus, self._observability.activity)
         self._admin_servicer = AdminServicer(
-            self.depots, self.bus, settings.described(), lambda: self.memory.populated_bytes, self._log_levels
+            self.depots,
+            self.bus,
+            settings.described(),
+            lambda: self.memory.populated_bytes,
+            self._log_levels,
+            self.sizing,
         )
         self._vitals = Vitals()
         self.draining = Draining(self.depots, self._admission, self._health, self._vitals, self._attacher)
@@ -241,6 +249,7 @@ class Server:
             lambda: read_depot(self.depots, self._admission, self._refusals, self.memory.populated_bytes),
             lambda: read_memory(self.memory),
             lambda: read_tiers(self.depots.tiers),
+            SizingGauges(self.sizing).read,
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
             *((lambda: read_recording(recorder),) if (recorder := self._recorder) is not None else ()),

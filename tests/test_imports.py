@@ -36,7 +36,7 @@ ORDER = {
     "service": """
         errors units process
         l1
-        tiers
+        tiers sizing
         setting_faults setting_types
         settings
         load_settings

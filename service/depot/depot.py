@@ -14,6 +14,7 @@ import numpy as np
 
 from service.access.credentials import WITHOUT_LIMIT
 from service.access.quota import Quota
+from service.depot.hits import HitTotals
 from service.depot.instances import Attachment, Instance, Instances, TransferBackend
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
@@ -113,6 +114,7 @@ class Depot:
         )
         self.open_stores: set[StoreContext] = set()
         self.num_refused_chunks = 0
+        self.hit_totals = HitTotals()
         self.draining = False
         self.is_removed = False  # its tenant: then stores of calls that run on make nothing visible
         self._operation_numbers = itertools.count(1)

@@ -53,6 +53,7 @@ ALWAYS_ADMITTED = frozenset(
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
         "/kvdepot.v1.AdminService/SetLogLevel",
+        "/kvdepot.v1.AdminService/GetHitCurve",
     }
 )
 UNAUTHENTICATED = ""  # the client in whose queue unknown callers wait

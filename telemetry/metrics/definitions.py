@@ -1,11 +1,13 @@
-"""The definition of every metric that the depot exports. Those of tiers and of recordings have files of their own."""
+"""The definition of every metric. Those of hits, of tiers, of recordings and of sizing have files of their own."""
 
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
+from telemetry.metrics.hit_definitions import HIT_METRICS
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
 from telemetry.metrics.recording_definitions import RECORDING_METRICS
+from telemetry.metrics.sizing_definitions import SIZING_METRICS
 from telemetry.metrics.tier_definitions import TIER_METRICS
 
 
@@ -43,34 +45,6 @@ STORE_REFUSALS = counter(
     "kvdepot.store.refusals", "{operation}", "Stores with refused chunks.", by.REFUSAL_REASON, by.MODEL
 )
 RETRIEVE_TOKENS = counter("kvdepot.retrieve.tokens", "{token}", "Tokens that were retrieved.", by.TIER, by.MODEL)
-
-# Instances
-
-INSTANCE_LOOKUP_TOKENS = counter(
-    "kvdepot.instance.lookup.tokens", "{token}", "Tokens that an instance looked up.", by.ONE_INSTANCE, by.MODEL
-)
-INSTANCE_MATCHED = counter(
-    "kvdepot.instance.lookup.matched_tokens",
-    "{token}",
-    "Tokens that an instance's lookups found. Its hit ratio is the rate of these, divided by the rate of those above.",
-    *(by.ONE_INSTANCE, by.MODEL),
-)
-PREFILL_SAVED = counter(
-    "kvdepot.prefill.saved",
-    "s",
-    "Time that an instance would have needed to compute the tokens that it retrieved: their number divided by its "
-    "rate. Tokens count once, not for each rank. Nothing is counted while the rate is not known.",
-    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
-)
-PREFILL_RATE = gauge(
-    "kvdepot.prefill.token_rate",
-    "",
-    "Tokens of a prompt that an attached instance computes in a second. Measured: the upper quartile of its last 64 "
-    "prefills, each from the answer of a lookup or a retrieve to the next store of the session. The engine's queue is "
-    "part of that time. If an engine stores only at the end of a request, so is the time of its answer. Both make the "
-    "time saved too long. An engine that reports its rate at the attach has neither.",
-    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
-)
 
 # Transfers
 
@@ -312,5 +286,5 @@ PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was starte
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 _OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
-METRICS: tuple[Metric, ...] = (*_OWN, *RECORDING_METRICS, *TIER_METRICS)
-"""In the order in which they stand above, and then those of recordings and of tiers."""
+METRICS: tuple[Metric, ...] = (*_OWN, *HIT_METRICS, *RECORDING_METRICS, *TIER_METRICS, *SIZING_METRICS)
+"""In the order in which they stand above, and then those of the other files."""

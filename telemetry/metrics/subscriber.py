@@ -9,7 +9,7 @@ from typing import Any
 from telemetry import events
 from telemetry.delivery import Subscriber
 from telemetry.kinds import MissReason, OperationKind, Outcome, Tier
-from telemetry.metrics import definitions
+from telemetry.metrics import definitions, hit_definitions
 from telemetry.metrics.attributes import NO_ANSWER
 from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
@@ -93,6 +93,7 @@ class MetricsSubscriber(Subscriber):
         self._add(definitions.LOOKUP_TOKENS, (model_name,), event.num_tokens)
         self._add(definitions.LOOKUP_MATCHED, (L1, model_name), event.l1_tokens)
         self._add(definitions.LOOKUP_MATCHED, (L2, model_name), event.l2_tokens)
+        self._add(hit_definitions.LOOKUP_MATCHED_IO, (model_name,), event.matched_bytes)
         num_missed_tokens = event.num_tokens - event.matched_tokens
         if num_missed_tokens:
             if event.outcome in UNANSWERED:

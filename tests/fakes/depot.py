@@ -236,6 +236,10 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._enter("ClearCache", request, context)
         return admin_pb2.ClearCacheResponse()
 
+    def GetHitCurve(self, request: Any, context: Any) -> admin_pb2.GetHitCurveResponse:
+        self._enter("GetHitCurve", request, context)
+        return admin_pb2.GetHitCurveResponse()
+
     def SetLogLevel(self, request: Any, context: Any) -> admin_pb2.SetLogLevelResponse:
         self._enter("SetLogLevel", request, context)
         return admin_pb2.SetLogLevelResponse()

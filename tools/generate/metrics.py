@@ -28,6 +28,7 @@ _SECTIONS = {
     "Transfers between blocks and chunks": ("kvdepot.transfer",),
     "L1: the depot's chunks": ("kvdepot.l1",),
     "L2: the tiers behind L1": ("kvdepot.tier.",),
+    "Sizing: what another L1 would have hit": ("kvdepot.sizing", "kvdepot.eviction"),
     "L0: the engines' blocks": ("kvdepot.l0",),
     "Leases, pins, sessions, attachments": (
         *("kvdepot.leases", "kvdepot.pins", "kvdepot.prefetch.", "kvdepot.sessions", "kvdepot.instances"),

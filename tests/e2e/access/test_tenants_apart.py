@@ -304,6 +304,10 @@ async def set_log_level(site: Site, party: Party, step: Step) -> Any:
     return await party.call("SetLogLevel", admin_pb2.SetLogLevelRequest(level=admin_pb2.LOG_LEVEL_ERROR))
 
 
+async def get_hit_curve(site: Site, party: Party, step: Step) -> Any:
+    return await party.call("GetHitCurve", admin_pb2.GetHitCurveRequest())
+
+
 def ids(step: Step) -> dict[str, Any]:
     return {"instance_id": step.instance, "session_id": step.session}
 
@@ -332,6 +336,7 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "ListInstances": list_instances,
     "ClearCache": clear_cache,
     "SetLogLevel": set_log_level,
+    "GetHitCurve": get_hit_curve,
 }
 
 

@@ -43,6 +43,7 @@ def lookup(**changes: Any) -> LookupFinished:
     fields: dict[str, Any] = {
         **{"operation_id": "1", "duration_seconds": 0.25, "outcome": "ok", "num_tokens": 32, "computed_tokens": 0},
         **{"matched_tokens": 32, "l1_tokens": 32, "l2_tokens": 0, "miss_reason": "", "instance_id": "e"},
+        **{"matched_bytes": 3_200, "saved_prefill_seconds": None},
     }
     return LookupFinished(**{**fields, **changes})
 

@@ -8,6 +8,7 @@ from grafana_foundation_sdk.builders import heatmap, stat, timeseries
 
 from tools.generate.dashboard.panels import areas, heat, lines, number
 from tools.generate.dashboard.queries import increase, or_zero, quantile, rate, share, total
+from tools.generate.dashboard.sizing_row import SIZING
 from tools.generate.dashboard.tier_row import TIERS
 
 Panel = stat.Panel | timeseries.Panel | heatmap.Panel
@@ -545,6 +546,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Hits and misses": _HITS,
     "Transfers between blocks and chunks": _TRANSFERS,
     "L1: the depot's chunks": _L1,
+    "What more memory would give": SIZING,
     "L2: the tiers behind L1": TIERS,
     "L0: the engines' blocks": _L0,
     "Attachments, sessions, leases": _ATTACHMENTS,

@@ -43,6 +43,7 @@ _PLACES = {
     "top": _Place("kvdepot.cli.top", _ASK),
     "sessions": _Place("kvdepot.cli.sessions", _ASK),
     "events": _Place("kvdepot.cli.events", _ASK),
+    "sizing": _Place("kvdepot.cli.sizing", _ASK),
     "explain": _Place("kvdepot.cli.explain", _ASK),
     "pin": _Place("kvdepot.cli.pin", _ASK),
     "pins": _Place("kvdepot.cli.pins", _ASK),

@@ -11,8 +11,8 @@ import typer
 
 from kvdepot import Credentials
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
-from kvdepot.cli.duration import seconds_of
 from kvdepot.cli.terminal import as_json, fail, printable
+from kvdepot.cli.times import seconds_of
 from kvdepot.v1 import admin_pb2
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -20,9 +20,9 @@ from kvdepot.cli.asked_prompt import (
     read_prefix,
 )
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
-from kvdepot.cli.duration import seconds_of
 from kvdepot.cli.session_view import miss_reason
 from kvdepot.cli.terminal import as_json, counted, print_text, printable, readable_size
+from kvdepot.cli.times import seconds_of
 from kvdepot.v1 import cache_pb2
 
 

@@ -19,7 +19,7 @@ from kvdepot.sync.attachment import Attachment
 from kvdepot.sync.calls import Calls
 from kvdepot.sync.pin_calls import PinCalls
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
-from kvdepot.wrong_arguments import message
+from kvdepot.wrong_arguments import duration, message
 
 
 class DepotClient(PinCalls):
@@ -242,6 +242,22 @@ class DepotClient(PinCalls):
         """Return the instances that are attached, with their ranks."""
         request = admin_pb2.ListInstancesRequest()
         return self._calls.unary(self._calls.admin.ListInstances, request, timeout_seconds)
+
+    def get_hit_curve(
+        self,
+        *,
+        window_seconds: float | None = None,
+        tenant: str = "",
+        model_name: str = "",
+        timeout_seconds: float | None = None,
+    ) -> admin_pb2.GetHitCurveResponse:
+        """Return what other sizes of L1 and other eviction policies would have hit, and advice about them.
+
+        It looks back `window_seconds`, or as far as the depot can.
+        """
+        window = duration(window_seconds, "window_seconds") if window_seconds is not None else None
+        request = message(admin_pb2.GetHitCurveRequest, window=window, tenant=tenant, model_name=model_name)
+        return self._calls.unary(self._calls.admin.GetHitCurve, request, timeout_seconds)
 
     def clear_cache(
         self,
