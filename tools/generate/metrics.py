@@ -56,7 +56,8 @@ def metrics_page() -> str:
     for title, prefixes in _SECTIONS.items():
         members = [metric for metric in METRICS if metric.name.startswith(prefixes)]
         parts += [f"## {title}\n", _metrics(members), ""]
-        parts += [_attributes(members), ""]
+        if any(metric.attributes for metric in members):
+            parts += [_attributes(members), ""]
     parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(METRICS)]
     return "\n".join(parts) + "\n"
 
