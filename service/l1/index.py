@@ -59,14 +59,14 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        policies = PolicySet()
-        self.worth = policies.worth
-        self.ghosts = Ghosts(pool.capacity_bytes, policies)
+        self.policies = PolicySet()
+        self.worth = self.policies.worth
+        self.ghosts = Ghosts(pool.capacity_bytes, self.policies)
         self.eviction = eviction
         self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
         """The policy in use; with `AUTO`, the one that the depot has chosen last."""
         self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
-        self._eviction = EvictionOrder(policies, self.policy_name)
+        self._eviction = EvictionOrder(self.policies, self.policy_name)
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -345,7 +345,7 @@ class Index:
                 if chunk.key[-1] & mask == match:
                     use_ghosts(chunk, outcome, eviction.clock)
             elif chunk.key[-1] & mask == match:
-                use_ghosts(chunk, Outcome.NOT_ASKED, eviction.clock)
+                self.ghosts.touch(chunk)
         if num_counted:
             self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
             self._choose_policy()
