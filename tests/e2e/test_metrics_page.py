@@ -27,14 +27,16 @@ SLOT_BYTES = 4_096
 OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
 OF_TIERS = "kvdepot.tier."
+OF_RECORDINGS = "kvdepot.recording."
 OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
 ELSEWHERE = {
     metric.prometheus_name
     for metric in definitions.METRICS
-    if metric.name.startswith((*OF_TENANTS, OF_TIERS, OF_PROCESSES))
+    if metric.name.startswith((*OF_TENANTS, OF_TIERS, OF_RECORDINGS, OF_PROCESSES))
 }
 """Metrics that a depot without tenants and TLS lacks: see tests/e2e/access; nor has one without tiers behind L1: see
-test_tier_metrics.py; nor one that is no process of its own: see tests/e2e/test_hangs.py."""
+test_tier_metrics.py; nor one that records no requests: see test_recording.py; nor one that is no process of its
+own: see tests/e2e/test_hangs.py."""
 
 
 @pytest.fixture
