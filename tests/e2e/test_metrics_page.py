@@ -43,7 +43,7 @@ async def depot(open_site: Open) -> Site:
 
 
 async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site: Open) -> None:
-    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0))
+    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, tenant_max_pinned=0.5))
     assert depot.server.bus is not None
     depot.server.bus.subscribe(Failing())
     engine = await depot.attach(prefill_tokens_per_second=1_000.0)
@@ -54,6 +54,8 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
     lease = (await engine.lookup("t", prompt(32, 3))).lease
     await engine.store("t", prompt(32, 4), engine.kv(32, 4))
     await engine.attachment.release_lease(lease)
+    pinned = await depot.client.pin_prefix(prompt(16, 3), 60, model_name="model")
+    await depot.client.unpin_prefix(pinned.pin)
     await depot.client.clear_cache()
     gone = await depot.attach()
     await gone.close()
