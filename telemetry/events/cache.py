@@ -49,6 +49,7 @@ class PinEnded(Event):
     """A pin ended and protects no chunks.
 
     `reason`: unpinned, expired, cleared, lost. Lost: its last chunk was corrupt, or did not come from its tier.
+    `num_chunks` and `num_bytes` are those that it still had: none if they were cleared or lost.
     """
 
     pin_id: str

@@ -27,14 +27,16 @@ SLOT_BYTES = 4_096
 OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
 OF_TIERS = "kvdepot.tier."
+OF_RECORDINGS = "kvdepot.recording."
 OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
 ELSEWHERE = {
     metric.prometheus_name
     for metric in definitions.METRICS
-    if metric.name.startswith((*OF_TENANTS, OF_TIERS, OF_PROCESSES))
+    if metric.name.startswith((*OF_TENANTS, OF_TIERS, OF_RECORDINGS, OF_PROCESSES))
 }
 """Metrics that a depot without tenants and TLS lacks: see tests/e2e/access; nor has one without tiers behind L1: see
-test_tier_metrics.py; nor one that is no process of its own: see tests/e2e/test_hangs.py."""
+test_tier_metrics.py; nor one that records no requests: see test_recording.py; nor one that is no process of its
+own: see tests/e2e/test_hangs.py."""
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ async def depot(open_site: Open) -> Site:
 
 
 async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site: Open) -> None:
-    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0))
+    depot = await open_site(**measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, tenant_max_pinned=0.5))
     assert depot.server.bus is not None
     depot.server.bus.subscribe(Failing())
     engine = await depot.attach(prefill_tokens_per_second=1_000.0)
@@ -54,6 +56,8 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other(open_site:
     lease = (await engine.lookup("t", prompt(32, 3))).lease
     await engine.store("t", prompt(32, 4), engine.kv(32, 4))
     await engine.attachment.release_lease(lease)
+    pinned = await depot.client.pin_prefix(prompt(16, 3), 60, model_name="model")
+    await depot.client.unpin_prefix(pinned.pin)
     await depot.client.clear_cache()
     gone = await depot.attach()
     await gone.close()

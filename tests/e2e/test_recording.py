@@ -21,9 +21,11 @@ from kvdepot.cli.request_trace import BLOCK_TOKENS, Trace, read_trace
 from kvdepot.cli.trace_player import Replayed, replay_trace
 from service.load_settings import BadSettings, load
 from service.server import Server
+from telemetry.metrics.recording_definitions import RECORDING_METRICS
 from tests.e2e.access.calling import write_tenants
 from tests.e2e.conftest import Open
 from tests.e2e.engines import SMALL, Engine, attach, prompt
+from tests.e2e.scraping import measured, scrape
 from tests.e2e.servers import running_server
 from tests.fakes.waiting import eventually
 
@@ -280,6 +282,32 @@ async def test_a_disk_that_is_full_ends_the_recording_and_nothing_else(
     assert line.levelname == "WARNING"
     assert "No space left on device" in line.getMessage()
     assert 0 < len(recorded(small_disk / "trace.jsonl")) < 200  # each line is whole
+
+
+async def test_metrics_say_what_is_recorded_and_that_it_has_ended(small_disk: Path, open_site: Open) -> None:
+    names = {metric.prometheus_name for metric in RECORDING_METRICS}
+    site = await open_site(**measured(record_trace=str(small_disk / "trace.jsonl")))
+    engine = await site.attach()
+    await engine.lookup("first", token_prefix(prompt(40)))
+    await engine.end_session("first")
+
+    async def is_recorded() -> bool:
+        return (await scrape(site.server)).sum("kvdepot_recording_requests_total") == 1
+
+    await eventually(is_recorded)
+    page = await scrape(site.server)
+    assert names <= page.names
+    values = [page.sum(f"kvdepot_recording_{name}") for name in ("active", "requests_total", "dropped_total")]
+    assert values == [1, 1, 0]
+    for number in range(200):
+        await engine.lookup(f"{number}", token_prefix(prompt(30 * CHUNK_SIZE, seed=number)))
+        await engine.end_session(f"{number}")
+
+    async def has_ended() -> bool:
+        page = await scrape(site.server)
+        return page.sum("kvdepot_recording_active") == 0 < page.sum("kvdepot_recording_dropped_total")
+
+    await eventually(has_ended)
 
 
 @pytest.mark.parametrize("name", ["missing/trace.jsonl", "."])

@@ -46,6 +46,14 @@ def test_reads_the_ids_of_every_request_in_order(tmp_path: Path) -> None:
         ('{"hash_ids": [true]}', "True in hash_ids"),
         ('{"hash_ids": [-1]}', "-1 in hash_ids"),
         ('{"hash_ids": [4611686018427387904]}', "4611686018427387904 in hash_ids"),
+        ('{"hash_ids": [1099511627776], "recording": "a"}', "from 0 to 2^40 - 1"),
+        ('{"hash_ids": [0], "recording": 7}', '"recording" is not a text'),
+        ('{"hash_ids": [0], "output_hash_ids": [-1]}', "-1 in output_hash_ids"),
+        ('{"hash_ids": [0], "output_hash_ids": 7}', 'a list "output_hash_ids"'),
+        ('{"hash_ids": [0], "block_tokens": 1}', "block_tokens is 1, not an integer from 2"),
+        ('{"hash_ids": [0], "block_tokens": "256"}', "block_tokens is '256'"),
+        ('{"hash_ids": [0], "block_tokens": 256}', "blocks of 256 tokens, after blocks of 512 tokens"),
+        ('{"hash_ids": [0], "block_tokens": 512, "input_length": -1}', "input_length is -1"),
     ],
 )
 def test_a_line_that_is_not_a_request_is_named(tmp_path: Path, line: str, complaint: str) -> None:
@@ -54,6 +62,23 @@ def test_a_line_that_is_not_a_request_is_named(tmp_path: Path, line: str, compla
         read_trace(trace)
     assert f"{trace}:2: " in str(raised.value)
     assert complaint in str(raised.value)
+
+
+def test_a_recording_has_its_own_blocks_without_the_short_one_and_its_answers(tmp_path: Path) -> None:
+    lines = [
+        {"input_length": 40, "hash_ids": [0, 1, 2], "output_hash_ids": [3], "block_tokens": 16, "recording": "a"},
+        {"input_length": 64, "hash_ids": [0, 1, 3, 4], "block_tokens": 16, "recording": "a"},
+        {"input_length": 16, "hash_ids": [0], "block_tokens": 16, "recording": "b"},
+    ]
+    read = read_trace(write(tmp_path / "trace.jsonl", *map(json.dumps, lines)))
+    assert read.block_tokens == 16
+    assert read.requests == [(0, 1), (0, 1, 3, 4), (1 << 40,)]
+    assert read.outputs == [(3,), (), ()]
+
+
+def test_a_trace_of_mooncake_keeps_its_last_block(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace.jsonl", json.dumps({"input_length": 655, "hash_ids": [46, 47]}))
+    assert read_trace(trace).requests == [(46, 47)]
 
 
 def test_files_without_requests_are_refused(tmp_path: Path) -> None:

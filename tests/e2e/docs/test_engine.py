@@ -44,6 +44,8 @@ ENGINE_RPCS = (
     "StoreInline",
     "RetrieveInline",
     "EndSession",
+    "PinPrefix",
+    "Prefetch",
 )
 OF_THE_CLIENT = {
     "UNREACHABLE",

@@ -212,12 +212,17 @@ def test_all_pins_together_hold_half_of_l1() -> None:
 
 
 def test_pins_leave_the_share_of_another_tenant_to_it() -> None:
-    depot = PinnedIndex(num_slots=7, most_chunks=100)  # 4 of 7 slots are red's
-    depot.store("blue", "a")
-    with pytest.raises(PinLimitExceeded):
-        depot.pin("blue", "a")
-    depot.index.shares.set({})
-    depot.store("blue", "c")
+    depot = PinnedIndex(num_slots=10)
+    depot.index.shares.set({"red": 8 * SLOT_BYTES})
+    for tenant in ("red", "blue"):
+        depot.store(tenant, "c")
+    with pytest.raises(PinLimitExceeded, match="at the moment"):
+        depot.pin("blue", "c")
+    depot.pin("red", "c")  # its own share
+    depot.index.shares.set({"red": 7 * SLOT_BYTES})
+    with pytest.raises(PinLimitExceeded, match="at the moment"):
+        depot.pin("blue", "c")  # more than half of L1, with red's
+    depot.pins["red"].end(next(iter(depot.pins["red"])), PinEnd.UNPINNED)
     depot.pin("blue", "c")
     depot.check()
     depot.close()
