@@ -61,8 +61,7 @@ def test_depots_without_a_tier_are_islands(tmp_path: Path) -> None:
     assert summary["num_requests_by_node"] == [60, 60]
     islands = sum(brute_force_hits(REQUESTS[node::2], L1_CHUNKS) for node in range(2))
     assert summary["islands_hit_ratio"] == pytest.approx(islands / NUM_BLOCKS)
-    # The depot orders uses of about the same time a little differently. That shows in so small an L1.
-    assert summary["hit_blocks"] == pytest.approx(islands, rel=0.03)
+    assert summary["hit_blocks"] == islands
     assert summary["hit_blocks"] < ALL
     assert summary["tiers"] == []
 
