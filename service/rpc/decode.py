@@ -20,13 +20,7 @@ from service.depot.values import (
     StoreRequest,
 )
 from service.l1.keys import Prefix
-from service.rpc.limits import (
-    MAX_BLOCK_HASHES,
-    MAX_GROUPS,
-    MAX_REGIONS,
-    MAX_TABLES,
-    MAX_TOKEN_IDS,
-)
+from service.rpc.limits import MAX_BLOCK_HASHES, MAX_GROUPS, MAX_REGIONS, MAX_TABLES, MAX_TOKEN_IDS
 from service.rpc.prefill_rate import prefill_rate
 from service.rpc.violations import MAX_ID_BYTES, Violations, WithIds
 
