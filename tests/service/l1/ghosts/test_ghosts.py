@@ -9,7 +9,7 @@ import pytest
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.ghosts.ghosts import MAX_GROUPS, MIN_ENTRIES, Ghosts
 from service.l1.past import RemovalReason
-from tests.service.l1.ghosts.traffic import CHUNK_TOKENS, SLOT_BYTES, Traffic, key
+from tests.service.l1.ghosts.traffic import CHUNK_TOKENS, SLOT_BYTES, Traffic
 
 MIB = 1 << 20
 
