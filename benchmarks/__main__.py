@@ -19,6 +19,7 @@ from benchmarks import (
     keys,
     load,
     lookups,
+    recording,
     startup,
     telemetry,
     tiers,
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "tiers_tails": ("What tiers cost other engines", tiers_tails),
     "tiers_first_token": ("The first token from the disk", tiers_first_token),
     "telemetry": ("What watching costs", telemetry),
+    "recording": ("What a recording costs", recording),
 }
 
 

@@ -39,6 +39,8 @@ def event() -> LookupFinished:
         matched_tokens=4096,
         l1_tokens=4096,
         l2_tokens=0,
+        matched_bytes=0,
+        saved_prefill_seconds=None,
         miss_reason="",
     )
 

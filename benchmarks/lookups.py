@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -35,7 +36,9 @@ class Rounds:
     p99_ms: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
 
-    async def measure(self, call: Method, request: bytes, num_clients: int, server: servers.Serving) -> None:
+    async def measure(
+        self, call: Callable[[bytes], Awaitable[bytes]], request: bytes, num_clients: int, server: servers.Serving
+    ) -> None:
         """Measure one round of some clients, each with one call at a time."""
         latencies: list[float] = []
         cpu_seconds = server.cpu_seconds()

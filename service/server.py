@@ -31,12 +31,14 @@ from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
-from service.observability.gauges import read_access, read_build, read_depot, read_memory
+from service.observability.gauges import read_access, read_build, read_depot, read_memory, read_recording
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
+from service.observability.sizing_gauges import SizingGauges
 from service.observability.tier_gauges import read_tiers
 from service.process.heap import give_back_freed_memory
 from service.process.log_levels import LogLevels
+from service.recording.setup import open_recorder
 from service.rpc.admin import AdminServicer
 from service.rpc.admission import Admission
 from service.rpc.cache import CacheServicer
@@ -49,6 +51,7 @@ from service.rpc.refusals import Refusals
 from service.rpc.services import SERVICES, add_services
 from service.rpc.spans import CallSpans
 from service.settings import Settings
+from service.sizing.report import Sizing
 from service.tier_setup import OpenTiers, open_tiers
 from telemetry.events import Event, ServerDraining
 from telemetry.metrics.prometheus import Page
@@ -89,6 +92,7 @@ class Server:
         index = self.memory.index
         verification = Verification(limits.verify, index, self.bus)
         slices = Slices()
+        self._recorder = open_recorder(settings, self.bus)
         opened = open_tiers(settings, self.memory, verification, self.bus, slices)
         tiers = Tiers(opened, settings.l2_write, index, verification)
         self.depots = TenantDepots(
@@ -100,8 +104,10 @@ class Server:
             verification=verification,
             tiers=tiers,
             slices=slices,
+            recorder=self._recorder,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
+        self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
@@ -126,7 +132,12 @@ class Server:
         self._log_levels = LogLevels(self.bus)
         self._observability_servicer = ObservabilityServicer(self.depots, self.bus, self._observability.activity)
         self._admin_servicer = AdminServicer(
-            self.depots, self.bus, settings.described(), lambda: self.memory.populated_bytes, self._log_levels
+            self.depots,
+            self.bus,
+            settings.described(),
+            lambda: self.memory.populated_bytes,
+            self._log_levels,
+            self.sizing,
         )
         self._vitals = Vitals()
         self.draining = Draining(self.depots, self._admission, self._health, self._vitals, self._attacher)
@@ -173,6 +184,8 @@ class Server:
                 tasks.create_task(self._zeroing.run(), name="zeroing"),
             )
             tiers = tasks.create_task(self.depots.tiers.run(), name="tiers")  # calls need them until the drain's end
+            if self._recorder is not None:
+                self._recorder.start()
             try:
                 await self._grpc.start()
                 self.memory.start_populating(self._register)
@@ -196,6 +209,8 @@ class Server:
         await self.draining.calls_end(self._settings.drain_timeout)
         report.waited()
         await self.draining.end_attachments()
+        if self._recorder is not None:
+            await self._recorder.close()
         self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
@@ -234,8 +249,10 @@ class Server:
             lambda: read_depot(self.depots, self._admission, self._refusals, self.memory.populated_bytes),
             lambda: read_memory(self.memory),
             lambda: read_tiers(self.depots.tiers),
+            SizingGauges(self.sizing).read,
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
+            *((lambda: read_recording(recorder),) if (recorder := self._recorder) is not None else ()),
             *more_gauges,
         )
         self._observability.watch(self.depots.sessions_of, gauges, lambda: read_gauges(self.depots, self.bus))

@@ -26,7 +26,7 @@ METAVARS = {
     "eviction": "POLICY",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
-    **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants", "l1_file"), "FILE"),
+    **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca", "tenants", "l1_file", "record_trace"), "FILE"),
 }
 REPEATABLE = ("listen", "l2", "subscriber")
 

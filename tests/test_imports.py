@@ -36,13 +36,14 @@ ORDER = {
     "service": """
         errors units process
         l1
-        tiers
+        tiers sizing
         setting_faults setting_types
         settings
         load_settings
         setting_groups
         setting_options misspelt print_config access
         depot
+        recording
         cache_memory depot_settings
         tier_setup
         rpc

@@ -58,6 +58,7 @@ class Answers:
             "sessions": self.sessions,
             "session": self.session,
             "l1": self.l1,
+            "sizing": self.sizing,
             "events": self.events,
         }
 
@@ -117,6 +118,11 @@ class Answers:
             "left_out_bytes": found.left_out_bytes,
             "holdings": [{**asdict(holding), "ranks": len(holding.ranks)} for holding in found.holdings],
         }
+
+    async def sizing(self, caller: Caller, query: Query) -> Answer:
+        """Return what other sizes of L1 would have hit in the last `window` seconds, or as far back as is known."""
+        window_seconds = _number(query, "window", 0) if query.get("window") else None
+        return await self._calls.hit_curve(caller, window_seconds, _text(query, "tenant"))
 
     async def events(self, caller: Caller, query: Query) -> Answer:
         """Return the events with numbers above `after`. The first answer has none, and the number to go on from."""

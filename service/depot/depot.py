@@ -14,11 +14,16 @@ import numpy as np
 
 from service.access.credentials import WITHOUT_LIMIT
 from service.access.quota import Quota
+from service.depot.hits import HitTotals
 from service.depot.instances import Attachment, Instance, Instances, TransferBackend
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
 from service.depot.operation import Operation
+from service.depot.pin_bounds import PinBounds
+from service.depot.pins import Pins
+from service.depot.prefetches import Prefetches
 from service.depot.publisher import NullPublisher
+from service.depot.recording import RequestRecorder
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
 from service.depot.store_plan import StoreContext
@@ -44,7 +49,8 @@ class DepotLimits:
 
     `max_wait_seconds` bounds each wait for another call. `cache_epoch` is an operator's number: chunks of another epoch
     are never found. `chunks_outlive_depot` says that the process after this one may find the chunks of this one. At 0
-    bytes a second there is no scrub.
+    bytes a second there is no scrub. `max_pinned_bytes` is what the pins of the default tenant may hold of L1; others'
+    bounds are in their quotas.
     """
 
     chunk_size: int = 256
@@ -55,6 +61,8 @@ class DepotLimits:
     chunks_outlive_depot: bool = False
     verify: Verify = Verify.ALL
     scrub_bytes_per_second: float = 0.0
+    pin_ttl_max_seconds: float = 86_400.0
+    max_pinned_bytes: int = 1 << 62
 
 
 class Depot:
@@ -76,12 +84,15 @@ class Depot:
         slices: Slices | None = None,
         verification: Verification | None = None,
         tiers: Tiers | None = None,
+        recorder: RequestRecorder | None = None,
+        pin_bounds: PinBounds | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
         self.limits = limits
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
+        self.index.worth.chunk_tokens = limits.chunk_size
         self.verification = verification or Verification(limits.verify, self.index, bus)
         behind = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.tiers = behind.tiers
@@ -93,12 +104,17 @@ class Depot:
         self.leases = Leases(self.index, limits.lease_ttl_seconds, self.slices)
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
-        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus)
+        self.recorder = recorder
+        self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus, recorder)
+        bounds = pin_bounds or PinBounds(self.index.capacity_bytes, self.index.shares)
+        self.pins = Pins(self.index, self.slices, self.bus, bounds, self.tenant, self._max_pinned_bytes)
+        self.prefetches = Prefetches(self.index, self.slices, self.bus)
         self.stored_identities = StoredIdentities(
             stats for stats in self.index.namespaces() if stats.tenant == self.tenant
         )
         self.open_stores: set[StoreContext] = set()
         self.num_refused_chunks = 0
+        self.hit_totals = HitTotals()
         self.draining = False
         self.is_removed = False  # its tenant: then stores of calls that run on make nothing visible
         self._operation_numbers = itertools.count(1)
@@ -125,9 +141,14 @@ class Depot:
         if prefix.hash_block_size and self.limits.chunks_outlive_depot and not instance.block_hash_seed:
             raise BlockHashSeedMissing(instance.instance_id)
 
+    def stop(self) -> None:
+        """Stop the timers for good."""
+        self.lifetimes.stop()
+        self.pins.stop()
+
     def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
         """Return the stats of the namespace of a rank's chunks of a prefix."""
-        return self.index.namespace_stats(
+        stats = self.index.namespace_stats(
             attachment.identity.namespace(prefix, self.limits.chunk_size),
             model_name=attachment.model_name,
             cache_salt=prefix.cache_salt,
@@ -141,6 +162,9 @@ class Depot:
             model_revision=attachment.model_revision,
             block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
         )
+        if attachment.prefill_tokens_per_second is not None:
+            stats.prefill_tokens_per_second = attachment.prefill_tokens_per_second
+        return stats
 
     @contextmanager
     def operation(
@@ -189,6 +213,9 @@ class Depot:
                 return await step
         except TimeoutError as error:
             raise StreamStalled(f"{what} for {self.limits.max_wait_seconds:g} seconds") from error
+
+    def _max_pinned_bytes(self) -> int:
+        return self.quota.limits.max_pinned_bytes if self.tenant else self.limits.max_pinned_bytes
 
     def publish_evicted(self, chunks: Sequence[Chunk]) -> None:
         """Publish the chunks that were evicted, an event for each tenant and model."""

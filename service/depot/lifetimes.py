@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from service.depot.leases import Lease, Leases
+from service.depot.recording import RequestEnded, RequestRecorder
 from service.depot.running_transfer import stopped, to_the_end
 from service.depot.sessions import Session, Sessions
 from service.depot.slices import Slices
@@ -21,11 +22,19 @@ from telemetry.kinds import LeaseEnd, SessionEnd, Tier
 class Lifetimes:
     """The beginnings and ends of one tenant's sessions and leases, each with its event."""
 
-    def __init__(self, leases: Leases, sessions: Sessions, slices: Slices, bus: Publisher) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        sessions: Sessions,
+        slices: Slices,
+        bus: Publisher,
+        recorder: RequestRecorder | None = None,
+    ) -> None:
         self._leases = leases
         self._sessions = sessions
         self._slices = slices
         self._bus = bus
+        self._recorder = recorder
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
 
@@ -154,6 +163,8 @@ class Lifetimes:
         if leases_ended is not None:
             unpinned.insert(0, leases_ended)
         self._sessions.end(session, why)
+        if self._recorder is not None and session.request:
+            self._recorder.note(RequestEnded(request=session.request))
         self._bus.publish(
             SessionEnded(
                 instance_id=session.instance_id,

@@ -7,8 +7,12 @@ import math
 import time
 
 from service.depot.depot import Depot
+from service.depot.hits import Hit
+from service.depot.instances import Instance
 from service.depot.match import Match, match_prefix
 from service.depot.operation import Operation
+from service.depot.recording import LookedUp
+from service.depot.sessions import Session
 from service.depot.tier_search import extend
 from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
@@ -36,6 +40,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     if request.computed_tokens > prompt_tokens:
         raise invalid("computed_tokens", f"more than the prefix's {prompt_tokens} tokens")
     answer: LookupAnswer | None = None
+    hit = Hit()
     session = depot.lifetimes.session(request.instance_id, request.session_id, instance.model_name)
     with depot.operation(
         session,
@@ -49,7 +54,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             num_tokens=prompt_tokens,
             computed_tokens=request.computed_tokens,
         ),
-        finished=lambda operation: _finished(request, operation, answer),
+        finished=lambda operation: _finished(request, operation, answer, hit),
     ) as operation:
         match = await _match(depot, request)
         try:
@@ -58,14 +63,20 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             matched_tokens = match.num_chunks * depot.limits.chunk_size
             l2_tokens = len(match.from_l2) * depot.limits.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
+            session.note_will_continue(request.will_continue)
+            hit = _hit(depot, instance, request, match)
+            request_before = session.request
             number = session.request_of_lookup(depot.index.new_request)
             for chunks in match.chunks_by_rank:
-                depot.index.count_hits(chunks, number, match.from_l2)
+                depot.index.count_hits(chunks, number, match.from_l2, will_continue=session.will_continue)
             more_asked, more_hit = session.note_lookup(prompt_tokens, matched_tokens)
             depot.index.ghosts.note_lookup(depot.tenant, instance.model_name, more_asked, more_hit)
+            depot.pins.note_match(match.chunks_by_rank[0])
+            depot.prefetches.note_match(match.chunks_by_rank)
             lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
         finally:
             match.unpin(depot)
+        _record(depot, request, session, request_before)
         answer = LookupAnswer(matched_tokens=matched_tokens, lease=lease, miss=match.miss, l2_tokens=l2_tokens)
         operation.prompt_tokens = prompt_tokens
         if match.miss is not None:
@@ -74,6 +85,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
         operation.num_tokens = matched_tokens
         operation.tier = Tier.L2 if l2_tokens else Tier.L1
         operation.outcome = _outcome(matched_tokens, match.miss)
+        depot.hit_totals.add(prompt_tokens, matched_tokens, l2_tokens, hit)
     return answer
 
 
@@ -93,7 +105,14 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
         if not depot.tiers or match.pending_writes or num_tries > MAX_TRIES:
             return match
         try:
-            if await extend(depot, request, match, longest_wait or math.inf):
+            if await extend(
+                depot,
+                request.instance_id,
+                request.prefix,
+                match,
+                longest_wait_seconds=longest_wait or math.inf,
+                prefill_rate=request.prefill_tokens_per_second,
+            ):
                 return match
         except BaseException:
             match.unpin(depot)
@@ -101,7 +120,27 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
         match.unpin(depot)
 
 
-def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer | None) -> LookupFinished:
+def _record(depot: Depot, request: LookupRequest, session: Session, request_before: int) -> None:
+    """Tell the recorder of a lookup, if there is one. It computes the keys itself, those of rank 0."""
+    if depot.recorder is None:
+        return
+    attachment = depot.instances.find(request.instance_id, 0)
+    if attachment is None:
+        return
+    depot.recorder.note(
+        LookedUp(
+            request=session.request,
+            request_before=request_before,
+            monotonic=time.monotonic(),
+            prefix=request.prefix,
+            namespace=attachment.identity.namespace(request.prefix, depot.limits.chunk_size),
+            tenant=depot.tenant,
+            model_name=attachment.model_name,
+        )
+    )
+
+
+def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer | None, hit: Hit) -> LookupFinished:
     l2_tokens = answer.l2_tokens if answer is not None else 0
     return LookupFinished(
         instance_id=request.instance_id,
@@ -114,6 +153,8 @@ def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer
         matched_tokens=operation.num_tokens,
         l1_tokens=operation.num_tokens - l2_tokens,
         l2_tokens=l2_tokens,
+        matched_bytes=hit.num_bytes,
+        saved_prefill_seconds=hit.saved_prefill_seconds,
         miss_reason=answer.miss.reason if answer is not None and answer.miss is not None else "",
     )
 
@@ -122,3 +163,19 @@ def _outcome(matched_tokens: int, miss: Miss | None) -> Outcome:
     if matched_tokens == 0:
         return Outcome.MISS
     return Outcome.OK if miss is None else Outcome.PARTIAL
+
+
+def _hit(depot: Depot, instance: Instance, request: LookupRequest, match: Match) -> Hit:
+    """Return what a match is worth. The engine has `computed_tokens` itself, so they save nothing.
+
+    The rate is that of the request, or else the lowest one that a rank said when it attached.
+    """
+    num_bytes = sum(len(chunks) * chunks[0].namespace_stats.chunk_bytes for chunks in match.chunks_by_rank if chunks)
+    rate = request.prefill_tokens_per_second or min(
+        (each.prefill_tokens_per_second for each in instance.ranks.values() if each.prefill_tokens_per_second),
+        default=None,
+    )
+    if rate is None:
+        return Hit(num_bytes)
+    saved_tokens = max(0, match.num_chunks * depot.limits.chunk_size - request.computed_tokens)
+    return Hit(num_bytes, saved_tokens / rate)

@@ -15,6 +15,7 @@ from service.depot.inline_checksum import InlineChecksum
 from service.depot.instances import Attachment
 from service.depot.open_store import CHUNKS_PER_PLAN, OpenStore
 from service.depot.operation import Operation
+from service.depot.recording import Stored
 from service.depot.sessions import Session
 from service.depot.trace_context import traceparent
 from service.depot.transfer import TransferOwner, chunks_per_transfer, require_buffer, transfer_chunks
@@ -175,8 +176,13 @@ def _open(
         ),
         finished=lambda operation: _finished(header, operation, open_store.answer),
     ) as operation:
-        request = session.request_of_transfer(depot.index.new_request)
-        open_store.open(operation.operation_id, request, session.asked_tokens)
+        session.note_will_continue(header.will_continue)
+        open_store.open(
+            operation.operation_id,
+            session.request_of_transfer(depot.index.new_request),
+            asked_tokens=session.asked_tokens,
+            will_continue=session.will_continue,
+        )
         try:
             yield open_store, session, operation
         finally:
@@ -187,6 +193,8 @@ def _open(
             refusal = open_store.answer.refusal
             operation.refusal_reason = refusal.reason if refusal is not None else None
         operation.outcome = open_store.outcome()
+        if depot.recorder is not None and header.rank == 0:
+            depot.recorder.note(Stored(request=session.request, prefix=header.prefix))
 
 
 def _finished(header: StoreHeader, operation: Operation, answer: StoreAnswer) -> StoreFinished:

@@ -21,6 +21,7 @@ class Tiers:
         self.loading = Loading(index, verification)
         self.write_behind = WriteBehind(tiers, policy, index)
         self._to_clear: asyncio.Queue[str] = asyncio.Queue()
+        index.worth.tier_read_seconds = self._read_seconds
 
     def __repr__(self) -> str:
         return f"<Tiers {', '.join(tier.name for tier in self.tiers)}>"
@@ -55,3 +56,8 @@ class Tiers:
     async def close(self) -> None:
         """End all tiers, at the same time. After this nothing of them touches L1."""
         await asyncio.gather(*(tier.close() for tier in self.tiers))
+
+    def _read_seconds(self, num_bytes: int, in_tiers: int) -> float | None:
+        """Return how long the quickest of these tiers would need to read so many bytes. None: none has read yet."""
+        seconds = [tier.seconds_to_read(num_bytes) for tier in self.tiers if in_tiers & tier.bit]
+        return min((each for each in seconds if each is not None), default=None)

@@ -16,7 +16,7 @@ from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.index import Index
 from service.l1.keys import ChunkKey
-from service.l1.ledger import Ledger, stats_of
+from service.l1.ledger import Ledger, stats_of, uses_of
 from service.l1.pool import SLOT_ALIGNMENT_BYTES, Pool
 from service.l1.records import Record
 
@@ -47,11 +47,13 @@ class Adoption:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry of the table of records that may be adopted."""
+    """An entry of the table of records that may be adopted. `place` is that among the uses of one tick."""
 
     number: int
     record: Record
-    last_use: int
+    tick: int
+    place: int
+    num_uses: int
     stats: NamespaceStats
 
 
@@ -71,11 +73,12 @@ def adopt(
         chunk = Chunk(ChunkKey(each.record.key), each.stats, slot, None)
         chunk.absent_tokens = each.record.absent_tokens
         chunk.checksum = each.record.checksum
+        chunk.num_uses = each.num_uses
         chunk.store_time = chunk.release_time = monotonic - max(0, wall_ns - each.record.store_time_ns) / 1e9
         chunks.append((chunk, each))
-    chunks.sort(key=lambda pair: pair[1].last_use)
+    chunks.sort(key=lambda pair: (pair[1].tick, pair[1].place))
     index = Index(pool, ledger, eviction)
-    index.adopt((chunk, each.last_use) for chunk, each in chunks)
+    index.adopt((chunk, each.tick) for chunk, each in chunks)
     for chunk, each in chunks:
         ledger.note_adopted(chunk, each.number, each.record.generation)
         adoption.num_chunks_by_tenant[each.stats.tenant] += 1
@@ -102,7 +105,7 @@ def _read(ledger: Ledger, capacity_bytes: int, adoption: Adoption, without_check
         elif record.checksum is None and not without_checksum:
             _reject(number, Doubt.WITHOUT_CHECKSUM, ledger, adoption)
         else:
-            found.append(_Found(number, record, last_use, stats))
+            found.append(_Found(number, record, *uses_of(last_use), stats))
     return found
 
 

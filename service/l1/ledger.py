@@ -15,8 +15,11 @@ from service.l1.records import Record, RecordTable
 logger = logging.getLogger(__name__)
 
 CHUNKS_PER_STEP = 256
-_TICK_SHIFT = 16  # of a tick of the eviction order, in the last use of a record
+# The last use of a record: from the low bits on, the place among the uses of one tick, the tick, the number of uses.
+_TICK_SHIFT = 16
+_USES_SHIFT = 56
 _MAX_RANK = (1 << _TICK_SHIFT) - 1
+_MAX_USES = 255
 _NO_FACTS = ("prefill_tokens_per_second", "num_chunks", "ever_stored", "entry")
 _FACTS = tuple(field.name for field in dataclasses.fields(NamespaceStats) if field.name not in _NO_FACTS)
 
@@ -58,7 +61,7 @@ class Ledger:
             absent_tokens=chunk.absent_tokens,
         )
         try:
-            self.records.write(number, record, tick << _TICK_SHIFT)
+            self.records.write(number, record, _last_use(tick, 0, chunk.num_uses))
         except ValueError:  # no model in use has so many groups of layers
             self.records.erase(number)
             self._count_without_record()
@@ -82,7 +85,7 @@ class Ledger:
         """Take over the record of a chunk that the process before this one stored."""
         chunk.record = number
         self._generation = max(self._generation, generation)
-        self.records.note_use(number, chunk.last_use << _TICK_SHIFT)
+        self.records.note_use(number, _last_use(chunk.last_use, 0, chunk.num_uses))
 
     def noting_uses(self, newest_first: Iterable[Chunk]) -> Iterator[None]:
         """Write when chunks were last used, in short steps. Those of one tick keep their order."""
@@ -91,7 +94,7 @@ class Ledger:
             if chunk.last_use != tick:
                 tick, rank = chunk.last_use, _MAX_RANK
             if chunk.record is not None:
-                self.records.note_use(chunk.record, tick << _TICK_SHIFT | rank)
+                self.records.note_use(chunk.record, _last_use(tick, rank, chunk.num_uses))
             rank = max(0, rank - 1)
             if number % CHUNKS_PER_STEP == 0:
                 yield
@@ -100,6 +103,19 @@ class Ledger:
         self.num_without_record += 1
         if self.num_without_record == 1:
             logger.warning("the tables of L1 are full: some chunks will be lost when this process ends")
+
+
+def _last_use(tick: int, rank: int, num_uses: int) -> int:
+    return min(num_uses, _MAX_USES) << _USES_SHIFT | (tick << _TICK_SHIFT | rank) & (1 << _USES_SHIFT) - 1
+
+
+def uses_of(last_use: int) -> tuple[int, int, int]:
+    """Return what the last use of a record says: its tick, its place among the uses of that tick, the number of uses.
+
+    A record of a depot that did not count uses has 0 of them.
+    """
+    order = last_use & (1 << _USES_SHIFT) - 1
+    return order >> _TICK_SHIFT, order & _MAX_RANK, last_use >> _USES_SHIFT
 
 
 def facts_of(stats: NamespaceStats) -> Facts:

@@ -1,4 +1,4 @@
-"""AdminService: reports the depot's state and its instances, clears the cache, and changes levels of the log."""
+"""AdminService: reports what the depot has and does, clears the cache, and changes levels of the log."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from service.depot.instances import Instance
 from service.depot.tenant_depots import TenantDepots
 from service.process.log_levels import LogLevels
 from service.rpc import encode
+from service.rpc.hit_curve import hit_curve
 from service.rpc.log_level import logger_levels, set_log_level
 from service.rpc.tiers import tier_statuses
+from service.sizing.report import Sizing
 from telemetry.bus import EventBus
 
 
@@ -29,12 +31,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         settings: Mapping[str, str],
         populated_bytes: Callable[[], int],
         log_levels: LogLevels,
+        sizing: Sizing,
     ) -> None:
         self._depots = depots
         self._bus = bus
         self._settings = settings
         self._populated_bytes = populated_bytes
         self._log_levels = log_levels
+        self._sizing = sizing
         self._start_time = time.time()
         self._start = time.monotonic()
 
@@ -56,6 +60,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             log_levels=logger_levels(self._log_levels),
             depot_incarnation=depots.incarnation,
             num_adopted_chunks=sum(depots.num_adopted_chunks_by_tenant.values()),
+            num_pins=sum(len(depot.pins) for depot in depots),
+            pinned_bytes=depots.pin_bounds.bytes_by_tenant.total(),
+            hits=self._hits(),
         )
 
     async def ListInstances(
@@ -82,6 +89,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         set_log_level(self._log_levels, request)
         return admin_pb2.SetLogLevelResponse(log_levels=logger_levels(self._log_levels))
 
+    async def GetHitCurve(
+        self, request: admin_pb2.GetHitCurveRequest, context: object
+    ) -> admin_pb2.GetHitCurveResponse:
+        return hit_curve(self._sizing, request)
+
+    def _hits(self) -> admin_pb2.HitTotals:
+        totals = [depot.hit_totals for depot in self._depots]
+        saved = [each.saved_prefill_seconds for each in totals if each.saved_prefill_seconds is not None]
+        return admin_pb2.HitTotals(
+            num_lookups=sum(each.num_lookups for each in totals),
+            asked_tokens=sum(each.asked_tokens for each in totals),
+            hit_tokens=sum(each.hit_tokens for each in totals),
+            l2_tokens=sum(each.l2_tokens for each in totals),
+            hit_bytes=sum(each.hit_bytes for each in totals),
+            saved_prefill_seconds=sum(saved) if saved else None,
+        )
+
     def _event_queue(self) -> admin_pb2.EventQueueStatus | None:
         if self._bus is None:
             return None
@@ -107,6 +131,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 num_running_rpcs=depot.quota.num_running,
                 bytes_in_flight=depot.quota.bytes_in_flight,
                 num_adopted_chunks=num_adopted.get(depot.tenant, 0),
+                num_pins=len(depot.pins),
+                pinned_bytes=depot.pins.held.num_bytes,
             )
             for depot in sorted(self._depots, key=lambda depot: depot.tenant)
             if depot.tenant

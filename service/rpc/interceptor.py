@@ -49,9 +49,11 @@ ALWAYS_ADMITTED = frozenset(
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
         "/kvdepot.v1.CacheService/DetachInstance",
+        "/kvdepot.v1.CacheService/UnpinPrefix",
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
         "/kvdepot.v1.AdminService/SetLogLevel",
+        "/kvdepot.v1.AdminService/GetHitCurve",
     }
 )
 UNAUTHENTICATED = ""  # the client in whose queue unknown callers wait

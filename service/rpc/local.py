@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from kvdepot.v1 import admin_pb2, observability_pb2
 from service.access.credentials import Caller, caller, visible_tenant
 from service.errors import AdminOnly
+from service.rpc import encode
 from service.rpc.admin import AdminServicer
 from service.rpc.observability import ObservabilityServicer
 
@@ -41,11 +42,21 @@ class LocalCalls:
 
         Raises: AdminOnly.
         """
-        if not found.tenant.is_admin:
-            raise AdminOnly("AdminService is for admins")
+        _require_admin(found)
         status = _json(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), None))
         instances = _json(await self._admin.ListInstances(admin_pb2.ListInstancesRequest(), None))
         return lambda: {"status": status(), **instances()}
+
+    async def hit_curve(self, found: Caller, window_seconds: float | None, tenant: str) -> Callable[[], Any]:
+        """Call GetHitCurve. Errors of the RPC are raised.
+
+        Raises: AdminOnly.
+        """
+        _require_admin(found)
+        request = admin_pb2.GetHitCurveRequest(tenant=tenant)
+        if window_seconds is not None:
+            request.window.CopyFrom(encode.duration(window_seconds))
+        return _json(await self._admin.GetHitCurve(request, None))
 
     @staticmethod
     def visible_tenant(found: Caller, requested: str) -> str:
@@ -55,6 +66,11 @@ class LocalCalls:
         """
         caller.set(found)
         return visible_tenant(requested)
+
+
+def _require_admin(found: Caller) -> None:
+    if not found.tenant.is_admin:
+        raise AdminOnly("AdminService is for admins")
 
 
 def _json(message: Message) -> Callable[[], Any]:

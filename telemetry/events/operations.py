@@ -17,7 +17,11 @@ class LookupStarted(Event):
 
 @fact
 class LookupFinished(Event):
-    """A Lookup is answered. `miss_reason` says why no more tokens matched. It is empty if all matched."""
+    """A Lookup is answered. `miss_reason` says why no more tokens matched. It is empty if all matched.
+
+    `matched_bytes` are those of the matched chunks of all ranks. `saved_prefill_seconds` is the time that the engine
+    needs to compute the matched tokens that it does not have, as it says how fast it computes. None: it does not say.
+    """
 
     operation_id: str
     duration_seconds: float
@@ -27,6 +31,8 @@ class LookupFinished(Event):
     matched_tokens: int
     l1_tokens: int
     l2_tokens: int
+    matched_bytes: int
+    saved_prefill_seconds: float | None
     miss_reason: str
 
 

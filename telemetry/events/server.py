@@ -92,6 +92,19 @@ class FileRefused(Event):
 
 
 @fact
+class RecordingEnded(Event):
+    """No more requests are recorded. `reason`: why the file can't be written any more; empty at the drain.
+
+    `num_requests`: those in the file and its earlier parts. `num_dropped`: the lookups and stores that are missing.
+    """
+
+    file: str
+    reason: str
+    num_requests: int
+    num_dropped: int
+
+
+@fact
 class CallDenied(Event):
     """The caller may not make this call. `reason` is the error's. `tenant` is empty if the caller is not known.
 

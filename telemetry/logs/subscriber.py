@@ -22,12 +22,15 @@ INFO_EVENTS = frozenset(
         events.ServerStopped,
         events.LogLevelChanged,
         events.FileReloaded,
+        events.RecordingEnded,
         events.InstanceAttached,
         events.InstanceDetached,
         events.SessionStarted,
         events.LookupFinished,
         events.StoreFinished,
         events.RetrieveFinished,
+        events.PrefixPinned,
+        events.PinEnded,
         events.CacheCleared,
         events.EvictionPolicyChanged,
     }
@@ -103,6 +106,8 @@ def level_of(event: events.Event) -> int:
         return logging.WARNING if event.state in UNUSED_STATES else logging.INFO
     if getattr(event, "outcome", "") in (Outcome.REFUSED, Outcome.FAILED):
         return logging.WARNING
+    if isinstance(event, events.RecordingEnded):
+        return logging.WARNING if event.reason else logging.INFO
     if isinstance(event, (events.FileRefused, events.IoWorkerEnded)) or (
         isinstance(event, events.StoreFinished) and event.refused_tokens
     ):

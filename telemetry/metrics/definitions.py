@@ -1,10 +1,13 @@
-"""The definition of every metric that the depot exports. Those of tiers are in tier_definitions.py."""
+"""The definition of every metric. Those of hits, of tiers, of recordings and of sizing have files of their own."""
 
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
+from telemetry.metrics.hit_definitions import HIT_METRICS
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
+from telemetry.metrics.recording_definitions import RECORDING_METRICS
+from telemetry.metrics.sizing_definitions import SIZING_METRICS
 from telemetry.metrics.tier_definitions import TIER_METRICS
 
 
@@ -43,34 +46,6 @@ STORE_REFUSALS = counter(
 )
 RETRIEVE_TOKENS = counter("kvdepot.retrieve.tokens", "{token}", "Tokens that were retrieved.", by.TIER, by.MODEL)
 
-# Instances
-
-INSTANCE_LOOKUP_TOKENS = counter(
-    "kvdepot.instance.lookup.tokens", "{token}", "Tokens that an instance looked up.", by.ONE_INSTANCE, by.MODEL
-)
-INSTANCE_MATCHED = counter(
-    "kvdepot.instance.lookup.matched_tokens",
-    "{token}",
-    "Tokens that an instance's lookups found. Its hit ratio is the rate of these, divided by the rate of those above.",
-    *(by.ONE_INSTANCE, by.MODEL),
-)
-PREFILL_SAVED = counter(
-    "kvdepot.prefill.saved",
-    "s",
-    "Time that an instance would have needed to compute the tokens that it retrieved: their number divided by its "
-    "rate. Tokens count once, not for each rank. Nothing is counted while the rate is not known.",
-    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
-)
-PREFILL_RATE = gauge(
-    "kvdepot.prefill.token_rate",
-    "",
-    "Tokens of a prompt that an attached instance computes in a second. Measured: the upper quartile of its last 64 "
-    "prefills, each from the answer of a lookup or a retrieve to the next store of the session. The engine's queue is "
-    "part of that time. If an engine stores only at the end of a request, so is the time of its answer. Both make the "
-    "time saved too long. An engine that reports its rate at the attach has neither.",
-    *(by.ONE_INSTANCE, by.MODEL, by.RATE_SOURCE),
-)
-
 # Transfers
 
 TRANSFER_DURATION = call_duration(
@@ -100,8 +75,12 @@ L1_POPULATED = gauge("kvdepot.l1.populated", "By", "Bytes of L1 whose memory pag
 L1_SLOTS = gauge("kvdepot.l1.slots", "{slot}", "Slots that L1 is cut into so far.", by.SLOT_STATE)
 L1_RESIDENT = gauge("kvdepot.l1.chunks.resident", "{chunk}", "Chunks that a lookup can find.")
 L1_PROTECTED = gauge(
-    "kvdepot.l1.chunks.protected", "{chunk}", "Chunks that can't be evicted: leased, being read or being written."
+    "kvdepot.l1.chunks.protected",
+    "{chunk}",
+    "Chunks that can't be evicted: leased, pinned, being read or being written.",
 )
+L1_PINNED_CHUNKS = gauge("kvdepot.l1.chunks.pinned", "{chunk}", "Chunks that pins protect.")
+L1_PINNED = gauge("kvdepot.l1.pinned", "By", "Bytes of the slots of chunks that pins protect.")
 L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", by.MODEL)
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
 L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
@@ -144,11 +123,20 @@ CHUNK_REUSE_AFTER_EVICT = lifecycle(
     *(by.MODEL, by.TIER),
 )
 
-# Leases, sessions, attachments
+# Leases, pins, sessions, attachments
 
 LEASES_LIVE = gauge("kvdepot.leases.live", "{lease}", "Leases that protect chunks.")
 LEASES_GRANTED = counter("kvdepot.leases.granted", "{lease}", "Leases that were granted.")
 LEASES_ENDED = counter("kvdepot.leases.ended", "{lease}", "Leases that ended.", by.LEASE_END)
+PINS_LIVE = gauge("kvdepot.pins.live", "{pin}", "Pins that protect chunks.")
+PINS_PINNED = counter("kvdepot.pins.pinned", "{call}", "Calls of PinPrefix that pinned chunks.", by.PIN_KIND)
+PINS_ENDED = counter("kvdepot.pins.ended", "{pin}", "Pins that ended.", by.PIN_END)
+PREFETCHED = counter(
+    "kvdepot.prefetch.chunks",
+    "{chunk}",
+    "Chunks that prefetches loaded, once it is clear what became of them.",
+    by.PREFETCH_OUTCOME,
+)
 SESSIONS_LIVE = gauge("kvdepot.sessions.live", "{session}", "Sessions that have not ended.")
 SESSIONS_STARTED = counter("kvdepot.sessions.started", "{session}", "Sessions that began.", by.MODEL)
 SESSIONS_ENDED = counter("kvdepot.sessions.ended", "{session}", "Sessions that ended.", by.SESSION_END, by.MODEL)
@@ -209,6 +197,10 @@ TENANT_IO = counter(
     "kvdepot.tenant.io", "By", "Bytes of the chunks that were stored and retrieved.", by.MOVE, by.TENANT
 )
 TENANT_L1_USED = gauge("kvdepot.tenant.l1.used", "By", "Bytes of the slots that its chunks are in.", by.TENANT)
+TENANT_PINNED_CHUNKS = gauge("kvdepot.tenant.l1.chunks.pinned", "{chunk}", "Chunks that its pins protect.", by.TENANT)
+TENANT_PINNED = gauge(
+    "kvdepot.tenant.l1.pinned", "By", "Bytes of the slots of chunks that its pins protect.", by.TENANT
+)
 TENANT_SESSIONS = gauge("kvdepot.tenant.sessions.live", "{session}", "Sessions that have not ended.", by.TENANT)
 TENANT_RPCS = gauge("kvdepot.tenant.rpcs.running", "{call}", "Calls that run.", by.RPC_KIND, by.TENANT)
 TENANT_IN_FLIGHT = gauge("kvdepot.tenant.in_flight", "By", "Bytes that move.", by.TENANT)
@@ -294,5 +286,5 @@ PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was starte
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 _OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
-METRICS: tuple[Metric, ...] = (*_OWN, *TIER_METRICS)
-"""In the order in which they stand above, and then those of tiers."""
+METRICS: tuple[Metric, ...] = (*_OWN, *HIT_METRICS, *RECORDING_METRICS, *TIER_METRICS, *SIZING_METRICS)
+"""In the order in which they stand above, and then those of the other files."""

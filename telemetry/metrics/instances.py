@@ -9,7 +9,7 @@ from typing import Any
 
 from telemetry import events
 from telemetry.delivery import Subscriber
-from telemetry.metrics import definitions
+from telemetry.metrics import hit_definitions as definitions
 from telemetry.metrics.instruments import OTHER
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.metric import Attributes, Metric

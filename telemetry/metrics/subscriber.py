@@ -9,7 +9,7 @@ from typing import Any
 from telemetry import events
 from telemetry.delivery import Subscriber
 from telemetry.kinds import MissReason, OperationKind, Outcome, Tier
-from telemetry.metrics import definitions
+from telemetry.metrics import definitions, hit_definitions
 from telemetry.metrics.attributes import NO_ANSWER
 from telemetry.metrics.instruments import Histogram
 from telemetry.metrics.label_limiter import LabelLimiter
@@ -56,6 +56,8 @@ class MetricsSubscriber(Subscriber):
             events.TransferFinished: self._transferred,
             events.LeaseGranted: self._lease_granted,
             events.LeaseEnded: self._lease_ended,
+            events.PrefixPinned: self._pinned,
+            events.PinEnded: self._pin_ended,
             events.ChunksStored: self._chunks_in_l1,
             events.CacheCleared: self._cleared,
         }
@@ -91,6 +93,7 @@ class MetricsSubscriber(Subscriber):
         self._add(definitions.LOOKUP_TOKENS, (model_name,), event.num_tokens)
         self._add(definitions.LOOKUP_MATCHED, (L1, model_name), event.l1_tokens)
         self._add(definitions.LOOKUP_MATCHED, (L2, model_name), event.l2_tokens)
+        self._add(hit_definitions.LOOKUP_MATCHED_IO, (model_name,), event.matched_bytes)
         num_missed_tokens = event.num_tokens - event.matched_tokens
         if num_missed_tokens:
             if event.outcome in UNANSWERED:
@@ -148,6 +151,12 @@ class MetricsSubscriber(Subscriber):
 
     def _lease_ended(self, event: events.LeaseEnded) -> None:
         self._add(definitions.LEASES_ENDED, (str(event.reason),), 1)
+
+    def _pinned(self, event: events.PrefixPinned) -> None:
+        self._add(definitions.PINS_PINNED, ("again" if event.was_pinned else "new",), 1)
+
+    def _pin_ended(self, event: events.PinEnded) -> None:
+        self._add(definitions.PINS_ENDED, (str(event.reason),), 1)
 
     def _chunks_in_l1(self, event: events.ChunksStored) -> None:
         self._add(definitions.L1_STORED, (self._models.exported(event.model_name),), len(event.keys))

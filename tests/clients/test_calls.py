@@ -95,6 +95,12 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], Any]] = {
     ),
     "GetStatus": ("get_status", (), {}, admin_pb2.GetStatusRequest()),
     "ListInstances": ("list_instances", (), {}, admin_pb2.ListInstancesRequest()),
+    "GetHitCurve": (
+        "get_hit_curve",
+        (),
+        {"window_seconds": 3_600.0, "tenant": "red", "model_name": "model"},
+        admin_pb2.GetHitCurveRequest(window=Duration(seconds=3_600), tenant="red", model_name="model"),
+    ),
     "ClearCache": (
         "clear_cache",
         (),

@@ -711,6 +711,14 @@ for what, name, wrong in (
 ):
     bad("SetLogLevel", what, name, put(name, wrong))
 bad("SetLogLevel", "a time without a level", "duration", put("level", 0))
+for what, name, wrong in (
+    ("no window", "window", Duration()),
+    ("a window in the future", "window", Duration(seconds=-1)),
+    ("a window of 31 days", "window", Duration(seconds=31 * 86_400)),
+    ("a model of 10 KB", "model_name", "x" * 10_000),
+    ("a tenant of 10 KB", "tenant", "x" * 10_000),
+):
+    bad("GetHitCurve", what, name, put(name, wrong))
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: f"{row.rpc}: {row.what}")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
+from service.l1.eviction.policy_name import PolicyName
 from service.server import Server
 from tests.e2e.access.calling import Calling, write_tenants
 from tests.e2e.chromium import Browser, Page, chromium, needs_chromium
@@ -17,12 +18,14 @@ from tests.e2e.conftest import Open
 from tests.e2e.console import ask, free_port, report_session
 from tests.e2e.engines import Site, prompt
 from tests.e2e.servers import running_server
+from tests.fakes.curves import FakeCurves, curve
 from tests.fakes.shown_tier import disk_and_valkey
 from tests.fakes.waiting import eventually
 
 pytestmark = needs_chromium
 
 TOKENS = prompt(64)
+L1_BYTES = 16 << 20
 HOSTILE = "<img src=x onerror=hacked=1><script>hacked=1</script>&lt;b&gt;"
 
 
@@ -147,6 +150,46 @@ async def test_l1_shows_which_models_fill_it(page: Page, site: Site) -> None:
     await page.shows("L1 by model", "qwen", "16 KiB of 16 MiB", "used in the last 10 s")
 
 
+async def test_sizing_shows_the_curve_with_its_error_and_what_to_do(page: Page, site: Site) -> None:
+    site.server.depots.index.num_evicted = 1
+    present = {PolicyName.LRU2: 0.29, PolicyName.LFU: 0.2}
+    source = site.server.sizing.source = FakeCurves(
+        curve(l1_bytes=L1_BYTES, present=present, tier=0.35, share=0.7),
+        curve(l1_bytes=L1_BYTES, present=present, tier=0.35, share=0.3, model_name=HOSTILE),
+    )
+    await open_console(page, site.server, "sizing")
+    await page.shows("+48 MiB of L1 would have hit", "46.0 % instead of 35.0 %", "chosen by auto")
+    await page.shows("32 MiB\t2x\t40.0 %\t0.3 %", "16 MiB, now", "176 MiB: L1 with disk", "learned, in use", HOSTILE)
+    lines, bands, squares, circles = json.loads(
+        await page.evaluate(
+            "JSON.stringify(['.line', '.band', 'rect', 'circle']"
+            ".map((each) => document.querySelectorAll(`svg ${each}`).length))"
+        )
+    )
+    assert (lines, bands, squares, circles) == (2, 2, 1, 12)
+    at = json.loads(
+        await page.evaluate("JSON.stringify(document.querySelectorAll('svg circle')[3].getBoundingClientRect())")
+    )
+    await page.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    await eventually(lambda: _tip_shows(page, "40.0 % ± 0.3 %"))
+    assert set(source.windows) == {3_600.0}
+    await page.click("button", "1 day")
+
+    async def asks_for_a_day() -> bool:
+        return 86_400.0 in source.windows
+
+    await eventually(asks_for_a_day)
+
+
+async def test_sizing_says_that_it_is_too_early_and_draws_nothing(page: Page, site: Site) -> None:
+    site.server.sizing.source = FakeCurves(curve(l1_bytes=L1_BYTES, share=0.001))
+    await open_console(page, site.server, "sizing")
+    await page.shows("It is too early", "needs 1,000 for an estimate")
+    shown = await page.text()
+    assert "would have hit" not in shown
+    assert "By size" not in shown
+
+
 async def test_a_tier_that_fails_is_red_and_says_why(page: Page, open_site: Open) -> None:
     site = await open_site(console_port=free_port(), open_tiers=disk_and_valkey)
     await page.resize(390, 800)
@@ -214,6 +257,7 @@ async def test_a_tenant_logs_in_with_its_token(page: Page, tmp_path: Path) -> No
         await page.type("#token", "red-token")
         await page.click("#login button")
         await page.shows("tenant red", "Sessions, the newest first")
+        assert "Sizing" not in await page.text(), "it is for admins"
         assert await page.evaluate("Object.values(sessionStorage).join()") == "red-token"
         assert await page.evaluate("localStorage.length + document.cookie.length") == 0
         assert not [url for url in page.requested if "token" in url.replace("page_token", "")]
@@ -259,10 +303,12 @@ async def test_an_admin_chooses_a_tenant(page: Page, tmp_path: Path) -> None:
         await eventually(shows_red_alone)
 
 
-@pytest.mark.parametrize("view", ["overview", "sessions", "l1", "events"])
+@pytest.mark.parametrize("view", ["overview", "sessions", "l1", "sizing", "events"])
 async def test_a_narrow_window_is_not_scrolled_sideways(page: Page, site: Site, view: str) -> None:
     await work(site)
+    site.server.sizing.source = FakeCurves(curve(l1_bytes=L1_BYTES), curve(l1_bytes=L1_BYTES, model_name="qwen"))
     await page.resize(390, 800)
     await open_console(page, site.server, view)
-    await page.shows("kvdepot", {"overview": "hit ratio", "sessions": "newest first", "l1": "qwen"}.get(view, "events"))
+    shown = {"overview": "hit ratio", "sessions": "newest first", "l1": "qwen", "sizing": "gain per MiB"}
+    await page.shows("kvdepot", shown.get(view, "events"))
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -173,6 +173,7 @@ BAD = {
     "cache_epoch": ["-1", "1.5", "many", str(1 << 63)],
     "transfer_threads": ["0", "257"],
     "lease_ttl": ["0", "-1s", "soon", "1000000000000d"],
+    "pin_ttl_max": ["0", "-1s", "soon", "367d"],
     "session_idle_timeout": ["0s", "never"],
     "max_wait": ["0", "-1"],
     "drain_timeout": ["-1s", "x"],
@@ -182,6 +183,7 @@ BAD = {
     "disable_observability": ["maybe"],
     "disable_logging": ["2"],
     "event_queue_size": ["0", "1000000000000"],
+    "tenant_max_pinned": ["-0.1", "0.6", "nan", "10%"],
     "l0_sample_rate": ["-0.1", "1.1", "nan"],
     "subscriber": ["csv", "csv:", ":writer", "csv:writer=", "csv:writer=[1]", "csv:writer={", "[x", "a b:c", "../x:y"],
     "prometheus_host": ["", "a b"],
@@ -192,6 +194,7 @@ BAD = {
     "disable_activity": ["x"],
     "console_port": ["-1", "65536", "on"],
     "console_host": ["", "a b"],
+    "record_trace_size": ["0", "1023KiB", "all"],
     "enable_tracing": ["x", "true"],
     "trace_console": ["x", "true"],
     "log_format": ["", "xml"],
@@ -215,7 +218,7 @@ def test_a_bad_value_is_reported_with_its_name(name: str, value: str) -> None:
 
 
 def test_every_setting_that_can_be_bad_is_in_the_table() -> None:
-    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file"}
+    assert set(Settings.model_fields) - set(BAD) <= {"otlp_endpoint", "tenants", "l1_file", "record_trace"}
 
 
 @pytest.mark.parametrize("given", ["valkey://me:hunter2@host", "[hunter2", ["valkey://host?password=hunter2"], 7])

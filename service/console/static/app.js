@@ -8,10 +8,12 @@ import { History } from "./history.js";
 import { L1 } from "./l1.js";
 import { Overview } from "./overview.js";
 import { Sessions } from "./sessions.js";
+import { Sizing } from "./sizing.js";
 
 const PERIOD_MS = 1000;
-const VIEWS = { overview: Overview, sessions: Sessions, l1: L1, events: Events };
-const TITLES = { overview: "Overview", sessions: "Sessions", l1: "L1", events: "Events" };
+const VIEWS = { overview: Overview, sessions: Sessions, l1: L1, sizing: Sizing, events: Events };
+const TITLES = { overview: "Overview", sessions: "Sessions", l1: "L1", sizing: "Sizing", events: "Events" };
+const FOR_ADMINS = ["sizing"];
 const by = (id) => document.getElementById(id);
 
 const context = {
@@ -49,6 +51,8 @@ function choose(name) {
   views[name].tick().then(worked, failed);
 }
 
+const canSee = (name) => name in VIEWS && (context.isAdmin || !FOR_ADMINS.includes(name));
+
 function worked() {
   answered = new Date();
   by("notice").hidden = true;
@@ -75,10 +79,10 @@ async function logIn() {
   by("state").textContent = `${who.tenant ? `tenant ${who.tenant}, ` : ""}version ${who.version}`;
   Object.assign(context, { tenant: "", isAdmin: who.is_admin, history: new History("") });
   if (who.is_admin) await listTenants();
-  by("tabs").replaceChildren(...Object.entries(TITLES).map(([name, title]) => make("button", { type: "button", "data-view": name, onclick: () => choose(name) }, title)));
+  by("tabs").replaceChildren(...Object.entries(TITLES).filter(([name]) => canSee(name)).map(([name, title]) => make("button", { type: "button", "data-view": name, onclick: () => choose(name) }, title)));
   isIn = true;
   const wanted = location.hash.slice(1);
-  choose(wanted in VIEWS ? wanted : "overview");
+  choose(canSee(wanted) ? wanted : "overview");
 }
 
 async function listTenants() {
@@ -112,5 +116,5 @@ by("tenant").addEventListener("change", () => {
   views = {};
   choose(current);
 });
-addEventListener("hashchange", () => { if (isIn && location.hash.slice(1) in VIEWS && location.hash.slice(1) !== current) choose(location.hash.slice(1)); });
+addEventListener("hashchange", () => { if (isIn && canSee(location.hash.slice(1)) && location.hash.slice(1) !== current) choose(location.hash.slice(1)); });
 poll();

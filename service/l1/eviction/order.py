@@ -10,7 +10,7 @@ from typing import cast
 from service.l1.chunk import Chunk
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.eviction.policy_set import PolicySet
-from service.l1.eviction.ranking import Ranking
+from service.l1.eviction.ranking import Ranking, Standing
 
 MIN_USES_PER_SORT = 256
 LEAVES_PER_SORTED_USE = 16
@@ -115,9 +115,10 @@ class EvictionOrder:
                 self._num_leaves += 1
                 self._ranking(parent).prepend(parent, self._policy.bucket(parent), self._policy, self.clock)
 
-    def standing(self, chunk: Chunk) -> tuple[float, int]:
-        """Return the rank that a chunk has, or would have as a leaf, and its last use. The lower one leaves first."""
-        return self._policy.rank(self._policy.bucket(chunk), self.clock), chunk.last_use
+    def standing(self, chunk: Chunk) -> tuple[Standing, int]:
+        """Return the standing that a chunk has, or would have as a leaf, and its last use. The lowest leaves first."""
+        number = self._policy.bucket(chunk)
+        return (self._policy.rank(number, self.clock), number), chunk.last_use
 
     def next_victim(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of this size that is evicted next.
@@ -138,26 +139,31 @@ class EvictionOrder:
         """Return chunks that leave, and all that continue them. Where there are such, this looks at all leaves."""
         if not any(chunk.num_children for chunk in chunks):
             return list(chunks)
-        leaving: dict[Chunk, bool] = dict.fromkeys(chunks, True)  # of each chunk that was looked at
+        leaving = dict.fromkeys(chunks, True)
+        seen: set[Chunk] = set()
         for ranking in self._all():
             for _, leaf in ranking:
                 path: list[Chunk] = []
                 chunk: Chunk | None = leaf
-                while chunk is not None and chunk not in leaving:
+                while chunk is not None and chunk not in seen:
                     path.append(chunk)
                     chunk = chunk.parent
-                is_leaving = chunk is not None and leaving[chunk]
-                leaving.update(dict.fromkeys(path, is_leaving))
-        return sorted((chunk for chunk, leaves in leaving.items() if leaves), key=_position, reverse=True)
+                seen.update(path)
+                for below in reversed(path):
+                    if below in leaving or chunk in leaving:
+                        leaving[below] = True
+                    chunk = below
+        return sorted(leaving, key=_position, reverse=True)
 
     def next_victims(self, slot_bytes: int, num_chunks: int) -> Iterator[Chunk]:
         """Yield the first chunks of this size that will be evicted. The order must not change meanwhile."""
+        self._sort_if_due()
         leaves = chain.from_iterable(
-            heapq.merge(*rankings.get(slot_bytes, {}).values(), key=_rank)
+            heapq.merge(*rankings.get(slot_bytes, {}).values(), key=_standing)
             for rankings in (self._rankings_before, self._rankings)
         )
-        unread = ((rank, leaf) for rank, leaf in leaves if not leaf.num_readers)
-        waiting: list[tuple[float, int, Chunk]] = []  # parents that are leaves by then
+        unread = ((standing, leaf) for standing, leaf in leaves if not leaf.num_readers)
+        waiting: list[tuple[Standing, int, Chunk]] = []  # parents that are leaves by then
         children_left: dict[Chunk, int] = {}
         leaf = next(unread, None)
         for number in range(num_chunks):
@@ -208,23 +214,16 @@ class EvictionOrder:
         return None
 
     def _next_victim(self, rankings: dict[str, Ranking], of: Container[str] | None) -> Chunk | None:
-        lowest, victim = 0.0, None
+        lowest: tuple[Standing, Chunk] | None = None
         for tenant, ranking in rankings.items():
             if of is None or tenant in of:
                 first = ranking.first()
-                if first is None:
-                    continue
-                rank, chunk = first
-                assert isinstance(chunk, Chunk)
-                if chunk.num_readers:
-                    later = next(((rank, leaf) for rank, leaf in ranking if not leaf.num_readers), None)
-                    later = later or _first_head(ranking)
-                    if later is None:
-                        continue
-                    rank, chunk = later
-                if victim is None or (rank, chunk.last_use) < (lowest, victim.last_use):
-                    lowest, victim = rank, chunk
-        return victim
+                if first is not None and first[1].num_readers:
+                    unread = ((standing, leaf) for standing, leaf in ranking if not leaf.num_readers)
+                    first = next(unread, None) or _first_head(ranking)
+                if first is not None and (lowest is None or _standing_and_use(first) < _standing_and_use(lowest)):
+                    lowest = first
+        return lowest[1] if lowest is not None else None
 
     def _sort_if_due(self) -> None:
         if self.clock < self._next_sort:
@@ -242,19 +241,23 @@ class EvictionOrder:
                 del self._rankings[size]
 
 
-def _first_head(ranking: Ranking) -> tuple[float, Chunk] | None:
+def _first_head(ranking: Ranking) -> tuple[Standing, Chunk] | None:
     """Return the first chunk that only leaves continue which tiers read."""
-    for rank, leaf in ranking:
+    for standing, leaf in ranking:
         head = leaf.parent
         while head is not None and head.num_readers:
             head = head.parent
         if head is not None and head.evictable:
-            return rank, head
+            return standing, head
     return None
 
 
-def _rank(ranked: tuple[float, Chunk]) -> float:
+def _standing(ranked: tuple[Standing, Chunk]) -> Standing:
     return ranked[0]
+
+
+def _standing_and_use(ranked: tuple[Standing, Chunk]) -> tuple[Standing, int]:
+    return ranked[0], ranked[1].last_use
 
 
 def _position(chunk: Chunk) -> int:

@@ -1,4 +1,4 @@
-"""A ranking of chunks: buckets of chunks that have one rank, the lowest rank first."""
+"""A ranking of chunks: buckets of chunks that have one rank, the lowest rank first. Of equal ranks, the older first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from service.l1.eviction.policies import Policy
 
 _MIN_BUCKETS_TO_TIDY = 1_024
 
-_rank = attrgetter("rank")
+Standing = tuple[float, int]
+"""The rank of a chunk and the number of its bucket. The lower one leaves first."""
+
+_standing = attrgetter("rank", "number")
 
 
 class _Bucket:
@@ -71,16 +74,16 @@ class Ranking:
         self._by_number = {bucket.number: bucket for bucket in joined.values()}
         for bucket in joined.values():
             bucket.rank = policy.rank(bucket.number, clock)
-        self._in_order = sorted(joined.values(), key=_rank)
+        self._in_order = sorted(joined.values(), key=_standing)
 
-    def first(self) -> tuple[float, Link] | None:
-        """Return the lowest rank, and what leaves first."""
+    def first(self) -> tuple[Standing, Chunk] | None:
+        """Return what leaves first, with its standing."""
         in_order = self._in_order
         while in_order:
             bucket = in_order[0]
             link = bucket.chunks.first()
             if link is not None:
-                return bucket.rank, link
+                return (bucket.rank, bucket.number), cast(Chunk, link)
             del self._by_number[bucket.number]
             del in_order[0]
         return None
@@ -95,11 +98,12 @@ class Ranking:
             del self._by_number[in_order.pop().number]
         return None
 
-    def __iter__(self) -> Iterator[tuple[float, Chunk]]:
-        """Yield each chunk with its rank, the lowest first. Nothing may change meanwhile."""
+    def __iter__(self) -> Iterator[tuple[Standing, Chunk]]:
+        """Yield each chunk with its standing, the lowest first. Nothing may change meanwhile."""
         for bucket in self._in_order:
+            standing = bucket.rank, bucket.number
             for link in bucket.chunks:
-                yield bucket.rank, cast(Chunk, link)
+                yield standing, cast(Chunk, link)
 
     def _bucket(self, number: int, policy: Policy, clock: int) -> LinkedList:
         bucket = self._by_number.get(number)
@@ -107,7 +111,7 @@ class Ranking:
             if len(self._by_number) >= self._most_buckets:
                 self._tidy()
             bucket = self._by_number[number] = _Bucket(number, policy.rank(number, clock))
-            insort(self._in_order, bucket, key=_rank)
+            insort(self._in_order, bucket, key=_standing)
         return bucket.chunks
 
     def _tidy(self) -> None:

@@ -14,6 +14,7 @@ from kvdepot.cli.request_trace import (
     MAX_HASH_ID,
     VOCABULARY_SIZE,
     BadTrace,
+    Trace,
     read_trace,
     token_ids,
 )
@@ -30,8 +31,8 @@ def test_reads_the_ids_of_every_request_in_order(tmp_path: Path) -> None:
     requests = [(0, 1, 2), (), (0, 9)]
     lines = (json.dumps({"timestamp": 0, "input_length": 1, "hash_ids": ids}) for ids in requests)
     trace = write(tmp_path / "trace.jsonl", *lines, "")
-    assert read_trace(trace) == requests
-    assert read_trace(trace, max_requests=2) == requests[:2]
+    assert read_trace(trace) == Trace(requests, [()] * 3, block_tokens=512)
+    assert read_trace(trace, max_requests=2).requests == requests[:2]
 
 
 @pytest.mark.parametrize(

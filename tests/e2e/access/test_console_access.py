@@ -25,12 +25,12 @@ def _answers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_caller_without_a_valid_token_learns_nothing(start_tenants: StartTenants) -> None:
     server = await start_tenants(console_port=free_port())
-    for question in ("who", "activity", "status", "sessions", "session", "l1", "events"):
+    for question in ("who", "activity", "status", "sessions", "session", "l1", "sizing", "events"):
         for token, reason in (("", "CREDENTIALS_MISSING"), ("wrong", "TOKEN_UNKNOWN")):
             answer = await asked(server, f"/api/{question}", token=token)
             assert (answer.status, answer.json["reason"]) == (401, reason), question
     assert (await asked(server, "/")).status == 200, "the page itself asks for the token"
-    await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 7)
+    await eventually(lambda: server._access.audit.num_denied["", "TOKEN_UNKNOWN"] == 8)
 
 
 async def test_a_tenant_sees_its_own_alone(start_tenants: StartTenants, connect: Connect) -> None:
@@ -62,6 +62,8 @@ async def test_a_tenant_sees_its_own_alone(start_tenants: StartTenants, connect:
     }
     for path, reason in (
         ("/api/status", "ADMIN_ONLY"),
+        ("/api/sizing", "ADMIN_ONLY"),
+        ("/api/sizing?tenant=red", "ADMIN_ONLY"),
         ("/api/sessions?tenant=blue", "OTHER_TENANT"),
         ("/api/session?tenant=blue&instance_id=i&session_id=of+blue-token", "OTHER_TENANT"),
         ("/api/activity?tenant=blue", "OTHER_TENANT"),

@@ -16,6 +16,7 @@ from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import Failing, measured, work
 from tests.e2e.servers import StartServer
 from tests.fakes.authority import Authority
+from tests.fakes.curves import GrowingCurves
 from tests.fakes.shown_tier import disk_and_valkey, tier_events
 from tests.helm.dashboard import asked, queries
 
@@ -66,6 +67,7 @@ async def test_every_query_has_an_answer_after_some_work(start_server: StartServ
     flags = measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
     server = await start_server(**flags, open_tiers=disk_and_valkey, l2_write="none")
     server.bus.subscribe(Failing())
+    server.sizing.source = GrowingCurves(2 * SLOT_BYTES)
     authority = Authority()
     cert, key = authority.issue().write(tmp_path, "depot")
     tenants = write_tenants(tmp_path / "tenants.yaml", {"name": "red", "token": "t", "limits": {"max_attachments": 1}})

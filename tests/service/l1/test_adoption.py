@@ -176,6 +176,52 @@ def test_uses_of_the_later_process_count_as_later(pending_write: PendingWrite) -
     assert order(tables.adopted()[0]) == ["a", "b"]
 
 
+def test_a_later_process_knows_how_often_chunks_were_used_and_how_long_ago(pending_write: PendingWrite) -> None:
+    tables = Tables()
+    index = tables.new_index()
+    a = store(index, ["a"], pending_write)
+    for _ in range(3):
+        index.count_use(a, index.new_request())
+    store(index, ["b0", "b1", "b2"], pending_write)
+    use(index, a)
+    note_uses(index)
+    later, _ = tables.adopted()
+    uses = {chunk.key: chunk.num_uses for chunk in later.chunks()}
+    assert uses == {key("a"): 3, key("b0"): 0, key("b1"): 0, key("b2"): 0}
+    ticks = {chunk.key: chunk.last_use for chunk in later.chunks()}
+    before = {chunk.key: chunk.last_use for chunk in index.chunks()}
+    assert ticks[key("a")] - ticks[key("b0")] == before[key("a")] - before[key("b0")]
+
+
+def test_more_uses_than_a_record_can_say_are_many(pending_write: PendingWrite) -> None:
+    tables = Tables()
+    index = tables.new_index()
+    [chunk] = store(index, ["a"], pending_write)
+    chunk.num_uses = 100_000
+    use(index, [chunk])
+    store(index, ["b"], pending_write)
+    note_uses(index)
+    later, _ = tables.adopted()
+    a, b = sorted(later.chunks(), key=lambda chunk: chunk.last_use)
+    assert (a.key, a.num_uses) == (key("a"), 255)
+    assert (b.key, b.num_uses) == (key("b"), 0)
+
+
+def test_a_damaged_last_use_makes_no_other_chunk_old(pending_write: PendingWrite) -> None:
+    tables = Tables()
+    index = tables.new_index()
+    store(index, ["a"], pending_write)
+    [b] = store(index, ["b"], pending_write)
+    note_uses(index)
+    assert index.ledger is not None and b.record is not None
+    index.ledger.records.note_use(b.record, 2**64 - 1)
+    later, _ = tables.adopted()
+    ticks = sorted(chunk.last_use for chunk in later.chunks())
+    assert ticks[1] - ticks[0] < 2**32
+    note_uses(later)
+    later.check()
+
+
 def test_uses_are_written_once(pending_write: PendingWrite) -> None:
     index = Tables().new_index()
     chunks = store(index, ["a", "b"], pending_write)

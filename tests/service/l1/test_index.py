@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.l1.chunk import Chunk, PendingWrite
+from service.l1.eviction.policy_name import PolicyName
 from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
 from service.l1.past import RemovalReason
@@ -227,7 +228,7 @@ def test_it_is_remembered_when_and_why_a_chunk_went_until_it_is_back(pending_wri
 
 
 def test_another_size_takes_memory_that_is_older_than_its_own(pending_write: PendingWrite) -> None:
-    index = Index(Pool(4 * LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES))
+    index = Index(Pool(4 * LARGE_SLOT_BYTES, extent_bytes=LARGE_SLOT_BYTES), None, PolicyName.LRU)
     for number in range(12):
         put(index, pending_write, [f"small{number}"])
     put(index, pending_write, ["large0"], LARGE_SLOT_BYTES)
@@ -237,7 +238,7 @@ def test_another_size_takes_memory_that_is_older_than_its_own(pending_write: Pen
 
 
 def test_another_size_takes_what_was_used_least_recently(pending_write: PendingWrite) -> None:
-    index = Index(Pool(12 * SLOT_BYTES))
+    index = Index(Pool(12 * SLOT_BYTES), None, PolicyName.LRU)
     chunks = [
         chunk for number in range(12) for chunk in put(index, pending_write, [f"small{number}"]) if chunk is not None
     ]

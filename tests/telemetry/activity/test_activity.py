@@ -48,6 +48,8 @@ def looked_up(num_tokens: int = 100, matched_tokens: int = 60, **fields: Any) ->
         "matched_tokens": matched_tokens,
         "l1_tokens": matched_tokens,
         "l2_tokens": 0,
+        "matched_bytes": 1,
+        "saved_prefill_seconds": None,
         "miss_reason": MissReason.EVICTED,
     }
     return made(events.LookupFinished, **(given | fields))

@@ -70,6 +70,8 @@ def test_line_is_the_name_and_the_facts(caplog, make_example):
                 matched_tokens=4_096,
                 l1_tokens=4_096,
                 l2_tokens=0,
+                matched_bytes=1 << 30,
+                saved_prefill_seconds=None,
                 miss_reason="never stored",
             ),
             "LookupFinished 'red/pod-1' 'chat': 4,096 of 8,192 tokens matched, 1.2 ms, partial: never stored",
@@ -101,6 +103,8 @@ def test_line_is_the_name_and_the_facts(caplog, make_example):
                 matched_tokens=4_096,
                 l1_tokens=1_024,
                 l2_tokens=3_072,
+                matched_bytes=1 << 30,
+                saved_prefill_seconds=None,
                 miss_reason="",
             ),
             "LookupFinished 'pod-1' 'chat': 4,096 of 4,096 tokens matched, 3,072 of them in L2, 1.2 ms, ok",
@@ -162,7 +166,7 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     LogSubscriber().handle([make_example(event_type) for event_type in EVENT_TYPES.values()])
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
-    chunks = {"ChunksStored", "ChunksReused", "ChunksEvicted"}
+    chunks = {"ChunksPrefetched", "ChunksStored", "ChunksReused", "ChunksEvicted"}
     # The server writes lines of its own of these (its session log, its audit, its refusals, its verification), or makes
     # spans of them.
     told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed", "ChunksCorrupt"}

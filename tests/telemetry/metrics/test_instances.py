@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from telemetry.events import InstanceAttached, InstanceDetached, LookupFinished, RetrieveFinished, StoreStarted
-from telemetry.metrics import definitions, instances
+from telemetry.metrics import hit_definitions as definitions
+from telemetry.metrics import instances
 from telemetry.metrics.instances import InstancesSubscriber
 from telemetry.metrics.label_limiter import LabelLimiter
 from telemetry.metrics.metric import Metric
@@ -43,6 +44,7 @@ def looked_up(instance_id: str, num_tokens: int = 100, matched_tokens: int = 60,
         **{"session_id": "s", "operation_id": "1", "duration_seconds": 0.001, "outcome": "partial", "miss_reason": ""},
         **{"num_tokens": num_tokens, "computed_tokens": 0, "matched_tokens": matched_tokens},
         **{"l1_tokens": matched_tokens, "l2_tokens": 0, "instance_id": instance_id},
+        **{"matched_bytes": 1, "saved_prefill_seconds": None},
     }
     return LookupFinished(**{**facts, **changes})
 

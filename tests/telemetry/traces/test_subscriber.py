@@ -94,6 +94,7 @@ def lookup_started(operation_id: str = "1", **fields: Any) -> Event:
 def lookup_finished(operation_id: str = "1", **fields: Any) -> Event:
     facts = {"duration_seconds": 0.25, "outcome": "ok", "num_tokens": 512, "miss_reason": ""}
     tokens = {"computed_tokens": 0, "matched_tokens": 512, "l1_tokens": 512, "l2_tokens": 0}
+    facts |= {"matched_bytes": 9, "saved_prefill_seconds": None}
     return of_session(LookupFinished, operation_id=operation_id, **{**facts, **tokens, **fields})
 
 

@@ -51,14 +51,21 @@ def number(
     )
 
 
-def lines(title: str, description: str, unit: str, queries: Queries, *, limit: float | None = None) -> timeseries.Panel:
-    """Return lines over time. Above ``limit`` an operator should act."""
+def lines(
+    title: str,
+    description: str,
+    unit: str,
+    queries: Queries,
+    *,
+    limit: float | None = None,
+    may_be_negative: bool = False,
+) -> timeseries.Panel:
+    """Return lines over time, from 0 on unless they may be negative. Above ``limit`` an operator should act."""
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
         .unit(unit)
-        .min(0)
         .datasource(DATASOURCE)
         .height(_ROW_HEIGHT)
         .span(_COLUMNS // 3)
@@ -73,6 +80,8 @@ def lines(title: str, description: str, unit: str, queries: Queries, *, limit: f
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     )
+    if not may_be_negative:
+        panel.min(0)
     if limit is not None:
         panel.thresholds(_thresholds(None, limit))
         panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))

@@ -8,6 +8,7 @@ from grafana_foundation_sdk.builders import heatmap, stat, timeseries
 
 from tools.generate.dashboard.panels import areas, heat, lines, number
 from tools.generate.dashboard.queries import increase, or_zero, quantile, rate, share, total
+from tools.generate.dashboard.sizing_row import SIZING
 from tools.generate.dashboard.tier_row import TIERS
 
 Panel = stat.Panel | timeseries.Panel | heatmap.Panel
@@ -380,6 +381,18 @@ _ATTACHMENTS = (
             "{{reason}} each second": rate("kvdepot_leases_ended_total{DEPOT}", "reason"),
         },
     ),
+    lines(
+        "Pinned bytes",
+        "What PinPrefix keeps in L1. Pins of a tenant have a bound, and all pins together hold at most half of L1.",
+        "bytes",
+        {"pinned": total("kvdepot_l1_pinned_bytes{DEPOT}")},
+    ),
+    lines(
+        "Prefetched chunks",
+        "Unused: no lookup matched the chunk within a minute. Failed: it did not come from its tier.",
+        "ops",
+        {"{{outcome}}": rate("kvdepot_prefetch_chunks_total{DEPOT}", "outcome")},
+    ),
 )
 _RPCS = (
     lines(
@@ -533,6 +546,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Hits and misses": _HITS,
     "Transfers between blocks and chunks": _TRANSFERS,
     "L1: the depot's chunks": _L1,
+    "What more memory would give": SIZING,
     "L2: the tiers behind L1": TIERS,
     "L0: the engines' blocks": _L0,
     "Attachments, sessions, leases": _ATTACHMENTS,

@@ -11,16 +11,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.calls import AsyncCalls
+from kvdepot.aio.pin_calls import AsyncPinCalls
 from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
 from kvdepot.requests import LeaseLike, PrefixLike
 from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
-from kvdepot.wrong_arguments import message
+from kvdepot.wrong_arguments import duration, message
 
 
-class AsyncDepotClient:
+class AsyncDepotClient(AsyncPinCalls):
     """A connection to one depot, shared by any number of instances and sessions, for the event loop it is made on.
 
     `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
@@ -97,6 +98,7 @@ class AsyncDepotClient:
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
         prefill_tokens_per_second: float | None = None,
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -106,9 +108,18 @@ class AsyncDepotClient:
 
         `prefill_tokens_per_second` is how many tokens of a prompt the engine computes in a second, as it measured
         lately. The depot then reads from a slower tier only what it reads sooner than the engine computes it.
+
+        `will_continue` says that the prompt is likely to come again soon with more tokens, as those of chats and agents
+        do: its chunks may then stay in L1 for longer. None: as the session said before.
         """
         request = requests.lookup(
-            instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+            instance_id,
+            session_id,
+            prefix,
+            computed_tokens,
+            max_wait_seconds,
+            prefill_tokens_per_second,
+            will_continue,
         )
         return await self._calls.unary(
             self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds
@@ -232,6 +243,22 @@ class AsyncDepotClient:
         """Return the instances that are attached, with their ranks."""
         request = admin_pb2.ListInstancesRequest()
         return await self._calls.unary(self._calls.admin.ListInstances, request, timeout_seconds)
+
+    async def get_hit_curve(
+        self,
+        *,
+        window_seconds: float | None = None,
+        tenant: str = "",
+        model_name: str = "",
+        timeout_seconds: float | None = None,
+    ) -> admin_pb2.GetHitCurveResponse:
+        """Return what other sizes of L1 and other eviction policies would have hit, and advice about them.
+
+        It looks back `window_seconds`, or as far as the depot can.
+        """
+        window = duration(window_seconds, "window_seconds") if window_seconds is not None else None
+        request = message(admin_pb2.GetHitCurveRequest, window=window, tenant=tenant, model_name=model_name)
+        return await self._calls.unary(self._calls.admin.GetHitCurve, request, timeout_seconds)
 
     async def clear_cache(
         self,

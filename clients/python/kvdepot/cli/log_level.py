@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,10 +12,10 @@ import typer
 from kvdepot import Credentials
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
 from kvdepot.cli.terminal import as_json, fail, printable
+from kvdepot.cli.times import seconds_of
 from kvdepot.v1 import admin_pb2
 
 LEVELS = ("debug", "info", "warning", "error")
-_SECONDS_OF = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 Level = Annotated[str, typer.Argument(metavar="[LEVEL]", help="debug, info, warning or error; none: only show.")]
 Logger = Annotated[str, typer.Option("--logger", metavar="NAME", help="One logger, such as service.rpc; else all.")]
@@ -45,7 +44,7 @@ def log_level(
         fail("--reset goes with neither a level nor --for", 2)
     if not (level or reset) and (logger or duration):
         fail("name a level, or --reset", 2)
-    for_seconds = _seconds(duration) if duration else None
+    for_seconds = seconds_of(duration, "--for") if duration else None
     with connected(address, credentials) as client:
         if level or reset:
             levels = client.set_log_level(level.lower(), logger=logger, for_seconds=for_seconds).log_levels
@@ -55,13 +54,6 @@ def log_level(
         print(json.dumps([as_json(each) for each in levels], indent=2))
         return
     print("\n".join(_lines(levels)))
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or (match[2] or "s") not in _SECONDS_OF:
-        fail(f"--for: {text!r} is not like 30s, 10m or 2h", 2)
-    return float(match[1]) * _SECONDS_OF[match[2] or "s"]
 
 
 def _lines(levels: Sequence[admin_pb2.LoggerLevel]) -> list[str]:

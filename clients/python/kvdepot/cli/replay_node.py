@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -11,8 +12,9 @@ from kvdepot.cli.request_trace import BLOCK_TOKENS
 from kvdepot.cli.tiers import name_of, state_of, why_not_used
 from kvdepot.v1 import admin_pb2, cache_pb2
 
+PAGE_BYTES = 4096
 CHUNK_BYTES = 2 * BLOCK_TOKENS * 4
-"""Bytes of a chunk of the replay's model, which has K and V of one head of one 4-byte element.
+"""Bytes of a chunk of 512 tokens of the replay's model, which has K and V of one head of one 4-byte element.
 
 This is a page of memory, so that an L1 of N times this size holds exactly N chunks.
 """
@@ -21,6 +23,17 @@ OPEN_SECONDS = 60.0
 DRAIN_SECONDS = 60.0
 _FIRST_POLL_SECONDS = 0.0005
 _LONGEST_POLL_SECONDS = 0.05
+
+
+def words_per_token(block_tokens: int) -> int:
+    """Return how many 4-byte elements K, and V, of a token have, so that a chunk has whole pages of memory."""
+    half_page_words = PAGE_BYTES // 8
+    return half_page_words // math.gcd(block_tokens, half_page_words)
+
+
+def chunk_bytes_of(block_tokens: int) -> int:
+    """Return the bytes of a chunk of so many tokens."""
+    return 2 * block_tokens * words_per_token(block_tokens) * 4
 
 
 class ReplayFailed(Exception):
@@ -39,20 +52,21 @@ class Node:
     def __repr__(self) -> str:
         return f"<Node {self.number}, {self.attachment!r}>"
 
-    async def check(self, l1_chunks: int) -> None:
-        """Check that the depot holds so many chunks, and wait until its tiers are open.
+    async def check(self, l1_chunks: int, block_tokens: int = BLOCK_TOKENS) -> None:
+        """Check that the depot holds so many chunks of so many tokens, and wait until its tiers are open.
 
         Raises: ReplayFailed, DepotError.
         """
         attachment = self.attachment
-        if (attachment.chunk_size, attachment.chunk_bytes) != (BLOCK_TOKENS, CHUNK_BYTES):
+        chunk_bytes = chunk_bytes_of(block_tokens)
+        if (attachment.chunk_size, attachment.chunk_bytes) != (block_tokens, chunk_bytes):
             raise ReplayFailed(
                 f"the depot's chunks are {attachment.chunk_size} tokens of {attachment.chunk_bytes} bytes"
             )
         status = await self._client.get_status()
         capacity_bytes = status.tiers[0].capacity_bytes
-        if capacity_bytes != l1_chunks * CHUNK_BYTES:
-            raise ReplayFailed(f"the depot's L1 holds {capacity_bytes / CHUNK_BYTES:g} chunks, not {l1_chunks}")
+        if capacity_bytes != l1_chunks * chunk_bytes:
+            raise ReplayFailed(f"the depot's L1 holds {capacity_bytes / chunk_bytes:g} chunks, not {l1_chunks}")
         self._has_tiers = len(status.tiers) > 1
         waiting = await self._until(_is_open_or_broken, OPEN_SECONDS)
         for tier in waiting or await self.tiers():

@@ -12,6 +12,7 @@ from rich.text import Text
 from kvdepot import Credentials
 from kvdepot.cli import tiers
 from kvdepot.cli.depot_options import DEFAULT_ADDRESS, Address, AsJson, connected, takes_credentials
+from kvdepot.cli.readable import number, percent, seconds_text
 from kvdepot.cli.tables import Cell, Column, print_lines, print_rows
 from kvdepot.cli.terminal import as_json, counted, printable, readable_size
 from kvdepot.v1 import admin_pb2
@@ -65,6 +66,7 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
         ["attached instances", f"{depot.num_instances:,}"],
         ["live sessions", f"{depot.num_sessions:,}"],
         ["live leases", f"{depot.num_leases:,}"],
+        ["hit since the start", _hits(depot.hits)],
     ]
     if not depot.HasField("event_queue"):
         return [*facts, ["events", "disabled"]]
@@ -74,6 +76,17 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
     for subscriber, num_errors in sorted(queue.num_errors_by_subscriber.items()):
         facts.append([Text(f"errors in {subscriber}", style="red"), Text(f"{num_errors:,}", style="red")])
     return facts
+
+
+def _hits(hits: admin_pb2.HitTotals) -> str:
+    """Return what lookups hit in tokens, in bytes, and in time where that is known."""
+    if not hits.asked_tokens:
+        return "no lookup yet"
+    ratio = percent(hits.hit_tokens / hits.asked_tokens)
+    text = f"{ratio} of {number(hits.asked_tokens)} tokens, {readable_size(hits.hit_bytes)}"
+    if hits.HasField("saved_prefill_seconds"):
+        text += f", {seconds_text(hits.saved_prefill_seconds)} of prefill"
+    return text
 
 
 def _l1(l1: admin_pb2.TierStatus) -> list[list[Cell]]:

@@ -110,6 +110,54 @@ LOG_LEVEL_ERROR: LogLevel.ValueType  # 4
 """What fails and should not."""
 Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
 
+class _SizingAdviceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SizingAdviceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SizingAdviceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIZING_ADVICE_KIND_UNSPECIFIED: _SizingAdviceKind.ValueType  # 0
+    """Not set."""
+    SIZING_ADVICE_KIND_TOO_EARLY: _SizingAdviceKind.ValueType  # 1
+    """The depot has not seen enough yet."""
+    SIZING_ADVICE_KIND_MORE_MEMORY: _SizingAdviceKind.ValueType  # 2
+    """A larger L1 hits more."""
+    SIZING_ADVICE_KIND_MORE_GIVES_LITTLE: _SizingAdviceKind.ValueType  # 3
+    """A larger L1 hits hardly more."""
+    SIZING_ADVICE_KIND_UNCERTAIN: _SizingAdviceKind.ValueType  # 4
+    """A larger L1 may hit more, but the sample is too small to be sure."""
+    SIZING_ADVICE_KIND_LESS_WOULD_DO: _SizingAdviceKind.ValueType  # 5
+    """A smaller L1 hits about as much."""
+    SIZING_ADVICE_KIND_OTHER_POLICY: _SizingAdviceKind.ValueType  # 6
+    """Another eviction policy hits more."""
+    SIZING_ADVICE_KIND_TIERS_HOLD_IT: _SizingAdviceKind.ValueType  # 7
+    """The tiers behind L1 hold most of what a larger L1 would hit."""
+    SIZING_ADVICE_KIND_NEVER_FULL: _SizingAdviceKind.ValueType  # 8
+    """L1 was never full, so that a larger one would have held the same."""
+
+class SizingAdviceKind(_SizingAdviceKind, metaclass=_SizingAdviceKindEnumTypeWrapper):
+    """What an operator can do about the size of L1."""
+
+SIZING_ADVICE_KIND_UNSPECIFIED: SizingAdviceKind.ValueType  # 0
+"""Not set."""
+SIZING_ADVICE_KIND_TOO_EARLY: SizingAdviceKind.ValueType  # 1
+"""The depot has not seen enough yet."""
+SIZING_ADVICE_KIND_MORE_MEMORY: SizingAdviceKind.ValueType  # 2
+"""A larger L1 hits more."""
+SIZING_ADVICE_KIND_MORE_GIVES_LITTLE: SizingAdviceKind.ValueType  # 3
+"""A larger L1 hits hardly more."""
+SIZING_ADVICE_KIND_UNCERTAIN: SizingAdviceKind.ValueType  # 4
+"""A larger L1 may hit more, but the sample is too small to be sure."""
+SIZING_ADVICE_KIND_LESS_WOULD_DO: SizingAdviceKind.ValueType  # 5
+"""A smaller L1 hits about as much."""
+SIZING_ADVICE_KIND_OTHER_POLICY: SizingAdviceKind.ValueType  # 6
+"""Another eviction policy hits more."""
+SIZING_ADVICE_KIND_TIERS_HOLD_IT: SizingAdviceKind.ValueType  # 7
+"""The tiers behind L1 hold most of what a larger L1 would hit."""
+SIZING_ADVICE_KIND_NEVER_FULL: SizingAdviceKind.ValueType  # 8
+"""L1 was never full, so that a larger one would have held the same."""
+Global___SizingAdviceKind: _TypeAlias = SizingAdviceKind  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """Empty."""
@@ -168,6 +216,9 @@ class GetStatusResponse(_message.Message):
     LOG_LEVELS_FIELD_NUMBER: _builtins.int
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    NUM_PINS_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -184,6 +235,10 @@ class GetStatusResponse(_message.Message):
     """Changes with each start of the depot; as in AttachInstanceResponse."""
     num_adopted_chunks: _builtins.int
     """Chunks that the depot took over when it started from the process before it."""
+    num_pins: _builtins.int
+    """Pins of PinPrefix."""
+    pinned_bytes: _builtins.int
+    """Bytes of the slots of pinned chunks."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the depot started."""
@@ -212,6 +267,10 @@ class GetStatusResponse(_message.Message):
     def log_levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggerLevel]:
         """The level of the whole log, and then those of loggers that have one of their own by SetLogLevel."""
 
+    @_builtins.property
+    def hits(self) -> Global___HitTotals:
+        """What lookups hit since the start."""
+
     def __init__(
         self,
         *,
@@ -230,14 +289,63 @@ class GetStatusResponse(_message.Message):
         log_levels: _abc.Iterable[Global___LoggerLevel] | None = ...,
         depot_incarnation: _builtins.str = ...,
         num_adopted_chunks: _builtins.int = ...,
+        hits: Global___HitTotals | None = ...,
+        num_pins: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "hits", b"hits", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class HitTotals(_message.Message):
+    """What lookups asked for and hit: in tokens, in bytes, and in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LOOKUPS_FIELD_NUMBER: _builtins.int
+    ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    L2_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_BYTES_FIELD_NUMBER: _builtins.int
+    SAVED_PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    num_lookups: _builtins.int
+    """Lookups that were answered."""
+    asked_tokens: _builtins.int
+    """Tokens that they asked for."""
+    hit_tokens: _builtins.int
+    """Part of asked_tokens that they hit, in L1 or in a tier."""
+    l2_tokens: _builtins.int
+    """Part of hit_tokens that some rank had to read from a tier behind L1."""
+    hit_bytes: _builtins.int
+    """Bytes of the chunks that they hit, those of all ranks."""
+    saved_prefill_seconds: _builtins.float
+    """Time that engines need to compute the hit tokens that they did not have. It counts engines that say how fast they
+    compute. Unset: none did.
+    """
+    def __init__(
+        self,
+        *,
+        num_lookups: _builtins.int = ...,
+        asked_tokens: _builtins.int = ...,
+        hit_tokens: _builtins.int = ...,
+        l2_tokens: _builtins.int = ...,
+        hit_bytes: _builtins.int = ...,
+        saved_prefill_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "saved_prefill_seconds", b"saved_prefill_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "asked_tokens", b"asked_tokens", "hit_bytes", b"hit_bytes", "hit_tokens", b"hit_tokens", "l2_tokens", b"l2_tokens", "num_lookups", b"num_lookups", "saved_prefill_seconds", b"saved_prefill_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__saved_prefill_seconds: _TypeAlias = _typing.Literal["saved_prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__saved_prefill_seconds: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved_prefill_seconds) -> _WhichOneofReturnType__saved_prefill_seconds | None: ...
+
+Global___HitTotals: _TypeAlias = HitTotals  # noqa: Y015
 
 @_typing.final
 class TenantStatus(_message.Message):
@@ -254,6 +362,8 @@ class TenantStatus(_message.Message):
     NUM_RUNNING_RPCS_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_PINS_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     num_instances: _builtins.int
@@ -272,6 +382,10 @@ class TenantStatus(_message.Message):
     """Bytes of the running transfers."""
     num_adopted_chunks: _builtins.int
     """Chunks that the depot took over for this tenant when it started."""
+    num_pins: _builtins.int
+    """Pins of PinPrefix."""
+    pinned_bytes: _builtins.int
+    """Bytes of the slots of its pinned chunks."""
     def __init__(
         self,
         *,
@@ -284,10 +398,12 @@ class TenantStatus(_message.Message):
         num_running_rpcs: _builtins.int = ...,
         bytes_in_flight: _builtins.int = ...,
         num_adopted_chunks: _builtins.int = ...,
+        num_pins: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_adopted_chunks", b"num_adopted_chunks", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_adopted_chunks", b"num_adopted_chunks", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -780,7 +896,7 @@ class ClearCacheRequest(_message.Message):
     cache_salt: _builtins.str
     """Only chunks with this salt. "": only chunks without a salt. Unset: chunks with any salt."""
     force: _builtins.bool
-    """Ends the leases of the matching chunks."""
+    """Ends the leases and the pins of the matching chunks."""
     tenant: _builtins.str
     """Only chunks of this tenant. Empty: chunks of all tenants."""
     def __init__(
@@ -812,18 +928,21 @@ class ClearCacheResponse(_message.Message):
     NUM_KEPT_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_REVOKED_LEASES_FIELD_NUMBER: _builtins.int
     NUM_CLEARED_IN_TIERS_FIELD_NUMBER: _builtins.int
+    NUM_ENDED_PINS_FIELD_NUMBER: _builtins.int
     num_cleared_chunks: _builtins.int
     """Removed chunks."""
     cleared_bytes: _builtins.int
     """Bytes of the removed chunks."""
     num_kept_chunks: _builtins.int
-    """Chunks that match, and stay because they are leased or being retrieved."""
+    """Chunks that match, and stay because they are leased, pinned or being retrieved."""
     num_revoked_leases: _builtins.int
     """Leases that the call ended."""
     num_cleared_in_tiers: _builtins.int
     """Chunks that the call removed from local tiers behind L1. A tier that depots share does not say how many chunks it
     had: this depot no longer finds any of them.
     """
+    num_ended_pins: _builtins.int
+    """Pins that the call ended."""
     def __init__(
         self,
         *,
@@ -832,10 +951,11 @@ class ClearCacheResponse(_message.Message):
         num_kept_chunks: _builtins.int = ...,
         num_revoked_leases: _builtins.int = ...,
         num_cleared_in_tiers: _builtins.int = ...,
+        num_ended_pins: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_cleared_in_tiers", b"num_cleared_in_tiers", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_cleared_in_tiers", b"num_cleared_in_tiers", "num_ended_pins", b"num_ended_pins", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,3 +1048,259 @@ class LoggerLevel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoggerLevel: _TypeAlias = LoggerLevel  # noqa: Y015
+
+@_typing.final
+class GetHitCurveRequest(_message.Message):
+    """Which lookups to look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only lookups of this tenant. Empty: of all tenants."""
+    model_name: _builtins.str
+    """Only lookups of this model. Empty: of all models."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """How far to look back, at most 30 days. Unset: as far as the depot can."""
+
+    def __init__(
+        self,
+        *,
+        window: _duration_pb2.Duration | None = ...,
+        tenant: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "tenant", b"tenant", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHitCurveRequest: _TypeAlias = GetHitCurveRequest  # noqa: Y015
+
+@_typing.final
+class GetHitCurveResponse(_message.Message):
+    """What L1 would have hit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COVERED_WINDOW_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    CURVES_FIELD_NUMBER: _builtins.int
+    L1_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTION_FIELD_NUMBER: _builtins.int
+    ACTIVE_POLICY_FIELD_NUMBER: _builtins.int
+    SAMPLING_RATE_FIELD_NUMBER: _builtins.int
+    NUM_NEEDED_USES_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    CURVE_POLICY_FIELD_NUMBER: _builtins.int
+    l1_capacity_bytes: _builtins.int
+    """The size of L1."""
+    eviction: _builtins.str
+    """The eviction policy that the settings name: "auto", or one of those below."""
+    active_policy: _builtins.str
+    """The eviction policy that is in use: "lru", "lfu", "lru2" or "learned"."""
+    sampling_rate: _builtins.float
+    """The share of the chunks that the simulations look at."""
+    num_needed_uses: _builtins.int
+    """Sampled uses of chunks that an estimate needs at least. A curve with fewer is too early."""
+    curve_policy: _builtins.str
+    """The policy whose points are the depot's curve: the active one if it is simulated at several sizes, else the most
+    similar one that is.
+    """
+    @_builtins.property
+    def covered_window(self) -> _duration_pb2.Duration:
+        """The time that the answer is about. It is shorter than the window if the depot started later, and may be somewhat
+        longer, because the depot keeps its counts in steps.
+        """
+
+    @_builtins.property
+    def total(self) -> Global___HitCurve:
+        """All curves below together."""
+
+    @_builtins.property
+    def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___HitCurve]:
+        """A curve for each tenant and model with lookups in that time. The one that asked for the most tokens is the first."""
+
+    @_builtins.property
+    def advice(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizingAdvice]:
+        """What to do about the size of L1, by the total. Never empty."""
+
+    def __init__(
+        self,
+        *,
+        covered_window: _duration_pb2.Duration | None = ...,
+        total: Global___HitCurve | None = ...,
+        curves: _abc.Iterable[Global___HitCurve] | None = ...,
+        l1_capacity_bytes: _builtins.int = ...,
+        eviction: _builtins.str = ...,
+        active_policy: _builtins.str = ...,
+        sampling_rate: _builtins.float = ...,
+        num_needed_uses: _builtins.int = ...,
+        advice: _abc.Iterable[Global___SizingAdvice] | None = ...,
+        curve_policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["covered_window", b"covered_window", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_policy", b"active_policy", "advice", b"advice", "covered_window", b"covered_window", "curve_policy", b"curve_policy", "curves", b"curves", "eviction", b"eviction", "l1_capacity_bytes", b"l1_capacity_bytes", "num_needed_uses", b"num_needed_uses", "sampling_rate", b"sampling_rate", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHitCurveResponse: _TypeAlias = GetHitCurveResponse  # noqa: Y015
+
+@_typing.final
+class HitCurve(_message.Message):
+    """What lookups asked for, what they hit, and what they would have hit. All counts are of the covered window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLED_USES_FIELD_NUMBER: _builtins.int
+    IS_TOO_EARLY_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty in a sum over tenants, and if the depot has no tenants."""
+    model_name: _builtins.str
+    """Empty in a sum over models."""
+    asked_tokens: _builtins.int
+    """Tokens that lookups asked for."""
+    hit_tokens: _builtins.int
+    """Tokens that the depot itself hit, in L1 or in a tier."""
+    num_sampled_uses: _builtins.int
+    """Uses of chunks that the simulations saw, about."""
+    is_too_early: _builtins.bool
+    """Whether there were too few uses for an estimate. Then there are no points."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___HitCurvePoint]:
+        """By policy, and then by size."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        asked_tokens: _builtins.int = ...,
+        hit_tokens: _builtins.int = ...,
+        num_sampled_uses: _builtins.int = ...,
+        is_too_early: _builtins.bool = ...,
+        points: _abc.Iterable[Global___HitCurvePoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_tokens", b"asked_tokens", "hit_tokens", b"hit_tokens", "is_too_early", b"is_too_early", "model_name", b"model_name", "num_sampled_uses", b"num_sampled_uses", "points", b"points", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HitCurve: _TypeAlias = HitCurve  # noqa: Y015
+
+@_typing.final
+class HitCurvePoint(_message.Message):
+    """What one simulated cache hit, scaled up to all chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    L1_FACTOR_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    HIT_TOKENS_FIELD_NUMBER: _builtins.int
+    HIT_RATIO_FIELD_NUMBER: _builtins.int
+    HIT_RATIO_ERROR_FIELD_NUMBER: _builtins.int
+    HIT_BYTES_FIELD_NUMBER: _builtins.int
+    SAVED_PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Its eviction policy."""
+    capacity_bytes: _builtins.int
+    """Its size, with that of the tiers."""
+    l1_factor: _builtins.float
+    """capacity_bytes, divided by the size of L1. 1: what the depot has."""
+    hit_tokens: _builtins.float
+    """Tokens that it hit."""
+    hit_ratio: _builtins.float
+    """Share of asked_tokens that it hit, from 0 to 1."""
+    hit_ratio_error: _builtins.float
+    """The standard error of hit_ratio: the true value is within two of them in 19 of 20 cases."""
+    hit_bytes: _builtins.float
+    """Bytes of the chunks that it hit, those of all ranks."""
+    saved_prefill_seconds: _builtins.float
+    """Time that engines would have needed to compute hit_tokens. Unset: no engine said how fast it computes."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tiers that it holds besides L1. Empty: it is a larger or a smaller L1."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        l1_factor: _builtins.float = ...,
+        tiers: _abc.Iterable[_builtins.str] | None = ...,
+        hit_tokens: _builtins.float = ...,
+        hit_ratio: _builtins.float = ...,
+        hit_ratio_error: _builtins.float = ...,
+        hit_bytes: _builtins.float = ...,
+        saved_prefill_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "saved_prefill_seconds", b"saved_prefill_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds", "capacity_bytes", b"capacity_bytes", "hit_bytes", b"hit_bytes", "hit_ratio", b"hit_ratio", "hit_ratio_error", b"hit_ratio_error", "hit_tokens", b"hit_tokens", "l1_factor", b"l1_factor", "policy", b"policy", "saved_prefill_seconds", b"saved_prefill_seconds", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__saved_prefill_seconds: _TypeAlias = _typing.Literal["saved_prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__saved_prefill_seconds: _TypeAlias = _typing.Literal["_saved_prefill_seconds", b"_saved_prefill_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved_prefill_seconds) -> _WhichOneofReturnType__saved_prefill_seconds | None: ...
+
+Global___HitCurvePoint: _TypeAlias = HitCurvePoint  # noqa: Y015
+
+@_typing.final
+class SizingAdvice(_message.Message):
+    """One piece of advice. Its numbers are those of the point that it is about, compared with what the depot has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    HIT_RATIO_GAIN_FIELD_NUMBER: _builtins.int
+    HIT_RATIO_GAIN_ERROR_FIELD_NUMBER: _builtins.int
+    SAVED_PREFILL_SECONDS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    kind: Global___SizingAdviceKind.ValueType
+    """What it says."""
+    text: _builtins.str
+    """The same in a sentence or two, in English, with its uncertainty."""
+    capacity_bytes: _builtins.int
+    """The size that it is about. 0: it is about none."""
+    policy: _builtins.str
+    """The eviction policy that it is about. Empty: it is about none."""
+    hit_ratio_gain: _builtins.float
+    """Share of the asked tokens that is hit in addition; below 0: less."""
+    hit_ratio_gain_error: _builtins.float
+    """The standard error of hit_ratio_gain."""
+    saved_prefill_seconds_per_minute: _builtins.float
+    """Time of prefill saved in addition, in seconds a minute. Unset: no engine said how fast it computes."""
+    def __init__(
+        self,
+        *,
+        kind: Global___SizingAdviceKind.ValueType = ...,
+        text: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        hit_ratio_gain: _builtins.float = ...,
+        hit_ratio_gain_error: _builtins.float = ...,
+        saved_prefill_seconds_per_minute: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds_per_minute", b"_saved_prefill_seconds_per_minute", "saved_prefill_seconds_per_minute", b"saved_prefill_seconds_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_saved_prefill_seconds_per_minute", b"_saved_prefill_seconds_per_minute", "capacity_bytes", b"capacity_bytes", "hit_ratio_gain", b"hit_ratio_gain", "hit_ratio_gain_error", b"hit_ratio_gain_error", "kind", b"kind", "policy", b"policy", "saved_prefill_seconds_per_minute", b"saved_prefill_seconds_per_minute", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__saved_prefill_seconds_per_minute: _TypeAlias = _typing.Literal["saved_prefill_seconds_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__saved_prefill_seconds_per_minute: _TypeAlias = _typing.Literal["_saved_prefill_seconds_per_minute", b"_saved_prefill_seconds_per_minute"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved_prefill_seconds_per_minute) -> _WhichOneofReturnType__saved_prefill_seconds_per_minute | None: ...
+
+Global___SizingAdvice: _TypeAlias = SizingAdvice  # noqa: Y015

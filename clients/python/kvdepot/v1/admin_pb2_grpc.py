@@ -55,6 +55,11 @@ class AdminServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
                 _registered_method=True)
+        self.GetHitCurve = channel.unary_unary(
+                '/kvdepot.v1.AdminService/GetHitCurve',
+                request_serializer=kvdepot_dot_v1_dot_admin__pb2.GetHitCurveRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_admin__pb2.GetHitCurveResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -85,9 +90,9 @@ class AdminServiceServicer(object):
         """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
         all chunks. With filters it removes the chunks that match all of them.
 
-        Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
-        retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
-        answers, the matching chunks that were stored before the call are gone.
+        Leased and pinned chunks and chunks that are being retrieved stay. With `force` their leases and pins end, and the
+        chunks go. A running retrieve gets the right bytes in both cases. The depot serves stores and lookups during the
+        call. When this answers, the matching chunks that were stored before the call are gone.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -104,6 +109,21 @@ class AdminServiceServicer(object):
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
         INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
         duration is not above 0 and at most seven days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHitCurve(self, request, context):
+        """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
+
+        The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
+        says how far off it may be. Only lookups since the start of the depot count. It
+        is served in a drain, too.
+
+        Errors:
+        PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+        INVALID_ARGUMENT INVALID_REQUEST: the window is not above 0 and at most 30 days, or a name is too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +151,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetLogLevel,
                     request_deserializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.SerializeToString,
+            ),
+            'GetHitCurve': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHitCurve,
+                    request_deserializer=kvdepot_dot_v1_dot_admin__pb2.GetHitCurveRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_admin__pb2.GetHitCurveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -242,6 +267,33 @@ class AdminService(object):
             '/kvdepot.v1.AdminService/SetLogLevel',
             kvdepot_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
             kvdepot_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHitCurve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.AdminService/GetHitCurve',
+            kvdepot_dot_v1_dot_admin__pb2.GetHitCurveRequest.SerializeToString,
+            kvdepot_dot_v1_dot_admin__pb2.GetHitCurveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,9 +49,9 @@ class AdminServiceStub:
     """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
     all chunks. With filters it removes the chunks that match all of them.
 
-    Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
-    retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
-    answers, the matching chunks that were stored before the call are gone.
+    Leased and pinned chunks and chunks that are being retrieved stay. With `force` their leases and pins end, and the
+    chunks go. A running retrieve gets the right bytes in both cases. The depot serves stores and lookups during the
+    call. When this answers, the matching chunks that were stored before the call are gone.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -64,6 +64,17 @@ class AdminServiceStub:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
       INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
         duration is not above 0 and at most seven days.
+    """
+    GetHitCurve: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetHitCurveRequest, _admin_pb2.GetHitCurveResponse]
+    """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
+
+    The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
+    says how far off it may be. Only lookups since the start of the depot count. It
+    is served in a drain, too.
+
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+      INVALID_ARGUMENT INVALID_REQUEST: the window is not above 0 and at most 30 days, or a name is too long.
     """
 
 @_typing.type_check_only
@@ -87,9 +98,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
     all chunks. With filters it removes the chunks that match all of them.
 
-    Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
-    retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
-    answers, the matching chunks that were stored before the call are gone.
+    Leased and pinned chunks and chunks that are being retrieved stay. With `force` their leases and pins end, and the
+    chunks go. A running retrieve gets the right bytes in both cases. The depot serves stores and lookups during the
+    call. When this answers, the matching chunks that were stored before the call are gone.
 
     Errors:
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -102,6 +113,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
       PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
       INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
         duration is not above 0 and at most seven days.
+    """
+    GetHitCurve: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetHitCurveRequest, _admin_pb2.GetHitCurveResponse]  # type: ignore[assignment]
+    """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
+
+    The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
+    says how far off it may be. Only lookups since the start of the depot count. It
+    is served in a drain, too.
+
+    Errors:
+      PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+      INVALID_ARGUMENT INVALID_REQUEST: the window is not above 0 and at most 30 days, or a name is too long.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,9 +162,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
         all chunks. With filters it removes the chunks that match all of them.
 
-        Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
-        retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
-        answers, the matching chunks that were stored before the call are gone.
+        Leased and pinned chunks and chunks that are being retrieved stay. With `force` their leases and pins end, and the
+        chunks go. A running retrieve gets the right bytes in both cases. The depot serves stores and lookups during the
+        call. When this answers, the matching chunks that were stored before the call are gone.
 
         Errors:
           PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
@@ -161,6 +183,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
           PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
           INVALID_ARGUMENT INVALID_REQUEST: the level is none of LogLevel's, the depot has no logger of this name, or the
             duration is not above 0 and at most seven days.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHitCurve(
+        self,
+        request: _admin_pb2.GetHitCurveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetHitCurveResponse, _abc.Awaitable[_admin_pb2.GetHitCurveResponse]]:
+        """Says what L1 would have hit with another size or another eviction policy, and what to do about it.
+
+        The depot simulates small caches over a sample of the chunks that lookups ask for. So each point is an estimate, and
+        says how far off it may be. Only lookups since the start of the depot count. It
+        is served in a drain, too.
+
+        Errors:
+          PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.
+          INVALID_ARGUMENT INVALID_REQUEST: the window is not above 0 and at most 30 days, or a name is too long.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
