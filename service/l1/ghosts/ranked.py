@@ -9,6 +9,7 @@ from service.l1.ghosts.table import Table
 
 _PART = 16  # a cache is full with one part more than its size, and keeps one part less
 _MIN_CHUNKS = 12
+_MAX_USES_KEPT = 32  # the last ones: L1 keeps the head of a prompt as long as any of its tails, however it ranks
 
 
 class RankedCache:
@@ -41,7 +42,9 @@ class RankedCache:
         table = self._table
         entries = np.flatnonzero(table.residence_np & self._bit)
         buckets = self._buckets[entries]
-        in_order = np.lexsort((table.uses_np[entries], self._policy.ranks(buckets, clock)))
+        uses, ranks = table.uses_np[entries], self._policy.ranks(buckets, clock)
+        ranks[uses > uses.max() - min(_MAX_USES_KEPT, len(entries) // 4)] = np.inf
+        in_order = np.lexsort((uses, ranks))
         evicted_bytes = np.cumsum(table.slot_bytes_np[entries[in_order]])
         excess_bytes = self.used_bytes - self._kept_bytes
         num_evicted = min(int(np.searchsorted(evicted_bytes, excess_bytes)) + 1, len(entries))

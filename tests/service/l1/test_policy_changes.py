@@ -53,14 +53,14 @@ class AnyPolicy(RuleBasedStateMachine):
         stats = index.namespace_stats(
             Namespace(f"{tenant}{large}".encode()), model_name="m", cache_salt="", rank=0, tenant=tenant
         )
-        protected = {chunk for chunks in self.pinned for chunk in chunks} | set(self.read)
+        pinned = {chunk for chunks in self.pinned for chunk in chunks}
         chunks: list[Chunk] = []
         for position in range(length):
             name = f"{tenant}/{large}/{prompt}/{position}"
             chunk = index.get(key(name))
             if chunk is None:
                 chunk, evicted = index.reserve(key(name), stats, slot_bytes, self.pending_write)
-                assert not {*evicted} & {*protected, *chunks}
+                assert not {*evicted} & {*pinned, *chunks}
                 if chunk is None:
                     break
                 index.commit(chunk)
@@ -111,6 +111,7 @@ class AnyPolicy(RuleBasedStateMachine):
     def all_invariants_hold(self) -> None:
         self.index.check()
         self.index.ghosts.check()
+        assert all(chunk.slot.occupant is chunk for chunk in self.read), "the slot of a chunk was freed under a reader"
         for chunk in self.index.chunks():
             assert chunk.parent is None or not chunk.parent.removed, "a head has left before its tail"
 
