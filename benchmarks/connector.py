@@ -58,7 +58,13 @@ class _UnusedLookupClient:
         return request_id
 
     def begin(
-        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+        self,
+        session_id: str,
+        prefix: Prefix,
+        computed_tokens: int,
+        parent: str,
+        prefill_rate: float | None,
+        will_continue: bool | None,
     ) -> PendingLookup:
         raise AssertionError(session_id)
 

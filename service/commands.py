@@ -23,6 +23,7 @@ from service.observability.output import Output
 from service.print_config import annotated_yaml
 from service.process.systemd import Systemd
 from service.process.takeover.successor import CannotTakeOver
+from service.recording.setup import check_recording
 from service.serve import serve as run_server
 from service.server import CannotListen, Server
 from service.setting_options import asked_log_format, load_given, with_setting_options
@@ -58,6 +59,7 @@ def serve(
         for variable, meant in misspelt(os.environ):
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
         _check_tier_files(settings)
+        check_recording(settings)
         inherited_fd = inherited_memory(settings, os.environ, takes_over=takeover)
         serving = run_server(
             settings,

@@ -18,6 +18,8 @@ def depot_limits(settings: Settings) -> DepotLimits:
         chunks_outlive_depot=bool(settings.l1_file or settings.l2),
         verify=settings.verify,
         scrub_bytes_per_second=settings.scrub_rate,
+        pin_ttl_max_seconds=settings.pin_ttl_max,
+        max_pinned_bytes=int(settings.tenant_max_pinned * settings.l1_size),
     )
 
 

@@ -214,6 +214,24 @@ class TooManySessions(
     """All sessions that may exist hold leases or run operations, so none can end for a new one."""
 
 
+class PinLimitExceeded(DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="PIN_LIMIT_EXCEEDED"):
+    """The pins of the tenant, or of all tenants, would hold too much of L1."""
+
+    def __init__(self, what: str, needed_bytes: int, pinned_bytes: int, max_pinned_bytes: int) -> None:
+        self.metadata = {
+            "needed_bytes": f"{needed_bytes}",
+            "pinned_bytes": f"{pinned_bytes}",
+            "max_pinned_bytes": f"{max_pinned_bytes}",
+        }
+        super().__init__(f"{what}; the tenant has pinned {pinned_bytes} of its {max_pinned_bytes} bytes")
+
+
+class TooManyPrefetches(
+    DepotError, status=StatusCode.RESOURCE_EXHAUSTED, reason="TOO_MANY_PREFETCHES", retry_after_seconds=1.0
+):
+    """So many prefetches of the tenant are loading that no other one may begin."""
+
+
 class CredentialsMissing(DepotError, status=StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_MISSING"):
     """The call has neither a token nor a certificate."""
 

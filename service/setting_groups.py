@@ -8,11 +8,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "Addresses": ("listen", "unix_socket_mode", "unix_socket_owner"),
     "Callers": (
         *("tls_cert", "tls_key", "tls_client_ca", "tenants", "tokens_over_plain_tcp", "open_reflection"),
-        *("tenant_max_concurrent_rpcs", "tenant_max_attachments", "tenant_max_bytes_in_flight"),
+        *("tenant_max_concurrent_rpcs", "tenant_max_attachments", "tenant_max_bytes_in_flight", "tenant_max_pinned"),
     ),
     "The cache": (
         *("l1_size", "l1_file", "l1_huge_pages", "eviction", "chunk_size", "cache_epoch", "verify", "scrub_rate"),
-        *("lease_ttl", "session_idle_timeout"),
+        *("lease_ttl", "pin_ttl_max", "session_idle_timeout"),
     ),
     "Tiers behind L1": ("l2", "l2_write"),
     "Transfers": (*("transfer_threads", "cuda_staging_size", "cuda_staging_slots", "cuda_max_ctas", "cuda_over_tcp"),),

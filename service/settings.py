@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     """bytes that the scrub reads in a second, such as 256MiB; 0: no scrub"""
     lease_ttl: Seconds = Field(60.0, gt=0, le=YEAR_SECONDS)
     """how long a lease protects chunks, such as 60s"""
+    pin_ttl_max: Seconds = Field(86_400.0, gt=0, le=YEAR_SECONDS)
+    """longest time that a pin protects chunks without a hit, such as 24h"""
     session_idle_timeout: Seconds = Field(600.0, gt=0, le=YEAR_SECONDS)
     """how long a session may be idle before it ends"""
     max_wait: Seconds = Field(30.0, gt=0, le=YEAR_SECONDS)
@@ -108,6 +110,8 @@ class Settings(BaseSettings):
     """most attachments and event feeds of one tenant, unless the file of tenants says otherwise"""
     tenant_max_bytes_in_flight: Size = Field(4 << 30, ge=1)
     """most bytes in flight of one tenant, unless the file of tenants says otherwise"""
+    tenant_max_pinned: float = Field(0.1, ge=0, le=0.5)
+    """share of L1 that the pins of one tenant may hold, unless the file of tenants says otherwise; 0: no pins"""
     max_message_size: Size = Field(16 << 20, ge=2 << 20, le=1 << 30)
     """largest message that the server accepts"""
     disable_observability: bool = False

@@ -84,6 +84,26 @@ class LeaseEnd(StrEnum):
     INSTANCE_DETACHED = "instance detached"
 
 
+class PinEnd(StrEnum):
+    """Why a pin ended."""
+
+    UNPINNED = "unpinned"
+    EXPIRED = "expired"
+    CLEARED = "cleared"
+    LOST = "lost"
+    """Its last chunk was corrupt, or did not come from its tier."""
+
+
+class PrefetchOutcome(StrEnum):
+    """What became of a chunk that a prefetch loaded."""
+
+    USED = "used"
+    """A lookup matched it within a minute."""
+    UNUSED = "unused"
+    FAILED = "failed"
+    """It did not come from its tier."""
+
+
 class SessionEnd(StrEnum):
     """Why a session ended."""
 

@@ -97,6 +97,7 @@ def _tenants(settings: Settings, bus: Publisher | None) -> ReloadedFiles[Tenants
         max_concurrent_rpcs=settings.tenant_max_concurrent_rpcs,
         max_attachments=settings.tenant_max_attachments,
         max_bytes_in_flight=settings.tenant_max_bytes_in_flight,
+        max_pinned_bytes=int(settings.tenant_max_pinned * settings.l1_size),
     )
     disk_bytes = smallest_disk_bytes(settings.tier_addresses())
     try:

@@ -24,7 +24,9 @@ from service.errors import (
 BEARER = "bearer "
 # How gRPC writes peers of this machine. An IPv4 address may come in the form of an IPv6 address.
 ON_THIS_MACHINE = ("unix:", "ipv4:127.", "ipv6:%5B::1%5D:", "ipv6:%5B::ffff:127.")
-WITHOUT_LIMIT = TenantLimits(max_concurrent_rpcs=1 << 62, max_attachments=1 << 62, max_bytes_in_flight=1 << 62)
+WITHOUT_LIMIT = TenantLimits(
+    max_concurrent_rpcs=1 << 62, max_attachments=1 << 62, max_bytes_in_flight=1 << 62, max_pinned_bytes=1 << 62
+)
 DEFAULT_TENANT = Tenant(name="", is_admin=True, limits=WITHOUT_LIMIT)
 
 Context = grpc.aio.ServicerContext[Any, Any]

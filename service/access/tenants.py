@@ -22,6 +22,7 @@ class TenantLimits:
     max_concurrent_rpcs: int
     max_attachments: int
     max_bytes_in_flight: int
+    max_pinned_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

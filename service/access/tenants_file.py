@@ -51,6 +51,7 @@ class _LimitsPart(_Part):
     max_concurrent_rpcs: Count | None = None
     max_attachments: Count | None = None
     max_bytes_in_flight: Size | None = None
+    max_pinned: Size | None = None
 
 
 class _TenantPart(_Part):
@@ -121,7 +122,7 @@ def _tenant(part: _TenantPart, defaults: TenantLimits) -> Tenant:
     return Tenant(
         name=part.name,
         is_admin=part.admin,
-        limits=replace(defaults, **part.limits.model_dump(exclude_none=True)),
+        limits=_limits(part.limits, defaults),
         tokens=tuple(
             Token(hash=TokenHash(bytes.fromhex(token.sha256)), expire_time=_seconds(token.expire_time))
             for token in part.tokens
@@ -130,6 +131,13 @@ def _tenant(part: _TenantPart, defaults: TenantLimits) -> Tenant:
         l1_share_bytes=part.l1_share or 0,
         disk_share_bytes=part.disk_share or 0,
     )
+
+
+def _limits(part: _LimitsPart, defaults: TenantLimits) -> TenantLimits:
+    given = part.model_dump(exclude_none=True)
+    if "max_pinned" in given:
+        given["max_pinned_bytes"] = given.pop("max_pinned")
+    return replace(defaults, **given)
 
 
 def _seconds(moment: datetime | None) -> float:
@@ -154,6 +162,12 @@ def _check(parts: Sequence[_TenantPart], l1_bytes: int, disk_bytes: int | None) 
         ("the token", [token.sha256 for part in parts for token in part.tokens]),
     ):
         faults += [f"tenants: {what} {value!r} stands in it twice" for value, n in Counter(values).items() if n > 1]
+    faults += [
+        f"tenants[{n}].limits.max_pinned: {format_size(part.limits.max_pinned)} is more than half of L1, which has "
+        f"{format_size(l1_bytes)}"
+        for n, part in enumerate(parts)
+        if part.limits.max_pinned is not None and 2 * part.limits.max_pinned > l1_bytes
+    ]
     share_bytes = sum(part.l1_share or 0 for part in parts)
     if share_bytes > l1_bytes:
         faults.append(f"tenants: the l1_share of all is {format_size(share_bytes)}, and L1 has {format_size(l1_bytes)}")

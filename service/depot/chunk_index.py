@@ -38,8 +38,13 @@ class ChunkIndex(Protocol):
     def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
         """Note at which position of a prompt a chunk is, and which one is before it. That one is not evicted first."""
 
-    def count_use(self, chunks: Sequence[Chunk], request: int, num_asked: int = 0) -> None:
-        """Count a request's use of chunks, if it has not used them before. A lookup asked for the first `num_asked`."""
+    def count_use(
+        self, chunks: Sequence[Chunk], request: int, *, num_asked: int = 0, will_continue: bool = False
+    ) -> None:
+        """Count a request's use of chunks, if it has not used them before. A lookup asked for the first `num_asked`.
+
+        `will_continue` says that its session is likely to come again with a longer prompt.
+        """
 
     def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:
         """Make a chunk invisible at once. Its slot is freed when it is written and has no pins, after it is zeroed."""

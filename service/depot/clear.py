@@ -10,7 +10,7 @@ from service.depot.depot import Depot
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.past import RemovalReason
 from telemetry.events import CacheCleared
-from telemetry.kinds import LeaseEnd
+from telemetry.kinds import LeaseEnd, PinEnd
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class ClearCounts:
     num_kept_chunks: int = 0
     num_revoked_leases: int = 0
     num_cleared_in_tiers: int = 0
+    num_ended_pins: int = 0
 
 
 def clearing(
@@ -36,9 +37,9 @@ def clearing(
 ) -> Iterator[None]:
     """Remove the tenant's chunks of a model ("": any) and a salt (None: any) in short steps, and count them.
 
-    Chunks that are being written are removed as well. Pinned ones stay unless `force`: then their leases end, and their
-    slots are freed after the transfers that read them. Stores that are open at the beginning make nothing visible. With
-    `zero` the slots are overwritten with zeros before they are free.
+    Chunks that are being written are removed as well. Pinned ones stay unless `force`: then their leases and pins end,
+    and their slots are freed after the transfers that read them. Stores that are open at the beginning make nothing
+    visible. With `zero` the slots are overwritten with zeros before they are free.
     """
 
     def matches(stats: NamespaceStats) -> bool:
@@ -52,6 +53,7 @@ def clearing(
         if matches(store.namespace_stats):
             store.is_hidden = True
             store.is_zeroed = store.is_zeroed or zero
+    pins_cleared_before = depot.pins.num_ended[PinEnd.CLEARED]
     num_chunks_before, bytes_before = counts.num_cleared_chunks, counts.cleared_bytes
     for first in range(0, len(chunks), CHUNKS_PER_STEP):
         for chunk in chunks[first : first + CHUNKS_PER_STEP]:
@@ -64,6 +66,7 @@ def clearing(
             counts.cleared_bytes += chunk.slot.size_bytes
             depot.index.remove(chunk, RemovalReason.CLEARED, zero=zero)
         yield
+    counts.num_ended_pins += depot.pins.num_ended[PinEnd.CLEARED] - pins_cleared_before
     for lease in list(depot.leases.live()) if force else ():
         if lease.end is None and any(chunk.removed for of_rank in lease.chunks_by_rank for chunk in of_rank):
             depot.lifetimes.end_lease(lease, LeaseEnd.REVOKED)

@@ -19,6 +19,9 @@ from service.depot.instances import Attachment, Instance, Instances, TransferBac
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
 from service.depot.operation import Operation
+from service.depot.pin_bounds import PinBounds
+from service.depot.pins import Pins
+from service.depot.prefetches import Prefetches
 from service.depot.publisher import NullPublisher
 from service.depot.recording import RequestRecorder
 from service.depot.sessions import Session, Sessions
@@ -46,7 +49,8 @@ class DepotLimits:
 
     `max_wait_seconds` bounds each wait for another call. `cache_epoch` is an operator's number: chunks of another epoch
     are never found. `chunks_outlive_depot` says that the process after this one may find the chunks of this one. At 0
-    bytes a second there is no scrub.
+    bytes a second there is no scrub. `max_pinned_bytes` is what the pins of the default tenant may hold of L1; others'
+    bounds are in their quotas.
     """
 
     chunk_size: int = 256
@@ -57,6 +61,8 @@ class DepotLimits:
     chunks_outlive_depot: bool = False
     verify: Verify = Verify.ALL
     scrub_bytes_per_second: float = 0.0
+    pin_ttl_max_seconds: float = 86_400.0
+    max_pinned_bytes: int = 1 << 62
 
 
 class Depot:
@@ -79,6 +85,7 @@ class Depot:
         verification: Verification | None = None,
         tiers: Tiers | None = None,
         recorder: RequestRecorder | None = None,
+        pin_bounds: PinBounds | None = None,
     ) -> None:
         self.l1 = l1
         self.backend = backend
@@ -99,6 +106,9 @@ class Depot:
         self.instances = Instances()
         self.recorder = recorder
         self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus, recorder)
+        bounds = pin_bounds or PinBounds(self.index.capacity_bytes, self.index.shares)
+        self.pins = Pins(self.index, self.slices, self.bus, bounds, self.tenant, self._max_pinned_bytes)
+        self.prefetches = Prefetches(self.index, self.slices, self.bus)
         self.stored_identities = StoredIdentities(
             stats for stats in self.index.namespaces() if stats.tenant == self.tenant
         )
@@ -130,6 +140,11 @@ class Depot:
         """
         if prefix.hash_block_size and self.limits.chunks_outlive_depot and not instance.block_hash_seed:
             raise BlockHashSeedMissing(instance.instance_id)
+
+    def stop(self) -> None:
+        """Stop the timers for good."""
+        self.lifetimes.stop()
+        self.pins.stop()
 
     def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
         """Return the stats of the namespace of a rank's chunks of a prefix."""
@@ -198,6 +213,9 @@ class Depot:
                 return await step
         except TimeoutError as error:
             raise StreamStalled(f"{what} for {self.limits.max_wait_seconds:g} seconds") from error
+
+    def _max_pinned_bytes(self) -> int:
+        return self.quota.limits.max_pinned_bytes if self.tenant else self.limits.max_pinned_bytes
 
     def publish_evicted(self, chunks: Sequence[Chunk]) -> None:
         """Publish the chunks that were evicted, an event for each tenant and model."""

@@ -14,7 +14,6 @@ from service.depot.slices import Pace
 from service.depot.stored_identities import StoredIdentity
 from service.depot.tier_search import tokens_in_tiers
 from service.depot.values import Miss
-from service.errors import InstanceNotFound
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.keys import ChunkKey, Prefix, chunk_keys
 from service.l1.past import Refused, Tombstone
@@ -75,7 +74,7 @@ async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix
 
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing.
     """
-    instance = depot.instances.require(instance_id) if instance_id else _of_model(depot, model_name)
+    instance = depot.instances.named(instance_id, model_name)
     depot.check_prefix(prefix)
     depot.check_hash_seed(instance, prefix)
     chunk_size = depot.limits.chunk_size
@@ -186,14 +185,3 @@ async def _num_resident(depot: Depot, keys: Iterable[ChunkKey], pace: Pace) -> i
         if num_chunks % CHUNKS_PER_STEP == 0 and pace.is_over():
             await pace.next()
     return num_chunks
-
-
-def _of_model(depot: Depot, model_name: str) -> Instance:
-    """Return an instance of a model, a complete one if there is one.
-
-    Raises: InstanceNotFound.
-    """
-    of_model = [instance for instance in depot.instances if instance.model_name == model_name]
-    if not of_model:
-        raise InstanceNotFound(model_name=model_name)
-    return min(of_model, key=lambda instance: (not instance.complete, instance.instance_id))

@@ -183,6 +183,18 @@ class Instances:
             raise InstanceNotFound(instance_id)
         return instance
 
+    def named(self, instance_id: str, model_name: str) -> Instance:
+        """Return an instance, or one of a model: a complete one if there is one. One of the two names is empty.
+
+        Raises: InstanceNotFound.
+        """
+        if instance_id:
+            return self.require(instance_id)
+        of_model = [instance for instance in self if instance.model_name == model_name]
+        if not of_model:
+            raise InstanceNotFound(model_name=model_name)
+        return min(of_model, key=lambda instance: (not instance.complete, instance.instance_id))
+
     def check_fits(self, request: AttachRequest) -> None:
         """Check that a new rank has what all ranks of an instance have in common: the model and the world size.
 

@@ -63,13 +63,16 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             matched_tokens = match.num_chunks * depot.limits.chunk_size
             l2_tokens = len(match.from_l2) * depot.limits.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
+            session.note_will_continue(request.will_continue)
             hit = _hit(depot, instance, request, match)
             request_before = session.request
             number = session.request_of_lookup(depot.index.new_request)
             for chunks in match.chunks_by_rank:
-                depot.index.count_hits(chunks, number, match.from_l2)
+                depot.index.count_hits(chunks, number, match.from_l2, will_continue=session.will_continue)
             more_asked, more_hit = session.note_lookup(prompt_tokens, matched_tokens)
             depot.index.ghosts.note_lookup(depot.tenant, instance.model_name, more_asked, more_hit)
+            depot.pins.note_match(match.chunks_by_rank[0])
+            depot.prefetches.note_match(match.chunks_by_rank)
             lease = match.lease(depot, session) if matched_tokens > request.computed_tokens else None
         finally:
             match.unpin(depot)
@@ -102,7 +105,14 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
         if not depot.tiers or match.pending_writes or num_tries > MAX_TRIES:
             return match
         try:
-            if await extend(depot, request, match, longest_wait or math.inf):
+            if await extend(
+                depot,
+                request.instance_id,
+                request.prefix,
+                match,
+                longest_wait_seconds=longest_wait or math.inf,
+                prefill_rate=request.prefill_tokens_per_second,
+            ):
                 return match
         except BaseException:
             match.unpin(depot)

@@ -13,6 +13,7 @@ from service.depot.instances import Instance
 from service.depot.leases import Lease
 from service.depot.sessions import Session
 from service.depot.stored_identities import StoredIdentity, unknown_identity
+from service.depot.tier import Tier
 from service.depot.values import Miss
 from service.l1.chunk import Chunk, PendingWrite
 from service.l1.keys import ChunkKey, Namespace, Prefix, chunk_keys
@@ -33,7 +34,8 @@ class Match:
 
     `end_keys` are the keys of the next chunk by rank, if a rank lacks it, and `pending_writes` are storing it.
     `idle_since` has the release times of the chunks that had no other pin. The chunks at the positions of `from_l2` are
-    on their way from tiers, for one rank at least.
+    on their way from tiers, for one rank at least. `loads` are the chunks that began to load for this match, each with
+    its tier.
     """
 
     chunks_by_rank: list[list[Chunk]]
@@ -42,6 +44,7 @@ class Match:
     pending_writes: list[PendingWrite] = field(default_factory=list)
     idle_since: list[float] = field(default_factory=list)
     from_l2: set[int] = field(default_factory=set)
+    loads: list[tuple[Chunk, Tier]] = field(default_factory=list)
 
     @property
     def num_chunks(self) -> int:
@@ -50,12 +53,16 @@ class Match:
 
     def lease(self, depot: Depot, session: Session) -> Lease:
         """Lease the chunks to a session; the lease takes over their pins."""
+        return depot.lifetimes.grant(session, self.take(), self.idle_since, frozenset(self.from_l2))
+
+    def take(self) -> list[list[Chunk]]:
+        """Return the chunks by rank to a caller that takes over their pins."""
         chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
-        return depot.lifetimes.grant(session, chunks_by_rank, self.idle_since, frozenset(self.from_l2))
+        return chunks_by_rank
 
     def unpin(self, depot: Depot) -> None:
-        """Unpin the chunks that were not leased."""
-        chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
+        """Unpin the chunks whose pins no caller took over."""
+        chunks_by_rank = self.take()
         if chunks_by_rank[0]:
             depot.slices.run(unpinning(depot.index, chunks_by_rank))
 

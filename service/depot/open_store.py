@@ -26,7 +26,7 @@ CHUNKS_PER_EVENT = 256
 
 _DETAILS = {
     RefusalReason.NO_BYTES: "every block is absent, of every group",
-    RefusalReason.NO_SLOT: "no slot can be freed: what L1 has is leased, in use or being written",
+    RefusalReason.NO_SLOT: "no slot can be freed: what L1 has is leased, pinned, in use or being written",
 }
 
 
@@ -63,10 +63,14 @@ class OpenStore:
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
 
-    def open(self, operation_id: str, request: int, asked_tokens: int) -> None:
-        """Begin to store, as this operation of a request, whose lookup asked for so many tokens."""
+    def open(self, operation_id: str, request: int, *, asked_tokens: int = 0, will_continue: bool = False) -> None:
+        """Begin to store, as this operation of a request. Its lookup asked for so many tokens.
+
+        `will_continue` is described at `Index.count_use`.
+        """
         self._request = request
         self._num_asked = asked_tokens // self._chunk_size
+        self._will_continue = will_continue
         self._context.stored_by = operation_id
         self._context.is_hidden = self._context.is_zeroed = self._depot.is_removed
         self._depot.open_stores.add(self._context)
@@ -195,7 +199,12 @@ class OpenStore:
             for position in some:
                 self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
             chunks = [self._pinned[position] for position in some]
-            self._depot.index.count_use(chunks, self._request, bisect_left(some, self._num_asked))
+            self._depot.index.count_use(
+                chunks,
+                self._request,
+                num_asked=bisect_left(some, self._num_asked),
+                will_continue=self._will_continue,
+            )
             self._depot.index.unpin(chunks)
             yield
 

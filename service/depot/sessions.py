@@ -35,6 +35,7 @@ class Session:
     of blocks alone, it is when the last report came. `request` is the number of the request that it is about now, 0
     before the first: a session of several turns has several. `has_moved` says that bytes of this request were moved.
     `asked_tokens` and `hit_tokens` are what its longest lookup asked for, and what its best one hit.
+    `will_continue` is what the engine said last: the prompt is likely to come again soon, with more tokens.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Session:
     has_moved: bool = False
     asked_tokens: int = 0
     hit_tokens: int = 0
+    will_continue: bool = False
     lease_ids: set[str] = field(default_factory=set)
     transfers: set[Transfer] = field(default_factory=set)
 
@@ -78,6 +80,11 @@ class Session:
             self.request = new_request()
         self.has_moved = True
         return self.request
+
+    def note_will_continue(self, will_continue: bool | None) -> None:
+        """Remember whether the engine says that the prompt comes again. None: it says nothing."""
+        if will_continue is not None:
+            self.will_continue = will_continue
 
     @property
     def ids(self) -> SessionIds:

@@ -176,8 +176,13 @@ def _open(
         ),
         finished=lambda operation: _finished(header, operation, open_store.answer),
     ) as operation:
-        request = session.request_of_transfer(depot.index.new_request)
-        open_store.open(operation.operation_id, request, session.asked_tokens)
+        session.note_will_continue(header.will_continue)
+        open_store.open(
+            operation.operation_id,
+            session.request_of_transfer(depot.index.new_request),
+            asked_tokens=session.asked_tokens,
+            will_continue=session.will_continue,
+        )
         try:
             yield open_store, session, operation
         finally:

@@ -19,6 +19,7 @@ from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
+from service.depot.pin_bounds import PinBounds
 from service.depot.recording import RequestRecorder
 from service.depot.running_transfer import to_the_end
 from service.depot.scrub import Scrub
@@ -79,6 +80,7 @@ class TenantDepots:
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
         self.index.on_policy_change = self._publish_policy
         self.index.ghosts.tier_capacities = self._tier_capacities
+        self.pin_bounds = PinBounds(self.index.capacity_bytes, self.index.shares)
         self._l1 = l1
         self._limits = limits
         self._bus = bus
@@ -107,6 +109,7 @@ class TenantDepots:
                 slices=self.slices,
                 verification=self.verification,
                 tiers=self.tiers,
+                pin_bounds=self.pin_bounds,
                 quota=Quota(tenant.name, tenant.limits),
                 recorder=self._recorder,
             )
@@ -212,4 +215,4 @@ class TenantDepots:
     def stop(self) -> None:
         """Stop the timers for good."""
         for depot in self:
-            depot.lifetimes.stop()
+            depot.stop()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from service.depot.depot import Depot
@@ -15,7 +14,8 @@ from service.depot.loading import Wanted
 from service.depot.match import Match, miss_at
 from service.depot.stored_identities import StoredIdentity
 from service.depot.tier import Answer, Doubt, Tier
-from service.depot.values import LookupRequest, Miss
+from service.depot.values import Miss
+from service.depot.worth_reading import Position, worth_reading
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey, Prefix, chunk_keys
 from service.tiers.record import Owner
@@ -31,12 +31,28 @@ To compute so many, and to reserve slots for them, holds the event loop for some
 _NOT_IN_L1 = frozenset({MissReason.NEVER_STORED, MissReason.EVICTED, MissReason.RANK_MISSING, MissReason.CORRUPT})
 
 
-async def extend(depot: Depot, request: LookupRequest, match: Match, longest_wait_seconds: float) -> bool:
+Admit = Callable[[Match, Sequence[int]], int]
+"""Returns how many of the next positions may be loaded, by the bytes that each of them takes. Its errors are raised."""
+
+
+async def extend(
+    depot: Depot,
+    instance_id: str,
+    prefix: Prefix,
+    match: Match,
+    *,
+    longest_wait_seconds: float = math.inf,
+    prefill_rate: float | None = None,
+    admit: Admit | None = None,
+) -> bool:
     """Ask the tiers for the chunks behind a match, and make the match longer by those that begin to load.
 
     It waits for each tier as long as that has for its answer, and no longer than `longest_wait_seconds`. The new chunks
     are pinned as the others are. `match.miss` says why it is not longer still. Return False if chunks of the match, or
     ranks of the instance, went away meanwhile. Then nothing was done.
+
+    Only what is read sooner than the engine computes it at `prefill_rate` is loaded. With `admit` no request waits for
+    the chunks, so `admit` alone decides.
 
     Raises: InstanceNotFound.
     """
@@ -44,15 +60,15 @@ async def extend(depot: Depot, request: LookupRequest, match: Match, longest_wai
         return True
     if any(_is_nowhere(depot, key) for key in match.end_keys):
         return True
-    instance = depot.instances.require(request.instance_id)
+    instance = depot.instances.require(instance_id)
     ranks = dict(instance.ranks)
     num_removed = depot.index.num_removed_pinned
     before = [[chunk.key for chunk in chunks] for chunks in match.chunks_by_rank]
-    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], request.prefix, before)
+    search = _Search(depot, [ranks[rank] for rank in sorted(ranks)], prefix, before)
     await search.ask(longest_wait_seconds)
-    if depot.index.num_removed_pinned != num_removed or depot.instances.require(request.instance_id).ranks != ranks:
+    if depot.index.num_removed_pinned != num_removed or depot.instances.require(instance_id).ranks != ranks:
         return False
-    search.take(match, request.prefill_tokens_per_second)
+    search.take(match, prefill_rate, admit)
     return True
 
 
@@ -79,19 +95,6 @@ def _is_nowhere(depot: Depot, key: ChunkKey) -> bool:
     """Return whether L1 and all tiers certainly lack a chunk."""
     are_local = all(tier.is_local for tier in depot.tiers)  # beside a remote one, each is asked once: below
     return are_local and depot.index.get(key) is None and all(tier.lacks(key) for tier in depot.tiers)
-
-
-@dataclass(slots=True)
-class _Position:
-    """One chunk of the prefix, by rank: what L1 has, None where it has none, and the tiers that have the others."""
-
-    chunks: list[Chunk | None]
-    tiers: list[list[Tier]]
-
-    @property
-    def readers(self) -> list[Tier | None]:
-        """The tier that is to read each chunk first, None for those that L1 has."""
-        return [of_chunk[0] if of_chunk else None for of_chunk in self.tiers]
 
 
 class _Search:
@@ -146,8 +149,11 @@ class _Search:
         names = [{tier.name for tier in position.readers if tier is not None} for position in self._continued()]
         return dict(Counter(name for of_position in names for name in of_position))
 
-    def take(self, match: Match, prefill_rate: float | None) -> None:
-        """Decide in one step: make the match longer, and begin to load."""
+    def take(self, match: Match, prefill_rate: float | None, admit: Admit | None) -> None:
+        """Decide in one step: make the match longer, and begin to load.
+
+        Errors of `admit` are raised. Nothing was done then.
+        """
         self._match = match
         self._prefill_rate = prefill_rate or min(
             (each.prefill_tokens_per_second for each in self._attachments if each.prefill_tokens_per_second),
@@ -157,7 +163,7 @@ class _Search:
         if not positions:
             self._note_doubt()
             return
-        worth = self._worth_reading(positions)
+        worth = self._worth_reading(positions) if admit is None else self._admitted(positions, admit)
         loads: list[tuple[Chunk, Wanted]] = []
         for number, position in enumerate(positions[:worth]):
             if not self._take_position(number, position, loads):
@@ -166,12 +172,13 @@ class _Search:
         else:
             if worth == len(positions):
                 self._note_end(worth)
+        match.loads = [(chunk, wanted.tiers[0]) for chunk, wanted in loads]
         self._depot.loading.begin(loads)
 
-    def _continued(self) -> list[_Position]:
+    def _continued(self) -> list[Position]:
         """Return the positions behind the match that every rank has, in L1, on its way, or in a tier."""
         index = self._depot.index
-        positions: list[_Position] = []
+        positions: list[Position] = []
         for keys in zip(*self._keys, strict=True):
             chunks = [index.get(key) for key in keys]
             tiers = [
@@ -182,39 +189,36 @@ class _Search:
                 for chunk, of_chunk in zip(chunks, tiers, strict=True)
             ):
                 break
-            positions.append(_Position(chunks, tiers))
+            positions.append(Position(chunks, tiers))
         return positions
 
-    def _worth_reading(self, positions: Sequence[_Position]) -> int:
-        """Return how many of the positions are read sooner than the engine computes them.
-
-        A tier is left out if all that it would read takes longer than to compute these tokens. If it is slower for all
-        of them, it is slower for a part: what waits in its queue comes on top.
-        """
+    def _worth_reading(self, positions: Sequence[Position]) -> int:
+        """Return how many of the positions are read sooner than the engine computes them."""
         if self._prefill_rate is None:
             return len(positions)
-        while positions:
-            num_bytes: Counter[Tier] = Counter()
-            num_chunks: Counter[Tier] = Counter()
-            for position in positions:
-                for attachment, tier in zip(self._attachments, position.readers, strict=True):
-                    if tier is not None:
-                        num_bytes[tier] += attachment.chunk_bytes
-                num_chunks.update({tier for tier in position.readers if tier is not None})
-            for tier, count in num_chunks.items():
-                read_seconds = tier.seconds_to_read(num_bytes[tier])
-                prefill_seconds = count * self._depot.limits.chunk_size / self._prefill_rate
-                if read_seconds is not None and read_seconds > prefill_seconds:
-                    break
-            else:
-                return len(positions)
-            end = next(number for number, position in enumerate(positions) if tier in position.readers)
-            detail = f"{tier.name} needs {read_seconds:.3g} s, the engine {prefill_seconds:.3g} s for {count} chunks"
-            positions = positions[:end]
-            self._miss(MissReason.TIER_SLOWER_THAN_PREFILL, detail, num_more=end)
-        return 0
+        worth, why = worth_reading(positions, self._attachments, self._depot.limits.chunk_size, self._prefill_rate)
+        if worth < len(positions):
+            self._miss(MissReason.TIER_SLOWER_THAN_PREFILL, why, num_more=worth)
+        return worth
 
-    def _take_position(self, number: int, position: _Position, loads: list[tuple[Chunk, Wanted]]) -> bool:
+    def _admitted(self, positions: Sequence[Position], admit: Admit) -> int:
+        """Return how many of the positions may be loaded ahead of a request."""
+        num_bytes = [
+            sum(
+                attachment.slot_bytes
+                for attachment, tier in zip(self._attachments, position.readers, strict=True)
+                if tier is not None
+            )
+            for position in positions
+        ]
+        num_admitted = admit(self._match, num_bytes)
+        if num_admitted < len(positions):
+            self._miss(
+                MissReason.NO_SLOT, "what is loaded ahead of requests has reached its bound", num_more=num_admitted
+            )
+        return num_admitted
+
+    def _take_position(self, number: int, position: Position, loads: list[tuple[Chunk, Wanted]]) -> bool:
         """Pin or reserve the chunks of all ranks at one position. Return False, and take none, without slots."""
         wanted = {
             rank: Wanted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kernels.geometry import Group, Region
 from service.depot.leases import Lease
+from service.depot.pin import Pin
 from service.l1.keys import Prefix
 from service.l1.past import Tombstone
 from telemetry.kinds import MissReason, RefusalReason, Tier
@@ -54,7 +55,8 @@ class AttachRequest:
 class LookupRequest:
     """Find the longest stored prefix. The engine has the first `computed_tokens` tokens itself.
 
-    `prefill_tokens_per_second` is what the engine measured lately. None: nothing.
+    `prefill_tokens_per_second` is what the engine measured lately. None: nothing. `will_continue` says whether the
+    session's prompt is likely to come again with more tokens. None: as the session said before.
     """
 
     instance_id: str
@@ -63,6 +65,7 @@ class LookupRequest:
     computed_tokens: int
     max_wait_seconds: float
     prefill_tokens_per_second: float | None = None
+    will_continue: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,10 @@ class LookupAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHeader:
-    """The tokens that a store brings, from `start_token` on. `path` precedes the names of its fields in the request."""
+    """The tokens that a store brings, from `start_token` on. `path` precedes the names of its fields in the request.
+
+    `will_continue` is described at `LookupRequest`.
+    """
 
     instance_id: str
     rank: int
@@ -99,6 +105,7 @@ class StoreHeader:
     prefix: Prefix
     start_token: int
     path: str = ""
+    will_continue: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,3 +183,55 @@ class RetrieveAnswer:
     valid_tokens: int
     l2_tokens: int = 0
     miss: Miss | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinRequest:
+    """Pin a prompt for `ttl_seconds`, as an instance, or as one of a model, has it. One of the two names is empty.
+
+    `is_fixed`: hits do not begin the time anew.
+    """
+
+    instance_id: str
+    model_name: str
+    prefix: Prefix
+    ttl_seconds: float
+    is_fixed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinAnswer:
+    """The pin of a prompt; None if nothing is there to pin. `matched_tokens` are what the call found of the prompt.
+
+    `l2_tokens` of these are on their way from tiers. `miss` says why these are not more.
+    """
+
+    pin: Pin | None
+    was_pinned: bool
+    matched_tokens: int
+    l2_tokens: int
+    miss: Miss | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefetchRequest:
+    """Load a prompt ahead of its request. The names are described at `PinRequest`."""
+
+    instance_id: str
+    model_name: str
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefetchAnswer:
+    """What L1 has of a prompt, and what is on its way there. `loading_bytes` are those that the call itself loads.
+
+    `loading_tokens` are the tokens of these by tier. `estimated_seconds` is None if nothing is loaded or measured.
+    """
+
+    l1_tokens: int
+    l2_tokens: int
+    loading_bytes: int
+    loading_tokens: Mapping[str, int]
+    estimated_seconds: float | None
+    miss: Miss | None

@@ -139,7 +139,7 @@ def _certificate(settings: Settings) -> CertificateFacts:
 
 
 def _tenants_error(settings: Settings) -> str:
-    any_limits = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
+    any_limits = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1, max_pinned_bytes=1)
     try:
         read_tenants(
             Path(settings.tenants), any_limits, settings.l1_size, smallest_disk_bytes(settings.tier_addresses())

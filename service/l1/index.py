@@ -49,6 +49,8 @@ class Index:
         self._num_requests = 0
         self.num_removed_pinned = 0
         """Removals of pinned chunks. A caller that has pinned some looks at them again when this has changed."""
+        self.on_removed_pinned: dict[str, Callable[[Chunk], None]] = {}
+        """By tenant, what is called with each such chunk once it is removed. It may take pins off."""
         self._chunks: dict[ChunkKey, Chunk] = {}
         self.get: Callable[[ChunkKey], Chunk | None] = self._chunks.get
         """Return the chunk of a key, resident or being written. A lookup calls this for hundreds of keys."""
@@ -57,14 +59,14 @@ class Index:
         self.namespace_stats = self._namespaces.stats
         self.namespaces = self._namespaces.all
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
-        policies = PolicySet()
-        self.worth = policies.worth
-        self.ghosts = Ghosts(pool.capacity_bytes, policies)
+        self.policies = PolicySet()
+        self.worth = self.policies.worth
+        self.ghosts = Ghosts(pool.capacity_bytes, self.policies)
         self.eviction = eviction
         self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
         """The policy in use; with `AUTO`, the one that the depot has chosen last."""
         self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
-        self._eviction = EvictionOrder(policies, self.policy_name)
+        self._eviction = EvictionOrder(self.policies, self.policy_name)
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -131,6 +133,7 @@ class Index:
             chunk.num_uses += tombstone.num_uses
             chunk.last_use = tombstone.last_use
             chunk.policy_note = tombstone.policy_note
+            chunk.will_continue = tombstone.will_continue
         return tombstone
 
     def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
@@ -148,24 +151,29 @@ class Index:
         self._num_requests += 1
         return self._num_requests
 
-    def count_use(self, chunks: Sequence[Chunk], request: int, num_asked: int = 0) -> None:
+    def count_use(
+        self, chunks: Sequence[Chunk], request: int, *, num_asked: int = 0, will_continue: bool = False
+    ) -> None:
         """Count a request's use of chunks of one prompt, if it has not used them before. They have pins.
 
-        A lookup asked for the first `num_asked` of them: those that it did not find were misses.
+        A lookup asked for the first `num_asked` of them: those that it did not find were misses. `will_continue` says
+        that its session is likely to come again with a longer prompt.
         """
-        self._count_use(chunks[num_asked:], request, Outcome.NOT_ASKED)
-        self._count_use(chunks[:num_asked], request, Outcome.MISS)
+        self._count_use(chunks[num_asked:], request, Outcome.NOT_ASKED, will_continue)
+        self._count_use(chunks[:num_asked], request, Outcome.MISS, will_continue)
 
-    def count_hits(self, chunks: Sequence[Chunk], request: int, from_tiers: Container[int] = ()) -> None:
+    def count_hits(
+        self, chunks: Sequence[Chunk], request: int, from_tiers: Container[int] = (), *, will_continue: bool = False
+    ) -> None:
         """Count a request's use of chunks that its lookup found, as `count_use` does. All are of one namespace.
 
         Those at the positions `from_tiers` are on their way into L1.
         """
         if from_tiers:
             loading = [chunk for position, chunk in enumerate(chunks) if position in from_tiers]
-            self._count_use(loading, request, Outcome.HIT_IN_TIER)
+            self._count_use(loading, request, Outcome.HIT_IN_TIER, will_continue)
             chunks = [chunk for position, chunk in enumerate(chunks) if position not in from_tiers]
-        self._count_use(chunks, request, Outcome.HIT)
+        self._count_use(chunks, request, Outcome.HIT, will_continue)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
         """Take over resident chunks, each with the tick of its last use. They come in the order of uses, oldest first.
@@ -203,10 +211,12 @@ class Index:
         chunk.pending_write = None
         chunk.lost = lost
         assert lost is not None or chunk.num_pins == 0, "a chunk with pins has no slot, and does not say so"
-        if not chunk.removed:
+        was_removed = chunk.removed
+        if not was_removed:
             self._forget(chunk)
-            self.num_removed_pinned += bool(chunk.num_pins)
         self._unprotect(chunk)
+        if chunk.num_pins and not was_removed:
+            self._note_removed_pinned(chunk)
 
     def pin(self, chunks: Iterable[Chunk]) -> None:
         """Keep chunks from eviction until as many calls of `unpin`. They are resident, or loading."""
@@ -262,11 +272,12 @@ class Index:
             self.num_evicted += 1
         else:
             self.ghosts.forget(chunk.key)
-        self.num_removed_pinned += bool(chunk.num_pins)
-        if chunk.pending_write is not None:
-            return
-        self.num_resident -= 1
+        if chunk.pending_write is None:
+            self.num_resident -= 1
         if chunk.num_pins:
+            self._note_removed_pinned(chunk)
+            return
+        if chunk.pending_write is not None:
             return
         if zero or chunk.num_readers:
             self._protect(chunk)
@@ -320,12 +331,13 @@ class Index:
             self.pool.join(run)
         return self.pool.take(slot_bytes), victims
 
-    def _count_use(self, chunks: Sequence[Chunk], request: int, outcome: Outcome) -> None:
+    def _count_use(self, chunks: Sequence[Chunk], request: int, outcome: Outcome, will_continue: bool) -> None:
         """Count a use of chunks of one namespace. The tail of a prompt counts as used before its head."""
         eviction, use_ghosts = self._eviction, self.ghosts.use
         mask, match = self.ghosts.sampling.mask, self.ghosts.sampling.match
         num_counted = 0
         for chunk in reversed(chunks):
+            chunk.will_continue = will_continue
             if chunk.counted_request != request:
                 chunk.counted_request = request
                 eviction.count_use(chunk)
@@ -333,7 +345,7 @@ class Index:
                 if chunk.key[-1] & mask == match:
                     use_ghosts(chunk, outcome, eviction.clock)
             elif chunk.key[-1] & mask == match:
-                use_ghosts(chunk, Outcome.NOT_ASKED, eviction.clock)
+                self.ghosts.touch(chunk)
         if num_counted:
             self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
             self._choose_policy()
@@ -362,6 +374,12 @@ class Index:
                 self.ledger.note_empty(stats)
             if stats.ever_stored:
                 self.past.note_empty(stats.namespace)
+
+    def _note_removed_pinned(self, chunk: Chunk) -> None:
+        self.num_removed_pinned += 1
+        note = self.on_removed_pinned.get(chunk.namespace_stats.tenant)
+        if note is not None:
+            note(chunk)
 
     def _protect(self, chunk: Chunk) -> None:
         self._eviction.remove(chunk)

@@ -37,6 +37,7 @@ class Tombstone:
     last_use: int = 0
     policy_note: int = 0
     previous_use: int = 0
+    will_continue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class Past:
     def note_removed(self, chunk: Chunk, reason: RemovalReason) -> None:
         """Remember that a chunk left L1."""
         tombstone = Tombstone(
-            reason, time.time(), chunk.num_uses, chunk.last_use, chunk.policy_note, chunk.previous_use
+            *(reason, time.time(), chunk.num_uses, chunk.last_use, chunk.policy_note, chunk.previous_use),
+            chunk.will_continue,
         )
         _remember(self._tombstones, chunk.key, tombstone)
 

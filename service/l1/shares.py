@@ -25,6 +25,15 @@ class Shares(Generic[T]):
     def __repr__(self) -> str:
         return f"<Shares of {len(self._share_bytes)} tenants>"
 
+    @property
+    def total_bytes(self) -> int:
+        """All shares together."""
+        return sum(self._share_bytes.values())
+
+    def of(self, tenant: T) -> int:
+        """Return the share of a tenant, in bytes."""
+        return self._share_bytes.get(tenant, 0)
+
     def set(self, share_bytes: Mapping[T, int]) -> None:
         """Use these shares from the next slot on. Together they are no more than there is."""
         self._share_bytes = dict(share_bytes)

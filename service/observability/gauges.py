@@ -14,6 +14,7 @@ from service.l1.adoption import Doubt
 from service.recording.recorder import Recorder
 from service.rpc.admission import Admission
 from service.rpc.refusals import Refusals
+from telemetry.kinds import PrefetchOutcome
 from telemetry.metrics import definitions, recording_definitions
 from telemetry.metrics.metric import Attributes
 from telemetry.metrics.snapshot import Scalars
@@ -61,6 +62,8 @@ def _l1(depots: TenantDepots, populated_bytes: int) -> Scalars:
         },
         definitions.L1_RESIDENT: {(): index.num_resident},
         definitions.L1_PROTECTED: {(): index.num_protected},
+        definitions.L1_PINNED_CHUNKS: {(): sum(len(depot.pins.held) for depot in depots)},
+        definitions.L1_PINNED: {(): depots.pin_bounds.bytes_by_tenant.total()},
         definitions.L1_EVICTED: {(): index.num_evicted},
         definitions.L1_REFUSED: {(): sum(depot.num_refused_chunks for depot in depots)},
     }
@@ -84,6 +87,11 @@ def _work(depots: TenantDepots, admission: Admission, refusals: Refusals) -> Sca
     mapped_bytes = sum(each.buffer.mapped_bytes for each in attachments if each.buffer is not None)
     return {
         definitions.LEASES_LIVE: {(): sum(len(depot.leases) for depot in depots)},
+        definitions.PINS_LIVE: {(): sum(len(depot.pins) for depot in depots)},
+        definitions.PREFETCHED: {
+            (outcome.value,): sum(depot.prefetches.num_chunks()[outcome] for depot in depots)
+            for outcome in PrefetchOutcome
+        },
         definitions.SESSIONS_LIVE: {(): sum(len(depot.sessions) for depot in depots)},
         definitions.INSTANCES_LIVE: {(): len(instances)},
         definitions.ATTACHMENTS_LIVE: {(): len(attachments)},
@@ -102,6 +110,8 @@ def _tenants(depots: TenantDepots) -> Scalars:
     in_l1 = depots.chunks_and_bytes() if tenants else {}
     return {
         definitions.TENANT_L1_USED: {(each.tenant,): in_l1[each.tenant][1] for each in tenants},
+        definitions.TENANT_PINNED_CHUNKS: {(each.tenant,): len(each.pins.held) for each in tenants},
+        definitions.TENANT_PINNED: {(each.tenant,): each.pins.held.num_bytes for each in tenants},
         definitions.TENANT_SESSIONS: {(each.tenant,): len(each.sessions) for each in tenants},
         definitions.TENANT_RPCS: {
             (kind, each.tenant): num_running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from service.load_settings import BadSettings
@@ -13,6 +14,22 @@ from service.units import format_size
 from telemetry.events import Publisher
 
 logger = logging.getLogger(__name__)
+
+
+def check_recording(settings: Settings) -> None:
+    """Check what the file of a recording needs, without touching it: a takeover must not end in a depot without one.
+
+    Raises: BadSettings.
+    """
+    if not settings.record_trace:
+        return
+    path = Path(settings.record_trace).absolute()
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BadSettings(f"record_trace: {path}: is not a file")
+    if not path.parent.is_dir():
+        raise BadSettings(f"record_trace: {path.parent}: is not a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadSettings(f"record_trace: {path.parent}: no file can be made in it")
 
 
 def open_recorder(settings: Settings, bus: Publisher | None) -> Recorder | None:

@@ -60,6 +60,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             log_levels=logger_levels(self._log_levels),
             depot_incarnation=depots.incarnation,
             num_adopted_chunks=sum(depots.num_adopted_chunks_by_tenant.values()),
+            num_pins=sum(len(depot.pins) for depot in depots),
+            pinned_bytes=depots.pin_bounds.bytes_by_tenant.total(),
             hits=self._hits(),
         )
 
@@ -129,6 +131,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 num_running_rpcs=depot.quota.num_running,
                 bytes_in_flight=depot.quota.bytes_in_flight,
                 num_adopted_chunks=num_adopted.get(depot.tenant, 0),
+                num_pins=len(depot.pins),
+                pinned_bytes=depot.pins.held.num_bytes,
             )
             for depot in sorted(self._depots, key=lambda depot: depot.tenant)
             if depot.tenant

@@ -11,19 +11,23 @@ import grpc
 from kvdepot.v1 import cache_pb2, cache_pb2_grpc
 from kvdepot.version import __version__
 from kvdepot.wire import Piece, parsed_store, serialised_retrieve, store_data
-from service.access.credentials import caller, has_certificate
+from service.access.credentials import caller, has_certificate, visible_tenant
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
 from service.depot.lookup import lookup
+from service.depot.pin_prefix import pin_prefix
+from service.depot.prefetch import prefetch
 from service.depot.retrieve import retrieve
 from service.depot.retrieve_inline import MAX_PIECE_BYTES, retrieve_inline
+from service.depot.running_transfer import to_the_end
 from service.depot.store import store, store_inline
 from service.depot.tenant_depots import TenantDepots
 from service.depot.trace_context import note_session
 from service.depot.values import StoreHeader
 from service.errors import Draining, invalid
-from service.rpc import decode, encode
+from service.rpc import decode, encode, pins
 from service.rpc.wire import SHORT_BYTES, Unread
+from telemetry.kinds import PinEnd
 
 InlineMessage = cache_pb2.StoreInlineRequest | memoryview  # a memoryview is the data of a message
 
@@ -128,6 +132,31 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     async def EndSession(self, request: cache_pb2.EndSessionRequest, context: object) -> cache_pb2.EndSessionResponse:
         session = await self._depots.of_caller().lifetimes.end_session(*decode.session_ids(request))
         return cache_pb2.EndSessionResponse(summary=encode.session_summary(session, caller.get().tenant.name))
+
+    async def PinPrefix(self, request: cache_pb2.PinPrefixRequest, context: object) -> cache_pb2.PinPrefixResponse:
+        depot = self._depots.of_caller()
+        return pins.pin_response(await pin_prefix(depot, pins.pin_request(request)), depot)
+
+    async def UnpinPrefix(
+        self, request: cache_pb2.UnpinPrefixRequest, context: object
+    ) -> cache_pb2.UnpinPrefixResponse:
+        tenant = visible_tenant(request.tenant) if request.tenant else caller.get().tenant.name
+        pin_id = pins.unpin_request(request)
+        depot = self._depots.named(tenant)
+        pin = depot.pins.find(pin_id) if depot is not None else None
+        if depot is None or pin is None:
+            return cache_pb2.UnpinPrefixResponse()
+        response = cache_pb2.UnpinPrefixResponse(pin=pins.pin_message(pin, depot))
+        unpinned = depot.pins.end(pin, PinEnd.UNPINNED)
+        if unpinned is not None:
+            await to_the_end(unpinned)
+        return response
+
+    async def ListPins(self, request: cache_pb2.ListPinsRequest, context: object) -> cache_pb2.ListPinsResponse:
+        return await pins.list_pins(self._depots, request, visible_tenant(request.tenant))
+
+    async def Prefetch(self, request: cache_pb2.PrefetchRequest, context: object) -> cache_pb2.PrefetchResponse:
+        return pins.prefetch_response(await prefetch(self._depots.of_caller(), pins.prefetch_request(request)))
 
     @staticmethod
     async def _first_of(*events: asyncio.Event) -> None:

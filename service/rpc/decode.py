@@ -146,6 +146,7 @@ def lookup_request(message: cache_pb2.LookupRequest) -> LookupRequest:
         computed_tokens=message.computed_tokens,
         max_wait_seconds=max_wait_seconds,
         prefill_tokens_per_second=rate,
+        will_continue=_will_continue(message),
     )
 
 
@@ -179,7 +180,14 @@ def store_header(
         prefix=prefix,
         start_token=message.start_token,
         path=path,
+        will_continue=_will_continue(message),
     )
+
+
+def _will_continue(
+    message: cache_pb2.LookupRequest | cache_pb2.StoreRequest | cache_pb2.StoreInlineHeader,
+) -> bool | None:
+    return message.will_continue if message.HasField("will_continue") else None
 
 
 def retrieve_request(message: cache_pb2.RetrieveRequest, remaining_seconds: float | None) -> RetrieveRequest:

@@ -49,6 +49,7 @@ ALWAYS_ADMITTED = frozenset(
         "/kvdepot.v1.CacheService/ReleaseLease",
         "/kvdepot.v1.CacheService/EndSession",
         "/kvdepot.v1.CacheService/DetachInstance",
+        "/kvdepot.v1.CacheService/UnpinPrefix",
         "/kvdepot.v1.AdminService/GetStatus",
         "/kvdepot.v1.AdminService/ListInstances",
         "/kvdepot.v1.AdminService/SetLogLevel",

@@ -13,11 +13,14 @@ from telemetry.events.cache import BlocksAllocated as BlocksAllocated
 from telemetry.events.cache import CacheCleared as CacheCleared
 from telemetry.events.cache import ChunksCorrupt as ChunksCorrupt
 from telemetry.events.cache import ChunksEvicted as ChunksEvicted
+from telemetry.events.cache import ChunksPrefetched as ChunksPrefetched
 from telemetry.events.cache import ChunksReused as ChunksReused
 from telemetry.events.cache import ChunksStored as ChunksStored
 from telemetry.events.cache import EvictionPolicyChanged as EvictionPolicyChanged
 from telemetry.events.cache import LeaseEnded as LeaseEnded
 from telemetry.events.cache import LeaseGranted as LeaseGranted
+from telemetry.events.cache import PinEnded as PinEnded
+from telemetry.events.cache import PrefixPinned as PrefixPinned
 from telemetry.events.event import Event as Event
 from telemetry.events.event import Publisher as Publisher
 from telemetry.events.operations import LookupFinished as LookupFinished

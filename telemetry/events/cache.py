@@ -30,6 +30,48 @@ class LeaseEnded(Event):
 
 
 @fact
+class PrefixPinned(Event):
+    """PinPrefix pinned chunks until `expire_time`, in seconds since the epoch, unless hits put that off.
+
+    `was_pinned`: the pin was there before. `num_chunks` and `num_bytes` are those of the whole pin.
+    """
+
+    pin_id: str
+    model_name: str
+    was_pinned: bool
+    num_chunks: int
+    num_bytes: int
+    expire_time: float
+
+
+@fact
+class PinEnded(Event):
+    """A pin ended and protects no chunks.
+
+    `reason`: unpinned, expired, cleared, lost. Lost: its last chunk was corrupt, or did not come from its tier.
+    """
+
+    pin_id: str
+    model_name: str
+    reason: str
+    num_chunks: int
+    num_bytes: int
+    num_hits: int
+    duration_seconds: float
+
+
+@fact
+class ChunksPrefetched(Event):
+    """The loads of a Prefetch have ended. `num_failed_chunks` of its chunks did not come. `num_bytes` came."""
+
+    model_name: str
+    num_chunks: int
+    num_failed_chunks: int
+    num_bytes: int
+    duration_seconds: float
+
+
+@fact
 class ChunksStored(Event):
     """Chunks are in L1, and Lookup finds them.
 

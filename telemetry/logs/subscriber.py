@@ -29,6 +29,8 @@ INFO_EVENTS = frozenset(
         events.LookupFinished,
         events.StoreFinished,
         events.RetrieveFinished,
+        events.PrefixPinned,
+        events.PinEnded,
         events.CacheCleared,
         events.EvictionPolicyChanged,
     }

@@ -10,6 +10,8 @@ from telemetry.kinds import (
     MissReason,
     OperationKind,
     Outcome,
+    PinEnd,
+    PrefetchOutcome,
     RefusalReason,
     SessionEnd,
     Tier,
@@ -57,6 +59,13 @@ REFUSAL_REASON = Attribute("reason", "why the first refused chunk was refused", 
 DIRECTION = Attribute("direction", "store: out of the engine's blocks; retrieve: into them", ("store", "retrieve"))
 BACKEND = Attribute("backend", "what moved the bytes: one of the few that this machine has, such as `host`")
 STEP = Attribute("step", "what was done; steps overlap where they can", ("wait", "gather", "scatter", "copy"))
+PIN_KIND = Attribute("kind", "new, or pinned again while it lived", ("new", "again"))
+PIN_END = Attribute("reason", "why; lost: its last chunk was corrupt, or did not come from its tier", tuple(PinEnd))
+PREFETCH_OUTCOME = Attribute(
+    "outcome",
+    "used: a lookup matched it within a minute; unused: none did; failed: it did not come from its tier",
+    tuple(PrefetchOutcome),
+)
 HOP = Attribute("hop", "where the bytes were compared; inline: at an inline retrieve", tuple(Hop))
 LEASE_END = Attribute("reason", "why it ended", tuple(LeaseEnd))
 SESSION_END = Attribute("reason", "why it ended", tuple(SessionEnd))

@@ -75,8 +75,12 @@ L1_POPULATED = gauge("kvdepot.l1.populated", "By", "Bytes of L1 whose memory pag
 L1_SLOTS = gauge("kvdepot.l1.slots", "{slot}", "Slots that L1 is cut into so far.", by.SLOT_STATE)
 L1_RESIDENT = gauge("kvdepot.l1.chunks.resident", "{chunk}", "Chunks that a lookup can find.")
 L1_PROTECTED = gauge(
-    "kvdepot.l1.chunks.protected", "{chunk}", "Chunks that can't be evicted: leased, being read or being written."
+    "kvdepot.l1.chunks.protected",
+    "{chunk}",
+    "Chunks that can't be evicted: leased, pinned, being read or being written.",
 )
+L1_PINNED_CHUNKS = gauge("kvdepot.l1.chunks.pinned", "{chunk}", "Chunks that pins protect.")
+L1_PINNED = gauge("kvdepot.l1.pinned", "By", "Bytes of the slots of chunks that pins protect.")
 L1_STORED = counter("kvdepot.l1.chunks.stored", "{chunk}", "Chunks that were stored.", by.MODEL)
 L1_EVICTED = counter("kvdepot.l1.chunks.evicted", "{chunk}", "Chunks that were evicted for others.")
 L1_REFUSED = counter("kvdepot.l1.chunks.refused", "{chunk}", "Chunks that were to be stored and were refused.")
@@ -119,11 +123,20 @@ CHUNK_REUSE_AFTER_EVICT = lifecycle(
     *(by.MODEL, by.TIER),
 )
 
-# Leases, sessions, attachments
+# Leases, pins, sessions, attachments
 
 LEASES_LIVE = gauge("kvdepot.leases.live", "{lease}", "Leases that protect chunks.")
 LEASES_GRANTED = counter("kvdepot.leases.granted", "{lease}", "Leases that were granted.")
 LEASES_ENDED = counter("kvdepot.leases.ended", "{lease}", "Leases that ended.", by.LEASE_END)
+PINS_LIVE = gauge("kvdepot.pins.live", "{pin}", "Pins that protect chunks.")
+PINS_PINNED = counter("kvdepot.pins.pinned", "{call}", "Calls of PinPrefix that pinned chunks.", by.PIN_KIND)
+PINS_ENDED = counter("kvdepot.pins.ended", "{pin}", "Pins that ended.", by.PIN_END)
+PREFETCHED = counter(
+    "kvdepot.prefetch.chunks",
+    "{chunk}",
+    "Chunks that prefetches loaded, once it is clear what became of them.",
+    by.PREFETCH_OUTCOME,
+)
 SESSIONS_LIVE = gauge("kvdepot.sessions.live", "{session}", "Sessions that have not ended.")
 SESSIONS_STARTED = counter("kvdepot.sessions.started", "{session}", "Sessions that began.", by.MODEL)
 SESSIONS_ENDED = counter("kvdepot.sessions.ended", "{session}", "Sessions that ended.", by.SESSION_END, by.MODEL)
@@ -184,6 +197,10 @@ TENANT_IO = counter(
     "kvdepot.tenant.io", "By", "Bytes of the chunks that were stored and retrieved.", by.MOVE, by.TENANT
 )
 TENANT_L1_USED = gauge("kvdepot.tenant.l1.used", "By", "Bytes of the slots that its chunks are in.", by.TENANT)
+TENANT_PINNED_CHUNKS = gauge("kvdepot.tenant.l1.chunks.pinned", "{chunk}", "Chunks that its pins protect.", by.TENANT)
+TENANT_PINNED = gauge(
+    "kvdepot.tenant.l1.pinned", "By", "Bytes of the slots of chunks that its pins protect.", by.TENANT
+)
 TENANT_SESSIONS = gauge("kvdepot.tenant.sessions.live", "{session}", "Sessions that have not ended.", by.TENANT)
 TENANT_RPCS = gauge("kvdepot.tenant.rpcs.running", "{call}", "Calls that run.", by.RPC_KIND, by.TENANT)
 TENANT_IN_FLIGHT = gauge("kvdepot.tenant.in_flight", "By", "Bytes that move.", by.TENANT)

@@ -56,6 +56,8 @@ class MetricsSubscriber(Subscriber):
             events.TransferFinished: self._transferred,
             events.LeaseGranted: self._lease_granted,
             events.LeaseEnded: self._lease_ended,
+            events.PrefixPinned: self._pinned,
+            events.PinEnded: self._pin_ended,
             events.ChunksStored: self._chunks_in_l1,
             events.CacheCleared: self._cleared,
         }
@@ -149,6 +151,12 @@ class MetricsSubscriber(Subscriber):
 
     def _lease_ended(self, event: events.LeaseEnded) -> None:
         self._add(definitions.LEASES_ENDED, (str(event.reason),), 1)
+
+    def _pinned(self, event: events.PrefixPinned) -> None:
+        self._add(definitions.PINS_PINNED, ("again" if event.was_pinned else "new",), 1)
+
+    def _pin_ended(self, event: events.PinEnded) -> None:
+        self._add(definitions.PINS_ENDED, (str(event.reason),), 1)
 
     def _chunks_in_l1(self, event: events.ChunksStored) -> None:
         self._add(definitions.L1_STORED, (self._models.exported(event.model_name),), len(event.keys))

@@ -14,7 +14,7 @@ from telemetry.metrics.definitions import METRICS
 PAGE = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 L1_BYTES = 64 << 30
 DISK_BYTES = 100 << 30
-DEFAULTS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
+DEFAULTS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1, max_pinned_bytes=11)
 
 
 def test_the_file_of_tenants_is_one() -> None:

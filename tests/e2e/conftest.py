@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
@@ -11,13 +11,21 @@ import pytest
 from kernels.host.streaming_copy import Copy
 from kvdepot import AsyncDepotClient
 from kvdepot.cli.processes import server_process
+from service.cache_memory import CacheMemory
+from service.depot.slices import Slices
+from service.depot.tier import Tier
+from service.depot.verification import Verification
 from service.server import Server
+from service.settings import Settings
 from service.tier_setup import OpenTiers, open_tiers
+from telemetry.events import Publisher
 from tests.e2e.engines import Site, site
 from tests.e2e.servers import StartServer, running_server
 from tests.e2e.throttle import Throttle
+from tests.fakes.tier import FakeTier
 
 Open = Callable[..., Awaitable[Site]]
+OpenWithTiers = Callable[..., Awaitable[tuple[Site, list[FakeTier]]]]
 
 
 @pytest.fixture
@@ -74,3 +82,27 @@ async def open_site(start_server: StartServer) -> AsyncIterator[Open]:
 async def depot(open_site: Open) -> Site:
     """A depot with chunks of 16 tokens and 16 MiB of L1."""
     return await open_site()
+
+
+@pytest.fixture
+def open_with_tiers(open_site: Open) -> OpenWithTiers:
+    """`await open_with_tiers(2, l1_size="64KiB")` runs a depot with two tiers that the test controls."""
+
+    async def opened(num_tiers: int = 1, *, local: Sequence[int] = (), **flags: object) -> tuple[Site, list[FakeTier]]:
+        tiers: list[FakeTier] = []
+
+        def open_tiers(
+            settings: Settings,
+            memory: CacheMemory,
+            verification: Verification,
+            bus: Publisher | None,
+            slices: Slices,
+        ) -> Sequence[Tier]:
+            for number in range(num_tiers):
+                name, is_local = f"tier-{number}", number in local
+                tiers.append(FakeTier(memory.view, name=name, bit=1 << number, is_local=is_local))
+            return tiers
+
+        return await open_site(open_tiers=open_tiers, **{"l2_write": "none", **flags}), tiers
+
+    return opened

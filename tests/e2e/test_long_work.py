@@ -76,7 +76,7 @@ class Site:
     def open_store(self, of: Prefix) -> OpenStore:
         header = StoreHeader(instance_id="i", rank=0, session_id="s", prefix=of, start_token=0)
         store = OpenStore(self.depot, self.attachment, header)
-        store.open("1", 1, 0)
+        store.open("1", 1)
         return store
 
     async def store(self, of: Prefix) -> OpenStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,69 +10,15 @@ import pytest
 from kvdepot import block_table, requests
 from kvdepot.cli.explanation import explained
 from kvdepot.v1 import cache_pb2
-from service.cache_memory import CacheMemory
-from service.depot.slices import Slices
-from service.depot.tier import Doubt, Tier
-from service.depot.verification import Verification
+from service.depot.tier import Doubt
 from service.l1.keys import ChunkKey
 from service.l1.past import RemovalReason
-from service.settings import Settings
 from service.tiers.load import LoadEnd
-from telemetry.events import Publisher
-from tests.e2e.conftest import Open
+from tests.e2e.conftest import OpenWithTiers
 from tests.e2e.engines import SMALL, Engine, Site, prompt, refused
+from tests.e2e.moved import CHUNK_SIZE, NUM_CHUNKS, NUM_TOKENS, TOKENS, move, moved_to
 from tests.fakes.paged import Kv, canonical, first_tokens
-from tests.fakes.tier import FakeTier
 from tests.fakes.waiting import eventually
-
-CHUNK_SIZE = 16
-NUM_CHUNKS = 6
-NUM_TOKENS = NUM_CHUNKS * CHUNK_SIZE
-TOKENS = prompt(NUM_TOKENS)
-
-OpenWithTiers = Callable[..., Awaitable[tuple[Site, list[FakeTier]]]]
-
-
-@pytest.fixture
-def open_with_tiers(open_site: Open) -> OpenWithTiers:
-    """`await open_with_tiers(2, l1_size="64KiB")` runs a depot with two tiers that the test controls."""
-
-    async def opened(num_tiers: int = 1, *, local: Sequence[int] = (), **flags: object) -> tuple[Site, list[FakeTier]]:
-        tiers: list[FakeTier] = []
-
-        def open_tiers(
-            settings: Settings,
-            memory: CacheMemory,
-            verification: Verification,
-            bus: Publisher | None,
-            slices: Slices,
-        ) -> Sequence[Tier]:
-            for number in range(num_tiers):
-                name, is_local = f"tier-{number}", number in local
-                tiers.append(FakeTier(memory.view, name=name, bit=1 << number, is_local=is_local))
-            return tiers
-
-        return await open_site(open_tiers=open_tiers, **{"l2_write": "none", **flags}), tiers
-
-    return opened
-
-
-async def moved_to(tier: FakeTier, site: Site, engine: Engine, num_chunks: int = NUM_CHUNKS) -> Kv:
-    """Store the prompt, and move its chunks from the `NUM_CHUNKS - num_chunks`-th on out of L1 into a tier."""
-    kv = engine.kv(NUM_TOKENS, seed=1)
-    await engine.store("writer", TOKENS, kv)
-    move(tier, site, num_chunks)
-    return kv
-
-
-def move(tier: FakeTier, site: Site, num_chunks: int) -> list[ChunkKey]:
-    """Move the last chunks that were stored into a tier."""
-    index = site.depot.index
-    chunks = list(index.chunks())[-num_chunks:]
-    tier.write(chunks)
-    for victim in chunks:
-        index.remove(victim, RemovalReason.EVICTED)
-    return [chunk.key for chunk in chunks]
 
 
 async def retrieve_partial(

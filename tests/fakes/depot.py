@@ -182,6 +182,22 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._enter("EndSession", request, context)
         return cache_pb2.EndSessionResponse(summary=cache_pb2.SessionSummary(session_id=request.session_id))
 
+    def PinPrefix(self, request: Any, context: Any) -> cache_pb2.PinPrefixResponse:
+        self._enter("PinPrefix", request, context)
+        return cache_pb2.PinPrefixResponse(pin=cache_pb2.Pin(pin_id="pin-1"))
+
+    def UnpinPrefix(self, request: Any, context: Any) -> cache_pb2.UnpinPrefixResponse:
+        self._enter("UnpinPrefix", request, context)
+        return cache_pb2.UnpinPrefixResponse()
+
+    def ListPins(self, request: Any, context: Any) -> cache_pb2.ListPinsResponse:
+        self._enter("ListPins", request, context)
+        return cache_pb2.ListPinsResponse(next_page_token=self.next_page_token)
+
+    def Prefetch(self, request: Any, context: Any) -> cache_pb2.PrefetchResponse:
+        self._enter("Prefetch", request, context)
+        return cache_pb2.PrefetchResponse()
+
     def ReportBlockAllocation(self, request: Any, context: Any) -> observability_pb2.ReportBlockAllocationResponse:
         self._enter("ReportBlockAllocation", request, context)
         return observability_pb2.ReportBlockAllocationResponse()

@@ -37,6 +37,7 @@ class Request:
     lora_request: Any = None
     trace_headers: dict[str, str] | None = None
     prompt_embeds: Any = None
+    kv_transfer_params: Any = None
     block_size: int = BLOCK
 
     @property
@@ -103,6 +104,7 @@ class LookupCall:
     computed_tokens: int
     traceparent: str
     prefill_rate: float | None
+    will_continue: bool | None
     lookup: PendingLookup
 
 
@@ -124,10 +126,16 @@ class LookupClient:
         return self.session_ids.open(request_id)
 
     def begin(
-        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+        self,
+        session_id: str,
+        prefix: Prefix,
+        computed_tokens: int,
+        parent: str,
+        prefill_rate: float | None,
+        will_continue: bool | None,
     ) -> PendingLookup:
         lookup = PendingLookup(deadline=self._clock() + 60)
-        self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, prefill_rate, lookup))
+        self.calls.append(LookupCall(session_id, prefix, computed_tokens, parent, prefill_rate, will_continue, lookup))
         return lookup
 
     def give_up(self, lookup: PendingLookup) -> None:

@@ -20,8 +20,10 @@ def always(server: Server) -> Faults:
     """Return violations of the invariants that hold at every moment."""
     faults: Faults = []
     _try(faults, "index", server.depots.index.check)
-    leased = _leased(server)
-    faults += [f"{chunk!r} is leased {leased[chunk]} times" for chunk in leased if chunk.num_pins < leased[chunk]]
+    for depot in server.depots:
+        _try(faults, "pins", depot.pins.check)
+    held = _held(server)
+    faults += [f"{chunk!r} is held {held[chunk]} times" for chunk in held if chunk.num_pins < held[chunk]]
     faults += _books(server, exactly=False)
     for depot in server.depots:
         quota = depot.quota
@@ -53,10 +55,10 @@ def at_rest(server: Server) -> Faults:
             faults.append(f"transfers of {moving}")
         working = [each for each in depot.sessions.newest_first() if each.num_running or each.transfers]
         faults += [f"session {each.session_id!r} of {each.instance_id!r} is at work" for each in working]
-    leased = _leased(server)
+    held = _held(server)
     for chunk in index.chunks():
-        if chunk.pending_write is not None or chunk.num_pins != leased[chunk]:
-            faults.append(f"{chunk!r}, {leased[chunk]} leases")
+        if chunk.pending_write is not None or chunk.num_pins != held[chunk]:
+            faults.append(f"{chunk!r}, {held[chunk]} leases and pins")
     faults += _books(server, exactly=True)
     return faults
 
@@ -69,6 +71,7 @@ def usage(server: Server) -> dict[str, int]:
         "instances": sum(len(depot.instances) for depot in depots),
         "sessions": sum(len(depot.sessions) for depot in depots),
         "leases": sum(len(depot.leases) for depot in depots),
+        "pins": sum(len(depot.pins) for depot in depots),
         "streams": server._admission.num_streams,
         "attached ranks": len(server._attacher._ended),
         "pinned chunks": server.depots.index.num_protected,
@@ -87,13 +90,13 @@ def _try(faults: Faults, what: str, check: Callable[[], None]) -> None:
         faults.append(f"{what}: {error or 'does not hold'}")
 
 
-def _leased(server: Server) -> Counter[Chunk]:
-    """Return how many leases each chunk is in."""
+def _held(server: Server) -> Counter[Chunk]:
+    """Return how many leases and pins each chunk is in."""
     return Counter(
         chunk
         for depot in server.depots
-        for lease in depot.leases.live()
-        for chunks in lease.chunks_by_rank
+        for holder in (*depot.leases.live(), *depot.pins)
+        for chunks in holder.chunks_by_rank
         for chunk in chunks
     )
 

@@ -31,6 +31,7 @@ FLAGS = {
     "l1-huge-pages": "none",
     "chunk-size": "16",
     "lease-ttl": "2s",
+    "pin-ttl-max": "2s",
     "session-idle-timeout": "2s",
     "max-wait": "100ms",
     "max-message-size": "2MiB",

@@ -26,14 +26,21 @@ def valid(rpc: Rpc, things: Things, random: Random, grant: Grant | None = None) 
             return _store_inline(things, random)
         case "ReportBlockAllocation":
             return [_report(things, random)]
-        case "WatchEvents" | "ListSessions":  # mostly without filters
+        case "WatchEvents" | "ListSessions" | "ListPins":  # mostly without filters
             request = made(rpc.request, things, random, share=0.25)
-            if rpc.name == "ListSessions":
+            if rpc.name in ("ListSessions", "ListPins"):
                 request.page_size = random.choice((0, 1, 10))
             return [request]
         case "ExplainPrefix":
             name = random.choice(("instance_id", "model_name"))
             return [rpc.request(**{name: things.name(name, random)}, prefix=things.prefix(random))]
+        case "Prefetch" | "PinPrefix":
+            name = random.choice(("instance_id", "model_name"))
+            request = rpc.request(**{name: things.name(name, random)}, prefix=things.prefix(random))
+            if rpc.name == "PinPrefix":
+                request.ttl.FromMilliseconds(random.choice((1, 50, 500, 10_000)))
+                request.fixed_expire_time = random.random() < 0.5
+            return [request]
         case "ClearCache":  # mostly of something, so that chunks stay
             request = made(rpc.request, things, random, share=0.4)
             request.model_name = request.model_name or things.name("model_name", random)

@@ -123,7 +123,7 @@ class Fault:
 _L1: list[memoryview] = []
 KINDS: dict[str, Fault] = {
     "none": Fault(lambda: None, ""),
-    "a pin stays": Fault(_a_pin_stays, " 0 leases"),
+    "a pin stays": Fault(_a_pin_stays, " 0 leases and pins"),
     "a lease is forgotten by its session": Fault(_a_lease_is_forgotten_by_its_session, "is not its session's"),
     "a bug in a servicer": Fault(_a_bug_in_a_servicer, "INTERNAL INTERNAL"),
     "the loop is delayed": Fault(_the_loop_is_delayed, "the witness waited"),

@@ -30,7 +30,10 @@ _SECTIONS = {
     "L2: the tiers behind L1": ("kvdepot.tier.",),
     "Sizing: what another L1 would have hit": ("kvdepot.sizing", "kvdepot.eviction"),
     "L0: the engines' blocks": ("kvdepot.l0",),
-    "Leases, sessions, attachments": ("kvdepot.leases", "kvdepot.sessions", "kvdepot.instances", "kvdepot.attachments"),
+    "Leases, pins, sessions, attachments": (
+        *("kvdepot.leases", "kvdepot.pins", "kvdepot.prefetch.", "kvdepot.sessions", "kvdepot.instances"),
+        "kvdepot.attachments",
+    ),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
     "Recorded requests": ("kvdepot.recording",),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
@@ -53,7 +56,8 @@ def metrics_page() -> str:
     for title, prefixes in _SECTIONS.items():
         members = [metric for metric in METRICS if metric.name.startswith(prefixes)]
         parts += [f"## {title}\n", _metrics(members), ""]
-        parts += [_attributes(members), ""]
+        if any(metric.attributes for metric in members):
+            parts += [_attributes(members), ""]
     parts += ["## Buckets\n", "Upper ends, in the unit of the histogram.\n", _buckets(METRICS)]
     return "\n".join(parts) + "\n"
 

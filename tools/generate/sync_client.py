@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).parents[2] / "clients/python/kvdepot"
-NAMES = ("client.py", "attachment.py", "rank_calls.py", "session.py")
+NAMES = ("client.py", "attachment.py", "pin_calls.py", "rank_calls.py", "session.py")
 
 SUBSTITUTIONS = (
     (r"\basync (def|with|for)\b", r"\1"),
@@ -17,12 +17,12 @@ SUBSTITUTIONS = (
     (r"\baclosing\b", "closing"),
     (r"\bAsyncGenerator\[(.+?), None\]", r"Generator[\1, None, None]"),
     (r"\bAsyncGenerator\b", "Generator"),
-    (r"\bAsync(Attachment|Calls|DepotClient|RankCalls|Session)\b", r"\1"),
+    (r"\bAsync(Attachment|Calls|DepotClient|PinCalls|RankCalls|Session)\b", r"\1"),
     (r"\bkvdepot\.aio\.tasks\b", "kvdepot.sync.threads"),
     (r"\bkvdepot\.aio\b", "kvdepot.sync"),
     # What docstrings say.
     (r"The client for an event loop", "The client with blocking calls"),
-    (r"(attachment|rank|engine), on an event loop", r"\1, with blocking calls"),
+    (r"(attachment|rank|engine|request), on an event loop", r"\1, with blocking calls"),
     (r"instances and sessions, for the event loop it is made on", "instances, sessions and threads"),
     (r"once, on the event loop,", "once, in the attachment's thread,"),
     (r"A task reads", "A daemon thread reads"),

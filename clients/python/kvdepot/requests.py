@@ -99,6 +99,7 @@ def lookup(
     computed_tokens: int,
     max_wait_seconds: float,
     prefill_tokens_per_second: float | None = None,
+    will_continue: bool | None = None,
 ) -> cache_pb2.LookupRequest:
     """Return the request of a lookup.
 
@@ -112,6 +113,7 @@ def lookup(
         computed_tokens=computed_tokens,
         max_wait=duration(max_wait_seconds, "max_wait_seconds") if max_wait_seconds else None,
         prefill_tokens_per_second=prefill_tokens_per_second,
+        will_continue=will_continue,
     )
 
 
@@ -139,6 +141,7 @@ def store(
     block_tables: BlockTables,
     start_token: int,
     ready_event: bytes,
+    will_continue: bool | None = None,
 ) -> cache_pb2.StoreRequest:
     """Return the request of a store.
 
@@ -153,6 +156,7 @@ def store(
         start_token=start_token,
         block_tables=tables_of(block_tables),
         ready_event=ready_event,
+        will_continue=will_continue,
     )
 
 
@@ -184,7 +188,12 @@ def retrieve(
 
 
 def store_inline_header(
-    instance_id: str, rank: int, session_id: str, prefix: PrefixLike, start_token: int
+    instance_id: str,
+    rank: int,
+    session_id: str,
+    prefix: PrefixLike,
+    start_token: int,
+    will_continue: bool | None = None,
 ) -> cache_pb2.StoreInlineRequest:
     """Return the first message of an inline store.
 
@@ -197,6 +206,7 @@ def store_inline_header(
         session_id=session_id,
         prefix=prefix_of(prefix),
         start_token=start_token,
+        will_continue=will_continue,
     )
     return cache_pb2.StoreInlineRequest(header=header)
 

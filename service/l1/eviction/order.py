@@ -131,7 +131,7 @@ class EvictionOrder:
     def next_victim_of_other_size(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
         self._sort_if_due()
-        sizes = self._rankings.keys() | self._rankings_before.keys()
+        sizes = {**self._rankings_before, **self._rankings} if self.is_moving else self._rankings
         victims = (self._next_victim_of_size(size, of) for size in sizes if size != slot_bytes)
         return min((victim for victim in victims if victim is not None), key=self.standing, default=None)
 

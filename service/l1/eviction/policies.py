@@ -149,7 +149,9 @@ class Learned:
         """Return the rank of each of many buckets."""
         last_uses, kinds = np.divmod(buckets, _KINDS)
         classes, levels = np.divmod(kinds, NUM_LEVELS)
-        return self._reuse_times.hit_rates_of(classes, clock - last_uses * USES_PER_BUCKET) * SECONDS_PER_GIB[levels]
+        hit_rates = self._reuse_times.hit_rates_of(classes, clock - last_uses * USES_PER_BUCKET)
+        ranks: npt.NDArray[np.float64] = hit_rates * SECONDS_PER_GIB[levels]
+        return ranks
 
     def merged(self, bucket: int, clock: int) -> int:
         """Join buckets of one kind whose ages differ by an eighth at most."""

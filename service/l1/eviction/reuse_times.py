@@ -117,7 +117,8 @@ def age_of(uses: float) -> int:
 def _ages_of(uses: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return the numbers of many ages."""
     numbers = np.log2(np.maximum(uses, 0.5)) * _AGES_PER_DOUBLING + 1
-    return np.clip(numbers, 0, _NUM_AGES - 1).astype(np.int64)
+    ages: npt.NDArray[np.int64] = np.clip(numbers, 0, _NUM_AGES - 1).astype(np.int64)
+    return ages
 
 
 def _hazards(reused: npt.NDArray[np.float64], waiting: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

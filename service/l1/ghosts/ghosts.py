@@ -138,6 +138,14 @@ class Ghosts:
         if missing:
             self._insert(entry, missing, slot_bytes, clock)
 
+    def touch(self, chunk: Chunk) -> None:
+        """Note that a request that has used a chunk already still has it, if it is in the sample."""
+        entry = self._table.find(hash(chunk.key))
+        if entry is not None:
+            self._num_uses += 1
+            self._table.uses[entry] = self._num_uses
+            self._recent.use(entry)
+
     def forget(self, key: ChunkKey) -> None:
         """Forget a chunk that was removed for another reason than space: no cache would have it."""
         entry = self._table.find(hash(key))
@@ -170,7 +178,7 @@ class Ghosts:
         self._table.check()
         self._recent.check()
         for cache in self._ranked:
-            cache.check(int(self._slot_bytes))
+            cache.check()
 
     def _tally(self, tenant: str, model_name: str) -> Tally:
         group = tenant, model_name
@@ -190,9 +198,9 @@ class Ghosts:
         for number, cache in enumerate(self._ranked, start=NUM_LRU):
             if missing >> number & 1:
                 cache.used_bytes += slot_bytes
-                if cache.is_over(slot_bytes):
+                if cache.used_bytes > cache.limit_bytes:
                     self._learned.update(clock)
-                    highest = cache.evict(clock, slot_bytes)
+                    highest = cache.evict(clock)
                     if GHOSTS[number].policy is PolicyName.LFU:
                         self._lfu.note_evicted_rank(highest)
 
@@ -230,7 +238,7 @@ class Ghosts:
             if number < NUM_LRU:
                 self._recent.capacity_bytes[number] = sampled_bytes
             else:
-                self._ranked[number - NUM_LRU].capacity_bytes = sampled_bytes
+                self._ranked[number - NUM_LRU].resize(sampled_bytes, self._slot_bytes)
         for number, cache in enumerate(self._ranked, start=NUM_LRU):
             if self._active_bits >> number & 1 and not active_bits >> number & 1:
                 cache.clear()

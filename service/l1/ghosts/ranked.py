@@ -8,14 +8,14 @@ from service.l1.eviction.policies import Policy
 from service.l1.ghosts.table import Table
 
 _PART = 16  # a cache is full with one part more than its size, and keeps one part less
-_MIN_CHUNKS = 4
+_MIN_CHUNKS = 12
 
 
 class RankedCache:
-    """The cache of a bit. `capacity_bytes` are those of the sample; 0: it holds nothing.
+    """The cache of a bit. It must evict when it uses more than `limit_bytes`.
 
-    To rank chunks costs more than to find one, so an eighth of a full cache leaves at once. On the average, its size is
-    its capacity.
+    To rank chunks costs more than to find one, so an eighth of a full cache leaves at once; of a small one, more. On
+    the average, its size is its capacity.
     """
 
     def __init__(self, table: Table, bit: int, policy: Policy, buckets: int) -> None:
@@ -23,14 +23,17 @@ class RankedCache:
         self._bit = bit
         self._policy = policy
         self._buckets = table.buckets_np[buckets]
-        self.capacity_bytes = 0.0
+        self.limit_bytes = 0.0
         self.used_bytes = 0
+        self._kept_bytes = 0.0
 
-    def is_over(self, slot_bytes: int) -> bool:
-        """Return whether the cache must evict. `slot_bytes` is a usual size."""
-        return self.used_bytes > self.capacity_bytes + self._part_bytes(slot_bytes)
+    def resize(self, capacity_bytes: float, slot_bytes: float) -> None:
+        """Set the size of the sampled part of the cache. `slot_bytes` is a usual size of a chunk."""
+        part_bytes = min(max(capacity_bytes / _PART, _MIN_CHUNKS * slot_bytes), capacity_bytes / 2)
+        self.limit_bytes = capacity_bytes + part_bytes
+        self._kept_bytes = capacity_bytes - part_bytes
 
-    def evict(self, clock: int, slot_bytes: int) -> int:
+    def evict(self, clock: int) -> int:
         """Evict the chunks of the lowest ranks; of the same rank, those that were used first.
 
         Return the bucket of the last one that leaves.
@@ -40,7 +43,7 @@ class RankedCache:
         buckets = self._buckets[entries]
         in_order = np.lexsort((table.uses_np[entries], self._policy.ranks(buckets, clock)))
         evicted_bytes = np.cumsum(table.slot_bytes_np[entries[in_order]])
-        excess_bytes = self.used_bytes - (self.capacity_bytes - self._part_bytes(slot_bytes))
+        excess_bytes = self.used_bytes - self._kept_bytes
         num_evicted = min(int(np.searchsorted(evicted_bytes, excess_bytes)) + 1, len(entries))
         evicted = in_order[:num_evicted]
         table.residence_np[entries[evicted]] &= ~self._bit
@@ -52,10 +55,7 @@ class RankedCache:
         self._table.residence_np &= ~self._bit
         self.used_bytes = 0
 
-    def check(self, slot_bytes: int) -> None:
+    def check(self) -> None:
         """Assert that the bytes are counted."""
         held = np.flatnonzero(self._table.residence_np & self._bit)
         assert self.used_bytes == int(self._table.slot_bytes_np[held].sum())
-
-    def _part_bytes(self, slot_bytes: int) -> float:
-        return min(max(self.capacity_bytes / _PART, _MIN_CHUNKS * slot_bytes), self.capacity_bytes / 2)

@@ -48,7 +48,7 @@ def lines(text: str) -> list[str]:
 def test_each_series_has_its_own_symbol_in_the_picture_and_the_legend() -> None:
     shown = draw(plot(), 80).plain
     legend = lines(shown)[-1]
-    assert legend == "● auto   ▲ lru   ⠒⠒ bound"
+    assert legend == "● auto   ▲ lru   ⠂⠂⠂ bound"
     assert shown.count("●") == 1 + len(SIZES)
     assert shown.count("▲") == 1 + len(SIZES), "the last ones of both are side by side"
     assert shown.count("■") == 0, "a bound is a line only"
@@ -73,13 +73,15 @@ def test_ticks_have_both_texts_and_the_last_one_is_always_there() -> None:
         chunks, sizes = lines(draw(plot(), width).plain)[-4:-2]
         assert chunks.split()[-1] == "50,000"
         assert sizes.split()[-2:] == ["781", "MB"]
+    crowded = plot(x=Axis(label="chunks", is_log=True, ticks=(1_000, 45_000, 50_000), text="{:,.0f}".format))
+    assert lines(draw(crowded, MIN_WIDTH).plain)[-3].split() == ["1,000", "50,000"]
     assert lines(draw(plot(), 80).plain)[-4].split() == ["1,000", "5,000", "10,000", "50,000"]
 
 
 def test_a_terminal_without_such_characters_gets_ascii() -> None:
     shown = draw(plot(marks=[Mark(x=20_000, label="now")]), 80, is_ascii=True).plain
     assert shown.isascii()
-    assert lines(shown)[-1] == "o auto   x lru   .. bound"
+    assert lines(shown)[-1] == "o auto   x lru   ... bound"
 
 
 def test_no_color_leaves_the_plot_complete() -> None:
@@ -137,6 +139,17 @@ def test_svg_is_one_document_with_every_name_and_no_markup_of_names() -> None:
     assert {name, "hit ratio", "50,000", "781 MB"} <= texts
     assert "<script" not in document
     assert "http" not in document.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_two_bounds_have_different_lines_in_the_legend() -> None:
+    points = [PlotPoint(x=x, y=1) for x in SIZES]
+    two = plot(series=[Series(name=name, points=points, is_reference=True) for name in ("this bound", "that bound")])
+    for is_ascii in (False, True):
+        signs = [entry.split(" ")[0:1] for entry in lines(draw(two, 80, is_ascii=is_ascii).plain)[-1].split("   ")]
+        assert signs[0] != signs[1]
+    root = ElementTree.fromstring(svg(two))
+    dashes = [line.get("stroke-dasharray") for line in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert len(set(dashes)) == 2
 
 
 def test_svg_tells_series_apart_without_colors() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvdepot.connector.block_allocations import BlockAllocation
@@ -41,6 +43,30 @@ def test_prefix_is_the_hash_of_each_chunks_last_block(driver: SchedulerDriver) -
     assert list(call.prefix.block_hashes) == [request.block_hashes[1], request.block_hashes[3]]
     assert (call.prefix.hash_block_size, call.prefix.cache_salt) == (CHUNK, "salt")
     assert (call.session_id, call.computed_tokens, call.traceparent) == ("request", 4, PARENT)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (None, None),
+        ({}, None),
+        ({"kvdepot.will_continue": True}, True),
+        ({"kvdepot.will_continue": False, "do_remote_prefill": True}, False),
+        ({"kvdepot.will_continue": "yes"}, None),
+        (["kvdepot.will_continue"], None),
+    ],
+)
+def test_the_lookups_and_stores_of_a_request_say_whether_it_goes_on(
+    driver: SchedulerDriver, params: Any, said: bool | None
+) -> None:
+    request = request_of(20, kv_transfer_params=params)
+    driver.scheduler.matched_tokens(request, 0)
+    assert driver.lookup_client.calls[0].will_continue is said
+    driver.lookup_client.answer(0)
+    driver.scheduler.matched_tokens(request, 0)
+    driver.tables["request"] = TABLE
+    (store,) = driver.step({request: 20}).stores
+    assert store.will_continue is said
 
 
 @pytest.mark.parametrize(

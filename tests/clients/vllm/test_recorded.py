@@ -55,9 +55,17 @@ class RecordedAnswers(LookupClient):
         self.by_session: dict[str, PendingLookup] = {}
 
     def begin(
-        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+        self,
+        session_id: str,
+        prefix: Prefix,
+        computed_tokens: int,
+        parent: str,
+        prefill_rate: float | None,
+        will_continue: bool | None,
     ) -> PendingLookup:
-        lookup = self.by_session[session_id] = super().begin(session_id, prefix, computed_tokens, parent, prefill_rate)
+        lookup = self.by_session[session_id] = super().begin(
+            session_id, prefix, computed_tokens, parent, prefill_rate, will_continue
+        )
         return lookup
 
     def take(self, session_id: str, answer: tuple[int, list[str]]) -> None:
@@ -122,6 +130,8 @@ class Replay:
 
         blocks = [(request_id, tuple(block_ids), anew) for request_id, block_ids, anew in new_blocks]
         found = self.scheduler.step(scheduled, table, blocks, may_store=may_store)
+        for store in commands["stores"]:
+            store.setdefault("will_continue", None)  # older recordings do not have it
         assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == commands
 
     def _reported(

@@ -24,7 +24,7 @@ from tests.e2e.access.conftest import BLUE, OPS, Connect, StartTenants
 from tests.e2e.servers import StartServer
 from tests.fakes.waiting import eventually
 
-LIMITS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1)
+LIMITS = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=1, max_pinned_bytes=11)
 
 
 async def refusal(call: Calling, rpc: str) -> tuple[str, str]:

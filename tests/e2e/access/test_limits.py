@@ -21,7 +21,7 @@ from tests.fakes.waiting import eventually
 
 SHAPE = KvShape(num_layers=1, num_blocks=16, block_size=4, num_heads=1, head_size=4, dtype="uint8")
 CHUNK_BYTES = 2 * 16 * 4
-NOTHING = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=100)
+NOTHING = TenantLimits(max_concurrent_rpcs=1, max_attachments=1, max_bytes_in_flight=100, max_pinned_bytes=11)
 
 
 async def attach(call: Calling) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,7 @@ class Party:
     buffers: dict[str, SharedBuffer] = field(default_factory=dict)
     attachments: dict[str, Any] = field(default_factory=dict)
     leases: list[str] = field(default_factory=list)
+    pins: list[str] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
 
 
@@ -83,8 +85,15 @@ class Site:
 
     def lease(self, step: Step) -> str:
         """Return one of the leases that were granted here. Blue's choice never includes red's leases."""
-        own = self.parties[step.tenant].leases
-        every = self.parties["blue"].leases + own if step.tenant == "red" else own
+        return self._one_of(step, {name: party.leases for name, party in self.parties.items()})
+
+    def pin(self, step: Step) -> str:
+        """Return one of the pins, as `lease` does."""
+        return self._one_of(step, {name: party.pins for name, party in self.parties.items()})
+
+    def _one_of(self, step: Step, by_tenant: dict[str, list[str]]) -> str:
+        own = by_tenant[step.tenant]
+        every = by_tenant["blue"] + own if step.tenant == "red" else own
         return every[step.lease % len(every)] if every else "none"
 
     async def do(self, step: Step) -> None:
@@ -105,6 +114,8 @@ class Site:
         text = text.replace(self._server.depots.incarnation, "this start of the depot")
         for number, lease_id in enumerate(party.leases):
             text = text.replace(lease_id, f"lease {number}")
+        for number, pin_id in enumerate(party.pins):
+            text = text.replace(pin_id, f"pin {number}")
         text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "a moment", text)
         text = re.sub(r"'(duration|startOffset)': '[\d.]+s'", "", text)
         text = re.sub(r"'(duration|start|expire)_[a-z]+': [\d.e-]+", "", text)
@@ -209,6 +220,32 @@ async def end_session(site: Site, party: Party, step: Step) -> Any:
     return await party.call("EndSession", cache_pb2.EndSessionRequest(**ids(step)))
 
 
+async def pin_prefix(site: Site, party: Party, step: Step) -> Any:
+    request = cache_pb2.PinPrefixRequest(
+        instance_id=step.instance,
+        prefix=cache_pb2.Prefix(token_ids=PROMPTS[step.prompt]),
+        ttl=Duration(seconds=1_000),
+        fixed_expire_time=bool(step.lease % 2),
+    )
+    (answer,) = await party.call("PinPrefix", request)
+    if answer.HasField("pin") and answer.pin.pin_id not in party.pins:
+        party.pins.append(answer.pin.pin_id)
+    return answer
+
+
+async def unpin_prefix(site: Site, party: Party, step: Step) -> Any:
+    return await party.call("UnpinPrefix", cache_pb2.UnpinPrefixRequest(pin_id=site.pin(step)))
+
+
+async def list_pins(site: Site, party: Party, step: Step) -> Any:
+    return await party.call("ListPins", cache_pb2.ListPinsRequest())
+
+
+async def prefetch(site: Site, party: Party, step: Step) -> Any:
+    prefix = cache_pb2.Prefix(token_ids=PROMPTS[step.prompt])
+    return await party.call("Prefetch", cache_pb2.PrefetchRequest(instance_id=step.instance, prefix=prefix))
+
+
 async def report(site: Site, party: Party, step: Step) -> Any:
     record = observability_pb2.BlockAllocationRecord(session_id=step.session, block_ids=[1], token_ids=range(4))
     request = observability_pb2.ReportBlockAllocationRequest(
@@ -285,6 +322,10 @@ ACTIONS: dict[str, Callable[[Site, Party, Step], Awaitable[Any]]] = {
     "StoreInline": store_inline,
     "RetrieveInline": retrieve_inline,
     "EndSession": end_session,
+    "PinPrefix": pin_prefix,
+    "UnpinPrefix": unpin_prefix,
+    "ListPins": list_pins,
+    "Prefetch": prefetch,
     "ReportBlockAllocation": report,
     "WatchEvents": watch,
     "ListSessions": list_sessions,

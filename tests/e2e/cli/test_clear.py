@@ -58,8 +58,8 @@ def test_without_a_terminal_it_needs_yes(depot: Attached) -> None:
     result = depot.run("clear", "--model", "llama", "--salt", "x", "--force")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: this would remove the chunks of model llama with the salt x, also leased ones, and there is no terminal"
-        " to ask at\nhint: give --yes\n"
+        "error: this would remove the chunks of model llama with the salt x, also leased and pinned ones, and there is"
+        " no terminal to ask at\nhint: give --yes\n"
     )
     assert num_chunks(depot) == 3
 
@@ -79,7 +79,7 @@ def test_what_is_kept_is_said_and_force_removes_it_too(depot: Attached) -> None:
     result = depot.run("clear", "--yes")
     assert result.exit_code == 0
     assert result.stdout == (
-        "removed 1 chunk, 4 KiB\nkept 2 chunks, leased or being retrieved; --force removes what is kept\n"
+        "removed 1 chunk, 4 KiB\nkept 2 chunks, leased, pinned or being retrieved; --force removes what is kept\n"
     )
     assert depot.run("clear", "--yes", "--force").stdout == "removed 2 chunks, 8 KiB\nended 1 lease\n"
 

@@ -17,7 +17,23 @@ from kvdepot.version import __version__
 
 CLIENT = server_folder.PACKAGE.parent
 SERVERS = {"service", "kernels", "telemetry", "opentelemetry", "uvloop", "pydantic_settings"}
-OF_CLIENT = ("status", "top", "sessions", "events", "explain", "clear", "health", "replay", "selftest")
+OF_CLIENT = (
+    *(
+        "status",
+        "top",
+        "sessions",
+        "events",
+        "explain",
+        "pin",
+        "pins",
+        "unpin",
+        "prefetch",
+        "clear",
+        "health",
+        "replay",
+    ),
+    "selftest",
+)
 OF_SERVER = ("serve", "doctor", "precompile", "l1")
 
 
@@ -82,7 +98,17 @@ runpy.run_module("kvdepot", run_name="__main__")
     return set(ended.stdout.splitlines()[-1].split())
 
 
-COMMANDS = ["status", "sessions", "events --follow", "explain --session s", "clear --yes", "health", "selftest"]
+COMMANDS = [
+    "status",
+    "sessions",
+    "events --follow",
+    "explain --session s",
+    "pins",
+    "unpin x",
+    "clear --yes",
+    "health",
+    "selftest",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

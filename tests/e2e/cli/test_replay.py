@@ -68,7 +68,9 @@ def test_the_hit_ratio_is_that_of_a_brute_force_model(tmp_path: Path) -> None:
     hits, unlimited_hits = brute_force_hits(requests, L1_CHUNKS), brute_force_hits(requests, num_blocks)
     assert 0 < hits < unlimited_hits  # or else the trace tests nothing
 
-    result = replay(write(tmp_path / "trace.jsonl", requests), "--l1-chunks", str(L1_CHUNKS), "--json")
+    result = replay(
+        write(tmp_path / "trace.jsonl", requests), "--l1-chunks", str(L1_CHUNKS), "--eviction", "lru", "--json"
+    )
 
     assert result.exit_code == 0, result.output
     summary: dict[str, Any] = json.loads(result.stdout)
@@ -82,7 +84,8 @@ def test_shows_both_ratios_and_every_rpc_and_stops_at_the_limit(tmp_path: Path) 
     trace = write(tmp_path / "trace.jsonl", [[0, 1], [0, 1, 2], [], [0, 1, 2, 3]])
     result = replay(trace, "--l1-chunks", "8", "--limit-requests", "3")
     assert result.exit_code == 0, result.output
-    for text in ("depot, 8 chunks", "plain LRU, 8 blocks", "Lookup", "Retrieve", "Store", "EndSession", "3 requests"):
+    texts = ("depot, 8 chunks, eviction auto", "plain LRU, 8 blocks", "offline bound, 8 blocks", "3 requests")
+    for text in (*texts, "Lookup", "Retrieve", "Store", "EndSession", "1.02 k tokens were hits: 128 MiB of KV"):
         assert text in result.stdout
 
 

@@ -18,7 +18,7 @@ from tests.e2e.access.calling import sha256
 
 L1_BYTES = 64 << 30
 DISK_BYTES = 100 << 30
-DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9)
+DEFAULTS = TenantLimits(max_concurrent_rpcs=7, max_attachments=8, max_bytes_in_flight=9, max_pinned_bytes=11)
 SECRET = "s3cret-token-that-is-here-by-mistake"
 
 FULL = {
@@ -30,7 +30,7 @@ FULL = {
                 {"sha256": sha256("two"), "expire_time": datetime(2030, 1, 2, tzinfo=UTC)},
             ],
             "certificates": ["acme.example", "spiffe://cluster/acme"],
-            "limits": {"max_concurrent_rpcs": 3, "max_bytes_in_flight": "2GiB"},
+            "limits": {"max_concurrent_rpcs": 3, "max_bytes_in_flight": "2GiB", "max_pinned": "5GiB"},
             "l1_share": "16GiB",
             "disk_share": "100GiB",
         },
@@ -45,7 +45,9 @@ def test_all_that_a_file_can_say(is_json: bool) -> None:
     tenants = parse_tenants(text.encode(), DEFAULTS, L1_BYTES, DISK_BYTES, is_json=is_json)
     acme, ops = tenants.by_name["acme"], tenants.by_name["ops"]
     assert (acme.is_admin, ops.is_admin) == (False, True)
-    assert acme.limits == TenantLimits(max_concurrent_rpcs=3, max_attachments=8, max_bytes_in_flight=2 << 30)
+    assert acme.limits == TenantLimits(
+        max_concurrent_rpcs=3, max_attachments=8, max_bytes_in_flight=2 << 30, max_pinned_bytes=5 << 30
+    )
     assert ops.limits == DEFAULTS
     assert (acme.l1_share_bytes, ops.l1_share_bytes) == (16 << 30, 0)
     assert (acme.disk_share_bytes, ops.disk_share_bytes) == (100 << 30, 0)

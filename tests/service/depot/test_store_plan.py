@@ -64,7 +64,9 @@ class FakeIndex:
     def connect(self, before: Chunk | None, chunk: Chunk, position: int) -> None:
         raise NotImplementedError
 
-    def count_use(self, chunks: Sequence[Chunk], request: int, num_asked: int = 0) -> None:
+    def count_use(
+        self, chunks: Sequence[Chunk], request: int, *, num_asked: int = 0, will_continue: bool = False
+    ) -> None:
         raise NotImplementedError
 
     def remove(self, chunk: Chunk, reason: RemovalReason, *, zero: bool = False) -> None:

@@ -16,12 +16,15 @@ from telemetry.events import (
     InstanceAttached,
     InstanceDetached,
     LookupFinished,
+    PinEnded,
+    PrefixPinned,
     RetrieveFinished,
     SessionStarted,
     StoreFinished,
     TransferFinished,
     TransferStep,
 )
+from telemetry.kinds import PinEnd
 from telemetry.metrics import definitions
 from telemetry.metrics.attributes import OUTCOME
 from telemetry.metrics.chunks import ChunksSubscriber
@@ -179,6 +182,14 @@ def test_only_transfers_that_went_well_count_for_bytes_and_speed(
     assert (duration.attributes, duration.sum) == (("store", "host", outcome), 0.5)
     steps = {point.attributes: point.sum for point in points["kvdepot.transfer.step.duration"]}
     assert steps == {("store", "host", "wait"): 0.125, ("store", "host", "copy"): 0.375}
+
+
+def test_pins_are_counted_by_kind_and_by_end(metrics: MetricsSubscriber) -> None:
+    pin: dict[str, Any] = {"pin_id": "p", "model_name": "m", "num_chunks": 2, "num_bytes": 8}
+    metrics.handle([PrefixPinned(was_pinned=again, expire_time=0.0, **pin) for again in (False, True, True)])
+    metrics.handle([PinEnded(reason=PinEnd.EXPIRED, num_hits=1, duration_seconds=1.0, **pin)])
+    assert sums(metrics, definitions.PINS_PINNED) == {("new",): 1, ("again",): 2}
+    assert sums(metrics, definitions.PINS_ENDED) == {("expired",): 1}
 
 
 # Instruments

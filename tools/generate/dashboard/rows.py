@@ -381,6 +381,18 @@ _ATTACHMENTS = (
             "{{reason}} each second": rate("kvdepot_leases_ended_total{DEPOT}", "reason"),
         },
     ),
+    lines(
+        "Pinned bytes",
+        "What PinPrefix keeps in L1. Pins of a tenant have a bound, and all pins together hold at most half of L1.",
+        "bytes",
+        {"pinned": total("kvdepot_l1_pinned_bytes{DEPOT}")},
+    ),
+    lines(
+        "Prefetched chunks",
+        "Unused: no lookup matched the chunk within a minute. Failed: it did not come from its tier.",
+        "ops",
+        {"{{outcome}}": rate("kvdepot_prefetch_chunks_total{DEPOT}", "outcome")},
+    ),
 )
 _RPCS = (
     lines(

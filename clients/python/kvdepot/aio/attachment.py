@@ -43,15 +43,16 @@ class AsyncAttachment(AsyncRankCalls):
         attachments.add(self)
         self._reader = Reader(self._read, f"kvdepot-{request.instance_id}")
 
-    def session(self, session_id: str) -> AsyncSession:
+    def session(self, session_id: str, *, will_continue: bool | None = None) -> AsyncSession:
         """Return a session for one request: `async with attachment.session(request_id) as session:`.
 
-        Leaving the block always ends the session, also after an error or a cancellation.
+        Leaving the block always ends the session, also after an error or a cancellation. `will_continue` says that its
+        prompt is likely to come again soon with more tokens, as those of chats and agents do.
 
         Raises: InvalidArgument, Closed.
         """
         self._require_open()
-        return AsyncSession(self, session_id)
+        return AsyncSession(self, session_id, will_continue=will_continue)
 
     async def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
         """Wait until the attachment ends, and return why. None: it was closed, or the time is over."""

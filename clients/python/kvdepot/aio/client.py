@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvdepot import requests
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.calls import AsyncCalls
+from kvdepot.aio.pin_calls import AsyncPinCalls
 from kvdepot.attach_request import attach_request
 from kvdepot.credentials import Credentials
 from kvdepot.errors import DepotError
@@ -20,7 +21,7 @@ from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.wrong_arguments import duration, message
 
 
-class AsyncDepotClient:
+class AsyncDepotClient(AsyncPinCalls):
     """A connection to one depot, shared by any number of instances and sessions, for the event loop it is made on.
 
     `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
@@ -97,6 +98,7 @@ class AsyncDepotClient:
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
         prefill_tokens_per_second: float | None = None,
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -106,9 +108,18 @@ class AsyncDepotClient:
 
         `prefill_tokens_per_second` is how many tokens of a prompt the engine computes in a second, as it measured
         lately. The depot then reads from a slower tier only what it reads sooner than the engine computes it.
+
+        `will_continue` says that the prompt is likely to come again soon with more tokens, as those of chats and agents
+        do: its chunks may then stay in L1 for longer. None: as the session said before.
         """
         request = requests.lookup(
-            instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+            instance_id,
+            session_id,
+            prefix,
+            computed_tokens,
+            max_wait_seconds,
+            prefill_tokens_per_second,
+            will_continue,
         )
         return await self._calls.unary(
             self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds

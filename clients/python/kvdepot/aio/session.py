@@ -42,10 +42,12 @@ class AsyncSession:
     leaves it, after all ranks are done; the others call the methods of their attachments, with its `session_id`.
     """
 
-    def __init__(self, attachment: AsyncRankCalls, session_id: str) -> None:
+    def __init__(self, attachment: AsyncRankCalls, session_id: str, *, will_continue: bool | None = None) -> None:
         if not session_id or not isinstance(session_id, str):
             raise invalid("session_id", f"is {session_id!r}, not the name of a request")
         self.session_id = session_id
+        self.will_continue = will_continue
+        """What its next calls say: whether the prompt is likely to come again soon with more tokens. None: nothing."""
         self.summary: cache_pb2.SessionSummary | None = None
         """What the session did, once it has ended. None: it made no call, or its attachment ended."""
         self.has_ended = False
@@ -74,6 +76,7 @@ class AsyncSession:
             computed_tokens=computed_tokens,
             max_wait_seconds=max_wait_seconds,
             prefill_tokens_per_second=prefill_tokens_per_second,
+            will_continue=self.will_continue,
             timeout_seconds=timeout_seconds,
         )
 
@@ -101,6 +104,7 @@ class AsyncSession:
             tables,
             start_token=start_token,
             ready_event=ready_event,
+            will_continue=self.will_continue,
             timeout_seconds=timeout_seconds,
         )
 
@@ -165,7 +169,12 @@ class AsyncSession:
     ) -> cache_pb2.StoreInlineResponse:
         """Store the canonical bytes of every whole chunk from `start_token` on."""
         return await self._attachment.store_inline(
-            self.session_id, prefix, data, start_token=start_token, timeout_seconds=timeout_seconds
+            self.session_id,
+            prefix,
+            data,
+            start_token=start_token,
+            will_continue=self.will_continue,
+            timeout_seconds=timeout_seconds,
         )
 
     def retrieve_inline(

@@ -24,15 +24,15 @@ def clear(
     model: Annotated[str, typer.Option(help="Only chunks of this model.")] = "",
     salt: Annotated[str | None, typer.Option(help="Only chunks with this salt; '' for those without one.")] = None,
     tenant: Annotated[str, typer.Option(help="Only chunks of this tenant.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also leased chunks: their leases end.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also leased and pinned ones: leases and pins end.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json_output: AsJson = False,
     credentials: Credentials,
 ) -> None:
     """Remove chunks from the cache: all, or those that match every filter. In a terminal it asks first.
 
-    Chunks that are leased or being retrieved stay, unless --force. Exits with 0 also if no chunk matches, with 1 if the
-    answer is no, with 2 if it can't ask.
+    Chunks that are leased, pinned or being retrieved stay, unless --force. Exits with 0 also if no chunk matches, with
+    1 if the answer is no, with 2 if it can't ask.
     """
     what = _what(model, salt, tenant, force=force)
     if not yes:
@@ -61,7 +61,7 @@ def _what(model: str, salt: str | None, tenant: str, *, force: bool) -> str:
     if tenant:
         filters.append(f"of tenant {printable(tenant)}")
     chunks = " ".join(["the chunks", *filters]) if filters else "all chunks"
-    return f"{chunks}, also leased ones" if force else chunks
+    return f"{chunks}, also leased and pinned ones" if force else chunks
 
 
 def _summary(cleared: admin_pb2.ClearCacheResponse) -> str:
@@ -70,9 +70,11 @@ def _summary(cleared: admin_pb2.ClearCacheResponse) -> str:
         lines.append(f"removed {counted(cleared.num_cleared_in_tiers, 'chunk')} of the tiers behind L1")
     if cleared.num_revoked_leases:
         lines.append(f"ended {counted(cleared.num_revoked_leases, 'lease')}")
+    if cleared.num_ended_pins:
+        lines.append(f"ended {counted(cleared.num_ended_pins, 'pin')}")
     if cleared.num_kept_chunks:
         kept = counted(cleared.num_kept_chunks, "chunk")
-        lines.append(f"kept {kept}, leased or being retrieved; --force removes what is kept")
+        lines.append(f"kept {kept}, leased, pinned or being retrieved; --force removes what is kept")
     return "\n".join(lines)
 
 

@@ -29,7 +29,8 @@ _HINTS: dict[int, str] = {
     cache_pb2.MISS_REASON_TIER_FAILED: "`kvdepot status` says which tier fails, why, and when it is tried again",
     cache_pb2.MISS_REASON_TIER_SLOWER_THAN_PREFILL: "the engine computes it sooner: `kvdepot status` shows how fast "
     "each tier is",
-    cache_pb2.MISS_REASON_NO_SLOT: "all chunks of L1 are leased or in use: enlarge L1, or let engines release leases",
+    cache_pb2.MISS_REASON_NO_SLOT: "all chunks of L1 are leased, pinned or in use, or prefetches have loaded as much "
+    "as they may: enlarge L1, let engines release leases, or look at `kvdepot pins`",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }

@@ -72,14 +72,17 @@ def island_hits(requests: Iterable[HashIds], routes: Sequence[int], capacity_blo
     return sum(nodes[node].request(hash_ids) for hash_ids, node in zip(requests, routes, strict=True))
 
 
-def unlimited_hits(requests: Iterable[HashIds]) -> int:
-    """Return the hits of a cache that keeps everything. No cache has more."""
+def unlimited_hits(requests: Sequence[HashIds], outputs: Sequence[HashIds] = ()) -> int:
+    """Return the hits of a cache that keeps everything. No cache has more.
+
+    `outputs[request]` has the blocks that a request stores behind its prompt; it may be empty for all.
+    """
     seen: set[int] = set()
     num_hits = 0
-    for hash_ids in requests:
+    for hash_ids, output in zip(requests, outputs or [()] * len(requests), strict=True):
         for hash_id in hash_ids:
             if hash_id not in seen:
                 break
             num_hits += 1
-        seen.update(hash_ids)
+        seen.update(hash_ids, output)
     return num_hits

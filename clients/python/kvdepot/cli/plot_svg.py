@@ -23,7 +23,7 @@ _NUM_X_TICKS = 8
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
 _REFERENCE_COLOR = "#666666"
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
-_REFERENCE_DASHES = "3 3"
+_REFERENCE_DASHES = ("3 3", "1 5", "8 3")
 _SYMBOLS = (
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
     "M0 -5.5L5 4.5L-5 4.5z",
@@ -77,8 +77,8 @@ def _document(plot: Plot) -> Iterator[str]:
         x = _x(x_scale, mark.x)
         yield f'<path class="mark" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>'
         yield _text(x + 5, _TOP + 12, mark.label)
-    for number, series in enumerate(plot.series):
-        yield from _series(series, number, x_scale, y_scale)
+    for number in range(len(plot.series)):
+        yield from _series(plot.series, number, x_scale, y_scale)
     yield from _legend(plot.series)
     yield "</svg>"
 
@@ -124,12 +124,13 @@ def _overlap(left: tuple[float, list[str]], right: tuple[float, list[str]]) -> b
     return right[0] - left[0] < (longest + 1.5) * _TEXT_WIDTH
 
 
-def _series(series: Series, number: int, x_scale: Scale, y_scale: Scale) -> Iterator[str]:
+def _series(all_series: Sequence[Series], number: int, x_scale: Scale, y_scale: Scale) -> Iterator[str]:
+    series = all_series[number]
     color = _color(series, number)
     places = [(_x(x_scale, point.x), _y(y_scale, point.y)) for point in series.points]
     if len(places) > 1:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        yield f'<polyline class="line" points="{line}" {_stroke(series, number)}/>'
+        yield f'<polyline class="line" points="{line}" {_stroke(all_series, number)}/>'
     for point, (x, y) in zip(series.points, places, strict=True):
         bounds = ""
         if point.low is not None and point.high is not None:
@@ -147,7 +148,7 @@ def _legend(all_series: Sequence[Series]) -> Iterator[str]:
     named = sorted(enumerate(all_series), key=lambda pair: -pair[1].points[-1].y if pair[1].points else 0.0)
     for row, (number, series) in enumerate(named):
         y = _TOP + 10 + row * _LEGEND_ROW
-        yield f'<path class="line" d="M{_LEGEND_LEFT} {y}h34" {_stroke(series, number)}/>'
+        yield f'<path class="line" d="M{_LEGEND_LEFT} {y}h34" {_stroke(all_series, number)}/>'
         if not series.is_reference:
             symbol = _SYMBOLS[number % len(_SYMBOLS)]
             yield f'<path transform="translate({_LEGEND_LEFT + 17} {y})" d="{symbol}" fill="{_color(series, number)}"/>'
@@ -158,11 +159,15 @@ def _color(series: Series, number: int) -> str:
     return _REFERENCE_COLOR if series.is_reference else _COLORS[number % len(_COLORS)]
 
 
-def _stroke(series: Series, number: int) -> str:
+def _stroke(all_series: Sequence[Series], number: int) -> str:
     """Return the attributes of a series' line."""
-    dashes = _REFERENCE_DASHES if series.is_reference else _DASHES[number % len(_DASHES)]
-    width = ' style="stroke-width: 1.2"' if series.is_reference else ""
-    return f'stroke="{_color(series, number)}" stroke-dasharray="{dashes}"{width}'
+    series = all_series[number]
+    color = _color(series, number)
+    if not series.is_reference:
+        return f'stroke="{color}" stroke-dasharray="{_DASHES[number % len(_DASHES)]}"'
+    before = sum(other.is_reference for other in all_series[:number])
+    dashes = _REFERENCE_DASHES[before % len(_REFERENCE_DASHES)]
+    return f'stroke="{color}" stroke-dasharray="{dashes}" style="stroke-width: 1.2"'
 
 
 def _x(scale: Scale, value: float) -> float:

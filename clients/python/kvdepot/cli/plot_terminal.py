@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import cycle, pairwise
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -14,8 +14,10 @@ from kvdepot.cli.terminal import printable
 
 MIN_WIDTH, MIN_HEIGHT = 32, 6
 _COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
-_DASHES = ((1, 0), (4, 3), (1, 1), (1, 3), (6, 2))
+_DASHES = ((1, 0), (4, 3), (6, 1), (3, 1), (6, 3))
+_REFERENCE_DASHES = ((1, 1), (1, 3), (2, 2))
 """Of each series in turn, how many dots of its line are drawn, and how many are left out after them."""
+_SIGN_WIDTH = 3
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a Braille character
 _DOT_COLUMNS, _DOT_ROWS = 2, 4
 
@@ -33,7 +35,6 @@ class _Characters:
     bottom_tick: str
     mark: str
     error: str
-    reference: str
 
 
 _UNICODE = _Characters(
@@ -46,7 +47,6 @@ _UNICODE = _Characters(
     bottom_tick="┬",
     mark="┊",
     error="│",
-    reference="⠒⠒",
 )
 _ASCII = _Characters(
     symbols="ox*#@%&+",
@@ -58,7 +58,6 @@ _ASCII = _Characters(
     bottom_tick="+",
     mark=":",
     error="|",
-    reference="..",
 )
 
 
@@ -119,7 +118,7 @@ def draw(plot: Plot, width: int, height: int = 18, *, is_ascii: bool = False) ->
     canvas = _Canvas(width - margin - 1 - min(6, last_text // 2), height, characters)
     _draw_marks(canvas, plot, x_scale, characters)
     for number, series in enumerate(plot.series):
-        _draw_line(canvas, series, x_scale, y_scale, _style(series, number), _DASHES[number % len(_DASHES)])
+        _draw_line(canvas, series, x_scale, y_scale, _style(series, number), _dashes(plot.series, number))
     for number, series in enumerate(plot.series):
         symbol = characters.symbols[number % len(characters.symbols)]
         _draw_points(canvas, series, x_scale, y_scale, _style(series, number), symbol, characters)
@@ -142,6 +141,14 @@ def _style(series: Series, number: int) -> str:
     return "dim" if series.is_reference else _COLORS[number % len(_COLORS)]
 
 
+def _dashes(all_series: Sequence[Series], number: int) -> tuple[int, int]:
+    """Return the pattern of a series. References have patterns of their own: they have no symbols."""
+    if not all_series[number].is_reference:
+        return _DASHES[number % len(_DASHES)]
+    before = sum(series.is_reference for series in all_series[:number])
+    return _REFERENCE_DASHES[before % len(_REFERENCE_DASHES)]
+
+
 def _draw_marks(canvas: _Canvas, plot: Plot, x_scale: Scale, characters: _Characters) -> None:
     for mark in plot.marks:
         column = _cell(x_scale.place(mark.x), canvas.width)
@@ -157,8 +164,7 @@ def _draw_marks(canvas: _Canvas, plot: Plot, x_scale: Scale, characters: _Charac
 def _draw_line(
     canvas: _Canvas, series: Series, x_scale: Scale, y_scale: Scale, style: str, dashes: tuple[int, int]
 ) -> None:
-    drawn, left_out = dashes
-    pattern = cycle([True] * drawn + [False] * left_out)
+    pattern = _pattern(dashes)
     places = [
         (
             _cell(x_scale.place(point.x), canvas.width * _DOT_COLUMNS),
@@ -170,6 +176,12 @@ def _draw_line(
         for (x, y), is_drawn in zip(_dots_between(begin, end), pattern, strict=False):
             if is_drawn:
                 canvas.dot(x, y, style)
+
+
+def _pattern(dashes: tuple[int, int]) -> Iterator[bool]:
+    """Yield for each dot of a line whether it is drawn."""
+    drawn, left_out = dashes
+    return cycle([True] * drawn + [False] * left_out)
 
 
 def _draw_points(
@@ -253,9 +265,10 @@ def _without_overlaps(texts: dict[int, list[str]], width: int) -> list[tuple[int
 
 def _append_legend(text: Text, all_series: Sequence[Series], width: int, characters: _Characters) -> None:
     used = 0
-    symbols = islice(cycle(characters.symbols), len(all_series))
-    for number, (series, symbol) in enumerate(zip(all_series, symbols, strict=True)):
-        sign = characters.reference if series.is_reference else symbol
+    for number, series in enumerate(all_series):
+        sign = characters.symbols[number % len(characters.symbols)]
+        if series.is_reference:
+            sign = _sign(_dashes(all_series, number), characters)
         entry = f"{sign} {printable(series.name)}"
         if used and used + 3 + cell_len(entry) > width:
             text.append("\n")
@@ -265,3 +278,12 @@ def _append_legend(text: Text, all_series: Sequence[Series], width: int, charact
             used += 3
         text.append(sign, _style(series, number)).append(entry.removeprefix(sign))
         used += cell_len(entry)
+
+
+def _sign(dashes: tuple[int, int], characters: _Characters) -> str:
+    """Return a short piece of a line, for the legend."""
+    canvas = _Canvas(_SIGN_WIDTH, 1, characters)
+    for x, is_drawn in zip(range(_SIGN_WIDTH * _DOT_COLUMNS), _pattern(dashes), strict=False):
+        if is_drawn:
+            canvas.dot(x, 1, "")
+    return "".join(character for character, _ in canvas.row(0))

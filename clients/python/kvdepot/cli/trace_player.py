@@ -33,7 +33,8 @@ Response = TypeVar("Response")
 class Replayed:
     """The counts of the played requests. `rpc_seconds` has the duration of every call, by RPC.
 
-    A hit is a block that came back, `l2_hit_blocks` are those that were on their way from a tier. `cut_hits` counts
+    A hit is a block that came back, `l2_hit_blocks` are those that were on their way from a tier. `blocks_before_hits`
+    is the sum over all hits of the number of blocks before them in their prompts. `cut_hits` counts
     the requests that a tier gave no answer to, or not all that it has, by reason. `tiers[node]` is how the tiers of
     each node were at the end.
     """
@@ -42,6 +43,7 @@ class Replayed:
     num_blocks: int = 0
     hit_blocks: int = 0
     l2_hit_blocks: int = 0
+    blocks_before_hits: int = 0
     stored_blocks: int = 0
     refused_blocks: int = 0
     cut_hits: Counter[str] = field(default_factory=Counter)
@@ -169,6 +171,7 @@ class _Player:
             if not np.array_equal(blocks[:valid], contents[:valid]):
                 raise ReplayFailed(f"{session_id}: the {valid} blocks that came back do not hold what was stored")
             replayed.hit_blocks += valid
+            replayed.blocks_before_hits += valid * (valid - 1) // 2
             replayed.l2_hit_blocks += retrieved.l2_tokens // block_tokens
         if valid < len(stored_ids):
             blocks[valid:] = contents[valid:]

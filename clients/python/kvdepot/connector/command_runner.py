@@ -110,6 +110,7 @@ class CommandRunner:
                 memory.block_tables(command.tables),
                 start_token=command.start_token,
                 ready_event=event.handle,
+                will_continue=command.will_continue,
                 timeout_seconds=left_seconds,
             )
             return not response.refused_tokens

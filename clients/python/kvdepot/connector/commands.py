@@ -60,13 +60,17 @@ class LoadCommand(TransferCommand):
 
 @dataclass(slots=True, kw_only=True)
 class StoreCommand(TransferCommand):
-    """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there."""
+    """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there.
+
+    `will_continue` is described at `RequestTraits`.
+    """
 
     chunk_hashes: list[bytes]
     chunk_size: int
     cache_salt: str
     adapter: str
     start_token: int
+    will_continue: bool | None = None
 
     @property
     def prefix(self) -> Prefix:

@@ -52,6 +52,7 @@ class _Question(NamedTuple):
     computed_tokens: int
     parent: str
     prefill_rate: float | None
+    will_continue: bool | None
 
 
 class DepotLookupClient:
@@ -91,13 +92,15 @@ class DepotLookupClient:
         computed_tokens: int,
         parent: str,
         prefill_rate: float | None = None,
+        will_continue: bool | None = None,
     ) -> PendingLookup:
         """Begin to look up the longest stored prefix; `parent` is the caller's traceparent.
 
-        `prefill_rate` is how many tokens the engine computes in a second. None: it does not know.
+        `prefill_rate` is how many tokens the engine computes in a second. None: it does not know. `will_continue` is
+        described at `RequestTraits`.
         """
         lookup = PendingLookup(deadline=time.monotonic() + self._timeout_seconds)
-        question = _Question(session_id, prefix, computed_tokens, parent, prefill_rate)
+        question = _Question(session_id, prefix, computed_tokens, parent, prefill_rate, will_continue)
         self._loop.call(self._begin, lookup, question)
         return lookup
 
@@ -170,6 +173,7 @@ class DepotLookupClient:
                 question.prefix,
                 computed_tokens=question.computed_tokens,
                 prefill_tokens_per_second=question.prefill_rate,
+                will_continue=question.will_continue,
                 timeout_seconds=left_seconds,
             )
         except DepotError as error:

@@ -22,7 +22,13 @@ class LookupClient(Protocol):
     def paused(self) -> bool: ...
     def open_session(self, request_id: str) -> str: ...
     def begin(
-        self, session_id: str, prefix: Prefix, computed_tokens: int, parent: str, prefill_rate: float | None
+        self,
+        session_id: str,
+        prefix: Prefix,
+        computed_tokens: int,
+        parent: str,
+        prefill_rate: float | None,
+        will_continue: bool | None,
     ) -> PendingLookup: ...
     def give_up(self, lookup: PendingLookup) -> None: ...
     def release(self, leases: Sequence[str]) -> None: ...
@@ -53,8 +59,9 @@ class PendingLookups:
 
     def begin(self, state: RequestState, prefix: Prefix, prefill_rate: float | None) -> None:
         """Begin to look up the longest stored prefix of the request. The rate is in tokens a second."""
+        traits = state.traits
         state.lookup = self._client.begin(
-            state.session_id, prefix, state.local_tokens, state.traits.traceparent, prefill_rate
+            state.session_id, prefix, state.local_tokens, traits.traceparent, prefill_rate, traits.will_continue
         )
         state.known_to_depot = True
         self._waiting.add(state)

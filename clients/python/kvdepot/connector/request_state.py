@@ -40,13 +40,17 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTraits:
-    """The properties of a request that never change."""
+    """The properties of a request that never change.
+
+    `will_continue`: its prompt is likely to come again soon with more tokens. None: the request does not say.
+    """
 
     cache_salt: str = ""
     traceparent: str = ""
     adapter: Adapter | None = None
     may_load: bool = True
     has_token_ids: bool = True
+    will_continue: bool | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -273,6 +273,7 @@ class ConnectorScheduler:
                 cache_salt=self._prefixes.salt(state),
                 adapter=state.adapter_identity,
                 start_token=start,
+                will_continue=state.traits.will_continue,
                 tables=stored,
                 traceparent=state.traits.traceparent,
             )

@@ -44,15 +44,16 @@ class Attachment(RankCalls):
         attachments.add(self)
         self._reader = Reader(self._read, f"kvdepot-{request.instance_id}")
 
-    def session(self, session_id: str) -> Session:
+    def session(self, session_id: str, *, will_continue: bool | None = None) -> Session:
         """Return a session for one request: `with attachment.session(request_id) as session:`.
 
-        Leaving the block always ends the session, also after an error or a cancellation.
+        Leaving the block always ends the session, also after an error or a cancellation. `will_continue` says that its
+        prompt is likely to come again soon with more tokens, as those of chats and agents do.
 
         Raises: InvalidArgument, Closed.
         """
         self._require_open()
-        return Session(self, session_id)
+        return Session(self, session_id, will_continue=will_continue)
 
     def wait_lost(self, timeout_seconds: float | None = None) -> DepotError | None:
         """Wait until the attachment ends, and return why. None: it was closed, or the time is over."""

@@ -17,11 +17,12 @@ from kvdepot.requests import LeaseLike, PrefixLike
 from kvdepot.rpc import DEFAULT_TIMEOUT_SECONDS
 from kvdepot.sync.attachment import Attachment
 from kvdepot.sync.calls import Calls
+from kvdepot.sync.pin_calls import PinCalls
 from kvdepot.v1 import admin_pb2, cache_pb2, observability_pb2
 from kvdepot.wrong_arguments import duration, message
 
 
-class DepotClient:
+class DepotClient(PinCalls):
     """A connection to one depot, shared by any number of instances, sessions and threads.
 
     `address` is `host:port` or `unix:/path`. Without `credentials` there is no TLS, and no token. Methods
@@ -98,6 +99,7 @@ class DepotClient:
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
         prefill_tokens_per_second: float | None = None,
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -107,9 +109,18 @@ class DepotClient:
 
         `prefill_tokens_per_second` is how many tokens of a prompt the engine computes in a second, as it measured
         lately. The depot then reads from a slower tier only what it reads sooner than the engine computes it.
+
+        `will_continue` says that the prompt is likely to come again soon with more tokens, as those of chats and agents
+        do: its chunks may then stay in L1 for longer. None: as the session said before.
         """
         request = requests.lookup(
-            instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+            instance_id,
+            session_id,
+            prefix,
+            computed_tokens,
+            max_wait_seconds,
+            prefill_tokens_per_second,
+            will_continue,
         )
         return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
 

@@ -34,6 +34,7 @@ class RankCalls(AttachmentState):
         computed_tokens: int = 0,
         max_wait_seconds: float = 0.0,
         prefill_tokens_per_second: float | None = None,
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.LookupResponse:
         """Find the longest prefix of whole chunks that every rank of the instance holds, and lease it.
@@ -42,7 +43,13 @@ class RankCalls(AttachmentState):
         """
         self._require_open()
         request = requests.lookup(
-            self.instance_id, session_id, prefix, computed_tokens, max_wait_seconds, prefill_tokens_per_second
+            self.instance_id,
+            session_id,
+            prefix,
+            computed_tokens,
+            max_wait_seconds,
+            prefill_tokens_per_second,
+            will_continue,
         )
         return self._calls.unary(self._calls.cache.Lookup, request, timeout_seconds, added_seconds=max_wait_seconds)
 
@@ -54,17 +61,18 @@ class RankCalls(AttachmentState):
         *,
         start_token: int = 0,
         ready_event: bytes = b"",
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreResponse:
         """Copy whole chunks of the prefix out of the engine's blocks, which may be reused when this returns.
 
         `block_tables` cover the tokens from `start_token` on, which is a multiple of `chunk_size`. If a group lacks
         blocks of the beginning, see `block_table`. If there is a `ready_event`, the blocks are read after it: see
-        `kvdepot.memory.cuda.ready_event`.
+        `kvdepot.memory.cuda.ready_event`. `will_continue` is described at `DepotClient.lookup`.
         """
         self._require_open()
         request = requests.store(
-            self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event
+            self.instance_id, self.rank, session_id, prefix, block_tables, start_token, ready_event, will_continue
         )
         return self._calls.unary(self._calls.cache.Store, request, timeout_seconds)
 
@@ -111,11 +119,14 @@ class RankCalls(AttachmentState):
         data: InlineData,
         *,
         start_token: int = 0,
+        will_continue: bool | None = None,
         timeout_seconds: float | None = None,
     ) -> cache_pb2.StoreInlineResponse:
         """Store the canonical bytes of every whole chunk from `start_token` on."""
         self._require_open()
-        header = requests.store_inline_header(self.instance_id, self.rank, session_id, prefix, start_token)
+        header = requests.store_inline_header(
+            self.instance_id, self.rank, session_id, prefix, start_token, will_continue
+        )
         return self._calls.store_inline(header, data, timeout_seconds)
 
     def retrieve_inline(

@@ -43,10 +43,12 @@ class Session:
     leaves it, after all ranks are done; the others call the methods of their attachments, with its `session_id`.
     """
 
-    def __init__(self, attachment: RankCalls, session_id: str) -> None:
+    def __init__(self, attachment: RankCalls, session_id: str, *, will_continue: bool | None = None) -> None:
         if not session_id or not isinstance(session_id, str):
             raise invalid("session_id", f"is {session_id!r}, not the name of a request")
         self.session_id = session_id
+        self.will_continue = will_continue
+        """What its next calls say: whether the prompt is likely to come again soon with more tokens. None: nothing."""
         self.summary: cache_pb2.SessionSummary | None = None
         """What the session did, once it has ended. None: it made no call, or its attachment ended."""
         self.has_ended = False
@@ -75,6 +77,7 @@ class Session:
             computed_tokens=computed_tokens,
             max_wait_seconds=max_wait_seconds,
             prefill_tokens_per_second=prefill_tokens_per_second,
+            will_continue=self.will_continue,
             timeout_seconds=timeout_seconds,
         )
 
@@ -102,6 +105,7 @@ class Session:
             tables,
             start_token=start_token,
             ready_event=ready_event,
+            will_continue=self.will_continue,
             timeout_seconds=timeout_seconds,
         )
 
@@ -166,7 +170,12 @@ class Session:
     ) -> cache_pb2.StoreInlineResponse:
         """Store the canonical bytes of every whole chunk from `start_token` on."""
         return self._attachment.store_inline(
-            self.session_id, prefix, data, start_token=start_token, timeout_seconds=timeout_seconds
+            self.session_id,
+            prefix,
+            data,
+            start_token=start_token,
+            will_continue=self.will_continue,
+            timeout_seconds=timeout_seconds,
         )
 
     def retrieve_inline(

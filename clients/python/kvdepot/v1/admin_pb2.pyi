@@ -217,6 +217,8 @@ class GetStatusResponse(_message.Message):
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     HITS_FIELD_NUMBER: _builtins.int
+    NUM_PINS_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -233,6 +235,10 @@ class GetStatusResponse(_message.Message):
     """Changes with each start of the depot; as in AttachInstanceResponse."""
     num_adopted_chunks: _builtins.int
     """Chunks that the depot took over when it started from the process before it."""
+    num_pins: _builtins.int
+    """Pins of PinPrefix."""
+    pinned_bytes: _builtins.int
+    """Bytes of the slots of pinned chunks."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the depot started."""
@@ -284,10 +290,12 @@ class GetStatusResponse(_message.Message):
         depot_incarnation: _builtins.str = ...,
         num_adopted_chunks: _builtins.int = ...,
         hits: Global___HitTotals | None = ...,
+        num_pins: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "hits", b"hits", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -354,6 +362,8 @@ class TenantStatus(_message.Message):
     NUM_RUNNING_RPCS_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     NUM_ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_PINS_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     num_instances: _builtins.int
@@ -372,6 +382,10 @@ class TenantStatus(_message.Message):
     """Bytes of the running transfers."""
     num_adopted_chunks: _builtins.int
     """Chunks that the depot took over for this tenant when it started."""
+    num_pins: _builtins.int
+    """Pins of PinPrefix."""
+    pinned_bytes: _builtins.int
+    """Bytes of the slots of its pinned chunks."""
     def __init__(
         self,
         *,
@@ -384,10 +398,12 @@ class TenantStatus(_message.Message):
         num_running_rpcs: _builtins.int = ...,
         bytes_in_flight: _builtins.int = ...,
         num_adopted_chunks: _builtins.int = ...,
+        num_pins: _builtins.int = ...,
+        pinned_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_adopted_chunks", b"num_adopted_chunks", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in_flight", b"bytes_in_flight", "name", b"name", "num_adopted_chunks", b"num_adopted_chunks", "num_chunks", b"num_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_running_rpcs", b"num_running_rpcs", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -880,7 +896,7 @@ class ClearCacheRequest(_message.Message):
     cache_salt: _builtins.str
     """Only chunks with this salt. "": only chunks without a salt. Unset: chunks with any salt."""
     force: _builtins.bool
-    """Ends the leases of the matching chunks."""
+    """Ends the leases and the pins of the matching chunks."""
     tenant: _builtins.str
     """Only chunks of this tenant. Empty: chunks of all tenants."""
     def __init__(
@@ -912,18 +928,21 @@ class ClearCacheResponse(_message.Message):
     NUM_KEPT_CHUNKS_FIELD_NUMBER: _builtins.int
     NUM_REVOKED_LEASES_FIELD_NUMBER: _builtins.int
     NUM_CLEARED_IN_TIERS_FIELD_NUMBER: _builtins.int
+    NUM_ENDED_PINS_FIELD_NUMBER: _builtins.int
     num_cleared_chunks: _builtins.int
     """Removed chunks."""
     cleared_bytes: _builtins.int
     """Bytes of the removed chunks."""
     num_kept_chunks: _builtins.int
-    """Chunks that match, and stay because they are leased or being retrieved."""
+    """Chunks that match, and stay because they are leased, pinned or being retrieved."""
     num_revoked_leases: _builtins.int
     """Leases that the call ended."""
     num_cleared_in_tiers: _builtins.int
     """Chunks that the call removed from local tiers behind L1. A tier that depots share does not say how many chunks it
     had: this depot no longer finds any of them.
     """
+    num_ended_pins: _builtins.int
+    """Pins that the call ended."""
     def __init__(
         self,
         *,
@@ -932,10 +951,11 @@ class ClearCacheResponse(_message.Message):
         num_kept_chunks: _builtins.int = ...,
         num_revoked_leases: _builtins.int = ...,
         num_cleared_in_tiers: _builtins.int = ...,
+        num_ended_pins: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_cleared_in_tiers", b"num_cleared_in_tiers", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared_bytes", b"cleared_bytes", "num_cleared_chunks", b"num_cleared_chunks", "num_cleared_in_tiers", b"num_cleared_in_tiers", "num_ended_pins", b"num_ended_pins", "num_kept_chunks", b"num_kept_chunks", "num_revoked_leases", b"num_revoked_leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

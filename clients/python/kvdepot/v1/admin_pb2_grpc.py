@@ -90,9 +90,9 @@ class AdminServiceServicer(object):
         """Removes chunks of L1 and of the tiers behind it, also chunks that are being stored. A request without filters removes
         all chunks. With filters it removes the chunks that match all of them.
 
-        Leased chunks and chunks that are being retrieved stay. With `force` their leases end, and the chunks go. A running
-        retrieve gets the right bytes in both cases. The depot serves stores and lookups during the call. When this
-        answers, the matching chunks that were stored before the call are gone.
+        Leased and pinned chunks and chunks that are being retrieved stay. With `force` their leases and pins end, and the
+        chunks go. A running retrieve gets the right bytes in both cases. The depot serves stores and lookups during the
+        call. When this answers, the matching chunks that were stored before the call are gone.
 
         Errors:
         PERMISSION_DENIED ADMIN_ONLY: the caller is no admin.

@@ -134,7 +134,9 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     MISS_REASON_TIER_SLOWER_THAN_PREFILL: _MissReason.ValueType  # 11
     """A tier has the chunk. To read it would take longer than the engine takes to compute it."""
     MISS_REASON_NO_SLOT: _MissReason.ValueType  # 12
-    """A tier has the chunk, and L1 has no slot for it: all its chunks are leased or in use."""
+    """A tier has the chunk, and L1 has no slot for it: all its chunks are leased, pinned or in use. Or what prefetches
+    load has reached its bound.
+    """
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a match is not longer."""
@@ -166,7 +168,9 @@ MISS_REASON_TIER_FAILED: MissReason.ValueType  # 10
 MISS_REASON_TIER_SLOWER_THAN_PREFILL: MissReason.ValueType  # 11
 """A tier has the chunk. To read it would take longer than the engine takes to compute it."""
 MISS_REASON_NO_SLOT: MissReason.ValueType  # 12
-"""A tier has the chunk, and L1 has no slot for it: all its chunks are leased or in use."""
+"""A tier has the chunk, and L1 has no slot for it: all its chunks are leased, pinned or in use. Or what prefetches
+load has reached its bound.
+"""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _Tier:
@@ -202,7 +206,7 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     REFUSAL_REASON_UNSPECIFIED: _RefusalReason.ValueType  # 0
     """Not set."""
     REFUSAL_REASON_NO_SLOT: _RefusalReason.ValueType  # 1
-    """L1 can't free a slot. The bytes of chunks that are leased, in use or being written are protected. The chunk needs
+    """L1 can't free a slot. The bytes of chunks that are leased, pinned, in use or being written are protected. The chunk needs
     one contiguous piece of L1 without protected bytes, and L1 has none that is large enough.
     """
     REFUSAL_REASON_STORE_TIMEOUT: _RefusalReason.ValueType  # 2
@@ -216,7 +220,7 @@ class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
 REFUSAL_REASON_UNSPECIFIED: RefusalReason.ValueType  # 0
 """Not set."""
 REFUSAL_REASON_NO_SLOT: RefusalReason.ValueType  # 1
-"""L1 can't free a slot. The bytes of chunks that are leased, in use or being written are protected. The chunk needs
+"""L1 can't free a slot. The bytes of chunks that are leased, pinned, in use or being written are protected. The chunk needs
 one contiguous piece of L1 without protected bytes, and L1 has none that is large enough.
 """
 REFUSAL_REASON_STORE_TIMEOUT: RefusalReason.ValueType  # 2
@@ -844,6 +848,7 @@ class LookupRequest(_message.Message):
     COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_WAIT_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    WILL_CONTINUE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance that calls."""
     session_id: _builtins.str
@@ -854,6 +859,10 @@ class LookupRequest(_message.Message):
     """How many tokens of a prompt the instance computes in a second, as measured lately. The depot reads a chunk from a
     tier only if that is quicker than to compute it. Unset: the rate of AttachInstanceRequest counts. Without any rate,
     all that tiers have is read.
+    """
+    will_continue: _builtins.bool
+    """Whether the session's prompt is likely to come again soon with more tokens, as those of chats and agents do. Its
+    chunks may then stay in L1 for longer. The session remembers it. Unset: as the session said before; at first no.
     """
     @_builtins.property
     def prefix(self) -> Global___Prefix:
@@ -874,14 +883,20 @@ class LookupRequest(_message.Message):
         computed_tokens: _builtins.int = ...,
         max_wait: _duration_pb2.Duration | None = ...,
         prefill_tokens_per_second: _builtins.float | None = ...,
+        will_continue: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "_will_continue", b"_will_continue", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix", "will_continue", b"will_continue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "computed_tokens", b"computed_tokens", "instance_id", b"instance_id", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "_will_continue", b"_will_continue", "computed_tokens", b"computed_tokens", "instance_id", b"instance_id", "max_wait", b"max_wait", "prefill_tokens_per_second", b"prefill_tokens_per_second", "prefix", b"prefix", "session_id", b"session_id", "will_continue", b"will_continue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__will_continue: _TypeAlias = _typing.Literal["will_continue"]  # noqa: Y015
+    _WhichOneofArgType__will_continue: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_tokens_per_second) -> _WhichOneofReturnType__prefill_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__will_continue) -> _WhichOneofReturnType__will_continue | None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
 
@@ -980,6 +995,7 @@ class StoreRequest(_message.Message):
     START_TOKEN_FIELD_NUMBER: _builtins.int
     BLOCK_TABLES_FIELD_NUMBER: _builtins.int
     READY_EVENT_FIELD_NUMBER: _builtins.int
+    WILL_CONTINUE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     rank: _builtins.int
@@ -990,6 +1006,8 @@ class StoreRequest(_message.Message):
     """First token to store; a multiple of chunk_size."""
     ready_event: _builtins.bytes
     """A CUDA interprocess event. The depot waits for it before it reads the blocks. Empty: no wait."""
+    will_continue: _builtins.bool
+    """As in LookupRequest."""
     @_builtins.property
     def prefix(self) -> Global___Prefix:
         """The prompt from token 0 to the last token whose KV is in the blocks."""
@@ -1008,12 +1026,15 @@ class StoreRequest(_message.Message):
         start_token: _builtins.int = ...,
         block_tables: _abc.Iterable[Global___BlockTable] | None = ...,
         ready_event: _builtins.bytes = ...,
+        will_continue: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue", "prefix", b"prefix", "will_continue", b"will_continue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tables", b"block_tables", "instance_id", b"instance_id", "prefix", b"prefix", "rank", b"rank", "ready_event", b"ready_event", "session_id", b"session_id", "start_token", b"start_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue", "block_tables", b"block_tables", "instance_id", b"instance_id", "prefix", b"prefix", "rank", b"rank", "ready_event", b"ready_event", "session_id", b"session_id", "start_token", b"start_token", "will_continue", b"will_continue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__will_continue: _TypeAlias = _typing.Literal["will_continue"]  # noqa: Y015
+    _WhichOneofArgType__will_continue: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__will_continue) -> _WhichOneofReturnType__will_continue | None: ...
 
 Global___StoreRequest: _TypeAlias = StoreRequest  # noqa: Y015
 
@@ -1271,6 +1292,7 @@ class StoreInlineHeader(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     START_TOKEN_FIELD_NUMBER: _builtins.int
+    WILL_CONTINUE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     rank: _builtins.int
@@ -1279,6 +1301,8 @@ class StoreInlineHeader(_message.Message):
     """The session."""
     start_token: _builtins.int
     """First token to store; a multiple of chunk_size."""
+    will_continue: _builtins.bool
+    """As in LookupRequest."""
     @_builtins.property
     def prefix(self) -> Global___Prefix:
         """The prompt from token 0."""
@@ -1291,12 +1315,15 @@ class StoreInlineHeader(_message.Message):
         session_id: _builtins.str = ...,
         prefix: Global___Prefix | None = ...,
         start_token: _builtins.int = ...,
+        will_continue: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue", "prefix", b"prefix", "will_continue", b"will_continue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "prefix", b"prefix", "rank", b"rank", "session_id", b"session_id", "start_token", b"start_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue", "instance_id", b"instance_id", "prefix", b"prefix", "rank", b"rank", "session_id", b"session_id", "start_token", b"start_token", "will_continue", b"will_continue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__will_continue: _TypeAlias = _typing.Literal["will_continue"]  # noqa: Y015
+    _WhichOneofArgType__will_continue: _TypeAlias = _typing.Literal["_will_continue", b"_will_continue"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__will_continue) -> _WhichOneofReturnType__will_continue | None: ...
 
 Global___StoreInlineHeader: _TypeAlias = StoreInlineHeader  # noqa: Y015
 
@@ -1411,6 +1438,380 @@ class RetrieveInlineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrieveInlineResponse: _TypeAlias = RetrieveInlineResponse  # noqa: Y015
+
+@_typing.final
+class PinPrefixRequest(_message.Message):
+    """The prompt to pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    FIXED_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance whose lookups the pin is for. It may end before the pin does."""
+    model_name: _builtins.str
+    """Its model, instead of the instance. Exactly one of the two is set."""
+    fixed_expire_time: _builtins.bool
+    """Hits do not begin the ttl anew."""
+    @_builtins.property
+    def prefix(self) -> Global___Prefix:
+        """The prompt."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long the pin lasts without a hit, above 0. The server limits it; the answer has the result."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        prefix: Global___Prefix | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        fixed_expire_time: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_expire_time", b"fixed_expire_time", "instance_id", b"instance_id", "model_name", b"model_name", "prefix", b"prefix", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinPrefixRequest: _TypeAlias = PinPrefixRequest  # noqa: Y015
+
+@_typing.final
+class PinPrefixResponse(_message.Message):
+    """What was pinned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: _builtins.int
+    WAS_PINNED_FIELD_NUMBER: _builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    L1_TOKENS_FIELD_NUMBER: _builtins.int
+    L2_TOKENS_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
+    was_pinned: _builtins.bool
+    """Whether the tenant had this pin before the call."""
+    matched_tokens: _builtins.int
+    """Tokens of the prompt that the call found, and pinned."""
+    l1_tokens: _builtins.int
+    """Tokens of the match that are in L1."""
+    l2_tokens: _builtins.int
+    """Tokens of the match that are on their way from tiers into L1. A tier may fail meanwhile."""
+    @_builtins.property
+    def pin(self) -> Global___Pin:
+        """The pin. Unset if nothing of the prompt is there: then there is no pin."""
+
+    @_builtins.property
+    def miss(self) -> Global___Miss:
+        """Why not more was pinned. Unset if every whole chunk of the prompt is pinned."""
+
+    def __init__(
+        self,
+        *,
+        pin: Global___Pin | None = ...,
+        was_pinned: _builtins.bool = ...,
+        matched_tokens: _builtins.int = ...,
+        l1_tokens: _builtins.int = ...,
+        l2_tokens: _builtins.int = ...,
+        miss: Global___Miss | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["miss", b"miss", "pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["l1_tokens", b"l1_tokens", "l2_tokens", b"l2_tokens", "matched_tokens", b"matched_tokens", "miss", b"miss", "pin", b"pin", "was_pinned", b"was_pinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinPrefixResponse: _TypeAlias = PinPrefixResponse  # noqa: Y015
+
+@_typing.final
+class Pin(_message.Message):
+    """A prompt whose chunks stay in L1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    FIXED_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NUM_HITS_FIELD_NUMBER: _builtins.int
+    LAST_HIT_TIME_FIELD_NUMBER: _builtins.int
+    pin_id: _builtins.str
+    """Opaque to clients."""
+    tenant: _builtins.str
+    """The tenant that pinned it, if the depot has tenants."""
+    model_name: _builtins.str
+    """The model."""
+    adapter: _builtins.str
+    """The LoRA adapter."""
+    num_tokens: _builtins.int
+    """Tokens that are pinned: those of the chunks of one rank."""
+    num_chunks: _builtins.int
+    """Chunks that are pinned, of all ranks."""
+    num_bytes: _builtins.int
+    """Bytes of the slots of these chunks. Another pin may hold some of them, too."""
+    fixed_expire_time: _builtins.bool
+    """Whether hits leave expire_time as it is."""
+    num_hits: _builtins.int
+    """Lookups that matched all of its chunks."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was pinned first."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends, unless it is pinned again or hit before."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long it lasts from the last call, or the last hit, on."""
+
+    @_builtins.property
+    def last_hit_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last of them came. Unset: none came."""
+
+    def __init__(
+        self,
+        *,
+        pin_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        num_tokens: _builtins.int = ...,
+        num_chunks: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        fixed_expire_time: _builtins.bool = ...,
+        num_hits: _builtins.int = ...,
+        last_hit_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_hit_time", b"last_hit_time", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "create_time", b"create_time", "expire_time", b"expire_time", "fixed_expire_time", b"fixed_expire_time", "last_hit_time", b"last_hit_time", "model_name", b"model_name", "num_bytes", b"num_bytes", "num_chunks", b"num_chunks", "num_hits", b"num_hits", "num_tokens", b"num_tokens", "pin_id", b"pin_id", "tenant", b"tenant", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pin: _TypeAlias = Pin  # noqa: Y015
+
+@_typing.final
+class UnpinPrefixRequest(_message.Message):
+    """The pin to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    pin_id: _builtins.str
+    """The pin."""
+    tenant: _builtins.str
+    """The tenant of the pin. Another one than the caller's is for admins. Empty: the caller's."""
+    def __init__(
+        self,
+        *,
+        pin_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pin_id", b"pin_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinPrefixRequest: _TypeAlias = UnpinPrefixRequest  # noqa: Y015
+
+@_typing.final
+class UnpinPrefixResponse(_message.Message):
+    """The pin that ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pin(self) -> Global___Pin:
+        """The pin, as it was. Unset: there is no such pin, or it ended before."""
+
+    def __init__(
+        self,
+        *,
+        pin: Global___Pin | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinPrefixResponse: _TypeAlias = UnpinPrefixResponse  # noqa: Y015
+
+@_typing.final
+class ListPinsRequest(_message.Message):
+    """Which pins to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only pins of this tenant. Another one than the caller's is for admins. Empty: all that the caller may see."""
+    page_size: _builtins.int
+    """Most pins in the answer, at most 1,000. 0: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPinsRequest: _TypeAlias = ListPinsRequest  # noqa: Y015
+
+@_typing.final
+class ListPinsResponse(_message.Message):
+    """A page of pins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PINS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this is the last one."""
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]:
+        """Sorted by tenant, and then from the oldest to the newest."""
+
+    def __init__(
+        self,
+        *,
+        pins: _abc.Iterable[Global___Pin] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "pins", b"pins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPinsResponse: _TypeAlias = ListPinsResponse  # noqa: Y015
+
+@_typing.final
+class PrefetchRequest(_message.Message):
+    """The prompt to load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance that will look up the prompt."""
+    model_name: _builtins.str
+    """Its model, instead of the instance. Exactly one of the two is set."""
+    @_builtins.property
+    def prefix(self) -> Global___Prefix:
+        """The prompt."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        prefix: Global___Prefix | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "model_name", b"model_name", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchRequest: _TypeAlias = PrefetchRequest  # noqa: Y015
+
+@_typing.final
+class PrefetchResponse(_message.Message):
+    """What is there, and what begins to load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LoadingTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    L1_TOKENS_FIELD_NUMBER: _builtins.int
+    L2_TOKENS_FIELD_NUMBER: _builtins.int
+    LOADING_BYTES_FIELD_NUMBER: _builtins.int
+    LOADING_TOKENS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_DURATION_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
+    l1_tokens: _builtins.int
+    """Tokens of the prompt's beginning that are in L1."""
+    l2_tokens: _builtins.int
+    """Tokens behind them that are on their way from tiers, also for other calls."""
+    loading_bytes: _builtins.int
+    """Bytes that this call loads."""
+    @_builtins.property
+    def loading_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Tokens that this call loads, by the name of the tier. A tier that loads chunks of some ranks counts their tokens."""
+
+    @_builtins.property
+    def estimated_duration(self) -> _duration_pb2.Duration:
+        """How long the loads take by the tiers' measured rates. Unset: nothing was measured yet, or nothing is loaded."""
+
+    @_builtins.property
+    def miss(self) -> Global___Miss:
+        """Why not more of the prompt is there. Unset if every whole chunk is in L1 or on its way."""
+
+    def __init__(
+        self,
+        *,
+        l1_tokens: _builtins.int = ...,
+        l2_tokens: _builtins.int = ...,
+        loading_bytes: _builtins.int = ...,
+        loading_tokens: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        estimated_duration: _duration_pb2.Duration | None = ...,
+        miss: Global___Miss | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration", "miss", b"miss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration", "l1_tokens", b"l1_tokens", "l2_tokens", b"l2_tokens", "loading_bytes", b"loading_bytes", "loading_tokens", b"loading_tokens", "miss", b"miss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchResponse: _TypeAlias = PrefetchResponse  # noqa: Y015
 
 @_typing.final
 class EndSessionRequest(_message.Message):

@@ -80,6 +80,26 @@ class CacheServiceStub(object):
                 request_serializer=kvdepot_dot_v1_dot_cache__pb2.EndSessionRequest.SerializeToString,
                 response_deserializer=kvdepot_dot_v1_dot_cache__pb2.EndSessionResponse.FromString,
                 _registered_method=True)
+        self.PinPrefix = channel.unary_unary(
+                '/kvdepot.v1.CacheService/PinPrefix',
+                request_serializer=kvdepot_dot_v1_dot_cache__pb2.PinPrefixRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_cache__pb2.PinPrefixResponse.FromString,
+                _registered_method=True)
+        self.UnpinPrefix = channel.unary_unary(
+                '/kvdepot.v1.CacheService/UnpinPrefix',
+                request_serializer=kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/kvdepot.v1.CacheService/ListPins',
+                request_serializer=kvdepot_dot_v1_dot_cache__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_cache__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/kvdepot.v1.CacheService/Prefetch',
+                request_serializer=kvdepot_dot_v1_dot_cache__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=kvdepot_dot_v1_dot_cache__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer(object):
@@ -312,6 +332,75 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinPrefix(self, request, context):
+        """Keeps the chunks of a prompt in L1 for a while: they are not evicted.
+
+        It pins the longest prefix of whole chunks that every rank has. What L1 lacks and a tier has begins to load, and is
+        pinned, too; the answer does not wait for it. Chunks that are stored later are not pinned: call again. The same
+        prompt of the same tenant has one pin. A further call sets its ttl anew, and adds chunks that were missing.
+
+        A lookup that matches all of the pin's chunks is a hit. A hit begins the ttl anew, unless fixed_expire_time is set.
+        A pin depends on no session and no instance: it stays when they end. It ends by UnpinPrefix, when its ttl is over,
+        when ClearCache with `force` removes its chunks, when its tenant is removed, and with the depot's process. A chunk
+        that is found corrupt, or that does not come from its tier, leaves the pin. A pin without chunks ends.
+
+        The pins of a tenant hold at most the tenant's bound of L1's bytes. A chunk that several of its pins hold counts
+        once. All pins together hold at most half of L1, and no bytes that belong to the share of another tenant. If the
+        call would pass a bound, it changes nothing and fails with PIN_LIMIT_EXCEEDED.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+        RESOURCE_EXHAUSTED  PIN_LIMIT_EXCEEDED: the pins would hold too many bytes, or there are too many pins. The
+        `metadata` of the ErrorInfo has needed_bytes, pinned_bytes and max_pinned_bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinPrefix(self, request, context):
+        """Ends a pin before its time. Idempotent: a pin that is unknown or has ended is not an error.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """Lists the pins of the caller's tenant, the oldest first. An admin sees those of all tenants.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Loads the chunks of a prompt from the tiers behind L1 into L1, ahead of a request.
+
+        It answers as soon as the loads have begun. A lookup that comes meanwhile finds the chunks as it finds others that
+        are on their way. There is no lease: when the loads have ended, the chunks can be evicted, as if they were used at
+        that moment.
+
+        Chunks that a tenant's prefetches load, and those that they loaded within the last minute and no lookup has matched
+        yet, take at most a tenth of L1. Chunks beyond this are not loaded, and the miss says NO_SLOT.
+
+        Errors:
+        INVALID_ARGUMENT    INVALID_REQUEST
+        NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+        FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+        RESOURCE_EXHAUSTED  TOO_MANY_PREFETCHES: 256 prefetches of the tenant are loading.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -359,6 +448,26 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.EndSession,
                     request_deserializer=kvdepot_dot_v1_dot_cache__pb2.EndSessionRequest.FromString,
                     response_serializer=kvdepot_dot_v1_dot_cache__pb2.EndSessionResponse.SerializeToString,
+            ),
+            'PinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinPrefix,
+                    request_deserializer=kvdepot_dot_v1_dot_cache__pb2.PinPrefixRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_cache__pb2.PinPrefixResponse.SerializeToString,
+            ),
+            'UnpinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinPrefix,
+                    request_deserializer=kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=kvdepot_dot_v1_dot_cache__pb2.ListPinsRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_cache__pb2.ListPinsResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=kvdepot_dot_v1_dot_cache__pb2.PrefetchRequest.FromString,
+                    response_serializer=kvdepot_dot_v1_dot_cache__pb2.PrefetchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -605,6 +714,114 @@ class CacheService(object):
             '/kvdepot.v1.CacheService/EndSession',
             kvdepot_dot_v1_dot_cache__pb2.EndSessionRequest.SerializeToString,
             kvdepot_dot_v1_dot_cache__pb2.EndSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.CacheService/PinPrefix',
+            kvdepot_dot_v1_dot_cache__pb2.PinPrefixRequest.SerializeToString,
+            kvdepot_dot_v1_dot_cache__pb2.PinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.CacheService/UnpinPrefix',
+            kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixRequest.SerializeToString,
+            kvdepot_dot_v1_dot_cache__pb2.UnpinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.CacheService/ListPins',
+            kvdepot_dot_v1_dot_cache__pb2.ListPinsRequest.SerializeToString,
+            kvdepot_dot_v1_dot_cache__pb2.ListPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvdepot.v1.CacheService/Prefetch',
+            kvdepot_dot_v1_dot_cache__pb2.PrefetchRequest.SerializeToString,
+            kvdepot_dot_v1_dot_cache__pb2.PrefetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -247,6 +247,59 @@ class CacheServiceStub:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           SESSION_NOT_FOUND: the instance has no such session, or the session has ended already.
     """
+    PinPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.PinPrefixRequest, _cache_pb2.PinPrefixResponse]
+    """Keeps the chunks of a prompt in L1 for a while: they are not evicted.
+
+    It pins the longest prefix of whole chunks that every rank has. What L1 lacks and a tier has begins to load, and is
+    pinned, too; the answer does not wait for it. Chunks that are stored later are not pinned: call again. The same
+    prompt of the same tenant has one pin. A further call sets its ttl anew, and adds chunks that were missing.
+
+    A lookup that matches all of the pin's chunks is a hit. A hit begins the ttl anew, unless fixed_expire_time is set.
+    A pin depends on no session and no instance: it stays when they end. It ends by UnpinPrefix, when its ttl is over,
+    when ClearCache with `force` removes its chunks, when its tenant is removed, and with the depot's process. A chunk
+    that is found corrupt, or that does not come from its tier, leaves the pin. A pin without chunks ends.
+
+    The pins of a tenant hold at most the tenant's bound of L1's bytes. A chunk that several of its pins hold counts
+    once. All pins together hold at most half of L1, and no bytes that belong to the share of another tenant. If the
+    call would pass a bound, it changes nothing and fails with PIN_LIMIT_EXCEEDED.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+      RESOURCE_EXHAUSTED  PIN_LIMIT_EXCEEDED: the pins would hold too many bytes, or there are too many pins. The
+                          `metadata` of the ErrorInfo has needed_bytes, pinned_bytes and max_pinned_bytes.
+    """
+    UnpinPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.UnpinPrefixRequest, _cache_pb2.UnpinPrefixResponse]
+    """Ends a pin before its time. Idempotent: a pin that is unknown or has ended is not an error.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+    """
+    ListPins: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListPinsRequest, _cache_pb2.ListPinsResponse]
+    """Lists the pins of the caller's tenant, the oldest first. An admin sees those of all tenants.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+    """
+    Prefetch: _grpc.UnaryUnaryMultiCallable[_cache_pb2.PrefetchRequest, _cache_pb2.PrefetchResponse]
+    """Loads the chunks of a prompt from the tiers behind L1 into L1, ahead of a request.
+
+    It answers as soon as the loads have begun. A lookup that comes meanwhile finds the chunks as it finds others that
+    are on their way. There is no lease: when the loads have ended, the chunks can be evicted, as if they were used at
+    that moment.
+
+    Chunks that a tenant's prefetches load, and those that they loaded within the last minute and no lookup has matched
+    yet, take at most a tenth of L1. Chunks beyond this are not loaded, and the miss says NO_SLOT.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+      RESOURCE_EXHAUSTED  TOO_MANY_PREFETCHES: 256 prefetches of the tenant are loading.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -442,6 +495,59 @@ class CacheServiceAsyncStub(CacheServiceStub):
     Errors:
       INVALID_ARGUMENT    INVALID_REQUEST
       NOT_FOUND           SESSION_NOT_FOUND: the instance has no such session, or the session has ended already.
+    """
+    PinPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.PinPrefixRequest, _cache_pb2.PinPrefixResponse]  # type: ignore[assignment]
+    """Keeps the chunks of a prompt in L1 for a while: they are not evicted.
+
+    It pins the longest prefix of whole chunks that every rank has. What L1 lacks and a tier has begins to load, and is
+    pinned, too; the answer does not wait for it. Chunks that are stored later are not pinned: call again. The same
+    prompt of the same tenant has one pin. A further call sets its ttl anew, and adds chunks that were missing.
+
+    A lookup that matches all of the pin's chunks is a hit. A hit begins the ttl anew, unless fixed_expire_time is set.
+    A pin depends on no session and no instance: it stays when they end. It ends by UnpinPrefix, when its ttl is over,
+    when ClearCache with `force` removes its chunks, when its tenant is removed, and with the depot's process. A chunk
+    that is found corrupt, or that does not come from its tier, leaves the pin. A pin without chunks ends.
+
+    The pins of a tenant hold at most the tenant's bound of L1's bytes. A chunk that several of its pins hold counts
+    once. All pins together hold at most half of L1, and no bytes that belong to the share of another tenant. If the
+    call would pass a bound, it changes nothing and fails with PIN_LIMIT_EXCEEDED.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+      RESOURCE_EXHAUSTED  PIN_LIMIT_EXCEEDED: the pins would hold too many bytes, or there are too many pins. The
+                          `metadata` of the ErrorInfo has needed_bytes, pinned_bytes and max_pinned_bytes.
+    """
+    UnpinPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.UnpinPrefixRequest, _cache_pb2.UnpinPrefixResponse]  # type: ignore[assignment]
+    """Ends a pin before its time. Idempotent: a pin that is unknown or has ended is not an error.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+    """
+    ListPins: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListPinsRequest, _cache_pb2.ListPinsResponse]  # type: ignore[assignment]
+    """Lists the pins of the caller's tenant, the oldest first. An admin sees those of all tenants.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+    """
+    Prefetch: _aio.UnaryUnaryMultiCallable[_cache_pb2.PrefetchRequest, _cache_pb2.PrefetchResponse]  # type: ignore[assignment]
+    """Loads the chunks of a prompt from the tiers behind L1 into L1, ahead of a request.
+
+    It answers as soon as the loads have begun. A lookup that comes meanwhile finds the chunks as it finds others that
+    are on their way. There is no lease: when the loads have ended, the chunks can be evicted, as if they were used at
+    that moment.
+
+    Chunks that a tenant's prefetches load, and those that they loaded within the last minute and no lookup has matched
+    yet, take at most a tenth of L1. Chunks beyond this are not loaded, and the miss says NO_SLOT.
+
+    Errors:
+      INVALID_ARGUMENT    INVALID_REQUEST
+      NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+      FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+      RESOURCE_EXHAUSTED  TOO_MANY_PREFETCHES: 256 prefetches of the tenant are loading.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -689,6 +795,83 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT    INVALID_REQUEST
           NOT_FOUND           SESSION_NOT_FOUND: the instance has no such session, or the session has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def PinPrefix(
+        self,
+        request: _cache_pb2.PinPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.PinPrefixResponse, _abc.Awaitable[_cache_pb2.PinPrefixResponse]]:
+        """Keeps the chunks of a prompt in L1 for a while: they are not evicted.
+
+        It pins the longest prefix of whole chunks that every rank has. What L1 lacks and a tier has begins to load, and is
+        pinned, too; the answer does not wait for it. Chunks that are stored later are not pinned: call again. The same
+        prompt of the same tenant has one pin. A further call sets its ttl anew, and adds chunks that were missing.
+
+        A lookup that matches all of the pin's chunks is a hit. A hit begins the ttl anew, unless fixed_expire_time is set.
+        A pin depends on no session and no instance: it stays when they end. It ends by UnpinPrefix, when its ttl is over,
+        when ClearCache with `force` removes its chunks, when its tenant is removed, and with the depot's process. A chunk
+        that is found corrupt, or that does not come from its tier, leaves the pin. A pin without chunks ends.
+
+        The pins of a tenant hold at most the tenant's bound of L1's bytes. A chunk that several of its pins hold counts
+        once. All pins together hold at most half of L1, and no bytes that belong to the share of another tenant. If the
+        call would pass a bound, it changes nothing and fails with PIN_LIMIT_EXCEEDED.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+          FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+          RESOURCE_EXHAUSTED  PIN_LIMIT_EXCEEDED: the pins would hold too many bytes, or there are too many pins. The
+                              `metadata` of the ErrorInfo has needed_bytes, pinned_bytes and max_pinned_bytes.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinPrefix(
+        self,
+        request: _cache_pb2.UnpinPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.UnpinPrefixResponse, _abc.Awaitable[_cache_pb2.UnpinPrefixResponse]]:
+        """Ends a pin before its time. Idempotent: a pin that is unknown or has ended is not an error.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPins(
+        self,
+        request: _cache_pb2.ListPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ListPinsResponse, _abc.Awaitable[_cache_pb2.ListPinsResponse]]:
+        """Lists the pins of the caller's tenant, the oldest first. An admin sees those of all tenants.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          PERMISSION_DENIED   OTHER_TENANT: the request names another tenant, and the caller is no admin.
+        """
+
+    @_abc_1.abstractmethod
+    def Prefetch(
+        self,
+        request: _cache_pb2.PrefetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.PrefetchResponse, _abc.Awaitable[_cache_pb2.PrefetchResponse]]:
+        """Loads the chunks of a prompt from the tiers behind L1 into L1, ahead of a request.
+
+        It answers as soon as the loads have begun. A lookup that comes meanwhile finds the chunks as it finds others that
+        are on their way. There is no lease: when the loads have ended, the chunks can be evicted, as if they were used at
+        that moment.
+
+        Chunks that a tenant's prefetches load, and those that they loaded within the last minute and no lookup has matched
+        yet, take at most a tenth of L1. Chunks beyond this are not loaded, and the miss says NO_SLOT.
+
+        Errors:
+          INVALID_ARGUMENT    INVALID_REQUEST
+          NOT_FOUND           INSTANCE_NOT_FOUND: no rank of the instance, or no instance of the model, is attached.
+          FAILED_PRECONDITION BLOCK_HASH_SEED_MISSING: as for Lookup.
+          RESOURCE_EXHAUSTED  TOO_MANY_PREFETCHES: 256 prefetches of the tenant are loading.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

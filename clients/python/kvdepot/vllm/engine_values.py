@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvdepot.connector.identity import traceparent_of
 from kvdepot.connector.request_state import RequestTraits
 from kvdepot.vllm.adapters import Adapters
+
+WILL_CONTINUE = "kvdepot.will_continue"
+"""The key of a request's `kv_transfer_params` that says whether its prompt is likely to come again with more tokens."""
 
 
 class VllmBlockReferences:
@@ -38,4 +41,11 @@ def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
         adapter=adapters.of_request(request.lora_request),
         may_load=not request.skip_reading_prefix_cache,
         has_token_ids=request.prompt_embeds is None,
+        will_continue=_will_continue(getattr(request, "kv_transfer_params", None)),
     )
+
+
+def _will_continue(params: Any) -> bool | None:
+    """Return what a request's `kv_transfer_params` say. A user wrote them: what is no bool says nothing."""
+    value = params.get(WILL_CONTINUE) if isinstance(params, Mapping) else None
+    return value if isinstance(value, bool) else None

@@ -58,9 +58,7 @@ class Prompts:
                 index.pin([chunk])
             index.connect(chunks[-1] if chunks else None, chunk, position)
             chunks.append(chunk)
-        for chunk in chunks:
-            chunk.will_continue = will_continue
-        index.count_use(chunks, index.new_request())
+        index.count_use(chunks, index.new_request(), will_continue=will_continue)
         index.unpin(chunks)
         return chunks
 
