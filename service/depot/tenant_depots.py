@@ -78,7 +78,7 @@ class TenantDepots:
         self.verification = verification or Verification(limits.verify, self.index, bus)
         self.tiers = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.scrub = Scrub(self.index, self.verification, backend, self.slices, limits.scrub_bytes_per_second)
-        self.index.on_policy_change = self._publish_policy
+        self.index.uses.on_policy_change = self._publish_policy
         self.index.ghosts.tier_capacities = self._tier_capacities
         self.pin_bounds = PinBounds(self.index.capacity_bytes, self.index.shares)
         self._l1 = l1

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
-from service.l1.eviction.order import EvictionOrder
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.eviction.policy_set import PolicySet
 from service.l1.ghosts.ghosts import Ghosts
@@ -23,10 +22,10 @@ from service.l1.pool import Pool, Slot
 from service.l1.runs import Runs
 from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
+from service.l1.uses import Uses
 from telemetry.kinds import MissReason
 
 _LONGEST_PAUSE = 1 << 20  # between two uses of adopted chunks: a damaged tick makes nothing else old
-CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
 
 
 class Index:
@@ -46,7 +45,6 @@ class Index:
         self.num_protected = 0
         self.protected_bytes = 0
         self.num_evicted = 0
-        self._num_requests = 0
         self.num_removed_pinned = 0
         """Removals of pinned chunks. A caller that has pinned some looks at them again when this has changed."""
         self.on_removed_pinned: dict[str, Callable[[Chunk], None]] = {}
@@ -62,11 +60,11 @@ class Index:
         self.policies = PolicySet()
         self.worth = self.policies.worth
         self.ghosts = Ghosts(pool.capacity_bytes, self.policies)
-        self.eviction = eviction
-        self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
-        """The policy in use; with `AUTO`, the one that the depot has chosen last."""
-        self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
-        self._eviction = EvictionOrder(self.policies, self.policy_name)
+        self.uses = Uses(self.policies, self.ghosts, eviction)
+        self.new_request = self.uses.new_request
+        self.count_use = self.uses.count
+        self.count_hits = self.uses.count_hits
+        self._eviction = self.uses.order
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
         self._runs = Runs(self._eviction)
 
@@ -145,35 +143,6 @@ class Index:
             chunk.position = position
         if before is not None and not before.removed and not chunk.removed:
             self._eviction.connect(before, chunk)
-
-    def new_request(self) -> int:
-        """Return the number of a request that begins."""
-        self._num_requests += 1
-        return self._num_requests
-
-    def count_use(
-        self, chunks: Sequence[Chunk], request: int, *, num_asked: int = 0, will_continue: bool = False
-    ) -> None:
-        """Count a request's use of chunks of one prompt, if it has not used them before. They have pins.
-
-        A lookup asked for the first `num_asked` of them: those that it did not find were misses. `will_continue` says
-        that its session is likely to come again with a longer prompt.
-        """
-        self._count_use(chunks[num_asked:], request, Outcome.NOT_ASKED, will_continue)
-        self._count_use(chunks[:num_asked], request, Outcome.MISS, will_continue)
-
-    def count_hits(
-        self, chunks: Sequence[Chunk], request: int, from_tiers: Container[int] = (), *, will_continue: bool = False
-    ) -> None:
-        """Count a request's use of chunks that its lookup found, as `count_use` does. All are of one namespace.
-
-        Those at the positions `from_tiers` are on their way into L1.
-        """
-        if from_tiers:
-            loading = [chunk for position, chunk in enumerate(chunks) if position in from_tiers]
-            self._count_use(loading, request, Outcome.HIT_IN_TIER, will_continue)
-            chunks = [chunk for position, chunk in enumerate(chunks) if position not in from_tiers]
-        self._count_use(chunks, request, Outcome.HIT, will_continue)
 
     def adopt(self, adopted: Iterable[tuple[Chunk, int]]) -> None:
         """Take over resident chunks, each with the tick of its last use. They come in the order of uses, oldest first.
@@ -330,35 +299,6 @@ class Index:
         if run:
             self.pool.join(run)
         return self.pool.take(slot_bytes), victims
-
-    def _count_use(self, chunks: Sequence[Chunk], request: int, outcome: Outcome, will_continue: bool) -> None:
-        """Count a use of chunks of one namespace. The tail of a prompt counts as used before its head."""
-        eviction, use_ghosts = self._eviction, self.ghosts.use
-        mask, match = self.ghosts.sampling.mask, self.ghosts.sampling.match
-        num_counted = 0
-        for chunk in reversed(chunks):
-            chunk.will_continue = will_continue
-            if chunk.counted_request != request:
-                chunk.counted_request = request
-                eviction.count_use(chunk)
-                num_counted += 1
-                if chunk.key[-1] & mask == match:
-                    use_ghosts(chunk, outcome, eviction.clock)
-            elif chunk.key[-1] & mask == match:
-                self.ghosts.touch(chunk)
-        if num_counted:
-            self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
-            self._choose_policy()
-
-    def _choose_policy(self) -> None:
-        if self._eviction.is_moving:
-            self._eviction.move(CHUNKS_PER_MOVE)
-        elif self.eviction is PolicyName.AUTO:
-            better = self.ghosts.choice.better_than(self.policy_name)
-            if better is not None:
-                before, self.policy_name = self.policy_name, better
-                self._eviction.change_policy(better)
-                self.on_policy_change(before, better)
 
     def _forget(self, chunk: Chunk) -> None:
         del self._chunks[chunk.key]

@@ -107,7 +107,7 @@ def sizing(
 ) -> Sizing:
     """Return what a depot with 16 GiB of L1 and chunks of 256 tokens answers from."""
     index = Index(Pool(L1_BYTES), eviction=eviction)
-    index.policy_name = active
+    index.uses.policy_name = active
     index.num_evicted = int(was_full)
     return Sizing(source, index, 256)
 

@@ -57,13 +57,18 @@ class LinkedList:
         link = self._end.older
         return link if link is not self._end else None
 
+    def after(self, link: Link) -> Link | None:
+        """Return the link that is newer by one. None: this is the newest."""
+        return link.newer if link.newer is not self._end else None
+
     def append(self, link: Link) -> None:
         """Add a link as the newest one."""
         _insert(link, self._end.older, self._end)
 
-    def prepend(self, link: Link) -> None:
-        """Add a link as the oldest one."""
-        _insert(link, self._end, self._end.newer)
+    def insert_before(self, newer: Link | None, link: Link) -> None:
+        """Add a link in front of one of this list. None: as the newest one."""
+        newer = newer or self._end
+        _insert(link, newer.older, newer)
 
     def extend(self, newer: LinkedList) -> None:
         """Take over all links of another list, as the newest ones."""

@@ -66,10 +66,10 @@ class EvictionOrder:
             chunk.unlink()
 
     def rank_anew(self, chunk: Chunk) -> None:
-        """Note that a chunk may have another rank, without a use. It leaves next of that rank."""
+        """Note that a chunk may have another rank, without a use."""
         if chunk.is_linked:
             chunk.unlink()
-            self._ranking(chunk).prepend(chunk, self._policy.bucket(chunk), self._policy, self.clock)
+            self._ranking(chunk).insert(chunk, self._policy.bucket(chunk), self._policy, self.clock)
 
     def change_policy(self, name: PolicyName) -> None:
         """Rank chunks by another policy from now on; those that are ranked already, by `move`. None may be moving."""
@@ -107,13 +107,13 @@ class EvictionOrder:
             self.remove(parent)
 
     def note_child_left(self, child: Chunk) -> None:
-        """Note that a chunk has left. The one that it continues may be a leaf now, and leaves next of its rank."""
+        """Note that a chunk has left. The one that it continues may be a leaf now."""
         parent, child.parent = child.parent, None
         if parent is not None and not parent.removed:
             parent.num_children -= 1
             if parent.num_children == 0 and parent.is_unprotected:
                 self._num_leaves += 1
-                self._ranking(parent).prepend(parent, self._policy.bucket(parent), self._policy, self.clock)
+                self._ranking(parent).insert(parent, self._policy.bucket(parent), self._policy, self.clock)
 
     def standing(self, chunk: Chunk) -> tuple[Standing, int]:
         """Return the standing that a chunk has, or would have as a leaf, and its last use. The lowest leaves first."""

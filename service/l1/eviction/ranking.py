@@ -11,6 +11,7 @@ from service.l1.chunk import Chunk
 from service.l1.eviction.links import Link, LinkedList
 from service.l1.eviction.policies import Policy
 
+MAX_PASSED = 64
 _MIN_BUCKETS_TO_TIDY = 1_024
 
 Standing = tuple[float, int]
@@ -54,9 +55,18 @@ class Ranking:
         """Add what leaves last of the bucket with this number."""
         self._bucket(number, policy, clock).append(link)
 
-    def prepend(self, link: Link, number: int, policy: Policy, clock: int) -> None:
-        """Add what leaves first of the bucket with this number."""
-        self._bucket(number, policy, clock).prepend(link)
+    def insert(self, chunk: Chunk, number: int, policy: Policy, clock: int) -> None:
+        """Add a chunk to the bucket with this number: it leaves after those that were used before it.
+
+        If the first `MAX_PASSED` of them were, it leaves after these.
+        """
+        chunks = self._bucket(number, policy, clock)
+        link = chunks.first()
+        for _ in range(MAX_PASSED):
+            if link is None or cast(Chunk, link).last_use >= chunk.last_use:
+                break
+            link = chunks.after(link)
+        chunks.insert_before(link, chunk)
 
     def sort(self, policy: Policy, clock: int) -> None:
         """Compute all ranks anew. Buckets whose chunks differ little in age become one."""

@@ -68,7 +68,7 @@ class AnyPolicy(RuleBasedStateMachine):
                 index.pin([chunk])
             index.connect(chunks[-1] if chunks else None, chunk, position)
             chunks.append(chunk)
-        index.count_use(chunks, index.new_request(), length // 2)
+        index.count_use(chunks, index.new_request(), num_asked=length // 2)
         if stays_pinned:
             self.pinned.append(chunks)
         else:

@@ -92,7 +92,7 @@ class Traffic:
             chunks.append(chunk)
         for position, chunk in enumerate(chunks):
             index.connect(chunks[position - 1] if position else None, chunk, position)
-        index.count_use(chunks, request, num_asked)
+        index.count_use(chunks, request, num_asked=num_asked)
         index.unpin(chunks)
 
     def hit_tokens(self, policy: PolicyName, factor: float = 1.0, window_seconds: float = float("inf")) -> float:
