@@ -39,7 +39,8 @@ KINDS = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-CONTENTS_SECONDS = 5.0  # an answer about L1 looks at each chunk
+CONTENTS_SECONDS = 5.0
+SELDOM = ("l1", "sizing")  # these answers look at each chunk of L1, and at each simulation
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -73,7 +74,7 @@ def console_app(answers: Answers, access: Access, depot: DepotLoop, *, is_loopba
             caller = await authenticated(request, access, depot.loop)
             query = dict(request.query_params)
             key = name, caller.tenant.name, caller.tenant.is_admin, tuple(sorted(query.items()))
-            fresh_seconds = CONTENTS_SECONDS if name == "l1" else FRESH_SECONDS
+            fresh_seconds = CONTENTS_SECONDS if name in SELDOM else FRESH_SECONDS
             body = await depot.ask(key, partial(answers.questions[name], caller, query), fresh_seconds)
         except DepotError as error:
             return _error(HTTP_STATUS.get(error.status, 500), error.reason, str(error))

@@ -371,6 +371,7 @@ def test_what_ends_work_is_taken_while_the_depot_drains(serve: Serve) -> None:
         assert client.get_status().num_leases == 0
         assert attachment.end_session("s").summary.end == cache_pb2.SESSION_END_REQUESTED
         assert [each.instance_id for each in client.list_instances().instances] == ["engine"]
+        assert client.get_hit_curve().total.is_too_early
         store.finish()
     assert server.exit_code() == 0
 

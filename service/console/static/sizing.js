@@ -118,7 +118,7 @@ export class Sizing {
       return point ? hits(point) : DASH;
     };
     return make("section", { class: "card" }, make("h2", {}, "By model"), make("div", { class: "scroll" }, table([
-      ["model", (curve) => label(curve.tenant, curve.model_name)],
+      ["model", (curve) => label(curve.tenant, curve.model_name) || "all others"],
       ["tokens asked for", (curve) => count(Number(curve.asked_tokens)), "number"],
       ["hit", (curve) => percent(Number(curve.asked_tokens) ? curve.hit_tokens / curve.asked_tokens : null), "number"],
       ...[0.5, 1, 2].map((factor) => [`at ${factor}x`, at(factor), "number"]),

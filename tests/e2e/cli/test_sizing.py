@@ -107,6 +107,8 @@ async def test_two_tenants_have_a_row_each_and_one_can_be_chosen(server: Server,
     of_qwen = (await run("--model", "qwen")).output
     assert "30 M asked tokens of qwen" in of_qwen
     assert "* +1 GiB of L1 would have hit 10.0 % more" in of_qwen
+    simulate(server, curve(l1_bytes=L1_BYTES, share=0.9), curve(model_name="", l1_bytes=L1_BYTES, share=0.1))
+    assert any(line.startswith("–       all others") for line in (await run()).output.splitlines())
     assert "No lookup of nobody's in this time" in (await run("--model", "nobody's")).output
 
 

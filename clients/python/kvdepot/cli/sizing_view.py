@@ -14,6 +14,8 @@ from kvdepot.cli.times import time_text
 from kvdepot.v1 import admin_pb2
 
 NONE = "–"
+OTHERS = "all others"
+"""The tenants and models that have no curve of their own. They have one together, without a name."""
 LRU = "lru"
 ERRORS = 2.0
 """Standard errors that are shown: the true value is within so many in 19 of 20 cases."""
@@ -138,7 +140,7 @@ def _curve(answer: Answer, curve: admin_pb2.HitCurve) -> list[Cell]:
     present = found[1]
     return [
         printable(curve.tenant) or NONE,
-        printable(curve.model_name),
+        printable(curve.model_name) or OTHERS,
         number(curve.asked_tokens),
         _percent(curve.hit_tokens / curve.asked_tokens) if curve.asked_tokens else NONE,
         *ratios,

@@ -1123,7 +1123,9 @@ class GetHitCurveResponse(_message.Message):
 
     @_builtins.property
     def curves(self) -> _containers.RepeatedCompositeFieldContainer[Global___HitCurve]:
-        """A curve for each tenant and model with lookups in that time. The one that asked for the most tokens is the first."""
+        """A curve for each tenant and model with lookups in that time. The one that asked for the most tokens is the first.
+        Sixteen pairs of tenant and model have a curve of their own. All others have one together, without names.
+        """
 
     @_builtins.property
     def advice(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizingAdvice]:
