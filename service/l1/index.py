@@ -59,8 +59,7 @@ class Index:
         self.chunks_and_bytes_by_tenant = self._namespaces.chunks_and_bytes_by_tenant
         self.policies = PolicySet()
         self.worth = self.policies.worth
-        self.ghosts = Ghosts(pool.capacity_bytes, self.policies)
-        self.uses = Uses(self.policies, self.ghosts, eviction)
+        self.uses = Uses(self.policies, Ghosts(pool.capacity_bytes, self.policies), eviction)
         self.new_request = self.uses.new_request
         self.count_use = self.uses.count
         self.count_hits = self.uses.count_hits
@@ -70,6 +69,11 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
+
+    @property
+    def ghosts(self) -> Ghosts:
+        """The simulations of caches of other sizes and policies."""
+        return self.uses.ghosts
 
     @property
     def capacity_bytes(self) -> int:

@@ -17,7 +17,7 @@ CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
 class Uses:
     """Counts uses, and with the policy `AUTO` chooses the policy of the `order` by what the ghost caches hit.
 
-    `policy_name` is the policy in use. `on_policy_change` is called with the policy before and the one after a change.
+    `policy_name` is the policy in use, and `ghosts` are asked about others. `on_policy_change` is called with the policy before and the one after a change.
     """
 
     def __init__(self, policies: PolicySet, ghosts: Ghosts, eviction: PolicyName) -> None:
@@ -25,7 +25,7 @@ class Uses:
         self.policy_name: PolicyName = PolicyName.LEARNED if eviction is PolicyName.AUTO else eviction
         self.on_policy_change: Callable[[PolicyName, PolicyName], None] = lambda before, after: None
         self.order = EvictionOrder(policies, self.policy_name)
-        self._ghosts = ghosts
+        self.ghosts = ghosts
         self._num_requests = 0
 
     def __repr__(self) -> str:
@@ -60,8 +60,8 @@ class Uses:
 
     def _count(self, chunks: Sequence[Chunk], request: int, outcome: Outcome, will_continue: bool) -> None:
         """Count a use of chunks of one namespace. The tail of a prompt counts as used before its head."""
-        eviction, use_ghosts = self.order, self._ghosts.use
-        mask, match = self._ghosts.sampling.mask, self._ghosts.sampling.match
+        eviction, use_ghosts = self.order, self.ghosts.use
+        mask, match = self.ghosts.sampling.mask, self.ghosts.sampling.match
         num_counted = 0
         for chunk in reversed(chunks):
             chunk.will_continue = will_continue
@@ -72,16 +72,16 @@ class Uses:
                 if chunk.key[-1] & mask == match:
                     use_ghosts(chunk, outcome, eviction.clock)
             elif chunk.key[-1] & mask == match:
-                self._ghosts.touch(chunk)
+                self.ghosts.touch(chunk)
         if num_counted:
-            self._ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
+            self.ghosts.note_own(chunks[0].namespace_stats, outcome, num_counted)
             self._choose_policy()
 
     def _choose_policy(self) -> None:
         if self.order.is_moving:
             self.order.move(CHUNKS_PER_MOVE)
         elif self.eviction is PolicyName.AUTO:
-            better = self._ghosts.choice.better_than(self.policy_name)
+            better = self.ghosts.choice.better_than(self.policy_name)
             if better is not None:
                 before, self.policy_name = self.policy_name, better
                 self.order.change_policy(better)

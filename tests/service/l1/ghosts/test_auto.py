@@ -14,11 +14,11 @@ from tests.service.l1.ghosts.traffic import Traffic
 def begins_with_lru() -> tuple[Traffic, list[tuple[PolicyName, PolicyName]]]:
     """Return traffic on a depot that chooses its policy, and that had chosen LRU; and its changes from then on."""
     traffic = Traffic(256, PolicyName.AUTO)
-    traffic.index.policy_name = PolicyName.LRU
+    traffic.index.uses.policy_name = PolicyName.LRU
     traffic.index._eviction.change_policy(PolicyName.LRU)
     traffic.index._eviction.move(1)
     changes: list[tuple[PolicyName, PolicyName]] = []
-    traffic.index.on_policy_change = lambda before, after: changes.append((before, after))
+    traffic.index.uses.on_policy_change = lambda before, after: changes.append((before, after))
     return traffic, changes
 
 
@@ -27,7 +27,7 @@ def test_a_loop_ends_lru_once_and_then_l1_hits() -> None:
     for number in range(12_000):
         traffic.request([number % 400])
     assert [before for before, _ in changes] == [PolicyName.LRU]
-    assert traffic.index.policy_name is changes[0][1]
+    assert traffic.index.uses.policy_name is changes[0][1]
     hit_before = traffic.num_hit
     for number in range(2_000):
         traffic.request([number % 400])
@@ -52,7 +52,7 @@ def test_a_change_is_published() -> None:
     for number in range(12_000):
         traffic.request([number % 400])
     [event] = [event for event in published.events if isinstance(event, EvictionPolicyChanged)]
-    assert (event.policy, event.previous_policy) == (traffic.index.policy_name, PolicyName.LRU)
+    assert (event.policy, event.previous_policy) == (traffic.index.uses.policy_name, PolicyName.LRU)
 
 
 def test_uses_at_random_change_nothing() -> None:
@@ -68,5 +68,5 @@ def test_a_policy_that_was_named_never_changes() -> None:
     traffic = Traffic(256, PolicyName.LRU)
     for number in range(12_000):
         traffic.request([number % 400])
-    assert traffic.index.policy_name is PolicyName.LRU
+    assert traffic.index.uses.policy_name is PolicyName.LRU
     assert traffic.num_hit == 0

@@ -127,7 +127,7 @@ def test_the_memory_has_a_bound() -> None:
     for number in range(MIN_ENTRIES // 100 + 5):
         traffic.request([f"{number}/{position}" for position in range(100)])
     ghosts.check()
-    traffic.index.ghosts = Ghosts(1, traffic.policies)
+    traffic.index.uses.ghosts = Ghosts(1, traffic.policies)
     past, _ = tracemalloc.get_traced_memory()
     assert f"{MIN_ENTRIES}/{MIN_ENTRIES} chunks" in repr(ghosts)
     del ghosts

@@ -43,7 +43,7 @@ class Traffic:
     ) -> None:
         self.clock = FakeClock()
         self.index = Index(Pool(num_slots * SLOT_BYTES), None, eviction)
-        self.index.ghosts = Ghosts(
+        self.index.uses.ghosts = Ghosts(
             num_slots * SLOT_BYTES, self.policies, clock=self.clock, min_shift=min_shift, salt=salt
         )
         self.num_asked = self.num_hit = 0
